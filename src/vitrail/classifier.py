@@ -1,0 +1,135 @@
+"""A classifier: a ViT with its classes and its preprocessing. What users load, use and ship."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vitrail.data.decode import ImageError, decode
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.model import ViT
+from vitrail.weights.artefact import Artefact, read_artefact, write_artefact
+
+if TYPE_CHECKING:
+    from vitrail.evaluate import Evaluation
+    from vitrail.explain import Explanation
+
+ARTEFACT = "classifier.safetensors"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and how probable the classifier holds it."""
+
+    label: str
+    probability: float
+
+
+@dataclass
+class Classifier:
+    """What turns image files into labels; `origin` says where the weights came from."""
+
+    vit: ViT
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: float = 1.0
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: str | torch.device) -> Classifier:
+        """The same classifier with its weights on this device."""
+        return replace(self, vit=self.vit.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.vit.parameters()).device
+
+    def read(self, image: str | Path | Tensor) -> Tensor:
+        """A file, or uint8 pixels (C, h, w), -> uint8 (C, H, W) of the model's size; raises `ImageError`."""
+        name = "image" if isinstance(image, Tensor) else str(image)
+        pixels = image if isinstance(image, Tensor) else decode(image, self.preprocess.channels)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.preprocess.channels:
+            raise ImageError(name, f"pixels must be uint8 ({self.preprocess.channels}, h, w)")
+        try:
+            return self.preprocess.fitted(pixels)
+        except ValueError as error:
+            raise ImageError(name, str(error)) from None
+
+    @torch.inference_mode()
+    def logits(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels of the model's size -> logits (B, Y) in float32, divided by the temperature."""
+        self.vit.eval()
+        logits_BY: Tensor = self.vit(self.preprocess.normalise(pixels_BCHW.to(self.device)))
+        return logits_BY.float() / self.temperature
+
+    def predict(self, image: str | Path | Tensor, top: int = 5) -> list[Prediction]:
+        """The most probable classes of one image, best first; raises `ImageError` if it cannot be read."""
+        return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
+
+    def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
+        """The most probable classes, best first, from one image's logits."""
+        probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
+        return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
+
+    def class_number(self, label: str) -> int:
+        """The place of a class; raises `UsageError` with the nearest names if there is none."""
+        if label not in self.classes:
+            raise UsageError(f"there is no class {label!r}", did_you_mean(label, self.classes))
+        return self.classes.index(label)
+
+    def evaluate(self, data: str | Path) -> Evaluation:
+        """The numbers of this classifier on labelled images."""
+        from vitrail.evaluate import evaluate
+
+        return evaluate(self, data)
+
+    def explain(self, image: str | Path | Tensor, **options: Any) -> Explanation:
+        """What the classifier looks at in one image; options as in `vitrail.explain.explain`."""
+        from vitrail.explain import explain
+
+        return explain(self, image, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the artefact, whole or not at all."""
+        artefact = Artefact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
+        write_artefact(Path(path), artefact, self.vit.state_dict())
+
+
+def load(model: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """The classifier in a run folder or an artefact.
+
+    Raises `VitrailError` saying what is wrong with the file, `UsageError` where there is none.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / ARTEFACT).is_file():
+            unfinished = " yet" if (path / "checkpoint").is_dir() else ""
+            raise UsageError(f"{path} has no {ARTEFACT}{unfinished}", "name a run folder or an artefact")
+        path = path / ARTEFACT
+    if not path.is_file():
+        raise UsageError(f"there is no run folder or artefact {str(model)!r}", "vitrail train makes one")
+    artefact, weights = read_artefact(path)
+    vit = ViT(artefact.config)
+    fill(vit, weights, path)
+    vit.eval().requires_grad_(False)
+    return Classifier(
+        vit.to(device), artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin
+    )
+
+
+def fill(vit: ViT, weights: dict[str, Tensor], path: Path) -> None:
+    """Copies weights into the ViT; raises `VitrailError` naming a missing, unknown or misshapen tensor."""
+    ours = vit.state_dict()
+    for name, tensor in ours.items():
+        if name not in weights:
+            raise VitrailError(f"{path} lacks the tensor {name}")
+        if weights[name].shape != tensor.shape:
+            raise VitrailError(f"{path}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
+    if unknown := sorted(set(weights) - set(ours)):
+        raise VitrailError(f"{path} has tensors that the model does not know: {', '.join(unknown[:5])}")
+    vit.load_state_dict(weights)

@@ -1,0 +1,49 @@
+"""Talk goes to stderr: progress on a terminal, plain lines elsewhere. Results go to stdout, elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+err = Console(file=sys.stderr, stderr=True, highlight=False, soft_wrap=True)
+quiet = False
+
+
+def say(text: str) -> None:
+    """A line of talk."""
+    if not quiet:
+        err.print(text, markup=False)
+
+
+class Bar:
+    """A progress bar that can be told more about how it goes."""
+
+    def __init__(self, progress: Progress | None, task: int):
+        self.progress = progress
+        self.task = task
+
+    def tick(self, n: int = 1, note: str | None = None) -> None:
+        """`n` more are done."""
+        if self.progress:
+            self.progress.update(self.task, advance=n, **({} if note is None else {"note": note}))  # type: ignore[arg-type]
+
+
+@contextmanager
+def bar(doing: str, total: int) -> Iterator[Bar]:
+    """A progress bar on a terminal; elsewhere nothing, for lines of progress are their caller's to choose."""
+    if quiet or not err.is_terminal:
+        yield Bar(None, 0)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        yield Bar(progress, progress.add_task(doing, total=total, note=""))

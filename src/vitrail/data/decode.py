@@ -1,0 +1,76 @@
+"""One decoder for every image file: from `check` and `train` to `predict` and `serve`."""
+
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vitrail.errors import VitrailError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+MAX_PIXELS = 100_000_000  # read from the header, before anything is decoded
+BACKGROUND = (255, 255, 255)  # what shows through where an image is transparent
+
+
+class ImageError(VitrailError):
+    """An image that cannot be read; the sentence names it and says why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}", "replace the file or take it out of the data")
+        self.name = name
+        self.reason = reason
+
+
+def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
+    """The pixels of an image file as uint8 (C, H, W), upright, C being 1 (grey) or 3 (RGB).
+
+    The orientation in EXIF is applied, 16-bit grey is scaled (not clipped), transparency is put over white, of an
+    animation the first frame is taken. Raises `ImageError` naming the file.
+    """
+    name = name or (str(file) if isinstance(file, str | Path) else "image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's bomb warning: our own limit is lower, and raises
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(
+                        name, f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS:,} that are read"
+                    )
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise ImageError(name, "there is no such file") from None
+    except IsADirectoryError:
+        raise ImageError(name, "this is a folder, not an image") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(name, f"not an image, or not one of {', '.join(FORMATS)}") from None
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ImageError(name, f"damaged or cut short ({error})") from None
+    mode = "L" if channels == 1 else "RGB"
+    array = np.array(_eight_bit(upright).convert(mode))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image in an 8-bit mode without transparency."""
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips these at 255
+        values = np.asarray(image).astype(np.float64)
+        if image.mode == "F":
+            scaled = values * 255 if values.max(initial=0) <= 1 else values
+        else:
+            scaled = values / 257
+        return Image.fromarray(np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        canvas = Image.new("RGBA", shown.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(canvas, shown).convert("RGB")
+    return image

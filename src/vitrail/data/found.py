@@ -1,0 +1,74 @@
+"""What a source hands over: images with their names and class names, per split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torchvision.transforms.v2.functional as F
+from torch import Tensor
+
+from vitrail.data.images import Files, Images, Pixels
+from vitrail.errors import VitrailError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images in the order of their names, each with the name of its class."""
+
+    pixels: Pixels
+    names: list[str]
+    labels: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: Sequence[int]) -> "Listing":
+        """The images at these places."""
+        part = Images(self.pixels, self.names, np.zeros(len(self), dtype=np.int64), ()).subset(indices)
+        return Listing(part.pixels, part.names, [self.labels[i] for i in indices])
+
+    def in_channels(self, channels: int) -> "Listing":
+        """The same images, each with this many channels."""
+        if isinstance(self.pixels, Files):
+            return replace(self, pixels=replace(self.pixels, channels=channels))
+        convert = F.grayscale_to_rgb if channels == 3 else F.rgb_to_grayscale
+        if isinstance(self.pixels, Tensor):
+            return replace(self, pixels=convert(self.pixels))
+        return replace(self, pixels=[convert(pixels) for pixels in self.pixels])
+
+
+@dataclass(frozen=True)
+class Found:
+    """Listings by split: `train`, `validation` and `test`, or `all` where the source is not divided."""
+
+    name: str
+    splits: dict[str, Listing]
+    notes: list[str] = field(default_factory=list)
+    flippable: bool = True
+    channels: int = 3
+
+    def in_channels(self, channels: int) -> "Found":
+        """The same with grey pixels as colour, or colour pixels as grey; files are decoded as asked anyway."""
+        if channels == self.channels:
+            return self
+        splits = {split: listing.in_channels(channels) for split, listing in self.splits.items()}
+        return replace(self, splits=splits, channels=channels)
+
+
+def split_name(word: str, where: str) -> str:
+    """train, validation or test for any usual spelling; raises `VitrailError` for another word."""
+    try:
+        return SPLIT_NAMES[word.strip().lower()]
+    except KeyError:
+        raise VitrailError(f"{where}: {word!r} is not a split", "use train, validation or test") from None

@@ -1,0 +1,84 @@
+"""A set of labelled images, in memory or in files, with one face."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.data.decode import decode
+
+Pixels = Sequence[Tensor] | Tensor  # anything that gives a uint8 (C, H, W) for an index
+
+
+@dataclass(frozen=True)
+class Files(Sequence[Tensor]):
+    """Images that are decoded when asked for."""
+
+    paths: list[Path]
+    channels: int = 3
+
+    def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
+        return decode(self.paths[i], self.channels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with a name and a label each; `labels` index `classes`. Indexing gives uint8 pixels (C, H, W)."""
+
+    pixels: Pixels
+    names: list[str]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.pixels[i]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Images":
+        """The images at these places, in this order."""
+        indices = [int(i) for i in indices]
+        pixels: Pixels
+        if isinstance(self.pixels, Files):
+            pixels = replace(self.pixels, paths=[self.pixels.paths[i] for i in indices])
+        elif isinstance(self.pixels, Tensor):
+            pixels = self.pixels[indices]
+        else:
+            pixels = [self.pixels[i] for i in indices]
+        return Images(pixels, [self.names[i] for i in indices], self.labels[indices], self.classes)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading an image costs nothing."""
+        return isinstance(self.pixels, Tensor | list)
+
+    def counts(self) -> dict[str, int]:
+        """Images per class."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+
+def load_into_memory(images: Images, budget: int, tick: Callable[[], object] = lambda: None) -> Images:
+    """`images` decoded once and kept as uint8, or unchanged where that takes more than `budget` bytes.
+
+    `tick` is called once an image. Raises `ImageError` at the first file that cannot be read.
+    """
+    if images.in_memory:
+        return images
+    kept: list[Tensor] = []
+    size = 0
+    for i in range(len(images)):
+        kept.append(images[i])
+        size += kept[-1].numel()
+        if size > budget or (i == 63 and size / 64 * len(images) > 2 * budget):
+            return images
+        tick()
+    same = len({pixels.shape for pixels in kept}) == 1
+    return replace(images, pixels=torch.stack(kept) if same else kept)

@@ -1,0 +1,174 @@
+"""DATA -> training, validation and test images, with one class order for all of them.
+
+A source says what lies at an address (`Found`: images, names and class names per split); what is missing is divided
+off here, by class and by seed. The class order comes from the training images alone.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.data.builtin import BUILTIN, read_builtin
+from vitrail.data.folder import read_folder
+from vitrail.data.found import Found, Listing
+from vitrail.data.images import Files, Images
+from vitrail.data.randomness import derive
+from vitrail.data.table import TABLES, read_table
+from vitrail.errors import UsageError, VitrailError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What to train on, what to choose by and what to report on; all share `classes`."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    validation: Images | None
+    test: Images | None
+    channels: int
+    fingerprint: str  # of names, labels and sizes of everything found
+    flippable: bool = True  # whether a mirrored image keeps its class (digits do not)
+    notes: list[str] = field(default_factory=list)  # how the splits came about, in sentences
+
+    def __getitem__(self, split: str) -> Images | None:
+        images: Images | None = getattr(self, split)
+        return images
+
+
+def find(address: str | Path, channels: int | None = None) -> Found:
+    """What lies at an address (a built-in name, a folder, a table), in its own or in so many channels."""
+    found = _find(address)
+    return found.in_channels(channels) if channels else found
+
+
+def _find(address: str | Path) -> Found:
+    if isinstance(address, str) and address in BUILTIN:
+        return read_builtin(address)
+    path = Path(address)
+    if path.is_dir():
+        return read_folder(path)
+    if path.suffix.lower() in TABLES and path.is_file():
+        return read_table(path)
+    if path.is_file():
+        raise UsageError(f"{path} is not a folder, a table ({', '.join(TABLES)}) or a built-in name")
+    hint = did_you_mean(str(address), BUILTIN) if "/" not in str(address) else None
+    raise UsageError(f"there is no folder, table or built-in data set {str(address)!r}", hint)
+
+
+def open_data(
+    address: str | Path, *, channels: int | None = None, validation: float = 0.1, test: float = 0.2, split_seed: int = 0
+) -> Splits:
+    """The splits at an address for training.
+
+    Splits that are there are taken as they are; where there is only one, `test` and `validation` of it are divided
+    off class by class; where only validation is missing, it comes off training. Raises `VitrailError` where
+    training makes no sense.
+    """
+    found = find(address, channels)
+    notes = list(found.notes)
+    parts = dict(found.splits)
+    if "all" in parts:
+        rest, parts["test"] = divide(parts.pop("all"), test, split_seed)
+        parts["train"] = rest
+        notes.append(f"{len(parts['test'])} images ({test:.0%} of each class) are kept back as test")
+    if "train" not in parts:
+        raise VitrailError(f"{address} has {' and '.join(parts)} but no training images", "add a folder named train")
+    if "validation" not in parts and validation:
+        parts["train"], parts["validation"] = divide(parts["train"], validation, split_seed + 1)
+        notes.append(f"{len(parts['validation'])} training images ({validation:.0%} of each class) choose the weights")
+    classes = tuple(sorted(set(parts["train"].labels)))
+    if len(classes) < 2:
+        raise VitrailError(
+            f"{address} has {len(classes)} class{'' if len(classes) == 1 else 'es'} to train on; two are needed",
+            "put each class into a folder of its own",
+        )
+    indexed = {split: index(listing, classes, f"{address}, {split}") for split, listing in parts.items() if listing.labels}
+    for split, images in indexed.items():
+        missing = [name for name, n in images.counts().items() if n == 0]
+        if split != "train" and missing:
+            notes.append(f"{split} has no image of {', '.join(missing)}")
+    return Splits(
+        name=found.name,
+        classes=classes,
+        train=indexed["train"],
+        validation=indexed.get("validation"),
+        test=indexed.get("test"),
+        channels=found.channels,
+        fingerprint=fingerprint(found),
+        flippable=found.flippable,
+        notes=notes,
+    )
+
+
+def open_for_evaluation(
+    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any]
+) -> tuple[Images, str]:
+    """The images at an address that this classifier should be scored on, and a sentence that says which they are.
+
+    A folder with splits gives its test (else validation) split. An undivided source that the classifier was trained
+    on gives exactly the images that training kept back; any other one is scored whole.
+    """
+    found = find(address, channels)
+    parts = found.splits
+    if "all" in parts:
+        split = trained_on.get("split", {})
+        if split and trained_on.get("fingerprint") == fingerprint(found):
+            _, listing = divide(parts["all"], split["test"], split["seed"])
+            said = f"the {len(listing)} images that training kept back from {found.name}"
+        else:
+            listing = parts["all"]
+            said = f"all {len(listing)} images of {found.name}"
+    else:
+        name = next((s for s in ("test", "validation", "train") if s in parts), "")
+        listing = parts[name]
+        said = f"the {len(listing)} {name} images of {found.name}"
+    return index(listing, classes, str(address)), said
+
+
+def divide(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listing]:
+    """(rest, part): `part` has the fraction of each class, at least one image where the class has three.
+
+    Which images depends on their names and the seed alone, not on how they are listed.
+    """
+    part: list[int] = []
+    labels = np.array(listing.labels)
+    for label in sorted(set(listing.labels)):
+        members = np.flatnonzero(labels == label)
+        wanted = round(fraction * len(members))
+        if fraction and len(members) >= 3:
+            wanted = max(1, wanted)
+        ranked = sorted(members, key=lambda i: derive("split", seed, listing.names[i]))
+        part.extend(int(i) for i in ranked[: min(wanted, len(members) - 1)])
+    chosen = set(part)
+    return listing.subset([i for i in range(len(labels)) if i not in chosen]), listing.subset(sorted(part))
+
+
+def index(listing: Listing, classes: tuple[str, ...], where: str) -> Images:
+    """The listing with its class names as numbers; raises `VitrailError` for a class that training does not know."""
+    unknown = sorted(set(listing.labels) - set(classes))
+    if unknown:
+        raise VitrailError(
+            f"{where}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "
+            f"{'are' if len(unknown) > 1 else 'is'} not among the classes trained on",
+            f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}",
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[label] for label in listing.labels], dtype=np.int64)
+    return Images(listing.pixels, listing.names, labels, classes)
+
+
+def fingerprint(found: Found) -> str:
+    """SHA-256 over every split's names, labels and (for files) sizes, in an order of its own."""
+    rows = []
+    for split, listing in found.splits.items():
+        sizes = (
+            [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+            if isinstance(listing.pixels, Files)
+            else [0] * len(listing)
+        )
+        rows += [f"{split}\0{n}\0{c}\0{s}" for n, c, s in zip(listing.names, listing.labels, sizes, strict=True)]
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()

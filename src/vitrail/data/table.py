@@ -1,0 +1,74 @@
+"""A table of paths and labels: CSV, or parquet with the `parquet` extra."""
+
+import csv
+import unicodedata
+from pathlib import Path
+
+from vitrail.data.found import Found, Listing, split_name
+from vitrail.data.images import Files
+from vitrail.errors import VitrailError
+
+TABLES = (".csv", ".tsv", ".parquet")
+PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_name")
+LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
+SPLIT_COLUMNS = ("split", "set", "subset")
+
+
+def read_table(file: Path) -> Found:
+    """The rows of a table with a path and a label column, and a split column if there is one.
+
+    Paths are relative to the table. Raises `VitrailError` naming the line where something is missing.
+    """
+    rows = read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file)
+    if not rows:
+        raise VitrailError(f"{file} has no rows", "give it a header line and a line per image")
+    path_column = column(file, rows[0], PATH_COLUMNS)
+    label_column = column(file, rows[0], LABEL_COLUMNS)
+    split_column = next((name for name in rows[0] if name.strip().lower() in SPLIT_COLUMNS), None)
+    paths: dict[str, list[Path]] = {}
+    names: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
+    for line, row in enumerate(rows, start=2):
+        where = f"{file}, line {line}"
+        for name in (path_column, label_column, split_column):
+            if name is not None and not str(row.get(name) or "").strip():
+                raise VitrailError(f"{where}: the column {name!r} is empty", "fill it in or remove the row")
+        split = split_name(str(row[split_column]), where) if split_column else "all"
+        path = file.parent / str(row[path_column])
+        if not path.is_file():
+            raise VitrailError(f"{where}: there is no file {path}", "paths are relative to the table")
+        paths.setdefault(split, []).append(path)
+        names.setdefault(split, []).append(str(row[path_column]))
+        labels.setdefault(split, []).append(unicodedata.normalize("NFC", str(row[label_column]).strip()))
+    splits = {split: Listing(Files(paths[split]), names[split], labels[split]) for split in paths}
+    return Found(file.stem, splits)
+
+
+def column(file: Path, row: dict[str, object], wanted: tuple[str, ...]) -> str:
+    """The table's own spelling of a column; raises `VitrailError` if it has none."""
+    for name in row:
+        if str(name).strip().lower() in wanted:
+            return name
+    raise VitrailError(f"{file} has no column {wanted[0]!r}", f"its columns are {', '.join(map(str, row))}")
+
+
+def read_csv(file: Path) -> list[dict[str, object]]:
+    """The rows of a comma- or tab-separated file."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            return list(csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise VitrailError(f"{file} is not a table in UTF-8 ({error})", "save it as CSV in UTF-8") from None
+
+
+def read_parquet(file: Path) -> list[dict[str, object]]:
+    """The rows of a parquet file."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise VitrailError("reading parquet needs pyarrow", "pip install 'vitrail[parquet]'") from None
+    try:
+        rows: list[dict[str, object]] = parquet.read_table(file).to_pylist()
+    except (OSError, ValueError) as error:
+        raise VitrailError(f"{file} is not a parquet file ({error})") from None
+    return rows

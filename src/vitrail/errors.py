@@ -1,0 +1,33 @@
+"""What vitrail says when it cannot go on: one sentence, and a hint about what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitrailError(Exception):
+    """The work found a problem: bad data, a damaged file, a run that diverged (exit code 1)."""
+
+    exit_code = 1
+
+    def __init__(self, sentence: str, hint: str | None = None):
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.sentence} ({self.hint})" if self.hint else self.sentence
+
+
+class UsageError(VitrailError):
+    """What was asked for does not exist or does not fit together (exit code 2)."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint naming the nearest known words, or all of them when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known)}" if known else None

@@ -1,0 +1,86 @@
+"""What is said of a classifier: the numbers, image by image where asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.classifier import Classifier
+from vitrail.data import Images
+from vitrail.data.sources import open_for_evaluation
+from vitrail.evaluate.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
+from vitrail.evaluate.outcome import Outcome, classify
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of a classifier on labelled images; `to_json` has them all."""
+
+    outcome: Outcome
+    said: str = ""  # which images these are, in words
+
+    @property
+    def images(self) -> int:
+        """How many images were scored."""
+        return len(self.outcome.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """The part of the images whose most probable class is the true one."""
+        return self.outcome.accuracy
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy."""
+        return wilson(int((self.outcome.predicted == self.outcome.labels).sum()), self.images)
+
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "top5": top_k(self.outcome),
+            "loss": self.outcome.loss,
+            "ece": calibration_error(self.outcome),
+            "images": self.images,
+            "unreadable": 0,  # an image that cannot be read ends the evaluation
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything: the summary, per class, the confusion matrix, and every image's prediction."""
+        matrix = confusion(self.outcome)
+        probabilities = self.outcome.probabilities
+        classes = self.outcome.classes
+        return {
+            **self.summary(),
+            "data": self.said,
+            "per_class": per_class(self.outcome),
+            "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
+            "most_confused": most_confused(matrix, classes),
+            "predictions": [
+                {"path": name, "true": classes[label], "label": classes[best], "probability": float(p[best])}
+                for name, label, best, p in zip(
+                    self.outcome.names, self.outcome.labels, self.outcome.predicted, probabilities, strict=True
+                )
+            ],
+        }
+
+
+def evaluate(
+    classifier: Classifier,
+    data: str | Path | Images,
+    *,
+    batch: int = 256,
+    workers: int | None = None,
+    tick: Callable[[int], object] = lambda n: None,
+) -> Evaluation:
+    """The numbers of `classifier` on labelled images: a DATA address, or images at hand.
+
+    Raises `VitrailError` naming a class that the classifier does not know or a file that cannot be read.
+    """
+    if isinstance(data, Images):
+        images, said = data, f"{len(data)} images"
+    else:
+        trained_on = classifier.origin.get("data", {})
+        images, said = open_for_evaluation(data, classifier.classes, classifier.preprocess.channels, trained_on)
+    return Evaluation(classify(classifier, images, batch=batch, workers=workers, tick=tick), said)

@@ -1,0 +1,73 @@
+"""Outcome -> numbers."""
+
+import math
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from vitrail.evaluate.outcome import Outcome
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927), honest also near 0 and 1 and for few images."""
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def calibration_error(outcome: Outcome, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al. 2015): mean gap of confidence and accuracy over equal-width bins."""
+    confidence = outcome.probabilities.max(axis=1)
+    correct = outcome.predicted == outcome.labels
+    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        abs(confidence[places == b].mean() - correct[places == b].mean()) * (places == b).mean()
+        for b in range(bins)
+        if (places == b).any()
+    ]
+    return float(sum(gaps))
+
+
+def top_k(outcome: Outcome, k: int = 5) -> float:
+    """The part of the images whose true class is among the `k` most probable."""
+    k = min(k, len(outcome.classes))
+    best = np.argpartition(-outcome.logits, k - 1, axis=1)[:, :k]
+    return float((best == outcome.labels[:, None]).any(axis=1).mean())
+
+
+def confusion(outcome: Outcome) -> np.ndarray:
+    """Images by true class (rows) and predicted class (columns), (Y, Y)."""
+    matrix: np.ndarray = confusion_matrix(outcome.labels, outcome.predicted, labels=np.arange(len(outcome.classes)))
+    return matrix
+
+
+def per_class(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Precision, recall, F1 and number of images for each class; None where a class was not seen or not predicted."""
+    numbers = np.arange(len(outcome.classes))
+    scores = precision_recall_fscore_support(outcome.labels, outcome.predicted, labels=numbers, zero_division=np.nan)
+    return {
+        name: {
+            "precision": _or_none(precision),
+            "recall": _or_none(recall),
+            "f1": _or_none(f1),
+            "images": int(images),
+        }
+        for name, precision, recall, f1, images in zip(outcome.classes, *scores, strict=True)
+    }
+
+
+def most_confused(matrix: np.ndarray, classes: tuple[str, ...], most: int = 10) -> list[dict[str, Any]]:
+    """The pairs (true, predicted) that are mistaken most often, with the number of images."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    return [
+        {"true": classes[i], "predicted": classes[j], "images": int(wrong[i, j])} for i, j in pairs if wrong[i, j]
+    ]
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,52 @@
+"""Writing so that a file is either whole or not there."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitrail.errors import VitrailError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a file aside, then moves it to `path`; an existing file stays whole until that moment.
+
+    Raises `VitrailError` where the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        try:
+            write(Path(aside))
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(aside, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
+            sync(Path(aside))
+            os.replace(aside, path)
+            sync(path.parent)
+        finally:
+            Path(aside).unlink(missing_ok=True)
+    except OSError as error:
+        raise VitrailError(f"{path} cannot be written: {error.strerror or error}", "choose another place") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,55 @@
+"""How every parameter starts, in one place.
+
+| parameter                       | start                                                       |
+| ------------------------------- | ----------------------------------------------------------- |
+| weights of linear layers        | normal, `std` (0.02)                                        |
+| last linear of both branches    | zero if `zero_branches`: each block starts as the identity  |
+| head                            | zero if `zero_head`: the first loss is exactly log(classes) |
+| patch projection                | normal, 1/sqrt(pixels in a patch), or `std` if given        |
+| tokens, positions, pool's query | normal, 0.02                                                |
+| norms                           | weight one, bias zero                                       |
+| biases                          | zero                                                        |
+| LayerScale                      | the config's number                                         |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from vitrail.model.block import Block, LayerScale
+
+if TYPE_CHECKING:
+    from vitrail.model.vit import ViT
+
+
+def initialise(
+    vit: ViT, *, std: float = 0.02, patch_std: float | None = None, zero_branches: bool = False, zero_head: bool = False
+) -> ViT:
+    """Gives every parameter of `vit` its start, from torch's global generator; returns `vit`."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            nn.init.constant_(module.gamma, module.start)
+    projection = vit.patch_embed.proj
+    nn.init.normal_(projection.weight, std=patch_std or projection.weight[0].numel() ** -0.5)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+    for name, parameter in vit.named_parameters():
+        if name in ("prefix", "position.grid", "pool.query"):
+            nn.init.trunc_normal_(parameter, std=0.02)
+    for module in vit.modules():
+        if zero_branches and isinstance(module, Block):
+            nn.init.zeros_(module.attn.proj.weight)
+            nn.init.zeros_(module.mlp.fc2.weight)
+    if zero_head:
+        for parameter in vit.head.parameters():
+            nn.init.zeros_(parameter)
+    return vit

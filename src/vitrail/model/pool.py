@@ -1,0 +1,56 @@
+"""Tokens -> one vector per image, by name."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.model.attention import attend
+from vitrail.model.config import ViTConfig
+
+
+class ClassToken(nn.Module):
+    """The first token: (B, T, D) -> (B, D)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD[:, 0]
+
+
+class Mean(nn.Module):
+    """The mean of the patches; prefix tokens do not count: (B, T, D) -> (B, D)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.prefix_tokens = config.prefix_tokens
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD[:, self.prefix_tokens :].mean(dim=1)
+
+
+class AttentionPool(nn.Module):
+    """A learned query attends to all tokens (Lee et al. 2019, as in arXiv 2106.04560): (B, T, D) -> (B, D).
+
+    `attend` is held here for the same reason as in `Attention`.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Parameter(torch.zeros(1, config.width))
+        self.q = nn.Linear(config.width, config.width)
+        self.kv = nn.Linear(config.width, 2 * config.width)
+        self.attend = attend
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        q_BN1K = self.q(self.query).expand(len(x_BTD), -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k_BNTK, v_BNTK = self.kv(x_BTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        pooled_BN1K = self.attend(q_BN1K, k_BNTK, v_BNTK, 0.0)
+        pooled_BD: Tensor = self.proj(pooled_BN1K.flatten(1))
+        return pooled_BD
+
+
+POOLS: dict[str, Callable[[ViTConfig], nn.Module]] = {"cls": ClassToken, "mean": Mean, "map": AttentionPool}

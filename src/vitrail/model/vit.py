@@ -1,0 +1,55 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 1)."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.model.block import Block
+from vitrail.model.config import ViTConfig
+from vitrail.model.head import head_module
+from vitrail.model.init import initialise
+from vitrail.model.patches import PatchEmbed
+from vitrail.model.pool import POOLS
+from vitrail.model.position import position_module
+
+
+class ViT(nn.Module):
+    """Image (B, C, H, W), normalised -> logits (B, Y); the pooled vector (B, D) when the config has no classes.
+
+    Any H and W that are multiples of the patch work, square or not: positions are resized to the grid.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = config
+        self.recompute = False  # in training: keep only the blocks' inputs and compute the rest again (less memory)
+        self.patch_embed = PatchEmbed(config)
+        self.prefix = nn.Parameter(torch.zeros(config.prefix_tokens, config.width))
+        self.position = position_module(config)
+        self.embedding_drop = nn.Dropout(config.embedding_dropout)
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
+        self.pool = POOLS[config.pool](config)
+        self.head = head_module(config)
+        initialise(self)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        logits_BY: Tensor = self.head(self.pool(self.features(image_BCHW)))
+        return logits_BY
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """All tokens after the last block and norm: (B, C, H, W) -> (B, R + h*w, D), prefix tokens first."""
+        x_BhwD = self.patch_embed(image_BCHW)
+        h, w = x_BhwD.shape[1:3]
+        x_BPD = self.position.add(x_BhwD).flatten(1, 2)
+        x_BTD = torch.cat([self.prefix.expand(len(x_BPD), -1, -1), x_BPD], dim=1)
+        x_BTD = self.embedding_drop(x_BTD)
+        rotate = self.position.rotation(h, w)
+        for block in self.blocks:
+            if self.recompute and self.training:
+                x_BTD = checkpoint(block, x_BTD, rotate, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rotate)
+        x_BTD = self.norm(x_BTD)
+        return x_BTD

@@ -1,0 +1,36 @@
+"""metrics.jsonl -> curves.png."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitrail.files import write_atomically
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one per epoch."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path, title: str = "") -> None:
+    """Loss and accuracy by epoch, of training and of whatever was measured beside it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) < 15 else None
+    for split, colour in (("train", "#0072b2"), ("validation", "#d55e00"), ("test", "#009e73")):
+        for axes, what in ((losses, "loss"), (accuracies, "accuracy")):
+            values = [row.get(f"{split}_{what}") for row in rows]
+            if any(value is not None for value in values):
+                axes.plot(epochs, values, color=colour, marker=marker, markersize=3, label=split)
+    losses.set(xlabel="epoch", ylabel="cross-entropy loss", title="loss")
+    accuracies.set(xlabel="epoch", ylabel="accuracy", title="accuracy", ylim=(0, 1))
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(title)
+    write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))

@@ -1,0 +1,130 @@
+"""The training loop. It yields after every step; measuring, printing and saving are its caller's plain code."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from vitrail.data import Preprocess
+from vitrail.data.augment import mix
+from vitrail.data.randomness import derive
+from vitrail.errors import VitrailError
+from vitrail.model import ViT
+from vitrail.train.optim import OPTIMIZERS, lr_part
+from vitrail.train.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did."""
+
+    number: int  # counted over the whole run, from 1
+    loss: float
+    correct: int  # of `images`, with the labels before mixing
+    images: int
+    lr: float
+    gradient: float  # length of the gradient before clipping
+
+
+class Diverged(VitrailError):
+    """The loss or the gradient is not finite."""
+
+
+@dataclass
+class Trainee:
+    """What training changes: the model, its average, the optimisers, and how far it has come."""
+
+    vit: ViT
+    average: AveragedModel | None
+    optimizers: list[Optimizer]
+    step: int = 0
+
+    @property
+    def best_guess(self) -> ViT:
+        """The weights to evaluate: the average where there is one."""
+        averaged: ViT = self.average.module if self.average else self.vit  # type: ignore[assignment]
+        return averaged
+
+
+def trainee(vit: ViT, recipe: Recipe) -> Trainee:
+    """A model ready to be trained by this recipe."""
+    vit.recompute = recipe.recompute
+    average = AveragedModel(vit, multi_avg_fn=_averaging(recipe.ema)) if recipe.ema else None
+    return Trainee(vit, average, OPTIMIZERS[recipe.optimizer](vit, recipe))
+
+
+def train_steps(
+    trainee: Trainee,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    preprocess: Preprocess,
+    *,
+    steps: int,
+) -> Iterator[Step]:
+    """Takes a step for each batch of uint8 pixels and labels, and yields what it did.
+
+    `steps` is the length of the whole run, for the schedule. Raises `Diverged` at a loss or gradient that is not
+    finite, before the weights are touched.
+    """
+    vit = trainee.vit
+    device = next(vit.parameters()).device
+    dtype = autocast_dtype(recipe.precision, device)
+    parameters = list(vit.parameters())
+    base = [group.setdefault("initial_lr", group["lr"]) for o in trainee.optimizers for group in o.param_groups]
+    vit.train()
+    for pixels, labels in batches:
+        torch.manual_seed(derive("step", recipe.seed, trainee.step))  # dropout, stochastic depth, mixing
+        part = lr_part(trainee.step, steps, recipe)
+        for group, lr in zip((g for o in trainee.optimizers for g in o.param_groups), base, strict=True):
+            group["lr"] = lr * part
+        loss_sum, correct = 0.0, 0
+        for some_pixels, some_labels in zip(
+            pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True
+        ):
+            images_BCHW = preprocess.normalise(some_pixels.to(device, non_blocking=True))
+            labels_B = some_labels.to(device, non_blocking=True)
+            images_BCHW, targets = mix(recipe.augment, images_BCHW, labels_B, vit.config.classes)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits_BY = vit(images_BCHW)
+            loss = F.cross_entropy(logits_BY.float(), targets, label_smoothing=recipe.label_smoothing)
+            (loss * (len(labels_B) / len(labels))).backward()
+            loss_sum += loss.item() * len(labels_B)
+            correct += int((logits_BY.argmax(1) == labels_B).sum())
+        gradient = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or float("inf")).item()
+        mean_loss = loss_sum / len(labels)
+        trainee.step += 1
+        if not (torch.isfinite(torch.tensor([mean_loss, gradient])).all()):
+            raise Diverged(
+                f"training diverged at step {trainee.step}: loss {mean_loss:.3g}, gradient {gradient:.3g}, "
+                f"learning rate {recipe.lr * part:.3g}",
+                "try a lower learning rate or a longer warm-up",
+            )
+        for optimizer in trainee.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if trainee.average:
+            trainee.average.update_parameters(vit)
+        yield Step(trainee.step, mean_loss, correct, len(labels), recipe.lr * part, gradient)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of the forward: bf16 where the device computes it natively, unless told otherwise."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if native and device.type in ("cpu", "cuda") else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _averaging(decay: float):  # type: ignore[no-untyped-def]
+    """An exponential average that trusts the first steps less: min(decay, (1 + n) / (10 + n))."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], n: Tensor | int) -> None:
+        now = min(decay, (1 + int(n)) / (10 + int(n)))
+        torch._foreach_lerp_(averages, currents, 1 - now)
+
+    return update

@@ -1,0 +1,72 @@
+"""What a recipe leaves open and the data decides: image size, patch, channels, classes, normalisation, epochs."""
+
+import numpy as np
+import torch
+
+from vitrail.data import Images, Preprocess, Splits
+from vitrail.errors import UsageError
+from vitrail.model import ViTConfig
+from vitrail.model.config import pair, position_from_json
+from vitrail.train.recipes import Recipe
+
+PATCHES = ((16, 2), (48, 4), (128, 8))  # images up to this many pixels get this patch; larger ones get 16
+SIZES = ((96, 96), (48, 64), (0, 32))  # mixed images of at least this many pixels are seen at this size
+SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def shape(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
+    """The recipe with nothing left open, and the model and preprocessing that it means for these data."""
+    sizes = image_sizes(splits.train)
+    model = dict(recipe.model)
+    if "position" in model:
+        model["position"] = position_from_json(model["position"])
+    wanted = pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
+    patch = model.get("patch") or next((p for limit, p in PATCHES if min(wanted) <= limit), 16)
+    if "image_size" not in model:
+        wanted = tuple(-(-side // patch) * patch for side in wanted)
+    model |= {"image_size": wanted[0] if wanted[0] == wanted[1] else wanted, "patch": patch}
+    config = ViTConfig(**model, channels=splits.channels, classes=len(splits.classes))
+    blank = Preprocess(
+        image_size=pair(config.image_size),
+        fit=recipe.fit,
+        mean=(0.5,) * splits.channels,
+        std=(0.5,) * splits.channels,
+        smallest=patch,
+    )
+    preprocess = normalised(blank, recipe, splits.train)
+    epochs = recipe.epochs or int(np.clip(round(SAMPLES_SEEN / len(splits.train)), 10, 100))
+    flip = recipe.augment.flip if splits.flippable else 0.0
+    left_open = {k: model[k] for k in ("image_size", "patch")}
+    return recipe.but(epochs=epochs, flip=flip, **left_open), config, preprocess
+
+
+def image_sizes(images: Images, most: int = 64) -> list[tuple[int, int]]:
+    """(height, width) of some of the images, spread evenly."""
+    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
+    return [(int(h), int(w)) for h, w in (images[i].shape[-2:] for i in chosen)]
+
+
+def natural_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The images' own size where they agree on a small one, else a square that a laptop trains on."""
+    if len(set(sizes)) == 1 and max(sizes[0]) <= 64:
+        return sizes[0]
+    typical = float(np.median([min(size) for size in sizes]))
+    side = next(side for least, side in SIZES if typical >= least)
+    return side, side
+
+
+def normalised(preprocess: Preprocess, recipe: Recipe, images: Images, most: int = 2000) -> Preprocess:
+    """The preprocessing with the recipe's mean and deviation; `data` measures them on training images."""
+    values = vars(preprocess)
+    if recipe.normalise == "half":
+        return preprocess
+    if recipe.normalise == "imagenet":
+        if preprocess.channels != 3:
+            raise UsageError("normalise 'imagenet' is for colour images, these are grey", "use half or data")
+        return Preprocess(**{**values, "mean": IMAGENET[0], "std": IMAGENET[1]})
+    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
+    pixels = torch.stack([preprocess.fitted(images[int(i)]) for i in chosen]).double() / 255
+    mean = tuple(round(m, 4) for m in pixels.mean((0, 2, 3)).tolist())
+    std = tuple(max(round(s, 4), 0.01) for s in pixels.std((0, 2, 3)).tolist())
+    return Preprocess(**{**values, "mean": mean, "std": std})

@@ -1,0 +1,106 @@
+"""Our own file: one safetensors file that is a classifier.
+
+The tensors are the ViT's; the metadata holds one JSON document under `vitrail` with everything else: config, classes,
+preprocessing, temperature, and where it all came from. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import VitrailError
+from vitrail.files import write_atomically
+from vitrail.model import ViTConfig
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What the file says: enough to predict, and where the weights came from."""
+
+    config: ViTConfig
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: float = 1.0
+    origin: dict[str, Any] = field(default_factory=dict)  # recipe, seed, versions, data, metrics
+
+
+def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -> None:
+    """Writes the file, whole or not at all; raises `VitrailError` where it cannot be written."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    document = {
+        "format": FORMAT,
+        "config": artefact.config.to_json(),
+        "classes": list(artefact.classes),
+        "preprocess": artefact.preprocess.to_json(),
+        "temperature": artefact.temperature,
+        "origin": artefact.origin,
+        "sha256": digest(weights),
+    }
+    metadata = {"vitrail": json.dumps(document, ensure_ascii=False), "format": "pt"}
+    write_atomically(path, lambda aside: save_file(weights, aside, metadata=metadata))
+
+
+def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
+    """The classifier's description and its tensors.
+
+    Raises `VitrailError` where the file is missing, cut short, altered, or not an artefact.
+    """
+    document, weights = read_safetensors(path)
+    if document is None:
+        raise VitrailError(
+            f"{path} holds weights but is not a vitrail artefact", "vitrail inspect says what is in a weight file"
+        )
+    if document.get("format") != FORMAT:
+        raise VitrailError(
+            f"{path} has format {document.get('format')!r}, this vitrail reads {FORMAT}", "update vitrail"
+        )
+    if document.get("sha256") != digest(weights):
+        raise VitrailError(f"{path} is damaged: its weights do not match their checksum", "copy the file again")
+    try:
+        classes = tuple(str(name) for name in document["classes"])
+        config = ViTConfig.from_json(document["config"])
+        preprocess = Preprocess.from_json(document["preprocess"])
+        artefact = Artefact(config, classes, preprocess, float(document["temperature"]), document["origin"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise VitrailError(f"{path} is not a whole artefact: {error!r}", "write it again with vitrail") from None
+    if len(classes) != config.classes:
+        raise VitrailError(f"{path} names {len(classes)} classes for {config.classes} outputs")
+    return artefact, weights
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """The `vitrail` document of a safetensors file (None if it has none) and its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        document = json.loads(metadata["vitrail"]) if "vitrail" in metadata else None
+    except FileNotFoundError:
+        raise VitrailError(f"there is no file {path}") from None
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VitrailError(f"{path} is cut short or not a safetensors file ({error})", "copy the file again") from None
+    except OSError as error:
+        raise VitrailError(f"{path} cannot be read: {error.strerror or error}") from None
+    if document is not None and not isinstance(document, dict):
+        raise VitrailError(f"{path} is not a whole artefact: its description is not a JSON object")
+    return document, weights
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes, in the order of names: safetensors itself sees no flipped bit."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(tensor.view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
