@@ -2,13 +2,21 @@
 
 __version__ = "0.1.0"
 
+import os
+
+# Read once, when torch loads its threads: idle ones sleep instead of spinning. With another process on the same cores
+# spinning makes a step up to 30 times slower (docs/log.md); on a quiet machine it gains nothing that we can measure.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from vitrail.classifier import Classifier, Prediction, load
 from vitrail.errors import UsageError, VitrailError
+from vitrail.explain import Explanation, recording
 from vitrail.model import ViT, ViTConfig
 from vitrail.runs import Run, train
 
 __all__ = [
     "Classifier",
+    "Explanation",
     "Prediction",
     "Run",
     "UsageError",
@@ -16,5 +24,6 @@ __all__ = [
     "ViTConfig",
     "VitrailError",
     "load",
+    "recording",
     "train",
 ]

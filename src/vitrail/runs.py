@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import vitrail
@@ -26,6 +27,10 @@ from vitrail.data.images import load_into_memory
 from vitrail.data.loader import steps_per_epoch, training_batches
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate import Evaluation, classify
+from vitrail.evaluate.figures import draw_confusion
+from vitrail.evaluate.metrics import confusion
+from vitrail.explain import explain_batch
+from vitrail.explain.render import save_gallery
 from vitrail.files import write_json, write_text
 from vitrail.machine import GIB, keep_memory, pick_device
 from vitrail.model import ViT
@@ -81,8 +86,6 @@ def train(
         open_data(data, validation=wanted.validation, test=wanted.test, split_seed=wanted.split_seed),
         int(wanted.memory * GIB),
     )
-    if len(wanted.model.get("position", "")) == 0:
-        wanted = wanted
     full, config, preprocess = shape(wanted, splits)
     for note in splits.notes:
         say(note)
@@ -298,7 +301,17 @@ class _Folder:
         return Run(self.folder, classifier, result)
 
     def _pictures(self, classifier: Classifier, evaluation: Evaluation, images: Images) -> None:
-        pass
+        """confusion.png, and attention.png of up to 30 images, of each class about as many."""
+        outcome = evaluation.outcome
+        draw_confusion(confusion(outcome), outcome.classes, self.folder / "confusion.png")
+        ranks = np.zeros(len(images), dtype=int)
+        for number in range(len(images.classes)):
+            members = np.flatnonzero(images.labels == number)
+            ranks[members] = np.arange(len(members))
+        chosen = images.subset(sorted(np.lexsort((images.labels, ranks))[:30], key=lambda i: images.labels[i]))
+        pixels = torch.stack([classifier.preprocess.fitted(chosen[i]) for i in range(len(chosen))])
+        explanations = explain_batch(classifier, pixels)
+        save_gallery(explanations, [images.classes[i] for i in chosen.labels], self.folder / "attention.png")
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""The one seam to look inside: attention recorded from queries and keys, while the fast kernel stays on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import UsageError
+from vitrail.model import ViT
+from vitrail.model.attention import Attention
+from vitrail.model.pool import AttentionPool
+
+Rows = int | slice | Sequence[int]
+
+
+class Record:
+    """What the last forward inside `recording` left: q and k of each layer, from which attention is recomputed."""
+
+    def __init__(self, depth: int):
+        self.depth = depth
+        self.queries: dict[int, Tensor] = {}  # layer -> (B, N, T, K); the pool's is layer `depth`
+        self.keys: dict[int, Tensor] = {}
+
+    def attention(self, layer: int = -1, rows: Rows = slice(None)) -> Tensor:
+        """softmax(q k^T / sqrt(K)) of a layer in float32: (B, N, T, T), or only the asked-for rows of it.
+
+        Layers count from 0, or from -1 backwards. Raises `UsageError` for a layer that is not there or before any
+        forward has run.
+        """
+        if not -self.depth <= layer < self.depth:
+            raise UsageError(f"there is no layer {layer}", f"the model has {self.depth}, from 0 to {self.depth - 1}")
+        return self._weights(layer % self.depth, rows)
+
+    @property
+    def pool(self) -> Tensor | None:
+        """The weights of attention pooling, (B, N, 1, T); None for other pools."""
+        return self._weights(self.depth, slice(None)) if self.depth in self.queries else None
+
+    def _weights(self, layer: int, rows: Rows) -> Tensor:
+        if layer not in self.queries:
+            raise UsageError("nothing is recorded yet", "call the model inside the with block")
+        q_BNTK, k_BNTK = self.queries[layer].float(), self.keys[layer].float()
+        q_BNRK = q_BNTK[:, :, [rows] if isinstance(rows, int) else rows]
+        with torch.autocast(q_BNTK.device.type, enabled=False):
+            return (q_BNRK @ k_BNTK.mT * q_BNTK.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+@contextmanager
+def recording(vit: ViT) -> Iterator[Record]:
+    """Inside, each call of `vit` leaves its attention in the record; outside nothing of it remains.
+
+    Works for any pool, prefix tokens, grid, batch, dtype and device, with gradients or without; the model computes
+    exactly what it computes otherwise.
+    """
+    record = Record(len(vit.blocks))
+    watched: list[tuple[int, Attention | AttentionPool]] = []
+    for layer, block in enumerate(vit.blocks):
+        assert isinstance(block.attn, Attention)
+        watched.append((layer, block.attn))
+    if isinstance(vit.pool, AttentionPool):
+        watched.append((record.depth, vit.pool))
+    before = [module.attend for _, module in watched]
+    try:
+        for layer, module in watched:
+            module.attend = _keeping(record, layer, module.attend)
+        yield record
+    finally:
+        for (_, module), attend in zip(watched, before, strict=True):
+            module.attend = attend
+
+
+def _keeping(record: Record, layer: int, attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def keep_and_attend(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
+        record.queries[layer], record.keys[layer] = q_BNTK, k_BNTK
+        return attend(q_BNTK, k_BNTK, v_BNTK, dropout)
+
+    return keep_and_attend
