@@ -84,9 +84,10 @@ class Classifier:
 
     def evaluate(self, data: str | Path) -> Evaluation:
         """The numbers of this classifier on labelled images."""
-        from vitrail.evaluate import evaluate
+        from vitrail.evaluate import evaluate, images_to_score
 
-        return evaluate(self, data)
+        images, said = images_to_score(self, data)
+        return evaluate(self, images, said=said)
 
     def explain(self, image: str | Path | Tensor, **options: Any) -> Explanation:
         """What the classifier looks at in one image; options as in `vitrail.explain.explain`."""

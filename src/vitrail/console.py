@@ -31,6 +31,11 @@ class Bar:
         if self.progress:
             self.progress.update(self.task, advance=n, **({} if note is None else {"note": note}))  # type: ignore[arg-type]
 
+    def set(self, done: int, total: int) -> None:
+        """`done` of `total` are done, where the total was not known before."""
+        if self.progress:
+            self.progress.update(self.task, completed=done, total=total)  # type: ignore[arg-type]
+
 
 @contextmanager
 def bar(doing: str, total: int) -> Iterator[Bar]:

@@ -173,7 +173,7 @@ class _Folder:
     def train_epochs(self, resume: bool) -> float:
         """All epochs, each followed by measuring and saving; returns the seconds of training in this process."""
         train_set, recipe, preprocess = self.splits.train, self.recipe, self.classifier.preprocess
-        assert recipe.epochs is not None
+        assert recipe.epochs and recipe.batch
         learner = trainee(self.classifier.vit, recipe)
         per_epoch = steps_per_epoch(train_set, recipe.batch)
         state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0, "sums": [0.0, 0, 0]}

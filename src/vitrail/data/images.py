@@ -35,6 +35,7 @@ class Images:
     names: list[str]
     labels: np.ndarray
     classes: tuple[str, ...]
+    files: list[str] | None = None  # the names as paths, also once the pixels are in memory
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,7 +53,13 @@ class Images:
             pixels = self.pixels[indices]
         else:
             pixels = [self.pixels[i] for i in indices]
-        return Images(pixels, [self.names[i] for i in indices], self.labels[indices], self.classes)
+        files = [self.files[i] for i in indices] if self.files else None
+        return Images(pixels, [self.names[i] for i in indices], self.labels[indices], self.classes, files)
+
+    @property
+    def paths(self) -> list[str]:
+        """Where each image lies; its name where it does not come from a file of its own."""
+        return self.files or self.names
 
     @property
     def in_memory(self) -> bool:

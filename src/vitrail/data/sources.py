@@ -158,7 +158,8 @@ def index(listing: Listing, classes: tuple[str, ...], where: str) -> Images:
         )
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[label] for label in listing.labels], dtype=np.int64)
-    return Images(listing.pixels, listing.names, labels, classes)
+    files = [str(path) for path in listing.pixels.paths] if isinstance(listing.pixels, Files) else None
+    return Images(listing.pixels, listing.names, labels, classes, files)
 
 
 def fingerprint(found: Found) -> str:

@@ -60,27 +60,30 @@ class Evaluation:
             "predictions": [
                 {"path": name, "true": classes[label], "label": classes[best], "probability": float(p[best])}
                 for name, label, best, p in zip(
-                    self.outcome.names, self.outcome.labels, self.outcome.predicted, probabilities, strict=True
+                    self.outcome.paths, self.outcome.labels, self.outcome.predicted, probabilities, strict=True
                 )
             ],
         }
 
 
+def images_to_score(classifier: Classifier, data: str | Path) -> tuple[Images, str]:
+    """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
+
+    Raises `VitrailError` naming a class that the classifier does not know.
+    """
+    trained_on = classifier.origin.get("data", {})
+    return open_for_evaluation(data, classifier.classes, classifier.preprocess.channels, trained_on)
+
+
 def evaluate(
     classifier: Classifier,
-    data: str | Path | Images,
+    images: Images,
     *,
+    said: str = "",
     batch: int = 256,
     workers: int | None = None,
     tick: Callable[[int], object] = lambda n: None,
 ) -> Evaluation:
-    """The numbers of `classifier` on labelled images: a DATA address, or images at hand.
-
-    Raises `VitrailError` naming a class that the classifier does not know or a file that cannot be read.
-    """
-    if isinstance(data, Images):
-        images, said = data, f"{len(data)} images"
-    else:
-        trained_on = classifier.origin.get("data", {})
-        images, said = open_for_evaluation(data, classifier.classes, classifier.preprocess.channels, trained_on)
-    return Evaluation(classify(classifier, images, batch=batch, workers=workers, tick=tick), said)
+    """The numbers of `classifier` on labelled images; raises `ImageError` naming a file that cannot be read."""
+    outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick)
+    return Evaluation(outcome, said or f"{len(images)} images")

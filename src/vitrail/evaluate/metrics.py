@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from vitrail.evaluate.outcome import Outcome
 
@@ -39,12 +38,16 @@ def top_k(outcome: Outcome, k: int = 5) -> float:
 
 def confusion(outcome: Outcome) -> np.ndarray:
     """Images by true class (rows) and predicted class (columns), (Y, Y)."""
+    from sklearn.metrics import confusion_matrix
+
     matrix: np.ndarray = confusion_matrix(outcome.labels, outcome.predicted, labels=np.arange(len(outcome.classes)))
     return matrix
 
 
 def per_class(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """Precision, recall, F1 and number of images for each class; None where a class was not seen or not predicted."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     numbers = np.arange(len(outcome.classes))
     scores = precision_recall_fscore_support(outcome.labels, outcome.predicted, labels=numbers, zero_division=np.nan)
     return {

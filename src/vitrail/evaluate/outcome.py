@@ -15,7 +15,7 @@ from vitrail.data.loader import evaluation_batches
 class Outcome:
     """For each image its true class and the logits: labels (n,), logits (n, Y)."""
 
-    names: list[str]
+    paths: list[str]  # of files, else the images' names
     labels: np.ndarray
     logits: np.ndarray
     classes: tuple[str, ...]
@@ -68,4 +68,4 @@ def classify(
     for pixels, _ in evaluation_batches(images, classifier.preprocess, batch=batch, workers=workers):
         logits.append(classifier.logits(pixels).cpu())
         tick(len(pixels))
-    return Outcome(images.names, images.labels, torch.cat(logits).double().numpy(), classifier.classes)
+    return Outcome(images.paths, images.labels, torch.cat(logits).double().numpy(), classifier.classes)

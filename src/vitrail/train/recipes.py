@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
+from vitrail.weights.sizes import SIZES
 
 Optimizer = Literal["adamw", "sgd", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -30,7 +31,7 @@ class Recipe:
     augment: Augment = Augment()
     seed: int = field(default=0, metadata={"help": "decides initial weights, order and augmentation"})
     epochs: int | None = field(default=None, metadata={"help": "passes over the training images; none: by their number"})
-    batch: int = field(default=256, metadata={"help": "images per step"})
+    batch: int | None = field(default=None, metadata={"help": "images per step; none: by the number of images"})
     accumulate: int = field(default=1, metadata={"help": "parts that a batch is computed in, to save memory"})
     optimizer: Optimizer = field(default="adamw", metadata={"help": "how weights follow gradients"})
     lr: float = field(default=1e-3, metadata={"help": "highest learning rate"})
@@ -88,7 +89,7 @@ class Recipe:
 
         Raises `UsageError` naming a field that none of them has.
         """
-        own, augment, model = {}, {}, {}
+        own, augment, model = {}, {}, dict[str, Any](SIZES[changes.pop("size")]) if "size" in changes else {}
         for name, value in changes.items():
             place = FIELDS.get(name)
             if place is None:
@@ -125,7 +126,6 @@ RECIPES: dict[str, Recipe] = {
             """,
             model=dict(width=96, depth=5, heads=3, mlp_width=384, prefix_tokens=0, pool="mean", qk_norm=True),
             augment=Augment(crop="padded"),
-            batch=256,
             optimizer="muon",
             lr=1e-3,
             matrix_lr=0.02,

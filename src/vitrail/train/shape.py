@@ -11,7 +11,9 @@ from vitrail.train.recipes import Recipe
 
 PATCHES = ((16, 2), (48, 4), (128, 8))  # images up to this many pixels get this patch; larger ones get 16
 SIZES = ((96, 96), (48, 64), (0, 32))  # mixed images of at least this many pixels are seen at this size
-SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at
+SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at, within these epochs
+EPOCHS = (10, 100)
+BATCHES = (16, 256)  # a recipe without a batch takes the power of two nearest a twentieth of the images, within these
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -35,10 +37,12 @@ def shape(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess
         smallest=patch,
     )
     preprocess = normalised(blank, recipe, splits.train)
-    epochs = recipe.epochs or int(np.clip(round(SAMPLES_SEEN / len(splits.train)), 10, 100))
+    n = len(splits.train)
+    epochs = recipe.epochs or int(np.clip(round(SAMPLES_SEEN / n), *EPOCHS))
+    batch = recipe.batch or int(np.clip(2 ** round(np.log2(n / 20)), *BATCHES))
     flip = recipe.augment.flip if splits.flippable else 0.0
     left_open = {k: model[k] for k in ("image_size", "patch")}
-    return recipe.but(epochs=epochs, flip=flip, **left_open), config, preprocess
+    return recipe.but(epochs=epochs, batch=batch, flip=flip, **left_open), config, preprocess
 
 
 def image_sizes(images: Images, most: int = 64) -> list[tuple[int, int]]:

@@ -1,0 +1,5 @@
+"""The verbs."""
+
+from vitrail.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,50 @@
+"""Fields of a dataclass -> options of a parser, so that a recipe's fields are written down once."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vitrail.model.config import POSITIONS, Position
+
+
+def add_fields(parser: argparse.ArgumentParser, title: str, kind: type, names: Iterable[str]) -> None:
+    """An option for each of these fields of a dataclass; only options that were given appear in the namespace."""
+    group = parser.add_argument_group(title)
+    hints = get_type_hints(kind)
+    wanted = set(names)
+    for each in fields(kind):
+        if each.name not in wanted:
+            continue
+        flag = "--" + each.name.replace("_", "-")
+        options: dict[str, Any] = {"dest": each.name, "default": argparse.SUPPRESS, "help": each.metadata.get("help")}
+        hint = hints[each.name]
+        if hint is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif get_origin(hint) is Literal:
+            group.add_argument(flag, choices=get_args(hint), **options)
+        elif hint == Position:
+            group.add_argument(flag, choices=list(POSITIONS), **options)
+        else:
+            group.add_argument(flag, type=reader(hint), metavar=metavar(hint), **options)
+
+
+def metavar(hint: Any) -> str:
+    """N for whole numbers, X for others."""
+    return "N" if int in (hint, *get_args(hint)) else "X"
+
+
+def reader(hint: Any) -> Callable[[str], Any]:
+    """A function from the word on the command line to a value: numbers, `none`, or HEIGHTxWIDTH."""
+    choices = get_args(hint) or (hint,)
+
+    def read(word: str) -> Any:
+        if type(None) in choices and word.lower() == "none":
+            return None
+        if tuple[int, int] in choices and "x" in word:
+            height, width = word.split("x")
+            return int(height), int(width)
+        return float(word) if float in choices else int(word)
+
+    read.__name__ = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    return read

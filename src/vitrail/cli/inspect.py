@@ -1,0 +1,38 @@
+"""Say what a weight file is: an artefact with everything it holds, or someone else's tensors by name."""
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+
+from vitrail.classifier import ARTEFACT
+from vitrail.cli.main import Answer
+from vitrail.weights.inspect import inspect_file
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    parser.add_argument("file", metavar="FILE", help="an artefact, a run folder, or a safetensors file")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Reads the file and shows what it holds."""
+    path = Path(arguments.file)
+    facts = inspect_file(path / ARTEFACT if path.is_dir() else path)
+    shown: list[object] = [f"{facts['kind']}, {facts['bytes']:,} bytes, {facts['parameters']:,} parameters"]
+    if "config" in facts:
+        c, p = facts["config"], facts["preprocess"]
+        shown.append(
+            f"ViT {c['width']}x{c['depth']}, {c['heads']} heads, patch {c['patch']}, image {c['image_size']}, "
+            f"pool {c['pool']}, position {c['position']['kind']}"
+        )
+        shown.append(f"preprocessing: {p['fit']} to {p['image_size']}, mean {p['mean']}, std {p['std']}")
+        shown.append(f"{len(facts['classes'])} classes: {', '.join(facts['classes'][:20])}")
+        for split, scores in facts["origin"].get("metrics", {}).items():
+            shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {scores['images']} images")
+    else:
+        table = Table("tensor", "shape", "type", box=None, header_style="bold")
+        for name, tensor in facts["tensors"].items():
+            table.add_row(name, "x".join(map(str, tensor["shape"])), tensor["dtype"])
+        shown.append(table)
+    return Answer(facts, shown)

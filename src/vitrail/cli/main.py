@@ -1,0 +1,127 @@
+"""The command line: a verb, its arguments, its answer.
+
+A result goes to stdout (as a table for people, as one JSON object with --json), everything else to stderr. The exit
+code is 0, 1 where the work found a problem, 2 for wrong use.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+import vitrail
+from vitrail import console
+from vitrail.errors import UsageError, VitrailError, did_you_mean
+
+VERBS = {  # verb -> what it does; the module of the same name has `arguments` and `run`
+    "check": "look at the data before training on it",
+    "train": "train a classifier on labelled images",
+    "evaluate": "score a classifier on labelled images",
+    "predict": "say what is in images",
+    "explain": "show where a classifier looks",
+    "models": "list the sizes and recipes",
+    "inspect": "say what a weight file is",
+}
+
+
+@dataclass
+class Answer:
+    """What a verb found: as JSON, as something rich can print, and as an exit code."""
+
+    document: dict[str, Any]
+    shown: list[Any] = field(default_factory=list)
+    code: int = 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises one sentence and a hint instead of printing usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help lists what it takes")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments; an unknown option is an error with the nearest known ones."""
+        parsed, unknown = self.parse_known_args(words)
+        if unknown:
+            option = unknown[0].split("=")[0]
+            hint = did_you_mean(option, self._option_string_actions) if option.startswith("-") else None
+            raise UsageError(f"{self.prog} does not take {unknown[0]!r}", hint)
+        return parsed
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    as_json = "--json" in words
+    try:
+        answer = _answer(words)
+    except VitrailError as error:
+        return _complain(error, as_json)
+    except KeyboardInterrupt:
+        return _complain(VitrailError("stopped"), as_json) and 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if answer is None:
+        return 0
+    if as_json:
+        print(json.dumps(answer.document, ensure_ascii=False, allow_nan=False))
+    else:
+        out = Console(highlight=False)
+        for part in answer.shown:
+            out.print(part, markup=False, soft_wrap=True) if isinstance(part, str) else out.print(part)
+    return answer.code
+
+
+def _answer(words: list[str]) -> Answer | None:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return None
+    if words[0] == "--version":
+        print(f"vitrail {vitrail.__version__}")
+        return None
+    verb = words[0]
+    if verb not in VERBS:
+        raise UsageError(f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
+    module = importlib.import_module(f"vitrail.cli.{verb}")
+    parser = Parser(prog=f"vitrail {verb}", description=module.__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    module.arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    try:
+        arguments = parser.parse(words[1:])
+    except SystemExit:  # --help has printed
+        return None
+    console.quiet = arguments.quiet
+    run: Callable[[argparse.Namespace], Answer] = module.run
+    return run(arguments)
+
+
+def _complain(error: VitrailError, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": error.sentence, "hint": error.hint}, ensure_ascii=False))
+    console.err.print(f"error: {error.sentence}", style="bold red", markup=False)
+    if error.hint:
+        console.err.print(f"hint: {error.hint}", markup=False)
+    return error.exit_code
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:10}{about}" for verb, about in VERBS.items())
+    return f"""{vitrail.__doc__}
+
+usage: vitrail VERB ... (vitrail VERB --help says more)
+
+{verbs}
+
+A first run, with data that is always there:
+  vitrail train digits --out runs/digits
+  vitrail evaluate runs/digits digits
+"""

@@ -1,0 +1,56 @@
+"""Say what is in images: the most probable classes of each file, or of every image below a folder.
+
+A file that cannot be read gets a row that says why, and the exit code is 1.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+
+import vitrail
+from vitrail.cli.images import named_images
+from vitrail.cli.main import Answer
+from vitrail.console import bar
+from vitrail.data.decode import ImageError
+from vitrail.errors import UsageError
+from vitrail.machine import pick_device
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    parser.add_argument("model", metavar="MODEL", help="a run folder or an artefact")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name for each image")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Predicts file by file, a batch at a time."""
+    for name in ("top", "batch"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    classifier = vitrail.load(arguments.model, device=pick_device(arguments.device))
+    paths = named_images(arguments.images)
+    rows: list[dict[str, Any]] = []
+    with bar("predicting", len(paths)) as progress:
+        for at in range(0, len(paths), arguments.batch):
+            some = [{"path": str(path), "top": [], "error": None} for path in paths[at : at + arguments.batch]]
+            pixels = []
+            for row in some:
+                try:
+                    pixels.append(classifier.read(str(row["path"])))
+                except ImageError as error:
+                    row["error"] = error.reason
+            readable = [row for row in some if row["error"] is None]
+            if readable:
+                for row, logits_Y in zip(readable, classifier.logits(torch.stack(pixels)), strict=True):
+                    row["top"] = [vars(prediction) for prediction in classifier.ranked(logits_Y, arguments.top)]
+            rows += some
+            progress.tick(len(some))
+    shown = []
+    for row in rows:
+        said = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["top"])
+        shown.append(f"{row['path']}: {said or 'unreadable: ' + str(row['error'])}")
+    return Answer({"predictions": rows}, shown, code=1 if any(row["error"] for row in rows) else 0)
