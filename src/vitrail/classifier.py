@@ -118,9 +118,7 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> Classifier:
     vit = ViT(artefact.config)
     fill(vit, weights, path)
     vit.eval().requires_grad_(False)
-    return Classifier(
-        vit.to(device), artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin
-    )
+    return Classifier(vit.to(device), artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin)
 
 
 def fill(vit: ViT, weights: dict[str, Tensor], path: Path) -> None:

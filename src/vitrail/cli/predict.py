@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     rows: list[dict[str, Any]] = []
     with bar("predicting", len(paths)) as progress:
         for at in range(0, len(paths), arguments.batch):
-            some = [{"path": str(path), "top": [], "error": None} for path in paths[at : at + arguments.batch]]
+            some: list[dict[str, Any]] = [
+                {"path": str(path), "top": [], "error": None} for path in paths[at : at + arguments.batch]
+            ]
             pixels = []
             for row in some:
                 try:

@@ -21,7 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     from vitrail.cli.fields import add_fields
 
     parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--recipe", default="small", metavar="NAME", help=f"{', '.join(RECIPES)}, or a TOML or JSON file")
+    parser.add_argument(
+        "--recipe", default="small", metavar="NAME", help=f"{', '.join(RECIPES)}, or a TOML or JSON file"
+    )
     parser.add_argument("--size", choices=list(SIZES), default=argparse.SUPPRESS, help="a named width, depth, heads")
     parser.add_argument("--out", metavar="DIR", help="the run folder (runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

@@ -118,11 +118,12 @@ def _content(listing: Listing, i: int, pixels: Tensor) -> bytes:
 
 
 def _duplicates(groups: list[list[tuple[str, str, str]]], report: Report) -> None:
-    for kind, differ in (
+    kinds: tuple[tuple[str, Callable[[list[tuple[str, str, str]]], bool]], ...] = (
         ("the same image under different classes", lambda copies: len({c for _, _, c in copies}) > 1),
         ("the same image in different splits", lambda copies: len({s for s, _, _ in copies}) > 1),
         ("the same image more than once", lambda copies: len({s for s, _, _ in copies}) == 1),
-    ):
+    )
+    for kind, differ in kinds:
         hit = [copies for copies in groups if differ(copies)]
         if hit:
             example = " = ".join(name for _, name, _ in hit[0][:3])

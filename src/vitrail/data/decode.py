@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.errors import VitrailError
@@ -49,7 +49,7 @@ def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = No
         raise ImageError(name, "there is no such file") from None
     except IsADirectoryError:
         raise ImageError(name, "this is a folder, not an image") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(name, f"not an image, or not one of {', '.join(FORMATS)}") from None
     except ImageError:
         raise
@@ -64,10 +64,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """The image in an 8-bit mode without transparency."""
     if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips these at 255
         values = np.asarray(image).astype(np.float64)
-        if image.mode == "F":
-            scaled = values * 255 if values.max(initial=0) <= 1 else values
-        else:
-            scaled = values / 257
+        full = 65535 if image.mode != "F" else 1 if values.max(initial=0) <= 1 else 255
+        scaled = values * 255 / full
         return Image.fromarray(np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         shown = image.convert("RGBA")

@@ -54,7 +54,11 @@ def _batches(samples: _Samples, keys: list[list[tuple[int, int]]], workers: int)
         yield from map(samples.read, keys)
         return
     loader: DataLoader[Batch] = DataLoader(
-        samples, batch_sampler=keys, num_workers=workers, collate_fn=_as_is, worker_init_fn=_one_thread
+        samples,
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_is,  # type: ignore[arg-type]  # the dataset gives whole batches
+        worker_init_fn=_one_thread,
     )
     for batch in loader:
         if isinstance(batch, ImageError):

@@ -34,9 +34,10 @@ class Splits:
     flippable: bool = True  # whether a mirrored image keeps its class (digits do not)
     notes: list[str] = field(default_factory=list)  # how the splits came about, in sentences
 
-    def __getitem__(self, split: str) -> Images | None:
-        images: Images | None = getattr(self, split)
-        return images
+    def parts(self) -> dict[str, Images]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: images for name, images in named.items() if images is not None}
 
 
 def find(address: str | Path, channels: int | None = None) -> Found:
@@ -86,7 +87,9 @@ def open_data(
             f"{address} has {len(classes)} class{'' if len(classes) == 1 else 'es'} to train on; two are needed",
             "put each class into a folder of its own",
         )
-    indexed = {split: index(listing, classes, f"{address}, {split}") for split, listing in parts.items() if listing.labels}
+    indexed = {
+        split: index(listing, classes, f"{address}, {split}") for split, listing in parts.items() if listing.labels
+    }
     for split, images in indexed.items():
         missing = [name for name, n in images.counts().items() if n == 0]
         if split != "train" and missing:

@@ -67,9 +67,7 @@ def most_confused(matrix: np.ndarray, classes: tuple[str, ...], most: int = 10) 
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
-    return [
-        {"true": classes[i], "predicted": classes[j], "images": int(wrong[i, j])} for i, j in pairs if wrong[i, j]
-    ]
+    return [{"true": classes[i], "predicted": classes[j], "images": int(wrong[i, j])} for i, j in pairs if wrong[i, j]]
 
 
 def _or_none(value: float) -> float | None:

@@ -99,7 +99,7 @@ def explain_batch(
     probability_B, best_B = probabilities_BY.max(dim=1)
     return [
         Explanation(
-            map=weights_BP[i].unflatten(0, (h, w)).cpu().numpy(),
+            map=weights_BP[i].view(h, w).cpu().numpy(),
             label=classifier.classes[int(best_B[i])],
             probability=float(probability_B[i]),
             method=method,

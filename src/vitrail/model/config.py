@@ -83,8 +83,6 @@ class ViTConfig:
     classes: int = field(default=0, metadata={"help": "number of classes; 0 for features only"})
 
     def __post_init__(self) -> None:
-        if isinstance(self.image_size, list):  # JSON has no tuples
-            object.__setattr__(self, "image_size", tuple(self.image_size))
         for name in ("width", "depth", "heads", "mlp_width", "patch", "channels"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -130,6 +128,8 @@ class ViTConfig:
             if name not in known:
                 raise UsageError(f"the model has no field {name!r}", did_you_mean(name, known))
         values = dict(document)
+        if isinstance(values.get("image_size"), list):  # JSON has no tuples
+            values["image_size"] = tuple(values["image_size"])
         if "position" in values:
             values["position"] = position_from_json(values["position"])
         try:

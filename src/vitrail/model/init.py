@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from vitrail.model.block import Block, LayerScale
+from vitrail.model.block import LayerScale
 
 if TYPE_CHECKING:
     from vitrail.model.vit import ViT
@@ -38,18 +38,15 @@ def initialise(
             nn.init.zeros_(module.bias)
         elif isinstance(module, LayerScale):
             nn.init.constant_(module.gamma, module.start)
-    projection = vit.patch_embed.proj
-    nn.init.normal_(projection.weight, std=patch_std or projection.weight[0].numel() ** -0.5)
-    if projection.bias is not None:
-        nn.init.zeros_(projection.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=patch_std or module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for name, parameter in vit.named_parameters():
         if name in ("prefix", "position.grid", "pool.query"):
             nn.init.trunc_normal_(parameter, std=0.02)
-    for module in vit.modules():
-        if zero_branches and isinstance(module, Block):
-            nn.init.zeros_(module.attn.proj.weight)
-            nn.init.zeros_(module.mlp.fc2.weight)
-    if zero_head:
-        for parameter in vit.head.parameters():
+        if zero_branches and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+            nn.init.zeros_(parameter)
+        if zero_head and name.startswith("head."):
             nn.init.zeros_(parameter)
     return vit

@@ -33,9 +33,7 @@ class LearnedPosition(nn.Module):
         if self.options.offset:
             old_h, old_w = self.grid.shape[:2]
             scale = ((h + self.options.offset) / old_h, (w + self.options.offset) / old_w)
-            new_1Dhw = F.interpolate(
-                grid_1Dhw, scale_factor=scale, mode="bicubic", antialias=self.options.antialias
-            )
+            new_1Dhw = F.interpolate(grid_1Dhw, scale_factor=scale, mode="bicubic", antialias=self.options.antialias)
         else:
             new_1Dhw = F.interpolate(grid_1Dhw, size=(h, w), mode="bicubic", antialias=self.options.antialias)
         return new_1Dhw[0].permute(1, 2, 0)
@@ -51,11 +49,12 @@ class SinCosPosition(nn.Module):
         super().__init__()
         quarter = config.width // 4
         exponent = torch.arange(quarter, dtype=torch.float32) / max(quarter - 1, 1)
+        self.frequency: Tensor
         self.register_buffer("frequency", options.temperature**-exponent, persistent=False)
 
     def add(self, x_BhwD: Tensor) -> Tensor:
         h, w = x_BhwD.shape[1:3]
-        frequency: Tensor = self.frequency
+        frequency = self.frequency
         y_hK = torch.arange(h, device=frequency.device)[:, None] * frequency
         x_wK = torch.arange(w, device=frequency.device)[:, None] * frequency
         y_hwK, x_hwK = y_hK[:, None].expand(h, w, -1), x_wK[None].expand(h, w, -1)
@@ -76,13 +75,14 @@ class RotaryPosition(nn.Module):
         self.prefix_tokens = config.prefix_tokens
         quarter = config.width // config.heads // 4
         period = options.base ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+        self.frequency: Tensor
         self.register_buffer("frequency", 2 * torch.pi / period, persistent=False)
 
     def add(self, x_BhwD: Tensor) -> Tensor:
         return x_BhwD
 
     def rotation(self, h: int, w: int) -> Rotate | None:
-        frequency: Tensor = self.frequency
+        frequency = self.frequency
         y_h = (torch.arange(h, device=frequency.device) + 0.5) / h * 2 - 1
         x_w = (torch.arange(w, device=frequency.device) + 0.5) / w * 2 - 1
         y_PK = (y_h[:, None, None] * frequency).expand(h, w, -1).flatten(0, 1)

@@ -76,7 +76,7 @@ def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
             entries.setdefault(int(number), {})[name] = tensor
         each.load_state_dict({**document, "state": entries})
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    trainee.step = state["step"]
+    trainee.step = state.pop("step")
     return state
 
 

@@ -1,15 +1,9 @@
 """metrics.jsonl -> curves.png."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vitrail.files import write_atomically
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one per epoch."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str = "") -> None:

@@ -91,7 +91,7 @@ def train_steps(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits_BY = vit(images_BCHW)
             loss = F.cross_entropy(logits_BY.float(), targets, label_smoothing=recipe.label_smoothing)
-            (loss * (len(labels_B) / len(labels))).backward()
+            (loss * (len(labels_B) / len(labels))).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.item() * len(labels_B)
             correct += int((logits_BY.argmax(1) == labels_B).sum())
         gradient = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or float("inf")).item()

@@ -30,7 +30,9 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     augment: Augment = Augment()
     seed: int = field(default=0, metadata={"help": "decides initial weights, order and augmentation"})
-    epochs: int | None = field(default=None, metadata={"help": "passes over the training images; none: by their number"})
+    epochs: int | None = field(
+        default=None, metadata={"help": "passes over the training images; none: by their number"}
+    )
     batch: int | None = field(default=None, metadata={"help": "images per step; none: by the number of images"})
     accumulate: int = field(default=1, metadata={"help": "parts that a batch is computed in, to save memory"})
     optimizer: Optimizer = field(default="adamw", metadata={"help": "how weights follow gradients"})
@@ -89,22 +91,32 @@ class Recipe:
 
         Raises `UsageError` naming a field that none of them has.
         """
-        own, augment, model = {}, {}, dict[str, Any](SIZES[changes.pop("size")]) if "size" in changes else {}
+        own: dict[str, Any] = {}
+        augment: dict[str, Any] = {}
+        model: dict[str, Any] = {}
+        if "size" in changes:
+            size = str(changes.pop("size"))
+            if size not in SIZES:
+                raise UsageError(f"there is no size {size!r}", did_you_mean(size, SIZES))
+            model |= SIZES[size]
         for name, value in changes.items():
             place = FIELDS.get(name)
             if place is None:
                 raise UsageError(f"a recipe has no field {name!r}", did_you_mean(name, FIELDS))
             {"recipe": own, "augment": augment, "model": model}[place][name] = value
         try:
-            return replace(
-                self, **own, augment=replace(self.augment, **augment), model={**self.model, **model}
-            )
+            return replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
         except TypeError as error:
             raise UsageError(f"a field of the recipe has a wrong type: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
         return asdict(self)
+
+
+def recipe_from_json(document: dict[str, Any]) -> Recipe:
+    """The recipe that `to_json` wrote; raises `TypeError` or `KeyError` where something else is there."""
+    return Recipe(**{**document, "augment": Augment(**document["augment"])})
 
 
 # Where each field that a user may set belongs; names are unique across the three.
@@ -142,7 +154,14 @@ RECIPES: dict[str, Recipe] = {
             weights: the last ones are kept, and the test set is only recorded beside them.
             """,
             model=dict(
-                width=48, depth=4, heads=4, mlp_width=192, patch=4, image_size=32, mlp="gelu_tanh", final_norm=False,
+                width=48,
+                depth=4,
+                heads=4,
+                mlp_width=192,
+                patch=4,
+                image_size=32,
+                mlp="gelu_tanh",
+                final_norm=False,
                 norm_eps=1e-5,
             ),
             augment=Augment(flip=0.5, crop="resized", crop_area=0.8),

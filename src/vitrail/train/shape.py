@@ -12,7 +12,7 @@ from vitrail.train.recipes import Recipe
 PATCHES = ((16, 2), (48, 4), (128, 8))  # images up to this many pixels get this patch; larger ones get 16
 SIZES = ((96, 96), (48, 64), (0, 32))  # mixed images of at least this many pixels are seen at this size
 SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at, within these epochs
-EPOCHS = (10, 100)
+EPOCHS = (10, 60)
 BATCHES = (16, 256)  # a recipe without a batch takes the power of two nearest a twentieth of the images, within these
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -26,7 +26,7 @@ def shape(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess
     wanted = pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
     patch = model.get("patch") or next((p for limit, p in PATCHES if min(wanted) <= limit), 16)
     if "image_size" not in model:
-        wanted = tuple(-(-side // patch) * patch for side in wanted)
+        wanted = (-(-wanted[0] // patch) * patch, -(-wanted[1] // patch) * patch)
     model |= {"image_size": wanted[0] if wanted[0] == wanted[1] else wanted, "patch": patch}
     config = ViTConfig(**model, channels=splits.channels, classes=len(splits.classes))
     blank = Preprocess(

@@ -102,5 +102,5 @@ def digest(weights: dict[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name].contiguous()
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        sha.update(tensor.view(-1).view(torch.uint8).numpy())
+        sha.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -25,6 +25,6 @@ def rows() -> list[dict[str, Any]]:
     for name, size in SIZES.items():
         patch = 14 if name == "H" else 16
         with torch.device("meta"):
-            vit = ViT(ViTConfig(**size, patch=patch, classes=1000))
+            vit = ViT(ViTConfig.from_json({**size, "patch": patch, "classes": 1000}))
         found.append({"size": name, **size, "patch": patch, "parameters": sum(p.numel() for p in vit.parameters())})
     return found
