@@ -25,9 +25,9 @@ class UsageError(VitrailError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint naming the nearest known words, or all of them when none is near."""
+    """A hint naming the nearest known words, or where none is near all of them, if they are few."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(known)}" if known else None
+    return f"known: {', '.join(known)}" if 0 < len(known) <= 20 else None

@@ -1,0 +1,61 @@
+"""Folders of pictures that a small ViT can learn, and a run trained on them once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitrail
+from vitrail import console
+
+COLOURS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
+
+
+@pytest.fixture(autouse=True)
+def _loud_again():
+    """A test that asked for quiet does not silence the next one."""
+    yield
+    console.quiet = False
+
+
+def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    """A noisy field of a colour, (height, width) pixels."""
+    noise = np.random.default_rng(seed).normal(0, 30, (*size, 3))
+    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """make_folder("name", {"train": 8, "test": 4}) or make_folder("name", 8) with so many pictures per class."""
+
+    def make(name: str, images: int | dict[str, int], classes: tuple[str, ...] = ("red", "blue"), size=(16, 16)) -> Path:
+        return fill(tmp_path / name, images, classes, size)
+
+    return make
+
+
+def fill(root: Path, images: int | dict[str, int], classes: tuple[str, ...], size: tuple[int, int]) -> Path:
+    splits = images if isinstance(images, dict) else {"": images}
+    colours = list(COLOURS.values())
+    for s, (split, n) in enumerate(splits.items()):
+        for c, label in enumerate(classes):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(n):
+                picture(colours[c % 3], 1000 * s + 100 * c + i, size).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train and test of three colours."""
+    return fill(tmp_path_factory.mktemp("data") / "colours", {"train": 20, "test": 8}, tuple(COLOURS), (16, 16))
+
+
+@pytest.fixture(scope="session")
+def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
+    """A run on the colours: learnt well in a few seconds."""
+    out = tmp_path_factory.mktemp("runs") / "colours"
+    return vitrail.train(colours, out=out, epochs=8, width=32, depth=2, heads=2, mlp_width=64)

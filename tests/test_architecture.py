@@ -1,0 +1,66 @@
+"""The tree says how data flows; these tests hold it to that."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import vitrail
+
+ROOT = Path(vitrail.__file__).parent
+
+# A folder may import from itself, from those named here, and from what belongs to no stage.
+MAY_IMPORT = {
+    "model": set(),
+    "data": {"model"},
+    "weights": {"model", "data"},
+    "train": {"model", "data", "weights"},
+    "evaluate": {"model", "data", "weights", "classifier"},
+    "explain": {"model", "data", "weights", "classifier"},
+}
+SHARED = {"errors", "files", "console", "machine"}
+
+
+def imports(file: Path) -> set[str]:
+    """The second word of every `vitrail.x...` that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("vitrail.")}
+    return found
+
+
+def test_arrows_run_one_way():
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for stage, allowed in MAY_IMPORT.items()
+        for file in (ROOT / stage).rglob("*.py")
+        for name in imports(file) - allowed - SHARED - {stage}
+    ]
+    assert not wrong
+
+
+def test_the_model_knows_neither_files_nor_training():
+    for file in (ROOT / "model").glob("*.py"):
+        assert imports(file) <= {"model", "errors"}, file.name
+
+
+def test_the_public_names():
+    assert set(vitrail.__all__) == {
+        "Classifier", "Explanation", "Prediction", "Run", "UsageError", "ViT", "ViTConfig", "VitrailError",
+        "load", "recording", "train",
+    }  # fmt: skip
+    assert callable(vitrail.train)
+    assert all(hasattr(vitrail, name) for name in vitrail.__all__)
+
+
+def test_importing_is_light():
+    """Heavy libraries are imported by the verb that needs them."""
+    heavy = ["sklearn", "matplotlib", "pyarrow", "tensorboard", "scipy", "pandas", "timm", "onnx"]
+    code = f"import sys, vitrail; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,152 @@
+"""One file is a classifier: it comes back as it was, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import vitrail
+from vitrail.errors import UsageError, VitrailError
+from vitrail.files import write_atomically
+from vitrail.model import Rotary
+
+
+@pytest.fixture
+def file(run: vitrail.Run, tmp_path: Path) -> Path:
+    path = tmp_path / "c.safetensors"
+    run.classifier.save(path)
+    return path
+
+
+def rewritten(file: Path, change) -> None:
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    document = json.loads(metadata["vitrail"])
+    change(document, tensors)
+    save_file(tensors, file, {**metadata, "vitrail": json.dumps(document)})
+
+
+def test_it_comes_back_as_it_was(run: vitrail.Run, file: Path):
+    again = vitrail.load(file)
+    assert again.classes == run.classifier.classes
+    assert again.preprocess == run.classifier.preprocess
+    assert again.vit.config == run.classifier.vit.config
+    assert again.origin == run.classifier.origin
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(again.logits(pixels), run.classifier.logits(pixels))
+
+
+def test_it_says_where_it_came_from(run: vitrail.Run):
+    origin = vitrail.load(run.folder).origin
+    assert origin["metrics"]["test"]["accuracy"] == run.result["test"]["accuracy"]
+    assert origin["recipe"]["name"] == "small"
+    assert origin["data"]["images"] == {"train": 54, "validation": 6, "test": 24}
+    assert len(origin["data"]["fingerprint"]) == 64
+
+
+def test_every_kind_of_model_comes_back(tmp_path: Path, run: vitrail.Run):
+    config = vitrail.ViTConfig(
+        width=16, depth=1, heads=2, mlp_width=8, patch=4, image_size=(8, 12), prefix_tokens=3, position=Rotary(base=7.0),
+        pool="map", mlp="swiglu", layer_scale=0.1, qk_norm=True, head="mlp", classes=3,
+    )  # fmt: skip
+    clf = vitrail.Classifier(vitrail.ViT(config), ("a", "b", "ü"), run.classifier.preprocess, temperature=1.5)
+    clf.save(tmp_path / "x.safetensors")
+    again = vitrail.load(tmp_path / "x.safetensors")
+    assert (again.vit.config, again.classes, again.temperature) == (config, ("a", "b", "ü"), 1.5)
+
+
+def test_temperature_divides_the_logits(run: vitrail.Run):
+    from dataclasses import replace
+
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    torch.testing.assert_close(replace(run.classifier, temperature=2.0).logits(pixels) * 2, run.classifier.logits(pixels))
+
+
+def test_cut_anywhere_it_is_refused(file: Path):
+    content = file.read_bytes()
+    for cut in (0, 4, 8, 100, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:cut])
+        with pytest.raises(VitrailError, match=r"c\.safetensors is cut short"):
+            vitrail.load(file)
+
+
+def test_a_flipped_bit_is_noticed(file: Path):
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(VitrailError, match="checksum"):
+        vitrail.load(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d, t: d.update(format=99), "format 99"),
+        (lambda d, t: d.pop("classes"), "not a whole artefact"),
+        (lambda d, t: d["classes"].append("x"), "names 4 classes for 3"),
+        (lambda d, t: d["config"].update(wdith=3), "wdith.*did you mean width"),
+        (lambda d, t: d["config"].update(heads=5), "does not divide"),
+        (lambda d, t: d["config"].update(width="wide"), "artefact|type"),
+        (lambda d, t: d["preprocess"].update(fit="stretch"), "stretch"),
+        (lambda d, t: t.pop("norm.weight"), "checksum"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(file: Path, change, said: str):
+    rewritten(file, change)
+    with pytest.raises(VitrailError, match=said):
+        vitrail.load(file)
+
+
+def test_tensors_must_be_all_and_nothing_else(file: Path):
+    from vitrail.weights.artefact import digest
+
+    def swap(document, tensors):
+        tensors["strange"] = tensors.pop("norm.weight")
+        document["sha256"] = digest(tensors)
+
+    rewritten(file, swap)
+    with pytest.raises(VitrailError, match=r"lacks the tensor norm\.weight"):
+        vitrail.load(file)
+
+
+def test_what_is_not_an_artefact_is_said_to_be_so(tmp_path: Path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(VitrailError, match="not a vitrail artefact"):
+        vitrail.load(tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="no run folder or artefact"):
+        vitrail.load(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"has no classifier\.safetensors"):
+        vitrail.load(tmp_path)
+
+
+def test_no_pickle_is_ever_opened(tmp_path: Path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    import pickle
+
+    for name in ("model.pt", "model.safetensors", "classifier.safetensors"):
+        (tmp_path / name).write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(VitrailError):
+            vitrail.load(tmp_path / name)
+    with pytest.raises(VitrailError):
+        vitrail.load(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file(file: Path):
+    before = file.read_bytes()
+
+    def half(aside: Path) -> None:
+        aside.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(VitrailError, match="No space left"):
+        write_atomically(file, half)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == ["c.safetensors"]

@@ -1,0 +1,201 @@
+"""The command line as people and programs use it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import vitrail
+from vitrail.cli import main
+from vitrail.cli.main import VERBS
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
+    """Exit code, the JSON object on stdout, and stderr."""
+    code = main([*map(str, words), "--json"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out), captured.err
+
+
+def test_stdout_is_one_json_object_and_nothing_else(make_folder, tmp_path: Path):
+    folder = make_folder("photos", 6)
+    done = subprocess.run(
+        [sys.executable, "-m", "vitrail", "train", str(folder), "--epochs", "1", "--out", str(tmp_path / "r"), "--json",
+         "--width", "32", "--depth", "1", "--heads", "2"],
+        capture_output=True, text=True, check=True, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    document = json.loads(done.stdout)
+    assert document["run"] == str(tmp_path / "r")
+    assert {"accuracy", "loss", "images"} <= document["test"].keys()
+    assert document["seconds"] > 0
+    assert "epoch 1/1" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown
+    assert len(shown.splitlines()) > 5
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vitrail {vitrail.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (["trian"], "no verb 'trian'", "train"),
+        (["train", "digits", "--epoch", "3"], "does not take '--epoch'", "--epochs"),
+        (["train", "digits", "--epochs", "many"], "invalid int", "--help"),
+        (["train", "digits", "--lr", "-1"], "lr is -1.0", None),
+        (["train", "digits", "--recipe", "smal"], "no recipe 'smal'", "small"),
+        (["train", "digitz"], "'digitz'", "digits"),
+        (["train"], "required: DATA", "--help"),
+        (["train", "digits", "--width", "50", "--heads", "3"], "width 50 does not divide into 3 heads", None),
+        (["evaluate", "nowhere", "digits"], "no run folder or artefact 'nowhere'", "train"),
+        (["predict", "nowhere", "x.png"], "no run folder or artefact", None),
+        (["inspect", "nowhere.safetensors"], "no file nowhere.safetensors", None),
+        (["inspect", "model.pth"], "pickled", "safetensors"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_a_hint(words, error, hint, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = main(words)
+    captured = capsys.readouterr()
+    assert code == (1 if words[0] == "inspect" else 2)
+    assert captured.out == ""
+    first, *rest = captured.err.strip().splitlines()
+    assert first.startswith("error: ")
+    assert error in first
+    assert len(rest) <= 1
+    if hint:
+        assert rest[0].startswith("hint: ")
+        assert hint in rest[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]):
+    code, document, _ = ask(capsys, "evaluate", "nowhere", "digits")
+    assert code == 2
+    assert document["error"].startswith("there is no run folder")
+
+
+def test_predict_and_evaluate_agree_image_by_image(run: vitrail.Run, colours: Path, capsys):
+    _, scored, _ = ask(capsys, "evaluate", run.folder, colours)
+    _, predicted, _ = ask(capsys, "predict", run.folder, colours / "test", "--batch", 7)
+    ours = {row["path"]: (row["label"], row["probability"]) for row in scored["predictions"]}
+    theirs = {row["path"]: (row["top"][0]["label"], row["top"][0]["probability"]) for row in predicted["predictions"]}
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 24
+    for path, (label, probability) in ours.items():
+        assert theirs[path][0] == label
+        assert theirs[path][1] == pytest.approx(probability, abs=1e-6)
+
+
+def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    good = (colours / "test" / "red" / "0.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(good)
+    (tmp_path / "b.png").write_bytes(good[:50])
+    (tmp_path / "c.png").write_bytes(good)
+    Image.new("RGB", (1, 40)).save(tmp_path / "d.png")
+    code, document, _ = ask(capsys, "predict", run.folder, tmp_path, tmp_path / "gone.png", "--top", 2)
+    assert code == 1
+    a, b, c, d, gone = document["predictions"]
+    assert a["top"] == c["top"]
+    assert a["error"] is None
+    assert len(a["top"]) == 2
+    assert a["top"][0]["label"] == "red"
+    for row, reason in ((b, "damaged or cut short"), (d, "fewer than a patch"), (gone, "no such file")):
+        assert row["top"] == []
+        assert reason in row["error"]
+
+
+def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    image = colours / "test" / "red" / "0.png"
+    for expected in ("0.attention.png", "0.attention-2.png"):
+        code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps")
+        (row,) = document["explanations"]
+        assert code == 0
+        assert row["label"] == "red"
+        assert row["files"] == [str(tmp_path / "maps" / expected)]
+        assert len(row["map"]) == 8
+        assert len(row["map"][0]) == 8
+        assert sum(map(sum, row["map"])) == pytest.approx(1, abs=1e-4)
+        Image.open(row["files"][0]).verify()
+    code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", "--head", "all")
+    assert len(document["explanations"][0]["heads"]) == 2
+    code, document, _ = ask(capsys, "explain", run.folder, image, "--method", "rollout", "--out", tmp_path / "maps")
+    assert document["explanations"][0]["files"][0].endswith("0.rollout.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "attentoin"], "attentoin"),
+        (["--layer", "9"], "no layer 9"),
+        (["--head", "7"], "no head 7"),
+        (["--head", "first"], "--head is 'first'"),
+        (["--method", "rollout", "--head", "0"], "mixes all heads"),
+    ],
+)
+def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colours, words, said, capsys, tmp_path):
+    image = colours / "test" / "red" / "0.png"
+    code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *words)
+    assert code == 2
+    assert said in document["error"]
+    assert not (tmp_path / "maps").exists()
+
+
+def test_check_tells_errors_from_warnings(make_folder, capsys):
+    folder = make_folder("mixed", {"train": 6, "val": 3})
+    code, document, _ = ask(capsys, "check", folder)
+    assert code == 0
+    assert (document["images"], document["errors"]) == (18, [])
+    assert any("fewer than 10" in warning for warning in document["warnings"])
+    (folder / "val" / "red" / "0.png").write_bytes((folder / "train" / "red" / "0.png").read_bytes())
+    (folder / "train" / "blue" / "1.png").write_bytes(b"no image")
+    (folder / "val" / "mauve").mkdir()
+    (folder / "val" / "mauve" / "0.png").write_bytes((folder / "train" / "red" / "1.png").read_bytes())
+    code, document, _ = ask(capsys, "check", folder)
+    assert code == 1
+    assert document["unreadable"] == ["train/blue/1.png"]
+    assert any("mauve" in error for error in document["errors"])
+    assert any("different splits" in warning for warning in document["warnings"])
+    assert any("different classes" in warning for warning in document["warnings"])
+
+
+def test_check_of_digits_finds_nothing_wrong(capsys):
+    code, document, _ = ask(capsys, "check", "digits")
+    assert code == 0
+    assert document["images"] == 1797
+    assert len(document["classes"]) == 10
+
+
+def test_inspect_and_models(run: vitrail.Run, capsys):
+    _, document, _ = ask(capsys, "inspect", run.folder)
+    assert document["kind"] == "vitrail artefact"
+    assert document["classes"] == ["blue", "green", "red"]
+    assert document["parameters"] == sum(p.numel() for p in run.classifier.vit.parameters())
+    _, document, _ = ask(capsys, "models")
+    sizes = {row["size"]: row["parameters"] for row in document["sizes"]}
+    assert sizes["B"] == 86_566_888  # torchvision's 86,567,656 less the class token's own position, which is folded in
+    assert {row["recipe"] for row in document["recipes"]} == {"small", "tutorial"}
+
+
+def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
+    for words in (["evaluate", run.folder, colours], ["predict", run.folder, colours / "test"], ["inspect", run.folder]):
+        assert main([*map(str, words)]) == 0
+        shown = capsys.readouterr().out
+        assert "red" in shown
+        assert "{" not in shown

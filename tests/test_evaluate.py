@@ -1,0 +1,104 @@
+"""Metrics against their definitions and against other libraries."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vitrail
+from vitrail.evaluate.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
+from vitrail.evaluate.outcome import Outcome
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 400)  # class 6 is never true
+    logits = rng.normal(size=(400, 7))
+    logits[np.arange(400), labels] += 1.2
+    logits[:, 5] = -50  # class 5 is never predicted
+    return Outcome([str(i) for i in range(400)], labels, logits, tuple("abcdefg"))
+
+
+def test_loss_and_probabilities_are_torchs(outcome: Outcome):
+    logits, labels = torch.from_numpy(outcome.logits), torch.from_numpy(outcome.labels)
+    torch.testing.assert_close(torch.from_numpy(outcome.probabilities), logits.softmax(1))
+    assert outcome.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
+
+
+def test_calibration_error_and_top5_are_torchmetrics(outcome: Outcome):
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    logits, labels = torch.from_numpy(outcome.probabilities), torch.from_numpy(outcome.labels)
+    theirs = torchmetrics.multiclass_calibration_error(logits, labels, num_classes=7, n_bins=15, norm="l1")
+    assert calibration_error(outcome) == pytest.approx(theirs.item(), abs=1e-6)
+    theirs = torchmetrics.multiclass_accuracy(logits, labels, num_classes=7, top_k=5, average="micro")
+    assert top_k(outcome) == pytest.approx(theirs.item())
+
+
+def test_top_k_of_fewer_classes_is_everything():
+    outcome = Outcome(["x"], np.array([1]), np.array([[2.0, 1.0]]), ("a", "b"))
+    assert top_k(outcome) == 1
+    assert top_k(outcome, 1) == 0
+
+
+def test_per_class_says_none_where_nothing_can_be_said(outcome: Outcome):
+    rows = per_class(outcome)
+    assert rows["f"] == {"precision": None, "recall": 0.0, "f1": 0.0, "images": int((outcome.labels == 5).sum())}
+    assert rows["g"]["recall"] is None
+    hits = ((outcome.predicted == 0) & (outcome.labels == 0)).sum()
+    assert rows["a"]["precision"] == pytest.approx(hits / (outcome.predicted == 0).sum())
+    assert rows["a"]["recall"] == pytest.approx(hits / (outcome.labels == 0).sum())
+
+
+def test_the_confusion_matrix_counts_every_image_once(outcome: Outcome):
+    matrix = confusion(outcome)
+    assert matrix.shape == (7, 7)
+    assert matrix.sum() == 400
+    assert np.trace(matrix) / 400 == pytest.approx(outcome.accuracy)
+    assert (matrix.sum(axis=1) == np.bincount(outcome.labels, minlength=7)).all()
+    pairs = most_confused(matrix, outcome.classes)
+    assert [pair["images"] for pair in pairs] == sorted((p["images"] for p in pairs), reverse=True)
+    first = pairs[0]
+    assert first["true"] != first["predicted"]
+    assert matrix[outcome.classes.index(first["true"]), outcome.classes.index(first["predicted"])] == first["images"]
+
+
+def test_the_interval_is_wilsons():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
+    assert wilson(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert wilson(10, 10)[1] == pytest.approx(1)
+    rng = np.random.default_rng(1)
+    covered = [lo <= 0.9 <= hi for lo, hi in (wilson(int(rng.binomial(60, 0.9)), 60) for _ in range(2000))]
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_an_evaluation_has_all_its_numbers(run: vitrail.Run, colours: Path):
+    evaluation = run.classifier.evaluate(colours)
+    document = evaluation.to_json()
+    assert document["images"] == 24  # the test split
+    assert len(document["predictions"]) == 24
+    right = np.mean([row["true"] == row["label"] for row in document["predictions"]])
+    assert document["accuracy"] == pytest.approx(right)
+    assert {"accuracy_interval", "top5", "loss", "ece", "unreadable", "per_class", "confusion"} <= document.keys()
+    assert document["accuracy"] == run.result["test"]["accuracy"]
+    assert document["loss"] == run.result["test"]["loss"]
+
+
+def test_the_batch_size_changes_no_prediction(run: vitrail.Run, colours: Path):
+    from vitrail.evaluate import evaluate, images_to_score
+
+    images, _ = images_to_score(run.classifier, colours)
+    one, many = (evaluate(run.classifier, images, batch=n).outcome for n in (1, 24))
+    assert (one.predicted == many.predicted).all()
+    np.testing.assert_allclose(one.logits, many.logits, atol=1e-5)
+
+
+def test_an_undivided_folder_is_scored_on_what_training_kept_back(make_folder):
+    folder = make_folder("flat", 20)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=2, width=32, depth=1, heads=2, mlp_width=32)
+    again = run.classifier.evaluate(folder)
+    assert again.images == run.result["test"]["images"] == 8
+    assert again.accuracy == run.result["test"]["accuracy"]
+    other = make_folder("other", 5)
+    assert run.classifier.evaluate(other).images == 10

@@ -1,0 +1,239 @@
+"""Whole runs on real folders: what they write, what they refuse, how they go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitrail
+from vitrail.errors import UsageError, VitrailError
+from vitrail.train.loop import Diverged
+
+SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
+
+
+def test_a_run_writes_everything_it_promises(run: vitrail.Run):
+    written = {path.name for path in run.folder.iterdir()}
+    assert written == {
+        "classifier.safetensors", "checkpoint", "metrics.jsonl", "recipe.json", "result.json",
+        "curves.png", "confusion.png", "attention.png",
+    }  # fmt: skip
+    for name in ("curves", "confusion", "attention"):
+        with Image.open(run.folder / f"{name}.png") as image:
+            assert min(image.size) > 100
+            assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 5  # something is drawn
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert run.result["test"]["accuracy"] > 0.9
+    assert run.result["test"]["images"] == 24
+    assert json.loads((run.folder / "result.json").read_text()) == run.result
+
+
+def test_the_kept_weights_are_those_of_the_best_validation_epoch(run: vitrail.Run):
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    from vitrail.data import open_data
+    from vitrail.evaluate import classify
+
+    split = run.classifier.origin["data"]["split"]
+    address = json.loads((run.folder / "recipe.json").read_text())["data"]
+    splits = open_data(address, validation=split["validation"], test=split["test"], split_seed=split["seed"])
+    outcome = classify(run.classifier, splits.validation)
+    assert outcome.accuracy == best["validation_accuracy"]
+    assert outcome.loss == pytest.approx(best["validation_loss"], abs=1e-5)
+
+
+def test_twelve_images_of_two_classes_train(make_folder):
+    folder = make_folder("twelve", 6)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=4, **SMALL)
+    checkpoint = next((run.folder / "checkpoint").glob("step-*"))
+    assert json.loads((checkpoint / "state.json").read_text())["step"] >= 4  # never an epoch without a step
+    assert run.classifier.classes == ("blue", "red")
+    assert run.result["test"]["images"] == 2
+
+
+def test_every_kind_of_picture_in_one_folder_trains(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    kinds = {
+        "grey.png": Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8)),
+        "rgba.png": Image.fromarray(rng.integers(0, 255, (18, 24, 4), dtype=np.uint8)),
+        "deep.png": Image.fromarray(rng.integers(0, 65535, (20, 20), dtype=np.uint16)),
+        "palette.png": Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8)).convert("P"),
+        "photo.JPG": Image.fromarray(rng.integers(0, 255, (30, 20, 3), dtype=np.uint8)),
+        "one bit.png": Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8)).convert("1"),
+    }
+    for label in ("chat noir", "été à la mer"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for name, image in kinds.items():
+            image.save(tmp_path / "photos" / label / name)
+    run = vitrail.train(tmp_path / "photos", out=tmp_path / "run", epochs=2, **SMALL)
+    assert run.classifier.classes == ("chat noir", "été à la mer")
+    assert vitrail.load(run.folder).classes == run.classifier.classes
+
+
+def test_a_validation_folder_without_a_class_keeps_the_numbers_of_the_others(make_folder):
+    folder = make_folder("gap", {"train": 12, "val": 4, "test": 4}, ("blue", "green", "red"))
+    for path in (folder / "val" / "blue").iterdir():
+        path.unlink()
+    (folder / "val" / "blue").rmdir()
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=12, **SMALL)
+    assert run.classifier.classes == ("blue", "green", "red")
+    assert run.classifier.evaluate(folder / "val").accuracy > 0.9  # labels did not shift
+
+
+def test_a_set_that_is_not_square_gets_a_model_that_is_not(make_folder):
+    folder = make_folder("wide", 8, size=(12, 20))
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=2, **SMALL)
+    assert run.classifier.vit.config.image_size == (12, 20)
+    assert run.classifier.explain(folder / "red" / "0.png").map.shape == (6, 10)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(make_folder):
+    folder = make_folder("twice", 10)
+    runs = [
+        vitrail.train(folder, out=folder.parent / f"run{i}", epochs=2, seed=seed, workers=workers, memory=memory, **SMALL)
+        for i, (seed, workers, memory) in enumerate([(0, 0, 1.0), (0, 2, 0.0), (1, 0, 1.0)])
+    ]
+    first, again, other = (load_file(run.folder / "classifier.safetensors") for run in runs)
+    assert all(torch.equal(first[name], again[name]) for name in first)  # also with workers and without memory
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_out_that_is_not_empty_is_left_alone(make_folder, tmp_path: Path):
+    folder = make_folder("few", 6)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not empty"):
+        vitrail.train(folder, out=mine, epochs=1, **SMALL)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_without_out_each_run_gets_a_folder_of_its_own(make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_folder("photos", 6)
+    monkeypatch.chdir(tmp_path)
+    runs = [vitrail.train(folder, epochs=1, **SMALL).folder for _ in range(3)]
+    assert [str(path) for path in runs] == ["runs/photos", "runs/photos-2", "runs/photos-3"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda root: (root / "red" / "0.png").write_bytes((root / "red" / "0.png").read_bytes()[:60]), r"red/0\.png"),
+        (lambda root: (root / "red" / "0.png").write_text("not an image"), r"red/0\.png"),
+        (lambda root: (root / "green").mkdir(), "green"),
+        (lambda root: Image.new("RGB", (1, 1)).save(root / "red" / "dot.png"), r"red/dot\.png"),
+    ],
+    ids=["cut short", "not an image", "empty class", "smaller than a patch"],
+)
+@pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "from files"])
+def test_bad_data_ends_in_a_sentence_that_names_it_and_leaves_no_classifier(make_folder, damage, said, memory):
+    folder = make_folder("bad", 8)
+    damage(folder)
+    out = folder.parent / "run"
+    with pytest.raises(VitrailError, match=said) as caught:
+        vitrail.train(folder, out=out, epochs=1, memory=memory, workers=0, **SMALL)
+    assert caught.value.hint
+    assert not (out / "classifier.safetensors").exists()
+    assert not out.exists(), "nothing half-written"
+
+
+def test_a_run_that_diverges_stops_and_says_where(make_folder):
+    folder = make_folder("wild", 8)
+    with pytest.raises(Diverged, match=r"diverged at step \d+: loss .*learning rate"):
+        vitrail.train(
+            folder, out=folder.parent / "run", epochs=30, optimizer="sgd", lr=1e9, clip=None, warmup=0.0, **SMALL
+        )
+
+
+def test_validation_never_sees_test_and_tutorial_trains_on_everything(make_folder):
+    folder = make_folder("all", {"train": 10, "test": 4}, size=(32, 32))
+    run = vitrail.train(folder, recipe="tutorial", out=folder.parent / "run", epochs=2)
+    assert run.classifier.origin["data"]["images"] == {"train": 20, "test": 8}
+    row = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "test_accuracy" in row
+    assert "validation_accuracy" not in row
+    assert row["test_accuracy"] == run.result["test"]["accuracy"]  # the last weights are kept, not the best
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "vitrail", *map(str, words)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(make_folder, number: signal.Signals):
+    folder = make_folder("long", 30)
+    options = ("--epochs", 12, "--batch", 8, "--width", 32, "--depth", 2, "--heads", 2, "--mlp-width", 64, "--ema", 0.9)
+    options += ("--dropout", 0.1, "--mixup", 0.2, "--quiet")
+    whole, broken = folder.parent / "whole", folder.parent / "broken"
+    subprocess.run(command("train", folder, "--out", whole, *options), check=True)
+    process = subprocess.Popen(command("train", folder, "--out", broken, *options), stderr=subprocess.PIPE, text=True)
+    while not list(broken.glob("checkpoint/step-*")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if number != signal.SIGKILL else -9)
+    if number != signal.SIGKILL:
+        assert f"--resume --out {broken}" in errors
+    subprocess.run(command("train", folder, "--out", broken, "--resume", "--quiet"), check=True)
+    for name in ("classifier.safetensors", "result.json"):
+        ours, theirs = (whole / name).read_bytes(), (broken / name).read_bytes()
+        if name == "result.json":
+            assert json.loads(ours)["test"] == json.loads(theirs)["test"]
+        else:
+            assert ours == theirs
+    assert len((broken / "metrics.jsonl").read_text().splitlines()) == 12
+
+
+def test_resume_refuses_another_recipe_and_a_folder_that_is_no_run(run: vitrail.Run, colours: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="another recipe"):
+        vitrail.train(colours, out=run.folder, resume=True, lr=0.5)
+    with pytest.raises(UsageError, match="not a run"):
+        vitrail.train(colours, out=tmp_path / "nothing", resume=True)
+
+
+def test_a_damaged_checkpoint_is_never_loaded(make_folder):
+    from vitrail.train.checkpoint import newest_checkpoint
+
+    folder = make_folder("flip", 8)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)
+    checkpoint = newest_checkpoint(run.folder / "checkpoint")
+    assert checkpoint is not None
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    assert newest_checkpoint(run.folder / "checkpoint") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a full disk needs root")
+def test_a_full_disk_is_said_in_a_sentence(make_folder, tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine may not mount")
+    try:
+        with pytest.raises(VitrailError, match="cannot be written"):
+            vitrail.train(make_folder("few", 6), out=disk / "run", epochs=1, **SMALL)
+        assert not list(disk.glob("run/classifier*"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_tensorboard_on_request(make_folder):
+    pytest.importorskip("tensorboard")
+    folder = make_folder("board", 6)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, tensorboard=True, **SMALL)
+    assert list((run.folder / "tensorboard").glob("events*"))

@@ -1,0 +1,220 @@
+"""Recipes, optimisers, schedules and the loop."""
+
+import json
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vitrail.data import Images, Preprocess
+from vitrail.errors import UsageError
+from vitrail.model import ViT, ViTConfig
+from vitrail.train.loop import autocast_dtype, train_steps, trainee
+from vitrail.train.optim import decays, lr_part
+from vitrail.train.recipes import FIELDS, RECIPES, Recipe, find_recipe, recipe_from_json
+
+TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
+PREPROCESS = Preprocess(image_size=(8, 8))
+
+
+def batches(n: int, size: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randint(0, 256, (size, 3, 8, 8), generator=generator, dtype=torch.uint8),
+            torch.randint(0, 3, (size,), generator=generator),
+        )
+        for _ in range(n)
+    ]
+
+
+def trained(n: int = 3, **changes: object) -> tuple[dict[str, torch.Tensor], list]:
+    recipe = Recipe(epochs=1, precision="fp32", warmup=0.0, schedule="constant").but(**changes)
+    torch.manual_seed(0)
+    vit = ViT(TINY)
+    learner = trainee(vit, recipe)
+    steps = list(train_steps(learner, batches(n), recipe, PREPROCESS, steps=n))
+    return {k: v.clone() for k, v in learner.best_guess.state_dict().items()}, steps
+
+
+def test_accumulation_computes_the_same_gradient_in_parts():
+    whole, steps = trained(optimizer="sgd", lr=0.1)
+    parts, steps_in_parts = trained(optimizer="sgd", lr=0.1, accumulate=3)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-5)
+    assert steps[-1].loss == pytest.approx(steps_in_parts[-1].loss, abs=1e-6)
+    assert steps[-1].gradient == pytest.approx(steps_in_parts[-1].gradient, rel=1e-4)
+
+
+def test_more_parts_than_images_are_no_problem():
+    _, steps = trained(accumulate=100)
+    assert [step.images for step in steps] == [12, 12, 12]
+
+
+def test_recomputing_saves_memory_and_changes_no_result():
+    kept, _ = trained()
+    recomputed, _ = trained(recompute=True)
+    for name in kept:
+        torch.testing.assert_close(kept[name], recomputed[name], atol=1e-6, rtol=1e-5)
+
+
+def test_the_average_follows_the_weights_by_its_formula():
+    recipe = Recipe(epochs=1, precision="fp32", optimizer="sgd", lr=0.1, ema=0.5, warmup=0.0)
+    torch.manual_seed(0)
+    learner = trainee(ViT(TINY), recipe)
+    seen = [
+        learner.vit.head.weight.detach().clone()
+        for _ in train_steps(learner, batches(4), recipe, PREPROCESS, steps=4)
+    ]
+    expected = seen[0]
+    for n, weight in enumerate(seen[1:], start=1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(learner.best_guess.head.weight, expected)
+
+
+def test_clipping_shortens_the_step_but_reports_the_whole_gradient():
+    _, free = trained(optimizer="sgd", clip=None)
+    _, clipped = trained(optimizer="sgd", clip=1e-3)
+    assert free[0].gradient == pytest.approx(clipped[0].gradient)
+    assert clipped[0].gradient > 1e-3
+    weights, _ = trained(1, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip=1e-3)
+    torch.manual_seed(0)
+    start = ViT(TINY).state_dict()
+    moved = math.sqrt(sum(float(((weights[k] - start[k]) ** 2).sum()) for k in start))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_step_repeats_exactly_whatever_ran_before():
+    first, _ = trained(mixup=0.5)
+    torch.rand(100)
+    again, _ = trained(mixup=0.5)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_every_optimizer_lowers_the_loss_and_reaches_every_parameter(optimizer: str):
+    recipe = Recipe(epochs=1, precision="fp32", optimizer=optimizer, lr=1e-2, warmup=0.0, schedule="constant")
+    torch.manual_seed(0)
+    learner = trainee(ViT(TINY), recipe)
+    before = {name: p.detach().clone() for name, p in learner.vit.named_parameters()}
+    steps = list(train_steps(learner, batches(1) * 30, recipe, PREPROCESS, steps=30))
+    assert steps[-1].loss < steps[0].loss - 0.1
+    still = [name for name, p in learner.vit.named_parameters() if torch.equal(p, before[name])]
+    assert not still
+
+
+def test_weight_decay_spares_vectors_tokens_and_positions():
+    spared = {name for name, p in ViT(replace(TINY, pool="map")).named_parameters() if not decays(name, p)}
+    assert {"prefix", "position.grid", "pool.query", "norm.weight", "head.bias", "blocks.0.norm1.weight"} <= spared
+    assert not {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} & spared
+    learner = trainee(ViT(TINY), Recipe(weight_decay=0.3, decay_on="all"))
+    assert [g["weight_decay"] for o in learner.optimizers for g in o.param_groups] == [0.3]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "end"), [("constant", 1.0), ("linear", 1 / 90), ("cosine", 0.5 + 0.5 * math.cos(math.pi * 89 / 90))]
+)
+def test_the_rate_rises_then_follows_its_schedule(schedule: str, end: float):
+    recipe = Recipe(schedule=schedule, warmup=0.1)
+    parts = [lr_part(step, 100, recipe) for step in range(100)]
+    assert parts[:10] == sorted(parts[:10])
+    assert 0 < parts[0] < 0.2
+    assert parts[10] == 1
+    assert parts[99] == pytest.approx(end)
+    assert parts[10:] == sorted(parts[10:], reverse=True)
+    assert all(p > 0 for p in (lr_part(s, 1, replace(recipe, warmup=0.0)) for s in range(1)))
+
+
+def test_bf16_is_chosen_where_it_is_native_only(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert autocast_dtype("auto", cpu) == dtype
+    assert autocast_dtype("fp32", cpu) == torch.float32
+    assert autocast_dtype("bf16", cpu) == torch.bfloat16
+
+
+def test_field_names_are_unique_so_that_a_flag_has_one_meaning():
+    kinds = (ViTConfig, Recipe, type(Recipe().augment))
+    names = [f.name for kind in kinds for f in fields(kind)]
+    doubled = {name for name in names if names.count(name) > 1}
+    assert doubled == set()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name: str):
+    assert recipe_from_json(json.loads(json.dumps(RECIPES[name].to_json()))) == RECIPES[name]
+
+
+def test_changes_go_to_the_part_they_belong_to():
+    recipe = find_recipe("small", epochs=3, flip=0.0, width=48, size="Ti")
+    assert recipe.epochs == 3
+    assert recipe.augment.flip == 0
+    assert recipe.model["width"] == 48  # said explicitly, over the size
+    assert recipe.model["depth"] == 12
+    assert RECIPES["small"].epochs is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochz": 3}, "epochz.*did you mean epochs"),
+        ({"optimizer": "adam"}, "adam.*did you mean adamw"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1"),
+        ({"ema": 1.5}, "ema is 1.5"),
+        ({"size": "XXL"}, "size 'XXL'"),
+        ({"crop_area": 0.0}, "crop_area is 0"),
+    ],
+)
+def test_an_impossible_recipe_is_refused_by_field(changes: dict, said: str):
+    with pytest.raises(UsageError, match=said):
+        find_recipe("small", **changes)
+
+
+def test_a_recipe_from_a_file(tmp_path: Path):
+    toml = tmp_path / "mine.toml"
+    toml.write_text('base = "tutorial"\nepochs = 7\nmixup = 0.2\nwidth = 96\n')
+    recipe = find_recipe(toml)
+    assert (recipe.name, recipe.epochs, recipe.augment.mixup, recipe.model["width"]) == ("mine", 7, 0.2, 96)
+    assert recipe.schedule == "constant"
+    (tmp_path / "mine.json").write_text('{"lr": 0.5}')
+    assert find_recipe(tmp_path / "mine.json").lr == 0.5
+    for text, said in (("epochs = ", "not a recipe"), ("epoks = 3", "did you mean epochs"), ("lr = 'fast'", "lr|type")):
+        toml.write_text(text)
+        with pytest.raises(UsageError, match=said):
+            find_recipe(toml)
+    with pytest.raises(UsageError, match="did you mean tutorial"):
+        find_recipe("tutorail")
+
+
+def test_what_the_data_decide():
+    from vitrail.data import Splits
+    from vitrail.train.shape import shape
+
+    def splits(size: tuple[int, int], n: int, channels: int = 3, flippable: bool = True) -> Splits:
+        pixels = torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8)
+        images = Images(pixels, [str(i) for i in range(n)], np.arange(n) % 2, ("a", "b"))
+        return Splits("x", ("a", "b"), images, None, None, channels, "", flippable)
+
+    for size, image_size, patch in (
+        ((8, 8), 8, 2), ((28, 28), 28, 4), ((32, 32), 32, 4), ((30, 30), 32, 4), ((64, 64), 64, 8), ((12, 20), (12, 20), 2),
+        ((480, 640), 96, 8), ((60, 300), 64, 8), ((300, 40), 32, 4),
+    ):  # fmt: skip
+        full, config, preprocess = shape(Recipe(), splits(size, 8))
+        assert (config.image_size, config.patch, config.classes) == (image_size, patch, 2)
+        assert preprocess.image_size == ((image_size, image_size) if isinstance(image_size, int) else image_size)
+    full, config, preprocess = shape(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
+    assert config.channels == 1
+    assert full.augment.flip == 0
+    assert preprocess.mean[0] == pytest.approx(0.5, abs=0.01)
+    assert 16 <= full.batch <= 256
+    assert shape(Recipe(epochs=7, batch=5), splits((8, 8), 8))[0].epochs == 7
+    full, config, _ = shape(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
+    assert config.grid == (2, 2)
