@@ -39,7 +39,9 @@ class Augment:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         if not 0 < self.crop_area <= 1:
             raise UsageError(f"crop_area is {self.crop_area}; it must be above 0 and at most 1")
-        for name in ("mixup", "cutmix", "crop_padding", "policy_changes"):
+        if not 0 <= self.crop_padding <= 0.5:  # the border mirrors the image, so it must be narrower
+            raise UsageError(f"crop_padding is {self.crop_padding}; it must be between 0 and 0.5")
+        for name in ("mixup", "cutmix", "policy_changes"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if not 0 <= self.policy_strength <= 30:
@@ -66,10 +68,11 @@ def sample_transform(augment: Augment, preprocess: Preprocess) -> nn.Module:
         steps += [v2.RandomCrop((height, width), padding=border, padding_mode="reflect")]
     if augment.flip:
         steps += [v2.RandomHorizontalFlip(augment.flip)]
+    turned = InterpolationMode.BILINEAR  # torchvision cannot rotate or shear a tensor with bicubic
     if augment.policy == "randaugment":
-        steps += [v2.RandAugment(augment.policy_changes, augment.policy_strength, interpolation=mode, fill=fill)]
+        steps += [v2.RandAugment(augment.policy_changes, augment.policy_strength, interpolation=turned, fill=fill)]
     if augment.policy == "trivialaugment":
-        steps += [v2.TrivialAugmentWide(interpolation=mode, fill=fill)]
+        steps += [v2.TrivialAugmentWide(interpolation=turned, fill=fill)]
     if augment.erasing:
         steps += [v2.RandomErasing(augment.erasing, value=fill)]
     return v2.Compose(steps)

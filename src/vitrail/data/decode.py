@@ -27,6 +27,10 @@ class ImageError(VitrailError):
         self.name = name
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        """What pickle needs to carry the error out of a worker process."""
+        return type(self), (self.name, self.reason)
+
 
 def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
     """The pixels of an image file as uint8 (C, H, W), upright, C being 1 (grey) or 3 (RGB).
@@ -44,19 +48,23 @@ def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = No
                         name, f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS:,} that are read"
                     )
                 image.load()
-                upright = ImageOps.exif_transpose(image)
+                upright = _eight_bit(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise ImageError(name, "there is no such file") from None
     except IsADirectoryError:
         raise ImageError(name, "this is a folder, not an image") from None
     except UnidentifiedImageError:
         raise ImageError(name, f"not an image, or not one of {', '.join(FORMATS)}") from None
+    except PermissionError:
+        raise ImageError(name, "may not be read") from None
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # raised by Pillow on opening, above a limit higher than ours
+        raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything (TypeError in a TIFF's tags)
         raise ImageError(name, f"damaged or cut short ({error})") from None
     mode = "L" if channels == 1 else "RGB"
-    array = np.array(_eight_bit(upright).convert(mode))
+    array = np.array(upright.convert(mode))
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 

@@ -71,7 +71,7 @@ def is_image(path: Path) -> bool:
 
 
 def images_below(folder: Path) -> tuple[list[Path], int]:
-    """All image files below a folder in order, links followed once, and the number of other files."""
+    """All image files below a folder in order, links followed once, and the number of other files; none hidden."""
     images: list[Path] = []
     others = 0
     seen: set[str] = set()
@@ -80,6 +80,7 @@ def images_below(folder: Path) -> tuple[list[Path], int]:
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in files:
             path = Path(parent, name)
             if is_image(path):

@@ -7,7 +7,7 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from vitrail.data.images import Files, Images, Pixels
+from vitrail.data.images import Files, Images, Pixels, View
 from vitrail.errors import VitrailError
 
 SPLIT_NAMES = {
@@ -45,7 +45,7 @@ class Listing:
         convert = F.grayscale_to_rgb if channels == 3 else F.rgb_to_grayscale
         if isinstance(self.pixels, Tensor):
             return replace(self, pixels=convert(self.pixels))
-        return replace(self, pixels=[convert(pixels) for pixels in self.pixels])
+        return replace(self, pixels=View(self.pixels, range(len(self)), convert))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,22 @@ class Files(Sequence[Tensor]):
 
 
 @dataclass(frozen=True)
+class View(Sequence[Tensor]):
+    """Some images of a sequence that reads them when asked, each converted when asked."""
+
+    pixels: Sequence[Tensor]
+    indices: Sequence[int]
+    convert: Callable[[Tensor], Tensor] | None = None
+
+    def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
+        pixels = self.pixels[self.indices[i]]
+        return self.convert(pixels) if self.convert else pixels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
 class Images:
     """Images with a name and a label each; `labels` index `classes`. Indexing gives uint8 pixels (C, H, W)."""
 
@@ -51,8 +67,10 @@ class Images:
             pixels = replace(self.pixels, paths=[self.pixels.paths[i] for i in indices])
         elif isinstance(self.pixels, Tensor):
             pixels = self.pixels[indices]
-        else:
+        elif isinstance(self.pixels, list):
             pixels = [self.pixels[i] for i in indices]
+        else:  # still in files: 100,000 photos do not fit into memory
+            pixels = View(self.pixels, indices)
         files = [self.files[i] for i in indices] if self.files else None
         return Images(pixels, [self.names[i] for i in indices], self.labels[indices], self.classes, files)
 

@@ -59,6 +59,7 @@ def _batches(samples: _Samples, keys: list[list[tuple[int, int]]], workers: int)
         num_workers=workers,
         collate_fn=_as_is,  # type: ignore[arg-type]  # the dataset gives whole batches
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # else the workers' seed, which nothing uses, is drawn from the global generator
     )
     for batch in loader:
         if isinstance(batch, ImageError):

@@ -41,6 +41,8 @@ class Preprocess:
                 )
         if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
             raise UsageError(f"mean {self.mean} and std {self.std} do not make a normalisation")
+        if not 0 < self.crop_fraction <= 1:
+            raise UsageError(f"crop_fraction is {self.crop_fraction}; it must be above 0 and at most 1")
 
     @property
     def channels(self) -> int:
@@ -48,9 +50,14 @@ class Preprocess:
         return len(self.mean)
 
     def frame(self, image_CHW: Tensor) -> Tensor:
-        """The field of view: with `pad`, the image on a canvas of the model's proportions; else the image."""
+        """The field of view: with `pad`, the image on a canvas of the model's proportions; else the image.
+
+        Raises `ValueError` if the image is too small.
+        """
         height, width = self.image_size
         h, w = image_CHW.shape[-2:]
+        if min(h, w) < self.smallest:
+            raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.smallest}")
         if self.fit != "pad" or h * width == w * height:
             return image_CHW
         full_h, full_w = max(h, round(w * height / width)), max(w, round(h * width / height))
@@ -63,15 +70,14 @@ class Preprocess:
     def fitted(self, image_CHW: Tensor) -> Tensor:
         """uint8 (C, h, w) of any size -> uint8 (C, H, W) of the model's size; raises `ValueError` if too small."""
         height, width = self.image_size
-        h, w = image_CHW.shape[-2:]
-        if min(h, w) < self.smallest:
-            raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.smallest}")
+        image_CHW = self.frame(image_CHW)
         if self.fit == "crop":
+            h, w = image_CHW.shape[-2:]
             target_h, target_w = height / self.crop_fraction, width / self.crop_fraction
             scale = max(target_h / h, target_w / w)
             image_CHW = self.resize(image_CHW, max(height, round(h * scale)), max(width, round(w * scale)))
             return F.center_crop(image_CHW, [height, width])
-        return self.resize(self.frame(image_CHW), height, width)
+        return self.resize(image_CHW, height, width)
 
     def resize(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
         """The image resized, with antialiasing."""

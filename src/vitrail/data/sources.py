@@ -5,6 +5,7 @@ off here, by class and by seed. The class order comes from the training images a
 """
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,11 @@ def _find(address: str | Path) -> Found:
     if isinstance(address, str) and address in BUILTIN:
         return read_builtin(address)
     path = Path(address)
-    if path.is_dir():
+    if os.path.isdir(path):  # os.path's own: pathlib raises where a name is too long
         return read_folder(path)
-    if path.suffix.lower() in TABLES and path.is_file():
+    if path.suffix.lower() in TABLES and os.path.isfile(path):
         return read_table(path)
-    if path.is_file():
+    if os.path.isfile(path):
         raise UsageError(f"{path} is not a folder, a table ({', '.join(TABLES)}) or a built-in name")
     hint = did_you_mean(str(address), BUILTIN) if "/" not in str(address) else None
     raise UsageError(f"there is no folder, table or built-in data set {str(address)!r}", hint)
@@ -75,7 +76,8 @@ def open_data(
     if "all" in parts:
         rest, parts["test"] = divide(parts.pop("all"), test, split_seed)
         parts["train"] = rest
-        notes.append(f"{len(parts['test'])} images ({test:.0%} of each class) are kept back as test")
+        if test:
+            notes.append(f"{len(parts['test'])} images ({test:.0%} of each class) are kept back as test")
     if "train" not in parts:
         raise VitrailError(f"{address} has {' and '.join(parts)} but no training images", "add a folder named train")
     if "validation" not in parts and validation:

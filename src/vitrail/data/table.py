@@ -22,16 +22,17 @@ def read_table(file: Path) -> Found:
     rows = read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file)
     if not rows:
         raise VitrailError(f"{file} has no rows", "give it a header line and a line per image")
-    path_column = column(file, rows[0], PATH_COLUMNS)
-    label_column = column(file, rows[0], LABEL_COLUMNS)
-    split_column = next((name for name in rows[0] if name.strip().lower() in SPLIT_COLUMNS), None)
+    _, first = rows[0]
+    path_column = column(file, first, PATH_COLUMNS)
+    label_column = column(file, first, LABEL_COLUMNS)
+    split_column = next((name for name in first if str(name).strip().lower() in SPLIT_COLUMNS), None)
     paths: dict[str, list[Path]] = {}
     names: dict[str, list[str]] = {}
     labels: dict[str, list[str]] = {}
-    for line, row in enumerate(rows, start=2):
-        where = f"{file}, line {line}"
+    for place, row in rows:
+        where = f"{file}, {place}"
         for name in (path_column, label_column, split_column):
-            if name is not None and not str(row.get(name) or "").strip():
+            if name is not None and (row[name] is None or not str(row[name]).strip()):
                 raise VitrailError(f"{where}: the column {name!r} is empty", "fill it in or remove the row")
         split = split_name(str(row[split_column]), where) if split_column else "all"
         path = file.parent / str(row[path_column])
@@ -52,17 +53,18 @@ def column(file: Path, row: dict[str, object], wanted: tuple[str, ...]) -> str:
     raise VitrailError(f"{file} has no column {wanted[0]!r}", f"its columns are {', '.join(map(str, row))}")
 
 
-def read_csv(file: Path) -> list[dict[str, object]]:
-    """The rows of a comma- or tab-separated file."""
+def read_csv(file: Path) -> list[tuple[str, dict[str, object]]]:
+    """The rows of a comma- or tab-separated file, each with where it stands (blank lines count, but are no rows)."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            return list(csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+            reader = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+            return [(f"line {reader.line_num}", dict(row)) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise VitrailError(f"{file} is not a table in UTF-8 ({error})", "save it as CSV in UTF-8") from None
 
 
-def read_parquet(file: Path) -> list[dict[str, object]]:
-    """The rows of a parquet file."""
+def read_parquet(file: Path) -> list[tuple[str, dict[str, object]]]:
+    """The rows of a parquet file, each with where it stands."""
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -71,4 +73,4 @@ def read_parquet(file: Path) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = parquet.read_table(file).to_pylist()
     except (OSError, ValueError) as error:
         raise VitrailError(f"{file} is not a parquet file ({error})") from None
-    return rows
+    return [(f"row {i}", row) for i, row in enumerate(rows, start=1)]

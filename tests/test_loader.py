@@ -1,0 +1,351 @@
+"""Batches depend on the seed, the epoch and the image, and on nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitrail.data.augment import Augment, mix, sample_transform
+from vitrail.data.decode import ImageError
+from vitrail.data.images import Files, Images, load_into_memory
+from vitrail.data.loader import default_workers, evaluation_batches, steps_per_epoch, training_batches
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError
+
+N = 11
+PREPROCESS = Preprocess(image_size=(8, 8))
+EVERYTHING = Augment(crop="resized", policy="randaugment", erasing=0.5)
+
+
+def files(folder: Path, n: int = N, size: tuple[int, int] = (12, 10)) -> Images:
+    """Images in files, image `i` of label `i`."""
+    paths = []
+    for i in range(n):
+        paths.append(folder / f"{i:02d}.png")
+        pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(paths[-1])
+    classes = tuple(f"{i:02d}" for i in range(n))
+    return Images(Files(paths), [path.name for path in paths], np.arange(n), classes)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    return files(tmp_path)
+
+
+def batches(images: Images, **options) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    transform = sample_transform(options.pop("augment", EVERYTHING), PREPROCESS)
+    wanted = {"batch": 4, "seed": 0, "epoch": 0, "workers": 0} | options
+    return list(training_batches(images, transform, **wanted))
+
+
+def identical(ours: list, theirs: list) -> bool:
+    return len(ours) == len(theirs) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(ours, theirs, strict=True)
+    )
+
+
+# training
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_the_same_bit_by_bit_whatever_the_workers(workers: int, images: Images):
+    for epoch in (0, 1):
+        assert identical(batches(images, epoch=epoch, workers=workers), batches(images, epoch=epoch))
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_starting_later_gives_the_rest_of_the_same_batches(start: int, images: Images):
+    assert identical(batches(images, start=start), batches(images)[start:])
+
+
+def test_starting_later_with_workers_gives_the_rest_of_the_same_batches(images: Images):
+    assert identical(batches(images, start=2, workers=2), batches(images)[2:])
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 1}])
+def test_another_epoch_or_seed_gives_another_order_and_other_pixels(change: dict, images: Images):
+    ours, theirs = batches(images), batches(images, **change)
+    labels, others = (torch.cat([y for _, y in part]) for part in (ours, theirs))
+    assert labels.tolist() != others.tolist()
+    pixels, other_pixels = (torch.cat([x for x, _ in part]) for part in (ours, theirs))
+    assert not any(
+        torch.equal(pixels[int((labels == i).nonzero())], other_pixels[int((others == i).nonzero())]) for i in range(N)
+    )
+
+
+def test_every_image_comes_once_an_epoch(images: Images):
+    for epoch in range(5):
+        labels = torch.cat([y for _, y in batches(images, epoch=epoch)])
+        assert sorted(labels.tolist()) == list(range(N))
+
+
+def test_the_last_small_batch_is_kept(images: Images):
+    assert [len(y) for _, y in batches(images)] == [4, 4, 3]
+    assert steps_per_epoch(images, 4) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 10, 11, 12, 128])
+def test_the_number_of_batches_is_never_zero_and_as_announced(batch: int, images: Images):
+    ours = batches(images, batch=batch)
+    assert len(ours) == steps_per_epoch(images, batch) > 0
+    assert sum(len(y) for _, y in ours) == N
+
+
+def test_batches_are_uint8_pixels_and_int64_labels(images: Images):
+    x, y = batches(images)[0]
+    assert x.dtype == torch.uint8 and x.shape == (4, 3, 8, 8)
+    assert y.dtype == torch.int64 and y.shape == (4,)
+
+
+def test_pixels_belong_to_their_labels(images: Images):
+    plain = Augment(flip=0)
+    for x, y in batches(images, augment=plain):
+        for pixels, label in zip(x, y, strict=True):
+            assert torch.equal(pixels, PREPROCESS.fitted(images[int(label)]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_global_generators_as_they_were(workers: int, images: Images):
+    torch.manual_seed(5)
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    batches(images, workers=workers)
+    list(evaluation_batches(images, PREPROCESS, batch=4, workers=workers))
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
+
+
+def test_the_global_generator_is_given_back_even_in_the_middle_of_an_epoch(images: Images):
+    transform = sample_transform(EVERYTHING, PREPROCESS)
+    before = torch.get_rng_state()
+    loading = training_batches(images, transform, batch=4, seed=0, epoch=0, workers=0)
+    next(loading)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_do_not_depend_on_the_global_generator(images: Images):
+    torch.manual_seed(1)
+    ours = batches(images)
+    torch.manual_seed(2)
+    assert identical(batches(images), ours)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_corrupt_file_stops_training_and_evaluation_by_name(workers: int, images: Images):
+    path = images.pixels.paths[7]
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ImageError, match=r"07\.png") as caught:
+        batches(images, workers=workers)
+    assert caught.value.name == str(path) and caught.value.reason.startswith("damaged")
+    with pytest.raises(ImageError, match=r"07\.png"):
+        list(evaluation_batches(images, PREPROCESS, batch=4, workers=workers))
+
+
+@pytest.mark.parametrize("crop", ["none", "resized", "padded"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_smaller_than_a_patch_is_named(crop: str, workers: int, images: Images):
+    Image.new("RGB", (3, 20)).save(images.pixels.paths[2])
+    transform = sample_transform(Augment(crop=crop), Preprocess(image_size=(8, 8), smallest=4))
+    with pytest.raises(ImageError, match=r"02\.png: 3x20 pixels are fewer"):
+        list(training_batches(images, transform, batch=4, seed=0, epoch=0, workers=workers))
+
+
+# evaluation
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_evaluation_keeps_the_order_and_changes_nothing(workers: int, images: Images):
+    ours = list(evaluation_batches(images, PREPROCESS, batch=4, workers=workers))
+    assert [len(y) for _, y in ours] == [4, 4, 3]
+    assert torch.cat([y for _, y in ours]).tolist() == list(range(N))
+    expected = torch.stack([PREPROCESS.fitted(images[i]) for i in range(N)])
+    assert torch.equal(torch.cat([x for x, _ in ours]), expected)
+
+
+# memory
+
+
+def test_memory_and_files_give_identical_batches(images: Images):
+    loaded = load_into_memory(images, budget=10**9)
+    assert loaded.in_memory and not images.in_memory
+    assert loaded.names == images.names and loaded.classes == images.classes
+    assert identical(batches(loaded), batches(images))
+    assert identical(list(evaluation_batches(loaded, PREPROCESS)), list(evaluation_batches(images, PREPROCESS)))
+
+
+def test_images_of_several_sizes_are_kept_in_memory_too(images: Images):
+    Image.new("RGB", (30, 9), (1, 2, 3)).save(images.pixels.paths[4])
+    loaded = load_into_memory(images, budget=10**9)
+    assert loaded.in_memory and loaded[4].shape == (3, 9, 30)
+    assert identical(batches(loaded), batches(images))
+    assert identical(batches(loaded, workers=2), batches(images))
+    part = loaded.subset([4, 0])
+    assert part.in_memory and part[0].shape == (3, 9, 30) and part.labels.tolist() == [4, 0]
+
+
+def test_the_memory_budget_is_kept_to_the_byte(images: Images):
+    exactly = N * 3 * 12 * 10
+    assert load_into_memory(images, exactly).in_memory
+    assert load_into_memory(images, exactly - 1) is images
+
+
+def test_a_set_far_too_large_is_given_up_early(tmp_path: Path):
+    images = files(tmp_path, n=200)
+    ticks = []
+    assert load_into_memory(images, 66 * 360, lambda: ticks.append(1)) is images  # a third of it
+    assert len(ticks) == 63
+
+
+def test_loading_into_memory_ticks_once_an_image_and_names_a_corrupt_file(images: Images):
+    ticks = []
+    load_into_memory(images, 10**9, lambda: ticks.append(1))
+    assert len(ticks) == N
+    images.pixels.paths[3].write_bytes(b"")
+    with pytest.raises(ImageError, match=r"03\.png"):
+        load_into_memory(images, 10**9)
+
+
+def test_sets_in_memory_need_no_workers(images: Images):
+    assert default_workers(load_into_memory(images, 10**9)) == 0
+    assert default_workers(images) >= 1
+
+
+def test_a_subset_keeps_pixels_names_and_labels_together(images: Images):
+    for whole in (images, load_into_memory(images, 10**9)):
+        part = whole.subset([5, 2, 2])
+        assert part.names == ["05.png", "02.png", "02.png"] and part.labels.tolist() == [5, 2, 2]
+        assert all(torch.equal(part[i], images[j]) for i, j in enumerate((5, 2, 2)))
+        assert len(whole.subset([])) == 0
+
+
+# augmentation
+
+OPTIONS = [
+    Augment(),
+    Augment(crop="resized"),
+    Augment(crop="resized", crop_area=0.05),
+    Augment(crop="padded"),
+    Augment(crop="padded", crop_padding=0.5),
+    Augment(policy="randaugment"),
+    Augment(policy="randaugment", policy_changes=4, policy_strength=30),
+    Augment(policy="trivialaugment"),
+    Augment(erasing=1.0),
+    Augment(crop="padded", policy="trivialaugment", erasing=1.0),
+]
+
+
+@pytest.mark.parametrize("augment", OPTIONS, ids=lambda a: f"{a.crop}-{a.policy}-{a.erasing}")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_every_option_gives_bytes_of_the_models_shape(
+    augment: Augment, channels: int, size: tuple[int, int], interpolation: str
+):
+    about = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    transform = sample_transform(augment, Preprocess(image_size=size, interpolation=interpolation, **about))
+    torch.manual_seed(0)
+    for shape in ((20, 30), (5, 5), *[(16, 16)] * 12):  # often enough that a policy draws most of its changes
+        image = transform(torch.randint(0, 256, (channels, *shape), dtype=torch.uint8))
+        assert image.dtype == torch.uint8 and image.shape == (channels, *size)
+
+
+def arrow() -> torch.Tensor:
+    """White on the left half, black on the right."""
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    image[..., :4] = 255
+    return image
+
+
+@pytest.mark.parametrize(("flip", "expected"), [(0.0, {True}), (1.0, {False}), (0.5, {True, False})])
+def test_flipping_happens_as_often_as_asked(flip: float, expected: set[bool]):
+    transform = sample_transform(Augment(flip=flip), PREPROCESS)
+    assert {torch.equal(transform(arrow()), arrow()) for _ in range(60)} == expected
+
+
+def test_erasing_blanks_with_the_mean_colour():
+    preprocess = Preprocess(image_size=(16, 16), mean=(0.2, 0.4, 0.6))
+    image = sample_transform(Augment(flip=0, erasing=1.0), preprocess)(torch.full((3, 16, 16), 255, dtype=torch.uint8))
+    colours = {tuple(colour) for colour in image.flatten(1).T.tolist()}
+    assert colours == {(255, 255, 255), (51, 102, 153)}
+
+
+def test_a_resized_crop_shows_at_least_the_area_asked_for():
+    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
+    transform = sample_transform(Augment(flip=0, crop="resized", crop_area=0.8), Preprocess(image_size=(64, 64)))
+    spans = []
+    for _ in range(30):
+        image = transform(ramp)
+        spans.append((int(image.max()) - int(image.min()) + 1) / 64)
+    assert min(spans) > 0.75 and len(set(spans)) > 1  # 0.8 of the area with a ratio up to 4/3
+
+
+def test_a_padded_crop_moves_the_image_by_no_more_than_its_border():
+    image = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    image[:, 8, 8] = 255
+    transform = sample_transform(Augment(flip=0, crop="padded", crop_padding=0.125), Preprocess(image_size=(16, 16)))
+    places = {tuple((transform(image)[0] == 255).nonzero()[0].tolist()) for _ in range(200)}
+    assert len(places) > 10
+    assert all(6 <= y <= 10 and 6 <= x <= 10 for y, x in places)
+
+
+@pytest.mark.parametrize("augment", [Augment(mixup=0.8), Augment(cutmix=1.0), Augment(mixup=0.8, cutmix=1.0)])
+def test_mixing_gives_soft_targets_that_sum_to_one(augment: Augment):
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
+    changed = 0
+    for _ in range(10):
+        mixed, targets = mix(augment, images, labels, 5)
+        assert mixed.shape == images.shape and mixed.dtype == images.dtype
+        assert targets.shape == (8, 5) and (targets >= 0).all()
+        assert torch.allclose(targets.sum(1), torch.ones(8))
+        assert (targets[torch.arange(8), labels] > 0).any()
+        changed += not torch.equal(mixed, images)
+    assert changed
+
+
+def test_mixup_mixes_pixels_by_the_same_share_as_targets():
+    torch.manual_seed(0)
+    labels = torch.arange(4)
+    images = torch.eye(4)[:, :, None, None].expand(4, 4, 2, 2)  # channel c of image i is 1 where c == i
+    mixed, targets = mix(Augment(mixup=0.8), images, labels, 4)
+    assert torch.allclose(mixed[:, :, 0, 0], targets)
+
+
+def test_no_mixing_leaves_images_and_labels_as_they_are():
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    same_images, same_labels = mix(Augment(), images, labels, 4)
+    assert same_images is images and same_labels is labels
+
+
+@pytest.mark.parametrize("field", ["flip", "erasing"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_probabilities_lie_between_0_and_1(field: str, value: float):
+    with pytest.raises(UsageError, match=f"{field} is .* between 0 and 1"):
+        Augment(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("crop_area", 0.0),
+        ("crop_area", 1.5),
+        ("crop_padding", -0.1),
+        ("crop_padding", 0.6),
+        ("policy_changes", -1),
+        ("policy_strength", 31),
+        ("policy_strength", -1),
+        ("mixup", -0.2),
+        ("cutmix", -1.0),
+    ],
+)
+def test_other_numbers_out_of_range_are_refused_by_name(field: str, value: float):
+    with pytest.raises(UsageError, match=f"{field} is "):
+        Augment(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "typed", "meant"), [("crop", "pad", "padded"), ("policy", "rand", "randaugment")])
+def test_an_unknown_word_gets_the_nearest_one(field: str, typed: str, meant: str):
+    with pytest.raises(UsageError, match=meant):
+        Augment(**{field: typed})

@@ -1,0 +1,202 @@
+"""One preprocessing for every verb: its geometry, its colours, its document."""
+
+import json
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError
+
+MEAN, STD = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)
+MEAN_COLOUR = (51, 102, 153)
+
+
+def white(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    return torch.full((channels, height, width), 255, dtype=torch.uint8)
+
+
+def noise(height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def colours(pixels: torch.Tensor) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in pixels.flatten(1).T.tolist()}
+
+
+# geometry
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "content"),
+    [(20, 40, (slice(10, 30), slice(None))), (40, 20, (slice(None), slice(10, 30)))],
+    ids=["wide", "tall"],
+)
+def test_padding_keeps_the_whole_image_between_borders_in_the_mean_colour(height: int, width: int, content: tuple):
+    image = Preprocess(image_size=(40, 40), mean=MEAN, std=STD).fitted(white(height, width))
+    assert image.shape == (3, 40, 40) and image.dtype == torch.uint8
+    assert colours(image[(slice(None), *content)]) == {(255, 255, 255)}
+    border = torch.ones(40, 40, dtype=torch.bool)
+    border[content] = False
+    assert colours(image[:, border]) == {MEAN_COLOUR}
+
+
+def test_padding_puts_the_very_pixels_in_the_middle_where_nothing_is_resized():
+    image = noise(20, 40)
+    assert torch.equal(Preprocess(image_size=(40, 40)).fitted(image)[:, 10:30], image)
+
+
+def test_padding_to_a_model_that_is_not_square():
+    image = Preprocess(image_size=(16, 48), mean=MEAN, std=STD).fitted(white(16, 16))
+    assert image.shape == (3, 16, 48)
+    assert colours(image[..., 16:32]) == {(255, 255, 255)}
+    assert colours(image[..., :16]) == colours(image[..., 32:]) == {MEAN_COLOUR}
+
+
+def test_padding_keeps_proportions():
+    image = white(20, 40)
+    image[:, 5:15, 15:25] = 0  # a black square of 10x10
+    small = Preprocess(image_size=(20, 20)).fitted(image)
+    black = (small[0] < 64).nonzero()
+    height, width = (black.max(0).values - black.min(0).values + 1).tolist()
+    assert abs(height - width) <= 1 and height == pytest.approx(5, abs=1)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 5), (33, 32), (64, 64)])
+@pytest.mark.parametrize("size", [(32, 32), (16, 48)])
+def test_any_shape_becomes_the_models(fit: str, shape: tuple[int, int], size: tuple[int, int]):
+    image = Preprocess(image_size=size, fit=fit, crop_fraction=0.875).fitted(noise(*shape))
+    assert image.shape == (3, *size) and image.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+def test_an_image_of_the_models_size_is_left_alone(fit: str):
+    image = noise(32, 32)
+    assert torch.equal(Preprocess(image_size=(32, 32), fit=fit).fitted(image), image)
+
+
+def test_squashing_keeps_the_whole_image_and_adds_nothing():
+    image = white(20, 40)
+    image[..., :20] = 0
+    squashed = Preprocess(image_size=(20, 20), fit="squash").fitted(image)
+    assert colours(squashed[..., :9]) == {(0, 0, 0)} and colours(squashed[..., 11:]) == {(255, 255, 255)}
+
+
+def test_cropping_takes_the_middle_and_adds_nothing():
+    image = white(20, 40)
+    image[..., :10] = image[..., 30:] = 0  # white only in the middle
+    cropped = Preprocess(image_size=(20, 20), fit="crop").fitted(image)
+    assert colours(cropped) == {(255, 255, 255)}
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (512, 256), (256, 256), (100, 150), (224, 224), (640, 480)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_crop_fraction_of_0875_is_resize_256_and_crop_224(shape: tuple[int, int], interpolation: str):
+    image = noise(*shape)
+    ours = Preprocess(image_size=(224, 224), fit="crop", crop_fraction=0.875, interpolation=interpolation).fitted(image)
+    mode = InterpolationMode(interpolation)
+    theirs = v2.Compose([v2.Resize(256, interpolation=mode, antialias=True), v2.CenterCrop(224)])(image)
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def test_a_smaller_crop_fraction_shows_less():
+    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
+    seen = [
+        int(image.max()) - int(image.min())
+        for fraction in (1.0, 0.75, 0.5)
+        for image in [Preprocess(image_size=(64, 64), fit="crop", crop_fraction=fraction).fitted(ramp)]
+    ]
+    assert seen == [63, pytest.approx(47, abs=1), pytest.approx(31, abs=1)]
+
+
+def test_shrinking_averages_instead_of_skipping():
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    small = Preprocess(image_size=(8, 8)).fitted(stripes)
+    assert (small.float() - 127.5).abs().max() < 8
+
+
+def test_one_channel_stays_one_channel():
+    preprocess = Preprocess(image_size=(16, 16), mean=(0.4,), std=(0.2,))
+    image = preprocess.fitted(white(8, 16, channels=1))
+    assert preprocess.channels == 1 and image.shape == (1, 16, 16)
+    assert colours(image[:, :4]) == {(102,)}
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("shape", [(3, 20), (20, 3), (3, 3)])
+def test_an_image_smaller_than_a_patch_is_refused(fit: str, shape: tuple[int, int]):
+    preprocess = Preprocess(image_size=(16, 16), fit=fit, smallest=4)
+    with pytest.raises(ValueError, match=f"{shape[1]}x{shape[0]} pixels are fewer than a patch of 4"):
+        preprocess.fitted(white(*shape))
+    with pytest.raises(ValueError, match="fewer"):
+        preprocess.frame(white(*shape))
+    assert preprocess.fitted(white(4, 4)).shape == (3, 16, 16)
+
+
+# colours
+
+
+def test_normalising_is_subtracting_the_mean_and_dividing_by_the_deviation():
+    pixels = torch.stack([noise(5, 7), noise(5, 7).flip(-1)])
+    ours = Preprocess(image_size=(5, 7), mean=MEAN, std=STD).normalise(pixels)
+    assert ours.dtype == torch.float32 and ours.shape == (2, 3, 5, 7)
+    for channel in range(3):
+        expected = (pixels[:, channel].double() / 255 - MEAN[channel]) / STD[channel]
+        assert torch.allclose(ours[:, channel].double(), expected, atol=1e-5)
+
+
+def test_normalising_agrees_with_torchvision():
+    pixels = noise(9, 9)[None]
+    theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])(pixels)
+    assert torch.allclose(Preprocess(image_size=(9, 9), mean=MEAN, std=STD).normalise(pixels), theirs, atol=1e-6)
+
+
+def test_padding_is_nearly_zero_once_normalised():
+    preprocess = Preprocess(image_size=(40, 40), mean=MEAN, std=STD)
+    normalised = preprocess.normalise(preprocess.fitted(white(20, 40))[None])
+    assert normalised[0, :, 0, 0].abs().max() < 0.02
+
+
+# the document
+
+SAMPLE = Preprocess(
+    image_size=(96, 128), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=MEAN, std=STD, smallest=16
+)
+
+
+def test_a_preprocessing_survives_json():
+    again = Preprocess.from_json(json.loads(json.dumps(SAMPLE.to_json())))
+    assert again == SAMPLE
+    assert again.image_size == (96, 128) and again.mean == MEAN
+    assert hash(again) == hash(SAMPLE)
+
+
+def test_the_same_pixels_come_out_after_json():
+    image = noise(100, 120)
+    again = Preprocess.from_json(json.loads(json.dumps(SAMPLE.to_json())))
+    assert torch.equal(again.fitted(image), SAMPLE.fitted(image))
+
+
+def test_an_unknown_field_is_named_with_the_nearest_one():
+    with pytest.raises(UsageError, match="no field 'interpolaton'.*did you mean interpolation"):
+        Preprocess.from_json(SAMPLE.to_json() | {"interpolaton": "bicubic"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fit": "padd"}, "fit 'padd' is not known.*pad"),
+        ({"interpolation": "cubic"}, "interpolation 'cubic' is not known.*bicubic"),
+        ({"std": (0.5, 0.0, 0.5)}, "do not make a normalisation"),
+        ({"std": (0.5,)}, "do not make a normalisation"),
+        ({"mean": (), "std": ()}, "do not make a normalisation"),
+        ({"crop_fraction": 0.0}, "crop_fraction is 0.0"),
+        ({"crop_fraction": 1.5}, "crop_fraction is 1.5"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change: dict, said: str):
+    with pytest.raises(UsageError, match=said):
+        Preprocess(**{"image_size": (8, 8), **change})
