@@ -30,7 +30,9 @@ def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (16
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
     """make_folder("name", {"train": 8, "test": 4}) or make_folder("name", 8) with so many pictures per class."""
 
-    def make(name: str, images: int | dict[str, int], classes: tuple[str, ...] = ("red", "blue"), size=(16, 16)) -> Path:
+    def make(
+        name: str, images: int | dict[str, int], classes: tuple[str, ...] = ("red", "blue"), size=(16, 16)
+    ) -> Path:
         return fill(tmp_path / name, images, classes, size)
 
     return make

@@ -50,8 +50,8 @@ def test_it_says_where_it_came_from(run: vitrail.Run):
 
 def test_every_kind_of_model_comes_back(tmp_path: Path, run: vitrail.Run):
     config = vitrail.ViTConfig(
-        width=16, depth=1, heads=2, mlp_width=8, patch=4, image_size=(8, 12), prefix_tokens=3, position=Rotary(base=7.0),
-        pool="map", mlp="swiglu", layer_scale=0.1, qk_norm=True, head="mlp", classes=3,
+        width=16, depth=1, heads=2, mlp_width=8, patch=4, image_size=(8, 12), prefix_tokens=3,
+        position=Rotary(base=7.0), pool="map", mlp="swiglu", layer_scale=0.1, qk_norm=True, head="mlp", classes=3,
     )  # fmt: skip
     clf = vitrail.Classifier(vitrail.ViT(config), ("a", "b", "ü"), run.classifier.preprocess, temperature=1.5)
     clf.save(tmp_path / "x.safetensors")
@@ -63,7 +63,9 @@ def test_temperature_divides_the_logits(run: vitrail.Run):
     from dataclasses import replace
 
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    torch.testing.assert_close(replace(run.classifier, temperature=2.0).logits(pixels) * 2, run.classifier.logits(pixels))
+    torch.testing.assert_close(
+        replace(run.classifier, temperature=2.0).logits(pixels) * 2, run.classifier.logits(pixels)
+    )
 
 
 def test_cut_anywhere_it_is_refused(file: Path):

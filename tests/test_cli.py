@@ -69,7 +69,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
         (["inspect", "model.pth"], "pickled", "safetensors"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_a_hint(words, error, hint, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch):
+def test_wrong_use_is_one_sentence_and_a_hint(
+    words, error, hint, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     code = main(words)
     captured = capsys.readouterr()
@@ -194,7 +196,11 @@ def test_inspect_and_models(run: vitrail.Run, capsys):
 
 
 def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
-    for words in (["evaluate", run.folder, colours], ["predict", run.folder, colours / "test"], ["inspect", run.folder]):
+    for words in (
+        ["evaluate", run.folder, colours],
+        ["predict", run.folder, colours / "test"],
+        ["inspect", run.folder],
+    ):
         assert main([*map(str, words)]) == 0
         shown = capsys.readouterr().out
         assert "red" in shown

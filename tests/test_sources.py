@@ -76,7 +76,7 @@ def test_a_missing_validation_comes_off_training_and_leaves_the_test_alone(tmp_p
     assert splits.train.counts() == {"cat": 18, "dog": 9}
     assert len(splits.test) == 4
     assert not set(splits.train.names) & set(splits.validation.names)
-    assert any("3 training images" in note for note in splits.notes)
+    assert any("3 images (10% of each class) choose the weights" in note for note in splits.notes)
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path: Path):
@@ -371,7 +371,7 @@ def test_the_folder_that_was_trained_on_is_scored_on_exactly_what_training_kept_
     assert splits.test is not None
     assert images.names == splits.test.names
     assert images.labels.tolist() == splits.test.labels.tolist()
-    assert f"{len(splits.test)} images that training kept back" in said
+    assert f"{len(splits.test)} test images that training kept back" in said
 
 
 def test_another_folder_is_scored_whole(pets: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
 from vitrail.train.loop import autocast_dtype, train_steps, trainee
 from vitrail.train.optim import decays, lr_part
-from vitrail.train.recipes import FIELDS, RECIPES, Recipe, find_recipe, recipe_from_json
+from vitrail.train.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
 
 TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -66,8 +66,7 @@ def test_the_average_follows_the_weights_by_its_formula():
     torch.manual_seed(0)
     learner = trainee(ViT(TINY), recipe)
     seen = [
-        learner.vit.head.weight.detach().clone()
-        for _ in train_steps(learner, batches(4), recipe, PREPROCESS, steps=4)
+        learner.vit.head.weight.detach().clone() for _ in train_steps(learner, batches(4), recipe, PREPROCESS, steps=4)
     ]
     expected = seen[0]
     for n, weight in enumerate(seen[1:], start=1):
@@ -204,8 +203,8 @@ def test_what_the_data_decide():
         return Splits("x", ("a", "b"), images, None, None, channels, "", flippable)
 
     for size, image_size, patch in (
-        ((8, 8), 8, 2), ((28, 28), 28, 4), ((32, 32), 32, 4), ((30, 30), 32, 4), ((64, 64), 64, 8), ((12, 20), (12, 20), 2),
-        ((480, 640), 96, 8), ((60, 300), 64, 8), ((300, 40), 32, 4),
+        ((8, 8), 8, 2), ((28, 28), 28, 4), ((32, 32), 32, 4), ((30, 30), 32, 4), ((64, 64), 64, 8),
+        ((12, 20), (12, 20), 2), ((480, 640), 96, 8), ((60, 300), 64, 8), ((300, 40), 32, 4),
     ):  # fmt: skip
         full, config, preprocess = shape(Recipe(), splits(size, 8))
         assert (config.image_size, config.patch, config.classes) == (image_size, patch, 2)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from vitrail.errors import VitrailError
 
 
@@ -29,8 +31,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             sync(path.parent)
         finally:
             Path(aside).unlink(missing_ok=True)
-    except OSError as error:
-        raise VitrailError(f"{path} cannot be written: {error.strerror or error}", "choose another place") from None
+    except (OSError, SafetensorError) as error:
+        raise VitrailError(f"{path} cannot be written: {reason(error)}", "make room, or choose another place") from None
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be written, in words; safetensors wraps the system's own error in its text."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return text.rsplit("I/O error: ", 1)[-1]
 
 
 def write_text(path: Path, text: str) -> None:

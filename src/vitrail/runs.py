@@ -17,8 +17,9 @@ import torch
 import vitrail
 from vitrail.classifier import Classifier, load
 from vitrail.console import bar, say
-from vitrail.data import Images, Splits, open_data
+from vitrail.data import Images, Preprocess, Splits, open_data
 from vitrail.data.augment import sample_transform
+from vitrail.data.decode import ImageError
 from vitrail.data.images import load_into_memory
 from vitrail.data.loader import steps_per_epoch, training_batches
 from vitrail.errors import UsageError
@@ -79,6 +80,7 @@ def train(
     splits = open_data(data, validation=asked.validation, test=asked.test, split_seed=asked.split_seed)
     splits = in_memory(splits, int(asked.memory * GIB))
     full, config, preprocess = shape(asked, splits)
+    refuse_small(splits, preprocess)
     for note in splits.notes:
         say(note)
     keep_memory()
@@ -124,6 +126,16 @@ def in_memory(splits: Splits, budget: int) -> Splits:
             for name, images in parts.items()
         }
     return replace(splits, **loaded)
+
+
+def refuse_small(splits: Splits, preprocess: Preprocess) -> None:
+    """Raises `ImageError` for an image in memory that is smaller than a patch, before anything is written."""
+    for images in splits.parts().values():
+        for i in range(len(images)) if images.in_memory else ():
+            try:
+                preprocess.frame(images[i])
+            except ValueError as error:
+                raise ImageError(images.paths[i], str(error)) from None
 
 
 @dataclass
@@ -299,6 +311,6 @@ def _draw_attention(classifier: Classifier, images: Images, path: Path, most: in
         members = np.flatnonzero(images.labels == number)
         rank[members] = np.arange(len(members))
     chosen = images.subset(sorted(np.lexsort((images.labels, rank))[:most], key=lambda i: int(images.labels[i])))
-    pixels = torch.stack([classifier.preprocess.fitted(chosen[i]) for i in range(len(chosen))])
+    pixels = chosen.fitted(classifier.preprocess, range(len(chosen)))
     truths = [images.classes[number] for number in chosen.labels]
     save_gallery(explain_batch(classifier, pixels), truths, path)

@@ -63,8 +63,7 @@ def sample_transform(augment: Augment, preprocess: Preprocess) -> nn.Module:
         steps += [v2.RandomResizedCrop((height, width), scale=scale, interpolation=mode, antialias=True)]
     else:
         steps += [v2.Lambda(preprocess.fitted)]
-    if augment.crop == "padded":
-        border = max(1, round(augment.crop_padding * min(height, width)))
+    if augment.crop == "padded" and (border := round(augment.crop_padding * min(height, width))):
         steps += [v2.RandomCrop((height, width), padding=border, padding_mode="reflect")]
     if augment.flip:
         steps += [v2.RandomHorizontalFlip(augment.flip)]

@@ -42,6 +42,8 @@ def read_classes(folder: Path, root: Path, notes: list[str]) -> Listing:
             f"{folder} has {'images but no class folders' if loose else 'no images'}",
             "make a folder for each class and put its images inside",
         )
+    if beside := sum(is_image(path) for path in folder.iterdir()):
+        notes.append(f"{folder}: {beside} image{'s' if beside > 1 else ''} beside the class folders are left out")
     paths: list[Path] = []
     labels: list[str] = []
     for class_folder in classes:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import decode
+from vitrail.data.decode import ImageError, decode
+from vitrail.data.preprocess import Preprocess
 
 Pixels = Sequence[Tensor] | Tensor  # anything that gives a uint8 (C, H, W) for an index
 
@@ -58,6 +59,16 @@ class Images:
 
     def __getitem__(self, i: int) -> Tensor:
         return self.pixels[i]
+
+    def fitted(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """These images as uint8 (B, C, H, W) of the model's size; raises `ImageError` naming one that is too small."""
+        pixels = []
+        for i in indices:
+            try:
+                pixels.append(preprocess.fitted(self[int(i)]))
+            except ValueError as error:
+                raise ImageError(self.paths[int(i)], str(error)) from None
+        return torch.stack(pixels)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Images":
         """The images at these places, in this order."""

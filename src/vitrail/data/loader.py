@@ -46,7 +46,7 @@ class _Samples(Dataset[Batch]):
 
 def default_workers(images: Images) -> int:
     """None for sets in memory, else a process for each core but one."""
-    return 0 if images.in_memory else max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+    return 0 if images.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
 
 
 def _batches(samples: _Samples, keys: list[list[tuple[int, int]]], workers: int) -> Iterator[Batch]:

@@ -72,17 +72,15 @@ def open_data(
     """
     found = find(address, channels)
     notes = list(found.notes)
-    parts = dict(found.splits)
-    if "all" in parts:
-        rest, parts["test"] = divide(parts.pop("all"), test, split_seed)
-        parts["train"] = rest
-        if test:
-            notes.append(f"{len(parts['test'])} images ({test:.0%} of each class) are kept back as test")
+    parts = divided(found.splits, test, validation, split_seed)
     if "train" not in parts:
         raise VitrailError(f"{address} has {' and '.join(parts)} but no training images", "add a folder named train")
-    if "validation" not in parts and validation:
-        parts["train"], parts["validation"] = divide(parts["train"], validation, split_seed + 1)
-        notes.append(f"{len(parts['validation'])} training images ({validation:.0%} of each class) choose the weights")
+    for name, fraction, purpose in (
+        ("test", test, "are kept back as test"),
+        ("validation", validation, "choose the weights"),
+    ):
+        if name in parts and name not in found.splits:
+            notes.append(f"{len(parts[name])} images ({fraction:.0%} of each class) {purpose}")
     classes = tuple(sorted(set(parts["train"].labels)))
     if len(classes) < 2:
         raise VitrailError(
@@ -112,26 +110,34 @@ def open_data(
 def open_for_evaluation(
     address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any]
 ) -> tuple[Images, str]:
-    """The images at an address that this classifier should be scored on, and a sentence that says which they are.
+    """The images at an address that this classifier should be scored on, and words that say which they are.
 
-    A folder with splits gives its test (else validation) split. An undivided source that the classifier was trained
-    on gives exactly the images that training kept back; any other one is scored whole.
+    The test split, else validation, else everything. Where the classifier was trained on this very source, what it
+    lacks is divided off as training did, so that no training image is scored.
     """
     found = find(address, channels)
-    parts = found.splits
-    if "all" in parts:
-        split = trained_on.get("split", {})
-        if split and trained_on.get("fingerprint") == fingerprint(found):
-            _, listing = divide(parts["all"], split["test"], split["seed"])
-            said = f"the {len(listing)} images that training kept back from {found.name}"
-        else:
-            listing = parts["all"]
-            said = f"all {len(listing)} images of {found.name}"
+    parts, kept_back = found.splits, ""
+    split = trained_on.get("split")
+    if split and trained_on.get("fingerprint") == fingerprint(found):
+        parts = divided(parts, split["test"], split["validation"], split["seed"])
+        kept_back = " that training kept back"
+    name = next(s for s in ("test", "validation", "all", "train") if len(parts.get(s, ())))
+    listing = parts[name]
+    if name == "all":
+        said = f"all {len(listing)} images of {found.name}"
     else:
-        name = next((s for s in ("test", "validation", "train") if s in parts), "")
-        listing = parts[name]
-        said = f"the {len(listing)} {name} images of {found.name}"
+        said = f"the {len(listing)} {name} images{'' if name in found.splits else kept_back} of {found.name}"
     return index(listing, classes, str(address)), said
+
+
+def divided(parts: dict[str, Listing], test: float, validation: float, seed: int) -> dict[str, Listing]:
+    """The splits with what is missing divided off: test of an undivided source, validation of training."""
+    parts = dict(parts)
+    if "all" in parts:
+        parts["train"], parts["test"] = divide(parts.pop("all"), test, seed)
+    if "train" in parts and "validation" not in parts:
+        parts["train"], parts["validation"] = divide(parts["train"], validation, seed + 1)
+    return {name: listing for name, listing in parts.items() if len(listing)}
 
 
 def divide(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listing]:

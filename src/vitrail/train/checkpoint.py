@@ -13,11 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitrail.errors import VitrailError
-from vitrail.files import sync
+from vitrail.files import reason, sync
 from vitrail.train.loop import Trainee
 
 
@@ -42,10 +43,10 @@ def save_checkpoint(folder: Path, trainee: Trainee, state: dict[str, Any]) -> Pa
             shutil.rmtree(final)
         os.rename(aside, final)
         sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise VitrailError(
-            f"the checkpoint {final} cannot be written: {error.strerror or error}",
+            f"the checkpoint {final} cannot be written: {reason(error)}",
             "make room, then go on with --resume; the checkpoint before is untouched",
         ) from None
     if verified(final):

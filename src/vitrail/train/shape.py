@@ -1,7 +1,6 @@
 """What a recipe leaves open and the data decides: image size, patch, channels, classes, normalisation, epochs."""
 
 import numpy as np
-import torch
 
 from vitrail.data import Images, Preprocess, Splits
 from vitrail.errors import UsageError
@@ -70,7 +69,7 @@ def normalised(preprocess: Preprocess, recipe: Recipe, images: Images, most: int
             raise UsageError("normalise 'imagenet' is for colour images, these are grey", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET[0], "std": IMAGENET[1]})
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
-    pixels = torch.stack([preprocess.fitted(images[int(i)]) for i in chosen]).double() / 255
+    pixels = images.fitted(preprocess, chosen).double() / 255
     mean = tuple(round(m, 4) for m in pixels.mean((0, 2, 3)).tolist())
     std = tuple(max(round(s, 4), 0.01) for s in pixels.std((0, 2, 3)).tolist())
     return Preprocess(**{**values, "mean": mean, "std": std})

@@ -1,0 +1,47 @@
+# make demo   set up, train on digits, evaluate, explain, say where the pictures are
+# make test   the whole suite
+# make check  lint and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test check format wheel clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitrail needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "installing vitrail and torch into $(VENV) (a minute or two, once)"
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv is missing: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/ready-for-work: $(VENV)/ready
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/vitrail train digits --out $(RUN)
+	$(BIN)/vitrail evaluate $(RUN) digits
+	$(BIN)/vitrail predict $(RUN) examples/digits
+	$(BIN)/vitrail explain $(RUN) examples/digits --out $(RUN)/explanations
+	@echo
+	@echo "Look at $(RUN)/attention.png, $(RUN)/curves.png, $(RUN)/confusion.png and $(RUN)/explanations/"
+
+test: $(VENV)/ready-for-work
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready-for-work
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(VENV)/ready-for-work
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+wheel: $(VENV)/ready-for-work
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist
