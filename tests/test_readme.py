@@ -1,0 +1,75 @@
+"""What the README tells people to type is typed here."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import picture
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder as the README's reader has it: photos/ with two classes, and the project's examples/."""
+    for c, label in enumerate(("cats", "dogs")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(10):
+            picture(((200, 60, 40), (40, 80, 200))[c], 100 * c + i, (24, 24)).save(
+                tmp_path / "photos" / label / f"{i}.jpg"
+            )
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
+    tools = place / "tools"
+    tools.mkdir()
+    (tools / "vitrail").write_text(f'#!/bin/sh\nexec {sys.executable} -m vitrail "$@"\n')
+    (tools / "vitrail").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    return subprocess.run(["bash", "-eu", "-c", script], cwd=place, env=env, capture_output=True, text=True)
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "python"]
+
+
+def test_the_make_commands_are_targets():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"^make (\S+)", BLOCKS[0][1], re.MULTILINE)
+    assert named == ["demo", "test"]
+    assert set(named) <= targets
+
+
+def test_the_commands_for_a_folder_of_photos(place: Path):
+    done = shell(BLOCKS[1][1] + "vitrail train photos --out runs/photos --resume\n", place)
+    assert done.returncode == 0, done.stderr
+    assert "ready to train" in done.stdout
+    assert "cats" in done.stdout
+    assert (place / "runs" / "photos" / "attention.png").exists()
+    assert (place / "explanations" / "1.attention.png").exists()
+
+
+def test_the_python(place: Path):
+    done = subprocess.run([sys.executable, "-c", BLOCKS[2][1]], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([2, 3, 97, 97])" in done.stdout
+    assert "Prediction(label=" in done.stdout
+    assert (place / "seven.png").exists()
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_verbs_table_names_every_verb():
+    from vitrail.cli.main import VERBS
+
+    assert set(re.findall(r"`vitrail (\w+)", README)) == set(VERBS)
