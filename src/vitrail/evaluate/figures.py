@@ -25,8 +25,8 @@ def draw_confusion(matrix: np.ndarray, classes: tuple[str, ...], path: Path) -> 
                     fontsize=8, color="white" if parts[i, j] < 0.5 else "black",
                 )  # fmt: skip
     if n <= 100:
-        axes.set_xticks(range(n), classes, rotation=90, fontsize=8)
-        axes.set_yticks(range(n), classes, fontsize=8)
+        axes.set_xticks(range(n), classes, rotation=90, fontsize=8, parse_math=False)
+        axes.set_yticks(range(n), classes, fontsize=8, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(shown, ax=axes, shrink=0.8, label="part of the true class")
     write_atomically(path, lambda aside: figure.savefig(aside, dpi=110))

@@ -106,7 +106,7 @@ def explain_batch(
             layer=layer % config.depth,
             head=head,
             class_blind=row.class_blind,
-            image=pixels_BCHW[i].permute(1, 2, 0).numpy(),
+            image=pixels_BCHW[i].permute(1, 2, 0).cpu().numpy(),
         )
         for i in range(len(pixels_BCHW))
     ]

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.errors import UsageError
 from vitrail.files import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from vitrail.explain.explanation import Explanation
 
 COLOURS = "cividis"  # made for colour-blind readers (Nuñez, Anderton & Renslow 2018); brighter is more
@@ -43,13 +46,14 @@ def save_explanation(explanation: "Explanation", path: Path) -> Path:
     shown = map_axes.imshow(explanation.map, cmap=COLOURS)
     over.imshow(overlay(explanation))
     head = "all heads" if explanation.head is None else f"head {explanation.head}"
-    seen.set_title(f"{explanation.label}  {explanation.probability:.1%}")
+    seen.set_title(f"{explanation.label}  {explanation.probability:.1%}", parse_math=False)
     map_axes.set_title(f"{explanation.method}, layer {explanation.layer}, {head}")
-    over.set_title("where the model looks" if explanation.class_blind else f"what speaks for {explanation.label}")
+    says = "where the model looks" if explanation.class_blind else f"what speaks for {explanation.label}"
+    over.set_title(says, parse_math=False)
     for axes in (seen, map_axes, over):
         axes.set_axis_off()
     figure.colorbar(shown, ax=map_axes, shrink=0.8, label="share of attention")
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))
+    write_figure(figure, path, dpi=120)
     return path
 
 
@@ -64,11 +68,11 @@ def save_heads(explanations: "Sequence[Explanation]", path: Path) -> Path:
     for axes in grid:
         axes.set_axis_off()
     grid[0].imshow(picture(explanations[0].image))
-    grid[0].set_title(f"{explanations[0].label}  {explanations[0].probability:.0%}", fontsize=9)
+    grid[0].set_title(f"{explanations[0].label}  {explanations[0].probability:.0%}", fontsize=9, parse_math=False)
     for axes, explanation in zip(grid[1:], explanations, strict=False):
         axes.imshow(overlay(explanation))
         axes.set_title(f"layer {explanation.layer}, head {explanation.head}", fontsize=9)
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))
+    write_figure(figure, path, dpi=120)
     return path
 
 
@@ -87,9 +91,18 @@ def save_gallery(explanations: "Sequence[Explanation]", truths: Sequence[str], p
         axes.imshow(pair)
         right = explanation.label == truth
         said = f"{truth} ✓" if right else f"{truth} ✗ {explanation.label}"
-        axes.set_title(f"{said}  {explanation.probability:.0%}", fontsize=8, color="black" if right else "#b03000")
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=110))
+        colour = "black" if right else "#b03000"
+        axes.set_title(f"{said}  {explanation.probability:.0%}", fontsize=8, color=colour, parse_math=False)
+    write_figure(figure, path, dpi=110)
     return path
+
+
+def write_figure(figure: "Figure", path: Path, dpi: int) -> None:
+    """The figure in the format of the name's ending, PNG where there is none; raises `UsageError` for another."""
+    kind = path.suffix[1:].lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UsageError(f"{path} does not end like a picture that can be written", "use .png, .svg or .pdf")
+    write_atomically(path, lambda aside: figure.savefig(aside, dpi=dpi, format=kind))
 
 
 def picture(image_HWC: np.ndarray) -> np.ndarray[Any, np.dtype[np.uint8]]:

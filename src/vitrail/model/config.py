@@ -83,9 +83,17 @@ class ViTConfig:
     classes: int = field(default=0, metadata={"help": "number of classes; 0 for features only"})
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "mlp_width", "patch", "channels"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least = dict.fromkeys(("width", "depth", "heads", "mlp_width", "patch", "channels"), 1)
+        for name, least in (at_least | {"prefix_tokens": 0, "classes": 0}).items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        size = self.image_size
+        if not isinstance(size, int) and (not isinstance(size, tuple) or [type(side) for side in size] != [int, int]):
+            raise UsageError(f"image_size is {size!r}; it must be a whole number, or (height, width)")
+        if type(self.position) not in POSITIONS.values():
+            kinds = ", ".join(f"{part.__name__}()" for part in POSITIONS.values())
+            raise UsageError(f"position {self.position!r} is not a position", f"known: {kinds}")
         for name in ("dropout", "attention_dropout", "embedding_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
@@ -102,7 +110,7 @@ class ViTConfig:
                 f"an image of {height}x{width} pixels does not divide into patches of {self.patch}",
                 f"use a multiple of {self.patch}, or another patch",
             )
-        if self.prefix_tokens < 0 or (self.pool == "cls" and self.prefix_tokens < 1):
+        if self.pool == "cls" and self.prefix_tokens < 1:
             raise UsageError(f"pool 'cls' needs a class token, but prefix_tokens is {self.prefix_tokens}")
         if isinstance(self.position, SinCos) and self.width % 4:
             raise UsageError(f"sin-cos positions need a width divisible by 4, not {self.width}")

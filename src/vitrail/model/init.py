@@ -4,7 +4,7 @@
 | ------------------------------- | ----------------------------------------------------------- |
 | weights of linear layers        | normal, `std` (0.02)                                        |
 | last linear of both branches    | zero if `zero_branches`: each block starts as the identity  |
-| head                            | zero if `zero_head`: the first loss is exactly log(classes) |
+| last linear of the head         | zero if `zero_head`: the first loss is exactly log(classes) |
 | patch projection                | normal, 1/sqrt(pixels in a patch), or `std` if given        |
 | tokens, positions, pool's query | normal, 0.02                                                |
 | norms                           | weight one, bias zero                                       |
@@ -47,6 +47,6 @@ def initialise(
             nn.init.trunc_normal_(parameter, std=0.02)
         if zero_branches and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
             nn.init.zeros_(parameter)
-        if zero_head and name.startswith("head."):
+        if zero_head and name in ("head.weight", "head.fc2.weight"):  # no gradient passes if fc1 is zero as well
             nn.init.zeros_(parameter)
     return vit

@@ -28,33 +28,36 @@ class LearnedPosition(nn.Module):
         return x_BhwD + (self.grid if (h, w) == self.grid.shape[:2] else self.resized(h, w))
 
     def resized(self, h: int, w: int) -> Tensor:
-        """The positions for a grid of h x w."""
-        grid_1Dhw = self.grid.permute(2, 0, 1).unsqueeze(0)
+        """The positions for a grid of h x w, computed in float32 at least: not every kernel knows bf16."""
+        wide = torch.promote_types(self.grid.dtype, torch.float32)
+        grid_1Dhw = self.grid.to(wide).permute(2, 0, 1).unsqueeze(0)
         if self.options.offset:
             old_h, old_w = self.grid.shape[:2]
             scale = ((h + self.options.offset) / old_h, (w + self.options.offset) / old_w)
             new_1Dhw = F.interpolate(grid_1Dhw, scale_factor=scale, mode="bicubic", antialias=self.options.antialias)
         else:
             new_1Dhw = F.interpolate(grid_1Dhw, size=(h, w), mode="bicubic", antialias=self.options.antialias)
-        return new_1Dhw[0].permute(1, 2, 0)
+        return new_1Dhw[0].permute(1, 2, 0).to(self.grid.dtype)
 
     def rotation(self, h: int, w: int) -> Rotate | None:
         return None
 
 
 class SinCosPosition(nn.Module):
-    """Sines and cosines of the row and of the column, a quarter of the width each; nothing to learn or resize."""
+    """Sines and cosines of the row and of the column, a quarter of the width each; nothing to learn or resize.
+
+    The buffer holds integers, which `vit.bfloat16()` leaves as they are: rounded frequencies would misplace patches.
+    """
 
     def __init__(self, config: ViTConfig, options: SinCos):
         super().__init__()
-        quarter = config.width // 4
-        exponent = torch.arange(quarter, dtype=torch.float32) / max(quarter - 1, 1)
-        self.frequency: Tensor
-        self.register_buffer("frequency", options.temperature**-exponent, persistent=False)
+        self.temperature = options.temperature
+        self.index: Tensor
+        self.register_buffer("index", torch.arange(config.width // 4), persistent=False)
 
     def add(self, x_BhwD: Tensor) -> Tensor:
         h, w = x_BhwD.shape[1:3]
-        frequency = self.frequency
+        frequency = self.temperature ** (-self.index / max(len(self.index) - 1, 1))
         y_hK = torch.arange(h, device=frequency.device)[:, None] * frequency
         x_wK = torch.arange(w, device=frequency.device)[:, None] * frequency
         y_hwK, x_hwK = y_hK[:, None].expand(h, w, -1), x_wK[None].expand(h, w, -1)
@@ -67,22 +70,22 @@ class SinCosPosition(nn.Module):
 class RotaryPosition(nn.Module):
     """Half of a head's pairs turn with the row, half with the column; coordinates run from -1 to 1.
 
-    Prefix tokens stand nowhere and do not turn. Formula: DINOv3 (arXiv 2508.10104).
+    Prefix tokens stand nowhere and do not turn. Formula: DINOv3 (arXiv 2508.10104). The buffer holds integers for
+    the same reason as in `SinCosPosition`.
     """
 
     def __init__(self, config: ViTConfig, options: Rotary):
         super().__init__()
         self.prefix_tokens = config.prefix_tokens
-        quarter = config.width // config.heads // 4
-        period = options.base ** (torch.arange(quarter, dtype=torch.float32) / quarter)
-        self.frequency: Tensor
-        self.register_buffer("frequency", 2 * torch.pi / period, persistent=False)
+        self.base = options.base
+        self.index: Tensor
+        self.register_buffer("index", torch.arange(config.width // config.heads // 4), persistent=False)
 
     def add(self, x_BhwD: Tensor) -> Tensor:
         return x_BhwD
 
     def rotation(self, h: int, w: int) -> Rotate | None:
-        frequency = self.frequency
+        frequency = 2 * torch.pi / self.base ** (self.index / len(self.index))
         y_h = (torch.arange(h, device=frequency.device) + 0.5) / h * 2 - 1
         x_w = (torch.arange(w, device=frequency.device) + 0.5) / w * 2 - 1
         y_PK = (y_h[:, None, None] * frequency).expand(h, w, -1).flatten(0, 1)
@@ -93,7 +96,7 @@ class RotaryPosition(nn.Module):
         cos_TK, sin_TK = angle_TK.cos(), angle_TK.sin()
 
         def rotate(q_BNTK: Tensor) -> Tensor:
-            first, second = q_BNTK.float().chunk(2, dim=-1)
+            first, second = q_BNTK.chunk(2, dim=-1)
             turned = q_BNTK * cos_TK + torch.cat([-second, first], dim=-1) * sin_TK
             return turned.to(q_BNTK.dtype)
 

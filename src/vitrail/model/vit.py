@@ -43,7 +43,7 @@ class ViT(nn.Module):
         x_BhwD = self.patch_embed(image_BCHW)
         h, w = x_BhwD.shape[1:3]
         x_BPD = self.position.add(x_BhwD).flatten(1, 2)
-        x_BTD = torch.cat([self.prefix.expand(len(x_BPD), -1, -1), x_BPD], dim=1)
+        x_BTD = torch.cat([self.prefix.expand(len(x_BPD), -1, -1), x_BPD], dim=1).to(self.prefix.dtype)
         x_BTD = self.embedding_drop(x_BTD)
         rotate = self.position.rotation(h, w)
         for block in self.blocks:

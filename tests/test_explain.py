@@ -1,0 +1,598 @@
+"""Recorded attention against attention written out, the maps made of it, and their pictures."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import vitrail
+from vitrail.classifier import Classifier
+from vitrail.data.decode import ImageError
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError
+from vitrail.evaluate.figures import draw_confusion
+from vitrail.explain import METHODS, Explanation, Record, explain_batch
+from vitrail.explain.render import overlay, save_gallery, save_heads, scaled
+from vitrail.model import Learned, Rotary, ViT, ViTConfig
+from vitrail.model.attention import attend
+
+WIDE = (12, 20)  # 3 x 5 patches of 4
+CLASSES = ("ant", "bee", "cat", "dog", "emu")
+
+
+def random_vit(**options) -> ViT:
+    """A tiny ViT whose attention is far from even."""
+    torch.manual_seed(0)
+    base = dict(width=32, depth=3, heads=4, mlp_width=64, patch=4, image_size=WIDE, classes=5)
+    vit = ViT(ViTConfig(**{**base, **options})).eval()
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return vit
+
+
+def classifier(**options) -> Classifier:
+    vit = random_vit(**options)
+    grey = vit.config.channels == 1
+    middle = (0.5,) * (1 if grey else 3)
+    return Classifier(vit, CLASSES, Preprocess(image_size=WIDE, mean=middle, std=middle))
+
+
+def images(batch: int = 3, size: tuple[int, int] = WIDE) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def photos(batch: int = 3, channels: int = 3, size: tuple[int, int] = WIDE) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8, generator=generator)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+# Attention written out from the blocks' inputs, with nothing of the model but its weights.
+
+
+def layer_norm(x: np.ndarray, norm: torch.nn.LayerNorm) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    spread = np.sqrt((centred**2).mean(-1, keepdims=True) + norm.eps)
+    return centred / spread * norm.weight.detach().numpy() + norm.bias.detach().numpy()
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    raised = np.exp(scores - scores.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def turned(x: np.ndarray, config: ViTConfig, h: int, w: int) -> np.ndarray:
+    """Rotary positions: channel i and i + K/2 are a complex number; (row, column) pairs turn by their place."""
+    K = x.shape[-1]
+    pairs = x[..., : K // 2] + 1j * x[..., K // 2 :]
+    frequency = 2 * math.pi / config.position.base ** (np.arange(K // 4) / (K // 4))
+    for place in range(h * w):
+        y, x_ = (2 * (place // w) + 1) / h - 1, (2 * (place % w) + 1) / w - 1
+        turn = np.exp(1j * np.concatenate([y * frequency, x_ * frequency]))
+        pairs[:, :, config.prefix_tokens + place] *= turn
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+def attention_by_hand(vit: ViT, x: Tensor) -> list[np.ndarray]:
+    """(B, N, T, T) of each layer in float64, from what went into each block; with attention pooling its weights too."""
+    inputs: list[Tensor] = []
+    watched = [*vit.blocks, vit.pool]
+    hooks = [module.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for module in watched]
+    with torch.no_grad():
+        vit(x)
+    for hook in hooks:
+        hook.remove()
+    heads, h, w = vit.config.heads, *(side // vit.config.patch for side in x.shape[-2:])
+
+    def by_head(tokens: np.ndarray) -> np.ndarray:
+        return tokens.reshape(*tokens.shape[:2], heads, -1).swapaxes(1, 2)
+
+    found = []
+    for block, given in zip(vit.blocks, inputs, strict=False):
+        qkv = block.attn.qkv
+        bias = 0 if qkv.bias is None else qkv.bias.detach().numpy()
+        projected = layer_norm(given.double().numpy(), block.norm1) @ qkv.weight.detach().numpy().T + bias
+        q, k = (by_head(part) for part in np.split(projected, 3, axis=-1)[:2])
+        if vit.config.qk_norm:
+            q, k = layer_norm(q, block.attn.q_norm), layer_norm(k, block.attn.k_norm)
+        if isinstance(vit.config.position, Rotary):
+            q, k = turned(q, vit.config, h, w), turned(k, vit.config, h, w)
+        found.append(softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])))
+    if vit.config.pool == "map":
+        pool, tokens = vit.pool, inputs[-1].double().numpy()
+        q = (pool.query @ pool.q.weight.T + pool.q.bias).detach().double().numpy()[None].repeat(len(x), axis=0)
+        k = tokens @ pool.kv.weight[:32].detach().numpy().T + pool.kv.bias[:32].detach().numpy()
+        found.append(softmax(by_head(q) @ by_head(k).swapaxes(-1, -2) / math.sqrt(32 // heads)))
+    return found
+
+
+MODELS = {
+    **{
+        f"{pool}, {prefix} prefix": {"pool": pool, "prefix_tokens": prefix}
+        for pool in ("cls", "mean", "map")
+        for prefix in (0, 1, 5)
+        if (pool, prefix) != ("cls", 0)
+    },
+    "normed q and k": {"qk_norm": True},
+    "rotary": {"position": Rotary(), "prefix_tokens": 5},
+    "rotary, normed, mean": {"position": Rotary(), "qk_norm": True, "pool": "mean", "prefix_tokens": 0},
+    "no bias, layer scale, swiglu": {"qkv_bias": False, "layer_scale": 0.5, "mlp": "swiglu"},
+}
+any_model = pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+
+
+@any_model
+@pytest.mark.parametrize("size", [WIDE, (16, 16)], ids=["3x5", "4x4"])
+def test_recorded_attention_equals_attention_written_out(options, size):
+    vit, x = random_vit(**options), images(size=size)
+    expected = attention_by_hand(vit, x)
+    with torch.no_grad(), vitrail.recording(vit) as record:
+        vit(x)
+    tokens = vit.config.prefix_tokens + size[0] * size[1] // 16
+    for layer in range(3):
+        found = record.attention(layer)
+        assert found.shape == (3, 4, tokens, tokens)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), expected[layer], atol=1e-5)
+        np.testing.assert_allclose(found.sum(-1).numpy(), 1, atol=1e-5)
+        assert found.std(-1).mean() > 0.02  # far from even, so a mix-up would show
+        assert torch.equal(record.attention(layer - 3), found)
+    if vit.config.pool == "map":
+        assert record.pool.shape == (3, 4, 1, tokens)
+        np.testing.assert_allclose(record.pool.numpy(), expected[3], atol=1e-5)
+    else:
+        assert record.pool is None
+
+
+@any_model
+def test_recorded_attention_in_bf16_is_the_exact_softmax_of_the_bf16_queries_and_keys(options):
+    """What the kernel was given, caught one step earlier, at the norms or the projection."""
+    vit = random_vit(**options).bfloat16()
+    seen: list[Tensor] = []
+    attention = vit.blocks[1].attn
+    attention.attend = lambda q, k, v, dropout: seen.extend((q, k)) or attend(q, k, v, dropout)
+    with torch.no_grad(), vitrail.recording(vit) as record:
+        logits = vit(images().bfloat16())
+    q, k = (tensor.double() for tensor in seen)
+    assert seen[0].dtype == logits.dtype == torch.bfloat16
+    expected = torch.einsum("bntk,bnsk->bnts", q, k).div(math.sqrt(8)).softmax(-1)
+    found = record.attention(1)
+    assert found.dtype == torch.float32
+    assert difference(found.double(), expected) < 1e-5
+    if not options.get("qk_norm") and not isinstance(vit.config.position, Rotary):
+        exact = random_vit(**options)
+        assert difference(found.double(), torch.from_numpy(attention_by_hand(exact, images())[1])) < 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_first_layers_attention_in_any_dtype_is_near_float64s(dtype):
+    vit = random_vit()
+    expected = torch.from_numpy(attention_by_hand(vit, images())[0])
+    with torch.no_grad(), vitrail.recording(vit.to(dtype)) as record:
+        vit(images().to(dtype))
+    assert difference(record.attention(0).double(), expected) < (0.1 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_recording_works_under_autocast():
+    """Recorded in float32 even while autocast is on."""
+    vit = random_vit()
+    expected = torch.from_numpy(attention_by_hand(vit, images())[0])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), vitrail.recording(vit) as record:
+        vit(images())
+        inside = record.attention(0)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, record.attention(0))
+    assert difference(inside.sum(-1), torch.ones(3, 4, 16)) < 1e-5
+    assert difference(inside.double(), expected) < 0.1
+
+
+@pytest.mark.parametrize(
+    "rows", [0, 5, -1, slice(1, None), slice(None, None, 3), [0, 7, 2], (4, 4), range(2, 5)], ids=str
+)
+def test_asked_for_rows_are_rows_of_the_whole(rows):
+    vit = random_vit()
+    with torch.no_grad(), vitrail.recording(vit) as record:
+        vit(images())
+    whole = record.attention(1).numpy()
+    numbers = [rows] if isinstance(rows, int) else rows if isinstance(rows, slice) else list(rows)
+    np.testing.assert_allclose(record.attention(1, rows=rows).numpy(), whole[:, :, numbers], atol=1e-6)
+
+
+@any_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recording_changes_no_bit_of_the_logits(options, dtype):
+    vit, x = random_vit(**options).to(dtype), images().to(dtype)
+    with torch.no_grad():
+        outside = vit(x)
+        with vitrail.recording(vit):
+            inside = vit(x)
+        assert torch.equal(inside, outside)
+        assert torch.equal(vit(x), outside)
+
+
+def held(vit: ViT) -> list:
+    return [module.attend for module in vit.modules() if hasattr(module, "attend")]
+
+
+def test_nothing_of_the_recording_remains():
+    vit = random_vit(pool="map")
+    with vitrail.recording(vit) as record:
+        assert len(held(vit)) == 4
+        assert attend not in held(vit)
+    assert held(vit) == [attend] * 4
+    vit(images())
+    with pytest.raises(UsageError, match="nothing is recorded"):
+        record.attention()
+
+
+def test_an_exception_inside_restores_the_model():
+    vit = random_vit(pool="map")
+    with pytest.raises(ValueError, match="does not divide"), vitrail.recording(vit):
+        vit(images(size=(12, 21)))
+    with pytest.raises(ZeroDivisionError), vitrail.recording(vit):
+        raise ZeroDivisionError
+    assert held(vit) == [attend] * 4
+
+
+def test_the_last_call_is_what_is_recorded():
+    vit, x = random_vit(), images()
+    with torch.no_grad(), vitrail.recording(vit) as record:
+        vit(x[:1])
+        first = record.attention(2)
+        vit(x[1:])
+    assert first.shape[0] == 1
+    assert record.attention(2).shape[0] == 2
+    np.testing.assert_allclose(record.attention(2).numpy(), attention_by_hand(vit, x[1:])[2], atol=1e-5)
+
+
+def test_recordings_nest():
+    vit = random_vit()
+    with torch.no_grad(), vitrail.recording(vit) as outer:
+        with vitrail.recording(vit) as inner:
+            vit(images())
+        assert torch.equal(inner.attention(), outer.attention())
+        vit(images(batch=1))
+    assert len(inner.attention()) == 3
+    assert len(outer.attention()) == 1
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_flow_as_usual(recompute):
+    vit, gradients = random_vit(drop_path=0.2, attention_dropout=0.1).train(), []
+    vit.recompute = recompute
+    for record_it in (False, True):
+        torch.manual_seed(0)
+        vit.zero_grad()
+        if record_it:
+            with vitrail.recording(vit) as record:
+                loss = vit(images()).square().mean()
+        else:
+            loss = vit(images()).square().mean()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in vit.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert difference(record.attention(0).sum(-1), torch.ones(3, 4, 16)) < 1e-5
+
+
+def test_recorded_attention_can_be_differentiated():
+    vit = random_vit()
+    with vitrail.recording(vit) as record:
+        vit(images())
+        record.attention(1, rows=0)[..., 3].sum().backward()
+    assert vit.blocks[1].attn.qkv.weight.grad.abs().sum() > 0
+    assert vit.prefix.grad.abs().sum() > 0
+    assert vit.blocks[1].attn.qkv.weight.grad[64:].abs().sum() == 0  # values play no part in weights
+    assert vit.blocks[2].attn.qkv.weight.grad is None
+
+
+@pytest.mark.parametrize("layer", [3, -4, 100])
+def test_a_layer_that_is_not_there_is_refused(layer):
+    vit = random_vit(pool="map")
+    with torch.no_grad(), vitrail.recording(vit) as record:
+        vit(images())
+    with pytest.raises(UsageError, match=f"there is no layer {layer}.*from 0 to 2"):
+        record.attention(layer)
+
+
+def test_asking_before_any_call_is_refused():
+    with vitrail.recording(random_vit()) as record, pytest.raises(UsageError, match="call the model inside"):
+        record.attention(0)
+    assert record.pool is None
+
+
+# Maps: recomputed in numpy from the attention written out above.
+
+
+def patch_rows(config: ViTConfig, tokens: int) -> np.ndarray:
+    """What each token counts in the pooled vector, for pools without weights of their own."""
+    counts = np.zeros(tokens)
+    if config.pool == "cls":
+        counts[0] = 1
+    else:
+        counts[config.prefix_tokens :] = 1 / (tokens - config.prefix_tokens)
+    return counts
+
+
+def on_the_grid(weights_BT: np.ndarray, config: ViTConfig) -> np.ndarray:
+    return weights_BT[:, config.prefix_tokens :].reshape(-1, 3, 5)
+
+
+def maps(explanations: list[Explanation]) -> np.ndarray:
+    return np.stack([explanation.map for explanation in explanations])
+
+
+ATTENTION_MAPS = {  # which rows of an inner layer count under attention pooling is left open: only its last one is here
+    f"{name}, layer {layer}": (options, layer)
+    for name, options in MODELS.items()
+    for layer in (0, 1, -1)
+    if layer == -1 or options.get("pool") != "map"
+}
+
+
+@pytest.mark.parametrize("head", [None, 0, 3])
+@pytest.mark.parametrize(("options", "layer"), ATTENTION_MAPS.values(), ids=ATTENTION_MAPS)
+def test_the_attention_map_is_what_the_pooled_tokens_attend_to(options, head, layer):
+    clf = classifier(**options)
+    config, by_hand = clf.vit.config, attention_by_hand(clf.vit, clf.preprocess.normalise(photos()))
+    if config.pool == "map":
+        weights_BNT = by_hand[3][:, :, 0]
+    else:
+        weights_BNT = np.einsum("t,bnts->bns", patch_rows(config, by_hand[0].shape[-1]), by_hand[:3][layer])
+    expected = weights_BNT.mean(1) if head is None else weights_BNT[:, head]
+    found = explain_batch(clf, photos(), layer=layer, head=head)
+    np.testing.assert_allclose(maps(found), on_the_grid(expected, config), atol=1e-5)
+
+
+@any_model
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_rollout_multiplies_attention_and_residual_of_all_layers(options, layer):
+    clf = classifier(**options)
+    config, by_hand = clf.vit.config, attention_by_hand(clf.vit, clf.preprocess.normalise(photos()))
+    expected = []
+    for image in range(3):
+        mixed = np.eye(by_hand[0].shape[-1])
+        for attention in by_hand[: layer % 3 + 1]:
+            mixed = (attention[image].mean(0) / 2 + np.eye(len(mixed)) / 2) @ mixed
+        counts = by_hand[3][image, :, 0].mean(0) if config.pool == "map" else patch_rows(config, len(mixed))
+        expected.append(counts @ mixed)
+    found = explain_batch(clf, photos(), method="rollout", layer=layer)
+    np.testing.assert_allclose(maps(found), on_the_grid(np.stack(expected), config), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pool", ["mean", "map"])
+def test_without_prefix_tokens_a_map_sums_to_one(method, pool):
+    clf = classifier(pool=pool, prefix_tokens=0, position=Learned())
+    for layer in range(-3, 3) if pool == "mean" or method == "rollout" else (-1, 2):
+        for explanation in explain_batch(clf, photos(), method=method, layer=layer):
+            assert explanation.map.sum() == pytest.approx(1, abs=1e-5)
+            assert (explanation.map >= 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_prefix_tokens_a_map_sums_to_what_the_patches_got(method):
+    for explanation in explain_batch(classifier(prefix_tokens=5), photos(), method=method):
+        assert 0 < explanation.map.sum() < 0.99
+
+
+@any_model
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_is_explained_as_each_of_its_images(options, method):
+    clf = classifier(**options)
+    together = explain_batch(clf, photos(), method=method)
+    for i, explanation in enumerate(together):
+        alone = explain_batch(clf, photos()[i : i + 1], method=method)[0]
+        np.testing.assert_allclose(alone.map, explanation.map, atol=1e-5)
+        assert alone.label == explanation.label
+        assert alone.probability == pytest.approx(explanation.probability, abs=1e-5)
+        assert (alone.image == photos()[i].permute(1, 2, 0).numpy()).all()
+
+
+def test_another_size_than_the_trained_one_gives_its_own_grid():
+    found = explain_batch(classifier(), photos(size=(20, 12)))
+    assert maps(found).shape == (3, 5, 3)
+
+
+def test_the_map_shows_the_patch_that_speaks_to_the_class_token():
+    """Rows and columns are not swapped: attention made to find a bright patch peaks where it was put."""
+    clf = classifier(depth=1)
+    vit, block = clf.vit, clf.vit.blocks[0]
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.zero_()
+        block.norm1.weight.fill_(1)
+        vit.prefix[0, 0] = 1  # channel 0 marks the class token, channel 1 brightness
+        vit.patch_embed.proj.weight[1] = 1
+        block.attn.qkv.weight[:32, 0] = 1
+        block.attn.qkv.weight[32:64, 1] = 1
+    pixels = torch.full((1, 3, *WIDE), 127, dtype=torch.uint8)
+    pixels[:, :, 4:8, 12:16] = 255
+    found = explain_batch(clf, pixels)[0].map
+    assert np.unravel_index(found.argmax(), found.shape) == (1, 3)
+
+
+def test_an_explanation_says_what_made_it():
+    clf = classifier()
+    probabilities = clf.logits(photos(1))[0].softmax(0)
+    found = explain_batch(clf, photos(1), layer=-2, head=3)[0]
+    assert found.label == CLASSES[int(probabilities.argmax())]
+    assert found.probability == pytest.approx(probabilities.max().item(), abs=1e-6)
+    assert (found.method, found.layer, found.head, found.class_blind) == ("attention", 1, 3, True)
+    document = json.loads(json.dumps(found.to_json()))
+    np.testing.assert_allclose(document.pop("map"), found.map, atol=1e-6)
+    assert document == {
+        "label": found.label,
+        "probability": found.probability,
+        "method": "attention",
+        "layer": 1,
+        "head": 3,
+        "class_blind": True,
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explaining_leaves_the_model_as_it_was(method):
+    clf = classifier(pool="map")
+    vit = clf.vit
+    vit.norm.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    wanted = [p.requires_grad for p in vit.parameters()]
+    explain_batch(clf, photos(), method=method)
+    after = vit.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [p.requires_grad for p in vit.parameters()] == wanted
+    assert held(vit) == [attend] * 4
+    assert not vit.training
+    assert not any(vit._forward_hooks.values())
+    vit(images()).sum().backward()  # and it can still be trained
+    assert vit.prefix.grad is not None
+
+
+def test_a_file_and_its_pixels_are_explained_alike(tmp_path):
+    clf, pixels = classifier(), photos(1)[0]
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
+    by_path, by_pixels = clf.explain(tmp_path / "photo.png"), clf.explain(pixels)
+    assert (by_path.map == by_pixels.map).all()
+    assert (by_path.image == by_pixels.image).all()
+    assert (by_path.map == explain_batch(clf, pixels[None])[0].map).all()
+
+
+def test_an_image_of_another_shape_is_fitted_first():
+    found = classifier().explain(photos(1, size=(31, 17))[0], method="rollout")
+    assert found.map.shape == (3, 5)
+    assert found.image.shape == (12, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": "attenton"}, "there is no method 'attenton' (did you mean attention?)"),
+        ({"layer": 3}, "there is no layer 3 (the model has 3, from 0 to 2)"),
+        ({"layer": -4}, "there is no layer -4"),
+        ({"method": "rollout", "layer": 7}, "there is no layer 7"),
+        ({"head": 4}, "there is no head 4 (the model has 4, from 0 to 3)"),
+        ({"head": -1}, "there is no head -1"),
+        ({"method": "rollout", "head": 0}, "rollout mixes all heads, so it takes no head"),
+    ],
+    ids=str,
+)
+def test_a_method_layer_or_head_that_is_not_there_is_refused(options, sentence):
+    with pytest.raises(UsageError) as caught:
+        classifier().explain(photos(1)[0], **options)
+    assert sentence in str(caught.value)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ImageError, match=r"text\.png"):
+        classifier().explain(tmp_path / "text.png")
+
+
+# Pictures.
+
+
+def opened(path) -> np.ndarray:
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        return np.array(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_explanation_is_saved_as_a_picture(tmp_path, channels, method):
+    found = classifier(channels=channels).explain(photos(1, channels)[0], method=method)
+    path = found.save(str(tmp_path / "new folder" / "map.png"))
+    assert path == tmp_path / "new folder" / "map.png"
+    assert len(np.unique(opened(path))) > 50  # something is drawn
+    assert [file.name for file in path.parent.iterdir()] == ["map.png"]
+
+
+def an_explanation(**changes) -> Explanation:
+    return replace(explain_batch(classifier(), photos(1))[0], **changes)
+
+
+@pytest.mark.parametrize(("name", "start"), [("map", b"\x89PNG"), ("map.PNG", b"\x89PNG"), ("map.svg", b"<?xml")])
+def test_the_name_decides_the_format_png_unless_said(tmp_path, name, start):
+    an_explanation().save(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_a_name_that_no_picture_has_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"map\.docx .*use \.png"):
+        an_explanation().save(tmp_path / "map.docx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("label", ["$5 and $6", r"$\frac$ $^$", "a_b^c", "50%", "<b>&amp;", ""])
+def test_any_label_can_be_drawn(tmp_path, label):
+    """A class may be called what it wants: titles are text, not formulas."""
+    found = an_explanation(label=label, class_blind=False)
+    for number, save in enumerate((save_heads, lambda some, path: save_gallery(some, [label], path))):
+        opened(save([found], tmp_path / f"{number}.png"))
+    opened(found.save(tmp_path / "single.png"))
+    draw_confusion(np.eye(2, dtype=int), (label, "other"), tmp_path / "confusion.png")
+    opened(tmp_path / "confusion.png")
+
+
+@pytest.mark.parametrize("heads", [1, 4, 7])
+def test_the_heads_of_a_layer_are_saved_as_one_picture(tmp_path, heads):
+    found = [an_explanation(head=head) for head in range(heads)]
+    assert save_heads(found, tmp_path / "heads.png") == tmp_path / "heads.png"
+    assert len(np.unique(opened(tmp_path / "heads.png"))) > 50
+
+
+def test_a_gallery_marks_mistakes(tmp_path):
+    found = [an_explanation(label="ant") for _ in range(7)]
+    assert save_gallery(found, ["ant"] * 7, tmp_path / "right.png") == tmp_path / "right.png"
+    save_gallery(found, ["ant"] * 6 + ["bee"], tmp_path / "one wrong.png")
+    right, wrong = opened(tmp_path / "right.png"), opened(tmp_path / "one wrong.png")
+
+    def red(picture: np.ndarray) -> int:
+        return (picture == (0xB0, 0x30, 0x00)).all(-1).sum()
+
+    assert red(right) == 0
+    assert red(wrong) > 0
+
+
+def test_the_overlay_brightens_what_the_map_weighs_and_keeps_the_image():
+    weights = np.zeros((3, 5), np.float32)
+    weights[1, 3] = 1.0
+    image = np.full((12, 20, 3), 100, np.uint8)
+    image[:6] = 200
+    shown = overlay(an_explanation(map=weights, image=image))
+    assert shown.shape == (12, 20, 3)
+    assert shown.min() >= 0
+    assert shown.max() <= 1
+    brightness = shown.sum(-1)
+    inside, outside = brightness[4:8, 12:16], brightness[4:8, 16:20]
+    assert (inside > outside + 0.3).all()
+    assert (np.ptp(inside, axis=1) < 1e-9).all()  # a patch has one colour: its edges are the patch's
+    assert brightness[5, 0] > brightness[6, 0] + 0.1  # the image is still to be seen
+
+
+def test_scaling_survives_one_loud_patch_and_an_even_map():
+    map_hw = np.linspace(0, 1, 400).reshape(20, 20)
+    loud = map_hw.copy()
+    loud[3, 3] = 1000.0
+    assert np.abs(scaled(loud) - scaled(map_hw)).max(initial=0, where=loud < 1000) < 0.02
+    assert scaled(loud).max() == 1
+    assert scaled(map_hw).min() == 0
+    assert (scaled(np.full((3, 5), 0.2)) == 0).all()
+
+
+def test_a_record_without_layers_recorded_says_so():
+    with pytest.raises(UsageError, match="nothing is recorded"):
+        Record(depth=2).attention(1)
