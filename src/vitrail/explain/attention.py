@@ -11,34 +11,30 @@ from vitrail.model import ViTConfig
 
 
 def readout(record: Record, config: ViTConfig, tokens: int) -> Tensor:
-    """How much the pooled vector takes from each token, (B, N, T).
+    """How much the pooled vector takes from each token, (B, T).
 
-    The class token alone, the patches alike, or as attention pooling weighs them.
+    The class token alone, the patches alike, or as attention pooling weighs them (the mean of its heads).
     """
     if record.pool is not None:
-        return record.pool[:, :, 0]
-    batch, heads = record.queries[0].shape[:2]
+        return record.pool[:, :, 0].mean(dim=1)
     row_T = torch.zeros(tokens, device=record.queries[0].device)
     if config.pool == "cls":
         row_T[0] = 1
     else:
         row_T[config.prefix_tokens :] = 1 / (tokens - config.prefix_tokens)
-    return row_T.expand(batch, heads, tokens)
+    return row_T.expand(len(record.queries[0]), tokens)
 
 
 def attention_map(record: Record, config: ViTConfig, layer: int = -1, head: int | None = None) -> Tensor:
     """What the pooled vector's tokens attend to in one layer, (B, T): of one head, or the mean of them.
 
-    With a class token this is its row of the attention matrix; with mean pooling the mean of the patches' rows; with
-    attention pooling and the last layer, the pool's own weights.
+    With a class token this is its row of the attention matrix; else the mean of all rows, as pooling weighs them.
     """
-    if record.pool is not None and layer in (-1, record.depth - 1):
-        weights_BNT = record.pool[:, :, 0]
-    elif config.pool == "cls":
+    if config.pool == "cls":
         weights_BNT = record.attention(layer, rows=0)[:, :, 0]
     else:
         weights_BNTT = record.attention(layer)
-        weights_BNT = torch.einsum("bnt,bnts->bns", readout(record, config, weights_BNTT.shape[-1]), weights_BNTT)
+        weights_BNT = torch.einsum("bt,bnts->bns", readout(record, config, weights_BNTT.shape[-1]), weights_BNTT)
     return weights_BNT.mean(dim=1) if head is None else weights_BNT[:, head]
 
 
@@ -54,5 +50,5 @@ def rollout(record: Record, config: ViTConfig, layer: int = -1) -> Tensor:
         step_BTT = (step_BTT + torch.eye(step_BTT.shape[-1], device=step_BTT.device)) / 2
         mixed_BTT = step_BTT if mixed_BTT is None else step_BTT @ mixed_BTT
     assert mixed_BTT is not None
-    row_BT = readout(record, config, mixed_BTT.shape[-1]).mean(dim=1)
+    row_BT = readout(record, config, mixed_BTT.shape[-1])
     return torch.einsum("bt,bts->bs", row_BT, mixed_BTT)

@@ -46,7 +46,7 @@ def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -
         "origin": artefact.origin,
         "sha256": digest(weights),
     }
-    metadata = {"vitrail": json.dumps(document, ensure_ascii=False), "format": "pt"}
+    metadata = {"vitrail": json.dumps(document, ensure_ascii=False)}  # safetensors writes several keys in any order
     write_atomically(path, lambda aside: save_file(weights, aside, metadata=metadata))
 
 
