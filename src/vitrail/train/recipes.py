@@ -144,6 +144,7 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=0.05,
             schedule="linear",
             label_smoothing=0.1,
+            ema=0.99,
             zero_branches=True,
         ),
         Recipe(
