@@ -28,6 +28,11 @@ WIDE = (12, 20)  # a grid of 3 x 5
 POSITIONS = [Learned(), SinCos(), Rotary(), NoPosition()]
 
 
+def initialised(vit: ViT, **options: object) -> ViT:
+    initialise(vit, **options)
+    return vit
+
+
 def config(**options) -> ViTConfig:
     return ViTConfig(**{**TINY, **options})
 
@@ -291,7 +296,7 @@ def test_any_size_that_divides_into_patches_works(position, size, dtype):
 
 def test_patches_are_ordered_row_by_row():
     """Each token of a model without blocks' mixing is its own patch, projected."""
-    vit = initialise(ViT(config(position=NoPosition(), final_norm=False)), zero_branches=True).eval()
+    vit = initialised(ViT(config(position=NoPosition(), final_norm=False)), zero_branches=True).eval()
     x = images(1, 3, *WIDE)
     tokens = vit.features(x)[0, 1:]
     for y, column in itertools.product(range(3), range(5)):
@@ -526,7 +531,7 @@ def test_every_parameter_learns(pool, mlp, head):
 def test_parameters_start_as_the_table_says():
     torch.manual_seed(0)
     options = dict(width=64, mlp_width=256, image_size=32, qk_norm=True, layer_scale=0.3, pool="map", head="mlp")
-    vit = initialise(shaken(ViT(config(**options, prefix_tokens=9))))
+    vit = initialised(shaken(ViT(config(**options, prefix_tokens=9))))
     for name, p in vit.named_parameters():
         if name.endswith("gamma"):
             assert (p == 0.3).all(), name
@@ -552,7 +557,7 @@ def test_a_new_vit_is_initialised():
 
 
 def test_std_and_patch_std_are_as_asked():
-    vit = initialise(ViT(config()), std=0.1, patch_std=0.5)
+    vit = initialised(ViT(config()), std=0.1, patch_std=0.5)
     assert vit.blocks[2].mlp.fc1.weight.std().item() == pytest.approx(0.1, rel=0.1)
     assert vit.patch_embed.proj.weight.std().item() == pytest.approx(0.5, rel=0.1)
     assert vit.position.grid.std().item() == pytest.approx(0.02, rel=0.2)
@@ -560,7 +565,7 @@ def test_std_and_patch_std_are_as_asked():
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_zero_branches_make_each_block_the_identity(mlp):
-    vit = initialise(ViT(config(mlp=mlp, layer_scale=0.5)), zero_branches=True)
+    vit = initialised(ViT(config(mlp=mlp, layer_scale=0.5)), zero_branches=True)
     x = images(2, 17, 32)
     for block in vit.blocks:
         assert torch.equal(block(x), x)
@@ -569,7 +574,7 @@ def test_zero_branches_make_each_block_the_identity(mlp):
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_a_zero_head_says_nothing_at_first_and_learns_all_the_same(head):
-    vit = initialise(ViT(config(head=head)), zero_head=True)
+    vit = initialised(ViT(config(head=head)), zero_head=True)
     x, labels = images(8, 3, 16, 16), torch.arange(8) % 5
     assert (vit(x) == 0).all()
     assert F.cross_entropy(vit(x), labels).item() == pytest.approx(math.log(5))

@@ -5,13 +5,22 @@ import sys
 
 import torch
 
+from vitrail.errors import UsageError
+
 GIB = 1 << 30
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or the best there is."""
+    """The named device, or the best there is; raises `UsageError` for one that this machine lacks."""
     if name:
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise UsageError(
+                f"there is no device {name!r} here", "leave --device out to use the best there is"
+            ) from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

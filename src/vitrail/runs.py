@@ -86,7 +86,9 @@ def train(
     keep_memory()
     place = pick_device(device)
     torch.manual_seed(full.seed)
-    vit = initialise(ViT(config), patch_std=full.patch_std, zero_branches=full.zero_branches).to(place)
+    vit = ViT(config)
+    initialise(vit, patch_std=full.patch_std, zero_branches=full.zero_branches)
+    vit.to(place)
     classifier = Classifier(vit, splits.classes, preprocess, origin=origin(full, splits))
     say(
         f"{len(splits.train)} training images of {len(splits.classes)} classes, {config.image_size} px; "

@@ -12,22 +12,20 @@
 | LayerScale                      | the config's number                                         |
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from vitrail.model.block import LayerScale
 
-if TYPE_CHECKING:
-    from vitrail.model.vit import ViT
-
 
 def initialise(
-    vit: ViT, *, std: float = 0.02, patch_std: float | None = None, zero_branches: bool = False, zero_head: bool = False
-) -> ViT:
-    """Gives every parameter of `vit` its start, from torch's global generator; returns `vit`."""
+    vit: nn.Module,
+    *,
+    std: float = 0.02,
+    patch_std: float | None = None,
+    zero_branches: bool = False,
+    zero_head: bool = False,
+) -> None:
+    """Gives every parameter of a ViT its start, from torch's global generator."""
     for module in vit.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)
@@ -49,4 +47,3 @@ def initialise(
             nn.init.zeros_(parameter)
         if zero_head and name in ("head.weight", "head.fc2.weight"):  # no gradient passes if fc1 is zero as well
             nn.init.zeros_(parameter)
-    return vit
