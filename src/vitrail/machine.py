@@ -17,9 +17,7 @@ def pick_device(name: str | None = None) -> torch.device:
             device = torch.device(name)
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError):
-            raise UsageError(
-                f"there is no device {name!r} here", "leave --device out to use the best there is"
-            ) from None
+            raise UsageError(f"there is no device {name!r} here", "leave it out to use the best there is") from None
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -1,6 +1,7 @@
 """The training loop. It yields after every step; measuring, printing and saving are its caller's plain code."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from vitrail.errors import VitrailError
 from vitrail.model import ViT
 from vitrail.train.optim import OPTIMIZERS, lr_part
 from vitrail.train.recipes import Recipe
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,15 @@ def train_steps(
     device = next(vit.parameters()).device
     dtype = autocast_dtype(recipe.precision, device)
     parameters = list(vit.parameters())
-    base = [group.setdefault("initial_lr", group["lr"]) for o in trainee.optimizers for group in o.param_groups]
+    groups = [group for optimizer in trainee.optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group.setdefault("initial_lr", group["lr"])
     vit.train()
     for pixels, labels in batches:
         torch.manual_seed(derive("step", recipe.seed, trainee.step))  # dropout, stochastic depth, mixing
         part = lr_part(trainee.step, steps, recipe)
-        for group, lr in zip((g for o in trainee.optimizers for g in o.param_groups), base, strict=True):
-            group["lr"] = lr * part
+        for group in groups:
+            group["lr"] = group["initial_lr"] * part
         loss_sum, correct = 0.0, 0
         for some_pixels, some_labels in zip(
             pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True
@@ -97,7 +102,7 @@ def train_steps(
         gradient = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or float("inf")).item()
         mean_loss = loss_sum / len(labels)
         trainee.step += 1
-        if not (torch.isfinite(torch.tensor([mean_loss, gradient])).all()):
+        if not math.isfinite(mean_loss + gradient):
             raise Diverged(
                 f"training diverged at step {trainee.step}: loss {mean_loss:.3g}, gradient {gradient:.3g}, "
                 f"learning rate {recipe.lr * part:.3g}",
@@ -119,11 +124,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _averaging(decay: float):  # type: ignore[no-untyped-def]
+def _averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """An exponential average that trusts the first steps less: min(decay, (1 + n) / (10 + n))."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], currents: list[Tensor], n: Tensor | int) -> None:
+    def update(averages: Tensors, currents: Tensors, n: Tensor | int) -> None:
         now = min(decay, (1 + int(n)) / (10 + int(n)))
         torch._foreach_lerp_(averages, currents, 1 - now)
 
