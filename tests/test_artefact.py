@@ -152,3 +152,48 @@ def test_a_write_that_fails_leaves_the_old_file(file: Path):
         write_atomically(file, half)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d, t: d["config"].update(image_size=10**9 // 2 * 2),
+        lambda d, t: d["config"].update(width=10**30, heads=1),
+        lambda d, t: d["config"].update(depth=10**7),
+        lambda d, t: d["config"].update(norm_eps="x"),
+        lambda d, t: d["config"].update(dropout=float("nan")),
+        lambda d, t: d["preprocess"].update(image_size=[0, 0]),
+        lambda d, t: d["preprocess"].update(image_size=[17, 17]),
+        lambda d, t: d["preprocess"].update(image_size=[10**6, 10**6]),
+        lambda d, t: d["preprocess"].update(mean=[0.5], std=[0.5]),
+        lambda d, t: d["preprocess"].update(mean=["a", "b", "c"]),
+        lambda d, t: d["preprocess"].update(smallest="x"),
+        lambda d, t: d.update(origin=[]),
+        lambda d, t: d.update(classes="abc"),
+        lambda d, t: d.update(classes=["a", "a", "b"]),
+        lambda d, t: d.update(temperature=-1),
+        lambda d, t: d.update(temperature=0),
+        lambda d, t: d.update(temperature=float("nan")),
+    ],
+)
+def test_a_hostile_description_is_a_sentence_with_the_files_name(file: Path, change):
+    rewritten(file, change)
+    with pytest.raises(VitrailError, match=r"c\.safetensors") as caught:
+        vitrail.load(file)
+    assert caught.value.exit_code == 1
+
+
+def test_nesting_without_end_is_refused(file: Path):
+    with safe_open(file, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, {"vitrail": "[" * 200_000})
+    with pytest.raises(VitrailError, match=r"c\.safetensors"):
+        vitrail.load(file)
+
+
+def test_weights_that_are_not_finite_are_said_to_be_so(run: vitrail.Run, file: Path):
+    clf = vitrail.load(file)
+    clf.vit.head.weight.data[0, 0] = float("nan")
+    clf.save(file)
+    with pytest.raises(VitrailError, match="not finite"):
+        vitrail.load(file).predict(torch.zeros(3, 16, 16, dtype=torch.uint8))

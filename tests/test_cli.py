@@ -205,3 +205,61 @@ def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
         shown = capsys.readouterr().out
         assert "red" in shown
         assert "{" not in shown
+
+
+def test_class_names_are_text_and_never_markup(make_folder, tmp_path: Path, capsys):
+    folder = make_folder("odd", 6, ("a", "b"))
+    names = {"a": "[/x]", "b": "[red]y:cat:"}
+    rows = [f"{path.relative_to(folder)},{names[path.parent.name]}" for path in sorted(folder.rglob("*.png"))]
+    folder = folder / "odd.csv"
+    folder.write_text("path,label\n" + "\n".join(rows))
+    words = ["--out", str(tmp_path / "r"), "--epochs", "1", "--width", "32", "--depth", "1", "--heads", "2", "--quiet"]
+    assert main(["train", str(folder), *words]) == 0
+    capsys.readouterr()
+    for verb in (
+        ["evaluate", tmp_path / "r", folder],
+        ["inspect", tmp_path / "r"],
+        ["predict", tmp_path / "r", folder],
+    ):
+        assert main([*map(str, verb)]) == 0
+        shown = capsys.readouterr().out
+        assert "[/x]" in shown
+        assert "[red]y:cat:" in shown
+
+
+def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colours: Path):
+    command = f"{sys.executable} -m vitrail evaluate {run.folder} {colours} --json | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "MODEL", "x" * 300 + ".png"],
+        ["predict", "x" * 300, "a.png"],
+        ["inspect", "x" * 300],
+        ["train", "digits", "--recipe", "x" * 300],
+        ["train", "digits", "--out", "FILE"],
+        ["train", "digits", "--out", "FILE/sub"],
+        ["train", "digits", "--out", "FILE", "--resume"],
+        ["train", "digits", "--out", "FILE/sub", "--resume"],
+        ["train", "digits", "--device", "banana"],
+        ["evaluate", "MODEL", "digits", "--device", "meta"],
+        ["explain", "MODEL", "a.png", "--head", "²"],
+        ["evaluate", "MODEL", "digits"],  # a model of colours, grey digits: unknown classes
+    ],
+    ids=lambda words: " ".join(word[:12] for word in words),
+)
+def test_nothing_ends_in_a_traceback(run: vitrail.Run, words, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    words = [word.replace("FILE", "file").replace("MODEL", str(run.folder)) for word in words]
+    code = main(words)
+    captured = capsys.readouterr()
+    assert code in (1, 2)
+    if not captured.out:
+        assert captured.err.count("error: ") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"

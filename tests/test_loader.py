@@ -322,7 +322,7 @@ def test_no_mixing_leaves_images_and_labels_as_they_are():
 @pytest.mark.parametrize("field", ["flip", "erasing"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_probabilities_lie_between_0_and_1(field: str, value: float):
-    with pytest.raises(UsageError, match=f"{field} is .* between 0 and 1"):
+    with pytest.raises(UsageError, match=f"{field} is .* at least 0 and at most 1"):
         Augment(**{field: value})
 
 

@@ -371,8 +371,8 @@ IMPOSSIBLE = [
     ({"image_size": (16, 16, 3)}, "image_size"),
     ({"width": 30, "heads": 3, "position": SinCos()}, "width divisible by 4, not 30"),
     ({"width": 24, "heads": 4, "position": Rotary()}, "head width divisible by 4, not 6"),
-    ({"position": "rotary"}, "position 'rotary'"),
-    ({"position": None}, "position None"),
+    ({"position": "rotary"}, "position is 'rotary'"),
+    ({"position": None}, "position is None"),
 ]
 
 
@@ -412,9 +412,9 @@ def test_json_without_a_field_takes_its_default():
         ({"position": {"kind": "rotery"}}, "position 'rotery' is not known (did you mean rotary?)"),
         ({"position": {"kind": "rotary", "temperature": 1.0}}, "position 'rotary' has no option temperature"),
         ({"position": {}}, "position"),
-        ({"position": None}, "position None"),
+        ({"position": None}, "position is None"),
         ({"width": "32"}, "width"),
-        ({"dropout": "none"}, "type"),
+        ({"dropout": "none"}, "must be a number"),
         ({"pool": "means"}, "did you mean mean?"),
     ],
     ids=str,
@@ -570,18 +570,3 @@ def test_zero_branches_make_each_block_the_identity(mlp):
     for block in vit.blocks:
         assert torch.equal(block(x), x)
     assert not torch.equal(ViT(config(mlp=mlp)).blocks[0](x), x)
-
-
-@pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_a_zero_head_says_nothing_at_first_and_learns_all_the_same(head):
-    vit = initialised(ViT(config(head=head)), zero_head=True)
-    x, labels = images(8, 3, 16, 16), torch.arange(8) % 5
-    assert (vit(x) == 0).all()
-    assert F.cross_entropy(vit(x), labels).item() == pytest.approx(math.log(5))
-    optimiser = torch.optim.SGD(vit.parameters(), lr=0.5)
-    start = {name: p.detach().clone() for name, p in vit.head.named_parameters()}
-    for _ in range(3):
-        optimiser.zero_grad()
-        F.cross_entropy(vit(x), labels).backward()
-        optimiser.step()
-    assert [name for name, p in vit.head.named_parameters() if torch.equal(p, start[name])] == []

@@ -200,3 +200,13 @@ def test_an_unknown_field_is_named_with_the_nearest_one():
 def test_what_makes_no_sense_is_refused(change: dict, said: str):
     with pytest.raises(UsageError, match=said):
         Preprocess(**{"image_size": (8, 8), **change})
+
+
+def test_a_long_thin_image_takes_no_more_memory_than_the_model_sees():
+    """Padded at its own size, 40,000 x 8 pixels would be a canvas of 4.8 GB."""
+    thin = torch.full((3, 8, 40_000), 200, dtype=torch.uint8)
+    preprocess = Preprocess(image_size=(32, 32), smallest=4)
+    assert preprocess.frame(thin).numel() <= 3 * (4 * 32) ** 2 * 1.1
+    fitted = preprocess.fitted(thin)
+    assert fitted.shape == (3, 32, 32)
+    assert (fitted == 200).any()

@@ -152,7 +152,9 @@ def test_bad_data_ends_in_a_sentence_that_names_it_and_leaves_no_classifier(make
 
 def test_a_run_that_diverges_stops_and_says_where(make_folder):
     folder = make_folder("wild", 8)
-    with pytest.raises(Diverged, match=r"diverged at step \d+: loss .*learning rate"):
+    with pytest.raises(
+        Diverged, match=r"diverged at step \d+: (loss .*learning rate|a weight is not finite)|not finite"
+    ):
         vitrail.train(
             folder, out=folder.parent / "run", epochs=30, optimizer="sgd", lr=1e9, clip=None, warmup=0.0, **SMALL
         )
@@ -241,3 +243,85 @@ def test_tensorboard_on_request(make_folder):
     folder = make_folder("board", 6)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=1, tensorboard=True, **SMALL)
     assert list((run.folder / "tensorboard").glob("events*"))
+
+
+def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeypatch: pytest.MonkeyPatch):
+    """With one step an epoch every stop is on a last step."""
+    from vitrail import runs
+    from vitrail.interrupts import Interrupted
+
+    folder = make_folder("short", 8)
+    whole = vitrail.train(folder, out=folder.parent / "whole", epochs=4, batch=100, **SMALL)
+    real = runs.train_steps
+
+    def stop_at_two(learner, *rest, **options):
+        for step in real(learner, *rest, **options):
+            if step.number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    monkeypatch.setattr(runs, "train_steps", stop_at_two)
+    with pytest.raises(Interrupted, match="stopped at step 2"):
+        vitrail.train(folder, out=folder.parent / "broken", epochs=4, batch=100, **SMALL)
+    monkeypatch.setattr(runs, "train_steps", real)
+    again = vitrail.train(folder, out=folder.parent / "broken", resume=True)
+    first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
+    assert first == second
+    assert len((again.folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_resume_refuses_data_that_have_changed(make_folder):
+    folder = make_folder("grows", 8)
+    out = folder.parent / "run"
+    vitrail.train(folder, out=out, epochs=1, **SMALL)
+    (folder / "red" / "new.png").write_bytes((folder / "red" / "0.png").read_bytes())
+    before = (out / "classifier.safetensors").read_bytes()
+    with pytest.raises(VitrailError, match="not those that .* was started on"):
+        vitrail.train(folder, out=out, resume=True)
+    assert (out / "classifier.safetensors").read_bytes() == before
+
+
+def test_runs_started_together_get_folders_of_their_own(make_folder, tmp_path: Path):
+    folder = make_folder("photos", 6)
+    words = [
+        *command("train", folder, "--epochs", 1, "--quiet", "--json"),
+        "--width",
+        "32",
+        "--depth",
+        "1",
+        "--heads",
+        "2",
+    ]
+    started = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = {json.loads(process.communicate(timeout=120)[0])["run"] for process in started}
+    assert said == {"runs/photos", "runs/photos-2", "runs/photos-3"}
+
+
+def test_a_run_that_is_training_is_not_resumed_by_another_process(make_folder):
+    from vitrail.run_folder import RunFolder
+
+    folder = make_folder("busy", 6)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)
+    with RunFolder(run.folder).alone(), pytest.raises(UsageError, match="another process is training"):
+        vitrail.train(folder, out=run.folder, resume=True)
+
+
+def test_resume_knows_positions_and_sizes_again(make_folder):
+    from vitrail.model import Rotary
+
+    folder = make_folder("turned", 8)
+    options = {"epochs": 1, "position": Rotary(base=10.0), "image_size": (16, 20), **SMALL}
+    run = vitrail.train(folder, out=folder.parent / "run", **options)
+    again = vitrail.train(folder, out=run.folder, resume=True, **options)
+    assert again.classifier.vit.config.position == Rotary(base=10.0)
+    with pytest.raises(UsageError, match="another recipe"):
+        vitrail.train(folder, out=run.folder, resume=True, recipe="tutorial")
+
+
+def test_half_a_line_of_metrics_is_forgotten(make_folder):
+    folder = make_folder("torn", 8)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=2, **SMALL)
+    lines = (run.folder / "metrics.jsonl").read_text()
+    (run.folder / "metrics.jsonl").write_text(lines + '{"epoch": 3, "tra')
+    vitrail.train(folder, out=run.folder, resume=True)
+    assert (run.folder / "metrics.jsonl").read_text() == lines

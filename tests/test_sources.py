@@ -1,6 +1,7 @@
 """DATA -> splits: what is there is taken as it is, what is missing is divided off, what is wrong is named."""
 
 import hashlib
+import os
 import pickle
 import sys
 import unicodedata
@@ -158,7 +159,7 @@ def test_the_division_takes_the_documented_share_of_each_class(pets: Path):
 
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
 def test_a_class_of_three_is_always_on_both_sides(fraction: float):
-    listing = Listing(torch.zeros(3, 1, 1, 1), ["x", "y", "z"], ["a", "a", "a"])
+    listing = Listing(torch.arange(3.0).view(3, 1, 1, 1), ["x", "y", "z"], ["a", "a", "a"])
     rest, part = divide(listing, fraction, 0)
     assert len(rest) >= 1 and len(part) >= 1
 
@@ -359,7 +360,11 @@ def test_the_fingerprint_survives_a_move_and_sees_every_change(pets: Path, tmp_p
 
 def trained_on(address: Path, test: float = 0.2, seed: int = 0) -> tuple[Splits, dict]:
     splits = open_data(address, test=test, split_seed=seed)
-    return splits, {"fingerprint": splits.fingerprint, "split": {"test": test, "validation": 0.1, "seed": seed}}
+    return splits, {
+        "name": splits.name,
+        "fingerprint": splits.fingerprint,
+        "split": {"test": test, "validation": 0.1, "seed": seed},
+    }
 
 
 @pytest.mark.parametrize(("test", "seed"), [(0.2, 0), (0.4, 7)])
@@ -672,3 +677,46 @@ def test_index_takes_labels_by_name_whatever_their_order():
     assert index(listing, ("a", "b"), "here").labels.tolist() == [1, 0, 1]
     with pytest.raises(VitrailError, match=r"here: the classes 'a', 'b' are not among"):
         index(listing, ("c",), "here")
+
+
+def test_copies_of_an_image_are_never_on_both_sides(tmp_path: Path):
+    """Files that hold the same bytes, under whatever name, stay together; so do equal pixels in memory."""
+    paint_classes(tmp_path / "once", {"cat": 12, "dog": 12})
+    for path in (tmp_path / "once").rglob("*.png"):
+        folder = tmp_path / "thrice" / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            (folder / f"{i}-{path.name}").write_bytes(path.read_bytes())
+    splits = open_data(tmp_path / "thrice")
+    contents = [
+        {(Path(file).parent.name, Path(file).read_bytes()) for file in images.paths}
+        for images in splits.parts().values()
+    ]
+    for i, some in enumerate(contents):
+        for others in contents[i + 1 :]:
+            assert not some & others
+    assert splits.test is not None and len(splits.test) == 12  # 20 % of 36 is 7, and whole triples fit 6
+    pixels = torch.arange(8, dtype=torch.uint8).repeat(5).view(40, 1, 1, 1)
+    rest, part = divide(Listing(pixels, [f"{i:02d}" for i in range(40)], ["a"] * 40), 0.25, 0)
+    assert len(part) == 10
+    assert not set(rest.pixels.flatten().tolist()) & set(part.pixels.flatten().tolist())
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path):
+    paint_classes(tmp_path / "pets", {"cat": 3, "dog": 3})
+    strange = os.fsencode(tmp_path / "pets") + b"/caf\xe9"
+    os.rename(os.fsencode(tmp_path / "pets" / "cat"), strange)
+    with pytest.raises(VitrailError, match="not UTF-8"):
+        find(tmp_path / "pets")
+
+
+def test_data_that_changed_since_training_are_scored_with_a_warning(pets: Path):
+    splits, origin = trained_on(pets, 0.2, 0)
+    extra = next((pets / splits.classes[0]).iterdir())
+    extra.with_name("new.png").write_bytes(extra.read_bytes())
+    _, said = open_for_evaluation(pets, splits.classes, 3, origin)
+    assert "changed since training" in said
+    origin["split"] = {"test": 0.0, "validation": 0.0, "seed": 0}
+    extra.with_name("new.png").unlink()
+    _, said = open_for_evaluation(pets, splits.classes, 3, origin)
+    assert said.endswith("which the model was trained on")

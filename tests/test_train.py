@@ -195,7 +195,7 @@ def test_a_recipe_from_a_file(tmp_path: Path):
 
 def test_what_the_data_decide():
     from vitrail.data import Splits
-    from vitrail.train.shape import shape
+    from vitrail.train.settle import settle
 
     def splits(size: tuple[int, int], n: int, channels: int = 3, flippable: bool = True) -> Splits:
         pixels = torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8)
@@ -206,14 +206,14 @@ def test_what_the_data_decide():
         ((8, 8), 8, 2), ((28, 28), 28, 4), ((32, 32), 32, 4), ((30, 30), 32, 4), ((64, 64), 64, 8),
         ((12, 20), (12, 20), 2), ((480, 640), 96, 8), ((60, 300), 64, 8), ((300, 40), 32, 4),
     ):  # fmt: skip
-        full, config, preprocess = shape(Recipe(), splits(size, 8))
+        full, config, preprocess = settle(Recipe(), splits(size, 8))
         assert (config.image_size, config.patch, config.classes) == (image_size, patch, 2)
         assert preprocess.image_size == ((image_size, image_size) if isinstance(image_size, int) else image_size)
-    full, config, preprocess = shape(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
+    full, config, preprocess = settle(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
     assert config.channels == 1
     assert full.augment.flip == 0
     assert preprocess.mean[0] == pytest.approx(0.5, abs=0.01)
     assert 16 <= full.batch <= 256
-    assert shape(Recipe(epochs=7, batch=5), splits((8, 8), 8))[0].epochs == 7
-    full, config, _ = shape(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
+    assert settle(Recipe(epochs=7, batch=5), splits((8, 8), 8))[0].epochs == 7
+    full, config, _ = settle(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
     assert config.grid == (2, 2)

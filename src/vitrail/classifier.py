@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.model import ViT
+from vitrail.errors import UsageError, VitrailError
+from vitrail.model import ViT, ViTConfig
 from vitrail.weights.artefact import Artefact, read_artefact, write_artefact
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class Prediction:
 
     label: str
     probability: float
+
+
+class NotFinite(VitrailError):
+    """The model answers with something that is no number."""
 
 
 @dataclass
@@ -62,9 +66,14 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """uint8 pixels of the model's size -> logits (B, Y) in float32, divided by the temperature."""
+        """uint8 pixels of the model's size -> logits (B, Y) in float32, divided by the temperature.
+
+        Puts the model in eval mode. Raises `NotFinite` where an answer is not a finite number.
+        """
         self.vit.eval()
         logits_BY: Tensor = self.vit(self.preprocess.normalise(pixels_BCHW.to(self.device)))
+        if not logits_BY.isfinite().all():
+            raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
         return logits_BY.float() / self.temperature
 
     def predict(self, image: str | Path | Tensor, top: int = 5) -> list[Prediction]:
@@ -75,12 +84,6 @@ class Classifier:
         """The most probable classes, best first, from one image's logits."""
         probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
         return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
-
-    def class_number(self, label: str) -> int:
-        """The place of a class; raises `UsageError` with the nearest names if there is none."""
-        if label not in self.classes:
-            raise UsageError(f"there is no class {label!r}", did_you_mean(label, self.classes))
-        return self.classes.index(label)
 
     def evaluate(self, data: str | Path) -> Evaluation:
         """The numbers of this classifier on labelled images."""
@@ -115,20 +118,30 @@ def load(model: str | Path, device: str | torch.device = "cpu") -> Classifier:
     if not path.is_file():
         raise UsageError(f"there is no run folder or artefact {str(model)!r}", "vitrail train makes one")
     artefact, weights = read_artefact(path)
-    vit = ViT(artefact.config)
-    fill(vit, weights, path)
+    vit = filled(artefact.config, weights, path)
     vit.eval().requires_grad_(False)
     return Classifier(vit.to(device), artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin)
 
 
-def fill(vit: ViT, weights: dict[str, Tensor], path: Path) -> None:
-    """Copies weights into the ViT; raises `VitrailError` naming a missing, unknown or misshapen tensor."""
-    ours = vit.state_dict()
+def filled(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
+    """A ViT with these weights; raises `VitrailError` naming a missing, unknown or misshapen tensor.
+
+    Names and shapes are compared with a model without memory first, so a file asks for no more than it brings.
+    """
+    if f"blocks.{config.depth - 1}.norm1.weight" not in weights:
+        raise VitrailError(f"{path} lacks the tensor blocks.{config.depth - 1}.norm1.weight")
+    try:
+        with torch.device("meta"):
+            ours = ViT(config).state_dict()
+    except RuntimeError:  # sizes beyond what can be counted
+        raise VitrailError(f"{path} describes a model that no machine can hold") from None
     for name, tensor in ours.items():
         if name not in weights:
             raise VitrailError(f"{path} lacks the tensor {name}")
-        if weights[name].shape != tensor.shape:
+        if weights[name].shape != tensor.shape or weights[name].dtype != tensor.dtype:
             raise VitrailError(f"{path}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
     if unknown := sorted(set(weights) - set(ours)):
         raise VitrailError(f"{path} has tensors that the model does not know: {', '.join(unknown[:5])}")
+    vit = ViT(config)
     vit.load_state_dict(weights)
+    return vit

@@ -15,6 +15,8 @@ def pick_device(name: str | None = None) -> torch.device:
     if name:
         try:
             device = torch.device(name)
+            if device.type not in ("cpu", "cuda", "mps"):
+                raise RuntimeError
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError):
             raise UsageError(f"there is no device {name!r} here", "leave it out to use the best there is") from None

@@ -5,8 +5,7 @@ This is the one place where training, evaluation and explanation meet; each of t
 
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 import vitrail
-from vitrail.classifier import Classifier, load
+from vitrail.classifier import Classifier, NotFinite, load
 from vitrail.console import bar, say
 from vitrail.data import Images, Preprocess, Splits, open_data
 from vitrail.data.augment import sample_transform
@@ -33,12 +32,12 @@ from vitrail.interrupts import Interrupted, stop_requests
 from vitrail.machine import GIB, keep_memory, pick_device
 from vitrail.model import ViT
 from vitrail.model.init import initialise
-from vitrail.run_folder import RunFolder, run_folder
-from vitrail.train import Recipe, find_recipe
+from vitrail.run_folder import RunFolder, new_run, old_run, refuse_taken
+from vitrail.train import DEFAULT, Recipe, find_recipe
 from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from vitrail.train.curves import draw_curves
-from vitrail.train.loop import Step, Trainee, autocast_dtype, train_steps, trainee
-from vitrail.train.shape import shape
+from vitrail.train.loop import Diverged, Step, Trainee, autocast_dtype, train_steps, trainee
+from vitrail.train.settle import settle
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 
@@ -59,7 +58,7 @@ class Run:
 def train(
     data: str | Path,
     *,
-    recipe: str | Path | Recipe = "small",
+    recipe: str | Path | Recipe | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     device: str | None = None,
@@ -68,18 +67,25 @@ def train(
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
 
-    `changes` are fields of the recipe, its augmentation or its model (`epochs=3, width=128`). An `out` that exists is
+    `recipe` is a name (`small` unless said), a file or a `Recipe`; `changes` are fields of it, its augmentation or its
+    model (`epochs=3, width=128`). An `out` that exists is
     never overwritten: without `resume` that is an error. Raises `VitrailError` where data or training go wrong.
     """
-    folder = run_folder(data, out, resume)
-    asked = find_recipe(recipe, **changes)
     if resume:
-        asked, wished = folder.recipe(), changes
-        if asked.but(**wished) != asked:
+        folder = old_run(data, out)
+        asked = folder.recipe()
+        wished = asked if recipe is None else find_recipe(recipe)
+        if asked.but(**changes) != asked or wished.name != asked.name:
             raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
+    else:
+        refuse_taken(out)
+        asked = find_recipe(DEFAULT if recipe is None else recipe, **changes)
     splits = open_data(data, validation=asked.validation, test=asked.test, split_seed=asked.split_seed)
+    if resume:
+        folder.check_data(splits.fingerprint)
+    board = board_writer() if tensorboard else None
     splits = in_memory(splits, int(asked.memory * GIB))
-    full, config, preprocess = shape(asked, splits)
+    full, config, preprocess = settle(asked, splits)
     refuse_small(splits, preprocess)
     for note in splits.notes:
         say(note)
@@ -96,11 +102,14 @@ def train(
         f"parameters; recipe {full.name}, {full.epochs} epochs, batch {full.batch}; "
         f"{place.type} in {str(autocast_dtype(full.precision, place)).removeprefix('torch.')}"
     )
+    learner = trainee(vit, full)
     if not resume:
-        folder.start(data, asked)
-    with _board(folder, tensorboard) as board:
-        seconds = _train_epochs(classifier, splits, full, folder, resume, board)
-    return _finish(splits, folder, seconds, place)
+        folder = new_run(data, out)
+        folder.start(data, splits.fingerprint, asked)
+    with folder.alone():
+        state = _resumed(learner, folder, full) if resume else State()
+        seconds = _train_epochs(learner, state, classifier, splits, full, folder, board)
+        return _finish(splits, folder, seconds, place)
 
 
 def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
@@ -131,11 +140,14 @@ def in_memory(splits: Splits, budget: int) -> Splits:
 
 
 def refuse_small(splits: Splits, preprocess: Preprocess) -> None:
-    """Raises `ImageError` for an image in memory that is smaller than a patch, before anything is written."""
+    """Raises `ImageError` for an image that is smaller than a patch, before anything is written.
+
+    Of files that are not in memory only the headers are read.
+    """
     for images in splits.parts().values():
-        for i in range(len(images)) if images.in_memory else ():
+        for i in range(len(images)):
             try:
-                preprocess.frame(images[i])
+                preprocess.check_size(*images.size(i))
             except ValueError as error:
                 raise ImageError(images.paths[i], str(error)) from None
 
@@ -159,24 +171,23 @@ class State:
 
 
 def _train_epochs(
+    learner: Trainee,
+    state: State,
     classifier: Classifier,
     splits: Splits,
     recipe: Recipe,
     folder: RunFolder,
-    resume: bool,
-    board: Callable[[Row], None],
+    board: Callable[[Path, Row], None] | None,
 ) -> float:
     """All epochs, each followed by measuring and saving; returns the seconds spent training."""
     assert recipe.epochs is not None
     assert recipe.batch is not None
     preprocess = classifier.preprocess
-    learner = trainee(classifier.vit, recipe)
-    state = _resumed(learner, folder) if resume else State()
     per_epoch = steps_per_epoch(splits.train, recipe.batch)
     transform = sample_transform(recipe.augment, preprocess)
     with stop_requests() as stop:
         for epoch in range(state.epoch, recipe.epochs):
-            began, done = time.perf_counter(), learner.step - epoch * per_epoch
+            began, done, seen = time.perf_counter(), learner.step - epoch * per_epoch, 0
             batches = training_batches(
                 splits.train,
                 transform,
@@ -190,17 +201,16 @@ def _train_epochs(
                 progress.tick(done)
                 for step in train_steps(learner, batches, recipe, preprocess, steps=recipe.epochs * per_epoch):
                     state.add(step)
-                    rate = (step.number - epoch * per_epoch - done) * recipe.batch / (time.perf_counter() - began)
+                    seen += step.images
+                    rate = seen / (time.perf_counter() - began)
                     progress.tick(
                         note=f"loss {state.loss / state.images:.3f}  accuracy {state.correct / state.images:.3f}  "
                         f"{rate:,.0f} images/s"
                     )
-                    if stop.came:
+                    if stop.came and learner.step < (epoch + 1) * per_epoch:
                         state.seconds += time.perf_counter() - began
                         save_checkpoint(folder.checkpoints, learner, asdict(state))
-                        raise Interrupted(
-                            f"stopped at step {step.number} and saved", f"go on with --resume --out {folder.path}"
-                        )
+                        raise stopped(learner, folder)
             seconds = time.perf_counter() - began
             row = {
                 "epoch": epoch + 1,
@@ -211,21 +221,29 @@ def _train_epochs(
                 "lr": step.lr,
                 "gradient": step.gradient,
                 "seconds": round(seconds, 2),
-                "images_per_second": round((per_epoch - done) / per_epoch * len(splits.train) / seconds, 1),
+                "images_per_second": round(seen / seconds, 1),
             }
             state = State(epoch + 1, state.seconds + seconds, state.best)
             if is_better(row, state.best):
                 state.best = row
                 replace(classifier, vit=learner.best_guess).save(folder.artefact)
             folder.record(row)
-            board(row)
+            if board:
+                board(folder.path, row)
             say(sentence(row, recipe.epochs))
             save_checkpoint(folder.checkpoints, learner, asdict(state))
             draw_curves(folder.metrics(), folder.picture("curves"))
+            if stop.came and state.epoch < recipe.epochs:
+                raise stopped(learner, folder)
     return state.seconds
 
 
-def _resumed(learner: Trainee, folder: RunFolder) -> State:
+def stopped(learner: Trainee, folder: RunFolder) -> Interrupted:
+    """What is said when a signal has ended the run for now."""
+    return Interrupted(f"stopped at step {learner.step} and saved", f"go on with --resume --out {folder.path}")
+
+
+def _resumed(learner: Trainee, folder: RunFolder, recipe: Recipe) -> State:
     """The state of the newest whole checkpoint, the learner put where it was."""
     found = newest_checkpoint(folder.checkpoints)
     if found is None:
@@ -233,7 +251,8 @@ def _resumed(learner: Trainee, folder: RunFolder) -> State:
         state = State()
     else:
         state = State(**load_checkpoint(found, learner))
-        say(f"going on after step {learner.step}, in epoch {state.epoch + 1}")
+        done = state.epoch == recipe.epochs
+        say("all epochs are done" if done else f"going on after step {learner.step}, in epoch {state.epoch + 1}")
     folder.forget_after(state.epoch)
     return state
 
@@ -244,7 +263,13 @@ def _measured(classifier: Classifier, learner: Trainee, splits: Splits, recipe: 
     images = splits.parts().get(name)
     if images is None:
         return {}
-    outcome = classify(replace(classifier, vit=learner.best_guess), images, workers=recipe.workers)
+    try:
+        outcome = classify(replace(classifier, vit=learner.best_guess), images, workers=recipe.workers)
+    except NotFinite:
+        raise Diverged(
+            f"training diverged before step {learner.step}: the model's answers are not finite",
+            "try a lower learning rate or a longer warm-up",
+        ) from None
     return {f"{name}_loss": outcome.loss, f"{name}_accuracy": outcome.accuracy}
 
 
@@ -268,30 +293,28 @@ def sentence(row: Row, epochs: int) -> str:
     return f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  {beside}{row['images_per_second']:,.0f} images/s"
 
 
-@contextmanager
-def _board(folder: RunFolder, wanted: bool) -> Iterator[Callable[[Row], None]]:
-    """A function that writes a row of metrics to TensorBoard, or does nothing."""
-    if not wanted:
-        yield lambda row: None
-        return
+def board_writer() -> Callable[[Path, Row], None]:
+    """A function that writes a row of metrics as TensorBoard files; raises `UsageError` without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UsageError("TensorBoard is not installed", "pip install 'vitrail[tensorboard]'") from None
-    with SummaryWriter(folder.path / "tensorboard") as writer:
 
-        def write(row: Row) -> None:
+    def write(folder: Path, row: Row) -> None:
+        with SummaryWriter(folder / "tensorboard") as writer:
             for name, value in row.items():
                 if name not in ("step", "epoch"):
                     writer.add_scalar(name, value, row["step"])
 
-        yield write
+    return write
 
 
 def _finish(splits: Splits, folder: RunFolder, seconds: float, place: torch.device) -> Run:
     """Scores the kept weights on test (else validation), puts the figures into the artefact, draws the pictures."""
     classifier = load(folder.path, device=place)
-    result: dict[str, Any] = {"seconds": round(seconds, 1)}
+    result: dict[str, Any] = {"seconds": round(seconds, 3)}
+    if splits.test is None and splits.validation is None:
+        say("no image was kept back, so there is no score and no picture of attention")
     name = "test" if splits.test is not None else "validation"
     images = splits.parts().get(name)
     if images is not None:

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 import vitrail
 from vitrail.cli.main import Answer
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
     for name, scores in document["per_class"].items():
         numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
-        table.add_row(name, str(scores["images"]), *numbers)
+        table.add_row(Text(name), str(scores["images"]), *numbers)
     shown.append(table)
     if document["most_confused"]:
         pairs = [f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]

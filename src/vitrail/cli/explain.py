@@ -59,7 +59,7 @@ def read_heads(word: str, heads: int) -> list[int | None]:
         return [None]
     if word == "all":
         return list(range(heads))
-    if not word.isdigit():
+    if not word.isdecimal():
         raise UsageError(f"--head is {word!r}", "give a number, mean or all")
     return [int(word)]
 

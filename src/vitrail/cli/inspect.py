@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from vitrail.classifier import ARTEFACT
 from vitrail.cli.main import Answer
@@ -33,6 +34,6 @@ def run(arguments: argparse.Namespace) -> Answer:
     else:
         table = Table("tensor", "shape", "type", box=None, header_style="bold")
         for name, tensor in facts["tensors"].items():
-            table.add_row(name, "x".join(map(str, tensor["shape"])), tensor["dtype"])
+            table.add_row(Text(name), "x".join(map(str, tensor["shape"])), tensor["dtype"])
         shown.append(table)
     return Answer(facts, shown)

@@ -61,22 +61,32 @@ def main(words: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     try:
         answer = _answer(words)
+        if answer is None:
+            return 0
+        _print(answer, as_json)
+        return answer.code
     except VitrailError as error:
         return _complain(error, as_json)
     except KeyboardInterrupt:
-        return _complain(VitrailError("stopped"), as_json) and 130
+        _complain(VitrailError("stopped"), as_json)
+        return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if answer is None:
-        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(VitrailError(f"{where}{error.strerror or error}"), as_json)
+    except MemoryError:
+        return _complain(VitrailError("the memory does not suffice", "try a smaller --batch or --memory"), as_json)
+
+
+def _print(answer: Answer, as_json: bool) -> None:
     if as_json:
         print(json.dumps(answer.document, ensure_ascii=False, allow_nan=False))
     else:
-        out = Console(highlight=False)
+        out = Console(highlight=False, markup=False, emoji=False)
         for part in answer.shown:
             out.print(part, markup=False, soft_wrap=True) if isinstance(part, str) else out.print(part)
-    return answer.code
 
 
 def _answer(words: list[str]) -> Answer | None:

@@ -12,7 +12,7 @@ from vitrail.cli.main import Answer
 from vitrail.data.augment import Augment
 from vitrail.model import ViTConfig
 from vitrail.runs import train
-from vitrail.train.recipes import FIELDS, RECIPES, Recipe
+from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, Recipe
 from vitrail.weights.sizes import SIZES
 
 
@@ -21,9 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     from vitrail.cli.fields import add_fields
 
     parser.add_argument("data", metavar="DATA")
-    parser.add_argument(
-        "--recipe", default="small", metavar="NAME", help=f"{', '.join(RECIPES)}, or a TOML or JSON file"
-    )
+    parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)}, or a TOML or JSON file ({DEFAULT})")
     parser.add_argument("--size", choices=list(SIZES), default=argparse.SUPPRESS, help="a named width, depth, heads")
     parser.add_argument("--out", metavar="DIR", help="the run folder (runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

@@ -1,13 +1,13 @@
 """Augmentation as data: the fields of `Augment`, and the transforms they stand for (torchvision v2)."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import UsageError, did_you_mean
+from vitrail.options import check_fields, option
 
 Crop = Literal["none", "resized", "padded"]
 Policy = Literal["none", "randaugment", "trivialaugment"]
@@ -17,35 +17,19 @@ Policy = Literal["none", "randaugment", "trivialaugment"]
 class Augment:
     """What happens to a training image; fractions are probabilities unless said otherwise."""
 
-    flip: float = field(default=0.5, metadata={"help": "mirror left and right"})
-    crop: Crop = field(default="none", metadata={"help": "random crop: of the image, or of its padded form"})
-    crop_area: float = field(default=0.8, metadata={"help": "smallest part of the image that a resized crop keeps"})
-    crop_padding: float = field(default=0.125, metadata={"help": "border of a padded crop, in image sides"})
-    policy: Policy = field(default="none", metadata={"help": "random colour and shape changes"})
-    policy_changes: int = field(default=2, metadata={"help": "changes per image in RandAugment"})
-    policy_strength: int = field(default=9, metadata={"help": "their strength in RandAugment, 0 to 30"})
-    erasing: float = field(default=0.0, metadata={"help": "blank a rectangle"})
-    mixup: float = field(default=0.0, metadata={"help": "alpha of MixUp, 0 for none"})
-    cutmix: float = field(default=0.0, metadata={"help": "alpha of CutMix, 0 for none"})
+    flip: float = option(0.5, "mirror left and right", least=0, most=1)
+    crop: Crop = option("none", "random crop: of the image, or of its padded form")
+    crop_area: float = option(0.8, "smallest part of the image that a resized crop keeps", above=0, most=1)
+    crop_padding: float = option(0.125, "border of a padded crop, in image sides", least=0, most=0.5)
+    policy: Policy = option("none", "random colour and shape changes")
+    policy_changes: int = option(2, "changes per image in RandAugment", least=0)
+    policy_strength: int = option(9, "their strength in RandAugment, 0 to 30", least=0, most=30)
+    erasing: float = option(0.0, "blank a rectangle", least=0, most=1)
+    mixup: float = option(0.0, "alpha of MixUp, 0 for none", least=0)
+    cutmix: float = option(0.0, "alpha of CutMix, 0 for none", least=0)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("crop", Crop), ("policy", Policy)):
-            if getattr(self, name) not in get_args(allowed):
-                raise UsageError(
-                    f"{name} {getattr(self, name)!r} is not known", did_you_mean(getattr(self, name), get_args(allowed))
-                )
-        for name in ("flip", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
-        if not 0 < self.crop_area <= 1:
-            raise UsageError(f"crop_area is {self.crop_area}; it must be above 0 and at most 1")
-        if not 0 <= self.crop_padding <= 0.5:  # the border mirrors the image, so it must be narrower
-            raise UsageError(f"crop_padding is {self.crop_padding}; it must be between 0 and 0.5")
-        for name in ("mixup", "cutmix", "policy_changes"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
-        if not 0 <= self.policy_strength <= 30:
-            raise UsageError(f"policy_strength is {self.policy_strength}; it must be between 0 and 30")
+        check_fields(self)
 
 
 def sample_transform(augment: Augment, preprocess: Preprocess) -> nn.Module:

@@ -1,6 +1,8 @@
 """One decoder for every image file: from `check` and `train` to `predict` and `serve`."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +40,23 @@ def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = No
     The orientation in EXIF is applied, 16-bit grey is scaled (not clipped), transparency is put over white, of an
     animation the first frame is taken. Raises `ImageError` naming the file.
     """
+    with opened(file, name) as image:
+        image.load()
+        upright = _eight_bit(ImageOps.exif_transpose(image))
+    mode = "L" if channels == 1 else "RGB"
+    array = np.array(upright.convert(mode))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
+    """Height and width as the file's header says, before EXIF turns it; raises `ImageError` naming the file."""
+    with opened(file, name) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
+    """The file opened by Pillow; whatever goes wrong inside is an `ImageError` that names it and says why."""
     name = name or (str(file) if isinstance(file, str | Path) else "image")
     try:
         with warnings.catch_warnings():
@@ -47,8 +66,7 @@ def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = No
                     raise ImageError(
                         name, f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS:,} that are read"
                     )
-                image.load()
-                upright = _eight_bit(ImageOps.exif_transpose(image))
+                yield image
     except FileNotFoundError:
         raise ImageError(name, "there is no such file") from None
     except IsADirectoryError:
@@ -63,9 +81,6 @@ def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = No
         raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
     except Exception as error:  # a damaged file can make Pillow raise nearly anything (TypeError in a TIFF's tags)
         raise ImageError(name, f"damaged or cut short ({error})") from None
-    mode = "L" if channels == 1 else "RGB"
-    array = np.array(upright.convert(mode))
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

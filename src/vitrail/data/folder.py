@@ -47,6 +47,7 @@ def read_classes(folder: Path, root: Path, notes: list[str]) -> Listing:
     paths: list[Path] = []
     labels: list[str] = []
     for class_folder in classes:
+        refuse_strange(folder, class_folder.name)
         images, others = images_below(class_folder)
         if not images:
             raise VitrailError(
@@ -67,6 +68,15 @@ def subfolders(folder: Path) -> list[Path]:
         raise VitrailError(f"{folder} may not be read", "change its permissions") from None
 
 
+def refuse_strange(parent: str | Path, name: str) -> None:
+    """Raises `VitrailError` for a name on disk that is not UTF-8: it could be neither printed nor stored."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode(errors="surrogateescape").decode(errors="replace")
+        raise VitrailError(f"{parent}: the name {shown!r} is not UTF-8", "rename it") from None
+
+
 def is_image(path: Path) -> bool:
     """Whether the name is that of an image file."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
@@ -84,6 +94,7 @@ def images_below(folder: Path) -> tuple[list[Path], int]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in files:
+            refuse_strange(parent, name)
             path = Path(parent, name)
             if is_image(path):
                 images.append(path)

@@ -24,7 +24,7 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class Listing:
-    """Images in the order of their names, each with the name of its class."""
+    """Images with their names, each with the name of its class."""
 
     pixels: Pixels
     names: list[str]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import ImageError, decode
+from vitrail.data.decode import ImageError, decode, read_size
 from vitrail.data.preprocess import Preprocess
 
 Pixels = Sequence[Tensor] | Tensor  # anything that gives a uint8 (C, H, W) for an index
@@ -59,6 +59,10 @@ class Images:
 
     def __getitem__(self, i: int) -> Tensor:
         return self.pixels[i]
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Height and width of an image; of a file only the header is read."""
+        return read_size(self.pixels.paths[i]) if isinstance(self.pixels, Files) else tuple(self[i].shape[-2:])  # type: ignore[return-value]
 
     def fitted(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
         """These images as uint8 (B, C, H, W) of the model's size; raises `ImageError` naming one that is too small."""

@@ -1,6 +1,7 @@
 """Images -> batches of uint8 pixels and labels, the same whatever the number of workers."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -40,12 +41,12 @@ class _Samples(Dataset[Batch]):
                 try:
                     pixels.append(self.transform(self.images[i]))
                 except ValueError as error:
-                    raise ImageError(self.images.names[i], str(error)) from None
+                    raise ImageError(self.images.paths[i], str(error)) from None
         return torch.stack(pixels), torch.from_numpy(self.images.labels[[i for _, i in keys]])
 
 
 def default_workers(images: Images) -> int:
-    """None for sets in memory, else a process for each core but one."""
+    """No processes for sets in memory, else one for each core but one."""
     return 0 if images.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
 
 
@@ -72,6 +73,7 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _one_thread(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what to do
     torch.set_num_threads(1)
 
 

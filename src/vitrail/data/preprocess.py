@@ -1,7 +1,7 @@
 """Pixels -> what the model sees: one preprocessing, stored with the weights, used by every verb."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torchvision.transforms.v2.functional as F
@@ -9,7 +9,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from vitrail.errors import UsageError, did_you_mean
+from vitrail.options import check_fields, option
 
+OVERSIZE = 4  # a padded canvas from which random crops are taken is at most so many times the model's size
 Fit = Literal["pad", "crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -25,59 +27,71 @@ class Preprocess:
 
     image_size: tuple[int, int]
     fit: Fit = "pad"
-    crop_fraction: float = 1.0
+    crop_fraction: float = option(1.0, "part of the resized image that a crop takes", above=0, most=1)
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    smallest: int = 1
+    smallest: int = option(1, "shortest side that is accepted", least=1)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, allowed in (("fit", Fit), ("interpolation", Interpolation)):
-            if getattr(self, name) not in get_args(allowed):
-                raise UsageError(
-                    f"{name} {getattr(self, name)!r} is not known", did_you_mean(getattr(self, name), get_args(allowed))
-                )
-        if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
+            if isinstance(getattr(self, name), list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
+        if min(self.image_size) < 1:
+            raise UsageError(f"image_size is {self.image_size}; both sides must be at least 1")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
             raise UsageError(f"mean {self.mean} and std {self.std} do not make a normalisation")
-        if not 0 < self.crop_fraction <= 1:
-            raise UsageError(f"crop_fraction is {self.crop_fraction}; it must be above 0 and at most 1")
 
     @property
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
         return len(self.mean)
 
+    def check_size(self, h: int, w: int) -> None:
+        """Raises `ValueError` for an image of h x w pixels that is too small for the model to see anything."""
+        if min(h, w) < self.smallest:
+            raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.smallest}")
+
     def frame(self, image_CHW: Tensor) -> Tensor:
         """The field of view: with `pad`, the image on a canvas of the model's proportions; else the image.
 
-        Raises `ValueError` if the image is too small.
+        The canvas is at most `OVERSIZE` times the model's size: a long thin image must not fill the memory. Raises
+        `ValueError` if the image is too small.
         """
         height, width = self.image_size
         h, w = image_CHW.shape[-2:]
-        if min(h, w) < self.smallest:
-            raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.smallest}")
+        self.check_size(h, w)
         if self.fit != "pad" or h * width == w * height:
             return image_CHW
-        full_h, full_w = max(h, round(w * height / width)), max(w, round(h * width / height))
-        top, left = (full_h - h) // 2, (full_w - w) // 2
+        scale = min(1.0, OVERSIZE * min(height / h, width / w))
+        image_CHW = self.resize(image_CHW, max(1, round(h * scale)), max(1, round(w * scale)))
+        h, w = image_CHW.shape[-2:]
+        return self.pad(image_CHW, max(h, round(w * height / width)), max(w, round(h * width / height)))
+
+    def pad(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
+        """The image in the middle of a canvas in the mean colour."""
+        h, w = image_CHW.shape[-2:]
+        top, left = (height - h) // 2, (width - w) // 2
         canvas = torch.tensor([round(255 * m) for m in self.mean], dtype=torch.uint8)[:, None, None]
-        canvas = canvas.expand(-1, full_h, full_w).clone()
+        canvas = canvas.expand(-1, height, width).clone()
         canvas[:, top : top + h, left : left + w] = image_CHW
         return canvas
 
     def fitted(self, image_CHW: Tensor) -> Tensor:
         """uint8 (C, h, w) of any size -> uint8 (C, H, W) of the model's size; raises `ValueError` if too small."""
         height, width = self.image_size
-        image_CHW = self.frame(image_CHW)
-        if self.fit == "crop":
-            h, w = image_CHW.shape[-2:]
-            target_h, target_w = height / self.crop_fraction, width / self.crop_fraction
-            scale = max(target_h / h, target_w / w)
-            image_CHW = self.resize(image_CHW, max(height, round(h * scale)), max(width, round(w * scale)))
-            return F.center_crop(image_CHW, [height, width])
-        return self.resize(image_CHW, height, width)
+        h, w = image_CHW.shape[-2:]
+        self.check_size(h, w)
+        if self.fit == "squash":
+            return self.resize(image_CHW, height, width)
+        if self.fit == "pad":
+            scale = min(height / h, width / w)
+            inner = (min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
+            return self.pad(self.resize(image_CHW, *inner), height, width)
+        scale = max(height / h, width / w) / self.crop_fraction
+        image_CHW = self.resize(image_CHW, max(height, round(h * scale)), max(width, round(w * scale)))
+        return F.center_crop(image_CHW, [height, width])
 
     def resize(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
         """The image resized, with antialiasing."""
@@ -104,4 +118,6 @@ class Preprocess:
         for name in document:
             if name not in known:
                 raise UsageError(f"the preprocessing has no field {name!r}", did_you_mean(name, known))
+        if "image_size" not in document:
+            raise UsageError("the preprocessing lacks image_size")
         return cls(**document)

@@ -6,11 +6,13 @@ off here, by class and by seed. The class order comes from the training images a
 
 import hashlib
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vitrail.data.builtin import BUILTIN, read_builtin
 from vitrail.data.folder import read_folder
@@ -49,7 +51,10 @@ def find(address: str | Path, channels: int | None = None) -> Found:
 
 def _find(address: str | Path) -> Found:
     if isinstance(address, str) and address in BUILTIN:
-        return read_builtin(address)
+        found = read_builtin(address)
+        if Path(address).exists():
+            found.notes.append(f"the built-in {address} is meant; the folder of that name is ./{address}")
+        return found
     path = Path(address)
     if os.path.isdir(path):  # os.path's own: pathlib raises where a name is too long
         return read_folder(path)
@@ -116,17 +121,21 @@ def open_for_evaluation(
     lacks is divided off as training did, so that no training image is scored.
     """
     found = find(address, channels)
-    parts, kept_back = found.splits, ""
+    parts = found.splits
     split = trained_on.get("split")
-    if split and trained_on.get("fingerprint") == fingerprint(found):
+    same = bool(split) and trained_on.get("fingerprint") == fingerprint(found)
+    if split and same:
         parts = divided(parts, split["test"], split["validation"], split["seed"])
-        kept_back = " that training kept back"
     name = next(s for s in ("test", "validation", "all", "train") if len(parts.get(s, ())))
     listing = parts[name]
-    if name == "all":
-        said = f"all {len(listing)} images of {found.name}"
-    else:
-        said = f"the {len(listing)} {name} images{'' if name in found.splits else kept_back} of {found.name}"
+    said = f"{'all' if name == 'all' else 'the'} {len(listing)} {'' if name == 'all' else name + ' '}images"
+    if name in ("test", "validation") and name not in found.splits:
+        said += " that training kept back"
+    said += f" of {found.name}"
+    if name == "train" and same:
+        said += ", which the model was trained on"
+    elif name in ("all", "train") and found.name == trained_on.get("name"):
+        said += ", which have changed since training: images that the model was trained on may be among them"
     return index(listing, classes, str(address)), said
 
 
@@ -143,19 +152,42 @@ def divided(parts: dict[str, Listing], test: float, validation: float, seed: int
 def divide(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listing]:
     """(rest, part): `part` has the fraction of each class, at least one image where the class has three.
 
-    Which images depends on their names and the seed alone, not on how they are listed.
+    Which images depends on their names and the seed alone, not on how they are listed; copies of one image stay
+    together, so that `part` holds nothing that is also in `rest`.
     """
+    if not fraction:
+        return listing, listing.subset([])
     part: list[int] = []
     labels = np.array(listing.labels)
+    copies = copies_of(listing)
     for label in sorted(set(listing.labels)):
         members = np.flatnonzero(labels == label)
-        wanted = round(fraction * len(members))
-        if fraction and len(members) >= 3:
-            wanted = max(1, wanted)
-        ranked = sorted(members, key=lambda i: derive("split", seed, listing.names[i]))
-        part.extend(int(i) for i in ranked[: min(wanted, len(members) - 1)])
-    chosen = set(part)
-    return listing.subset([i for i in range(len(labels)) if i not in chosen]), listing.subset(sorted(part))
+        wanted = min(max(round(fraction * len(members)), 1 if len(members) >= 3 else 0), len(members) - 1)
+        groups: dict[int, list[int]] = {}
+        for i in sorted(members, key=lambda i: listing.names[i]):
+            groups.setdefault(copies[i], []).append(int(i))
+        chosen: list[int] = []
+        for group in sorted(groups.values(), key=lambda group: derive("split", seed, listing.names[group[0]])):
+            if len(chosen) + len(group) <= wanted:
+                chosen += group
+        part += chosen
+    kept = set(part)
+    return listing.subset([i for i in range(len(labels)) if i not in kept]), listing.subset(sorted(part))
+
+
+def copies_of(listing: Listing) -> list[int]:
+    """For each image the place of the first with the very same content; only files of equal size are read."""
+    first: dict[object, int] = {}
+    if not isinstance(listing.pixels, Files):
+        if not isinstance(listing.pixels, Tensor):
+            return list(range(len(listing)))  # a set that decodes when asked: too long to read just for this
+        return [first.setdefault(pixels.numpy().tobytes(), i) for i, pixels in enumerate(listing.pixels)]
+    sizes = [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+    often = Counter(sizes)
+    return [
+        first.setdefault(hashlib.sha256(path.read_bytes()).digest(), i) if size >= 0 and often[size] > 1 else i
+        for i, (path, size) in enumerate(zip(listing.pixels.paths, sizes, strict=True))
+    ]
 
 
 def index(listing: Listing, classes: tuple[str, ...], where: str) -> Images:

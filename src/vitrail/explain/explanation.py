@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.data.decode import decode
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.explain.attention import attention_map, rollout
 from vitrail.explain.recording import Record, recording
@@ -82,8 +81,7 @@ def explain(
     `layer` and `head` count from 0 (layers also from -1 backwards); without `head` all are averaged. Raises
     `UsageError` for a method, layer or head that is not there, `ImageError` for an image that cannot be read.
     """
-    pixels = image if isinstance(image, Tensor) else decode(image, classifier.preprocess.channels)
-    return explain_batch(classifier, classifier.read(pixels).unsqueeze(0), method=method, layer=layer, head=head)[0]
+    return explain_batch(classifier, classifier.read(image).unsqueeze(0), method=method, layer=layer, head=head)[0]
 
 
 def explain_batch(

@@ -4,7 +4,6 @@
 | ------------------------------- | ----------------------------------------------------------- |
 | weights of linear layers        | normal, `std` (0.02)                                        |
 | last linear of both branches    | zero if `zero_branches`: each block starts as the identity  |
-| last linear of the head         | zero if `zero_head`: the first loss is exactly log(classes) |
 | patch projection                | normal, 1/sqrt(pixels in a patch), or `std` if given        |
 | tokens, positions, pool's query | normal, 0.02                                                |
 | norms                           | weight one, bias zero                                       |
@@ -23,7 +22,6 @@ def initialise(
     std: float = 0.02,
     patch_std: float | None = None,
     zero_branches: bool = False,
-    zero_head: bool = False,
 ) -> None:
     """Gives every parameter of a ViT its start, from torch's global generator."""
     for module in vit.modules():
@@ -44,6 +42,4 @@ def initialise(
         if name in ("prefix", "position.grid", "pool.query"):
             nn.init.trunc_normal_(parameter, std=0.02)
         if zero_branches and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
-            nn.init.zeros_(parameter)
-        if zero_head and name in ("head.weight", "head.fc2.weight"):  # no gradient passes if fc1 is zero as well
             nn.init.zeros_(parameter)

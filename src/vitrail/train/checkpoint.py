@@ -39,8 +39,8 @@ def save_checkpoint(folder: Path, trainee: Trainee, state: dict[str, Any]) -> Pa
         for name in (*names, "manifest.json"):
             sync(aside / name)
         sync(aside)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # a checkpoint of this very step: kept until the new one stands
+            os.rename(final, folder / f".step-{trainee.step:08d}-old")
         os.rename(aside, final)
         sync(folder)
     except (OSError, SafetensorError) as error:
@@ -64,6 +64,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
     """Puts the trainee where it was; returns the state saved with it."""
+    try:
+        return _load(path, trainee)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise VitrailError(f"the checkpoint {path} is of another model: {error}", "start a new run") from None
+
+
+def _load(path: Path, trainee: Trainee) -> dict[str, Any]:
     model = load_file(path / "model.safetensors")
     optimizer = load_file(path / "optimizer.safetensors")
     trainee.vit.load_state_dict(_below("vit.", model))

@@ -71,7 +71,7 @@ def train_steps(
     """Takes a step for each batch of uint8 pixels and labels, and yields what it did.
 
     `steps` is the length of the whole run, for the schedule. Raises `Diverged` at a loss or gradient that is not
-    finite, before the weights are touched.
+    finite, before the weights are touched, and at the end where the last update broke them.
     """
     vit = trainee.vit
     device = next(vit.parameters()).device
@@ -114,6 +114,8 @@ def train_steps(
         if trainee.average:
             trainee.average.update_parameters(vit)
         yield Step(trainee.step, mean_loss, correct, len(labels), recipe.lr * part, gradient)
+    if not all(parameter.isfinite().all() for parameter in parameters):  # the last update, which no loss has seen
+        raise Diverged(f"training diverged at step {trainee.step}: a weight is not finite", "try a lower learning rate")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

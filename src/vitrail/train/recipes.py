@@ -4,12 +4,16 @@ import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
+from vitrail.model.config import position_to_json, values_from_json
+from vitrail.options import check_fields, option
 from vitrail.weights.sizes import SIZES
+
+DEFAULT = "small"
 
 Optimizer = Literal["adamw", "sgd", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -29,62 +33,36 @@ class Recipe:
     about: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     augment: Augment = Augment()
-    seed: int = field(default=0, metadata={"help": "decides initial weights, order and augmentation"})
-    epochs: int | None = field(
-        default=None, metadata={"help": "passes over the training images; none: by their number"}
-    )
-    batch: int | None = field(default=None, metadata={"help": "images per step; none: by the number of images"})
-    accumulate: int = field(default=1, metadata={"help": "parts that a batch is computed in, to save memory"})
-    optimizer: Optimizer = field(default="adamw", metadata={"help": "how weights follow gradients"})
-    lr: float = field(default=1e-3, metadata={"help": "highest learning rate"})
-    matrix_lr: float = field(default=0.02, metadata={"help": "highest learning rate of Muon on the blocks' matrices"})
-    weight_decay: float = field(default=0.05, metadata={"help": "decay of weights"})
-    decay_on: DecayOn = field(default="matrices", metadata={"help": "spare norms, biases, tokens, positions, or not"})
-    momentum: float = field(default=0.9, metadata={"help": "momentum of SGD"})
-    schedule: Schedule = field(default="cosine", metadata={"help": "course of the learning rate after warm-up"})
-    warmup: float = field(default=0.1, metadata={"help": "part of all steps in which the learning rate rises"})
-    clip: float | None = field(default=1.0, metadata={"help": "longest gradient, or none"})
-    label_smoothing: float = field(default=0.0, metadata={"help": "probability spread over all classes"})
-    ema: float | None = field(default=None, metadata={"help": "decay of averaged weights, or none"})
-    zero_branches: bool = field(default=False, metadata={"help": "start each block as the identity"})
-    patch_std: float | None = field(default=None, metadata={"help": "start of the patch projection; none: by its size"})
-    precision: Precision = field(default="auto", metadata={"help": "number format; auto: bf16 where it is fast"})
-    recompute: bool = field(default=False, metadata={"help": "less memory for more time (gradient checkpointing)"})
-    normalise: Normalise = field(default="data", metadata={"help": "mean and deviation of the pixels"})
-    fit: Literal["pad", "crop", "squash"] = field(default="pad", metadata={"help": "what becomes of other proportions"})
-    validation: float = field(default=0.1, metadata={"help": "part of the training images that chooses the weights"})
-    test: float = field(default=0.2, metadata={"help": "part kept back as test where the data has none"})
-    split_seed: int = field(default=0, metadata={"help": "decides which images are kept back"})
-    memory: float = field(default=2.0, metadata={"help": "GiB of decoded images to keep in memory"})
-    workers: int | None = field(default=None, metadata={"help": "processes that read images; none: by the data"})
+    seed: int = option(0, "decides initial weights, order and augmentation", least=0)
+    epochs: int | None = option(None, "passes over the training images; none: by their number", least=1)
+    batch: int | None = option(None, "images per step; none: by the number of images", least=1)
+    accumulate: int = option(1, "parts that a batch is computed in, to save memory", least=1)
+    optimizer: Optimizer = option("adamw", "how weights follow gradients")
+    lr: float = option(1e-3, "highest learning rate", above=0)
+    matrix_lr: float = option(0.02, "highest learning rate of Muon on the blocks' matrices", above=0)
+    weight_decay: float = option(0.05, "decay of weights", least=0)
+    decay_on: DecayOn = option("matrices", "spare norms, biases, tokens, positions, or not")
+    momentum: float = option(0.9, "momentum of SGD", least=0, below=1)
+    schedule: Schedule = option("cosine", "course of the learning rate after warm-up")
+    warmup: float = option(0.1, "part of all steps in which the learning rate rises", least=0, below=1)
+    clip: float | None = option(1.0, "longest gradient, or none", above=0)
+    label_smoothing: float = option(0.0, "probability spread over all classes", least=0, below=1)
+    ema: float | None = option(None, "decay of averaged weights, or none", above=0, below=1)
+    zero_branches: bool = option(False, "start each block as the identity")
+    patch_std: float | None = option(None, "start of the patch projection; none: by its size", above=0)
+    precision: Precision = option("auto", "number format; auto: bf16 where it is fast")
+    recompute: bool = option(False, "less memory for more time (gradient checkpointing)")
+    normalise: Normalise = option("data", "mean and deviation of the pixels")
+    fit: Literal["pad", "crop", "squash"] = option("pad", "what becomes of other proportions")
+    validation: float = option(0.1, "part of the training images that chooses the weights", least=0, below=1)
+    test: float = option(0.2, "part kept back as test where the data has none", least=0, below=1)
+    split_seed: int = option(0, "decides which images are kept back", least=0)
+    memory: float = option(2.0, "GiB of decoded images to keep in memory", least=0)
+    workers: int | None = option(None, "processes that read images; none: by the data", least=0)
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("optimizer", Optimizer),
-            ("schedule", Schedule),
-            ("precision", Precision),
-            ("decay_on", DecayOn),
-            ("normalise", Normalise),
-        ):
-            if getattr(self, name) not in get_args(allowed):
-                raise UsageError(
-                    f"{name} {getattr(self, name)!r} is not known", did_you_mean(getattr(self, name), get_args(allowed))
-                )
-        for name in ("epochs", "batch", "accumulate"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "matrix_lr"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("validation", "test", "warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"ema is {self.ema}; it must be between 0 and 1, or none")
-        known = {f.name for f in fields(ViTConfig)}
-        for name in self.model:
-            if name not in known:
-                raise UsageError(f"the model has no field {name!r}", did_you_mean(name, known))
+        check_fields(self)
+        object.__setattr__(self, "model", values_from_json(self.model))
 
     def but(self, **changes: Any) -> "Recipe":
         """The recipe with other values for any of its own, its augmentation's or its model's fields.
@@ -102,20 +80,21 @@ class Recipe:
         for name, value in changes.items():
             place = FIELDS.get(name)
             if place is None:
-                raise UsageError(f"a recipe has no field {name!r}", did_you_mean(name, FIELDS))
+                hint = "write its fields at the top level" if isinstance(value, dict) else did_you_mean(name, FIELDS)
+                raise UsageError(f"a recipe has no field {name!r}", hint)
             {"recipe": own, "augment": augment, "model": model}[place][name] = value
-        try:
-            return replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
-        except TypeError as error:
-            raise UsageError(f"a field of the recipe has a wrong type: {error}") from None
+        return replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
-        return asdict(self)
+        document = asdict(self)
+        if "position" in self.model:
+            document["model"]["position"] = position_to_json(self.model["position"])
+        return document
 
 
 def recipe_from_json(document: dict[str, Any]) -> Recipe:
-    """The recipe that `to_json` wrote; raises `TypeError` or `KeyError` where something else is there."""
+    """The recipe that `to_json` wrote; raises `TypeError`, `KeyError` or `UsageError` where something else is there."""
     return Recipe(**{**document, "augment": Augment(**document["augment"])})
 
 
@@ -187,7 +166,7 @@ RECIPES: dict[str, Recipe] = {
 def find_recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:
     """A recipe by name, from a TOML or JSON file, or itself, with changes; raises `UsageError` if there is none.
 
-    A file sets any fields by name, on top of the recipe that its `base` names (else `small`).
+    A file sets any fields by name, on top of the built-in recipe that its `base` names (else `small`).
     """
     if isinstance(name, Recipe):
         return name.but(**changes)
@@ -199,9 +178,12 @@ def find_recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
         document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # what both parsers raise, and text that is not UTF-8
         raise UsageError(f"{path} is not a recipe: {error}", "write it as TOML or JSON") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path} is not a recipe: it holds no fields by name")
-    base = find_recipe(str(document.pop("base", "small")))
+    name = str(document.pop("base", DEFAULT))
+    if name not in RECIPES:
+        raise UsageError(f"{path}: there is no built-in recipe {name!r}", did_you_mean(name, RECIPES))
+    base = RECIPES[name]
     return replace(base.but(**document), name=path.stem, about=f"from {path.name}").but(**changes)

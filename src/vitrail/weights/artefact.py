@@ -19,8 +19,10 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
 from vitrail.model import ViTConfig
+from vitrail.options import check_fields, option
 
 FORMAT = 1
+MOST_PIXELS = 8192  # side of an image that a file may make us prepare
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Artefact:
     config: ViTConfig
     classes: tuple[str, ...]
     preprocess: Preprocess
-    temperature: float = 1.0
+    temperature: float = option(1.0, "what logits are divided by", above=0)
     origin: dict[str, Any] = field(default_factory=dict)  # recipe, seed, versions, data, metrics
 
 
@@ -67,15 +69,34 @@ def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
     if document.get("sha256") != digest(weights):
         raise VitrailError(f"{path} is damaged: its weights do not match their checksum", "copy the file again")
     try:
-        classes = tuple(str(name) for name in document["classes"])
         config = ViTConfig.from_json(document["config"])
         preprocess = Preprocess.from_json(document["preprocess"])
-        artefact = Artefact(config, classes, preprocess, float(document["temperature"]), document["origin"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise VitrailError(f"{path} is not a whole artefact: {error!r}", "write it again with vitrail") from None
-    if len(classes) != config.classes:
-        raise VitrailError(f"{path} names {len(classes)} classes for {config.classes} outputs")
+        classes = tuple(list_of(document["classes"]))
+        artefact = Artefact(config, classes, preprocess, document["temperature"], document["origin"])
+        check_fields(artefact)
+        check_together(artefact)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, VitrailError) as error:
+        said = str(error) if isinstance(error, VitrailError) else repr(error)
+        raise VitrailError(f"{path} is not a whole artefact: {said}", "write it again with vitrail") from None
     return artefact, weights
+
+
+def list_of(value: Any) -> list[Any]:
+    """The value, if it is a list; a string would fall into letters."""
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+def check_together(artefact: Artefact) -> None:
+    """Raises `VitrailError` where the parts, each fine by itself, do not belong to one another."""
+    config, preprocess = artefact.config, artefact.preprocess
+    if len(artefact.classes) != config.classes or len(set(artefact.classes)) != config.classes:
+        raise VitrailError(f"it names {len(set(artefact.classes))} classes for {config.classes} outputs")
+    if preprocess.channels != config.channels:
+        raise VitrailError(f"it prepares {preprocess.channels} channels for a model of {config.channels}")
+    if any(side % config.patch or side > MOST_PIXELS for side in preprocess.image_size):
+        raise VitrailError(f"images of {preprocess.image_size} do not divide into patches of {config.patch}")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -87,7 +108,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tenso
         document = json.loads(metadata["vitrail"]) if "vitrail" in metadata else None
     except FileNotFoundError:
         raise VitrailError(f"there is no file {path}") from None
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise VitrailError(f"{path} is cut short or not a safetensors file ({error})", "copy the file again") from None
     except OSError as error:
         raise VitrailError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -5,25 +5,23 @@ import numpy as np
 from vitrail.data import Images, Preprocess, Splits
 from vitrail.errors import UsageError
 from vitrail.model import ViTConfig
-from vitrail.model.config import pair, position_from_json
+from vitrail.model.config import pair
 from vitrail.train.recipes import Recipe
 
 PATCHES = ((16, 2), (48, 4), (128, 8))  # images up to this many pixels get this patch; larger ones get 16
-SIZES = ((96, 96), (48, 64), (0, 32))  # mixed images of at least this many pixels are seen at this size
+SEEN_AT = ((96, 96), (48, 64), (0, 32))  # mixed images of at least this many pixels are seen at this size
 SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at, within these epochs
 EPOCHS = (10, 60)
 BATCHES = (16, 256)  # a recipe without a batch takes the power of two nearest a twentieth of the images, within these
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def shape(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
+def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
     """The recipe with nothing left open, and the model and preprocessing that it means for these data."""
     sizes = image_sizes(splits.train)
     model = dict(recipe.model)
-    if "position" in model:
-        model["position"] = position_from_json(model["position"])
     wanted = pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
-    patch = model.get("patch") or next((p for limit, p in PATCHES if min(wanted) <= limit), 16)
+    patch = model["patch"] if "patch" in model else next((p for limit, p in PATCHES if min(wanted) <= limit), 16)
     if "image_size" not in model:
         wanted = (-(-wanted[0] // patch) * patch, -(-wanted[1] // patch) * patch)
     model |= {"image_size": wanted[0] if wanted[0] == wanted[1] else wanted, "patch": patch}
@@ -55,7 +53,7 @@ def natural_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     if len(set(sizes)) == 1 and max(sizes[0]) <= 64:
         return sizes[0]
     typical = float(np.median([min(size) for size in sizes]))
-    side = next(side for least, side in SIZES if typical >= least)
+    side = next(side for least, side in SEEN_AT if typical >= least)
     return side, side
 
 
