@@ -219,7 +219,7 @@ def test_class_names_are_text_and_never_markup(make_folder, tmp_path: Path, caps
     for verb in (
         ["evaluate", tmp_path / "r", folder],
         ["inspect", tmp_path / "r"],
-        ["predict", tmp_path / "r", folder],
+        ["predict", tmp_path / "r", folder.parent],
     ):
         assert main([*map(str, verb)]) == 0
         shown = capsys.readouterr().out

@@ -113,7 +113,9 @@ RECIPES: dict[str, Recipe] = {
             name="small",
             about="""The default: a plain ViT from scratch for small sets, on a laptop.
 
-            Reproduces nothing; it is what we found best on a validation split of CIFAR-10's training images.
+            CIFAR-10: 81.6 % test accuracy after the 10 epochs that it takes by itself (one seed), 18 minutes on one
+            busy core in bf16. digits: 97 to 98 % in about a minute. Its settings are common practice for small ViTs
+            (arXiv 2205.01580, Muon), not the outcome of a search.
             """,
             model=dict(width=96, depth=5, heads=3, mlp_width=384, prefix_tokens=0, pool="mean", qk_norm=True),
             augment=Augment(crop="padded"),
@@ -128,10 +130,11 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="tutorial",
-            about="""A ViT from scratch on CIFAR-10 to the letter of tintn/vision-transformer-from-scratch.
+            about="""A ViT from scratch on CIFAR-10, every setting that of tintn/vision-transformer-from-scratch.
 
-            Reproduces its 75.5 % test accuracy after 100 epochs. All 50,000 training images train, no image chooses
-            weights: the last ones are kept, and the test set is only recorded beside them.
+            Its authors report 75.5 % test accuracy after 100 epochs; ours had 74.4 % at the last and 75.7 % at the best
+            (one seed, bf16, 94 minutes on two busy cores). All 50,000 training images train and none chooses weights:
+            the last ones are kept, and the test set is only recorded beside them. --precision fp32 computes as theirs.
             """,
             model=dict(
                 width=48,
