@@ -175,6 +175,9 @@ def test_check_tells_errors_from_warnings(make_folder, capsys):
     assert any("mauve" in error for error in document["errors"])
     assert any("different splits" in warning for warning in document["warnings"])
     assert any("different classes" in warning for warning in document["warnings"])
+    Image.new("RGB", (3, 2)).save(folder / "train" / "red" / "dot.png")
+    _, document, _ = ask(capsys, "check", folder)
+    assert any("train/red/dot.png with 3x2 pixels" in warning for warning in document["warnings"])
 
 
 def test_check_of_digits_finds_nothing_wrong(capsys):

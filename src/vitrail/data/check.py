@@ -17,6 +17,7 @@ from vitrail.data.sources import find
 from vitrail.errors import UsageError, VitrailError
 
 TINY_CLASS = 10  # images; below it neither training nor a test score says much
+TOO_SMALL = 4  # times smaller than the median side
 IMBALANCE = 10  # largest class over smallest
 
 
@@ -93,12 +94,14 @@ def _classes(found: Found, report: Report) -> None:
 def _images(found: Found, report: Report, tick: Callable[[int, int], object]) -> None:
     seen: dict[bytes, list[tuple[str, str, str]]] = defaultdict(list)
     shapes: list[tuple[int, ...]] = []
+    readable: list[str] = []
     done = 0
     for split, listing in found.splits.items():
         for i, name in enumerate(listing.names):
             try:
                 pixels = listing.pixels[i]
                 shapes.append(tuple(pixels.shape[-2:]))
+                readable.append(name)
                 seen[_content(listing, i, pixels)].append((split, name, listing.labels[i]))
             except ImageError as error:
                 report.unreadable.append(name)
@@ -108,6 +111,14 @@ def _images(found: Found, report: Report, tick: Callable[[int, int], object]) ->
     if shapes:
         for side, values in zip(("height", "width"), np.array(shapes).T, strict=True):
             report.sizes[side] = [int(values.min()), int(np.median(values)), int(values.max())]
+        sides = np.array(shapes).min(axis=1)
+        dwarfs = np.flatnonzero(sides * TOO_SMALL < np.median(sides))
+        if len(dwarfs):
+            h, w = shapes[dwarfs[0]]
+            report.warnings.append(
+                f"{len(dwarfs)} image{'s' if len(dwarfs) > 1 else ''} far smaller than the others, for instance "
+                f"{readable[dwarfs[0]]} with {w}x{h} pixels; training refuses one that is smaller than a patch"
+            )
     _duplicates([copies for copies in seen.values() if len(copies) > 1], report)
 
 
