@@ -68,9 +68,10 @@ def train(
     """Trains a classifier on the images at `data` and writes the run folder.
 
     `recipe` is a name (`small` unless said), a file or a `Recipe`; `changes` are fields of it, its augmentation or its
-    model (`epochs=3, width=128`). An `out` that exists is
-    never overwritten: without `resume` that is an error. Raises `VitrailError` where data or training go wrong.
+    model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume` that is an error. Raises
+    `VitrailError` where data or training go wrong.
     """
+    place = pick_device(device)
     if resume:
         folder = old_run(data, out)
         asked = folder.recipe()
@@ -90,7 +91,6 @@ def train(
     for note in splits.notes:
         say(note)
     keep_memory()
-    place = pick_device(device)
     torch.manual_seed(full.seed)
     vit = ViT(config)
     initialise(vit, patch_std=full.patch_std, zero_branches=full.zero_branches)
