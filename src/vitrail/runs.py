@@ -40,6 +40,7 @@ from vitrail.train.loop import Diverged, Step, Trainee, autocast_dtype, train_st
 from vitrail.train.settle import settle
 
 Row = dict[str, Any]  # a line of metrics.jsonl
+REDRAW = 10.0  # seconds between two drawings of the curves while a run is under way
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _train_epochs(
     preprocess = classifier.preprocess
     per_epoch = steps_per_epoch(splits.train, recipe.batch)
     transform = sample_transform(recipe.augment, preprocess)
+    drawn = -REDRAW
     with stop_requests() as stop:
         for epoch in range(state.epoch, recipe.epochs):
             began, done, seen = time.perf_counter(), learner.step - epoch * per_epoch, 0
@@ -232,7 +234,9 @@ def _train_epochs(
                 board(folder.path, row)
             say(sentence(row, recipe.epochs))
             save_checkpoint(folder.checkpoints, learner, asdict(state))
-            draw_curves(folder.metrics(), folder.picture("curves"))
+            if time.monotonic() - drawn > REDRAW or state.epoch == recipe.epochs:
+                draw_curves(folder.metrics(), folder.picture("curves"))
+                drawn = time.monotonic()
             if stop.came and state.epoch < recipe.epochs:
                 raise stopped(learner, folder)
     return state.seconds
