@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -288,13 +289,16 @@ def is_better(row: Row, best: Row | None) -> bool:
 
 
 def sentence(row: Row, epochs: int) -> str:
-    """An epoch in a line."""
-    beside = "".join(
+    """An epoch in a line, with the time that the rest will take at its speed."""
+    scores = "".join(
         f"{name} loss {row[f'{name}_loss']:.3f} accuracy {row[f'{name}_accuracy']:.3f}  "
         for name in ("train", "validation", "test")
         if f"{name}_loss" in row
     )
-    return f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  {beside}{row['images_per_second']:,.0f} images/s"
+    left = round((epochs - row["epoch"]) * row["seconds"])
+    return f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  {scores}{row['images_per_second']:,.0f} images/s" + (
+        f"  {timedelta(seconds=left)} left" if left else ""
+    )
 
 
 def board_writer() -> Callable[[Path, Row], None]:
