@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 import os
 
 # Read once, when torch loads its threads: idle ones sleep instead of spinning. With another process on the same cores
-# spinning makes a step more than ten times slower (docs/log.md); on a quiet machine it gains nothing that we can measure.
+# spinning makes a step more than ten times slower (docs/log.md); on a quiet machine it gains nothing measurable.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from vitrail.classifier import Classifier, Prediction, load
