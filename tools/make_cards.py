@@ -22,9 +22,9 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from vitrail.errors import VitrailError
-from vitrail.model import ViT, ViTConfig
+from vitrail.model import ViTConfig
 from vitrail.model.config import Rotary, position_to_json
-from vitrail.weights.layouts import LAYOUTS, write
+from vitrail.weights.layouts import LAYOUTS, skeleton, write
 
 OUT = Path(__file__).parent.parent / "src/vitrail/weights/cards.jsonl"
 PIL = {"bilinear": "bilinear", "bicubic": "bicubic"}
@@ -67,10 +67,10 @@ def differences(config: ViTConfig, layout: str) -> dict[str, Any]:
 
 def shapes(layout: str, config: ViTConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a file of this layout and config."""
-    with torch.device("meta"):
-        ours = ViT(config).state_dict()
     root = LAYOUTS[layout].roots[0]
-    return {name: tuple(tensor.shape) for name, tensor in write(LAYOUTS[layout], root, config, ours).items()}
+    return {
+        name: tuple(tensor.shape) for name, tensor in write(LAYOUTS[layout], root, config, skeleton(config)).items()
+    }
 
 
 ACTS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "GeluTanh": "gelu_tanh"}

@@ -83,9 +83,18 @@ class Classifier:
         return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
 
     def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
-        """The most probable classes, best first, from one image's logits."""
+        """The most probable classes, best first, from one image's logits; raises `UsageError` without classes."""
+        self.refuse_nameless()
         probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
         return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
+
+    def refuse_nameless(self) -> None:
+        """Raises `UsageError` where the outputs are features, to which no classes belong."""
+        if not self.classes:
+            raise UsageError(
+                "this model gives features and knows no classes",
+                "vitrail probe scores its features, vitrail train DATA --from MODEL gives it classes",
+            )
 
     def evaluate(self, data: str | Path) -> Evaluation:
         """The numbers of this classifier on labelled images."""
