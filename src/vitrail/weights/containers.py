@@ -58,7 +58,7 @@ def read_shards(path: Path) -> dict[str, Tensor]:
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of an `.npz` file; arrays of Python objects are refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise VitrailError(f"{path} is cut short or not an .npz file of plain arrays ({error})") from None
