@@ -160,12 +160,16 @@ class Evil:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("kind", ["zip", "bare"])
+@pytest.mark.parametrize("kind", ["zip", "bare", "archive"])
 def test_code_in_a_pickle_is_never_run(tmp_path: Path, kind: str, protocol: int):
     Evil.witness = tmp_path / "ran"
     path = tmp_path / "weights.pth"
     if kind == "zip":
         torch.save({"model": Evil()}, path, pickle_protocol=protocol)
+    elif kind == "archive":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("model/data.pkl", pickle.dumps({"model": Evil()}, protocol=protocol))
+            file.writestr("model/constants.pkl", pickle.dumps(()))
     else:
         path.write_bytes(pickle.dumps({"model": Evil()}, protocol=protocol))
     for torch_files in (False, True):

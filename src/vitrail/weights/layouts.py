@@ -51,6 +51,7 @@ CLIP_TEXT = (
     "/input_resolution",
     "/context_length",
     "/vocab_size",
+    "/attn_mask",
 )
 
 LAYOUTS: dict[str, Layout] = {
