@@ -24,16 +24,29 @@ from vitrail.errors import UsageError
 from vitrail.evaluate import Evaluation, evaluate
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
+from vitrail.evaluate.probe import Probe
 from vitrail.explain import explain_batch
 from vitrail.explain.render import save_gallery
 from vitrail.files import write_json
 from vitrail.machine import GIB, keep_memory, pick_device
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialise
+from vitrail.pretrained import (
+    Model,
+    Pretrained,
+    begin,
+    fit_head,
+    pretrained,
+    pretrained_again,
+    probed,
+    start_head,
+    verdict,
+)
 from vitrail.run_folder import RunFolder, new_run, old_run, refuse_taken
-from vitrail.train import DEFAULT, Recipe, find_recipe
-from vitrail.train.loop import autocast_dtype, trainee
+from vitrail.train import DEFAULT, TRANSFER, Recipe, find_recipe
+from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
+from vitrail.train.transfer import settle_from
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Run:
 def train(
     data: str | Path,
     *,
+    model: Model | None = None,
     recipe: str | Path | Recipe | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -61,39 +75,57 @@ def train(
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
 
-    `recipe` is a name (`small` unless said), a file or a `Recipe`; `changes` are fields of it, its augmentation or its
-    model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume` that is an error. Raises
-    `VitrailError` where data or training go wrong.
+    `model` is a classifier to start from (whatever `load` takes, or a `Classifier`), else training starts from nothing.
+    `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
+    its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
+    that is an error. Raises `VitrailError` where data or training go wrong.
     """
     place = pick_device(device)
     if resume:
         folder = old_run(data, out)
         asked = asked_again(folder, recipe, changes)
+        start = pretrained_again(folder, model, asked, place)
     else:
         refuse_taken(out)
-        asked = find_recipe(DEFAULT if recipe is None else recipe, **changes)
-    splits = open_data(data, validation=asked.validation, test=asked.test, split_seed=asked.split_seed)
+        asked = find_recipe((DEFAULT if model is None else TRANSFER) if recipe is None else recipe, **changes)
+        start = pretrained(model, asked, place)
+    splits = open_data(
+        data,
+        channels=start.classifier.preprocess.channels if start else None,
+        validation=asked.validation,
+        test=asked.test,
+        split_seed=asked.split_seed,
+    )
     if resume:
         folder.check_data(splits.fingerprint)
     watchers = [board_writer()] if tensorboard else []
     splits = in_memory(splits, int(asked.memory * GIB))
-    full, config, preprocess = settle(asked, splits)
+    theirs = start.classifier if start else None
+    full, config, preprocess = (
+        settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
+    )
     refuse_small(splits, preprocess)
     for note in splits.notes:
         say(note)
     keep_memory()
-    vit = starting_vit(config, full).to(place)
-    classifier = Classifier(vit, splits.classes, preprocess, origin=origin(full, splits))
+    classifier, head = begun(start, config, preprocess, splits, full, place)
     say(plan(classifier, splits, full))
     if not resume:
         folder = new_run(data, out)
-        folder.start(data, splits.fingerprint, asked)
+        folder.start(data, splits.fingerprint, asked, start.note() if start else None)
     with folder.alone():
-        training = Training(trainee(vit, full), classifier, splits, full, folder, watchers=watchers)
+        probes = probed(classifier, splits, full) if start else None
+        if probes and full.train_on == "features":
+            fit_head(classifier, probes, folder)
+            return finish(folder, splits, probes.seconds, place, probes)
+        if probes:
+            start_head(classifier, probes, head, full)
+        training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watchers)
+        say_what_trains(training.learner)
         if resume:
             go_on(training)
         train_epochs(training)
-        return finish(training)
+        return finish(folder, splits, training.state.seconds, place, probes)
 
 
 def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
@@ -103,6 +135,22 @@ def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: 
     if asked.but(**changes) != asked or wished.name != asked.name:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
     return asked
+
+
+def begun(
+    start: Pretrained | None,
+    config: ViTConfig,
+    preprocess: Preprocess,
+    splits: Splits,
+    recipe: Recipe,
+    place: torch.device,
+) -> tuple[Classifier, str]:
+    """The classifier as training finds it, and whether its head is kept, reordered or new."""
+    if start:
+        vit, head = begin(start, config, splits, recipe)
+    else:
+        vit, head = starting_vit(config, recipe), "new"
+    return Classifier(vit.to(place), splits.classes, preprocess, origin=origin(recipe, splits, start)), head
 
 
 def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
@@ -117,18 +165,29 @@ def plan(classifier: Classifier, splits: Splits, recipe: Recipe) -> str:
     """What is about to be trained, on what and how, in a line."""
     config = classifier.vit.config
     number_format = str(autocast_dtype(recipe.precision, classifier.device)).removeprefix("torch.")
+    how = f"{recipe.epochs} epochs, batch {recipe.batch}"
+    if recipe.train_on == "features":
+        number_format, how = "float32", "a linear head on frozen features"
     return (
         f"{len(splits.train)} training images of {len(splits.classes)} classes, {config.image_size} px; "
         f"ViT {config.width}x{config.depth}, patch {config.patch}, "
         f"{sum(p.numel() for p in classifier.vit.parameters()):,} parameters; "
-        f"recipe {recipe.name}, {recipe.epochs} epochs, batch {recipe.batch}; "
-        f"{classifier.device.type} in {number_format}"
+        f"recipe {recipe.name}, {how}; {classifier.device.type} in {number_format}"
     )
 
 
-def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+def say_what_trains(learner: Trainee) -> None:
+    """How many of the parameters are trained, where it is not all of them."""
+    sizes = [(p.numel(), p.requires_grad) for p in learner.vit.parameters()]
+    trained = sum(n for n, trains in sizes if trains)
+    if not all(trains for _, trains in sizes):
+        say(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
+
+
+def origin(recipe: Recipe, splits: Splits, start: Pretrained | None = None) -> dict[str, Any]:
     """Where a classifier's weights come from, for its artefact."""
     return {
+        **({"from": start.origin()} if start else {}),
         "recipe": recipe.to_json(),
         "seed": recipe.seed,
         "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -182,12 +241,11 @@ def board_writer() -> Callable[[Path, Row], None]:
     return write
 
 
-def finish(training: Training) -> Run:
+def finish(folder: RunFolder, splits: Splits, seconds: float, place: torch.device, probes: Probe | None) -> Run:
     """What is done at the end of a run: the kept weights are scored and the figures put into the artefact; pictures."""
-    folder = training.folder
-    classifier = load(folder.path, device=training.classifier.device)
-    result: dict[str, Any] = {"seconds": round(training.state.seconds, 3)}
-    name, images = held_out(training.splits)
+    classifier = load(folder.path, device=place)
+    result: dict[str, Any] = {"seconds": round(seconds, 3)}
+    name, images = held_out(splits)
     if images is None:
         say("no image was kept back, so there is no score and no picture of attention")
     else:
@@ -195,6 +253,9 @@ def finish(training: Training) -> Run:
             evaluation = evaluate(classifier, images, tick=progress.tick)
         result[name] = evaluation.summary()
         classifier.origin["metrics"] = {name: evaluation.summary()}
+        if probes:
+            result["probe"] = probes.to_json()
+            result["verdict"] = verdict(classifier, result[name], result["probe"])
         classifier.save(folder.artefact)
         draw_pictures(classifier, images, evaluation, folder)
     write_json(folder.path / "result.json", result)

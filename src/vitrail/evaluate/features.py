@@ -45,6 +45,7 @@ def features_of(
     folder = cache_home() / "features" / model_key(classifier) if cache else None
     workers = default_workers(images) if workers is None else workers
     found = []
+    before = 0
     for at in range(0, len(images), CHUNK):
         chunk = images.subset(range(at, min(at + CHUNK, len(images))))
         path = folder / f"{content_key(chunk)}.safetensors" if folder else None
@@ -60,8 +61,11 @@ def features_of(
                 folder = None
             tick(len(pixels))
         else:
+            before += len(chunk)
             tick(len(chunk))
         found.append(features_BD)
+    if before:
+        say(f"the features of {before} of {len(images)} images were kept from before")
     return torch.cat(found).numpy()
 
 

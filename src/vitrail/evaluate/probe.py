@@ -3,6 +3,7 @@
 A fine-tuned model that loses to these has cost its training for nothing.
 """
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,28 +46,32 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Probe:
-    """The scores of both probes on the same images."""
+    """The scores of both probes on the same images; None where no image is kept back."""
 
-    knn: Evaluation
-    linear: Evaluation
+    knn: Evaluation | None
+    linear: Evaluation | None
     head: LinearHead
-    on: str  # the split that was scored: test, or validation where there is no test
+    on: str | None  # the split that was scored: test, or validation where there is no test
     k: int
     temperature: float
     train_images: int
+    seconds: float  # for features and probes; features that were kept cost nothing
 
     def to_json(self) -> dict[str, Any]:
         """The figures, with what they depend on."""
         return {
             "on": self.on,
             "train_images": self.train_images,
+            "seconds": round(self.seconds, 3),
             "knn": {**figures(self.knn), "k": self.k, "temperature": self.temperature},
-            "linear": {**figures(self.linear), "loss": self.linear.outcome.loss, "penalty": self.head.penalty},
+            "linear": {**figures(self.linear), "penalty": self.head.penalty},
         }
 
 
-def figures(evaluation: Evaluation) -> dict[str, Any]:
+def figures(evaluation: Evaluation | None) -> dict[str, Any]:
     """What is said of either probe."""
+    if evaluation is None:
+        return {}
     return {
         "accuracy": evaluation.accuracy,
         "accuracy_interval": list(evaluation.accuracy_interval),
@@ -98,32 +103,29 @@ def probe(
     """Both probes of the classifier's features: fitted on training images, scored on test (else validation).
 
     The penalty of the linear one is chosen on validation. `tick` is called after each batch; it may raise to stop.
-    Raises `UsageError` where no image is kept back, `ImageError` naming a file that cannot be read.
+    Raises `ImageError` naming a file that cannot be read, `UsageError` for a `k` or `temperature` that makes no sense.
     """
-    on = "test" if splits.test is not None else "validation"
-    scored = splits.parts().get(on)
-    if scored is None:
-        raise UsageError(f"{splits.name} keeps no image back to score on", "add a folder named test")
-    features = {}
+    if k < 1 or not temperature > 0:
+        raise UsageError(f"k is {k} and temperature {temperature}; they must be at least 1 and above 0")
+    began = time.perf_counter()
     parts = splits.parts()
+    on = next((name for name in ("test", "validation") if name in parts), None)
+    features = {}
     with bar("computing features", sum(map(len, parts.values()))) as progress:
         for name, images in parts.items():
             features[name] = features_of(
                 classifier, images, batch=batch, workers=workers, cache=cache, tick=ticker(progress, tick)
             )
     k = min(k, len(splits.train))
-    votes_NY = knn(features["train"], splits.train.labels, features[on], len(splits.classes), k, temperature)
     validation = (features["validation"], splits.validation.labels) if splits.validation is not None else None
     head = fit_linear(features["train"], splits.train.labels, validation, len(splits.classes), penalty)
-    return Probe(
-        knn=scores(scored, np.log(votes_NY.clip(1e-12)), splits.classes),
-        linear=scores(scored, head.logits(features[on]), splits.classes),
-        head=head,
-        on=on,
-        k=k,
-        temperature=temperature,
-        train_images=len(splits.train),
-    )
+    by_neighbours = by_head = None
+    if on:
+        votes_NY = knn(features["train"], splits.train.labels, features[on], len(splits.classes), k, temperature)
+        by_neighbours = scores(parts[on], np.log(votes_NY.clip(1e-12)), splits.classes)
+        by_head = scores(parts[on], head.logits(features[on]), splits.classes)
+    seconds = time.perf_counter() - began
+    return Probe(by_neighbours, by_head, head, on, k, temperature, len(splits.train), seconds)
 
 
 def ticker(progress: Bar, tick: Callable[[], object]) -> Callable[[int], None]:
@@ -156,7 +158,7 @@ def knn(
     bank = F.normalize(torch.from_numpy(bank_ND), dim=1)
     labels = torch.from_numpy(labels_N)
     shares: list[Tensor] = []
-    for some in torch.split(F.normalize(torch.from_numpy(asked_MD), dim=1), 1024):  # type: ignore[no-untyped-call]
+    for some in torch.split(F.normalize(torch.from_numpy(asked_MD), dim=1), 1024):
         cosine, nearest = (some @ bank.T).topk(k)
         weights = ((cosine - cosine[:, :1]) / temperature).double().exp()  # the nearest weighs one: nothing overflows
         votes = torch.zeros(len(some), classes, dtype=torch.float64).scatter_add_(1, labels[nearest], weights)

@@ -15,6 +15,7 @@ from vitrail.options import check_fields, option
 from vitrail.weights.sizes import SIZES
 
 DEFAULT = "small"
+TRANSFER = "finetune"  # the default for a model that has learnt before
 
 Optimizer = Literal["adamw", "sgd", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
