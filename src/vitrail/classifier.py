@@ -84,7 +84,7 @@ class Classifier:
         self.vit.eval()
         return finite(self.vit(self.preprocess.normalise(pixels_BCHW.to(self.device)))) / self.temperature
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: people train heads on what this returns
     def features(self, images: Tensor | str | Path | Sequence[str | Path | Tensor]) -> Tensor:
         """What the model knows of images before its head decides: pooled vectors (B, D) in float32.
 
@@ -110,8 +110,17 @@ class Classifier:
         """The most probable classes of one image, best first; raises `ImageError` if it cannot be read."""
         return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
 
+    def check_classes(self) -> None:
+        """Raises `UsageError` where the model has no head, so that it knows no classes."""
+        if not self.classes:
+            raise UsageError(
+                "the model has no classes, only features",
+                "vitrail train DATA --from MODEL gives it a head, vitrail probe scores its features",
+            )
+
     def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
-        """The most probable classes, best first, from one image's logits."""
+        """The most probable classes, best first, from one image's logits; raises `UsageError` without classes."""
+        self.check_classes()
         probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
         return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
 

@@ -98,6 +98,8 @@ def train(
     )
     if resume:
         folder.check_data(splits.fingerprint)
+    if tensorboard and asked.train_on == "features":
+        raise UsageError(f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard")
     watchers = [board_writer()] if tensorboard else []
     splits = in_memory(splits, int(asked.memory * GIB))
     theirs = start.classifier if start else None

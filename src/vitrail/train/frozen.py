@@ -4,27 +4,36 @@ from torch import nn
 
 from vitrail.errors import UsageError
 from vitrail.model import ViT
-from vitrail.train.optim import depth_of
 from vitrail.train.recipes import Recipe
+
+
+def check_freeze(recipe: Recipe, blocks: int) -> None:
+    """Raises `UsageError` where more blocks are to be frozen than there are, or none is left for LoRA."""
+    if recipe.freeze == "backbone":
+        return
+    if recipe.freeze > blocks:
+        raise UsageError(
+            f"freeze is {recipe.freeze}, but the model has {blocks} blocks", "freeze fewer, or the backbone"
+        )
+    if recipe.lora_rank and recipe.freeze == blocks:
+        raise UsageError(f"freeze {blocks} leaves no block for LoRA to update", "freeze fewer blocks")
 
 
 def freeze(vit: ViT, recipe: Recipe) -> list[nn.Module]:
     """Takes the frozen parameters out of training; returns the frozen modules, which belong in eval mode.
 
-    With a number the embedding and so many blocks stand still, with `backbone` everything but the head. Raises
-    `UsageError` where there are fewer blocks.
+    With a number the embedding and so many blocks stand still, with `backbone` everything but the head.
     """
-    if recipe.freeze == 0:
-        return []
+    check_freeze(recipe, len(vit.blocks))
+    children = dict(vit.named_children())
     if recipe.freeze == "backbone":
-        for name, parameter in vit.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
-        return [module for name, module in vit.named_children() if name != "head"]
-    if recipe.freeze > len(vit.blocks):
-        raise UsageError(
-            f"freeze is {recipe.freeze}, but the model has {len(vit.blocks)} blocks", "freeze fewer, or the backbone"
-        )
-    for name, parameter in vit.named_parameters():
-        if depth_of(name, len(vit.blocks)) <= recipe.freeze:
-            parameter.requires_grad_(False)
-    return [vit.patch_embed, vit.position, vit.embedding_drop, *vit.blocks[: recipe.freeze]]
+        modules = [module for name, module in children.items() if name != "head"]
+    elif recipe.freeze:
+        embedding = list(children)[: list(children).index("blocks")]  # everything before the blocks
+        modules = [*(children[name] for name in embedding), *vit.blocks[: recipe.freeze]]
+    else:
+        return []
+    vit.prefix.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(False)
+    return modules

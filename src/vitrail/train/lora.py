@@ -18,19 +18,24 @@ MATRICES = {
 }
 
 
+def check_peft() -> None:
+    """Raises `UsageError` where the library is not installed."""
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise UsageError("LoRA needs the library peft", "pip install 'vitrail[lora]'") from None
+
+
 def add_updates(vit: ViT, recipe: Recipe) -> None:
     """Puts updates into the blocks that are not frozen; they and the head are what is left to train.
 
     At first an update changes nothing: one of its two factors is zero. Raises `UsageError` without peft.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UsageError("LoRA needs the library peft", "pip install 'vitrail[lora]'") from None
+    check_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     assert recipe.lora_rank is not None
     first = recipe.freeze if isinstance(recipe.freeze, int) else 0
-    if first >= len(vit.blocks):
-        raise UsageError(f"freeze {first} leaves no block for LoRA to update", "freeze fewer blocks")
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # peft only divides by it

@@ -23,11 +23,14 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def depth_of(name: str, blocks: int) -> int:
-    """Where a parameter stands in the flow: 0 the embedding, i + 1 block i, `blocks` + 1 norm, pooling and head."""
+    """Where a parameter stands in the flow: 0 the embedding, i + 1 block i, `blocks` + 1 pooling and head.
+
+    The last norm belongs to the last block, as in timm (in BEiT's own code it stands with the head).
+    """
     part, *rest = name.split(".")
     if part == "blocks":
         return int(rest[0]) + 1
-    return 0 if part in ("patch_embed", "prefix", "position", "pre_norm") else blocks + 1
+    return {"patch_embed": 0, "prefix": 0, "position": 0, "pre_norm": 0, "norm": blocks}.get(part, blocks + 1)
 
 
 def adamw(vit: ViT, recipe: Recipe) -> list[Optimizer]:

@@ -11,6 +11,8 @@ from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import pair
 from vitrail.model.resize import resized
+from vitrail.train.frozen import check_freeze
+from vitrail.train.lora import check_peft
 from vitrail.train.recipes import Recipe
 from vitrail.train.settle import counted, normalised
 
@@ -33,6 +35,9 @@ def settle_from(
             f"recipe {recipe.name} asks for {asked}, but the weights to start from have {have}",
             "leave that to the weights: use finetune, linear or lora, and name no such field",
         )
+    check_freeze(recipe, config.depth)
+    if recipe.lora_rank:
+        check_peft()
     changes: dict[str, Any] = {name: recipe.model[name] for name in FREE if name in recipe.model}
     if recipe.train_on == "features":
         changes["head"] = "linear"
