@@ -138,6 +138,21 @@ def test_features_are_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert first[7] == pytest.approx(classifier.features(images[7].unsqueeze(0))[0].numpy(), abs=1e-5)
 
 
+def test_what_is_missing_is_computed_alone_and_from_files_by_workers_too(cache: Path, tmp_path: Path, capsys):
+    images = pictures(600)
+    files = [tmp_path / f"{i:03d}.png" for i in range(600)]
+    for file, pixels in zip(files, images.pixels, strict=True):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, compress_level=0)
+    listed = Images(Files(files), images.names, images.labels, images.classes)
+    classifier = tiny()
+    first = features_of(classifier, listed, workers=2, batch=100)
+    middle = sorted(cache.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)[1]
+    middle.unlink()
+    assert (features_of(classifier, listed, workers=2, batch=64) == first).all()
+    assert "the features of 344 of 600 images were kept" in capsys.readouterr().err
+    np.testing.assert_allclose(features_of(classifier, images, cache=False), first, atol=1e-5)
+
+
 def test_a_stop_keeps_what_was_computed(cache: Path, monkeypatch: pytest.MonkeyPatch):
     classifier, images = tiny(), pictures()
     whole = features_of(classifier, images, cache=False)
@@ -187,15 +202,17 @@ def test_the_cache_knows_what_features_depend_on(tmp_path: Path):
         base.vit.blocks[1].mlp.fc2.bias[3] += 1e-7
     assert model_key(base) != key
     images = pictures(4)
-    assert content_key(images) == content_key(Images(images.pixels, list("wxyz"), images.labels, ("c", "d")))
-    assert content_key(images) != content_key(images.subset([1, 0, 2, 3]))
+    whole = range(4)
+    renamed = Images(images.pixels, list("wxyz"), images.labels, ("c", "d"))
+    assert content_key(images, whole) == content_key(renamed, whole)
+    assert content_key(images, whole) != content_key(images.subset([1, 0, 2, 3]), whole)
     files = [tmp_path / f"{i}.png" for i in range(2)]
     for i, file in enumerate(files):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(file)
     as_files = Images(Files(files), ["a", "b"], np.zeros(2, dtype=int), ("a",))
-    before = content_key(as_files)
+    before = content_key(as_files, range(2))
     Image.new("RGB", (16, 16), (9, 0, 0)).save(files[1])  # the same name and size
-    assert content_key(as_files) != before
+    assert content_key(as_files, range(2)) != before
 
 
 def test_both_probes_say_what_they_reach_and_how_sure(run: vitrail.Run, colours: Path):

@@ -270,7 +270,7 @@ def test_a_run_from_weights(recipe: str, warm: Path, make_folder, capsys):
     artefact, weights = read_artefact(out / "classifier.safetensors")
     theirs, their_weights = read_artefact(warm / "classifier.safetensors")
     origin = artefact.origin["from"]
-    assert origin["model"] == str(warm)
+    assert (origin["model"], origin["head"], origin["classes"]) == (str(warm), "new", 3)
     assert origin["sha256"] == digest(their_weights)
     assert origin["origin"]["data"]["name"] == "colours"
     assert artefact.preprocess == theirs.preprocess

@@ -34,9 +34,10 @@ class Pretrained:
         """What a run folder keeps of it."""
         return {"model": self.address, "sha256": self.sha256}
 
-    def origin(self) -> dict[str, Any]:
-        """What an artefact keeps of it: with its own origin, so that a chain of runs can be followed back."""
-        return {**self.note(), "classes": len(self.classifier.classes), "origin": self.classifier.origin}
+    def origin(self, head: str) -> dict[str, Any]:
+        """What an artefact keeps of it: what became of its head, and its own origin, so that a chain can be followed."""
+        kept = {"classes": len(self.classifier.classes), "head": head, "origin": self.classifier.origin}
+        return {**self.note(), **kept}
 
 
 def pretrained(model: Model | None, recipe: Recipe, place: torch.device) -> Pretrained | None:

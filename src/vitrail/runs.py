@@ -152,7 +152,9 @@ def begun(
         vit, head = begin(start, config, splits, recipe)
     else:
         vit, head = starting_vit(config, recipe), "new"
-    return Classifier(vit.to(place), splits.classes, preprocess, origin=origin(recipe, splits, start)), head
+    came_from = {"from": start.origin(head)} if start else {}
+    about = {**came_from, **origin(recipe, splits)}
+    return Classifier(vit.to(place), splits.classes, preprocess, origin=about), head
 
 
 def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
@@ -186,10 +188,9 @@ def say_what_trains(learner: Trainee) -> None:
         say(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
 
 
-def origin(recipe: Recipe, splits: Splits, start: Pretrained | None = None) -> dict[str, Any]:
+def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     """Where a classifier's weights come from, for its artefact."""
     return {
-        **({"from": start.origin()} if start else {}),
         "recipe": recipe.to_json(),
         "seed": recipe.seed,
         "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},

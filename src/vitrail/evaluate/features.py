@@ -8,7 +8,7 @@ on after the last whole file.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,31 +42,33 @@ def features_of(
 
     `tick` is called with the images done after each batch. Raises `ImageError` naming a file that cannot be read.
     """
-    folder = cache_home() / "features" / model_key(classifier) if cache else None
-    workers = default_workers(images) if workers is None else workers
-    found = []
-    before = 0
-    for at in range(0, len(images), CHUNK):
-        chunk = images.subset(range(at, min(at + CHUNK, len(images))))
-        path = folder / f"{content_key(chunk)}.safetensors" if folder else None
-        features_BD = kept(path, len(chunk)) if path else None
-        if features_BD is None:
-            parts = []
-            for pixels, _ in evaluation_batches(chunk, classifier.preprocess, batch=batch, workers=workers):
-                parts.append(classifier.features(pixels).cpu())
-                if at + sum(map(len, parts)) < at + len(chunk):
-                    tick(len(pixels))
-            features_BD = torch.cat(parts)
-            if path and not keep(path, features_BD):
-                folder = None
-            tick(len(pixels))
-        else:
-            before += len(chunk)
-            tick(len(chunk))
-        found.append(features_BD)
-    if before:
-        say(f"the features of {before} of {len(images)} images were kept from before")
-    return torch.cat(found).numpy()
+    batch = 1 << min(batch, CHUNK).bit_length() - 1  # batches end where files end, so that a stop changes no bit
+    places = [range(at, min(at + CHUNK, len(images))) for at in range(0, len(images), CHUNK)]
+    found: dict[int, Tensor] = {}
+    paths: list[Path] = []
+    if cache:
+        folder = cache_home() / "features" / model_key(classifier)
+        for number, chunk in enumerate(places):
+            paths.append(folder / f"{content_key(images, chunk)}.safetensors")
+            if (features_BD := kept(paths[-1], len(chunk))) is not None:
+                found[number] = features_BD
+                tick(len(chunk))
+    if found:
+        say(f"the features of {sum(map(len, found.values()))} of {len(images)} images were kept from before")
+    missing = [number for number in range(len(places)) if number not in found]
+    rest = images.subset([i for number in missing for i in places[number]]) if found else images
+    workers = default_workers(rest) if workers is None else workers
+    parts: list[Tensor] = []
+    for pixels, _ in evaluation_batches(rest, classifier.preprocess, batch=batch, workers=workers) if missing else ():
+        parts.append(classifier.features(pixels).cpu())
+        number = missing[0]
+        if sum(map(len, parts)) == len(places[number]):
+            found[number], parts = torch.cat(parts), []
+            missing = missing[1:]
+            if paths and not keep(paths[number], found[number]):
+                paths = []
+        tick(len(pixels))
+    return torch.cat([found[number] for number in range(len(places))]).numpy()
 
 
 def model_key(classifier: Classifier) -> str:
@@ -77,10 +79,10 @@ def model_key(classifier: Classifier) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
-def content_key(images: Images) -> str:
-    """A digest of the files' bytes; of the pixels where they are in memory."""
+def content_key(images: Images, places: Sequence[int]) -> str:
+    """A digest of the bytes of the files at these places; of the pixels where they are in memory."""
     sha = hashlib.sha256()
-    for i in range(len(images)):
+    for i in places:
         if isinstance(images.pixels, Files):
             content = images.pixels.paths[i].read_bytes() if images.pixels.paths[i].is_file() else b""
         else:

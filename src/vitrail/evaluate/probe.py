@@ -26,6 +26,7 @@ from vitrail.evaluate.outcome import Outcome
 
 K, TEMPERATURE = 20, 0.07  # those of DINO (Caron et al. 2021, arXiv 2104.14294)
 PENALTIES = tuple(float(f"{10**e:.3g}") for e in np.arange(1, -5.5, -0.5))  # 10 to 0.00001, two in each decade
+PATIENCE = 4  # weaker penalties are tried until so many in a row are no better: from there on they only fit noise
 PENALTY = 0.01  # where there is no validation to choose by
 
 
@@ -199,9 +200,13 @@ def fit_linear(
             rows.append(row)
             heads.append(head)
             progress.tick()
-    if not validation:
-        return heads[0]
-    return heads[max(range(len(rows)), key=lambda i: (rows[i]["validation_accuracy"], -rows[i]["validation_loss"]))]
+            if validation:
+                best = max(
+                    range(len(rows)), key=lambda i: (rows[i]["validation_accuracy"], -rows[i]["validation_loss"])
+                )
+                if len(rows) - 1 - best >= PATIENCE:
+                    break
+    return heads[best] if validation else heads[0]
 
 
 def regressions(features_ND: np.ndarray, labels_N: np.ndarray, classes: int, penalties: tuple[float, ...]) -> Any:
