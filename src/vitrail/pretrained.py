@@ -35,7 +35,7 @@ class Pretrained:
         return {"model": self.address, "sha256": self.sha256}
 
     def origin(self, head: str) -> dict[str, Any]:
-        """What an artefact keeps of it: what became of its head, and its own origin, so that a chain can be followed."""
+        """What an artefact keeps of it: what became of its head too, and its own origin, so that chains can be followed."""
         kept = {"classes": len(self.classifier.classes), "head": head, "origin": self.classifier.origin}
         return {**self.note(), **kept}
 
@@ -110,9 +110,9 @@ def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
     return found
 
 
-def start_head(classifier: Classifier, found: Probe, fate: str, recipe: Recipe) -> None:
+def start_head(classifier: Classifier, found: Probe, recipe: Recipe) -> None:
     """Puts the probe's head in place of a new one, if the recipe wants that."""
-    if recipe.head_start != "probe" or fate != "new":
+    if recipe.head_start != "probe":
         return
     if classifier.vit.config.head != "linear":
         say("the new head is not linear, so it starts at random and not as the probe")

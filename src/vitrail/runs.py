@@ -120,8 +120,8 @@ def train(
         if probes and full.train_on == "features":
             fit_head(classifier, probes, folder)
             return finish(folder, splits, probes.seconds, place, probes)
-        if probes:
-            start_head(classifier, probes, head, full)
+        if probes and head == "new":
+            start_head(classifier, probes, full)
         training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watchers)
         say_what_trains(training.learner)
         if resume:
