@@ -35,7 +35,7 @@ class Pretrained:
         return {"model": self.address, "sha256": self.sha256}
 
     def origin(self, head: str) -> dict[str, Any]:
-        """What an artefact keeps of it: what became of its head too, and its own origin, so that chains can be followed."""
+        """What an artefact keeps of it: what became of its head, and its own origin, so a chain can be followed."""
         kept = {"classes": len(self.classifier.classes), "head": head, "origin": self.classifier.origin}
         return {**self.note(), **kept}
 

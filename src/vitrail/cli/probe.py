@@ -61,7 +61,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     )
     document = found.to_json()
     chosen = "given" if arguments.penalty else "chosen on validation" if splits.validation else "not chosen"
-    shown = [f"{document['train_images']} training images, {found.on} scored, in {found.seconds:.1f} s"]
+    shown = [
+        f"{document['train_images']} training images, {found.on} scored; the linear head took {found.seconds:.1f} s"
+    ]
     for name, how in (
         ("linear", f"linear probe (penalty {found.head.penalty:g}, {chosen})"),
         ("knn", f"k-NN (k {found.k}, cosine, temperature {found.temperature:g})"),
