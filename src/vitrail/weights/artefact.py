@@ -81,6 +81,17 @@ def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
     return artefact, weights
 
 
+def is_artefact(path: Path) -> bool:
+    """Whether a file is to be read as our own: it says so, or is a safetensors file that cannot be opened."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "vitrail" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return True  # reading it will say what is wrong with it
+
+
 def list_of(value: Any) -> list[Any]:
     """The value, if it is a list; a string would fall into letters."""
     if not isinstance(value, list):
