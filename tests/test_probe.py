@@ -298,7 +298,7 @@ def test_a_model_without_classes_says_what_it_can_do(colours: Path, tmp_path: Pa
     for verb, what in (("predict", colours / "test" / "red" / "0.png"), ("evaluate", colours)):
         assert main([verb, str(tmp_path / "backbone.safetensors"), str(what)]) == 2
         error = capsys.readouterr().err
-        assert "has no classes, only features" in error
+        assert "gives features and knows no classes" in error
         assert "--from MODEL" in error
     assert vitrail.load(tmp_path / "backbone.safetensors").probe(colours).linear.accuracy > 0.3
 

@@ -424,7 +424,7 @@ def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folde
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--from", "nowhere"], "nowhere"),
+        (["--from", "./nowhere"], "nowhere"),
         (["--from", "WARM", "--width", "64"], "width 64, but the weights to start from have width 32"),
         (["--from", "WARM", "--image-size", "15"], "does not divide into patches of 2"),
         (["--from", "WARM", "--freeze", "9"], "freeze is 9, but the model has 2 blocks"),

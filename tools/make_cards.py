@@ -22,9 +22,9 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from vitrail.errors import VitrailError
-from vitrail.model import ViT, ViTConfig
+from vitrail.model import ViTConfig
 from vitrail.model.config import Rotary, position_to_json
-from vitrail.weights.layouts import LAYOUTS, write
+from vitrail.weights.layouts import LAYOUTS, skeleton, write
 
 OUT = Path(__file__).parent.parent / "src/vitrail/weights/cards.jsonl"
 PIL = {"bilinear": "bilinear", "bicubic": "bicubic"}
@@ -41,7 +41,7 @@ OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.261
 
 
 def preparation(
-    size: int, resize: int, interpolation: str, norm: dict[str, Any], squash: bool = False
+    size: int, resize: int, interpolation: str, norm: dict[str, Any], squash: bool = False, engine: str = "pillow"
 ) -> dict[str, Any]:
     """The preprocessing of a card: the short side to `resize`, the middle `size` of it."""
     return {
@@ -49,6 +49,7 @@ def preparation(
         "fit": "squash" if squash else "crop",
         "crop_fraction": size / resize,
         "interpolation": PIL[interpolation],
+        "engine": engine,
         **norm,
     }
 
@@ -67,10 +68,10 @@ def differences(config: ViTConfig, layout: str) -> dict[str, Any]:
 
 def shapes(layout: str, config: ViTConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a file of this layout and config."""
-    with torch.device("meta"):
-        ours = ViT(config).state_dict()
     root = LAYOUTS[layout].roots[0]
-    return {name: tuple(tensor.shape) for name, tensor in write(LAYOUTS[layout], root, config, ours).items()}
+    return {
+        name: tuple(tensor.shape) for name, tensor in write(LAYOUTS[layout], root, config, skeleton(config)).items()
+    }
 
 
 ACTS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "GeluTanh": "gelu_tanh"}
@@ -316,7 +317,7 @@ def hub_cards() -> list[dict[str, Any]]:
         interpolation: str = "bilinear",
         **more: Any,
     ) -> None:
-        prepared = preparation(px, resize or px, interpolation, norm, squash=True)
+        prepared = preparation(px, resize or px, interpolation, norm, True, "transformers")
         classes = 1000 if labels else 0
         rows.append(
             hub_card(
@@ -354,7 +355,7 @@ def hub_cards() -> list[dict[str, Any]]:
             vit(f"facebook/dino-vit{letter}{patch}", size, patch, 224, "", IMAGENET)
     for size, patch in (("base", 16), ("large", 16), ("huge", 14)):
         vit(f"facebook/vit-mae-{size}", size, patch, 224, "", IMAGENET)
-    middle = preparation(224, 256, "bicubic", IMAGENET)
+    middle = preparation(224, 256, "bicubic", IMAGENET, engine="transformers")
     for size in ("small", "base", "large", "giant"):
         for kind, layout, tokens in (("dinov2", "hf-dinov2", 1), ("dinov2-with-registers", "hf-dinov2-registers", 5)):
             for tail, classes in (("", 0), ("-imagenet1k-1-layer", 1000)):
@@ -364,7 +365,7 @@ def hub_cards() -> list[dict[str, Any]]:
                     layer_scale=1.0, prefix_tokens=tokens, mlp="swiglu" if size == "giant" else "gelu",
                     pool="cls+mean" if classes else "cls", classes=classes,
                 ))  # fmt: skip
-    whole = preparation(224, 224, "bilinear", IMAGENET, squash=True)
+    whole = preparation(224, 224, "bilinear", IMAGENET, True, "transformers")
     for stem, size, gated in (
         ("s16", "small", False),
         ("s16plus", "splus", True),
@@ -383,7 +384,7 @@ def hub_cards() -> list[dict[str, Any]]:
         ("large-patch14", "large", 14, 224, 768),
         ("large-patch14-336", "large", 14, 336, 768),
     ):
-        prepared = preparation(px, px, "bicubic", OPENAI)
+        prepared = preparation(px, px, "bicubic", OPENAI, engine="transformers")
         rows.append(
             hub_card(
                 f"openai/clip-vit-{name}", size=size, prepared=prepared, patch=patch, image_size=px, classes=out, **clip
@@ -397,7 +398,7 @@ def hub_cards() -> list[dict[str, Any]]:
         ):
             for px in pixels:
                 interpolation = "bicubic" if generation == "siglip" else "bilinear"
-                prepared = preparation(px, px, interpolation, HALF, squash=True)
+                prepared = preparation(px, px, interpolation, HALF, True, "transformers")
                 side = px - px % patch
                 rows.append(hub_card(
                     f"google/{generation}-{size}-patch{patch}-{px}", "hf-siglip", size, prepared, patch=patch,

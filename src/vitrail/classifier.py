@@ -112,19 +112,19 @@ class Classifier:
         """The most probable classes of one image, best first; raises `ImageError` if it cannot be read."""
         return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
 
-    def check_classes(self) -> None:
-        """Raises `UsageError` where the model has no head, so that it knows no classes."""
-        if not self.classes:
-            raise UsageError(
-                "the model has no classes, only features",
-                "vitrail train DATA --from MODEL gives it a head, vitrail probe scores its features",
-            )
-
     def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
         """The most probable classes, best first, from one image's logits; raises `UsageError` without classes."""
-        self.check_classes()
+        self.refuse_nameless()
         probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
         return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
+
+    def refuse_nameless(self) -> None:
+        """Raises `UsageError` where the outputs are features, to which no classes belong."""
+        if not self.classes:
+            raise UsageError(
+                "this model gives features and knows no classes",
+                "vitrail probe scores its features, vitrail train DATA --from MODEL gives it classes",
+            )
 
     def evaluate(self, data: str | Path) -> Evaluation:
         """The numbers of this classifier on labelled images."""

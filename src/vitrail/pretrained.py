@@ -40,7 +40,9 @@ class Pretrained:
         return {**self.note(), **kept}
 
 
-def pretrained(model: Model | None, recipe: Recipe, place: torch.device) -> Pretrained | None:
+def pretrained(
+    model: Model | None, recipe: Recipe, place: torch.device, torch_files: bool = False
+) -> Pretrained | None:
     """The weights to start from; raises `UsageError` where there are none and the recipe cannot do without."""
     if model is None:
         if recipe.starts_from_weights:
@@ -49,12 +51,14 @@ def pretrained(model: Model | None, recipe: Recipe, place: torch.device) -> Pret
             )
         return None
     address = None if isinstance(model, Classifier) else str(model)
-    classifier = model if isinstance(model, Classifier) else load(model, device=place)
+    classifier = model if isinstance(model, Classifier) else load(model, device=place, torch_files=torch_files)
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     return Pretrained(classifier, address, digest(weights))
 
 
-def pretrained_again(folder: RunFolder, model: Model | None, recipe: Recipe, place: torch.device) -> Pretrained | None:
+def pretrained_again(
+    folder: RunFolder, model: Model | None, recipe: Recipe, place: torch.device, torch_files: bool = False
+) -> Pretrained | None:
     """The weights that a run was started from; raises `VitrailError` where they are not the same any more."""
     note = folder.started_from()
     if not note:
@@ -63,7 +67,7 @@ def pretrained_again(folder: RunFolder, model: Model | None, recipe: Recipe, pla
         return None
     if model is None and note["model"] is None:
         raise UsageError(f"{folder.path} was started from a classifier in Python", "hand it over again as model=")
-    found = pretrained(model or note["model"], recipe, place)
+    found = pretrained(model or note["model"], recipe, place, torch_files)
     if found is None or found.sha256 != note["sha256"]:
         raise VitrailError(
             f"{model or note['model']} does not hold the weights that {folder.path} was started from",

@@ -71,11 +71,13 @@ def train(
     resume: bool = False,
     device: str | None = None,
     tensorboard: bool = False,
+    torch_files: bool = False,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
 
-    `model` is a classifier to start from (whatever `load` takes, or a `Classifier`), else training starts from nothing.
+    `model` is a classifier to start from (whatever `load` takes, `torch_files` as there, or a `Classifier`), else
+    training starts from nothing.
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
     that is an error. Raises `VitrailError` where data or training go wrong.
@@ -84,11 +86,11 @@ def train(
     if resume:
         folder = old_run(data, out)
         asked = asked_again(folder, recipe, changes)
-        start = pretrained_again(folder, model, asked, place)
+        start = pretrained_again(folder, model, asked, place, torch_files)
     else:
         refuse_taken(out)
         asked = find_recipe((DEFAULT if model is None else TRANSFER) if recipe is None else recipe, **changes)
-        start = pretrained(model, asked, place)
+        start = pretrained(model, asked, place, torch_files)
     splits = open_data(
         data,
         channels=start.classifier.preprocess.channels if start else None,

@@ -8,18 +8,17 @@ linear one chooses its penalty on validation. Features are computed once and kep
 import argparse
 from pathlib import Path
 
-import vitrail
 from vitrail.cli.fields import reader
+from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError
 from vitrail.evaluate.probe import TEMPERATURE, K, data_to_probe, probe
 from vitrail.files import write_json
-from vitrail.machine import pick_device
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("model", metavar="MODEL", help="what `vitrail predict` takes")
+    add_model(parser)
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--k", type=int, default=K, metavar="N", help=f"neighbours that vote ({K})")
     parser.add_argument(
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise UsageError(f"--batch is {arguments.batch}; it must be at least 1")
     if arguments.penalty is not None and not arguments.penalty > 0:
         raise UsageError(f"--penalty is {arguments.penalty}; it must be above 0")
-    classifier = vitrail.load(arguments.model, device=pick_device(arguments.device))
+    classifier = loaded(arguments)
     if arguments.image_size is not None:
         classifier = classifier.sized(arguments.image_size)
     splits = data_to_probe(classifier, arguments.data)

@@ -8,6 +8,7 @@ and what it looks at.
 import argparse
 from pathlib import Path
 
+from vitrail.cli.loading import WHAT
 from vitrail.cli.main import Answer
 from vitrail.data.augment import Augment
 from vitrail.model import ViTConfig
@@ -22,9 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     from vitrail.cli.fields import add_fields
 
     parser.add_argument("data", metavar="DATA")
-    parser.add_argument(
-        "--from", dest="model", metavar="MODEL", help="weights to start from: a run folder, an artefact, a known name"
-    )
+    parser.add_argument("--from", dest="model", metavar="MODEL", help=f"weights to start from: {WHAT}")
+    parser.add_argument("--torch-files", action="store_true", help="let MODEL be plain tensors in torch's own files")
     parser.add_argument(
         "--recipe",
         metavar="NAME",
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     finished = train(
         arguments.data,
         model=arguments.model,
+        torch_files=arguments.torch_files,
         recipe=arguments.recipe,
         out=arguments.out,
         resume=arguments.resume,

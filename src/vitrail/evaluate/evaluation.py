@@ -71,7 +71,7 @@ def images_to_score(classifier: Classifier, data: str | Path) -> tuple[Images, s
 
     Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
     """
-    classifier.check_classes()
+    classifier.refuse_nameless()
     trained_on = classifier.origin.get("data", {})
     return open_for_evaluation(data, classifier.classes, classifier.preprocess.channels, trained_on)
 

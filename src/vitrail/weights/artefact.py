@@ -102,7 +102,8 @@ def list_of(value: Any) -> list[Any]:
 def check_together(artefact: Artefact) -> None:
     """Raises `VitrailError` where the parts, each fine by itself, do not belong to one another."""
     config, preprocess = artefact.config, artefact.preprocess
-    if len(artefact.classes) != config.classes or len(set(artefact.classes)) != config.classes:
+    named = len(artefact.classes)  # none where the outputs are an embedding, as CLIP's projection
+    if (named and named != config.classes) or len(set(artefact.classes)) != named:
         raise VitrailError(f"it names {len(set(artefact.classes))} classes for {config.classes} outputs")
     if preprocess.channels != config.channels:
         raise VitrailError(f"it prepares {preprocess.channels} channels for a model of {config.channels}")

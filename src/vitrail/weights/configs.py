@@ -232,7 +232,7 @@ def preparation(document: Document | None, config: ViTConfig) -> Preprocess:
     h, w = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     half = (0.5,) * config.channels
     if document is None:
-        return Preprocess(image_size=(h, w), fit="squash", mean=half, std=half)
+        return Preprocess(image_size=(h, w), fit="squash", engine="transformers", mean=half, std=half)
     resample = document.get("resample", 2)
     if resample not in RESAMPLE:
         raise UsageError(f"the resampling {resample!r} is not known", "bilinear (2) and bicubic (3) are")
@@ -243,6 +243,7 @@ def preparation(document: Document | None, config: ViTConfig) -> Preprocess:
     cropped = crop if document.get("do_center_crop") and crop else None
     normed = document.get("do_normalize", True)
     values: Document = {
+        "engine": "transformers",
         "interpolation": RESAMPLE[resample],
         "mean": tuple(document["image_mean"]) if normed else (0.0,) * config.channels,
         "std": tuple(document["image_std"]) if normed else (1.0,) * config.channels,

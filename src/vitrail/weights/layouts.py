@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -321,16 +322,21 @@ def source_of(name: str, layout: Layout, config: ViTConfig) -> tuple[Source, Cal
     return source, lambda text: text.replace("{i}", block).replace("{wb}", kind)
 
 
+@lru_cache(maxsize=512)
+def skeleton(config: ViTConfig) -> dict[str, Tensor]:
+    """The tensors of a config's ViT by name, without memory of their own."""
+    with torch.device("meta"):
+        return ViT(config).state_dict()
+
+
 def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors -> ours, every one of both accounted for.
 
     Raises `VitrailError` naming a tensor that is missing, misshapen or unknown.
     """
-    with torch.device("meta"):
-        ours = ViT(config).state_dict()
     used: set[str] = set()
     filled: dict[str, Tensor] = {}
-    for name, wanted in ours.items():
+    for name, wanted in skeleton(config).items():
         found = source_of(name, layout, config)
         if found is None:
             raise VitrailError(f"{layout.about} has no place for {name}")
