@@ -247,12 +247,12 @@ def test_tensorboard_on_request(make_folder):
 
 def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeypatch: pytest.MonkeyPatch):
     """With one step an epoch every stop is on a last step."""
-    from vitrail import runs
+    from vitrail import epochs
     from vitrail.interrupts import Interrupted
 
     folder = make_folder("short", 8)
     whole = vitrail.train(folder, out=folder.parent / "whole", epochs=4, batch=100, **SMALL)
-    real = runs.train_steps
+    real = epochs.train_steps
 
     def stop_at_two(learner, *rest, **options):
         for step in real(learner, *rest, **options):
@@ -260,10 +260,10 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
                 os.kill(os.getpid(), signal.SIGINT)
             yield step
 
-    monkeypatch.setattr(runs, "train_steps", stop_at_two)
+    monkeypatch.setattr(epochs, "train_steps", stop_at_two)
     with pytest.raises(Interrupted, match="stopped at step 2"):
         vitrail.train(folder, out=folder.parent / "broken", epochs=4, batch=100, **SMALL)
-    monkeypatch.setattr(runs, "train_steps", real)
+    monkeypatch.setattr(epochs, "train_steps", real)
     again = vitrail.train(folder, out=folder.parent / "broken", resume=True)
     first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
     assert first == second

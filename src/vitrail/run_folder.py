@@ -4,7 +4,7 @@ runs/NAME/
   classifier.safetensors                       the artefact
   recipe.json                                  data and recipe as asked for, which a resume reads
   checkpoint/                                  what an exact resume needs
-  metrics.jsonl                                a line per epoch
+  metrics.jsonl                                a line per epoch, or per penalty of a head fitted on features
   result.json                                  the figures at the end
   curves.png  confusion.png  attention.png     the pictures
 """
@@ -42,11 +42,14 @@ class RunFolder:
         """curves, confusion or attention."""
         return self.path / f"{name}.png"
 
-    def start(self, data: str | Path, fingerprint: str, recipe: Recipe) -> None:
-        """Notes what was asked for; a resume holds on to it."""
-        write_json(
-            self.path / "recipe.json", {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json()}
-        )
+    def start(self, data: str | Path, fingerprint: str, recipe: Recipe, model: dict[str, Any] | None = None) -> None:
+        """Notes what was asked for, and the weights that it starts from, if any; a resume holds on to it."""
+        document = {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json()}
+        write_json(self.path / "recipe.json", {**document, "from": model} if model else document)
+
+    def started_from(self) -> dict[str, Any] | None:
+        """What `start` noted of the weights."""
+        return self._document().get("from")
 
     def check_data(self, fingerprint: str) -> None:
         """Raises `VitrailError` where the data are not those that the run was started on."""
@@ -108,8 +111,11 @@ class RunFolder:
 
     def forget_after(self, epoch: int) -> None:
         """Drops the rows of later epochs: a resumed run will write them again."""
-        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["epoch"] <= epoch]
-        write_text(self.path / "metrics.jsonl", "".join(kept))
+        self.rewrite([row for row in self.metrics() if row["epoch"] <= epoch])
+
+    def rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """Puts these rows in the place of all that were there."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def refuse_taken(out: str | Path | None) -> None:
