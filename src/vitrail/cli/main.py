@@ -26,6 +26,7 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "probe": "say how far a model's features go without training it",
     "predict": "say what is in images",
     "explain": "show where a classifier looks",
+    "export": "give a classifier to another library",
     "models": "list the public checkpoints, sizes and recipes",
     "inspect": "say what a weight file is",
 }
