@@ -66,7 +66,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
         (["evaluate", "nowhere", "digits"], "no run folder or artefact 'nowhere'", "train"),
         (["predict", "nowhere", "x.png"], "no run folder or artefact", None),
         (["inspect", "nowhere.safetensors"], "no file nowhere.safetensors", None),
-        (["inspect", "model.pth"], "pickled", "safetensors"),
+        (["inspect", "model.pth"], "there is no file model.pth", None),
     ],
 )
 def test_wrong_use_is_one_sentence_and_a_hint(
