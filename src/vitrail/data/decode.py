@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,10 @@ EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 MAX_PIXELS = 100_000_000  # read from the header, before anything is decoded
+ORIENTATION = 0x0112  # EXIF
+DEEP = "16-bit grey"
+KINDS = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "palette", "PA": "palette",
+         "I": DEEP, "F": DEEP, "I;16": DEEP, "I;16B": DEEP, "I;16L": DEEP, "I;16N": DEEP}  # fmt: skip
 BACKGROUND = (255, 255, 255)  # what shows through where an image is transparent
 
 
@@ -34,18 +39,43 @@ class ImageError(VitrailError):
         return type(self), (self.name, self.reason)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file is, before it becomes 8-bit pixels."""
+
+    form: str  # JPEG, PNG, ...
+    kind: str  # grey, colour, 16-bit grey, palette, CMYK, ...
+    transparent: bool
+    turned: bool  # stored lying down, with an orientation in EXIF
+    animated: bool
+
+
 def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
     """The pixels of an image file as uint8 (C, H, W), upright, C being 1 (grey) or 3 (RGB).
 
     The orientation in EXIF is applied, 16-bit grey is scaled (not clipped), transparency is put over white, of an
-    animation the first frame is taken. Raises `ImageError` naming the file.
+    animation the first frame is taken; a colour profile (ICC) is not applied. Raises `ImageError` naming the file.
     """
+    return decode_with_header(file, channels, name)[0]
+
+
+def decode_with_header(
+    file: str | Path | BinaryIO, channels: int = 3, name: str | None = None
+) -> tuple[Tensor, Header]:
+    """What `decode` gives, and what the file is."""
     with opened(file, name) as image:
+        header = Header(
+            form=str(image.format),
+            kind=KINDS.get(image.mode, image.mode),
+            transparent=image.has_transparency_data,
+            turned=image.getexif().get(ORIENTATION, 1) in range(2, 9),
+            animated=bool(getattr(image, "is_animated", False)),
+        )
         image.load()
         upright = _eight_bit(ImageOps.exif_transpose(image))
     mode = "L" if channels == 1 else "RGB"
     array = np.array(upright.convert(mode))
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous(), header
 
 
 def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
