@@ -1,5 +1,7 @@
 """One decoder for every image file: from `check` and `train` to `predict` and `serve`."""
 
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,10 +73,11 @@ def decode_with_header(
             turned=image.getexif().get(ORIENTATION, 1) in range(2, 9),
             animated=bool(getattr(image, "is_animated", False)),
         )
+        if image.mode == "LAB":  # Pillow cannot turn it into RGB without a profile
+            raise ImageError(name_of(file, name), "its colours are in LAB; save it as RGB")
         image.load()
         upright = _eight_bit(ImageOps.exif_transpose(image))
-    mode = "L" if channels == 1 else "RGB"
-    array = np.array(upright.convert(mode))
+        array = np.array(upright.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous(), header
 
 
@@ -84,13 +87,21 @@ def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int
         return image.height, image.width
 
 
+def name_of(file: str | Path | BinaryIO, name: str | None) -> str:
+    """What a file is called in a sentence."""
+    return name or (str(file) if isinstance(file, str | Path) else "image")
+
+
 @contextmanager
 def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever goes wrong inside is an `ImageError` that names it and says why."""
-    name = name or (str(file) if isinstance(file, str | Path) else "image")
+    name = name_of(file, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning: our own limit is lower, and raises
+            if isinstance(file, str | Path) and not stat.S_ISREG(kind := os.stat(file).st_mode):
+                what = "a folder" if stat.S_ISDIR(kind) else "a pipe or device"  # which could be read for ever
+                raise ImageError(name, f"this is {what}, not an image")
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(
@@ -99,8 +110,6 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
                 yield image
     except FileNotFoundError:
         raise ImageError(name, "there is no such file") from None
-    except IsADirectoryError:
-        raise ImageError(name, "this is a folder, not an image") from None
     except UnidentifiedImageError:
         raise ImageError(name, f"not an image, or not one of {', '.join(FORMATS)}") from None
     except PermissionError:
