@@ -118,6 +118,8 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
         raise
     except Image.DecompressionBombError:  # raised by Pillow on opening, above a limit higher than ours
         raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
+    except OSError as error:  # Pillow's own have no number
+        raise ImageError(name, error.strerror or f"damaged or cut short ({error})") from None
     except Exception as error:  # a damaged file can make Pillow raise nearly anything (TypeError in a TIFF's tags)
         raise ImageError(name, f"damaged or cut short ({error})") from None
 

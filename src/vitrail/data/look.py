@@ -54,6 +54,15 @@ def look_at_file(path: Path) -> Look:
     return Look(digest, height, width, *facts, *about(pixels))
 
 
+def refused(path: Path) -> ImageError:
+    """Why a file cannot be read."""
+    try:
+        decode_with_header(path)
+    except ImageError as error:
+        return error
+    return ImageError(str(path), "it changed while it was read")
+
+
 def look_at_pixels(pixels: Tensor, digest: bytes) -> Look:
     """The same of pixels that lie in no file."""
     height, width = pixels.shape[-2:]
@@ -137,8 +146,8 @@ class Looks:
             name = os.path.realpath(path)
             kept = self.find(name, status.st_size, status.st_mtime_ns)
             return name, status.st_size, status.st_mtime_ns, kept or look_at_file(path), kept is None
-        except OSError:
-            return str(path), 0, 0, ImageError(str(path), "there is no such file"), True
+        except (OSError, ValueError):  # no such file, or no possible name of one: the decoder says which
+            return str(path), 0, 0, refused(path), True
         except ImageError as error:  # never kept: the disk may have been at fault
             return str(path), 0, 0, error, True
 
@@ -186,6 +195,8 @@ class Looks:
 
     def pairs(self, signatures: list[bytes]) -> list[tuple[int, int, float]]:
         """`near_duplicates` of these signatures, remembered."""
+        if not signatures:
+            return []
         key = hashlib.sha256(b"".join(signatures)).digest()
         if self.kept is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):

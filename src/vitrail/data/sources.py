@@ -199,7 +199,7 @@ def copies_of(listing: Listing) -> list[int]:
         if not isinstance(listing.pixels, Tensor):
             return list(range(len(listing)))  # a set that decodes when asked: too long to read just for this
         return [first.setdefault(pixels.numpy().tobytes(), i) for i, pixels in enumerate(listing.pixels)]
-    sizes = [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+    sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
     often = Counter(sizes)
     return [
         first.setdefault(hashlib.sha256(path.read_bytes()).digest(), i) if size >= 0 and often[size] > 1 else i
@@ -227,7 +227,7 @@ def fingerprint(found: Found) -> str:
     rows = []
     for split, listing in found.splits.items():
         sizes = (
-            [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+            [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
             if isinstance(listing.pixels, Files)
             else [0] * len(listing)
         )

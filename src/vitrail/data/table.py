@@ -1,6 +1,7 @@
 """A table of paths and labels: CSV, or parquet with the `parquet` extra."""
 
 import csv
+import os
 import unicodedata
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_table(file: Path) -> Found:
                 raise VitrailError(f"{where}: the column {name!r} is empty", "fill it in or remove the row")
         split = split_name(str(row[split_column]), where) if split_column else "all"
         path = file.parent / str(row[path_column])
-        if not path.is_file():
+        if not os.path.isfile(path):  # pathlib's own raises for names that are too long
             missing.append(f"{where}: there is no file {path}")
         paths.setdefault(split, []).append(path)
         names.setdefault(split, []).append(str(row[path_column]))
