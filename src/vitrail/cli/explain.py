@@ -7,20 +7,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import vitrail
 from vitrail.cli.images import named_images
+from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
 from vitrail.explain.explanation import DEFAULT, METHODS, explain
 from vitrail.explain.render import save_heads
-from vitrail.machine import pick_device
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("model", metavar="MODEL", help="a run folder or an artefact")
+    add_model(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument("--method", default=DEFAULT, metavar="M", help=f"{', '.join(METHODS)} ({DEFAULT})")
     parser.add_argument("--layer", type=int, default=-1, metavar="L", help="counted from 0, or -1 from the last")
@@ -31,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Explains image by image and writes the pictures."""
-    classifier = vitrail.load(arguments.model, device=pick_device(arguments.device))
+    classifier = loaded(arguments)
     heads = read_heads(arguments.head, classifier.vit.config.heads)
     options = {"method": arguments.method, "layer": arguments.layer}
     rows: list[dict[str, Any]] = []

@@ -25,7 +25,8 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "evaluate": "score a classifier on labelled images",
     "predict": "say what is in images",
     "explain": "show where a classifier looks",
-    "models": "list the sizes and recipes",
+    "export": "give a classifier to another library",
+    "models": "list the public checkpoints, sizes and recipes",
     "inspect": "say what a weight file is",
 }
 
