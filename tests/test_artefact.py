@@ -197,3 +197,9 @@ def test_weights_that_are_not_finite_are_said_to_be_so(run: vitrail.Run, file: P
     clf.save(file)
     with pytest.raises(VitrailError, match="not finite"):
         vitrail.load(file).predict(torch.zeros(3, 16, 16, dtype=torch.uint8))
+
+
+def test_a_description_without_end_is_not_parsed(file: Path):
+    rewritten(file, lambda document, tensors: document["origin"].update(filler="x" * (17 << 20)))
+    with pytest.raises(VitrailError, match="longer than 16,777,216 bytes"):
+        vitrail.load(file)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import bar
+from vitrail.console import bar, visible
 from vitrail.errors import UsageError
 from vitrail.evaluate.evaluation import evaluate, images_to_score
 from vitrail.evaluate.figures import draw_confusion
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
     for name, scores in document["per_class"].items():
         numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
-        table.add_row(Text(name), str(scores["images"]), *numbers)
+        table.add_row(Text(visible(name)), str(scores["images"]), *numbers)
     shown.append(table)
     if document["most_confused"]:
         pairs = [f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]
