@@ -105,9 +105,9 @@ def train(
     if not resume:
         refuse_full(out, room_for(vit, full))
         folder = new_run(data, out, splits.fingerprint, asked, unreadable)
-        if report:
-            show_data(report, folder)
     with folder.alone(), resumable(folder):
+        if report and not folder.picture("classes").exists():
+            show_data(report, folder)
         training = Training(trainee(vit, full), classifier, splits, full, folder, watchers=watchers)
         if resume:
             go_on(training)
