@@ -21,8 +21,9 @@ from vitrail.errors import UsageError, VitrailError, did_you_mean
 
 VERBS = {  # verb -> what it does; the module of the same name has `arguments` and `run`
     "check": "look at the data before training on it",
-    "train": "train a classifier on labelled images",
+    "train": "train a classifier on labelled images, from nothing or from weights",
     "evaluate": "score a classifier on labelled images",
+    "probe": "say how far a model's features go without training it",
     "predict": "say what is in images",
     "explain": "show where a classifier looks",
     "export": "give a classifier to another library",

@@ -36,8 +36,13 @@ class ViT(nn.Module):
         initialise(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        logits_BY: Tensor = self.head(self.pool(self.features(image_BCHW)))
+        logits_BY: Tensor = self.head(self.pooled(image_BCHW))
         return logits_BY
+
+    def pooled(self, image_BCHW: Tensor) -> Tensor:
+        """The vector that the head reads: (B, C, H, W) -> (B, D), or (B, 2D) where a pool puts two side by side."""
+        pooled_BD: Tensor = self.pool(self.features(image_BCHW))
+        return pooled_BD
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """All tokens after the last block and norm: (B, C, H, W) -> (B, R + h*w, D), prefix tokens first."""
