@@ -266,3 +266,23 @@ def test_nothing_ends_in_a_traceback(run: vitrail.Run, words, tmp_path: Path, mo
         assert captured.err.count("error: ") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_names_cannot_steer_the_terminal(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    from dataclasses import replace
+
+    evil = replace(run.classifier, classes=("\x1b[2Jgone", "\x9b31m", "\x07\rred"))
+    evil.save(tmp_path / "evil.safetensors")
+    table = tmp_path / "evil.csv"
+    image = colours / "test" / "red" / "0.png"
+    table.write_text("path,label\n" + "".join(f"{image},{name}\n" for name in ("\x1b[2Jgone", "\x9b31m")))
+    for words in (
+        ("predict", tmp_path / "evil.safetensors", image),
+        ("evaluate", tmp_path / "evil.safetensors", table),
+        ("inspect", tmp_path / "evil.safetensors"),
+        ("check", table),
+        ("evaluate", run.folder, table),
+    ):
+        main([str(word) for word in words])
+        said = "".join(capsys.readouterr())
+        assert not set(said) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}, words

@@ -5,8 +5,9 @@ explanation meet here; each of them knows nothing of the others.
 """
 
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ import vitrail
 from vitrail.classifier import Classifier, load
 from vitrail.console import bar, say
 from vitrail.data import Images, Preprocess, Splits, open_data
-from vitrail.data.decode import ImageError
-from vitrail.data.images import load_into_memory
 from vitrail.epochs import Row, Training, go_on, train_epochs
 from vitrail.errors import UsageError
 from vitrail.evaluate import Evaluation, evaluate
@@ -28,6 +27,7 @@ from vitrail.evaluate.probe import Probe
 from vitrail.explain import explain_batch
 from vitrail.explain.render import save_gallery
 from vitrail.files import write_json
+from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import GIB, keep_memory, pick_device
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialise
@@ -42,11 +42,15 @@ from vitrail.pretrained import (
     start_head,
     verdict,
 )
-from vitrail.run_folder import RunFolder, new_run, old_run, refuse_taken
+from vitrail.run_data import checked, in_memory, refuse_small, show_data, without
+from vitrail.run_folder import RunFolder, new_run, old_run, refuse_full, refuse_taken
 from vitrail.train import DEFAULT, TRANSFER, Recipe, find_recipe
 from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
 from vitrail.train.transfer import settle_from
+
+FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
+ROOM = 4 << 20  # bytes for a run's pictures and tables
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def train(
     resume: bool = False,
     device: str | None = None,
     tensorboard: bool = False,
+    check_data: bool = True,
     torch_files: bool = False,
     **changes: Any,
 ) -> Run:
@@ -80,7 +85,8 @@ def train(
     training starts from nothing.
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
-    that is an error. Raises `VitrailError` where data or training go wrong.
+    that is an error. The data are checked before, unless told otherwise. Raises `VitrailError` where data or training
+    go wrong.
     """
     place = pick_device(device)
     if resume:
@@ -97,13 +103,16 @@ def train(
         validation=asked.validation,
         test=asked.test,
         split_seed=asked.split_seed,
+        missing_ok=asked.skip_unreadable,
     )
     if resume:
         folder.check_data(splits.fingerprint)
+    report = checked(data, asked) if check_data else None
+    splits, unreadable = without(splits, folder.unreadable() if resume else report.unreadable if report else [])
     if tensorboard and asked.train_on == "features":
         raise UsageError(f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard")
     watchers = [board_writer()] if tensorboard else []
-    splits = in_memory(splits, int(asked.memory * GIB))
+    splits = in_memory(splits, int(asked.memory * GIB), asked.skip_unreadable)
     theirs = start.classifier if start else None
     full, config, preprocess = (
         settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
@@ -115,13 +124,17 @@ def train(
     classifier, head = begun(start, config, preprocess, splits, full, place)
     say(plan(classifier, splits, full))
     if not resume:
-        folder = new_run(data, out)
-        folder.start(data, splits.fingerprint, asked, start.note() if start else None)
-    with folder.alone():
+        refuse_full(out, room_for(classifier.vit, full))
+        folder = new_run(
+            data, out, splits.fingerprint, asked, unreadable=unreadable, start=start.note() if start else None
+        )
+    with folder.alone(), resumable(folder):
+        if report and not folder.picture("classes").exists():
+            show_data(report, folder)
         probes = probed(classifier, splits, full) if start else None
         if probes and full.train_on == "features":
             fit_head(classifier, probes, folder)
-            return finish(folder, splits, probes.seconds, place, probes)
+            return finish(folder, splits, probes.seconds, place, full, probes)
         if probes and head == "new":
             start_head(classifier, probes, full)
         training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watchers)
@@ -129,12 +142,32 @@ def train(
         if resume:
             go_on(training)
         train_epochs(training)
-        return finish(folder, splits, training.state.seconds, place, probes)
+        return finish(folder, splits, training.state.seconds, place, full, probes)
+
+
+@contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """Inside, a signal that no step waits for ends the run at once, with the command that goes on."""
+    try:
+        with stop_at_once():
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what was saved last is kept", f"go on with: {folder.command()}") from None
+
+
+def room_for(vit: ViT, recipe: Recipe) -> int:
+    """Bytes that a run takes at most: three checkpoints (two are kept), two artefacts, pictures and tables."""
+    weights = 4 * sum(p.numel() for p in vit.parameters())
+    checkpoint = weights * (1 + bool(recipe.ema) + 2)  # no optimiser keeps more than two numbers a weight
+    return 3 * checkpoint + 2 * weights + ROOM
 
 
 def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe that a run was started with; raises `UsageError` where another one is wished for."""
-    asked = folder.recipe()
+    """The recipe that a run was started with; raises `UsageError` where another one is wished for.
+
+    What leaves every bit as it is may be changed: where images are kept and who reads them.
+    """
+    asked = folder.recipe().but(**{name: changes[name] for name in FREE if name in changes})
     wished = asked if recipe is None else find_recipe(recipe)
     if asked.but(**changes) != asked or wished.name != asked.name:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
@@ -191,43 +224,19 @@ def say_what_trains(learner: Trainee) -> None:
 
 
 def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """Where a classifier's weights come from, for its artefact."""
+    """Where a classifier's weights come from, for its artefact; who read the images is not part of it."""
     return {
-        "recipe": recipe.to_json(),
+        "recipe": {name: value for name, value in recipe.to_json().items() if name not in FREE},
         "seed": recipe.seed,
         "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "data": {
             "name": splits.name,
             "fingerprint": splits.fingerprint,
             "images": {name: len(images) for name, images in splits.parts().items()},
+            "unreadable": splits.unreadable,
             "split": {"test": recipe.test, "validation": recipe.validation, "seed": recipe.split_seed},
         },
     }
-
-
-def in_memory(splits: Splits, budget: int) -> Splits:
-    """The splits decoded into memory where they fit in `budget` bytes, which proves that every file can be read."""
-    parts = splits.parts()
-    total = sum(map(len, parts.values()))
-    with bar("reading images", total) as progress:
-        loaded: dict[str, Any] = {
-            name: load_into_memory(images, budget * len(images) // total, progress.tick)
-            for name, images in parts.items()
-        }
-    return replace(splits, **loaded)
-
-
-def refuse_small(splits: Splits, preprocess: Preprocess) -> None:
-    """Raises `ImageError` for an image that is smaller than a patch, before anything is written.
-
-    Of files that are not in memory only the headers are read.
-    """
-    for images in splits.parts().values():
-        for i in range(len(images)):
-            try:
-                preprocess.check_size(*images.size(i))
-            except ValueError as error:
-                raise ImageError(images.paths[i], str(error)) from None
 
 
 def board_writer() -> Callable[[Path, Row], None]:
@@ -246,18 +255,24 @@ def board_writer() -> Callable[[Path, Row], None]:
     return write
 
 
-def finish(folder: RunFolder, splits: Splits, seconds: float, place: torch.device, probes: Probe | None) -> Run:
+def finish(
+    folder: RunFolder, splits: Splits, seconds: float, place: torch.device, recipe: Recipe, probes: Probe | None
+) -> Run:
     """What is done at the end of a run: the kept weights are scored and the figures put into the artefact; pictures."""
     classifier = load(folder.path, device=place)
     result: dict[str, Any] = {"seconds": round(seconds, 3)}
+    if splits.unreadable:
+        result["unreadable"] = splits.unreadable
     name, images = held_out(splits)
     if images is None:
         say("no image was kept back, so there is no score and no picture of attention")
     else:
         with bar(f"evaluating on {name}", len(images)) as progress:
-            evaluation = evaluate(classifier, images, tick=progress.tick)
-        result[name] = evaluation.summary()
-        classifier.origin["metrics"] = {name: evaluation.summary()}
+            evaluation = evaluate(classifier, images, tick=progress.tick, skip_unreadable=recipe.skip_unreadable)
+        summary = evaluation.summary()
+        summary["unreadable"] += splits.unreadable.get(name, 0)
+        result[name] = summary
+        classifier.origin["metrics"] = {name: summary}
         if probes:
             result["probe"] = probes.to_json()
             result["verdict"] = verdict(classifier, result[name], result["probe"])

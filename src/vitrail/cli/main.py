@@ -88,7 +88,10 @@ def _print(answer: Answer, as_json: bool) -> None:
     else:
         out = Console(highlight=False, markup=False, emoji=False)
         for part in answer.shown:
-            out.print(part, markup=False, soft_wrap=True) if isinstance(part, str) else out.print(part)
+            if isinstance(part, str):
+                out.print(console.visible(part), markup=False, soft_wrap=True)
+            else:
+                out.print(part)
 
 
 def _answer(words: list[str]) -> Answer | None:
@@ -119,9 +122,9 @@ def _answer(words: list[str]) -> Answer | None:
 def _complain(error: VitrailError, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": error.sentence, "hint": error.hint}, ensure_ascii=False))
-    console.err.print(f"error: {error.sentence}", style="bold red", markup=False)
+    console.err.print(f"error: {console.visible(error.sentence)}", style="bold red", markup=False)
     if error.hint:
-        console.err.print(f"hint: {error.hint}", markup=False)
+        console.err.print(f"hint: {console.visible(error.hint)}", markup=False)
     return error.exit_code
 
 

@@ -34,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="the run folder (runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument("--no-check", action="store_true", help="train without looking at the data before")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     for title, kind, place in (
         ("training", Recipe, "recipe"),
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         resume=arguments.resume,
         device=arguments.device,
         tensorboard=arguments.tensorboard,
+        check_data=not arguments.no_check,
         **changes,
     )
     shown = []
@@ -73,6 +75,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     shown.append(f"trained in {finished.result['seconds']:.0f} s; everything is in {finished.folder}")
     for name, what in (
         ("classifier.safetensors", "the classifier"),
+        ("classes.png", "some images of every class"),
         ("curves.png", "loss and accuracy by epoch"),
         ("confusion.png", "what it mistakes for what"),
         ("attention.png", "what it looks at"),
