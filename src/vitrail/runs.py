@@ -27,7 +27,7 @@ from vitrail.evaluate import classify, evaluate
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.explain import explain_batch
-from vitrail.explain.render import save_gallery
+from vitrail.explain.pictures import save_gallery
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, stop_requests
 from vitrail.machine import GIB, keep_memory, pick_device
