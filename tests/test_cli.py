@@ -150,7 +150,16 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         (["--layer", "9"], "no layer 9"),
         (["--head", "7"], "no head 7"),
         (["--head", "first"], "--head is 'first'"),
-        (["--method", "rollout", "--head", "0"], "mixes all heads"),
+        (["--method", "rollout", "--head", "0"], "rollout takes no head"),
+        (["--class", "rde"], "no class 'rde'"),
+        (["--class", "red", "--against", "rde"], "no class 'rde'"),
+        (["--class", "red", "--against", "red"], "held against itself"),
+        (["--against", "red"], "needs a class"),
+        (["--query", "3"], "--query is '3'"),
+        (["--query", "3,8"], "no patch in row 3, column 8"),
+        (["--layer", "last"], "--layer is 'last'"),
+        (["--layer", "all", "--head", "all"], "do not fit"),
+        (["--method", "balanced", "--layer", "0"], "balanced takes no layer"),
     ],
 )
 def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colours, words, said, capsys, tmp_path):
