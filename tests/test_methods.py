@@ -176,6 +176,7 @@ EVERY_PART = {
     **{f"mlp {name}": {"mlp": name} for name in MLPS},
     **{f"pool {name}": {"pool": name, "prefix_tokens": 2} for name in POOLS},
     "mlp head": {"head": "mlp", "pool": "mean"},
+    "pre-norm": {"pre_norm": True},
     "no final norm": {"final_norm": False},
 }
 
@@ -437,6 +438,18 @@ def test_a_target_that_is_not_there_is_refused(target, sentence):
     with pytest.raises(UsageError) as caught:
         explain_batch(classifier(), photos(), target=target)
     assert sentence in str(caught.value)
+
+
+def test_a_model_without_classes_has_attention_alone(tmp_path):
+    clf = classifier(classes=0)
+    clf.classes = ()
+    found = explain_batch(clf, photos(), method="attention")[0]
+    assert (found.label, found.to_json()["probability"]) == ("", None)
+    assert found.summary.startswith("where the model looks (attention): half")
+    found.save(tmp_path / "map.png")
+    for options in ({}, {"method": "attention", "target": "cat"}):
+        with pytest.raises(UsageError, match="knows no classes"):
+            explain_batch(clf, photos(), **options)
 
 
 def test_the_temperature_changes_the_probability_and_not_the_map():

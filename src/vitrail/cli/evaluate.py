@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-import vitrail
+from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.errors import UsageError
@@ -18,12 +18,11 @@ from vitrail.evaluate.evaluation import evaluate, images_to_score
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.files import write_json
-from vitrail.machine import pick_device
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("model", metavar="MODEL", help="a run folder or an artefact")
+    add_model(parser)
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Scores and shows the numbers."""
     if arguments.batch < 1:
         raise UsageError(f"--batch is {arguments.batch}; it must be at least 1")
-    classifier = vitrail.load(arguments.model, device=pick_device(arguments.device))
+    classifier = loaded(arguments)
     images, said = images_to_score(classifier, arguments.data)
     with bar("evaluating", len(images)) as progress:
         evaluation = evaluate(classifier, images, said=said, batch=arguments.batch, tick=progress.tick)

@@ -114,6 +114,7 @@ def faithfulness(
     alike. `tick` is called with the name of each row when it begins. The model is left as it was. Raises `UsageError`
     for a method that is not there, `ImageError` naming a file that cannot be read.
     """
+    classifier.refuse_nameless()
     mappers: dict[str, Mapper] = {name: ours(name) for name in (METHODS if methods is None else methods)}
     mappers |= others or {}
     if not len(images) or most < 1:
