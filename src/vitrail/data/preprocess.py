@@ -14,7 +14,8 @@ from vitrail.options import check_fields, option
 OVERSIZE = 4  # a padded canvas from which random crops are taken is at most so many times the model's size
 Fit = Literal["pad", "crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
-Engine = Literal["torch", "pillow", "transformers"]  # pillow: torchvision's and timm's transforms of PIL images
+# pillow: torchvision's and timm's transforms of PIL images
+Engine = Literal["torch", "pillow", "transformers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Preprocess:
 
     `fit` says what becomes of another shape than the model's: `pad` keeps everything and the proportions, `crop`
     takes the middle, `squash` keeps everything and bends the proportions. Both resize to more than the model's size and
-    take the middle of it where `crop_fraction` is below one (224 of 256 is 0.875). Images with a side below `smallest` pixels are refused.
+    take the middle of it where `crop_fraction` is below one (224 of 256 is 0.875). Images with a side below `smallest`
+    pixels are refused.
     """
 
     image_size: tuple[int, int]

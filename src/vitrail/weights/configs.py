@@ -267,7 +267,7 @@ def fitting_size(size: tuple[int, int], config: ViTConfig) -> tuple[int, int]:
 
 # timm
 
-ARGUMENTS = {  # timm's model_args -> our fields
+ARGUMENTS = {  # timm's model_args -> our fields, where they mean the same
     "embed_dim": "width",
     "depth": "depth",
     "num_heads": "heads",
@@ -277,39 +277,77 @@ ARGUMENTS = {  # timm's model_args -> our fields
     "init_values": "layer_scale",
     "qk_norm": "qk_norm",
     "qkv_bias": "qkv_bias",
+    "pre_norm": "pre_norm",
 }
-IGNORED = {"dynamic_img_size", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate"}
-POOLS = {"token": "cls", "avg": "mean_norm", "map": "map"}
+TOKENS = ("class_token", "reg_tokens", "num_reg_tokens", "no_embed_class", "global_pool", "fc_norm", "final_norm")
+OTHERS = ("mlp_ratio", "act_layer", "rope_temperature", "swiglu_align_to", *TOKENS)
+IGNORED = ("dynamic_img_size", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate")
 
 
 def timm(document: Document) -> Described:
     """What timm's `config.json` says: an architecture by name, and what differs from it."""
     name = document["architecture"]
     card = architecture(name)
-    values = card.vit_config().to_json()
-    values |= {"classes": document.get("num_classes", values["classes"])}
+    base = card.vit_config()
+    values = base.to_json()
+    values["classes"] = document.get("num_classes", base.classes)
     given = dict(document.get("model_args") or {})
-    ratio = given.pop("mlp_ratio", None)
-    for theirs, value in given.items():
-        if theirs in ARGUMENTS:
-            values[ARGUMENTS[theirs]] = value
-        elif theirs == "global_pool" and value in POOLS:
-            values["pool"] = POOLS[value]
-            values["final_norm"] = value != "avg"
-        elif theirs not in IGNORED:
-            raise UsageError(f"timm's argument {theirs}={value!r} is not known", "vitrail inspect shows the file")
-    if ratio is not None:
-        values["mlp_width"] = int(values["width"] * ratio)
+    known = (*ARGUMENTS, *OTHERS, *IGNORED)
+    if strange := [each for each in given if each not in known]:
+        raise UsageError(
+            f"timm's argument {strange[0]}={given[strange[0]]!r} is not known", did_you_mean(strange[0], known)
+        )
     prepared = document.get("pretrained_cfg", {})
-    if "img_size" not in given and "input_size" in prepared:
-        values["image_size"] = prepared["input_size"][1]
+    if "input_size" in prepared:
+        values["image_size"] = prepared["input_size"][1:]
+    values |= {ours: given[theirs] for theirs, ours in ARGUMENTS.items() if theirs in given}
+    if "act_layer" in given:
+        if given["act_layer"] not in ("gelu", "gelu_tanh", "quick_gelu"):
+            raise UsageError(f"timm's activation {given['act_layer']!r} is not known")
+        values["mlp"] = given["act_layer"]
+    if "mlp_ratio" in given:
+        doubled = base.mlp == "swiglu" and not card.layout.startswith("timm-dinov3")  # gate and value in one number
+        values["mlp_width"] = int(values["width"] * given["mlp_ratio"]) // (2 if doubled else 1)
+    if "rope_temperature" in given:
+        values["position"] = {"kind": "rotary", "base": float(given["rope_temperature"])}
+    layout = timm_tokens(card.layout, given, values)
+    if values["image_size"][0] == values["image_size"][1] if isinstance(values["image_size"], list) else False:
+        values["image_size"] = values["image_size"][0]
     config = ViTConfig.from_json(values)
     names = prepared.get("label_names") or []
     classes = unique(tuple(map(str, names))) if len(names) == config.classes else ()
     if not classes and config.classes:
-        labels = card.labels if config.classes == card.vit_config().classes else "class"
-        classes = class_names(labels, config.classes)
-    return Described(card.layout, config, classes, timm_preparation(prepared, card, config))
+        classes = class_names(card.labels if config.classes == base.classes else "class", config.classes)
+    return Described(layout, config, classes, timm_preparation(prepared, card, config))
+
+
+def timm_tokens(layout: str, given: Document, values: Document) -> str:
+    """Writes the prefix tokens and the pool into `values`; returns the layout that they make of the card's."""
+    if layout.startswith("timm-dinov3"):
+        values["prefix_tokens"] = 1 + given.get("num_reg_tokens", values["prefix_tokens"] - 1)
+        values["pool"] = {"token": "cls", "avg": "mean"}[given.get("global_pool", "avg")]
+        return layout
+    if layout == "timm-distilled":
+        return layout
+    has_class = given.get("class_token", layout not in ("timm-mean", "timm-siglip", "timm-registers-alone"))
+    was = max(values["prefix_tokens"] - has_class, 0) if "registers" in layout else 0
+    registers = given.get("reg_tokens", was)
+    unplaced = given.get("no_embed_class", layout in ("timm-deit3", "timm-registers", "timm-registers-alone"))
+    values["prefix_tokens"] = int(has_class) + registers
+    if any(each in given for each in ("global_pool", "fc_norm", "final_norm")):
+        pooled = given.get("global_pool", {"cls": "token", "map": "map"}.get(values["pool"], "avg"))
+        final = given.get("final_norm", True)
+        after = given.get("fc_norm")
+        after = pooled == "avg" if after is None else after
+        values["pool"] = {"token": "cls", "avg": "mean_norm" if after and final else "mean", "map": "map"}[pooled]
+        values["final_norm"] = final and not after
+    if registers:
+        if not unplaced:
+            raise UsageError("timm's registers with positions of their own are not known")
+        return "timm-registers" if has_class else "timm-registers-alone"
+    if has_class:
+        return "timm-clip" if values["pre_norm"] else "timm-deit3" if unplaced else "timm"
+    return "timm-siglip" if values["pool"] == "map" else "timm-mean"
 
 
 def architecture(name: str) -> Card:
