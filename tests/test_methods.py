@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from test_explain import CLASSES, MODELS, WIDE, any_model, classifier, held, images, maps, photos, random_vit
-from vitrail.classifier import Classifier
+from vitrail.classifier import Classifier, NotFinite
 from vitrail.errors import UsageError
 from vitrail.explain import METHODS, explain_batch
 from vitrail.explain.attention import readout
@@ -525,6 +525,14 @@ def test_explaining_works_inside_inference_mode_and_no_grad(method):
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
             assert (maps(explain_batch(clf, photos().clone(), method=method)) == expected).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_damaged_weights_give_an_error_and_no_map(method):
+    clf = classifier()
+    clf.vit.head.weight.data[2, 3] = torch.nan
+    with pytest.raises(NotFinite, match="not finite"):
+        explain_batch(clf, photos(), method=method)
 
 
 def test_weights_made_in_inference_mode_are_refused_in_a_sentence():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import Classifier
+from vitrail.classifier import Classifier, NotFinite
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.explain.methods import DEFAULT, METHODS, check_options, find_method
 from vitrail.explain.scene import Aim, Scene, undisturbed
@@ -27,8 +27,8 @@ class Explanation:
 
     A class-blind method's map only says where the model looks. In a signed map what is below zero speaks against the
     class. `probability` is the label's; `predicted` is the model's own answer; `image` is what the model saw, uint8
-    (H, W, C). `layer`, `head` and `query` are None where the method takes none, or where all heads are averaged. A model
-    without classes has class-blind maps alone, with an empty label and no number as probability.
+    (H, W, C). `layer`, `head` and `query` are None where the method takes none, or where all heads are averaged. A
+    model without classes has class-blind maps alone, with an empty label and no number as probability.
     """
 
     map: np.ndarray
@@ -172,6 +172,8 @@ def explain_batch(
         with undisturbed(classifier.vit), torch.inference_mode(False):
             scene = open_scene(classifier, piece, wanted)
             map_BP, logits_BY = row.run(scene, **options)
+        if not (logits_BY.isfinite().all() and map_BP.isfinite().all()):
+            raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
         names = classifier.classes or [""] * logits_BY.shape[1]
         probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
         if not classifier.classes:
@@ -254,8 +256,13 @@ def class_number(classes: tuple[str, ...], label: str) -> int:
     return classes.index(label)
 
 
+def piece_size(patches: int) -> int:
+    """How many images of so many patches are taken at once."""
+    return max(1, PIECE_TOKENS // patches)
+
+
 def pieces(pixels_BCHW: Tensor, patches: int) -> Iterator[tuple[int, Tensor]]:
     """The batch in pieces that fit into memory, each with the place of its first image."""
-    size = max(1, PIECE_TOKENS // patches)
+    size = piece_size(patches)
     for at in range(0, len(pixels_BCHW), size):
         yield at, pixels_BCHW[at : at + size]
