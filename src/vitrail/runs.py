@@ -25,7 +25,7 @@ from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.evaluate.probe import Probe
 from vitrail.explain import explain_batch
-from vitrail.explain.render import save_gallery
+from vitrail.explain.pictures import save_gallery
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import GIB, keep_memory, pick_device
@@ -303,4 +303,4 @@ def draw_attention(classifier: Classifier, images: Images, path: Path, most: int
     chosen = images.subset(sorted(np.lexsort((images.labels, rank))[:most], key=lambda i: int(images.labels[i])))
     pixels = chosen.fitted(classifier.preprocess, range(len(chosen)))
     truths = [images.classes[number] for number in chosen.labels]
-    save_gallery(explain_batch(classifier, pixels), truths, path)
+    save_gallery(explain_batch(classifier, pixels, method="attention"), truths, path)
