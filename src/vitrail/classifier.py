@@ -64,6 +64,10 @@ class Classifier:
         except ValueError as error:
             raise ImageError(name, str(error)) from None
 
+    def normalised(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels of the model's size -> what the ViT takes, on its device and in its dtype."""
+        return self.preprocess.normalise(pixels_BCHW.to(self.device)).to(self.vit.prefix.dtype)
+
     @torch.inference_mode()
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels of the model's size -> logits (B, Y) in float32, divided by the temperature.
@@ -71,7 +75,7 @@ class Classifier:
         Puts the model in eval mode. Raises `NotFinite` where an answer is not a finite number.
         """
         self.vit.eval()
-        logits_BY: Tensor = self.vit(self.preprocess.normalise(pixels_BCHW.to(self.device)))
+        logits_BY: Tensor = self.vit(self.normalised(pixels_BCHW))
         if not logits_BY.isfinite().all():
             raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
         return logits_BY.float() / self.temperature

@@ -15,12 +15,14 @@ Rows = int | slice | Sequence[int]
 
 
 class Record:
-    """What the last forward inside `recording` left: q and k of each layer, from which attention is recomputed."""
+    """What the last forward inside `recording` left: q, k and v of each layer, from which attention is recomputed."""
 
     def __init__(self, depth: int):
         self.depth = depth
         self.queries: dict[int, Tensor] = {}  # layer -> (B, N, T, K); the pool's is layer `depth`
         self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.mixed: dict[int, Tensor] = {}  # what the kernel gave: attention times values
 
     def attention(self, layer: int = -1, rows: Rows = slice(None)) -> Tensor:
         """softmax(q k^T / sqrt(K)) of a layer in float32: (B, N, T, T), or only the asked-for rows of it.
@@ -36,6 +38,14 @@ class Record:
     def pool(self) -> Tensor | None:
         """The weights of attention pooling, (B, N, 1, T); None for other pools."""
         return self._weights(self.depth, slice(None)) if self.depth in self.queries else None
+
+    def gradient(self, layer: int, d_mixed_BNTK: Tensor) -> Tensor:
+        """The gradient of a score by a layer's attention, from its gradient by `mixed[layer]`: (B, N, T, T), float32.
+
+        mixed = attention @ v, so the gradient by attention is d_mixed @ v^T, and no matrix was kept to have it.
+        """
+        with torch.autocast(d_mixed_BNTK.device.type, enabled=False):
+            return d_mixed_BNTK.float() @ self.values[layer].detach().float().mT
 
     def _weights(self, layer: int, rows: Rows) -> Tensor:
         if layer not in self.queries:
@@ -72,7 +82,8 @@ def recording(vit: ViT) -> Iterator[Record]:
 
 def _keeping(record: Record, layer: int, attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def keep_and_attend(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
-        record.queries[layer], record.keys[layer] = q_BNTK, k_BNTK
-        return attend(q_BNTK, k_BNTK, v_BNTK, dropout)
+        record.queries[layer], record.keys[layer], record.values[layer] = q_BNTK, k_BNTK, v_BNTK
+        record.mixed[layer] = attend(q_BNTK, k_BNTK, v_BNTK, dropout)
+        return record.mixed[layer]
 
     return keep_and_attend
