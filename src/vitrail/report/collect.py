@@ -1,0 +1,390 @@
+"""Subject -> the document that is report.json, and the pictures that go with it. Every number of the page is in it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from platform import python_version
+from typing import Any
+
+import numpy as np
+import torch
+
+import vitrail
+from vitrail.data import Images
+from vitrail.data.copies import copies_across
+from vitrail.errors import UsageError
+from vitrail.evaluate.calibration import (
+    Calibration,
+    answered,
+    brier,
+    calibrate,
+    cooled,
+    reliability,
+    risk_coverage,
+)
+from vitrail.evaluate.corruptions import CORRUPTIONS, robustness
+from vitrail.evaluate.labels import suspected_labels
+from vitrail.evaluate.metrics import bootstrap, calibration_error, confusion, most_confused, per_class, wilson
+from vitrail.evaluate.neighbours import flat_map, pooled, purity
+from vitrail.evaluate.outcome import Outcome, classify
+from vitrail.evaluate.properties import PROPERTIES, accuracy_by, properties
+from vitrail.explain import DEFAULT, METHODS
+from vitrail.explain.faithfulness import faithfulness
+from vitrail.report.findings import findings
+from vitrail.report.limits import limits
+from vitrail.report.looks import mean_maps, mistake_maps, worst
+from vitrail.report.scatter import draw_scatter
+from vitrail.report.sheets import Thumbnails, sheets
+from vitrail.report.subject import Depth, Subject
+from vitrail.weights.artefact import digest
+
+FORMAT = 1
+FAITHFUL = (DEFAULT, "generic", "attention", "rollout")  # cheap enough to be scored in every report
+MATRIX_CLASSES = 30  # above it a matrix is a carpet: the largest confusions are listed instead
+LISTED = 60
+
+Pictures = dict[str, bytes]  # WebP by name
+Tick = Callable[[str], object]
+
+
+def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> tuple[dict[str, Any], Pictures]:
+    """Everything that is said of the subject; `tick` is called with what is being done as it begins."""
+    outcome = subject.evaluation.outcome
+    parts = subject.parts | {subject.split: subject.images}
+    thumbnails = Thumbnails(parts, subject.classifier.preprocess, depth.thumbnails)
+    show = Shown(thumbnails, subject.split)
+    tick("counting")
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "made": made(subject),
+        "model": described(subject),
+        "data": {
+            "said": subject.evaluation.said,
+            "split": subject.split,
+            "images": len(outcome.labels),
+            "parts": {name: len(images) for name, images in parts.items()},
+        },
+        "classes": list(outcome.classes),
+        **scores(subject),
+        "curves": subject.curves,
+    }
+    tick("calibrating")
+    document["calibration"], document["abstain"] = sureness(subject)
+    tick("explaining mistakes")
+    tiles: list[np.ndarray] = []
+    chosen = worst(outcome, depth.mistakes)
+    rows, drawn = mistake_maps(subject.classifier, subject.images, outcome, chosen)
+    document["mistakes"] = [row | {"thumbnail": show(row["image"])} for row in rows]
+    tiles += drawn
+    tick("explaining each class")
+    document["looks"], drawn = mean_maps(subject.classifier, subject.images, outcome, depth.maps)
+    for row in document["looks"]["classes"]:
+        row["tile"] += len(tiles)
+    tiles += drawn
+    tick("scoring the maps")
+    document["faithfulness"] = believed(subject, depth)
+    tick("looking for label errors")
+    suspects = suspected_labels(outcome)
+    document["labels"] = {
+        "suspected": len(suspects),
+        "shown": [row | {"thumbnail": show(row["image"])} for row in suspects[: depth.suspects]],
+        "method": "confident learning (Northcutt et al. 2021)",
+    }
+    tick("looking for copies")
+    document["copies"] = copies(subject, parts, show, depth)
+    tick("brightness, size and sharpness")
+    document["properties"] = by_property(subject, depth)
+    tick("corrupting images" if depth.corruptions else "mapping what looks alike")
+    document["corruptions"] = (
+        robustness(subject.classifier, subject.images, most=depth.corruptions) if depth.corruptions else None
+    )
+    tick("mapping what looks alike")
+    document["embedding"], scatter = embedded(subject, depth)
+    tick("drawing")
+    document["confusion"] = confused(outcome, show, depth)
+    document["thumbnails"], pictures = drawn_thumbnails(outcome, thumbnails, subject.split)
+    document["tiles"], files = sheets("maps", tiles)
+    document["limits"] = limits(document)
+    document["findings"] = findings(document)
+    return document, pictures | files | scatter
+
+
+STEPS = 10  # calls of `tick`
+
+
+class Shown:
+    """Gives images of the scored split a thumbnail."""
+
+    def __init__(self, thumbnails: Thumbnails, split: str):
+        self.thumbnails = thumbnails
+        self.split = split
+
+    def __call__(self, i: int, split: str | None = None) -> int | None:
+        """The number of the thumbnail; None where there is no more room."""
+        return self.thumbnails.add(split or self.split, int(i))
+
+
+def made(subject: Subject) -> dict[str, Any]:
+    """When, with what and how this was made."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": subject.command,
+        "vitrail": vitrail.__version__,
+        "torch": torch.__version__,
+        "python": python_version(),
+        "device": subject.classifier.device.type,
+    }
+
+
+def described(subject: Subject) -> dict[str, Any]:
+    """The classifier: what it is, how it was made, and a digest that tells its weights from others."""
+    vit = subject.classifier.vit
+    origin = subject.classifier.origin
+    recipe = origin.get("recipe") or {}
+    trained_on = origin.get("data") or {}
+    return {
+        "path": subject.model,
+        "sha256": digest({name: tensor.cpu() for name, tensor in vit.state_dict().items()}),
+        "parameters": sum(p.numel() for p in vit.parameters()),
+        "image_size": list(subject.classifier.preprocess.image_size),
+        **{name: getattr(vit.config, name) for name in ("patch", "width", "depth", "heads", "pool")},
+        "recipe": recipe.get("name"),
+        "epochs": recipe.get("epochs"),
+        "seed": origin.get("seed"),
+        "trained_on": trained_on.get("name"),
+        "training_images": (trained_on.get("images") or {}).get("train"),
+        "data_fingerprint": trained_on.get("fingerprint"),
+    }
+
+
+def scores(subject: Subject) -> dict[str, Any]:
+    """The headline and each class, with intervals; the classes mistaken most often for one another."""
+    evaluation = subject.evaluation
+    outcome = evaluation.outcome
+    resampled = bootstrap(outcome)
+    f1_intervals = resampled.pop("f1_intervals")
+    matrix = confusion(outcome)
+    right = np.diag(matrix)
+    rows = []
+    for i, (name, row) in enumerate(per_class(outcome).items()):
+        true, predicted = int(matrix[i].sum()), int(matrix[:, i].sum())
+        rows.append(
+            {
+                "class": name,
+                **row,
+                "recall_interval": list(wilson(int(right[i]), true)) if true else None,
+                "precision_interval": list(wilson(int(right[i]), predicted)) if predicted else None,
+                "f1_interval": f1_intervals[name] if true else None,
+            }
+        )
+    return {
+        "summary": evaluation.summary() | resampled,
+        "per_class": rows,
+        "most_confused": most_confused(matrix, outcome.classes),
+    }
+
+
+def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Calibration before and after the temperature, and what abstaining gives.
+
+    The temperature is the artefact's. If that has none, one is fitted on validation images for comparison alone; the
+    scored images never choose it.
+    """
+    outcome = subject.evaluation.outcome
+    stored = subject.evaluation.temperature
+    plain = cooled(outcome, 1 / stored)
+    known = subject.classifier.origin.get("calibration")
+    kept = known is not None
+    fitted: Calibration | None = None
+    if known is not None:
+        fitted = Calibration(**known)
+    elif subject.validation is not None and stored == 1:
+        fitted = calibrate(classify(subject.classifier, subject.validation))
+    temperature = fitted.temperature if fitted else stored
+    mended = cooled(plain, temperature)
+    calibration = {
+        "temperature": temperature,
+        "kept": kept or stored != 1,
+        "fitted_on": fitted.fitted_on if fitted else None,
+        "images": fitted.images if fitted else None,
+        "why": fitted.why if fitted else None if stored != 1 else "there are no validation images to fit it on",
+        "optimistic": bool(fitted and fitted.fitted_on == subject.split),
+        "before": sure(plain),
+        "after": sure(mended) if temperature != 1 else None,
+    }
+    thresholds = []
+    for row in fitted.thresholds if fitted else []:
+        chosen = {f"{name}_chosen": row[name] for name in ("coverage", "accuracy")}
+        thresholds.append({"wanted": row["wanted"], "threshold": row["threshold"], **chosen,
+                           **answered(mended, row["threshold"])})  # fmt: skip
+    abstain = {
+        "curve": risk_coverage(mended),
+        "chosen_on": fitted.fitted_on if fitted else None,
+        "advised": advised(thresholds, outcome.accuracy),
+        "thresholds": thresholds,
+    }
+    return calibration, abstain
+
+
+def sure(outcome: Outcome) -> dict[str, Any]:
+    """How sure and how right: the three numbers and the diagram."""
+    return {
+        "ece": calibration_error(outcome),
+        "nll": outcome.loss,
+        "brier": brier(outcome),
+        "confidence": float(outcome.probabilities.max(axis=1).mean()),
+        "bins": reliability(outcome),
+    }
+
+
+def advised(thresholds: list[dict[str, Any]], accuracy: float) -> float | None:
+    """The wanted accuracy to begin with: the first that at least halves the error."""
+    better = [row["wanted"] for row in thresholds if 1 - row["wanted"] <= (1 - accuracy) / 2]
+    return better[0] if better else thresholds[-1]["wanted"] if thresholds else None
+
+
+def believed(subject: Subject, depth: Depth) -> dict[str, Any] | None:
+    """How far this model's maps can be believed; None where that was left out or cannot be measured."""
+    if not depth.scored:
+        return None
+    methods = [name for name in FAITHFUL if name in METHODS]
+    try:
+        scored = faithfulness(
+            subject.classifier, subject.images, methods=methods, most=depth.scored, said=subject.evaluation.said
+        )
+    except UsageError:
+        return None
+    return scored.to_json() | {"default": DEFAULT}
+
+
+def copies(subject: Subject, parts: dict[str, Images], show: Shown, depth: Depth) -> dict[str, Any]:
+    """Images of the scored split that are also in another split, or that are in it twice under two labels."""
+    looked: dict[str, Images] = {subject.split: subject.images}
+    left_out = []
+    for name, images in parts.items():
+        if name != subject.split:
+            if sum(map(len, looked.values())) + len(images) <= depth.compared:
+                looked[name] = images
+            else:
+                left_out.append(name)
+    pairs = copies_across(looked) if len(subject.images) <= depth.compared else []
+    rows = []
+    across = twice = under_two_labels = 0
+    for pair in pairs:
+        if subject.split not in (pair.a[0], pair.b[0]):
+            continue
+        ours, theirs = (pair.a, pair.b) if pair.a[0] == subject.split else (pair.b, pair.a)
+        labels = [subject.evaluation.outcome.classes[int(looked[s].labels[i])] for s, i in (ours, theirs)]
+        across += ours[0] != theirs[0]
+        twice += ours[0] == theirs[0]
+        under_two_labels += labels[0] != labels[1]
+        if len(rows) < depth.suspects:
+            images = [
+                {"split": s, "path": looked[s].paths[i], "class": label, "thumbnail": show(i, s)}
+                for (s, i), label in zip((ours, theirs), labels, strict=True)
+            ]
+            rows.append({"likeness": pair.likeness, "images": images})
+    return {
+        "looked_at": {name: len(images) for name, images in looked.items()},
+        "left_out": left_out,
+        "across": across,
+        "within": twice,
+        "under_two_labels": under_two_labels,
+        "shown": rows,
+    }
+
+
+def by_property(subject: Subject, depth: Depth) -> dict[str, Any]:
+    """Accuracy in fifths of the images by what they are like."""
+    outcome = subject.evaluation.outcome
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(outcome.labels))
+    chosen = np.sort(order[: depth.properties])
+    correct = (outcome.predicted == outcome.labels)[chosen]
+    values = properties(subject.images, subject.classifier.preprocess, chosen)
+    return {
+        "images": len(chosen),
+        "by": {name: {"about": PROPERTIES[name], "rows": accuracy_by(values[name], correct)} for name in PROPERTIES},
+    }
+
+
+def embedded(subject: Subject, depth: Depth) -> tuple[dict[str, Any], Pictures]:
+    """The flat map of what the model holds alike, and how pure each class's neighbourhood is."""
+    outcome = subject.evaluation.outcome
+    order = np.random.Generator(np.random.Philox(1)).permutation(len(outcome.labels))
+    chosen = np.sort(order[: depth.embedded])
+    vectors = pooled(subject.classifier, subject.images, chosen)
+    places, made_by = flat_map(vectors)
+    right = (outcome.predicted == outcome.labels)[chosen]
+    picture = draw_scatter(
+        subject.images, subject.classifier.preprocess, chosen, places, outcome.labels[chosen], right
+    )
+    document = {
+        "images": len(chosen),
+        "made_by": made_by,
+        "picture": "embedding",
+        "points": [
+            {"image": int(i), "x": round(float(x), 4), "y": round(float(y), 4), "true": int(outcome.labels[i]),
+             "predicted": int(outcome.predicted[i])}
+            for i, (x, y) in zip(chosen, places, strict=True)
+        ],
+        "purity": purity(vectors, outcome.labels[chosen], outcome.classes),
+    }  # fmt: skip
+    return document, {"embedding": picture}
+
+
+def confused(outcome: Outcome, show: Shown, depth: Depth) -> dict[str, Any]:
+    """The matrix and, for each of its cells, the images to show: the surest mistakes, and the least sure hits.
+
+    Mistakes get their thumbnails first, the rarest cells before the frequent ones.
+    """
+    matrix = confusion(outcome)
+    confidence = outcome.probabilities.max(axis=1)
+    cells = []
+    for i, j in zip(*np.nonzero(matrix), strict=True):
+        members = np.flatnonzero((outcome.labels == i) & (outcome.predicted == j))
+        sign = 1 if i == j else -1
+        cells.append((int(i), int(j), members[np.argsort(sign * confidence[members], kind="stable")]))
+    shown: dict[tuple[int, int], list[int]] = {}
+    for i, j, members in sorted(cells, key=lambda cell: (cell[0] == cell[1], len(cell[2]))):
+        numbers = [show(k) for k in members[: depth.by_cell]]
+        shown[i, j] = [number for number in numbers if number is not None]
+    rows = [
+        {"true": i, "predicted": j, "images": len(members), "shown": shown[i, j]} for i, j, members in cells
+    ]
+    few = len(outcome.classes) <= MATRIX_CLASSES
+    mistakes = sorted((row for row in rows if row["true"] != row["predicted"]), key=lambda row: -row["images"])
+    return {
+        "order": neighbourly(matrix) if few else list(range(len(matrix))),
+        "matrix": matrix.tolist() if few else None,
+        "cells": rows if few else mistakes[:LISTED],
+    }
+
+
+def neighbourly(matrix: np.ndarray) -> list[int]:
+    """The classes in an order in which those that are confused stand together: average linkage, best leaf order."""
+    n = len(matrix)
+    if n < 4:
+        return list(range(n))
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
+    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    likeness = (parts + parts.T) / 2
+    distance = 1 - likeness
+    np.fill_diagonal(distance, 0)
+    condensed = squareform(distance, checks=False)
+    return [int(i) for i in leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))]
+
+
+def drawn_thumbnails(outcome: Outcome, thumbnails: Thumbnails, split: str) -> tuple[dict[str, Any], Pictures]:
+    """The sheets of thumbnails and what each of them shows."""
+    layout, files = sheets("images", thumbnails.pixels())
+    confidence = outcome.probabilities.max(axis=1)
+    named: list[dict[str, Any]] = []
+    for (part, i), row in zip(thumbnails.places, thumbnails.names(), strict=True):
+        scored = part == split
+        answer = {"predicted": int(outcome.predicted[i]), "probability": round(float(confidence[i]), 4)} if scored else {}
+        named.append(row | answer)
+    return layout | {"images": named}, files
+
+
+__all__ = ["CORRUPTIONS", "STEPS", "Pictures", "collect"]
