@@ -126,7 +126,9 @@ def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colours
 def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
     image = colours / "test" / "red" / "0.png"
     for expected in ("0.attention.png", "0.attention-2.png"):
-        code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps")
+        code, document, _ = ask(
+            capsys, "explain", run.folder, image, "--method", "attention", "--out", tmp_path / "maps"
+        )
         (row,) = document["explanations"]
         assert code == 0
         assert row["label"] == "red"

@@ -25,7 +25,7 @@ from vitrail.evaluate import Evaluation, evaluate
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.explain import explain_batch
-from vitrail.explain.render import save_gallery
+from vitrail.explain.pictures import save_gallery
 from vitrail.files import write_json
 from vitrail.machine import GIB, keep_memory, pick_device
 from vitrail.model import ViT, ViTConfig

@@ -16,7 +16,7 @@ READ_TOKENS = {"cls": 1, "cls+dist": 2, "cls+mean": 1}  # tokens at the front th
 def readout(record: Record, config: ViTConfig, tokens: int) -> Tensor:
     """How much the pooled vector takes from each token, (B, T), summing to one.
 
-    The class token alone, the patches alike, half and half, or as attention pooling weighs them (the mean of its heads).
+    The class tokens alone, the patches alike, half and half, or as attention pooling weighs them (its heads' mean).
     """
     if record.pool is not None:
         return record.pool[:, :, 0].mean(dim=1)

@@ -1,12 +1,12 @@
 """Balanced gradients: a backward pass in which no part counts its input twice, over an unchanged forward.
 
-In a product of two things that both depend on the input, the plain gradient follows both and input times gradient counts
-the product twice; in a norm or a softmax it cancels what should be shared out. Here one factor is held still: the
-norm's spread, attention's weights, an activation's gate. What remains is linear, so input times gradient shares the
+In a product of two things that both depend on the input, the plain gradient follows both, and input times gradient
+counts the product twice; in a norm or a softmax it cancels what should be shared out. Here one factor is held still:
+the norm's spread, attention's weights, an activation's gate. What remains is linear, so input times gradient shares the
 score out over tokens and biases and nothing is lost (`tests/test_methods.py` adds it up).
 
-The rule is LibraGrad's (Mehri et al. 2025, arXiv 2411.16760); Ali et al. 2022 (arXiv 2202.07304) hold norm and softmax still
-likewise.
+The principle is LibraGrad's (Mehri et al. 2025, arXiv 2411.16760); Ali et al. 2022 (arXiv 2202.07304) hold norm and
+softmax still likewise.
 """
 
 from collections.abc import Callable, Iterator
@@ -98,7 +98,7 @@ def balanced(vit: ViT) -> Iterator[None]:
     attending = [(module, module.attend) for module in vit.modules() if isinstance(module, Attention | AttentionPool)]
     try:
         for module, rule in ruled:
-            module.forward = partial(rule, module)  # type: ignore[method-assign]
+            module.forward = partial(rule, module)
         for module, attend in attending:
             module.attend = _still(attend)
         yield

@@ -28,4 +28,9 @@ def edges(pixels_BCHW: Tensor, h: int, w: int, seed: int) -> np.ndarray:
     return blocks
 
 
-CONTROLS: dict[str, Callable[[Tensor, int, int, int], np.ndarray]] = {"random": by_lot, "centre": centre, "edges": edges}
+Control = Callable[[Tensor, int, int, int], np.ndarray]  # pixels, rows, columns, seed -> map (B, P)
+CONTROLS: dict[str, Control] = {
+    "random": by_lot,
+    "centre": centre,
+    "edges": edges,
+}

@@ -1,5 +1,7 @@
 """Weights + image -> a map on the patch grid, with what made it."""
 
+import base64
+import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,11 +55,41 @@ class Explanation:
         """Passes through the model that the map took, in words."""
         return METHODS[self.method].cost
 
-    def save(self, path: str | Path) -> Path:
-        """Writes image, map and overlay side by side as PNG (or SVG, by the name)."""
-        from vitrail.explain.render import save_explanation
+    @property
+    def question(self) -> str:
+        """What the map answers, in words."""
+        if self.query is not None:
+            return f"what row {self.query[0]}, column {self.query[1]} attends to"
+        if self.class_blind:
+            return "where the model looks"
+        rather = f" rather than {self.against}" if self.against is not None else ""
+        return f"what speaks for {self.label}{rather}"
 
-        return save_explanation(self, Path(path))
+    @property
+    def summary(self) -> str:
+        """The map in a sentence, for those who cannot see it."""
+        return summary(self)
+
+    def save(self, path: str | Path, smooth: bool = False) -> Path:
+        """Writes image, map and overlay side by side as PNG (or SVG, by the name).
+
+        `smooth` blurs the patches' edges, which is only for the eye: the map is as coarse as its patches.
+        """
+        from vitrail.explain.pictures import save_explanation
+
+        return save_explanation(self, Path(path), smooth)
+
+    def _repr_png_(self) -> bytes:
+        from vitrail.explain.pictures import png_of
+
+        return png_of(self)
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self._repr_png_()).decode()
+        text = html.escape(self.summary)
+        return (
+            f'<figure><img alt="{text}" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>'
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The map and what made it."""
@@ -77,7 +109,28 @@ class Explanation:
         }
 
 
-def explain(classifier: Classifier, image: str | Path | Tensor, *, target: Target = None, **options: Any) -> Explanation:
+def summary(explanation: Explanation) -> str:
+    """In how many patches half of the positive evidence lies, and in which ninth of the image the most."""
+    positive_hw = np.maximum(explanation.map, 0)
+    total = positive_hw.sum()
+    start = f"{explanation.question} ({explanation.probability:.0%}, {explanation.method}): "
+    if total == 0:
+        return start + "nothing in the image"
+    shares = np.sort(positive_hw.ravel())[::-1].cumsum() / total
+    few = int((shares < 0.5).sum()) + 1
+    h, w = positive_hw.shape
+    ninths = {
+        f"{row} {column}": float(part.sum())
+        for row, band in zip(("upper", "middle", "lower"), np.array_split(positive_hw, 3, axis=0), strict=True)
+        for column, part in zip(("left", "centre", "right"), np.array_split(band, 3, axis=1), strict=True)
+    }
+    place = max(ninths, key=ninths.__getitem__)
+    return start + f"half of it lies in {few} of {h * w} patches, most in the {place} ({ninths[place] / total:.0%})"
+
+
+def explain(
+    classifier: Classifier, image: str | Path | Tensor, *, target: Target = None, **options: Any
+) -> Explanation:
     """What speaks for a class in one image: a file, or uint8 pixels (C, h, w); options as in `explain_batch`.
 
     `target` is a class, a pair (this, that) for "this rather than that", or None for the predicted class.

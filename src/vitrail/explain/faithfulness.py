@@ -109,8 +109,8 @@ def faithfulness(
 ) -> Faithfulness:
     """Scores `methods` (all unless said) on `most` images at most, drawn by `seed`.
 
-    The predicted class is explained. Curves and SaCo take all drawn images; mosaics and pairs are made of those that are
-    classified rightly; a quarter of the images meets shuffled weights. `others` are methods from elsewhere, scored
+    The predicted class is explained. Curves and SaCo take all drawn images; mosaics and pairs are made of those that
+    are classified rightly; a quarter of the images meets shuffled weights. `others` are methods from elsewhere, scored
     alike. `tick` is called with the name of each row when it begins. The model is left as it was. Raises `UsageError`
     for a method that is not there, `ImageError` naming a file that cannot be read.
     """
@@ -171,7 +171,9 @@ class Stage:
         pixels = images.fitted(classifier.preprocess, chosen)
         classifier.logits(pixels[:PIECE])  # so that the first timing is no slower
         began = time.perf_counter()
-        predicted = torch.cat([classifier.logits(piece) for piece in pixels.split(PIECE)]).argmax(dim=1).cpu().numpy()
+        predicted = (
+            torch.cat([classifier.logits(piece) for piece in torch.split(pixels, PIECE)]).argmax(dim=1).cpu().numpy()
+        )
         forward = (time.perf_counter() - began) / len(pixels)
         labels = [classifier.classes[i] for i in predicted]
         right = np.flatnonzero(predicted == images.labels[chosen])

@@ -58,8 +58,8 @@ def integrated_gradients(scene: Scene, steps: int = 20) -> tuple[Tensor, Tensor]
 def generic_attention(scene: Scene) -> tuple[Tensor, Tensor]:
     """Relevance carried through all layers by attention whose gradient favours the score: not signed.
 
-    Chefer et al. 2021 (arXiv 2103.15679): R = I, then R += mean over heads of relu(A * dA) @ R, layer by layer. The pool
-    reads R as it reads tokens; attention pooling does one such step of its own.
+    Chefer et al. 2021 (arXiv 2103.15679): R = I, then R += mean over heads of relu(A * dA) @ R, layer by layer. The
+    pool reads R as it reads tokens; attention pooling does one such step of its own.
     """
     x_BTD = scene.x_BTD.detach().requires_grad_()
     depth = len(scene.vit.blocks)
@@ -126,7 +126,7 @@ def gradcam(scene: Scene, layer: int = -1) -> tuple[Tensor, Tensor]:
     def keep(_: object, given: object, out: Tensor) -> None:
         seen.append(out)
 
-    hook = norm.register_forward_hook(keep)  # type: ignore[union-attr,operator]
+    hook = norm.register_forward_hook(keep)  # type: ignore[union-attr]
     try:
         logits_BY = scene.logits(scene.x_BTD.detach().requires_grad_())
     finally:

@@ -3,12 +3,11 @@
 Patches are left out for real (`Scene.logits_of`), so nothing is judged on pictures that the model has never been near.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vitrail.explain.scene import Scene
 
@@ -68,7 +67,9 @@ def curve(scene: Scene, order_BP: np.ndarray, steps: int, painted: bool = False)
 
 def area(curve_BS: np.ndarray) -> np.ndarray:
     """The mean height of each curve, (B,), by the trapezium rule."""
-    areas: np.ndarray = (curve_BS[:, 1:] + curve_BS[:, :-1]).mean(axis=1) / 2 if curve_BS.shape[1] > 1 else curve_BS[:, 0]
+    areas: np.ndarray = (
+        (curve_BS[:, 1:] + curve_BS[:, :-1]).mean(axis=1) / 2 if curve_BS.shape[1] > 1 else curve_BS[:, 0]
+    )
     return areas
 
 
@@ -85,7 +86,7 @@ def saco(scene: Scene, map_BP: np.ndarray, order_BP: np.ndarray, groups: int = 8
     whole_B = (logits_BY.softmax(dim=1) * weights_BY).sum(dim=1)
     bounds = np.linspace(0, scene.patches, min(groups, scene.patches) + 1).round().astype(int)
     claimed, cost = [], []
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         keep = torch.cat([order[:, :low], order[:, high:]], dim=1).sort(dim=1).values
         if keep.shape[1] == 0:
             return np.full(len(map_BP), np.nan)
@@ -126,6 +127,3 @@ def rank_correlation(a_BP: np.ndarray, b_BP: np.ndarray) -> np.ndarray:
     both_even = ((a**2).sum(axis=1) == 0) & ((b**2).sum(axis=1) == 0)
     found = np.divide((a * b).sum(axis=1), scale, out=np.zeros(len(a)), where=scale > 0)
     return np.where(both_even, 1.0, found)
-
-
-Mapper = Callable[..., np.ndarray]  # (classifier, pixels_BCHW, labels) -> map (B, P)

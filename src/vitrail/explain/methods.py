@@ -91,7 +91,7 @@ def check_options(
     head: int | None,
     query: tuple[int, int] | None,
 ) -> dict[str, object]:
-    """The options to call a method with; raises `UsageError` for one that it does not take or the model does not have."""
+    """The options to call a method with; raises `UsageError` for one that it does not take or the model has not."""
     given = {k: v for k, v in {"layer": layer, "head": head, "query": query}.items() if v is not None}
     for option in given:
         if option not in METHODS[name].takes:

@@ -1,4 +1,4 @@
-"""Methods that leave patches out and look what becomes of the answer. Dropped patches are really gone (`Scene.logits_of`)."""
+"""Methods that leave patches out and look what becomes of the answer; they are really gone (`Scene.logits_of`)."""
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ def occlusion(scene: Scene) -> tuple[Tensor, Tensor]:
 def rise(scene: Scene, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The mean probability over random halves of the image that hold a patch, less that over all: signed.
 
-    Petsiuk et al. 2018 (RISE, arXiv 1806.07421) with dropped tokens. Masks come in complementary pairs, so each patch is
-    held by exactly half of them.
+    Petsiuk et al. 2018 (RISE, arXiv 1806.07421) with dropped tokens. Masks come in complementary pairs, so each patch
+    is held by half of them.
     """
     logits_BY = scene.logits(scene.x_BTD)
     scene.settle(logits_BY)
@@ -56,7 +56,7 @@ def values_of(scene: Scene, keep_MP: Tensor) -> Tensor:
     found = []
     for i in range(len(scene.x_BTD)):
         rows = []
-        for keep in keep_MP.split(max(1, BATCH_TOKENS // scene.x_BTD.shape[1])):
+        for keep in torch.split(keep_MP, max(1, BATCH_TOKENS // scene.x_BTD.shape[1])):
             logits_MY = scene.logits_of(keep, scene.x_BTD[i : i + 1].expand(len(keep), -1, -1))
             rows.append(value(logits_MY, weights_BY[i : i + 1]))
         found.append(torch.cat(rows))

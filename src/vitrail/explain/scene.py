@@ -45,8 +45,8 @@ class Scene:
     def logits_of(self, keep_BP: Tensor, x_BTD: Tensor | None = None) -> Tensor:
         """The logits where only these patches are there at all, at their places; prefix tokens always are.
 
-        `keep_BP` numbers patches row by row, as many for each image: a ViT takes any set of tokens, so what is hidden is
-        left out, and no grey or blurred stand-in has to be made up (Jain et al. 2022, arXiv 2204.08945).
+        `keep_BP` numbers patches row by row, as many for each image: a ViT takes any set of tokens, so what is hidden
+        is left out, and no grey or blurred stand-in has to be made up (Jain et al. 2022, arXiv 2204.08945).
         """
         x_BTD = self.x_BTD if x_BTD is None else x_BTD
         prefix = self.vit.config.prefix_tokens
