@@ -1,7 +1,7 @@
 """The epochs of a run: each is trained, measured, recorded and saved, and a signal stops it between two steps."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +12,11 @@ from vitrail.console import bar, say
 from vitrail.data import Splits
 from vitrail.data.augment import sample_transform
 from vitrail.data.loader import steps_per_epoch, training_batches
+from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate import classify
 from vitrail.interrupts import Interrupted, StopRequest, stop_requests
+from vitrail.machine import conditions
+from vitrail.options import check_fields
 from vitrail.run_folder import RunFolder
 from vitrail.train import Recipe
 from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -21,6 +24,7 @@ from vitrail.train.curves import draw_curves
 from vitrail.train.loop import Diverged, Step, Trainee, train_steps
 
 Row = dict[str, Any]  # a line of metrics.jsonl
+SAVE_EVERY = 600.0  # seconds after which a step is followed by a checkpoint, beside the one at each epoch's end
 REDRAW = 10.0  # seconds between two drawings of the curves while a run is under way
 
 
@@ -34,12 +38,19 @@ class State:
     loss: float = 0.0  # sums over the images of the epoch under way
     correct: int = 0
     images: int = 0
+    lr: float = 0.0  # of the last step
+    gradient: float = 0.0
+    made_with: dict[str, Any] = field(default_factory=dict)  # conditions that decide the last bits of a sum
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def add(self, step: Step) -> None:
         """Counts a step in."""
         self.loss += step.loss * step.images
         self.correct += step.correct
         self.images += step.images
+        self.lr, self.gradient = step.lr, step.gradient
 
 
 @dataclass
@@ -54,6 +65,7 @@ class Training:
     state: State = field(default_factory=State)
     watchers: list[Callable[[Path, Row], None]] = field(default_factory=list)  # each is shown every row of metrics
     drawn: float = -REDRAW  # when the curves were drawn last
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
     @property
     def epochs(self) -> int:
@@ -77,25 +89,46 @@ class Training:
         """The classifier with the weights to evaluate and keep: the averaged ones where there are any."""
         return replace(self.classifier, vit=self.learner.best_guess)
 
-    def save(self) -> None:
+    def save(self, label: str = "") -> None:
         """Writes a checkpoint."""
-        save_checkpoint(self.folder.checkpoints, self.learner, asdict(self.state))
+        self.state.made_with = conditions(self.classifier.device)
+        save_checkpoint(self.folder.checkpoints, self.learner, asdict(self.state), label)
+        self.saved = time.monotonic()
 
 
 def go_on(training: Training) -> None:
-    """Puts a run where its newest whole checkpoint left it."""
+    """Puts a run where its newest whole checkpoint left it, and says where its result may differ in the last bits."""
+    training.folder.probe()
     found = newest_checkpoint(training.folder.checkpoints)
     if found is None:
         say(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
     else:
-        state = training.state = State(**load_checkpoint(found, training.learner))
+        document = load_checkpoint(found, training.learner)
+        state = training.state = state_from_json(document, training, found)
         done = state.epoch == training.epochs
         say(
             "all epochs are done"
             if done
             else f"going on after step {training.learner.step}, in epoch {state.epoch + 1}"
         )
+        now = conditions(training.classifier.device)
+        changed = [f"{k} was {v}, is {now.get(k)}" for k, v in state.made_with.items() if now.get(k) != v]
+        if changed and not done:
+            say(f"warning: {'; '.join(changed)}: the result will be as good, but not the same to the last bit")
     training.folder.forget_after(training.state.epoch)
+
+
+def state_from_json(document: dict[str, Any], training: Training, path: Path) -> State:
+    """The state in a checkpoint; raises `VitrailError` where it does not belong to this run."""
+    try:
+        state = State(**document)
+    except (TypeError, UsageError) as error:
+        raise VitrailError(f"the checkpoint {path} is not of this vitrail: {error}", "start a new run") from None
+    begun, end = state.epoch * training.steps_per_epoch, (state.epoch + 1) * training.steps_per_epoch
+    strange = state.best is not None and not all(isinstance(value, int | float) for value in state.best.values())
+    if strange or not begun <= training.learner.step <= end or not 0 <= state.epoch <= training.epochs:
+        raise VitrailError(f"the checkpoint {path} is of another run", "start a new run")
+    return state
 
 
 def train_epochs(training: Training) -> None:
@@ -111,43 +144,49 @@ def train_epochs(training: Training) -> None:
 
 def train_epoch(training: Training, stop: StopRequest) -> Row:
     """The steps that are left of the epoch under way, and what they say of it."""
-    learner, state, recipe = training.learner, training.state, training.recipe
-    began, seen = time.perf_counter(), 0
-    first, end = state.epoch * training.steps_per_epoch, (state.epoch + 1) * training.steps_per_epoch
-    batches = training_batches(
-        training.splits.train,
-        sample_transform(recipe.augment, training.classifier.preprocess),
-        batch=training.batch,
-        seed=recipe.seed,
-        epoch=state.epoch,
-        start=learner.step - first,
-        workers=recipe.workers,
-    )
+    learner, state = training.learner, training.state
+    began, seen, carried = time.perf_counter(), 0, state.seconds
+    done = learner.step - state.epoch * training.steps_per_epoch
     with bar(f"epoch {state.epoch + 1}/{training.epochs}", training.steps_per_epoch) as progress:
-        progress.tick(learner.step - first)
-        steps = training.epochs * training.steps_per_epoch
-        for step in train_steps(learner, batches, recipe, training.classifier.preprocess, steps=steps):
+        progress.tick(done)
+        for step in steps_left(training, done):
             state.add(step)
+            state.seconds = carried + time.perf_counter() - began
             seen += step.images
             rate = seen / (time.perf_counter() - began)
             scores = f"loss {state.loss / state.images:.3f}  accuracy {state.correct / state.images:.3f}"
             progress.tick(note=f"{scores}  {rate:,.0f} images/s")
-            if stop.came and learner.step < end:
-                state.seconds += time.perf_counter() - began
+            if stop.came or time.monotonic() - training.saved > SAVE_EVERY:
                 training.save()
+            if stop.came:
                 raise stopped(training)
     seconds = time.perf_counter() - began
-    state.seconds += seconds
     return {
         "epoch": state.epoch + 1,
         "step": learner.step,
         "train_loss": state.loss / state.images,
         "train_accuracy": state.correct / state.images,
-        "lr": step.lr,
-        "gradient": step.gradient,
+        "lr": state.lr,
+        "gradient": state.gradient,
         "seconds": round(seconds, 2),
         "images_per_second": round(seen / seconds, 1),
     }
+
+
+def steps_left(training: Training, done: int) -> Iterator[Step]:
+    """The steps of the epoch under way after the first `done`."""
+    recipe, preprocess = training.recipe, training.classifier.preprocess
+    batches = training_batches(
+        training.splits.train,
+        sample_transform(recipe.augment, preprocess),
+        batch=training.batch,
+        seed=recipe.seed,
+        epoch=training.state.epoch,
+        start=done,
+        workers=recipe.workers,
+    )
+    steps = training.epochs * training.steps_per_epoch
+    return train_steps(training.learner, batches, recipe, preprocess, steps=steps)
 
 
 def measured(training: Training) -> Row:
@@ -168,6 +207,7 @@ def measured(training: Training) -> Row:
 
 def keep(training: Training, row: Row) -> None:
     """An epoch is over: its weights are kept if they are the best, its row is recorded, all of it is saved."""
+    training.folder.refuse_vanished()
     state = training.state = State(training.state.epoch + 1, training.state.seconds, training.state.best)
     if is_better(row, state.best):
         state.best = row
@@ -176,7 +216,7 @@ def keep(training: Training, row: Row) -> None:
     for watch in training.watchers:
         watch(training.folder.path, row)
     say(sentence(row, training.epochs))
-    training.save()
+    training.save("-measured")
     if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
         draw_curves(training.folder.metrics(), training.folder.picture("curves"))
         training.drawn = time.monotonic()
@@ -184,12 +224,11 @@ def keep(training: Training, row: Row) -> None:
 
 def is_better(row: Row, best: Row | None) -> bool:
     """By validation accuracy, then loss; without validation the last weights are kept."""
-    if best is None or "validation_accuracy" not in row:
-        return True
-    return (row["validation_accuracy"], -row["validation_loss"]) > (
-        best["validation_accuracy"],
-        -best["validation_loss"],
-    )
+
+    def rank(row: Row) -> tuple[float, float]:
+        return row.get("validation_accuracy", 0.0), -row.get("validation_loss", 0.0)
+
+    return best is None or "validation_accuracy" not in row or rank(row) > rank(best)
 
 
 def sentence(row: Row, epochs: int) -> str:
@@ -207,6 +246,4 @@ def sentence(row: Row, epochs: int) -> str:
 
 def stopped(training: Training) -> Interrupted:
     """What is said when a signal has ended the run for now."""
-    return Interrupted(
-        f"stopped at step {training.learner.step} and saved", f"go on with --resume --out {training.folder.path}"
-    )
+    return Interrupted(f"stopped at step {training.learner.step} and saved", f"go on with: {training.folder.command()}")

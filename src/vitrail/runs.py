@@ -5,7 +5,8 @@ explanation meet here; each of them knows nothing of the others.
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,17 @@ from vitrail.evaluate.metrics import confusion
 from vitrail.explain import explain_batch
 from vitrail.explain.pictures import save_gallery
 from vitrail.files import write_json
+from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import GIB, keep_memory, pick_device
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialise
-from vitrail.run_folder import RunFolder, new_run, old_run, refuse_taken
+from vitrail.run_folder import RunFolder, new_run, old_run, refuse_full, refuse_taken
 from vitrail.train import DEFAULT, Recipe, find_recipe
 from vitrail.train.loop import autocast_dtype, trainee
 from vitrail.train.settle import settle
+
+FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
+ROOM = 4 << 20  # bytes for a run's pictures and tables
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,9 @@ def train(
     classifier = Classifier(vit, splits.classes, preprocess, origin=origin(full, splits))
     say(plan(classifier, splits, full))
     if not resume:
-        folder = new_run(data, out)
-        folder.start(data, splits.fingerprint, asked)
-    with folder.alone():
+        refuse_full(out, room_for(vit, full))
+        folder = new_run(data, out, splits.fingerprint, asked)
+    with folder.alone(), resumable(folder):
         training = Training(trainee(vit, full), classifier, splits, full, folder, watchers=watchers)
         if resume:
             go_on(training)
@@ -96,9 +101,29 @@ def train(
         return finish(training)
 
 
+@contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """Inside, a signal that no step waits for ends the run at once, with the command that goes on."""
+    try:
+        with stop_at_once():
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what was saved last is kept", f"go on with: {folder.command()}") from None
+
+
+def room_for(vit: ViT, recipe: Recipe) -> int:
+    """Bytes that a run takes at most: three checkpoints (two are kept), two artefacts, pictures and tables."""
+    weights = 4 * sum(p.numel() for p in vit.parameters())
+    checkpoint = weights * (1 + bool(recipe.ema) + 2)  # no optimiser keeps more than two numbers a weight
+    return 3 * checkpoint + 2 * weights + ROOM
+
+
 def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe that a run was started with; raises `UsageError` where another one is wished for."""
-    asked = folder.recipe()
+    """The recipe that a run was started with; raises `UsageError` where another one is wished for.
+
+    What leaves every bit as it is may be changed: where images are kept and who reads them.
+    """
+    asked = folder.recipe().but(**{name: changes[name] for name in FREE if name in changes})
     wished = asked if recipe is None else find_recipe(recipe)
     if asked.but(**changes) != asked or wished.name != asked.name:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
@@ -127,9 +152,9 @@ def plan(classifier: Classifier, splits: Splits, recipe: Recipe) -> str:
 
 
 def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """Where a classifier's weights come from, for its artefact."""
+    """Where a classifier's weights come from, for its artefact; who read the images is not part of it."""
     return {
-        "recipe": recipe.to_json(),
+        "recipe": {name: value for name, value in recipe.to_json().items() if name not in FREE},
         "seed": recipe.seed,
         "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "data": {
