@@ -5,6 +5,7 @@ explanation meet here; each of them knows nothing of the others.
 """
 
 import platform
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from vitrail.data.decode import ImageError
 from vitrail.data.images import load_into_memory
 from vitrail.epochs import Row, Training, go_on, train_epochs
 from vitrail.errors import UsageError
-from vitrail.evaluate import Evaluation, evaluate
+from vitrail.evaluate import Evaluation, classify, evaluate
+from vitrail.evaluate.calibration import calibrate
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.explain import explain_batch
@@ -62,13 +64,14 @@ def train(
     resume: bool = False,
     device: str | None = None,
     tensorboard: bool = False,
+    report: bool = True,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
 
     `recipe` is a name (`small` unless said), a file or a `Recipe`; `changes` are fields of it, its augmentation or its
-    model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume` that is an error. Raises
-    `VitrailError` where data or training go wrong.
+    model (`epochs=3, width=128`); without `report` there is no report.html at the end. An `out` that holds anything is
+    left alone: without `resume` that is an error. Raises `VitrailError` where data or training go wrong.
     """
     place = pick_device(device)
     if resume:
@@ -98,7 +101,10 @@ def train(
         if resume:
             go_on(training)
         train_epochs(training)
-        return finish(training)
+        run, evaluation = finish(training)
+        if report and evaluation is not None:
+            report_on(training.splits, run, evaluation, data)
+        return run
 
 
 @contextmanager
@@ -207,23 +213,65 @@ def board_writer() -> Callable[[Path, Row], None]:
     return write
 
 
-def finish(training: Training) -> Run:
-    """What is done at the end of a run: the kept weights are scored and the figures put into the artefact; pictures."""
+def finish(training: Training) -> tuple[Run, Evaluation | None]:
+    """What is done at the end of a run, but for the report.
+
+    The temperature is fitted on validation, the kept weights are scored, the figures put into the artefact, pictures
+    drawn.
+    """
     folder = training.folder
     classifier = load(folder.path, device=training.classifier.device)
     result: dict[str, Any] = {"seconds": round(training.state.seconds, 3)}
+    if training.splits.validation is not None:
+        classifier = calibrated(classifier, training.splits.validation)
+    evaluation = None
     name, images = held_out(training.splits)
     if images is None:
         say("no image was kept back, so there is no score and no picture of attention")
     else:
         with bar(f"evaluating on {name}", len(images)) as progress:
-            evaluation = evaluate(classifier, images, tick=progress.tick)
+            evaluation = evaluate(
+                classifier,
+                images,
+                said=f"the {len(images)} {name} images of {training.splits.name}",
+                tick=progress.tick,
+            )
         result[name] = evaluation.summary()
         classifier.origin["metrics"] = {name: evaluation.summary()}
         classifier.save(folder.artefact)
         draw_pictures(classifier, images, evaluation, folder)
     write_json(folder.path / "result.json", result)
-    return Run(folder.path, classifier, result)
+    return Run(folder.path, classifier, result), evaluation
+
+
+def calibrated(classifier: Classifier, validation: Images) -> Classifier:
+    """The classifier with a temperature fitted on validation images; its origin has what they say of its sureness."""
+    plain = replace(classifier, temperature=1.0)
+    with bar("fitting the temperature", len(validation)) as progress:
+        fitted = calibrate(classify(plain, validation, tick=progress.tick))
+    origin = {**classifier.origin, "calibration": fitted.to_json()}
+    return replace(classifier, temperature=fitted.temperature, origin=origin)
+
+
+def report_on(splits: Splits, run: Run, evaluation: Evaluation, data: str | Path) -> None:
+    """Writes report.html and report.json into the run folder; everything else has been written before."""
+    from vitrail.report import Subject, write_report
+    from vitrail.report.collect import STEPS
+
+    split, images = held_out(splits)
+    assert images is not None
+    subject = Subject(
+        run.classifier,
+        images,
+        evaluation,
+        split=split,
+        parts=splits.parts(),
+        curves=RunFolder(run.folder).metrics(),
+        model=str(run.folder),
+        command=shlex.join(["vitrail", "evaluate", str(run.folder), str(data), "--report"]),
+    )
+    with bar("writing the report", STEPS) as progress:
+        write_report(subject, run.folder, tick=lambda doing: progress.tick(note=doing))
 
 
 def held_out(splits: Splits) -> tuple[str, Images | None]:

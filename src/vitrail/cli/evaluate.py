@@ -95,9 +95,7 @@ def place_for_report(arguments: argparse.Namespace) -> Path:
             raise UsageError(f"{folder} has a report already", "choose another --out, or leave it out")
         return folder
     name = Path(arguments.model).resolve().stem if Path(arguments.model).exists() else Path(arguments.model).name
-    return next(
-        path for n in count(1) if not (path := Path("reports", name if n == 1 else f"{name}-{n}")).exists()
-    )
+    return next(path for n in count(1) if not (path := Path("reports", name if n == 1 else f"{name}-{n}")).exists())
 
 
 def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Classifier:
@@ -155,6 +153,6 @@ def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argpars
         command=shlex.join(map(str, words)),
     )
     depth = Depth.fitting(classifier, corruptions=arguments.corruptions)
-    with bar("writing the report", STEPS) as progress:
+    with bar("writing the report", STEPS + arguments.corruptions) as progress:
         write_report(subject, folder, depth=depth, tick=lambda doing: progress.tick(note=doing))
     return folder / "report.html"

@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
+    parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
     for title, kind, place in (
         ("training", Recipe, "recipe"),
         ("augmentation", Augment, "augment"),
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         resume=arguments.resume,
         device=arguments.device,
         tensorboard=arguments.tensorboard,
+        report=not arguments.no_report,
         **changes,
     )
     shown = []
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     shown.append(f"trained in {finished.result['seconds']:.0f} s; everything is in {finished.folder}")
     for name, what in (
         ("classifier.safetensors", "the classifier"),
+        ("report.html", "everything worth knowing of it, to open in a browser"),
         ("curves.png", "loss and accuracy by epoch"),
         ("confusion.png", "what it mistakes for what"),
         ("attention.png", "what it looks at"),

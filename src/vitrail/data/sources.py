@@ -22,7 +22,6 @@ from vitrail.data.randomness import derive
 from vitrail.data.table import TABLES, read_table
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 
-
 SCORED = ("test", "validation", "all", "train")  # the first of these that there is, is what a classifier is scored on
 
 
@@ -141,7 +140,7 @@ def kept_beside(
     address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any]
 ) -> dict[str, Images]:
     """Every split at an address by name, divided as training did; without those that have a class of their own."""
-    found, parts, _ = parts_as_trained(address, channels, trained_on)
+    _, parts, _ = parts_as_trained(address, channels, trained_on)
     known = {name: listing for name, listing in parts.items() if len(listing) and set(listing.labels) <= set(classes)}
     return {name: index(listing, classes, str(address)) for name, listing in known.items()}
 

@@ -1,7 +1,7 @@
 """How the accuracy holds when images get worse, after Hendrycks & Dietterich 2019 (arXiv 1903.12261).
 
-Six of their fifteen kinds in three strengths, on the images as the model sees them. The strengths are ours and are
-relative to the image's size where that matters, so the numbers compare models on one set of images, not with ImageNet-C.
+Six of their fifteen kinds in three strengths, on the images as the model sees them. The strengths are ours, relative
+to the image's size where that matters: the numbers compare models on one set of images, not with ImageNet-C.
 """
 
 import io
@@ -103,12 +103,12 @@ def robustness(
     pixels = images.fitted(classifier.preprocess, chosen)
     labels = torch.from_numpy(images.labels[chosen])
     clean = _right(classifier, pixels, labels, batch)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, corruption in CORRUPTIONS.items():
         levels = []
         for level, strength in enumerate(corruption.strengths):
             generator = torch.Generator().manual_seed(derive("corruption", seed, name, level))
-            parts = [corruption.apply(part, strength, generator) for part in pixels.split(batch)]
+            parts = [corruption.apply(part, strength, generator) for part in torch.split(pixels, batch)]
             right = _right(classifier, torch.cat(parts), labels, batch)
             interval = list(wilson(right, len(labels)))
             levels.append({"strength": strength, "accuracy": right / len(labels), "interval": interval})
@@ -126,5 +126,5 @@ def robustness(
 
 def _right(classifier: Classifier, pixels: Tensor, labels: Tensor, batch: int) -> int:
     """How many are classified rightly."""
-    answers = [classifier.logits(part).argmax(dim=1).cpu() for part in pixels.split(batch)]
+    answers = [classifier.logits(part).argmax(dim=1).cpu() for part in torch.split(pixels, batch)]
     return int((torch.cat(answers) == labels).sum())

@@ -6,7 +6,8 @@ from typing import Any
 from markupsafe import Markup
 
 WIDTH = 360  # as wide as a narrow phone, so that text keeps its size there
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 20, 10, 40
+FEW = 20  # images in a bin below which its dot stands apart
 LETTER = 6.3  # pixels, about, of a letter at the charts' text size
 
 Point = tuple[float, float]
@@ -75,9 +76,9 @@ class Plot:
         )
         return self
 
-    def whisker(self, x: float, low: float, high: float, kind: str) -> "Plot":
+    def whisker(self, x: float, interval: Sequence[float], kind: str) -> "Plot":
         """An interval as a vertical stroke."""
-        (px, bottom), (_, top) = self.at((x, low)), self.at((x, high))
+        (px, bottom), (_, top) = self.at((x, interval[0])), self.at((x, interval[1]))
         self.marks.append(
             Markup('<line class="whisker {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
                 kind, px, px, bottom, top
@@ -112,7 +113,7 @@ class Plot:
                 )
                 parts.append(Markup('<text x="{:.0f}" y="{}">{}</text>').format(x + 23, y + 4, name))
         for value, text in y_ticks or [(v, short(v)) for v in steps(*self.y)]:
-            left, y1 = self.at((self.x[0], value))
+            _, y1 = self.at((self.x[0], value))
             parts.append(
                 Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
                     LEFT, WIDTH - RIGHT, y1, y1
@@ -139,7 +140,7 @@ class Plot:
         )
         middle = (floor + TOP + self.legend_height) / 2
         parts.append(
-            Markup('<text transform="translate(11 {:.0f}) rotate(-90)" text-anchor="middle">{}</text>').format(
+            Markup('<text transform="translate(12 {:.0f}) rotate(-90)" text-anchor="middle">{}</text>').format(
                 middle, self.labels[1]
             )
         )
@@ -167,7 +168,7 @@ def short(value: float) -> str:
 
 def percents(low: float, high: float) -> list[tuple[float, str]]:
     """Ticks in per cent."""
-    return [(v, f"{100 * v:.3g} %") for v in steps(low, high)]
+    return [(v, f"{100 * v:.3g}\u00a0%") for v in steps(low, high)]
 
 
 def reliability_chart(calibration: dict[str, Any], which: str) -> Markup:
@@ -179,16 +180,16 @@ def reliability_chart(calibration: dict[str, Any], which: str) -> Markup:
         f"Mean confidence and accuracy in {len(bins)} bins; expected calibration error {calibration[which]['ece']:.3f}",
         (0, 1), (0, 1), ("confidence", "accuracy"),
     )  # fmt: skip
-    plot.name("s4", "perfect").name("s0", which)
+    plot.name("s4 dashed", "perfect").name("s0", which)
     for row in bins:
         plot.bar(row["from"], row["to"], 0.16 * row["images"] / most, "faint", f"{row['images']:,} images")
     plot.line([(0, 0), (1, 1)], "s4 dashed")
     for row in bins:
-        plot.whisker(row["confidence"], *row["interval"], "s0")
-    plot.line([(row["confidence"], row["accuracy"]) for row in bins], "s0")
+        plot.whisker(row["confidence"], row["interval"], "s0" if row["images"] >= FEW else "s4 thin")
+    plot.line([(row["confidence"], row["accuracy"]) for row in bins if row["images"] >= FEW], "s0")
     for row in bins:
         says = f"confidence {row['confidence']:.2f}, accuracy {row['accuracy']:.2f}, {row['images']:,} images"
-        plot.dot((row["confidence"], row["accuracy"]), "s0", says=says)
+        plot.dot((row["confidence"], row["accuracy"]), "s0" if row["images"] >= FEW else "s4", says=says)
     return plot.svg(percents(0, 1), percents(0, 1))
 
 
@@ -268,7 +269,7 @@ def fifths_chart(name: str, rows: list[dict[str, Any]], accuracy: float) -> Mark
         says = f"{row['from']:.3g} to {row['to']:.3g}: {row['accuracy']:.1%} of {row['images']:,} images"
         plot.bar(i + 0.12, i + 0.88, row["accuracy"], "s0 soft", says)
     for i, row in enumerate(rows):
-        plot.whisker(i + 0.5, *row["interval"], "ink")
+        plot.whisker(i + 0.5, row["interval"], "ink")
     plot.line([(0, accuracy), (len(rows), accuracy)], "s4 dashed")
     ticks = [(i + 0.5, f"≤ {row['to']:.3g}") for i, row in enumerate(rows)]
     return plot.svg(ticks, percents(low, 1))
@@ -288,5 +289,3 @@ def corruption_chart(found: dict[str, Any]) -> Markup:
         for point in points[1:]:
             plot.dot(point, f"s{i}", 2.6, f"{row['about']}, strength {point[0]:.0f}: {point[1]:.1%}")
     return plot.svg([(0, "clean"), (1, "1"), (2, "2"), (3, "3")], percents(0, 1))
-
-

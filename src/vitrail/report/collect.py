@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from platform import python_version
 from typing import Any
 
@@ -21,7 +22,7 @@ from vitrail.evaluate.calibration import (
     reliability,
     risk_coverage,
 )
-from vitrail.evaluate.corruptions import CORRUPTIONS, robustness
+from vitrail.evaluate.corruptions import robustness
 from vitrail.evaluate.labels import suspected_labels
 from vitrail.evaluate.metrics import bootstrap, calibration_error, confusion, most_confused, per_class, wilson
 from vitrail.evaluate.neighbours import flat_map, pooled, purity
@@ -39,6 +40,7 @@ from vitrail.weights.artefact import digest
 
 FORMAT = 1
 FAITHFUL = (DEFAULT, "generic", "attention", "rollout")  # cheap enough to be scored in every report
+FEWEST_SCORED = 30  # images below which scores of maps are chance
 MATRIX_CLASSES = 30  # above it a matrix is a carpet: the largest confusions are listed instead
 LISTED = 60
 
@@ -82,6 +84,7 @@ def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> 
     tiles += drawn
     tick("scoring the maps")
     document["faithfulness"] = believed(subject, depth)
+    document["left_out"] = left_out(subject, depth)
     tick("looking for label errors")
     suspects = suspected_labels(outcome)
     document["labels"] = {
@@ -93,10 +96,10 @@ def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> 
     document["copies"] = copies(subject, parts, show, depth)
     tick("brightness, size and sharpness")
     document["properties"] = by_property(subject, depth)
-    tick("corrupting images" if depth.corruptions else "mapping what looks alike")
-    document["corruptions"] = (
-        robustness(subject.classifier, subject.images, most=depth.corruptions) if depth.corruptions else None
-    )
+    document["corruptions"] = None
+    if depth.corruptions:
+        tick("corrupting images")
+        document["corruptions"] = robustness(subject.classifier, subject.images, most=depth.corruptions)
     tick("mapping what looks alike")
     document["embedding"], scatter = embedded(subject, depth)
     tick("drawing")
@@ -108,7 +111,7 @@ def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> 
     return document, pictures | files | scatter
 
 
-STEPS = 10  # calls of `tick`
+STEPS = 10  # calls of `tick`, and one more with corruptions
 
 
 class Shown:
@@ -143,6 +146,7 @@ def described(subject: Subject) -> dict[str, Any]:
     trained_on = origin.get("data") or {}
     return {
         "path": subject.model,
+        "name": Path(subject.model).name or subject.model,
         "sha256": digest({name: tensor.cpu() for name, tensor in vit.state_dict().items()}),
         "parameters": sum(p.numel() for p in vit.parameters()),
         "image_size": list(subject.classifier.preprocess.image_size),
@@ -244,7 +248,7 @@ def advised(thresholds: list[dict[str, Any]], accuracy: float) -> float | None:
 
 def believed(subject: Subject, depth: Depth) -> dict[str, Any] | None:
     """How far this model's maps can be believed; None where that was left out or cannot be measured."""
-    if not depth.scored:
+    if not depth.scored or len(subject.images) < FEWEST_SCORED:
         return None
     methods = [name for name in FAITHFUL if name in METHODS]
     try:
@@ -256,37 +260,54 @@ def believed(subject: Subject, depth: Depth) -> dict[str, Any] | None:
     return scored.to_json() | {"default": DEFAULT}
 
 
+def left_out(subject: Subject, depth: Depth) -> dict[str, str]:
+    """Why parts are missing, in words."""
+    if not depth.scored:
+        return {"faithfulness": "for a model of this size on this device it would take long"}
+    return {"faithfulness": f"it takes {FEWEST_SCORED} images, and parts of them, to say anything"}
+
+
 def copies(subject: Subject, parts: dict[str, Images], show: Shown, depth: Depth) -> dict[str, Any]:
     """Images of the scored split that are also in another split, or that are in it twice under two labels."""
-    looked: dict[str, Images] = {subject.split: subject.images}
+    looked: dict[str, Images] = {}
     left_out = []
-    for name, images in parts.items():
-        if name != subject.split:
-            if sum(map(len, looked.values())) + len(images) <= depth.compared:
-                looked[name] = images
-            else:
-                left_out.append(name)
-    pairs = copies_across(looked) if len(subject.images) <= depth.compared else []
-    rows = []
-    across = twice = under_two_labels = 0
+    for name, images in sorted(parts.items(), key=lambda part: part[0] != subject.split):
+        if sum(map(len, looked.values())) + len(images) <= depth.compared:
+            looked[name] = images
+        else:
+            left_out.append(name)
+    pairs = copies_across(looked) if subject.split in looked else []
+    rows: list[dict[str, Any]] = []
+    across: dict[str, int] = {}
+    seen: set[int] = set()  # scored images with a copy in training
+    twice = under_two_labels = 0
     for pair in pairs:
         if subject.split not in (pair.a[0], pair.b[0]):
             continue
         ours, theirs = (pair.a, pair.b) if pair.a[0] == subject.split else (pair.b, pair.a)
         labels = [subject.evaluation.outcome.classes[int(looked[s].labels[i])] for s, i in (ours, theirs)]
-        across += ours[0] != theirs[0]
-        twice += ours[0] == theirs[0]
+        if ours[0] == theirs[0]:
+            twice += 1
+        else:
+            across[theirs[0]] = across.get(theirs[0], 0) + 1
+        if theirs[0] == "train":
+            seen.add(ours[1])
         under_two_labels += labels[0] != labels[1]
         if len(rows) < depth.suspects:
-            images = [
+            both = [
                 {"split": s, "path": looked[s].paths[i], "class": label, "thumbnail": show(i, s)}
                 for (s, i), label in zip((ours, theirs), labels, strict=True)
             ]
-            rows.append({"likeness": pair.likeness, "images": images})
+            rows.append({"likeness": pair.likeness, "images": both})
+    right = subject.evaluation.outcome.predicted == subject.evaluation.outcome.labels
+    unseen = np.ones(len(right), dtype=bool)
+    unseen[list(seen)] = False
     return {
         "looked_at": {name: len(images) for name, images in looked.items()},
         "left_out": left_out,
         "across": across,
+        "seen_in_training": len(seen),
+        "accuracy_without": float(right[unseen].mean()) if seen and unseen.any() else None,
         "within": twice,
         "under_two_labels": under_two_labels,
         "shown": rows,
@@ -314,9 +335,7 @@ def embedded(subject: Subject, depth: Depth) -> tuple[dict[str, Any], Pictures]:
     vectors = pooled(subject.classifier, subject.images, chosen)
     places, made_by = flat_map(vectors)
     right = (outcome.predicted == outcome.labels)[chosen]
-    picture = draw_scatter(
-        subject.images, subject.classifier.preprocess, chosen, places, outcome.labels[chosen], right
-    )
+    picture = draw_scatter(subject.images, subject.classifier.preprocess, chosen, places, outcome.labels[chosen], right)
     document = {
         "images": len(chosen),
         "made_by": made_by,
@@ -337,25 +356,21 @@ def confused(outcome: Outcome, show: Shown, depth: Depth) -> dict[str, Any]:
     Mistakes get their thumbnails first, the rarest cells before the frequent ones.
     """
     matrix = confusion(outcome)
+    few = len(matrix) <= MATRIX_CLASSES
+    cells = [(int(i), int(j)) for i, j in zip(*np.nonzero(matrix), strict=True) if few or i != j]
+    if not few:
+        cells = sorted(cells, key=lambda cell: -int(matrix[cell]))[:LISTED]
     confidence = outcome.probabilities.max(axis=1)
-    cells = []
-    for i, j in zip(*np.nonzero(matrix), strict=True):
-        members = np.flatnonzero((outcome.labels == i) & (outcome.predicted == j))
-        sign = 1 if i == j else -1
-        cells.append((int(i), int(j), members[np.argsort(sign * confidence[members], kind="stable")]))
     shown: dict[tuple[int, int], list[int]] = {}
-    for i, j, members in sorted(cells, key=lambda cell: (cell[0] == cell[1], len(cell[2]))):
-        numbers = [show(k) for k in members[: depth.by_cell]]
+    for i, j in sorted(cells, key=lambda cell: (cell[0] == cell[1], int(matrix[cell]))):
+        members = np.flatnonzero((outcome.labels == i) & (outcome.predicted == j))
+        order = np.argsort(confidence[members] * (1 if i == j else -1), kind="stable")
+        numbers = [show(k) for k in members[order][: depth.by_cell]]
         shown[i, j] = [number for number in numbers if number is not None]
-    rows = [
-        {"true": i, "predicted": j, "images": len(members), "shown": shown[i, j]} for i, j, members in cells
-    ]
-    few = len(outcome.classes) <= MATRIX_CLASSES
-    mistakes = sorted((row for row in rows if row["true"] != row["predicted"]), key=lambda row: -row["images"])
     return {
         "order": neighbourly(matrix) if few else list(range(len(matrix))),
         "matrix": matrix.tolist() if few else None,
-        "cells": rows if few else mistakes[:LISTED],
+        "cells": [{"true": i, "predicted": j, "images": int(matrix[i, j]), "shown": shown[i, j]} for i, j in cells],
     }
 
 
@@ -382,9 +397,8 @@ def drawn_thumbnails(outcome: Outcome, thumbnails: Thumbnails, split: str) -> tu
     named: list[dict[str, Any]] = []
     for (part, i), row in zip(thumbnails.places, thumbnails.names(), strict=True):
         scored = part == split
-        answer = {"predicted": int(outcome.predicted[i]), "probability": round(float(confidence[i]), 4)} if scored else {}
+        answer = (
+            {"predicted": int(outcome.predicted[i]), "probability": round(float(confidence[i]), 4)} if scored else {}
+        )
         named.append(row | answer)
     return layout | {"images": named}, files
-
-
-__all__ = ["CORRUPTIONS", "STEPS", "Pictures", "collect"]

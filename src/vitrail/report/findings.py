@@ -133,11 +133,13 @@ def _copies(document: dict[str, Any]) -> tuple[str, str, str] | None:
     found = document["copies"]
     if len(found["looked_at"]) < 2 and not found["within"]:
         return None
-    if found["across"]:
+    seen = found["across"].get("train", 0)
+    if seen:
+        rest = found["accuracy_without"]
         return (
             WARN,
-            f"{found['across']:,} pair{'s' if found['across'] > 1 else ''} of near-duplicates lie across splits, so some "
-            "of these images were seen in training.",
+            f"{seen:,} pair{'s' if seen > 1 else ''} of near-duplicates lie across training and these images"
+            + (f"; without those images the accuracy is {percent(rest)}." if rest is not None else "."),
             "copies",
         )
     if found["under_two_labels"]:
@@ -146,7 +148,9 @@ def _copies(document: dict[str, Any]) -> tuple[str, str, str] | None:
     if found["within"]:
         n = found["within"]
         return NOTE, f"{n:,} pair{'s' if n > 1 else ''} of near-duplicates among these images.", "copies"
-    return GOOD, "No image is a near-duplicate of one in another split.", "copies"
+    if "train" not in found["looked_at"]:
+        return None
+    return GOOD, "No image is a near-duplicate of a training image.", "copies"
 
 
 def _properties(document: dict[str, Any]) -> tuple[str, str, str] | None:
@@ -173,23 +177,23 @@ def _corruptions(document: dict[str, Any]) -> tuple[str, str, str] | None:
     found = document["corruptions"]
     if not found:
         return None
-    name, row = min(found["corruptions"].items(), key=lambda item: item[1]["levels"][-1]["accuracy"])
+    row = min(found["corruptions"].values(), key=lambda row: row["levels"][-1]["accuracy"])
     return (
         NOTE,
-        f"Corrupted images cost {points(found['clean'] - found['mean'])} on average; the worst is {row['about']} at its "
-        f"strongest, with {percent(row['levels'][-1]['accuracy'])}.",
+        f"Corrupted images cost {points(found['clean'] - found['mean'])} on average; the worst is {row['about']} at "
+        f"its strongest, with {percent(row['levels'][-1]['accuracy'])}.",
         "corruptions",
     )
 
 
 def percent(part: float) -> str:
     """A part as a percentage, to a tenth."""
-    return f"{100 * part:.1f} %"
+    return f"{100 * part:.1f}\u00a0%"
 
 
 def points(part: float) -> str:
     """A difference of parts in percentage points."""
-    return f"{100 * part:.1f} points"
+    return f"{100 * part:.1f}\u00a0points"
 
 
 def short(value: float) -> str:

@@ -22,8 +22,8 @@ def limits(document: dict[str, Any]) -> list[str]:
         said.append("The temperature was fitted on these very images: calibration after it looks better than it is.")
     looks = document["looks"]
     said.append(
-        "A map shows what this model's answer rests on, as far as the method can tell; it does not show what the object "
-        "is. A mean map hides images that differ from one another."
+        "A map shows what this model's answer rests on, as far as the method can tell; it does not show what the "
+        "object is. A mean map hides images that differ from one another."
     )
     if looks["border_area"] is not None:
         said.append("Evidence on the border can be right: some things lie there, and padded images have none.")
@@ -38,5 +38,7 @@ def limits(document: dict[str, Any]) -> list[str]:
     said.append("Copies that are cropped by more than a little are not found, nor among images below 16 pixels.")
     said.append("In the map of alike images only nearness has a meaning; distances between far groups have none.")
     if document["corruptions"]:
-        said.append("The corruptions are six kinds in strengths of our own: they are no stand-in for images from elsewhere.")
+        said.append(
+            "The corruptions are six kinds in strengths of our own: they are no stand-in for images from elsewhere."
+        )
     return said

@@ -9,6 +9,7 @@ from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.evaluate.outcome import Outcome
 from vitrail.explain import DEFAULT, METHODS, Explanation, explain_batch
+from vitrail.explain.render import AGAINST, FOR, picture, rgb
 
 SIDE = 128  # longest side of a drawn map, in pixels
 BATCH = 64
@@ -37,7 +38,7 @@ def mistake_maps(
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """For each mistake its numbers, and the tiles to show: what speaks for the predicted and for the true class.
 
-    Both maps of an image have one scale, from minus to plus the largest share of either.
+    Both maps of an image have one scale, to the 99th percentile of both: one loud patch must not black out the others.
     """
     classes = outcome.classes
     probabilities = outcome.probabilities
@@ -49,7 +50,8 @@ def mistake_maps(
     rows: list[dict[str, Any]] = []
     tiles: list[np.ndarray] = []
     for i, (for_predicted, for_true) in zip(chosen, pairs, strict=True):
-        limit = max(float(np.abs(for_predicted.map).max()), float(np.abs(for_true.map).max()), 1e-12)
+        both = np.abs([for_predicted.map, for_true.map])
+        limit = max(float(np.percentile(both, 99)), 1e-12)
         row: dict[str, Any] = {"image": int(i), "loss": float(outcome.losses[i]), "limit": limit}
         for name, explanation, number in (
             ("predicted", for_predicted, outcome.predicted[i]),
@@ -155,14 +157,13 @@ def drawn_size(height: int, width: int) -> tuple[int, int]:
 
 
 def painted(explanation: Explanation, limit: float) -> np.ndarray:
-    """The image in grey under its map, uint8 (H, W, 3): orange speaks for the class, blue against; edges as they are."""
+    """The image in grey under its map between -limit and limit, uint8 (H, W, 3); near zero it shows through."""
     h, w = drawn_size(*explanation.image.shape[:2])
-    grey = enlarged(explanation.image.mean(axis=2), h, w)[..., None] / 255
-    strength = np.clip(enlarged(explanation.map.astype(np.float64), h, w) / limit, -1, 1)[..., None]
-    speaks_for, against = np.array([1.0, 0.52, 0.0]), np.array([0.05, 0.38, 0.95])
-    colour = np.where(strength >= 0, speaks_for, against)
-    opacity = 0.82 * np.abs(strength) ** 0.6
-    mixed = (1 - opacity) * (0.25 + 0.6 * grey) + opacity * colour
+    grey = enlarged(picture(explanation.image).mean(axis=2), h, w)[..., None] / 255
+    value = np.clip(enlarged(explanation.map.astype(np.float64), h, w) / limit, -1, 1)[..., None]
+    colour = np.where(value >= 0, rgb(FOR), rgb(AGAINST)) * (0.75 + 0.35 * grey)
+    cover = 0.9 * np.abs(value) ** 0.8
+    mixed = (1 - cover) * (0.2 + 0.7 * grey) + cover * colour
     return (255 * mixed).round().clip(0, 255).astype(np.uint8)
 
 

@@ -46,9 +46,7 @@ def for_script(document: dict[str, Any]) -> dict[str, Any]:
         "cells": document["confusion"]["cells"],
         "columns": sheet["columns"],
         "rows": sheet["rows"],
-        "images": [
-            [row["path"], row["true"], row.get("predicted"), row.get("probability")] for row in sheet["images"]
-        ],
+        "images": [[row["path"], row["true"], row.get("predicted"), row.get("probability")] for row in sheet["images"]],
         "points": [[p["x"], p["y"], p["true"], p["predicted"]] for p in document["embedding"]["points"]],
     }
 
@@ -90,7 +88,7 @@ def measured_of(faithfulness: dict[str, Any]) -> list[str]:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """81.6 %, or a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def number(value: float | None, digits: int = 3) -> str:

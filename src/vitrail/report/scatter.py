@@ -15,7 +15,12 @@ COLOURS = (  # jewels, far enough apart for most eyes; the eleventh class begins
 
 
 def draw_scatter(
-    images: Images, preprocess: Preprocess, chosen: np.ndarray, places: np.ndarray, labels: np.ndarray, right: np.ndarray
+    images: Images,
+    preprocess: Preprocess,
+    chosen: np.ndarray,
+    places: np.ndarray,
+    labels: np.ndarray,
+    right: np.ndarray,
 ) -> bytes:
     """WebP on a transparent ground. Two images never lie on one another: the later one moves to the nearest free cell.
 
@@ -28,9 +33,7 @@ def draw_scatter(
     rows, columns = HEIGHT // cell_h, WIDTH // cell_w
     canvas = Image.new("RGBA", (columns * cell_w, rows * cell_h), (0, 0, 0, 0))
     pen = ImageDraw.Draw(canvas)
-    for i, (row, column), label, correct in zip(
-        chosen, free_cells(places, rows, columns), labels, right, strict=True
-    ):
+    for i, (row, column), label, correct in zip(chosen, free_cells(places, rows, columns), labels, right, strict=True):
         x, y = column * cell_w, row * cell_h
         pen.rectangle((x, y, x + cell_w - 1, y + cell_h - 1), fill=COLOURS[int(label) % len(COLOURS)])
         pixels = resized(images.fitted(preprocess, [int(i)])[0], h, w)
