@@ -32,7 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"methods, and what a map takes:\n{rows}"
     parser.add_argument("model", metavar="MODEL", help="a run folder or an artefact")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
-    parser.add_argument("--method", default=DEFAULT, metavar="M", help=f"one of those below ({DEFAULT})")
+    parser.add_argument(
+        "--method", metavar="M", help=f"one of those below ({DEFAULT}; with a layer or head, attention)"
+    )
     parser.add_argument("--class", dest="label", metavar="LABEL", help="the class to explain (the predicted one)")
     parser.add_argument("--against", metavar="LABEL", help="explain the class rather than this one")
     parser.add_argument("--layer", metavar="L", help="counted from 0, -1 from the last, or all for a strip")
@@ -55,22 +57,22 @@ def run(arguments: argparse.Namespace) -> Answer:
     if len(layers) > 1 and len(heads) > 1:
         raise UsageError("all layers of all heads do not fit into a picture", "choose one layer or one head")
     query = read_query(arguments.query)
+    inside = arguments.layer or arguments.head != "mean" or query
+    method = arguments.method or ("attention" if inside else DEFAULT)
     rows: list[dict[str, Any]] = []
     paths = named_images(arguments.images)
     with bar("explaining", len(paths)) as progress:
         for path in paths:
             try:
                 found = [
-                    explain(
-                        classifier, path, method=arguments.method, target=target, layer=layer, head=head, query=query
-                    )
+                    explain(classifier, path, method=method, target=target, layer=layer, head=head, query=query)
                     for layer in layers
                     for head in heads
                 ]
             except ImageError as error:
                 rows.append({"path": str(path), "error": error.reason, "files": []})
             else:
-                name = ".".join(filter(None, [path.stem, arguments.method, arguments.label]))
+                name = ".".join(filter(None, [path.stem, method, arguments.label]))
                 picture = unused(Path(arguments.out), safe(name), arguments.format)
                 draw(found, picture, arguments)
                 each = [explanation.to_json() for explanation in found]

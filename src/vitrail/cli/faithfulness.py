@@ -73,13 +73,13 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def table(found: Faithfulness) -> Table:
-    """A row per method and control, a column per measure, with half the 95 % interval."""
-    shown = Table("method", *(name.replace("_", ", ") for name in MEASURES), "cost", box=None, header_style="bold")
+    """A row per method and control, a column per measure: the mean over half the 95 % interval."""
+    shown = Table("method", *(name.replace("_", "\n") for name in MEASURES), "cost", box=None, header_style="bold")
     for name, row in found.rows.items():
         cells = []
         for score in row.scores.values():
             half = 0.0 if score is None else (score.interval[1] - score.interval[0]) / 2
-            cells.append("-" if score is None else f"{score.mean:.3f} ±{half:.3f}{'*' if score.best else ' '}")
+            cells.append("-" if score is None else f"{score.mean:.3f}{'*' if score.best else ' '}\n±{half:.3f}")
         cost = "" if row.control or row.forwards is None else f"{row.forwards:.1f}"
         shown.add_row(Text(name, style="dim" if row.control else ""), *cells, cost)
     return shown

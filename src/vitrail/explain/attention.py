@@ -6,7 +6,7 @@ Neither knows a class: they say where the model looks, not what speaks for a cla
 import torch
 from torch import Tensor
 
-from vitrail.explain.recording import Record, recording
+from vitrail.explain.recording import Record, recording, wide
 from vitrail.explain.scene import Scene
 from vitrail.model import ViTConfig
 
@@ -21,7 +21,7 @@ def readout(record: Record, config: ViTConfig, tokens: int) -> Tensor:
     if record.pool is not None:
         return record.pool[:, :, 0].mean(dim=1)
     query = record.queries[0]
-    row_T = torch.zeros(tokens, device=query.device)
+    row_T = torch.zeros(tokens, device=query.device, dtype=wide(query).dtype)
     read = READ_TOKENS.get(config.pool, 0)
     row_T[:read] = 1 / max(read, 1)
     if "mean" in config.pool:
@@ -51,7 +51,7 @@ def rollout(record: Record, config: ViTConfig, layer: int = -1) -> Tensor:
     mixed_BTT: Tensor | None = None
     for number in range(depth):
         step_BTT = record.attention(number).mean(dim=1)
-        step_BTT = (step_BTT + torch.eye(step_BTT.shape[-1], device=step_BTT.device)) / 2
+        step_BTT = (step_BTT + torch.eye(step_BTT.shape[-1], device=step_BTT.device, dtype=step_BTT.dtype)) / 2
         mixed_BTT = step_BTT if mixed_BTT is None else step_BTT @ mixed_BTT
     assert mixed_BTT is not None
     row_BT = readout(record, config, mixed_BTT.shape[-1])

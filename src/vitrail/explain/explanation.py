@@ -164,7 +164,7 @@ def explain_batch(
     found: list[Explanation] = []
     for at, piece in pieces(pixels_BCHW, h * w):
         wanted = targets[at : at + len(piece)]
-        with undisturbed(classifier.vit):
+        with undisturbed(classifier.vit), torch.inference_mode(False):
             scene = open_scene(classifier, piece, wanted)
             map_BP, logits_BY = row.run(scene, **options)
         probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
@@ -173,7 +173,7 @@ def explain_batch(
             this, that = pair or (best, None)
             found.append(
                 Explanation(
-                    map=map_BP[i].detach().float().view(h, w).cpu().numpy(),
+                    map=map_BP[i].detach().view(h, w).cpu().numpy(),
                     label=classifier.classes[this],
                     probability=float(probabilities_BY[i, this]),
                     method=method,

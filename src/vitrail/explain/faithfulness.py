@@ -110,7 +110,7 @@ def faithfulness(
     """Scores `methods` (all unless said) on `most` images at most, drawn by `seed`.
 
     The predicted class is explained. Curves and SaCo take all drawn images; mosaics and pairs are made of those that
-    are classified rightly; a quarter of the images meets shuffled weights. `others` are methods from elsewhere, scored
+    are classified rightly; a sixth of the images meets shuffled weights. `others` are methods from elsewhere, scored
     alike. `tick` is called with the name of each row when it begins. The model is left as it was. Raises `UsageError`
     for a method that is not there, `ImageError` naming a file that cannot be read.
     """
@@ -205,7 +205,7 @@ class Stage:
             if composed is not None:
                 found = mapped(mapper, self.classifier, composed.pixels, composed.asked)
                 values[name] = share(found, composed.own, composed.other, chance)
-        some = slice(0, -(-len(self.pixels) // 4))
+        some = slice(0, -(-len(self.pixels) // 6))
         again = [mapped(mapper, model, self.pixels[some], self.labels[some]) for model in self.shuffled]
         values["randomised"] = np.mean([np.abs(rank_correlation(maps[some], other)) for other in again], axis=0)
         scores = {name: scored(values[name], seed) for name in MEASURES}
@@ -236,18 +236,18 @@ def mapped(mapper: Mapper, classifier: Classifier, pixels: Tensor, labels: list[
     return np.concatenate(found).astype(np.float64)
 
 
-def shuffled_models(classifier: Classifier, seed: int) -> list[Classifier]:
-    """Copies of the classifier with the weights of its head, of its upper half, of everything shuffled.
+def shuffled_models(classifier: Classifier, seed: int, draws: int = 3) -> list[Classifier]:
+    """Copies of the classifier with the weights of its head, of its upper half, of everything shuffled, `draws` times.
 
     Adebayo et al. 2018 (arXiv 1810.03292), with each tensor's own values in another order: what made them is gone,
-    while their spread stays.
+    while their spread stays. One draw says little: another shuffled head moves the score more than other images do.
     """
     blocks = list(range(len(classifier.vit.blocks)))
     upper = [f"blocks.{i}." for i in blocks[len(blocks) // 2 :]] + ["norm.", "pool.", "head."]
     found = []
-    for number, names in enumerate((("head.",), tuple(upper), ("",))):
+    for number, names in enumerate([("head.",), tuple(upper), ("",)] * draws):
         vit = copy.deepcopy(classifier.vit)
-        shuffle(vit, names, seed + number)
+        shuffle(vit, names, 1000 * seed + number)
         found.append(replace(classifier, vit=vit))
     return found
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.explain.attention import readout
 from vitrail.explain.balance import balanced
-from vitrail.explain.recording import recording
+from vitrail.explain.recording import recording, wide
 from vitrail.explain.scene import Scene
 
 
@@ -23,7 +23,7 @@ def input_gradient(scene: Scene) -> tuple[Tensor, Tensor]:
     x_BTD = scene.x_BTD.detach().requires_grad_()
     logits_BY = scene.logits(x_BTD)
     (gradient_BTD,) = torch.autograd.grad(scene.score(logits_BY).sum(), x_BTD)
-    map_BT = (x_BTD.detach().float() * gradient_BTD.float()).sum(dim=-1)
+    map_BT = (wide(x_BTD.detach()) * wide(gradient_BTD)).sum(dim=-1)
     return scene.of_patches(map_BT), logits_BY.detach()
 
 
@@ -46,7 +46,7 @@ def integrated_gradients(scene: Scene, steps: int = 20) -> tuple[Tensor, Tensor]
     with torch.no_grad():
         logits_BY = scene.logits(scene.x_BTD)
         scene.settle(logits_BY)
-    mean_BTD = torch.zeros_like(away_BTD, dtype=torch.promote_types(away_BTD.dtype, torch.float32))
+    mean_BTD = torch.zeros_like(wide(away_BTD))
     for point, share in zip((points + 1) / 2, shares / 2, strict=True):
         x_BTD = (grey_1TD + point * away_BTD).detach().requires_grad_()
         (gradient_BTD,) = torch.autograd.grad(scene.score(scene.logits(x_BTD)).sum(), x_BTD)
@@ -68,7 +68,8 @@ def generic_attention(scene: Scene) -> tuple[Tensor, Tensor]:
     layers = sorted(record.mixed)  # attention pooling, where there is one, comes after the last block
     gradients = torch.autograd.grad(scene.score(logits_BY).sum(), [record.mixed[layer] for layer in layers])
     with torch.no_grad():
-        relevance_BTT = torch.eye(x_BTD.shape[1], device=x_BTD.device).expand(len(x_BTD), -1, -1)
+        eye_TT = torch.eye(x_BTD.shape[1], device=x_BTD.device, dtype=wide(x_BTD).dtype)
+        relevance_BTT = eye_TT.expand(len(x_BTD), -1, -1)
         for layer in range(depth):
             positive_BTT = (record.attention(layer) * record.gradient(layer, gradients[layer])).relu().mean(dim=1)
             relevance_BTT = relevance_BTT + positive_BTT @ relevance_BTT
@@ -77,7 +78,7 @@ def generic_attention(scene: Scene) -> tuple[Tensor, Tensor]:
             map_BT = (positive_B1T @ relevance_BTT)[:, 0]
         else:
             row_BT = readout(record, scene.vit.config, x_BTD.shape[1])
-            carried_BTT = relevance_BTT - torch.eye(x_BTD.shape[1], device=x_BTD.device)  # what attention brought
+            carried_BTT = relevance_BTT - eye_TT  # what attention brought
             map_BT = torch.einsum("bt,bts->bs", row_BT, carried_BTT)
     return scene.of_patches(map_BT), logits_BY.detach()
 
@@ -100,13 +101,13 @@ def legrad(scene: Scene) -> tuple[Tensor, Tensor]:
         for hook in hooks:
             hook.remove()
     scene.settle(logits_BY)
-    total_BT = torch.zeros(scene.x_BTD.shape[:2], device=scene.x_BTD.device)
+    total_BT = torch.zeros_like(wide(scene.x_BTD[..., 0]))
     for layer, block in enumerate(vit.blocks):
         with recording(vit) as record:
             z_BTD = vit.norm(block(inputs[layer].detach().requires_grad_(), scene.rotate))
             if vit.config.pool != "map":  # every pool reads copies of the mean token as that token
                 z_BTD = z_BTD.mean(dim=1, keepdim=True).expand_as(z_BTD)
-            score = scene.score(vit.classify(z_BTD).float()).sum()
+            score = scene.score(wide(vit.classify(z_BTD))).sum()
         (gradient_BNTK,) = torch.autograd.grad(score, record.mixed[layer])
         with torch.no_grad():
             total_BT += record.gradient(layer, gradient_BNTK).relu().mean(dim=(1, 2))
@@ -133,5 +134,5 @@ def gradcam(scene: Scene, layer: int = -1) -> tuple[Tensor, Tensor]:
         hook.remove()
     prefix = scene.vit.config.prefix_tokens
     (gradient_BTD,) = torch.autograd.grad(scene.score(logits_BY).sum(), seen[0])
-    a_BPD, gradient_BPD = seen[0].detach()[:, prefix:].float(), gradient_BTD[:, prefix:].float()
+    a_BPD, gradient_BPD = wide(seen[0].detach()[:, prefix:]), wide(gradient_BTD[:, prefix:])
     return (a_BPD * gradient_BPD.mean(dim=1, keepdim=True)).sum(dim=-1).relu(), logits_BY.detach()

@@ -38,7 +38,7 @@ def rise(scene: Scene, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]
         order = torch.randperm(scene.patches, generator=generator)
         keep += [order[:half].sort().values, order[half : 2 * half].sort().values]
     keep_MP = torch.stack(keep).to(logits_BY.device)
-    held_MP = torch.zeros(len(keep_MP), scene.patches, device=logits_BY.device).scatter_(1, keep_MP, 1.0)
+    held_MP = logits_BY.new_zeros(len(keep_MP), scene.patches).scatter_(1, keep_MP, 1.0)
     values_BM = values_of(scene, keep_MP)
     mean_BP = values_BM @ held_MP / held_MP.sum(dim=0).clamp(min=1)
     return mean_BP - values_BM.mean(dim=1, keepdim=True), logits_BY

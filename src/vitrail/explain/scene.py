@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vitrail.explain.recording import wide
 from vitrail.model import ViT
 from vitrail.model.position import Rotate
 
@@ -40,7 +41,7 @@ class Scene:
     def logits(self, x_BTD: Tensor) -> Tensor:
         """The rest of the forward, in float32: (B, T, D) -> (B, Y)."""
         logits_BY = self.vit.classify(self.vit.encode(x_BTD, self.rotate))
-        return logits_BY.float()
+        return wide(logits_BY)
 
     def logits_of(self, keep_BP: Tensor, x_BTD: Tensor | None = None) -> Tensor:
         """The logits where only these patches are there at all, at their places; prefix tokens always are.
@@ -53,7 +54,7 @@ class Scene:
         first = torch.arange(prefix, device=keep_BP.device).expand(len(keep_BP), -1)
         index_BT1 = torch.cat([first, keep_BP + prefix], dim=1).unsqueeze(-1)
         kept_BTD = x_BTD.gather(1, index_BT1.expand(-1, -1, x_BTD.shape[-1]))
-        return self.vit.classify(self.vit.encode(kept_BTD, self.vit.position.rotation(*self.grid, keep_BP))).float()
+        return wide(self.vit.classify(self.vit.encode(kept_BTD, self.vit.position.rotation(*self.grid, keep_BP))))
 
     @cached_property
     def rotate(self) -> Rotate | None:
