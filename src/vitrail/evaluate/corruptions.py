@@ -57,7 +57,7 @@ def pixelate(pixels: Tensor, part: float, generator: torch.Generator) -> Tensor:
     """The image made small and large again."""
     h, w = pixels.shape[-2:]
     small = F.resize(pixels, [max(1, round(h * part)), max(1, round(w * part))], antialias=True)
-    return F.resize(small, [h, w], interpolation=F.InterpolationMode.NEAREST)
+    return F.resize(small, [h, w], interpolation=F.InterpolationMode.NEAREST_EXACT)
 
 
 def jpeg(pixels: Tensor, quality: float, generator: torch.Generator) -> Tensor:

@@ -57,7 +57,7 @@ class Depth:
 
         What is left out is so by the model's size and the kind of device, not by a clock, so a report can be repeated.
         """
-        budget = CPU_BUDGET * (1 if classifier.device.type == "cpu" else GPU_FACTOR)
+        budget = CPU_BUDGET * (GPU_FACTOR if classifier.device.type in ("cuda", "mps") else 1)
         images = budget / forward_cost(classifier)
         return cls(
             maps=int(min(cls.maps, max(images / 3 / 4, 24))),
