@@ -132,7 +132,7 @@ def test_confident_learning_is_the_papers():
     thresholds = [np.mean([p[i, j] for i in range(400) if outcome.labels[i] == j]) for j in range(5)]
     for i, found in enumerate(confident_joint(outcome)):
         above = [j for j in range(5) if p[i, j] >= thresholds[j]]
-        assert found == (max(above, key=lambda j: p[i, j]) if above else -1)  # noqa: B023
+        assert found == (max(above, key=lambda j: p[i, j]) if above else -1)
 
 
 def test_planted_label_errors_are_named_first():

@@ -54,7 +54,7 @@ def calibrate(outcome: Outcome, fitted_on: str = "validation") -> Calibration:
         why=why,
         nll_before=outcome.loss,
         nll_after=after.loss,
-        thresholds=[row for wanted in WANTED if (row := threshold_for(after, wanted)) is not None],
+        thresholds=thresholds(after),
     )
 
 
@@ -145,6 +145,11 @@ def threshold_for(outcome: Outcome, wanted: float) -> dict[str, Any] | None:
         "coverage": float(n[last] / len(order)),
         "accuracy": float(right[last] / n[last]),
     }
+
+
+def thresholds(outcome: Outcome) -> list[dict[str, Any]]:
+    """A row for each wanted accuracy that some threshold reaches."""
+    return [row for wanted in WANTED if (row := threshold_for(outcome, wanted)) is not None]
 
 
 def answered(outcome: Outcome, threshold: float) -> dict[str, Any]:

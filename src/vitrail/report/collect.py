@@ -21,6 +21,7 @@ from vitrail.evaluate.calibration import (
     cooled,
     reliability,
     risk_coverage,
+    thresholds,
 )
 from vitrail.evaluate.corruptions import robustness
 from vitrail.evaluate.labels import suspected_labels
@@ -199,10 +200,13 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
     known = subject.classifier.origin.get("calibration")
     kept = known is not None
     fitted: Calibration | None = None
+    chosen: list[dict[str, Any]] = []  # thresholds on the probabilities that the classifier gives today
     if known is not None:
         fitted = Calibration(**known)
+        chosen = fitted.thresholds
     elif subject.validation is not None and stored == 1:
-        fitted = calibrate(classify(subject.classifier, subject.validation))
+        held_out = classify(subject.classifier, subject.validation)
+        fitted, chosen = calibrate(held_out), thresholds(held_out)
     temperature = fitted.temperature if fitted else stored
     mended = cooled(plain, temperature)
     calibration = {
@@ -215,16 +219,21 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
         "before": sure(plain),
         "after": sure(mended) if temperature != 1 else None,
     }
-    thresholds = []
-    for row in fitted.thresholds if fitted else []:
-        chosen = {f"{name}_chosen": row[name] for name in ("coverage", "accuracy")}
-        thresholds.append({"wanted": row["wanted"], "threshold": row["threshold"], **chosen,
-                           **answered(mended, row["threshold"])})  # fmt: skip
+    rows = [
+        {
+            "wanted": row["wanted"],
+            "threshold": row["threshold"],
+            "coverage_chosen": row["coverage"],
+            "accuracy_chosen": row["accuracy"],
+            **answered(outcome, row["threshold"]),
+        }
+        for row in chosen
+    ]
     abstain = {
-        "curve": risk_coverage(mended),
+        "curve": risk_coverage(outcome),
         "chosen_on": fitted.fitted_on if fitted else None,
-        "advised": advised(thresholds, outcome.accuracy),
-        "thresholds": thresholds,
+        "advised": advised(rows, outcome.accuracy),
+        "thresholds": rows,
     }
     return calibration, abstain
 
@@ -240,10 +249,10 @@ def sure(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def advised(thresholds: list[dict[str, Any]], accuracy: float) -> float | None:
+def advised(rows: list[dict[str, Any]], accuracy: float) -> float | None:
     """The wanted accuracy to begin with: the first that at least halves the error."""
-    better = [row["wanted"] for row in thresholds if 1 - row["wanted"] <= (1 - accuracy) / 2]
-    return better[0] if better else thresholds[-1]["wanted"] if thresholds else None
+    better = [row["wanted"] for row in rows if 1 - row["wanted"] <= (1 - accuracy) / 2]
+    return better[0] if better else rows[-1]["wanted"] if rows else None
 
 
 def believed(subject: Subject, depth: Depth) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ def render(document: dict[str, Any], pictures: dict[str, bytes]) -> str:
     environment = Environment(
         loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "number": number, "signed": signed}
+    environment.filters |= {"percent": percent, "number": number, "short": charts.short}
     environment.globals |= {
         "charts": charts, "colours": COLOURS, "place": place, "level": level, "confused_pairs": confused_pairs,
         "measured_of": measured_of,
@@ -94,11 +94,6 @@ def percent(value: float | None, digits: int = 1) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A number with so many digits, or a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def signed(value: float) -> str:
-    """A number in three digits with its sign."""
-    return f"{value:+.3g}"
 
 
 def level(part: float) -> int:
