@@ -18,7 +18,7 @@ from vitrail.explain.attention import readout
 from vitrail.explain.balance import balanced
 from vitrail.explain.explanation import open_scene
 from vitrail.explain.recording import Record, recording
-from vitrail.explain.scene import Scene, undisturbed
+from vitrail.explain.scene import Scene, block_inputs, undisturbed
 from vitrail.model import ViT
 from vitrail.model.mlp import MLPS
 from vitrail.model.pool import POOLS
@@ -137,14 +137,15 @@ def test_legrad_equals_its_reference(options):
     close(maps(found).reshape(3, -1), expected[:, vit.config.prefix_tokens :], 1e-10)
 
 
-def balanced_by_hand(vit: ViT, x: Tensor) -> Tensor:
-    """The forward of a class-token GELU ViT, every held factor detached in plain sight."""
+def balanced_by_hand(vit: ViT, x: Tensor, inputs: list[Tensor]) -> Tensor:
+    """The forward of a class-token GELU ViT, every held factor detached in plain sight; keeps the blocks' inputs."""
 
     def norm(module, x):
         spread = (x.var(-1, keepdim=True, correction=0) + module.eps).sqrt().detach()
         return (x - x.mean(-1, keepdim=True)) / spread * module.weight + module.bias
 
     for block in vit.blocks:
+        inputs.append(x)
         qkv = block.attn.qkv(norm(block.norm1, x)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
         weights = (qkv[0] @ qkv[1].mT / math.sqrt(8)).softmax(-1).detach()
         x = x + block.attn.proj((weights @ qkv[2]).transpose(1, 2).flatten(2))
@@ -159,10 +160,13 @@ def test_the_balanced_gradient_equals_a_backward_with_factors_held_still(dtype, 
     clf.vit.to(dtype)
     scene = scene_of(clf)
     x = scene.x_BTD.clone().requires_grad_()
-    logits = balanced_by_hand(clf.vit, x)
+    inputs: list[Tensor] = []
+    logits = balanced_by_hand(clf.vit, x, inputs)
     close(logits.detach(), scene.logits(scene.x_BTD).detach(), tolerance)
-    (gradient,) = torch.autograd.grad(logits[:, 2].sum(), x)
-    expected = (x * gradient).sum(-1)[:, 2:].detach()
+    chance = logits.softmax(1)[:, 2]
+    gradients = torch.autograd.grad((chance / (1 - chance)).log().sum(), inputs)
+    layers = [(x * gradient).sum(-1)[:, 2:].detach() for x, gradient in zip(inputs, gradients, strict=True)]
+    expected = sum(layers) / 3
     found = explain_batch(clf, photos(), method="balanced", target=CLASSES[2])
     close(maps(found).reshape(3, -1), expected, tolerance)
 
@@ -186,12 +190,12 @@ def test_balanced_maps_add_up_to_the_score(options):
                 parameter.zero_()
     scene = scene_of(clf)
     plain = scene.logits(scene.x_BTD).detach()
-    with balanced(clf.vit):
-        x = scene.x_BTD.requires_grad_()
-        logits = scene.logits(x)
-    (gradient,) = torch.autograd.grad(logits[:, 2].sum(), x)
+    with balanced(clf.vit), block_inputs(clf.vit) as inputs:
+        logits = scene.logits(scene.x_BTD.requires_grad_())
+    gradients = torch.autograd.grad(logits[:, 2].sum(), inputs)
     close(logits.detach(), plain, 1e-12)
-    close((x * gradient).sum((1, 2)).detach(), logits[:, 2].detach(), 1e-10)
+    for x, gradient in zip(inputs, gradients, strict=True):  # every layer's input shares out the same score
+        close((x * gradient).sum((1, 2)).detach(), logits[:, 2].detach(), 1e-10)
 
 
 def test_plain_input_gradient_does_not_add_up():
@@ -386,13 +390,28 @@ def test_classes_have_different_maps(method):
     assert np.abs(ant - bee).max() > 1e-3 * np.abs(ant).max()
 
 
-@pytest.mark.parametrize("method", ["balanced", "gradient", "integrated", "occlusion", "rise", "lens"])
+@pytest.mark.parametrize("method", ["gradient", "integrated", "occlusion", "rise", "lens"])
 def test_this_rather_than_that_is_the_difference_of_their_maps(method):
     clf = double()
     ant, bee, rather = (
         maps(explain_batch(clf, photos(), method=method, target=target)) for target in ("ant", "bee", ("ant", "bee"))
     )
     close(rather, ant - bee, 1e-9)
+
+
+def test_balanced_maps_of_a_pair_are_each_others_negative():
+    clf = double()
+    one, other = (maps(explain_batch(clf, photos(), target=pair)) for pair in (("ant", "bee"), ("bee", "ant")))
+    close(one, -other, 1e-12)
+
+
+def test_log_odds_are_those_of_the_probability():
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+    scene = scene_of(classifier())
+    scene.weights_BY = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
+    chance = logits.softmax(1)
+    expected = torch.stack([(chance[0, 1] / (1 - chance[0, 1])).log(), logits[1, 2] - logits[1, 0]])
+    close(scene.log_odds(logits), expected, 1e-6)
 
 
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.class_blind])
@@ -463,6 +482,7 @@ def test_the_model_is_left_exactly_as_it_was(method, fails, monkeypatch):
             raise Failure
 
         monkeypatch.setattr(Scene, "score", fail)
+        monkeypatch.setattr(Scene, "log_odds", fail)
         monkeypatch.setattr(Scene, "settle", fail)
         if METHODS[method].class_blind:
             monkeypatch.setattr(Scene, "of_patches", fail)

@@ -37,7 +37,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "balanced": Method(
-        "input times balanced gradient", balanced_gradient, "1 forward, 1 backward", signed=True
+        "input times balanced gradient, over all layers", balanced_gradient, "1 forward, 1 backward", signed=True
     ),
     "attention": Method(
         "one layer's attention, the last unless said", attention, "1 forward",

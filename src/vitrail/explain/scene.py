@@ -71,9 +71,31 @@ class Scene:
         """What is explained, (B,): the asked class's logit, less the other's where there is one."""
         return (logits_BY * self.settle(logits_BY)).sum(dim=1)
 
+    def log_odds(self, logits_BY: Tensor) -> Tensor:
+        """The asked class against all others, (B,): log p / (1 - p); against the other one where there is one."""
+        if logits_BY.shape[1] == 1:
+            return self.score(logits_BY)
+        weights_BY = self.settle(logits_BY)
+        one_rival_B1 = (weights_BY < 0).any(dim=1, keepdim=True)
+        rivals_BY = torch.where(one_rival_B1, weights_BY < 0, weights_BY <= 0)
+        asked_B = (logits_BY * (weights_BY > 0)).sum(dim=1)
+        return asked_B - logits_BY.masked_fill(~rivals_BY, -torch.inf).logsumexp(dim=1)
+
     def of_patches(self, x_BT: Tensor) -> Tensor:
         """(B, R + P) -> (B, P)."""
         return x_BT[:, self.vit.config.prefix_tokens :]
+
+
+@contextmanager
+def block_inputs(vit: ViT) -> Iterator[list[Tensor]]:
+    """Inside, a forward adds what goes into each block, (B, T, D), to the list."""
+    inputs: list[Tensor] = []
+    hooks = [block.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for block in vit.blocks]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
