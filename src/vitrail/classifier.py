@@ -13,7 +13,9 @@ from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViT, ViTConfig
-from vitrail.weights.artefact import Artefact, read_artefact, write_artefact
+from vitrail.weights.artefact import Artefact, is_artefact, read_artefact, write_artefact
+from vitrail.weights.find import find_foreign
+from vitrail.weights.foreign import settled
 
 if TYPE_CHECKING:
     from vitrail.evaluate import Evaluation
@@ -85,9 +87,18 @@ class Classifier:
         return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
 
     def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
-        """The most probable classes, best first, from one image's logits."""
+        """The most probable classes, best first, from one image's logits; raises `UsageError` without classes."""
+        self.refuse_nameless()
         probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
         return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
+
+    def refuse_nameless(self) -> None:
+        """Raises `UsageError` where the outputs are features, to which no classes belong."""
+        if not self.classes:
+            raise UsageError(
+                "this model gives features and knows no classes",
+                "vitrail probe scores its features, vitrail train DATA --from MODEL gives it classes",
+            )
 
     def evaluate(self, data: str | Path) -> Evaluation:
         """The numbers of this classifier on labelled images."""
@@ -108,19 +119,23 @@ class Classifier:
         write_artefact(Path(path), artefact, self.vit.state_dict())
 
 
-def load(model: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier in a run folder or an artefact.
+def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
+    """A classifier from a run folder, an artefact, or public weights: a card, `CARD@FILE`, a file, folder or hub id.
 
-    Raises `VitrailError` saying what is wrong with the file, `UsageError` where there is none.
+    `torch_files` lets plain tensors be read from torch's own files (.pt, .pth, .bin). Raises `VitrailError` saying what
+    is wrong with the file, `UsageError` where there is none.
     """
     path = Path(model)
-    if path.is_dir():
+    if path.is_dir() and not (path / "config.json").is_file():
         if not (path / ARTEFACT).is_file():
             unfinished = " yet" if (path / "checkpoint").is_dir() else ""
             raise UsageError(f"{path} has no {ARTEFACT}{unfinished}", "name a run folder or an artefact")
         path = path / ARTEFACT
-    if not path.is_file():
-        raise UsageError(f"there is no run folder or artefact {str(model)!r}", "vitrail train makes one")
+    if not (path.is_file() and is_artefact(path)):
+        found = settled(find_foreign(str(model), torch_files=torch_files))
+        vit = filled(found.config, found.weights, Path(model))
+        vit.eval().requires_grad_(False)
+        return Classifier(vit.to(device), found.classes, found.preprocess, origin=found.origin)
     artefact, weights = read_artefact(path)
     vit = filled(artefact.config, weights, path)
     vit.eval().requires_grad_(False)

@@ -7,13 +7,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitrail.classifier import Classifier, NotFinite
 from vitrail.console import bar, say
 from vitrail.data import Splits
 from vitrail.data.augment import sample_transform
-from vitrail.data.loader import steps_per_epoch, training_batches
+from vitrail.data.decode import ImageError
+from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch, training_batches
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate import classify
+from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, StopRequest, stop_requests
 from vitrail.machine import conditions
 from vitrail.options import check_fields
@@ -22,9 +26,11 @@ from vitrail.train import Recipe
 from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from vitrail.train.curves import draw_curves
 from vitrail.train.loop import Diverged, Step, Trainee, train_steps
+from vitrail.train.watch import Watch
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 SAVE_EVERY = 600.0  # seconds after which a step is followed by a checkpoint, beside the one at each epoch's end
+NAMED = 3  # files in a sentence
 REDRAW = 10.0  # seconds between two drawings of the curves while a run is under way
 
 
@@ -40,6 +46,7 @@ class State:
     images: int = 0
     lr: float = 0.0  # of the last step
     gradient: float = 0.0
+    unreadable: int = 0  # images of the epoch under way that could not be read
     made_with: dict[str, Any] = field(default_factory=dict)  # conditions that decide the last bits of a sum
 
     def __post_init__(self) -> None:
@@ -64,6 +71,7 @@ class Training:
     folder: RunFolder
     state: State = field(default_factory=State)
     watchers: list[Callable[[Path, Row], None]] = field(default_factory=list)  # each is shown every row of metrics
+    watch: Watch | None = None  # warns of a loss that climbs or stands still
     drawn: float = -REDRAW  # when the curves were drawn last
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
@@ -134,9 +142,13 @@ def state_from_json(document: dict[str, Any], training: Training, path: Path) ->
 def train_epochs(training: Training) -> None:
     """All epochs that are left; raises `Interrupted` where a signal has come and the run is saved."""
     with stop_requests() as stop:
+        training.watch = training.watch or watched(training)
         while training.state.epoch < training.epochs:
-            row = train_epoch(training, stop)
-            row |= measured(training)
+            try:
+                row = train_epoch(training, stop)
+                row |= measured(training)
+            except (ImageError, WorkerDied) as error:
+                raise halted(error, training, stop) from None
             keep(training, row)
             if stop.came and training.state.epoch < training.epochs:
                 raise stopped(training)
@@ -151,6 +163,8 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
         progress.tick(done)
         for step in steps_left(training, done):
             state.add(step)
+            if training.watch and (said := training.watch.see(step)):
+                say(f"warning: {said}")
             state.seconds = carried + time.perf_counter() - began
             seen += step.images
             rate = seen / (time.perf_counter() - began)
@@ -161,11 +175,14 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
             if stop.came:
                 raise stopped(training)
     seconds = time.perf_counter() - began
+    if not state.images:
+        raise VitrailError(f"not one image could be read in epoch {state.epoch + 1}", "is the disk still there?")
     return {
         "epoch": state.epoch + 1,
         "step": learner.step,
         "train_loss": state.loss / state.images,
         "train_accuracy": state.correct / state.images,
+        **({"unreadable": state.unreadable} if state.unreadable else {}),
         "lr": state.lr,
         "gradient": state.gradient,
         "seconds": round(seconds, 2),
@@ -174,8 +191,14 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
 
 
 def steps_left(training: Training, done: int) -> Iterator[Step]:
-    """The steps of the epoch under way after the first `done`."""
+    """The steps of the epoch under way after the first `done`; raises `Diverged` naming the images of the batch."""
     recipe, preprocess = training.recipe, training.classifier.preprocess
+
+    def refuse(error: ImageError) -> None:
+        training.state.unreadable += 1
+        if training.state.unreadable <= NAMED:
+            say(f"warning: left out of epoch {training.state.epoch + 1}: {error.sentence}")
+
     batches = training_batches(
         training.splits.train,
         sample_transform(recipe.augment, preprocess),
@@ -184,9 +207,41 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
         epoch=training.state.epoch,
         start=done,
         workers=recipe.workers,
+        refuse=refuse if recipe.skip_unreadable else None,
     )
     steps = training.epochs * training.steps_per_epoch
-    return train_steps(training.learner, batches, recipe, preprocess, steps=steps)
+    try:
+        yield from train_steps(training.learner, batches, recipe, preprocess, steps=steps)
+    except Diverged as error:
+        raise with_files(error, training) from None
+
+
+def halted(error: ImageError | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
+    """The error that ended the run for now, which is saved, with the command that goes on."""
+    training.save()
+    if stop.came:  # the signal reached the workers too
+        return stopped(training)
+    error.hint = f"{error.hint}; saved at step {training.learner.step}, go on with: {training.folder.command()}"
+    return error
+
+
+def with_files(error: Diverged, training: Training) -> Diverged:
+    """The error with the images of its batch, all of which are written beside."""
+    images, step = training.splits.train, training.learner.step - 1
+    epoch, number = divmod(step, training.steps_per_epoch)
+    batch = batch_indices(len(images), training.batch, training.recipe.seed, epoch)[number]
+    names = [images.paths[i] for i in batch]
+    path = training.folder.path / "diverged.json"
+    write_json(path, {"step": step + 1, "said": error.sentence, "files": names})
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return Diverged(f"{error.sentence}; the batch was {', '.join(names[:NAMED])}{more} ({path} has all)", error.hint)
+
+
+def watched(training: Training) -> Watch:
+    """An eye on the loss of this run."""
+    counts = np.bincount(training.splits.train.labels, minlength=len(training.splits.classes))
+    steps = training.epochs * training.steps_per_epoch
+    return Watch(counts, training.recipe.label_smoothing, round(training.recipe.warmup * steps))
 
 
 def measured(training: Training) -> Row:
@@ -196,7 +251,12 @@ def measured(training: Training) -> Row:
     if images is None:
         return {}
     try:
-        outcome = classify(training.guess, images, workers=training.recipe.workers)
+        outcome = classify(
+            training.guess,
+            images,
+            workers=training.recipe.workers,
+            skip_unreadable=training.recipe.skip_unreadable,
+        )
     except NotFinite:
         raise Diverged(
             f"training diverged before step {training.learner.step}: the model's answers are not finite",

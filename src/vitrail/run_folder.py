@@ -3,6 +3,7 @@
 runs/NAME/
   classifier.safetensors                       the artefact
   recipe.json                                  data and recipe as asked for, which a resume reads
+  check.json  classes.png                      what the check of the data found, some images of every class
   checkpoint/                                  what an exact resume needs
   metrics.jsonl                                a line per epoch
   result.json                                  the figures at the end
@@ -71,6 +72,10 @@ class RunFolder:
         """What to type to go on with the run."""
         data = shlex.quote(str(self._document().get("data")))
         return f"vitrail train {data} --resume --out {shlex.quote(str(self.path))}"
+
+    def unreadable(self) -> list[str]:
+        """The images that the run was started without."""
+        return [str(name) for name in self._document().get("unreadable") or []]
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with; raises `UsageError` if there is none."""
@@ -187,14 +192,16 @@ def refuse_full(out: str | Path | None, need: int) -> None:
 CLAIM = ".recipe-"
 
 
-def new_run(data: str | Path, out: str | Path | None, fingerprint: str, recipe: Recipe) -> RunFolder:
+def new_run(
+    data: str | Path, out: str | Path | None, fingerprint: str, recipe: Recipe, unreadable: list[str]
+) -> RunFolder:
     """A folder that no other run has, with what was asked for noted in it.
 
     It is `out`, or runs/NAME with the first free number after it. The note appears whole, in one moment: a run that is
     killed before can be started again, one that is killed after can be resumed.
     """
     refuse_taken(out)
-    document = {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json()}
+    document = {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json(), "unreadable": unreadable}
     try:
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ explanation meet here; each of them knows nothing of the others.
 """
 
 import platform
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +18,12 @@ import vitrail
 from vitrail.classifier import Classifier, load
 from vitrail.console import bar, say
 from vitrail.data import Images, Preprocess, Splits, open_data
+from vitrail.data.check import UNREADABLE, Report, check
 from vitrail.data.decode import ImageError
 from vitrail.data.images import load_into_memory
+from vitrail.data.sheets import draw_classes
 from vitrail.epochs import Row, Training, go_on, train_epochs
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate import Evaluation, classify, evaluate
 from vitrail.evaluate.calibration import calibrate
 from vitrail.evaluate.figures import draw_confusion
@@ -40,6 +41,7 @@ from vitrail.train.loop import autocast_dtype, trainee
 from vitrail.train.settle import settle
 
 FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
+WARNINGS = 8  # that are said before training
 ROOM = 4 << 20  # bytes for a run's pictures and tables
 
 
@@ -64,14 +66,16 @@ def train(
     resume: bool = False,
     device: str | None = None,
     tensorboard: bool = False,
-    report: bool = True,
+    make_report: bool = True,
+    check_data: bool = True,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
 
     `recipe` is a name (`small` unless said), a file or a `Recipe`; `changes` are fields of it, its augmentation or its
-    model (`epochs=3, width=128`); without `report` there is no report.html at the end. An `out` that holds anything is
-    left alone: without `resume` that is an error. Raises `VitrailError` where data or training go wrong.
+    model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume` that is an error. The
+    data are checked before and a report is written at the end, unless told otherwise. Raises `VitrailError` where data
+    or training go wrong.
     """
     place = pick_device(device)
     if resume:
@@ -80,11 +84,19 @@ def train(
     else:
         refuse_taken(out)
         asked = find_recipe(DEFAULT if recipe is None else recipe, **changes)
-    splits = open_data(data, validation=asked.validation, test=asked.test, split_seed=asked.split_seed)
+    splits = open_data(
+        data,
+        validation=asked.validation,
+        test=asked.test,
+        split_seed=asked.split_seed,
+        missing_ok=asked.skip_unreadable,
+    )
     if resume:
         folder.check_data(splits.fingerprint)
+    report = checked(data, asked) if check_data else None
+    splits, unreadable = without(splits, folder.unreadable() if resume else report.unreadable if report else [])
     watchers = [board_writer()] if tensorboard else []
-    splits = in_memory(splits, int(asked.memory * GIB))
+    splits = in_memory(splits, int(asked.memory * GIB), asked.skip_unreadable)
     full, config, preprocess = settle(asked, splits)
     refuse_small(splits, preprocess)
     for note in splits.notes:
@@ -95,15 +107,17 @@ def train(
     say(plan(classifier, splits, full))
     if not resume:
         refuse_full(out, room_for(vit, full))
-        folder = new_run(data, out, splits.fingerprint, asked)
+        folder = new_run(data, out, splits.fingerprint, asked, unreadable)
+        if report:
+            show_data(report, folder)
     with folder.alone(), resumable(folder):
         training = Training(trainee(vit, full), classifier, splits, full, folder, watchers=watchers)
         if resume:
             go_on(training)
         train_epochs(training)
         run, evaluation = finish(training)
-        if report and evaluation is not None:
-            report_on(training.splits, run, evaluation, data)
+        if make_report and evaluation is not None:
+            report_on(training, run, evaluation, data)
         return run
 
 
@@ -134,6 +148,47 @@ def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: 
     if asked.but(**changes) != asked or wished.name != asked.name:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
     return asked
+
+
+def checked(data: str | Path, recipe: Recipe) -> Report:
+    """What a check finds before training: warnings are said, errors raise `VitrailError`."""
+    with bar("checking the data", 0) as progress:
+        report = check(data, lambda done, total: progress.set(done, total), batch=recipe.batch, fit=recipe.fit)
+    for finding in [finding for finding in report.findings if finding.level == "warning"][:WARNINGS]:
+        say(f"warning: {finding}")
+    if (more := len(report.warnings) - WARNINGS) > 0:
+        say(f"warning: {more} more; vitrail check {data} says them all")
+    errors = [
+        f for f in report.findings if f.level == "error" and not (recipe.skip_unreadable and f.kind == UNREADABLE)
+    ]
+    if errors:
+        others = f" (and {len(errors) - 1} more errors; vitrail check lists them)" if len(errors) > 1 else ""
+        raise VitrailError(f"{data}: {errors[0].sentence}{others}", errors[0].then)
+    return report
+
+
+def without(splits: Splits, unreadable: list[str]) -> tuple[Splits, list[str]]:
+    """The splits less the images of these names, and the names; raises `VitrailError` where none is left to train."""
+    gone = set(unreadable)
+    if not gone:
+        return splits, []
+    say(f"{len(gone)} image{'s' if len(gone) > 1 else ''} cannot be read and are left out, as --skip-unreadable says")
+    parts = {
+        name: images.subset([i for i, each in enumerate(images.names) if each not in gone])
+        for name, images in splits.parts().items()
+    }
+    if not len(parts["train"]):
+        raise VitrailError("not one training image can be read", "vitrail check says why")
+    counts = {name: len(images) - len(parts[name]) for name, images in splits.parts().items()}
+    kept: dict[str, Any] = {name: images if len(images) else None for name, images in parts.items()}
+    return replace(splits, **kept, unreadable={name: n for name, n in counts.items() if n}), sorted(gone)
+
+
+def show_data(report: Report, folder: RunFolder) -> None:
+    """What the check found, beside the run: in full, and as a picture of the classes."""
+    write_json(folder.path / "check.json", report.to_json())
+    if report.seen:
+        draw_classes(report.seen, folder.picture("classes"))
 
 
 def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
@@ -167,20 +222,26 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
             "name": splits.name,
             "fingerprint": splits.fingerprint,
             "images": {name: len(images) for name, images in splits.parts().items()},
+            "unreadable": splits.unreadable,
             "split": {"test": recipe.test, "validation": recipe.validation, "seed": recipe.split_seed},
         },
     }
 
 
-def in_memory(splits: Splits, budget: int) -> Splits:
+def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Splits:
     """The splits decoded into memory where they fit in `budget` bytes, which proves that every file can be read."""
     parts = splits.parts()
     total = sum(map(len, parts.values()))
     with bar("reading images", total) as progress:
-        loaded: dict[str, Any] = {
-            name: load_into_memory(images, budget * len(images) // total, progress.tick)
-            for name, images in parts.items()
-        }
+        try:
+            loaded: dict[str, Any] = {
+                name: load_into_memory(images, budget * len(images) // total, progress.tick)
+                for name, images in parts.items()
+            }
+        except ImageError:
+            if skip_unreadable:  # it was whole when the data were checked: the loader will count it
+                return splits
+            raise
     return replace(splits, **loaded)
 
 
@@ -222,8 +283,11 @@ def finish(training: Training) -> tuple[Run, Evaluation | None]:
     folder = training.folder
     classifier = load(folder.path, device=training.classifier.device)
     result: dict[str, Any] = {"seconds": round(training.state.seconds, 3)}
+    skip = training.recipe.skip_unreadable
+    if training.splits.unreadable:
+        result["unreadable"] = training.splits.unreadable
     if training.splits.validation is not None:
-        classifier = calibrated(classifier, training.splits.validation)
+        classifier = calibrated(classifier, training.splits.validation, skip)
     evaluation = None
     name, images = held_out(training.splits)
     if images is None:
@@ -235,40 +299,45 @@ def finish(training: Training) -> tuple[Run, Evaluation | None]:
                 images,
                 said=f"the {len(images)} {name} images of {training.splits.name}",
                 tick=progress.tick,
+                skip_unreadable=skip,
             )
-        result[name] = evaluation.summary()
-        classifier.origin["metrics"] = {name: evaluation.summary()}
+        summary = evaluation.summary()
+        summary["unreadable"] += training.splits.unreadable.get(name, 0)
+        result[name] = summary
+        classifier.origin["metrics"] = {name: summary}
         classifier.save(folder.artefact)
         draw_pictures(classifier, images, evaluation, folder)
     write_json(folder.path / "result.json", result)
     return Run(folder.path, classifier, result), evaluation
 
 
-def calibrated(classifier: Classifier, validation: Images) -> Classifier:
+def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool) -> Classifier:
     """The classifier with a temperature fitted on validation images; its origin has what they say of its sureness."""
     plain = replace(classifier, temperature=1.0)
     with bar("fitting the temperature", len(validation)) as progress:
-        fitted = calibrate(classify(plain, validation, tick=progress.tick))
+        fitted = calibrate(classify(plain, validation, tick=progress.tick, skip_unreadable=skip_unreadable))
     origin = {**classifier.origin, "calibration": fitted.to_json()}
     return replace(classifier, temperature=fitted.temperature, origin=origin)
 
 
-def report_on(splits: Splits, run: Run, evaluation: Evaluation, data: str | Path) -> None:
+def report_on(training: Training, run: Run, evaluation: Evaluation, data: str | Path) -> None:
     """Writes report.html and report.json into the run folder; everything else has been written before."""
-    from vitrail.report import Subject, write_report
+    from vitrail.report import Subject, command, readable, write_report
     from vitrail.report.collect import STEPS
 
-    split, images = held_out(splits)
+    split, images = held_out(training.splits)
     assert images is not None
+    skip = training.recipe.skip_unreadable
     subject = Subject(
         run.classifier,
-        images,
+        readable(images, evaluation.outcome),
         evaluation,
         split=split,
-        parts=splits.parts(),
+        parts=training.splits.parts(),
+        skip_unreadable=skip,
         curves=RunFolder(run.folder).metrics(),
         model=str(run.folder),
-        command=shlex.join(["vitrail", "evaluate", str(run.folder), str(data), "--report"]),
+        command=command(run.folder, data, ["--skip-unreadable"] if skip else []),
     )
     with bar("writing the report", STEPS) as progress:
         write_report(subject, run.folder, tick=lambda doing: progress.tick(note=doing))

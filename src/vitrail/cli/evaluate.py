@@ -7,7 +7,6 @@ images that were kept back.
 """
 
 import argparse
-import shlex
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,8 +14,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-import vitrail
 from vitrail.classifier import ARTEFACT, Classifier
+from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.errors import UsageError
@@ -26,13 +25,12 @@ from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.evaluate.outcome import classify
 from vitrail.files import write_json
-from vitrail.machine import pick_device
 from vitrail.run_folder import RunFolder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("model", metavar="MODEL", help="a run folder or an artefact")
+    add_model(parser)
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--report", action="store_true", help="write report.html and report.json (into reports/NAME)")
     parser.add_argument("--corruptions", action="store_true", help="in the report: accuracy on corrupted images too")
@@ -42,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="score without images that cannot be read")
     parser.add_argument("--out", metavar="DIR", help="also write evaluation.json and confusion.png there")
 
 
@@ -52,13 +51,16 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.corruptions and not arguments.report:
         raise UsageError("--corruptions is a part of the report", "add --report")
     folder = place_for_report(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
-    classifier = vitrail.load(arguments.model, device=pick_device(arguments.device))
-    images, said = images_to_score(classifier, arguments.data)
+    classifier = loaded(arguments)
+    skip = arguments.skip_unreadable
+    images, said = images_to_score(classifier, arguments.data, skip_unreadable=skip)
     shown: list[object] = []
     if arguments.fit_temperature:
         classifier = with_temperature(classifier, arguments)
     with bar("evaluating", len(images)) as progress:
-        evaluation = evaluate(classifier, images, said=said, batch=arguments.batch, tick=progress.tick)
+        evaluation = evaluate(
+            classifier, images, said=said, batch=arguments.batch, tick=progress.tick, skip_unreadable=skip
+        )
     document = evaluation.to_json()
     low, high = evaluation.accuracy_interval
     shown += [
@@ -67,6 +69,11 @@ def run(arguments: argparse.Namespace) -> Answer:
         f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
         temperature_said(classifier),
     ]
+    if refused := document["unreadable_files"]:
+        shown.append(
+            f"{len(refused)} of {len(images)} images could not be read and count for nothing, for instance "
+            f"{refused[0]['path']}: {refused[0]['error']}"
+        )
     table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
     for name, scores in document["per_class"].items():
         numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
@@ -107,7 +114,8 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
     path = path / ARTEFACT if path.is_dir() else path
     if not path.is_file():
         raise UsageError(f"{arguments.model} is no artefact of yours to change", "save it first")
-    split, parts = images_beside(classifier, arguments.data)
+    skip = arguments.skip_unreadable
+    split, parts = images_beside(classifier, arguments.data, skip)
     if split == "validation" or "validation" not in parts:
         raise UsageError(
             f"{arguments.data} has no validation images beside those that are scored",
@@ -115,7 +123,8 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
         )
     plain = replace(classifier, temperature=1.0)
     with bar("fitting the temperature", len(parts["validation"])) as progress:
-        fitted = calibrate(classify(plain, parts["validation"], batch=arguments.batch, tick=progress.tick))
+        held_out = classify(plain, parts["validation"], batch=arguments.batch, tick=progress.tick, skip_unreadable=skip)
+    fitted = calibrate(held_out)
     origin = {**classifier.origin, "calibration": fitted.to_json()}
     mended = replace(classifier, temperature=fitted.temperature, origin=origin)
     mended.save(path)
@@ -136,21 +145,22 @@ def temperature_said(classifier: Classifier) -> str:
 
 def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argparse.Namespace, folder: Path) -> Path:
     """Writes the report and returns where the page is."""
-    from vitrail.report import Depth, Subject, write_report
+    from vitrail.report import Depth, Subject, command, readable, write_report
     from vitrail.report.collect import STEPS
 
-    split, parts = images_beside(classifier, arguments.data)
-    words = ["vitrail", "evaluate", arguments.model, arguments.data, "--report"]
-    words += ["--corruptions"] if arguments.corruptions else []
+    skip = arguments.skip_unreadable
+    split, parts = images_beside(classifier, arguments.data, skip)
+    named = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
     subject = Subject(
         classifier,
-        parts[split],
+        readable(parts[split], evaluation.outcome),
         evaluation,
         split=split,
         parts=parts,
         curves=RunFolder(Path(arguments.model)).metrics() if Path(arguments.model).is_dir() else [],
         model=str(arguments.model),
-        command=shlex.join(map(str, words)),
+        command=command(arguments.model, arguments.data, [option for option, given in named.items() if given]),
+        skip_unreadable=skip,
     )
     depth = Depth.fitting(classifier, corruptions=arguments.corruptions)
     with bar("writing the report", STEPS + arguments.corruptions) as progress:

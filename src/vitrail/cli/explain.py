@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import vitrail
 from vitrail.cli.images import named_images
+from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.data.decode import ImageError
@@ -19,7 +19,6 @@ from vitrail.errors import UsageError
 from vitrail.explain import DEFAULT, METHODS, Explanation, explain
 from vitrail.explain.explanation import Target, read_target
 from vitrail.explain.pictures import save_explanation, save_heads, save_layers, save_overlay
-from vitrail.machine import pick_device
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         for name, row in METHODS.items()
     )
     parser.epilog = f"methods, and what a map takes:\n{rows}"
-    parser.add_argument("model", metavar="MODEL", help="a run folder or an artefact")
+    add_model(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument(
         "--method", metavar="M", help=f"one of those below ({DEFAULT}; with a layer or head, attention)"
@@ -49,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Explains image by image and writes the pictures."""
-    classifier = vitrail.load(arguments.model, device=pick_device(arguments.device))
+    classifier = loaded(arguments)
     config = classifier.vit.config
     target = read_class(arguments.label, arguments.against)
     read_target(classifier.classes, target)  # a wrong name is said before any work

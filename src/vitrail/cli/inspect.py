@@ -1,4 +1,4 @@
-"""Say what a weight file is: an artefact with everything it holds, or someone else's tensors by name."""
+"""Say what a weight file is: an artefact with everything it holds, or whose ViT of which size, and its tensors."""
 
 import argparse
 from pathlib import Path
@@ -8,18 +8,24 @@ from rich.text import Text
 
 from vitrail.classifier import ARTEFACT
 from vitrail.cli.main import Answer
+from vitrail.weights.foreign import FILES
 from vitrail.weights.inspect import inspect_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("file", metavar="FILE", help="an artefact, a run folder, or a safetensors file")
+    parser.add_argument("file", metavar="FILE", help="an artefact, a run folder, a weight file, or a folder with one")
+    parser.add_argument(
+        "--torch-files", action="store_true", help="read plain tensors from torch's own files (.pt .pth .bin)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Reads the file and shows what it holds."""
     path = Path(arguments.file)
-    facts = inspect_file(path / ARTEFACT if path.is_dir() else path)
+    if path.is_dir():
+        path = next((path / name for name in (ARTEFACT, *FILES) if (path / name).is_file()), path / ARTEFACT)
+    facts = inspect_file(path, torch_files=arguments.torch_files)
     shown: list[object] = [f"{facts['kind']}, {facts['bytes']:,} bytes, {facts['parameters']:,} parameters"]
     if "config" in facts:
         c, p = facts["config"], facts["preprocess"]
@@ -32,6 +38,11 @@ def run(arguments: argparse.Namespace) -> Answer:
         for split, scores in facts["origin"].get("metrics", {}).items():
             shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {scores['images']} images")
     else:
+        shown.append(f"written like {' or '.join(facts['layouts']) or 'no ViT that vitrail knows'}")
+        if facts["cards"]:
+            few = ", ".join(facts["cards"][:8])
+            more = f" and {len(facts['cards']) - 8} more" if len(facts["cards"]) > 8 else ""
+            shown.append(f"size {' or '.join(facts['sizes'])}; by its shapes it can be {few}{more}")
         table = Table("tensor", "shape", "type", box=None, header_style="bold")
         for name, tensor in facts["tensors"].items():
             table.add_row(Text(name), "x".join(map(str, tensor["shape"])), tensor["dtype"])

@@ -1,20 +1,41 @@
-"""List what can be trained: the sizes of ViTs by name, and the recipes."""
+"""List what is known by name: public checkpoints (the cards), the sizes of ViTs, and the recipes.
+
+With words, the cards whose names hold all of them: vitrail models dinov2 small
+"""
 
 import argparse
+from typing import Any
 
 from rich.table import Table
 
 from vitrail.cli.main import Answer
+from vitrail.errors import UsageError, did_you_mean
 from vitrail.train.recipes import RECIPES
-from vitrail.weights.sizes import rows
+from vitrail.weights.cards import Card, cards
+from vitrail.weights.sizes import rows, size_name
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    """The words to look for."""
+    parser.add_argument("words", metavar="WORD", nargs="*", help="show the cards whose names hold every word")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """The tables."""
+    found = [
+        card_row(card)
+        for card in cards().values()
+        if all(word.lower() in card.name.lower() for word in arguments.words)
+    ]
+    if arguments.words and not found:
+        raise UsageError(f"no card is called {' '.join(arguments.words)!r}", did_you_mean(arguments.words[0], cards()))
+    listed = Table("card", "size", "pixels", "outputs", "top-1", "licence", box=None, header_style="bold")
+    for each in found:
+        top1 = f"{each['accuracy']['top1']:.1f}" if each["accuracy"] else "-"
+        outputs = each["labels"] or ("embedding" if each["outputs"] else "features")
+        listed.add_row(each["card"], each["size"], str(each["image_size"]), outputs, top1, each["licence"])
+    if arguments.words:
+        return Answer({"cards": found}, [listed])
     sizes = rows()
     recipes = [{"recipe": name, "about": " ".join(r.about.split()), "model": r.model} for name, r in RECIPES.items()]
     table = Table("size", "width", "depth", "heads", "MLP", "patch", "parameters", box=None, header_style="bold")
@@ -24,4 +45,21 @@ def run(arguments: argparse.Namespace) -> Answer:
     about = Table("recipe", "what it is", box=None, header_style="bold")
     for recipe in recipes:
         about.add_row(str(recipe["recipe"]), str(recipe["about"]))
-    return Answer({"sizes": sizes, "recipes": recipes}, [table, "", about])
+    shown = [listed, "", table, "", about]
+    return Answer({"cards": found, "sizes": sizes, "recipes": recipes}, shown)
+
+
+def card_row(card: Card) -> dict[str, Any]:
+    """A card in a line; its accuracy is what its publisher reports on ImageNet-1k."""
+    config = card.vit_config()
+    return {
+        "card": card.name,
+        "size": size_name(config.to_json()),
+        "image_size": config.image_size,
+        "layout": card.of_layout().about,
+        "labels": card.labels,
+        "outputs": config.classes,
+        "licence": card.licence,
+        "source": card.source,
+        "accuracy": card.accuracy,
+    }

@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="the run folder (runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument("--no-check", action="store_true", help="train without looking at the data before")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
     for title, kind, place in (
@@ -47,7 +48,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         resume=arguments.resume,
         device=arguments.device,
         tensorboard=arguments.tensorboard,
-        report=not arguments.no_report,
+        make_report=not arguments.no_report,
+        check_data=not arguments.no_check,
         **changes,
     )
     shown = []
@@ -62,6 +64,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     for name, what in (
         ("classifier.safetensors", "the classifier"),
         ("report.html", "everything worth knowing of it, to open in a browser"),
+        ("classes.png", "some images of every class"),
         ("curves.png", "loss and accuracy by epoch"),
         ("confusion.png", "what it mistakes for what"),
         ("attention.png", "what it looks at"),

@@ -14,6 +14,8 @@ from vitrail.options import check_fields, option
 OVERSIZE = 4  # a padded canvas from which random crops are taken is at most so many times the model's size
 Fit = Literal["pad", "crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
+# pillow: torchvision's and timm's transforms of PIL images
+Engine = Literal["torch", "pillow", "transformers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +23,16 @@ class Preprocess:
     """How an image becomes (C, H, W) floats.
 
     `fit` says what becomes of another shape than the model's: `pad` keeps everything and the proportions, `crop`
-    takes the middle (`crop_fraction` of it: 224 of 256 is 0.875), `squash` keeps everything and bends the
-    proportions. Images with a side below `smallest` pixels are refused.
+    takes the middle, `squash` keeps everything and bends the proportions. Both resize to more than the model's size and
+    take the middle of it where `crop_fraction` is below one (224 of 256 is 0.875). Images with a side below `smallest`
+    pixels are refused.
     """
 
     image_size: tuple[int, int]
     fit: Fit = "pad"
     crop_fraction: float = option(1.0, "part of the resized image that a crop takes", above=0, most=1)
     interpolation: Interpolation = "bilinear"
+    engine: Engine = "torch"  # whose arithmetic resizes and crops; they differ in the last pixel and the last bit
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     smallest: int = option(1, "shortest side that is accepted", least=1)
@@ -83,21 +87,29 @@ class Preprocess:
         height, width = self.image_size
         h, w = image_CHW.shape[-2:]
         self.check_size(h, w)
-        if self.fit == "squash":
-            return self.resize(image_CHW, height, width)
         if self.fit == "pad":
             scale = min(height / h, width / w)
             inner = (min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
             return self.pad(self.resize(image_CHW, *inner), height, width)
-        scale = max(height / h, width / w) / self.crop_fraction
-        image_CHW = self.resize(image_CHW, max(height, round(h * scale)), max(width, round(w * scale)))
-        return F.center_crop(image_CHW, [height, width])
+        tall, wide = round(height / self.crop_fraction), round(width / self.crop_fraction)
+        if self.fit == "crop":  # the other side is rounded down, as torchvision, timm and transformers do
+            tall, wide = (tall, max(wide, tall * w // h)) if h * wide <= w * tall else (max(tall, wide * h // w), wide)
+        return self.middle(self.resize(image_CHW, tall, wide), height, width)
+
+    def middle(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
+        """The middle of an image; where half a pixel is left over, transformers crops one earlier than the others."""
+        if self.engine != "transformers":
+            return F.center_crop(image_CHW, [height, width])
+        h, w = image_CHW.shape[-2:]
+        return F.crop(image_CHW, (h - height) // 2, (w - width) // 2, height, width)
 
     def resize(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
         """The image resized, with antialiasing."""
         if image_CHW.shape[-2:] == (height, width):
             return image_CHW
         mode = InterpolationMode(self.interpolation)
+        if self.engine == "pillow":
+            return F.pil_to_tensor(F.resize(F.to_pil_image(image_CHW), [height, width], interpolation=mode))
         return F.resize(image_CHW, [height, width], interpolation=mode, antialias=True)
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:

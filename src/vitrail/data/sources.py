@@ -38,6 +38,7 @@ class Splits:
     fingerprint: str  # of names, labels and sizes of everything found
     flippable: bool = True  # whether a mirrored image keeps its class (digits do not)
     notes: list[str] = field(default_factory=list)  # how the splits came about, in sentences
+    unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed and are left out
 
     def parts(self) -> dict[str, Images]:
         """The splits that there are, by name."""
@@ -45,9 +46,15 @@ class Splits:
         return {name: images for name, images in named.items() if images is not None}
 
 
-def find(address: str | Path, channels: int | None = None) -> Found:
-    """What lies at an address (a built-in name, a folder, a table), in its own or in so many channels."""
+def find(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Found:
+    """What lies at an address (a built-in name, a folder, a table), in its own or in so many channels.
+
+    Raises `VitrailError` for a file that a table lists and that is not there, unless `missing_ok`.
+    """
     found = _find(address)
+    if found.missing and not missing_ok:
+        more = f" (and {len(found.missing) - 1} more are missing)" if len(found.missing) > 1 else ""
+        raise VitrailError(found.missing[0] + more, "paths are relative to the table")
     return found.in_channels(channels) if channels else found
 
 
@@ -69,7 +76,13 @@ def _find(address: str | Path) -> Found:
 
 
 def open_data(
-    address: str | Path, *, channels: int | None = None, validation: float = 0.1, test: float = 0.2, split_seed: int = 0
+    address: str | Path,
+    *,
+    channels: int | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    split_seed: int = 0,
+    missing_ok: bool = False,
 ) -> Splits:
     """The splits at an address for training.
 
@@ -77,7 +90,7 @@ def open_data(
     off class by class; where only validation is missing, it comes off training. Raises `VitrailError` where
     training makes no sense.
     """
-    found = find(address, channels)
+    found = find(address, channels, missing_ok)
     notes = list(found.notes)
     parts = divided(found.splits, test, validation, split_seed)
     if "train" not in parts:
@@ -115,14 +128,18 @@ def open_data(
 
 
 def open_for_evaluation(
-    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any]
+    address: str | Path,
+    classes: tuple[str, ...],
+    channels: int,
+    trained_on: dict[str, Any],
+    missing_ok: bool = False,
 ) -> tuple[Images, str]:
     """The images at an address that this classifier should be scored on, and words that say which they are.
 
     The test split, else validation, else everything. Where the classifier was trained on this very source, what it
     lacks is divided off as training did, so that no training image is scored.
     """
-    found, parts, same = parts_as_trained(address, channels, trained_on)
+    found, parts, same = parts_as_trained(address, channels, trained_on, missing_ok)
     name = next(s for s in SCORED if len(parts.get(s, ())))
     listing = parts[name]
     said = f"{'all' if name == 'all' else 'the'} {len(listing)} {'' if name == 'all' else name + ' '}images"
@@ -137,22 +154,26 @@ def open_for_evaluation(
 
 
 def kept_beside(
-    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any]
+    address: str | Path,
+    classes: tuple[str, ...],
+    channels: int,
+    trained_on: dict[str, Any],
+    missing_ok: bool = False,
 ) -> dict[str, Images]:
     """Every split at an address by name, divided as training did; without those that have a class of their own."""
-    _, parts, _ = parts_as_trained(address, channels, trained_on)
+    _, parts, _ = parts_as_trained(address, channels, trained_on, missing_ok)
     known = {name: listing for name, listing in parts.items() if len(listing) and set(listing.labels) <= set(classes)}
     return {name: index(listing, classes, str(address)) for name, listing in known.items()}
 
 
 def parts_as_trained(
-    address: str | Path, channels: int, trained_on: dict[str, Any]
+    address: str | Path, channels: int, trained_on: dict[str, Any], missing_ok: bool
 ) -> tuple[Found, dict[str, Listing], bool]:
     """What lies at an address, its splits, and whether it is what the classifier was trained on.
 
     If so, splits that it lacks are divided off as training did.
     """
-    found = find(address, channels)
+    found = find(address, channels, missing_ok)
     split = trained_on.get("split")
     same = bool(split) and trained_on.get("fingerprint") == fingerprint(found)
     if split and same:
@@ -203,7 +224,7 @@ def copies_of(listing: Listing) -> list[int]:
         if not isinstance(listing.pixels, Tensor):
             return list(range(len(listing)))  # a set that decodes when asked: too long to read just for this
         return [first.setdefault(pixels.numpy().tobytes(), i) for i, pixels in enumerate(listing.pixels)]
-    sizes = [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+    sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
     often = Counter(sizes)
     return [
         first.setdefault(hashlib.sha256(path.read_bytes()).digest(), i) if size >= 0 and often[size] > 1 else i
@@ -231,7 +252,7 @@ def fingerprint(found: Found) -> str:
     rows = []
     for split, listing in found.splits.items():
         sizes = (
-            [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+            [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
             if isinstance(listing.pixels, Files)
             else [0] * len(listing)
         )

@@ -48,7 +48,7 @@ class Evaluation:
             "brier": brier(self.outcome),
             "temperature": self.temperature,
             "images": self.images,
-            "unreadable": 0,  # an image that cannot be read ends the evaluation
+            "unreadable": len(self.outcome.unreadable),  # with `images` as many as were listed
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +62,7 @@ class Evaluation:
             "per_class": per_class(self.outcome),
             "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
             "most_confused": most_confused(matrix, classes),
+            "unreadable_files": [{"path": error.name, "error": error.reason} for error in self.outcome.unreadable],
             "predictions": [
                 {"path": name, "true": classes[label], "label": classes[best], "probability": float(p[best])}
                 for name, label, best, p in zip(
@@ -71,19 +72,22 @@ class Evaluation:
         }
 
 
-def images_to_score(classifier: Classifier, data: str | Path) -> tuple[Images, str]:
+def images_to_score(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
     """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
 
     Raises `VitrailError` naming a class that the classifier does not know.
     """
     trained_on = classifier.origin.get("data", {})
-    return open_for_evaluation(data, classifier.classes, classifier.preprocess.channels, trained_on)
+    channels = classifier.preprocess.channels
+    return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
-def images_beside(classifier: Classifier, data: str | Path) -> tuple[str, dict[str, Images]]:
+def images_beside(
+    classifier: Classifier, data: str | Path, skip_unreadable: bool = False
+) -> tuple[str, dict[str, Images]]:
     """The name of the split that is scored, and every split of the data, divided as training did."""
     trained_on = classifier.origin.get("data", {})
-    parts = kept_beside(data, classifier.classes, classifier.preprocess.channels, trained_on)
+    parts = kept_beside(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
     return next(name for name in SCORED if name in parts), parts
 
 
@@ -95,7 +99,11 @@ def evaluate(
     batch: int = 256,
     workers: int | None = None,
     tick: Callable[[int], object] = lambda n: None,
+    skip_unreadable: bool = False,
 ) -> Evaluation:
-    """The numbers of `classifier` on labelled images; raises `ImageError` naming a file that cannot be read."""
-    outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick)
+    """The numbers of `classifier` on labelled images.
+
+    Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
+    """
+    outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick, skip_unreadable=skip_unreadable)
     return Evaluation(outcome, said or f"{len(images)} images", classifier.temperature)

@@ -6,16 +6,25 @@ from typing import Any, Literal
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.options import check_fields, check_values, option
 
+Interpolation = Literal["bicubic", "bilinear"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A learned vector for each place of the grid (Dosovitskiy et al. 2021, section 3.1)."""
+    """A learned vector for each place of the grid (Dosovitskiy et al. 2021, section 3.1).
 
-    antialias: bool = True  # how the grid is resized for another image size
-    offset: float = option(0.0, "added to the target size while resizing: 0.1 in DINOv2 without registers", least=0)
+    The fields say how the grid is resized for another image size: every family has its own rule.
+    """
+
+    interpolation: Interpolation = "bicubic"
+    antialias: bool = True
+    align_corners: bool = False  # the grid's outer places stay where they are: the paper's code and torchvision
+    offset: float = option(0.0, "added to the target size while resizing: 0.1 in DINO and DINOv2", least=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.antialias and self.align_corners:
+            raise UsageError("positions are resized with antialias or with align_corners, not both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +60,9 @@ POSITIONS: dict[str, type[Position]] = {
     "none": NoPosition,
 }
 
-Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
-Pool = Literal["cls", "mean", "map"]
+Mlp = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+Pool = Literal["cls", "cls+dist", "mean", "mean_norm", "cls+mean", "map"]
+CLASS_TOKENS = {"cls": 1, "cls+dist": 2, "cls+mean": 1}  # tokens at the front that a pool reads
 Head = Literal["linear", "mlp"]
 
 
@@ -78,13 +88,14 @@ class ViTConfig:
     channels: int = option(3, "1 for grey images, 3 for colour", least=1)
     prefix_tokens: int = option(1, "class token and registers before the patches", least=0)
     position: Position = option(Learned(), "where a patch stands")
+    pre_norm: bool = option(False, "a norm before the first block, as in CLIP")
     mlp: Mlp = option("gelu", "the MLP of a block")
     qkv_bias: bool = option(True, "a bias on queries, keys and values")
     qk_norm: bool = option(False, "normalise queries and keys")
     layer_scale: float | None = option(None, "start of LayerScale, or none")
     final_norm: bool = option(True, "a norm after the last block")
     norm_eps: float = option(1e-6, "epsilon of the norms", above=0)
-    pool: Pool = option("cls", "class token, mean of patches, attention pooling")
+    pool: Pool = option("cls", "class token, mean of patches, both, attention pooling")
     head: Head = option("linear", "what turns the pooled vector into logits")
     dropout: float = option(0.0, "dropout after projections and in the MLP", least=0, below=1)
     attention_dropout: float = option(0.0, "dropout of attention weights", least=0, below=1)
@@ -102,8 +113,9 @@ class ViTConfig:
                 f"an image of {height}x{width} pixels does not divide into patches of {self.patch}",
                 f"use a multiple of {self.patch}, or another patch",
             )
-        if self.pool == "cls" and self.prefix_tokens < 1:
-            raise UsageError(f"pool 'cls' needs a class token, but prefix_tokens is {self.prefix_tokens}")
+        if self.prefix_tokens < (needed := CLASS_TOKENS.get(self.pool, 0)):
+            tokens = "a class token" if needed == 1 else f"{needed} class tokens"
+            raise UsageError(f"pool {self.pool!r} needs {tokens}, but prefix_tokens is {self.prefix_tokens}")
         if isinstance(self.position, SinCos) and self.width % 4:
             raise UsageError(f"sin-cos positions need a width divisible by 4, not {self.width}")
         if isinstance(self.position, Rotary) and (self.width // self.heads) % 4:
@@ -114,6 +126,11 @@ class ViTConfig:
         """Patches down and across."""
         height, width = pair(self.image_size)
         return height // self.patch, width // self.patch
+
+    @property
+    def pooled_width(self) -> int:
+        """Length of the pooled vector: two vectors side by side in `cls+dist` and `cls+mean`."""
+        return 2 * self.width if "+" in self.pool else self.width
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; the position keeps its kind, which `asdict` alone would lose."""

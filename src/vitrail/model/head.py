@@ -9,11 +9,11 @@ from vitrail.model.config import ViTConfig
 
 
 class MlpHead(nn.Module):
-    """One hidden layer with tanh, as the paper's head while pre-training: (B, D) -> (B, Y)."""
+    """One hidden layer with tanh, as the paper's head while pre-training: pooled vector -> (B, Y)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.width, config.width)
+        self.fc1 = nn.Linear(config.pooled_width, config.width)
         self.fc2 = nn.Linear(config.width, config.classes)
 
     def forward(self, x_BD: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class MlpHead(nn.Module):
 
 
 HEADS: dict[str, Callable[[ViTConfig], nn.Module]] = {
-    "linear": lambda config: nn.Linear(config.width, config.classes),
+    "linear": lambda config: nn.Linear(config.pooled_width, config.classes),
     "mlp": MlpHead,
 }
 

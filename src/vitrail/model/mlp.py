@@ -2,19 +2,27 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.model.config import ViTConfig
 
 
-class Gelu(nn.Module):
-    """Two layers with a GELU between, exact (erf) or in its tanh form: (B, T, D) -> (B, T, D)."""
+class QuickGelu(nn.Module):
+    """x * sigmoid(1.702 x), the stand-in for GELU that OpenAI's CLIP was trained with (arXiv 2103.00020)."""
 
-    def __init__(self, config: ViTConfig, approximate: str = "none"):
+    def forward(self, x_BTM: Tensor) -> Tensor:
+        return x_BTM * torch.sigmoid(1.702 * x_BTM)
+
+
+class Gelu(nn.Module):
+    """Two layers with a GELU between, exact (erf), in its tanh form or CLIP's: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: ViTConfig, act: nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.act = nn.GELU(approximate=approximate)
+        self.act = act
         self.drop = nn.Dropout(config.dropout)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
@@ -39,7 +47,8 @@ class SwiGlu(nn.Module):
 
 
 MLPS: dict[str, Callable[[ViTConfig], nn.Module]] = {
-    "gelu": Gelu,
-    "gelu_tanh": lambda config: Gelu(config, approximate="tanh"),
+    "gelu": lambda config: Gelu(config, nn.GELU()),
+    "gelu_tanh": lambda config: Gelu(config, nn.GELU(approximate="tanh")),
+    "quick_gelu": lambda config: Gelu(config, QuickGelu()),
     "swiglu": SwiGlu,
 }

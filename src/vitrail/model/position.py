@@ -17,7 +17,7 @@ Rotate = Callable[[Tensor], Tensor]
 
 
 class LearnedPosition(nn.Module):
-    """A parameter (h, w, D), resized bicubically when the image has another grid."""
+    """A parameter (h, w, D), resized by its options when the image has another grid."""
 
     def __init__(self, config: ViTConfig, options: Learned):
         super().__init__()
@@ -31,13 +31,17 @@ class LearnedPosition(nn.Module):
     def resized(self, h: int, w: int) -> Tensor:
         """The positions for a grid of h x w, computed in float32 at least: not every kernel knows bf16."""
         wide = torch.promote_types(self.grid.dtype, torch.float32)
-        grid_1Dhw = self.grid.to(wide).permute(2, 0, 1).unsqueeze(0)
-        if self.options.offset:
-            old_h, old_w = self.grid.shape[:2]
-            scale = ((h + self.options.offset) / old_h, (w + self.options.offset) / old_w)
-            new_1Dhw = F.interpolate(grid_1Dhw, scale_factor=scale, mode="bicubic", antialias=self.options.antialias)
-        else:
-            new_1Dhw = F.interpolate(grid_1Dhw, size=(h, w), mode="bicubic", antialias=self.options.antialias)
+        old_h, old_w = self.grid.shape[:2]
+        options = self.options
+        scale = ((h + options.offset) / old_h, (w + options.offset) / old_w) if options.offset else None
+        new_1Dhw = F.interpolate(
+            self.grid.to(wide).permute(2, 0, 1).unsqueeze(0),
+            size=None if scale else (h, w),
+            scale_factor=scale,
+            mode=options.interpolation,
+            align_corners=options.align_corners,
+            antialias=options.antialias,
+        )
         return new_1Dhw[0].permute(1, 2, 0).to(self.grid.dtype)
 
     def rotation(self, h: int, w: int, keep_BP: Tensor | None = None) -> Rotate | None:

@@ -14,7 +14,7 @@ from vitrail.model.position import Rotate, position_module
 
 
 class ViT(nn.Module):
-    """Image (B, C, H, W), normalised -> logits (B, Y); the pooled vector (B, D) when the config has no classes.
+    """Image (B, C, H, W), normalised -> logits (B, Y); the pooled vector when the config has no classes.
 
     Any H and W that are multiples of the patch work, square or not: positions are resized to the grid.
     """
@@ -27,6 +27,7 @@ class ViT(nn.Module):
         self.prefix = nn.Parameter(torch.zeros(config.prefix_tokens, config.width))
         self.position = position_module(config)
         self.embedding_drop = nn.Dropout(config.embedding_dropout)
+        self.pre_norm = nn.LayerNorm(config.width, config.norm_eps) if config.pre_norm else nn.Identity()
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
@@ -54,7 +55,7 @@ class ViT(nn.Module):
 
         `rotate` is the position's rotation of just these tokens (`position.rotation(h, w, keep_BP)`).
         """
-        x_BTD = self.embedding_drop(x_BTD)
+        x_BTD = self.pre_norm(self.embedding_drop(x_BTD))
         for block in self.blocks:
             if self.recompute and self.training:
                 x_BTD = checkpoint(block, x_BTD, rotate, use_reentrant=False)

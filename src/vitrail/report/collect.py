@@ -205,7 +205,7 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
         fitted = Calibration(**known)
         chosen = fitted.thresholds
     elif subject.validation is not None and stored == 1:
-        held_out = classify(subject.classifier, subject.validation)
+        held_out = classify(subject.classifier, subject.validation, skip_unreadable=subject.skip_unreadable)
         fitted, chosen = calibrate(held_out), thresholds(held_out)
     temperature = fitted.temperature if fitted else stored
     mended = cooled(plain, temperature)

@@ -1,12 +1,14 @@
 """What a report is about, and how deep it goes."""
 
 import math
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.evaluate import Evaluation
+from vitrail.evaluate import Evaluation, Outcome
 
 CPU_BUDGET = 1e13  # multiply-adds that maps and their scores may take: a minute or two on two cores
 GPU_FACTOR = 100
@@ -29,11 +31,25 @@ class Subject:
     curves: list[dict[str, Any]] = field(default_factory=list)
     model: str = ""
     command: str = ""
+    skip_unreadable: bool = False
 
     @property
     def validation(self) -> Images | None:
         """Images to choose by, if there are any besides those that are scored."""
         return self.parts.get("validation") if self.split != "validation" else None
+
+
+def readable(images: Images, outcome: Outcome) -> Images:
+    """The images that the outcome is of: those that could be read."""
+    if not outcome.unreadable:
+        return images
+    gone = {error.name for error in outcome.unreadable}
+    return images.subset([i for i, path in enumerate(images.paths) if path not in gone])
+
+
+def command(model: str | Path, data: str | Path, options: list[str]) -> str:
+    """What to type to make the report."""
+    return shlex.join(["vitrail", "evaluate", str(model), str(data), "--report", *options])
 
 
 @dataclass(frozen=True)

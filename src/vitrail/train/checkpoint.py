@@ -34,8 +34,9 @@ def save_checkpoint(folder: Path, trainee: Trainee, state: dict[str, Any], label
     `folder` must be there. Raises `VitrailError` if it cannot be written; checkpoints that are there are untouched.
     """
     final = folder / f"step-{trainee.step:08d}{label}"
-    if damage(final) is None:
-        return final  # this very step has been saved: a run that went on repeats itself to the bit
+    if damage(final) is None:  # this very step has been saved: a run that went on repeats itself to the bit
+        prune(folder, final)
+        return final
     aside = folder / f".{final.name}-{os.getpid()}"
     try:
         files.remove_folder(aside)

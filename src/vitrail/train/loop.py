@@ -33,6 +33,9 @@ class Step:
     gradient: float  # length of the gradient before clipping
 
 
+SLOWER = "try a lower learning rate or a longer warm-up"
+
+
 class Diverged(VitrailError):
     """The loss or the gradient is not finite."""
 
@@ -81,7 +84,11 @@ def train_steps(
     for group in groups:
         group.setdefault("initial_lr", group["lr"])
     vit.train()
+    part = gradient = 0.0
     for pixels, labels in batches:
+        if not len(labels):  # not one of its images could be read: the step is counted, and changes nothing
+            trainee.step += 1
+            continue
         torch.manual_seed(derive("step", recipe.seed, trainee.step))  # dropout, stochastic depth, mixing
         part = lr_part(trainee.step, steps, recipe)
         for group in groups:
@@ -106,7 +113,7 @@ def train_steps(
             raise Diverged(
                 f"training diverged at step {trainee.step}: loss {mean_loss:.3g}, gradient {gradient:.3g}, "
                 f"learning rate {recipe.lr * part:.3g}",
-                "try a lower learning rate or a longer warm-up",
+                SLOWER,
             )
         for optimizer in trainee.optimizers:
             optimizer.step()
@@ -115,7 +122,11 @@ def train_steps(
             trainee.average.update_parameters(vit)
         yield Step(trainee.step, mean_loss, correct, len(labels), recipe.lr * part, gradient)
     if not all(parameter.isfinite().all() for parameter in parameters):  # the last update, which no loss has seen
-        raise Diverged(f"training diverged at step {trainee.step}: a weight is not finite", "try a lower learning rate")
+        raise Diverged(
+            f"training diverged at step {trainee.step}: a weight is not finite, gradient {gradient:.3g}, "
+            f"learning rate {recipe.lr * part:.3g}",
+            SLOWER,
+        )
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

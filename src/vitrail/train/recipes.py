@@ -59,6 +59,7 @@ class Recipe:
     split_seed: int = option(0, "decides which images are kept back", least=0)
     memory: float = option(2.0, "GiB of decoded images to keep in memory", least=0)
     workers: int | None = option(None, "processes that read images; none: by the data", least=0)
+    skip_unreadable: bool = option(False, "go on without images that cannot be read, and count them")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -81,6 +81,17 @@ def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
     return artefact, weights
 
 
+def is_artefact(path: Path) -> bool:
+    """Whether a file is to be read as our own: it says so, or is a safetensors file that cannot be opened."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "vitrail" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return True  # reading it will say what is wrong with it
+
+
 def list_of(value: Any) -> list[Any]:
     """The value, if it is a list; a string would fall into letters."""
     if not isinstance(value, list):
@@ -91,7 +102,8 @@ def list_of(value: Any) -> list[Any]:
 def check_together(artefact: Artefact) -> None:
     """Raises `VitrailError` where the parts, each fine by itself, do not belong to one another."""
     config, preprocess = artefact.config, artefact.preprocess
-    if len(artefact.classes) != config.classes or len(set(artefact.classes)) != config.classes:
+    named = len(artefact.classes)  # none where the outputs are an embedding, as CLIP's projection
+    if (named and named != config.classes) or len(set(artefact.classes)) != named:
         raise VitrailError(f"it names {len(set(artefact.classes))} classes for {config.classes} outputs")
     if preprocess.channels != config.channels:
         raise VitrailError(f"it prepares {preprocess.channels} channels for a model of {config.channels}")

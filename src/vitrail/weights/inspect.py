@@ -3,23 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import VitrailError
-from vitrail.weights.artefact import read_artefact, read_safetensors
+from vitrail.weights.artefact import is_artefact, read_artefact, read_safetensors
+from vitrail.weights.containers import read_tensors
+from vitrail.weights.foreign import candidates
+from vitrail.weights.layouts import LAYOUTS, fitting
+from vitrail.weights.sizes import size_name
 
-PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
+def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
+    """The kind of file, its tensors; for an artefact everything it says of itself, else the family and size it fits.
 
-def inspect_file(path: Path) -> dict[str, Any]:
-    """The kind of file, its tensors, and for an artefact everything it says of itself.
-
-    Raises `VitrailError` for a missing, damaged or foreign file; a pickled one is never opened.
+    Raises `VitrailError` for a missing or damaged file; one of torch's own is opened only with `torch_files`.
     """
-    if path.suffix.lower() in PICKLED:
-        raise VitrailError(f"{path} is a pickled file, which can run code when opened", "use a safetensors file")
-    document, weights = read_safetensors(path)
+    if is_artefact(path):
+        document, weights = read_safetensors(path)
+    else:
+        document, weights = None, read_tensors(path, torch_files=torch_files)
     facts: dict[str, Any] = {
         "file": str(path),
-        "kind": "vitrail artefact" if document else "safetensors weights",
+        "kind": "vitrail artefact" if document else "weights",
         "bytes": path.stat().st_size,
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "tensors": {
@@ -35,5 +37,12 @@ def inspect_file(path: Path) -> dict[str, Any]:
             "preprocess": artefact.preprocess.to_json(),
             "temperature": artefact.temperature,
             "origin": artefact.origin,
+        }
+    else:
+        fits = [card for card, _ in candidates(weights)]
+        facts |= {
+            "layouts": [LAYOUTS[key].about for key, _ in fitting(weights)],
+            "sizes": sorted({size_name(card.vit_config().to_json()) for card in fits}),
+            "cards": sorted(card.name for card in fits),
         }
     return facts

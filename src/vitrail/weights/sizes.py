@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# width, depth, heads, mlp_width: Ti and S from DeiT (arXiv 2012.12877), B, L and H from the paper (table 1)
+# width, depth, heads, mlp_width: Ti and S from DeiT (arXiv 2012.12877), B, L and H from the paper (table 1), So400m
+# from SigLIP (arXiv 2305.13035), g from DINOv2 (arXiv 2304.07193; its MLP is SwiGLU)
 SIZES: dict[str, dict[str, int]] = {
     name: dict(zip(("width", "depth", "heads", "mlp_width"), numbers, strict=True))
     for name, numbers in {
@@ -10,21 +11,33 @@ SIZES: dict[str, dict[str, int]] = {
         "S": (384, 12, 6, 1536),
         "B": (768, 12, 12, 3072),
         "L": (1024, 24, 16, 4096),
+        "So400m": (1152, 27, 16, 4304),
         "H": (1280, 32, 16, 5120),
+        "g": (1536, 40, 24, 4096),
     }.items()
 }
 
 
+def size_name(config: dict[str, Any]) -> str:
+    """What the field calls this size, with its patch (`S/14`); width x depth where it has no name."""
+    found = [name for name, size in SIZES.items() if all(config[field] == size[field] for field in ("width", "depth"))]
+    return f"{found[0] if found else '{width}x{depth}'.format(**config)}/{config['patch']}"
+
+
 def rows() -> list[dict[str, Any]]:
-    """Each size with its parameters at 224 pixels, patch 16 (H: 14), 1000 classes."""
+    """Each size with its parameters at 224 pixels, patch 16 (from So400m on 14), 1000 classes."""
     import torch
 
     from vitrail.model import ViT, ViTConfig
 
     found = []
     for name, size in SIZES.items():
-        patch = 14 if name == "H" else 16
+        patch = 14 if name in ("So400m", "H", "g") else 16
         with torch.device("meta"):
-            vit = ViT(ViTConfig.from_json({**size, "patch": patch, "classes": 1000}))
+            vit = ViT(
+                ViTConfig.from_json(
+                    {**size, "patch": patch, "classes": 1000, "mlp": "swiglu" if name == "g" else "gelu"}
+                )
+            )
         found.append({"size": name, **size, "patch": patch, "parameters": sum(p.numel() for p in vit.parameters())})
     return found

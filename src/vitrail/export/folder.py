@@ -1,0 +1,61 @@
+"""A classifier -> a folder for another library, written whole or not at all, and only if it agrees."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from vitrail.classifier import Classifier
+from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.export.agreement import PACKAGES, agreement
+from vitrail.export.card import model_card
+from vitrail.export.libraries import FORMATS, given
+from vitrail.files import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far the library's answers are from ours."""
+
+    folder: Path
+    form: str
+    loads: str
+    agreed: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As the command line says it."""
+        agreed = self.agreed or {"max_difference": None, "agreement": None, "images": 0}
+        return {"file": str(self.folder), "format": self.form, "loads": self.loads, **agreed}
+
+
+def export_library(classifier: Classifier, form: str, out: str | Path) -> Exported:
+    """Writes the folder `out` for timm, transformers (`hf`) or torchvision.
+
+    Raises `UsageError` where `out` exists or the library has no such ViT, `VitrailError` where it does not agree.
+    """
+    if form not in FORMATS:
+        raise UsageError(f"there is no format {form!r}", did_you_mean(form, FORMATS))
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists already", "choose another --out")
+    found = given(classifier, form)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
+            inside = Path(aside, "folder")
+            inside.mkdir()
+            save_file(found.tensors, inside / "model.safetensors", metadata={"format": "pt"})
+            for name, document in found.files.items():
+                write_json(inside / name, document)
+            agreed = agreement(classifier, form, inside)
+            loads = found.loads.format(folder=folder)
+            write_text(inside / "README.md", model_card(classifier, PACKAGES[form], loads, agreed))
+            if folder.is_dir():
+                folder.rmdir()
+            os.replace(inside, folder)
+    except OSError as error:
+        raise VitrailError(f"{folder} cannot be written: {error.strerror or error}", "choose another place") from None
+    return Exported(folder, form, loads, agreed)

@@ -1,0 +1,28 @@
+"""The names of the classes that public checkpoints were trained on."""
+
+from functools import cache
+
+
+def class_names(labels: str, count: int) -> tuple[str, ...]:
+    """The names of `count` outputs trained on a set of labels; numbers where the names are not at hand."""
+    if not labels or not count:
+        return ()
+    if labels == "imagenet-1k" and count == 1000:
+        return imagenet()
+    return tuple(f"{labels} {number}" for number in range(count))
+
+
+@cache
+def imagenet() -> tuple[str, ...]:
+    """The thousand names of ImageNet-1k in the order of every public head, as torchvision keeps them.
+
+    Two names stand for two classes each (crane, maillot); the second of each gets its number.
+    """
+    from torchvision.models import ViT_B_16_Weights
+
+    seen: set[str] = set()
+    names = []
+    for number, name in enumerate(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"]):
+        names.append(f"{name} ({number})" if name in seen else name)
+        seen.add(name)
+    return tuple(names)

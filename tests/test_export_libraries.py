@@ -1,0 +1,184 @@
+"""A classifier given to timm, transformers and torchvision answers the same there, and comes back the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vitrail
+from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
+from vitrail.cli import main
+from vitrail.data.preprocess import Preprocess
+from vitrail.export.agreement import probes
+from vitrail.export.folder import export_library
+from vitrail.model import Learned, NoPosition, Rotary, SinCos
+
+TINY = dict(width=32, depth=2, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
+PLAIN: dict = {}
+DISTILLED = dict(pool="cls+dist", prefix_tokens=2)
+REGISTERS = dict(prefix_tokens=5, layer_scale=0.1)
+ROTARY = dict(position=Rotary(base=50.0), prefix_tokens=5, norm_eps=1e-5)
+GIVEN = {  # what differs from the tiny ViT -> who takes it
+    "plain": (PLAIN, ("timm", "hf", "torchvision")),
+    "features": ({"classes": 0}, ("timm", "hf")),
+    "sin-cos": ({"position": SinCos()}, ("timm", "hf", "torchvision")),
+    "no position": ({"position": NoPosition()}, ("timm", "hf", "torchvision")),
+    "another rule": ({"position": Learned(antialias=False, offset=0.1)}, ("timm", "hf", "torchvision")),
+    "tanh": ({"mlp": "gelu_tanh"}, ("timm", "hf")),
+    "other epsilon": ({"norm_eps": 1e-5}, ("timm", "hf", "torchvision")),
+    "tiny epsilon": ({"norm_eps": 1e-12}, ("timm", "hf", "torchvision")),
+    "no qkv bias": ({"qkv_bias": False}, ("timm", "hf")),
+    "q and k normed": ({"qk_norm": True}, ("timm",)),
+    "layer scale": ({"layer_scale": 0.1}, ("timm", "hf")),
+    "registers": (REGISTERS, ("timm", "hf")),
+    "registers, mean": ({**REGISTERS, "pool": "mean"}, ("timm", "hf")),
+    "both": ({"pool": "cls+mean"}, ("hf",)),
+    "mean": ({"pool": "mean"}, ("timm", "hf")),
+    "mean, no token": ({"pool": "mean", "prefix_tokens": 0}, ("timm", "hf")),
+    "mean, normed": ({"pool": "mean_norm", "final_norm": False}, ("timm",)),
+    "attention pooling": ({"pool": "map", "prefix_tokens": 0, "classes": 0}, ("timm", "hf")),
+    "distilled": (DISTILLED, ("timm", "hf")),
+    "gated": ({"mlp": "swiglu", "mlp_width": 88}, ("timm", "hf")),
+    "rotary": ({**ROTARY, "qkv_bias": False}, ("timm",)),
+    "rotary features": ({**ROTARY, "qkv_bias": False, "layer_scale": 0.1, "classes": 0}, ("timm", "hf")),
+    "rotary, gated": ({**ROTARY, "qkv_bias": False, "classes": 0, "mlp": "swiglu"}, ("timm", "hf")),
+    "no last norm": ({"final_norm": False}, ("timm",)),
+    "MLP head": ({"head": "mlp"}, ("torchvision",)),
+    "wide": ({"image_size": (24, 40)}, ("timm",)),
+    "grey": ({"channels": 1}, ("timm", "hf")),
+}
+PAIRS = [(name, form) for name, (_, forms) in GIVEN.items() for form in forms]
+REFUSED = [
+    (name, form) for name, (_, forms) in GIVEN.items() for form in ("timm", "hf", "torchvision") if form not in forms
+]
+
+
+def classifier(**options: object) -> Classifier:
+    config = ViTConfig(**{**TINY, **options})
+    vit = ViT(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    size = config.image_size if isinstance(config.image_size, tuple) else (config.image_size,) * 2
+    names = ("ant", "bee", "cat")[: config.classes]
+    half = (0.5,) * config.channels
+    return Classifier(vit, names, Preprocess(image_size=size, fit="crop", crop_fraction=0.8, mean=half, std=half), 1.7)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("name", "form"), PAIRS)
+def test_the_library_gives_the_same_logits_and_so_do_we_again(name: str, form: str, tmp_path: Path):
+    clf = classifier(**GIVEN[name][0])
+    exported = export_library(clf, form, tmp_path / "given")
+    assert exported.agreed is not None
+    assert exported.agreed["max_difference"] < (1e-4 if name == "tiny epsilon" else 2e-5)  # timm's own is 1e-6
+    if form == "torchvision":
+        return  # its folder has no config.json of a kind that others read
+    again = vitrail.load(tmp_path / "given")
+    assert again.classes == clf.classes
+    x = probes(clf)
+    with torch.inference_mode():
+        expected = clf.vit(x) / clf.temperature if clf.vit.config.classes else clf.vit(x)
+        assert (again.vit(x) - expected).abs().max() < 1e-4
+    for field in ("image_size", "fit", "interpolation", "mean", "std"):
+        assert getattr(again.preprocess, field) == getattr(clf.preprocess, field), field
+    assert again.preprocess.crop_fraction == pytest.approx(clf.preprocess.crop_fraction)
+
+
+@pytest.mark.parametrize(("name", "form"), REFUSED)
+def test_what_a_library_has_no_word_for_is_refused_and_nothing_written(name: str, form: str, tmp_path: Path):
+    with pytest.raises(VitrailError) as caught:
+        export_library(classifier(**GIVEN[name][0]), form, tmp_path / "given")
+    assert caught.value.sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_bias_that_dinov3_has_not_is_refused(tmp_path: Path):
+    with pytest.raises(VitrailError, match=r"qkv\.bias has no counterpart there"):
+        export_library(classifier(**ROTARY, classes=0), "hf", tmp_path / "given")
+
+
+def test_what_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from vitrail.export import libraries
+
+    def tampered(clf, config, state):
+        return right(clf, config, {**state, "head.bias": state["head.bias"] + 0.01})
+
+    right = libraries.FORMATS["timm"]
+    monkeypatch.setitem(libraries.FORMATS, "timm", tampered)
+    with pytest.raises(VitrailError, match="does not agree"):
+        export_library(classifier(), "timm", tmp_path / "given")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_writes_says_and_protects(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    classifier().save(tmp_path / "model.safetensors")
+    words = [
+        "export",
+        str(tmp_path / "model.safetensors"),
+        "--format",
+        "timm",
+        "--out",
+        str(tmp_path / "given"),
+        "--json",
+    ]
+    assert main(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["file"] == str(tmp_path / "given")
+    assert document["max_difference"] < 2e-5
+    assert document["agreement"] == 1
+    card = (tmp_path / "given" / "README.md").read_text()
+    assert "ant, bee, cat" in card
+    assert "timm.create_model" in card
+    assert main(words) == 2
+    assert "exists already" in json.loads(capsys.readouterr().out)["error"]
+    words[3] = "tim"
+    assert main(words) == 2
+    assert "did you mean timm" in json.loads(capsys.readouterr().out)["hint"]
+
+
+def test_the_snippet_of_the_card_runs(tmp_path: Path):
+    """The code that the export names is the code that loads it."""
+    clf = classifier()
+    for form in ("timm", "hf", "torchvision"):
+        exported = export_library(clf, form, tmp_path / form)
+        x = probes(clf)
+        names = {}
+        if form == "torchvision":
+            document = json.loads((tmp_path / form / "torchvision.json").read_text())
+            names = {"arguments": document["arguments"], "norm_eps": document["norm_eps"]}
+            exec("import torchvision, safetensors.torch\nfrom functools import partial\nfrom torch import nn", names)
+            exec(exported.loads, names)
+            model = names["vit"]
+        else:
+            exec("import timm, transformers", names)
+            model = eval(exported.loads, names)
+        with torch.inference_mode():
+            theirs = model(x)
+        theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.logits
+        assert (theirs - clf.vit(x) / clf.temperature).abs().max() < 2e-5
+
+
+def test_pushing_without_a_login_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from vitrail.export.push import push
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UsageError, match="logged in"):
+        push(tmp_path, "somebody/something")
+
+
+def test_a_given_file_with_a_tensor_changed_is_refused(tmp_path: Path):
+    export_library(classifier(), "hf", tmp_path / "given")
+    path = tmp_path / "given" / "model.safetensors"
+    tensors = load_file(path)
+    name = "vit.encoder.layer.1.output.dense.weight"
+    save_file({**tensors, name: tensors[name].T.contiguous()}, path)
+    with pytest.raises(VitrailError, match=r"expected \(32, 64\)"):
+        vitrail.load(tmp_path / "given")
