@@ -390,7 +390,14 @@ def test_a_large_model_on_a_cpu_is_not_explained_for_hours():
 
 def test_no_report_when_none_is_wanted(make_folder, tmp_path: Path):
     run = vitrail.train(
-        make_folder("plain", 8), out=tmp_path / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=16, make_report=False
+        make_folder("plain", 8),
+        out=tmp_path / "run",
+        epochs=1,
+        width=16,
+        depth=1,
+        heads=2,
+        mlp_width=16,
+        make_report=False,
     )
     assert not (run.folder / "report.html").exists()
     assert (run.folder / "confusion.png").exists()
