@@ -28,6 +28,14 @@ def _loud_again():
     console.quiet = False
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Features that tests compute are kept away from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
     """A noisy field of a colour, (height, width) pixels."""
     noise = np.random.default_rng(seed).normal(0, 30, (*size, 3))

@@ -7,22 +7,32 @@ Options and corpora are libFuzzer's. It stops at the first exception that is not
 
 import contextlib
 import io
+import json
+import struct
 import sys
 import tempfile
 from pathlib import Path
 
 import atheris
+import torch
 
 with atheris.instrument_imports(include=["vitrail", "PIL"]):
     from PIL import Image
 
-    from vitrail.classifier import load
+    from vitrail.classifier import Classifier, load
+    from vitrail.data import Preprocess
     from vitrail.data.check import check
     from vitrail.data.decode import ImageError, decode
     from vitrail.data.sources import find
     from vitrail.errors import VitrailError
+    from vitrail.model import ViT, ViTConfig
 
 PLACE = Path(tempfile.mkdtemp())
+CONFIG = ViTConfig(width=8, depth=1, heads=2, mlp_width=16, image_size=8, patch=4, classes=2)
+Classifier(ViT(CONFIG), ("a", "b"), Preprocess(image_size=(8, 8))).save(PLACE / "whole.safetensors")
+WHOLE = (PLACE / "whole.safetensors").read_bytes()
+LENGTH = 8 + struct.unpack("<Q", WHOLE[:8])[0]
+HEADER, TENSORS = json.loads(WHOLE[8:LENGTH]), WHOLE[LENGTH:]
 
 
 def decoder(data: bytes) -> None:
@@ -32,11 +42,14 @@ def decoder(data: bytes) -> None:
 
 
 def artefact(data: bytes) -> None:
-    """Any bytes are a classifier or a `VitrailError`."""
+    """Any description beside sound weights is a classifier or a `VitrailError`."""
+    header = {**HEADER, "__metadata__": {"vitrail": data.decode(errors="replace")}}
+    text = json.dumps(header).encode()
     path = PLACE / "a.safetensors"
-    path.write_bytes(data)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + TENSORS)
     with contextlib.suppress(VitrailError):
-        load(path)
+        classifier = load(path)
+        classifier.predict(torch.zeros(classifier.preprocess.channels, 7, 30, dtype=torch.uint8))
 
 
 def table(data: bytes) -> None:
@@ -52,5 +65,9 @@ TARGETS = {"decoder": decoder, "artefact": artefact, "table": table}
 
 if __name__ == "__main__":
     Image.new("RGB", (8, 8), "red").save(PLACE / "a.png")
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]])
+    (PLACE / "seeds").mkdir()
+    (PLACE / "seeds" / "description").write_text(HEADER.pop("__metadata__")["vitrail"])
+    (PLACE / "seeds" / "table").write_text("path,label,split\na.png,x,train\na.png,y,test\n")
+    (PLACE / "seeds" / "image").write_bytes((PLACE / "a.png").read_bytes())
+    atheris.Setup([sys.argv[0], *sys.argv[2:], str(PLACE / "seeds")], TARGETS[sys.argv[1]])
     atheris.Fuzz()

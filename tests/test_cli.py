@@ -207,7 +207,7 @@ def test_inspect_and_models(run: vitrail.Run, capsys):
     _, document, _ = ask(capsys, "models")
     sizes = {row["size"]: row["parameters"] for row in document["sizes"]}
     assert sizes["B"] == 86_566_888  # torchvision's 86,567,656 less the class token's own position, which is folded in
-    assert {row["recipe"] for row in document["recipes"]} == {"small", "tutorial"}
+    assert {row["recipe"] for row in document["recipes"]} == {"small", "tutorial", "finetune", "linear", "lora"}
 
 
 def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
@@ -347,3 +347,23 @@ def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colours: Path, words, 
     code, document, _ = ask(capsys, "faithfulness", run.folder, colours, *words)
     assert code == 2
     assert said in document["error"]
+
+
+def test_names_cannot_steer_the_terminal(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    from dataclasses import replace
+
+    evil = replace(run.classifier, classes=("\x1b[2Jgone", "\x9b31m", "\x07\rred"))
+    evil.save(tmp_path / "evil.safetensors")
+    table = tmp_path / "evil.csv"
+    image = colours / "test" / "red" / "0.png"
+    table.write_text("path,label\n" + "".join(f"{image},{name}\n" for name in ("\x1b[2Jgone", "\x9b31m")))
+    for words in (
+        ("predict", tmp_path / "evil.safetensors", image),
+        ("evaluate", tmp_path / "evil.safetensors", table),
+        ("inspect", tmp_path / "evil.safetensors"),
+        ("check", table),
+        ("evaluate", run.folder, table),
+    ):
+        main([str(word) for word in words])
+        said = "".join(capsys.readouterr())
+        assert not set(said) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}, words

@@ -105,7 +105,8 @@ def test_the_artefact_reader_with_any_description(artefact: bytes, tmp_path: Pat
     path.write_bytes(struct.pack("<Q", len(text)) + text + artefact[8 + length :])
     try:
         classifier = load(path)
-        classifier.predict(torch.zeros(classifier.preprocess.channels, 16, 16, dtype=torch.uint8))
+        for size in ((16, 16), (7, 30)):
+            classifier.predict(torch.zeros(classifier.preprocess.channels, *size, dtype=torch.uint8))
     except VitrailError:
         pass
 

@@ -285,6 +285,14 @@ def tiny_open_clip() -> nn.Module:
     return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=True)
 
 
+def to_torchscript(model: nn.Module, folder: Path) -> Path:
+    """An archive as OpenAI's are: a traced program with its parameters."""
+    text = torch.zeros(1, 8, dtype=torch.long)
+    traced = torch.jit.trace_module(model, {"forward": (pixels((32, 32)), text)}, check_trace=False)
+    traced.save(str(folder / "model.pt"))
+    return folder / "model.pt"
+
+
 def clip_config(model: nn.Module, folder: Path) -> ViTConfig:
     return ViTConfig(
         width=32,
@@ -300,7 +308,6 @@ def clip_config(model: nn.Module, folder: Path) -> ViTConfig:
     )
 
 
-GELU_TANH = {"act_layer": "gelu_tanh"}
 CASES = {
     "torchvision": Case(
         "torchvision",
@@ -460,6 +467,15 @@ CASES = {
             )
         ),
         mae_inside,
+    ),
+    "OpenAI CLIP, as published (TorchScript)": Case(
+        "openai-clip",
+        "open_clip",
+        tiny_open_clip,
+        lambda model, x: model.encode_image(x),
+        clip_config,
+        to_torchscript,
+        ("native",),
     ),
     "OpenAI CLIP": Case(
         "openai-clip",

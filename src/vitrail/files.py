@@ -15,6 +15,11 @@ from torch import Tensor
 from vitrail.errors import VitrailError
 
 
+def cache_home() -> Path:
+    """Where things lie that can be computed again: $VITRAIL_CACHE, or ~/.cache/vitrail. It may be emptied at will."""
+    return Path(os.environ.get("VITRAIL_CACHE") or Path.home() / ".cache" / "vitrail")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a file aside, then moves it to `path`; an existing file stays whole until that moment.
 

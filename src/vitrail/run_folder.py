@@ -5,7 +5,7 @@ runs/NAME/
   recipe.json                                  data and recipe as asked for, which a resume reads
   check.json  classes.png                      what the check of the data found, some images of every class
   checkpoint/                                  what an exact resume needs
-  metrics.jsonl                                a line per epoch
+  metrics.jsonl                                a line per epoch, or per penalty of a head fitted on features
   result.json                                  the figures at the end
   curves.png  confusion.png  attention.png     the pictures
 """
@@ -59,6 +59,10 @@ class RunFolder:
     def picture(self, name: str) -> Path:
         """curves, confusion or attention."""
         return self.path / f"{name}.png"
+
+    def started_from(self) -> dict[str, Any] | None:
+        """What was noted of the weights that it starts from."""
+        return self._document().get("from")
 
     def check_data(self, fingerprint: str) -> None:
         """Raises `VitrailError` where the data are not those that the run was started on."""
@@ -146,8 +150,11 @@ class RunFolder:
 
     def forget_after(self, epoch: int) -> None:
         """Drops the rows of later epochs: a resumed run will write them again."""
-        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["epoch"] <= epoch]
-        write_text(self.path / "metrics.jsonl", "".join(kept))
+        self.rewrite([row for row in self.metrics() if row["epoch"] <= epoch])
+
+    def rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """Puts these rows in the place of all that were there."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def refuse_taken(out: str | Path | None) -> None:
@@ -193,15 +200,23 @@ CLAIM = ".recipe-"
 
 
 def new_run(
-    data: str | Path, out: str | Path | None, fingerprint: str, recipe: Recipe, unreadable: list[str]
+    data: str | Path,
+    out: str | Path | None,
+    fingerprint: str,
+    recipe: Recipe,
+    unreadable: list[str],
+    start: dict[str, Any] | None = None,
 ) -> RunFolder:
     """A folder that no other run has, with what was asked for noted in it.
 
-    It is `out`, or runs/NAME with the first free number after it. The note appears whole, in one moment: a run that is
-    killed before can be started again, one that is killed after can be resumed.
+    It is `out`, or runs/NAME with the first free number after it. `start` says which weights it starts from. The note
+    appears whole, in one moment: a run that is killed before can be started again, one that is killed after
+    can be resumed.
     """
     refuse_taken(out)
     document = {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json(), "unreadable": unreadable}
+    if start:
+        document["from"] = start
     try:
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)

@@ -18,16 +18,13 @@ import vitrail
 from vitrail.classifier import Classifier, load
 from vitrail.console import bar, say
 from vitrail.data import Images, Preprocess, Splits, open_data
-from vitrail.data.check import UNREADABLE, Report, check
-from vitrail.data.decode import ImageError
-from vitrail.data.images import load_into_memory
-from vitrail.data.sheets import draw_classes
 from vitrail.epochs import Row, Training, go_on, train_epochs
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError
 from vitrail.evaluate import Evaluation, classify, evaluate
 from vitrail.evaluate.calibration import calibrate
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
+from vitrail.evaluate.probe import Probe
 from vitrail.explain import explain_batch
 from vitrail.explain.pictures import save_gallery
 from vitrail.files import write_json
@@ -35,13 +32,25 @@ from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import GIB, keep_memory, pick_device
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialise
+from vitrail.pretrained import (
+    Model,
+    Pretrained,
+    begin,
+    fit_head,
+    pretrained,
+    pretrained_again,
+    probed,
+    start_head,
+    verdict,
+)
+from vitrail.run_data import checked, in_memory, refuse_small, show_data, without
 from vitrail.run_folder import RunFolder, new_run, old_run, refuse_full, refuse_taken
-from vitrail.train import DEFAULT, Recipe, find_recipe
-from vitrail.train.loop import autocast_dtype, trainee
+from vitrail.train import DEFAULT, TRANSFER, Recipe, find_recipe
+from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
+from vitrail.train.transfer import settle_from
 
 FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
-WARNINGS = 8  # that are said before training
 ROOM = 4 << 20  # bytes for a run's pictures and tables
 
 
@@ -61,6 +70,7 @@ class Run:
 def train(
     data: str | Path,
     *,
+    model: Model | None = None,
     recipe: str | Path | Recipe | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -68,24 +78,30 @@ def train(
     tensorboard: bool = False,
     make_report: bool = True,
     check_data: bool = True,
+    torch_files: bool = False,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
 
-    `recipe` is a name (`small` unless said), a file or a `Recipe`; `changes` are fields of it, its augmentation or its
-    model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume` that is an error. The
-    data are checked before and a report is written at the end, unless told otherwise. Raises `VitrailError` where data
-    or training go wrong.
+    `model` is a classifier to start from (whatever `load` takes, `torch_files` as there, or a `Classifier`), else
+    training starts from nothing.
+    `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
+    its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
+    that is an error. The data are checked before and a report is written at the end, unless told otherwise. Raises
+    `VitrailError` where data or training go wrong.
     """
     place = pick_device(device)
     if resume:
         folder = old_run(data, out)
         asked = asked_again(folder, recipe, changes)
+        start = pretrained_again(folder, model, asked, place, torch_files)
     else:
         refuse_taken(out)
-        asked = find_recipe(DEFAULT if recipe is None else recipe, **changes)
+        asked = find_recipe((DEFAULT if model is None else TRANSFER) if recipe is None else recipe, **changes)
+        start = pretrained(model, asked, place, torch_files)
     splits = open_data(
         data,
+        channels=start.classifier.preprocess.channels if start else None,
         validation=asked.validation,
         test=asked.test,
         split_seed=asked.split_seed,
@@ -95,29 +111,44 @@ def train(
         folder.check_data(splits.fingerprint)
     report = checked(data, asked) if check_data else None
     splits, unreadable = without(splits, folder.unreadable() if resume else report.unreadable if report else [])
+    if tensorboard and asked.train_on == "features":
+        raise UsageError(f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard")
     watchers = [board_writer()] if tensorboard else []
     splits = in_memory(splits, int(asked.memory * GIB), asked.skip_unreadable)
-    full, config, preprocess = settle(asked, splits)
+    theirs = start.classifier if start else None
+    full, config, preprocess = (
+        settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
+    )
     refuse_small(splits, preprocess)
     for note in splits.notes:
         say(note)
     keep_memory()
-    vit = starting_vit(config, full).to(place)
-    classifier = Classifier(vit, splits.classes, preprocess, origin=origin(full, splits))
+    classifier, head = begun(start, config, preprocess, splits, full, place)
     say(plan(classifier, splits, full))
     if not resume:
-        refuse_full(out, room_for(vit, full))
-        folder = new_run(data, out, splits.fingerprint, asked, unreadable)
-        if report:
-            show_data(report, folder)
+        refuse_full(out, room_for(classifier.vit, full))
+        folder = new_run(
+            data, out, splits.fingerprint, asked, unreadable=unreadable, start=start.note() if start else None
+        )
     with folder.alone(), resumable(folder):
-        training = Training(trainee(vit, full), classifier, splits, full, folder, watchers=watchers)
-        if resume:
-            go_on(training)
-        train_epochs(training)
-        run, evaluation = finish(training)
+        if report and not folder.picture("classes").exists():
+            show_data(report, folder)
+        probes = probed(classifier, splits, full) if start else None
+        if probes and full.train_on == "features":
+            fit_head(classifier, probes, folder)
+            seconds = probes.seconds
+        else:
+            if probes and head == "new":
+                start_head(classifier, probes, full)
+            training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watchers)
+            say_what_trains(training.learner)
+            if resume:
+                go_on(training)
+            train_epochs(training)
+            seconds = training.state.seconds
+        run, evaluation = finish(folder, splits, seconds, place, full, probes)
         if make_report and evaluation is not None:
-            report_on(training, run, evaluation, data)
+            report_on(run, evaluation, splits, full, data)
         return run
 
 
@@ -150,45 +181,22 @@ def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: 
     return asked
 
 
-def checked(data: str | Path, recipe: Recipe) -> Report:
-    """What a check finds before training: warnings are said, errors raise `VitrailError`."""
-    with bar("checking the data", 0) as progress:
-        report = check(data, lambda done, total: progress.set(done, total), batch=recipe.batch, fit=recipe.fit)
-    for finding in [finding for finding in report.findings if finding.level == "warning"][:WARNINGS]:
-        say(f"warning: {finding}")
-    if (more := len(report.warnings) - WARNINGS) > 0:
-        say(f"warning: {more} more; vitrail check {data} says them all")
-    errors = [
-        f for f in report.findings if f.level == "error" and not (recipe.skip_unreadable and f.kind == UNREADABLE)
-    ]
-    if errors:
-        others = f" (and {len(errors) - 1} more errors; vitrail check lists them)" if len(errors) > 1 else ""
-        raise VitrailError(f"{data}: {errors[0].sentence}{others}", errors[0].then)
-    return report
-
-
-def without(splits: Splits, unreadable: list[str]) -> tuple[Splits, list[str]]:
-    """The splits less the images of these names, and the names; raises `VitrailError` where none is left to train."""
-    gone = set(unreadable)
-    if not gone:
-        return splits, []
-    say(f"{len(gone)} image{'s' if len(gone) > 1 else ''} cannot be read and are left out, as --skip-unreadable says")
-    parts = {
-        name: images.subset([i for i, each in enumerate(images.names) if each not in gone])
-        for name, images in splits.parts().items()
-    }
-    if not len(parts["train"]):
-        raise VitrailError("not one training image can be read", "vitrail check says why")
-    counts = {name: len(images) - len(parts[name]) for name, images in splits.parts().items()}
-    kept: dict[str, Any] = {name: images if len(images) else None for name, images in parts.items()}
-    return replace(splits, **kept, unreadable={name: n for name, n in counts.items() if n}), sorted(gone)
-
-
-def show_data(report: Report, folder: RunFolder) -> None:
-    """What the check found, beside the run: in full, and as a picture of the classes."""
-    write_json(folder.path / "check.json", report.to_json())
-    if report.seen:
-        draw_classes(report.seen, folder.picture("classes"))
+def begun(
+    start: Pretrained | None,
+    config: ViTConfig,
+    preprocess: Preprocess,
+    splits: Splits,
+    recipe: Recipe,
+    place: torch.device,
+) -> tuple[Classifier, str]:
+    """The classifier as training finds it, and whether its head is kept, reordered or new."""
+    if start:
+        vit, head = begin(start, config, splits, recipe)
+    else:
+        vit, head = starting_vit(config, recipe), "new"
+    came_from = {"from": start.origin(head)} if start else {}
+    about = {**came_from, **origin(recipe, splits)}
+    return Classifier(vit.to(place), splits.classes, preprocess, origin=about), head
 
 
 def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
@@ -203,13 +211,23 @@ def plan(classifier: Classifier, splits: Splits, recipe: Recipe) -> str:
     """What is about to be trained, on what and how, in a line."""
     config = classifier.vit.config
     number_format = str(autocast_dtype(recipe.precision, classifier.device)).removeprefix("torch.")
+    how = f"{recipe.epochs} epochs, batch {recipe.batch}"
+    if recipe.train_on == "features":
+        number_format, how = "float32", "a linear head on frozen features"
     return (
         f"{len(splits.train)} training images of {len(splits.classes)} classes, {config.image_size} px; "
         f"ViT {config.width}x{config.depth}, patch {config.patch}, "
         f"{sum(p.numel() for p in classifier.vit.parameters()):,} parameters; "
-        f"recipe {recipe.name}, {recipe.epochs} epochs, batch {recipe.batch}; "
-        f"{classifier.device.type} in {number_format}"
+        f"recipe {recipe.name}, {how}; {classifier.device.type} in {number_format}"
     )
+
+
+def say_what_trains(learner: Trainee) -> None:
+    """How many of the parameters are trained, where it is not all of them."""
+    sizes = [(p.numel(), p.requires_grad) for p in learner.vit.parameters()]
+    trained = sum(n for n, trains in sizes if trains)
+    if not all(trains for _, trains in sizes):
+        say(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
 
 
 def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
@@ -228,36 +246,6 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     }
 
 
-def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Splits:
-    """The splits decoded into memory where they fit in `budget` bytes, which proves that every file can be read."""
-    parts = splits.parts()
-    total = sum(map(len, parts.values()))
-    with bar("reading images", total) as progress:
-        try:
-            loaded: dict[str, Any] = {
-                name: load_into_memory(images, budget * len(images) // total, progress.tick)
-                for name, images in parts.items()
-            }
-        except ImageError:
-            if skip_unreadable:  # it was whole when the data were checked: the loader will count it
-                return splits
-            raise
-    return replace(splits, **loaded)
-
-
-def refuse_small(splits: Splits, preprocess: Preprocess) -> None:
-    """Raises `ImageError` for an image that is smaller than a patch, before anything is written.
-
-    Of files that are not in memory only the headers are read.
-    """
-    for images in splits.parts().values():
-        for i in range(len(images)):
-            try:
-                preprocess.check_size(*images.size(i))
-            except ValueError as error:
-                raise ImageError(images.paths[i], str(error)) from None
-
-
 def board_writer() -> Callable[[Path, Row], None]:
     """A function that writes a row of metrics as TensorBoard files; raises `UsageError` without TensorBoard."""
     try:
@@ -274,22 +262,22 @@ def board_writer() -> Callable[[Path, Row], None]:
     return write
 
 
-def finish(training: Training) -> tuple[Run, Evaluation | None]:
+def finish(
+    folder: RunFolder, splits: Splits, seconds: float, place: torch.device, recipe: Recipe, probes: Probe | None
+) -> tuple[Run, Evaluation | None]:
     """What is done at the end of a run, but for the report.
 
     The temperature is fitted on validation, the kept weights are scored, the figures put into the artefact, pictures
     drawn.
     """
-    folder = training.folder
-    classifier = load(folder.path, device=training.classifier.device)
-    result: dict[str, Any] = {"seconds": round(training.state.seconds, 3)}
-    skip = training.recipe.skip_unreadable
-    if training.splits.unreadable:
-        result["unreadable"] = training.splits.unreadable
-    if training.splits.validation is not None:
-        classifier = calibrated(classifier, training.splits.validation, skip)
+    classifier = load(folder.path, device=place)
+    result: dict[str, Any] = {"seconds": round(seconds, 3)}
+    if splits.unreadable:
+        result["unreadable"] = splits.unreadable
+    if splits.validation is not None:
+        classifier = calibrated(classifier, splits.validation, recipe.skip_unreadable)
     evaluation = None
-    name, images = held_out(training.splits)
+    name, images = held_out(splits)
     if images is None:
         say("no image was kept back, so there is no score and no picture of attention")
     else:
@@ -297,14 +285,17 @@ def finish(training: Training) -> tuple[Run, Evaluation | None]:
             evaluation = evaluate(
                 classifier,
                 images,
-                said=f"the {len(images)} {name} images of {training.splits.name}",
+                said=f"the {len(images)} {name} images of {splits.name}",
                 tick=progress.tick,
-                skip_unreadable=skip,
+                skip_unreadable=recipe.skip_unreadable,
             )
         summary = evaluation.summary()
-        summary["unreadable"] += training.splits.unreadable.get(name, 0)
+        summary["unreadable"] += splits.unreadable.get(name, 0)
         result[name] = summary
         classifier.origin["metrics"] = {name: summary}
+        if probes:
+            result["probe"] = probes.to_json()
+            result["verdict"] = verdict(classifier, result[name], result["probe"])
         classifier.save(folder.artefact)
         draw_pictures(classifier, images, evaluation, folder)
     write_json(folder.path / "result.json", result)
@@ -320,20 +311,20 @@ def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool
     return replace(classifier, temperature=fitted.temperature, origin=origin)
 
 
-def report_on(training: Training, run: Run, evaluation: Evaluation, data: str | Path) -> None:
+def report_on(run: Run, evaluation: Evaluation, splits: Splits, recipe: Recipe, data: str | Path) -> None:
     """Writes report.html and report.json into the run folder; everything else has been written before."""
     from vitrail.report import Subject, command, readable, write_report
     from vitrail.report.collect import STEPS
 
-    split, images = held_out(training.splits)
+    split, images = held_out(splits)
     assert images is not None
-    skip = training.recipe.skip_unreadable
+    skip = recipe.skip_unreadable
     subject = Subject(
         run.classifier,
         readable(images, evaluation.outcome),
         evaluation,
         split=split,
-        parts=training.splits.parts(),
+        parts=splits.parts(),
         skip_unreadable=skip,
         curves=RunFolder(run.folder).metrics(),
         model=str(run.folder),

@@ -17,7 +17,7 @@ from rich.text import Text
 from vitrail.classifier import ARTEFACT, Classifier
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import bar
+from vitrail.console import bar, visible
 from vitrail.errors import UsageError
 from vitrail.evaluate.calibration import calibrate
 from vitrail.evaluate.evaluation import Evaluation, evaluate, images_beside, images_to_score
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
     for name, scores in document["per_class"].items():
         numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
-        table.add_row(Text(name), str(scores["images"]), *numbers)
+        table.add_row(Text(visible(name)), str(scores["images"]), *numbers)
     shown.append(table)
     if document["most_confused"]:
         pairs = [f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]

@@ -150,7 +150,7 @@ def open_for_evaluation(
         said += ", which the model was trained on"
     elif name in ("all", "train") and found.name == trained_on.get("name"):
         said += ", which have changed since training: images that the model was trained on may be among them"
-    return index(listing, classes, str(address)), said
+    return index(listing, classes, str(address), " (vitrail train DATA --from MODEL makes a head for others)"), said
 
 
 def kept_beside(
@@ -232,14 +232,14 @@ def copies_of(listing: Listing) -> list[int]:
     ]
 
 
-def index(listing: Listing, classes: tuple[str, ...], where: str) -> Images:
+def index(listing: Listing, classes: tuple[str, ...], where: str, advice: str = "") -> Images:
     """The listing with its class names as numbers; raises `VitrailError` for a class that training does not know."""
     unknown = sorted(set(listing.labels) - set(classes))
     if unknown:
         raise VitrailError(
             f"{where}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "
             f"{'are' if len(unknown) > 1 else 'is'} not among the classes trained on",
-            f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}",
+            f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}{advice}",
         )
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[label] for label in listing.labels], dtype=np.int64)

@@ -75,8 +75,9 @@ class Evaluation:
 def images_to_score(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
     """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
 
-    Raises `VitrailError` naming a class that the classifier does not know.
+    Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
     """
+    classifier.refuse_nameless()
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
     return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)

@@ -44,7 +44,7 @@ def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> 
         },
         "classes": list(outcome.classes),
         **scores(subject),
-        "curves": subject.curves,
+        "curves": [row for row in subject.curves if "epoch" in row],
     }
     tick("calibrating")
     document["calibration"], document["abstain"] = sureness(subject)

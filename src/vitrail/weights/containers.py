@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitrail.errors import UsageError, VitrailError
 from vitrail.weights.artefact import read_safetensors
+from vitrail.weights.torchscript import is_archive, read_archive
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 WRAPPERS = ("model", "state_dict", "teacher", "target_encoder")  # keys under which trainers put their weights
@@ -58,7 +59,7 @@ def read_shards(path: Path) -> dict[str, Tensor]:
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of an `.npz` file; arrays of Python objects are refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise VitrailError(f"{path} is cut short or not an .npz file of plain arrays ({error})") from None
@@ -66,6 +67,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The tensors of torch's own file, without running anything in it; trainers' wrappers are taken off."""
+    if is_archive(path):
+        return read_archive(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage brings up

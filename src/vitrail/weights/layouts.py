@@ -51,6 +51,7 @@ CLIP_TEXT = (
     "/input_resolution",
     "/context_length",
     "/vocab_size",
+    "/attn_mask",
 )
 
 LAYOUTS: dict[str, Layout] = {
@@ -334,6 +335,7 @@ def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Ten
 
     Raises `VitrailError` naming a tensor that is missing, misshapen or unknown.
     """
+    refuse_deeper(layout, root, config, tensors)
     used: set[str] = set()
     filled: dict[str, Tensor] = {}
     for name, wanted in skeleton(config).items():
@@ -369,6 +371,15 @@ def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Ten
             "is it another architecture? vitrail inspect says what the file looks like",
         )
     return filled
+
+
+def refuse_deeper(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raises `VitrailError` where the last block is missing, before a model of a claimed depth is made."""
+    found = source_of(f"blocks.{config.depth - 1}.norm1.weight", layout, config)
+    if found and isinstance(found[0], Copy):
+        theirs = full(found[1](found[0].name), root)
+        if theirs not in tensors:
+            raise VitrailError(f"the file lacks the tensor {theirs}", f"it was read as {layout.about}")
 
 
 def write(layout: Layout, root: str, config: ViTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
