@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import vitrail
 from vitrail.data.sources import open_data
 from vitrail.explain.faithfulness import faithfulness
 from vitrail.explain.pictures import draw_faithfulness
-from vitrail.files import write_json
+from vitrail.files import write_json, write_text
 
 Rival = Callable[[nn.Module, Tensor, list[int]], Tensor]  # model, normalised images, classes -> (B, H, W) or (B, h, w)
 
@@ -108,8 +109,26 @@ def mapper(rival: Rival) -> Callable[[vitrail.Classifier, Tensor, list[str]], np
     return map_of
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """The document as a table: mean ± half the 95 % interval, best or tied in bold, cost in forward passes."""
+    measures = list(document["measures"])
+    lines = [
+        f"| method | {' | '.join(measures)} | cost |",
+        f"| --- | {' | '.join(['---:'] * (len(measures) + 1))} |",
+    ]
+    for name, row in document["methods"].items():
+        cells = []
+        for score in (row[measure] for measure in measures):
+            half = 0 if score is None else (score["interval"][1] - score["interval"][0]) / 2
+            text = "-" if score is None else f"{score['mean']:.3f} ± {half:.3f}"
+            cells.append(f"**{text}**" if score and score["best"] else text)
+        cost = "" if row["control"] else f"{row['forwards']:.1f}"
+        lines.append(f"| {'*' + name + '*' if row['control'] else name} | {' | '.join(cells)} | {cost} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Scores, prints a line per row as it is done, writes explanations.json and explanations.png."""
+    """Scores, prints a line per row as it is done, writes explanations.json, .md and .png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
@@ -140,6 +159,7 @@ def main() -> None:
     )
     asked.out.mkdir(parents=True, exist_ok=True)
     write_json(asked.out / "explanations.json", found.to_json())
+    write_text(asked.out / "explanations.md", markdown(found.to_json()))
     draw_faithfulness(found, asked.out / "explanations.png")
     print(f"{time.time() - began:7.0f} s  written: {asked.out}")
 

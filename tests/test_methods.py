@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from test_explain import CLASSES, MODELS, WIDE, any_model, classifier, held, images, maps, photos, random_vit
-from vitrail.classifier import Classifier
+from vitrail.classifier import Classifier, NotFinite
 from vitrail.errors import UsageError
 from vitrail.explain import METHODS, explain_batch
 from vitrail.explain.attention import readout
@@ -176,6 +176,7 @@ EVERY_PART = {
     **{f"mlp {name}": {"mlp": name} for name in MLPS},
     **{f"pool {name}": {"pool": name, "prefix_tokens": 2} for name in POOLS},
     "mlp head": {"head": "mlp", "pool": "mean"},
+    "pre-norm": {"pre_norm": True},
     "no final norm": {"final_norm": False},
 }
 
@@ -439,6 +440,18 @@ def test_a_target_that_is_not_there_is_refused(target, sentence):
     assert sentence in str(caught.value)
 
 
+def test_a_model_without_classes_has_attention_alone(tmp_path):
+    clf = classifier(classes=0)
+    clf.classes = ()
+    found = explain_batch(clf, photos(), method="attention")[0]
+    assert (found.label, found.to_json()["probability"]) == ("", None)
+    assert found.summary.startswith("where the model looks (attention): half")
+    found.save(tmp_path / "map.png")
+    for options in ({}, {"method": "attention", "target": "cat"}):
+        with pytest.raises(UsageError, match="knows no classes"):
+            explain_batch(clf, photos(), **options)
+
+
 def test_the_temperature_changes_the_probability_and_not_the_map():
     clf = classifier()
     cold = explain_batch(clf, photos())[0]
@@ -512,6 +525,14 @@ def test_explaining_works_inside_inference_mode_and_no_grad(method):
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
             assert (maps(explain_batch(clf, photos().clone(), method=method)) == expected).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_damaged_weights_give_an_error_and_no_map(method):
+    clf = classifier()
+    clf.vit.head.weight.data[2, 3] = torch.nan
+    with pytest.raises(NotFinite, match="not finite"):
+        explain_batch(clf, photos(), method=method)
 
 
 def test_weights_made_in_inference_mode_are_refused_in_a_sentence():

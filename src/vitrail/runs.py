@@ -355,4 +355,4 @@ def draw_attention(classifier: Classifier, images: Images, path: Path, most: int
     chosen = images.subset(sorted(np.lexsort((images.labels, rank))[:most], key=lambda i: int(images.labels[i])))
     pixels = chosen.fitted(classifier.preprocess, range(len(chosen)))
     truths = [images.classes[number] for number in chosen.labels]
-    save_gallery(explain_batch(classifier, pixels), truths, path)
+    save_gallery(explain_batch(classifier, pixels, method="attention"), truths, path)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-import vitrail
+from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.errors import UsageError
@@ -24,12 +24,11 @@ from vitrail.explain.measures import MEASURES
 from vitrail.explain.methods import find_method
 from vitrail.explain.pictures import draw_faithfulness
 from vitrail.files import write_json
-from vitrail.machine import pick_device
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("model", metavar="MODEL", help="a run folder or an artefact")
+    add_model(parser)
     parser.add_argument("data", metavar="DATA", help="what `train` takes")
     parser.add_argument("--methods", metavar="M,M", help=f"separated by commas (all: {', '.join(METHODS)})")
     parser.add_argument("--images", type=int, default=100, metavar="N", help="images to score on (100)")
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     methods = [name.strip() for name in (arguments.methods or ",".join(METHODS)).split(",")]
     for name in methods:
         find_method(name)
-    classifier = vitrail.load(arguments.model, device=pick_device(arguments.device))
+    classifier = loaded(arguments)
     images, said = images_to_score(classifier, arguments.data)
     with bar("scoring", len(methods) + len(CONTROLS)) as progress:
         begun: list[str] = []

@@ -9,8 +9,7 @@ from torch import Tensor
 from vitrail.explain.recording import Record, recording, wide
 from vitrail.explain.scene import Scene
 from vitrail.model import ViTConfig
-
-READ_TOKENS = {"cls": 1, "cls+dist": 2, "cls+mean": 1}  # tokens at the front that a pool reads
+from vitrail.model.config import CLASS_TOKENS
 
 
 def readout(record: Record, config: ViTConfig, tokens: int) -> Tensor:
@@ -22,7 +21,7 @@ def readout(record: Record, config: ViTConfig, tokens: int) -> Tensor:
         return record.pool[:, :, 0].mean(dim=1)
     query = record.queries[0]
     row_T = torch.zeros(tokens, device=query.device, dtype=wide(query).dtype)
-    read = READ_TOKENS.get(config.pool, 0)
+    read = CLASS_TOKENS.get(config.pool, 0)
     row_T[:read] = 1 / max(read, 1)
     if "mean" in config.pool:
         row_T[config.prefix_tokens :] = 1 / (tokens - config.prefix_tokens)

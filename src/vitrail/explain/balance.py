@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitrail.model import ViT
 from vitrail.model.attention import Attention
 from vitrail.model.head import MlpHead
-from vitrail.model.mlp import SwiGlu
+from vitrail.model.mlp import QuickGelu, SwiGlu
 from vitrail.model.pool import AttentionPool
 
 
@@ -86,6 +86,7 @@ def mlp_head(module: MlpHead, x: Tensor) -> Tensor:
 RULES: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.LayerNorm: norm,
     nn.GELU: gelu,
+    QuickGelu: gelu,
     SwiGlu: swiglu,
     MlpHead: mlp_head,
 }

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import Classifier
+from vitrail.classifier import Classifier, NotFinite
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.explain.methods import DEFAULT, METHODS, check_options, find_method
 from vitrail.explain.scene import Aim, Scene, undisturbed
@@ -26,7 +27,8 @@ class Explanation:
 
     A class-blind method's map only says where the model looks. In a signed map what is below zero speaks against the
     class. `probability` is the label's; `predicted` is the model's own answer; `image` is what the model saw, uint8
-    (H, W, C). `layer`, `head` and `query` are None where the method takes none, or where all heads are averaged.
+    (H, W, C). `layer`, `head` and `query` are None where the method takes none, or where all heads are averaged. A
+    model without classes has class-blind maps alone, with an empty label and no number as probability.
     """
 
     map: np.ndarray
@@ -95,7 +97,7 @@ class Explanation:
         """The map and what made it."""
         return {
             "label": self.label,
-            "probability": self.probability,
+            "probability": None if math.isnan(self.probability) else self.probability,
             "predicted": self.predicted,
             "against": self.against,
             "method": self.method,
@@ -113,7 +115,8 @@ def summary(explanation: Explanation) -> str:
     """In how many patches half of the positive evidence lies, and in which ninth of the image the most."""
     positive_hw = np.maximum(explanation.map, 0)
     total = positive_hw.sum()
-    start = f"{explanation.question} ({explanation.probability:.0%}, {explanation.method}): "
+    sure = "" if math.isnan(explanation.probability) else f"{explanation.probability:.0%}, "
+    start = f"{explanation.question} ({sure}{explanation.method}): "
     if total == 0:
         return start + "nothing in the image"
     shares = np.sort(positive_hw.ravel())[::-1].cumsum() / total
@@ -159,6 +162,8 @@ def explain_batch(
     row = find_method(method)
     h, w = (side // config.patch for side in pixels_BCHW.shape[-2:])
     options = check_options(method, config, (h, w), layer, head, query)
+    if target is not None or not row.class_blind:
+        classifier.refuse_nameless()
     targets = [read_target(classifier.classes, each) for each in per_image(target, len(pixels_BCHW))]
     depth_layer = None if "layer" not in row.takes else (-1 if layer is None else layer) % config.depth
     found: list[Explanation] = []
@@ -167,19 +172,24 @@ def explain_batch(
         with undisturbed(classifier.vit), torch.inference_mode(False):
             scene = open_scene(classifier, piece, wanted)
             map_BP, logits_BY = row.run(scene, **options)
+        if not (logits_BY.isfinite().all() and map_BP.isfinite().all()):
+            raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
+        names = classifier.classes or [""] * logits_BY.shape[1]
         probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
+        if not classifier.classes:
+            probabilities_BY = torch.full_like(logits_BY, torch.nan)
         best_B = logits_BY.argmax(dim=1).tolist()
         for i, (pair, best) in enumerate(zip(wanted, best_B, strict=True)):
             this, that = pair or (best, None)
             found.append(
                 Explanation(
                     map=map_BP[i].detach().view(h, w).cpu().numpy(),
-                    label=classifier.classes[this],
+                    label=names[this],
                     probability=float(probabilities_BY[i, this]),
                     method=method,
                     image=piece[i].permute(1, 2, 0).cpu().numpy(),
-                    predicted=classifier.classes[best],
-                    against=None if that is None else classifier.classes[that],
+                    predicted=names[best],
+                    against=None if that is None else names[that],
                     layer=depth_layer,
                     head=head,
                     query=query,
@@ -246,8 +256,13 @@ def class_number(classes: tuple[str, ...], label: str) -> int:
     return classes.index(label)
 
 
+def piece_size(patches: int) -> int:
+    """How many images of so many patches are taken at once."""
+    return max(1, PIECE_TOKENS // patches)
+
+
 def pieces(pixels_BCHW: Tensor, patches: int) -> Iterator[tuple[int, Tensor]]:
     """The batch in pieces that fit into memory, each with the place of its first image."""
-    size = max(1, PIECE_TOKENS // patches)
+    size = piece_size(patches)
     for at in range(0, len(pixels_BCHW), size):
         yield at, pixels_BCHW[at : at + size]

@@ -14,7 +14,7 @@ from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.errors import UsageError
 from vitrail.explain.controls import CONTROLS
-from vitrail.explain.explanation import Target, explain_batch, grid_of, open_scene, read_target
+from vitrail.explain.explanation import Target, explain_batch, grid_of, open_scene, piece_size, read_target
 from vitrail.explain.known_truth import Composed, mosaics, pairs
 from vitrail.explain.measures import (
     MEASURES,
@@ -29,7 +29,7 @@ from vitrail.explain.measures import (
 from vitrail.explain.methods import METHODS, find_method
 
 Mapper = Callable[[Classifier, Tensor, list[str]], np.ndarray]  # pixels (B, C, H, W), classes asked -> map (B, P)
-PIECE = 64  # images that are scored at once
+PIECE = 64  # images that are scored at once, fewer where they have many patches
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def faithfulness(
     alike. `tick` is called with the name of each row when it begins. The model is left as it was. Raises `UsageError`
     for a method that is not there, `ImageError` naming a file that cannot be read.
     """
+    classifier.refuse_nameless()
     mappers: dict[str, Mapper] = {name: ours(name) for name in (METHODS if methods is None else methods)}
     mappers |= others or {}
     if not len(images) or most < 1:
@@ -169,11 +170,11 @@ class Stage:
         """Draws the images and puts the compositions together."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
         pixels = images.fitted(classifier.preprocess, chosen)
-        classifier.logits(pixels[:PIECE])  # so that the first timing is no slower
+        piece = min(PIECE, piece_size(pixels.shape[-2] * pixels.shape[-1] // classifier.vit.config.patch**2))
+        classifier.logits(pixels[:piece])  # so that the first timing is no slower
         began = time.perf_counter()
-        predicted = (
-            torch.cat([classifier.logits(piece) for piece in torch.split(pixels, PIECE)]).argmax(dim=1).cpu().numpy()
-        )
+        logits_BY = torch.cat([classifier.logits(some) for some in torch.split(pixels, piece)])
+        predicted = logits_BY.argmax(dim=1).cpu().numpy()
         forward = (time.perf_counter() - began) / len(pixels)
         labels = [classifier.classes[i] for i in predicted]
         right = np.flatnonzero(predicted == images.labels[chosen])
@@ -215,8 +216,9 @@ class Stage:
         """The measures that leave patches out, and the two curves."""
         order = ranking(maps, seed)
         deletion, insertion, grey, groups = [], [], [], []
-        for at in range(0, len(maps), PIECE):
-            piece = slice(at, at + PIECE)
+        size = min(PIECE, piece_size(maps.shape[1]))
+        for at in range(0, len(maps), size):
+            piece = slice(at, at + size)
             targets = [read_target(self.classifier.classes, label) for label in self.labels[piece]]
             scene = open_scene(self.classifier, self.pixels[piece], targets)
             deletion.append(curve(scene, order[piece], self.steps))

@@ -164,6 +164,8 @@ def draw_faithfulness(found: "Faithfulness", path: Path) -> Path:
 
 def answer(explanation: "Explanation") -> str:
     """The model's answer, and what was asked for if that is another class."""
+    if not explanation.label:
+        return "features, no classes"
     if explanation.label == explanation.predicted:
         return f"{explanation.label}  {explanation.probability:.1%}"
     return f"{explanation.predicted}; asked: {explanation.label}  {explanation.probability:.1%}"

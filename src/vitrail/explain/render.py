@@ -62,7 +62,7 @@ def overlay(explanation: "Explanation", strength: float = 0.75, smooth: bool = F
     grey = picture(explanation.image).mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
     if explanation.signed:
         cover = strength * np.abs(value_hw)[..., None]
-        colour = np.where(value_hw[..., None] >= 0, rgb(FOR), rgb(AGAINST)) * (0.5 + 0.5 * grey)
+        colour = np.where(value_hw[..., None] >= 0, rgb(FOR), rgb(AGAINST)) * (0.65 + 0.35 * grey)
     else:
         cover = np.full((height, width, 1), 0.6 * strength / 0.75)
         colour = colour_map(False)(value_hw)[..., :3]
