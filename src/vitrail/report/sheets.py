@@ -57,6 +57,18 @@ class Thumbnails:
         ]
 
 
+class Shown:
+    """Gives images of the scored split a thumbnail."""
+
+    def __init__(self, thumbnails: Thumbnails, split: str):
+        self.thumbnails = thumbnails
+        self.split = split
+
+    def __call__(self, i: int, split: str | None = None) -> int | None:
+        """The number of the thumbnail; None where there is no more room."""
+        return self.thumbnails.add(split or self.split, int(i))
+
+
 def resized(image_CHW: Tensor, h: int, w: int) -> Tensor:
     """The image at this size."""
     return image_CHW if image_CHW.shape[-2:] == (h, w) else F.resize(image_CHW, [h, w], antialias=True)

@@ -1,0 +1,46 @@
+"""What a report is of: the classifier, and how the report was made."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import torch
+
+import vitrail
+from vitrail.report.subject import Subject
+from vitrail.weights.artefact import digest
+
+
+def made(subject: Subject) -> dict[str, Any]:
+    """When, with what and how this was made."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": subject.command,
+        "vitrail": vitrail.__version__,
+        "torch": torch.__version__,
+        "python": python_version(),
+        "device": subject.classifier.device.type,
+    }
+
+
+def described(subject: Subject) -> dict[str, Any]:
+    """The classifier: what it is, how it was made, and a digest that tells its weights from others."""
+    vit = subject.classifier.vit
+    origin = subject.classifier.origin
+    recipe = origin.get("recipe") or {}
+    trained_on = origin.get("data") or {}
+    return {
+        "path": subject.model,
+        "name": Path(subject.model).name or subject.model,
+        "sha256": digest({name: tensor.cpu() for name, tensor in vit.state_dict().items()}),
+        "parameters": sum(p.numel() for p in vit.parameters()),
+        "image_size": list(subject.classifier.preprocess.image_size),
+        **{name: getattr(vit.config, name) for name in ("patch", "width", "depth", "heads", "pool")},
+        "recipe": recipe.get("name"),
+        "epochs": recipe.get("epochs"),
+        "seed": origin.get("seed"),
+        "trained_on": trained_on.get("name"),
+        "training_images": (trained_on.get("images") or {}).get("train"),
+        "data_fingerprint": trained_on.get("fingerprint"),
+    }
