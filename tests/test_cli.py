@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
         (["evaluate", "nowhere", "digits"], "no run folder or artefact 'nowhere'", "train"),
         (["predict", "nowhere", "x.png"], "no run folder or artefact", None),
         (["inspect", "nowhere.safetensors"], "no file nowhere.safetensors", None),
-        (["inspect", "model.pth"], "pickled", "safetensors"),
+        (["inspect", "model.pth"], "there is no file model.pth", None),
     ],
 )
 def test_wrong_use_is_one_sentence_and_a_hint(
@@ -126,7 +127,9 @@ def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colours
 def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
     image = colours / "test" / "red" / "0.png"
     for expected in ("0.attention.png", "0.attention-2.png"):
-        code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps")
+        code, document, _ = ask(
+            capsys, "explain", run.folder, image, "--method", "attention", "--out", tmp_path / "maps"
+        )
         (row,) = document["explanations"]
         assert code == 0
         assert row["label"] == "red"
@@ -148,7 +151,16 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         (["--layer", "9"], "no layer 9"),
         (["--head", "7"], "no head 7"),
         (["--head", "first"], "--head is 'first'"),
-        (["--method", "rollout", "--head", "0"], "mixes all heads"),
+        (["--method", "rollout", "--head", "0"], "rollout takes no head"),
+        (["--class", "rde"], "no class 'rde'"),
+        (["--class", "red", "--against", "rde"], "no class 'rde'"),
+        (["--class", "red", "--against", "red"], "held against itself"),
+        (["--against", "red"], "needs a class"),
+        (["--query", "3"], "--query is '3'"),
+        (["--query", "3,8"], "no patch in row 3, column 8"),
+        (["--layer", "last"], "--layer is 'last'"),
+        (["--layer", "all", "--head", "all"], "do not fit"),
+        (["--method", "balanced", "--layer", "0"], "balanced takes no layer"),
     ],
 )
 def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colours, words, said, capsys, tmp_path):
@@ -286,3 +298,72 @@ def test_names_cannot_steer_the_terminal(run: vitrail.Run, colours: Path, tmp_pa
         main([str(word) for word in words])
         said = "".join(capsys.readouterr())
         assert not set(said) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}, words
+
+
+def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
+    run: vitrail.Run, colours: Path, tmp_path, capsys
+):
+    image = colours / "test" / "red" / "0.png"
+
+    def row(*words: str) -> dict:
+        code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *words)
+        assert code == 0
+        (found,) = document["explanations"]
+        assert all(Path(file).stat().st_size > 1000 for file in found["files"])
+        return found
+
+    default = row()
+    assert (default["label"], default["method"], default["signed"]) == ("red", "balanced", True)
+    assert default["files"][0].endswith("0.balanced.png")
+    blue = row("--class", "blue")
+    assert (blue["label"], blue["predicted"]) == ("blue", "red")
+    assert blue["map"] != default["map"]
+    assert row("--class", "blue", "--against", "red")["against"] == "red"
+    assert row("--head", "1")["method"] == "attention"
+    assert row("--query", "3,4")["query"] == [3, 4]
+    assert [each["layer"] for each in row("--layer", "all", "--method", "lens")["layers"]] == [0, 1]
+    assert row("--format", "svg", "--picture", "overlay", "--smooth")["files"][0].endswith("0.balanced.svg")
+    assert "half of it lies in" in default["summary"]
+
+
+def test_explain_names_a_picture_after_any_class(tmp_path: Path, run: vitrail.Run, colours: Path, capsys):
+    run.classifier.save(tmp_path / "odd.safetensors")
+    odd = vitrail.load(tmp_path / "odd.safetensors")
+    odd.classes = ("a/../b", "green", "red")
+    odd.save(tmp_path / "odd.safetensors")
+    image = colours / "test" / "red" / "0.png"
+    _, document, _ = ask(
+        capsys, "explain", tmp_path / "odd.safetensors", image, "--class", "a/../b", "--out", tmp_path / "maps"
+    )
+    assert document["explanations"][0]["files"] == [str(tmp_path / "maps" / "0.balanced.a_.._b.png")]
+
+
+def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.Run, colours: Path, tmp_path, capsys):
+    words = ["faithfulness", run.folder, colours, "--methods", "balanced,attention", "--images", 12, "--steps", 4]
+    code, document, _ = ask(capsys, *words, "--out", tmp_path / "scores")
+    assert code == 0
+    assert document["images"] == 12
+    assert list(document["methods"]) == ["balanced", "attention", "random", "centre", "edges"]
+    assert document["methods"]["balanced"]["deletion"]["mean"] < document["methods"]["random"]["deletion"]["mean"]
+    assert document["methods"]["balanced"]["mosaic"] is None  # three classes make no mosaic of four
+    assert document["data"] == "the 24 test images of colours"
+    assert json.loads((tmp_path / "scores" / "faithfulness.json").read_text()) == document
+    Image.open(tmp_path / "scores" / "faithfulness.png").verify()
+    assert main([*map(str, words)]) == 0
+    shown = capsys.readouterr().out
+    assert "12 of the 24 test images of colours" in shown
+    assert re.search(r"balanced +0\.\d{3}.*\n +±0\.\d{3}", shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "balancd"], "no method 'balancd'"),
+        (["--images", "0"], "--images is 0"),
+        (["--steps", "-1"], "--steps is -1"),
+    ],
+)
+def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colours: Path, words, said, capsys):
+    code, document, _ = ask(capsys, "faithfulness", run.folder, colours, *words)
+    assert code == 2
+    assert said in document["error"]

@@ -60,7 +60,7 @@ def test_the_commands_for_a_folder_of_photos(place: Path):
     assert "ready to train" in done.stdout
     assert "cats" in done.stdout
     assert (place / "runs" / "photos" / "attention.png").exists()
-    assert (place / "explanations" / "1.attention.png").exists()
+    assert (place / "explanations" / "1.balanced.png").exists()
 
 
 def test_the_python(place: Path):

@@ -77,6 +77,10 @@ class Classifier:
         except ValueError as error:
             raise ImageError(name, str(error)) from None
 
+    def normalised(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels of the model's size -> what the ViT takes, on its device and in its dtype."""
+        return self.preprocess.normalise(pixels_BCHW.to(self.device)).to(self.vit.prefix.dtype)
+
     @torch.inference_mode()
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels of the model's size -> logits (B, Y) in float32, divided by the temperature.
@@ -84,7 +88,7 @@ class Classifier:
         Puts the model in eval mode. Raises `NotFinite` where an answer is not a finite number.
         """
         self.vit.eval()
-        return finite(self.vit(self.preprocess.normalise(pixels_BCHW.to(self.device)))) / self.temperature
+        return finite(self.vit(self.normalised(pixels_BCHW))) / self.temperature
 
     @torch.no_grad()  # not inference_mode: people train heads on what this returns
     def features(self, images: Tensor | str | Path | Sequence[str | Path | Tensor]) -> Tensor:
@@ -97,7 +101,7 @@ class Classifier:
             several = [images] if isinstance(images, str | Path) else images
             images = torch.stack([self.read(image) for image in several])
         self.vit.eval()
-        return finite(self.vit.pooled(self.preprocess.normalise(images.to(self.device))))
+        return finite(self.vit.pooled(self.normalised(images)))
 
     def sized(self, image_size: int | tuple[int, int]) -> Classifier:
         """The same classifier for images of another size, its positions resized by their own rule.

@@ -25,7 +25,8 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "evaluate": "score a classifier on labelled images",
     "probe": "say how far a model's features go without training it",
     "predict": "say what is in images",
-    "explain": "show where a classifier looks",
+    "explain": "show what speaks for a class in images",
+    "faithfulness": "score a classifier's explanations",
     "export": "give a classifier to another library",
     "models": "list the public checkpoints, sizes and recipes",
     "inspect": "say what a weight file is",
@@ -129,7 +130,7 @@ def _complain(error: VitrailError, as_json: bool) -> int:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:10}{about}" for verb, about in VERBS.items())
+    verbs = "\n".join(f"  {verb:13}{about}" for verb, about in VERBS.items())
     return f"""{vitrail.__doc__}
 
 usage: vitrail VERB ... (vitrail VERB --help says more)

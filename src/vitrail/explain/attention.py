@@ -1,4 +1,4 @@
-"""Maps made of attention alone: the last layer's weights, and rollout through all layers.
+"""Maps made of attention alone: one layer's weights, and rollout through all layers.
 
 Neither knows a class: they say where the model looks, not what speaks for a class.
 """
@@ -6,23 +6,26 @@ Neither knows a class: they say where the model looks, not what speaks for a cla
 import torch
 from torch import Tensor
 
-from vitrail.explain.recording import Record
+from vitrail.explain.recording import Record, recording, wide
+from vitrail.explain.scene import Scene
 from vitrail.model import ViTConfig
+from vitrail.model.config import CLASS_TOKENS
 
 
 def readout(record: Record, config: ViTConfig, tokens: int) -> Tensor:
-    """How much the pooled vector takes from each token, (B, T).
+    """How much the pooled vector takes from each token, (B, T), summing to one.
 
-    The class token alone, the patches alike, or as attention pooling weighs them (the mean of its heads).
+    The class tokens alone, the patches alike, half and half, or as attention pooling weighs them (its heads' mean).
     """
     if record.pool is not None:
         return record.pool[:, :, 0].mean(dim=1)
-    row_T = torch.zeros(tokens, device=record.queries[0].device)
-    if config.pool == "cls":
-        row_T[0] = 1
-    else:
+    query = record.queries[0]
+    row_T = torch.zeros(tokens, device=query.device, dtype=wide(query).dtype)
+    read = CLASS_TOKENS.get(config.pool, 0)
+    row_T[:read] = 1 / max(read, 1)
+    if "mean" in config.pool:
         row_T[config.prefix_tokens :] = 1 / (tokens - config.prefix_tokens)
-    return row_T.expand(len(record.queries[0]), tokens)
+    return (row_T / row_T.sum()).expand(len(query), tokens)
 
 
 def attention_map(record: Record, config: ViTConfig, layer: int = -1, head: int | None = None) -> Tensor:
@@ -47,8 +50,31 @@ def rollout(record: Record, config: ViTConfig, layer: int = -1) -> Tensor:
     mixed_BTT: Tensor | None = None
     for number in range(depth):
         step_BTT = record.attention(number).mean(dim=1)
-        step_BTT = (step_BTT + torch.eye(step_BTT.shape[-1], device=step_BTT.device)) / 2
+        step_BTT = (step_BTT + torch.eye(step_BTT.shape[-1], device=step_BTT.device, dtype=step_BTT.dtype)) / 2
         mixed_BTT = step_BTT if mixed_BTT is None else step_BTT @ mixed_BTT
     assert mixed_BTT is not None
     row_BT = readout(record, config, mixed_BTT.shape[-1])
     return torch.einsum("bt,bts->bs", row_BT, mixed_BTT)
+
+
+@torch.no_grad()
+def attention(
+    scene: Scene, layer: int = -1, head: int | None = None, query: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of one layer: of what is pooled, or of the patch in row and column `query`."""
+    config = scene.vit.config
+    with recording(scene.vit) as record:
+        logits_BY = scene.logits(scene.x_BTD)
+    if query is None:
+        return scene.of_patches(attention_map(record, config, layer, head)), logits_BY
+    row = config.prefix_tokens + query[0] * scene.grid[1] + query[1]
+    weights_BNT = record.attention(layer, rows=row)[:, :, 0]
+    return scene.of_patches(weights_BNT.mean(dim=1) if head is None else weights_BNT[:, head]), logits_BY
+
+
+@torch.no_grad()
+def attention_rollout(scene: Scene, layer: int = -1) -> tuple[Tensor, Tensor]:
+    """Rollout up to a layer, and the logits."""
+    with recording(scene.vit) as record:
+        logits_BY = scene.logits(scene.x_BTD)
+    return scene.of_patches(rollout(record, scene.vit.config, layer)), logits_BY

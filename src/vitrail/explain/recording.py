@@ -14,16 +14,23 @@ from vitrail.model.pool import AttentionPool
 Rows = int | slice | Sequence[int]
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least: sums and softmaxes of half numbers lose too much."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Record:
-    """What the last forward inside `recording` left: q and k of each layer, from which attention is recomputed."""
+    """What the last forward inside `recording` left: q, k and v of each layer, from which attention is recomputed."""
 
     def __init__(self, depth: int):
         self.depth = depth
         self.queries: dict[int, Tensor] = {}  # layer -> (B, N, T, K); the pool's is layer `depth`
         self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.mixed: dict[int, Tensor] = {}  # what the kernel gave: attention times values
 
     def attention(self, layer: int = -1, rows: Rows = slice(None)) -> Tensor:
-        """softmax(q k^T / sqrt(K)) of a layer in float32: (B, N, T, T), or only the asked-for rows of it.
+        """softmax(q k^T / sqrt(K)) of a layer in float32 (or float64): (B, N, T, T), or only the asked-for rows of it.
 
         Layers count from 0, or from -1 backwards. Raises `UsageError` for a layer that is not there or before any
         forward has run.
@@ -37,10 +44,18 @@ class Record:
         """The weights of attention pooling, (B, N, 1, T); None for other pools."""
         return self._weights(self.depth, slice(None)) if self.depth in self.queries else None
 
+    def gradient(self, layer: int, d_mixed_BNTK: Tensor) -> Tensor:
+        """The gradient of a score by a layer's attention, from its gradient by `mixed[layer]`: (B, N, T, T).
+
+        mixed = attention @ v, so the gradient by attention is d_mixed @ v^T, and no matrix was kept to have it.
+        """
+        with torch.autocast(d_mixed_BNTK.device.type, enabled=False):
+            return wide(d_mixed_BNTK) @ wide(self.values[layer].detach()).mT
+
     def _weights(self, layer: int, rows: Rows) -> Tensor:
         if layer not in self.queries:
             raise UsageError("nothing is recorded yet", "call the model inside the with block")
-        q_BNTK, k_BNTK = self.queries[layer].float(), self.keys[layer].float()
+        q_BNTK, k_BNTK = wide(self.queries[layer]), wide(self.keys[layer])
         q_BNRK = q_BNTK[:, :, [rows] if isinstance(rows, int) else rows]
         with torch.autocast(q_BNTK.device.type, enabled=False):
             return (q_BNRK @ k_BNTK.mT * q_BNTK.shape[-1] ** -0.5).softmax(dim=-1)
@@ -72,7 +87,8 @@ def recording(vit: ViT) -> Iterator[Record]:
 
 def _keeping(record: Record, layer: int, attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def keep_and_attend(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
-        record.queries[layer], record.keys[layer] = q_BNTK, k_BNTK
-        return attend(q_BNTK, k_BNTK, v_BNTK, dropout)
+        record.queries[layer], record.keys[layer], record.values[layer] = q_BNTK, k_BNTK, v_BNTK
+        record.mixed[layer] = attend(q_BNTK, k_BNTK, v_BNTK, dropout)
+        return record.mixed[layer]
 
     return keep_and_attend

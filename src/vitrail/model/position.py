@@ -1,6 +1,7 @@
 """Where a patch stands, in four ways with one interface.
 
-`add(x_BhwD)` puts the position into the patches; `rotation(h, w)` gives the turn of queries and keys, or None.
+`add(x_BhwD)` puts the position into the patches; `rotation(h, w)` gives the turn of queries and keys, or None: of all
+patches, or of those that are left, numbered row by row in `keep_BP`.
 Positions live on the grid (h, w), so no one guesses a square root, and another image size is a resize by rule.
 """
 
@@ -43,7 +44,7 @@ class LearnedPosition(nn.Module):
         )
         return new_1Dhw[0].permute(1, 2, 0).to(self.grid.dtype)
 
-    def rotation(self, h: int, w: int) -> Rotate | None:
+    def rotation(self, h: int, w: int, keep_BP: Tensor | None = None) -> Rotate | None:
         return None
 
 
@@ -67,7 +68,7 @@ class SinCosPosition(nn.Module):
         y_hwK, x_hwK = y_hK[:, None].expand(h, w, -1), x_wK[None].expand(h, w, -1)
         return x_BhwD + torch.cat([x_hwK.sin(), x_hwK.cos(), y_hwK.sin(), y_hwK.cos()], dim=-1)
 
-    def rotation(self, h: int, w: int) -> Rotate | None:
+    def rotation(self, h: int, w: int, keep_BP: Tensor | None = None) -> Rotate | None:
         return None
 
 
@@ -88,20 +89,21 @@ class RotaryPosition(nn.Module):
     def add(self, x_BhwD: Tensor) -> Tensor:
         return x_BhwD
 
-    def rotation(self, h: int, w: int) -> Rotate | None:
+    def rotation(self, h: int, w: int, keep_BP: Tensor | None = None) -> Rotate | None:
         frequency = 2 * torch.pi / self.base ** (self.index / len(self.index))
         y_h = (torch.arange(h, device=frequency.device) + 0.5) / h * 2 - 1
         x_w = (torch.arange(w, device=frequency.device) + 0.5) / w * 2 - 1
         y_PK = (y_h[:, None, None] * frequency).expand(h, w, -1).flatten(0, 1)
         x_PK = (x_w[None, :, None] * frequency).expand(h, w, -1).flatten(0, 1)
         angle_PK = torch.cat([y_PK, x_PK], dim=-1).repeat(1, 2)
-        still = torch.zeros(self.prefix_tokens, angle_PK.shape[-1], device=angle_PK.device)
-        angle_TK = torch.cat([still, angle_PK])
-        cos_TK, sin_TK = angle_TK.cos(), angle_TK.sin()
+        angle_BPK = angle_PK[None] if keep_BP is None else angle_PK[keep_BP]
+        still_BRK = angle_BPK.new_zeros(len(angle_BPK), self.prefix_tokens, angle_BPK.shape[-1])
+        angle_B1TK = torch.cat([still_BRK, angle_BPK], dim=1).unsqueeze(1)
+        cos_B1TK, sin_B1TK = angle_B1TK.cos(), angle_B1TK.sin()
 
         def rotate(q_BNTK: Tensor) -> Tensor:
             first, second = q_BNTK.chunk(2, dim=-1)
-            turned = q_BNTK * cos_TK + torch.cat([-second, first], dim=-1) * sin_TK
+            turned = q_BNTK * cos_B1TK + torch.cat([-second, first], dim=-1) * sin_B1TK
             return turned.to(q_BNTK.dtype)
 
         return rotate
@@ -116,7 +118,7 @@ class Unplaced(nn.Module):
     def add(self, x_BhwD: Tensor) -> Tensor:
         return x_BhwD
 
-    def rotation(self, h: int, w: int) -> Rotate | None:
+    def rotation(self, h: int, w: int, keep_BP: Tensor | None = None) -> Rotate | None:
         return None
 
 

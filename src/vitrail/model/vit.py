@@ -10,7 +10,7 @@ from vitrail.model.head import head_module
 from vitrail.model.init import initialise
 from vitrail.model.patches import PatchEmbed
 from vitrail.model.pool import POOLS
-from vitrail.model.position import position_module
+from vitrail.model.position import Rotate, position_module
 
 
 class ViT(nn.Module):
@@ -36,8 +36,7 @@ class ViT(nn.Module):
         initialise(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        logits_BY: Tensor = self.head(self.pooled(image_BCHW))
-        return logits_BY
+        return self.classify(self.features(image_BCHW))
 
     def pooled(self, image_BCHW: Tensor) -> Tensor:
         """The vector that the head reads: (B, C, H, W) -> (B, D), or (B, 2D) where a pool puts two side by side."""
@@ -46,12 +45,22 @@ class ViT(nn.Module):
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """All tokens after the last block and norm: (B, C, H, W) -> (B, R + h*w, D), prefix tokens first."""
+        h, w = (side // self.config.patch for side in image_BCHW.shape[-2:])
+        return self.encode(self.embed(image_BCHW), self.position.rotation(h, w))
+
+    def embed(self, image_BCHW: Tensor) -> Tensor:
+        """The prefix tokens, then the patches in their places: (B, C, H, W) -> (B, R + h*w, D)."""
         x_BhwD = self.patch_embed(image_BCHW)
-        h, w = x_BhwD.shape[1:3]
         x_BPD = self.position.add(x_BhwD).flatten(1, 2)
         x_BTD = torch.cat([self.prefix.expand(len(x_BPD), -1, -1), x_BPD], dim=1).to(self.prefix.dtype)
+        return x_BTD
+
+    def encode(self, x_BTD: Tensor, rotate: Rotate | None) -> Tensor:
+        """Embedded tokens, or only some of them, through the blocks and the norm: (B, T, D) -> (B, T, D).
+
+        `rotate` is the position's rotation of just these tokens (`position.rotation(h, w, keep_BP)`).
+        """
         x_BTD = self.pre_norm(self.embedding_drop(x_BTD))
-        rotate = self.position.rotation(h, w)
         for block in self.blocks:
             if self.recompute and self.training:
                 x_BTD = checkpoint(block, x_BTD, rotate, use_reentrant=False)
@@ -59,3 +68,8 @@ class ViT(nn.Module):
                 x_BTD = block(x_BTD, rotate)
         x_BTD = self.norm(x_BTD)
         return x_BTD
+
+    def classify(self, x_BTD: Tensor) -> Tensor:
+        """Encoded tokens -> logits: (B, T, D) -> (B, Y)."""
+        logits_BY: Tensor = self.head(self.pool(x_BTD))
+        return logits_BY

@@ -1,0 +1,591 @@
+"""Each method against a straightforward computation of its formula, and against the library that has it."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from test_explain import CLASSES, MODELS, WIDE, any_model, classifier, held, images, maps, photos, random_vit
+from vitrail.classifier import Classifier, NotFinite
+from vitrail.errors import UsageError
+from vitrail.explain import METHODS, explain_batch
+from vitrail.explain.attention import readout
+from vitrail.explain.balance import balanced
+from vitrail.explain.explanation import open_scene
+from vitrail.explain.recording import Record, recording
+from vitrail.explain.scene import Scene, block_inputs, undisturbed
+from vitrail.model import ViT
+from vitrail.model.mlp import MLPS
+from vitrail.model.pool import POOLS
+
+KNOWING = [name for name, row in METHODS.items() if not row.class_blind]
+
+
+def double(**options) -> Classifier:
+    clf = classifier(**options)
+    clf.vit.double()
+    return clf
+
+
+def scene_of(clf: Classifier, targets=None) -> Scene:
+    return open_scene(clf, photos(), targets or [(2, None)] * 3)
+
+
+def close(found: np.ndarray | Tensor, expected: np.ndarray | Tensor, tolerance: float) -> None:
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    scale = np.abs(expected).max()
+    assert scale > 0
+    assert np.abs(found - expected).max() <= tolerance * scale
+
+
+# Attention and its gradient.
+
+
+class Explicit:
+    """Attention written out, with the matrices kept and differentiable: what `recording` must equal."""
+
+    def __init__(self, vit: ViT):
+        self.matrices: list[Tensor] = []
+        self.modules = [*(block.attn for block in vit.blocks), *([vit.pool] if hasattr(vit.pool, "attend") else [])]
+
+    def __enter__(self) -> "Explicit":
+        self.before = [module.attend for module in self.modules]
+        for module in self.modules:
+            module.attend = self.attend
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for module, before in zip(self.modules, self.before, strict=True):
+            module.attend = before
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        matrix = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+        self.matrices.append(matrix)
+        return matrix @ v
+
+
+@any_model
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_recomputed_attention_and_its_gradient_equal_explicit_ones(options, dtype, tolerance):
+    clf = classifier(**options)
+    clf.vit.to(dtype)
+    scene = scene_of(clf)
+    x = scene.x_BTD.requires_grad_()
+    with recording(clf.vit) as record:
+        found = scene.logits(x)
+    mixed = [record.mixed[layer] for layer in sorted(record.mixed)]
+    found_gradients = torch.autograd.grad(found[:, 2].sum(), mixed)
+    with Explicit(clf.vit) as explicit:
+        score = scene.logits(x)[:, 2].sum()
+    gradients = torch.autograd.grad(score, explicit.matrices)
+    for layer, (matrix, gradient) in enumerate(zip(explicit.matrices, gradients, strict=True)):
+        recomputed = record.attention(layer) if layer < 3 else record.pool
+        close(recomputed.detach(), matrix.detach(), tolerance)
+        close(record.gradient(layer, found_gradients[layer]).detach(), gradient, tolerance)
+
+
+# References, layer by layer, from the explicit matrices.
+
+
+def pooled(vit: ViT, row_of: Tensor) -> Tensor:
+    """What a pool without weights reads of rows (T, T) -> (T,)."""
+    record = Record(1)
+    record.queries[0] = row_of[None, None]
+    return readout(record, vit.config, len(row_of))[0] @ row_of
+
+
+@any_model
+def test_generic_attention_equals_its_reference(options):
+    clf = double(**options)
+    scene = scene_of(clf)
+    with Explicit(clf.vit) as explicit:
+        score = scene.logits(scene.x_BTD.requires_grad_())[:, 2].sum()
+    gradients = torch.autograd.grad(score, explicit.matrices)
+    expected = []
+    for image in range(3):
+        relevance = torch.eye(scene.x_BTD.shape[1], dtype=torch.float64)
+        for matrix, gradient in list(zip(explicit.matrices, gradients, strict=True))[:3]:
+            relevance = relevance + (matrix[image] * gradient[image]).clamp(min=0).mean(0) @ relevance
+        if clf.vit.config.pool == "map":
+            row = (explicit.matrices[3][image] * gradients[3][image]).clamp(min=0).mean(0)[0] @ relevance
+        else:
+            row = pooled(clf.vit, relevance - torch.eye(len(relevance)))
+        expected.append(row[clf.vit.config.prefix_tokens :].detach())
+    found = explain_batch(clf, photos(), method="generic", target=CLASSES[2])
+    close(maps(found).reshape(3, -1), torch.stack(expected), 1e-10)
+
+
+@any_model
+def test_legrad_equals_its_reference(options):
+    clf = double(**options)
+    vit, scene = clf.vit, scene_of(clf)
+    x, expected = scene.x_BTD, torch.zeros(3, scene.x_BTD.shape[1], dtype=torch.float64)
+    for block in vit.blocks:
+        with Explicit(vit) as explicit:
+            x = block(x.detach().requires_grad_(), scene.rotate)
+            read = vit.pool(vit.norm(x)) if vit.config.pool == "map" else vit.norm(x).mean(dim=1)
+            logits = vit.head(read)
+        (gradient,) = torch.autograd.grad(logits[:, 2].sum(), explicit.matrices[:1])
+        expected += gradient.clamp(min=0).mean(dim=(1, 2)) / 3
+    found = explain_batch(clf, photos(), method="legrad", target=CLASSES[2])
+    close(maps(found).reshape(3, -1), expected[:, vit.config.prefix_tokens :], 1e-10)
+
+
+def balanced_by_hand(vit: ViT, x: Tensor, inputs: list[Tensor]) -> Tensor:
+    """The forward of a class-token GELU ViT, every held factor detached in plain sight; keeps the blocks' inputs."""
+
+    def norm(module, x):
+        spread = (x.var(-1, keepdim=True, correction=0) + module.eps).sqrt().detach()
+        return (x - x.mean(-1, keepdim=True)) / spread * module.weight + module.bias
+
+    for block in vit.blocks:
+        inputs.append(x)
+        qkv = block.attn.qkv(norm(block.norm1, x)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        weights = (qkv[0] @ qkv[1].mT / math.sqrt(8)).softmax(-1).detach()
+        x = x + block.attn.proj((weights @ qkv[2]).transpose(1, 2).flatten(2))
+        u = block.mlp.fc1(norm(block.norm2, x))
+        x = x + block.mlp.fc2(u * (0.5 * (1 + torch.erf(u / math.sqrt(2)))).detach())
+    return vit.head(norm(vit.norm, x)[:, 0])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+def test_the_balanced_gradient_equals_a_backward_with_factors_held_still(dtype, tolerance):
+    clf = classifier(prefix_tokens=2)
+    clf.vit.to(dtype)
+    scene = scene_of(clf)
+    x = scene.x_BTD.clone().requires_grad_()
+    inputs: list[Tensor] = []
+    logits = balanced_by_hand(clf.vit, x, inputs)
+    close(logits.detach(), scene.logits(scene.x_BTD).detach(), tolerance)
+    chance = logits.softmax(1)[:, 2]
+    gradients = torch.autograd.grad((chance / (1 - chance)).log().sum(), inputs)
+    layers = [(x * gradient).sum(-1)[:, 2:].detach() for x, gradient in zip(inputs, gradients, strict=True)]
+    expected = sum(layers) / 3
+    found = explain_batch(clf, photos(), method="balanced", target=CLASSES[2])
+    close(maps(found).reshape(3, -1), expected, tolerance)
+
+
+EVERY_PART = {
+    **MODELS,
+    **{f"mlp {name}": {"mlp": name} for name in MLPS},
+    **{f"pool {name}": {"pool": name, "prefix_tokens": 2} for name in POOLS},
+    "mlp head": {"head": "mlp", "pool": "mean"},
+    "pre-norm": {"pre_norm": True},
+    "no final norm": {"final_norm": False},
+}
+
+
+@pytest.mark.parametrize("options", EVERY_PART.values(), ids=EVERY_PART)
+def test_balanced_maps_add_up_to_the_score(options):
+    """Without biases everything is in the tokens; a part without a rule of its own would break the sum."""
+    clf = double(**options)
+    with torch.no_grad():
+        for name, parameter in clf.vit.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    scene = scene_of(clf)
+    plain = scene.logits(scene.x_BTD).detach()
+    with balanced(clf.vit), block_inputs(clf.vit) as inputs:
+        logits = scene.logits(scene.x_BTD.requires_grad_())
+    gradients = torch.autograd.grad(logits[:, 2].sum(), inputs)
+    close(logits.detach(), plain, 1e-12)
+    for x, gradient in zip(inputs, gradients, strict=True):  # every layer's input shares out the same score
+        close((x * gradient).sum((1, 2)).detach(), logits[:, 2].detach(), 1e-10)
+
+
+def test_plain_input_gradient_does_not_add_up():
+    """Or the test above would show nothing."""
+    scene = scene_of(double())
+    x = scene.x_BTD.requires_grad_()
+    score = scene.logits(x)[:, 2]
+    (gradient,) = torch.autograd.grad(score.sum(), x)
+    assert ((x * gradient).sum((1, 2)) - score).abs().min() > 0.05 * score.abs().max()
+
+
+@any_model
+def test_balanced_gradients_change_the_answers_by_rounding_alone(options):
+    vit = random_vit(**options)
+    with torch.no_grad():
+        outside = vit(images())
+        with balanced(vit):
+            inside = vit(images())
+    assert (inside - outside).abs().max() <= 1e-5 * outside.abs().max()
+
+
+# Beside other libraries, on the same model.
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": "mean", "prefix_tokens": 0}, {"prefix_tokens": 5}], ids=str)
+def test_integrated_gradients_equal_captums_on_pixels(options):
+    captum_attr = pytest.importorskip("captum.attr")
+    clf = double(**options)
+    x = clf.normalised(photos())
+    pixels = captum_attr.IntegratedGradients(clf.vit).attribute(x, target=2, n_steps=20)
+    expected = F.avg_pool2d(pixels.sum(1, keepdim=True), 4)[:, 0] * 16
+    found = explain_batch(clf, photos(), method="integrated", target=CLASSES[2])
+    close(maps(found), expected.detach(), 1e-6)  # captum steps in float32
+
+
+def test_integrated_gradients_add_up_to_what_the_image_changes():
+    clf = classifier(pool="mean")
+    grey = clf.vit(torch.zeros(1, 3, *WIDE))[0, 2]
+    change = clf.vit(clf.normalised(photos()))[:, 2] - grey
+    found = maps(explain_batch(clf, photos(), method="integrated", target=CLASSES[2]))
+    assert np.abs(found.sum((1, 2)) - change.detach().numpy()).max() < 0.05 * change.abs().max()
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("options", [{}, {"pool": "mean", "prefix_tokens": 0}, {"prefix_tokens": 5}], ids=str)
+def test_grad_cam_equals_the_grad_cam_package(options, layer):
+    pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    clf = classifier(**options)
+    prefix = clf.vit.config.prefix_tokens
+
+    def on_grid(x_BTD: Tensor) -> Tensor:
+        return x_BTD[:, prefix:].unflatten(1, (3, 5)).permute(0, 3, 1, 2)
+
+    with GradCAM(clf.vit, [clf.vit.blocks[layer].norm1], reshape_transform=on_grid) as cam:
+        expected = cam(clf.normalised(photos()).requires_grad_(), [ClassifierOutputTarget(2)] * 3)
+    found = maps(explain_batch(clf, photos(), method="gradcam", target=CLASSES[2], layer=layer))
+    enlarged = scale_cam_image(scale_cam_image(found, (20, 12)))  # as they do, before and after layers are averaged
+    close(enlarged, expected, 1e-4)
+
+
+# Leaving patches out.
+
+
+def with_only(vit: ViT, x: Tensor, keep: Tensor) -> Tensor:
+    """The logits of a class-token ViT whose every query is kept from seeing the patches that are not in `keep`."""
+    hidden = torch.ones(len(x), x.shape[-2] // 4 * x.shape[-1] // 4, dtype=torch.bool).scatter(1, keep, False)
+    prefix = torch.zeros(len(x), vit.config.prefix_tokens, dtype=torch.bool)
+    mask = torch.cat([prefix, hidden], dim=1)[:, None, None]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(mask, -math.inf).softmax(-1) @ v
+
+    vit = copy.deepcopy(vit)
+    for block in vit.blocks:
+        block.attn.attend = attend
+    return vit(x)
+
+
+@pytest.mark.parametrize("name", ["cls, 1 prefix", "cls, 5 prefix", "rotary", "normed q and k"])
+def test_a_dropped_patch_is_as_one_that_nobody_sees(name):
+    clf = double(**MODELS[name])
+    keep = torch.stack([torch.randperm(15, generator=torch.Generator().manual_seed(i))[:6] for i in range(3)])
+    with torch.no_grad():
+        found = scene_of(clf).logits_of(keep)
+        expected = with_only(clf.vit, clf.normalised(photos()), keep)
+        whole = clf.vit(clf.normalised(photos()))
+    close(found, expected, 1e-12)
+    assert (found - whole).abs().max() > 0.01
+
+
+@any_model
+def test_keeping_every_patch_changes_nothing(options):
+    clf = double(**options)
+    with torch.no_grad():
+        found = scene_of(clf).logits_of(torch.arange(15).expand(3, -1))
+        close(found, clf.vit(clf.normalised(photos())), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["cls, 1 prefix", "mean, 0 prefix", "map, 5 prefix", "rotary"])
+def test_occlusion_is_what_each_patchs_absence_costs(name):
+    clf = double(**MODELS[name])
+    scene = scene_of(clf)
+    expected = np.zeros((3, 15))
+    with torch.no_grad():
+        for patch in range(15):
+            keep = torch.tensor([[i for i in range(15) if i != patch]] * 3)
+            drop = scene.logits(scene.x_BTD).softmax(1) - scene.logits_of(keep).softmax(1)
+            expected[:, patch] = (drop[:, 2] - drop[:, 4]).numpy()
+    found = explain_batch(clf, photos(), method="occlusion", target=(CLASSES[2], CLASSES[4]))
+    close(maps(found).reshape(3, -1), expected, 1e-10)
+
+
+def test_rise_is_the_mean_over_random_halves_that_hold_the_patch():
+    clf = double(**MODELS["mean, 0 prefix"])
+    scene = scene_of(clf)
+    generator = torch.Generator().manual_seed(0)
+    held_by: list[list[np.ndarray]] = [[] for _ in range(15)]
+    values = []
+    with torch.no_grad():
+        for _ in range(100):
+            order = torch.randperm(15, generator=generator)
+            for half in (order[:7], order[7:14]):
+                probability = scene.logits_of(half.expand(3, -1)).softmax(1)[:, 2].numpy()
+                values.append(probability)
+                for patch in half.tolist():
+                    held_by[patch].append(probability)
+    expected = np.stack([np.mean(each, axis=0) for each in held_by], axis=1) - np.mean(values, axis=0)[:, None]
+    found = explain_batch(clf, photos(), method="rise", target=CLASSES[2])
+    close(maps(found).reshape(3, -1), expected, 1e-10)
+
+
+def test_under_mean_pooling_the_lens_averages_to_the_answer():
+    clf = double(pool="mean", prefix_tokens=0)
+    logits = clf.vit(clf.normalised(photos())).detach()
+    found = maps(explain_batch(clf, photos(), method="lens", target=CLASSES[1]))
+    close(found.mean((1, 2)), logits[:, 1] - logits.mean(1), 1e-10)
+
+
+@any_model
+def test_the_lens_reads_the_last_norm_pool_and_head(options):
+    clf = double(**options)
+    found = explain_batch(clf, photos(), method="lens", target=CLASSES[1], layer=0)
+    seen: list[Tensor] = []
+    hook = clf.vit.blocks[0].register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.no_grad():
+        clf.vit(clf.normalised(photos()))
+        hook.remove()
+        patch = clf.vit.norm(seen[0])[1, clf.vit.config.prefix_tokens + 7]
+        logits = clf.vit.head(clf.vit.pool(patch.expand(1, clf.vit.config.prefix_tokens + 4, -1)))[0]
+    close(found[1].map[1, 2:3], (logits[1] - logits.mean())[None], 1e-10)
+
+
+@any_model
+def test_a_querys_map_is_its_row_of_the_attention_matrix(options):
+    clf = classifier(**options)
+    with torch.no_grad(), recording(clf.vit) as record:
+        clf.vit(clf.normalised(photos()))
+    prefix = clf.vit.config.prefix_tokens
+    expected = record.attention(1)[:, :, prefix + 2 * 5 + 3, prefix:]
+    for head, weights in ((None, expected.mean(1)), (2, expected[:, 2])):
+        found = explain_batch(clf, photos(), method="attention", layer=1, head=head, query=(2, 3))
+        close(maps(found).reshape(3, -1), weights, 1e-5)
+    assert found[0].question == "what row 2, column 3 attends to"
+
+
+# Targets.
+
+
+@pytest.mark.parametrize("method", KNOWING)
+def test_each_image_is_explained_for_its_own_class(method):
+    clf = classifier(pool="mean")
+    found = explain_batch(clf, photos(), method=method, target=["ant", ("bee", "cat"), None])
+    alone = [explain_batch(clf, photos()[i : i + 1], method=method, target=each)[0]
+             for i, each in enumerate(["ant", ("bee", "cat"), None])]  # fmt: skip
+    for one, other in zip(found, alone, strict=True):
+        np.testing.assert_allclose(one.map, other.map, atol=1e-5 * np.abs(one.map).max())
+        assert (one.label, one.against, one.predicted) == (other.label, other.against, other.predicted)
+    probabilities = clf.logits(photos()).softmax(1)
+    assert [found[0].label, found[1].label, found[1].against] == ["ant", "bee", "cat"]
+    assert found[2].label == found[2].predicted == CLASSES[int(probabilities[2].argmax())]
+    assert found[1].probability == pytest.approx(float(probabilities[1, 1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", KNOWING)
+def test_classes_have_different_maps(method):
+    clf = classifier(pool="mean")
+    ant, bee = (maps(explain_batch(clf, photos(), method=method, target=label)) for label in ("ant", "bee"))
+    assert np.abs(ant - bee).max() > 1e-3 * np.abs(ant).max()
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated", "occlusion", "rise", "lens"])
+def test_this_rather_than_that_is_the_difference_of_their_maps(method):
+    clf = double()
+    ant, bee, rather = (
+        maps(explain_batch(clf, photos(), method=method, target=target)) for target in ("ant", "bee", ("ant", "bee"))
+    )
+    close(rather, ant - bee, 1e-9)
+
+
+def test_balanced_maps_of_a_pair_are_each_others_negative():
+    clf = double()
+    one, other = (maps(explain_batch(clf, photos(), target=pair)) for pair in (("ant", "bee"), ("bee", "ant")))
+    close(one, -other, 1e-12)
+
+
+def test_log_odds_are_those_of_the_probability():
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+    scene = scene_of(classifier())
+    scene.weights_BY = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
+    chance = logits.softmax(1)
+    expected = torch.stack([(chance[0, 1] / (1 - chance[0, 1])).log(), logits[1, 2] - logits[1, 0]])
+    close(scene.log_odds(logits), expected, 1e-6)
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.class_blind])
+def test_class_blind_methods_say_so_and_are(method):
+    clf = classifier()
+    ant, bee = (explain_batch(clf, photos(), method=method, target=label) for label in ("ant", "bee"))
+    assert all(explanation.class_blind for explanation in ant)
+    assert (maps(ant) == maps(bee)).all()
+    assert ant[0].question == "where the model looks"
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("dgo", "the model knows no class 'dgo' (did you mean dog?)"),
+        (("dog", "cta"), "knows no class 'cta'"),
+        (("dog", "dog"), "'dog' is held against itself"),
+        (["dog", "cat"], "there are 2 targets for 3 images"),
+    ],
+    ids=str,
+)
+def test_a_target_that_is_not_there_is_refused(target, sentence):
+    with pytest.raises(UsageError) as caught:
+        explain_batch(classifier(), photos(), target=target)
+    assert sentence in str(caught.value)
+
+
+def test_a_model_without_classes_has_attention_alone(tmp_path):
+    clf = classifier(classes=0)
+    clf.classes = ()
+    found = explain_batch(clf, photos(), method="attention")[0]
+    assert (found.label, found.to_json()["probability"]) == ("", None)
+    assert found.summary.startswith("where the model looks (attention): half")
+    found.save(tmp_path / "map.png")
+    for options in ({}, {"method": "attention", "target": "cat"}):
+        with pytest.raises(UsageError, match="knows no classes"):
+            explain_batch(clf, photos(), **options)
+
+
+def test_the_temperature_changes_the_probability_and_not_the_map():
+    clf = classifier()
+    cold = explain_batch(clf, photos())[0]
+    clf.temperature = 3.0
+    warm = explain_batch(clf, photos())[0]
+    assert (cold.map == warm.map).all()
+    assert warm.probability < cold.probability
+    assert warm.probability == pytest.approx(clf.predict(photos()[0], top=1)[0].probability, abs=1e-6)
+
+
+# The model is left as it was; any dtype, mode and batch will do.
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_exactly_as_it_was(method, fails, monkeypatch):
+    clf = classifier(pool="map", head="mlp", mlp="swiglu")
+    vit = clf.vit.train()
+    vit.blocks[1].eval()
+    vit.head.requires_grad_(False)
+    for parameter in vit.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, 7.0)
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+
+    def state():
+        modules = [
+            (module.training, sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks))
+            for module in vit.modules()
+        ]
+        return modules, held(vit), [(p.requires_grad, p.grad is None) for p in vit.parameters()]
+
+    expected = state()
+    if fails:
+
+        def fail(self, logits):
+            raise Failure
+
+        monkeypatch.setattr(Scene, "score", fail)
+        monkeypatch.setattr(Scene, "log_odds", fail)
+        monkeypatch.setattr(Scene, "settle", fail)
+        if METHODS[method].class_blind:
+            monkeypatch.setattr(Scene, "of_patches", fail)
+        with pytest.raises(Failure):
+            explain_batch(clf, photos(), method=method)
+    else:
+        explain_batch(clf, photos(), method=method)
+    assert state() == expected
+    assert all(torch.equal(before[name], tensor) for name, tensor in vit.state_dict().items())
+    assert all((p.grad == 7).all() for p in vit.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bf16_weights_give_nearly_the_same_map(method):
+    clf = classifier(pool="mean")
+    exact = maps(explain_batch(clf, photos(), method=method, target="cat"))
+    clf.vit.bfloat16()
+    found = explain_batch(clf, photos(), method=method, target="cat")
+    assert found[0].map.dtype == np.float32
+    assert np.corrcoef(maps(found).ravel(), exact.ravel())[0, 1] > (0.9 if method in ("gradcam", "rise") else 0.97)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explaining_works_inside_inference_mode_and_no_grad(method):
+    clf = classifier()
+    expected = maps(explain_batch(clf, photos(), method=method))
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            assert (maps(explain_batch(clf, photos().clone(), method=method)) == expected).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_damaged_weights_give_an_error_and_no_map(method):
+    clf = classifier()
+    clf.vit.head.weight.data[2, 3] = torch.nan
+    with pytest.raises(NotFinite, match="not finite"):
+        explain_batch(clf, photos(), method=method)
+
+
+def test_weights_made_in_inference_mode_are_refused_in_a_sentence():
+    with torch.inference_mode():
+        clf = classifier()
+    with pytest.raises(UsageError, match="inference_mode.*load the model outside"):
+        explain_batch(clf, photos())
+
+
+def test_a_long_batch_is_cut_into_pieces(monkeypatch):
+    expected = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
+    monkeypatch.setattr("vitrail.explain.explanation.PIECE_TOKENS", 32)  # two images
+    found = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
+    close(found, expected, 1e-5)
+
+
+class Watched(TorchDispatchMode):
+    """Every operator that ran and the largest tensor that it made."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+        self.operators: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.operators.add(str(func))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+def test_the_default_makes_no_matrix_of_tokens_by_tokens_and_keeps_the_fused_kernel():
+    clf = classifier()
+    pixels = photos(2, size=(96, 96))  # 577 tokens, 4 heads
+    with Watched() as watched:
+        explain_batch(clf, pixels)
+    assert any("scaled_dot_product" in name for name in watched.operators)
+    assert watched.largest < 577 * 577  # an image's matrix of a single head
+    with Watched() as other:
+        explain_batch(clf, pixels, method="generic")
+    assert any("scaled_dot_product" in name for name in other.operators)
+    assert other.largest == 2 * 4 * 577 * 577  # one layer's, made and dropped
+
+
+def test_undisturbed_restores_every_mode():
+    vit = random_vit().train()
+    vit.blocks[0].mlp.eval()
+    before = [module.training for module in vit.modules()]
+    with undisturbed(vit):
+        assert not any(module.training for module in vit.modules())
+    assert [module.training for module in vit.modules()] == before
+    with pytest.raises(Failure), undisturbed(vit):
+        raise Failure
+    assert [module.training for module in vit.modules()] == before
