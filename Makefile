@@ -1,13 +1,15 @@
 # make demo   set up, train on digits, evaluate, explain, say where the pictures are
 # make test   the whole suite
 # make check  lint and types
+# make parity measure every family beside its reference and write docs/parity.md
+# make cards  write the cards again from what timm, torchvision and open_clip say
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test check format wheel clean
+.PHONY: demo test check parity cards format wheel clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitrail needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -35,6 +37,12 @@ check: $(VENV)/ready-for-work
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+parity: $(VENV)/ready-for-work
+	VITRAIL_PARITY=docs/parity.md $(BIN)/python -m pytest tests/test_parity.py
+
+cards: $(VENV)/ready-for-work
+	$(BIN)/python tools/make_cards.py
 
 format: $(VENV)/ready-for-work
 	$(BIN)/ruff format

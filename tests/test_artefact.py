@@ -197,3 +197,22 @@ def test_weights_that_are_not_finite_are_said_to_be_so(run: vitrail.Run, file: P
     clf.save(file)
     with pytest.raises(VitrailError, match="not finite"):
         vitrail.load(file).predict(torch.zeros(3, 16, 16, dtype=torch.uint8))
+
+
+def test_a_description_without_end_is_not_parsed(file: Path):
+    rewritten(file, lambda document, tensors: document["origin"].update(filler="x" * (17 << 20)))
+    with pytest.raises(VitrailError, match="longer than 16,777,216 bytes"):
+        vitrail.load(file)
+
+
+@pytest.mark.parametrize("mean", [[3.0] * 3, [-2.0] * 3])
+def test_a_mean_beyond_the_colours_still_pads(file: Path, mean: list[float]):
+    rewritten(file, lambda document, tensors: document["preprocess"].update(mean=mean))
+    vitrail.load(file).predict(torch.zeros(3, 7, 30, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("changes", [{"mean": [1e308] * 3}, {"std": [1e-300] * 3}, {"std": [0.0] * 3}, {"mean": []}])
+def test_a_normalisation_that_is_a_mistake_is_refused(file: Path, changes: dict):
+    rewritten(file, lambda document, tensors: document["preprocess"].update(changes))
+    with pytest.raises(VitrailError, match="do not make a normalisation"):
+        vitrail.load(file)

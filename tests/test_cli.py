@@ -67,7 +67,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
         (["evaluate", "nowhere", "digits"], "no run folder or artefact 'nowhere'", "train"),
         (["predict", "nowhere", "x.png"], "no run folder or artefact", None),
         (["inspect", "nowhere.safetensors"], "no file nowhere.safetensors", None),
-        (["inspect", "model.pth"], "pickled", "safetensors"),
+        (["inspect", "model.pth"], "there is no file model.pth", None),
     ],
 )
 def test_wrong_use_is_one_sentence_and_a_hint(
@@ -207,7 +207,7 @@ def test_inspect_and_models(run: vitrail.Run, capsys):
     _, document, _ = ask(capsys, "models")
     sizes = {row["size"]: row["parameters"] for row in document["sizes"]}
     assert sizes["B"] == 86_566_888  # torchvision's 86,567,656 less the class token's own position, which is folded in
-    assert {row["recipe"] for row in document["recipes"]} == {"small", "tutorial"}
+    assert {row["recipe"] for row in document["recipes"]} == {"small", "tutorial", "finetune", "linear", "lora"}
 
 
 def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
@@ -278,6 +278,26 @@ def test_nothing_ends_in_a_traceback(run: vitrail.Run, words, tmp_path: Path, mo
         assert captured.err.count("error: ") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_names_cannot_steer_the_terminal(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    from dataclasses import replace
+
+    evil = replace(run.classifier, classes=("\x1b[2Jgone", "\x9b31m", "\x07\rred"))
+    evil.save(tmp_path / "evil.safetensors")
+    table = tmp_path / "evil.csv"
+    image = colours / "test" / "red" / "0.png"
+    table.write_text("path,label\n" + "".join(f"{image},{name}\n" for name in ("\x1b[2Jgone", "\x9b31m")))
+    for words in (
+        ("predict", tmp_path / "evil.safetensors", image),
+        ("evaluate", tmp_path / "evil.safetensors", table),
+        ("inspect", tmp_path / "evil.safetensors"),
+        ("check", table),
+        ("evaluate", run.folder, table),
+    ):
+        main([str(word) for word in words])
+        said = "".join(capsys.readouterr())
+        assert not set(said) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}, words
 
 
 def test_explain_for_a_class_against_another_by_layers_heads_and_patch(

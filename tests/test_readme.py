@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 from conftest import picture
 
@@ -28,17 +30,21 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def cache(place: Path) -> dict[str, str]:
+    return {**os.environ, "TORCH_HOME": str(place / "torch")}
+
+
 def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
     tools = place / "tools"
     tools.mkdir()
     (tools / "vitrail").write_text(f'#!/bin/sh\nexec {sys.executable} -m vitrail "$@"\n')
     (tools / "vitrail").chmod(0o755)
-    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    env = {**cache(place), "PATH": f"{tools}:{os.environ['PATH']}"}
     return subprocess.run(["bash", "-eu", "-c", script], cwd=place, env=env, capture_output=True, text=True)
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "python"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "python", "sh", "python"]
 
 
 def test_the_make_commands_are_targets():
@@ -63,6 +69,23 @@ def test_the_python(place: Path):
     assert "torch.Size([2, 3, 97, 97])" in done.stdout
     assert "Prediction(label=" in done.stdout
     assert (place / "seven.png").exists()
+
+
+def test_public_weights(place: Path):
+    """With torchvision's file in the cache, made by torchvision itself; its weights are random."""
+    cached = place / "torch/hub/checkpoints/vit_b_16-c867db91.pth"
+    cached.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.vit_b_16().state_dict(), cached)
+    done = shell(BLOCKS[3][1], place)
+    assert done.returncode == 0, done.stderr
+    assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
+    assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
+    python = subprocess.run(
+        [sys.executable, "-c", BLOCKS[4][1]], cwd=place, env=cache(place), capture_output=True, text=True
+    )
+    assert python.returncode == 0, python.stderr
+    assert python.stdout.count("Prediction(label=") == 5
 
 
 def test_links_lead_somewhere():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import vitrail
 from vitrail.errors import UsageError, VitrailError
+from vitrail.train.checkpoint import checkpoints, newest_checkpoint
 from vitrail.train.loop import Diverged
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
@@ -25,7 +26,7 @@ def test_a_run_writes_everything_it_promises(run: vitrail.Run):
     written = {path.name for path in run.folder.iterdir()}
     assert written == {
         "classifier.safetensors", "checkpoint", "metrics.jsonl", "recipe.json", "result.json",
-        "curves.png", "confusion.png", "attention.png",
+        "curves.png", "confusion.png", "attention.png", "classes.png", "check.json",
     }  # fmt: skip
     for name in ("curves", "confusion", "attention"):
         with Image.open(run.folder / f"{name}.png") as image:
@@ -56,7 +57,7 @@ def test_the_kept_weights_are_those_of_the_best_validation_epoch(run: vitrail.Ru
 def test_twelve_images_of_two_classes_train(make_folder):
     folder = make_folder("twelve", 6)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=4, **SMALL)
-    checkpoint = next((run.folder / "checkpoint").glob("step-*"))
+    checkpoint = newest_checkpoint(run.folder / "checkpoint")
     assert json.loads((checkpoint / "state.json").read_text())["step"] >= 4  # never an epoch without a step
     assert run.classifier.classes == ("blue", "red")
     assert run.result["test"]["images"] == 2
@@ -207,35 +208,116 @@ def test_resume_refuses_another_recipe_and_a_folder_that_is_no_run(run: vitrail.
         vitrail.train(colours, out=tmp_path / "nothing", resume=True)
 
 
-def test_a_damaged_checkpoint_is_never_loaded(make_folder):
-    from vitrail.train.checkpoint import newest_checkpoint
-
+def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_goes_on_to_the_same_bits(make_folder, capsys):
     folder = make_folder("flip", 8)
-    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)
-    checkpoint = newest_checkpoint(run.folder / "checkpoint")
-    assert checkpoint is not None
-    weights = checkpoint / "model.safetensors"
-    content = bytearray(weights.read_bytes())
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=3, **SMALL)
+    whole = run.folder.joinpath("classifier.safetensors").read_bytes()
+    newest, before = checkpoints(run.folder / "checkpoint")
+    for damaged in (newest, before):
+        flip(damaged / "model.safetensors")
+        capsys.readouterr()
+        vitrail.train(folder, out=run.folder, resume=True)
+        said = capsys.readouterr().err
+        assert f"warning: the checkpoint {newest} is damaged and not used: model.safetensors is not what" in said
+        assert ("going on after step 2" if damaged == newest else "starts from the beginning") in said
+        assert run.folder.joinpath("classifier.safetensors").read_bytes() == whole
+        assert newest_checkpoint(run.folder / "checkpoint") == newest
+        if damaged == newest:
+            flip(newest / "model.safetensors")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[-5] ^= 1
-    weights.write_bytes(content)
-    assert newest_checkpoint(run.folder / "checkpoint") is None
+    path.write_bytes(content)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a full disk needs root")
-def test_a_full_disk_is_said_in_a_sentence(make_folder, tmp_path: Path):
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of 600 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk]).returncode:
         pytest.skip("this machine may not mount")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_run(make_folder, small_disk: Path):
+    with pytest.raises(VitrailError, match=r"has 0\.\d MB left and the run needs 5\.\d"):
+        vitrail.train(make_folder("few", 6), out=small_disk / "run", epochs=1, **SMALL)
+    assert not list(small_disk.iterdir())
+
+
+def test_a_disk_that_fills_up_during_the_run_leaves_the_checkpoint_before(
+    make_folder, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vitrail.runs.room_for", lambda vit, recipe: 0)
+    data = make_folder("few", 6)
+    options = {"epochs": 3, "width": 48, "depth": 2, "heads": 2, "mlp_width": 96, "ema": None, "optimizer": "sgd"}
+    with pytest.raises(VitrailError, match="cannot be written: No space left on device"):
+        vitrail.train(data, out=small_disk / "run", **options)
+    for file in small_disk.rglob("*.safetensors"):  # what is there is whole
+        load_file(file)
+    assert newest_checkpoint(small_disk / "run" / "checkpoint") is not None
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    again = vitrail.train(data, out=small_disk / "run", resume=True)
+    whole = vitrail.train(data, out=data.parent / "whole", **options)
+    assert (again.folder / "classifier.safetensors").read_bytes() == whole.folder.joinpath(
+        "classifier.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_place_that_cannot_be_written_is_said_before_the_data_are_read(make_folder, small_disk: Path):
+    data = make_folder("few", 6)
+    (small_disk / "run").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    (data / "red" / "0.png").write_text("would be found when the data are read")
+    for out in (small_disk / "run", small_disk / "new" / "run"):
+        with pytest.raises(VitrailError, match="cannot be written: Read-only file system"):
+            vitrail.train(data, out=out, epochs=1, **SMALL)
+
+
+def test_a_run_folder_that_vanishes_is_said(make_folder, monkeypatch: pytest.MonkeyPatch):
+    import shutil
+
+    from vitrail import epochs
+
+    data = make_folder("few", 6)
+    out = data.parent / "run"
+    real = epochs.measured
+
+    def vanish(training):
+        shutil.rmtree(out)
+        return real(training)
+
+    monkeypatch.setattr(epochs, "measured", vanish)
+    with pytest.raises(VitrailError, match="has vanished"):
+        vitrail.train(data, out=out, epochs=2, **SMALL)
+    assert not out.exists()
+
+
+def test_a_resume_may_read_with_other_workers_and_says_which_conditions_changed(make_folder, capsys):
+    folder = make_folder("moved", 8)
+    whole = vitrail.train(folder, out=folder.parent / "whole", epochs=3, **SMALL)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=3, **SMALL)
+    for path in checkpoints(run.folder / "checkpoint")[:1]:  # the last epoch is still to be trained
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    threads = torch.get_num_threads()
+    capsys.readouterr()
     try:
-        with pytest.raises(VitrailError, match="cannot be written"):
-            vitrail.train(make_folder("few", 6), out=disk / "run", epochs=1, **SMALL)
-        for file in disk.rglob("*.safetensors"):  # what is there is whole
-            load_file(file)
-        assert not list(disk.rglob(".*"))
+        torch.set_num_threads(threads + 1)
+        vitrail.train(folder, out=run.folder, resume=True, workers=1, memory=0.0)
     finally:
-        subprocess.run(["umount", disk], check=True)
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().err
+    assert f"the number of threads was {threads}, is {threads + 1}" in said
+    assert "not the same to the last bit" in said
+    again = json.loads((run.folder / "result.json").read_text())
+    assert again["test"]["images"] == whole.result["test"]["images"]
 
 
 def test_tensorboard_on_request(make_folder):
@@ -247,12 +329,12 @@ def test_tensorboard_on_request(make_folder):
 
 def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeypatch: pytest.MonkeyPatch):
     """With one step an epoch every stop is on a last step."""
-    from vitrail import runs
+    from vitrail import epochs
     from vitrail.interrupts import Interrupted
 
     folder = make_folder("short", 8)
     whole = vitrail.train(folder, out=folder.parent / "whole", epochs=4, batch=100, **SMALL)
-    real = runs.train_steps
+    real = epochs.train_steps
 
     def stop_at_two(learner, *rest, **options):
         for step in real(learner, *rest, **options):
@@ -260,10 +342,10 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
                 os.kill(os.getpid(), signal.SIGINT)
             yield step
 
-    monkeypatch.setattr(runs, "train_steps", stop_at_two)
+    monkeypatch.setattr(epochs, "train_steps", stop_at_two)
     with pytest.raises(Interrupted, match="stopped at step 2"):
         vitrail.train(folder, out=folder.parent / "broken", epochs=4, batch=100, **SMALL)
-    monkeypatch.setattr(runs, "train_steps", real)
+    monkeypatch.setattr(epochs, "train_steps", real)
     again = vitrail.train(folder, out=folder.parent / "broken", resume=True)
     first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
     assert first == second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,15 @@ from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViT, ViTConfig
+from vitrail.model.config import pair
+from vitrail.model.resize import resized
 from vitrail.weights.artefact import Artefact, is_artefact, read_artefact, write_artefact
 from vitrail.weights.find import find_foreign
 from vitrail.weights.foreign import settled
 
 if TYPE_CHECKING:
     from vitrail.evaluate import Evaluation
+    from vitrail.evaluate.probe import Probe
     from vitrail.explain import Explanation
 
 ARTEFACT = "classifier.safetensors"
@@ -34,6 +38,13 @@ class Prediction:
 
 class NotFinite(VitrailError):
     """The model answers with something that is no number."""
+
+
+def finite(answers: Tensor) -> Tensor:
+    """The model's answers in float32; raises `NotFinite` where one is not a finite number."""
+    if not answers.isfinite().all():
+        raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
+    return answers.float()
 
 
 @dataclass
@@ -77,10 +88,29 @@ class Classifier:
         Puts the model in eval mode. Raises `NotFinite` where an answer is not a finite number.
         """
         self.vit.eval()
-        logits_BY: Tensor = self.vit(self.normalised(pixels_BCHW))
-        if not logits_BY.isfinite().all():
-            raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
-        return logits_BY.float() / self.temperature
+        return finite(self.vit(self.normalised(pixels_BCHW))) / self.temperature
+
+    @torch.no_grad()  # not inference_mode: people train heads on what this returns
+    def features(self, images: Tensor | str | Path | Sequence[str | Path | Tensor]) -> Tensor:
+        """What the model knows of images before its head decides: pooled vectors (B, D) in float32.
+
+        `images` are uint8 pixels (B, C, H, W) of the model's size, or a file, or several files or uint8 (C, h, w).
+        Raises `ImageError` for one that cannot be read, `NotFinite` as `logits` does.
+        """
+        if not isinstance(images, Tensor):
+            several = [images] if isinstance(images, str | Path) else images
+            images = torch.stack([self.read(image) for image in several])
+        self.vit.eval()
+        return finite(self.vit.pooled(self.normalised(images)))
+
+    def sized(self, image_size: int | tuple[int, int]) -> Classifier:
+        """The same classifier for images of another size, its positions resized by their own rule.
+
+        Raises `UsageError` where the size does not divide into patches.
+        """
+        vit = resized(self.vit, replace(self.vit.config, image_size=image_size))
+        vit.eval().requires_grad_(False)
+        return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
 
     def predict(self, image: str | Path | Tensor, top: int = 5) -> list[Prediction]:
         """The most probable classes of one image, best first; raises `ImageError` if it cannot be read."""
@@ -106,6 +136,12 @@ class Classifier:
 
         images, said = images_to_score(self, data)
         return evaluate(self, images, said=said)
+
+    def probe(self, data: str | Path, **options: Any) -> Probe:
+        """How far the features go without any training: k-NN and a linear head; options as in `vitrail.evaluate`."""
+        from vitrail.evaluate.probe import data_to_probe, probe
+
+        return probe(self, data_to_probe(self, data), **options)
 
     def explain(self, image: str | Path | Tensor, **options: Any) -> Explanation:
         """What the classifier looks at in one image; options as in `vitrail.explain.explain`."""

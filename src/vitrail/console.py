@@ -10,12 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 quiet = False
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def say(text: str) -> None:
     """A line of talk."""
     if not quiet:
-        err.print(text, markup=False)
+        err.print(visible(text), markup=False)
+
+
+def visible(text: str) -> str:
+    """The text with control characters written out: a class name of a stranger must not steer the terminal."""
+    return text.translate(CONTROL)
 
 
 class Bar:

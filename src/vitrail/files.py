@@ -2,14 +2,22 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from vitrail.errors import VitrailError
+
+
+def cache_home() -> Path:
+    """Where things lie that can be computed again: $VITRAIL_CACHE, or ~/.cache/vitrail. It may be emptied at will."""
+    return Path(os.environ.get("VITRAIL_CACHE") or Path.home() / ".cache" / "vitrail")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -58,3 +66,31 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# The single operations that a checkpoint is made of: tests let each of them fail in turn.
+
+
+def make_folder(path: Path) -> None:
+    """A new folder in one that is there."""
+    path.mkdir()
+
+
+def put_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file."""
+    save_file(tensors, path)
+
+
+def put_json(path: Path, document: Any) -> None:
+    """A JSON file."""
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def rename(old: Path, new: Path) -> None:
+    """The same file or folder under a name that is free."""
+    os.rename(old, new)
+
+
+def remove_folder(path: Path) -> None:
+    """A folder with everything in it is gone; what cannot be removed stays."""
+    shutil.rmtree(path, ignore_errors=True)

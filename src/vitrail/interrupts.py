@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM as a request, so that a run can finish its step and save."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,28 +25,44 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Inside, SIGINT and SIGTERM ask instead of killing; the next one kills.
+    """Inside, SIGINT and SIGTERM ask instead of killing; the next one stops at once."""
+    stop = StopRequest()
+
+    def ask() -> None:
+        if stop.came:
+            raise KeyboardInterrupt
+        stop.came = True
+        say("stopping after this step; once more to stop at once")
+
+    with on_signal(ask):
+        yield stop
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Inside, SIGTERM raises `KeyboardInterrupt` as SIGINT does."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with on_signal(stop):
+        yield
+
+
+@contextmanager
+def on_signal(react: Callable[[], None]) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM call `react`.
 
     In a thread other than the main one, which may not set signal handlers, nothing changes.
     """
-    stop = StopRequest()
     before: dict[signal.Signals, Any] = {}
-
-    def ask(number: int, frame: object) -> None:
-        stop.came = True
-        say("stopping after this step; once more to stop at once")
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+            before[number] = signal.signal(number, lambda number, frame: react())
     except ValueError:
         before.clear()
     try:
-        yield stop
+        yield
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

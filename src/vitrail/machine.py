@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+import vitrail
 from vitrail.errors import UsageError
 
 GIB = 1 << 30
@@ -24,6 +25,17 @@ def pick_device(name: str | None = None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def conditions(device: torch.device) -> dict[str, str | int]:
+    """What decides the last bits of a sum beside the numbers in it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "vitrail": vitrail.__version__,
+        "torch": torch.__version__,
+        "the device": f"{device.type} {name}",
+        "the number of threads": torch.get_num_threads(),
+    }
 
 
 def keep_memory() -> bool:

@@ -3,23 +3,41 @@
 runs/NAME/
   classifier.safetensors                       the artefact
   recipe.json                                  data and recipe as asked for, which a resume reads
+  check.json  classes.png                      what the check of the data found, some images of every class
   checkpoint/                                  what an exact resume needs
-  metrics.jsonl                                a line per epoch
+  metrics.jsonl                                a line per epoch, or per penalty of a head fitted on features
   result.json                                  the figures at the end
   curves.png  confusion.png  attention.png     the pictures
 """
 
 import json
+import os
+import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vitrail.classifier import ARTEFACT
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import write_json, write_text
+from vitrail.files import put_json, reason, sync, write_text
+from vitrail.train.checkpoint import read_json
 from vitrail.train.recipes import Recipe, recipe_from_json
+
+held: set[IO[bytes]] = set()  # what this process has locked
+
+
+def let_go() -> None:
+    """Closes in a forked process what its parent has locked: workers outlive a parent that is killed by seconds."""
+    for file in held:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=let_go)
 
 
 @dataclass(frozen=True)
@@ -42,11 +60,9 @@ class RunFolder:
         """curves, confusion or attention."""
         return self.path / f"{name}.png"
 
-    def start(self, data: str | Path, fingerprint: str, recipe: Recipe) -> None:
-        """Notes what was asked for; a resume holds on to it."""
-        write_json(
-            self.path / "recipe.json", {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json()}
-        )
+    def started_from(self) -> dict[str, Any] | None:
+        """What was noted of the weights that it starts from."""
+        return self._document().get("from")
 
     def check_data(self, fingerprint: str) -> None:
         """Raises `VitrailError` where the data are not those that the run was started on."""
@@ -55,6 +71,15 @@ class RunFolder:
                 f"the data are not those that {self.path} was started on",
                 "resume on the same files, or start a new run on these",
             )
+
+    def command(self) -> str:
+        """What to type to go on with the run."""
+        data = shlex.quote(str(self._document().get("data")))
+        return f"vitrail train {data} --resume --out {shlex.quote(str(self.path))}"
+
+    def unreadable(self) -> list[str]:
+        """The images that the run was started without."""
+        return [str(name) for name in self._document().get("unreadable") or []]
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with; raises `UsageError` if there is none."""
@@ -66,12 +91,12 @@ class RunFolder:
 
     def _document(self) -> dict[str, Any]:
         try:
-            document = json.loads((self.path / "recipe.json").read_text(encoding="utf-8"))
+            document = read_json(self.path / "recipe.json")
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.path} is not a run that can be resumed", "start it without --resume") from None
         except ValueError as error:
             raise VitrailError(f"{self.path / 'recipe.json'} is damaged ({error})", "start a new run") from None
-        return document if isinstance(document, dict) else {}
+        return document
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -86,7 +111,11 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UsageError(f"another process is training in {self.path}", "wait for it, or stop it") from None
-            yield
+            held.add(file)
+            try:
+                yield
+            finally:
+                held.discard(file)
 
     def metrics(self) -> list[dict[str, Any]]:
         """A row per epoch."""
@@ -102,46 +131,129 @@ class RunFolder:
         return rows
 
     def record(self, row: dict[str, Any]) -> None:
-        """Adds an epoch's row."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Adds an epoch's row; raises `VitrailError` where it cannot be written."""
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise VitrailError(f"{path} cannot be written: {reason(error)}", "make room, then --resume") from None
+
+    def refuse_vanished(self) -> None:
+        """Raises `VitrailError` where the folder is gone: nothing else would notice before a checkpoint is due."""
+        if not self.checkpoints.is_dir():
+            raise VitrailError(f"the run folder {self.path} has vanished", "start again with another --out")
+
+    def probe(self) -> None:
+        """Raises `VitrailError` where nothing can be written into the folder."""
+        refuse_unwritable(self.checkpoints if self.checkpoints.is_dir() else self.path)
 
     def forget_after(self, epoch: int) -> None:
         """Drops the rows of later epochs: a resumed run will write them again."""
-        kept = [json.dumps(row) + "\n" for row in self.metrics() if row["epoch"] <= epoch]
-        write_text(self.path / "metrics.jsonl", "".join(kept))
+        self.rewrite([row for row in self.metrics() if row["epoch"] <= epoch])
+
+    def rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """Puts these rows in the place of all that were there."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def refuse_taken(out: str | Path | None) -> None:
-    """Raises `UsageError` where a new run would meet files that are there."""
-    path = Path(out or "")
-    if out is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Raises an error where a new run would meet files that are there, or could write nothing."""
+    path = Path(out or "runs")
+    if out is not None and path.exists() and (not path.is_dir() or any(map(is_ours, path.iterdir()))):
         raise UsageError(f"{path} is not empty", "go on with --resume, or choose another --out")
+    refuse_unwritable(nearest(path))
 
 
-def new_run(data: str | Path, out: str | Path | None) -> RunFolder:
-    """A folder that no other run has: `out`, or runs/NAME with the first free number after it."""
+def is_ours(path: Path) -> bool:
+    """Whether a file counts: not one that a run killed in its first moment left beside."""
+    return not (path.name.startswith(CLAIM) and path.suffix == ".json")
+
+
+def nearest(path: Path) -> Path:
+    """The folder itself, or the first above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raises `VitrailError` where no file can be made in a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+            file.flush()
+    except OSError as error:
+        raise VitrailError(f"{folder} cannot be written: {reason(error)}", "choose another --out") from None
+
+
+def refuse_full(out: str | Path | None, need: int) -> None:
+    """Raises `VitrailError` where a disk has fewer than `need` bytes left."""
+    place = nearest(Path(out or "runs"))
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise VitrailError(
+            f"{place} has {free / 1e6:,.1f} MB left and the run needs {need / 1e6:,.1f}",
+            "make room, or choose another --out",
+        )
+
+
+CLAIM = ".recipe-"
+
+
+def new_run(
+    data: str | Path,
+    out: str | Path | None,
+    fingerprint: str,
+    recipe: Recipe,
+    unreadable: list[str],
+    start: dict[str, Any] | None = None,
+) -> RunFolder:
+    """A folder that no other run has, with what was asked for noted in it.
+
+    It is `out`, or runs/NAME with the first free number after it. `start` says which weights it starts from. The note
+    appears whole, in one moment: a run that is killed before can be started again, one that is killed after
+    can be resumed.
+    """
     refuse_taken(out)
+    document = {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json(), "unreadable": unreadable}
+    if start:
+        document["from"] = start
     try:
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)
-            (Path(out) / "recipe.json").open("x").close()  # of two runs that meet here, one stops
-            return RunFolder(Path(out))
+            return claimed(RunFolder(Path(out)), document)
         for path in numbered(data):
             try:
                 path.mkdir(parents=True)
-                return RunFolder(path)
+                return claimed(RunFolder(path), document)
             except FileExistsError:
                 continue
     except FileExistsError:
         raise UsageError(f"another run has just begun in {out}", "choose another --out") from None
     except OSError as error:
-        raise VitrailError(f"{out or 'runs'} cannot be written: {error.strerror}", "choose another --out") from None
+        raise VitrailError(f"{out or 'runs'} cannot be written: {reason(error)}", "choose another --out") from None
     raise UsageError("every name for the run is taken", "choose one with --out")
 
 
+def claimed(folder: RunFolder, document: dict[str, Any]) -> RunFolder:
+    """The folder with its note; raises `FileExistsError` where another run was quicker."""
+    folder.checkpoints.mkdir(exist_ok=True)
+    aside = folder.path / f"{CLAIM}{os.getpid()}.json"
+    put_json(aside, document)
+    sync(aside)
+    try:
+        os.link(aside, folder.path / "recipe.json")
+    except PermissionError:  # a file system without links: only the order of two runs in one moment is lost
+        if (folder.path / "recipe.json").exists():
+            raise FileExistsError from None
+        os.rename(aside, folder.path / "recipe.json")
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(folder.path)
+    return folder
+
+
 def old_run(data: str | Path, out: str | Path | None) -> RunFolder:
-    """The run to go on with: `out`, or the last of runs/NAME, runs/NAME-2, ..."""
+    """The run to go on with: `out`, or the last of runs/NAME, runs/NAME-2, ... that was begun."""
     if out is not None:
         return RunFolder(Path(out))
     first, *rest = numbered(data)
@@ -149,7 +261,8 @@ def old_run(data: str | Path, out: str | Path | None) -> RunFolder:
     for path in rest:
         if not path.exists():
             break
-        last = path
+        if (path / "recipe.json").exists():
+            last = path
     return RunFolder(last)
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import bar
+from vitrail.console import bar, visible
 from vitrail.errors import UsageError
 from vitrail.evaluate.evaluation import evaluate, images_to_score
 from vitrail.evaluate.figures import draw_confusion
@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="score without images that cannot be read")
     parser.add_argument("--out", metavar="DIR", help="also write evaluation.json and confusion.png there")
 
 
@@ -34,9 +35,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.batch < 1:
         raise UsageError(f"--batch is {arguments.batch}; it must be at least 1")
     classifier = loaded(arguments)
-    images, said = images_to_score(classifier, arguments.data)
+    skip = arguments.skip_unreadable
+    images, said = images_to_score(classifier, arguments.data, skip_unreadable=skip)
     with bar("evaluating", len(images)) as progress:
-        evaluation = evaluate(classifier, images, said=said, batch=arguments.batch, tick=progress.tick)
+        evaluation = evaluate(
+            classifier, images, said=said, batch=arguments.batch, tick=progress.tick, skip_unreadable=skip
+        )
     document = evaluation.to_json()
     low, high = evaluation.accuracy_interval
     shown: list[object] = [
@@ -44,10 +48,15 @@ def run(arguments: argparse.Namespace) -> Answer:
         f"accuracy {evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}), top-5 {document['top5']:.4f}, "
         f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
     ]
+    if refused := document["unreadable_files"]:
+        shown.append(
+            f"{len(refused)} of {len(images)} images could not be read and count for nothing, for instance "
+            f"{refused[0]['path']}: {refused[0]['error']}"
+        )
     table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
     for name, scores in document["per_class"].items():
         numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
-        table.add_row(Text(name), str(scores["images"]), *numbers)
+        table.add_row(Text(visible(name)), str(scores["images"]), *numbers)
     shown.append(table)
     if document["most_confused"]:
         pairs = [f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from vitrail.classifier import ARTEFACT
 from vitrail.cli.main import Answer
+from vitrail.console import visible
 from vitrail.weights.foreign import FILES
 from vitrail.weights.inspect import inspect_file
 
@@ -45,6 +46,6 @@ def run(arguments: argparse.Namespace) -> Answer:
             shown.append(f"size {' or '.join(facts['sizes'])}; by its shapes it can be {few}{more}")
         table = Table("tensor", "shape", "type", box=None, header_style="bold")
         for name, tensor in facts["tensors"].items():
-            table.add_row(Text(name), "x".join(map(str, tensor["shape"])), tensor["dtype"])
+            table.add_row(Text(visible(name)), "x".join(map(str, tensor["shape"])), tensor["dtype"])
         shown.append(table)
     return Answer(facts, shown)

@@ -21,8 +21,9 @@ from vitrail.errors import UsageError, VitrailError, did_you_mean
 
 VERBS = {  # verb -> what it does; the module of the same name has `arguments` and `run`
     "check": "look at the data before training on it",
-    "train": "train a classifier on labelled images",
+    "train": "train a classifier on labelled images, from nothing or from weights",
     "evaluate": "score a classifier on labelled images",
+    "probe": "say how far a model's features go without training it",
     "predict": "say what is in images",
     "explain": "show what speaks for a class in images",
     "faithfulness": "score a classifier's explanations",
@@ -88,7 +89,10 @@ def _print(answer: Answer, as_json: bool) -> None:
     else:
         out = Console(highlight=False, markup=False, emoji=False)
         for part in answer.shown:
-            out.print(part, markup=False, soft_wrap=True) if isinstance(part, str) else out.print(part)
+            if isinstance(part, str):
+                out.print(console.visible(part), markup=False, soft_wrap=True)
+            else:
+                out.print(part)
 
 
 def _answer(words: list[str]) -> Answer | None:
@@ -119,9 +123,9 @@ def _answer(words: list[str]) -> Answer | None:
 def _complain(error: VitrailError, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": error.sentence, "hint": error.hint}, ensure_ascii=False))
-    console.err.print(f"error: {error.sentence}", style="bold red", markup=False)
+    console.err.print(f"error: {console.visible(error.sentence)}", style="bold red", markup=False)
     if error.hint:
-        console.err.print(f"hint: {error.hint}", markup=False)
+        console.err.print(f"hint: {console.visible(error.hint)}", markup=False)
     return error.exit_code
 
 

@@ -6,7 +6,7 @@ With words, the cards whose names hold all of them: vitrail models dinov2 small
 import argparse
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError, did_you_mean
@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     ]
     if arguments.words and not found:
         raise UsageError(f"no card is called {' '.join(arguments.words)!r}", did_you_mean(arguments.words[0], cards()))
-    listed = Table("card", "size", "pixels", "outputs", "top-1", "licence", box=None, header_style="bold")
+    listed = Table(
+        Column("card", no_wrap=True), "size", "pixels", "outputs", "top-1", "licence", box=None, header_style="bold"
+    )
     for each in found:
         top1 = f"{each['accuracy']['top1']:.1f}" if each["accuracy"] else "-"
         outputs = each["labels"] or ("embedding" if each["outputs"] else "features")

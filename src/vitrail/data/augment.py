@@ -39,7 +39,7 @@ def sample_transform(augment: Augment, preprocess: Preprocess) -> nn.Module:
     """
     height, width = preprocess.image_size
     mode = InterpolationMode(preprocess.interpolation)
-    fill = [round(255 * m) for m in preprocess.mean]
+    fill = preprocess.mean_colour
     steps: list[nn.Module] = []
     if augment.crop == "resized":
         scale = (augment.crop_area, 1.0)

@@ -1,24 +1,61 @@
-"""A look at the data before anyone trains on it."""
+"""A look at the data before anyone trains on it: findings, each with what will be done about it."""
 
-import hashlib
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 
-from vitrail.data.decode import ImageError
+from vitrail.data.decode import DEEP, ImageError
 from vitrail.data.found import Found, Listing
 from vitrail.data.images import Files
+from vitrail.data.look import Look, Looks, Seen
 from vitrail.data.sources import find
 from vitrail.errors import UsageError, VitrailError
 
 TINY_CLASS = 10  # images; below it neither training nor a test score says much
 TOO_SMALL = 4  # times smaller than the median side
+TOO_LARGE = 25_000_000  # pixels; above it decoding alone costs more than training
+TOO_LONG = 3  # times as long as wide
 IMBALANCE = 10  # largest class over smallest
+CUT = 0.3  # part of an image that a crop may take from it before it is said
+SMALLEST_BATCH = 16  # what a recipe takes by itself where images are few
+NAMED = 3  # examples in a sentence; the report has them all
+
+UNREADABLE = "unreadable"  # the kind of finding that a run may go on without
+
+EXTENSIONS_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "MPO": (".jpg", ".jpeg", ".jfif"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """An image: its split, its number in the split, its name and class."""
+
+    split: str
+    number: int
+    name: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was found, and what will be done about it. Errors stop training, warnings do not."""
+
+    level: Literal["error", "warning"]
+    kind: str
+    sentence: str
+    then: str
+    files: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.sentence}; {self.then}"
 
 
 @dataclass
@@ -30,112 +67,365 @@ class Report:
     classes: dict[str, int] = field(default_factory=dict)  # images per class over all splits
     splits: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)  # smallest, median, largest of height and width
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)  # images per kind: colour, grey, palette, ...
+    findings: list[Finding] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    copies: list[list[dict[str, Any]]] = field(default_factory=list)  # groups of the very same image
+    near_copies: list[dict[str, Any]] = field(default_factory=list)  # pairs
+    seen: "Survey | None" = None  # what it was made from; not part of the JSON
+
+    @property
+    def errors(self) -> list[str]:
+        """What stops training, in sentences."""
+        return [str(finding) for finding in self.findings if finding.level == "error"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What does not, in sentences."""
+        return [str(finding) for finding in self.findings if finding.level == "warning"]
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
-        return dict(vars(self))
+        document = {name: value for name, value in vars(self).items() if name not in ("seen", "findings")}
+        findings = [asdict(finding) for finding in self.findings]
+        return {**document, "errors": self.errors, "warnings": self.warnings, "findings": findings}
 
 
-def check(address: str | Path, tick: Callable[[int, int], object] = lambda done, total: None) -> Report:
+@dataclass
+class Survey:
+    """What lies at an address with a look at every image, and how training will use it."""
+
+    found: Found
+    looks: dict[str, list[Seen]]
+    pairs: Callable[[list[bytes]], list[tuple[int, int, float]]]
+    batch: int | None = None
+    fit: str = "pad"
+
+    @cached_property
+    def training(self) -> Listing | None:
+        """The listing that training takes."""
+        return self.found.splits.get("train", self.found.splits.get("all"))
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """Training images per class."""
+        return Counter(self.training.labels if self.training else ())
+
+    @cached_property
+    def read(self) -> list[tuple[Place, Look]]:
+        """Every image that can be read."""
+        return [(place, look) for place, look in self.everything if isinstance(look, Look)]
+
+    @cached_property
+    def everything(self) -> list[tuple[Place, Seen]]:
+        """Every image that is listed."""
+        return [
+            (Place(split, i, listing.names[i], listing.labels[i]), look)
+            for split, listing in self.found.splits.items()
+            for i, look in enumerate(self.looks[split])
+        ]
+
+    @cached_property
+    def copies(self) -> list[list[Place]]:
+        """Groups of the very same image."""
+        groups: dict[bytes, list[Place]] = defaultdict(list)
+        for place, look in self.read:
+            groups[look.digest].append(place)
+        return [group for group in groups.values() if len(group) > 1]
+
+    @cached_property
+    def near_copies(self) -> list[tuple[Place, Place, float]]:
+        """Pairs of images that are copies though their files differ."""
+        first: dict[bytes, tuple[Place, bytes]] = {}
+        for place, look in self.read:
+            if look.signature:
+                first.setdefault(look.digest, (place, look.signature))
+        listed = list(first.values())
+        found = self.pairs([signature for _, signature in listed])
+        return [(listed[i][0], listed[j][0], likeness) for i, j, likeness in found]
+
+    def path(self, place: Place) -> Path | None:
+        """The file of an image; None where it has none of its own."""
+        pixels = self.found.splits[place.split].pixels
+        return pixels.paths[place.number] if isinstance(pixels, Files) else None
+
+
+def check(
+    address: str | Path,
+    tick: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    batch: int | None = None,
+    fit: str = "pad",
+    fresh: bool = False,
+) -> Report:
     """Reads every image at an address and reports what would hurt training or its score.
 
+    `batch` and `fit` are the recipe's. What has not changed since an earlier check is not read again, unless `fresh`.
     `tick` is called with (done, total). Raises `UsageError` where nothing lies at the address; everything else is in
     the report.
     """
     report = Report(str(address))
     try:
-        found = find(address)
+        found = find(address, missing_ok=True)
     except UsageError:
         raise
     except VitrailError as error:
-        report.errors.append(str(error))
+        report.findings.append(Finding("error", "layout", error.sentence, error.hint or "training stops"))
         return report
     report.splits = {split: len(listing) for split, listing in found.splits.items()}
     report.images = sum(report.splits.values())
     report.classes = dict(sorted(Counter(c for listing in found.splits.values() for c in listing.labels).items()))
-    report.warnings += [note for note in found.notes if "left out" in note or "takes in" in note]
-    _classes(found, report)
-    _images(found, report, tick)
+    looks = Looks(fresh)
+    done = iter(range(1, report.images + 1))
+    seen = {
+        split: looks.of(listing, f"{found.name}:{split}", lambda: tick(next(done), report.images))
+        for split, listing in found.splits.items()
+    }
+    survey = report.seen = Survey(found, seen, looks.pairs, batch, fit)
+    for finder in FINDERS:
+        report.findings += finder(survey)
+    report.unreadable = [place.name for place, look in survey.everything if isinstance(look, ImageError)]
+    report.kinds = dict(Counter(look.kind for _, look in survey.read).most_common())
+    report.copies = [[asdict(place) for place in group] for group in survey.copies]
+    report.near_copies = [
+        {"a": asdict(a), "b": asdict(b), "likeness": round(likeness, 4)} for a, b, likeness in survey.near_copies
+    ]
+    if survey.read:
+        shapes = np.array([(look.height, look.width) for _, look in survey.read])
+        for side, values in zip(("height", "width"), shapes.T, strict=True):
+            report.sizes[side] = [int(values.min()), int(np.median(values)), int(values.max())]
     return report
 
 
-def _classes(found: Found, report: Report) -> None:
-    training = found.splits.get("train", found.splits.get("all"))
-    if training is None:
-        report.errors.append(f"{report.data} has {' and '.join(found.splits)} but no training images")
+def unreadable(survey: Survey) -> Iterator[Finding]:
+    """Files that no decoder takes, one finding each."""
+    for place, look in survey.everything:
+        if isinstance(look, ImageError):
+            then = "training stops, or goes on without it with --skip-unreadable"
+            yield Finding("error", UNREADABLE, f"{place.name}: {look.reason}", then, [place.name])
+
+
+def classes_of_splits(survey: Survey) -> Iterator[Finding]:
+    """No training images, one class only, classes that are not in every split."""
+    if survey.training is None:
+        splits = " and ".join(survey.found.splits)
+        yield Finding("error", "no training images", f"there are {splits} but no training images", "training stops")
         return
-    counts = Counter(training.labels)
-    if len(counts) < 2:
-        report.errors.append(f"there is only the class {next(iter(counts))!r}; two are needed")
-    for split, listing in found.splits.items():
-        strangers = sorted(set(listing.labels) - set(counts))
-        missing = sorted(set(counts) - set(listing.labels))
+    if len(survey.counts) == 1:
+        only = next(iter(survey.counts))
+        yield Finding("error", "one class", f"there is only the class {only!r}; two are needed", "training stops")
+    for split, listing in survey.found.splits.items():
+        strangers = sorted(set(listing.labels) - set(survey.counts))
+        missing = sorted(set(survey.counts) - set(listing.labels))
         if strangers:
-            report.errors.append(f"{split} has classes that training lacks: {', '.join(strangers)}")
+            said = f"{split} has classes that training lacks: {', '.join(strangers)}"
+            yield Finding("error", "unknown classes", said, "training stops; add training images or take them out")
         if missing:
-            report.warnings.append(f"{split} has no image of {', '.join(missing)}")
+            said = f"{split} has no image of {', '.join(missing)}"
+            yield Finding("warning", "missing classes", said, "the classes keep their numbers and are not scored there")
+
+
+def class_sizes(survey: Survey) -> Iterator[Finding]:
+    """Classes with few images, and with many more than others; fewer images than a batch."""
+    counts = survey.counts
     tiny = [f"{name} ({n})" for name, n in sorted(counts.items()) if n < TINY_CLASS]
     if tiny:
-        report.warnings.append(f"fewer than {TINY_CLASS} training images: {', '.join(tiny)}")
-    if max(counts.values()) > IMBALANCE * min(counts.values()):
+        said = f"fewer than {TINY_CLASS} training images: {', '.join(tiny)}"
+        yield Finding("warning", "tiny classes", said, "they are trained on as they are, and their scores say little")
+    if counts and max(counts.values()) > IMBALANCE * min(counts.values()):
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-        report.warnings.append(f"{most!r} has {counts[most]} training images, {least!r} only {counts[least]}")
+        said = f"{most!r} has {counts[most]} training images, {least!r} only {counts[least]}"
+        yield Finding("warning", "imbalance", said, "nothing is weighted: look at the scores of each class")
+    batch = survey.batch or SMALLEST_BATCH
+    if 0 < sum(counts.values()) < batch:
+        said = f"{sum(counts.values())} training images are fewer than a batch of {batch}"
+        yield Finding("warning", "fewer than a batch", said, "each epoch is one step with all of them")
+
+
+def alike_names(survey: Survey) -> Iterator[Finding]:
+    """Classes whose names differ in case, accents, spaces or punctuation only."""
     alike = defaultdict(list)
-    for name in counts:
-        alike[" ".join(name.casefold().split())].append(name)
+    for name in sorted({label for listing in survey.found.splits.values() for label in listing.labels}):
+        plain = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if c.isalnum())
+        alike[plain or name].append(name)
     for names in alike.values():
         if len(names) > 1:
-            report.warnings.append(f"the classes {' and '.join(map(repr, names))} differ in case or spaces only")
+            said = f"the classes {' and '.join(map(repr, names))} differ in case, accents, spaces or punctuation only"
+            yield Finding("warning", "alike names", said, "they stay classes of their own: rename one to join them")
 
 
-def _images(found: Found, report: Report, tick: Callable[[int, int], object]) -> None:
-    seen: dict[bytes, list[tuple[str, str, str]]] = defaultdict(list)
-    shapes: list[tuple[int, ...]] = []
-    readable: list[str] = []
-    done = 0
-    for split, listing in found.splits.items():
-        for i, name in enumerate(listing.names):
-            try:
-                pixels = listing.pixels[i]
-                shapes.append(tuple(pixels.shape[-2:]))
-                readable.append(name)
-                seen[_content(listing, i, pixels)].append((split, name, listing.labels[i]))
-            except ImageError as error:
-                report.unreadable.append(name)
-                report.errors.append(f"{name}: {error.reason}")
-            done += 1
-            tick(done, report.images)
-    if shapes:
-        for side, values in zip(("height", "width"), np.array(shapes).T, strict=True):
-            report.sizes[side] = [int(values.min()), int(np.median(values)), int(values.max())]
-        sides = np.array(shapes).min(axis=1)
-        dwarfs = np.flatnonzero(sides * TOO_SMALL < np.median(sides))
-        if len(dwarfs):
-            h, w = shapes[dwarfs[0]]
-            report.warnings.append(
-                f"{len(dwarfs)} image{'s' if len(dwarfs) > 1 else ''} far smaller than the others, for instance "
-                f"{readable[dwarfs[0]]} with {w}x{h} pixels; training refuses one that is smaller than a patch"
-            )
-    _duplicates([copies for copies in seen.values() if len(copies) > 1], report)
+def strange_notes(survey: Survey) -> Iterator[Finding]:
+    """What lies at the address and belongs to no class."""
+    for note in survey.found.notes:
+        if "left out" in note or "takes in" in note:
+            yield Finding("warning", "left out", note, "nothing is done with them")
 
 
-def _content(listing: Listing, i: int, pixels: Tensor) -> bytes:
-    """A digest of the file, or of the pixels where there is no file."""
-    content = listing.pixels.paths[i].read_bytes() if isinstance(listing.pixels, Files) else pixels.numpy().tobytes()
-    return hashlib.sha256(content).digest()
+def extensions(survey: Survey) -> Iterator[Finding]:
+    """Files whose name says another format than their content."""
+    wrong = [
+        (place, look)
+        for place, look in survey.read
+        if look.form in EXTENSIONS_OF and Path(place.name).suffix.lower() not in EXTENSIONS_OF[look.form]
+    ]
+    if wrong:
+        place, look = wrong[0]
+        said = f"{count(wrong)} named after another format, for instance {place.name}, which is a {look.form}"
+        yield Finding("warning", "extension", said, "they are read as what they are", names(wrong))
 
 
-def _duplicates(groups: list[list[tuple[str, str, str]]], report: Report) -> None:
-    kinds: tuple[tuple[str, Callable[[list[tuple[str, str, str]]], bool]], ...] = (
-        ("the same image under different classes", lambda copies: len({c for _, _, c in copies}) > 1),
-        ("the same image in different splits", lambda copies: len({s for s, _, _ in copies}) > 1),
-        ("the same image more than once", lambda copies: len({s for s, _, _ in copies}) == 1),
+def listed_twice(survey: Survey) -> Iterator[Finding]:
+    """Files that a table lists more than once."""
+    rows: dict[Path, list[Place]] = defaultdict(list)
+    for place, _ in survey.everything:
+        if (path := survey.path(place)) is not None:
+            rows[path].append(place)
+    twice = [places for places in rows.values() if len(places) > 1]
+    if twice:
+        torn = sum(len({place.label for place in places}) > 1 for places in twice)
+        said = f"{count(twice)} listed more than once, for instance {twice[0][0].name}"
+        said += f"; {torn} of them under different classes" if torn else ""
+        yield Finding("warning", "listed twice", said, "each row counts; --fix keeps one", [p[0].name for p in twice])
+
+
+def exact_copies(survey: Survey) -> Iterator[Finding]:
+    """The very same image more than once: under different classes, in different splits, in one."""
+    kinds: tuple[tuple[str, Callable[[list[Place]], bool], str], ...] = (
+        ("the same image under different classes", torn, "both labels are trained on; --fix leaves all of them out"),
+        ("the same image in different splits", apart, "the score flatters; --fix leaves the training copy out"),
+        ("the same image more than once", together, "it counts more than others; --fix keeps one"),
     )
-    for kind, differ in kinds:
-        hit = [copies for copies in groups if differ(copies)]
+    for kind, differ, then in kinds:
+        hit = [group for group in survey.copies if differ(group)]
         if hit:
-            example = " = ".join(name for _, name, _ in hit[0][:3])
-            report.warnings.append(f"{kind}, {len(hit)} time{'s' if len(hit) > 1 else ''}, for instance {example}")
+            example = " = ".join(place.name for place in hit[0][:NAMED])
+            said = f"{kind}, {times(hit)}, for instance {example}"
+            yield Finding("warning", kind, said, then, [place.name for group in hit for place in group])
+
+
+def near_copies(survey: Survey) -> Iterator[Finding]:
+    """The same picture again, re-encoded, resized or slightly changed."""
+    kinds: tuple[tuple[str, Callable[[list[Place]], bool], str], ...] = (
+        ("nearly the same image under different classes", torn, "both are trained on as labelled"),
+        ("nearly the same image in different splits", apart, "the score flatters; --fix leaves the training copy out"),
+        ("nearly the same image more than once", together, "all are kept"),
+    )
+    for kind, differ, then in kinds:
+        hit = [(a, b) for a, b, _ in survey.near_copies if differ([a, b])]
+        if hit:
+            examples = ", ".join(f"{a.name} ~ {b.name}" for a, b in hit[:NAMED])
+            said = f"{kind}, {times(hit)}, for instance {examples}"
+            yield Finding("warning", kind, said, then, [place.name for pair in hit for place in pair])
+
+
+def torn(places: list[Place]) -> bool:
+    """Whether copies have different classes."""
+    return len({place.label for place in places}) > 1
+
+
+def apart(places: list[Place]) -> bool:
+    """Whether copies lie in different splits."""
+    return len({place.split for place in places}) > 1
+
+
+def together(places: list[Place]) -> bool:
+    """Whether copies lie in one split."""
+    return not apart(places)
+
+
+def mixed_kinds(survey: Survey) -> Iterator[Finding]:
+    """Grey and colour side by side, 16 bits, transparency."""
+    kinds = Counter(look.kind for _, look in survey.read)
+    if "grey" in kinds and len(kinds) > 1:
+        said = f"{kinds['grey']} of {len(survey.read)} images are grey, others in colour"
+        yield Finding("warning", "mixed kinds", said, "grey ones become colour images: a class may be known by it")
+    if DEEP in kinds:
+        deep = [(place, look) for place, look in survey.read if look.kind == DEEP]
+        said = f"{count(deep)} in 16 bits or floats, for instance {deep[0][0].name}"
+        yield Finding("warning", "16 bits", said, "their whole range is scaled to 8 bits", names(deep))
+    clear = [(place, look) for place, look in survey.read if look.transparent]
+    if clear:
+        said = f"{count(clear)} with transparency, for instance {clear[0][0].name}"
+        yield Finding("warning", "transparency", said, "white shows through", names(clear))
+
+
+def turned(survey: Survey) -> Iterator[Finding]:
+    """Photos stored lying down, and animations."""
+    lying = [(place, look) for place, look in survey.read if look.turned]
+    if lying:
+        said = f"{count(lying)} stored turned or mirrored, for instance {lying[0][0].name}"
+        yield Finding("warning", "orientation", said, "EXIF says how, and they are put upright", names(lying))
+    moving = [(place, look) for place, look in survey.read if look.animated]
+    if moving:
+        said = f"{count(moving)} with more than one frame, for instance {moving[0][0].name}"
+        yield Finding("warning", "animation", said, "the first frame is taken", names(moving))
+
+
+def sizes(survey: Survey) -> Iterator[Finding]:
+    """Images far smaller than the others, enormous ones, long thin ones, and what a crop would cut away."""
+    if not survey.read:
+        return
+    shapes = np.array([(look.height, look.width) for _, look in survey.read])
+    short = shapes.min(axis=1)
+    dwarfs = [survey.read[i] for i in np.flatnonzero(short * TOO_SMALL < np.median(short))]
+    if dwarfs:
+        place, look = dwarfs[0]
+        said = (
+            f"{count(dwarfs)} far smaller than the others, for instance {place.name} "
+            f"with {look.width}x{look.height} pixels"
+        )
+        yield Finding("warning", "small", said, "training refuses one that is smaller than a patch", names(dwarfs))
+    giants = [survey.read[i] for i in np.flatnonzero(shapes.prod(axis=1) > TOO_LARGE)]
+    if giants:
+        place, look = giants[0]
+        said = f"{count(giants)} enormous, for instance {place.name} with {look.width}x{look.height} pixels"
+        yield Finding("warning", "large", said, "they are read all the same, slowly", names(giants))
+    long = [survey.read[i] for i in np.flatnonzero(shapes.max(axis=1) > TOO_LONG * short)]
+    if long:
+        place, look = long[0]
+        said = (
+            f"{count(long)} more than {TOO_LONG} times as long as wide, for instance {place.name} "
+            f"with {look.width}x{look.height} pixels"
+        )
+        yield Finding("warning", "long", said, FITS[survey.fit], names(long))
+    lost = 1 - short / shapes.max(axis=1)
+    if survey.fit == "crop" and lost.max() > CUT:
+        place, _ = survey.read[int(lost.argmax())]
+        said = f"a square crop cuts away {lost.mean():.0%} of the average image and {lost.max():.0%} of {place.name}"
+        yield Finding("warning", "crop", said, "use fit pad to keep everything")
+
+
+FITS = {
+    "pad": "they are shrunk to fit, with a border",
+    "crop": "only their middle is seen",
+    "squash": "their proportions are bent",
+}
+
+
+def constant(survey: Survey) -> Iterator[Finding]:
+    """Images of one colour."""
+    plain = [(place, look) for place, look in survey.read if look.constant]
+    if plain:
+        said = f"{count(plain)} of one colour all over, for instance {plain[0][0].name}"
+        yield Finding("warning", "constant", said, "they are trained on like the others", names(plain))
+
+
+FINDERS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
+    unreadable, classes_of_splits, class_sizes, alike_names, strange_notes, extensions, listed_twice, exact_copies,
+    near_copies, mixed_kinds, turned, sizes, constant,
+)  # fmt: skip
+
+
+def count(things: list[Any]) -> str:
+    """1 image is, 2 images are."""
+    return "1 image is" if len(things) == 1 else f"{len(things)} images are"
+
+
+def times(things: list[Any]) -> str:
+    """1 time, 2 times."""
+    return f"{len(things)} time{'s' if len(things) > 1 else ''}"
+
+
+def names(images: list[tuple[Place, Look]]) -> list[str]:
+    """What images are called."""
+    return [place.name for place, _ in images]

@@ -1,8 +1,11 @@
 """One decoder for every image file: from `check` and `train` to `predict` and `serve`."""
 
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +21,10 @@ EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 MAX_PIXELS = 100_000_000  # read from the header, before anything is decoded
+ORIENTATION = 0x0112  # EXIF
+DEEP = "16-bit grey"
+KINDS = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "palette", "PA": "palette",
+         "I": DEEP, "F": DEEP, "I;16": DEEP, "I;16B": DEEP, "I;16L": DEEP, "I;16N": DEEP}  # fmt: skip
 BACKGROUND = (255, 255, 255)  # what shows through where an image is transparent
 
 
@@ -34,18 +41,44 @@ class ImageError(VitrailError):
         return type(self), (self.name, self.reason)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file is, before it becomes 8-bit pixels."""
+
+    form: str  # JPEG, PNG, ...
+    kind: str  # grey, colour, 16-bit grey, palette, CMYK, ...
+    transparent: bool
+    turned: bool  # stored lying down, with an orientation in EXIF
+    animated: bool
+
+
 def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
     """The pixels of an image file as uint8 (C, H, W), upright, C being 1 (grey) or 3 (RGB).
 
     The orientation in EXIF is applied, 16-bit grey is scaled (not clipped), transparency is put over white, of an
-    animation the first frame is taken. Raises `ImageError` naming the file.
+    animation the first frame is taken; a colour profile (ICC) is not applied. Raises `ImageError` naming the file.
     """
+    return decode_with_header(file, channels, name)[0]
+
+
+def decode_with_header(
+    file: str | Path | BinaryIO, channels: int = 3, name: str | None = None
+) -> tuple[Tensor, Header]:
+    """What `decode` gives, and what the file is."""
     with opened(file, name) as image:
+        header = Header(
+            form=str(image.format),
+            kind=KINDS.get(image.mode, image.mode),
+            transparent=image.has_transparency_data,
+            turned=image.getexif().get(ORIENTATION, 1) in range(2, 9),
+            animated=bool(getattr(image, "is_animated", False)),
+        )
+        if image.mode == "LAB":  # Pillow cannot turn it into RGB without a profile
+            raise ImageError(name_of(file, name), "its colours are in LAB; save it as RGB")
         image.load()
         upright = _eight_bit(ImageOps.exif_transpose(image))
-    mode = "L" if channels == 1 else "RGB"
-    array = np.array(upright.convert(mode))
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+        array = np.array(upright.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous(), header
 
 
 def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
@@ -54,13 +87,21 @@ def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int
         return image.height, image.width
 
 
+def name_of(file: str | Path | BinaryIO, name: str | None) -> str:
+    """What a file is called in a sentence."""
+    return name or (str(file) if isinstance(file, str | Path) else "image")
+
+
 @contextmanager
 def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever goes wrong inside is an `ImageError` that names it and says why."""
-    name = name or (str(file) if isinstance(file, str | Path) else "image")
+    name = name_of(file, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning: our own limit is lower, and raises
+            if isinstance(file, str | Path) and not stat.S_ISREG(kind := os.stat(file).st_mode):
+                what = "a folder" if stat.S_ISDIR(kind) else "a pipe or device"  # which could be read for ever
+                raise ImageError(name, f"this is {what}, not an image")
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(
@@ -69,8 +110,6 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
                 yield image
     except FileNotFoundError:
         raise ImageError(name, "there is no such file") from None
-    except IsADirectoryError:
-        raise ImageError(name, "this is a folder, not an image") from None
     except UnidentifiedImageError:
         raise ImageError(name, f"not an image, or not one of {', '.join(FORMATS)}") from None
     except PermissionError:
@@ -79,6 +118,8 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
         raise
     except Image.DecompressionBombError:  # raised by Pillow on opening, above a limit higher than ours
         raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
+    except OSError as error:  # Pillow's own have no number
+        raise ImageError(name, error.strerror or f"damaged or cut short ({error})") from None
     except Exception as error:  # a damaged file can make Pillow raise nearly anything (TypeError in a TIFF's tags)
         raise ImageError(name, f"damaged or cut short ({error})") from None
 

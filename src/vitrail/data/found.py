@@ -57,6 +57,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     flippable: bool = True
     channels: int = 3
+    missing: list[str] = field(default_factory=list)  # files that a table lists and that are not there, in sentences
 
     def in_channels(self, channels: int) -> "Found":
         """The same with grey pixels as colour, or colour pixels as grey; files are decoded as asked anyway."""

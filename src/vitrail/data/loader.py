@@ -13,36 +13,42 @@ from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import borrowed_generator, derive, order
+from vitrail.errors import VitrailError
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
+Refuse = Callable[[ImageError], object]  # told of every image that is left out because it cannot be read
 
 
-class _Samples(Dataset[Batch]):
-    """Whole batches by (epoch, indices); each sample's randomness comes from (seed, epoch, index)."""
+class WorkerDied(VitrailError):
+    """A process that reads images has ended without being asked."""
+
+
+class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
+    """Whole batches by (epoch, indices); each sample's randomness comes from (seed, epoch, index).
+
+    Beside a batch it gives the errors of the images that are missing in it.
+    """
 
     def __init__(self, images: Images, transform: Callable[[Tensor], Tensor], seed: int | None):
         self.images = images
         self.transform = transform
         self.seed = seed
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> "Batch | ImageError":
-        """The batch, or the error that a worker could not raise: torch rebuilds exceptions from their text alone."""
-        try:
-            return self.read(keys)
-        except ImageError as error:
-            return error
-
-    def read(self, keys: list[tuple[int, int]]) -> Batch:
-        pixels = []
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Batch, list[ImageError]]:
+        pixels, labels, errors = [], [], []
         with borrowed_generator() as generator:
             for epoch, i in keys:
                 if self.seed is not None:
                     generator.manual_seed(derive("sample", self.seed, epoch, i))
                 try:
                     pixels.append(self.transform(self.images[i]))
+                    labels.append(self.images.labels[i])
+                except ImageError as error:
+                    errors.append(error)
                 except ValueError as error:
-                    raise ImageError(self.images.paths[i], str(error)) from None
-        return torch.stack(pixels), torch.from_numpy(self.images.labels[[i for _, i in keys]])
+                    errors.append(ImageError(self.images.paths[i], str(error)))
+        stacked = torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
+        return (stacked, torch.tensor(np.array(labels, dtype=np.int64))), errors
 
 
 def default_workers(images: Images) -> int:
@@ -50,11 +56,23 @@ def default_workers(images: Images) -> int:
     return 0 if images.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
 
 
-def _batches(samples: _Samples, keys: list[list[tuple[int, int]]], workers: int) -> Iterator[Batch]:
-    if workers == 0:  # nothing between the reader of a traceback and the cause
-        yield from map(samples.read, keys)
-        return
-    loader: DataLoader[Batch] = DataLoader(
+def _batches(
+    samples: _Samples, keys: list[list[tuple[int, int]]], workers: int, refuse: Refuse | None
+) -> Iterator[Batch]:
+    """The batches; raises the first error where nobody wants to be told, else tells and goes on without the image."""
+    for batch, errors in map(samples.__getitems__, keys) if workers == 0 else _read_by(workers, samples, keys):
+        for error in errors:
+            if refuse is None:
+                raise error
+            refuse(error)
+        yield batch
+
+
+def _read_by(
+    workers: int, samples: _Samples, keys: list[list[tuple[int, int]]]
+) -> Iterator[tuple[Batch, list[ImageError]]]:
+    """What processes of their own have read; raises `WorkerDied` where one of them was killed."""
+    loader: DataLoader[tuple[Batch, list[ImageError]]] = DataLoader(
         samples,
         batch_sampler=keys,
         num_workers=workers,
@@ -62,13 +80,22 @@ def _batches(samples: _Samples, keys: list[list[tuple[int, int]]], workers: int)
         worker_init_fn=_one_thread,
         generator=torch.Generator(),  # else the workers' seed, which nothing uses, is drawn from the global generator
     )
-    for batch in loader:
-        if isinstance(batch, ImageError):
-            raise batch
-        yield batch
+    batches = iter(loader)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        codes = [process.exitcode for process in getattr(batches, "_workers", ())]
+        killed = [signal.Signals(-code).name for code in codes if code and code < 0]
+        cause = f"killed by {killed[0]}" if killed else "it ended unexpectedly"
+        raise WorkerDied(
+            f"a process that reads images died: {cause}",
+            "often the memory is short: take fewer --workers (0 reads in the main process), then --resume",
+        ) from None
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: tuple[Batch, list[ImageError]]) -> tuple[Batch, list[ImageError]]:
     return batch
 
 
@@ -91,20 +118,32 @@ def training_batches(
     epoch: int,
     start: int = 0,
     workers: int | None = None,
+    refuse: Refuse | None = None,
 ) -> Iterator[Batch]:
     """The batches of one epoch from number `start` on, shuffled and augmented.
 
-    Raises `ImageError` naming a file that cannot be read.
+    An image that cannot be read raises `ImageError`, or where `refuse` is given is left out and `refuse` told: its
+    batch is smaller by one, even empty. Raises `WorkerDied` where a worker was killed.
     """
-    shuffled = np.array_split(order(len(images), seed, epoch), range(batch, len(images), batch))
-    keys = [[(epoch, int(i)) for i in indices] for indices in shuffled[start:]]
-    return _batches(_Samples(images, transform, seed), keys, default_workers(images) if workers is None else workers)
+    keys = [[(epoch, int(i)) for i in indices] for indices in batch_indices(len(images), batch, seed, epoch)[start:]]
+    workers = default_workers(images) if workers is None else workers
+    return _batches(_Samples(images, transform, seed), keys, workers, refuse)
+
+
+def batch_indices(n: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Which of `n` images each batch of an epoch holds."""
+    return np.array_split(order(n, seed, epoch), range(batch, n, batch))
 
 
 def evaluation_batches(
-    images: Images, preprocess: Preprocess, *, batch: int = 256, workers: int | None = None
+    images: Images,
+    preprocess: Preprocess,
+    *,
+    batch: int = 256,
+    workers: int | None = None,
+    refuse: Refuse | None = None,
 ) -> Iterator[Batch]:
-    """All images in their order, unaugmented. Raises `ImageError` naming a file that cannot be read."""
+    """All images in their order, unaugmented; what becomes of one that cannot be read is as in training."""
     keys = [[(0, i) for i in range(at, min(at + batch, len(images)))] for at in range(0, len(images), batch)]
     samples = _Samples(images, preprocess.fitted, seed=None)
-    return _batches(samples, keys, default_workers(images) if workers is None else workers)
+    return _batches(samples, keys, default_workers(images) if workers is None else workers, refuse)

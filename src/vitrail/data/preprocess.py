@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.options import check_fields, option
 
+SMALLEST_STD, LARGEST_MEAN = 1e-6, 1000.0  # of pixels from 0 to 1: beyond these a normalisation is a mistake
 OVERSIZE = 4  # a padded canvas from which random crops are taken is at most so many times the model's size
 Fit = Literal["pad", "crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -44,13 +45,20 @@ class Preprocess:
         check_fields(self)
         if min(self.image_size) < 1:
             raise UsageError(f"image_size is {self.image_size}; both sides must be at least 1")
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
+        numbers = (*map(abs, self.mean), *self.std)
+        sane = min(self.std, default=0) >= SMALLEST_STD and max(numbers) <= LARGEST_MEAN
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not sane:
             raise UsageError(f"mean {self.mean} and std {self.std} do not make a normalisation")
 
     @property
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
         return len(self.mean)
+
+    @property
+    def mean_colour(self) -> list[int]:
+        """The mean as a colour of 0 to 255 for each channel."""
+        return [min(max(round(255 * m), 0), 255) for m in self.mean]
 
     def check_size(self, h: int, w: int) -> None:
         """Raises `ValueError` for an image of h x w pixels that is too small for the model to see anything."""
@@ -77,7 +85,7 @@ class Preprocess:
         """The image in the middle of a canvas in the mean colour."""
         h, w = image_CHW.shape[-2:]
         top, left = (height - h) // 2, (width - w) // 2
-        canvas = torch.tensor([round(255 * m) for m in self.mean], dtype=torch.uint8)[:, None, None]
+        canvas = torch.tensor(self.mean_colour, dtype=torch.uint8)[:, None, None]
         canvas = canvas.expand(-1, height, width).clone()
         canvas[:, top : top + h, left : left + w] = image_CHW
         return canvas

@@ -36,6 +36,7 @@ class Splits:
     fingerprint: str  # of names, labels and sizes of everything found
     flippable: bool = True  # whether a mirrored image keeps its class (digits do not)
     notes: list[str] = field(default_factory=list)  # how the splits came about, in sentences
+    unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed and are left out
 
     def parts(self) -> dict[str, Images]:
         """The splits that there are, by name."""
@@ -43,9 +44,15 @@ class Splits:
         return {name: images for name, images in named.items() if images is not None}
 
 
-def find(address: str | Path, channels: int | None = None) -> Found:
-    """What lies at an address (a built-in name, a folder, a table), in its own or in so many channels."""
+def find(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Found:
+    """What lies at an address (a built-in name, a folder, a table), in its own or in so many channels.
+
+    Raises `VitrailError` for a file that a table lists and that is not there, unless `missing_ok`.
+    """
     found = _find(address)
+    if found.missing and not missing_ok:
+        more = f" (and {len(found.missing) - 1} more are missing)" if len(found.missing) > 1 else ""
+        raise VitrailError(found.missing[0] + more, "paths are relative to the table")
     return found.in_channels(channels) if channels else found
 
 
@@ -67,7 +74,13 @@ def _find(address: str | Path) -> Found:
 
 
 def open_data(
-    address: str | Path, *, channels: int | None = None, validation: float = 0.1, test: float = 0.2, split_seed: int = 0
+    address: str | Path,
+    *,
+    channels: int | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    split_seed: int = 0,
+    missing_ok: bool = False,
 ) -> Splits:
     """The splits at an address for training.
 
@@ -75,7 +88,7 @@ def open_data(
     off class by class; where only validation is missing, it comes off training. Raises `VitrailError` where
     training makes no sense.
     """
-    found = find(address, channels)
+    found = find(address, channels, missing_ok)
     notes = list(found.notes)
     parts = divided(found.splits, test, validation, split_seed)
     if "train" not in parts:
@@ -113,14 +126,18 @@ def open_data(
 
 
 def open_for_evaluation(
-    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any]
+    address: str | Path,
+    classes: tuple[str, ...],
+    channels: int,
+    trained_on: dict[str, Any],
+    missing_ok: bool = False,
 ) -> tuple[Images, str]:
     """The images at an address that this classifier should be scored on, and words that say which they are.
 
     The test split, else validation, else everything. Where the classifier was trained on this very source, what it
     lacks is divided off as training did, so that no training image is scored.
     """
-    found = find(address, channels)
+    found = find(address, channels, missing_ok)
     parts = found.splits
     split = trained_on.get("split")
     same = bool(split) and trained_on.get("fingerprint") == fingerprint(found)
@@ -136,7 +153,7 @@ def open_for_evaluation(
         said += ", which the model was trained on"
     elif name in ("all", "train") and found.name == trained_on.get("name"):
         said += ", which have changed since training: images that the model was trained on may be among them"
-    return index(listing, classes, str(address)), said
+    return index(listing, classes, str(address), " (vitrail train DATA --from MODEL makes a head for others)"), said
 
 
 def divided(parts: dict[str, Listing], test: float, validation: float, seed: int) -> dict[str, Listing]:
@@ -182,7 +199,7 @@ def copies_of(listing: Listing) -> list[int]:
         if not isinstance(listing.pixels, Tensor):
             return list(range(len(listing)))  # a set that decodes when asked: too long to read just for this
         return [first.setdefault(pixels.numpy().tobytes(), i) for i, pixels in enumerate(listing.pixels)]
-    sizes = [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+    sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
     often = Counter(sizes)
     return [
         first.setdefault(hashlib.sha256(path.read_bytes()).digest(), i) if size >= 0 and often[size] > 1 else i
@@ -190,14 +207,14 @@ def copies_of(listing: Listing) -> list[int]:
     ]
 
 
-def index(listing: Listing, classes: tuple[str, ...], where: str) -> Images:
+def index(listing: Listing, classes: tuple[str, ...], where: str, advice: str = "") -> Images:
     """The listing with its class names as numbers; raises `VitrailError` for a class that training does not know."""
     unknown = sorted(set(listing.labels) - set(classes))
     if unknown:
         raise VitrailError(
             f"{where}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "
             f"{'are' if len(unknown) > 1 else 'is'} not among the classes trained on",
-            f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}",
+            f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}{advice}",
         )
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[label] for label in listing.labels], dtype=np.int64)
@@ -210,7 +227,7 @@ def fingerprint(found: Found) -> str:
     rows = []
     for split, listing in found.splits.items():
         sizes = (
-            [path.stat().st_size if path.is_file() else -1 for path in listing.pixels.paths]
+            [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
             if isinstance(listing.pixels, Files)
             else [0] * len(listing)
         )

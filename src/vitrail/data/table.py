@@ -1,6 +1,7 @@
 """A table of paths and labels: CSV, or parquet with the `parquet` extra."""
 
 import csv
+import os
 import unicodedata
 from pathlib import Path
 
@@ -17,7 +18,8 @@ SPLIT_COLUMNS = ("split", "set", "subset")
 def read_table(file: Path) -> Found:
     """The rows of a table with a path and a label column, and a split column if there is one.
 
-    Paths are relative to the table. Raises `VitrailError` naming the line where something is missing.
+    Paths are relative to the table; those that lead nowhere are `missing`. Raises `VitrailError` naming the line where
+    a field is empty.
     """
     rows = read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file)
     if not rows:
@@ -29,6 +31,7 @@ def read_table(file: Path) -> Found:
     paths: dict[str, list[Path]] = {}
     names: dict[str, list[str]] = {}
     labels: dict[str, list[str]] = {}
+    missing: list[str] = []
     for place, row in rows:
         where = f"{file}, {place}"
         for name in (path_column, label_column, split_column):
@@ -36,13 +39,13 @@ def read_table(file: Path) -> Found:
                 raise VitrailError(f"{where}: the column {name!r} is empty", "fill it in or remove the row")
         split = split_name(str(row[split_column]), where) if split_column else "all"
         path = file.parent / str(row[path_column])
-        if not path.is_file():
-            raise VitrailError(f"{where}: there is no file {path}", "paths are relative to the table")
+        if not os.path.isfile(path):  # pathlib's own raises for names that are too long
+            missing.append(f"{where}: there is no file {path}")
         paths.setdefault(split, []).append(path)
         names.setdefault(split, []).append(str(row[path_column]))
         labels.setdefault(split, []).append(unicodedata.normalize("NFC", str(row[label_column]).strip()))
     splits = {split: Listing(Files(paths[split]), names[split], labels[split]) for split in paths}
-    return Found(file.stem, splits)
+    return Found(file.stem, splits, missing=missing)
 
 
 def column(file: Path, row: dict[str, object], wanted: tuple[str, ...]) -> str:

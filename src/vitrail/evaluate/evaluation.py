@@ -43,7 +43,7 @@ class Evaluation:
             "loss": self.outcome.loss,
             "ece": calibration_error(self.outcome),
             "images": self.images,
-            "unreadable": 0,  # an image that cannot be read ends the evaluation
+            "unreadable": len(self.outcome.unreadable),  # with `images` as many as were listed
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -57,6 +57,7 @@ class Evaluation:
             "per_class": per_class(self.outcome),
             "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
             "most_confused": most_confused(matrix, classes),
+            "unreadable_files": [{"path": error.name, "error": error.reason} for error in self.outcome.unreadable],
             "predictions": [
                 {"path": name, "true": classes[label], "label": classes[best], "probability": float(p[best])}
                 for name, label, best, p in zip(
@@ -66,13 +67,15 @@ class Evaluation:
         }
 
 
-def images_to_score(classifier: Classifier, data: str | Path) -> tuple[Images, str]:
+def images_to_score(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
     """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
 
-    Raises `VitrailError` naming a class that the classifier does not know.
+    Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
     """
+    classifier.refuse_nameless()
     trained_on = classifier.origin.get("data", {})
-    return open_for_evaluation(data, classifier.classes, classifier.preprocess.channels, trained_on)
+    channels = classifier.preprocess.channels
+    return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
 def evaluate(
@@ -83,7 +86,11 @@ def evaluate(
     batch: int = 256,
     workers: int | None = None,
     tick: Callable[[int], object] = lambda n: None,
+    skip_unreadable: bool = False,
 ) -> Evaluation:
-    """The numbers of `classifier` on labelled images; raises `ImageError` naming a file that cannot be read."""
-    outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick)
+    """The numbers of `classifier` on labelled images.
+
+    Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
+    """
+    outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick, skip_unreadable=skip_unreadable)
     return Evaluation(outcome, said or f"{len(images)} images")

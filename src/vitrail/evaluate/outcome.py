@@ -8,7 +8,9 @@ import torch
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
+from vitrail.data.decode import ImageError
 from vitrail.data.loader import evaluation_batches
+from vitrail.errors import VitrailError
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Outcome:
     labels: np.ndarray
     logits: np.ndarray
     classes: tuple[str, ...]
+    unreadable: tuple[ImageError, ...] = ()  # images that were listed and are in none of the arrays
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -59,13 +62,31 @@ def classify(
     batch: int = 256,
     workers: int | None = None,
     tick: Callable[[int], object] = lambda n: None,
+    skip_unreadable: bool = False,
 ) -> Outcome:
     """The classifier's logits for every image, in order; `tick` is called with the images done in each batch.
 
-    Raises `ImageError` naming a file that cannot be read.
+    Raises `ImageError` naming a file that cannot be read; with `skip_unreadable` it is counted instead, and
+    `VitrailError` is raised where no image is left.
     """
-    logits = []
-    for pixels, _ in evaluation_batches(images, classifier.preprocess, batch=batch, workers=workers):
-        logits.append(classifier.logits(pixels).cpu())
-        tick(len(pixels))
-    return Outcome(images.paths, images.labels, torch.cat(logits).double().numpy(), classifier.classes)
+    refused: list[ImageError] = []
+
+    def refuse(error: ImageError) -> None:
+        refused.append(error)
+        tick(1)
+
+    logits, labels = [], []
+    batches = evaluation_batches(
+        images, classifier.preprocess, batch=batch, workers=workers, refuse=refuse if skip_unreadable else None
+    )
+    for pixels, labels_B in batches:
+        if len(labels_B):
+            logits.append(classifier.logits(pixels).cpu())
+            labels.append(labels_B)
+            tick(len(pixels))
+    if not logits:
+        raise VitrailError(f"not one of {len(images)} images can be read", str(refused[0]))
+    gone = {error.name for error in refused}
+    paths = [path for path in images.paths if path not in gone]
+    scores = torch.cat(logits).double().numpy()
+    return Outcome(paths, torch.cat(labels).numpy(), scores, classifier.classes, tuple(refused))

@@ -27,6 +27,7 @@ def timm_answer(folder: Path) -> Callable[[Tensor], Tensor]:
 def hf_answer(folder: Path) -> Callable[[Tensor], Tensor]:
     """transformers' own reading of the folder."""
     hf: Any = importlib.import_module("transformers")
+    hf.utils.logging.disable_progress_bar()
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     model = getattr(hf, architecture).from_pretrained(folder).eval()
 

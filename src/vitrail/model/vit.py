@@ -38,6 +38,11 @@ class ViT(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.classify(self.features(image_BCHW))
 
+    def pooled(self, image_BCHW: Tensor) -> Tensor:
+        """The vector that the head reads: (B, C, H, W) -> (B, D), or (B, 2D) where a pool puts two side by side."""
+        pooled_BD: Tensor = self.pool(self.features(image_BCHW))
+        return pooled_BD
+
     def features(self, image_BCHW: Tensor) -> Tensor:
         """All tokens after the last block and norm: (B, C, H, W) -> (B, R + h*w, D), prefix tokens first."""
         h, w = (side // self.config.patch for side in image_BCHW.shape[-2:])

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -15,6 +15,8 @@ from vitrail.data.augment import mix
 from vitrail.data.randomness import derive
 from vitrail.errors import VitrailError
 from vitrail.model import ViT
+from vitrail.train.frozen import freeze
+from vitrail.train.lora import add_updates, merged
 from vitrail.train.optim import OPTIMIZERS, lr_part
 from vitrail.train.recipes import Recipe
 
@@ -33,6 +35,9 @@ class Step:
     gradient: float  # length of the gradient before clipping
 
 
+SLOWER = "try a lower learning rate or a longer warm-up"
+
+
 class Diverged(VitrailError):
     """The loss or the gradient is not finite."""
 
@@ -45,19 +50,31 @@ class Trainee:
     average: AveragedModel | None
     optimizers: list[Optimizer]
     step: int = 0
+    frozen: list[nn.Module] = field(default_factory=list)
+    lora: bool = False
 
     @property
     def best_guess(self) -> ViT:
-        """The weights to evaluate: the average where there is one."""
+        """The weights to evaluate: the average where there is one, with LoRA's updates merged into it."""
         averaged: ViT = self.average.module if self.average else self.vit  # type: ignore[assignment]
-        return averaged
+        return merged(averaged) if self.lora else averaged
+
+    def train_mode(self) -> None:
+        """Dropout and stochastic depth on, but not in what is frozen."""
+        self.vit.train()
+        for module in self.frozen:
+            module.eval()
 
 
 def trainee(vit: ViT, recipe: Recipe) -> Trainee:
     """A model ready to be trained by this recipe."""
     vit.recompute = recipe.recompute
+    if recipe.lora_rank:
+        add_updates(vit, recipe)
+    frozen = freeze(vit, recipe)
     average = AveragedModel(vit, multi_avg_fn=_averaging(recipe.ema)) if recipe.ema else None
-    return Trainee(vit, average, OPTIMIZERS[recipe.optimizer](vit, recipe))
+    optimizers = OPTIMIZERS[recipe.optimizer](vit, recipe)
+    return Trainee(vit, average, optimizers, frozen=frozen, lora=bool(recipe.lora_rank))
 
 
 def train_steps(
@@ -80,8 +97,12 @@ def train_steps(
     groups = [group for optimizer in trainee.optimizers for group in optimizer.param_groups]
     for group in groups:
         group.setdefault("initial_lr", group["lr"])
-    vit.train()
+    trainee.train_mode()
+    part = gradient = 0.0
     for pixels, labels in batches:
+        if not len(labels):  # not one of its images could be read: the step is counted, and changes nothing
+            trainee.step += 1
+            continue
         torch.manual_seed(derive("step", recipe.seed, trainee.step))  # dropout, stochastic depth, mixing
         part = lr_part(trainee.step, steps, recipe)
         for group in groups:
@@ -106,7 +127,7 @@ def train_steps(
             raise Diverged(
                 f"training diverged at step {trainee.step}: loss {mean_loss:.3g}, gradient {gradient:.3g}, "
                 f"learning rate {recipe.lr * part:.3g}",
-                "try a lower learning rate or a longer warm-up",
+                SLOWER,
             )
         for optimizer in trainee.optimizers:
             optimizer.step()
@@ -115,7 +136,11 @@ def train_steps(
             trainee.average.update_parameters(vit)
         yield Step(trainee.step, mean_loss, correct, len(labels), recipe.lr * part, gradient)
     if not all(parameter.isfinite().all() for parameter in parameters):  # the last update, which no loss has seen
-        raise Diverged(f"training diverged at step {trainee.step}: a weight is not finite", "try a lower learning rate")
+        raise Diverged(
+            f"training diverged at step {trainee.step}: a weight is not finite, gradient {gradient:.3g}, "
+            f"learning rate {recipe.lr * part:.3g}",
+            SLOWER,
+        )
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,33 +22,62 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and name.startswith("blocks.")
 
 
+def depth_of(name: str, blocks: int) -> int:
+    """Where a parameter stands in the flow: 0 the embedding, i + 1 block i, `blocks` + 1 pooling and head.
+
+    The last norm belongs to the last block, as in timm (in BEiT's own code it stands with the head).
+    """
+    part, *rest = name.split(".")
+    if part == "blocks":
+        return int(rest[0]) + 1
+    return {"patch_embed": 0, "prefix": 0, "position": 0, "pre_norm": 0, "norm": blocks}.get(part, blocks + 1)
+
+
 def adamw(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """AdamW, as in arXiv 1711.05101, with torch's fused kernel."""
-    return [torch.optim.AdamW(_groups(vit, recipe, lambda name, p: True), lr=recipe.lr, fused=True)]
+    return [torch.optim.AdamW(groups(vit, recipe, recipe.lr), lr=recipe.lr, fused=True)]
 
 
 def sgd(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """SGD with momentum."""
-    groups = _groups(vit, recipe, lambda name, p: True)
-    return [torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)]
+    nesterov = recipe.momentum > 0
+    return [torch.optim.SGD(groups(vit, recipe, recipe.lr), lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)]
 
 
 def muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """Muon (Jordan 2024) on the blocks' matrices, AdamW on everything else."""
-    matrices = [p for name, p in vit.named_parameters() if is_block_matrix(name, p)]
-    rest = _groups(vit, recipe, lambda name, p: not is_block_matrix(name, p))
+    matrices = groups(vit, recipe, recipe.matrix_lr, is_block_matrix, decays=lambda name, p: True)
+    rest = groups(vit, recipe, recipe.lr, lambda name, p: not is_block_matrix(name, p))
+    optimizers: list[Optimizer] = [torch.optim.AdamW(rest, lr=recipe.lr, fused=True)]
+    return [torch.optim.Muon(matrices, lr=recipe.matrix_lr), *optimizers] if matrices else optimizers
+
+
+def groups(
+    vit: ViT,
+    recipe: Recipe,
+    lr: float,
+    chosen: Callable[[str, nn.Parameter], bool] = lambda name, p: True,
+    decays: Callable[[str, nn.Parameter], bool] = decays,
+) -> list[dict[str, Any]]:
+    """The chosen parameters that are to be trained, by learning rate and by whether they decay.
+
+    With layer-wise decay (Clark et al. 2020; for ViTs arXiv 2106.08254) the rate falls by a factor with every step from
+    the head towards the embedding.
+    """
+    last = vit.config.depth + 1
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, p in vit.named_parameters():
+        if p.requires_grad and chosen(name, p):
+            place = depth_of(name, vit.config.depth) if recipe.layer_decay != 1 else last
+            found.setdefault((place, recipe.decay_on == "all" or decays(name, p)), []).append(p)
     return [
-        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(rest, lr=recipe.lr, fused=True),
+        {
+            "params": parameters,
+            "lr": lr * recipe.layer_decay ** (last - place),
+            "weight_decay": recipe.weight_decay if decaying else 0.0,
+        }
+        for (place, decaying), parameters in sorted(found.items(), key=lambda item: (item[0][0], not item[0][1]))
     ]
-
-
-def _groups(vit: ViT, recipe: Recipe, chosen: Callable[[str, nn.Parameter], bool]) -> list[dict[str, object]]:
-    named = [(name, p) for name, p in vit.named_parameters() if chosen(name, p)]
-    spare = [p for name, p in named if recipe.decay_on == "matrices" and not decays(name, p)]
-    rest = [p for name, p in named if recipe.decay_on == "all" or decays(name, p)]
-    groups = [{"params": rest, "weight_decay": recipe.weight_decay}, {"params": spare, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 OPTIMIZERS: dict[str, Callable[[ViT, Recipe], list[Optimizer]]] = {"adamw": adamw, "sgd": sgd, "muon": muon}

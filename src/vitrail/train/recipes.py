@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitrail.data.augment import Augment
+from vitrail.data.preprocess import Fit, Interpolation
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
 from vitrail.model.config import position_to_json, values_from_json
@@ -14,12 +15,16 @@ from vitrail.options import check_fields, option
 from vitrail.weights.sizes import SIZES
 
 DEFAULT = "small"
+TRANSFER = "finetune"  # the default for a model that has learnt before
 
 Optimizer = Literal["adamw", "sgd", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 DecayOn = Literal["matrices", "all"]
 Normalise = Literal["half", "imagenet", "data"]
+TrainOn = Literal["images", "features"]
+HeadStart = Literal["random", "probe"]
+LoraOn = Literal["qkv", "attention", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +57,51 @@ class Recipe:
     patch_std: float | None = option(None, "start of the patch projection; none: by its size", above=0)
     precision: Precision = option("auto", "number format; auto: bf16 where it is fast")
     recompute: bool = option(False, "less memory for more time (gradient checkpointing)")
-    normalise: Normalise = option("data", "mean and deviation of the pixels")
-    fit: Literal["pad", "crop", "squash"] = option("pad", "what becomes of other proportions")
+    normalise: Normalise | None = option(None, "mean and deviation of the pixels; none: the model's, else data")
+    fit: Fit | None = option(None, "what becomes of other proportions; none: the model's, else pad")
+    interpolation: Interpolation | None = option(None, "how images are resized; none: the model's, else bilinear")
+    crop_fraction: float | None = option(
+        None, "part of the resized image that fit 'crop' takes; none: the model's, else all", above=0, most=1
+    )
+    train_on: TrainOn = option("images", "features: compute them once, fit a linear head")
+    penalty: float | None = option(None, "of a head fitted on features; none: the best on validation", above=0)
+    layer_decay: float = option(1.0, "a block's learning rate, as part of the next one's", above=0, most=1)
+    freeze: int | Literal["backbone"] = option(0, "first blocks that keep their weights, or backbone", least=0)
+    head_start: HeadStart = option("random", "start of a new head: random, or a linear probe's")
+    lora_rank: int | None = option(None, "rank of LoRA's updates, which then train alone; or none", least=1)
+    lora_alpha: float = option(16.0, "LoRA's updates are scaled by this over their rank", above=0)
+    lora_dropout: float = option(0.0, "dropout before LoRA's updates", least=0, below=1)
+    lora_on: LoraOn = option("attention", "the blocks' matrices that LoRA updates")
     validation: float = option(0.1, "part of the training images that chooses the weights", least=0, below=1)
     test: float = option(0.2, "part kept back as test where the data has none", least=0, below=1)
     split_seed: int = option(0, "decides which images are kept back", least=0)
     memory: float = option(2.0, "GiB of decoded images to keep in memory", least=0)
     workers: int | None = option(None, "processes that read images; none: by the data", least=0)
+    skip_unreadable: bool = option(False, "go on without images that cannot be read, and count them")
 
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "model", values_from_json(self.model))
+        if self.lora_rank and self.freeze == "backbone":
+            raise UsageError("LoRA trains the backbone that freeze 'backbone' would keep", "choose one of them")
+        if self.train_on == "features" and (
+            self.lora_rank or self.freeze or self.model.get("head", "linear") != "linear"
+        ):
+            raise UsageError(
+                "on features only a linear head is trained: lora_rank, freeze and another head do not go with it",
+                "use --train-on images",
+            )
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether it makes sense for a model that has learnt something before, and for no other."""
+        return (
+            self.train_on == "features"
+            or self.freeze != 0
+            or self.lora_rank is not None
+            or self.head_start == "probe"
+            or self.layer_decay != 1.0
+        )
 
     def but(self, **changes: Any) -> "Recipe":
         """The recipe with other values for any of its own, its augmentation's or its model's fields.
@@ -83,7 +122,13 @@ class Recipe:
                 hint = "write its fields at the top level" if isinstance(value, dict) else did_you_mean(name, FIELDS)
                 raise UsageError(f"a recipe has no field {name!r}", hint)
             {"recipe": own, "augment": augment, "model": model}[place][name] = value
-        return replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
+        changed = replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
+        if changed.train_on == "features" and (idle := sorted(({*own} - FEATURE_FIELDS) | {*augment})):
+            raise UsageError(
+                f"recipe {self.name} fits its head on features, where {', '.join(idle)} means nothing",
+                f"it uses {', '.join(sorted(FEATURE_FIELDS))}, or use --train-on images",
+            )
+        return changed
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
@@ -104,6 +149,10 @@ FIELDS: dict[str, str] = {
     **{f.name: "augment" for f in fields(Augment)},
     **{f.name: "recipe" for f in fields(Recipe) if f.name not in ("name", "about", "model", "augment")},
 }
+
+# The recipe's own fields that mean something where only a head is fitted, on features.
+FEATURE_FIELDS = {"train_on", "penalty", "seed", "normalise", "fit", "interpolation", "crop_fraction", "validation",
+                  "test", "split_seed", "memory", "workers", "skip_unreadable"}  # fmt: skip
 
 
 RECIPES: dict[str, Recipe] = {
@@ -161,6 +210,48 @@ RECIPES: dict[str, Recipe] = {
             normalise="half",
             fit="squash",
             validation=0.0,
+        ),
+        Recipe(
+            name="finetune",
+            about="""A short training of all weights of a model that has learnt before (--from MODEL).
+
+            Earlier blocks learn more slowly (layer-wise decay, arXiv 2106.08254), a new head starts as the linear probe
+            (arXiv 2202.10054), so that training begins where the probe ends.
+            """,
+            model=dict(drop_path=0.1),
+            augment=Augment(crop="resized", crop_area=0.5),
+            epochs=10,
+            batch=64,
+            lr=3e-4,
+            layer_decay=0.75,
+            weight_decay=0.05,
+            label_smoothing=0.1,
+            head_start="probe",
+        ),
+        Recipe(
+            name="linear",
+            about="""A linear head on the frozen features of a model (--from MODEL): the probe, as a classifier.
+
+            Features are computed once and kept; the head is a logistic regression whose penalty is chosen on
+            validation. Minutes where others take hours.
+            """,
+            train_on="features",
+        ),
+        Recipe(
+            name="lora",
+            about="""Low-rank updates of a model's attention (--from MODEL), arXiv 2106.09685.
+
+            Optimiser and gradients need little memory, because the weights themselves stand still; at the end the
+            updates are merged into them, and the artefact is an ordinary ViT.
+            """,
+            augment=Augment(crop="resized", crop_area=0.5),
+            epochs=10,
+            batch=64,
+            lr=1e-3,
+            weight_decay=0.01,
+            label_smoothing=0.1,
+            lora_rank=8,
+            head_start="probe",
         ),
     )
 }

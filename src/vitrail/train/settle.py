@@ -28,18 +28,27 @@ def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preproces
     config = ViTConfig(**model, channels=splits.channels, classes=len(splits.classes))
     blank = Preprocess(
         image_size=pair(config.image_size),
-        fit=recipe.fit,
+        fit=recipe.fit or "pad",
+        interpolation=recipe.interpolation or "bilinear",
+        crop_fraction=recipe.crop_fraction or 1.0,
         mean=(0.5,) * splits.channels,
         std=(0.5,) * splits.channels,
         smallest=patch,
     )
-    preprocess = normalised(blank, recipe, splits.train)
+    preprocess = normalised(blank, recipe.normalise or "data", splits.train)
+    left_open = {k: model[k] for k in ("image_size", "patch")}
+    return counted(recipe.but(**left_open), splits), config, preprocess
+
+
+def counted(recipe: Recipe, splits: Splits) -> Recipe:
+    """The recipe with epochs and batch by the number of images, and no mirroring of what must not be mirrored."""
+    if recipe.train_on == "features":
+        return recipe
     n = len(splits.train)
     epochs = recipe.epochs or int(np.clip(round(SAMPLES_SEEN / n), *EPOCHS))
     batch = recipe.batch or int(np.clip(2 ** round(np.log2(n / 20)), *BATCHES))
     flip = recipe.augment.flip if splits.flippable else 0.0
-    left_open = {k: model[k] for k in ("image_size", "patch")}
-    return recipe.but(epochs=epochs, batch=batch, flip=flip, **left_open), config, preprocess
+    return recipe.but(epochs=epochs, batch=batch, flip=flip)
 
 
 def image_sizes(images: Images, most: int = 64) -> list[tuple[int, int]]:
@@ -57,12 +66,13 @@ def natural_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     return side, side
 
 
-def normalised(preprocess: Preprocess, recipe: Recipe, images: Images, most: int = 2000) -> Preprocess:
-    """The preprocessing with the recipe's mean and deviation; `data` measures them on training images."""
+def normalised(preprocess: Preprocess, by: str, images: Images, most: int = 2000) -> Preprocess:
+    """The preprocessing with mean and deviation `by` a rule: half, imagenet, or data, measured on training images."""
     values = vars(preprocess)
-    if recipe.normalise == "half":
-        return preprocess
-    if recipe.normalise == "imagenet":
+    if by == "half":
+        half = (0.5,) * preprocess.channels
+        return Preprocess(**{**values, "mean": half, "std": half})
+    if by == "imagenet":
         if preprocess.channels != 3:
             raise UsageError("normalise 'imagenet' is for colour images, these are grey", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET[0], "std": IMAGENET[1]})

@@ -22,6 +22,7 @@ from vitrail.model import ViTConfig
 from vitrail.options import check_fields, option
 
 FORMAT = 1
+LONGEST = 16 << 20  # bytes of a description that are read
 MOST_PIXELS = 8192  # side of an image that a file may make us prepare
 
 
@@ -116,6 +117,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tenso
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if len(metadata.get("vitrail", "")) > LONGEST:
+                raise VitrailError(f"{path} is not a whole artefact: its description is longer than {LONGEST:,} bytes")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         document = json.loads(metadata["vitrail"]) if "vitrail" in metadata else None
     except FileNotFoundError:

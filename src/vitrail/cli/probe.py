@@ -1,0 +1,77 @@
+"""Say how far a model's features go without training it: k nearest neighbours and a linear head.
+
+DATA is what `train` takes. Both probes are fitted on its training images and scored on test (else validation); the
+linear one chooses its penalty on validation. Features are computed once and kept in ~/.cache/vitrail/features
+($VITRAIL_CACHE), which may be emptied at will.
+"""
+
+import argparse
+from pathlib import Path
+
+from vitrail.cli.fields import reader
+from vitrail.cli.loading import add_model, loaded
+from vitrail.cli.main import Answer
+from vitrail.errors import UsageError
+from vitrail.evaluate.probe import TEMPERATURE, K, data_to_probe, probe
+from vitrail.files import write_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    add_model(parser)
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--k", type=int, default=K, metavar="N", help=f"neighbours that vote ({K})")
+    parser.add_argument(
+        "--temperature", type=float, default=TEMPERATURE, metavar="X", help=f"of their votes ({TEMPERATURE})"
+    )
+    parser.add_argument("--penalty", type=float, metavar="X", help="of the linear head (the best on validation)")
+    parser.add_argument(
+        "--image-size",
+        type=reader(int | tuple[int, int]),
+        metavar="N",
+        help="side of the image in pixels (the model's)",
+    )
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (64)")
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor keep features")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument("--out", metavar="FILE", help="also write the JSON there")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Probes and shows both scores."""
+    if arguments.batch < 1:
+        raise UsageError(f"--batch is {arguments.batch}; it must be at least 1")
+    if arguments.penalty is not None and not arguments.penalty > 0:
+        raise UsageError(f"--penalty is {arguments.penalty}; it must be above 0")
+    classifier = loaded(arguments)
+    if arguments.image_size is not None:
+        classifier = classifier.sized(arguments.image_size)
+    splits = data_to_probe(classifier, arguments.data)
+    if splits.test is None and splits.validation is None:
+        raise UsageError(f"{arguments.data} keeps no image back to score on", "add a folder named test")
+    found = probe(
+        classifier,
+        splits,
+        k=arguments.k,
+        temperature=arguments.temperature,
+        penalty=arguments.penalty,
+        batch=arguments.batch,
+        cache=not arguments.no_cache,
+    )
+    document = found.to_json()
+    chosen = "given" if arguments.penalty else "chosen on validation" if splits.validation else "not chosen"
+    shown = [
+        f"{document['train_images']} training images, {found.on} scored; the linear head took {found.seconds:.1f} s"
+    ]
+    for name, how in (
+        ("linear", f"linear probe (penalty {found.head.penalty:g}, {chosen})"),
+        ("knn", f"k-NN (k {found.k}, cosine, temperature {found.temperature:g})"),
+    ):
+        scores = document[name]
+        low, high = scores["accuracy_interval"]
+        interval = f"95 % interval {low:.4f} to {high:.4f}"
+        shown.append(f"{how}: accuracy {scores['accuracy']:.4f} ({interval}), {scores['images']} images")
+    if arguments.out:
+        write_json(Path(arguments.out), document)
+        shown.append(f"written: {arguments.out}")
+    return Answer(document, shown)

@@ -1,0 +1,309 @@
+"""The epochs of a run: each is trained, measured, recorded and saved, and a signal stops it between two steps."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.classifier import Classifier, NotFinite
+from vitrail.console import bar, say
+from vitrail.data import Splits
+from vitrail.data.augment import sample_transform
+from vitrail.data.decode import ImageError
+from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch, training_batches
+from vitrail.errors import UsageError, VitrailError
+from vitrail.evaluate import classify
+from vitrail.files import write_json
+from vitrail.interrupts import Interrupted, StopRequest, stop_requests
+from vitrail.machine import conditions
+from vitrail.options import check_fields
+from vitrail.run_folder import RunFolder
+from vitrail.train import Recipe
+from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from vitrail.train.curves import draw_curves
+from vitrail.train.loop import Diverged, Step, Trainee, train_steps
+from vitrail.train.watch import Watch
+
+Row = dict[str, Any]  # a line of metrics.jsonl
+SAVE_EVERY = 600.0  # seconds after which a step is followed by a checkpoint, beside the one at each epoch's end
+NAMED = 3  # files in a sentence
+REDRAW = 10.0  # seconds between two drawings of the curves while a run is under way
+
+
+@dataclass
+class State:
+    """How far a run has come, beside the weights; a checkpoint keeps it as JSON."""
+
+    epoch: int = 0  # epochs that are done
+    seconds: float = 0.0  # spent training, in this and earlier processes
+    best: Row | None = None  # the row of the epoch whose weights are kept
+    loss: float = 0.0  # sums over the images of the epoch under way
+    correct: int = 0
+    images: int = 0
+    lr: float = 0.0  # of the last step
+    gradient: float = 0.0
+    unreadable: int = 0  # images of the epoch under way that could not be read
+    made_with: dict[str, Any] = field(default_factory=dict)  # conditions that decide the last bits of a sum
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def add(self, step: Step) -> None:
+        """Counts a step in."""
+        self.loss += step.loss * step.images
+        self.correct += step.correct
+        self.images += step.images
+        self.lr, self.gradient = step.lr, step.gradient
+
+
+@dataclass
+class Training:
+    """A run under way: what learns, from what, how, where it is written, and how far it has come."""
+
+    learner: Trainee
+    classifier: Classifier  # what will be saved: the learner's ViT with classes, preprocessing and origin
+    splits: Splits
+    recipe: Recipe  # settled: no field is left open
+    folder: RunFolder
+    state: State = field(default_factory=State)
+    watchers: list[Callable[[Path, Row], None]] = field(default_factory=list)  # each is shown every row of metrics
+    watch: Watch | None = None  # warns of a loss that climbs or stands still
+    drawn: float = -REDRAW  # when the curves were drawn last
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images, in all."""
+        assert self.recipe.epochs is not None
+        return self.recipe.epochs
+
+    @property
+    def batch(self) -> int:
+        """Images per step."""
+        assert self.recipe.batch is not None
+        return self.recipe.batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return steps_per_epoch(self.splits.train, self.batch)
+
+    @property
+    def guess(self) -> Classifier:
+        """The classifier with the weights to evaluate and keep: the averaged ones where there are any."""
+        return replace(self.classifier, vit=self.learner.best_guess)
+
+    def save(self, label: str = "") -> None:
+        """Writes a checkpoint."""
+        self.state.made_with = conditions(self.classifier.device)
+        save_checkpoint(self.folder.checkpoints, self.learner, asdict(self.state), label)
+        self.saved = time.monotonic()
+
+
+def go_on(training: Training) -> None:
+    """Puts a run where its newest whole checkpoint left it, and says where its result may differ in the last bits."""
+    training.folder.probe()
+    found = newest_checkpoint(training.folder.checkpoints)
+    if found is None:
+        say(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
+    else:
+        document = load_checkpoint(found, training.learner)
+        state = training.state = state_from_json(document, training, found)
+        done = state.epoch == training.epochs
+        say(
+            "all epochs are done"
+            if done
+            else f"going on after step {training.learner.step}, in epoch {state.epoch + 1}"
+        )
+        now = conditions(training.classifier.device)
+        changed = [f"{k} was {v}, is {now.get(k)}" for k, v in state.made_with.items() if now.get(k) != v]
+        if changed and not done:
+            say(f"warning: {'; '.join(changed)}: the result will be as good, but not the same to the last bit")
+    training.folder.forget_after(training.state.epoch)
+
+
+def state_from_json(document: dict[str, Any], training: Training, path: Path) -> State:
+    """The state in a checkpoint; raises `VitrailError` where it does not belong to this run."""
+    try:
+        state = State(**document)
+    except (TypeError, UsageError) as error:
+        raise VitrailError(f"the checkpoint {path} is not of this vitrail: {error}", "start a new run") from None
+    begun, end = state.epoch * training.steps_per_epoch, (state.epoch + 1) * training.steps_per_epoch
+    strange = state.best is not None and not all(isinstance(value, int | float) for value in state.best.values())
+    if strange or not begun <= training.learner.step <= end or not 0 <= state.epoch <= training.epochs:
+        raise VitrailError(f"the checkpoint {path} is of another run", "start a new run")
+    return state
+
+
+def train_epochs(training: Training) -> None:
+    """All epochs that are left; raises `Interrupted` where a signal has come and the run is saved."""
+    with stop_requests() as stop:
+        training.watch = training.watch or watched(training)
+        while training.state.epoch < training.epochs:
+            try:
+                row = train_epoch(training, stop)
+                row |= measured(training)
+            except (ImageError, WorkerDied) as error:
+                raise halted(error, training, stop) from None
+            keep(training, row)
+            if stop.came and training.state.epoch < training.epochs:
+                raise stopped(training)
+
+
+def train_epoch(training: Training, stop: StopRequest) -> Row:
+    """The steps that are left of the epoch under way, and what they say of it."""
+    learner, state = training.learner, training.state
+    began, seen, carried = time.perf_counter(), 0, state.seconds
+    done = learner.step - state.epoch * training.steps_per_epoch
+    with bar(f"epoch {state.epoch + 1}/{training.epochs}", training.steps_per_epoch) as progress:
+        progress.tick(done)
+        for step in steps_left(training, done):
+            state.add(step)
+            if training.watch and (said := training.watch.see(step)):
+                say(f"warning: {said}")
+            state.seconds = carried + time.perf_counter() - began
+            seen += step.images
+            rate = seen / (time.perf_counter() - began)
+            scores = f"loss {state.loss / state.images:.3f}  accuracy {state.correct / state.images:.3f}"
+            progress.tick(note=f"{scores}  {rate:,.0f} images/s")
+            if stop.came or time.monotonic() - training.saved > SAVE_EVERY:
+                training.save()
+            if stop.came:
+                raise stopped(training)
+    seconds = time.perf_counter() - began
+    if not state.images:
+        raise VitrailError(f"not one image could be read in epoch {state.epoch + 1}", "is the disk still there?")
+    return {
+        "epoch": state.epoch + 1,
+        "step": learner.step,
+        "train_loss": state.loss / state.images,
+        "train_accuracy": state.correct / state.images,
+        **({"unreadable": state.unreadable} if state.unreadable else {}),
+        "lr": state.lr,
+        "gradient": state.gradient,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(seen / seconds, 1),
+    }
+
+
+def steps_left(training: Training, done: int) -> Iterator[Step]:
+    """The steps of the epoch under way after the first `done`; raises `Diverged` naming the images of the batch."""
+    recipe, preprocess = training.recipe, training.classifier.preprocess
+
+    def refuse(error: ImageError) -> None:
+        training.state.unreadable += 1
+        if training.state.unreadable <= NAMED:
+            say(f"warning: left out of epoch {training.state.epoch + 1}: {error.sentence}")
+
+    batches = training_batches(
+        training.splits.train,
+        sample_transform(recipe.augment, preprocess),
+        batch=training.batch,
+        seed=recipe.seed,
+        epoch=training.state.epoch,
+        start=done,
+        workers=recipe.workers,
+        refuse=refuse if recipe.skip_unreadable else None,
+    )
+    steps = training.epochs * training.steps_per_epoch
+    try:
+        yield from train_steps(training.learner, batches, recipe, preprocess, steps=steps)
+    except Diverged as error:
+        raise with_files(error, training) from None
+
+
+def halted(error: ImageError | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
+    """The error that ended the run for now, which is saved, with the command that goes on."""
+    training.save()
+    if stop.came:  # the signal reached the workers too
+        return stopped(training)
+    error.hint = f"{error.hint}; saved at step {training.learner.step}, go on with: {training.folder.command()}"
+    return error
+
+
+def with_files(error: Diverged, training: Training) -> Diverged:
+    """The error with the images of its batch, all of which are written beside."""
+    images, step = training.splits.train, training.learner.step - 1
+    epoch, number = divmod(step, training.steps_per_epoch)
+    batch = batch_indices(len(images), training.batch, training.recipe.seed, epoch)[number]
+    names = [images.paths[i] for i in batch]
+    path = training.folder.path / "diverged.json"
+    write_json(path, {"step": step + 1, "said": error.sentence, "files": names})
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return Diverged(f"{error.sentence}; the batch was {', '.join(names[:NAMED])}{more} ({path} has all)", error.hint)
+
+
+def watched(training: Training) -> Watch:
+    """An eye on the loss of this run."""
+    counts = np.bincount(training.splits.train.labels, minlength=len(training.splits.classes))
+    steps = training.epochs * training.steps_per_epoch
+    return Watch(counts, training.recipe.label_smoothing, round(training.recipe.warmup * steps))
+
+
+def measured(training: Training) -> Row:
+    """Loss and accuracy on validation; without one the test set is recorded, and chooses nothing."""
+    name = "validation" if training.splits.validation is not None else "test"
+    images = training.splits.parts().get(name)
+    if images is None:
+        return {}
+    try:
+        outcome = classify(
+            training.guess,
+            images,
+            workers=training.recipe.workers,
+            skip_unreadable=training.recipe.skip_unreadable,
+        )
+    except NotFinite:
+        raise Diverged(
+            f"training diverged before step {training.learner.step}: the model's answers are not finite",
+            "try a lower learning rate or a longer warm-up",
+        ) from None
+    return {f"{name}_loss": outcome.loss, f"{name}_accuracy": outcome.accuracy}
+
+
+def keep(training: Training, row: Row) -> None:
+    """An epoch is over: its weights are kept if they are the best, its row is recorded, all of it is saved."""
+    training.folder.refuse_vanished()
+    state = training.state = State(training.state.epoch + 1, training.state.seconds, training.state.best)
+    if is_better(row, state.best):
+        state.best = row
+        training.guess.save(training.folder.artefact)
+    training.folder.record(row)
+    for watch in training.watchers:
+        watch(training.folder.path, row)
+    say(sentence(row, training.epochs))
+    training.save("-measured")
+    if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
+        draw_curves(training.folder.metrics(), training.folder.picture("curves"))
+        training.drawn = time.monotonic()
+
+
+def is_better(row: Row, best: Row | None) -> bool:
+    """By validation accuracy, then loss; without validation the last weights are kept."""
+
+    def rank(row: Row) -> tuple[float, float]:
+        return row.get("validation_accuracy", 0.0), -row.get("validation_loss", 0.0)
+
+    return best is None or "validation_accuracy" not in row or rank(row) > rank(best)
+
+
+def sentence(row: Row, epochs: int) -> str:
+    """An epoch in a line, with the time that the rest will take at its speed."""
+    scores = "".join(
+        f"{name} loss {row[f'{name}_loss']:.3f} accuracy {row[f'{name}_accuracy']:.3f}  "
+        for name in ("train", "validation", "test")
+        if f"{name}_loss" in row
+    )
+    left = round((epochs - row["epoch"]) * row["seconds"])
+    return f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  {scores}{row['images_per_second']:,.0f} images/s" + (
+        f"  {timedelta(seconds=left)} left" if left else ""
+    )
+
+
+def stopped(training: Training) -> Interrupted:
+    """What is said when a signal has ended the run for now."""
+    return Interrupted(f"stopped at step {training.learner.step} and saved", f"go on with: {training.folder.command()}")

@@ -1,0 +1,498 @@
+"""Training that starts from weights: what is carried over, what trains, what stands still, and how runs go on."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitrail
+from vitrail import epochs
+from vitrail.classifier import Classifier
+from vitrail.cli import main
+from vitrail.data import Preprocess, open_data
+from vitrail.errors import UsageError, VitrailError
+from vitrail.interrupts import Interrupted
+from vitrail.model import Learned, ViT, ViTConfig
+from vitrail.model.resize import resized, resized_projection
+from vitrail.pretrained import verdict
+from vitrail.train.loop import train_steps, trainee
+from vitrail.train.lora import merged
+from vitrail.train.optim import groups
+from vitrail.train.recipes import RECIPES, Recipe, find_recipe
+from vitrail.train.transfer import carried, said_of_head, settle_from
+from vitrail.weights.artefact import digest, read_artefact
+
+TINY = ViTConfig(width=16, depth=3, heads=2, mlp_width=32, patch=4, image_size=16, classes=3)
+
+
+def vit_of(config: ViTConfig = TINY, seed: int = 0) -> ViT:
+    torch.manual_seed(seed)
+    vit = ViT(config)
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return vit
+
+
+def steps(vit: ViT, recipe: Recipe, n: int = 3):
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        (
+            torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator),
+            torch.randint(0, vit.config.classes, (8,), generator=generator),
+        )
+        for _ in range(n)
+    ]
+    learner = trainee(vit, recipe)
+    list(train_steps(learner, batches, recipe, Preprocess(image_size=(16, 16)), steps=n))
+    return learner
+
+
+# Layer-wise decay, resizing
+
+
+def test_layer_wise_rates_and_decays_are_timms():
+    timm = pytest.importorskip("timm")
+    from timm.optim import param_groups_layer_decay
+
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2, num_classes=3
+    )
+    ours = {"cls_token": "prefix", "pos_embed": "position.grid"}
+    names = {id(p): ours.get(name, name) for name, p in theirs.named_parameters()}
+    expected = {
+        names[id(p)]: (group["lr_scale"], group["weight_decay"])
+        for group in param_groups_layer_decay(
+            theirs, weight_decay=0.05, no_weight_decay_list=theirs.no_weight_decay(), layer_decay=0.75
+        )
+        for p in group["params"]
+    }
+    vit = ViT(TINY)
+    names = {id(p): name for name, p in vit.named_parameters()}
+    recipe = Recipe(layer_decay=0.75, weight_decay=0.05, lr=2.0)
+    found = {
+        names[id(p)]: (group["lr"] / 2, group["weight_decay"])
+        for group in groups(vit, recipe, recipe.lr)
+        for p in group["params"]
+    }
+    assert found.keys() == expected.keys()
+    for name, (scale, decay) in expected.items():
+        assert found[name] == (pytest.approx(scale), decay), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_every_optimizer_takes_layer_wise_decay_and_schedules_it(optimizer: str):
+    recipe = Recipe(optimizer=optimizer, layer_decay=0.5, warmup=0.0, schedule="constant", precision="fp32")
+    learner = steps(vit_of(), recipe)
+    rates = {group["lr"] for each in learner.optimizers for group in each.param_groups}
+    highest = {recipe.lr, recipe.matrix_lr} if optimizer == "muon" else {recipe.lr}
+    assert max(rates) in {*highest, recipe.matrix_lr / 2}
+    assert any(rate == pytest.approx(recipe.lr * 0.5**4) for rate in rates)  # the embedding of three blocks
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 8), (8, 4), (14, 16), (6, 6)])
+def test_the_patch_projection_is_resized_as_timm_does(old: int, new: int):
+    timm_layers = pytest.importorskip("timm.layers")
+    weight = torch.randn(5, 3, old, old)
+    theirs = timm_layers.resample_patch_embed(weight, [new, new])
+    torch.testing.assert_close(resized_projection(weight, new), theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("position", [Learned(), Learned(antialias=False, offset=0.1)])
+def test_positions_are_stored_as_the_forward_resizes_them(position: Learned):
+    vit = vit_of(replace(TINY, position=position)).eval()
+    images = torch.randn(2, 3, 24, 32)
+    other = resized(vit, replace(vit.config, image_size=(24, 32)))
+    assert other.position.grid.shape == (6, 8, 16)
+    torch.testing.assert_close(other(images), vit(images))
+
+
+# What is carried over
+
+
+def test_the_same_classes_keep_the_head_in_whatever_order():
+    vit, images = vit_of().eval(), torch.randn(4, 3, 16, 16)
+    for head in ("linear", "mlp"):
+        vit = vit_of(replace(TINY, head=head)).eval()
+        same, fate = carried(vit, ("a", "b", "c"), vit.config, ("a", "b", "c"))
+        assert fate == "kept"
+        torch.testing.assert_close(same.eval()(images), vit(images), rtol=0, atol=0)
+        turned, fate = carried(vit, ("a", "b", "c"), vit.config, ("c", "a", "b"))
+        assert fate == "reordered"
+        torch.testing.assert_close(turned.eval()(images), vit(images)[:, [2, 0, 1]])
+
+
+@pytest.mark.parametrize("theirs", [("a", "b", "x"), ("a", "b"), ()])
+def test_other_classes_get_a_new_head_on_the_same_body(theirs: tuple[str, ...]):
+    vit = vit_of(replace(TINY, classes=len(theirs))).eval()
+    config = replace(TINY, classes=3, drop_path=0.2)
+    new, fate = carried(vit, theirs, config, ("a", "b", "c"))
+    assert fate == "new"
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(new.eval().pooled(images), vit.pooled(images), rtol=0, atol=0)
+    assert new(images).shape == (2, 3)
+    said = said_of_head(fate, theirs, ("a", "b", "c"))
+    assert "head of 3" in said
+    assert (", ".join(theirs) or "no classes of its own") in said
+
+
+def test_the_preprocessing_is_the_models_own_unless_the_recipe_says_otherwise(colours: Path):
+    splits = open_data(colours)
+    own = Preprocess(image_size=(16, 16), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3))
+    _, config, same = settle_from(find_recipe("finetune"), splits, TINY, own)
+    assert same == own
+    assert config == replace(TINY, drop_path=0.1)
+    changes = {"image_size": 32, "fit": "pad", "normalise": "imagenet", "crop_fraction": 1.0, "patch": 8}
+    full, config, other = settle_from(find_recipe("finetune", **changes), splits, TINY, own)
+    assert (config.image_size, config.patch, config.grid) == (32, 8, (4, 4))
+    assert other == replace(
+        own, image_size=(32, 32), fit="pad", crop_fraction=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        smallest=8,
+    )  # fmt: skip
+    assert full.model["image_size"] == 32
+
+
+def test_fields_that_the_weights_contradict_are_named_on_both_sides(colours: Path):
+    splits = open_data(colours)
+    for changes, said in (
+        ({"width": 32}, "asks for width 32, but the weights to start from have width 16"),
+        ({"pool": "mean", "depth": 9}, "depth 9, pool mean|pool mean, depth 9"),
+        ({"layer_scale": 0.1}, "layer_scale 0.1.*layer_scale none"),
+        ({"position": "rotary"}, "position Rotary.*position Learned"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            settle_from(find_recipe("finetune", **changes), splits, TINY, Preprocess(image_size=(16, 16)))
+    with pytest.raises(UsageError, match=r"recipe small asks for .*width 96"):
+        settle_from(find_recipe("small"), splits, TINY, Preprocess(image_size=(16, 16)))
+    with pytest.raises(UsageError, match="does not divide into patches"):
+        settle_from(find_recipe("finetune", image_size=18), splits, TINY, Preprocess(image_size=(16, 16)))
+
+
+# What trains and what stands still
+
+
+@pytest.mark.parametrize(
+    ("freeze", "moving"), [(0, {"", "0", "1", "2", "head"}), (2, {"2", "head"}), (3, {"head"}), ("backbone", {"head"})]
+)
+def test_what_is_frozen_keeps_every_bit(freeze, moving: set[str]):
+    vit = vit_of(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    learner = steps(vit, Recipe(freeze=freeze, lr=0.1, weight_decay=0.5, decay_on="all", ema=0.9, precision="fp32"))
+    for weights in (vit.state_dict(), learner.best_guess.state_dict()):
+        moved = {name for name in before if not torch.equal(before[name], weights[name])}
+        parts = {name.split(".")[1] if name.startswith("blocks") else "" for name in moved if "head" not in name}
+        parts |= {"head" for name in moved if "head" in name}
+        parts -= {""} if all(name.startswith(("blocks", "head", "norm")) for name in moved) else set()
+        assert parts == moving
+        assert ("norm.weight" in moved) == (freeze != "backbone")
+
+
+def test_frozen_parts_drop_nothing_and_the_others_do():
+    vit = vit_of(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
+    learner = trainee(vit, Recipe(freeze=2))
+    learner.train_mode()
+    assert not vit.embedding_drop.training
+    assert [block.drop_path.training for block in vit.blocks] == [False, False, True]
+    assert [block.attn.proj_drop.training for block in vit.blocks] == [False, False, True]
+    learner = trainee(vit_of(vit.config), Recipe(freeze="backbone"))
+    learner.train_mode()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(learner.vit(images), learner.vit(images))
+
+
+def test_a_wrong_number_of_frozen_blocks_is_refused():
+    with pytest.raises(UsageError, match="freeze is 4, but the model has 3 blocks"):
+        trainee(vit_of(), Recipe(freeze=4))
+    with pytest.raises(UsageError, match="freeze"):
+        Recipe(freeze="head")
+    with pytest.raises(UsageError, match="LoRA trains the backbone"):
+        Recipe(freeze="backbone", lora_rank=2)
+
+
+@pytest.mark.parametrize("on", ["qkv", "attention", "blocks"])
+def test_merged_lora_answers_as_peft_does_unmerged(on: str):
+    pytest.importorskip("peft")
+    vit = vit_of(replace(TINY, qk_norm=True))
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    learner = steps(vit, Recipe(lora_rank=2, lora_on=on, lora_dropout=0.1, lr=0.05, freeze=1, precision="fp32"), 6)
+    images = torch.randn(4, 3, 16, 16)
+    learner.vit.eval()
+    with torch.no_grad():
+        unmerged = learner.vit(images)
+        plain = merged(learner.vit)
+        torch.testing.assert_close(plain(images), unmerged, atol=1e-4, rtol=1e-4)
+    assert plain.state_dict().keys() == before.keys()
+    changed = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, before[name])}
+    ends = {"qkv": ("qkv",), "attention": ("qkv", "proj"), "blocks": ("qkv", "proj", "fc1", "fc2")}[on]
+    wanted = {n for n in before if n.split(".")[0] == "blocks" and n.split(".")[1] != "0"}
+    wanted = {n for n in wanted if n.endswith(tuple(f"{end}.weight" for end in ends))}
+    assert changed == wanted | {"head.weight", "head.bias"}
+    fresh = trainee(vit_of(), Recipe(lora_rank=2)).vit.eval()  # at first an update changes nothing
+    torch.testing.assert_close(fresh(images), vit_of().eval()(images))
+
+
+def test_without_peft_lora_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UsageError, match=r"pip install 'vitrail\[lora\]'"):
+        trainee(vit_of(), Recipe(lora_rank=2))
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def warm(run: vitrail.Run) -> Path:
+    """The run on three colours, as weights to start from."""
+    return run.folder
+
+
+QUICK = {"finetune": {"epochs": 3, "batch": 16}, "linear": {}, "lora": {"epochs": 3, "batch": 16, "lora_dropout": 0.1}}
+
+
+@pytest.mark.parametrize("recipe", QUICK)
+def test_a_run_from_weights(recipe: str, warm: Path, make_folder, capsys):
+    pytest.importorskip("peft")
+    folder = make_folder("warm and cold", 15, ("warm", "cold"))
+    out = folder.parent / "run"
+    before = (warm / "classifier.safetensors").read_bytes()
+    run = vitrail.train(folder, model=warm, recipe=recipe, out=out, **QUICK[recipe])
+    said = capsys.readouterr().err
+    assert "a new head of 2 classes (cold, warm) takes the place of 3 (blue, green, red)" in said
+    assert run.classifier.classes == ("cold", "warm")
+    assert run.result["test"]["accuracy"] == 1.0
+    probes = run.result["probe"]
+    assert probes["linear"]["images"] == probes["knn"]["images"] == run.result["test"]["images"] == 6
+    assert json.loads((out / "result.json").read_text()) == run.result
+    artefact, weights = read_artefact(out / "classifier.safetensors")
+    theirs, their_weights = read_artefact(warm / "classifier.safetensors")
+    origin = artefact.origin["from"]
+    assert (origin["model"], origin["head"], origin["classes"]) == (str(warm), "new", 3)
+    assert origin["sha256"] == digest(their_weights)
+    assert origin["origin"]["data"]["name"] == "colours"
+    assert artefact.preprocess == theirs.preprocess
+    assert weights.keys() == their_weights.keys()  # an ordinary ViT, whatever trained it
+    assert {p.name for p in out.iterdir()} >= {
+        "classifier.safetensors", "metrics.jsonl", "recipe.json", "result.json",
+        "curves.png", "confusion.png", "attention.png",
+    }  # fmt: skip
+    moved = {
+        name for name in weights if not name.startswith("head") and not torch.equal(weights[name], their_weights[name])
+    }
+    if recipe == "linear":
+        assert not moved
+        assert run.result["test"]["accuracy"] == probes["linear"]["accuracy"]
+        assert all("penalty" in json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
+        scores = run.classifier.evaluate(folder)
+        assert scores.outcome.loss == pytest.approx(run.result["test"]["loss"], abs=1e-6)
+    elif recipe == "lora":
+        assert moved == {n for n in weights if n.endswith(("attn.qkv.weight", "attn.proj.weight"))}
+    else:
+        assert {"prefix", "position.grid", "patch_embed.proj.weight", "norm.weight"} & moved
+    assert (warm / "classifier.safetensors").read_bytes() == before
+
+
+def test_a_new_head_starts_as_the_probe_or_at_random(warm: Path, make_folder):
+    folder = make_folder("two", 15, ("warm", "cold"))
+    losses = {}
+    for start in ("probe", "random"):
+        options = {"epochs": 1, "batch": 64, "lr": 1e-9, "label_smoothing": 0.0, "head_start": start, "crop": "none"}
+        run = vitrail.train(folder, model=warm, out=folder.parent / start, **options)
+        losses[start] = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])["validation_loss"]
+        if start == "random":
+            assert "loses to" in (run.result["verdict"] or "") or run.result["test"]["accuracy"] == 1.0
+    assert losses["probe"] < 0.2 < losses["random"]
+
+
+def test_the_same_classes_and_another_size(warm: Path, colours: Path, tmp_path: Path, capsys):
+    run = vitrail.train(colours, model=warm, out=tmp_path / "run", epochs=1, image_size=(24, 20), freeze=1)
+    said = capsys.readouterr().err
+    assert "the model's own 3 classes; its head is kept" in said
+    assert "stand still" in said
+    assert run.classifier.vit.config.image_size == (24, 20)
+    assert run.classifier.preprocess.image_size == (24, 20)
+    assert run.result["test"]["accuracy"] > 0.9
+    weights, theirs = run.classifier.vit.state_dict(), vitrail.load(warm).vit.state_dict()
+    assert weights["position.grid"].shape[:2] == (12, 10)
+    assert torch.equal(weights["blocks.0.mlp.fc1.weight"], theirs["blocks.0.mlp.fc1.weight"])
+    assert not torch.equal(weights["blocks.1.mlp.fc1.weight"], theirs["blocks.1.mlp.fc1.weight"])
+
+
+def test_weights_trained_on_the_same_data_in_another_division_are_warned_of(make_folder, tmp_path: Path, capsys):
+    folder = make_folder("one", 15)
+    small = {"epochs": 1, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32}
+    first = vitrail.train(folder, out=tmp_path / "first", **small)
+    capsys.readouterr()
+    vitrail.train(folder, model=first.classifier, recipe="linear", out=tmp_path / "same")
+    assert "divided in another way" not in capsys.readouterr().err
+    vitrail.train(folder, model=first.classifier, recipe="linear", out=tmp_path / "other", split_seed=4)
+    assert "divided in another way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "lora"])
+def test_a_stopped_run_goes_on_to_the_same_bits(recipe: str, warm: Path, make_folder, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("peft")
+    folder = make_folder("warm and cold", 20, ("warm", "cold"))
+    options = {
+        **QUICK[recipe],
+        "recipe": recipe,
+        "model": warm,
+        "dropout": 0.1,
+        "drop_path": 0.1,
+        "freeze": 1,
+        "ema": 0.9,
+    }
+    whole = vitrail.train(folder, out=folder.parent / "whole", **options)
+    real = epochs.train_steps
+
+    def stop_at_four(learner, *rest, **others):
+        for step in real(learner, *rest, **others):
+            if step.number == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    monkeypatch.setattr(epochs, "train_steps", stop_at_four)
+    with pytest.raises(Interrupted, match="stopped at step 4"):
+        vitrail.train(folder, out=folder.parent / "broken", **options)
+    monkeypatch.setattr(epochs, "train_steps", real)
+    again = vitrail.train(folder, out=folder.parent / "broken", resume=True)
+    first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
+    assert first == second
+    assert again.result["test"] == whole.result["test"]
+    assert again.result["probe"]["linear"] == whole.result["probe"]["linear"]
+
+
+def test_linear_stopped_among_its_features_goes_on_to_the_same_bits(
+    warm: Path, make_folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    folder = make_folder("many", {"train": 160, "test": 4}, ("warm", "cold"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "one"))
+    whole = vitrail.train(folder, model=warm, recipe="linear", out=tmp_path / "whole")
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "two"))
+    real, calls = Classifier.features, []
+
+    def stop_at_the_fifth(self, images):
+        calls.append(len(images))
+        if len(calls) == 5:  # the first of the second file of the cache
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, images)
+
+    monkeypatch.setattr(Classifier, "features", stop_at_the_fifth)
+    with pytest.raises(Interrupted, match="go on with --resume"):
+        vitrail.train(folder, model=warm, recipe="linear", out=tmp_path / "broken")
+    assert not (tmp_path / "broken" / "classifier.safetensors").exists()
+    before = len(calls)
+    again = vitrail.train(folder, out=tmp_path / "broken", resume=True)
+    assert 0 < len(calls) - before < before + 3  # 256 images were not computed again
+    first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
+    assert first == second
+
+
+# What is refused
+
+
+def test_a_recipe_for_weights_needs_them(colours: Path, tmp_path: Path):
+    for changes in ({"recipe": "finetune"}, {"recipe": "linear"}, {"recipe": "lora"}, {"freeze": 1}, {"lora_rank": 4}):
+        with pytest.raises(UsageError, match="needs weights to start from.*--from MODEL"):
+            vitrail.train(colours, out=tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folder, tmp_path: Path):
+    folder = make_folder("few", 8, ("warm", "cold"))
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((warm / "classifier.safetensors").read_bytes())
+    vitrail.train(folder, model=copy, recipe="linear", out=tmp_path / "run")
+    vitrail.train(folder, model=warm, out=tmp_path / "run", resume=True)  # the same weights elsewhere
+    other = Classifier(vit_of(run.classifier.vit.config), run.classifier.classes, run.classifier.preprocess)
+    other.save(copy)
+    with pytest.raises(VitrailError, match="does not hold the weights"):
+        vitrail.train(folder, out=tmp_path / "run", resume=True)
+    copy.unlink()
+    with pytest.raises(UsageError, match="no run folder or artefact"):
+        vitrail.train(folder, out=tmp_path / "run", resume=True)
+    with pytest.raises(UsageError, match="started from nothing"):
+        vitrail.train(folder, model=warm, out=run.folder, resume=True)
+    vitrail.train(folder, model=other, recipe="linear", out=tmp_path / "in memory")
+    with pytest.raises(UsageError, match="hand it over again as model="):
+        vitrail.train(folder, out=tmp_path / "in memory", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "./nowhere"], "nowhere"),
+        (["--from", "WARM", "--width", "64"], "width 64, but the weights to start from have width 32"),
+        (["--from", "WARM", "--image-size", "15"], "does not divide into patches of 2"),
+        (["--from", "WARM", "--freeze", "9"], "freeze is 9, but the model has 2 blocks"),
+        (["--from", "WARM", "--freeze", "tail"], "--freeze"),
+        (["--from", "WARM", "--recipe", "linear", "--epochs", "3"], "fits its head on features, where epochs"),
+        (["--from", "WARM", "--recipe", "linear", "--flip", "0"], "where flip means nothing"),
+        (["--from", "WARM", "--recipe", "linear", "--tensorboard"], "no epochs for TensorBoard"),
+        (["--from", "WARM", "--recipe", "linear", "--head", "mlp"], "only a linear head"),
+        (["--from", "WARM", "--lora-rank", "0"], "lora_rank is 0"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_leaves_nothing(words, said, warm: Path, colours: Path, tmp_path: Path, capsys):
+    words = [str(warm) if word == "WARM" else word for word in words]
+    assert main(["train", str(colours), "--out", str(tmp_path / "run"), "--quiet", *words]) == 2
+    errors = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_other_classes_are_refused_by_evaluate_with_what_to_do(warm: Path, make_folder, capsys):
+    folder = make_folder("two", 4, ("warm", "cold"))
+    assert main(["evaluate", str(warm), str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert "the classes 'cold', 'warm' are not among the classes trained on" in error
+    assert "vitrail train DATA --from MODEL" in error
+
+
+def test_the_command_line_says_when_a_model_loses_to_a_probe(warm: Path, make_folder, tmp_path: Path, capsys):
+    folder = make_folder("two", 15, ("warm", "cold"))
+    words = [
+        "--from",
+        warm,
+        "--lr",
+        "0.5",
+        "--epochs",
+        "1",
+        "--warmup",
+        "0",
+        "--head-start",
+        "random",
+        "--clip",
+        "none",
+    ]
+    assert main(["train", *map(str, (folder, "--out", tmp_path / "run", *words))]) == 0
+    shown = capsys.readouterr().out
+    assert "6 images" in shown
+    assert "a linear probe on the weights' own features: test accuracy" in shown
+    assert "loses to" in shown or "gained nothing" in shown
+
+
+def test_the_verdict():
+    def figures(accuracy: float, low: float, high: float) -> dict:
+        return {"accuracy": accuracy, "accuracy_interval": [low, high]}
+
+    classifier = Classifier(
+        vit_of(), ("a", "b", "c"), Preprocess(image_size=(16, 16)), origin={"recipe": {"train_on": "images"}}
+    )
+    probes = {"knn": figures(0.7, 0.6, 0.8), "linear": figures(0.9, 0.85, 0.95)}
+    assert verdict(classifier, figures(0.92, 0.9, 0.94), probes) is None
+    assert "gained nothing over the linear probe" in verdict(classifier, figures(0.9, 0.85, 0.95), probes)
+    assert "loses to the linear probe by 0.0200 (their intervals overlap" in verdict(
+        classifier, figures(0.88, 0.8, 0.9), probes
+    )
+    assert "chance" not in verdict(classifier, figures(0.5, 0.4, 0.6), probes)
+    classifier.origin["recipe"]["train_on"] = "features"
+    assert verdict(classifier, figures(0.5, 0.4, 0.6), probes) is None
+
+
+def test_recipes_for_transfer_are_said_to_be_that():
+    assert {name for name, recipe in RECIPES.items() if recipe.starts_from_weights} == {"finetune", "linear", "lora"}

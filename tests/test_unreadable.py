@@ -1,0 +1,198 @@
+"""Images that cannot be read, workers that die, losses that are no numbers: said, counted, never hidden."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import vitrail
+from conftest import picture
+from vitrail import epochs
+from vitrail.cli.main import main
+from vitrail.data.decode import ImageError
+from vitrail.data.loader import WorkerDied
+from vitrail.errors import VitrailError
+from vitrail.train.checkpoint import newest_checkpoint
+from vitrail.train.loop import Diverged
+
+SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:70])
+
+
+def test_training_without_unreadable_images_counts_them_exactly(make_folder, capsys):
+    folder = make_folder("torn", {"train": 10, "test": 6})
+    cut(folder / "train" / "red" / "3.png")
+    cut(folder / "test" / "blue" / "1.png")
+    (folder / "test" / "blue" / "2.png").write_text("no image")
+    with pytest.raises(VitrailError, match=r"test/blue/1\.png.*2 more errors") as caught:
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)
+    assert "--skip-unreadable" in str(caught.value.hint)
+    assert not (folder.parent / "run").exists()
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=2, skip_unreadable=True, **SMALL)
+    assert "3 images cannot be read and are left out" in capsys.readouterr().err
+    assert (run.result["test"]["images"], run.result["test"]["unreadable"]) == (10, 2)
+    assert run.result["unreadable"] == {"train": 1, "test": 2}
+    data = run.classifier.origin["data"]
+    assert data["images"] == {"train": 17, "validation": 2, "test": 10}  # of 19 readable ones 2 choose
+    assert data["unreadable"] == {"train": 1, "test": 2}
+    again = vitrail.train(folder, out=run.folder, resume=True)
+    assert again.result["test"] == run.result["test"]
+
+
+def test_evaluate_counts_what_it_cannot_read(run: vitrail.Run, make_folder, capsys):
+    folder = make_folder("some", 6, ("red", "green", "blue"))
+    cut(folder / "red" / "0.png")
+    (folder / "green" / "5.png").write_bytes(b"")
+    assert main(["evaluate", str(run.folder), str(folder), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)["error"]
+    assert "green/5.png" in said
+    assert main(["evaluate", str(run.folder), str(folder), "--skip-unreadable", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["images"], document["unreadable"]) == (16, 2)
+    assert {Path(each["path"]).name for each in document["unreadable_files"]} == {"5.png", "0.png"}
+    assert len(document["predictions"]) == 16
+    for row in document["predictions"]:  # nobody got a neighbour's answer or label
+        assert Path(row["path"]).parent.name == row["true"]
+        assert run.classifier.predict(row["path"], top=1)[0].label == row["label"]
+    assert sum(map(sum, document["confusion"]["matrix"])) == 16
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    assert main(["evaluate", str(run.folder), str(folder), "--skip-unreadable", "--json"]) == 1
+    assert "not one of 18 images" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_table_with_missing_files_is_refused_or_counted(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    rows = [f"{colours}/test/{label}/{i}.png,{label}" for label in ("red", "blue") for i in range(4)]
+    table = tmp_path / "list.csv"
+    table.write_text("path,label\n" + "\n".join([*rows, "gone.png,red", "lost.png,blue"]) + "\n")
+    assert main(["evaluate", str(run.folder), str(table), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)["error"]
+    assert "line 10: there is no file" in said and "1 more" in said
+    assert main(["evaluate", str(run.folder), str(table), "--skip-unreadable", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["images"], document["unreadable"]) == (8, 2)
+    assert main(["check", str(table), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["unreadable"] == ["gone.png", "lost.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_disappears_during_the_run_stops_it_or_is_counted(make_folder, monkeypatch, workers, capsys):
+    folder = make_folder("fading", {"train": 12, "val": 4})
+    victim, kept = folder / "train" / "red" / "5.png", (folder / "train" / "red" / "5.png").read_bytes()
+    options = {"epochs": 3, "batch": 8, "memory": 0.0, "workers": workers, **SMALL}
+    whole = vitrail.train(folder, out=folder.parent / "whole", **options)
+    real = epochs.measured
+
+    def fade(training):
+        victim.unlink(missing_ok=True)
+        return real(training)
+
+    monkeypatch.setattr(epochs, "measured", fade)
+    with pytest.raises(ImageError, match=r"red/5\.png: there is no such file") as caught:
+        vitrail.train(folder, out=folder.parent / "run", **options)
+    assert "vitrail train" in str(caught.value.hint) and "--resume" in str(caught.value.hint)
+    saved = newest_checkpoint(folder.parent / "run" / "checkpoint")
+    assert saved is not None and 3 <= int(saved.name[5:13]) < 6
+    victim.write_bytes(kept)  # brought back: the run goes on to the same bits
+    monkeypatch.setattr(epochs, "measured", real)
+    again = vitrail.train(folder, out=folder.parent / "run", resume=True)
+    assert (
+        again.folder.joinpath("classifier.safetensors").read_bytes()
+        == whole.folder.joinpath("classifier.safetensors").read_bytes()
+    )
+    monkeypatch.setattr(epochs, "measured", fade)
+    capsys.readouterr()
+    run = vitrail.train(folder, out=folder.parent / "skipped", skip_unreadable=True, **options)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("unreadable", 0) for row in rows] == [0, 1, 1]
+    assert "left out of epoch 2" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_there(make_folder, monkeypatch, capsys):
+    folder = make_folder("busy", 20)
+    options = {"epochs": 2, "batch": 8, "memory": 0.0, "workers": 1, **SMALL}
+    whole = vitrail.train(folder, out=folder.parent / "whole", **options)
+    real = Image.open
+    victim = str(sorted((folder / "red").iterdir())[3])
+    mother = os.getpid()
+
+    def deadly(file, *rest, **more):
+        if str(file) == victim and os.getpid() != mother:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(file, *rest, **more)
+
+    monkeypatch.setattr(Image, "open", deadly)
+    with pytest.raises(WorkerDied, match="process that reads images died: killed by SIGKILL") as caught:
+        vitrail.train(folder, out=folder.parent / "run", **options)
+    assert "--workers" in str(caught.value.hint) and "saved at step" in str(caught.value.hint)
+    again = vitrail.train(folder, out=folder.parent / "run", resume=True, workers=0)
+    assert (
+        again.folder.joinpath("classifier.safetensors").read_bytes()
+        == whole.folder.joinpath("classifier.safetensors").read_bytes()
+    )
+
+
+def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_files(make_folder, monkeypatch):
+    folder = make_folder("poison", 12)
+    real = epochs.train_steps
+
+    def poisoned(learner, batches, *rest, **more):
+        def spoil():
+            for batch in batches:
+                if learner.step == 4:
+                    with torch.no_grad():
+                        learner.vit.head.weight.fill_(float("nan"))
+                yield batch
+
+        return real(learner, spoil(), *rest, **more)
+
+    monkeypatch.setattr(epochs, "train_steps", poisoned)
+    with pytest.raises(
+        Diverged, match=r"at step 5: loss nan, gradient nan, learning rate [\d.e-]+; the batch was"
+    ) as e:
+        vitrail.train(folder, out=folder.parent / "run", epochs=9, batch=8, **SMALL)
+    document = json.loads((folder.parent / "run" / "diverged.json").read_text())
+    assert document["step"] == 5
+    assert all(Path(file).is_file() for file in document["files"])
+    assert document["files"][0] in e.value.sentence
+    saved = newest_checkpoint(folder.parent / "run" / "checkpoint")
+    assert saved is not None and int(saved.name[5:13]) < 5  # no checkpoint of broken weights
+    from vitrail.data import open_data
+    from vitrail.data.loader import training_batches
+
+    train = open_data(folder).train
+    per_epoch = -(-len(train) // 8)
+    keys = list(training_batches(train, lambda image: image, batch=8, seed=0, epoch=4 // per_epoch))[4 % per_epoch]
+    there = torch.stack([train[train.paths.index(file)] for file in document["files"]])
+    assert torch.equal(keys[0], there)  # they are the images of that batch
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lr": 1e-12, "optimizer": "sgd", "epochs": 80}, "nothing is learnt by step"),
+        ({"lr": 3.0, "optimizer": "sgd", "epochs": 20, "clip": None, "warmup": 0.5, "ema": None}, "the loss climbs"),
+        ({"epochs": 20}, None),
+    ],
+    ids=["dead", "diverging", "sound"],
+)
+def test_a_dead_or_diverging_run_is_said_early_and_once(make_folder, capsys, options, said):
+    folder = make_folder("slow", 16)
+    if said == "nothing is learnt by step":  # nothing is there to be learnt
+        for i, path in enumerate(sorted(folder.rglob("*.png"))):
+            picture((128, 128, 128), i).save(path)
+    try:
+        vitrail.train(folder, out=folder.parent / "run", batch=8, precision="fp32", **{**SMALL, **options})
+    except Diverged:
+        assert said == "the loss climbs"
+    talk = capsys.readouterr().err
+    assert talk.count("the loss climbs") + talk.count("nothing is learnt") == (1 if said else 0)
+    assert said is None or said in talk
