@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
+# The tests of the report need a browser: Debian's Chromium, installed where it is missing and we may.
+BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
+INSTALL_BROWSER := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
+
 .PHONY: demo test check parity cards format wheel clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -28,9 +32,10 @@ demo: $(VENV)/ready
 	$(BIN)/vitrail predict $(RUN) examples/digits
 	$(BIN)/vitrail explain $(RUN) examples/digits --out $(RUN)/explanations
 	@echo
-	@echo "Look at $(RUN)/attention.png, $(RUN)/curves.png, $(RUN)/confusion.png and $(RUN)/explanations/"
+	@echo "Open $(RUN)/report.html in a browser; look at $(RUN)/attention.png, $(RUN)/curves.png, $(RUN)/confusion.png and $(RUN)/explanations/"
 
 test: $(VENV)/ready-for-work
+	@{ $(BROWSER); } >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { $(INSTALL_BROWSER); } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
 	$(BIN)/python -m pytest
 
 check: $(VENV)/ready-for-work

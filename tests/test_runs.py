@@ -26,7 +26,7 @@ def test_a_run_writes_everything_it_promises(run: vitrail.Run):
     written = {path.name for path in run.folder.iterdir()}
     assert written == {
         "classifier.safetensors", "checkpoint", "metrics.jsonl", "recipe.json", "result.json",
-        "curves.png", "confusion.png", "attention.png", "classes.png", "check.json",
+        "curves.png", "confusion.png", "attention.png", "classes.png", "check.json", "report.html", "report.json",
     }  # fmt: skip
     for name in ("curves", "confusion", "attention"):
         with Image.open(run.folder / f"{name}.png") as image:

@@ -1,8 +1,9 @@
 """Writes src/vitrail/weights/cards.jsonl from what timm, torchvision and open_clip say of their weights.
 
-    python tools/make_cards.py [results-imagenet.csv]
+    python tools/make_cards.py
 
-The optional file is timm's table of results, for the reported accuracies. Checkpoints whose tensors one of our layouts
+The reported accuracies are in reported.csv: the rows for plain ViTs of timm's results-imagenet.csv, measured by timm on
+ImageNet-1k's validation set. Checkpoints whose tensors one of our layouts
 does not account for, by name and shape, get no card.
 """
 
@@ -27,6 +28,7 @@ from vitrail.model.config import Rotary, position_to_json
 from vitrail.weights.layouts import LAYOUTS, skeleton, write
 
 OUT = Path(__file__).parent.parent / "src/vitrail/weights/cards.jsonl"
+REPORTED = Path(__file__).parent / "reported.csv"
 PIL = {"bilinear": "bilinear", "bicubic": "bicubic"}
 SETS = {
     1000: "imagenet-1k",
@@ -221,6 +223,7 @@ def original(row: dict[str, Any], cfg: Any, config: ViTConfig) -> list[dict[str,
                     "config": differences(their, layout),
                     "source": cfg.url,
                     "sha256": hashed[1] if hashed else "",
+                    "accuracy": {},  # timm's figure is for timm's file
                 }
             ]
     return []
@@ -434,12 +437,10 @@ def openai_cards() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Writes the file."""
-    results: dict[str, dict[str, float]] = {}
-    if len(sys.argv) > 1:
-        with open(sys.argv[1], newline="") as file:
-            results = {
-                row["model"]: {"top1": float(row["top1"]), "top5": float(row["top5"])} for row in csv.DictReader(file)
-            }
+    with REPORTED.open(newline="") as file:
+        results = {
+            row["model"]: {"top1": float(row["top1"]), "top5": float(row["top5"])} for row in csv.DictReader(file)
+        }
     rows = torchvision_cards() + timm_cards(results) + hub_cards() + openai_cards()
     named: dict[str, dict[str, Any]] = {}
     for row in rows:

@@ -7,7 +7,7 @@ explanation meet here; each of them knows nothing of the others.
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from vitrail.console import bar, say
 from vitrail.data import Images, Preprocess, Splits, open_data
 from vitrail.epochs import Row, Training, go_on, train_epochs
 from vitrail.errors import UsageError
-from vitrail.evaluate import Evaluation, evaluate
+from vitrail.evaluate import Evaluation, classify, evaluate
+from vitrail.evaluate.calibration import calibrate
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.evaluate.probe import Probe
@@ -75,6 +76,7 @@ def train(
     resume: bool = False,
     device: str | None = None,
     tensorboard: bool = False,
+    make_report: bool = True,
     check_data: bool = True,
     torch_files: bool = False,
     **changes: Any,
@@ -85,8 +87,8 @@ def train(
     training starts from nothing.
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
-    that is an error. The data are checked before, unless told otherwise. Raises `VitrailError` where data or training
-    go wrong.
+    that is an error. The data are checked before and a report is written at the end, unless told otherwise. Raises
+    `VitrailError` where data or training go wrong.
     """
     place = pick_device(device)
     if resume:
@@ -134,7 +136,7 @@ def train(
         probes = probed(classifier, splits, full) if start else None
         if probes and full.train_on == "features":
             fit_head(classifier, probes, folder)
-            return finish(folder, splits, probes.seconds, place, full, probes)
+            return finish(Ended(folder, splits, full, place, probes.seconds, probes), data, make_report)
         if probes and head == "new":
             start_head(classifier, probes, full)
         training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watchers)
@@ -142,7 +144,8 @@ def train(
         if resume:
             go_on(training)
         train_epochs(training)
-        return finish(folder, splits, training.state.seconds, place, full, probes)
+        ended = Ended(folder, splits, full, place, training.state.seconds, probes)
+        return finish(ended, data, make_report)
 
 
 @contextmanager
@@ -255,20 +258,57 @@ def board_writer() -> Callable[[Path, Row], None]:
     return write
 
 
-def finish(
-    folder: RunFolder, splits: Splits, seconds: float, place: torch.device, recipe: Recipe, probes: Probe | None
-) -> Run:
-    """What is done at the end of a run: the kept weights are scored and the figures put into the artefact; pictures."""
-    classifier = load(folder.path, device=place)
-    result: dict[str, Any] = {"seconds": round(seconds, 3)}
+@dataclass(frozen=True)
+class Ended:
+    """A run whose training is over: what its scores, pictures and report are made of."""
+
+    folder: RunFolder
+    splits: Splits
+    recipe: Recipe
+    place: torch.device
+    seconds: float  # spent training
+    probes: Probe | None
+
+    def load(self) -> Classifier:
+        """The kept weights."""
+        return load(self.folder.path, device=self.place)
+
+
+def finish(ended: Ended, data: str | Path, make_report: bool) -> Run:
+    """What is done at the end of a run: it is scored, its pictures drawn, its report written."""
+    run, evaluation = scored(ended)
+    if make_report and evaluation is not None:
+        report_on(ended, run, evaluation, data)
+    return run
+
+
+def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
+    """The run with its scores and pictures.
+
+    The temperature is fitted on validation, the kept weights are scored, the figures put into the artefact, pictures
+    drawn.
+    """
+    folder, splits, probes = ended.folder, ended.splits, ended.probes
+    classifier = ended.load()
+    result: dict[str, Any] = {"seconds": round(ended.seconds, 3)}
+    skip = ended.recipe.skip_unreadable
     if splits.unreadable:
         result["unreadable"] = splits.unreadable
+    if splits.validation is not None:
+        classifier = calibrated(classifier, splits.validation, skip)
+    evaluation = None
     name, images = held_out(splits)
     if images is None:
         say("no image was kept back, so there is no score and no picture of attention")
     else:
         with bar(f"evaluating on {name}", len(images)) as progress:
-            evaluation = evaluate(classifier, images, tick=progress.tick, skip_unreadable=recipe.skip_unreadable)
+            evaluation = evaluate(
+                classifier,
+                images,
+                said=f"the {len(images)} {name} images of {splits.name}",
+                tick=progress.tick,
+                skip_unreadable=skip,
+            )
         summary = evaluation.summary()
         summary["unreadable"] += splits.unreadable.get(name, 0)
         result[name] = summary
@@ -279,7 +319,39 @@ def finish(
         classifier.save(folder.artefact)
         draw_pictures(classifier, images, evaluation, folder)
     write_json(folder.path / "result.json", result)
-    return Run(folder.path, classifier, result)
+    return Run(folder.path, classifier, result), evaluation
+
+
+def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool) -> Classifier:
+    """The classifier with a temperature fitted on validation images; its origin has what they say of its sureness."""
+    plain = replace(classifier, temperature=1.0)
+    with bar("fitting the temperature", len(validation)) as progress:
+        fitted = calibrate(classify(plain, validation, tick=progress.tick, skip_unreadable=skip_unreadable))
+    origin = {**classifier.origin, "calibration": fitted.to_json()}
+    return replace(classifier, temperature=fitted.temperature, origin=origin)
+
+
+def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) -> None:
+    """Writes report.html and report.json into the run folder; everything else has been written before."""
+    from vitrail.report import Subject, command, readable, write_report
+    from vitrail.report.collect import STEPS
+
+    split, images = held_out(ended.splits)
+    assert images is not None
+    skip = ended.recipe.skip_unreadable
+    subject = Subject(
+        run.classifier,
+        readable(images, evaluation.outcome),
+        evaluation,
+        split=split,
+        parts=ended.splits.parts(),
+        skip_unreadable=skip,
+        curves=RunFolder(run.folder).metrics(),
+        model=str(run.folder),
+        command=command(run.folder, data, ["--skip-unreadable"] if skip else []),
+    )
+    with bar("writing the report", STEPS) as progress:
+        write_report(subject, run.folder, tick=lambda doing: progress.tick(note=doing))
 
 
 def held_out(splits: Splits) -> tuple[str, Images | None]:

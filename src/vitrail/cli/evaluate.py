@@ -1,29 +1,43 @@
 """Score a classifier on labelled images: accuracy with its interval, per class, and what it mistakes for what.
 
+--report writes report.html, one file that opens offline, and report.json with every number in it.
+
 DATA is what `train` takes. A folder with splits is scored on test; a source that training divided, on exactly the
 images that were kept back.
 """
 
 import argparse
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from vitrail.classifier import ARTEFACT, Classifier
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar, visible
 from vitrail.errors import UsageError
-from vitrail.evaluate.evaluation import evaluate, images_to_score
+from vitrail.evaluate.calibration import calibrate
+from vitrail.evaluate.evaluation import Evaluation, evaluate, images_beside, images_to_score
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
+from vitrail.evaluate.outcome import classify
 from vitrail.files import write_json
+from vitrail.run_folder import RunFolder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser)
     parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--report", action="store_true", help="write report.html and report.json (into reports/NAME)")
+    parser.add_argument("--corruptions", action="store_true", help="in the report: accuracy on corrupted images too")
+    parser.add_argument(
+        "--fit-temperature", action="store_true",
+        help="first fit the temperature on DATA's validation images and keep it in MODEL",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
     parser.add_argument("--skip-unreadable", action="store_true", help="score without images that cannot be read")
@@ -34,19 +48,26 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Scores and shows the numbers."""
     if arguments.batch < 1:
         raise UsageError(f"--batch is {arguments.batch}; it must be at least 1")
+    if arguments.corruptions and not arguments.report:
+        raise UsageError("--corruptions is a part of the report", "add --report")
+    folder = place_for_report(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
     classifier = loaded(arguments)
     skip = arguments.skip_unreadable
     images, said = images_to_score(classifier, arguments.data, skip_unreadable=skip)
+    shown: list[object] = []
+    if arguments.fit_temperature:
+        classifier = with_temperature(classifier, arguments)
     with bar("evaluating", len(images)) as progress:
         evaluation = evaluate(
             classifier, images, said=said, batch=arguments.batch, tick=progress.tick, skip_unreadable=skip
         )
     document = evaluation.to_json()
     low, high = evaluation.accuracy_interval
-    shown: list[object] = [
+    shown += [
         f"{said}",
         f"accuracy {evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}), top-5 {document['top5']:.4f}, "
         f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
+        temperature_said(classifier),
     ]
     if refused := document["unreadable_files"]:
         shown.append(
@@ -61,9 +82,87 @@ def run(arguments: argparse.Namespace) -> Answer:
     if document["most_confused"]:
         pairs = [f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]
         shown.append(f"most confused: {', '.join(pairs)}")
-    if arguments.out:
-        folder = Path(arguments.out)
+    if folder:
         write_json(folder / "evaluation.json", document)
         draw_confusion(confusion(evaluation.outcome), classifier.classes, folder / "confusion.png")
         shown.append(f"written: {folder / 'evaluation.json'}, {folder / 'confusion.png'}")
+    if arguments.report:
+        assert folder is not None
+        report = report_on(classifier, evaluation, arguments, folder)
+        document["report"] = str(report)
+        shown.append(f"the report: {report}")
     return Answer(document, shown)
+
+
+def place_for_report(arguments: argparse.Namespace) -> Path:
+    """The folder for the report: --out, or reports/NAME with the first free number; a report that is there stays."""
+    if arguments.out:
+        folder = Path(arguments.out)
+        if (folder / "report.html").exists() or (folder / "report.json").exists():
+            raise UsageError(f"{folder} has a report already", "choose another --out, or leave it out")
+        return folder
+    name = Path(arguments.model).resolve().stem if Path(arguments.model).exists() else Path(arguments.model).name
+    return next(path for n in count(1) if not (path := Path("reports", name if n == 1 else f"{name}-{n}")).exists())
+
+
+def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Classifier:
+    """The classifier with a temperature fitted on validation images, which its artefact now keeps.
+
+    Raises `UsageError` where the data have none beside those that are scored.
+    """
+    path = Path(arguments.model)
+    path = path / ARTEFACT if path.is_dir() else path
+    if not path.is_file():
+        raise UsageError(f"{arguments.model} is no artefact of yours to change", "save it first")
+    skip = arguments.skip_unreadable
+    split, parts = images_beside(classifier, arguments.data, skip)
+    if split == "validation" or "validation" not in parts:
+        raise UsageError(
+            f"{arguments.data} has no validation images beside those that are scored",
+            "the temperature is never fitted on the images it is judged by",
+        )
+    plain = replace(classifier, temperature=1.0)
+    with bar("fitting the temperature", len(parts["validation"])) as progress:
+        held_out = classify(plain, parts["validation"], batch=arguments.batch, tick=progress.tick, skip_unreadable=skip)
+    fitted = calibrate(held_out)
+    origin = {**classifier.origin, "calibration": fitted.to_json()}
+    mended = replace(classifier, temperature=fitted.temperature, origin=origin)
+    mended.save(path)
+    return mended
+
+
+def temperature_said(classifier: Classifier) -> str:
+    """How the classifier's sureness was mended, if it was."""
+    known = classifier.origin.get("calibration")
+    if not known:
+        return f"temperature {classifier.temperature:.4g}" + (
+            "; none has been fitted (--fit-temperature does it)" if classifier.temperature == 1 else ""
+        )
+    if known.get("why"):
+        return f"temperature 1: {known['why']}"
+    return f"temperature {classifier.temperature:.4g}, fitted on {known['images']} {known['fitted_on']} images"
+
+
+def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argparse.Namespace, folder: Path) -> Path:
+    """Writes the report and returns where the page is."""
+    from vitrail.report import Depth, Subject, command, readable, write_report
+    from vitrail.report.collect import STEPS
+
+    skip = arguments.skip_unreadable
+    split, parts = images_beside(classifier, arguments.data, skip)
+    named = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
+    subject = Subject(
+        classifier,
+        readable(parts[split], evaluation.outcome),
+        evaluation,
+        split=split,
+        parts=parts,
+        curves=RunFolder(Path(arguments.model)).metrics() if Path(arguments.model).is_dir() else [],
+        model=str(arguments.model),
+        command=command(arguments.model, arguments.data, [option for option, given in named.items() if given]),
+        skip_unreadable=skip,
+    )
+    depth = Depth.fitting(classifier, corruptions=arguments.corruptions)
+    with bar("writing the report", STEPS + arguments.corruptions) as progress:
+        write_report(subject, folder, depth=depth, tick=lambda doing: progress.tick(note=doing))
+    return folder / "report.html"

@@ -36,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
     parser.add_argument("--no-check", action="store_true", help="train without looking at the data before")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
+    parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
     for title, kind, place in (
         ("training", Recipe, "recipe"),
         ("augmentation", Augment, "augment"),
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         resume=arguments.resume,
         device=arguments.device,
         tensorboard=arguments.tensorboard,
+        make_report=not arguments.no_report,
         check_data=not arguments.no_check,
         **changes,
     )
@@ -75,6 +77,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     shown.append(f"trained in {finished.result['seconds']:.0f} s; everything is in {finished.folder}")
     for name, what in (
         ("classifier.safetensors", "the classifier"),
+        ("report.html", "everything worth knowing of it, to open in a browser"),
         ("classes.png", "some images of every class"),
         ("curves.png", "loss and accuracy by epoch"),
         ("confusion.png", "what it mistakes for what"),

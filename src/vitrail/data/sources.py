@@ -22,6 +22,8 @@ from vitrail.data.randomness import derive
 from vitrail.data.table import TABLES, read_table
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 
+SCORED = ("test", "validation", "all", "train")  # the first of these that there is, is what a classifier is scored on
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -137,13 +139,8 @@ def open_for_evaluation(
     The test split, else validation, else everything. Where the classifier was trained on this very source, what it
     lacks is divided off as training did, so that no training image is scored.
     """
-    found = find(address, channels, missing_ok)
-    parts = found.splits
-    split = trained_on.get("split")
-    same = bool(split) and trained_on.get("fingerprint") == fingerprint(found)
-    if split and same:
-        parts = divided(parts, split["test"], split["validation"], split["seed"])
-    name = next(s for s in ("test", "validation", "all", "train") if len(parts.get(s, ())))
+    found, parts, same = parts_as_trained(address, channels, trained_on, missing_ok)
+    name = next(s for s in SCORED if len(parts.get(s, ())))
     listing = parts[name]
     said = f"{'all' if name == 'all' else 'the'} {len(listing)} {'' if name == 'all' else name + ' '}images"
     if name in ("test", "validation") and name not in found.splits:
@@ -154,6 +151,34 @@ def open_for_evaluation(
     elif name in ("all", "train") and found.name == trained_on.get("name"):
         said += ", which have changed since training: images that the model was trained on may be among them"
     return index(listing, classes, str(address), " (vitrail train DATA --from MODEL makes a head for others)"), said
+
+
+def kept_beside(
+    address: str | Path,
+    classes: tuple[str, ...],
+    channels: int,
+    trained_on: dict[str, Any],
+    missing_ok: bool = False,
+) -> dict[str, Images]:
+    """Every split at an address by name, divided as training did; without those that have a class of their own."""
+    _, parts, _ = parts_as_trained(address, channels, trained_on, missing_ok)
+    known = {name: listing for name, listing in parts.items() if len(listing) and set(listing.labels) <= set(classes)}
+    return {name: index(listing, classes, str(address)) for name, listing in known.items()}
+
+
+def parts_as_trained(
+    address: str | Path, channels: int, trained_on: dict[str, Any], missing_ok: bool
+) -> tuple[Found, dict[str, Listing], bool]:
+    """What lies at an address, its splits, and whether it is what the classifier was trained on.
+
+    If so, splits that it lacks are divided off as training did.
+    """
+    found = find(address, channels, missing_ok)
+    split = trained_on.get("split")
+    same = bool(split) and trained_on.get("fingerprint") == fingerprint(found)
+    if split and same:
+        return found, divided(found.splits, split["test"], split["validation"], split["seed"]), True
+    return found, found.splits, False
 
 
 def divided(parts: dict[str, Listing], test: float, validation: float, seed: int) -> dict[str, Listing]:

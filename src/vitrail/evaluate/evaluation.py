@@ -7,7 +7,8 @@ from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.data.sources import open_for_evaluation
+from vitrail.data.sources import SCORED, kept_beside, open_for_evaluation
+from vitrail.evaluate.calibration import brier
 from vitrail.evaluate.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
 from vitrail.evaluate.outcome import Outcome, classify
 
@@ -18,6 +19,7 @@ class Evaluation:
 
     outcome: Outcome
     said: str = ""  # which images these are, in words
+    temperature: float = 1.0  # what the logits were divided by
 
     @property
     def images(self) -> int:
@@ -42,6 +44,9 @@ class Evaluation:
             "top5": top_k(self.outcome),
             "loss": self.outcome.loss,
             "ece": calibration_error(self.outcome),
+            "nll": self.outcome.loss,
+            "brier": brier(self.outcome),
+            "temperature": self.temperature,
             "images": self.images,
             "unreadable": len(self.outcome.unreadable),  # with `images` as many as were listed
         }
@@ -78,6 +83,15 @@ def images_to_score(classifier: Classifier, data: str | Path, skip_unreadable: b
     return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
+def images_beside(
+    classifier: Classifier, data: str | Path, skip_unreadable: bool = False
+) -> tuple[str, dict[str, Images]]:
+    """The name of the split that is scored, and every split of the data, divided as training did."""
+    trained_on = classifier.origin.get("data", {})
+    parts = kept_beside(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
+    return next(name for name in SCORED if name in parts), parts
+
+
 def evaluate(
     classifier: Classifier,
     images: Images,
@@ -93,4 +107,4 @@ def evaluate(
     Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
     """
     outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick, skip_unreadable=skip_unreadable)
-    return Evaluation(outcome, said or f"{len(images)} images")
+    return Evaluation(outcome, said or f"{len(images)} images", classifier.temperature)

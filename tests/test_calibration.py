@@ -1,0 +1,253 @@
+"""Sureness, abstaining, label errors and kinds of images, against definitions and other libraries."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import vitrail
+from vitrail.data import Images, Preprocess
+from vitrail.evaluate.calibration import (
+    answered,
+    brier,
+    calibrate,
+    cooled,
+    fit_temperature,
+    reliability,
+    risk_coverage,
+    threshold_for,
+)
+from vitrail.evaluate.corruptions import CORRUPTIONS, robustness
+from vitrail.evaluate.labels import confident_joint, suspected_labels
+from vitrail.evaluate.metrics import bootstrap, calibration_error
+from vitrail.evaluate.neighbours import flat_map, purity
+from vitrail.evaluate.outcome import Outcome
+from vitrail.evaluate.properties import accuracy_by, brightness, sharpness
+
+
+def drawn(n: int, temperature: float, classes: int = 5, seed: int = 0) -> Outcome:
+    """Labels that really come from softmax(logits / temperature)."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (n, classes))
+    powers = np.exp(logits / temperature)
+    labels = (rng.random((n, 1)) > (powers / powers.sum(1, keepdims=True)).cumsum(1)).sum(1)
+    return Outcome([str(i) for i in range(n)], labels, logits, tuple("abcdefgh"[:classes]))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_a_planted_temperature_is_found(temperature: float):
+    outcome = drawn(20_000, temperature)
+    found = fit_temperature(outcome)
+    assert found == pytest.approx(temperature, rel=0.04)
+    assert (cooled(outcome, found).predicted == outcome.predicted).all()
+    assert calibration_error(cooled(outcome, found)) < 0.012
+
+
+def test_the_temperature_is_where_torch_finds_it():
+    outcome = drawn(600, 1.7, seed=3)
+    logits, labels = torch.from_numpy(outcome.logits), torch.from_numpy(outcome.labels)
+    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = torch.nn.functional.cross_entropy(logits / log_t.exp(), labels)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    assert fit_temperature(outcome) == pytest.approx(math.exp(log_t.item()), rel=1e-4)
+
+
+def test_a_temperature_is_not_fitted_where_it_would_say_nothing():
+    few = calibrate(drawn(29, 2.0))
+    assert few.temperature == 1
+    assert "too few" in few.why
+    perfect = Outcome(["x"] * 40, np.zeros(40, dtype=int), np.tile([3.0, 1.0], (40, 1)), ("a", "b"))
+    assert calibrate(perfect).temperature == 1
+    assert "no image was mistaken" in calibrate(perfect).why
+    fitted = calibrate(drawn(500, 2.0))
+    assert fitted.why is None
+    assert fitted.nll_after < fitted.nll_before
+
+
+def test_brier_is_its_definition_and_reliability_adds_up_to_the_error():
+    outcome = drawn(400, 2.0)
+    truth = np.eye(5)[outcome.labels]
+    assert brier(outcome) == pytest.approx(np.mean(((outcome.probabilities - truth) ** 2).sum(1)))
+    rows = reliability(outcome)
+    assert sum(row["images"] for row in rows) == 400
+    gap = sum(row["images"] / 400 * abs(row["confidence"] - row["accuracy"]) for row in rows)
+    assert gap == pytest.approx(calibration_error(outcome))
+    assert all(row["interval"][0] <= row["accuracy"] <= row["interval"][1] for row in rows)
+
+
+def test_risk_and_thresholds_are_what_counting_gives():
+    outcome = drawn(500, 1.5, seed=5)
+    confidence = outcome.probabilities.max(1)
+    wrong = outcome.predicted != outcome.labels
+    curve = risk_coverage(outcome)
+    for coverage, risk in zip(curve["coverage"], curve["risk"], strict=True):
+        surest = np.argsort(-confidence)[: round(coverage * 500)]
+        assert risk == pytest.approx(wrong[surest].mean())
+    assert curve["risk"][-1] == pytest.approx(1 - outcome.accuracy)
+    row = threshold_for(outcome, 0.9)
+    accuracies = {t: 1 - wrong[confidence >= t].mean() for t in confidence if (confidence >= t).sum() >= 20}
+    assert row["threshold"] == min(t for t, accuracy in accuracies.items() if accuracy >= 0.9)
+    kept = answered(outcome, row["threshold"])
+    assert kept["accuracy"] == pytest.approx(row["accuracy"])
+    assert kept["coverage"] == pytest.approx(row["coverage"])
+    assert threshold_for(outcome, 1.1) is None
+
+
+def test_images_as_sure_as_one_another_are_answered_together():
+    logits = np.tile([1.0, 0.0], (60, 1))
+    outcome = Outcome(["x"] * 60, np.array([0] * 40 + [1] * 20), logits, ("a", "b"))
+    assert threshold_for(outcome, 0.9) is None  # no threshold tells the 40 from the 20
+    assert threshold_for(outcome, 0.6)["coverage"] == 1
+
+
+def test_averages_are_scikit_learns_and_their_intervals_hold_them():
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
+    outcome = drawn(300, 1.0)
+    found = bootstrap(outcome)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(outcome.labels, outcome.predicted))
+    assert found["macro_f1"] == pytest.approx(f1_score(outcome.labels, outcome.predicted, average="macro"))
+    each = f1_score(outcome.labels, outcome.predicted, average=None)
+    for name in ("balanced_accuracy", "macro_f1"):
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
+        assert 0.05 < high - low < 0.2  # about four standard errors of 300 images
+    for name, f1 in zip(outcome.classes, each, strict=True):
+        low, high = found["f1_intervals"][name]
+        assert low < f1 < high
+    assert bootstrap(outcome) == found
+
+
+def test_confident_learning_is_the_papers():
+    outcome = drawn(400, 1.0, seed=2)
+    p = outcome.probabilities
+    thresholds = [np.mean([p[i, j] for i in range(400) if outcome.labels[i] == j]) for j in range(5)]
+    for i, found in enumerate(confident_joint(outcome)):
+        above = [j for j in range(5) if p[i, j] >= thresholds[j]]
+        assert found == (max(above, key=lambda j: p[i, j]) if above else -1)
+
+
+def test_planted_label_errors_are_named_first():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 500)
+    logits = rng.normal(size=(500, 4))
+    logits[np.arange(500), truth] += 6
+    labels = truth.copy()
+    planted = rng.permutation(500)[:25]
+    labels[planted] = (truth[planted] + 1) % 4
+    rows = suspected_labels(Outcome([str(i) for i in range(500)], labels, logits, tuple("abcd")))
+    first = {row["image"] for row in rows[:25]}
+    assert len(first & set(planted.tolist())) >= 22
+    for row in rows[:10]:
+        assert row["label"] == "abcd"[labels[row["image"]]] != row["suggested"]
+        assert row["label_probability"] < row["suggested_probability"]
+    certain = np.where(np.eye(4)[truth] > 0, 9.0, 0.0)
+    assert suspected_labels(Outcome(["x"] * 500, truth, certain, tuple("abcd"))) == []
+
+
+def test_brightness_and_sharpness_are_what_the_eye_says():
+    dark, light = torch.full((3, 8, 8), 20, dtype=torch.uint8), torch.full((1, 8, 8), 220, dtype=torch.uint8)
+    assert brightness(dark) == pytest.approx(20 / 255, abs=1e-3)
+    assert brightness(light) == pytest.approx(220 / 255, abs=1e-3)
+    board = (torch.arange(64).view(1, 8, 8).sum(0, keepdim=True) % 2 * 255).to(torch.uint8)
+    assert sharpness(board) > sharpness(light) == 0
+    assert sharpness(torch.zeros(3, 1, 5, dtype=torch.uint8)) == 0
+
+
+def test_accuracy_by_a_property_counts_each_image_once():
+    values = np.random.default_rng(0).normal(size=101)
+    correct = values > 0
+    rows = accuracy_by(values, correct)
+    assert len(rows) == 5
+    assert sum(row["images"] for row in rows) == 101
+    assert rows[0]["accuracy"] == 0
+    assert rows[-1]["accuracy"] == 1
+    assert sum(row["images"] * row["accuracy"] for row in rows) == pytest.approx(correct.sum())
+    assert len(accuracy_by(np.full(10, 3.0), np.ones(10, dtype=bool))) == 1
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_grows_with_its_strength(name: str):
+    rng = np.random.default_rng(0)
+    smooth = torch.from_numpy(rng.integers(0, 256, (2, 3, 4, 4)).astype(np.float32))
+    pixels = torch.nn.functional.interpolate(smooth, (24, 32), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    corruption = CORRUPTIONS[name]
+    away = []
+    for strength in corruption.strengths:
+        made = corruption.apply(pixels, strength, torch.Generator().manual_seed(0))
+        assert made.shape == pixels.shape
+        assert made.dtype == torch.uint8
+        away.append((made.float() - pixels.float()).square().mean().item())
+    assert 0 < away[0] < away[1] < away[2]
+
+
+def test_robustness_repeats_itself(run: vitrail.Run, colours):
+    from vitrail.evaluate import images_to_score
+
+    images, _ = images_to_score(run.classifier, colours)
+    once, again = (robustness(run.classifier, images, most=12) for _ in range(2))
+    assert once == again
+    assert once["images"] == 12
+    assert set(once["corruptions"]) == set(CORRUPTIONS)
+    assert all(len(row["levels"]) == 3 for row in once["corruptions"].values())
+
+
+def test_grey_images_can_be_corrupted_too():
+    pixels = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    for corruption in CORRUPTIONS.values():
+        assert corruption.apply(pixels, corruption.strengths[2], torch.Generator()).shape == pixels.shape
+
+
+def test_the_flat_map_keeps_groups_apart_and_purity_counts_neighbours():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 40)
+    vectors = np.eye(3)[labels] @ rng.normal(size=(3, 16)) * 5 + rng.normal(size=(120, 16)) * 0.3
+    places, made_by = flat_map(vectors)
+    assert "t-SNE" in made_by
+    assert places.min() == 0
+    assert places.max() == 1
+    nearest = np.argsort(((places[:, None] - places[None]) ** 2).sum(2), axis=1)[:, 1:6]
+    assert (labels[nearest] == labels[:, None]).mean() > 0.98
+    rows = purity(vectors, labels, ("a", "b", "c"))
+    assert [row["own"] for row in rows] == [1, 1, 1]
+    assert rows[0]["next"] is None
+    for n in (1, 2, 3, 10):
+        places, _ = flat_map(vectors[:n])
+        assert places.shape == (n, 2)
+        assert np.isfinite(places).all()
+    assert flat_map(np.ones((5, 4)))[1].startswith("in a row")
+
+
+def test_a_run_fits_its_temperature_on_validation_and_keeps_it(run: vitrail.Run, make_folder):
+    kept = run.classifier.origin["calibration"]
+    assert kept["fitted_on"] == "validation"
+    assert kept["images"] == 6  # ten per cent of 60
+    assert kept["why"]
+    assert run.classifier.temperature == 1
+
+
+def test_logits_are_divided_by_the_temperature_and_labels_stay(run: vitrail.Run):
+    from dataclasses import replace
+
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    plain, mended = (replace(run.classifier, temperature=t).logits(pixels) for t in (1.0, 2.0))
+    torch.testing.assert_close(plain, 2 * mended)
+    assert (plain.argmax(1) == mended.argmax(1)).all()
+
+
+def test_properties_of_images_of_any_shape():
+    from vitrail.evaluate.properties import properties
+
+    pixels = [torch.zeros(3, 10, 40, dtype=torch.uint8), torch.full((3, 20, 20), 255, dtype=torch.uint8)]
+    images = Images(pixels, ["a", "b"], np.array([0, 1]), ("x", "y"))
+    found = properties(images, Preprocess(image_size=(16, 16)), np.array([0, 1]))
+    assert found["size"].tolist() == [20, 20]
+    assert found["brightness"] == pytest.approx([0, 1])
