@@ -12,7 +12,7 @@ import numpy as np
 from vitrail.classifier import Classifier, NotFinite
 from vitrail.console import bar, say
 from vitrail.data import Splits
-from vitrail.data.augment import sample_transform
+from vitrail.data.augment import augmentation
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch, training_batches
 from vitrail.errors import UsageError, VitrailError
@@ -201,7 +201,7 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
 
     batches = training_batches(
         training.splits.train,
-        sample_transform(recipe.augment, preprocess),
+        augmentation(recipe.augment, preprocess),
         batch=training.batch,
         seed=recipe.seed,
         epoch=training.state.epoch,
