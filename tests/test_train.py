@@ -13,7 +13,7 @@ import torch
 from vitrail.data import Images, Preprocess
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
-from vitrail.train.loop import autocast_dtype, train_steps, trainee
+from vitrail.train.loop import autocast_dtype, size_part, smaller, train_steps, trainee
 from vitrail.train.muon import Muon
 from vitrail.train.optim import decays, lr_part
 from vitrail.train.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
@@ -265,3 +265,31 @@ def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
         for name, p in vit.named_parameters()
         if name.startswith("blocks") and p.ndim == 2
     }
+
+
+def test_images_grow_evenly_to_their_whole_size_in_whole_patches():
+    recipe = Recipe(grow_from=0.5, grow_until=0.8)
+    images = torch.randn(2, 3, 32, 48)
+    sizes = [tuple(smaller(images, size_part(step, 100, recipe), 4).shape[-2:]) for step in range(100)]
+    assert sizes[0] == (16, 24) and set(sizes[80:]) == {(32, 48)}
+    assert sizes == sorted(sizes) and all(h % 4 == 0 and w % 4 == 0 for h, w in sizes)
+    assert len({h for h, _ in sizes}) == 5
+    assert size_part(0, 100, Recipe()) == 1.0  # every other recipe sees whole images throughout
+
+
+def test_a_growing_run_sees_fewer_tokens_first_and_ends_like_any_other():
+    seen = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].shape[1])
+
+    recipe = Recipe(epochs=1, precision="fp32", grow_from=0.5, grow_until=0.5)
+    torch.manual_seed(0)
+    learner = trainee(ViT(TINY), recipe)
+    learner.vit.blocks[0].register_forward_pre_hook(look)
+    list(train_steps(learner, batches(4), recipe, PREPROCESS, steps=4))
+    assert seen == [1 + 1, 1 + 1, 1 + 4, 1 + 4]
+
+
+def test_growth_never_goes_below_one_patch():
+    assert smaller(torch.randn(1, 3, 8, 8), 0.01, 4).shape[-2:] == (4, 4)

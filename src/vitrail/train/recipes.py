@@ -53,6 +53,8 @@ class Recipe:
     clip: float | None = option(1.0, "longest gradient, or none", above=0)
     label_smoothing: float = option(0.0, "probability spread over all classes", least=0, below=1)
     ema: float | None = option(None, "decay of averaged weights, or none", above=0, below=1)
+    grow_from: float = option(1.0, "side of the images at the start, as part of the model's", above=0, most=1)
+    grow_until: float = option(0.7, "part of all steps after which images have their whole size", above=0, most=1)
     zero_branches: bool = option(False, "start each block as the identity")
     patch_std: float | None = option(None, "start of the patch projection; none: by its size", above=0)
     precision: Precision = option("auto", "number format; auto: bf16 where it is fast")
