@@ -17,6 +17,7 @@ from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import pair
 from vitrail.model.resize import resized
 from vitrail.weights.artefact import Artefact, is_artefact, read_artefact, write_artefact
+from vitrail.weights.box import boxed
 from vitrail.weights.find import find_foreign
 from vitrail.weights.foreign import settled
 
@@ -149,19 +150,25 @@ class Classifier:
 
         return explain(self, image, **options)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the artefact, whole or not at all."""
+    def save(self, path: str | Path, *, half: bool = False) -> None:
+        """Writes the artefact, whole or not at all; with `half` its weights in float16, for half the bytes."""
         artefact = Artefact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
-        write_artefact(Path(path), artefact, self.vit.state_dict())
+        weights = self.vit.state_dict()
+        if half:
+            weights = {name: finite(tensor).half() for name, tensor in weights.items()}
+        write_artefact(Path(path), artefact, weights)
 
 
 def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
-    """A classifier from a run folder, an artefact, or public weights: a card, `CARD@FILE`, a file, folder or hub id.
+    """A classifier from a run folder, an artefact, the name of one that comes with vitrail (`cifar10-small`), or public
+    weights: a card, `CARD@FILE`, a file, folder or hub id.
 
     `torch_files` lets plain tensors be read from torch's own files (.pt, .pth, .bin). Raises `VitrailError` saying what
     is wrong with the file, `UsageError` where there is none.
     """
     path = Path(model)
+    if str(model) in boxed() and not path.exists():
+        path = boxed()[str(model)]
     if path.is_dir() and not (path / "config.json").is_file():
         if not (path / ARTEFACT).is_file():
             unfinished = " yet" if (path / "checkpoint").is_dir() else ""
@@ -173,7 +180,8 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: 
         vit.eval().requires_grad_(False)
         return Classifier(vit.to(device), found.classes, found.preprocess, origin=found.origin)
     artefact, weights = read_artefact(path)
-    vit = filled(artefact.config, weights, path)
+    whole = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in weights.items()}
+    vit = filled(artefact.config, whole, path)
     vit.eval().requires_grad_(False)
     return Classifier(vit.to(device), artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin)
 
