@@ -26,8 +26,8 @@ def card(name: str, classifier: vitrail.Classifier, scores: Evaluation, size: in
     lines = [
         f"# {name}",
         "",
-        f"A plain ViT of {config.width}x{config.depth} ({parameters:,} parameters, patch {config.patch}, {width}x{height}"
-        f" pixels, {size / 2**20:.1f} MiB in float16), trained from nothing on the CIFAR-10 training images alone.",
+        f"A plain ViT of {config.width}x{config.depth} ({parameters:,} parameters, patch {config.patch}, "
+        f"{width}x{height} pixels, {size / 2**20:.1f} MiB in float16), trained from nothing on the CIFAR-10 training images alone.",
         "",
         f"**{scores.accuracy:.2%} of the {scores.images:,} test images** (95 % interval {low:.1%} to {high:.1%}), on "
         f"which nothing was chosen. Expected calibration error {numbers['ece']:.3f}, with temperature "
@@ -52,8 +52,8 @@ def card(name: str, classifier: vitrail.Classifier, scores: Evaluation, size: in
         "Good for: trying `predict`, `explain`, `faithfulness`, `export`, `serve` without a download; teaching; tests.",
         "",
         "Not good for: photographs as cameras make them (it has seen 32x32 pixels with one thing in the middle), "
-        "anything but these ten classes (a picture of anything else is still given one of them, often surely), decisions that "
-        "matter to somebody.",
+        "anything but these ten classes (a picture of anything else is still given one of them, often surely), "
+        "decisions that matter to somebody.",
         "",
     ]
     return "\n".join(lines)
