@@ -27,7 +27,8 @@ def card(name: str, classifier: vitrail.Classifier, scores: Evaluation, size: in
         f"# {name}",
         "",
         f"A plain ViT of {config.width}x{config.depth} ({parameters:,} parameters, patch {config.patch}, "
-        f"{width}x{height} pixels, {size / 2**20:.1f} MiB in float16), trained from nothing on the CIFAR-10 training images alone.",
+        f"{width}x{height} pixels, {size / 2**20:.1f} MiB in float16), trained from nothing on the CIFAR-10 training "
+        "images alone.",
         "",
         f"**{scores.accuracy:.2%} of the {scores.images:,} test images** (95 % interval {low:.1%} to {high:.1%}), on "
         f"which nothing was chosen. Expected calibration error {numbers['ece']:.3f}, with temperature "
