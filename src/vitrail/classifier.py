@@ -48,6 +48,14 @@ def finite(answers: Tensor) -> Tensor:
     return answers.float()
 
 
+def halved(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in float16; raises `VitrailError` where a number is too large for it."""
+    half = tensor.half()
+    if not half.isfinite().all():
+        raise VitrailError(f"{name} has a number too large for float16", "save it without half")
+    return half
+
+
 @dataclass
 class Classifier:
     """What turns image files into labels; `origin` says where the weights came from."""
@@ -155,7 +163,7 @@ class Classifier:
         artefact = Artefact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
         weights = self.vit.state_dict()
         if half:
-            weights = {name: finite(tensor).half() for name, tensor in weights.items()}
+            weights = {name: halved(name, tensor) for name, tensor in weights.items()}
         write_artefact(Path(path), artefact, weights)
 
 
