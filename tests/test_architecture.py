@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "weights": {"model", "data"},
     "train": {"model", "data", "weights"},
     "evaluate": {"model", "data", "weights", "classifier"},
-    "export": {"model", "data", "weights", "classifier"},
+    "export": {"model", "data", "weights", "classifier", "explain"},
     "explain": {"model", "data", "weights", "classifier"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
 }

@@ -1,0 +1,238 @@
+"""What the page asks of the model, as ONNX graphs that share one file of weights.
+
+    look   an image -> logits, the attention of every layer and head, what every token would answer after every layer
+    keep   an image and the patches that are left -> logits: what is hidden is not computed at all
+    map    an image and a class, or one rather than another -> what each patch adds, by the default method
+
+An exported graph knows no gradients, so for `map` the pass back is traced once and becomes operators like any other.
+
+Shapes: L layers, N heads, T tokens, P patches, K patches that are left, Y classes.
+"""
+
+import contextlib
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vitrail.classifier import Classifier
+from vitrail.explain.gradient import balanced_gradient
+from vitrail.explain.scene import Scene, undisturbed
+from vitrail.model import ViT
+from vitrail.model.attention import Attention, attention_weights
+from vitrail.model.pool import AttentionPool
+
+WEIGHTS = "weights"  # the file that all graphs refer to
+INLINE = 1024  # bytes up to which a constant stays in the graph
+ALIGNED = 64
+
+
+@contextmanager
+def explicit(vit: ViT) -> Iterator[list[Tensor]]:
+    """Inside, attention is three plain operations, which any runtime knows; the list gets each block's weights."""
+    kept: list[Tensor] = []
+
+    def keeping(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
+        kept.append(attention_weights(q_BNTK, k_BNTK))
+        return kept[-1] @ v_BNTK
+
+    def plain(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
+        return attention_weights(q_BNTK, k_BNTK) @ v_BNTK
+
+    attending = [module for module in vit.modules() if isinstance(module, Attention | AttentionPool)]
+    before = [module.attend for module in attending]
+    try:
+        for module in attending:
+            module.attend = plain if isinstance(module, AttentionPool) else keeping
+        yield kept
+    finally:
+        for module, attend in zip(attending, before, strict=True):
+            module.attend = attend
+
+
+class Part(nn.Module):
+    """A question to the model; pixels are floats from 0 to 255 of the model's size, (1, C, H, W)."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.vit = classifier.vit
+        self.preprocess = classifier.preprocess
+        self.prefix = classifier.vit.config.prefix_tokens
+        self.rotation = classifier.vit.position.rotation
+
+    def embed(self, pixels_1CHW: Tensor) -> Tensor:
+        """Pixels -> the tokens that enter the first block, (1, T, D)."""
+        return self.vit.embed(self.preprocess.normalise(pixels_1CHW))
+
+
+class Look(Part):
+    """logits (1, Y); attention (L, N, T, T); lens (L, P, Y): each patch's token read alone; answers (L, Y)."""
+
+    def forward(self, pixels_1CHW: Tensor) -> tuple[Tensor, ...]:
+        vit = self.vit
+        x_1TD = vit.pre_norm(vit.embedding_drop(self.embed(pixels_1CHW)))
+        rotate = self.rotation(*vit.config.grid)
+        lens, answers = [], []
+        with explicit(vit) as attention:
+            for block in vit.blocks:
+                x_1TD = block(x_1TD, rotate)
+                z_1TD = vit.norm(x_1TD)
+                answers.append(vit.classify(z_1TD))
+                copies_PTD = z_1TD[0, self.prefix :, None].expand(-1, self.prefix + 1, -1)
+                lens.append(vit.classify(copies_PTD))  # every pool reads copies of one token as that token
+        return answers[-1], torch.cat(attention), torch.stack(lens), torch.cat(answers)
+
+
+class Keep(Part):
+    """The logits (B, Y) where only these patches of the one image are there, (B, K) numbers row by row."""
+
+    def forward(self, pixels_1CHW: Tensor, keep_BK: Tensor) -> Tensor:
+        x_1TD = self.embed(pixels_1CHW)
+        x_BKD = x_1TD[0, self.prefix :][keep_BK]
+        prefix_BRD = x_1TD[:, : self.prefix].expand(keep_BK.shape[0], -1, -1)
+        x_BTD = torch.cat([prefix_BRD, x_BKD], dim=1)
+        with explicit(self.vit):
+            rotate = self.rotation(*self.vit.config.grid, keep_BK)
+            return self.vit.classify(self.vit.encode(x_BTD, rotate))
+
+
+class Map(Part):
+    """The default map, (1, P): of the class that is 1 in the target (1, Y), against the one that is -1 if there is one."""
+
+    def forward(self, pixels_1CHW: Tensor, target_1Y: Tensor) -> Tensor:
+        with explicit(self.vit):
+            x_1TD = self.embed(pixels_1CHW)
+            scene = Scene(self.vit, x_1TD, self.vit.config.grid, lambda logits_1Y: target_1Y, x_1TD)
+            return balanced_gradient(scene)[0]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs as ONNX files, and the one file of weights that they share."""
+
+    graphs: dict[str, bytes]
+    weights: bytes = field(repr=False)
+    half: bool = False
+
+    def sessions(self) -> "dict[str, Callable[..., list[np.ndarray]]]":
+        """Each graph as a function from its inputs to its outputs, run by ONNX Runtime from these very bytes."""
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)
+
+        def session(graph: bytes) -> Callable[..., list[np.ndarray]]:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [self.weights], [len(self.weights)])
+            opened = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            names = [given.name for given in opened.get_inputs()]
+
+            def run(*given: np.ndarray) -> list[np.ndarray]:
+                found: list[np.ndarray] = opened.run(None, dict(zip(names, given, strict=True)))
+                return found
+
+            return run
+
+        return {name: session(graph) for name, graph in self.graphs.items()}
+
+
+def traced(classifier: Classifier, half: bool = False) -> Graphs:
+    """The graphs of a classifier, whose weights are stored in float16 if `half`; they compute in float32 in any case.
+
+    The classifier is left as it is.
+    """
+    floats = replace(classifier, vit=deepcopy(classifier.vit).to("cpu", torch.float32).requires_grad_(False))
+    config = floats.vit.config
+    patches = config.grid[0] * config.grid[1]
+    height, width = floats.preprocess.image_size
+    pixels_1CHW = torch.zeros(1, config.channels, height, width)
+    keep_BK = torch.arange(min(patches, 5)).expand(3, -1).contiguous()
+    target_1Y = torch.nn.functional.one_hot(torch.tensor([0]), config.classes).float()
+    batch, left = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("left", min=1, max=max(patches, 2))
+    dynamic = None if patches == 1 else {0: batch, 1: left}
+    ask = Map(floats)
+    with undisturbed(floats.vit):
+        backwards = make_fx(lambda pixels, target: ask(pixels, target), _error_on_data_dependent_ops=True)(pixels_1CHW, target_1Y)
+        files = {
+            "look": onnx_of(Look(floats), (pixels_1CHW,), ["pixels"], ["logits", "attention", "lens", "answers"]),
+            "keep": onnx_of(
+                Keep(floats), (pixels_1CHW, keep_BK), ["pixels", "keep"], ["logits"],
+                {"pixels_1CHW": None, "keep_BK": dynamic},
+            ),
+            "map": onnx_of(backwards, (pixels_1CHW, target_1Y), ["pixels", "target"], ["map"]),
+        }  # fmt: skip
+    shared = Shared(half)
+    return Graphs({name: shared.without_weights(model) for name, model in files.items()}, bytes(shared.blob), half)
+
+
+def onnx_of(
+    module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dynamic: Any = None
+) -> Any:
+    """The module as an ONNX model, just as it was traced: transposed weights stay one tensor and a Transpose."""
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter's own, about itself
+        program = torch.onnx.export(
+            module, given, dynamo=True, optimize=False, verbose=False, input_names=inputs, output_names=outputs,
+            dynamic_shapes=dynamic,
+        )  # fmt: skip
+    assert program is not None
+    return program.model_proto
+
+
+class Shared:
+    """The file of weights that graphs share: what several of them hold lies in it once."""
+
+    def __init__(self, half: bool):
+        self.half = half
+        self.blob = bytearray()
+        self.places: dict[bytes, tuple[int, int]] = {}
+
+    def without_weights(self, model: Any) -> bytes:
+        """The model with its larger constants moved into the file."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        graph = model.graph
+        casts = []
+        for tensor in graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.nbytes < INLINE:
+                continue
+            name, kind = tensor.name, tensor.data_type
+            if self.half and kind == TensorProto.FLOAT:
+                values, kind, name = values.astype(np.float16), TensorProto.FLOAT16, f"{name}.half"
+                casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
+            at, length = self.place(values.tobytes())
+            tensor.Clear()
+            tensor.name, tensor.data_type = name, kind
+            tensor.dims.extend(values.shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": WEIGHTS, "offset": at, "length": length}.items():
+                tensor.external_data.add(key=key, value=str(value))
+        nodes = [*casts, *graph.node]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]  # where in whose source it was traced
+        del graph.value_info[:]
+        del model.metadata_props[:]
+        whole: bytes = model.SerializeToString()
+        return whole
+
+    def place(self, content: bytes) -> tuple[int, int]:
+        """Where these bytes lie in the file, and how many they are."""
+        digest = hashlib.sha256(content).digest()
+        if digest not in self.places:
+            self.blob.extend(bytes(-len(self.blob) % ALIGNED))
+            self.places[digest] = (len(self.blob), len(content))
+            self.blob.extend(content)
+        return self.places[digest]
