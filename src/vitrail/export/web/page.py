@@ -118,7 +118,7 @@ def described(classifier: Classifier, model: str, half: bool, agreed: dict[str, 
     name = Path(model).name or origin.get("card") or "classifier"
     return {
         "name": str(name).removesuffix(".safetensors"),
-        "model": str(model) or "MODEL",
+        "model": typed(model),
         "classes": list(classifier.classes),
         "grid": list(config.grid),
         "patch": config.patch,
@@ -140,6 +140,11 @@ def described(classifier: Classifier, model: str, half: bool, agreed: dict[str, 
         "agreed": agreed,
         "vitrail": vitrail.__version__,
     }
+
+
+def typed(model: str) -> str:
+    """What readers are to type for the model; of a path from the root only its end, which is nobody's business else."""
+    return (Path(model).name if Path(model).is_absolute() else model) or "MODEL"
 
 
 def assembled(about: dict[str, Any], graphs: Graphs) -> str:

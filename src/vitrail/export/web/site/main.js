@@ -26,7 +26,7 @@ const made = (tag, properties = {}, ...children) => {
 
 const state = {
   image: "0", view: "evidence", asked: null, rather: null, layer: depth - 1, head: -1, patch: null, pinned: false,
-  way: "to", hide: 0,
+  way: "to", hide: 0, veil: 100,
 };
 let scene = null; // of the image that is shown: pixels, logits, maps; attention, lens and answers once the model has looked
 let model = null;
@@ -105,7 +105,7 @@ function shownMap() {
     if (!scene.lens) return { map: null, signed: true, said: "The layers come with the model, which is waking up." };
     const map = lensOf(state.layer);
     const said = `Layer ${state.layer}: ${summary(question(), probability, "lens", map, grid)}.`;
-    return { map, signed: true, method: "lens", said: said + valueSaid(map), unit: "logit above the mean of classes" };
+    return { map, signed: true, method: "lens", said: said + valueSaid(map), unit: rather() === null ? "logit above the mean of all" : "difference of logits" };
   }
   const map = mapNow();
   if (!map) return { map: null, signed: true, said: "The map comes with the model, which is waking up." };
@@ -122,21 +122,23 @@ function valueSaid(map) {
 }
 
 function attentionSaid(map, rest) {
-  const where = `layer ${state.layer}, ${state.head === -1 ? "all heads" : `head ${state.head}`}`;
+  const where = `Layer ${state.layer}, ${state.head === -1 ? "mean of all heads" : `head ${state.head}`}: `;
   const found = gathered(map, grid);
   const most = ranked(map)[0];
-  const half = found ? `half of it ${state.way === "to" ? "goes to" : "comes from"} ${found.few} of ${patches} patches` : "";
-  const beside = rest > 0.005 && state.way === "to" ? `; ${percent(rest)} goes to the ${prefix > 1 ? `${prefix} tokens` : "token"} that ${prefix > 1 ? "stand" : "stands"} for no patch` : "";
-  if (state.patch === null) return `What the answer reads, together (${where}): ${half}, most in the ${found.place}${beside}. Point at a pane to ask it alone.`;
-  const who = capital(placeOf(state.patch, grid));
-  if (state.way === "from") return `${who} is attended to most by ${placeOf(most, grid)} (${percent(map[most])} of its attention) (${where}); ${half}.`;
+  const spread = found ? `half of it ${state.way === "to" ? "goes to" : "comes from"} ${found.few} of ${patches} patches` : "";
+  const others = prefix > 1 ? `${prefix} tokens that stand` : "token that stands";
+  const beside = rest > 0.005 && state.way === "to" ? `; ${percent(rest)} goes to the ${others} for no patch` : "";
+  if (state.patch === null) return `${where}what the answer reads, together; ${spread}, most in the ${found.place}${beside}. Point at a pane to ask it alone.`;
+  const who = placeOf(state.patch, grid);
+  const there = most === state.patch ? "itself" : placeOf(most, grid);
+  if (state.way === "from") return `${where}${who} is attended to most by ${there}, with ${percent(map[most])} of its attention; ${spread}.`;
   const [y, x] = [Math.floor(state.patch / grid[1]), state.patch % grid[1]];
   let [far, sum] = [0, 0];
   map.forEach((value, p) => {
     far += value * Math.hypot(Math.floor(p / grid[1]) - y, (p % grid[1]) - x);
     sum += value;
   });
-  return `${who} attends most to ${placeOf(most, grid)} (${percent(map[most])}) (${where}); ${half}, on average ${(far / sum).toFixed(1)} patches away${beside}.`;
+  return `${where}${who} attends most to ${there} (${percent(map[most])}); ${spread}, ${(far / sum).toFixed(1)} patches away on average${beside}.`;
 }
 
 // ---- drawing
@@ -161,7 +163,7 @@ function drawMain() {
   const left = hidden && scene.left ? scene.left.named : probabilities()[asked()];
   drawWindow(context, place, grid, {
     image: scene.image, map, signed, hidden, asked: jewel(asked()), probability: left, patch: state.patch,
-    pinned: state.pinned,
+    pinned: state.pinned, veil: state.veil / 100,
   });
   $("caption").textContent = said;
   drawScale(map, signed, unit);
@@ -171,8 +173,8 @@ function drawScale(map, signed, unit) {
   $("scale").style.visibility = map ? "visible" : "hidden";
   if (!map) return;
   const [low, high] = limits(map, signed);
-  $("low").textContent = signed ? `−${short(high)}` : short(low);
-  $("high").textContent = signed ? `+${short(high)}` : short(high);
+  $("low").textContent = signed ? `−${short(high)}` : percent(low, 1);
+  $("high").textContent = signed ? `+${short(high)}` : percent(high, 1);
   $("ramp").style.background = signed
     ? `linear-gradient(90deg, ${css(AGAINST)}, #8a8794 50%, ${css(FOR)})`
     : `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map((v) => css(cividis(v))).join(", ")})`;
@@ -186,6 +188,7 @@ function drawAnswers() {
   const order = ranked(scene.logits).slice(0, 5);
   const best = order[0];
   $("answer").replaceChildren(classes[best], made("span", { className: "sure", textContent: ` ${percent(chances_[best])}` }));
+  $("truth").textContent = !scene.truth ? "" : scene.truth === classes[best] ? "as it is labelled" : `labelled ${scene.truth}`;
   const top = $("top");
   while (top.children.length > order.length) top.lastChild.remove();
   while (top.children.length < order.length) {
@@ -436,6 +439,12 @@ function setHide(part) {
   measure();
 }
 
+function setVeil(part) {
+  state.veil = part;
+  $("veil").value = String(part);
+  draw();
+}
+
 function show(next, image) {
   turn++;
   state.image = image;
@@ -541,6 +550,7 @@ function listen() {
     };
   });
   $("hide").oninput = (event) => setHide(Number(event.target.value));
+  $("veil").oninput = (event) => setVeil(Number(event.target.value));
   $("layer").oninput = (event) => setLayer(Number(event.target.value));
   $("head").oninput = (event) => setHead(Number(event.target.value));
   for (const way of ["to", "from"]) $(`way-${way}`).onclick = () => { state.way = way; draw(); };
@@ -596,7 +606,7 @@ function onKey(event) {
     "[": () => setLayer(state.layer - 1), "]": () => setLayer(state.layer + 1),
     ",": () => setHead(state.head - 1), ".": () => setHead(state.head + 1),
     "-": () => setHide(state.hide - 5), "+": () => setHide(state.hide + 5), "=": () => setHide(state.hide + 5),
-    e: () => setView("evidence"), a: () => setView("attention"), l: () => setView("layers"),
+    p: () => setVeil(state.veil ? 0 : 100), e: () => setView("evidence"), a: () => setView("attention"), l: () => setView("layers"),
   };
   if (moves[event.key]) {
     const from = state.patch === null ? Math.floor(h / 2) * w + Math.floor(w / 2) : state.patch;
@@ -658,7 +668,7 @@ function savePicture() {
   const probability = hidden && scene.left ? scene.left.named : probabilities()[asked()];
   context.save();
   context.translate(40, 70);
-  drawWindow(context, frame, grid, { image: scene.image, map, signed, hidden, asked: jewel(asked()), probability, patch: state.patch, pinned: state.pinned });
+  drawWindow(context, frame, grid, { image: scene.image, map, signed, hidden, asked: jewel(asked()), probability, patch: state.patch, pinned: state.pinned, veil: state.veil / 100 });
   context.restore();
   const text = (words, x, y, font, colour = "#f3eff8", most = 400) => {
     context.font = font;

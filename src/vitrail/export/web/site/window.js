@@ -47,21 +47,21 @@ function trace(context, points) {
 // A pointed arch over the line from (left, base) to (left + span, base).
 function traceArch(context, left, base, span, rise) {
   context.moveTo(left, base);
-  context.bezierCurveTo(left, base - rise * 0.62, left + span * 0.25, base - rise * 0.9, left + span / 2, base - rise);
-  context.bezierCurveTo(left + span * 0.75, base - rise * 0.9, left + span, base - rise * 0.62, left + span, base);
+  context.bezierCurveTo(left, base - rise * 0.6, left + span * 0.22, base - rise * 0.83, left + span / 2, base - rise);
+  context.bezierCurveTo(left + span * 0.78, base - rise * 0.83, left + span, base - rise * 0.6, left + span, base);
 }
 
 export function layout(width, [h, w], arched = true) {
   const margin = Math.max(8, width * 0.028);
   const span = width - 2 * margin;
-  const rise = arched ? span * 0.36 : 0;
+  const rise = arched ? span * 0.4 : 0;
   const top = margin + rise + (arched ? span * 0.02 : 0);
   const cell = span / w;
   return { width, margin, span, rise, top, cell, height: top + cell * h + margin };
 }
 
 // `scene`: image (what the model sees), map and signed (or no map), asked (a class's colour) and probability,
-// hidden (a set of patches), patch (the chosen one), marked (others of interest).
+// hidden (a set of patches), patch (the chosen one), veil (1: the map over grey, 0: the image in its colours).
 export function drawWindow(context, place, grid, scene) {
   const { width, height, margin, span, rise, top, cell } = place;
   const [h, w] = grid;
@@ -127,7 +127,6 @@ export function drawWindow(context, place, grid, scene) {
       }
     }
   }
-  for (const patch of scene.marked || []) frame(context, place, grid, patch, "rgb(255 255 255 / .55)", 1.2);
   if (scene.patch !== null && scene.patch !== undefined) {
     frame(context, place, grid, scene.patch, "#0b0a10", 5);
     frame(context, place, grid, scene.patch, "#7df0ff", scene.pinned ? 3.4 : 2.2);
@@ -177,7 +176,7 @@ function drawArch(context, { margin, span, rise, top }, { asked, probability }, 
 
 let scratch = null;
 
-function drawImage(context, { margin, span, top, cell }, [h, w], { image, map, signed }) {
+function drawImage(context, { margin, span, top, cell }, [h, w], { image, map, signed, veil = 1 }) {
   const { width, height, planes } = image;
   const size = width * height;
   const channels = planes.length / size;
@@ -202,11 +201,11 @@ function drawImage(context, { margin, span, top, cell }, [h, w], { image, map, s
       }
       const { part, colour, shaded } = covers[row + Math.floor((x * w) / width)];
       const grey = (r + g + b) / 3;
-      const over = part * (shaded ? 0.65 + (0.35 * grey) / 255 : 1);
-      const under = (1 - part) * grey;
-      out[4 * i] = under + over * colour[0];
-      out[4 * i + 1] = under + over * colour[1];
-      out[4 * i + 2] = under + over * colour[2];
+      const over = veil * part * (shaded ? 0.65 + (0.35 * grey) / 255 : 1);
+      const under = veil * (1 - part) * grey;
+      out[4 * i] = under + over * colour[0] + (1 - veil) * r;
+      out[4 * i + 1] = under + over * colour[1] + (1 - veil) * g;
+      out[4 * i + 2] = under + over * colour[2] + (1 - veil) * b;
     }
   }
   scratch.getContext("2d").putImageData(pixels, 0, 0);
