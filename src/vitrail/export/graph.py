@@ -42,8 +42,10 @@ class Program(nn.Module):
 
     @property
     def example(self) -> Tensor:
-        """Pixels to trace with."""
-        return torch.zeros(2, self.preprocess.channels, *self.preprocess.image_size, dtype=torch.uint8)
+        """Pixels to trace with: as many images as nothing else counts, lest the batch be taken for something else."""
+        shape = (self.preprocess.channels, *self.preprocess.image_size)
+        batch = next(n for n in range(2, 9) if n not in (*shape, self.vit.config.classes))
+        return torch.zeros(batch, *shape, dtype=torch.uint8)
 
 
 @contextmanager
