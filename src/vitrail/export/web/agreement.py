@@ -30,7 +30,7 @@ def agreement(classifier: Classifier, graphs: Graphs, examples: Sequence[Tensor]
     worst: dict[str, float] = {}
     difference, same = 0.0, 0
     for pixels_1CHW in pixels_BCHW.split(1):
-        given = pixels_1CHW.float().numpy()
+        given = pixels_1CHW.numpy()
         logits, attention, lens, _ = ask["look"](given)
         ours = reference(classifier, pixels_1CHW)
         this, that = ours["logits"][0].argsort(descending=True)[:2].tolist() if len(classifier.classes) > 1 else (0, 0)

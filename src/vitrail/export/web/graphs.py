@@ -4,19 +4,15 @@
     keep   an image and the patches that are left -> logits: what is hidden is not computed at all
     map    an image and a class, or one rather than another -> what each patch adds, by the default method
 
-An exported graph knows no gradients, so for `map` the pass back is traced once and becomes operators like any other.
+An exported graph knows no gradients, so for `map` the pass back is traced and becomes operators like any other
+(`map_graph.answers`).
 
 Shapes: L layers, N heads, T tokens, P patches, K patches that are left, Y classes.
 """
 
-import contextlib
 import hashlib
-import io
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,53 +21,32 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.classifier import Classifier
-from vitrail.explain.gradient import balanced_gradient
-from vitrail.explain.scene import Scene, undisturbed
-from vitrail.model import ViT
-from vitrail.model.attention import Attention, attention_weights
-from vitrail.model.pool import AttentionPool
+from vitrail.export.graph import Program, explicit
+from vitrail.export.map_graph import answers
+from vitrail.export.onnx_file import OPSET, quiet
+from vitrail.model.position import Rotate
 
 WEIGHTS = "weights"  # the file that all graphs refer to
 INLINE = 1024  # bytes up to which a constant stays in the graph
 ALIGNED = 64
 
 
-@contextmanager
-def explicit(vit: ViT) -> Iterator[list[Tensor]]:
-    """Inside, attention is three plain operations, which any runtime knows; the list gets each block's weights."""
-    kept: list[Tensor] = []
-
-    def keeping(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
-        kept.append(attention_weights(q_BNTK, k_BNTK))
-        return kept[-1] @ v_BNTK
-
-    def plain(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
-        return attention_weights(q_BNTK, k_BNTK) @ v_BNTK
-
-    attending = [module for module in vit.modules() if isinstance(module, Attention | AttentionPool)]
-    before = [module.attend for module in attending]
-    try:
-        for module in attending:
-            module.attend = plain if isinstance(module, AttentionPool) else keeping
-        yield kept
-    finally:
-        for module, attend in zip(attending, before, strict=True):
-            module.attend = attend
-
-
 class Part(nn.Module):
-    """A question to the model; pixels are floats from 0 to 255 of the model's size, (1, C, H, W)."""
+    """A question to the model; pixels are uint8 of the model's size, (1, C, H, W)."""
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, program: Program):
         super().__init__()
-        self.vit = classifier.vit
-        self.preprocess = classifier.preprocess
-        self.prefix = classifier.vit.config.prefix_tokens
-        self.rotation = classifier.vit.position.rotation
+        self.program = program
+        self.vit = program.vit
+        self.prefix = program.vit.config.prefix_tokens
 
     def embed(self, pixels_1CHW: Tensor) -> Tensor:
         """Pixels -> the tokens that enter the first block, (1, T, D)."""
-        return self.vit.embed(self.preprocess.normalise(pixels_1CHW))
+        return self.vit.embed(self.program.preprocess.normalise(pixels_1CHW))
+
+    def rotation(self, keep_BK: Tensor | None = None) -> Rotate | None:
+        """The rotation of all patches, or of those that are left."""
+        return self.vit.position.rotation(*self.vit.config.grid, keep_BK)
 
 
 class Look(Part):
@@ -80,7 +55,7 @@ class Look(Part):
     def forward(self, pixels_1CHW: Tensor) -> tuple[Tensor, ...]:
         vit = self.vit
         x_1TD = vit.pre_norm(vit.embedding_drop(self.embed(pixels_1CHW)))
-        rotate = self.rotation(*vit.config.grid)
+        rotate = self.rotation()
         lens, answers = [], []
         with explicit(vit) as attention:
             for block in vit.blocks:
@@ -101,18 +76,8 @@ class Keep(Part):
         prefix_BRD = x_1TD[:, : self.prefix].expand(keep_BK.shape[0], -1, -1)
         x_BTD = torch.cat([prefix_BRD, x_BKD], dim=1)
         with explicit(self.vit):
-            rotate = self.rotation(*self.vit.config.grid, keep_BK)
+            rotate = self.rotation(keep_BK)
             return self.vit.classify(self.vit.encode(x_BTD, rotate))
-
-
-class Map(Part):
-    """The default map, (1, P): of the class that is 1 in the target (1, Y), against the one that is -1 if there is one."""
-
-    def forward(self, pixels_1CHW: Tensor, target_1Y: Tensor) -> Tensor:
-        with explicit(self.vit):
-            x_1TD = self.embed(pixels_1CHW)
-            scene = Scene(self.vit, x_1TD, self.vit.config.grid, lambda logits_1Y: target_1Y, x_1TD)
-            return balanced_gradient(scene)[0]
 
 
 @dataclass(frozen=True)
@@ -150,26 +115,22 @@ def traced(classifier: Classifier, half: bool = False) -> Graphs:
 
     The classifier is left as it is.
     """
-    floats = replace(classifier, vit=deepcopy(classifier.vit).to("cpu", torch.float32).requires_grad_(False))
-    config = floats.vit.config
+    program = Program(classifier)
+    config = classifier.vit.config
     patches = config.grid[0] * config.grid[1]
-    height, width = floats.preprocess.image_size
-    pixels_1CHW = torch.zeros(1, config.channels, height, width)
+    pixels_1CHW = program.example[:1]
+    target_1Y = torch.eye(config.classes)[:1]
     keep_BK = torch.arange(min(patches, 5)).expand(3, -1).contiguous()
-    target_1Y = torch.nn.functional.one_hot(torch.tensor([0]), config.classes).float()
     batch, left = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("left", min=1, max=max(patches, 2))
-    dynamic = None if patches == 1 else {0: batch, 1: left}
-    ask = Map(floats)
-    with undisturbed(floats.vit):
-        backwards = make_fx(lambda pixels, target: ask(pixels, target), _error_on_data_dependent_ops=True)(pixels_1CHW, target_1Y)
-        files = {
-            "look": onnx_of(Look(floats), (pixels_1CHW,), ["pixels"], ["logits", "attention", "lens", "answers"]),
-            "keep": onnx_of(
-                Keep(floats), (pixels_1CHW, keep_BK), ["pixels", "keep"], ["logits"],
-                {"pixels_1CHW": None, "keep_BK": dynamic},
-            ),
-            "map": onnx_of(backwards, (pixels_1CHW, target_1Y), ["pixels", "target"], ["map"]),
-        }  # fmt: skip
+    dynamic = {"pixels_1CHW": None, "keep_BK": None if patches == 1 else {0: batch, 1: left}}
+    back: Any = make_fx(lambda pixels, target: answers(program, pixels, target)[-1])
+    with torch.enable_grad():
+        back = back(pixels_1CHW, target_1Y)
+    files = {
+        "look": onnx_of(Look(program), (pixels_1CHW,), ["pixels"], ["logits", "attention", "lens", "answers"]),
+        "keep": onnx_of(Keep(program), (pixels_1CHW, keep_BK), ["pixels", "keep"], ["logits"], dynamic),
+        "map": onnx_of(back.eval(), (pixels_1CHW, target_1Y), ["pixels", "target"], ["map"]),
+    }
     shared = Shared(half)
     return Graphs({name: shared.without_weights(model) for name, model in files.items()}, bytes(shared.blob), half)
 
@@ -178,11 +139,10 @@ def onnx_of(
     module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dynamic: Any = None
 ) -> Any:
     """The module as an ONNX model, just as it was traced: transposed weights stay one tensor and a Transpose."""
-    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter's own, about itself
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
-            module, given, dynamo=True, optimize=False, verbose=False, input_names=inputs, output_names=outputs,
-            dynamic_shapes=dynamic,
+            module, given, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=inputs,
+            output_names=outputs, dynamic_shapes=dynamic,
         )  # fmt: skip
     assert program is not None
     return program.model_proto

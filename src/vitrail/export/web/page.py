@@ -1,7 +1,6 @@
 """A classifier and what belongs to it -> one HTML file that needs nothing else."""
 
 import gzip
-import importlib
 import re
 from base64 import b64encode
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from vitrail.explain.methods import DEFAULT, METHODS
 from vitrail.export.web.agreement import agreement
 from vitrail.export.web.examples import chosen, precomputed
 from vitrail.export.web.graphs import Graphs, traced
+from vitrail.export.running import onnx_packages
 from vitrail.files import write_atomically
 
 LIMIT = 40.0  # megabytes of a page, unless said
@@ -80,7 +80,7 @@ def make_page(
     would have more than `limit` megabytes; `VitrailError` where the graphs do not agree with the classifier.
     """
     classifier.refuse_nameless()
-    check_libraries()
+    onnx_packages()
     check_size(classifier, half, limit)
     floats = replace(classifier, vit=deepcopy(classifier.vit).to("cpu", torch.float32).eval().requires_grad_(False))
     shown = chosen(floats, examples, data)
@@ -88,15 +88,6 @@ def make_page(
     agreed = agreement(floats, graphs, [example.pixels for example in shown])
     about = {**described(floats, model, half, agreed), "examples": precomputed(floats, shown)}
     return WebPage(assembled(about, graphs).encode(), agreed, len(shown), half)
-
-
-def check_libraries() -> None:
-    """Raises `UsageError` where what traces and compares is not installed."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise UsageError(f"a web page needs {name}", "pip install 'vitrail[onnx]'") from None
 
 
 def check_size(classifier: Classifier, half: bool, limit: float) -> None:

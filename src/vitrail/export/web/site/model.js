@@ -41,17 +41,11 @@ export function openModel(shape, payload, source) {
     busy = null;
   };
 
-  const asFloats = (image) => Float32Array.from(image.planes);
   return {
     ready: ask("wake", payload),
-    look: (image) => ask("look", { pixels: asFloats(image), shape }, { lane: "look" }),
-    map: (image, target) => ask("map", { pixels: asFloats(image), shape, target }, { lane: "map" }),
+    look: (image) => ask("look", { pixels: image.planes, shape }, { lane: "look" }),
+    map: (image, target) => ask("map", { pixels: image.planes, shape, target }, { lane: "map" }),
     keep: (image, sets, options) =>
-      ask("keep", { pixels: asFloats(image), shape, keep: sets.flat(), sets: sets.length }, options),
-    forget: (lane) => {
-      for (let i = waiting.length - 1; i >= 0; i--) {
-        if (waiting[i].lane === lane) waiting.splice(i, 1)[0].reject(new Overtaken(lane));
-      }
-    },
+      ask("keep", { pixels: image.planes, shape, keep: sets.flat(), sets: sets.length }, options),
   };
 }

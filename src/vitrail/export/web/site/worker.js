@@ -27,16 +27,16 @@ async function wake({ runtime, wasm, weights, graphs }) {
   return {};
 }
 
-const floats = (values, ...shape) => new ort.Tensor("float32", values, shape);
+const image = (planes, shape) => new ort.Tensor("uint8", planes, [1, ...shape]);
 
 const questions = {
-  look: ({ pixels, shape }) => sessions.look.run({ pixels: floats(pixels, 1, ...shape) }),
+  look: ({ pixels, shape }) => sessions.look.run({ pixels: image(pixels, shape) }),
   map: ({ pixels, shape, target }) =>
-    sessions.map.run({ pixels: floats(pixels, 1, ...shape), target: floats(target, 1, target.length) }),
+    sessions.map.run({ pixels: image(pixels, shape), target: new ort.Tensor("float32", target, [1, target.length]) }),
   keep: ({ pixels, shape, keep, sets }) => {
     const numbers = BigInt64Array.from(keep, BigInt);
     return sessions.keep.run({
-      pixels: floats(pixels, 1, ...shape),
+      pixels: image(pixels, shape),
       keep: new ort.Tensor("int64", numbers, [sets, keep.length / sets]),
     });
   },
