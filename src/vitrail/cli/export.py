@@ -1,11 +1,13 @@
-"""Give a classifier to another library: a folder that timm, transformers (hf) or torchvision load.
+"""Give a classifier to a library, as a folder that timm, transformers (hf) or torchvision load, or to people (web).
 
 The answers are the same logits: the library itself reads the folder back before it is put in place, if it is installed,
-and what does not agree is not written. --push also uploads the folder to the Hugging Face hub.
+and what does not agree is not written. --push also uploads the folder to the Hugging Face hub. `web` writes one HTML file
+with the model in it, which answers and explains images in any browser, from disk, with the network off.
 """
 
 import argparse
 
+from vitrail.cli import web_page
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import say
@@ -17,15 +19,19 @@ from vitrail.export.push import push
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser)
-    parser.add_argument("--format", required=True, metavar="F", help=f"one of {', '.join(FORMATS)}")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write, which must not exist")
+    parser.add_argument("--format", required=True, metavar="F", help=f"one of {', '.join((*FORMATS, 'web'))}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="what to write, which must not exist")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, made if need be")
     parser.add_argument("--private", action="store_true", help="a repository made by --push is private")
     parser.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, mps (cpu)")
+    web_page.arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Writes, compares, uploads."""
+    if arguments.format == "web":
+        return web_page.run(arguments)
+    web_page.refuse(arguments)
     exported = export_library(loaded(arguments), arguments.format, arguments.out)
     document = exported.to_json()
     shown = [f"written: {exported.folder}, which is read by: {exported.loads}"]

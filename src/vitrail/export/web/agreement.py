@@ -29,7 +29,7 @@ def agreement(classifier: Classifier, graphs: Graphs, examples: Sequence[Tensor]
     ask = graphs.sessions()
     worst: dict[str, float] = {}
     difference, same = 0.0, 0
-    for pixels_1CHW in pixels_BCHW.split(1):
+    for pixels_1CHW in torch.split(pixels_BCHW, 1):
         given = pixels_1CHW.numpy()
         logits, attention, lens, _ = ask["look"](given)
         ours = reference(classifier, pixels_1CHW)

@@ -16,10 +16,10 @@ import vitrail
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.explain.methods import DEFAULT, METHODS
+from vitrail.export.running import onnx_packages
 from vitrail.export.web.agreement import agreement
 from vitrail.export.web.examples import chosen, precomputed
 from vitrail.export.web.graphs import Graphs, traced
-from vitrail.export.running import onnx_packages
 from vitrail.files import write_atomically
 
 LIMIT = 40.0  # megabytes of a page, unless said
@@ -98,7 +98,8 @@ def check_size(classifier: Classifier, half: bool, limit: float) -> None:
     if whole > limit:
         rescue = "" if half else f"--half makes it about {(whole - weights * 2 / 3 / 1e6):.0f}; "
         raise UsageError(
-            f"the page would have about {whole:.0f} MB, more than {limit:g}", f"{rescue}--limit {whole + 1:.0f} allows it"
+            f"the page would have about {whole:.0f} MB, more than {limit:g}",
+            f"{rescue}--limit {whole + 1:.0f} allows it",
         )
 
 
