@@ -110,11 +110,8 @@ class Graphs:
         return {name: session(graph) for name, graph in self.graphs.items()}
 
 
-def traced(classifier: Classifier, half: bool = False) -> Graphs:
-    """The graphs of a classifier, whose weights are stored in float16 if `half`; they compute in float32 in any case.
-
-    The classifier is left as it is.
-    """
+def traced(classifier: Classifier) -> dict[str, Any]:
+    """The graphs of a classifier as ONNX models, in float32; the classifier is left as it is."""
     program = Program(classifier)
     config = classifier.vit.config
     patches = config.grid[0] * config.grid[1]
@@ -126,13 +123,24 @@ def traced(classifier: Classifier, half: bool = False) -> Graphs:
     back: Any = make_fx(lambda pixels, target: answers(program, pixels, target)[-1])
     with torch.enable_grad():
         back = back(pixels_1CHW, target_1Y)
-    files = {
+    return {
         "look": onnx_of(Look(program), (pixels_1CHW,), ["pixels"], ["logits", "attention", "lens", "answers"]),
         "keep": onnx_of(Keep(program), (pixels_1CHW, keep_BK), ["pixels", "keep"], ["logits"], dynamic),
         "map": onnx_of(back.eval(), (pixels_1CHW, target_1Y), ["pixels", "target"], ["map"]),
     }
+
+
+def packed(models: dict[str, Any], half: bool = False) -> Graphs:
+    """The models as files that share their weights, stored in float16 if `half`; they compute in float32 in any case."""
+    from onnx import ModelProto
+
     shared = Shared(half)
-    return Graphs({name: shared.without_weights(model) for name, model in files.items()}, bytes(shared.blob), half)
+    graphs = {}
+    for name, model in models.items():
+        own = ModelProto()
+        own.CopyFrom(model)
+        graphs[name] = shared.without_weights(own)
+    return Graphs(graphs, bytes(shared.blob), half)
 
 
 def onnx_of(

@@ -19,7 +19,7 @@ from vitrail.explain.methods import DEFAULT, METHODS
 from vitrail.export.running import onnx_packages
 from vitrail.export.web.agreement import agreement
 from vitrail.export.web.examples import chosen, precomputed
-from vitrail.export.web.graphs import Graphs, traced
+from vitrail.export.web.graphs import Graphs, packed, traced
 from vitrail.files import write_atomically
 
 LIMIT = 40.0  # megabytes of a page, unless said
@@ -84,7 +84,7 @@ def make_page(
     check_size(classifier, half, limit)
     floats = replace(classifier, vit=deepcopy(classifier.vit).to("cpu", torch.float32).eval().requires_grad_(False))
     shown = chosen(floats, examples, data)
-    graphs = traced(floats, half)
+    graphs = packed(traced(floats), half)
     agreed = agreement(floats, graphs, [example.pixels for example in shown])
     about = {**described(floats, model, half, agreed), "examples": precomputed(floats, shown)}
     return WebPage(assembled(about, graphs).encode(), agreed, len(shown), half)
@@ -145,8 +145,8 @@ def assembled(about: dict[str, Any], graphs: Graphs) -> str:
     from markupsafe import Markup
 
     payloads = {name: b64encode(vendored(file)).decode() for name, file in RUNTIME.items()}
-    payloads |= {f"graph-{name}": packed(graph) for name, graph in graphs.graphs.items()}
-    payloads["weights"] = packed(graphs.weights)
+    payloads |= {f"graph-{name}": zipped(graph) for name, graph in graphs.graphs.items()}
+    payloads["weights"] = zipped(graphs.weights)
     environment = Environment(
         loader=FunctionLoader(site), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -171,7 +171,7 @@ def script(modules: Sequence[str]) -> str:
     return re.sub(r"^export ", "", joined, flags=re.M)
 
 
-def packed(content: bytes) -> str:
+def zipped(content: bytes) -> str:
     """Bytes as they lie in the page: gzip in base64."""
     return b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
