@@ -179,6 +179,10 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: 
     is wrong with the file, `UsageError` where there is none.
     """
     path = Path(model)
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        raise UsageError(
+            f"{path} is a program, whose weights cannot be looked into", "vitrail predict, evaluate and serve run it"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         if not (path / ARTEFACT).is_file():
             unfinished = " yet" if (path / "checkpoint").is_dir() else ""
