@@ -49,7 +49,8 @@ def quantised(model: Any) -> Any:
         product, name = products[node.output[0]], node.output[0]
         weight_DE, scale_E = whole_numbers(product.weight_DE)
         constants |= {f"{name}/weight": weight_DE, f"{name}/scale": scale_E}
-        steps = [  # x is spread over -127..127 token by token, and moved to 1..255
+        # token by token x is spread over -127 to 127 and moved to 1 to 255; what came of it is taken back at the end
+        steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
             ("Abs", [node.input[0]], "size", {}),
             ("ReduceMax", ["size", "int8/last"], "largest", {"keepdims": 1}),
             ("Max", ["largest", "int8/least"], "range", {}),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.export.proof import Agreed
+from vitrail.export.proof import MOST_LOST, Agreed
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Shipped:
                 f"accuracy {agreed.accuracy:.4f} before and {agreed.exported_accuracy:.4f} after: "
                 f"{100 * agreed.lost:+.2f} points lost (95 % interval {low:+.2f} to {high:+.2f})"
             )
+            if high > 100 * MOST_LOST:
+                shown.append(f"these images are too few to rule out that more than {100 * MOST_LOST} points are lost")
         if self.int8:
             smaller = self.int8["float_bytes"] / self.int8["bytes"]
             faster = self.int8["float_milliseconds"] / self.int8["milliseconds"]
