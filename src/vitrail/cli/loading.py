@@ -10,7 +10,7 @@ from vitrail.classifier import AnyClassifier
 from vitrail.errors import UsageError
 from vitrail.machine import pick_device
 
-WHAT = "a run folder, an artefact, a card, CARD@FILE, a weight file, a folder or a hub id"
+WHAT = "a run folder, an artefact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
 
 
 def add_model(parser: argparse.ArgumentParser, onnx: bool = False) -> None:
