@@ -47,6 +47,6 @@ def answers(program: Program, pixels_BCHW: Tensor, target_BY: Tensor) -> tuple[T
         x_BTD = vit.embed(program.preprocess.normalise(pixels_BCHW))
         scene = Scene(vit, x_BTD, (h, w), lambda logits_BY: target_BY, x_BTD)
         map_BP, logits_BY = balanced_gradient(scene)
-    map_Bhw = map_BP.unflatten(1, (h, w))
+    map_Bhw = map_BP.view(-1, h, w)
     attention = [torch.stack(kept, dim=1).detach()] if program.attention else []
     return (logits_BY / program.temperature, *attention, map_Bhw)

@@ -69,14 +69,15 @@ def make_page(
     examples: Sequence[str | Path] | None = None,
     *,
     model: str = "",
+    title: str | None = None,
     data: str | Path | None = None,
     half: bool = False,
     limit: float = LIMIT,
 ) -> WebPage:
     """The page of a classifier, with these images as examples (or others, see `examples.chosen`).
 
-    `model` is what people type to load the classifier, `data` where it was trained on; `half` stores weights in
-    float16. Raises `UsageError` where the classifier knows no classes, where onnx is not installed, or where the page
+    `model` is what people type to load the classifier, `title` what stands at the top, `data` what it was trained on;
+    `half` stores weights in float16. Raises `UsageError` where the classifier knows no classes, where onnx is not installed, or where the page
     would have more than `limit` megabytes; `VitrailError` where the graphs do not agree with the classifier.
     """
     classifier.refuse_nameless()
@@ -86,7 +87,7 @@ def make_page(
     shown = chosen(floats, examples, data)
     graphs = packed(traced(floats), half)
     agreed = agreement(floats, graphs, [example.pixels for example in shown])
-    about = {**described(floats, model, half, agreed), "examples": precomputed(floats, shown)}
+    about = {**described(floats, model, title, half, agreed), "examples": precomputed(floats, shown)}
     return WebPage(assembled(about, graphs).encode(), agreed, len(shown), half)
 
 
@@ -103,11 +104,13 @@ def check_size(classifier: Classifier, half: bool, limit: float) -> None:
         )
 
 
-def described(classifier: Classifier, model: str, half: bool, agreed: dict[str, Any]) -> dict[str, Any]:
+def described(
+    classifier: Classifier, model: str, title: str | None, half: bool, agreed: dict[str, Any]
+) -> dict[str, Any]:
     """What the page has to know of the classifier, and what it says of it."""
     config, origin = classifier.vit.config, classifier.origin
     scores = origin.get("metrics", {}).get("test") or {}
-    name = Path(model).name or origin.get("card") or "classifier"
+    name = title or Path(model).name or origin.get("card") or "classifier"
     return {
         "name": str(name).removesuffix(".safetensors"),
         "model": typed(model),
