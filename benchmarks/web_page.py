@@ -3,8 +3,8 @@
     vitrail export runs/x --format web --out page.html
     python benchmarks/web_page.py page.html [--repeats 7] [--picture docs/page.webp]
 
-Needs Debian's Chromium and playwright. Times are the page's own: first paint as the browser reports it, a hover from the
-pointer's event to the frame after the window is drawn.
+Needs Debian's Chromium and playwright. Times are the page's own: first paint as the browser reports it, a hover from
+the pointer's event to the frame after the window is drawn.
 """
 
 import argparse
@@ -31,7 +31,8 @@ ASK = """async () => {
   const model = await vitrail.waking;
   const target = new Float32Array(vitrail.about.classes.length).fill(0);
   target[0] = 1;
-  const half = Array.from({ length: 6 }, () => Array.from({ length: vitrail.scene().chances[0].length / 2 }, (_, i) => 2 * i));
+  const one = Array.from({ length: vitrail.scene().chances[0].length / 2 }, (_, i) => 2 * i);
+  const half = Array.from({ length: 6 }, () => one);
   const found = {};
   for (const [name, ask] of [["look", () => model.look(image)], ["map", () => model.map(image, target)],
                              ["hide", () => model.keep(image, half)]]) {
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--picture", type=Path, metavar="FILE.webp")
-    parser.add_argument("--view", default="#image=2&hide=25", help="what the picture shows, as the page's address says it")
+    parser.add_argument("--view", default="#image=2&hide=25", help="what the picture shows, as addresses say it")
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     flags = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
@@ -95,7 +96,8 @@ def measured(page: Page, address: str) -> dict[str, float]:
     box = page.locator("#canvas").bounding_box()
     assert box
     for step in range(24):
-        page.mouse.move(box["x"] + box["width"] * (0.1 + 0.8 * (step % 6) / 6), box["y"] + box["height"] * (0.4 + step / 45))
+        across, down = 0.1 + 0.8 * (step % 6) / 6, 0.4 + step / 45
+        page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
         page.wait_for_timeout(40)
     hovers = page.evaluate("window.hovers")
     found["hover, median"], found["hover, slowest of 24"] = statistics.median(hovers), max(hovers)

@@ -2,8 +2,8 @@
 
 onnx, torch (torch.export) and triton are programs: from decoded pixels to logits, with normalisation and temperature
 inside, and with classes, preprocessing and card in the file. `vitrail predict` and `evaluate` take the ONNX file too.
-timm, hf (transformers) and torchvision are folders that those libraries load. web is one HTML file with the model in it,
-which answers and explains images in any browser, from disk, with the network off.
+timm, hf (transformers) and torchvision are folders that those libraries load. web is one HTML file with the model in
+it, which answers and explains images in any browser, from disk, with the network off.
 
 Nothing is written that does not agree with the classifier: a program is asked about real images first (--check), a
 folder is read back by the library itself, if it is installed. --push also uploads a folder to the Hugging Face hub.
@@ -33,7 +33,9 @@ PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser)
-    parser.add_argument("--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *FORMATS, 'web'])}")
+    parser.add_argument(
+        "--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *FORMATS, 'web'])}"
+    )
     parser.add_argument(
         "--out", required=True, metavar="PATH",
         help="what to write, which must not exist: a .onnx, .pt2 or .html file, else a folder",

@@ -131,7 +131,7 @@ def traced(classifier: Classifier) -> dict[str, Any]:
 
 
 def packed(models: dict[str, Any], half: bool = False) -> Graphs:
-    """The models as files that share their weights, stored in float16 if `half`; they compute in float32 in any case."""
+    """The models as files that share their weights, stored in float16 if `half`; they compute in float32 anyway."""
     from onnx import ModelProto
 
     shared = Shared(half)

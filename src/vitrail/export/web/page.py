@@ -77,8 +77,9 @@ def make_page(
     """The page of a classifier, with these images as examples (or others, see `examples.chosen`).
 
     `model` is what people type to load the classifier, `title` what stands at the top, `data` what it was trained on;
-    `half` stores weights in float16. Raises `UsageError` where the classifier knows no classes, where onnx is not installed, or where the page
-    would have more than `limit` megabytes; `VitrailError` where the graphs do not agree with the classifier.
+    `half` stores weights in float16. Raises `UsageError` where the classifier knows no classes, where onnx is not
+    installed, or where the page would have more than `limit` megabytes; `VitrailError` where the graphs do not agree
+    with the classifier.
     """
     classifier.refuse_nameless()
     onnx_packages()
