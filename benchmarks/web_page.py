@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--picture", type=Path, metavar="FILE.webp")
-    parser.add_argument("--view", default="#image=2&hide=25", help="what the picture shows, as addresses say it")
+    parser.add_argument("--view", default="#image=2&hide=30", help="what the picture shows, as addresses say it")
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     flags = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]

@@ -145,8 +145,7 @@ function attentionSaid(map, rest) {
 
 let place = null;
 
-function drawMain() {
-  if (!scene) return;
+function drawMain({ map, signed, said, unit }) {
   const canvas = $("canvas");
   const width = Math.min(canvas.parentElement.clientWidth || 440, 464);
   const sharp = window.devicePixelRatio || 1;
@@ -158,7 +157,6 @@ function drawMain() {
   }
   const context = canvas.getContext("2d");
   context.setTransform(sharp, 0, 0, sharp, 0, 0);
-  const { map, signed, said, unit } = shownMap();
   const hidden = state.view === "evidence" ? hiddenNow() : null;
   const left = hidden && scene.left ? scene.left.named : probabilities()[asked()];
   drawWindow(context, place, grid, {
@@ -272,8 +270,7 @@ function drawLayers() {
 
 const PANELS = { evidence: drawEvidence, attention: drawAttention, layers: drawLayers };
 
-function drawShare() {
-  const { method } = shownMap();
+function drawShare({ method }) {
   const file = fileName();
   const view = {
     method: method || about.method, label: classes[asked()], against: rather() === null ? null : classes[rather()],
@@ -305,7 +302,8 @@ let pending = 0;
 
 function draw() {
   if (!scene) return;
-  drawMain();
+  const shown = shownMap();
+  drawMain(shown);
   drawAnswers();
   for (const view of VIEWS) {
     $(`tab-${view}`).setAttribute("aria-selected", String(view === state.view));
@@ -313,7 +311,7 @@ function draw() {
     $(view).hidden = view !== state.view;
   }
   PANELS[state.view]();
-  drawShare();
+  drawShare(shown);
   document.querySelectorAll("#gallery button").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.image === state.image)));
   clearTimeout(pending); // browsers count how often the address changes
   pending = setTimeout(() => history.replaceState(null, "", hashNow()), 150);
