@@ -1,6 +1,7 @@
 """The page that opens anywhere: its answers are Python's, its controls work with the network off, nothing leaves it."""
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -27,6 +28,7 @@ from vitrail.export.web.agreement import agreement
 from vitrail.export.web.examples import chosen, named, png
 from vitrail.export.web.graphs import Graphs, packed, traced
 from vitrail.model import Rotary
+from vitrail.run_folder import RunFolder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
@@ -78,10 +80,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def file(model: Classifier, images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_bytes(web_page(model, images, model="runs/it's mine"))
-    return path
+def written(model: Classifier, images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The page as the command line writes it, and what it says."""
+    folder = tmp_path_factory.mktemp("page")
+    model.save(folder / "it's mine.safetensors")
+    words = ["export", str(folder / "it's mine.safetensors"), "--format", "web", "--out", str(folder / "page.html")]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main([*words, "--examples", *map(str, images), "--title", "Mine <i>", "--json", "--quiet"]) == 0
+    return folder / "page.html", json.loads(said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def file(written: tuple[Path, Any]) -> Path:
+    return written[0]
 
 
 @pytest.fixture(scope="module")
@@ -527,30 +539,48 @@ def test_every_kind_of_vit_agrees_or_is_refused(options: dict[str, Any]):
         agreement(other, Graphs(graphs.graphs, spoilt.tobytes()), pixels)
 
 
-def test_the_command(run: vitrail.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out = tmp_path / "page.html"
-    words = ["export", str(run.folder), "--format", "web", "--out", str(out), "--json", "--quiet"]
-    assert main(words) == 0
-    document = json.loads(capsys.readouterr().out)
+def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, document = written
+    assert document["file"] == str(out)
     assert document["bytes"] == out.stat().st_size
     assert document["max_difference"] < 1e-4
     assert document["agreement"] == 1
-    assert document["examples"] == 8
-    text = out.read_text()
+    assert document["examples"] == 3
+    text = out.read_text(encoding="utf-8")
+    assert "Mine &lt;i&gt;" in text
     about = json.loads(re.search(r'id="about">(.*?)</script>', text, re.DOTALL)[1])
-    assert [example["truth"] in run.classifier.classes for example in about["examples"]] == [True] * 8
+    assert about["model"] == "it's mine.safetensors"  # and not in whose home it lies
+    assert str(out.parent) not in text
     before = out.read_bytes()
-    assert main(words) == 2
-    assert "exists already" in json.loads(capsys.readouterr().out)["error"]
+    model = str(out.with_name("it's mine.safetensors"))
+
+    def refused(*words: object, code: int = 2) -> dict[str, str]:
+        assert main(["export", model, *map(str, words), "--json", "--quiet"]) == code
+        said: dict[str, str] = json.loads(capsys.readouterr().out)
+        return said
+
+    assert "exists already" in refused("--format", "web", "--out", out)["error"]
     assert out.read_bytes() == before
-    small = [*words[:-3], str(tmp_path / "b.html"), "--limit", "5", "--json"]
-    assert main(small) == 2
-    said = json.loads(capsys.readouterr().out)
-    assert "MB, more than 5" in said["error"] and "--limit" in said["hint"]
-    assert not (tmp_path / "b.html").exists()
-    assert main([*words[:3], "timm", "--out", str(tmp_path / "c"), "--half", "--json"]) == 2
-    assert main([*words[:-3], str(tmp_path / "d.html"), "--examples", str(tmp_path / "none.png"), "--json"]) == 1
-    assert not (tmp_path / "d.html").exists()
+    other = tmp_path / "b.html"
+    said = refused("--format", "web", "--out", other, "--limit", 5)
+    assert "MB, more than 5" in said["error"]
+    assert "--limit" in said["hint"]
+    assert "--half is not for" in refused("--format", "timm", "--out", other, "--half")["error"]
+    assert "--int8 is not for" in refused("--format", "web", "--out", other, "--int8")["error"]
+    assert (
+        "no such file" in refused("--format", "web", "--out", other, "--examples", tmp_path / "n.png", code=1)["error"]
+    )
+    assert not other.exists()
+
+
+def test_examples_are_images_that_training_kept_back(run: vitrail.Run, colours: Path):
+    found = chosen(run.classifier, data=RunFolder(run.folder).data)
+    assert len(found) == 8
+    assert {example.truth for example in found} == set(run.classifier.classes)
+    kept = [run.classifier.read(path) for path in sorted((colours / "test").rglob("*.png"))]
+    assert all(any(torch.equal(example.pixels, pixels) for pixels in kept) for example in found)
+    assert [example.name for example in chosen(run.classifier, data="gone/away")][0] == "cat.jpg"
+    assert RunFolder(colours).data is None
 
 
 def test_a_model_without_classes_is_refused():
