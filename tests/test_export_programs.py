@@ -124,7 +124,7 @@ def test_every_rule_of_the_map_is_in_the_graph():
     assert max(differences(clf, lambda pixels, _, target: graph(pixels, target)[-1])) < 1e-5
 
 
-def test_the_file_carries_all_that_using_it_takes(saved: tuple[Classifier, Path]):
+def test_the_file_carries_all_that_using_it_takes(saved: tuple[Classifier, Path], capsys: pytest.CaptureFixture[str]):
     clf, path = saved
     loaded = OnnxClassifier.load(path, threads=1)
     assert (loaded.classes, loaded.preprocess, loaded.temperature) == (clf.classes, clf.preprocess, clf.temperature)
@@ -134,6 +134,12 @@ def test_the_file_carries_all_that_using_it_takes(saved: tuple[Classifier, Path]
     model = onnx.load(path)
     assert model.producer_name == "vitrail"
     assert "ant, bee, cat" in model.doc_string
+    assert main(["inspect", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["classes"], facts["outputs"]) == (["ant", "bee", "cat"], ["logits"])
+    assert abs(facts["parameters"] - sum(p.numel() for p in clf.vit.parameters())) < 200  # and some shapes
+    assert main(["inspect", str(path)]) == 0
+    assert "takes pixels, gives logits" in capsys.readouterr().out
     assert str(path.parent) not in str(model)  # nothing of where it was made
     names: dict = {"pixels": pixels_for(clf).numpy()}
     code = model.doc_string.split("```python\n")[1].split("```")[0]
