@@ -202,6 +202,7 @@ def test_triton_gets_a_folder_with_an_int8_model_and_measured_accuracy(
     assert document["lost_interval"][0] <= document["lost"] <= document["lost_interval"][1]
     assert document["int8"]["float_bytes"] > 1.3 * document["int8"]["bytes"]  # most of so small a file is its graph
     assert document["int8"]["milliseconds"] > 0
+    assert 0 < document["attention_difference"] < 0.1
     assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == {
         "1/model.onnx", "config.pbtxt", "labels.txt",
     }  # fmt: skip
