@@ -16,7 +16,8 @@ from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.explain import explain_batch
 from vitrail.export import int8, onnx_file
-from vitrail.export.graph import ATTENTION, MAP, Extras
+from vitrail.export.graph import ATTENTION, MAP, Extras, Program
+from vitrail.export.map_graph import map_program
 from vitrail.export.onnx_file import describe, export_onnx, onnx_model, running
 from vitrail.export.proof import Agreed, demand, images_for, map_difference
 from vitrail.export.running import OnnxClassifier
@@ -32,10 +33,9 @@ SHAPES: dict[str, dict] = {  # between them every part of a model that there is
     "grey, sin-cos, mean normed, MLP head": dict(
         channels=1, position=SinCos(), pool="mean_norm", final_norm=False, head="mlp", mlp="gelu_tanh", prefix_tokens=0
     ),
-    "two class tokens, another size than trained at": dict(
-        pool="cls+dist", prefix_tokens=2, image_size=48, mlp="quick_gelu"
+    "features of two class tokens, another size than trained at": dict(
+        pool="cls+dist", prefix_tokens=2, image_size=48, mlp="quick_gelu", classes=0
     ),
-    "features": dict(pool="cls+mean", classes=0),
 }  # fmt: skip
 
 
@@ -99,23 +99,32 @@ def test_onnx_gives_the_same_logits_and_attention_and_int8_nearly(name: str):
     assert not [node for node in products if node.input[1] in left and node.input[0] not in left]
 
 
-@pytest.mark.parametrize("name", [*SHAPES][:2])
-def test_the_map_in_the_graph_is_explains(name: str):
-    clf = classifier(**SHAPES[name], classes=2 if name == "plain" else 3)  # two: as many as images often are
+def differences(clf: Classifier, run) -> list[float]:
+    """How far the maps of some classes are from `explain`'s, as a part of the largest value in those."""
+    found = [map_difference(clf, run, pixels_for(clf), *target) for target in [(0, None), (1, None), (1, 0)]]
+    assert min(largest for _, largest in found) > 1e-3
+    return [apart / max(1, largest) for apart, largest in found]
+
+
+def test_the_map_in_the_graph_is_explains():
+    clf = classifier(depth=2, classes=2)  # two: as many as images often are
     runner = running(onnx_model(clf, Extras(map=True)), clf)
+    assert max(differences(clf, runner.run)) < 1e-5
     x = pixels_for(clf)
-    for target in [(0, None), (1, None), (1, 0)]:
-        apart, largest = map_difference(clf, runner.run, x, *target)
-        assert largest > 1e-3
-        assert apart < 1e-5 * max(1, largest)
-    each = torch.eye(len(clf.classes))[torch.arange(len(x)) % len(clf.classes)]  # another class for each image
-    named = [clf.classes[i % len(clf.classes)] for i in range(len(x))]
-    ours = np.stack([found.map for found in explain_batch(clf, x, target=named)])
+    each = torch.eye(2)[torch.arange(len(x)) % 2]  # another class for each image
+    ours = np.stack([found.map for found in explain_batch(clf, x, target=["ant", "bee", "ant", "bee", "ant"])])
     assert np.abs(runner.run(x, MAP, each).numpy() - ours).max() < 1e-5
     assert (runner.logits(x) - clf.logits(x)).abs().max() < 1e-4
 
 
-def test_the_file_carries_all_that_using_it_takes(saved: tuple[Classifier, Path]):
+def test_every_rule_of_the_map_is_in_the_graph():
+    """Gates, attention pooling and normed queries, whose gradients are balanced by rules of their own."""
+    clf = classifier(**SHAPES[[*SHAPES][1]])
+    graph = map_program(Program(clf))
+    assert max(differences(clf, lambda pixels, _, target: graph(pixels, target)[-1])) < 1e-5
+
+
+def test_the_file_carries_all_that_using_it_takes(saved: tuple[Classifier, Path], capsys: pytest.CaptureFixture[str]):
     clf, path = saved
     loaded = OnnxClassifier.load(path, threads=1)
     assert (loaded.classes, loaded.preprocess, loaded.temperature) == (clf.classes, clf.preprocess, clf.temperature)
@@ -125,6 +134,12 @@ def test_the_file_carries_all_that_using_it_takes(saved: tuple[Classifier, Path]
     model = onnx.load(path)
     assert model.producer_name == "vitrail"
     assert "ant, bee, cat" in model.doc_string
+    assert main(["inspect", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["classes"], facts["outputs"]) == (["ant", "bee", "cat"], ["logits"])
+    assert abs(facts["parameters"] - sum(p.numel() for p in clf.vit.parameters())) < 200  # and some shapes
+    assert main(["inspect", str(path)]) == 0
+    assert "takes pixels, gives logits" in capsys.readouterr().out
     assert str(path.parent) not in str(model)  # nothing of where it was made
     names: dict = {"pixels": pixels_for(clf).numpy()}
     code = model.doc_string.split("```python\n")[1].split("```")[0]
@@ -185,8 +200,9 @@ def test_triton_gets_a_folder_with_an_int8_model_and_measured_accuracy(
     assert document["accuracy"] == 1
     assert document["lost"] == pytest.approx(1 - document["exported_accuracy"])
     assert document["lost_interval"][0] <= document["lost"] <= document["lost_interval"][1]
-    assert document["int8"]["float_bytes"] > 2 * document["int8"]["bytes"]
+    assert document["int8"]["float_bytes"] > 1.3 * document["int8"]["bytes"]  # most of so small a file is its graph
     assert document["int8"]["milliseconds"] > 0
+    assert 0 < document["attention_difference"] < 0.1
     assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == {
         "1/model.onnx", "config.pbtxt", "labels.txt",
     }  # fmt: skip

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -62,7 +63,7 @@ def proven_model(
     runner = running(model, classifier)
     agreed = compared(classifier, runner.logits, check, tick)
     demand(agreed, exact=not extras.int8)
-    demand_extras(classifier, runner.run, check, extras)
+    agreed = replace(agreed, others=demand_extras(classifier, runner.run, check, extras))
     made = gains(whole, model, classifier, check) if extras.int8 else {}
     describe(model, classifier, {**vars(extras), **agreed.to_json(), **made})
     return model, agreed, made

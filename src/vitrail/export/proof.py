@@ -4,7 +4,7 @@ Shapes: B batch, C channels, H W pixels, Y classes.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,13 @@ class Agreed:
     exported_accuracy: float | None = None
     lost: float | None = None
     lost_interval: tuple[float, float] | None = None  # 95 %, of paired answers
+    others: dict[str, float] = field(default_factory=dict)  # largest differences of attention and maps, where given
 
     def to_json(self) -> dict[str, Any]:
         """As the command line says it and the file keeps it."""
         plain = {"compared_on": self.said, "images": self.images, "max_difference": self.max_difference,
-                 "agreement": self.agreement, "alone_difference": self.alone_difference}  # fmt: skip
+                 "agreement": self.agreement, "alone_difference": self.alone_difference,
+                 **{f"{name}_difference": apart for name, apart in self.others.items()}}  # fmt: skip
         if self.lost is None:
             return plain
         scores = {"accuracy": self.accuracy, "exported_accuracy": self.exported_accuracy, "lost": self.lost}
@@ -161,8 +163,9 @@ def demand(agreed: Agreed, *, exact: bool) -> None:
         )  # fmt: skip
 
 
-def demand_extras(classifier: Classifier, run: Run, check: Check, extras: Extras) -> None:
-    """Raises `VitrailError` with the figure where attention or maps are not the classifier's."""
+def demand_extras(classifier: Classifier, run: Run, check: Check, extras: Extras) -> dict[str, float]:
+    """How far attention and maps are from the classifier's; raises `VitrailError` with the figure if too far."""
+    differences: dict[str, float] = {}
     pixels, _ = next(check.batches(classifier))
     pixels = pixels[:ALONE]
     if extras.attention:
@@ -173,11 +176,14 @@ def demand_extras(classifier: Classifier, run: Run, check: Check, extras: Extras
         apart = (run(pixels, ATTENTION) - ours.cpu()).abs().max().item()
         if not apart <= allowed:
             raise VitrailError(f"attention does not agree: it differs by {apart:.2e}", "nothing was written")
+        differences[ATTENTION] = apart
     if extras.map:
         for target in targets(classifier.vit.config.classes):
             apart, largest = map_difference(classifier, run, pixels, *target)
             if not apart <= TOLERANCE * max(1.0, largest):
                 raise VitrailError(f"the maps do not agree: they differ by {apart:.2e}", "nothing was written")
+            differences[MAP] = max(apart, differences.get(MAP, 0.0))
+    return differences
 
 
 def targets(classes: int) -> list[tuple[int, int | None]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,29 @@ def checked(data: bytes, path: Path) -> tuple[Artefact, dict[str, Any]]:
         )
     exported = document.get("exported")
     return artefact, exported if isinstance(exported, dict) else {}
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """What the file is, as `vitrail inspect` says it; raises as loading does."""
+    data = read_bytes(path)
+    artefact, exported = checked(data, path)
+    onnx, _ = onnx_packages()
+    graph = onnx.load_model_from_string(data).graph
+    tensors = {
+        tensor.name: {"shape": list(tensor.dims), "dtype": onnx.TensorProto.DataType.Name(tensor.data_type).lower()}
+        for tensor in graph.initializer
+    }
+    return {
+        "file": str(path),
+        "kind": "ONNX file of vitrail's",
+        "bytes": len(data),
+        "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
+        "tensors": tensors,
+        **artefact.to_json(),
+        "inputs": [each.name for each in graph.input],
+        "outputs": [each.name for each in graph.output],
+        "exported": exported,
+    }
 
 
 def tensors_of(message: Any, onnx: Any) -> Iterator[Any]:

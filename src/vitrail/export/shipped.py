@@ -32,6 +32,9 @@ class Shipped:
             f"compared on {agreed.said}: largest difference of a logit {agreed.max_difference:.1e}, the same class for "
             f"{agreed.agreement:.2%}, an image alone or among others {agreed.alone_difference:.1e}",
         ]
+        if agreed.others:
+            said = ", ".join(f"{name} {apart:.1e}" for name, apart in agreed.others.items())
+            shown.append(f"largest differences beside the logits: {said}")
         if agreed.lost is not None and agreed.lost_interval and agreed.accuracy and agreed.exported_accuracy:
             low, high = (100 * each for each in agreed.lost_interval)
             shown.append(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def export_torch(
         run = Loaded(torch.export.load(whole).module(), extras, len(classifier.classes))
     agreed = compared(classifier, lambda pixels: run(pixels, LOGITS), check, tick)
     demand(agreed, exact=True)
-    demand_extras(classifier, run, check, extras)
+    agreed = replace(agreed, others=demand_extras(classifier, run, check, extras))
     write_atomically(path, lambda aside: aside.write_bytes(whole.getbuffer()))
     return Shipped(path, "torch", extras.outputs, agreed, path.stat().st_size)
 
