@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,8 +48,60 @@ def finite(answers: Tensor) -> Tensor:
     return answers.float()
 
 
+class AnyClassifier(ABC):
+    """What predicting, scoring and serving need of a classifier, whichever runtime computes its logits."""
+
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: float
+    origin: dict[str, Any]
+
+    @abstractmethod
+    def logits(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels of the model's size -> logits (B, Y) in float32, divided by the temperature.
+
+        Raises `NotFinite` where an answer is not a finite number.
+        """
+
+    def read(self, image: str | Path | Tensor) -> Tensor:
+        """A file, or uint8 pixels (C, h, w), -> uint8 (C, H, W) of the model's size; raises `ImageError`."""
+        name = "image" if isinstance(image, Tensor) else str(image)
+        pixels = image if isinstance(image, Tensor) else decode(image, self.preprocess.channels)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.preprocess.channels:
+            raise ImageError(name, f"pixels must be uint8 ({self.preprocess.channels}, h, w)")
+        try:
+            return self.preprocess.fitted(pixels)
+        except ValueError as error:
+            raise ImageError(name, str(error)) from None
+
+    def predict(self, image: str | Path | Tensor, top: int = 5) -> list[Prediction]:
+        """The most probable classes of one image, best first; raises `ImageError` if it cannot be read."""
+        return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
+
+    def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
+        """The most probable classes, best first, from one image's logits; raises `UsageError` without classes."""
+        self.refuse_nameless()
+        probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
+        return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
+
+    def refuse_nameless(self) -> None:
+        """Raises `UsageError` where the outputs are features, to which no classes belong."""
+        if not self.classes:
+            raise UsageError(
+                "this model gives features and knows no classes",
+                "vitrail probe scores its features, vitrail train DATA --from MODEL gives it classes",
+            )
+
+    def evaluate(self, data: str | Path) -> Evaluation:
+        """The numbers of this classifier on labelled images."""
+        from vitrail.evaluate import evaluate, images_to_score
+
+        images, said = images_to_score(self, data)
+        return evaluate(self, images, said=said)
+
+
 @dataclass
-class Classifier:
+class Classifier(AnyClassifier):
     """What turns image files into labels; `origin` says where the weights came from."""
 
     vit: ViT
@@ -65,17 +118,6 @@ class Classifier:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.vit.parameters()).device
-
-    def read(self, image: str | Path | Tensor) -> Tensor:
-        """A file, or uint8 pixels (C, h, w), -> uint8 (C, H, W) of the model's size; raises `ImageError`."""
-        name = "image" if isinstance(image, Tensor) else str(image)
-        pixels = image if isinstance(image, Tensor) else decode(image, self.preprocess.channels)
-        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.preprocess.channels:
-            raise ImageError(name, f"pixels must be uint8 ({self.preprocess.channels}, h, w)")
-        try:
-            return self.preprocess.fitted(pixels)
-        except ValueError as error:
-            raise ImageError(name, str(error)) from None
 
     def normalised(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels of the model's size -> what the ViT takes, on its device and in its dtype."""
@@ -111,31 +153,6 @@ class Classifier:
         vit = resized(self.vit, replace(self.vit.config, image_size=image_size))
         vit.eval().requires_grad_(False)
         return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
-
-    def predict(self, image: str | Path | Tensor, top: int = 5) -> list[Prediction]:
-        """The most probable classes of one image, best first; raises `ImageError` if it cannot be read."""
-        return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
-
-    def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
-        """The most probable classes, best first, from one image's logits; raises `UsageError` without classes."""
-        self.refuse_nameless()
-        probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
-        return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
-
-    def refuse_nameless(self) -> None:
-        """Raises `UsageError` where the outputs are features, to which no classes belong."""
-        if not self.classes:
-            raise UsageError(
-                "this model gives features and knows no classes",
-                "vitrail probe scores its features, vitrail train DATA --from MODEL gives it classes",
-            )
-
-    def evaluate(self, data: str | Path) -> Evaluation:
-        """The numbers of this classifier on labelled images."""
-        from vitrail.evaluate import evaluate, images_to_score
-
-        images, said = images_to_score(self, data)
-        return evaluate(self, images, said=said)
 
     def probe(self, data: str | Path, **options: Any) -> Probe:
         """How far the features go without any training: k-NN and a linear head; options as in `vitrail.evaluate`."""

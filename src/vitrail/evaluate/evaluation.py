@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.classifier import Classifier
+from vitrail.classifier import AnyClassifier
 from vitrail.data import Images
 from vitrail.data.sources import SCORED, kept_beside, open_for_evaluation
 from vitrail.evaluate.calibration import brier
@@ -72,7 +72,7 @@ class Evaluation:
         }
 
 
-def images_to_score(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
+def images_to_score(classifier: AnyClassifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
     """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
 
     Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
@@ -84,7 +84,7 @@ def images_to_score(classifier: Classifier, data: str | Path, skip_unreadable: b
 
 
 def images_beside(
-    classifier: Classifier, data: str | Path, skip_unreadable: bool = False
+    classifier: AnyClassifier, data: str | Path, skip_unreadable: bool = False
 ) -> tuple[str, dict[str, Images]]:
     """The name of the split that is scored, and every split of the data, divided as training did."""
     trained_on = classifier.origin.get("data", {})
@@ -93,7 +93,7 @@ def images_beside(
 
 
 def evaluate(
-    classifier: Classifier,
+    classifier: AnyClassifier,
     images: Images,
     *,
     said: str = "",

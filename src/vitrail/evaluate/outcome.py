@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vitrail.classifier import Classifier
+from vitrail.classifier import AnyClassifier
 from vitrail.data import Images
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import evaluation_batches
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def classify(
-    classifier: Classifier,
+    classifier: AnyClassifier,
     images: Images,
     *,
     batch: int = 256,

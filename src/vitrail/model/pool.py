@@ -83,7 +83,7 @@ class AttentionPool(nn.Module):
         self.mlp = MLPS[config.mlp](config)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        q_BN1K = self.q(self.query).expand(len(x_BTD), -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q_BN1K = self.q(self.query).expand(x_BTD.shape[0], -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_BNTK, v_BNTK = self.kv(x_BTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         pooled_BN1K = self.attend(q_BN1K, k_BNTK, v_BNTK, 0.0)
         x_BD: Tensor = self.proj(pooled_BN1K.flatten(1))

@@ -52,7 +52,7 @@ class ViT(nn.Module):
         """The prefix tokens, then the patches in their places: (B, C, H, W) -> (B, R + h*w, D)."""
         x_BhwD = self.patch_embed(image_BCHW)
         x_BPD = self.position.add(x_BhwD).flatten(1, 2)
-        x_BTD = torch.cat([self.prefix.expand(len(x_BPD), -1, -1), x_BPD], dim=1).to(self.prefix.dtype)
+        x_BTD = torch.cat([self.prefix.expand(x_BPD.shape[0], -1, -1), x_BPD], dim=1).to(self.prefix.dtype)
         return x_BTD
 
     def encode(self, x_BTD: Tensor, rotate: Rotate | None) -> Tensor:

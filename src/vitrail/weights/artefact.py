@@ -36,19 +36,22 @@ class Artefact:
     temperature: float = option(1.0, "what logits are divided by", above=0)
     origin: dict[str, Any] = field(default_factory=dict)  # recipe, seed, versions, data, metrics
 
+    def to_json(self) -> dict[str, Any]:
+        """The document that stands in a file's metadata."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_json(),
+            "classes": list(self.classes),
+            "preprocess": self.preprocess.to_json(),
+            "temperature": self.temperature,
+            "origin": self.origin,
+        }
+
 
 def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -> None:
     """Writes the file, whole or not at all; raises `VitrailError` where it cannot be written."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    document = {
-        "format": FORMAT,
-        "config": artefact.config.to_json(),
-        "classes": list(artefact.classes),
-        "preprocess": artefact.preprocess.to_json(),
-        "temperature": artefact.temperature,
-        "origin": artefact.origin,
-        "sha256": digest(weights),
-    }
+    document = {**artefact.to_json(), "sha256": digest(weights)}
     metadata = {"vitrail": json.dumps(document, ensure_ascii=False)}  # safetensors writes several keys in any order
     write_atomically(path, lambda aside: save_file(weights, aside, metadata=metadata))
 
@@ -63,12 +66,18 @@ def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
         raise VitrailError(
             f"{path} holds weights but is not a vitrail artefact", "vitrail inspect says what is in a weight file"
         )
+    artefact = described(document, path)
+    if document.get("sha256") != digest(weights):
+        raise VitrailError(f"{path} is damaged: its weights do not match their checksum", "copy the file again")
+    return artefact, weights
+
+
+def described(document: dict[str, Any], path: Path) -> Artefact:
+    """The classifier that a file's document describes; raises `VitrailError` where it is none that we can read."""
     if document.get("format") != FORMAT:
         raise VitrailError(
             f"{path} has format {document.get('format')!r}, this vitrail reads {FORMAT}", "update vitrail"
         )
-    if document.get("sha256") != digest(weights):
-        raise VitrailError(f"{path} is damaged: its weights do not match their checksum", "copy the file again")
     try:
         config = ViTConfig.from_json(document["config"])
         preprocess = Preprocess.from_json(document["preprocess"])
@@ -79,7 +88,7 @@ def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, VitrailError) as error:
         said = str(error) if isinstance(error, VitrailError) else repr(error)
         raise VitrailError(f"{path} is not a whole artefact: {said}", "write it again with vitrail") from None
-    return artefact, weights
+    return artefact
 
 
 def is_artefact(path: Path) -> bool:
