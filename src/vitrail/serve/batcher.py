@@ -1,7 +1,7 @@
 """The queue before a model: who may wait, who goes together, who is too late. It knows no clock, no task, no socket.
 
-Times are seconds on any clock that never runs backwards; whoever calls says what time it is. Nothing here waits, so that
-every order of events can be tried (tests/test_batcher.py).
+Times are seconds on any clock that never runs backwards; whoever calls says what time it is. Nothing here waits, so
+that every order of events can be tried (tests/test_batcher.py).
 """
 
 from dataclasses import dataclass, field

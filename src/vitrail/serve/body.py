@@ -3,7 +3,7 @@
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.datastructures import UploadFile
@@ -27,7 +27,7 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request, deadline: float) -> AsyncIterator[bytes]:
-        """The whole body, unpacked; raises `Refusal` where it is too long, damaged or too slow, `Gone` where it ends."""
+        """The whole body, unpacked; raises `Refusal` where it is too long, damaged or slow, `Gone` where it ends."""
         held = 0
         parts: list[bytes] = []
         unpack = unpacker(request.headers.get("content-encoding", "identity"))
@@ -106,7 +106,7 @@ async def files_of(request: Request, body: bytes, most: int) -> list[tuple[str, 
             raise wrong("the body is empty: send an image file")
         return [("image", body)]
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
@@ -117,7 +117,9 @@ async def files_of(request: Request, body: bytes, most: int) -> list[tuple[str, 
         raise wrong(f"the form cannot be read: {error.message}") from None
     except (KeyError, ValueError, UnicodeError):
         raise wrong("the form cannot be read") from None
-    files = [(part.filename or "image", await part.read()) for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    files = [
+        (part.filename or "image", await part.read()) for _, part in form.multi_items() if isinstance(part, UploadFile)
+    ]
     await form.close()
     if not files:
         raise wrong("the form has no file: send image files in it")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.console import say
 from vitrail.errors import VitrailError
 from vitrail.serve.batcher import Batcher, Full, Item
+from vitrail.serve.logs import log
 from vitrail.serve.metrics import Metrics, Statistics
 from vitrail.serve.refusal import Refusal, crashed, expired, failed, overloaded, wrong
 from vitrail.serve.wire import Message, packed, receive_soon
@@ -54,7 +54,7 @@ class Worker:
             async with asyncio.timeout(STUCK):
                 return await receive_soon(self.reader)
         except TimeoutError:
-            say(f"process {self.hello.get('pid')} has not answered for {STUCK:.0f} s and is killed")
+            log("worker_stuck", pid=self.hello.get("pid"), seconds=STUCK)
             with contextlib.suppress(ProcessLookupError, KeyError):
                 os.kill(self.hello["pid"], signal.SIGKILL)
             raise WorkerLost from None
@@ -144,19 +144,20 @@ class Lane:
                     self.began.set_exception(
                         error if isinstance(error, VitrailError) else VitrailError(f"{self.name} cannot be started")
                     )
-                say(f"{self.name}: a process for {self.task} did not start: {error}")
+                log("worker_not_started", model=self.name, task=self.task, error=str(error))
                 pause = min(max(0.1, 2 * pause), LONGEST_PAUSE)
                 continue
             self.batcher.most = worker.hello["batch"]
             if not self.began.done():
                 self.began.set_result(worker.hello)
             self.workers[number], pause = worker, 0.0
+            log("worker_ready", model=self.name, task=self.task, pid=worker.hello["pid"], batch=self.batcher.most)
             try:
                 while True:
                     await self._run(worker, await self._batch())
             except (WorkerLost, OSError):
                 self.seen["restarts"].inc()
-                say(f"{self.name}: process {worker.hello['pid']} for {self.task} ended; starting another")
+                log("worker_ended", model=self.name, task=self.task, pid=worker.hello["pid"])
             finally:
                 del self.workers[number]
                 worker.close()
@@ -210,7 +211,7 @@ class Lane:
         if "outputs" not in document:
             return [(document, parts)]
         rows_BY = np.frombuffer(parts, np.float32).reshape(images, document["outputs"])
-        good = np.isfinite(rows_BY).all(axis=1)
+        good = np.isfinite(rows_BY).min(axis=1)
         return [
             row_Y if fine else failed("the model's answer to this image is not a finite number")
             for row_Y, fine in zip(rows_BY, good, strict=True)

@@ -15,7 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        by_model = {"labelnames": ("model", "task"), "namespace": "vitrail", "registry": registry}
+        by_model: dict[str, Any] = {"labelnames": ("model", "task"), "namespace": "vitrail", "registry": registry}
         self.queue = Histogram("queue_seconds", "an image's wait for its batch", buckets=SHORT, **by_model)
         self.compute = Histogram("compute_seconds", "a batch in the model", buckets=SHORT, **by_model)
         self.batch = Histogram("batch_size", "images run at once", buckets=SIZES, **by_model)
@@ -86,7 +86,12 @@ class Statistics:
             "execution_count": self.runs,
             "inference_stats": {name: span.to_json() for name, span in self.spans.items()},
             "batch_stats": [
-                {"batch_size": size, "compute_input": nothing, "compute_infer": span.to_json(), "compute_output": nothing}
+                {
+                    "batch_size": size,
+                    "compute_input": nothing,
+                    "compute_infer": span.to_json(),
+                    "compute_output": nothing,
+                }
                 for size, span in sorted(self.sizes.items())
             ],
         }

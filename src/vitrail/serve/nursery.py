@@ -1,8 +1,8 @@
 """Where worker processes come from: a process that has loaded everything, runs nothing, and forks at once.
 
-Importing torch takes seconds, a fork takes milliseconds: a worker that is killed is replaced before its clients notice, and
-all workers share one copy of the weights. A fork is sound only while its process has a single thread, so the nursery
-is split off before the server starts any, runs no model, and touches no GPU.
+Importing torch takes seconds, a fork takes milliseconds: a worker that is killed is replaced before its clients notice,
+and all workers share one copy of the weights. A fork is sound only while its process has a single thread, so the
+nursery is split off before the server starts any, runs no model, and touches no GPU.
 """
 
 import contextlib
@@ -15,12 +15,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from vitrail.classifier import Classifier, load
-from vitrail.console import say
+from vitrail.serve.logs import log
 from vitrail.serve.worker import Duty, work
 
 LONGEST = 1 << 16  # bytes of a request for a worker
@@ -32,6 +31,15 @@ class Source:
 
     model: str
     torch_files: bool = False
+
+    def load(self) -> Classifier | None:
+        """The classifier; None for an ONNX file, which only the processes that run it load."""
+        return None if self.is_graph else load(self.model, torch_files=self.torch_files)
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether this is an ONNX file."""
+        return self.model.endswith(".onnx")
 
 
 class Nursery:
@@ -50,7 +58,7 @@ class Nursery:
             try:
                 socket.send_fds(self.control, [message], [theirs.fileno()])
             except OSError:  # the nursery itself was killed: start another, which has to import and load everything
-                say("the process that starts workers has gone; starting it again")
+                log("nursery_lost", pid=self.pid)
                 self.reopen()
                 socket.send_fds(self.control, [message], [theirs.fileno()])
         ours.setblocking(False)
@@ -70,19 +78,25 @@ class Nursery:
         self.control.close()
 
 
-def open_nursery(sources: Sequence[Source], classifiers: Sequence[Classifier]) -> Nursery:
-    """Splits the nursery off this process, which must not have started a thread nor run a model."""
+def open_nursery(
+    sources: Sequence[Source], classifiers: Sequence[Classifier | None], close: Sequence[socket.socket] = ()
+) -> Nursery:
+    """Splits the nursery off this process, which must not have started a thread nor run a model.
+
+    Sockets in `close` are the server's alone.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a message is a message
     sys.stdout.flush()
     sys.stderr.flush()
     if (pid := os.fork()) == 0:
-        ours.close()
+        for each in (ours, *close):
+            each.close()
         _forever(theirs, classifiers)
     theirs.close()
     return Nursery(sources, ours, pid)
 
 
-def _forever(control: socket.socket, classifiers: Sequence[Classifier]) -> None:
+def _forever(control: socket.socket, classifiers: Sequence[Classifier | None]) -> None:
     """Forks a worker for each request, until the server has gone; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C and a stop of the whole group are the server's to handle:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what it has accepted must still be answered
@@ -99,7 +113,7 @@ def _forever(control: socket.socket, classifiers: Sequence[Classifier]) -> None:
     os._exit(0)
 
 
-def _be_worker(connection: socket.socket, duty: Duty, classifiers: Sequence[Classifier]) -> None:
+def _be_worker(connection: socket.socket, duty: Duty, classifiers: Sequence[Classifier | None]) -> None:
     """Works until the server has gone; never returns into what this process is a copy of."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -113,8 +127,8 @@ def _be_worker(connection: socket.socket, duty: Duty, classifiers: Sequence[Clas
 def main(words: Sequence[str]) -> None:
     """A nursery of its own: the number of its socket, and the models as JSON."""
     torch.set_num_threads(1)
-    sources: list[dict[str, Any]] = json.loads(words[1])
-    classifiers = [load(source["model"], torch_files=source["torch_files"]) for source in sources]
+    sources = [Source(**source) for source in json.loads(words[1])]
+    classifiers = [source.load() for source in sources]
     _forever(socket.socket(fileno=int(words[0])), classifiers)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.classifier import Classifier, NotFinite
+from vitrail.classifier import AnyClassifier, Classifier, NotFinite
+from vitrail.errors import UsageError
 from vitrail.explain.explanation import Target, explain_batch
 from vitrail.explain.methods import DEFAULT
 
@@ -19,7 +20,7 @@ NEARLY = 0.95  # a batch half as long is worth a rate that is so much of the bes
 class Predictor:
     """A classifier that answers batches of uint8 pixels (B, C, H, W) of the model's size."""
 
-    classifier: Classifier
+    classifier: AnyClassifier
     outputs: int = 0  # numbers in an answer, known once the model has run
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
@@ -34,7 +35,12 @@ class Predictor:
     def explain(
         self, pixels_CHW: Tensor, target: Target, options: dict[str, Any], picture: str | None
     ) -> tuple[dict[str, Any], bytes]:
-        """An explanation as JSON, and as PNG where a picture is asked for: `panels` or `overlay`."""
+        """An explanation as JSON, and as PNG where a picture is asked for: `panels` or `overlay`.
+
+        Raises `UsageError` for what `vitrail.explain.explain` does not take, and for a model without a ViT inside.
+        """
+        if not isinstance(self.classifier, Classifier):
+            raise UsageError("an ONNX file has no inside to explain", "serve the classifier that it was made from")
         found = explain_batch(self.classifier, pixels_CHW[None], target=target, **options)[0]
         document = {**found.to_json(), "summary": found.summary}
         if picture is None:
@@ -45,18 +51,21 @@ class Predictor:
 
     def warm(self, batch: int = 1) -> float:
         """Runs a grey batch; returns the seconds it took."""
-        preprocess = self.classifier.preprocess
-        pixels = torch.full((batch, preprocess.channels, *preprocess.image_size), 128, dtype=torch.uint8)
+        pixels_BCHW = self.grey.expand(batch, -1, -1, -1).contiguous()
         started = time.perf_counter()
-        self.outputs = self.logits(pixels).shape[1]
+        self.outputs = self.logits(pixels_BCHW).shape[1]
         return time.perf_counter() - started
 
     def warm_explanation(self) -> None:
         """Draws an explanation of grey: what that imports is imported now."""
-        preprocess = self.classifier.preprocess
-        grey_CHW = torch.full((preprocess.channels, *preprocess.image_size), 128, dtype=torch.uint8)
         method = DEFAULT if self.classifier.classes else "attention"
-        self.explain(grey_CHW, None, {"method": method}, "overlay")
+        self.explain(self.grey[0], None, {"method": method}, "overlay")
+
+    @property
+    def grey(self) -> Tensor:
+        """One image that shows nothing."""
+        preprocess = self.classifier.preprocess
+        return torch.full((1, preprocess.channels, *preprocess.image_size), 128, dtype=torch.uint8)
 
     def rates(self, most: int, seconds: float = 2.0) -> dict[int, float]:
         """Images a second by size of batch, the sizes doubling up to `most`, for as long as there is time."""
@@ -64,8 +73,7 @@ class Predictor:
         rates: dict[int, float] = {}
         stop = time.perf_counter() + seconds
         for batch in sorted({*(b for b in BATCHES if b < most), most}):
-            self.warm(batch)
-            rates[batch] = batch / min(self.warm(batch) for _ in range(2))
+            rates[batch] = batch / min(self.warm(batch) for _ in range(3))
             if time.perf_counter() > stop:
                 break
         return rates

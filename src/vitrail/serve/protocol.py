@@ -150,7 +150,9 @@ def read_input(entry: dict[str, Any], rest: bytes, asked: Asked, settings: Setti
         raise wrong("the shape is not a list of numbers")
     shape = [count(side, "a side of the shape") for side in shape]
     if len(shape) not in dimensions or (datatype == "BYTES" and shape[1:] not in ([], [1])):
-        raise wrong(f"the shape of {entry['name']} is {shape}: it must be {'[n]' if datatype == 'BYTES' else '[n, h, w, c]'}")
+        raise wrong(
+            f"the shape of {entry['name']} is {shape}: it must be {'[n]' if datatype == 'BYTES' else '[n, h, w, c]'}"
+        )
     if not 1 <= shape[0] <= settings.images:
         raise too_much(f"there are {shape[0]} images: send 1 to {settings.images} at a time")
     parameters = read_parameters(entry.get("parameters"), "an input")

@@ -4,10 +4,12 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vitrail.data.decode import ImageError, decode, read_size
@@ -18,6 +20,7 @@ from vitrail.serve.settings import Settings
 
 LARGE = 4_000_000  # pixels; of images beyond that one is decoded at a time, or a few would fill the memory
 Pixels = np.ndarray  # uint8 (C, H, W)
+Found = TypeVar("Found")
 
 
 class Reader:
@@ -65,6 +68,10 @@ class Reader:
         with self.large:
             return fitted(decode(io.BytesIO(file), preprocess.channels), preprocess)
 
+    async def run(self, work: Callable[..., Found], *given: Any) -> Found:
+        """Other work on a client's bytes that takes its time."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *given)
+
     def close(self) -> None:
         """No more images."""
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -77,3 +84,8 @@ def fitted(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:
     except ValueError as error:
         raise ImageError("image", str(error)) from None
     return found
+
+
+def fit_all(pixels_NHWC: np.ndarray, preprocess: Preprocess) -> list[Pixels]:
+    """Decoded images of any size -> pixels of the model's."""
+    return [fitted(torch.tensor(image_HWC).permute(2, 0, 1), preprocess) for image_HWC in pixels_NHWC]

@@ -6,13 +6,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import Classifier
+from vitrail.classifier import AnyClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import pick_device
 from vitrail.serve.predictor import Predictor, best_batch
@@ -29,15 +30,16 @@ class Duty:
     model: int
     threads: int
     device: str | None = None
-    explains: bool = False  # rather than predicts
+    graph: str | None = None  # an ONNX file to run instead of the ViT
     batch: int | None = None  # the longest batch; measured where it is None
+    explains: bool = False  # rather than predicts
 
 
-def work(connection: socket.socket, classifier: Classifier, duty: Duty) -> None:
-    """Warms up, says hello, and answers until the other side has gone."""
+def work(connection: socket.socket, classifier: Classifier | None, duty: Duty) -> None:
+    """Warms up, says hello, and answers until the other side has gone; `classifier` is None for a model in a graph."""
     torch.set_num_threads(duty.threads)
     try:
-        predictor = Predictor(classifier.to(pick_device(duty.device)))
+        predictor = Predictor(opened(classifier, duty))
         hello = introduced(predictor, duty)
     except VitrailError as error:
         send(connection, failed(error))
@@ -49,6 +51,17 @@ def work(connection: socket.socket, classifier: Classifier, duty: Duty) -> None:
             send(connection, document, [parts])
 
 
+def opened(classifier: Classifier | None, duty: Duty) -> AnyClassifier:
+    """The classifier in the runtime and on the device that the duty names."""
+    device = pick_device(duty.device)
+    if duty.graph is not None:
+        from vitrail.export.running import OnnxClassifier
+
+        return OnnxClassifier.load(duty.graph, threads=duty.threads, device=str(device))
+    assert classifier is not None
+    return classifier.to(device)
+
+
 def introduced(predictor: Predictor, duty: Duty) -> dict[str, Any]:
     """What the worker says once it is warm."""
     rates = {} if duty.batch else predictor.rates(MOST)
@@ -56,13 +69,7 @@ def introduced(predictor: Predictor, duty: Duty) -> dict[str, Any]:
     predictor.warm(batch)
     if duty.explains:
         predictor.warm_explanation()
-    return {
-        "pid": os.getpid(),
-        "outputs": predictor.outputs,
-        "batch": batch,
-        "rates": rates,
-        "device": str(predictor.classifier.device),
-    }
+    return {"pid": os.getpid(), "outputs": predictor.outputs, "batch": batch, "rates": rates}
 
 
 def answered(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
@@ -91,11 +98,16 @@ def logits(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answ
 
 def explanation(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
     """One image's pixels -> its explanation, and a picture of it."""
-    target = tuple(document["target"]) if isinstance(document["target"], list) else document["target"]
+    target = document["target"]
     options = document["options"]
     if options.get("query"):
         options["query"] = tuple(options["query"])
-    found, picture = predictor.explain(tensor(document["shape"], parts)[0], target, options, document["picture"])
+    found, picture = predictor.explain(
+        tensor(document["shape"], parts)[0],
+        tuple(target) if isinstance(target, list) else target,
+        options,
+        document["picture"],
+    )
     return {"explanation": found}, picture
 
 
@@ -106,10 +118,25 @@ def page(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer
     return {}, page_of(predictor.classifier, document["name"])
 
 
+def graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
+    """Writes the model as an ONNX file, and says how fast torch and ONNX Runtime run it."""
+    from vitrail.export.running import OnnxClassifier
+    from vitrail.serve.graph import graph_name, write_graph
+
+    assert isinstance(predictor.classifier, Classifier)
+    path = Path(document["folder"]) / graph_name(predictor.classifier)
+    if not path.exists():
+        write_graph(predictor.classifier, path)
+    other = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads()))
+    most = document["batch"] or MOST
+    return {"path": str(path), "rates": {"torch": predictor.rates(most), "onnxruntime": other.rates(most)}}, b""
+
+
 TASKS: dict[str, Callable[[Predictor, dict[str, Any], bytes], Answer]] = {
     "logits": logits,
     "explain": explanation,
     "page": page,
+    "graph": graph,
 }
 
 
