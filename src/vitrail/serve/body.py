@@ -87,6 +87,8 @@ def unpacked(chunk: bytes, unpack: "zlib._Decompress | None", most: int) -> list
         parts = [unpack.decompress(chunk, most + 1)]
     except zlib.error:
         raise wrong("the body is packed, and damaged") from None
+    if unpack.unused_data:
+        raise wrong("something follows the packed body")
     if unpack.unconsumed_tail:  # more than `most`, whatever it is
         parts.append(b"\0" * (most + 1 - len(parts[0])))
     return parts

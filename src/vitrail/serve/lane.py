@@ -27,12 +27,19 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """One process: a message to it, its answer back."""
+    """One process: a message to it, its answer back. `lost` is done once the process has ended, asked or not."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.reader = reader
         self.writer = writer
         self.hello: dict[str, Any] = {}
+        self.answers: asyncio.Queue[Message] = asyncio.Queue()
+        self.lost = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                self.answers.put_nowait(await receive_soon(self.reader))
 
     @classmethod
     async def start(cls, spawn: Callable[[], Any]) -> "Worker":
@@ -49,20 +56,23 @@ class Worker:
         self.writer.writelines(packed(document, parts))
 
     async def answer(self) -> Message:
-        """Waits for the answer."""
+        """Waits for the answer; raises `WorkerLost` where there will be none."""
+        coming = asyncio.create_task(self.answers.get())
         try:
-            async with asyncio.timeout(STUCK):
-                return await receive_soon(self.reader)
-        except TimeoutError:
+            await asyncio.wait({coming, self.lost}, timeout=STUCK, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                return coming.result()
+        finally:
+            coming.cancel()
+        if not self.lost.done():
             log("worker_stuck", pid=self.hello.get("pid"), seconds=STUCK)
             with contextlib.suppress(ProcessLookupError, KeyError):
                 os.kill(self.hello["pid"], signal.SIGKILL)
-            raise WorkerLost from None
-        except (asyncio.IncompleteReadError, OSError):
-            raise WorkerLost from None
+        raise WorkerLost
 
     def close(self) -> None:
         """The process ends once it sees that nobody is left."""
+        self.lost.cancel()
         self.writer.close()
 
 
@@ -151,10 +161,11 @@ class Lane:
             if not self.began.done():
                 self.began.set_result(worker.hello)
             self.workers[number], pause = worker, 0.0
+            worker.lost.add_done_callback(lambda _: self.news.set())
             log("worker_ready", model=self.name, task=self.task, pid=worker.hello["pid"], batch=self.batcher.most)
             try:
                 while True:
-                    await self._run(worker, await self._batch())
+                    await self._run(worker, await self._batch(worker))
             except (WorkerLost, OSError):
                 self.seen["restarts"].inc()
                 log("worker_ended", model=self.name, task=self.task, pid=worker.hello["pid"])
@@ -162,9 +173,9 @@ class Lane:
                 del self.workers[number]
                 worker.close()
 
-    async def _batch(self) -> list[Item]:
-        """Waits for the next batch."""
-        while True:
+    async def _batch(self, worker: Worker) -> list[Item]:
+        """Waits for the next batch; raises `WorkerLost` where there is nobody left to run it."""
+        while not worker.lost.done():
             now = time.monotonic()
             batch, late = self.batcher.take(now)
             for item in late:
@@ -181,6 +192,7 @@ class Lane:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if due is None else max(0.0, due - now)):
                     await self.news.wait()
+        raise WorkerLost
 
     async def _run(self, worker: Worker, batch: list[Item]) -> None:
         """One batch through the process; every item gets its own answer or what kept it from one."""

@@ -1,6 +1,7 @@
 """Structured logs: a JSON object a line, on stderr."""
 
 import json
+import logging
 import re
 import sys
 import time
@@ -17,6 +18,13 @@ def log(event: str, **known: object) -> None:
     when = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(moment))}.{int(moment % 1 * 1000):03d}Z"
     sys.stderr.write(json.dumps({"time": when, "event": event, **known}) + "\n")
     sys.stderr.flush()
+
+
+class Lines(logging.Handler):
+    """What libraries have to say, as lines like ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log("note", logger=record.name, level=record.levelname, text=record.getMessage()[:500])
 
 
 def request_id(given: str | None) -> str:

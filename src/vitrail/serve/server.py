@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import resource
 import signal
 import socket
@@ -19,7 +20,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import cores
 from vitrail.serve.app import make_app
 from vitrail.serve.frontdoor import Frontdoor
-from vitrail.serve.logs import log
+from vitrail.serve.logs import Lines, log
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.nursery import Nursery, Source, open_nursery
 from vitrail.serve.reading import Reader
@@ -103,6 +104,7 @@ def serve(
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     threads = settings.threads or max(1, cores() // (settings.workers * len(models)))
+    logging.basicConfig(level=logging.WARNING, handlers=[Lines()], force=True)
     try:
         return asyncio.run(_serve(models, nursery, settings, listener, Duty(0, threads, device), key, host))
     finally:
