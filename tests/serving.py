@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+QUEUE, BATCH = 8, 4  # small enough to be filled
 PATIENCE = 60.0  # seconds in which anything at all must happen on a busy machine
 
 

@@ -20,36 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import vitrail
 from conftest import COLOURS, picture
-from serving import PATIENCE, Call, Reply, Running, begin, rude
+from serving import PATIENCE, QUEUE, Call, Reply, Running, begin, rude
 from test_battery import png
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
 from vitrail.serve.graph import graph_folder, graph_name, write_graph
 from vitrail.serve.served import names_for
-
-QUEUE, BATCH = 8, 4
-
-
-@pytest.fixture(scope="module")
-def clf(run: vitrail.Run) -> vitrail.Classifier:
-    return vitrail.load(run.folder)
-
-
-@pytest.fixture(scope="module")
-def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two models, one of which knows no classes; limits small enough to be met."""
-    features = tmp_path_factory.mktemp("models") / "features.safetensors"
-    torch.manual_seed(0)
-    vit = vitrail.ViT(vitrail.ViTConfig(width=32, depth=1, heads=2, mlp_width=32, patch=4, image_size=16, classes=0))
-    vitrail.Classifier(vit, (), clf.preprocess).save(features)
-    options = ["--backend", "torch", "--queue", QUEUE, "--batch", BATCH, "--images", 6, "--body", 2, "--pixels", 4]
-    with Running([run.folder, features, *options, "--deadline", 30]) as running:
-        yield running
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

@@ -43,7 +43,7 @@ def page_of(classifier: AnyClassifier, name: str) -> bytes:
         return plain_page(classifier, name)
     if not isinstance(classifier, Classifier):
         return plain_page(classifier, name)
-    made: bytes = web_page(classifier)
+    made: bytes = web_page(classifier, model=name)
     return made
 
 
