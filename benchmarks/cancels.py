@@ -103,7 +103,7 @@ class Client:
             self.counts["doubled"] += 1
         self.writer.write(request(file))
         head = await self.reader.readuntil(b"\r\n\r\n")
-        body = await self.reader.readexactly(int(re.search(rb"content-length: (\d+)", head.lower()).group(1)))
+        body = await self.reader.readexactly(int(re.search(rb"\r\ncontent-length: (\d+)", head.lower()).group(1)))
         status = int(head[9:12])
         if status != 200:
             return status, np.zeros(10)

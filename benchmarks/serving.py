@@ -36,7 +36,6 @@ from PIL import Image
 
 import vitrail
 from vitrail.classifier import Classifier
-from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import cores
 from vitrail.serve.predictor import Predictor
@@ -73,62 +72,14 @@ def photos(n: int = 32) -> list[bytes]:
 # The servers: each a command that listens on a port, and how an image is sent to it
 
 
-def fastapi_plain(path: str, port: int) -> None:
-    """What a tutorial shows: one endpoint, one image, the model in the thread pool."""
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from starlette.concurrency import run_in_threadpool
-
-    torch.set_num_threads(1)  # forty threads of the pool call the model; more each would only be in each other's way
-    classifier = vitrail.load(path)
-    app = FastAPI()
-
-    def answer(data: bytes) -> list[dict[str, Any]]:
-        return [vars(each) for each in classifier.predict(decode(io.BytesIO(data)))]
-
-    @app.post("/predict")
-    async def predict(request: Request) -> list[dict[str, Any]]:
-        return await run_in_threadpool(answer, await request.body())
-
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", backlog=2048)
-
-
-def litserve(path: str, port: int, batch: int) -> None:
-    """LitServe with its batching on, as its documentation shows it."""
-    import litserve as ls
-
-    class Api(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            torch.set_num_threads(cores())
-            self.classifier = vitrail.load(path)
-
-        def decode_request(self, request: dict[str, str]) -> torch.Tensor:
-            return self.classifier.read(decode(io.BytesIO(base64.b64decode(request["image"]))))
-
-        def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-            return torch.stack(inputs)
-
-        def predict(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-            return self.classifier.logits(pixels_BCHW)
-
-        def unbatch(self, output: torch.Tensor) -> list[torch.Tensor]:
-            return list(output)
-
-        def encode_response(self, output: torch.Tensor) -> dict[str, Any]:
-            return {"top": [vars(each) for each in self.classifier.ranked(output)]}
-
-    server = ls.LitServer(Api(max_batch_size=batch, batch_timeout=0.01), accelerator="cpu", timeout=120)
-    server.run(port=port, host="127.0.0.1", generate_client_file=False, log_level="error")
-
-
 def command(name: str, path: Path, port: int, batch: int) -> list[str]:
     """How a server is started."""
     if name.startswith("vitrail"):
         runtime = "onnxruntime" if "ONNX" in name else "torch"
         limits = ["--backend", runtime, "--batch", str(batch), "--deadline", "120", "--no-explain"]
         return [sys.executable, "-m", "vitrail", "serve", str(path), "--port", str(port), *limits]
-    function = {"LitServe": "litserve", "FastAPI, plain": "fastapi_plain"}[name]
-    return [sys.executable, "-m", "benchmarks.serving", "--be", function, str(path), str(port), str(batch)]
+    module = {"LitServe": "serving_litserve", "FastAPI, plain": "serving_fastapi"}[name]
+    return [sys.executable, "-m", f"benchmarks.{module}", str(path), str(port), str(batch)]
 
 
 def packed(name: str, data: bytes) -> bytes:
@@ -156,7 +107,7 @@ async def client(
             began = time.perf_counter()
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(re.search(rb"content-length: (\d+)", head.lower()).group(1)))
+            await reader.readexactly(int(re.search(rb"\r\ncontent-length: (\d+)", head.lower()).group(1)))
             took.append((began, time.perf_counter(), int(head[9:12])))
         except (OSError, asyncio.IncompleteReadError):
             took.append((began, time.perf_counter(), 0))
@@ -323,10 +274,6 @@ def write(path: Path, text: str) -> None:
 
 def main() -> None:
     """The options."""
-    if sys.argv[1:2] == ["--be"]:
-        name, path, port, batch = sys.argv[2:]
-        fastapi_plain(path, int(port)) if name == "fastapi_plain" else litserve(path, int(port), int(batch))
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="Ti", choices=list(SIZES), help="of the ViT (Ti)")
     parser.add_argument("--side", type=int, default=224, help="of its images (224)")
