@@ -94,6 +94,21 @@ def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.T
     torch.manual_seed(0)
     vit = vitrail.ViT(vitrail.ViTConfig(width=32, depth=1, heads=2, mlp_width=32, patch=4, image_size=16, classes=0))
     vitrail.Classifier(vit, (), clf.preprocess).save(features)
-    options = ["--backend", "torch", "--queue", QUEUE, "--batch", BATCH, "--images", 6, "--body", 2, "--pixels", 4]
+    options = [
+        "--backend",
+        "torch",
+        "--workers",
+        1,
+        "--queue",
+        QUEUE,
+        "--batch",
+        BATCH,
+        "--images",
+        6,
+        "--body",
+        2,
+        "--pixels",
+        4,
+    ]
     with Running([run.folder, features, *options, "--deadline", 30]) as running:
         yield running

@@ -103,8 +103,8 @@ class Lane:
 
     @property
     def ready(self) -> bool:
-        """Whether every process is warm."""
-        return len(self.workers) == self.processes
+        """Whether there is a process that is warm."""
+        return bool(self.workers)
 
     async def open(self) -> dict[str, Any]:
         """Starts the processes; gives the first one's hello, or raises what kept it from starting."""

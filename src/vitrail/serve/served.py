@@ -109,14 +109,14 @@ class Served:
         self.made_page: bytes | None = None
         self.page_lock = asyncio.Lock()
         batcher = Batcher(settings.batch or 1, settings.queue, settings.wait / 1000)
-        self.predicting = Lane(known.name, "predict", self._predicts, batcher, metrics, settings.workers)
+        self.predicting = Lane(known.name, "predict", self._predicts, batcher, metrics, settings.workers or 1)
         self.explaining = None
         if settings.explain and known.graph is None:
             self.explaining = Lane(known.name, "explain", self._explains, Batcher(1, settings.queue), metrics)
 
     @property
     def ready(self) -> bool:
-        """Whether every process is warm."""
+        """Whether predictions and explanations will be answered."""
         return self.predicting.ready and (self.explaining is None or self.explaining.ready)
 
     async def open(self) -> None:

@@ -8,6 +8,8 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,6 +31,7 @@ from vitrail.serve.settings import Settings
 from vitrail.serve.worker import Duty
 
 HEADERS_WITHIN = 10.0  # seconds in which a new connection must have sent the head of a request
+MOST_WORKERS = 4  # for each model, unless more are asked for
 IDLE = 30  # seconds that a connection may stay open without a request
 LAST = 5.0  # seconds beyond the deadline that a stop waits for what was accepted
 
@@ -103,10 +106,13 @@ def serve(
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    threads = settings.threads or max(1, cores() // (settings.workers * len(models)))
+    share = max(1, cores() // len(models))
+    workers = settings.workers or (1 if on_gpu(device) else min(share, MOST_WORKERS))
+    duty = Duty(0, settings.threads or max(1, share // workers), device)
+    settings = replace(settings, workers=workers)
     logging.basicConfig(level=logging.WARNING, handlers=[Lines()], force=True)
     try:
-        return asyncio.run(_serve(models, nursery, settings, listener, Duty(0, threads, device), key, host))
+        return asyncio.run(_serve(models, nursery, settings, listener, duty, key, host))
     finally:
         nursery.close()
 
@@ -158,6 +164,13 @@ async def _serve(
         raise trouble[0]
     log("stopped", requests=door.answered)
     return {"url": url, "models": list(served), "requests": door.answered}
+
+
+def on_gpu(device: str | None) -> bool:
+    """Whether workers will run on an accelerator, found out without waking it: a fork would not survive that."""
+    if device is not None:
+        return not device.startswith("cpu")
+    return Path("/dev/nvidia0").exists() or torch.backends.mps.is_available()
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,7 @@ class Settings:
     """The same for every model of a server; the command line's options are made of these fields."""
 
     backend: Backend = option("auto", "what runs the model: torch, onnxruntime, or the faster of them here (auto)")
-    workers: int = option(1, "processes that predict, for each model (1)", least=1, most=64)
+    workers: int | None = option(None, "processes that predict, for each model (one a core, up to 4)", least=1, most=64)
     threads: int | None = option(None, "threads of each of them (the cores, shared out)", least=1, most=1024)
     batch: int | None = option(None, "images that are run at once, at most (measured at the start)", least=1, most=1024)
     wait: float = option(0.0, "milliseconds that the first image of a batch waits for more (0)", least=0, most=1000)
