@@ -16,8 +16,8 @@ MAY_IMPORT = {
     "weights": {"model", "data"},
     "train": {"model", "data", "weights"},
     "evaluate": {"model", "data", "weights", "classifier"},
-    "export": {"model", "data", "weights", "classifier"},
     "explain": {"model", "data", "weights", "classifier"},
+    "export": {"model", "data", "weights", "classifier", "explain"},
     "serve": {"model", "data", "weights", "classifier", "explain", "export"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
 }

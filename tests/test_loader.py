@@ -1,17 +1,21 @@
 """Batches depend on the seed, the epoch and the image, and on nothing else."""
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from vitrail.data.augment import Augment, mix, sample_transform
+from vitrail.data.augment import Augment, augmentation, mix, moved
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Files, Images, load_into_memory
 from vitrail.data.loader import default_workers, evaluation_batches, steps_per_epoch, training_batches
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.randomness import uniform
 from vitrail.errors import UsageError
 
 N = 11
@@ -36,7 +40,7 @@ def images(tmp_path: Path) -> Images:
 
 
 def batches(images: Images, **options) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    transform = sample_transform(options.pop("augment", EVERYTHING), PREPROCESS)
+    transform = augmentation(options.pop("augment", EVERYTHING), PREPROCESS)
     wanted = {"batch": 4, "seed": 0, "epoch": 0, "workers": 0} | options
     return list(training_batches(images, transform, **wanted))
 
@@ -118,7 +122,7 @@ def test_loading_leaves_the_global_generators_as_they_were(workers: int, images:
 
 
 def test_the_global_generator_is_given_back_even_in_the_middle_of_an_epoch(images: Images):
-    transform = sample_transform(EVERYTHING, PREPROCESS)
+    transform = augmentation(EVERYTHING, PREPROCESS)
     before = torch.get_rng_state()
     loading = training_batches(images, transform, batch=4, seed=0, epoch=0, workers=0)
     next(loading)
@@ -147,9 +151,37 @@ def test_a_corrupt_file_stops_training_and_evaluation_by_name(workers: int, imag
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_smaller_than_a_patch_is_named(crop: str, workers: int, images: Images):
     Image.new("RGB", (3, 20)).save(images.pixels.paths[2])
-    transform = sample_transform(Augment(crop=crop), Preprocess(image_size=(8, 8), smallest=4))
+    transform = augmentation(Augment(crop=crop), Preprocess(image_size=(8, 8), smallest=4))
     with pytest.raises(ImageError, match=r"02\.png: 3x20 pixels are fewer"):
         list(training_batches(images, transform, batch=4, seed=0, epoch=0, workers=workers))
+
+
+def test_draws_are_even_and_belong_to_the_index_alone():
+    numbers = uniform(range(20_000), 3, "together", 7, 1)
+    assert numbers.shape == (20_000, 3) and numbers.min() >= 0 and numbers.max() < 1
+    counts = np.stack([np.histogram(column, 16, (0, 1))[0] for column in numbers.T])
+    assert np.abs(counts - 1250).max() < 5 * 1250**0.5
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.03
+    assert abs(np.corrcoef(numbers[1:, 0], numbers[:-1, 0])[0, 1]) < 0.03
+    assert np.array_equal(uniform([5, 3], 3, "together", 7, 1), numbers[[5, 3]])
+    assert not np.array_equal(uniform([5], 3, "together", 7, 2), numbers[[5]])
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(crop="padded"), Augment(flip=0)], ids=repr)
+def test_a_set_that_fits_and_lies_in_memory_takes_the_fast_way_to_the_same_batches(augment: Augment, tmp_path: Path):
+    fitting_files = files(tmp_path, size=(8, 8))
+    kept = load_into_memory(fitting_files, 10**9)
+    assert isinstance(kept.pixels, torch.Tensor)
+    assert identical(batches(kept, augment=augment), batches(fitting_files, augment=augment))
+
+
+def test_moving_and_mirroring_agree_with_torchvision():
+    pixels = torch.randint(0, 256, (5, 3, 9, 7), dtype=torch.uint8)
+    corners = torch.tensor([[0, 0], [4, 4], [2, 2], [1, 3], [4, 0]])
+    ours = moved(pixels, corners, border=2)
+    padded = v2.functional.pad(pixels, [2, 2, 2, 2], padding_mode="reflect")
+    for image, big, (y, x) in zip(ours, padded, corners.tolist(), strict=True):
+        assert torch.equal(image, v2.functional.crop(big, y, x, 9, 7))
 
 
 # evaluation
@@ -221,6 +253,18 @@ def test_a_subset_keeps_pixels_names_and_labels_together(images: Images):
 
 
 # augmentation
+
+
+def sample_transform(augment: Augment, preprocess: Preprocess) -> Callable[[torch.Tensor], torch.Tensor]:
+    """One image through all of an augmentation, another draw each time."""
+    whole = augmentation(augment, preprocess)
+    count = itertools.count()
+
+    def transform(image: torch.Tensor) -> torch.Tensor:
+        return whole.together(whole.one(image).unsqueeze(0), uniform([next(count)], 3, "test"))[0]
+
+    return transform
+
 
 OPTIONS = [
     Augment(),

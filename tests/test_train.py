@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from vitrail.data import Images, Preprocess
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
-from vitrail.train.loop import autocast_dtype, train_steps, trainee
+from vitrail.train.loop import autocast_dtype, size_part, smaller, train_steps, trainee
+from vitrail.train.muon import Muon
 from vitrail.train.optim import decays, lr_part
 from vitrail.train.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
 
@@ -217,3 +219,77 @@ def test_what_the_data_decide():
     assert settle(Recipe(epochs=7, batch=5), splits((8, 8), 8))[0].epochs == 7
     full, config, _ = settle(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
     assert config.grid == (2, 2)
+
+
+def test_muon_takes_the_steps_of_torchs_own():
+    def walked(optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(12, 8), (8, 12), (12, 8), (8, 8)]
+        matrices = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        chosen = optimizer(matrices)
+        for _ in range(5):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=generator)
+            chosen.step()
+        return [matrix.detach() for matrix in matrices]
+
+    ours = walked(lambda matrices: Muon(matrices, lr=0.02, weight_decay=0.1))
+    theirs = walked(lambda matrices: torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0)  # both compute directions of length 0.02 in bf16
+
+
+def test_muon_turns_queries_keys_and_values_each_by_itself():
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(24, 8, generator=generator)
+    gradient[:8] *= 100  # of the queries, beside which the others would vanish in one matrix
+    whole = torch.nn.Parameter(torch.zeros(24, 8))
+    parts = [torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(3)]
+    whole.grad = gradient
+    for part, piece in zip(parts, gradient.chunk(3), strict=True):
+        part.grad = piece.clone()
+    Muon([whole], parts=3).step()
+    Muon(parts).step()
+    torch.testing.assert_close(whole.detach(), torch.cat(parts).detach(), atol=1e-6, rtol=0)
+    lengths = torch.linalg.svdvals(whole.detach()[8:16]) / 0.02
+    assert ((lengths > 0.5) & (lengths < 1.5)).all()
+
+
+def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
+    vit = ViT(TINY)
+    muon = trainee(vit, Recipe(optimizer="muon")).optimizers[0]
+    of = {id(p): name for name, p in vit.named_parameters()}
+    parts = {of[id(p)]: group["parts"] for group in muon.param_groups for p in group["params"]}
+    assert parts == {
+        name: 3 if "qkv" in name else 1
+        for name, p in vit.named_parameters()
+        if name.startswith("blocks") and p.ndim == 2
+    }
+
+
+def test_images_grow_evenly_to_their_whole_size_in_whole_patches():
+    recipe = Recipe(grow_from=0.5, grow_until=0.8)
+    images = torch.randn(2, 3, 32, 48)
+    sizes = [tuple(smaller(images, size_part(step, 100, recipe), 4).shape[-2:]) for step in range(100)]
+    assert sizes[0] == (16, 24) and set(sizes[80:]) == {(32, 48)}
+    assert sizes == sorted(sizes) and all(h % 4 == 0 and w % 4 == 0 for h, w in sizes)
+    assert len({h for h, _ in sizes}) == 5
+    assert size_part(0, 100, Recipe()) == 1.0  # every other recipe sees whole images throughout
+
+
+def test_a_growing_run_sees_fewer_tokens_first_and_ends_like_any_other():
+    seen = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].shape[1])
+
+    recipe = Recipe(epochs=1, precision="fp32", grow_from=0.5, grow_until=0.5)
+    torch.manual_seed(0)
+    learner = trainee(ViT(TINY), recipe)
+    learner.vit.blocks[0].register_forward_pre_hook(look)
+    list(train_steps(learner, batches(4), recipe, PREPROCESS, steps=4))
+    assert seen == [1 + 1, 1 + 1, 1 + 4, 1 + 4]
+
+
+def test_growth_never_goes_below_one_patch():
+    assert smaller(torch.randn(1, 3, 8, 8), 0.01, 4).shape[-2:] == (4, 4)

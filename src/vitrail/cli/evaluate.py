@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.classifier import ARTEFACT, Classifier
-from vitrail.cli.loading import add_model, loaded
+from vitrail.classifier import ARTEFACT, AnyClassifier, Classifier
+from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
 from vitrail.console import bar, visible
 from vitrail.errors import UsageError
@@ -30,7 +30,7 @@ from vitrail.run_folder import RunFolder
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    add_model(parser)
+    add_model(parser, onnx=True)
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--report", action="store_true", help="write report.html and report.json (into reports/NAME)")
     parser.add_argument("--corruptions", action="store_true", help="in the report: accuracy on corrupted images too")
@@ -51,11 +51,16 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.corruptions and not arguments.report:
         raise UsageError("--corruptions is a part of the report", "add --report")
     folder = place_for_report(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
-    classifier = loaded(arguments)
+    classifier = loaded_any(arguments)
+    if not isinstance(classifier, Classifier) and (arguments.report or arguments.fit_temperature):
+        raise UsageError(
+            f"{arguments.model} is a program: its weights cannot be looked into or changed",
+            "--report and --fit-temperature take the classifier that it was made from",
+        )
     skip = arguments.skip_unreadable
     images, said = images_to_score(classifier, arguments.data, skip_unreadable=skip)
     shown: list[object] = []
-    if arguments.fit_temperature:
+    if arguments.fit_temperature and isinstance(classifier, Classifier):
         classifier = with_temperature(classifier, arguments)
     with bar("evaluating", len(images)) as progress:
         evaluation = evaluate(
@@ -87,7 +92,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         draw_confusion(confusion(evaluation.outcome), classifier.classes, folder / "confusion.png")
         shown.append(f"written: {folder / 'evaluation.json'}, {folder / 'confusion.png'}")
     if arguments.report:
-        assert folder is not None
+        assert folder is not None and isinstance(classifier, Classifier)
         report = report_on(classifier, evaluation, arguments, folder)
         document["report"] = str(report)
         shown.append(f"the report: {report}")
@@ -131,7 +136,7 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
     return mended
 
 
-def temperature_said(classifier: Classifier) -> str:
+def temperature_said(classifier: AnyClassifier) -> str:
     """How the classifier's sureness was mended, if it was."""
     known = classifier.origin.get("calibration")
     if not known:

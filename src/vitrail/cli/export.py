@@ -1,24 +1,48 @@
-"""Give a classifier to another library: a folder that timm, transformers (hf) or torchvision load.
+"""Give a classifier to another runtime or library.
 
-The answers are the same logits: the library itself reads the folder back before it is put in place, if it is installed,
-and what does not agree is not written. --push also uploads the folder to the Hugging Face hub.
+onnx, torch (torch.export) and triton are programs: from decoded pixels to logits, with normalisation and temperature
+inside, and with classes, preprocessing and card in the file. `vitrail predict` and `evaluate` take the ONNX file too.
+timm, hf (transformers) and torchvision are folders that those libraries load.
+
+Nothing is written that does not agree with the classifier: a program is asked about real images first (--check), a
+folder is read back by the library itself, if it is installed. --push also uploads a folder to the Hugging Face hub.
 """
 
 import argparse
+from dataclasses import fields
 
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import say
+from vitrail.console import bar, say
+from vitrail.errors import UsageError, did_you_mean
 from vitrail.export.folder import export_library
+from vitrail.export.graph import Extras
 from vitrail.export.libraries import FORMATS
+from vitrail.export.onnx_file import export_onnx
+from vitrail.export.proof import images_for
 from vitrail.export.push import push
+from vitrail.export.torch_file import export_torch
+from vitrail.export.triton import export_triton
+
+PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser)
-    parser.add_argument("--format", required=True, metavar="F", help=f"one of {', '.join(FORMATS)}")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write, which must not exist")
+    parser.add_argument("--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *FORMATS])}")
+    parser.add_argument(
+        "--out", required=True, metavar="PATH",
+        help="what to write, which must not exist: a .onnx or .pt2 file, else a folder",
+    )  # fmt: skip
+    parser.add_argument("--int8", action="store_true", help="onnx, triton: weights of 8 bits, accuracy measured")
+    parser.add_argument("--attention", action="store_true", help="programs: every layer's attention as an output")
+    parser.add_argument(
+        "--map", action="store_true", help="programs: `target` as an input, the class's signed map as an output"
+    )
+    parser.add_argument(
+        "--check", metavar="DATA", help="labelled images to compare on (a program; else some built-in digits)"
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, made if need be")
     parser.add_argument("--private", action="store_true", help="a repository made by --push is private")
     parser.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, mps (cpu)")
@@ -26,6 +50,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Writes, compares, uploads."""
+    if arguments.format in PROGRAMS:
+        return program(arguments)
+    if arguments.format not in FORMATS:
+        hint = did_you_mean(arguments.format, [*PROGRAMS, *FORMATS])
+        raise UsageError(f"there is no format {arguments.format!r}", hint)
+    return library(arguments)
+
+
+def program(arguments: argparse.Namespace) -> Answer:
+    """A graph for another runtime."""
+    if arguments.push or arguments.private:
+        raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(FORMATS)}")
+    extras = Extras(**{each.name: getattr(arguments, each.name) for each in fields(Extras)})
+    classifier = loaded(arguments)
+    check = images_for(classifier, arguments.check)
+    say(f"tracing the model, which is then compared on {check.said}")
+    with bar("comparing", len(check.images)) as progress:
+        shipped = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.tick)
+    return Answer(shipped.to_json(), [*shipped.said()])
+
+
+def library(arguments: argparse.Namespace) -> Answer:
+    """A folder for another library."""
+    for each in (*(field.name for field in fields(Extras)), "check"):
+        if getattr(arguments, each):
+            raise UsageError(f"--{each} is for programs", f"use --format {', '.join(PROGRAMS)}")
     exported = export_library(loaded(arguments), arguments.format, arguments.out)
     document = exported.to_json()
     shown = [f"written: {exported.folder}, which is read by: {exported.loads}"]

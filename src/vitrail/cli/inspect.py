@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -21,12 +22,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def facts_of(path: Path, torch_files: bool) -> dict[str, Any]:
+    """What the file is, by its kind."""
+    if path.suffix.lower() != ".onnx":
+        return inspect_file(path, torch_files=torch_files)
+    from vitrail.export.running import inspect_onnx
+
+    return inspect_onnx(path)
+
+
 def run(arguments: argparse.Namespace) -> Answer:
     """Reads the file and shows what it holds."""
     path = Path(arguments.file)
     if path.is_dir():
         path = next((path / name for name in (ARTEFACT, *FILES) if (path / name).is_file()), path / ARTEFACT)
-    facts = inspect_file(path, torch_files=arguments.torch_files)
+    facts = facts_of(path, arguments.torch_files)
     shown: list[object] = [f"{facts['kind']}, {facts['bytes']:,} bytes, {facts['parameters']:,} parameters"]
     if "config" in facts:
         c, p = facts["config"], facts["preprocess"]
@@ -36,6 +46,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         )
         shown.append(f"preprocessing: {p['fit']} to {p['image_size']}, mean {p['mean']}, std {p['std']}")
         shown.append(f"{len(facts['classes'])} classes: {', '.join(facts['classes'][:20])}")
+        if "outputs" in facts:
+            shown.append(f"takes {', '.join(facts['inputs'])}, gives {', '.join(facts['outputs'])}")
         for split, scores in facts["origin"].get("metrics", {}).items():
             shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {scores['images']} images")
     else:

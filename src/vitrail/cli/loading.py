@@ -1,21 +1,41 @@
 """MODEL on the command line, the same for every verb."""
 
 import argparse
+from pathlib import Path
+
+import torch
 
 import vitrail
+from vitrail.classifier import AnyClassifier
+from vitrail.errors import UsageError
 from vitrail.machine import pick_device
 
-WHAT = "a run folder, an artefact, a card, CARD@FILE, a weight file, a folder or a hub id"
+WHAT = "a run folder, an artefact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL, and what it may be read from."""
-    parser.add_argument("model", metavar="MODEL", help=WHAT)
+def add_model(parser: argparse.ArgumentParser, onnx: bool = False) -> None:
+    """MODEL, and what it may be read from; `onnx` where a verb also runs an exported file."""
+    parser.add_argument("model", metavar="MODEL", help=WHAT + (", or an .onnx file of vitrail's" if onnx else ""))
     parser.add_argument(
         "--torch-files", action="store_true", help="read plain tensors from torch's own files (.pt .pth .bin)"
     )
+    if onnx:
+        parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (as many as cores)")
 
 
 def loaded(arguments: argparse.Namespace) -> vitrail.Classifier:
     """The classifier that MODEL names, on the device asked for."""
     return vitrail.load(arguments.model, device=pick_device(arguments.device), torch_files=arguments.torch_files)
+
+
+def loaded_any(arguments: argparse.Namespace) -> AnyClassifier:
+    """The same, or the classifier in an ONNX file, for verbs that need logits alone."""
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"--threads is {arguments.threads}; it must be at least 1")
+    if Path(arguments.model).suffix.lower() == ".onnx" and not Path(arguments.model).is_dir():
+        from vitrail.export.running import OnnxClassifier
+
+        return OnnxClassifier.load(arguments.model, threads=arguments.threads, device=arguments.device or "cpu")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return loaded(arguments)

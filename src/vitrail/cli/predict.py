@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vitrail.cli.images import named_images
-from vitrail.cli.loading import add_model, loaded
+from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.data.decode import ImageError
@@ -18,7 +18,7 @@ from vitrail.errors import UsageError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    add_model(parser)
+    add_model(parser, onnx=True)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name for each image")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time")
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     for name in ("top", "batch"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
-    classifier = loaded(arguments)
+    classifier = loaded_any(arguments)
     paths = named_images(arguments.images)
     rows: list[dict[str, Any]] = []
     with bar("predicting", len(paths)) as progress:

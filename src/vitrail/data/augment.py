@@ -1,8 +1,12 @@
-"""Augmentation as data: the fields of `Augment`, and the transforms they stand for (torchvision v2)."""
+"""Augmentation as data: the fields of `Augment`, and the transforms they stand for."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
@@ -32,11 +36,37 @@ class Augment:
         check_fields(self)
 
 
-def sample_transform(augment: Augment, preprocess: Preprocess) -> nn.Module:
-    """One training image, uint8 of any size -> uint8 (C, H, W) of the model's size.
+@dataclass(frozen=True)
+class Augmentation:
+    """What `Augment` stands for: first changes of each image by itself, then those that a whole batch takes at once."""
 
-    All of it draws from torch's global generator, which the loader seeds for each sample.
-    """
+    one: Callable[[Tensor], Tensor]  # uint8 of any size -> uint8 (C, H, W)
+    draws: bool = False  # whether `one` draws, from torch's global generator
+    unchanged: tuple[int, ...] | None = None  # the shape of images that `one` gives back as they are
+    border: int = 0  # an image is moved by up to so many pixels, its border mirrored
+    flip: float = 0.0  # probability of being mirrored left and right
+
+    def together(self, pixels_BCHW: Tensor, draws_B3: np.ndarray) -> Tensor:
+        """The batch moved and mirrored; `draws_B3` are numbers from 0 to 1, three for each image."""
+        numbers_B3 = torch.from_numpy(draws_B3)
+        if self.border:
+            pixels_BCHW = moved(pixels_BCHW, (numbers_B3[:, :2] * (2 * self.border + 1)).long(), self.border)
+        if self.flip:
+            mirrored_B = numbers_B3[:, 2] < self.flip
+            pixels_BCHW = torch.where(mirrored_B[:, None, None, None], pixels_BCHW.flip(-1), pixels_BCHW)
+        return pixels_BCHW
+
+
+def moved(pixels_BCHW: Tensor, corner_B2: Tensor, border: int) -> Tensor:
+    """Crops of the images with mirrored borders, each at its own corner, 0 to 2 * border down and to the right."""
+    h, w = pixels_BCHW.shape[-2:]
+    padded = F.pad(pixels_BCHW.float(), (border,) * 4, mode="reflect").to(pixels_BCHW.dtype)  # no kernel for bytes
+    crops = padded.unfold(2, h, 1).unfold(3, w, 1)  # (B, C, places down, places right, H, W), nothing copied yet
+    return crops[torch.arange(len(crops)), :, corner_B2[:, 0], corner_B2[:, 1]]
+
+
+def augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation:
+    """The transforms of training images, for images of the model's size."""
     height, width = preprocess.image_size
     mode = InterpolationMode(preprocess.interpolation)
     fill = preprocess.mean_colour
@@ -45,12 +75,6 @@ def sample_transform(augment: Augment, preprocess: Preprocess) -> nn.Module:
         scale = (augment.crop_area, 1.0)
         steps += [v2.Lambda(preprocess.frame)]
         steps += [v2.RandomResizedCrop((height, width), scale=scale, interpolation=mode, antialias=True)]
-    else:
-        steps += [v2.Lambda(preprocess.fitted)]
-    if augment.crop == "padded" and (border := round(augment.crop_padding * min(height, width))):
-        steps += [v2.RandomCrop((height, width), padding=border, padding_mode="reflect")]
-    if augment.flip:
-        steps += [v2.RandomHorizontalFlip(augment.flip)]
     turned = InterpolationMode.BILINEAR  # torchvision cannot rotate or shear a tensor with bicubic
     if augment.policy == "randaugment":
         steps += [v2.RandAugment(augment.policy_changes, augment.policy_strength, interpolation=turned, fill=fill)]
@@ -58,7 +82,18 @@ def sample_transform(augment: Augment, preprocess: Preprocess) -> nn.Module:
         steps += [v2.TrivialAugmentWide(interpolation=turned, fill=fill)]
     if augment.erasing:
         steps += [v2.RandomErasing(augment.erasing, value=fill)]
-    return v2.Compose(steps)
+    border = round(augment.crop_padding * min(height, width)) if augment.crop == "padded" else 0
+    if not steps:
+        return replace(fitting(preprocess), border=border, flip=augment.flip)
+    if augment.crop != "resized":
+        steps = [v2.Lambda(preprocess.fitted), *steps]
+    return Augmentation(v2.Compose(steps), draws=True, border=border, flip=augment.flip)
+
+
+def fitting(preprocess: Preprocess) -> Augmentation:
+    """No augmentation: images are only brought to the model's size."""
+    whole = preprocess.crop_fraction == 1.0 and preprocess.smallest <= min(preprocess.image_size)
+    return Augmentation(preprocess.fitted, unchanged=(preprocess.channels, *preprocess.image_size) if whole else None)
 
 
 def mix(augment: Augment, images_BCHW: Tensor, labels_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:

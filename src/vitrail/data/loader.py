@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitrail.data.augment import Augmentation, fitting
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.randomness import borrowed_generator, derive, order
+from vitrail.data.randomness import borrowed_generator, derive, order, uniform
 from vitrail.errors import VitrailError
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
@@ -24,31 +25,43 @@ class WorkerDied(VitrailError):
 
 
 class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
-    """Whole batches by (epoch, indices); each sample's randomness comes from (seed, epoch, index).
+    """Whole batches by epoch and indices; each sample's randomness comes from (seed, epoch, index).
 
     Beside a batch it gives the errors of the images that are missing in it.
     """
 
-    def __init__(self, images: Images, transform: Callable[[Tensor], Tensor], seed: int | None):
+    def __init__(self, images: Images, augmentation: Augmentation, seed: int):
         self.images = images
-        self.transform = transform
+        self.augmentation = augmentation
         self.seed = seed
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Batch, list[ImageError]]:
-        pixels, labels, errors = [], [], []
+        augmentation, epoch = self.augmentation, keys[0][0]
+        pixels, kept, errors = self._one_by_one(keys)
+        if len(kept) and (augmentation.border or augmentation.flip):
+            pixels = augmentation.together(pixels, uniform(kept, 3, "together", self.seed, epoch))
+        return (pixels, torch.from_numpy(self.images.labels[kept].astype(np.int64))), errors
+
+    def _one_by_one(self, keys: list[tuple[int, int]]) -> tuple[Tensor, np.ndarray, list[ImageError]]:
+        """The images by themselves, which of them could be read, and what was wrong with the others."""
+        indices = np.array([i for _, i in keys], dtype=np.int64)
+        whole = self.images.pixels
+        if isinstance(whole, Tensor) and whole.shape[1:] == self.augmentation.unchanged:
+            return whole[indices], indices, []
+        pixels, kept, errors = [], [], []
         with borrowed_generator() as generator:
             for epoch, i in keys:
-                if self.seed is not None:
+                if self.augmentation.draws:
                     generator.manual_seed(derive("sample", self.seed, epoch, i))
                 try:
-                    pixels.append(self.transform(self.images[i]))
-                    labels.append(self.images.labels[i])
+                    pixels.append(self.augmentation.one(self.images[i]))
+                    kept.append(i)
                 except ImageError as error:
                     errors.append(error)
                 except ValueError as error:
                     errors.append(ImageError(self.images.paths[i], str(error)))
         stacked = torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
-        return (stacked, torch.tensor(np.array(labels, dtype=np.int64))), errors
+        return stacked, np.array(kept, dtype=np.int64), errors
 
 
 def default_workers(images: Images) -> int:
@@ -111,7 +124,7 @@ def steps_per_epoch(images: Images, batch: int) -> int:
 
 def training_batches(
     images: Images,
-    transform: Callable[[Tensor], Tensor],
+    augmentation: Augmentation,
     *,
     batch: int,
     seed: int,
@@ -127,7 +140,7 @@ def training_batches(
     """
     keys = [[(epoch, int(i)) for i in indices] for indices in batch_indices(len(images), batch, seed, epoch)[start:]]
     workers = default_workers(images) if workers is None else workers
-    return _batches(_Samples(images, transform, seed), keys, workers, refuse)
+    return _batches(_Samples(images, augmentation, seed), keys, workers, refuse)
 
 
 def batch_indices(n: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -145,5 +158,5 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """All images in their order, unaugmented; what becomes of one that cannot be read is as in training."""
     keys = [[(0, i) for i in range(at, min(at + batch, len(images)))] for at in range(0, len(images), batch)]
-    samples = _Samples(images, preprocess.fitted, seed=None)
+    samples = _Samples(images, fitting(preprocess), seed=0)
     return _batches(samples, keys, default_workers(images) if workers is None else workers, refuse)

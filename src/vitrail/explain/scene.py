@@ -77,7 +77,7 @@ class Scene:
             return self.score(logits_BY)
         weights_BY = self.settle(logits_BY)
         one_rival_B1 = (weights_BY < 0).any(dim=1, keepdim=True)
-        rivals_BY = torch.where(one_rival_B1, weights_BY < 0, weights_BY <= 0)
+        rivals_BY = (weights_BY < 0) | ((weights_BY == 0) & ~one_rival_B1)
         asked_B = (logits_BY * (weights_BY > 0)).sum(dim=1)
         return asked_B - logits_BY.masked_fill(~rivals_BY, -torch.inf).logsumexp(dim=1)
 

@@ -36,9 +36,9 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
         "",
     ]
     if agreed:
+        on = agreed.get("compared_on", f"{agreed['images']} images of noise")
         lines += [
-            f"Its answers were compared with vitrail's on {agreed['images']} images of noise: largest difference "
-            f"{agreed['max_difference']:.1e}.",
+            f"Its answers were compared with vitrail's on {on}: largest difference {agreed['max_difference']:.1e}.",
             "",
         ]
     if metrics := origin.get("metrics"):

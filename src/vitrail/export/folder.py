@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,23 +41,33 @@ def export_library(classifier: Classifier, form: str, out: str | Path) -> Export
     if form not in FORMATS:
         raise UsageError(f"there is no format {form!r}", did_you_mean(form, FORMATS))
     folder = Path(out)
+    with whole_folder(folder) as inside:
+        found = given(classifier, form)
+        save_file(found.tensors, inside / "model.safetensors", metadata={"format": "pt"})
+        for name, document in found.files.items():
+            write_json(inside / name, document)
+        agreed = agreement(classifier, form, inside)
+        loads = found.loads.format(folder=folder)
+        write_text(inside / "README.md", model_card(classifier, PACKAGES[form], loads, agreed))
+    return Exported(folder, form, loads, agreed)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder aside to write into, put in place when all is written; after an error nothing remains of it.
+
+    Raises `UsageError` where the folder has something in it, `VitrailError` where it cannot be written.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already", "choose another --out")
-    found = given(classifier, form)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
             inside = Path(aside, "folder")
             inside.mkdir()
-            save_file(found.tensors, inside / "model.safetensors", metadata={"format": "pt"})
-            for name, document in found.files.items():
-                write_json(inside / name, document)
-            agreed = agreement(classifier, form, inside)
-            loads = found.loads.format(folder=folder)
-            write_text(inside / "README.md", model_card(classifier, PACKAGES[form], loads, agreed))
+            yield inside
             if folder.is_dir():
                 folder.rmdir()
             os.replace(inside, folder)
     except OSError as error:
         raise VitrailError(f"{folder} cannot be written: {error.strerror or error}", "choose another place") from None
-    return Exported(folder, form, loads, agreed)

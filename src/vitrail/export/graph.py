@@ -7,17 +7,47 @@ file, and the file says how.
 Shapes: B batch, L layers, N heads, T tokens, Y classes.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.classifier import Classifier
+from vitrail.errors import UsageError
 from vitrail.model import ViT
 from vitrail.model.attention import Attention, attention_weights
 from vitrail.model.pool import AttentionPool
+
+PIXELS, TARGET = "pixels", "target"  # inputs
+LOGITS, ATTENTION, MAP = "logits", "attention", "map"  # outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a program gives beside logits, and whether its weights are whole numbers of eight bits."""
+
+    attention: bool = False
+    map: bool = False
+    int8: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the program takes, by name."""
+        return (PIXELS, TARGET) if self.map else (PIXELS,)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the program gives, by name."""
+        return (LOGITS, *[ATTENTION] * self.attention, *[MAP] * self.map)
+
+    def check(self, classifier: Classifier) -> None:
+        """Raises `UsageError` for what this classifier cannot give."""
+        if self.map and self.int8:
+            raise UsageError("the pass back that a map takes is not quantised", "export a file with --map and another")
+        if self.map and not classifier.vit.config.classes:
+            raise UsageError("this model knows no classes, so there is no class's map", "leave --map out")
 
 
 class Program(nn.Module):
@@ -28,7 +58,8 @@ class Program(nn.Module):
 
     def __init__(self, classifier: Classifier, *, attention: bool = False):
         super().__init__()
-        self.vit = copy.deepcopy(classifier.vit).cpu().float().eval().requires_grad_(False)
+        own = classifier.sized(classifier.preprocess.image_size).vit  # a copy, its positions for just this grid
+        self.vit = own.cpu().float().eval().requires_grad_(False)
         self.preprocess = classifier.preprocess
         self.temperature = classifier.temperature
         self.attention = attention
@@ -42,8 +73,10 @@ class Program(nn.Module):
 
     @property
     def example(self) -> Tensor:
-        """Pixels to trace with."""
-        return torch.zeros(2, self.preprocess.channels, *self.preprocess.image_size, dtype=torch.uint8)
+        """Pixels to trace with: as many images as nothing else counts, lest the batch be taken for something else."""
+        shape = (self.preprocess.channels, *self.preprocess.image_size)
+        batch = next(n for n in range(2, 9) if n not in (*shape, self.vit.config.classes))
+        return torch.zeros(batch, *shape, dtype=torch.uint8)
 
 
 @contextmanager
@@ -67,9 +100,3 @@ def explicit(vit: ViT) -> Iterator[list[Tensor]]:
     finally:
         for module, attend in zip(attending, before, strict=True):
             module.attend = attend
-
-
-def traced(program: Program) -> torch.export.ExportedProgram:
-    """The program as a graph of torch's operators, for a batch of any size."""
-    with torch.no_grad():
-        return torch.export.export(program, (program.example,), dynamic_shapes=({0: torch.export.Dim("batch")},))

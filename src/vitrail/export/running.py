@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,9 @@ from torch import Tensor
 from vitrail.classifier import AnyClassifier, finite
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
+from vitrail.export.graph import LOGITS, PIXELS, TARGET
 from vitrail.weights.artefact import LONGEST, Artefact, described
 
-PIXELS = "pixels"  # the graph's input: uint8 (B, C, H, W) of the model's size
-LOGITS = "logits"  # its first output: (B, Y), divided by the temperature
 LARGEST = 2 << 30  # bytes that a protobuf message, which an ONNX file is, can hold
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
 
@@ -59,13 +59,16 @@ class OnnxClassifier(AnyClassifier):
 
         Raises `NotFinite` where an answer is not a finite number.
         """
-        return finite(self.run(pixels_BCHW, (self.outputs[0],))[0])
+        return finite(self.run(pixels_BCHW, LOGITS))
 
-    def run(self, pixels_BCHW: Tensor, outputs: tuple[str, ...], **given: Tensor) -> list[Tensor]:
-        """These outputs of the graph; `given` are the inputs that it takes beside the pixels."""
-        feed = {PIXELS: pixels_BCHW.cpu().contiguous().numpy(), **{k: v.cpu().numpy() for k, v in given.items()}}
+    def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
+        """One output of the graph, which is in `outputs`; a map is of what counts in `target_BY`: 1 for a class."""
+        feed = {PIXELS: pixels_BCHW.cpu().contiguous().numpy()}
+        if TARGET in {each.name for each in self.session.get_inputs()}:
+            nothing_BY = torch.zeros(len(pixels_BCHW), len(self.classes))
+            feed[TARGET] = (nothing_BY if target_BY is None else target_BY.cpu().float()).numpy()
         try:
-            return [torch.from_numpy(answer) for answer in self.session.run(list(outputs), feed)]
+            return torch.from_numpy(self.session.run([output], feed)[0])
         except Exception as error:  # the runtime's own, which are no OSError nor ValueError
             raise VitrailError(f"ONNX Runtime cannot run the model ({first_line(error)})") from None
 
@@ -126,6 +129,29 @@ def checked(data: bytes, path: Path) -> tuple[Artefact, dict[str, Any]]:
         )
     exported = document.get("exported")
     return artefact, exported if isinstance(exported, dict) else {}
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """What the file is, as `vitrail inspect` says it; raises as loading does."""
+    data = read_bytes(path)
+    artefact, exported = checked(data, path)
+    onnx, _ = onnx_packages()
+    graph = onnx.load_model_from_string(data).graph
+    tensors = {
+        tensor.name: {"shape": list(tensor.dims), "dtype": onnx.TensorProto.DataType.Name(tensor.data_type).lower()}
+        for tensor in graph.initializer
+    }
+    return {
+        "file": str(path),
+        "kind": "ONNX file of vitrail's",
+        "bytes": len(data),
+        "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
+        "tensors": tensors,
+        **artefact.to_json(),
+        "inputs": [each.name for each in graph.input],
+        "outputs": [each.name for each in graph.output],
+        "exported": exported,
+    }
 
 
 def tensors_of(message: Any, onnx: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import torch
 import vitrail
 from vitrail.classifier import Classifier
 from vitrail.errors import VitrailError
-from vitrail.export.graph import Program
+from vitrail.export.graph import Extras
 from vitrail.export.onnx_file import describe, onnx_model
 from vitrail.export.running import OnnxClassifier
 from vitrail.files import cache_home, write_atomically
@@ -34,8 +34,8 @@ def graph_name(classifier: Classifier) -> str:
 
 def write_graph(classifier: Classifier, path: Path) -> None:
     """Writes the file; raises `VitrailError`, and leaves none, where its answers are not the classifier's."""
-    model = onnx_model(Program(classifier))
-    describe(model, classifier, {}, "made by vitrail serve")
+    model = onnx_model(classifier, Extras())
+    describe(model, classifier, vars(Extras()))
     data = model.SerializeToString()
 
     def write(aside: Path) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitrail.model import ViT
+from vitrail.train.muon import Muon
 from vitrail.train.recipes import Recipe
 
 
@@ -20,6 +21,16 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     """What Muon is meant for: the hidden matrices of the blocks."""
     return parameter.ndim == 2 and name.startswith("blocks.")
+
+
+def is_qkv(name: str, parameter: nn.Parameter) -> bool:
+    """Queries', keys' and values' matrices, which are kept as one."""
+    return is_block_matrix(name, parameter) and name.endswith("attn.qkv.weight")
+
+
+def is_other_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """The blocks' matrices that are one matrix each."""
+    return is_block_matrix(name, parameter) and not is_qkv(name, parameter)
 
 
 def depth_of(name: str, blocks: int) -> int:
@@ -45,11 +56,15 @@ def sgd(vit: ViT, recipe: Recipe) -> list[Optimizer]:
 
 
 def muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
-    """Muon (Jordan 2024) on the blocks' matrices, AdamW on everything else."""
-    matrices = groups(vit, recipe, recipe.matrix_lr, is_block_matrix, decays=lambda name, p: True)
+    """Muon on the blocks' matrices, AdamW on everything else."""
     rest = groups(vit, recipe, recipe.lr, lambda name, p: not is_block_matrix(name, p))
     optimizers: list[Optimizer] = [torch.optim.AdamW(rest, lr=recipe.lr, fused=True)]
-    return [torch.optim.Muon(matrices, lr=recipe.matrix_lr), *optimizers] if matrices else optimizers
+    matrices = [
+        {**group, "parts": parts}
+        for chosen, parts in ((is_qkv, 3), (is_other_matrix, 1))
+        for group in groups(vit, recipe, recipe.matrix_lr, chosen, decays=lambda name, p: True)
+    ]
+    return [Muon(matrices, lr=recipe.matrix_lr), *optimizers] if matrices else optimizers
 
 
 def groups(

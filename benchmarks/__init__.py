@@ -1,0 +1,1 @@
+"""Comparisons that print ratios: vitrail beside its peers, in one run."""
