@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 QUEUE, BATCH = 8, 4  # small enough to be filled
-PATIENCE = 60.0  # seconds in which anything at all must happen on a busy machine
+PATIENCE = 120.0  # seconds in which anything at all must happen on a busy machine
 
 
 @dataclass
@@ -47,9 +47,13 @@ class Running:
         )  # fmt: skip
         self.reading = threading.Thread(target=self._read, daemon=True)
         self.reading.start()
-        url = self.wait_for(lambda: next((e["url"] for e in self.events("listening")), None))
-        self.port = int(url.rstrip("/").rpartition(":")[2])
-        self.wait_for(lambda: self.events("ready"))
+        try:
+            url = self.wait_for(lambda: next((e["url"] for e in self.events("listening")), None))
+            self.port = int(url.rstrip("/").rpartition(":")[2])
+            self.wait_for(lambda: self.events("ready"))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def _read(self) -> None:
