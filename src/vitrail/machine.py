@@ -1,7 +1,9 @@
 """Settings of this machine: the device to use, and an allocator that keeps what it has."""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -25,6 +27,16 @@ def pick_device(name: str | None = None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def cores() -> int:
+    """The cores that this process may use: fewer than there are where it or its container is held to some."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(available, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        return available
 
 
 def conditions(device: torch.device) -> dict[str, str | int]:
