@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "evaluate": {"model", "data", "weights", "classifier"},
     "export": {"model", "data", "weights", "classifier"},
     "explain": {"model", "data", "weights", "classifier"},
+    "bench": {"model", "data", "weights", "classifier"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
 }
 SHARED = {"errors", "files", "console", "machine", "options"}

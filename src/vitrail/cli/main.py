@@ -30,6 +30,7 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "export": "give a classifier to another library",
     "models": "list the public checkpoints, sizes and recipes",
     "inspect": "say what a weight file is",
+    "bench": "time a model on this machine, beside other libraries' of its size",
 }
 
 
