@@ -1,6 +1,6 @@
 """Times a training step and inference of vitrail beside timm, torchvision, transformers and vit-pytorch, in one run.
 
-    python -m benchmarks.throughput [--quick] [--sizes 32,Ti,S,B] [--threads 2] [--clock cpu] [--compile 32,Ti,S] [--out DIR]
+    python -m benchmarks.throughput [--quick] [--sizes 32,Ti,S,B] [--compile 32,S] [--threads N] [--clock cpu]
 
 All take turns on the same images of random numbers; ratios are taken within a round. Training: AdamW on each, fp32 and
 bf16 autocast. Inference: every library's own forward in fp32 and bf16; the first peer also compiled and in ONNX Runtime
