@@ -1,1 +1,1 @@
-"""Measurements beside other libraries, each in one run; docs/benchmarks.md has their tables."""
+"""Comparisons that print ratios: vitrail beside its peers, in one run."""

@@ -15,7 +15,7 @@ COLOURS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Nothing is kept in the cache of whoever runs the tests."""
+    """Nothing is kept in the cache of whoever runs the tests: looks of images, features."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -26,14 +26,6 @@ def _loud_again():
     """A test that asked for quiet does not silence the next one."""
     yield
     console.quiet = False
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Features that tests compute are kept away from the user's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:

@@ -1,6 +1,7 @@
 """One file is a classifier: it comes back as it was, or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import vitrail
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_atomically
 from vitrail.model import Rotary
+from vitrail.weights.box import boxed, card_of
 
 
 @pytest.fixture
@@ -216,3 +218,47 @@ def test_a_normalisation_that_is_a_mistake_is_refused(file: Path, changes: dict)
     rewritten(file, lambda document, tensors: document["preprocess"].update(changes))
     with pytest.raises(VitrailError, match="do not make a normalisation"):
         vitrail.load(file)
+
+
+def test_in_half_precision_it_is_half_the_file_and_nearly_the_same(run: vitrail.Run, file: Path, tmp_path: Path):
+    half = tmp_path / "half.safetensors"
+    run.classifier.save(half, half=True)
+    assert half.stat().st_size < 0.7 * file.stat().st_size
+    again = vitrail.load(half)
+    assert all(tensor.dtype == torch.float32 for tensor in again.vit.state_dict().values())
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    torch.testing.assert_close(again.logits(pixels), run.classifier.logits(pixels), atol=2e-2, rtol=0)
+    again.save(tmp_path / "twice.safetensors", half=True)  # nothing is lost the second time
+    for name, tensor in vitrail.load(tmp_path / "twice.safetensors").vit.state_dict().items():
+        assert torch.equal(tensor, again.vit.state_dict()[name])
+
+
+def test_weights_beyond_half_precision_are_not_written(run: vitrail.Run, tmp_path: Path):
+    huge = vitrail.load(run.folder)
+    huge.vit.state_dict()["head.weight"][0, 0] = 1e6
+    with pytest.raises(VitrailError, match="too large for float16"):
+        huge.save(tmp_path / "half.safetensors", half=True)
+    assert not (tmp_path / "half.safetensors").exists()
+
+
+def test_a_classifier_comes_with_the_package():
+    assert "cifar10-small" in boxed()
+    for name, path in boxed().items():
+        assert path.stat().st_size < 6 << 20
+        classifier = vitrail.load(name)
+        assert classifier.predict(torch.zeros(3, 32, 32, dtype=torch.uint8), top=1)[0].label in classifier.classes
+        assert f"{classifier.origin['recipe']['epochs']} epochs" in card_of(name)
+    animals, machines = ["bird", "cat", "deer", "dog", "frog", "horse"], ["airplane", "automobile", "ship", "truck"]
+    assert sorted(vitrail.load("cifar10-small").classes) == sorted(animals + machines)
+
+
+def test_a_file_of_that_name_comes_before_the_packages(run: vitrail.Run, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.folder, "cifar10-small")
+    assert vitrail.load("cifar10-small").classes == run.classifier.classes
+
+
+def test_a_slip_of_the_pen_is_told_the_packages_name():
+    with pytest.raises(UsageError) as caught:
+        vitrail.load("cifar10-smal")
+    assert "cifar10-small" in (caught.value.hint or "")

@@ -19,6 +19,7 @@ from vitrail.model.config import pair
 from vitrail.model.fast import fast
 from vitrail.model.resize import resized
 from vitrail.weights.artefact import Artefact, is_artefact, read_artefact, write_artefact
+from vitrail.weights.box import boxed
 from vitrail.weights.find import find_foreign
 from vitrail.weights.foreign import settled
 
@@ -47,6 +48,14 @@ def finite(answers: Tensor) -> Tensor:
     if not answers.isfinite().all():
         raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
     return answers.float()
+
+
+def halved(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in float16; raises `VitrailError` where a number is too large for it."""
+    half = tensor.half()
+    if not half.isfinite().all():
+        raise VitrailError(f"{name} has a number too large for float16", "save it without half")
+    return half
 
 
 @dataclass
@@ -170,20 +179,26 @@ class Classifier:
 
         return explain(self, image, **options)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the artefact, whole or not at all."""
+    def save(self, path: str | Path, *, half: bool = False) -> None:
+        """Writes the artefact, whole or not at all; with `half` its weights in float16, for half the bytes."""
         self.refuse_fast("be saved")
         artefact = Artefact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
-        write_artefact(Path(path), artefact, self.vit.state_dict())
+        weights = self.vit.state_dict()
+        if half:
+            weights = {name: halved(name, tensor) for name, tensor in weights.items()}
+        write_artefact(Path(path), artefact, weights)
 
 
 def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
-    """A classifier from a run folder, an artefact, or public weights: a card, `CARD@FILE`, a file, folder or hub id.
+    """A classifier from a run folder, an artefact, the name of one that comes with vitrail (`cifar10-small`), or public
+    weights: a card, `CARD@FILE`, a file, folder or hub id.
 
     `torch_files` lets plain tensors be read from torch's own files (.pt, .pth, .bin). Raises `VitrailError` saying what
     is wrong with the file, `UsageError` where there is none.
     """
     path = Path(model)
+    if str(model) in boxed() and not path.exists():
+        path = boxed()[str(model)]
     if path.is_dir() and not (path / "config.json").is_file():
         if not (path / ARTEFACT).is_file():
             unfinished = " yet" if (path / "checkpoint").is_dir() else ""
@@ -195,7 +210,8 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: 
         vit.eval().requires_grad_(False)
         return Classifier(vit.to(device), found.classes, found.preprocess, origin=found.origin)
     artefact, weights = read_artefact(path)
-    vit = filled(artefact.config, weights, path)
+    whole = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in weights.items()}
+    vit = filled(artefact.config, whole, path)
     vit.eval().requires_grad_(False)
     return Classifier(vit.to(device), artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin)
 

@@ -25,7 +25,7 @@ from vitrail.run_folder import RunFolder
 from vitrail.train import Recipe
 from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from vitrail.train.curves import draw_curves
-from vitrail.train.loop import Diverged, Step, Trainee, train_steps
+from vitrail.train.loop import Diverged, Step, Trainee, size_part, train_steps
 from vitrail.train.watch import Watch
 
 Row = dict[str, Any]  # a line of metrics.jsonl
@@ -275,7 +275,7 @@ def keep(training: Training, row: Row) -> None:
     training.folder.record(row)
     for watch in training.watchers:
         watch(training.folder.path, row)
-    say(sentence(row, training.epochs))
+    say(sentence(row, training.epochs, time_left(training, row)))
     training.save("-measured")
     if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
         draw_curves(training.folder.metrics(), training.folder.picture("curves"))
@@ -291,16 +291,28 @@ def is_better(row: Row, best: Row | None) -> bool:
     return best is None or "validation_accuracy" not in row or rank(row) > rank(best)
 
 
-def sentence(row: Row, epochs: int) -> str:
-    """An epoch in a line, with the time that the rest will take at its speed."""
+def time_left(training: Training, row: Row) -> float:
+    """Seconds that the epochs to come will take at this one's speed; small images cost as little as their area."""
+    if not row["images_per_second"]:  # all of its steps were taken before a resume
+        return 0.0
+
+    def work(epoch: int) -> float:
+        return size_part(round((epoch - 0.5) * training.steps_per_epoch), steps, training.recipe) ** 2
+
+    steps = training.epochs * training.steps_per_epoch
+    to_come = sum(work(epoch) for epoch in range(row["epoch"] + 1, training.epochs + 1))
+    return len(training.splits.train) / row["images_per_second"] * to_come / work(row["epoch"])
+
+
+def sentence(row: Row, epochs: int, left: float) -> str:
+    """An epoch in a line, with the seconds that are left."""
     scores = "".join(
         f"{name} loss {row[f'{name}_loss']:.3f} accuracy {row[f'{name}_accuracy']:.3f}  "
         for name in ("train", "validation", "test")
         if f"{name}_loss" in row
     )
-    left = round((epochs - row["epoch"]) * row["seconds"])
     return f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  {scores}{row['images_per_second']:,.0f} images/s" + (
-        f"  {timedelta(seconds=left)} left" if left else ""
+        f"  {timedelta(seconds=round(left))} left" if left else ""
     )
 
 

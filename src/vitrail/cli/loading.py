@@ -5,7 +5,7 @@ import argparse
 import vitrail
 from vitrail.machine import pick_device
 
-WHAT = "a run folder, an artefact, a card, CARD@FILE, a weight file, a folder or a hub id"
+WHAT = "a run folder, an artefact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,16 +1,19 @@
-"""List what is known by name: public checkpoints (the cards), the sizes of ViTs, and the recipes.
+"""List what is known by name: the classifiers that come with vitrail, public checkpoints (the cards), sizes, recipes.
 
-With words, the cards whose names hold all of them: vitrail models dinov2 small
+With words, those whose names hold all of them: vitrail models dinov2 small. One that comes with vitrail is described in
+full: vitrail models cifar10-small
 """
 
 import argparse
 from typing import Any
 
+from rich.markdown import Markdown
 from rich.table import Column, Table
 
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.train.recipes import RECIPES
+from vitrail.weights.box import boxed, card_of
 from vitrail.weights.cards import Card, cards
 from vitrail.weights.sizes import rows, size_name
 
@@ -27,8 +30,11 @@ def run(arguments: argparse.Namespace) -> Answer:
         for card in cards().values()
         if all(word.lower() in card.name.lower() for word in arguments.words)
     ]
-    if arguments.words and not found:
-        raise UsageError(f"no card is called {' '.join(arguments.words)!r}", did_you_mean(arguments.words[0], cards()))
+    inside = [name for name in boxed() if all(word.lower() in name for word in arguments.words)]
+    if arguments.words and not found and not inside:
+        near = did_you_mean(arguments.words[0], [*cards(), *boxed()])
+        raise UsageError(f"no model is called {' '.join(arguments.words)!r}", near)
+    ours = [{"name": name, "card": card_of(name)} for name in inside]
     listed = Table(
         Column("card", no_wrap=True), "size", "pixels", "outputs", "top-1", "licence", box=None, header_style="bold"
     )
@@ -37,7 +43,9 @@ def run(arguments: argparse.Namespace) -> Answer:
         outputs = each["labels"] or ("embedding" if each["outputs"] else "features")
         listed.add_row(each["card"], each["size"], str(each["image_size"]), outputs, top1, each["licence"])
     if arguments.words:
-        return Answer({"cards": found}, [listed])
+        return Answer(
+            {"ours": ours, "cards": found}, [*(Markdown(each["card"]) for each in ours), *[listed][: len(found)]]
+        )
     sizes = rows()
     recipes = [{"recipe": name, "about": " ".join(r.about.split()), "model": r.model} for name, r in RECIPES.items()]
     table = Table("size", "width", "depth", "heads", "MLP", "patch", "parameters", box=None, header_style="bold")
@@ -47,8 +55,17 @@ def run(arguments: argparse.Namespace) -> Answer:
     about = Table("recipe", "what it is", box=None, header_style="bold")
     for recipe in recipes:
         about.add_row(str(recipe["recipe"]), str(recipe["about"]))
-    shown = [listed, "", table, "", about]
-    return Answer({"cards": found, "sizes": sizes, "recipes": recipes}, shown)
+    names = ", ".join(each["name"] for each in ours)
+    shown = [
+        f"comes with vitrail: {names} (vitrail models {inside[0]} says all about it)",
+        "",
+        listed,
+        "",
+        table,
+        "",
+        about,
+    ]
+    return Answer({"ours": ours, "cards": found, "sizes": sizes, "recipes": recipes}, shown)
 
 
 def card_row(card: Card) -> dict[str, Any]:

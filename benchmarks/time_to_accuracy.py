@@ -1,0 +1,148 @@
+"""How long a recipe trains until it is as good as promised, beside another recipe's epochs on the same machine.
+
+    python -m benchmarks.time_to_accuracy DATA [--recipe speedrun-75] [--seeds 5] [--beside tutorial] [--out FOLDER]
+
+Every run is `vitrail train` in a process of its own, one after the other. An epoch of the other recipe comes before
+each, so that a machine that is slow for a while is slow for both; its whole run is as many epochs as the recipe has.
+Timed is training: batches, augmentation, steps. What else a run does (imports, reading the images, evaluation,
+checkpoints, pictures, the report) is given beside it. Writes time_to_accuracy.json, .md and .png.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vitrail.files import write_json, write_text
+from vitrail.machine import conditions, pick_device
+from vitrail.train.recipes import RECIPES
+
+
+def main() -> None:
+    """Runs, then says, writes and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--recipe", default="speedrun-75")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="of the recipe; its own unless given")
+    parser.add_argument("--beside", default="tutorial", help="another recipe, or none")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = []
+        for seed in range(arguments.seeds):
+            other = None
+            if arguments.beside != "none":
+                other = trained(arguments, arguments.beside, seed, Path(folder) / f"beside-{seed}", epochs=1)
+            ours = trained(arguments, arguments.recipe, seed, Path(folder) / f"{seed}", epochs=arguments.epochs)
+            pairs.append({"ours": ours, "beside": other})
+            print(sentence(arguments, pairs[-1]), file=sys.stderr, flush=True)
+    document = {"recipe": arguments.recipe, "beside": arguments.beside, "machine": machine(arguments.device)} | summed(
+        arguments, pairs
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out / "time_to_accuracy.json", document)
+    write_text(arguments.out / "time_to_accuracy.md", table(document))
+    draw(document, arguments.out / "time_to_accuracy.png")
+    print(table(document))
+
+
+def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, epochs: int | None) -> dict[str, Any]:
+    """One run: its accuracy on the test images after every epoch, and where its time went, in seconds."""
+    command = [sys.executable, "-m", "vitrail", "train", arguments.data, "--recipe", recipe, "--seed", str(seed)]
+    command += ["--out", str(out), "--quiet", *(["--epochs", str(epochs)] if epochs else [])]
+    command += ["--device", arguments.device] if arguments.device else []
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - began
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    training = [row["seconds"] for row in rows]
+    return {
+        "seed": seed,
+        "epochs": len(rows),
+        "accuracy": rows[-1]["test_accuracy"],
+        "training": sum(training),
+        "all_else": wall - sum(training),  # imports, reading the data, evaluation, checkpoints, pictures, report
+        "curve": [[sum(training[: i + 1]), row["test_accuracy"]] for i, row in enumerate(rows)],
+    }
+
+
+def summed(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and spreads over the seeds, and the ratio to the other recipe's whole run, pair by pair."""
+    found: dict[str, Any] = {"runs": pairs}
+    for name in ("accuracy", "training", "all_else"):
+        found[name] = spread([pair["ours"][name] for pair in pairs])
+    if arguments.beside != "none":
+        epochs = RECIPES[arguments.beside].epochs or 1
+        found["beside_training"] = spread([pair["beside"]["training"] * epochs for pair in pairs])
+        found["ratio"] = spread([pair["beside"]["training"] * epochs / pair["ours"]["training"] for pair in pairs])
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean, standard deviation, least and most."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "sd": deviation, "least": min(values), "most": max(values)}
+
+
+def machine(device: str | None) -> dict[str, Any]:
+    """What it ran on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return conditions(pick_device(device)) | {"cpu": name}
+
+
+def sentence(arguments: argparse.Namespace, pair: dict[str, Any]) -> str:
+    """A pair in a line."""
+    ours, other = pair["ours"], pair["beside"]
+    said = f"seed {ours['seed']}: {ours['accuracy']:.2%} after {ours['training']:.0f} s of training"
+    return said + (f"; an epoch of {arguments.beside} {other['training']:.1f} s" if other else "")
+
+
+def table(document: dict[str, Any]) -> str:
+    """The figures in Markdown."""
+    runs = [pair["ours"] for pair in document["runs"]]
+    lines = ["| seed | test accuracy | training | all else |", "| --- | --: | --: | --: |"]
+    lines += [f"| {r['seed']} | {r['accuracy']:.2%} | {r['training']:.0f} s | {r['all_else']:.0f} s |" for r in runs]
+    a, t, e = (document[name] for name in ("accuracy", "training", "all_else"))
+    lines += [
+        f"| mean ± sd, n = {len(runs)} | **{a['mean']:.2%}** ± {100 * a['sd']:.2f} "
+        f"| **{t['mean']:.0f} s** ± {t['sd']:.0f} | {e['mean']:.0f} s |",
+        "",
+        f"Recipe `{document['recipe']}`, {document['machine']}.",
+    ]
+    if "ratio" in document:
+        r, b = document["ratio"], document["beside_training"]
+        lines += [
+            "",
+            f"`{document['beside']}` takes {b['mean']:,.0f} s ± {b['sd']:,.0f} for its whole run, an epoch measured "
+            f"before each seed: **{r['mean']:.1f} times** as long ({r['least']:.1f} to {r['most']:.1f}).",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Accuracy over seconds of training, a line for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for pair in document["runs"]:
+        seconds, accuracy = zip(*pair["ours"]["curve"], strict=True)
+        axes.plot(
+            seconds, accuracy, marker="o", markersize=3, label=f"{document['recipe']}, seed {pair['ours']['seed']}"
+        )
+    axes.set(xlabel="seconds of training", ylabel="test accuracy", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
