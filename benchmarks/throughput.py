@@ -68,6 +68,8 @@ def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[
         races[f"inference, batch {batch}"] = (task, wanted)
     found: dict[str, Any] = {"missing": missing, "failed": {}, "races": {}}
     for title, (task, contenders) in races.items():
+        if not title.startswith(tuple(asked.tasks.split(","))):
+            continue
         began = time.time()
         result = race(
             contenders, task.batch, rounds=asked.rounds, turn=asked.turn, clock=asked.clock, device=device,
@@ -107,6 +109,7 @@ def main() -> None:
     """Measures size by size and writes after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="32,Ti,S,B", help="which, separated by commas")
+    parser.add_argument("--tasks", default="training,inference", help="one of them alone")
     parser.add_argument("--compile", default="32,S", help="sizes that are also compiled; none: '-'")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
