@@ -152,7 +152,6 @@ def frozen(task: Task, who: str, dtype: torch.dtype = torch.float32) -> Run:
 
 def compiled(model: nn.Module) -> nn.Module:
     """The model through torch.compile, on a GPU in CUDA graphs."""
-    torch._dynamo.reset()  # other sizes and batches of the same module would count as its recompilations
     on_gpu = next(model.parameters()).device.type == "cuda"
     made: nn.Module = torch.compile(model, mode="reduce-overhead" if on_gpu else "default", dynamic=False)  # type: ignore[assignment]
     return made

@@ -11,7 +11,6 @@ from vitrail.bench.contenders import Contender
 
 CALLS = 3
 STATUS = Path("/proc/self/status")
-PRELOADED = ["vitrail.bench.contenders", "timm", "torchvision", "transformers", "vit_pytorch"]
 
 
 def peaks(contenders: Sequence[Contender], device: torch.device, threads: int) -> list[int | None]:
@@ -25,7 +24,8 @@ def peaks(contenders: Sequence[Contender], device: torch.device, threads: int) -
     if not STATUS.exists():
         return [None] * len(contenders)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    libraries = sorted({each.who.replace("-", "_") for each in contenders})
+    context.set_forkserver_preload(["vitrail.bench.contenders", *libraries])  # imported once, before anyone is measured
     return [apart(context, each, threads) if each.is_light else None for each in contenders]
 
 

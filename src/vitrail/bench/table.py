@@ -53,6 +53,7 @@ def race(
     tick: Callable[[str], object] = lambda doing: None,
 ) -> Result:
     """Builds the contenders and times them in turn; one that cannot be built or run is named with its reason."""
+    torch._dynamo.reset()  # code compiled for an earlier race would count against the compiler's limit for one function
     runs: dict[Contender, Run] = {}
     failed: dict[str, str] = {}
     for each in contenders:

@@ -74,6 +74,7 @@ def compiled(vit: ViT, batches: Sequence[int], otherwise: ViT) -> ViT:
     The weights are frozen into it, so that the compiler packs them itself and joins what stands before and after each
     product of matrices to it.
     """
+    import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
     on_cpu = vit.prefix.device.type == "cpu"
@@ -81,14 +82,18 @@ def compiled(vit: ViT, batches: Sequence[int], otherwise: ViT) -> ViT:
     options: dict[str, Any] = {"max_autotune": True, **kind}
     code = torch.compile(vit, dynamic=False, options=options)
     size = (vit.config.channels, *pair(vit.config.image_size))
-    with torch.inference_mode(), inductor.patch(freezing=on_cpu):
+    # beyond its limit the compiler would give up in silence; freezing has to be in force while the forward is traced
+    with torch.inference_mode(), dynamo.patch(recompile_limit=1000), inductor.patch(freezing=on_cpu):
         for batch in sorted(set(batches)):
             code(torch.zeros(batch, *size, device=vit.prefix.device, dtype=vit.prefix.dtype))
     plain = otherwise.forward
     shapes = {(batch, *size) for batch in batches}
 
     def forward(image_BCHW: Tensor) -> Tensor:
-        logits_BY: Tensor = (code if tuple(image_BCHW.shape) in shapes else plain)(image_BCHW)
+        if tuple(image_BCHW.shape) not in shapes:
+            return plain(image_BCHW)
+        with torch.inference_mode():  # as when it was compiled; without it the code would be made again, unfrozen
+            logits_BY: Tensor = code(image_BCHW)
         return logits_BY
 
     otherwise.forward = forward  # type: ignore[method-assign]
