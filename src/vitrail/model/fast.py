@@ -92,8 +92,10 @@ def compiled(vit: ViT, batches: Sequence[int], otherwise: ViT) -> ViT:
     def forward(image_BCHW: Tensor) -> Tensor:
         if tuple(image_BCHW.shape) not in shapes:
             return plain(image_BCHW)
-        with torch.inference_mode():  # as when it was compiled; without it the code would be made again, unfrozen
-            logits_BY: Tensor = code(image_BCHW)
+        with (
+            torch.inference_mode()
+        ):  # as when it was compiled: for other tensors the code would be made again, unfrozen
+            logits_BY: Tensor = code(image_BCHW if image_BCHW.is_inference() else image_BCHW.clone())
         return logits_BY
 
     otherwise.forward = forward  # type: ignore[method-assign]
