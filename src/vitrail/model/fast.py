@@ -92,9 +92,7 @@ def compiled(vit: ViT, batches: Sequence[int], otherwise: ViT) -> ViT:
     def forward(image_BCHW: Tensor) -> Tensor:
         if tuple(image_BCHW.shape) not in shapes:
             return plain(image_BCHW)
-        with (
-            torch.inference_mode()
-        ):  # as when it was compiled: for other tensors the code would be made again, unfrozen
+        with torch.inference_mode():  # as when it was compiled; else it would be compiled again, unfrozen
             logits_BY: Tensor = code(image_BCHW if image_BCHW.is_inference() else image_BCHW.clone())
         return logits_BY
 
