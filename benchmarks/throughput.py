@@ -6,7 +6,7 @@ All take turns on the same images of random numbers; ratios are taken within a r
 bf16 autocast. Inference: every library's own forward in fp32 and bf16; the first peer also compiled and in ONNX Runtime
 (fp32, dynamic int8); vitrail's fast path, as it comes and, for the sizes in --compile, compiled. On a GPU the compiled
 ones run in CUDA graphs. Writes throughput.json, throughput.md and throughput.png. Needs `pip install 'vitrail[bench]'`;
-a peer that is missing is named.
+a peer that is missing is named. The sizes one by one: --sizes, --tasks and --out divide the work.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NAMES = {
     "quick": "tiny",
 }
 BATCHES = {  # images of a training step; of inference
-    "cpu": {"32": (128, (1, 8)), "Ti": (16, (1, 8)), "S": (8, (1, 8)), "B": (4, (1, 8)), "quick": (4, (1, 2))},
+    "cpu": {"32": (128, (1, 8)), "Ti": (8, (1, 8)), "S": (4, (1, 8)), "B": (2, (1, 8)), "quick": (4, (1, 2))},
     "cuda": {
         "32": (1024, (1, 8, 1024)), "Ti": (512, (1, 8, 512)), "S": (256, (1, 8, 256)), "B": (128, (1, 8, 128)),
         "quick": (4, (1, 2)),
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="32,Ti,S,B", help="which, separated by commas")
     parser.add_argument("--tasks", default="training,inference", help="one of them alone")
-    parser.add_argument("--compile", default="32,S", help="sizes that are also compiled; none: '-'")
+    parser.add_argument("--compile", default="32", help="sizes that are also compiled; none: '-'")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn", type=float, default=0.1, help="seconds of a turn, at least one batch")

@@ -9,12 +9,12 @@ import torch
 
 from vitrail.bench.contenders import Contender
 
-CALLS = 3
+CALLS = 2
 STATUS = Path("/proc/self/status")
 
 
 def peaks(contenders: Sequence[Contender], device: torch.device, threads: int) -> list[int | None]:
-    """Bytes beyond what the libraries take by being imported, at the highest of building and three calls.
+    """Bytes beyond what the libraries take by being imported, at the highest of building and two calls.
 
     On CPU resident memory, each contender in a process of its own; on a GPU what torch's allocator gave out. None
     where the system does not say (it does on Linux), and for what is compiled or exported first.
