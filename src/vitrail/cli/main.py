@@ -31,6 +31,7 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "serve": "answer over HTTP: predictions, explanations, a page",
     "models": "list the public checkpoints, sizes and recipes",
     "inspect": "say what a weight file is",
+    "bench": "time a model on this machine, beside other libraries' of its size",
 }
 
 
