@@ -3,6 +3,7 @@
 import html
 
 from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.errors import VitrailError
 from vitrail.export.web import web_page
 
 # Only what the page itself brings: its own scripts and WebAssembly, in a worker made from a blob, and pictures that it
@@ -40,7 +41,10 @@ def page_of(classifier: AnyClassifier, name: str) -> bytes:
     """The page of one model, as one HTML file."""
     if not isinstance(classifier, Classifier):
         return plain_page(classifier, name)
-    return web_page(classifier, model=name)
+    try:
+        return web_page(classifier, model=name)
+    except VitrailError:  # too large for a page, or without classes
+        return plain_page(classifier, name)
 
 
 def plain_page(classifier: AnyClassifier, name: str) -> bytes:
