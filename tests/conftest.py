@@ -1,13 +1,15 @@
 """Folders of pictures that a small ViT can learn, and a run trained on them once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vitrail
+from serving import BATCH, QUEUE, Running
 from vitrail import console
 
 COLOURS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
@@ -69,3 +71,36 @@ def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
     """A run on the colours: learnt well in a few seconds."""
     out = tmp_path_factory.mktemp("runs") / "colours"
     return vitrail.train(colours, out=out, epochs=8, width=32, depth=2, heads=2, mlp_width=64)
+
+
+@pytest.fixture(scope="session")
+def clf(run: vitrail.Run) -> vitrail.Classifier:
+    """The classifier of the run on the colours."""
+    return vitrail.load(run.folder)
+
+
+@pytest.fixture(scope="session")
+def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with two models, one of which knows no classes, and limits small enough to be met."""
+    features = tmp_path_factory.mktemp("models") / "features.safetensors"
+    torch.manual_seed(0)
+    vit = vitrail.ViT(vitrail.ViTConfig(width=32, depth=1, heads=2, mlp_width=32, patch=4, image_size=16, classes=0))
+    vitrail.Classifier(vit, (), clf.preprocess).save(features)
+    options = [
+        "--backend",
+        "torch",
+        "--workers",
+        1,
+        "--queue",
+        QUEUE,
+        "--batch",
+        BATCH,
+        "--images",
+        6,
+        "--body",
+        2,
+        "--pixels",
+        4,
+    ]
+    with Running([run.folder, features, *options, "--deadline", 30]) as running:
+        yield running

@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torchvision
 
+import vitrail
 from conftest import picture
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +47,7 @@ def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "python", "sh", "python"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "python", "sh", "python", "sh"]
 
 
 def test_the_make_commands_are_targets():
@@ -86,6 +89,19 @@ def test_public_weights(place: Path):
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_serving(place: Path, run: vitrail.Run):
+    shutil.copytree(run.folder, place / "runs" / "photos")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    block = next(text for text in BLOCKS if "vitrail serve" in text[1])[1]
+    done = shell(block.replace("8000", str(port)).replace("serve runs", "serve --backend torch runs") + "wait\n", place)
+    assert done.stdout.count('"predictions"') == 2, done.stderr
+    assert done.stdout.count('"label"') == 9
+    assert (place / "why.png").read_bytes().startswith(b"\x89PNG")
+    assert '"event": "stopped"' in done.stderr
 
 
 def test_links_lead_somewhere():

@@ -27,21 +27,27 @@ def save_explanation(explanation: "Explanation", path: Path, smooth: bool = Fals
     return write_figure(panels(explanation, smooth), path, dpi=120)
 
 
-def png_of(explanation: "Explanation") -> bytes:
-    """The same picture as PNG bytes, for a notebook."""
+def png_of(explanation: "Explanation", overlay_alone: bool = False) -> bytes:
+    """The same picture as PNG bytes, for a notebook; or the overlay alone."""
     buffer = io.BytesIO()
-    panels(explanation).savefig(buffer, dpi=100, format="png")
+    draw = overlay_figure if overlay_alone else panels
+    draw(explanation).savefig(buffer, dpi=100, format="png")
     return buffer.getvalue()
 
 
-def save_overlay(explanation: "Explanation", path: Path, smooth: bool = False, side: int = 448) -> Path:
-    """The overlay alone, at least `side` pixels long, without a frame."""
+def save_overlay(explanation: "Explanation", path: Path, smooth: bool = False) -> Path:
+    """The overlay alone, without a frame."""
+    return write_figure(overlay_figure(explanation, smooth), path, dpi=100)
+
+
+def overlay_figure(explanation: "Explanation", smooth: bool = False, side: int = 448) -> "Figure":
+    """The overlay alone, at least `side` pixels long."""
     height, width = explanation.image.shape[:2]
     times = max(1, round(side / max(height, width)))
     figure = blank(width * times / 100, height * times / 100)
     axes = figure.add_axes((0, 0, 1, 1))
     show(axes, overlay(explanation, smooth=smooth))
-    return write_figure(figure, path, dpi=100)
+    return figure
 
 
 def panels(explanation: "Explanation", smooth: bool = False) -> "Figure":

@@ -1,0 +1,42 @@
+"""LitServe with its batching on, as its documentation shows it. For benchmarks/serving.py."""
+
+import base64
+import io
+import sys
+from typing import Any
+
+import litserve as ls
+import torch
+
+import vitrail
+from vitrail.data.decode import decode
+from vitrail.machine import cores
+
+
+class Api(ls.LitAPI):
+    """Decoding, the model and the answer, in LitServe's worker process."""
+
+    def setup(self, device: str) -> None:
+        torch.set_num_threads(cores())
+        self.classifier = vitrail.load(sys.argv[1])
+
+    def decode_request(self, request: dict[str, str]) -> torch.Tensor:
+        return self.classifier.read(decode(io.BytesIO(base64.b64decode(request["image"]))))
+
+    def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(inputs)
+
+    def predict(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.classifier.logits(pixels_BCHW)
+
+    def unbatch(self, output: torch.Tensor) -> list[torch.Tensor]:
+        return list(output)
+
+    def encode_response(self, output: torch.Tensor) -> dict[str, Any]:
+        return {"top": [vars(each) for each in self.classifier.ranked(output)]}
+
+
+if __name__ == "__main__":
+    api = Api(max_batch_size=int(sys.argv[3]), batch_timeout=0.01)
+    server = ls.LitServer(api, accelerator="cpu", timeout=120)
+    server.run(port=int(sys.argv[2]), host="127.0.0.1", generate_client_file=False, log_level="error")

@@ -1,0 +1,1 @@
+"""Other people's images -> answers: predictor, batcher, worker processes, HTTP."""

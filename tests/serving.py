@@ -1,0 +1,175 @@
+"""A real server in a process of its own, and clients that can be slow, rude and sudden."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+QUEUE, BATCH = 8, 4  # small enough to be filled
+PATIENCE = 120.0  # seconds in which anything at all must happen on a busy machine
+
+
+@dataclass
+class Reply:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Running:
+    """`vitrail serve` with these words; its log lines as they come."""
+
+    words: Sequence[str]
+    env: dict[str, str] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> "Running":
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vitrail", "serve", *map(str, self.words), "--port", "0", "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **self.env},
+        )  # fmt: skip
+        self.reading = threading.Thread(target=self._read, daemon=True)
+        self.reading.start()
+        try:
+            url = self.wait_for(lambda: next((e["url"] for e in self.events("listening")), None))
+            self.port = int(url.rstrip("/").rpartition(":")[2])
+            self.wait_for(lambda: self.events("ready"))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.other.append(line)
+
+    def events(self, name: str, **known: Any) -> list[dict[str, Any]]:
+        return [e for e in self.lines if e["event"] == name and all(e.get(k) == v for k, v in known.items())]
+
+    def wait_for(self, found: Callable[[], Any]) -> Any:
+        stop = time.monotonic() + PATIENCE
+        while not (value := found()):
+            assert time.monotonic() < stop, (self.lines[-5:], self.other)
+            assert self.process.poll() is None, (self.lines[-5:], self.other)
+            time.sleep(0.01)
+        return value
+
+    def worker(self, task: str = "predict", model: str = "colours") -> int:
+        """The process that does this task now."""
+        return int(self.events("worker_ready", task=task, model=model)[-1]["pid"])
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.ask("GET", path, headers=headers)
+
+    def post(self, path: str, body: Any, **headers: str) -> Reply:
+        return self.ask("POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+
+    def raw(self, data: bytes, patience: float = PATIENCE) -> bytes:
+        """Bytes as they are -> whatever comes back until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=patience) as connection:
+            try:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                found = b""
+                while piece := connection.recv(65536):
+                    found += piece
+            except (ConnectionError, OSError):
+                return b""
+            return found
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = self.get("/metrics").body.decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
+
+    def memory(self) -> int:
+        """Bytes that the server's own process holds."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+
+    def stop(self) -> dict[str, Any]:
+        """Asks it to stop; gives what it says at the end."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.stdout is not None
+        said = self.process.stdout.read()
+        assert self.process.wait(PATIENCE) == 0
+        self.reading.join()
+        return json.loads(said)
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.reading.join()
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@dataclass
+class Call:
+    """A request that is under way in a thread."""
+
+    reply: Reply | None = None
+    error: Exception | None = None
+    thread: threading.Thread | None = None
+
+    def result(self) -> Reply:
+        assert self.thread is not None
+        self.thread.join(PATIENCE)
+        assert self.reply is not None, self.error or "no answer"
+        return self.reply
+
+
+def begin(server: Running, path: str, body: bytes, **headers: str) -> Call:
+    """Sends a request and does not wait."""
+    call = Call()
+
+    def work() -> None:
+        try:
+            call.reply = server.post(path, body, **headers)
+        except Exception as error:
+            call.error = error
+
+    call.thread = threading.Thread(target=work, daemon=True)
+    call.thread.start()
+    return call
+
+
+def rude(server: Running, path: str, body: bytes) -> socket.socket:
+    """Sends a whole request; the caller closes the socket before the answer."""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection

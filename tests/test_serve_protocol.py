@@ -1,0 +1,292 @@
+"""The Open Inference Protocol: Triton's own client, unmodified, on a real server; and requests that make no sense."""
+
+import base64
+import io
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient.utils import InferenceServerException
+
+import vitrail
+from conftest import COLOURS
+from serving import Running
+from test_serve import photo, truth
+from vitrail.data.decode import decode
+from vitrail.serve.protocol import Given, best_classes, flat, read_request, split
+from vitrail.serve.refusal import Refusal
+from vitrail.serve.settings import Settings
+
+PHOTOS = [photo(seed, (16 + seed, 20)) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        yield client
+
+
+def images(files: list[bytes], binary: bool = True) -> triton.InferInput:
+    tensor = triton.InferInput("image", [len(files)], "BYTES")
+    values = files if binary else [base64.b64encode(file).decode() for file in files]
+    tensor.set_data_from_numpy(np.array(values, dtype=object), binary_data=binary)
+    return tensor
+
+
+def test_live_ready_and_metadata(client: triton.InferenceServerClient):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("colours")
+    assert client.is_model_ready("colours", "1")
+    assert not client.is_model_ready("other")
+    server = client.get_server_metadata()
+    assert server["name"] == "vitrail"
+    assert server["version"] == vitrail.__version__
+    assert {"binary_tensor_data", "classification", "statistics"} <= set(server["extensions"])
+    model = client.get_model_metadata("colours")
+    assert model["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    assert [output["name"] for output in model["outputs"]] == ["logits", "probabilities"]
+    assert all(output["shape"] == [-1, 3] and output["datatype"] == "FP32" for output in model["outputs"])
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_infer_in_json_and_binary(
+    client: triton.InferenceServerClient, clf: vitrail.Classifier, binary_in: bool, binary_out: bool
+):
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("probabilities", "logits")]
+    answer = client.infer("colours", [images(PHOTOS, binary_in)], outputs=outputs, request_id="my-7")
+    expected = np.array([truth(clf, file) for file in PHOTOS])
+    np.testing.assert_allclose(answer.as_numpy("logits"), expected, atol=1e-4)
+    np.testing.assert_allclose(answer.as_numpy("probabilities").sum(axis=1), 1, atol=1e-6)
+    response = answer.get_response()
+    assert response["id"] == "my-7"
+    assert response["model_name"] == "colours"
+    assert [output["name"] for output in response["outputs"]] == ["probabilities", "logits"]
+
+
+@pytest.mark.parametrize("how", ["gzip", "deflate"])
+def test_infer_without_asking_for_outputs_and_packed(
+    client: triton.InferenceServerClient, clf: vitrail.Classifier, how: str
+):
+    answer = client.infer(
+        "colours", [images(PHOTOS[:1])], request_compression_algorithm=how, response_compression_algorithm=how
+    )
+    np.testing.assert_allclose(answer.as_numpy("logits"), [truth(clf, PHOTOS[0])], atol=1e-4)
+    assert answer.as_numpy("probabilities").shape == (1, 3)
+
+
+def test_decoded_pixels(client: triton.InferenceServerClient, clf: vitrail.Classifier):
+    pixels = np.stack([decode(io.BytesIO(photo(seed, (20, 18)))).permute(1, 2, 0).numpy() for seed in range(2)])
+    for binary in (True, False):
+        tensor = triton.InferInput("pixels", list(pixels.shape), "UINT8")
+        tensor.set_data_from_numpy(pixels, binary_data=binary)
+        answer = client.infer("colours", [tensor], model_version="1")
+        expected = [truth(clf, photo(seed, (20, 18))) for seed in range(2)]
+        np.testing.assert_allclose(answer.as_numpy("logits"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_best_classes(client: triton.InferenceServerClient, clf: vitrail.Classifier, binary: bool):
+    output = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)
+    answer = client.infer("colours", [images(PHOTOS)], outputs=[output]).as_numpy("probabilities")
+    assert answer.shape == (3, 2)
+    for row, file in zip(answer, PHOTOS, strict=True):
+        expected = clf.predict(decode(io.BytesIO(file)), top=2)
+        parts = [(each if isinstance(each, str) else each.decode()).split(":") for each in row]
+        assert [label for _, _, label in parts] == [p.label for p in expected]
+        assert [clf.classes[int(index)] for _, index, _ in parts] == [p.label for p in expected]
+        assert [float(value) for value, _, _ in parts] == pytest.approx([p.probability for p in expected], abs=1e-5)
+
+
+def test_many_at_once(client: triton.InferenceServerClient, server: Running, clf: vitrail.Classifier):
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}", concurrency=8) as many:
+        asked = [many.async_infer("colours", [images([photo(seed)])]) for seed in range(24)]
+        for seed, each in enumerate(asked):
+            np.testing.assert_allclose(each.get_result().as_numpy("logits"), [truth(clf, photo(seed))], atol=1e-4)
+
+
+def test_statistics(client: triton.InferenceServerClient):
+    def numbers() -> dict[str, Any]:
+        return client.get_inference_statistics("colours")["model_stats"][0]
+
+    before = numbers()
+    client.infer("colours", [images(PHOTOS)])
+    with pytest.raises(InferenceServerException):
+        client.infer("colours", [images([b"no image"])])
+    after = numbers()
+    assert (after["name"], after["version"]) == ("colours", "1")
+    assert after["inference_count"] == before["inference_count"] + 3
+    assert before["execution_count"] < after["execution_count"] <= before["execution_count"] + 3
+    assert after["last_inference"] > 0
+    for name, by in (("success", 1), ("fail", 1), ("queue", 3)):
+        assert after["inference_stats"][name]["count"] == before["inference_stats"][name]["count"] + by
+    assert after["inference_stats"]["compute_infer"]["ns"] > before["inference_stats"]["compute_infer"]["ns"]
+    sizes = {row["batch_size"]: row["compute_infer"]["count"] for row in after["batch_stats"]}
+    assert sum(size * count for size, count in sizes.items()) == after["inference_count"]
+    assert client.get_inference_statistics()["model_stats"][0]["name"] == "colours"
+
+
+def test_errors_are_the_clients_own(client: triton.InferenceServerClient):
+    for model, status, words in (("other", "404", "no model"), ("colours", "400", "not an image")):
+        with pytest.raises(InferenceServerException, match=words) as caught:
+            client.infer(model, [images([b"no image"])])
+        assert caught.value.status() == status
+    with pytest.raises(InferenceServerException, match="no version"):
+        client.infer("colours", [images(PHOTOS)], model_version="9")
+    with pytest.raises(InferenceServerException, match="no output"):
+        client.infer("colours", [images(PHOTOS)], outputs=[triton.InferRequestedOutput("nothing")])
+
+
+def test_explanations_as_tensors(server: Running, clf: vitrail.Classifier):
+    file = PHOTOS[0]
+    document = {
+        "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(file).decode()]}],
+        "parameters": {"class": "red", "against": "blue"},
+    }
+    answer = {o["name"]: o for o in server.post("/v2/models/colours/explain", json.dumps(document)).json["outputs"]}
+    expected = clf.explain(decode(io.BytesIO(file)), target=("red", "blue"))
+    assert answer["map"]["shape"] == [1, *expected.map.shape]
+    np.testing.assert_allclose(answer["map"]["data"], expected.map.ravel(), atol=2e-6)
+    assert answer["label"]["data"] == ["red"]
+    document["parameters"] = {"layer": "last"}
+    refused = server.post("/v2/models/colours/explain", json.dumps(document))
+    assert refused.status == 400
+    assert "layer" in refused.json["error"]
+
+
+# Requests that make no sense, without a server: the parser is a function
+
+
+IMAGE: dict[str, Any] = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["aGk="]}
+PIXELS: dict[str, Any] = {"name": "pixels", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": list(range(12))}
+
+
+def request(*inputs: Any, **more: Any) -> bytes:
+    return json.dumps({"inputs": list(inputs), **more}).encode()
+
+
+def raw(size: int, rest: bytes) -> tuple[bytes, str]:
+    text = request({k: v for k, v in IMAGE.items() if k != "data"} | {"parameters": {"binary_data_size": size}})
+    return text + rest, str(len(text))
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "said"),
+    [
+        (b"", None, "not JSON"),
+        (b"\xff\xfe", None, "not JSON"),
+        (b"[]", None, "not a JSON object"),
+        (b"null", None, "not a JSON object"),
+        (b"[" * 100_000, None, "nested too deep"),
+        (b'{"inputs":' + b"[" * 50_000 + b"]" * 50_000 + b"}", None, "nested too deep"),
+        (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None, "nested too deep"),
+        (b"{}", None, "inputs"),
+        (request(), None, "0 inputs"),
+        (request(IMAGE, IMAGE), None, "2 inputs"),
+        (request({}), None, "inputs"),
+        (request(7), None, "inputs"),
+        (request(IMAGE | {"name": "x" * 999}), None, "no input"),
+        (request(IMAGE | {"datatype": "FP32"}), None, "datatype"),
+        (request(IMAGE | {"datatype": ["BYTES"]}), None, "datatype"),
+        (request(IMAGE | {"shape": None}), None, "shape"),
+        (request(IMAGE | {"shape": [-1]}), None, "whole number"),
+        (request(IMAGE | {"shape": [True]}), None, "whole number"),
+        (request(IMAGE | {"shape": [1.0]}), None, "whole number"),
+        (request(IMAGE | {"shape": [10**30]}), None, "whole number"),
+        (request(IMAGE | {"shape": []}), None, "shape"),
+        (request(IMAGE | {"shape": [1, 2]}), None, "shape"),
+        (request(IMAGE | {"shape": [0]}), None, "0 images"),
+        (request(IMAGE | {"shape": [65]}), None, "65 images"),
+        (request(IMAGE | {"shape": [2]}), None, "2 texts"),
+        (request(IMAGE | {"data": "aGk="}, id=7), None, "id"),
+        (request(IMAGE | {"data": ["not base64!"]}), None, "base64"),
+        (request(IMAGE | {"data": ["é"]}), None, "base64"),
+        (request(IMAGE | {"data": [1]}), None, "texts"),
+        (request(IMAGE | {"parameters": {"content_type": "raw"}}), None, "content_type"),
+        (request(IMAGE | {"parameters": [1]}), None, "parameters"),
+        (request(IMAGE, parameters={"a": None}), None, "parameters"),
+        (request(IMAGE, outputs={}), None, "outputs"),
+        (request(IMAGE, outputs=[{"name": "logits"}] * 2), None, "twice"),
+        (request(IMAGE, outputs=[{"name": "logits", "parameters": {"classification": -1}}]), None, "classification"),
+        (request(IMAGE, outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]), None, "binary_data"),
+        (request({k: v for k, v in IMAGE.items() if k != "data"}), None, "no data"),
+        (request(IMAGE | {"parameters": {"binary_data_size": 0}}), None, "both"),
+        (request(PIXELS | {"shape": [1, 2, 2, 4]}), None, "channels"),
+        (request(PIXELS | {"shape": [1, 0, 2, 3]}), None, "channels"),
+        (request(PIXELS | {"shape": [1, 9, 2, 3]}), None, "asks for 54"),
+        (request(PIXELS | {"shape": [1, 99_999, 99_999, 3]}), None, "more than"),
+        (request(PIXELS | {"data": [256] * 12}), None, "0 to 255"),
+        (request(PIXELS | {"data": [float("nan")] * 12}), None, "0 to 255"),
+        (request(PIXELS | {"data": [True] * 12}), None, "0 to 255"),
+        (request(IMAGE), "99999", "has"),
+        (request(IMAGE), "-1", "Length"),
+        (request(IMAGE), "1e3", "Length"),
+        (request(IMAGE), "9" * 5000, "Length"),
+        (request(IMAGE), "١", "Length"),
+        (request(IMAGE), "10", "not JSON"),
+        (b"", "0", "empty"),
+        (*raw(6, struct.pack("<I", 2) + b"hi!"), "follow"),
+        (*raw(7, struct.pack("<I", 2) + b"hi!"), "goes on"),
+        (*raw(6, struct.pack("<I", 3) + b"hi"), "longer"),
+        (*raw(3, b"abc"), "ends before"),
+        (*raw(9, b"abc"), "3 bytes are left"),
+        (*raw(6, struct.pack("<I", 2**32 - 1) + b"hi"), "longer"),
+        (
+            request(PIXELS, outputs=[{"name": "logits", "parameters": {"binary_data_size": 3}}]) + b"xyz",
+            None,
+            "not JSON",
+        ),
+    ],
+)
+def test_a_request_that_makes_no_sense(body: bytes, length: str | None, said: str):
+    with pytest.raises(Refusal) as caught:
+        read_request(body, length, Settings())
+    assert caught.value.status in (400, 413)
+    assert said in caught.value.sentence
+
+
+WORDS = ["name", "shape", "datatype", "data", "parameters", "inputs", "outputs", "id", "binary_data_size"]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JSON = st.recursive(
+    LEAVES | st.sampled_from(["image", "pixels", "aGk="]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(document=JSON, rest=st.binary(max_size=20), cut=st.none() | st.integers(-3, 300).map(str))
+def test_whatever_comes_is_parsed_or_refused(document: Any, rest: bytes, cut: str | None):
+    body = json.dumps({"inputs": [document]} if not isinstance(document, dict) else document).encode() + rest
+    try:
+        asked = read_request(body, cut, Settings())
+    except Refusal as refusal:
+        assert refusal.status in (400, 413)
+    else:
+        assert asked.images >= 1
+
+
+@given(files=st.lists(st.binary(max_size=30), min_size=1, max_size=5))
+def test_texts_survive_the_wire(files: list[bytes]):
+    tensor = Given("x", np.array([*files, None], dtype=object)[:-1])
+    assert split(tensor.raw(), len(files)) == files
+
+
+def test_nested_data_is_read_in_order():
+    assert list(flat([[1, [2, []]], 3, [[[4]]]])) == [1, 2, 3, 4]
+
+
+def test_equal_values_keep_their_order():
+    best = best_classes(np.array([[1.0, 3.0, 3.0, 2.0]]), tuple("abcd"), 9)
+    assert [each.decode().split(":")[1:] for each in best[0]] == [["1", "b"], ["2", "c"], ["3", "d"], ["0", "a"]]
+    assert best_classes(np.array([[1.0, 2.0]]), (), 1)[0, 0] == b"2.000000:1"
+
+
+def test_colours_are_what_the_run_knows(clf: vitrail.Classifier):
+    assert set(clf.classes) == set(COLOURS)
