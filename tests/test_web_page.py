@@ -487,7 +487,7 @@ def test_images_are_fitted_as_python_fits_them(page):
         channels = 1 if n % 4 == 0 else 3
         part = dict(fit=fit, engine=engine, interpolation=interpolation, crop_fraction=crop)
         preprocess = Preprocess(image_size=(30, 24), mean=(0.3,) * channels, std=(0.5,) * channels, **part)
-        for h, w in ((97, 61), (13, 55), (30, 24), (200, 9)):
+        for h, w in ((97, 61), (13, 55), (200, 9)):
             pixels = torch.from_numpy(rng.integers(0, 256, (channels, h, w), dtype=np.uint8))
             theirs = page.evaluate(
                 """([planes, height, width, how]) =>
