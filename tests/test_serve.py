@@ -549,7 +549,7 @@ def test_what_the_schema_says(server: Running, tmp_path: Path):
     script = Path(sys.executable).with_name("schemathesis")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     done = subprocess.run(
-        [str(script), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", checks, "--max-examples", "5",
+        [str(script), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", checks, "--max-examples", "3",
          "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", "30", "--no-color"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
