@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "explain": {"model", "data", "weights", "classifier"},
     "export": {"model", "data", "weights", "classifier", "explain"},
     "serve": {"model", "data", "weights", "classifier", "explain", "export"},
+    "bench": {"model", "data", "weights", "classifier"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
 }
 SHARED = {"errors", "files", "console", "machine", "options"}

@@ -14,8 +14,10 @@ from torch import Tensor
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
+from vitrail.machine import native_bf16
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import pair
+from vitrail.model.fast import fast
 from vitrail.model.resize import resized
 from vitrail.weights.artefact import Artefact, is_artefact, read_artefact, write_artefact
 from vitrail.weights.box import boxed
@@ -118,10 +120,28 @@ class Classifier(AnyClassifier):
     preprocess: Preprocess
     temperature: float = 1.0
     origin: dict[str, Any] = field(default_factory=dict)
+    is_fast: bool = False
 
     def to(self, device: str | torch.device) -> Classifier:
         """The same classifier with its weights on this device."""
+        self.refuse_fast("be moved")
         return replace(self, vit=self.vit.to(device))
+
+    def fast(self, *, compile: Sequence[int] = ()) -> Classifier:
+        """The same classifier made ready to answer quickly; it can neither explain nor be saved.
+
+        Weights are folded and packed, in bf16 where the device computes it natively: logits differ by rounding
+        (docs/benchmarks.md says how little). For batches of the sizes in `compile` torch's compiler writes code of
+        their own, which takes a minute or more for each, once in the life of the process, and a C++ compiler.
+        """
+        self.refuse_fast("be made fast")
+        dtype = torch.bfloat16 if native_bf16(self.device) else torch.float32
+        return replace(self, vit=fast(self.vit, dtype, compile=compile), is_fast=True)
+
+    def refuse_fast(self, what: str) -> None:
+        """Raises `UsageError` where this is a fast classifier, whose weights are there for answers alone."""
+        if self.is_fast:
+            raise UsageError(f"a fast classifier cannot {what}", "use the one that it was made from")
 
     @property
     def device(self) -> torch.device:
@@ -159,6 +179,7 @@ class Classifier(AnyClassifier):
 
         Raises `UsageError` where the size does not divide into patches.
         """
+        self.refuse_fast("be made for another size")
         vit = resized(self.vit, replace(self.vit.config, image_size=image_size))
         vit.eval().requires_grad_(False)
         return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
@@ -177,6 +198,7 @@ class Classifier(AnyClassifier):
 
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Writes the artefact, whole or not at all; with `half` its weights in float16, for half the bytes."""
+        self.refuse_fast("be saved")
         artefact = Artefact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
         weights = self.vit.state_dict()
         if half:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def cores() -> int:
         return available
 
 
+def native_bf16(device: torch.device) -> bool:
+    """Whether this device computes in bf16 natively, and so faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def conditions(device: torch.device) -> dict[str, str | int]:
     """What decides the last bits of a sum beside the numbers in it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -48,6 +56,22 @@ def conditions(device: torch.device) -> dict[str, str | int]:
         "the device": f"{device.type} {name}",
         "the number of threads": torch.get_num_threads(),
     }
+
+
+def hardware(device: torch.device) -> dict[str, str | int]:
+    """What a timing should say it was made on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def processor() -> str:
+    """The processor's name, and what it has for bf16."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = named[0] if named else platform.processor() or platform.machine()
+    units = [("AMX", torch.cpu._is_amx_tile_supported()), ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported())]
+    return ", ".join([name, *(unit for unit, here in units if here)])
 
 
 def keep_memory() -> bool:

@@ -56,6 +56,14 @@ class RunFolder:
         """The folder of checkpoints."""
         return self.path / "checkpoint"
 
+    @property
+    def data(self) -> str | None:
+        """The DATA that training was asked for; None where this folder does not say."""
+        try:
+            return str(self._document()["data"])
+        except (VitrailError, KeyError, TypeError, OSError):
+            return None
+
     def picture(self, name: str) -> Path:
         """curves, confusion or attention."""
         return self.path / f"{name}.png"

@@ -2,15 +2,18 @@
 
 onnx, torch (torch.export) and triton are programs: from decoded pixels to logits, with normalisation and temperature
 inside, and with classes, preprocessing and card in the file. `vitrail predict` and `evaluate` take the ONNX file too.
-timm, hf (transformers) and torchvision are folders that those libraries load.
+timm, hf (transformers) and torchvision are folders that those libraries load. web is one HTML file with the model in
+it, which answers and explains images in any browser, from disk, with the network off.
 
 Nothing is written that does not agree with the classifier: a program is asked about real images first (--check), a
 folder is read back by the library itself, if it is installed. --push also uploads a folder to the Hugging Face hub.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 
+from vitrail.cli import web_page
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar, say
@@ -30,10 +33,12 @@ PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser)
-    parser.add_argument("--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *FORMATS])}")
+    parser.add_argument(
+        "--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *FORMATS, 'web'])}"
+    )
     parser.add_argument(
         "--out", required=True, metavar="PATH",
-        help="what to write, which must not exist: a .onnx or .pt2 file, else a folder",
+        help="what to write, which must not exist: a .onnx, .pt2 or .html file, else a folder",
     )  # fmt: skip
     parser.add_argument("--int8", action="store_true", help="onnx, triton: weights of 8 bits, accuracy measured")
     parser.add_argument("--attention", action="store_true", help="programs: every layer's attention as an output")
@@ -46,16 +51,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, made if need be")
     parser.add_argument("--private", action="store_true", help="a repository made by --push is private")
     parser.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, mps (cpu)")
+    web_page.arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Writes, compares, uploads."""
+    if arguments.format == "web":
+        refuse(arguments, (*program_options(), "check", "push", "private"), f"use --format {', '.join(PROGRAMS)}")
+        return web_page.run(arguments)
+    refuse(arguments, web_page.OPTIONS, "use --format web")
     if arguments.format in PROGRAMS:
         return program(arguments)
     if arguments.format not in FORMATS:
-        hint = did_you_mean(arguments.format, [*PROGRAMS, *FORMATS])
+        hint = did_you_mean(arguments.format, [*PROGRAMS, *FORMATS, "web"])
         raise UsageError(f"there is no format {arguments.format!r}", hint)
     return library(arguments)
+
+
+def program_options() -> list[str]:
+    """What a program takes beside its name."""
+    return [field.name for field in fields(Extras)]
+
+
+def refuse(arguments: argparse.Namespace, names: Sequence[str], hint: str) -> None:
+    """Raises `UsageError` where the format is given an option that belongs to others."""
+    for name in names:
+        if getattr(arguments, name):
+            raise UsageError(f"--{name} is not for --format {arguments.format}", hint)
 
 
 def program(arguments: argparse.Namespace) -> Answer:
@@ -73,9 +95,7 @@ def program(arguments: argparse.Namespace) -> Answer:
 
 def library(arguments: argparse.Namespace) -> Answer:
     """A folder for another library."""
-    for each in (*(field.name for field in fields(Extras)), "check"):
-        if getattr(arguments, each):
-            raise UsageError(f"--{each} is for programs", f"use --format {', '.join(PROGRAMS)}")
+    refuse(arguments, (*program_options(), "check"), f"use --format {', '.join(PROGRAMS)}")
     exported = export_library(loaded(arguments), arguments.format, arguments.out)
     document = exported.to_json()
     shown = [f"written: {exported.folder}, which is read by: {exported.loads}"]

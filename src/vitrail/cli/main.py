@@ -27,10 +27,11 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "predict": "say what is in images",
     "explain": "show what speaks for a class in images",
     "faithfulness": "score a classifier's explanations",
-    "export": "give a classifier to another library",
+    "export": "give a classifier to another runtime or library",
     "serve": "answer over HTTP: predictions, explanations, a page",
     "models": "list the public checkpoints, sizes and recipes",
     "inspect": "say what a weight file is",
+    "bench": "time a model on this machine, beside other libraries' of its size",
 }
 
 

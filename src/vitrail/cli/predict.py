@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vitrail.classifier import Classifier
 from vitrail.cli.images import named_images
 from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
@@ -22,6 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name for each image")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time")
+    parser.add_argument("--fast", action="store_true", help="in bf16, weights packed: the same labels but for rounding")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
 
 
@@ -31,6 +33,10 @@ def run(arguments: argparse.Namespace) -> Answer:
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     classifier = loaded_any(arguments)
+    if arguments.fast:
+        if not isinstance(classifier, Classifier):
+            raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
+        classifier = classifier.fast()
     paths = named_images(arguments.images)
     rows: list[dict[str, Any]] = []
     with bar("predicting", len(paths)) as progress:

@@ -158,6 +158,7 @@ def explain_batch(
     The model is left as it was. Raises `UsageError` for a class, method, layer, head or patch that is not there, or an
     option that the method does not take.
     """
+    classifier.refuse_fast("explain")
     config = classifier.vit.config
     row = find_method(method)
     h, w = (side // config.patch for side in pixels_BCHW.shape[-2:])

@@ -7,14 +7,19 @@ from torch import Tensor, nn
 from vitrail.model.config import ViTConfig
 from vitrail.model.position import Rotate
 
+# With AMX, the matrix unit of newer Intel processors, torch's fused bf16 kernel is fast on CPU, though only forwards.
+AMX = torch.cpu._is_amx_tile_supported()
+
 
 def attend(q_BNTK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(K)) v with the fastest kernel for this device and dtype -> (B, N, T, K).
 
-    On CPU in bf16 torch's fused kernel is several times slower than three plain operations
-    (docs/log.md has the figures); everywhere else the fused one wins.
+    On CPU in bf16 three plain operations are faster than torch's fused kernel, several times so where a gradient is
+    wanted; without one the fused kernel wins on processors with AMX (docs/log.md has the figures). It wins everywhere
+    else.
     """
-    if q_BNTK.device.type == "cpu" and q_BNTK.dtype == torch.bfloat16:
+    graded = torch.is_grad_enabled() and q_BNTK.requires_grad
+    if q_BNTK.device.type == "cpu" and q_BNTK.dtype == torch.bfloat16 and (graded or not AMX):
         return F.dropout(attention_weights(q_BNTK, k_BNSK), dropout, training=dropout > 0) @ v_BNSK
     return F.scaled_dot_product_attention(q_BNTK, k_BNSK, v_BNSK, dropout_p=dropout)
 

@@ -97,7 +97,7 @@ class RotaryPosition(nn.Module):
         x_PK = (x_w[None, :, None] * frequency).expand(h, w, -1).flatten(0, 1)
         angle_PK = torch.cat([y_PK, x_PK], dim=-1).repeat(1, 2)
         angle_BPK = angle_PK[None] if keep_BP is None else angle_PK[keep_BP]
-        still_BRK = angle_BPK.new_zeros(len(angle_BPK), self.prefix_tokens, angle_BPK.shape[-1])
+        still_BRK = angle_BPK.new_zeros(angle_BPK.shape[0], self.prefix_tokens, angle_BPK.shape[-1])
         angle_B1TK = torch.cat([still_BRK, angle_BPK], dim=1).unsqueeze(1)
         cos_B1TK, sin_B1TK = angle_B1TK.cos(), angle_B1TK.sin()
 

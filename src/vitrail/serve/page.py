@@ -1,8 +1,10 @@
-"""The page at /: what `vitrail export --format web` makes, where it is there; else a plain form."""
+"""The page at /: what `vitrail export --format web` makes; a plain form where that cannot be."""
 
 import html
 
 from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.errors import VitrailError
+from vitrail.export.web import web_page
 
 # Only what the page itself brings: its own scripts and WebAssembly, in a worker made from a blob, and pictures that it
 # was given. Nothing else can be loaded, and no other page can frame it or look into it.
@@ -37,14 +39,12 @@ button,input{{font:inherit}}</style>
 
 def page_of(classifier: AnyClassifier, name: str) -> bytes:
     """The page of one model, as one HTML file."""
-    try:
-        from vitrail.export.web import web_page  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return plain_page(classifier, name)
     if not isinstance(classifier, Classifier):
         return plain_page(classifier, name)
-    made: bytes = web_page(classifier, model=name)
-    return made
+    try:
+        return web_page(classifier, model=name)
+    except VitrailError:  # too large for a page, or without classes
+        return plain_page(classifier, name)
 
 
 def plain_page(classifier: AnyClassifier, name: str) -> bytes:

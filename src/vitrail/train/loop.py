@@ -14,6 +14,7 @@ from vitrail.data import Preprocess
 from vitrail.data.augment import mix
 from vitrail.data.randomness import derive
 from vitrail.errors import VitrailError
+from vitrail.machine import native_bf16
 from vitrail.model import ViT
 from vitrail.train.frozen import freeze
 from vitrail.train.lora import add_updates, merged
@@ -164,8 +165,7 @@ def smaller(images_BCHW: Tensor, part: float, patch: int) -> Tensor:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The number format of the forward: bf16 where the device computes it natively, unless told otherwise."""
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if native and device.type in ("cpu", "cuda") else torch.float32
+        return torch.bfloat16 if native_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

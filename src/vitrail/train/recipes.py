@@ -222,7 +222,7 @@ RECIPES: dict[str, Recipe] = {
             """,
             model=dict(width=96, depth=5, heads=2, mlp_width=384, patch=4, image_size=32, prefix_tokens=0, pool="mean"),
             augment=Augment(crop="padded"),
-            epochs=6,
+            epochs=5,
             batch=256,
             optimizer="muon",
             lr=1e-3,

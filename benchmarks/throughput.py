@@ -1,0 +1,153 @@
+"""Times a training step and inference of vitrail beside timm, torchvision, transformers and vit-pytorch, in one run.
+
+    python -m benchmarks.throughput [--quick] [--sizes 32,Ti,S,B] [--compile 32,S] [--threads N] [--clock cpu]
+
+All take turns on the same images of random numbers; ratios are taken within a round. Training: AdamW on each, fp32 and
+bf16 autocast. Inference: every library's own forward in fp32 and bf16; the first peer also compiled and in ONNX Runtime
+(fp32, dynamic int8); vitrail's fast path, as it comes and, for the sizes in --compile, compiled. On a GPU the compiled
+ones run in CUDA graphs. Writes throughput.json, throughput.md and throughput.png. Needs `pip install 'vitrail[bench]'`;
+a peer that is missing is named. The sizes one by one: --sizes, --tasks and --out divide the work.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.bench import Row, Task, inference_contenders, installed, markdown, race, training_contenders
+from vitrail.bench.contenders import OURS
+from vitrail.bench.figures import draw_races
+from vitrail.bench.memory import peaks
+from vitrail.bench.table import with_memory
+from vitrail.console import say
+from vitrail.files import write_json, write_text
+from vitrail.machine import hardware, keep_memory, pick_device
+from vitrail.model import ViTConfig
+from vitrail.weights.sizes import SIZES
+
+SMALL = ViTConfig(width=192, depth=6, heads=3, mlp_width=768, patch=4, image_size=32, classes=10)
+CONFIGS = {"32": SMALL, **{name: ViTConfig(**SIZES[name], classes=1000) for name in ("Ti", "S", "B")}}
+QUICK = ViTConfig(width=32, depth=2, heads=2, mlp_width=64, patch=8, image_size=32, classes=10)
+NAMES = {
+    "32": "192x6, patch 4, 32 px",
+    "Ti": "Ti/16, 224 px",
+    "S": "S/16, 224 px",
+    "B": "B/16, 224 px",
+    "quick": "tiny",
+}
+BATCHES = {  # images of a training step; of inference
+    "cpu": {"32": (128, (1, 8)), "Ti": (8, (1, 8)), "S": (4, (1, 8)), "B": (2, (1, 8)), "quick": (4, (1, 2))},
+    "cuda": {
+        "32": (1024, (1, 8, 1024)), "Ti": (512, (1, 8, 512)), "S": (256, (1, 8, 256)), "B": (128, (1, 8, 128)),
+        "quick": (4, (1, 2)),
+    },
+}  # fmt: skip
+PEER_WAYS = {  # the ways of the peers that ours are held against
+    "training step": ("fp32", "bf16 autocast"),
+    "inference": ("fp32", "fp32, compiled", "ONNX Runtime fp32", "ONNX Runtime int8"),
+}
+
+
+def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The races of one size: title -> rows."""
+    config = QUICK if name == "quick" else CONFIGS[name]
+    peers, missing = installed(config)
+    step_batch, batches = BATCHES[device.type][name]
+    step = Task(config, step_batch, device)
+    races = {f"training step, batch {step_batch}": (step, training_contenders(step, peers))}
+    for batch in batches:
+        task = Task(config, batch, device)
+        wanted = [
+            each
+            for each in inference_contenders(task, peers, compile=name in asked.compile, onnx=asked.onnx)
+            if each.way != "bf16, compiled" or device.type == "cuda"
+        ]
+        races[f"inference, batch {batch}"] = (task, wanted)
+    found: dict[str, Any] = {"missing": missing, "failed": {}, "races": {}}
+    for title, (task, contenders) in races.items():
+        if not title.startswith(tuple(asked.tasks.split(","))):
+            continue
+        began = time.time()
+        result = race(
+            contenders, task.batch, rounds=asked.rounds, turn=asked.turn, clock=asked.clock, device=device,
+        )  # fmt: skip
+        rows = result.rows
+        if asked.memory:
+            rows = with_memory(rows, contenders, peaks(contenders, device, torch.get_num_threads()))
+        found["failed"] |= result.failed
+        found["races"][title] = rows
+        say(f"{NAMES[name]}, {title}: {time.time() - began:.0f} s, {' '.join(goal_said(title, rows))}")
+    return found
+
+
+def goal_said(title: str, rows: list[Row]) -> list[str]:
+    """Ours beside the best of the peers' ways that count, in words, for each of our ways."""
+    kind = title.split(",")[0]
+    rivals = [row for row in rows if row.who != OURS and row.way in PEER_WAYS[kind]]
+    if not rivals:
+        return ["no peers"]
+    best = max(rivals, key=lambda row: row.images_per_second)
+    said = [f"best peer {best.who} {best.way} {best.images_per_second:,.1f} images/s;"]
+    for row in rows:
+        if row.who == OURS:
+            middle, low, high = ratio(row, best)
+            said.append(f"{row.way} {middle:.2f} ({low:.2f} to {high:.2f});")
+    return said
+
+
+def ratio(row: Row, other: Row) -> tuple[float, float, float]:
+    """How many times as fast, by rounds: median and quartiles."""
+    from vitrail.bench.alternate import Timing
+
+    return Timing(row.seconds).ratio(Timing(other.seconds))
+
+
+def main() -> None:
+    """Measures size by size and writes after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="32,Ti,S,B", help="which, separated by commas")
+    parser.add_argument("--tasks", default="training,inference", help="one of them alone")
+    parser.add_argument("--compile", default="32", help="sizes that are also compiled; none: '-'")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn", type=float, default=0.1, help="seconds of a turn, at least one batch")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--device")
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--no-onnx", dest="onnx", action="store_false")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: whether it runs")
+    parser.add_argument("--out", type=Path, default=Path("throughput"))
+    asked = parser.parse_args()
+    asked.compile = asked.compile.split(",")
+    sizes = asked.sizes.split(",")
+    if asked.quick:
+        sizes, asked.compile, asked.rounds, asked.turn, asked.memory = ["quick"], [], 2, 0.01, False
+    torch.set_num_threads(asked.threads)
+    keep_memory()
+    device = pick_device(asked.device)
+    began = time.time()
+    document: dict[str, Any] = {
+        **hardware(device), "clock": asked.clock, "rounds": asked.rounds, "turn": asked.turn, "sizes": {},
+    }  # fmt: skip
+    panels: dict[str, list[Row]] = {}
+    lines = [f"{', '.join(f'{k} {v}' for k, v in document.items() if k != 'sizes')}", ""]
+    for name in sizes:
+        found = measure(name, asked, device)
+        document["sizes"][name] = {
+            **found, "races": {title: [row.to_json() for row in rows] for title, rows in found["races"].items()}
+        }  # fmt: skip
+        for title, rows in found["races"].items():
+            panels[f"{NAMES[name]}: {title}"] = rows
+            lines += [f"#### {NAMES[name]}: {title}", "", " ".join(goal_said(title, rows)), "", markdown(rows)]
+        document["seconds"] = round(time.time() - began)
+        write_json(asked.out / "throughput.json", document)
+        write_text(asked.out / "throughput.md", "\n".join(lines))
+        draw_races(panels, asked.out / "throughput.png")
+    print(json.dumps({"out": str(asked.out), "seconds": document["seconds"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Other libraries' ViTs of the size that a config describes: plain ones, with a class token and random weights."""
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from torch import Tensor, nn
+
+from vitrail.errors import UsageError
+from vitrail.model import ViTConfig
+from vitrail.model.config import pair
+
+
+def timm_vit(config: ViTConfig) -> nn.Module:
+    """timm's VisionTransformer."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    model: nn.Module = VisionTransformer(
+        img_size=pair(config.image_size),
+        patch_size=config.patch,
+        in_chans=config.channels,
+        num_classes=config.classes,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_width / config.width,
+    )
+    return model
+
+
+def torchvision_vit(config: ViTConfig) -> nn.Module:
+    """torchvision's VisionTransformer, which knows square colour images alone."""
+    from torchvision.models import VisionTransformer
+
+    model: nn.Module = VisionTransformer(
+        image_size=square(config, "torchvision"),
+        patch_size=config.patch,
+        num_layers=config.depth,
+        num_heads=config.heads,
+        hidden_dim=config.width,
+        mlp_dim=config.mlp_width,
+        num_classes=max(config.classes, 1),
+    )
+    return model
+
+
+class Logits(nn.Module):
+    """transformers' models take and give things by name; this one takes images and gives logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        logits_BY: Tensor = self.model(pixel_values=image_BCHW).logits
+        return logits_BY
+
+
+def transformers_vit(config: ViTConfig) -> nn.Module:
+    """transformers' ViTForImageClassification with the fused attention that is its default."""
+    from transformers import ViTConfig as TheirConfig
+    from transformers import ViTForImageClassification
+
+    return Logits(
+        ViTForImageClassification(
+            TheirConfig(
+                hidden_size=config.width,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                intermediate_size=config.mlp_width,
+                image_size=pair(config.image_size),
+                patch_size=config.patch,
+                num_channels=config.channels,
+                num_labels=max(config.classes, 1),  # type: ignore[call-arg]
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+    )
+
+
+def vit_pytorch_vit(config: ViTConfig) -> nn.Module:
+    """vit-pytorch's ViT."""
+    from vit_pytorch import ViT as TheirViT
+
+    model: nn.Module = TheirViT(
+        image_size=pair(config.image_size),
+        patch_size=config.patch,
+        num_classes=max(config.classes, 1),
+        dim=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        mlp_dim=config.mlp_width,
+        channels=config.channels,
+        dim_head=config.width // config.heads,
+    )
+    return model
+
+
+def square(config: ViTConfig, who: str) -> int:
+    """The side of a square colour image; raises `UsageError` for another, which this library does not take."""
+    height, width = pair(config.image_size)
+    if height != width or config.channels != 3:
+        raise UsageError(f"{who} takes square colour images alone")
+    return height
+
+
+PEERS: dict[str, Callable[[ViTConfig], nn.Module]] = {  # by the name of their package
+    "timm": timm_vit,
+    "torchvision": torchvision_vit,
+    "transformers": transformers_vit,
+    "vit-pytorch": vit_pytorch_vit,
+}
+
+
+def installed(config: ViTConfig) -> tuple[list[str], dict[str, str]]:
+    """The peers that can be set beside this config, and why others cannot."""
+    here, missing = [], {}
+    for name in PEERS:
+        try:
+            version(name)
+            if name == "torchvision":
+                square(config, name)
+        except PackageNotFoundError:
+            missing[name] = f"not installed (pip install {name})"
+        except UsageError as error:
+            missing[name] = error.sentence
+        else:
+            here.append(name)
+    return here, missing

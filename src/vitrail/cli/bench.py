@@ -1,0 +1,150 @@
+"""Time a model on this machine, beside other libraries' ViTs of its size, all in one run and in turn.
+
+Ours is timed plainly and by its fast path (predict --fast, Classifier.fast), the others as they come, one of them also
+in ONNX Runtime. Peers that are not installed are named: pip install 'vitrail[bench]' brings them all.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Column, Table
+
+from vitrail.bench.agreement import agreement
+from vitrail.bench.contenders import OURS, Task, inference_contenders, training_contenders
+from vitrail.bench.figures import draw_races
+from vitrail.bench.memory import peaks
+from vitrail.bench.peers import installed
+from vitrail.bench.table import Row, in_order, race, ratio_said, with_memory
+from vitrail.cli.loading import add_model, loaded
+from vitrail.cli.main import Answer
+from vitrail.console import bar, say
+from vitrail.data.sources import open_data
+from vitrail.errors import UsageError
+from vitrail.files import write_json
+from vitrail.machine import hardware, keep_memory
+from vitrail.weights.sizes import size_name
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    add_model(parser)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="images at a time (1 8)")
+    parser.add_argument(
+        "--train", type=int, nargs="?", const=64, metavar="N", help="also a training step, on N images (64)"
+    )
+    parser.add_argument("--compile", action="store_true", help="also compiled: takes minutes, wants a C++ compiler")
+    parser.add_argument("--data", metavar="DATA", help="also whether the fast path gives the same labels on its images")
+    parser.add_argument("--images", type=int, default=500, metavar="N", help="so many of them (500)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all cores)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns that each one takes (7)")
+    parser.add_argument("--turn", type=float, default=0.2, metavar="S", help="seconds of a turn, at least (0.2)")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, on a machine that is not quiet"
+    )
+    parser.add_argument("--memory", action="store_true", help="also the peak memory of each, in a process of its own")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda (the best there is)")
+    parser.add_argument("--out", metavar="DIR", help="write bench.json and bench.png there")
+
+
+def run(arguments: argparse.Namespace) -> Answer:
+    """Times, and shows a table for every batch size."""
+    for name in ("images", "rounds", "threads", "train", "turn"):
+        given = getattr(arguments, name)
+        if given is not None and not 0 < given < 1_000_000:
+            raise UsageError(f"--{name} is {given}; it must be above 0")
+    if min(arguments.batch) < 1:
+        raise UsageError(f"--batch is {min(arguments.batch)}; it must be at least 1")
+    classifier = loaded(arguments)
+    if classifier.device.type == "mps":
+        raise UsageError("bench knows no mps device", "use --device cpu")
+    keep_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads or before)
+    try:
+        return timed(arguments, classifier)
+    finally:
+        torch.set_num_threads(before)
+
+
+def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
+    """The races, one after the other."""
+    config = classifier.vit.config
+    peers, missing = installed(config)
+    for name, why in missing.items():
+        say(f"without {name}: {why}")
+    tasks = {
+        f"inference, batch {n}": (task := Task(config, n, classifier.device, classifier.vit), inference_contenders(
+            task, peers, compile=arguments.compile))
+        for n in arguments.batch
+    }  # fmt: skip
+    if arguments.train:
+        task = Task(config, arguments.train, classifier.device, classifier.vit)
+        tasks[f"training step, batch {task.batch}"] = (task, training_contenders(task, peers))
+    races: dict[str, list[Row]] = {}
+    failed: dict[str, str] = {}
+    with bar("timing", len(tasks)) as progress:
+        for title, (task, contenders) in tasks.items():
+            found = race(
+                contenders, task.batch, rounds=arguments.rounds, turn=arguments.turn, clock=arguments.clock,
+                device=task.device, tick=lambda doing: progress.tick(0, note=doing),
+            )  # fmt: skip
+            failed |= found.failed
+            rows = found.rows
+            if arguments.memory:
+                progress.tick(0, note="memory")
+                rows = with_memory(rows, contenders, peaks(contenders, task.device, torch.get_num_threads()))
+            races[title] = in_order(rows)
+            progress.tick()
+    for name, why in failed.items():
+        say(f"without {name}: {why}")
+    machine = hardware(classifier.device)
+    document: dict[str, Any] = {
+        "model": str(arguments.model), "size": size_name(config.to_json()), **machine, "clock": arguments.clock,
+        "rounds": arguments.rounds, "missing": missing, "failed": failed,
+        "races": {title: [row.to_json() for row in rows] for title, rows in races.items()},
+    }  # fmt: skip
+    shown: list[object] = [
+        f"{document['size']} at {config.image_size} pixels; {', '.join(f'{k} {v}' for k, v in machine.items())}",
+        "times: as fast as the best of the others, median of the rounds (quartiles)",
+    ]
+    for title, rows in races.items():
+        shown += ["", table_of(title, rows)]
+    if arguments.data:
+        agreed = agreement(classifier, any_images(arguments.data), most=arguments.images)
+        document["agreement"] = agreed
+        shown += ["", agreement_said(agreed)]
+    if arguments.out:
+        folder = Path(arguments.out)
+        draw_races(races, folder / "bench.png")
+        write_json(folder / "bench.json", document)
+        shown += ["", f"written: {folder / 'bench.json'}, {folder / 'bench.png'}"]
+    return Answer(document, shown)
+
+
+def agreement_said(agreed: dict[str, Any]) -> str:
+    """The agreement in a sentence."""
+    return (
+        f"fast and plain give the same {agreed['of']} on {agreed['same']:.2%} of {agreed['images']} images; "
+        f"largest difference {agreed['apart']:.2%} of the largest answer"
+    )
+
+
+def table_of(title: str, rows: list[Row]) -> Table:
+    """A race as a table."""
+    right = [Column(name, justify="right") for name in ("images/s", "ms a batch", "times the best other")]
+    memory = any(row.memory is not None for row in rows)
+    extra = [Column("peak MiB", justify="right")] if memory else []
+    table = Table(title, "how", *right, *extra, box=None, header_style="bold")
+    for row in rows:
+        peak = [f"{row.memory / 2**20:,.0f}" if row.memory is not None else "-"] if memory else []
+        speeds = (f"{row.images_per_second:,.1f}", f"{row.milliseconds:,.2f}", ratio_said(row))
+        table.add_row(row.who, row.way, *speeds, *peak, style="bold" if row.who == OURS else "")
+    return table
+
+
+def any_images(data: str) -> Any:
+    """The images of DATA: its test images, else those of validation, else those of training."""
+    parts = open_data(data).parts()
+    return next(parts[name] for name in ("test", "validation", "train") if name in parts)

@@ -1,0 +1,33 @@
+"""Fetches ONNX Runtime's WebAssembly build from npm and puts the two files that a page needs into the package.
+
+    python tools/vendor_web.py 1.30.0
+
+npm checks the archive against its own checksum. Afterwards run tests/test_web_page.py, and change the version in
+vendor/README.md, NOTICE and site/index.html. The licence and third-party notices are those of the `onnxruntime` wheel.
+"""
+
+import gzip
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+VENDOR = Path(__file__).parents[1] / "src/vitrail/export/web/vendor"
+FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def main(version: str) -> None:
+    """Downloads, picks, compresses."""
+    with tempfile.TemporaryDirectory() as aside:
+        subprocess.run(["npm", "pack", f"onnxruntime-web@{version}"], cwd=aside, check=True)
+        (archive,) = Path(aside).glob("*.tgz")
+        with tarfile.open(archive) as package:
+            for name in FILES:
+                content = package.extractfile(f"package/dist/{name}")
+                assert content
+                (VENDOR / f"{name}.gz").write_bytes(gzip.compress(content.read(), 9, mtime=0))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
