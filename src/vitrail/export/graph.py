@@ -45,7 +45,9 @@ class Extras:
     def check(self, classifier: Classifier) -> None:
         """Raises `UsageError` for what this classifier cannot give."""
         if self.map and self.int8:
-            raise UsageError("the pass back that a map takes is not quantised", "export one file with --int8, another with --map")
+            raise UsageError(
+                "the pass back that a map takes is not quantised", "export one file with --int8, another with --map"
+            )
         if self.map and not classifier.vit.config.classes:
             raise UsageError("this model knows no classes, so there is no class's map", "leave --map out")
 
