@@ -8,13 +8,10 @@ import torch
 
 import vitrail
 from vitrail.classifier import Classifier
-from vitrail.errors import VitrailError
 from vitrail.export.graph import Extras
-from vitrail.export.onnx_file import describe, onnx_model
-from vitrail.export.running import OnnxClassifier
-from vitrail.files import cache_home, write_atomically
-
-TOLERANCE = 1e-3  # largest difference of a logit on noise: beyond it the file is not used
+from vitrail.export.onnx_file import export_onnx
+from vitrail.export.proof import images_for
+from vitrail.files import cache_home
 
 
 def graph_folder() -> Path:
@@ -33,19 +30,8 @@ def graph_name(classifier: Classifier) -> str:
 
 
 def write_graph(classifier: Classifier, path: Path) -> None:
-    """Writes the file; raises `VitrailError`, and leaves none, where its answers are not the classifier's."""
-    model = onnx_model(classifier, Extras())
-    describe(model, classifier, vars(Extras()))
-    data = model.SerializeToString()
+    """Writes the file as `vitrail export` does: compared on real images first.
 
-    def write(aside: Path) -> None:
-        aside.write_bytes(data)
-        generator = torch.Generator().manual_seed(0)
-        shape = (8, classifier.preprocess.channels, *classifier.preprocess.image_size)
-        pixels_BCHW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        other = OnnxClassifier.load(aside, threads=torch.get_num_threads())
-        difference = float((other.logits(pixels_BCHW) - classifier.logits(pixels_BCHW).cpu()).abs().max())
-        if difference > TOLERANCE:
-            raise VitrailError(f"ONNX Runtime's logits differ by {difference:.1e}, so it is not used")
-
-    write_atomically(path, write)
+    Raises `VitrailError`, and leaves none, where its answers are not the classifier's.
+    """
+    export_onnx(classifier, path, Extras(), images_for(classifier, None))
