@@ -36,7 +36,7 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
         "",
     ]
     if agreed:
-        on = agreed.get("compared_on", f"{agreed['images']} images of noise")
+        on = agreed["compared_on"] if "compared_on" in agreed else f"{agreed['images']} images of noise"
         lines += [
             f"Its answers were compared with vitrail's on {on}: largest difference {agreed['max_difference']:.1e}.",
             "",
