@@ -115,7 +115,8 @@ def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colours
     code, document, _ = ask(capsys, "predict", run.folder, tmp_path, tmp_path / "gone.png", "--top", 2)
     assert code == 1
     a, b, c, d, gone = document["predictions"]
-    assert a["top"] == c["top"]
+    for one, other in zip(a["top"], c["top"], strict=True):  # rows of one batch may differ in the last bit
+        assert one["label"] == other["label"] and one["probability"] == pytest.approx(other["probability"], abs=1e-6)
     assert a["error"] is None
     assert len(a["top"]) == 2
     assert a["top"][0]["label"] == "red"
