@@ -47,7 +47,7 @@ def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "python", "sh", "python", "sh"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "python", "sh"]
 
 
 def test_the_make_commands_are_targets():
@@ -57,8 +57,15 @@ def test_the_make_commands_are_targets():
     assert set(named) <= targets
 
 
+def test_the_classifier_that_comes_along(place: Path):
+    done = shell(BLOCKS[1][1], place)
+    assert done.returncode == 0, done.stderr
+    assert "cat.jpg: cat " in done.stdout and "85.13%" in done.stdout
+    assert (place / "explanations" / "cat.balanced.png").exists()
+
+
 def test_the_commands_for_a_folder_of_photos(place: Path):
-    done = shell(BLOCKS[1][1] + "vitrail train photos --out runs/photos --resume\n", place)
+    done = shell(BLOCKS[2][1] + "vitrail train photos --out runs/photos --resume\n", place)
     assert done.returncode == 0, done.stderr
     assert "ready to train" in done.stdout
     assert "cats" in done.stdout
@@ -67,7 +74,7 @@ def test_the_commands_for_a_folder_of_photos(place: Path):
 
 
 def test_the_python(place: Path):
-    done = subprocess.run([sys.executable, "-c", BLOCKS[2][1]], cwd=place, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", BLOCKS[3][1]], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([2, 3, 97, 97])" in done.stdout
     assert "Prediction(label=" in done.stdout
@@ -80,12 +87,12 @@ def test_public_weights(place: Path):
     cached.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.vit_b_16().state_dict(), cached)
-    done = shell(BLOCKS[3][1], place)
+    done = shell(BLOCKS[4][1], place)
     assert done.returncode == 0, done.stderr
     assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
     assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
     python = subprocess.run(
-        [sys.executable, "-c", BLOCKS[4][1]], cwd=place, env=cache(place), capture_output=True, text=True
+        [sys.executable, "-c", BLOCKS[5][1]], cwd=place, env=cache(place), capture_output=True, text=True
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5
