@@ -5,7 +5,8 @@
 Every run is `vitrail train` in a process of its own, one after the other. An epoch of the other recipe comes before
 each, so that a machine that is slow for a while is slow for both; its whole run is as many epochs as the recipe has.
 Timed is training: batches, augmentation, steps. What else a run does (imports, reading the images, evaluation,
-checkpoints, pictures, the report) is given beside it. Writes time_to_accuracy.json, .md and .png.
+checkpoints, pictures) is given beside it; no check of the data is made before, no report after. Writes
+time_to_accuracy.json, .md and .png.
 """
 
 import argparse
@@ -56,7 +57,14 @@ def main() -> None:
 def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, epochs: int | None) -> dict[str, Any]:
     """One run: its accuracy on the test images after every epoch, and where its time went, in seconds."""
     command = [sys.executable, "-m", "vitrail", "train", arguments.data, "--recipe", recipe, "--seed", str(seed)]
-    command += ["--out", str(out), "--quiet", *(["--epochs", str(epochs)] if epochs else [])]
+    command += [
+        "--out",
+        str(out),
+        "--quiet",
+        "--no-check",
+        "--no-report",
+        *(["--epochs", str(epochs)] if epochs else []),
+    ]
     command += ["--device", arguments.device] if arguments.device else []
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -68,7 +76,7 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
         "epochs": len(rows),
         "accuracy": rows[-1]["test_accuracy"],
         "training": sum(training),
-        "all_else": wall - sum(training),  # imports, reading the data, evaluation, checkpoints, pictures, report
+        "all_else": wall - sum(training),  # imports, reading the data, evaluation, checkpoints, pictures
         "curve": [[sum(training[: i + 1]), row["test_accuracy"]] for i, row in enumerate(rows)],
     }
 
