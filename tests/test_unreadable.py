@@ -13,6 +13,7 @@ import vitrail
 from conftest import picture
 from vitrail import epochs
 from vitrail.cli.main import main
+from vitrail.data.augment import Augmentation
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
@@ -170,7 +171,9 @@ def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_f
 
     train = open_data(folder).train
     per_epoch = -(-len(train) // 8)
-    keys = list(training_batches(train, lambda image: image, batch=8, seed=0, epoch=4 // per_epoch))[4 % per_epoch]
+    keys = list(training_batches(train, Augmentation(lambda image: image), batch=8, seed=0, epoch=4 // per_epoch))[
+        4 % per_epoch
+    ]
     there = torch.stack([train[train.paths.index(file)] for file in document["files"]])
     assert torch.equal(keys[0], there)  # they are the images of that batch
 
