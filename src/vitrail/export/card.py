@@ -19,7 +19,7 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
     lines = [
         f"# ViT {config.width}x{config.depth}, patch {config.patch}, {size} px",
         "",
-        f"{parameters:,} parameters, written by [vitrail](https://pypi.org/project/vitrail/).",
+        f"{parameters:,} parameters, written by vitrail.",
         "",
         "## How to use",
         "",
