@@ -44,14 +44,19 @@ def main() -> None:
             ours = trained(arguments, arguments.recipe, seed, Path(folder) / f"{seed}", epochs=arguments.epochs)
             pairs.append({"ours": ours, "beside": other})
             print(sentence(arguments, pairs[-1]), file=sys.stderr, flush=True)
-    document = {"recipe": arguments.recipe, "beside": arguments.beside, "machine": machine(arguments.device)} | summed(
-        arguments, pairs
-    )
+            document = written(arguments, pairs)  # after each: a run that is stopped has what it found
+    print(table(document))
+
+
+def written(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes what was found so far, as JSON, Markdown and a picture."""
+    about = {"recipe": arguments.recipe, "beside": arguments.beside, "machine": machine(arguments.device)}
+    document = about | summed(arguments, pairs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "time_to_accuracy.json", document)
     write_text(arguments.out / "time_to_accuracy.md", table(document))
     draw(document, arguments.out / "time_to_accuracy.png")
-    print(table(document))
+    return document
 
 
 def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, epochs: int | None) -> dict[str, Any]:
