@@ -89,8 +89,8 @@ def flops(size: str) -> float:
 def sent(size: str, gpus: int, sharded: bool) -> float:
     """Bytes that a process sends in a step in float32.
 
-    DDP adds gradients up in a ring: each of N sends its 2(N-1)/N part (Patarasuk and Yuan 2009). FSDP2 gathers weights for
-    the forward and again for the backward and scatters gradients: three times (N-1)/N.
+    DDP adds gradients up in a ring: each of N sends its 2(N-1)/N part (Patarasuk and Yuan 2009). FSDP2 gathers weights
+    for the forward and again for the backward and scatters gradients: three times (N-1)/N.
     """
     return (3 if sharded else 2) * (gpus - 1) / gpus * 4 * parameters(size)
 
@@ -157,7 +157,17 @@ def measured(size: int, model: str, steps: int, batch: int) -> dict[str, Any]:
     """What `size` processes took for a step, in a network namespace of their own where we may make one."""
     apart = os.geteuid() == 0 and shutil.which("unshare") and shutil.which("ip")
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "benchmarks.scale", "--model", model, "--steps", str(steps), "--batch", str(batch)]
+        words = [
+            sys.executable,
+            "-m",
+            "benchmarks.scale",
+            "--model",
+            model,
+            "--steps",
+            str(steps),
+            "--batch",
+            str(batch),
+        ]
         ranks = [[*words, "--rank", str(rank), str(size), folder] for rank in range(size)]
         commands = " & ".join(" ".join(rank) for rank in ranks)
         if apart:
@@ -194,7 +204,7 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     wall = [each["one"]["wall"] / each["two"]["wall"] for each in rounds]
     cpu = [2 * each["one"]["cpu"] / each["two"]["cpu"] for each in rounds]
     bytes_ = statistics.mean(each["two"]["bytes"] for each in rounds)
-    model, many = arguments.model, parameters(arguments.model)
+    model = arguments.model
     spread = "" if len(rounds) < 2 else f" (from {min(wall):.2f} to {max(wall):.2f})"
     lines = [
         f"Measured on {found['hardware']['device']}, torch {found['hardware']['torch']}, ViT-{model}/16 at 224 pixels, "
@@ -208,7 +218,9 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> str:
         seconds = statistics.mean(each[name]["wall"] for each in rounds)
         shown = ("1", "1") if n == 1 else (f"{statistics.mean(wall):.2f}{spread}", f"{statistics.mean(cpu):.2f}")
         lines.append(f"| {n} | {seconds:.2f} | {n * arguments.batch / seconds:.1f} | {shown[0]} | {shown[1]} |")
-    counted = "counted in a network namespace of its own" if rounds[0]["two"]["apart"] else "counted on a shared loopback"
+    counted = (
+        "counted in a network namespace of its own" if rounds[0]["two"]["apart"] else "counted on a shared loopback"
+    )
     lines += [
         "",
         f"A step of two processes put {bytes_ / 1e6:.1f} MB on the wire ({counted}, headers and all); the formula says "
@@ -237,7 +249,11 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> str:
         for size in SHOWN:
             for gpus in (8, 64, 512):
                 t = step_time(size, gpus, images(gpus), per_core)
-                limits = {"the loader": t["loader"] - t["compute"], "the network": t["waited"], "the optimiser": t["optimiser"]}
+                limits = {
+                    "the loader": t["loader"] - t["compute"],
+                    "the network": t["waited"],
+                    "the optimiser": t["optimiser"],
+                }
                 worst = max(limits, key=lambda name: limits[name])
                 limit = worst if t["efficiency"] < 0.9 else "nothing much"
                 times = " | ".join(f"{1e3 * t[k]:.1f}" for k in ("compute", "network", "waited", "optimiser", "loader"))

@@ -29,7 +29,7 @@ def digests(images, targets):
 def observed(data, out, damaged=(), **options):
     """A run of vitrail.train with everything it saw."""
     seen = {"steps": [], "parts": [], "scored": []}
-    mix, add, score, seed_part = loop.mix, epochs.State.add, measuring.scored, loop.seed_part
+    mix, add, classify, seed_part = loop.mix, epochs.State.add, measuring.classify, loop.seed_part
     at = []
 
     def seeing_seed(seed, step, number, rank=0):
@@ -45,10 +45,10 @@ def observed(data, out, damaged=(), **options):
         seen["steps"].append([step.number, step.loss, step.correct, step.images, step.gradient])
         add(self, step)
 
-    def seeing_score(*arguments):
-        part = score(*arguments)
-        seen["scored"].append([part.images, part.correct])
-        return part
+    def seeing_classify(*arguments, **options):
+        outcome = classify(*arguments, **options)
+        seen["scored"].append([len(outcome.labels), int((outcome.predicted == outcome.labels).sum())])
+        return outcome
 
     def damaging(training):
         for name in damaged:  # the data were sound when they were looked at
@@ -58,13 +58,23 @@ def observed(data, out, damaged=(), **options):
 
     train_epochs = runs.train_epochs
     runs.train_epochs = damaging
-    loop.mix, epochs.State.add, measuring.scored, loop.seed_part = seeing_mix, seeing_add, seeing_score, seeing_seed
+    loop.mix, epochs.State.add, measuring.classify, loop.seed_part = (
+        seeing_mix,
+        seeing_add,
+        seeing_classify,
+        seeing_seed,
+    )
     try:
         run = vitrail.train(data, out=out, make_report=False, **options)
     finally:
         runs.train_epochs = train_epochs
-        loop.mix, epochs.State.add, measuring.scored, loop.seed_part = mix, add, score, seed_part
-    return {**seen, "rows": epochs.RunFolder(run.folder).metrics(), "result": run.result, "classes": run.classifier.classes}
+        loop.mix, epochs.State.add, measuring.classify, loop.seed_part = mix, add, classify, seed_part
+    return {
+        **seen,
+        "rows": epochs.RunFolder(run.folder).metrics(),
+        "result": run.result,
+        "classes": run.classifier.classes,
+    }
 
 
 def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:

@@ -19,6 +19,7 @@ import vitrail
 from vitrail.classifier import Classifier, load
 from vitrail.console import bar, say
 from vitrail.data import Images, Preprocess, Splits, open_data
+from vitrail.data.check import Report
 from vitrail.epochs import Row, Training, go_on, train_epochs
 from vitrail.errors import UsageError
 from vitrail.evaluate import Evaluation, classify, evaluate
@@ -97,81 +98,126 @@ def train(
     them, and each gets the run; the first one writes. `fsdp` shards the model over them.
     """
     with joined(pick_device(device), fsdp=fsdp) as world:
-        place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
         with world.together():
             folder, asked = wanted(data, out, model, recipe, changes, resume) if world.main else (None, None)
         folder, asked = told(folder, world), world.tell(asked)
         assert asked is not None
-        with world.together(), world.one_at_a_time():
-            refuse_unshared(asked, world)
-            start = (
-                pretrained_again(folder, model, asked, place, torch_files)
-                if folder
-                else pretrained(model, asked, place, torch_files)
-            )
-            splits = open_data(
-                data,
-                channels=start.classifier.preprocess.channels if start else None,
-                validation=asked.validation,
-                test=asked.test,
-                split_seed=asked.split_seed,
-                missing_ok=asked.skip_unreadable,
-            )
-            if folder:
-                folder.check_data(splits.fingerprint)
-        report = None
+        ready = prepared(world, folder, data, asked, model, check_data=check_data, torch_files=torch_files)
         with world.together():
-            if check_data and world.main:
-                report = checked(data, asked)
-            left_out = folder.unreadable() if folder else report.unreadable if report else []
-        left_out = world.tell(left_out)
-        with world.together():
-            splits, unreadable = without(splits, left_out)
             if tensorboard and asked.train_on == "features":
                 raise UsageError(
                     f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard"
                 )
             watchers = [board_writer()] if tensorboard else []
-            splits = in_memory(splits, int(asked.memory * GIB) // world.local_size, asked.skip_unreadable)
-            theirs = start.classifier if start else None
-            full, config, preprocess = (
-                settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
-            )
-            refuse_small(splits, preprocess)
-            for note in splits.notes:
-                say(note)
-            keep_memory()
-            classifier, head = begun(start, config, preprocess, splits, full, place)
-            say(plan(classifier, splits, full, world))
-            new = folder is None
-            if new and world.main:
-                refuse_full(out, room_for(classifier.vit, full))
-                noted = start.note() if start else None
-                folder = new_run(data, out, splits.fingerprint, asked, unreadable=unreadable, start=noted, job=job())
+            say(plan(ready.classifier, ready.splits, ready.recipe, world))
+            if world.main and folder is None:
+                folder = begun_folder(ready, data, out, asked)
         folder = told(folder, world)
         assert folder is not None
         with held(folder, world):
             with world.together():
-                if report and not folder.picture("classes").exists():
-                    show_data(report, folder)
-                probes = probed(classifier, splits, full) if start and world.main else None
-                if probes and full.train_on != "features" and head == "new":
-                    start_head(classifier, probes, full)
-            if probes and full.train_on == "features":
-                fit_head(classifier, probes, folder)
-                return finish(Ended(folder, splits, full, place, probes.seconds, probes), data, make_report)
-            learner = trainee(classifier.vit, full, world)
-            training = Training(learner, classifier, splits, full, folder, watchers=watchers)
-            say_what_trains(training.learner)
-            if not new:
+                probes = first_look(ready, folder) if world.main else None
+            if probes and asked.train_on == "features":
+                fit_head(ready.classifier, probes, folder)
+                ended = Ended(folder, ready.splits, ready.recipe, world.device, probes.seconds, probes)
+                return finish(ended, data, make_report)
+            learner = trainee(ready.classifier.vit, ready.recipe, world)
+            training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watchers)
+            say_what_trains(learner)
+            if ready.goes_on:
                 go_on(training)
             train_epochs(training)
-            run = None
+            ended = Ended(folder, ready.splits, ready.recipe, world.device, training.state.seconds, probes)
             with world.together():
-                if world.main:
-                    ended = Ended(folder, splits, full, world.device, training.state.seconds, probes)
-                    run = finish(ended, data, make_report)
+                run = finish(ended, data, make_report) if world.main else None
             return everywhere(run, world)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a run needs before its first step; every process that trains has it."""
+
+    classifier: Classifier  # with the weights that training starts from
+    head: str  # kept, reordered or new
+    start: Pretrained | None
+    splits: Splits
+    unreadable: list[str]
+    recipe: Recipe  # settled: no field is left open
+    report: Report | None  # what the check of the data found; the main process has it
+    goes_on: bool  # whether there is a run to go on with
+
+
+def prepared(
+    world: World,
+    folder: RunFolder | None,
+    data: str | Path,
+    asked: Recipe,
+    model: Model | None,
+    *,
+    check_data: bool,
+    torch_files: bool,
+) -> Ready:
+    """The data, opened and checked, and the model before its first step; `folder` is the run to go on with."""
+    place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
+    with world.together(), world.one_at_a_time():
+        refuse_unshared(asked, world)
+        start = (
+            pretrained_again(folder, model, asked, place, torch_files)
+            if folder
+            else pretrained(model, asked, place, torch_files)
+        )
+        splits = open_data(
+            data,
+            channels=start.classifier.preprocess.channels if start else None,
+            validation=asked.validation,
+            test=asked.test,
+            split_seed=asked.split_seed,
+            missing_ok=asked.skip_unreadable,
+        )
+        if folder:
+            folder.check_data(splits.fingerprint)
+    with world.together():
+        report = checked(data, asked) if check_data and world.main else None
+    left_out = world.tell(folder.unreadable() if folder else report.unreadable if report else [])
+    with world.together():
+        splits, unreadable = without(splits, left_out)
+        splits = in_memory(splits, int(asked.memory * GIB) // world.local_size, asked.skip_unreadable)
+        theirs = start.classifier if start else None
+        full, config, preprocess = (
+            settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
+        )
+        refuse_small(splits, preprocess)
+        for note in splits.notes:
+            say(note)
+        keep_memory()
+        classifier, head = begun(start, config, preprocess, splits, full, place)
+    return Ready(classifier, head, start, splits, unreadable, full, report, folder is not None)
+
+
+def begun_folder(ready: Ready, data: str | Path, out: str | Path | None, asked: Recipe) -> RunFolder:
+    """A new run folder, on a disk that has room for it."""
+    refuse_full(out, room_for(ready.classifier.vit, ready.recipe))
+    return new_run(
+        data,
+        out,
+        ready.splits.fingerprint,
+        asked,
+        unreadable=ready.unreadable,
+        start=ready.start.note() if ready.start else None,
+        job=job(),
+    )
+
+
+def first_look(ready: Ready, folder: RunFolder) -> Probe | None:
+    """What the main process does before the first step: shows the data, probes the weights, starts a new head."""
+    if ready.report and not folder.picture("classes").exists():
+        show_data(ready.report, folder)
+    if not ready.start:
+        return None
+    probes = probed(ready.classifier, ready.splits, ready.recipe)
+    if ready.recipe.train_on != "features" and ready.head == "new":
+        start_head(ready.classifier, probes, ready.recipe)
+    return probes
 
 
 def wanted(
