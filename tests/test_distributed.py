@@ -21,7 +21,7 @@ pytestmark = pytest.mark.scale
 
 EPOCHS = 14
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "check_data": False}
-MIXED = {"mixup": 0.4, "cutmix": 1.0, "crop": "padded", "ema": 0.9, "validation": 0.2, "lr": 3e-3}
+MIXED = {"mixup": 0.4, "cutmix": 1.0, "crop": "padded", "ema": 0.9, "validation": 0.2, "optimizer": "adamw", "lr": 3e-3}
 FILES = {"memory": 0, "workers": 0, "skip_unreadable": True}  # read when needed, so that damage is found on the way
 DAMAGED = [f"train/green/{number}.png" for number in (0, 3, 4, 11, 15, 18)]  # some are in validation
 

@@ -117,10 +117,13 @@ class World:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.size,))
+        nothing = {parameter for parameter in vit.parameters() if not parameter.numel()}  # no prefix tokens
         blocks = vit.get_submodule("blocks")
         for block in blocks.children():
             fully_shard(block, mesh=mesh)
-        fully_shard(vit, mesh=mesh)
+        fully_shard(vit, mesh=mesh, ignored_params=nothing)
+        for parameter in nothing:
+            parameter.data = parameter.data.to(self.device)
 
     def start_alike(self, vit: nn.Module) -> None:
         """Gives every process the weights of process 0."""

@@ -93,6 +93,9 @@ def trainee(vit: ViT, recipe: Recipe, world: World = ALONE) -> Trainee:
         for module in (vit, average.module) if average else (vit,):
             world.shard(module)
     optimizers = OPTIMIZERS[recipe.optimizer](vit, recipe)
+    if world.sharded:
+        for parameter in vit.parameters():  # an empty one cannot be sharded, and has nothing to learn
+            parameter.requires_grad_(parameter.requires_grad and parameter.numel() > 0)
     lora = bool(recipe.lora_rank)
     return Trainee(vit, average, optimizers, frozen=frozen, lora=lora, world=world, spread=world.spread(vit))
 
