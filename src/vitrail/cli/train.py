@@ -12,6 +12,7 @@ from pathlib import Path
 from vitrail.cli.launch import end_with_parent, hand_back, launch, launched
 from vitrail.cli.loading import WHAT
 from vitrail.cli.main import Answer
+from vitrail.console import say
 from vitrail.data.augment import Augment
 from vitrail.errors import VitrailError
 from vitrail.model import ViTConfig
@@ -60,8 +61,9 @@ def run(arguments: argparse.Namespace) -> Answer | None:
         if launched():
             end_with_parent()
         answer = trained(arguments)
-    except PeerLost:
-        raise
+    except PeerLost as error:  # no answer: the launcher starts the group again, or says how it ended
+        say(f"warning: {error}")
+        raise SystemExit(error.exit_code) from None
     except VitrailError as error:  # all processes end with it, and one says it
         if launched() and first:
             hand_back(error)
