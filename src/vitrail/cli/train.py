@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> Answer | None:
     first = int(os.environ.get("RANK", 0)) == 0
     if arguments.processes is not None and not launched():
         return launch(arguments.words, arguments.processes)
+    answer: Answer | VitrailError
     try:
         if launched():
             end_with_parent()
@@ -65,16 +66,16 @@ def run(arguments: argparse.Namespace) -> Answer | None:
         say(f"warning: {error}")
         raise SystemExit(error.exit_code) from None
     except VitrailError as error:  # all processes end with it, and one says it
-        if launched() and first:
-            hand_back(error)
-        if launched():
-            return None
-        if not first:
-            raise SystemExit(error.exit_code) from None
-        raise
-    if launched() and first:
-        hand_back(answer)
-    return answer if first and not launched() else None
+        if first and not launched():
+            raise
+        answer = error
+    if launched():
+        if first:
+            hand_back(answer)
+        return None
+    if isinstance(answer, VitrailError):
+        raise SystemExit(answer.exit_code)
+    return answer if first else None
 
 
 def trained(arguments: argparse.Namespace) -> Answer:
