@@ -1,6 +1,6 @@
 """How long a recipe trains until it is as good as promised, beside another recipe's epochs on the same machine.
 
-    python -m benchmarks.time_to_accuracy DATA [--recipe speedrun-75] [--seeds 5] [--beside tutorial] [--curve RUN] [--out FOLDER]
+    python -m benchmarks.time_to_accuracy DATA [--recipe speedrun-75] [--seeds 5] [--beside tutorial] [--out FOLDER]
 
 Every run is `vitrail train` in a process of its own, one after the other. An epoch of the other recipe comes before
 each, so that a machine that is slow for a while is slow for both; its whole run is as many epochs as the recipe has.

@@ -30,6 +30,7 @@ from vitrail.export.web import web_page
 from vitrail.export.web.agreement import agreement
 from vitrail.export.web.examples import chosen, named, png
 from vitrail.export.web.graphs import Graphs, packed, traced
+from vitrail.export.web.page import PAGE, site
 from vitrail.model import Rotary
 from vitrail.run_folder import RunFolder
 
@@ -624,3 +625,21 @@ def test_the_picture_in_the_page_is_what_the_model_sees(model: Classifier, noise
     example = named(model, noise)[1]
     shown = Image.open(io.BytesIO(base64.b64decode(png(example.pixels).split(",")[1])))
     assert np.array_equal(np.asarray(shown), model.read(noise[1]).permute(1, 2, 0).numpy())
+
+
+def test_modules_import_what_others_export():
+    """The page joins them into one scope, where a wrong import would not show."""
+    sources = {f"{name}.js": site(f"{name}.js") for name in PAGE}
+    given = {}
+    for name, source in sources.items():
+        simple = re.findall(r"^export (?:async )?(?:function|class|const|let) ([\w$]+)", source, re.M)
+        several = re.findall(r"^export const [\[{]([^\]}]*)[\]}] =", source, re.M)
+        given[name] = {*simple, *(word for words in several for word in re.findall(r"[\w$]+", words))}
+    everything = [word for words in given.values() for word in words]
+    assert len(everything) == len(set(everything)) > 60
+    for name, source in sources.items():
+        body = re.sub(r"^import .*?;\n", "", source, flags=re.M | re.S)
+        for words, other in re.findall(r'^import \{(.*?)\} from "\./(.*?)";', source, re.M | re.S):
+            wanted = set(re.findall(r"[\w$]+", words))
+            assert wanted <= given[other], (name, other, wanted - given[other])
+            assert all(re.search(rf"(?<![\w$]){re.escape(word)}(?![\w$])", body) for word in wanted), (name, other)
