@@ -8,14 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
+import vitrail
 from conftest import COLOURS, fill
+from vitrail.errors import UsageError
 from vitrail.run_folder import RunFolder
+from vitrail.train.distributed import job
+from vitrail.train.meeting import agree
 
 pytestmark = pytest.mark.scale
 
@@ -52,9 +58,8 @@ def observed_by(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str
         for process in processes:
             process.kill()
     assert codes == [0] * size
-    return {
-        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(size)] for name in scenarios
-    }
+    names = [*scenarios, "world"]
+    return {name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(size)] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,55 @@ def test_a_sharded_model_trains_as_a_copied_one(seen, scenario: str):
         assert mine[1] == pytest.approx(theirs[1], abs=2e-4)
         assert mine[4] == pytest.approx(theirs[4], rel=2e-3)
     assert len(sharded[0]["steps"]) >= 12
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_one_process_meets_all_of_them_say(seen, size: int):
+    for mine in seen[size]["world"]:
+        assert mine["said"] == "only the last one knows (tell the others)"
+        assert mine["sums"] == [size * (size - 1) / 2, size, True, False]
+        assert mine["told"] == 0
+        assert mine["gathered"] == list(range(size))
+
+
+def agreed(store: HashStore, size: int) -> set[str]:
+    """What the processes of an attempt, each in a thread of its own, call it."""
+    with ThreadPoolExecutor(size) as threads:
+        ranks = [threads.submit(agree, store, rank, size) for rank in reversed(range(size))]
+        return {rank.result(timeout=60) for rank in ranks}
+
+
+def test_an_attempt_meets_nobody_of_an_earlier_one():
+    store = HashStore()
+    store.set("vitrail/offer", "dead")  # a process 0 that died before the others came
+    store.set("vitrail/dead/word/1", "dead too")
+    names = [agreed(store, size) for size in (3, 3, 2, 4)]  # all in the store that the launcher keeps
+    assert all(len(name) == 1 for name in names)
+    assert len(set.union(*names)) == 4
+    assert "dead" not in set.union(*names)
+
+
+def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from vitrail import epochs, runs
+    from vitrail.run_folder import begun_by
+
+    for module, name in ((runs, "draw_pictures"), (epochs, "draw_curves")):  # others show them
+        monkeypatch.setattr(module, name, lambda *arguments: None)
+    out = tmp_path / "run"
+    assert job() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
+    recipe = {"epochs": 1, "make_report": False, **TINY}
+    first = vitrail.train(photos, out=out, **recipe)
+    assert begun_by("this one", photos, out).path == out
+    assert begun_by("another", photos, out) is None
+    again = vitrail.train(photos, out=out, **recipe)  # the same words: it is gone on with, and all is done
+    assert again.result["test"] == first.result["test"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    with pytest.raises(UsageError, match="is not empty"):
+        vitrail.train(photos, out=out, **recipe)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun on one machine: its process names the launch
+    assert str(os.getppid()) in job()
+    assert job() == job()
 
 
 def test_places_of_all_processes_are_the_batch():
