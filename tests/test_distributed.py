@@ -10,7 +10,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -229,11 +228,28 @@ def command(data: Path, out: Path, *more: object) -> list[str]:
     return [str(word) for word in words]
 
 
-def started(words: list[str], **more: Any) -> subprocess.Popen:
-    return subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+STARTED: list[subprocess.Popen] = []
 
 
-def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float = 120) -> None:
+def started(words: list[str]) -> subprocess.Popen:
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    """A test that fails leaves no process: workers of a launcher that is killed end themselves."""
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            pipe.close()
+    STARTED.clear()
+
+
+def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float = 280) -> None:
     """Until a run has recorded `n` epochs."""
     deadline = time.monotonic() + seconds
     while len(rows(run)) < n:
