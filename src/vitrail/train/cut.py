@@ -124,6 +124,8 @@ def cut_batches(
             if refuse is None:
                 raise next(iter(unread.values()))
             gone = [i for i in indices if images.paths[i] in unread]
+            if not gone:  # an error about none of the batch's images: nothing can be left out
+                raise next(iter(unread.values()))
             for i in gone:
                 refuse(unread[images.paths[i]])
             indices = indices[~np.isin(indices, gone)]
