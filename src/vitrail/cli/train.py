@@ -6,14 +6,19 @@ and what it looks at.
 """
 
 import argparse
+import os
 from pathlib import Path
 
+from vitrail.cli.launch import end_with_parent, hand_back, launch, launched
 from vitrail.cli.loading import WHAT
 from vitrail.cli.main import Answer
+from vitrail.console import say
 from vitrail.data.augment import Augment
+from vitrail.errors import VitrailError
 from vitrail.model import ViTConfig
 from vitrail.pretrained import beside
 from vitrail.runs import train
+from vitrail.train.distributed import PeerLost
 from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
 from vitrail.weights.sizes import SIZES
 
@@ -34,6 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="the run folder (runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument("--processes", type=int, metavar="N", help="train one model by N processes of this machine")
+    parser.add_argument("--fsdp", action="store_true", help="shard the model over the processes, where it does not fit")
     parser.add_argument("--no-check", action="store_true", help="train without looking at the data before")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
@@ -45,8 +52,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         add_fields(parser, f"{title} (fields of the recipe)", kind, [name for name in FIELDS if FIELDS[name] == place])
 
 
-def run(arguments: argparse.Namespace) -> Answer:
-    """Trains and says what came out."""
+def run(arguments: argparse.Namespace) -> Answer | None:
+    """Trains and says what came out, once, however many processes train."""
+    first = int(os.environ.get("RANK", 0)) == 0
+    if arguments.processes is not None and not launched():
+        return launch(arguments.words, arguments.processes)
+    answer: Answer | VitrailError
+    try:
+        if launched():
+            end_with_parent()
+        answer = trained(arguments)
+    except PeerLost as error:  # no answer: the launcher starts the group again, or says how it ended
+        say(f"warning: {error}")
+        raise SystemExit(error.exit_code) from None
+    except VitrailError as error:  # all processes end with it, and one says it
+        if first and not launched():
+            raise
+        answer = error
+    if launched():
+        if first:
+            hand_back(answer)
+        return None
+    if isinstance(answer, VitrailError):
+        raise SystemExit(answer.exit_code)
+    return answer if first else None
+
+
+def trained(arguments: argparse.Namespace) -> Answer:
+    """What came out, as JSON and in words."""
     given = vars(arguments)
     changes = {name: given[name] for name in (*FIELDS, "size") if name in given}
     finished = train(
@@ -60,6 +93,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         tensorboard=arguments.tensorboard,
         make_report=not arguments.no_report,
         check_data=not arguments.no_check,
+        fsdp=arguments.fsdp,
         **changes,
     )
     shown = []
