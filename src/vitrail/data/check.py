@@ -272,7 +272,7 @@ def extensions(survey: Survey) -> Iterator[Finding]:
     wrong = [
         (place, look)
         for place, look in survey.read
-        if look.form in EXTENSIONS_OF and Path(place.name).suffix.lower() not in EXTENSIONS_OF[look.form]
+        if look.form in EXTENSIONS_OF and Path(place.name).suffix.lower() not in ("", *EXTENSIONS_OF[look.form])
     ]
     if wrong:
         place, look = wrong[0]

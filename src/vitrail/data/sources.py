@@ -20,6 +20,7 @@ from vitrail.data.builtin import BUILTIN, read_builtin
 from vitrail.data.encoded import DIGEST, Encoded
 from vitrail.data.folder import read_folder
 from vitrail.data.found import Found, Listing
+from vitrail.data.hf import PREFIX, read_hf
 from vitrail.data.images import Images
 from vitrail.data.randomness import derive
 from vitrail.data.shards import is_shards, read_shards
@@ -52,9 +53,9 @@ class Splits:
 
 
 def find(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Found:
-    """What lies at an address (a built-in name, a folder, a table, shards), in its own or in so many channels.
+    """What lies at an address, in its own or in so many channels: a built-in name, a folder, a table, shards, hf:NAME.
 
-    Raises `VitrailError` for a file that a table lists and that is not there, unless `missing_ok`.
+    Raises `VitrailError` for a file or shard that is listed and that is not there, unless `missing_ok`.
     """
     found = _find(address)
     if (gone := [*found.missing, *found.lost]) and not missing_ok:
@@ -69,6 +70,8 @@ def _find(address: str | Path) -> Found:
         if Path(address).exists():
             found.notes.append(f"the built-in {address} is meant; the folder of that name is ./{address}")
         return found
+    if str(address).startswith(PREFIX):
+        return read_hf(str(address))
     if is_shards(address):
         return read_shards(address)
     path = Path(address)
@@ -77,7 +80,7 @@ def _find(address: str | Path) -> Found:
     if path.suffix.lower() in TABLES and os.path.isfile(path):
         return read_table(path)
     if os.path.isfile(path):
-        raise UsageError(f"{path} is not a folder, a table ({', '.join(TABLES)}) or a built-in name")
+        raise UsageError(f"{path} is not a folder, a table ({', '.join(TABLES)}), a tar shard or a built-in name")
     hint = did_you_mean(str(address), BUILTIN) if "/" not in str(address) else None
     raise UsageError(f"there is no folder, table or built-in data set {str(address)!r}", hint)
 
