@@ -291,6 +291,7 @@ def contents(photos: Path, split: str) -> list[tuple[str, str]]:
     )
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves shards open
 def test_webdataset_reads_the_same_bytes_and_labels(photos: Path, shards: Path):
     webdataset = pytest.importorskip("webdataset")
     for split, pattern in (("train", "train-{000000..000002}.tar"), ("test", "test-{000000..000001}.tar")):
@@ -431,7 +432,7 @@ def test_a_shard_that_is_cut_short_is_named_and_what_is_left_is_used(shards: Pat
     assert read_and_refused(shards) == (36 - 5, 5)
     (shards / FILE).unlink()  # the same without the index: what follows the tear is unknown
     again = unreadable(shards)
-    assert len(again) == 1 and "train-000001.tar: after" in next(iter(again))
+    assert all("train-000001.tar: " in said for said in again) and any(": after" in said for said in again)
     assert len(find(shards, missing_ok=True).splits["train"]) == 24 - 5
 
 
@@ -470,7 +471,7 @@ def test_a_shard_that_is_another_is_found_out(photos: Path, shards: Path, tmp_pa
 
 
 def test_an_index_that_is_damaged_anywhere_is_refused(shards: Path):
-    whole = (shards / FILE).read_bytes()
+    whole, before = (shards / FILE).read_bytes(), fingerprint(find(shards))
     draw = random.Random(0)
     for at in [0, 7, 8, 9, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(60))]:
         spoilt = bytearray(whole)
@@ -480,8 +481,8 @@ def test_an_index_that_is_damaged_anywhere_is_refused(shards: Path):
             found = find(shards)
         except VitrailError as error:
             assert FILE in error.sentence and "\n" not in error.sentence
-        else:  # in what is only said: a name, never a place
-            assert fingerprint(found) == fingerprint(find(shards))
+        else:  # in the padding of safetensors' header, say
+            assert fingerprint(found) == before
     for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         (shards / FILE).write_bytes(whole[:cut])
         with pytest.raises(VitrailError, match="not a whole index"):
@@ -522,7 +523,7 @@ def test_an_index_that_verifies_and_makes_no_sense_is_refused(shards: Path, chan
     document = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][KEY])
     document |= change.pop("document", {})
     arrays |= {name: spoil(arrays[name]) for name, spoil in change.items()}
-    document["sha256"] = digest(arrays)
+    document["sha256"] = digest(arrays, document)
     save_file(arrays, shards / FILE, metadata={KEY: json.dumps(document)})
     with pytest.raises(VitrailError, match="not a whole index"):
         find(shards)
@@ -564,7 +565,7 @@ def link(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo
 def test_hostile_members_are_named_and_never_followed(tmp_path: Path, own_cache: Path, capsys):
     good = [(f"{label}/{i}.png", png(i + 40 * (label == "b"))) for label in ("a", "b") for i in range(8)]
     hostile = {
-        "a/../../../escape.png": "leads out",
+        "a/../../../b/escape.png": "leads out",
         "/etc/a/absolute.png": "leads out",
         "a/symbolic.png": "a link",
         "a/hard.png": "a link",
@@ -676,7 +677,7 @@ def test_braces_mean_what_a_shell_makes_of_them():
     assert braces("a-{9..11}.tar") == ["a-9.tar", "a-10.tar", "a-11.tar"]
     assert braces("{x,y}-{1..0}.tar") == ["x-1.tar", "x-0.tar", "y-1.tar", "y-0.tar"]
     assert braces("{x-{1..2},y}.tar") == ["x-1.tar", "x-2.tar", "y.tar"]
-    with pytest.raises(UsageError, match="1,000,000,000 shards"):
+    with pytest.raises(UsageError, match="more than 1,000,000 shards"):
         braces("x-{0..999999999}.tar")
     with pytest.raises(UsageError, match="more than"):
         braces("x-{0..9999}{0..9999}.tar")
@@ -713,12 +714,12 @@ def test_stars_a_part_of_the_shards_and_strangers_beside(shards: Path, own_cache
     part = find(f"{shards}/train-00000[01].tar")
     assert len(part.splits["train"]) == 20 and part.splits.keys() == {"train"}
     assert list(part.splits["train"].names) == sorted(part.splits["train"].names)
-    pack(shards / "other.tar", ("red/x.png", png()))
+    pack(shards / "train-other.tar", ("red/x.png", png()))
     found = find(shards)
     assert len(found.splits["train"]) == 24
-    assert any("1 tar files are not in its index and left out, other.tar" in note for note in found.notes)
-    both = find(f"{shards}/{{test-000000,other}}.tar", missing_ok=True)  # one by our index, one by a new one
-    assert {split: len(listing) for split, listing in both.splits.items()} == {"test": 10, "all": 1} or both
+    assert any("1 tar files are not in its index and left out, train-other.tar" in note for note in found.notes)
+    both = find(f"{shards}/{{test-000000,train-other}}.tar")  # one by our index, one by a new one
+    assert {split: len(listing) for split, listing in both.splits.items()} == {"test": 10, "train": 1}
 
 
 # elsewhere
