@@ -57,7 +57,7 @@ class Members(Encoded):
         shard = self.refuse_lost(i)
         length = int(self.where.columns["length"][row])
         digest = self.where.columns["sha256"][row].tobytes()
-        while True:
+        for again in (False, True):
             try:
                 found = read_range(shard, int(self.where.columns["offset"][row]), length)
             except FileNotFoundError:
@@ -67,9 +67,10 @@ class Members(Encoded):
                 raise ImageError(self.place(i), reason) from None
             if hashlib.sha256(found).digest() == digest:
                 return found
-            if not forget(shard):  # a damaged copy is dropped, and the shard itself is asked
-                reason = "its bytes are not those that were indexed (SHA-256)" if len(found) == length else FAULTS[CUT]
-                raise ImageError(self.place(i), reason)
+            if again or not forget(shard):  # a damaged copy is dropped, and the shard itself is asked once more
+                break
+        reason = "its bytes are not those that were indexed (SHA-256)" if len(found) == length else FAULTS[CUT]
+        raise ImageError(self.place(i), reason)
 
     def refuse_lost(self, i: int) -> Shard:
         """The shard of an image; raises `ImageError` for an image of which it is known that it cannot be read."""
