@@ -57,7 +57,7 @@ def parquet(rows: Rows, classes: Sequence[str], top: int, width: int | None) -> 
 def comma_separated(rows: Rows, classes: Sequence[str], top: int, width: int | None) -> bytes:
     """A CSV file in UTF-8 with a header; an embedding is a JSON list."""
     sink = io.StringIO(newline="")
-    table = csv.writer(sink, lineterminator="\n")
+    table = csv.writer(sink)  # lines end in CR LF (RFC 4180); with LF alone a CR in a name would not be quoted
     table.writerow(columns(top) + ["embedding"] * (width is not None))
     for i, (path, error) in enumerate(zip(rows.paths, rows.errors, strict=True)):
         said: list[Any] = []

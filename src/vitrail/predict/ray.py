@@ -48,7 +48,10 @@ def connected(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    levels = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     place = None
     try:
         if address is None:
@@ -62,6 +65,8 @@ def connected(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         if place:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -78,17 +83,27 @@ def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) 
     yield from (
         ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
         .map_batches(
-            Actor,
-            fn_constructor_args=(task,),
+            actor_of(task),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
+            ),
             num_cpus=threads,
             num_gpus=1 if on_gpu else 0,
-            max_restarts=-1,
-            max_task_retries=REPEATS,
+            ray_remote_args_fn=lambda: {"max_task_retries": REPEATS},
         )
         .iter_rows()
     )
+
+
+def actor_of(task: Task) -> type:
+    """An actor for this task, which Ray can make again on any machine without asking for the task."""
+
+    class Bound(Actor):
+        def __init__(self) -> None:
+            super().__init__(task)
+
+    return Bound
 
 
 class Actor:
