@@ -21,6 +21,7 @@ from vitrail.errors import UsageError, VitrailError, did_you_mean
 
 VERBS = {  # verb -> what it does; the module of the same name has `arguments` and `run`
     "check": "look at the data before training on it",
+    "shard": "write images as tar shards, which every verb reads in place of a folder",
     "train": "train a classifier on labelled images, from nothing or from weights",
     "evaluate": "score a classifier on labelled images",
     "probe": "say how far a model's features go without training it",
