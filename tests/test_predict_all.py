@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlparse
@@ -387,6 +388,34 @@ def test_links_are_followed_once_and_hidden_things_left_out(tmp_path: Path):
     assert found == [str(tmp_path / name) for name in ("a.png", "sub/b.PNG", "sub/dangling.jpg")]
 
 
+def test_tar_shards_give_the_rows_of_the_folder_they_hold(run: vitrail.Run, colours: Path, tmp_path: Path):
+    assert main(["shard", str(colours), str(tmp_path / "shards"), "--images", "15", "--quiet"]) == 0
+    vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "out", workers=2)
+    shards = sorted((tmp_path / "shards").rglob("*.tar"))
+    assert len(shards) > 2
+    expected = {}
+    for path in colours.rglob("*.png"):
+        best = run.classifier.predict(path, top=1)[0]
+        expected[path.relative_to(colours).with_suffix("").as_posix()] = (best.label, best.probability)
+    rows = rows_in(tmp_path / "out")
+    assert len(rows) == len(expected) == 84
+    in_turn = [shard for shard, _ in groupby(row["path"].rsplit(":", 1)[0] for row in rows)]
+    assert sorted(in_turn) == list(map(str, shards))  # each is read from its begin to its end
+    for row in rows:
+        name = row["path"].rsplit(":", 1)[1].removesuffix(".png")
+        label, probability = next(expected[key] for key in expected if name.endswith(key) or key.endswith(name))
+        assert row["label"] == label and row["probability"] == pytest.approx(probability, abs=1e-6)
+    content = bytearray(shards[0].read_bytes())
+    at = content.index(b"IDAT")
+    content[at + 10] ^= 1
+    shards[0].write_bytes(content)
+    shards[1].unlink()
+    found = vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "damaged", workers=1)
+    errors = {row["error"] for row in rows_in(tmp_path / "damaged")}
+    assert errors == {None, "its bytes are not those that were indexed (SHA-256)", "the shard is not there"}
+    assert (found.images, found.unreadable) == (84, 1 + sum(str(shards[1]) in row["path"] for row in rows))
+
+
 # what is killed
 
 
@@ -680,7 +709,7 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
 
     place = tempfile.mkdtemp(prefix="ray-")
     options = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "_temp_dir": place})
+    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "temp_dir": place})
     nodes = [cluster.add_node(**options) for _ in range(2)]
     words = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
     try:

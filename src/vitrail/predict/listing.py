@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from vitrail.data.decode import EXTENSIONS
+from vitrail.data.shards import is_shards
 from vitrail.data.table import PATH_COLUMNS, TABLES, column
 from vitrail.errors import UsageError, VitrailError
+from vitrail.predict.members import Member, members
 
 RUN = 50_000  # entries that are sorted in memory
 RUNS = 64  # sorted files that are merged into one
@@ -26,11 +28,25 @@ FORMULA = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet computes
 
 
 class Entry(NamedTuple):
-    """An image by its path; size in bytes and time of change are -1 where there is no such file."""
+    """An image by its path; size in bytes and time of change are -1 where there is no such file.
+
+    One in a tar shard is called SHARD:NAME, and `member` says where it lies.
+    """
 
     path: str
     size: int
     changed: int
+    member: Member | None = None
+
+    def line(self) -> str:
+        """The entry as a line of a listing."""
+        return json.dumps(self if self.member else self[:3]) + "\n"
+
+    @classmethod
+    def of_line(cls, line: str | bytes) -> Self:
+        """What `line` wrote."""
+        path, size, changed, *more = json.loads(line)
+        return cls(path, size, changed, Member(*more[0]) if more else None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def write_listing(sources: Sequence[str], file: Path, tick: Callable[[int], obje
             for source in sources:
                 before = images
                 for entry in entries(source, file.parent):
-                    line = json.dumps(entry).encode() + b"\n"
+                    line = entry.line().encode()
                     if images % MARK == 0:
                         marks.append(at)
                     lines.write(line)
@@ -99,7 +115,7 @@ def read_entries(file: Path, piece: Piece) -> list[Entry]:
     try:
         with file.open("rb") as lines:
             lines.seek(piece.start)
-            found = [Entry(*json.loads(line)) for line in lines.read(piece.end - piece.start).splitlines()]
+            found = [Entry.of_line(line) for line in lines.read(piece.end - piece.start).splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise VitrailError(f"{file} cannot be read: {error}", "start again with --resume") from None
     if len(found) != piece.images:
@@ -108,7 +124,9 @@ def read_entries(file: Path, piece: Piece) -> list[Entry]:
 
 
 def entries(source: str, aside: Path) -> Iterator[Entry]:
-    """The images at a source: a folder and all below it, a table with a column of paths, or one file."""
+    """The images at a source: tar shards, a folder and all below it, a table with a column of paths, or one file."""
+    if is_shards(source):
+        return (Entry(name, member.length, -1, member) for name, member in members(source))
     path = str(Path(source))
     if os.path.isdir(path):
         return in_order(walk(path), aside)
@@ -119,7 +137,6 @@ def entries(source: str, aside: Path) -> Iterator[Entry]:
 
 def stated(path: str) -> Entry:
     """An entry with the size and time of the file that is there."""
-    path = f"./{path}" if path.startswith(FORMULA) else path
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # predicting it says what is wrong
@@ -175,7 +192,7 @@ def place(entry: Entry) -> list[str]:
 def kept(run: Iterable[Entry], file: Path) -> Path:
     """A file with these entries."""
     with file.open("w", encoding="ascii") as lines:
-        lines.writelines(json.dumps(entry) + "\n" for entry in run)
+        lines.writelines(entry.line() for entry in run)
     return file
 
 
@@ -183,7 +200,7 @@ def read_run(file: Path) -> Iterator[Entry]:
     """The entries in a file, one at a time."""
     with file.open(encoding="ascii") as lines:
         for line in lines:
-            yield Entry(*json.loads(line))
+            yield Entry.of_line(line)
 
 
 def table_paths(file: Path) -> Iterator[str]:

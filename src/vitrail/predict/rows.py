@@ -12,7 +12,8 @@ from torch import Tensor
 from vitrail.classifier import AnyClassifier, Classifier, NotFinite
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
-from vitrail.predict.listing import Entry
+from vitrail.predict.listing import FORMULA, Entry
+from vitrail.predict.members import content
 
 NOT_A_NUMBER = "the model's answer is not a finite number"
 
@@ -45,7 +46,8 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
     errors: list[str | None] = []
     for entry in entries:
         try:
-            pixels.append(preprocess.fitted(decode(entry.path, preprocess.channels)))
+            file = content(entry.path, entry.member) if entry.member else entry.path
+            pixels.append(preprocess.fitted(decode(file, preprocess.channels)))
             errors.append(None)
         except (ImageError, ValueError) as error:
             pixels.append(None)
@@ -110,7 +112,12 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 
 def written(path: str) -> str:
-    """A path as it stands in the results: a name that is not UTF-8 becomes a file: address, which keeps every byte."""
+    """A path as it stands in the results.
+
+    A name that is not UTF-8 becomes a file: address, which keeps every byte; one that a spreadsheet would compute gets
+    `./` before it, which leads to the same file.
+    """
+    path = f"./{path}" if path.startswith(FORMULA) else path
     try:
         path.encode()
         return path
