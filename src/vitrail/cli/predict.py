@@ -3,8 +3,8 @@
 A file that cannot be read gets a row that says why, and the exit code is 1.
 
 With --out the rows go into a folder of parquet or CSV files, in memory that does not grow, for as many images as there
-are: folders, files, and tables (.csv, .tsv, .parquet) with a column of paths. Work that was stopped or killed goes on
-with the same command and --resume; nothing that is done is done again.
+are: folders, tar shards, files, and tables (.csv, .tsv, .parquet) with a column of paths. Work that was stopped or
+killed goes on with the same command and --resume; nothing that is done is done again.
 """
 
 import argparse
@@ -30,7 +30,9 @@ SHOWN = 10  # classes in the table of what was found
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser, onnx=True)
-    parser.add_argument("images", metavar="SOURCE", nargs="+", help="image files or folders; with --out tables too")
+    parser.add_argument(
+        "images", metavar="SOURCE", nargs="+", help="image files or folders; with --out tar shards and tables too"
+    )
     parser.add_argument("--top", type=int, metavar="N", help="classes to name for each image (5; 1 with --out)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time")
     parser.add_argument("--fast", action="store_true", help="in bf16, weights packed: the same labels but for rounding")

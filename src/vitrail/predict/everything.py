@@ -70,10 +70,10 @@ class Predicted:
     labels: dict[str, int]
     parts: int
     parts_done: int
-    resumed: int  # parts that were there before
-    seconds: float
-    images_now: int  # predicted in these seconds
-    complete: bool  # whether every part of the whole is there
+    resumed: int = 0  # parts that were there before
+    seconds: float = 0.0
+    images_now: int = 0  # predicted in these seconds
+    complete: bool = False  # whether every part of the whole is there
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
@@ -91,9 +91,9 @@ def predict_all(
 ) -> Predicted:
     """Predicts every image of the sources into a folder of parts, in memory that does not grow with their number.
 
-    `sources` are folders, tables (.csv, .tsv, .parquet) with a column of paths, and image files; `options` are the
-    fields of `Wanted`. An image that cannot be read has a row with its error. What was stopped, however it was stopped,
-    goes on with `resume=True`. Raises `UsageError` where `out` holds anything else or was asked for otherwise.
+    `sources` are folders, tar shards, tables (.csv, .tsv, .parquet) with a column of paths, and image files; `options`
+    are the fields of `Wanted`. An image that cannot be read has a row with its error. What was stopped, however it was
+    stopped, goes on with `resume=True`. Raises `UsageError` where `out` holds anything else or was asked for otherwise.
     """
     wanted = Wanted(**options)
     named = [str(each) for each in ([sources] if isinstance(sources, str | Path) else sources)]
@@ -102,9 +102,17 @@ def predict_all(
     engine = engine_of(wanted)
     address = Address(str(model), wanted.device, wanted.threads, wanted.torch_files, wanted.fast)
     folder = PartsFolder(Path(out))
-    plan = planned(address, wanted)
-    folder.make()
-    with stop_at_once(), folder.held(wanted.slice, wanted.resume):
+    with few_threads(address), stop_at_once():
+        plan = planned(address, wanted)
+        folder.make()
+        return within(folder, named, plan, address, wanted, engine)
+
+
+def within(
+    folder: PartsFolder, named: list[str], plan: Plan, address: Address, wanted: Wanted, engine: Engine
+) -> Predicted:
+    """Lists the sources, takes the folder for them and does this machine's share."""
+    with folder.held(wanted.slice, wanted.resume):
         with tempfile.TemporaryDirectory(dir=folder.inner, prefix=".listing-") as aside, listing_bar() as tick:
             listing = write_listing(named, Path(aside, "listing"), tick)
             size = wanted.part_images or min(max(1, -(-listing.images // PARTS)), LARGEST_PART)
@@ -121,10 +129,6 @@ def planned(address: Address, wanted: Wanted) -> Plan:
     """The plan, but for what the images decide; raises `UsageError` for what this model or format cannot give."""
     if wanted.format == "parquet":
         arrow()
-    if address.threads:
-        torch.set_num_threads(address.threads)
-    elif address.kind == "cpu":
-        torch.set_num_threads(1)  # processes are forked from this one, which torch bears only before it has threads
     classifier = address.open()
     if wanted.embedding and not isinstance(classifier, Classifier):
         raise UsageError("an .onnx file gives answers alone, no embedding", "name the classifier that it was made from")
@@ -134,6 +138,18 @@ def planned(address: Address, wanted: Wanted) -> Plan:
         refuse_formulas(classifier.classes)
     top = min(wanted.top, max(1, len(classifier.classes)))
     return Plan(address.key, 0, "", 0, wanted.format, top, wanted.embedding, wanted.fast)
+
+
+@contextmanager
+def few_threads(address: Address) -> Iterator[None]:
+    """Inside, torch has one thread: from a process in which it has started more, others are not forked safely."""
+    before = torch.get_num_threads()
+    try:
+        if address.kind == "cpu":
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def engine_of(wanted: Wanted) -> Engine:
@@ -164,32 +180,30 @@ def carried_out(task: Task, pieces: Sequence[Piece], wanted: Wanted, engine: Eng
                 raise Interrupted(f"stopped; {kept}", "the same command with --resume goes on with them") from None
             say(f"{kept}; the same command with --resume goes on with them")
             raise
-    seconds = time.monotonic() - began
-    found = [done for piece in mine if (done := task.folder.done(piece, format))]
-    if len(found) != len(mine):
-        raise VitrailError(f"{len(mine) - len(found)} parts are missing in {task.folder.path}", "--resume does them")
-    complete = of == 1 or all(task.folder.done(piece, format) for piece in pieces)
+    seconds = round(time.monotonic() - began, 3)
+    found = summed(task, mine, len(pieces), resumed=len(mine) - len(missing), seconds=seconds, images_now=now)
+    if found.parts_done != len(mine):
+        raise VitrailError(f"{len(mine) - found.parts_done} parts are missing in {found.out}", "--resume does them")
+    whole = found if of == 1 else summed(task, pieces, len(pieces))
+    if whole.parts_done < len(pieces):
+        return found
+    write_json(task.folder.path / "_summary.json", replace(whole, complete=True).to_json())
+    task.folder.tidy()
+    return replace(found, complete=True)
+
+
+def summed(task: Task, pieces: Sequence[Piece], parts: int, **timing: Any) -> Predicted:
+    """What the notes of these parts say together."""
+    images = parts_done = unreadable = 0
     labels: Counter[str] = Counter()
-    for done in found:
-        labels.update(done.labels)
-    predicted = Predicted(
-        out=task.folder.path,
-        images=images,
-        unreadable=sum(done.unreadable for done in found),
-        examples=[example for done in found for example in done.examples][:EXAMPLES],
-        labels=dict(labels.most_common()),
-        parts=len(pieces),
-        parts_done=len(mine),
-        resumed=len(mine) - len(missing),
-        seconds=round(seconds, 3),
-        images_now=now,
-        complete=complete,
-    )
-    if complete:
-        if of == 1:
-            write_json(task.folder.path / "_summary.json", predicted.to_json())
-        task.folder.tidy()
-    return predicted
+    examples: list[list[str]] = []
+    for piece in pieces:
+        if done := task.folder.done(piece, task.plan.format):
+            images, parts_done, unreadable = images + done.rows, parts_done + 1, unreadable + done.unreadable
+            labels.update(done.labels)
+            examples += done.examples[: EXAMPLES - len(examples)]
+    found = dict(labels.most_common())
+    return Predicted(task.folder.path, images, unreadable, examples, found, parts, parts_done, **timing)
 
 
 @contextmanager

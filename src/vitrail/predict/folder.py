@@ -9,7 +9,6 @@
 Names that begin with an underscore are passed over by whatever reads a folder of parquet files.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,11 @@ from pathlib import Path
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import remove_folder, sync, write_atomically, write_json
 from vitrail.predict.listing import Listing, Piece
+
+try:
+    import fcntl
+except ImportError:  # Windows: two commands at once would do the same work twice, to the same end
+    fcntl = None  # type: ignore[assignment]
 
 EXAMPLES = 3  # images that a part names among those that could not be read
 
@@ -171,12 +175,13 @@ class PartsFolder:
             raise VitrailError(f"{self.inner} cannot be written: {error.strerror}", "choose another --out") from None
         with lock:
             try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if fcntl is not None:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
                     f"another process is at work on {what}", "wait for it, or choose another --out"
                 ) from None
-            except OSError:  # a file system without locks: two processes would do the same work twice, to the same end
+            except OSError:  # a file system without locks
                 pass
             yield
 

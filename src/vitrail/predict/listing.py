@@ -125,14 +125,26 @@ def read_entries(file: Path, piece: Piece) -> list[Entry]:
 
 def entries(source: str, aside: Path) -> Iterator[Entry]:
     """The images at a source: tar shards, a folder and all below it, a table with a column of paths, or one file."""
-    if is_shards(source):
-        return (Entry(name, member.length, -1, member) for name, member in members(source))
     path = str(Path(source))
-    if os.path.isdir(path):
+    folder = os.path.isdir(path)
+    if not (folder and holds_images(path)) and is_shards(source):  # a folder of shards is asked as a whole
+        return (Entry(name, member.length, -1, member) for name, member in members(source))
+    if folder:
         return in_order(walk(path), aside)
     if os.path.splitext(path)[1].lower() in TABLES and os.path.isfile(path):
         return (stated(name) for name in table_paths(Path(path)))
     return iter([stated(path)])
+
+
+def holds_images(folder: str) -> bool:
+    """Whether there are images in a folder itself."""
+    with os.scandir(folder) as inside:
+        return any(is_image(each.name) for each in inside)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def stated(path: str) -> Entry:
@@ -161,7 +173,7 @@ def walk(root: str) -> Iterator[Entry]:
                     if each.is_dir():
                         if not each.name.startswith((".", "__")):
                             folders.append(path)
-                    elif not each.name.startswith(".") and os.path.splitext(each.name)[1].lower() in EXTENSIONS:
+                    elif is_image(each.name):
                         yield stated(path)
         except OSError as error:
             raise VitrailError(f"{folder} cannot be listed: {error.strerror}", "change its permissions") from None

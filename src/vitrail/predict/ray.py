@@ -77,9 +77,11 @@ def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     threads = task.address.threads or 1
-    on_gpu = task.address.kind == "cuda"
-    machines = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)) // (1 if on_gpu else threads)
-    size = min(len(pieces), workers or max(1, machines))
+    there = ray.cluster_resources()
+    on_gpu = not task.address.is_graph and task.address.device is None and there.get("GPU", 0) >= 1
+    on_gpu = on_gpu or (task.address.device or "").startswith("cuda")
+    room = int(there.get("GPU", 1)) if on_gpu else int(there.get("CPU", 1)) // threads
+    size = min(len(pieces), workers or max(1, room))
     yield from (
         ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
         .map_batches(
