@@ -553,6 +553,8 @@ def test_what_was_asked_for_otherwise_is_refused_and_nothing_is_lost(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="has no images"):
         vitrail.predict_all(run.folder, tmp_path / "empty", tmp_path / "new")
+    with pytest.raises(UsageError, match="there is no folder, table or file"):
+        vitrail.predict_all(run.folder, tmp_path / "fotos", tmp_path / "new")
     found = vitrail.predict_all(run.folder, photos, tmp_path / "new", workers=1)  # the mistake took no place
     assert found.images == 8
 

@@ -133,6 +133,8 @@ def entries(source: str, aside: Path) -> Iterator[Entry]:
         return in_order(walk(path), aside)
     if os.path.splitext(path)[1].lower() in TABLES and os.path.isfile(path):
         return (stated(name) for name in table_paths(Path(path)))
+    if not os.path.lexists(path) and not is_image(os.path.basename(path)):  # a slip, not a file that has gone
+        raise UsageError(f"there is no folder, table or file {path}")
     return iter([stated(path)])
 
 
