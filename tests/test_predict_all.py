@@ -702,7 +702,12 @@ def actors(pid: int) -> list[int]:
 @pytest.mark.scale
 @pytest.mark.filterwarnings("ignore")
 def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
-    begin: Callable[..., Command], run: vitrail.Run, many: Path, undisturbed: Path, tmp_path: Path
+    begin: Callable[..., Command],
+    run: vitrail.Run,
+    many: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     pytest.importorskip("ray.data")
     import shutil
@@ -711,6 +716,7 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     from ray.cluster_utils import Cluster
 
     place = tempfile.mkdtemp(prefix="ray-")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else its processes stand behind all others of a busy machine
     options = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "temp_dir": place})
     nodes = [cluster.add_node(**options) for _ in range(2)]

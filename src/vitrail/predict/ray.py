@@ -6,9 +6,10 @@ the same file twice. The folder of results, and the images, must be where every 
 
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -33,7 +34,7 @@ def ray_engine(address: str | None) -> Any:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
 
     def engine(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
-        with connected(ray, address):
+        with redirect_stdout(sys.stderr), connected(ray, address):  # Ray tells of dead processes where results go
             for row in results(ray, task, pieces, workers):
                 if row["sentence"]:
                     raise VitrailError(str(row["sentence"]), str(row["hint"]) or None)
