@@ -35,10 +35,14 @@ def ray_engine(address: str | None) -> Any:
 
     def engine(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
         with redirect_stdout(sys.stderr), connected(ray, address):  # Ray tells of dead processes where results go
-            for row in results(ray, task, pieces, workers):
-                if row["sentence"]:
-                    raise VitrailError(str(row["sentence"]), str(row["hint"]) or None)
-                tell(int(row["rows"]), None)
+            try:
+                for row in results(ray, task, pieces, workers):
+                    if row["sentence"]:
+                        raise VitrailError(str(row["sentence"]), str(row["hint"]) or None)
+                    tell(int(row["rows"]), None)
+            except ray.exceptions.RayError as error:  # as when a part has ended its process for the sixth time
+                said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise VitrailError(f"Ray gave up: {said}", "often the memory is short: take fewer --workers") from None
 
     return engine
 
