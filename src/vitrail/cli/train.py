@@ -1,8 +1,9 @@
 """Train a classifier on labelled images, from nothing or from another model's weights.
 
-DATA is a folder (train/ val/ test/, or one folder per class that is divided), a CSV or parquet of paths and labels,
-or a built-in name (digits, cifar10, mnist, ...). Writes a run folder: the classifier, its curves, its confusion matrix
-and what it looks at.
+DATA is a folder (train/ val/ test/, or one folder per class that is divided), a CSV or parquet of paths and labels, a
+built-in name (digits, cifar10, mnist, ...), tar shards (a folder of them, "out/train-{000..099}.tar", s3://...), or
+hf:NAME (Hugging Face datasets). Writes a run folder: the classifier, its curves, its confusion matrix and what it looks
+at.
 """
 
 import argparse

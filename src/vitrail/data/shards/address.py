@@ -3,6 +3,8 @@
 import glob
 import itertools
 import re
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from vitrail.data.found import SPLIT_NAMES
@@ -61,26 +63,47 @@ def matching(pattern: str) -> list[str]:
 
 
 def braces(pattern: str) -> list[str]:
-    """What a shell would make of the braces in a pattern, innermost first."""
-    inner = re.search(r"\{([^{}]*)\}", pattern)
-    if not inner:
-        return [pattern]
-    before, after = pattern[: inner.start()], pattern[inner.end() :]
-    if counted := RANGE.fullmatch(inner[1]):
-        first, last = int(counted[1]), int(counted[2])
-        if abs(last - first) >= MOST:
-            raise UsageError(f"{pattern} means {abs(last - first) + 1:,} shards", f"at most {MOST:,} are taken")
-        digits = max(map(len, counted.groups())) if any(word.startswith("0") for word in counted.groups()) else 0
-        step = 1 if first <= last else -1
-        words = [f"{number:0{digits}d}" for number in range(first, last + step, step)]
-    elif "," in inner[1]:
-        words = inner[1].split(",")
-    else:
-        raise UsageError(f"{pattern}: {{{inner[1]}}} is neither a range nor a list", "write {000..009} or {a,b}")
-    found = list(itertools.islice((each for word in words for each in braces(before + word + after)), MOST + 1))
+    """What a shell would make of the braces in a pattern; raises `UsageError`."""
+    found = list(itertools.islice(unfolded(pattern), MOST + 1))
     if len(found) > MOST:
         raise UsageError(f"{pattern} means more than {MOST:,} shards", "take a shorter range")
     return found
+
+
+def unfolded(pattern: str) -> Iterator[str]:
+    """The same, one after the other: the first braces by what is in them, then the others behind them."""
+    start = pattern.find("{")
+    if start < 0:
+        yield pattern
+        return
+    depth, commas, end = 0, [start], -1
+    for at in range(start, len(pattern)):
+        depth += (pattern[at] == "{") - (pattern[at] == "}")
+        if pattern[at] == "," and depth == 1:
+            commas.append(at)
+        if not depth:
+            end = at
+            break
+    if end < 0:
+        raise UsageError(f"{pattern}: a brace is not closed", "write {000..009} or {a,b}")
+    inside = pattern[start + 1 : end]
+    if counted := RANGE.fullmatch(inside):
+        words: Iterable[str] = numbers(*counted.groups())
+    elif len(commas) > 1:
+        words = [pattern[a + 1 : b] for a, b in pairwise([*commas, end])]
+    else:
+        raise UsageError(f"{pattern}: {{{inside}}} is neither a range nor a list", "write {000..009} or {a,b}")
+    for word in words:
+        for inner in unfolded(word):
+            for rest in unfolded(pattern[end + 1 :]):
+                yield pattern[:start] + inner + rest
+
+
+def numbers(first: str, last: str) -> Iterator[str]:
+    """From one number to another, as wide as they are written where one begins with 0."""
+    a, b = int(first), int(last)
+    digits = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    return (f"{number:0{digits}d}" for number in range(a, b + (1 if a <= b else -1), 1 if a <= b else -1))
 
 
 def folder_of(address: str) -> str:

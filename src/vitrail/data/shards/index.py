@@ -90,15 +90,16 @@ def save(index: Index, path: Path) -> None:
         "flippable": index.flippable,
         "notes": index.notes,
         "lost": index.lost,
-        "sha256": digest(arrays),
     }
+    document["sha256"] = digest(arrays, document)
     metadata = {KEY: json.dumps(document, ensure_ascii=False)}
     write_atomically(path, lambda aside: save_file(arrays, aside, metadata=metadata))
 
 
-def digest(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over names, shapes, types and bytes, in the order of names."""
-    sha = hashlib.sha256()
+def digest(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> str:
+    """SHA-256 over the document and the names, shapes, types and bytes of the arrays, in the order of names."""
+    said = {name: value for name, value in document.items() if name != "sha256"}
+    sha = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         sha.update(f"{name} {array.shape} {array.dtype}\n".encode())
@@ -114,7 +115,7 @@ def loaded(content: bytes, where: str) -> Index:
         arrays = load(content)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r} is of another version of vitrail")
-        if document["sha256"] != digest(arrays):
+        if document["sha256"] != digest(arrays, document):
             raise ValueError("its SHA-256 is not what it says")
         return checked(arrays, document)
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:

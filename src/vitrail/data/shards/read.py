@@ -116,7 +116,8 @@ def read_shards(address: str | Path) -> Found:
     index = index_of(str(address))
     columns = index.columns
     splits = {}
-    for number in np.unique(columns["split"]).tolist():
+    numbers, first = np.unique(columns["split"], return_index=True)
+    for number in numbers[np.argsort(first)].tolist():
         rows = np.flatnonzero(columns["split"] == number)
         labels = Coded(index.classes, columns["label"][rows])
         splits[SPLITS[number]] = Listing(Members(index, rows, index.channels), index.names.take(rows), labels)

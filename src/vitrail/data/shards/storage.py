@@ -28,7 +28,6 @@ except ImportError:  # Windows: two processes may fetch the same shard, and one 
 OPEN = 128  # shards on disk that a process holds open
 WAITS = (0.2, 1.0, 3.0)  # seconds before an address that did not answer is asked again
 LIMIT = 10.0  # GiB of shards from elsewhere that are kept, unless $VITRAIL_CACHE_GIB says otherwise
-WEB = ("http", "https")
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,8 @@ def reached(address: str) -> tuple[Any, str]:
     try:
         return url_to_fs(address)  # fsspec keeps it, for this process alone
     except ImportError as error:
-        raise UsageError(f"{protocol}:// cannot be read: {error}", "pip install 'vitrail[remote]'") from None
+        extra = "s3" if protocol == "s3" else "remote"
+        raise UsageError(f"{protocol}:// cannot be read: {error}", f"pip install 'vitrail[{extra}]'") from None
     except ValueError:
         hint = did_you_mean(protocol, fsspec.available_protocols())
         raise UsageError(f"{protocol}:// is no kind of address that fsspec knows", hint) from None

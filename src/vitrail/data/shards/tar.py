@@ -43,9 +43,13 @@ class Sample:
 class _Guarded:
     """A file that does not give more at once than a header or a piece may have: a tar header may lie about its size."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO, size: int):
         self.file = file
-        self.tell, self.seek = file.tell, file.seek
+        self.size = size
+        self.tell = file.tell
+
+    def seek(self, place: int) -> int:
+        return self.file.seek(min(place, self.size))
 
     def read(self, n: int = -1) -> bytes:
         if not 0 <= n <= SMALL:
@@ -97,7 +101,7 @@ def samples(shard: Shard, file: BinaryIO, lost: list[str]) -> Iterator[Sample]:
     sample: Sample | None = None
     seen = 0
     try:
-        with tarfile.open(fileobj=_Guarded(file), mode="r:", errors="surrogateescape") as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=_Guarded(file, shard.size), mode="r:", errors="surrogateescape") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
                 tar.members = []  # else it remembers all of them
                 key, _, extension = split_key(member.name)
@@ -197,10 +201,10 @@ def in_words(extension: str, content: bytes) -> str | None:
 
 
 def split_of(address: str) -> str:
-    """The split that a shard's name or folder says, else `all`."""
+    """The split that a word in a shard's name says, or its folder's whole name; else `all`."""
     path = PurePosixPath(address)
-    for part in (path.stem, path.parent.name):
-        said = {SPLIT_NAMES[word] for word in words_of(part) if word in SPLIT_NAMES}
+    for words in (words_of(path.stem), [path.parent.name.lower()]):
+        said = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
         if len(said) == 1:
             return said.pop()
     return "all"

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +27,6 @@ from vitrail.data.decode import EXTENSIONS, ImageError
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Found, Listing
 from vitrail.data.randomness import order
-from vitrail.data.shards.address import beside
 from vitrail.data.shards.index import FILE, MOST, SPLITS, Index, empty, save
 from vitrail.data.shards.storage import Shard
 from vitrail.data.words import Names, coded
@@ -145,42 +145,40 @@ class _Writer:
         """All images of a split, into shards of its own."""
         begun, shards = self.rows, len(self.shards)
         self.rows += len(listing)
-        tar: _Tar | None = None
         stem = "shards" if split == "all" else split
         places = range(len(listing)) if seed is None else order(len(listing), seed, 0).tolist()
-        for key, i in enumerate(places):
-            tick(1)
-            try:
-                extension, content = encoded(listing, i)
-            except ImageError as error:
-                if not self.skip_unreadable:
-                    raise
-                self.unreadable.append(error.name)
-                continue
-            if tar and (tar.images >= self.most or tar.bytes + len(content) + 6 * BLOCK > self.size):
+        with ExitStack() as stack:
+            tar: _Tar | None = None
+            for key, i in enumerate(places):
+                tick(1)
+                try:
+                    extension, content = encoded(listing, i)
+                except ImageError as error:
+                    if not self.skip_unreadable:
+                        raise
+                    self.unreadable.append(error.name)
+                    continue
+                if tar and (tar.images >= self.most or tar.bytes + len(content) + 6 * BLOCK > self.size):
+                    self.shards.append(tar.close())
+                    tar = None
+                tar = tar or _Tar(self.folder, f"{stem}-{len(self.shards) - shards:06d}.tar", stack)
+                label, name = listing.labels[i], listing.names[i]
+                row = Sample(f"{key:09d}", extension, content, label, self.number[label], name)
+                self.note(begun + i, tar.add_sample(row), row, SPLITS.index(split))
+            if tar:
                 self.shards.append(tar.close())
-                tar = None
-            tar = tar or _Tar(self.folder, f"{stem}-{len(self.shards) - shards:06d}.tar")
-            label = listing.labels[i]
-            offset = tar.add(f"{key:09d}.{extension}", content)
-            said = {"label": label, "name": listing.names[i]}
-            tar.add(f"{key:09d}.cls", str(self.number[label]).encode())
-            tar.add(f"{key:09d}.json", json.dumps(said, ensure_ascii=False).encode(errors="replace"))
-            tar.images += 1
-            self.formats[extension] += 1
-            self.note(begun + i, len(self.shards), offset, content, self.number[label], SPLITS.index(split))
-        if tar:
-            self.shards.append(tar.close())
         self.splits[split] = int(self.filled[begun : self.rows].sum())
         self.per_split[split] = len(self.shards) - shards
 
-    def note(self, row: int, shard: int, offset: int, content: bytes, label: int, split: int) -> None:
-        """Where an image lies now."""
-        facts = {"shard": shard, "offset": offset, "length": len(content), "label": label, "split": split}
+    def note(self, row: int, offset: int, sample: "Sample", split: int) -> None:
+        """Where an image lies now: in the shard that is being written."""
+        length, label = len(sample.content), sample.number
+        facts = {"shard": len(self.shards), "offset": offset, "length": length, "label": label, "split": split}
         for column, value in facts.items():
             self.columns[column][row] = value
-        self.columns["sha256"][row] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
+        self.columns["sha256"][row] = np.frombuffer(hashlib.sha256(sample.content).digest(), dtype=np.uint8)
         self.filled[row] = True
+        self.formats[sample.extension] += 1
 
     def close(self) -> Written:
         """Writes the index; returns what there is."""
@@ -209,13 +207,34 @@ class _Writer:
         )
 
 
-class _Tar:
-    """A shard that is being written."""
+@dataclass(frozen=True)
+class Sample:
+    """An image with what is said of it."""
 
-    def __init__(self, folder: Path, name: str):
-        self.name, self.path = name, Path(beside(str(folder), name))
-        self.file = self.path.open("xb")
+    key: str
+    extension: str
+    content: bytes
+    label: str
+    number: int
+    name: str
+
+
+class _Tar:
+    """A shard that is being written; `stack` closes its file where nobody else does."""
+
+    def __init__(self, folder: Path, name: str, stack: ExitStack):
+        self.name = name
+        self.file = stack.enter_context((folder / name).open("xb"))
         self.bytes = self.images = 0
+
+    def add_sample(self, sample: Sample) -> int:
+        """Writes the members of a sample; returns where the image begins."""
+        said = json.dumps({"label": sample.label, "name": sample.name}, ensure_ascii=False)
+        offset = self.add(f"{sample.key}.{sample.extension}", sample.content)
+        self.add(f"{sample.key}.cls", str(sample.number).encode())
+        self.add(f"{sample.key}.json", said.encode(errors="replace"))
+        self.images += 1
+        return offset
 
     def add(self, name: str, content: bytes) -> int:
         """Writes a member; returns where its bytes begin."""
