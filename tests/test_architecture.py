@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "evaluate": {"model", "data", "weights", "classifier"},
     "explain": {"model", "data", "weights", "classifier"},
     "export": {"model", "data", "weights", "classifier", "explain"},
+    "predict": {"data", "weights", "classifier", "export", "interrupts"},
     "serve": {"model", "data", "weights", "classifier", "explain", "export"},
     "bench": {"model", "data", "weights", "classifier"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
@@ -55,8 +56,8 @@ def test_the_model_knows_neither_files_nor_training():
 
 def test_the_public_names():
     assert set(vitrail.__all__) == {
-        "Classifier", "Explanation", "Prediction", "Run", "UsageError", "ViT", "ViTConfig", "VitrailError",
-        "load", "recording", "train",
+        "Classifier", "Explanation", "Predicted", "Prediction", "Run", "UsageError", "ViT", "ViTConfig", "VitrailError",
+        "load", "predict_all", "recording", "train",
     }  # fmt: skip
     assert callable(vitrail.train)
     assert all(hasattr(vitrail, name) for name in vitrail.__all__)

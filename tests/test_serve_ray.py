@@ -1,4 +1,4 @@
-"""The Ray deployment, where ray is installed (it is no part of the `dev` extra: thirty packages)."""
+"""The Ray deployment."""
 
 import http.client
 import io

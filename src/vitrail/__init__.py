@@ -12,11 +12,13 @@ from vitrail.classifier import Classifier, Prediction, load
 from vitrail.errors import UsageError, VitrailError
 from vitrail.explain import Explanation, recording
 from vitrail.model import ViT, ViTConfig
+from vitrail.predict import Predicted, predict_all
 from vitrail.runs import Run, train
 
 __all__ = [
     "Classifier",
     "Explanation",
+    "Predicted",
     "Prediction",
     "Run",
     "UsageError",
@@ -24,6 +26,7 @@ __all__ = [
     "ViTConfig",
     "VitrailError",
     "load",
+    "predict_all",
     "recording",
     "train",
 ]
