@@ -13,17 +13,20 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.explain import Explanation, recording
 from vitrail.model import ViT, ViTConfig
 from vitrail.runs import Run, train
+from vitrail.sweep import Sweep, sweep
 
 __all__ = [
     "Classifier",
     "Explanation",
     "Prediction",
     "Run",
+    "Sweep",
     "UsageError",
     "ViT",
     "ViTConfig",
     "VitrailError",
     "load",
     "recording",
+    "sweep",
     "train",
 ]

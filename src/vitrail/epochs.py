@@ -273,10 +273,10 @@ def keep(training: Training, row: Row) -> None:
         state.best = row
         training.guess.save(training.folder.artefact)
     training.folder.record(row)
-    for watch in training.watchers:
-        watch(training.folder.path, row)
     say(sentence(row, training.epochs, time_left(training, row)))
     training.save("-measured")
+    for watch in training.watchers:  # once all is saved: one of them may end the run
+        watch(training.folder.path, row)
     if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
         draw_curves(training.folder.metrics(), training.folder.picture("curves"))
         training.drawn = time.monotonic()

@@ -5,7 +5,7 @@ explanation meet here; each of them knows nothing of the others.
 """
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,7 @@ from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
 from vitrail.train.transfer import settle_from
 
+Watcher = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
 FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
 ROOM = 4 << 20  # bytes for a run's pictures and tables
 
@@ -79,6 +80,8 @@ def train(
     make_report: bool = True,
     check_data: bool = True,
     torch_files: bool = False,
+    spare_test: bool = False,
+    watchers: Sequence[Watcher] = (),
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
@@ -87,8 +90,9 @@ def train(
     training starts from nothing.
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
-    that is an error. The data are checked before and a report is written at the end, unless told otherwise. Raises
-    `VitrailError` where data or training go wrong.
+    that is an error. The data are checked before and a report is written at the end, unless told otherwise. With
+    `spare_test` the test images are not looked at, and the scores are of validation. `watchers` are shown the run
+    folder and every row of metrics. Raises `VitrailError` where data or training go wrong.
     """
     place = pick_device(device)
     if resume:
@@ -107,13 +111,15 @@ def train(
         split_seed=asked.split_seed,
         missing_ok=asked.skip_unreadable,
     )
+    if spare_test:
+        splits = replace(splits, test=None)
     if resume:
         folder.check_data(splits.fingerprint)
     report = checked(data, asked) if check_data else None
     splits, unreadable = without(splits, folder.unreadable() if resume else report.unreadable if report else [])
     if tensorboard and asked.train_on == "features":
         raise UsageError(f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard")
-    watchers = [board_writer()] if tensorboard else []
+    watching = [*watchers, *([board_writer()] if tensorboard else [])]
     splits = in_memory(splits, int(asked.memory * GIB), asked.skip_unreadable)
     theirs = start.classifier if start else None
     full, config, preprocess = (
@@ -139,7 +145,7 @@ def train(
             return finish(Ended(folder, splits, full, place, probes.seconds, probes), data, make_report)
         if probes and head == "new":
             start_head(classifier, probes, full)
-        training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watchers)
+        training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watching)
         say_what_trains(training.learner)
         if resume:
             go_on(training)
@@ -242,7 +248,7 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     }
 
 
-def board_writer() -> Callable[[Path, Row], None]:
+def board_writer() -> Watcher:
     """A function that writes a row of metrics as TensorBoard files; raises `UsageError` without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
