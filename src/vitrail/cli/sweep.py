@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep-seed", type=int, metavar="N", help="decides which points are tried (0)")
     parser.add_argument("--processes", type=int, metavar="N", help="trials at a time (1; with ray all of its cores)")
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
-    parser.add_argument("--address", metavar="A", help="of the Ray cluster (one of this machine's own)")
+    parser.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)")
     parser.add_argument("--finish", action="store_true", help="score the best one on test, once, with a report")
     add_start(parser, out="the sweep's folder (sweeps/NAME)", resume="go on with the sweep in --out, or join it")
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         resume=arguments.resume,
         processes=arguments.processes,
         engine=arguments.engine,
-        address=arguments.address,
+        ray_address=arguments.ray_address,
         search=arguments.search,
         prune=arguments.prune,
         by=arguments.by,
@@ -102,8 +102,7 @@ def in_lines(result: dict[str, Any], folder: Path) -> list[str]:
         caution = f", of {n} trials: little more than a guess" if n < FEW else f", of {n} trials"
         lines.append(f"what the differences come from (fANOVA): {parts}{caution}")
     if finished := result.get("finished"):
-        lines.append(f"scored once on test: {scores_in_words('test', finished['test'])}" if "test" in finished else
-                     "there is no test image to score the best one on")  # fmt: skip
+        lines.append(f"trial {finished['trial']}, scored once on test: {scores_in_words('test', finished['test'])}")
         lines.append(f"  {folder / 'best' / 'report.html'}  everything worth knowing of it")
     lines.append(f"train it by itself: {result['command']}")
     lines.append(f"{result['seconds']:.0f} s of training; everything is in {folder}")

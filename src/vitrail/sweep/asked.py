@@ -184,7 +184,7 @@ def refuse_changed(folder: SweepFolder, asked: Asked, wished: dict[str, Any]) ->
         if name == "space":
             fields = sorted(set(before) ^ set(value)) or [each for each in before if before[each] != value[each]]
             raise UsageError(
-                f"{folder.path} was started with another space ({', '.join(fields)} differs)",
+                f"{folder.path} was started with another space (it differs in {', '.join(fields)})",
                 "resume it without --vary, or choose another --out",
             )
         if name == "recipe":

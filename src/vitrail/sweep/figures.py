@@ -22,13 +22,17 @@ def place(each: Axis, value: Any) -> float:
 
 
 def ticks(each: Axis) -> tuple[list[float], list[str]]:
-    """Places on an axis and what stands there."""
+    """Places on an axis and what stands there: every value where there are few, else five numbers."""
+    counted = each.counted()
+    if counted is not None and len(counted) <= 6:
+        return [place(each, value) for value in counted], [shown(value) for value in counted]
     if not isinstance(each, Range):
         return list(map(float, range(len(each.values)))), [shown(value) for value in each.values]
     low, high = place(each, each.low), place(each, each.high)
-    places = [low + (high - low) * i / 4 for i in range(5)]
-    values = [10**x if each.log else x for x in places]
-    return places, [shown(round(v)) if each.whole else shown(float(v)) for v in values]
+    values = [10**x if each.log else x for x in (low + (high - low) * i / 4 for i in range(5))]
+    if each.whole:
+        values = [float(value) for value in sorted(set(map(round, values)))]
+    return [place(each, value) for value in values], [f"{value:.3g}" for value in values]
 
 
 def draw_slices(space: Space, lines: list[Line], path: Path) -> None:
@@ -103,6 +107,6 @@ def draw_parallel(space: Space, lines: list[Line], path: Path) -> None:
         axes.text(len(space) + 0.03, part, f"{low + part * span:.3f}", fontsize=7, va="center")
     axes.set_xticks(range(len(space) + 1), [*space, "accuracy"], parse_math=False)
     axes.set_yticks([])
-    axes.set_xlim(-0.1, len(space) + 0.35)
+    axes.set(xlim=(-0.1, len(space) + 0.35), ylim=(-0.05, 1.05))
     axes.spines[:].set_visible(False)
     write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))

@@ -5,10 +5,6 @@ the other began. Ray places the tasks and starts another one where a task, its w
 it then takes up is the sweep's own business, as everywhere.
 """
 
-import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +13,8 @@ from typing import Any
 import torch
 
 from vitrail import console
-from vitrail.errors import UsageError, VitrailError
+from vitrail.engines.cluster import connected
+from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.sweep.worker import work
 
@@ -77,37 +74,3 @@ def cluster(out: Path, n: int | None, trials: int, address: str | None) -> Itera
         cpus = max(1.0, has.get("CPU", 1.0) // n)
         console.say(f"{n} tasks of {cpus:g} cores{' and a GPU' if gpus else ''} on {len(ray.nodes())} node(s)")
         yield Tasks(ray, out, n, cpus, gpus)
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster, which is let go at the end; one that was there before goes on.
-
-    Without an address it is the cluster that this process is connected to, or one of this machine's own, whose files
-    lie in a folder that goes with it. Raises `UsageError` where Ray is not installed or nobody answers.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("ray is not installed", "pip install 'vitrail[ray]'") from None
-    if ray.is_initialized():
-        yield ray
-        return
-    quiet: dict[str, Any] = {"configure_logging": True, "logging_level": logging.ERROR, "log_to_driver": False}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    home = Path(tempfile.mkdtemp(prefix="vray-")) if address is None else None
-    try:
-        try:
-            if home:
-                ray.init(address="local", include_dashboard=False, _temp_dir=str(home), **quiet)
-            else:
-                ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(f"no Ray cluster answers at {address}: {error}", "see: ray status") from None
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-    finally:
-        if home:
-            shutil.rmtree(home, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.files import write_json, write_text
 from vitrail.sweep.asked import Asked, SweepFolder
 from vitrail.sweep.space import dashed, shown
-from vitrail.sweep.study import trials_of
+from vitrail.sweep.study import total, trials_of
 from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def summary(folder: SweepFolder, asked: Asked, lines: list[Line]) -> dict[str, A
         "recipe": asked.recipe.name,
         "chosen_by": f"validation {asked.by}",
         "validation_images": asked.images,
-        "trials": asked.trials,
+        "trials": total(asked),
         **{state: sum(each["state"] == state for each in lines) for state in ("complete", "pruned", "failed")},
         "seconds": round(sum(each["seconds"] or 0.0 for each in lines), 3),
         "best": best,
@@ -151,7 +151,7 @@ def sentence(asked: Asked, each: Line) -> str:
     values = "  ".join(f"{name} {shown(value)}" for name, value in each["values"].items())
     said = f"trial {each['trial']}  {values}: "
     if each["state"] == "failed":
-        return f"{said}failed: {each['error']}"
+        return f"{said}failed: {each['error'].split('; ')[0]}"  # the table has all of it
     low, high = each["accuracy_interval"]
     ended = f"pruned after {each['epochs']} epochs" if each["state"] == "pruned" else f"{each['epochs']} epochs"
     scores = f"accuracy {each['accuracy']:.4f} ({low:.4f} to {high:.4f})"

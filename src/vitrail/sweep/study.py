@@ -6,7 +6,7 @@ trial is lost between two states, and none is made twice. What is proposed is dr
 known by then, and from no state that a kill could lose.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NAME = "vitrail"
 DRAWS = 64  # that are made for a point that is possible and has not been tried
 STARTUP = (5, 10)  # trials that are drawn at random before TPE learns from them: a quarter of all, within these
+MANY = 4096  # points of a space that are not looked at one by one
 WAIT = 120  # seconds that SQLite waits for another process
 
 
@@ -157,17 +158,19 @@ def impossible(asked: Asked, values: Values) -> str | None:
     return None
 
 
-def refuse_impossible(asked: Asked) -> int:
-    """How many points of a space that can be counted are impossible; raises `UsageError` where all are.
+def refuse_impossible(asked: Asked) -> None:
+    """Raises `UsageError` where no point of a space is possible; of a large one some points are drawn."""
+    every = points(asked.space) if (count(asked.space) or MANY) < MANY else None
+    reasons = [impossible(asked, v) for v in every or (drawn(asked, [], 0, draw) for draw in range(DRAWS))]
+    if all(reasons):
+        raise UsageError(f"no trial can have such values: {reasons[0]}", "vary other fields, or other values of them")
 
-    Of a space that cannot be counted some points are drawn.
-    """
-    every: Iterable[Values] | None = points(asked.space) if (count(asked.space) or 0) <= 4096 else None
-    reasons = [impossible(asked, v) for v in (every or (drawn(asked, [], 0, draw) for draw in range(DRAWS)))]
-    wrong = [reason for reason in reasons if reason]
-    if len(wrong) == len(reasons):
-        raise UsageError(f"no trial can have such values: {wrong[0]}", "vary other fields, or other values of them")
-    return len(wrong) if every is not None else 0
+
+def total(asked: Asked) -> int:
+    """How many trials there will be: as many as were asked for, or as there are possible points, if these are fewer."""
+    if not all_tried(asked):
+        return asked.trials
+    return sum(impossible(asked, each) is None for each in points(asked.space) or ())
 
 
 def key(values: dict[str, Any]) -> str:

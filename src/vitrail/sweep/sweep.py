@@ -45,6 +45,7 @@ from vitrail.sweep.study import (
     importance,
     open_study,
     refuse_impossible,
+    total,
     trials_of,
 )
 from vitrail.sweep.worker import work
@@ -88,7 +89,7 @@ def sweep(
     resume: bool = False,
     processes: int | None = None,
     engine: Engine = "local",
-    address: str | None = None,
+    ray_address: str | None = None,
     search: Search | None = None,
     prune: Prune | None = None,
     by: By | None = None,
@@ -136,7 +137,7 @@ def sweep(
             if engine == "ray":
                 from vitrail.sweep.ray import cluster
 
-                with cluster(folder.path, processes, asked.trials, address) as crew:
+                with cluster(folder.path, processes, asked.trials, ray_address) as crew:
                     follow(folder, asked, study, crew)
             elif (processes or 1) > 1:
                 follow(folder, asked, study, Processes(folder.path, processes or 1))
@@ -145,11 +146,13 @@ def sweep(
         result = through(folder, asked, study)
     finally:
         close_study(study)
-    finished = finish_best(folder, asked, result) if finish and result["best"] else None
-    if finished:
-        result["finished"] = {"trial": result["best"]["trial"], **finished.to_json()}
+    run = finish_best(folder, asked, result) if finish and result["best"] else None
+    if run and "test" not in run.result:
+        say("there is no test image to score the best one on")
+    if scores := scored_on_test(folder):
+        result["finished"] = scores
         write_json(folder.path / "sweep.json", result)
-    return Sweep(folder.path, result, finished)
+    return Sweep(folder.path, result, run)
 
 
 def first_asked(
@@ -194,8 +197,7 @@ def first_asked(
         by=by or "accuracy",
         seed=seed or 0,
     )
-    if wrong := refuse_impossible(asked):
-        say(f"{wrong} of {count(space)} points are impossible together and are left out")
+    refuse_impossible(asked)
     return asked
 
 
@@ -230,7 +232,7 @@ def plan(folder: SweepFolder, asked: Asked) -> str:
     points = f"{n:,} points" if n is not None and n < 1_000_000 else "a space without end"
     pruned = "no pruning" if asked.prune == "none" else f"{asked.prune} pruning"
     return (
-        f"sweep of {', '.join(asked.space)} ({points}): {asked.trials} trials of recipe {asked.recipe.name}, {how}, "
+        f"sweep of {', '.join(asked.space)} ({points}): {total(asked)} trials of recipe {asked.recipe.name}, {how}, "
         f"{asked.epochs} epochs, {pruned}; chosen by {asked.by} on {asked.images} validation images, no test image is "
         f"looked at; in {folder.path}"
     )
@@ -251,7 +253,7 @@ class Progress:
     """What is said of a sweep while it goes on: a line for each trial that ends, the best so far, the time left."""
 
     def __init__(self, asked: Asked, study: "optuna.Study", shown: Bar):
-        self.asked, self.study, self.shown = asked, study, shown
+        self.asked, self.study, self.shown, self.total = asked, study, shown, total(asked)
         self.known = {trial.number for trial in trials_of(study) if trial.state.is_finished()}
         self.before = len(self.known)
         self.began = time.monotonic()
@@ -268,7 +270,7 @@ class Progress:
         )
         for each in new:
             self.known.add(each["trial"])
-            say(f"{len(self.known)}/{self.asked.trials}  {sentence(self.asked, each)}{self.beside(lines)}")
+            say(f"{len(self.known)}/{self.total}  {sentence(self.asked, each)}{self.beside(lines)}")
         self.shown.tick(len(new), note=self.best(lines))
         return len(self.known)
 
@@ -280,7 +282,7 @@ class Progress:
 
     def beside(self, lines: list[dict[str, Any]]) -> str:
         """The best so far and the time left, as the end of a line."""
-        left = self.asked.trials - len(self.known)
+        left = self.total - len(self.known)
         each = (time.monotonic() - self.began) / max(1, len(self.known) - self.before)
         time_left = f"{timedelta(seconds=round(left * each))} left" if left else ""
         return "".join(f"; {part}" for part in (self.best(lines), time_left) if part)
@@ -295,14 +297,14 @@ class Progress:
 
 def alone(folder: SweepFolder, asked: Asked, study: "optuna.Study") -> None:
     """Works on the sweep in this process."""
-    with bar("trials", asked.trials) as shown:
+    with bar("trials", total(asked)) as shown:
         work(folder.path, Progress(asked, study, shown).epoch)
 
 
 def follow(folder: SweepFolder, asked: Asked, study: "optuna.Study", crew: Crew) -> None:
     """Watches others at work until they are through."""
     try:
-        with bar("trials", asked.trials) as shown:
+        with bar("trials", total(asked)) as shown:
             progress = Progress(asked, study, shown)
             while crew.look(progress.see()):
                 time.sleep(LOOK)
@@ -344,6 +346,17 @@ def finish_best(folder: SweepFolder, asked: Asked, result: dict[str, Any]) -> Ru
         os.rename(aside, best)
     return train(asked.data, model=asked.model, torch_files=asked.torch_files, out=best, resume=True,
                  device=asked.device, check_data=asked.recipe.skip_unreadable)  # fmt: skip
+
+
+def scored_on_test(folder: SweepFolder) -> dict[str, Any] | None:
+    """What the best trial scored on test, in this process or an earlier one; None where it was not asked."""
+    best = folder.path / "best"
+    try:
+        trial = json.loads((best / "trial.json").read_text(encoding="utf-8"))["trial"]
+        scores = json.loads((best / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return {"trial": trial, "run": str(best), **scores} if "test" in scores else None
 
 
 def read_sweep(out: str | Path) -> dict[str, Any]:
