@@ -118,8 +118,9 @@ def _answer(words: list[str]) -> Answer | None:
         arguments = parser.parse(words[1:])
     except SystemExit:  # --help has printed
         return None
+    arguments.words = words
     console.quiet = arguments.quiet
-    run: Callable[[argparse.Namespace], Answer] = module.run
+    run: Callable[[argparse.Namespace], Answer | None] = module.run
     return run(arguments)
 
 

@@ -6,15 +6,20 @@ and what it looks at.
 """
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitrail.cli.launch import end_with_parent, hand_back, launch, launched
 from vitrail.cli.loading import WHAT
 from vitrail.cli.main import Answer
 from vitrail.data.augment import Augment
+from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
 from vitrail.pretrained import beside
-from vitrail.runs import train
+from vitrail.runs import Run, train
+from vitrail.train.distributed import PeerLost
 from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
 from vitrail.weights.sizes import SIZES
 
@@ -24,6 +29,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
+    parser.add_argument("--processes", type=int, metavar="N", help="train one model by N processes")
+    parser.add_argument("--fsdp", action="store_true", help="shard the model over the processes, where it does not fit")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="what starts them (this machine)")
+    parser.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)")
+    parser.add_argument("--min-processes", type=int, metavar="N", help="with ray: go on with as few as N of them")
+    parser.add_argument("--restarts", type=int, metavar="N", help="with ray: start lost ones again so often (3)")
     add_start(parser, out="the run folder (runs/NAME)", resume="go on with the run in --out")
 
 
@@ -66,9 +77,46 @@ def scores_in_words(split: str, scores: dict[str, Any]) -> str:
     )
 
 
-def run(arguments: argparse.Namespace) -> Answer:
-    """Trains and says what came out."""
-    finished = train(
+def run(arguments: argparse.Namespace) -> Answer | None:
+    """Trains and says what came out, once, however many processes train."""
+    first = int(os.environ.get("RANK", 0)) == 0
+    if arguments.engine == "ray":
+        return trained(arguments)
+    if arguments.ray_address or arguments.min_processes or arguments.restarts is not None:
+        raise UsageError("--ray-address, --min-processes and --restarts are for Ray", "add --engine ray")
+    if arguments.processes is not None and not launched():
+        return launch(arguments.words, arguments.processes)
+    try:
+        if launched():
+            end_with_parent()
+        answer = trained(arguments)
+    except PeerLost:
+        raise
+    except VitrailError as error:  # all processes end with it, and one says it
+        if launched() and first:
+            hand_back(error)
+        if launched():
+            return None
+        if not first:
+            raise SystemExit(error.exit_code) from None
+        raise
+    if launched() and first:
+        hand_back(answer)
+    return answer if first and not launched() else None
+
+
+def trained(arguments: argparse.Namespace) -> Answer:
+    """Trains, or has Ray train, and says what came out as JSON and in words."""
+    start: Callable[..., Run] = train
+    options: dict[str, Any] = {}
+    if arguments.engine == "ray":
+        from vitrail.engines.ray_train import train_on_ray as start
+
+        most = 2 if arguments.processes is None else arguments.processes
+        least = most if arguments.min_processes is None else arguments.min_processes
+        restarts = 3 if arguments.restarts is None else arguments.restarts
+        options = {"processes": (least, most), "restarts": restarts, "ray_address": arguments.ray_address}
+    finished = start(
         arguments.data,
         model=arguments.model,
         torch_files=arguments.torch_files,
@@ -79,6 +127,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         tensorboard=arguments.tensorboard,
         make_report=not arguments.no_report,
         check_data=not arguments.no_check,
+        fsdp=arguments.fsdp,
+        **options,
         **given_fields(arguments),
     )
     shown = []

@@ -33,7 +33,7 @@ def train_on_ray(
     resume: bool = False,
     processes: int | tuple[int, int] = 2,
     restarts: int = 3,
-    address: str | None = None,
+    ray_address: str | None = None,
     **options: Any,
 ) -> Run:
     """Trains as `vitrail.train` does, with its options, by so many processes of a Ray cluster.
@@ -49,7 +49,7 @@ def train_on_ray(
         raise UsageError(f"restarts is {restarts}; it must be at least 0")
     folder = begun(data, out, resume, options)
     place = str(Path(data).resolve()) if Path(data).exists() else str(data)
-    with connected(address, max(cores(), most)) as ray, told(folder):
+    with connected(ray_address, max(cores(), most)) as ray, told(folder):
         answer = fitted(ray, folder.path, (least, most), restarts, {"data": place, "options": options})
     if "sentence" in answer:
         raise (UsageError if answer["usage"] else VitrailError)(answer["sentence"], answer["hint"])
