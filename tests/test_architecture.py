@@ -55,8 +55,8 @@ def test_the_model_knows_neither_files_nor_training():
 
 def test_the_public_names():
     assert set(vitrail.__all__) == {
-        "Classifier", "Explanation", "Prediction", "Run", "UsageError", "ViT", "ViTConfig", "VitrailError",
-        "load", "recording", "train",
+        "Classifier", "Explanation", "Prediction", "Run", "Sweep", "UsageError", "ViT", "ViTConfig", "VitrailError",
+        "load", "recording", "sweep", "train",
     }  # fmt: skip
     assert callable(vitrail.train)
     assert all(hasattr(vitrail, name) for name in vitrail.__all__)

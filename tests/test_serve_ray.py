@@ -147,12 +147,17 @@ def together(port: int, bodies: list[bytes], when_some=None) -> list[tuple[int, 
 
 
 def replicas() -> list[int]:
-    """The processes of this cluster's replicas: Ray names them so, and their ancestor is this process."""
+    """The processes of this cluster's replicas."""
+    return descendants(b"ServeReplica")
+
+
+def descendants(name: bytes) -> list[int]:
+    """The processes that this one has started, or they, and whose name (Ray gives them one) holds this."""
     named, parents = [], {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"ServeReplica" in (place / "cmdline").read_bytes():
+            if name in (place / "cmdline").read_bytes():
                 named.append(int(place.name))
         except OSError:
             continue

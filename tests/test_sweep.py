@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vitrail.sweep.lease import Watch
 from vitrail.sweep.results import command
 from vitrail.sweep.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
 from vitrail.sweep.study import distributions, impossible
+from vitrail.train.checkpoint import newest_checkpoint
 from vitrail.train.recipes import find_recipe
 
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch": 16, "epochs": 3}
@@ -447,7 +449,7 @@ def test_killed_at_any_moment_a_sweep_comes_to_the_same(whole: vitrail.Sweep, co
             try:
                 console.quiet = True
                 if kills < 6:
-                    die_at_operation(draw.randrange(1, 160), draw.random() < 0.5)
+                    die_at_operation(1 + int(draw.expovariate(1 / 12)), draw.random() < 0.5)
                 more: dict[str, Any] = (
                     {"resume": True} if resume else {"vary": VARY, "trials": 5, **changed(depth=None)}
                 )
@@ -498,23 +500,38 @@ def test_a_trial_of_another_machine_is_left_until_it_is_silent(tmp_path: Path, m
     taken.give_back()
 
 
+@pytest.mark.scale
+@pytest.mark.timeout(600)
 def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path):
     """Two processes of the command line's own, one of them killed in a trial: every trial once, and it is said."""
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "vitrail", "sweep", str(colours), "--vary", "lr=1e-4..1e-1:log", "--prune", "none"]
-    words += ["--trials", "6", "--processes", "2", "--out", str(out), *options(epochs=12), "--json"]
-    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=single())
-    number, victim = at_work(out)
-    os.kill(victim, signal.SIGKILL)
-    answer, said = running.communicate(timeout=240)
+    words = ["--vary", "lr=1e-4..1e-1:log", "--prune", "none", "--trials", "4", "--processes", "2", "--json"]
+    with begun(colours, out, *words, *options(epochs=12)) as running:
+        number, victim = at_work(out)
+        os.kill(victim, signal.SIGKILL)
+        answer, said = running.communicate(timeout=500)
     assert running.returncode == 0, said
     assert f"process {victim} was killed (signal 9)" in said
     rows = json.loads(answer)["rows"]
-    assert Counter(row["trial"] for row in rows) == dict.fromkeys(range(6), 1)
+    assert Counter(row["trial"] for row in rows) == dict.fromkeys(range(4), 1)
     assert {row["state"] for row in rows} == {"complete"}
     assert next(row for row in rows if row["trial"] == number)["taken_up_again"] == 1
     for row in rows:
         assert [each["epoch"] for each in RunFolder(out / row["run"]).metrics()] == list(range(1, 13))
+
+
+@contextmanager
+def begun(data: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of the command line in a process of its own, which ends with the test."""
+    whole = [sys.executable, "-m", "vitrail", "sweep", str(data), "--out", str(out), "--no-check", *words]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, env=single(), start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def single() -> dict[str, str]:
@@ -534,21 +551,21 @@ def at_work(out: Path) -> tuple[int, int]:
     raise AssertionError("no trial was seen at work")
 
 
+@pytest.mark.scale
+@pytest.mark.timeout(600)
 def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(colours: Path, tmp_path: Path):
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "vitrail", "sweep", str(colours), "--vary", "lr=1e-3,1e-2", "--out", str(out)]
-    running = subprocess.Popen([*words, *options(epochs=40)], stderr=subprocess.PIPE, text=True, env=single())
-    number, process = at_work(out)
-    assert process == running.pid
-    running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=120)[1]
+    with begun(colours, out, "--vary", "lr=1e-3,1e-2", *options(epochs=40)) as running:
+        number, process = at_work(out)
+        assert process == running.pid
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=300)[1]
     assert running.returncode == 130
     assert f"vitrail sweep {colours} --resume --out {out}" in said
-    epochs = len(RunFolder(out / "trials" / f"{number:03d}").metrics())
-    assert epochs >= 1
-    done = vitrail.sweep(colours, out=out, resume=True)
-    assert done.result["complete"] + done.result["pruned"] == 2
-    assert not any("taken_up_again" in row for row in done.result["rows"])
+    assert newest_checkpoint(out / "trials" / f"{number:03d}" / "checkpoint") is not None
+    taken = Watch().take(SweepFolder(out).lock(number))
+    assert taken is not None and not taken.died  # it was given back
+    taken.give_back()
 
 
 def test_more_trials_extend_a_sweep(whole: vitrail.Sweep, colours: Path, tmp_path: Path):

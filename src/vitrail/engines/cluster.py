@@ -29,13 +29,14 @@ def connected(address: str | None, cores: int | None = None) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     home = Path(tempfile.mkdtemp(prefix="ray-")) if address is None else None  # short: sockets lie in it
     try:
-        if home:
-            ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=str(home), **quiet)
-        else:
-            ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise VitrailError(f"Ray does not start: {str(error).splitlines()[0]}", "see --ray-address") from None
-    try:
+        try:
+            if home:
+                ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=str(home), **quiet)
+            else:
+                ray.init(address, **quiet)
+        except Exception as error:  # Ray raises plain ones too, where a busy machine is too slow for it
+            where = f"at {address} does not answer" if address else "does not start"
+            raise VitrailError(f"Ray {where}: {str(error).splitlines()[0]}", "see --ray-address; try again") from None
         yield ray
     finally:
         ray.shutdown()
