@@ -64,7 +64,19 @@ def test_the_public_names():
 
 def test_importing_is_light():
     """Heavy libraries are imported by the verb that needs them."""
-    heavy = ["sklearn", "matplotlib", "pyarrow", "tensorboard", "scipy", "pandas", "timm", "onnx", "jinja2"]
+    heavy = [
+        "sklearn",
+        "matplotlib",
+        "pyarrow",
+        "tensorboard",
+        "scipy",
+        "pandas",
+        "timm",
+        "onnx",
+        "jinja2",
+        "optuna",
+        "ray",
+    ]
     code = f"import sys, vitrail; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -124,9 +124,9 @@ def sweep(
             refuse_taken(Path(out))
         usual = DEFAULT if model is None else TRANSFER
         asked = first_asked(
-            data, find_recipe(usual if recipe is None else recipe, **changes), vary or {}, 20 if trials is None else trials,
-            None if model is None else address_of(model), torch_files, device, search, prune, by, sweep_seed,
-            check_data,
+            data, find_recipe(usual if recipe is None else recipe, **changes), vary or {},
+            20 if trials is None else trials, None if model is None else address_of(model), torch_files, device,
+            search, prune, by, sweep_seed, check_data,
         )  # fmt: skip
         folder = new_sweep(asked, out)
     asked = folder.asked()
