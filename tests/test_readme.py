@@ -102,7 +102,7 @@ def test_the_sweep(place: Path):
     done = shell(BLOCKS[4][1], place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best on validation: trial") == 2
-    assert (place / "sweeps" / "photos" / "trials" / "004" / "classifier.safetensors").exists()
+    assert (place / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -47,7 +48,8 @@ class Lease:
     def beat(self) -> None:
         """Moves the file's time until the lease is over."""
         while not self.over.wait(BEAT):
-            os.utime(self.path)
+            with suppress(OSError):  # a folder that has vanished is found out where something is written
+                os.utime(self.path)
 
     def give_back(self) -> None:
         """Lets anyone else take the trial up."""

@@ -106,7 +106,8 @@ def sweep(
     with from, to, log, step. Trials are ordinary runs in OUT/trials, trained by `processes` of this machine, or by
     tasks of a Ray cluster. `search` is tpe or random, but a space of no more points than trials is tried in full.
     `prune` ends trials early: median, hyperband or none. `by` is accuracy or loss. `resume` goes on with a sweep, or
-    joins one that others are at work on; more `trials` extend it. `finish` scores the best one on test.
+    joins one that others are at work on; more `trials` extend it. A script that asks for several `processes` needs the
+    usual `if __name__ == "__main__":`. `finish` scores the best one on test.
     The rest is as in `train`. Raises `VitrailError` where data or every trial go wrong.
     """
     import_optuna()

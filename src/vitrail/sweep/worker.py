@@ -117,6 +117,7 @@ def one_trial(
     state = import_optuna().trial.TrialState
     trial = trial_again(study, taken.number)
     run = RunFolder(folder.trial(taken.number))
+    begun = (run.path / "recipe.json").exists()
     deaths = trial.user_attrs.get("deaths", 0) + taken.lease.died
     trial.set_user_attr("deaths", deaths)
     try:
@@ -128,6 +129,8 @@ def one_trial(
         study.tell(taken.number, state=state.PRUNED)
         return None
     except FAILS as error:
+        if begun and isinstance(error, UsageError):  # its values were good enough to begin; something else is wrong
+            raise
         return failed(study, trial, error, error.sentence if isinstance(error, VitrailError) else str(error))
     except VitrailError:
         raise
