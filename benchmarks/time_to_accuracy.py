@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="of the recipe; its own unless given")
     parser.add_argument("--beside", default="tutorial", help="another recipe, or none")
+    parser.add_argument("--curve", type=Path, metavar="RUN", help="a whole run of the other recipe, to be drawn too")
     parser.add_argument("--device", default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
     arguments = parser.parse_args()
@@ -52,6 +53,8 @@ def written(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[
     """Writes what was found so far, as JSON, Markdown and a picture."""
     about = {"recipe": arguments.recipe, "beside": arguments.beside, "machine": machine(arguments.device)}
     document = about | summed(arguments, pairs)
+    if arguments.curve:
+        document["beside_curve"] = at_this_pace(arguments.curve, pairs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "time_to_accuracy.json", document)
     write_text(arguments.out / "time_to_accuracy.md", table(document))
@@ -96,6 +99,13 @@ def summed(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[s
         found["beside_training"] = spread([pair["beside"]["training"] * epochs for pair in pairs])
         found["ratio"] = spread([pair["beside"]["training"] * epochs / pair["ours"]["training"] for pair in pairs])
     return found
+
+
+def at_this_pace(run: Path, pairs: list[dict[str, Any]]) -> list[list[float]]:
+    """The test accuracies of a finished run of the other recipe, at the seconds that its epochs take here."""
+    epoch = statistics.mean(pair["beside"]["training"] for pair in pairs)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[row["epoch"] * epoch, row["test_accuracy"]] for row in rows]
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -151,6 +161,10 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.plot(
             seconds, accuracy, marker="o", markersize=3, label=f"{document['recipe']}, seed {pair['ours']['seed']}"
         )
+    if curve := document.get("beside_curve"):
+        seconds, accuracy = zip(*curve, strict=True)
+        axes.plot(seconds, accuracy, color="0.3", label=f"{document['beside']}, {len(curve)} epochs at this pace")
+        axes.set_xscale("log")
     axes.set(xlabel="seconds of training", ylabel="test accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

@@ -8,8 +8,10 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from PIL import Image
 
 import vitrail
+from serving import Running
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
@@ -27,6 +30,7 @@ from vitrail.export.web import web_page
 from vitrail.export.web.agreement import agreement
 from vitrail.export.web.examples import chosen, named, png
 from vitrail.export.web.graphs import Graphs, packed, traced
+from vitrail.export.web.page import PAGE, site
 from vitrail.model import Rotary
 from vitrail.run_folder import RunFolder
 
@@ -67,7 +71,7 @@ def model() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def noise(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Smooth noise of several sizes, which no resizing leaves as it is."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
@@ -80,14 +84,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def written(model: Classifier, images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def written(model: Classifier, noise: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The page as the command line writes it, and what it says."""
     folder = tmp_path_factory.mktemp("page")
     model.save(folder / "it's mine.safetensors")
     words = ["export", str(folder / "it's mine.safetensors"), "--format", "web", "--out", str(folder / "page.html")]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert main([*words, "--examples", *map(str, images), "--title", "Mine <i>", "--json", "--quiet"]) == 0
+        assert main([*words, "--examples", *map(str, noise), "--title", "Mine <i>", "--json", "--quiet"]) == 0
     return folder / "page.html", json.loads(said.getvalue())
 
 
@@ -124,10 +128,39 @@ def awake(page: Any, address: str) -> Any:
     return page
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the page is, and the images that it shows as examples."""
+
+    address: str
+    images: list[Path]
+    offline: bool
+
+
+@pytest.fixture(scope="module", params=["file", "served"])
+def place(request, model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The file on disk with the network off, and what `vitrail serve` has at its door."""
+    if request.param == "file":
+        file = request.getfixturevalue("file")
+        yield Place(file.as_uri(), request.getfixturevalue("noise"), offline=True)
+        return
+    path = tmp_path_factory.mktemp("served") / "mine.safetensors"
+    model.save(path)
+    photos = Path(str(resources.files("vitrail.export.web").joinpath("photos")))
+    with Running([path]) as server:
+        shown = [photos / name for name in ("cat.jpg", "coffee.jpg", "rocket.jpg", "astronaut.jpg")]
+        yield Place(f"http://127.0.0.1:{server.port}/", shown, offline=False)
+
+
 @pytest.fixture(scope="module")
-def page(browser, file: Path) -> Iterator[Any]:
-    """The page from disk, offline, awake; the tests below share it and leave it as it opens."""
-    page = awake(watched(browser), file.as_uri())
+def images(place: Place) -> list[Path]:
+    return place.images
+
+
+@pytest.fixture(scope="module")
+def page(browser, place: Place) -> Iterator[Any]:
+    """The page, awake; the tests below share it and leave it as it opens."""
+    page = awake(watched(browser, offline=place.offline), place.address)
     yield page
     assert page.complaints == []
     assert page.evaluate("window.pwned") is None
@@ -135,7 +168,7 @@ def page(browser, file: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def fresh(page, file: Path) -> Any:
+def fresh(page) -> Any:
     """The shared page, showing its first example as at first."""
     page.evaluate("location.hash = '#image=0'")
     page.locator("#gallery button[data-image='0']").click()
@@ -188,10 +221,10 @@ def test_answers_attention_and_maps_are_pythons(fresh, model: Classifier, images
     for label in CLASSES[:3]:
         page.locator("#asked").select_option(label=label)
         settled(page)
-        assert near(numbers(page)["map"], model.explain(images[2], target=label).map)
+        assert near(numbers(page)["map"], model.explain(images[-1], target=label).map)
     page.locator("#rather").select_option(label="dog")
     settled(page)
-    found, explanation = numbers(page), model.explain(images[2], target=(CLASSES[2], "dog"))
+    found, explanation = numbers(page), model.explain(images[-1], target=(CLASSES[2], "dog"))
     assert near(found["map"], explanation.map)
     assert (found["label"], found["against"]) == (CLASSES[2], "dog")
     assert found["summary"].lower() == explanation.summary.lower() + "."
@@ -351,7 +384,7 @@ def test_the_keyboard_does_it_all(fresh):
 
 
 @needs_chromium
-def test_a_view_is_kept_and_sent(fresh, browser, model: Classifier, images: list[Path], file: Path):
+def test_a_view_is_kept_and_sent(fresh, browser, model: Classifier, images: list[Path], place: Place):
     page = fresh
     page.locator("#top button").nth(2).click()
     settled(page)
@@ -391,7 +424,7 @@ def test_a_view_is_kept_and_sent(fresh, browser, model: Classifier, images: list
     page.evaluate("location.hash = '#image=99&view=nonsense&class=nobody&layer=77&head=x&patch=-3&hide=1e9'")
     settled(page)
     assert numbers(page)["label"] == model.predict(images[0])[0].label
-    other = awake(watched(browser), link)
+    other = awake(watched(browser, offline=place.offline), link)
     settled(other)
     assert near(numbers(other)["logits"], own)  # a small image travels in the link itself
     assert other.complaints == []
@@ -399,12 +432,12 @@ def test_a_view_is_kept_and_sent(fresh, browser, model: Classifier, images: list
 
 
 @needs_chromium
-def test_examples_are_drawn_before_the_model_is_there(browser, model: Classifier, images: list[Path], file: Path):
+def test_examples_are_drawn_before_the_model_is_there(browser, model: Classifier, noise: list[Path], file: Path):
     page = watched(browser)
     page.add_init_script("window.Worker = class { postMessage() {} }")  # one that never answers
     page.goto(file.as_uri())
     page.locator("#top button").first.wait_for()
-    explanation = model.explain(images[0])
+    explanation = model.explain(noise[0])
     assert page.locator("#answer").inner_text() == f"{explanation.label} {explanation.probability:.0%}".replace(
         "%", "\u00a0%"
     )
@@ -447,7 +480,7 @@ def test_it_is_accessible_and_fits_a_phone(browser, file: Path):
 
 
 @needs_chromium
-def test_the_same_bytes_are_served(browser, file: Path, model: Classifier, images: list[Path]):
+def test_the_same_bytes_are_served(browser, file: Path, model: Classifier, noise: list[Path]):
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200 if self.path == "/" else 404)
@@ -464,7 +497,7 @@ def test_the_same_bytes_are_served(browser, file: Path, model: Classifier, image
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     page = awake(watched(browser, offline=False), f"http://127.0.0.1:{server.server_port}/")
-    assert near(numbers(page)["logits"], model.logits(model.read(images[0])[None])[0] * model.temperature)
+    assert near(numbers(page)["logits"], model.logits(model.read(noise[0])[None])[0] * model.temperature)
     page.context.close()
     server.shutdown()
     server.server_close()
@@ -588,7 +621,25 @@ def test_a_model_without_classes_is_refused():
         web_page(classifier(classes=0))
 
 
-def test_the_picture_in_the_page_is_what_the_model_sees(model: Classifier, images: list[Path]):
-    example = named(model, images)[1]
+def test_the_picture_in_the_page_is_what_the_model_sees(model: Classifier, noise: list[Path]):
+    example = named(model, noise)[1]
     shown = Image.open(io.BytesIO(base64.b64decode(png(example.pixels).split(",")[1])))
-    assert np.array_equal(np.asarray(shown), model.read(images[1]).permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(shown), model.read(noise[1]).permute(1, 2, 0).numpy())
+
+
+def test_modules_import_what_others_export():
+    """The page joins them into one scope, where a wrong import would not show."""
+    sources = {f"{name}.js": site(f"{name}.js") for name in PAGE}
+    given = {}
+    for name, source in sources.items():
+        simple = re.findall(r"^export (?:async )?(?:function|class|const|let) ([\w$]+)", source, re.M)
+        several = re.findall(r"^export const [\[{]([^\]}]*)[\]}] =", source, re.M)
+        given[name] = {*simple, *(word for words in several for word in re.findall(r"[\w$]+", words))}
+    everything = [word for words in given.values() for word in words]
+    assert len(everything) == len(set(everything)) > 60
+    for name, source in sources.items():
+        body = re.sub(r"^import .*?;\n", "", source, flags=re.M | re.S)
+        for words, other in re.findall(r'^import \{(.*?)\} from "\./(.*?)";', source, re.M | re.S):
+            wanted = set(re.findall(r"[\w$]+", words))
+            assert wanted <= given[other], (name, other, wanted - given[other])
+            assert all(re.search(rf"(?<![\w$]){re.escape(word)}(?![\w$])", body) for word in wanted), (name, other)

@@ -21,6 +21,7 @@ EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 MAX_PIXELS = 100_000_000  # read from the header, before anything is decoded
+STRIP = 1 << 20  # pixels of a deep image that are float64 at a time
 ORIENTATION = 0x0112  # EXIF
 DEEP = "16-bit grey"
 KINDS = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "palette", "PA": "palette",
@@ -127,10 +128,14 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
 def _eight_bit(image: Image.Image) -> Image.Image:
     """The image in an 8-bit mode without transparency."""
     if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips these at 255
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image)
         full = 65535 if image.mode != "F" else 1 if values.max(initial=0) <= 1 else 255
-        scaled = values * 255 / full
-        return Image.fromarray(np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8))
+        eight = np.empty(values.shape, np.uint8)
+        rows = max(1, STRIP // image.width)
+        for at in range(0, image.height, rows):
+            scaled = values[at : at + rows].astype(np.float64) * 255 / full
+            eight[at : at + rows] = np.nan_to_num(scaled).clip(0, 255).round()
+        return Image.fromarray(eight)
     if image.has_transparency_data:
         shown = image.convert("RGBA")
         canvas = Image.new("RGBA", shown.size, (*BACKGROUND, 255))

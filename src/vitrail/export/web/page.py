@@ -24,7 +24,10 @@ from vitrail.files import write_atomically
 
 LIMIT = 40.0  # megabytes of a page, unless said
 RUNTIME = {"runtime": "ort.wasm.bundle.min.mjs.gz", "wasm": "ort-wasm-simd-threaded.wasm.gz"}
-PAGE = ("words", "fit", "read", "colours", "model", "window", "curves", "hash", "share", "main")  # in this order
+PAGE = (  # in this order
+    *("words", "fit", "read", "colours", "model", "window", "curves", "hash", "share"),  # know nothing of the page
+    *("state", "facts", "draw", "ask", "build", "act", "address", "camera", "keep", "main"),
+)
 WORKER = ("worker",)
 
 
