@@ -447,7 +447,7 @@ def test_killed_at_any_moment_a_sweep_comes_to_the_same(whole: vitrail.Sweep, co
         if not pid:
             code = 70
             try:
-                console.quiet = True
+                console.quiet, workers.DEATHS = True, 99
                 if kills < 6:
                     die_at_operation(1 + int(draw.expovariate(1 / 12)), draw.random() < 0.5)
                 more: dict[str, Any] = (

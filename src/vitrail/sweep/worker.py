@@ -32,7 +32,7 @@ from vitrail.train.loop import Diverged
 if TYPE_CHECKING:
     import optuna
 
-DEATHS = 3  # processes that a trial may cost before it counts as failed
+DEATHS = 3  # processes that a trial may cost, with no epoch done between, before it counts as failed
 FAILURES = 3  # trials in a row that fail for another reason than divergence before the sweep stops
 LOOK = 1.0  # seconds between two looks for a trial that has lost its process
 FAILS = (Diverged, NotFinite, MemoryError, torch.OutOfMemoryError, UsageError)  # what is the trial's own fault
@@ -118,11 +118,10 @@ def one_trial(
     trial = trial_again(study, taken.number)
     run = RunFolder(folder.trial(taken.number))
     begun = (run.path / "recipe.json").exists()
-    deaths = trial.user_attrs.get("deaths", 0) + taken.lease.died
-    trial.set_user_attr("deaths", deaths)
+    stuck = count_death(trial, run) if taken.lease.died else 0
     try:
-        if deaths >= DEATHS:
-            raise MemoryError(f"its process died {deaths} times, as it does where the memory does not suffice")
+        if stuck >= DEATHS:
+            raise MemoryError(f"its process died {stuck} times, as it does where the memory does not suffice")
         result = trained(asked, trial, run, heard, going_on)
     except Pruned:
         trial.set_user_attr("scores", scores_so_far(run, asked))
@@ -148,6 +147,16 @@ def one_trial(
     trial.set_user_attr("scores", kept)
     study.tell(taken.number, kept[asked.by])
     return None
+
+
+def count_death(trial: "optuna.Trial", run: RunFolder) -> int:
+    """Writes down that a trial has lost its process; returns how often it has without an epoch being done between."""
+    epochs = len(run.metrics())
+    stuck, before = trial.user_attrs.get("stuck", (0, epochs))
+    stuck = stuck + 1 if epochs == before else 1
+    trial.set_user_attr("stuck", (stuck, epochs))
+    trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) + 1)
+    return int(stuck)
 
 
 def failed(study: "optuna.Study", trial: "optuna.Trial", error: Exception, sentence: str) -> Exception:
