@@ -14,6 +14,7 @@ from vitrail.explain import Explanation, recording
 from vitrail.model import ViT, ViTConfig
 from vitrail.predict import Predicted, predict_all
 from vitrail.runs import Run, train
+from vitrail.sweep import Sweep, sweep
 
 __all__ = [
     "Classifier",
@@ -21,6 +22,7 @@ __all__ = [
     "Predicted",
     "Prediction",
     "Run",
+    "Sweep",
     "UsageError",
     "ViT",
     "ViTConfig",
@@ -28,5 +30,6 @@ __all__ = [
     "load",
     "predict_all",
     "recording",
+    "sweep",
     "train",
 ]
