@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 import vitrail
 from vitrail import console, epochs, measuring, runs
+from vitrail.errors import VitrailError
 from vitrail.train import loop
+from vitrail.train.distributed import joined
 
 
 def digests(images, targets):
@@ -87,6 +89,17 @@ def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
     for name, options in scenarios.items():
         seen = observed(options.pop("data"), folder / name, **options)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(seen))
+    with joined(torch.device("cpu")) as world:
+        try:
+            with world.together():
+                if rank == size - 1:
+                    raise VitrailError("only the last one knows", "tell the others")
+            said = "nothing"
+        except VitrailError as error:
+            said = str(error)
+        sums = [*world.sum(rank, 1), *world.any(rank == 0, False)]
+        same = {"said": said, "sums": sums, "told": world.tell(rank), "gathered": world.gather(rank)}
+    (folder / f"world-{rank}.json").write_text(json.dumps(same))
     if size > 1:
         dist.destroy_process_group()
 

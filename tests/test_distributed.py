@@ -8,14 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
+import vitrail
 from conftest import COLOURS, fill
+from vitrail.errors import UsageError
 from vitrail.run_folder import RunFolder
+from vitrail.train.distributed import job
+from vitrail.train.meeting import agree
 
 pytestmark = pytest.mark.scale
 
@@ -52,9 +57,8 @@ def observed_by(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str
         for process in processes:
             process.kill()
     assert codes == [0] * size
-    return {
-        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(size)] for name in scenarios
-    }
+    names = [*scenarios, "world"]
+    return {name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(size)] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,55 @@ def test_a_sharded_model_trains_as_a_copied_one(seen, scenario: str):
     assert len(sharded[0]["steps"]) >= 12
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_one_process_meets_all_of_them_say(seen, size: int):
+    for mine in seen[size]["world"]:
+        assert mine["said"] == "only the last one knows (tell the others)"
+        assert mine["sums"] == [size * (size - 1) / 2, size, True, False]
+        assert mine["told"] == 0
+        assert mine["gathered"] == list(range(size))
+
+
+def agreed(store: HashStore, size: int) -> set[str]:
+    """What the processes of an attempt, each in a thread of its own, call it."""
+    with ThreadPoolExecutor(size) as threads:
+        ranks = [threads.submit(agree, store, rank, size) for rank in reversed(range(size))]
+        return {rank.result(timeout=60) for rank in ranks}
+
+
+def test_an_attempt_meets_nobody_of_an_earlier_one():
+    store = HashStore()
+    store.set("vitrail/offer", "dead")  # a process 0 that died before the others came
+    store.set("vitrail/dead/word/1", "dead too")
+    names = [agreed(store, size) for size in (3, 3, 2, 4)]  # all in the store that the launcher keeps
+    assert all(len(name) == 1 for name in names)
+    assert len(set.union(*names)) == 4
+    assert "dead" not in set.union(*names)
+
+
+def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from vitrail import epochs, runs
+    from vitrail.run_folder import begun_by
+
+    for module, name in ((runs, "draw_pictures"), (epochs, "draw_curves")):  # others show them
+        monkeypatch.setattr(module, name, lambda *arguments: None)
+    out = tmp_path / "run"
+    assert job() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
+    recipe = {"epochs": 1, "make_report": False, **TINY}
+    first = vitrail.train(photos, out=out, **recipe)
+    assert begun_by("this one", photos, out).path == out
+    assert begun_by("another", photos, out) is None
+    again = vitrail.train(photos, out=out, **recipe)  # the same words: it is gone on with, and all is done
+    assert again.result["test"] == first.result["test"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    with pytest.raises(UsageError, match="is not empty"):
+        vitrail.train(photos, out=out, **recipe)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun on one machine: its process names the launch
+    assert str(os.getppid()) in job()
+    assert job() == job()
+
+
 def test_places_of_all_processes_are_the_batch():
     from vitrail.data.augment import Augment
     from vitrail.train import Recipe
@@ -175,11 +228,28 @@ def command(data: Path, out: Path, *more: object) -> list[str]:
     return [str(word) for word in words]
 
 
-def started(words: list[str], **more: Any) -> subprocess.Popen:
-    return subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+STARTED: list[subprocess.Popen] = []
 
 
-def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float = 120) -> None:
+def started(words: list[str]) -> subprocess.Popen:
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    """A test that fails leaves no process: workers of a launcher that is killed end themselves."""
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            pipe.close()
+    STARTED.clear()
+
+
+def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float = 280) -> None:
     """Until a run has recorded `n` epochs."""
     deadline = time.monotonic() + seconds
     while len(rows(run)) < n:

@@ -14,6 +14,7 @@ from typing import Any
 from vitrail.cli.launch import end_with_parent, hand_back, launch, launched
 from vitrail.cli.loading import WHAT
 from vitrail.cli.main import Answer
+from vitrail.console import say
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
@@ -86,23 +87,25 @@ def run(arguments: argparse.Namespace) -> Answer | None:
         raise UsageError("--ray-address, --min-processes and --restarts are for Ray", "add --engine ray")
     if arguments.processes is not None and not launched():
         return launch(arguments.words, arguments.processes)
+    answer: Answer | VitrailError
     try:
         if launched():
             end_with_parent()
         answer = trained(arguments)
-    except PeerLost:
-        raise
+    except PeerLost as error:  # no answer: the launcher starts the group again, or says how it ended
+        say(f"warning: {error}")
+        raise SystemExit(error.exit_code) from None
     except VitrailError as error:  # all processes end with it, and one says it
-        if launched() and first:
-            hand_back(error)
-        if launched():
-            return None
-        if not first:
-            raise SystemExit(error.exit_code) from None
-        raise
-    if launched() and first:
-        hand_back(answer)
-    return answer if first and not launched() else None
+        if first and not launched():
+            raise
+        answer = error
+    if launched():
+        if first:
+            hand_back(answer)
+        return None
+    if isinstance(answer, VitrailError):
+        raise SystemExit(answer.exit_code)
+    return answer if first else None
 
 
 def trained(arguments: argparse.Namespace) -> Answer:
