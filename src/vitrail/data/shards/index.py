@@ -2,7 +2,7 @@
 
 A safetensors file, `index.safetensors` beside the shards that `vitrail shard` writes: the arrays, and under the
 metadata key `vitrail-shards` one JSON document with everything that is said once. Rows are in the order of the source's
-listing, which is the order that training draws from; the shards hold them in another (docs/adr/0014).
+listing, which is the order that training draws from; the shards hold them in another (docs/adr/0017).
 """
 
 import hashlib
