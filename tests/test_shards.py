@@ -335,20 +335,6 @@ def test_shards_that_webdataset_wrote_are_read(photos: Path, tmp_path: Path, own
     assert open_data(out).classes == ("7", "8")
 
 
-@pytest.mark.scale
-def test_ray_data_reads_the_same_bytes_and_labels(photos: Path, shards: Path, tmp_path: Path):
-    ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
-    ray.init(num_cpus=1, include_dashboard=False, _temp_dir=str(tmp_path / "ray"), log_to_driver=False)
-    try:
-        files = [str(path) for path in sorted(shards.glob("train-*.tar"))]
-        rows = ray.data.read_webdataset(files, decoder=None).take_all()
-    finally:
-        ray.shutdown()
-    seen = [(hashlib.sha256(row["png"]).hexdigest(), json.loads(row["json"])["label"]) for row in rows]
-    assert sorted(seen) == contents(photos, "train")
-
-
 def test_shards_without_their_index_are_still_all_there(photos: Path, shards: Path, own_cache: Path):
     (shards / FILE).unlink()
     found = find(shards)
