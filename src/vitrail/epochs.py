@@ -12,19 +12,20 @@ import numpy as np
 from vitrail.classifier import Classifier, NotFinite
 from vitrail.console import bar, say
 from vitrail.data import Splits
-from vitrail.data.augment import augmentation
 from vitrail.data.decode import ImageError
-from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch, training_batches
+from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluate import classify
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, StopRequest, stop_requests
 from vitrail.machine import conditions
+from vitrail.measuring import score
 from vitrail.options import check_fields
 from vitrail.run_folder import RunFolder
 from vitrail.train import Recipe
-from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, tensors_of
 from vitrail.train.curves import draw_curves
+from vitrail.train.cut import epoch_batches
+from vitrail.train.distributed import World, gathered
 from vitrail.train.loop import Diverged, Step, Trainee, size_part, train_steps
 from vitrail.train.watch import Watch
 
@@ -93,37 +94,65 @@ class Training:
         return steps_per_epoch(self.splits.train, self.batch)
 
     @property
+    def world(self) -> World:
+        """The processes that train; one, unless said otherwise. The main one of them writes."""
+        return self.learner.world
+
+    @property
     def guess(self) -> Classifier:
         """The classifier with the weights to evaluate and keep: the averaged ones where there are any."""
         return replace(self.classifier, vit=self.learner.best_guess)
 
     def save(self, label: str = "") -> None:
         """Writes a checkpoint."""
-        self.state.made_with = conditions(self.classifier.device)
-        save_checkpoint(self.folder.checkpoints, self.learner, asdict(self.state), label)
+        self.state.made_with = conditions_of(self)
+        tensors = tensors_of(self.learner) if self.world.sharded else None
+        with self.world.together():
+            if self.world.main:
+                save_checkpoint(self.folder.checkpoints, self.learner, asdict(self.state), label, tensors)
         self.saved = time.monotonic()
+
+    def save_guess(self) -> None:
+        """Writes the artefact."""
+        guess = replace(self.guess, vit=gathered(self.guess.vit, self.world))
+        with self.world.together():
+            if self.world.main:
+                guess.save(self.folder.artefact)
+
+
+def conditions_of(training: Training) -> dict[str, Any]:
+    """What decides the last bits of a sum in this run."""
+    return {**conditions(training.classifier.device), "the number of processes": training.world.size}
 
 
 def go_on(training: Training) -> None:
     """Puts a run where its newest whole checkpoint left it, and says where its result may differ in the last bits."""
-    training.folder.probe()
-    found = newest_checkpoint(training.folder.checkpoints)
+    world = training.world
+    found = None
+    with world.together():
+        if world.main:
+            training.folder.probe()
+            found = newest_checkpoint(training.folder.checkpoints)
+    found = world.tell(found)
     if found is None:
         say(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
     else:
-        document = load_checkpoint(found, training.learner)
-        state = training.state = state_from_json(document, training, found)
+        with world.together():
+            document = load_checkpoint(found, training.learner)
+            state = training.state = state_from_json(document, training, found)
         done = state.epoch == training.epochs
         say(
             "all epochs are done"
             if done
             else f"going on after step {training.learner.step}, in epoch {state.epoch + 1}"
         )
-        now = conditions(training.classifier.device)
+        now = conditions_of(training)
         changed = [f"{k} was {v}, is {now.get(k)}" for k, v in state.made_with.items() if now.get(k) != v]
         if changed and not done:
             say(f"warning: {'; '.join(changed)}: the result will be as good, but not the same to the last bit")
-    training.folder.forget_after(training.state.epoch)
+    with world.together():
+        if world.main:
+            training.folder.forget_after(training.state.epoch)
 
 
 def state_from_json(document: dict[str, Any], training: Training, path: Path) -> State:
@@ -150,6 +179,7 @@ def train_epochs(training: Training) -> None:
             except (ImageError, WorkerDied) as error:
                 raise halted(error, training, stop) from None
             keep(training, row)
+            (stop.came,) = training.world.any(stop.came)
             if stop.came and training.state.epoch < training.epochs:
                 raise stopped(training)
 
@@ -170,7 +200,8 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
             rate = seen / (time.perf_counter() - began)
             scores = f"loss {state.loss / state.images:.3f}  accuracy {state.correct / state.images:.3f}"
             progress.tick(note=f"{scores}  {rate:,.0f} images/s")
-            if stop.came or time.monotonic() - training.saved > SAVE_EVERY:
+            stop.came, due = training.world.any(stop.came, time.monotonic() - training.saved > SAVE_EVERY)
+            if stop.came or due:
                 training.save()
             if stop.came:
                 raise stopped(training)
@@ -199,14 +230,13 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
         if training.state.unreadable <= NAMED:
             say(f"warning: left out of epoch {training.state.epoch + 1}: {error.sentence}")
 
-    batches = training_batches(
+    batches = epoch_batches(
         training.splits.train,
-        augmentation(recipe.augment, preprocess),
-        batch=training.batch,
-        seed=recipe.seed,
+        preprocess,
+        recipe,
+        training.world,
         epoch=training.state.epoch,
         start=done,
-        workers=recipe.workers,
         refuse=refuse if recipe.skip_unreadable else None,
     )
     steps = training.epochs * training.steps_per_epoch
@@ -219,7 +249,7 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
 def halted(error: ImageError | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
     """The error that ended the run for now, which is saved, with the command that goes on."""
     training.save()
-    if stop.came:  # the signal reached the workers too
+    if any(training.world.any(stop.came)):  # the signal reached the workers too
         return stopped(training)
     error.hint = f"{error.hint}; saved at step {training.learner.step}, go on with: {training.folder.command()}"
     return error
@@ -232,7 +262,8 @@ def with_files(error: Diverged, training: Training) -> Diverged:
     batch = batch_indices(len(images), training.batch, training.recipe.seed, epoch)[number]
     names = [images.paths[i] for i in batch]
     path = training.folder.path / "diverged.json"
-    write_json(path, {"step": step + 1, "said": error.sentence, "files": names})
+    if training.world.main:
+        write_json(path, {"step": step + 1, "said": error.sentence, "files": names})
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return Diverged(f"{error.sentence}; the batch was {', '.join(names[:NAMED])}{more} ({path} has all)", error.hint)
 
@@ -251,9 +282,10 @@ def measured(training: Training) -> Row:
     if images is None:
         return {}
     try:
-        outcome = classify(
+        loss, accuracy = score(
             training.guess,
             images,
+            training.world,
             workers=training.recipe.workers,
             skip_unreadable=training.recipe.skip_unreadable,
         )
@@ -262,22 +294,30 @@ def measured(training: Training) -> Row:
             f"training diverged before step {training.learner.step}: the model's answers are not finite",
             "try a lower learning rate or a longer warm-up",
         ) from None
-    return {f"{name}_loss": outcome.loss, f"{name}_accuracy": outcome.accuracy}
+    return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
 
 
 def keep(training: Training, row: Row) -> None:
     """An epoch is over: its weights are kept if they are the best, its row is recorded, all of it is saved."""
-    training.folder.refuse_vanished()
+    world = training.world
+    with world.together():
+        if world.main:
+            training.folder.refuse_vanished()
+    world.check_same(training.learner.replicas)
     state = training.state = State(training.state.epoch + 1, training.state.seconds, training.state.best)
     if is_better(row, state.best):
         state.best = row
-        training.guess.save(training.folder.artefact)
-    training.folder.record(row)
-    for watch in training.watchers:
-        watch(training.folder.path, row)
+        training.save_guess()
+    with world.together():
+        if world.main:
+            training.folder.record(row)
     say(sentence(row, training.epochs, time_left(training, row)))
     training.save("-measured")
-    if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
+    with world.together():
+        if world.main:
+            for watch in training.watchers:  # once all is saved: one of them may end the run
+                watch(training.folder.path, row)
+    if world.main and (time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs):
         draw_curves(training.folder.metrics(), training.folder.picture("curves"))
         training.drawn = time.monotonic()
 

@@ -86,6 +86,14 @@ class RunFolder:
         data = shlex.quote(str(self._document().get("data")))
         return f"vitrail train {data} --resume --out {shlex.quote(str(self.path))}"
 
+    @property
+    def job(self) -> str | None:
+        """The launch that began it, where a launcher starts dead processes again."""
+        try:
+            return self._document().get("job")
+        except VitrailError:
+            return None
+
     def unreadable(self) -> list[str]:
         """The images that the run was started without."""
         return [str(name) for name in self._document().get("unreadable") or []]
@@ -215,17 +223,20 @@ def new_run(
     recipe: Recipe,
     unreadable: list[str],
     start: dict[str, Any] | None = None,
+    job: str | None = None,
 ) -> RunFolder:
     """A folder that no other run has, with what was asked for noted in it.
 
-    It is `out`, or runs/NAME with the first free number after it. `start` says which weights it starts from. The note
-    appears whole, in one moment: a run that is killed before can be started again, one that is killed after
-    can be resumed.
+    It is `out`, or runs/NAME with the first free number after it. `start` says which weights it starts from, `job`
+    which launch began it. The note appears whole, in one moment: a run that is killed before can be started again, one
+    that is killed after can be resumed.
     """
     refuse_taken(out)
     document = {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json(), "unreadable": unreadable}
     if start:
         document["from"] = start
+    if job:
+        document["job"] = job
     try:
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)
@@ -273,6 +284,18 @@ def old_run(data: str | Path, out: str | Path | None) -> RunFolder:
         if (path / "recipe.json").exists():
             last = path
     return RunFolder(last)
+
+
+def begun_by(job: str | None, data: str | Path, out: str | Path | None) -> RunFolder | None:
+    """The run that this launch began before its processes were started again; None where it began none."""
+    if job is None:
+        return None
+    for path in [Path(out)] if out is not None else numbered(data):
+        if not path.exists():
+            return None
+        if RunFolder(path).job == job:
+            return RunFolder(path)
+    return None
 
 
 def numbered(data: str | Path) -> list[Path]:

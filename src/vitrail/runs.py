@@ -4,9 +4,10 @@ This is the table of contents: `train` prepares, `epochs` trains, `finish` score
 explanation meet here; each of them knows nothing of the others.
 """
 
+import copy
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import vitrail
 from vitrail.classifier import Classifier, load
 from vitrail.console import bar, say
 from vitrail.data import Images, Preprocess, Splits, open_data
+from vitrail.data.check import Report
 from vitrail.epochs import Row, Training, go_on, train_epochs
 from vitrail.errors import UsageError
 from vitrail.evaluate import Evaluation, classify, evaluate
@@ -44,12 +46,14 @@ from vitrail.pretrained import (
     verdict,
 )
 from vitrail.run_data import checked, in_memory, refuse_small, show_data, without
-from vitrail.run_folder import RunFolder, new_run, old_run, refuse_full, refuse_taken
+from vitrail.run_folder import RunFolder, begun_by, new_run, old_run, refuse_full, refuse_taken
 from vitrail.train import DEFAULT, TRANSFER, Recipe, find_recipe
+from vitrail.train.distributed import World, job, joined
 from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
 from vitrail.train.transfer import settle_from
 
+Watcher = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
 FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
 ROOM = 4 << 20  # bytes for a run's pictures and tables
 
@@ -79,6 +83,9 @@ def train(
     make_report: bool = True,
     check_data: bool = True,
     torch_files: bool = False,
+    fsdp: bool = False,
+    spare_test: bool = False,
+    watchers: Sequence[Watcher] = (),
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
@@ -87,65 +94,195 @@ def train(
     training starts from nothing.
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
-    that is an error. The data are checked before and a report is written at the end, unless told otherwise. Raises
-    `VitrailError` where data or training go wrong.
+    that is an error. The data are checked before and a report is written at the end, unless told otherwise. With
+    `spare_test` the test images are not looked at, and the scores are of validation. `watchers` are shown the run
+    folder and every row of metrics. Raises `VitrailError` where data or training go wrong.
+
+    Called by every process of a group (torchrun's, or one that is initialised already), it trains one model by all of
+    them, and each gets the run; the first one writes. `fsdp` shards the model over them.
     """
-    place = pick_device(device)
-    if resume:
-        folder = old_run(data, out)
-        asked = asked_again(folder, recipe, changes)
-        start = pretrained_again(folder, model, asked, place, torch_files)
-    else:
-        refuse_taken(out)
-        asked = find_recipe((DEFAULT if model is None else TRANSFER) if recipe is None else recipe, **changes)
-        start = pretrained(model, asked, place, torch_files)
-    splits = open_data(
-        data,
-        channels=start.classifier.preprocess.channels if start else None,
-        validation=asked.validation,
-        test=asked.test,
-        split_seed=asked.split_seed,
-        missing_ok=asked.skip_unreadable,
-    )
-    if resume:
-        folder.check_data(splits.fingerprint)
-    report = checked(data, asked) if check_data else None
-    splits, unreadable = without(splits, folder.unreadable() if resume else report.unreadable if report else [])
-    if tensorboard and asked.train_on == "features":
-        raise UsageError(f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard")
-    watchers = [board_writer()] if tensorboard else []
-    splits = in_memory(splits, int(asked.memory * GIB), asked.skip_unreadable)
-    theirs = start.classifier if start else None
-    full, config, preprocess = (
-        settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
-    )
-    refuse_small(splits, preprocess)
-    for note in splits.notes:
-        say(note)
-    keep_memory()
-    classifier, head = begun(start, config, preprocess, splits, full, place)
-    say(plan(classifier, splits, full))
-    if not resume:
-        refuse_full(out, room_for(classifier.vit, full))
-        folder = new_run(
-            data, out, splits.fingerprint, asked, unreadable=unreadable, start=start.note() if start else None
+    with joined(pick_device(device), fsdp=fsdp) as world:
+        with world.together():
+            folder, asked = wanted(data, out, model, recipe, changes, resume) if world.main else (None, None)
+        folder, asked = told(folder, world), world.tell(asked)
+        assert asked is not None
+        ready = prepared(
+            world, folder, data, asked, model, check_data=check_data, torch_files=torch_files, spare_test=spare_test
         )
-    with folder.alone(), resumable(folder):
-        if report and not folder.picture("classes").exists():
-            show_data(report, folder)
-        probes = probed(classifier, splits, full) if start else None
-        if probes and full.train_on == "features":
-            fit_head(classifier, probes, folder)
-            return finish(Ended(folder, splits, full, place, probes.seconds, probes), data, make_report)
-        if probes and head == "new":
-            start_head(classifier, probes, full)
-        training = Training(trainee(classifier.vit, full), classifier, splits, full, folder, watchers=watchers)
-        say_what_trains(training.learner)
-        if resume:
-            go_on(training)
-        train_epochs(training)
-        ended = Ended(folder, splits, full, place, training.state.seconds, probes)
-        return finish(ended, data, make_report)
+        with world.together():
+            if tensorboard and asked.train_on == "features":
+                raise UsageError(
+                    f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard"
+                )
+            watching = [*watchers, *([board_writer()] if tensorboard else [])]
+            say(plan(ready.classifier, ready.splits, ready.recipe, world))
+            if world.main and folder is None:
+                folder = begun_folder(ready, data, out, asked)
+        folder = told(folder, world)
+        assert folder is not None
+        with held(folder, world):
+            with world.together():
+                probes = first_look(ready, folder) if world.main else None
+            if probes and asked.train_on == "features":
+                fit_head(ready.classifier, probes, folder)
+                ended = Ended(folder, ready.splits, ready.recipe, world.device, probes.seconds, probes)
+                return finish(ended, data, make_report)
+            learner = trainee(ready.classifier.vit, ready.recipe, world)
+            training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watching)
+            say_what_trains(learner)
+            if ready.goes_on:
+                go_on(training)
+            train_epochs(training)
+            ended = Ended(folder, ready.splits, ready.recipe, world.device, training.state.seconds, probes)
+            with world.together():
+                run = finish(ended, data, make_report) if world.main else None
+            return everywhere(run, world)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a run needs before its first step; every process that trains has it."""
+
+    classifier: Classifier  # with the weights that training starts from
+    head: str  # kept, reordered or new
+    start: Pretrained | None
+    splits: Splits
+    unreadable: list[str]
+    recipe: Recipe  # settled: no field is left open
+    report: Report | None  # what the check of the data found; the main process has it
+    goes_on: bool  # whether there is a run to go on with
+
+
+def prepared(
+    world: World,
+    folder: RunFolder | None,
+    data: str | Path,
+    asked: Recipe,
+    model: Model | None,
+    *,
+    check_data: bool,
+    torch_files: bool,
+    spare_test: bool,
+) -> Ready:
+    """The data, opened and checked, and the model before its first step; `folder` is the run to go on with."""
+    place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
+    with world.together(), world.one_at_a_time():
+        refuse_unshared(asked, world)
+        start = (
+            pretrained_again(folder, model, asked, place, torch_files)
+            if folder
+            else pretrained(model, asked, place, torch_files)
+        )
+        splits = open_data(
+            data,
+            channels=start.classifier.preprocess.channels if start else None,
+            validation=asked.validation,
+            test=asked.test,
+            split_seed=asked.split_seed,
+            missing_ok=asked.skip_unreadable,
+        )
+        if spare_test:
+            splits = replace(splits, test=None)
+        if folder:
+            folder.check_data(splits.fingerprint)
+    with world.together():
+        report = checked(data, asked) if check_data and world.main else None
+    left_out = world.tell(folder.unreadable() if folder else report.unreadable if report else [])
+    with world.together():
+        splits, unreadable = without(splits, left_out)
+        splits = in_memory(splits, int(asked.memory * GIB) // world.local_size, asked.skip_unreadable)
+        theirs = start.classifier if start else None
+        full, config, preprocess = (
+            settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
+        )
+        refuse_small(splits, preprocess)
+        for note in splits.notes:
+            say(note)
+        keep_memory()
+        classifier, head = begun(start, config, preprocess, splits, full, place)
+    return Ready(classifier, head, start, splits, unreadable, full, report, folder is not None)
+
+
+def begun_folder(ready: Ready, data: str | Path, out: str | Path | None, asked: Recipe) -> RunFolder:
+    """A new run folder, on a disk that has room for it."""
+    refuse_full(out, room_for(ready.classifier.vit, ready.recipe))
+    return new_run(
+        data,
+        out,
+        ready.splits.fingerprint,
+        asked,
+        unreadable=ready.unreadable,
+        start=ready.start.note() if ready.start else None,
+        job=job(),
+    )
+
+
+def first_look(ready: Ready, folder: RunFolder) -> Probe | None:
+    """What the main process does before the first step: shows the data, probes the weights, starts a new head."""
+    if ready.report and not folder.picture("classes").exists():
+        show_data(ready.report, folder)
+    if not ready.start:
+        return None
+    probes = probed(ready.classifier, ready.splits, ready.recipe)
+    if ready.recipe.train_on != "features" and ready.head == "new":
+        start_head(ready.classifier, probes, ready.recipe)
+    return probes
+
+
+def wanted(
+    data: str | Path,
+    out: str | Path | None,
+    model: Model | None,
+    recipe: str | Path | Recipe | None,
+    changes: dict[str, Any],
+    resume: bool,
+) -> tuple[RunFolder | None, Recipe]:
+    """The run to go on with, if there is one, and the recipe.
+
+    A launcher that starts dead processes again says the same words again: what they began is gone on with.
+    """
+    folder = old_run(data, out) if resume else begun_by(job(), data, out)
+    if folder:
+        return folder, asked_again(folder, recipe, changes)
+    refuse_taken(out)
+    return None, find_recipe((DEFAULT if model is None else TRANSFER) if recipe is None else recipe, **changes)
+
+
+def refuse_unshared(recipe: Recipe, world: World) -> None:
+    """Raises `UsageError` where a recipe does not go with several processes, or not with a sharded model."""
+    if world.size > 1 and recipe.train_on == "features":
+        raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
+    if world.sharded and recipe.optimizer == "muon":
+        raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
+    if world.sharded and recipe.lora_rank:
+        raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
+
+
+def told(folder: RunFolder | None, world: World) -> RunFolder | None:
+    """The main process's folder; the others may work in other directories."""
+    there = world.tell(folder.path.absolute() if folder else None)
+    return folder if world.main or there is None else RunFolder(there)
+
+
+def everywhere(run: Run | None, world: World) -> Run:
+    """The main process's run, for all of them."""
+    if run is not None and world.size > 1:
+        away = copy.deepcopy(run.classifier).to("cpu")
+        world.tell(replace(run, folder=run.folder.absolute(), classifier=away))
+    found = run if run is not None else world.tell(run)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def held(folder: RunFolder, world: World) -> Iterator[None]:
+    """Inside, the run belongs to these processes alone; a signal that no step waits for ends it (`resumable`)."""
+    with ExitStack() as stack:
+        with world.together():
+            if world.main:
+                stack.enter_context(folder.alone())
+        with resumable(folder):
+            yield
 
 
 @contextmanager
@@ -203,18 +340,19 @@ def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
     return vit
 
 
-def plan(classifier: Classifier, splits: Splits, recipe: Recipe) -> str:
+def plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -> str:
     """What is about to be trained, on what and how, in a line."""
     config = classifier.vit.config
-    number_format = str(autocast_dtype(recipe.precision, classifier.device)).removeprefix("torch.")
+    number_format = str(autocast_dtype(recipe.precision, world.device)).removeprefix("torch.")
     how = f"{recipe.epochs} epochs, batch {recipe.batch}"
     if recipe.train_on == "features":
         number_format, how = "float32", "a linear head on frozen features"
+    shared = f"{world.size} processes{', sharded' if world.sharded else ''}; " if world.size > 1 else ""
     return (
         f"{len(splits.train)} training images of {len(splits.classes)} classes, {config.image_size} px; "
         f"ViT {config.width}x{config.depth}, patch {config.patch}, "
         f"{sum(p.numel() for p in classifier.vit.parameters()):,} parameters; "
-        f"recipe {recipe.name}, {how}; {classifier.device.type} in {number_format}"
+        f"recipe {recipe.name}, {how}; {shared}{world.device.type} in {number_format}"
     )
 
 
@@ -242,7 +380,7 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     }
 
 
-def board_writer() -> Callable[[Path, Row], None]:
+def board_writer() -> Watcher:
     """A function that writes a row of metrics as TensorBoard files; raises `UsageError` without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter

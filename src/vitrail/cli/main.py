@@ -23,6 +23,7 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "check": "look at the data before training on it",
     "shard": "write images as tar shards, which every verb reads in place of a folder",
     "train": "train a classifier on labelled images, from nothing or from weights",
+    "sweep": "try variations of a recipe and say which is best on validation",
     "evaluate": "score a classifier on labelled images",
     "probe": "say how far a model's features go without training it",
     "predict": "say what is in images",
@@ -118,8 +119,9 @@ def _answer(words: list[str]) -> Answer | None:
         arguments = parser.parse(words[1:])
     except SystemExit:  # --help has printed
         return None
+    arguments.words = words
     console.quiet = arguments.quiet
-    run: Callable[[argparse.Namespace], Answer] = module.run
+    run: Callable[[argparse.Namespace], Answer | None] = module.run
     return run(arguments)
 
 

@@ -35,6 +35,11 @@ class Augment:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with one another."""
+        return bool(self.mixup or self.cutmix)
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -96,8 +101,12 @@ def fitting(preprocess: Preprocess) -> Augmentation:
     return Augmentation(preprocess.fitted, unchanged=(preprocess.channels, *preprocess.image_size) if whole else None)
 
 
-def mix(augment: Augment, images_BCHW: Tensor, labels_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """MixUp or CutMix of a normalised batch, with soft targets (B, Y); unchanged if the recipe has neither."""
+def mix(augment: Augment, images_BCHW: Tensor, labels_B: Tensor, classes: int, spare: int = 0) -> tuple[Tensor, Tensor]:
+    """MixUp or CutMix of a normalised batch, with soft targets (B, Y); unchanged if the recipe has neither.
+
+    Each image is mixed with the one before it, the first with the last. The first `spare` images are there for the next
+    one's sake alone, and left out of what comes back.
+    """
     choices: list[nn.Module] = []
     if augment.mixup:
         choices += [v2.MixUp(alpha=augment.mixup, num_classes=classes)]
@@ -106,4 +115,4 @@ def mix(augment: Augment, images_BCHW: Tensor, labels_B: Tensor, classes: int) -
     if not choices:
         return images_BCHW, labels_B
     mixed: tuple[Tensor, Tensor] = v2.RandomChoice(choices)(images_BCHW, labels_B)
-    return mixed
+    return (mixed[0][spare:], mixed[1][spare:]) if spare else mixed

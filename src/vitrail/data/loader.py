@@ -36,7 +36,7 @@ class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
         self.seed = seed
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Batch, list[ImageError]]:
-        augmentation, epoch = self.augmentation, keys[0][0]
+        augmentation, epoch = self.augmentation, keys[0][0] if keys else 0
         pixels, kept, errors = self._one_by_one(keys)
         if len(kept) and (augmentation.border or augmentation.flip):
             pixels = augmentation.together(pixels, uniform(kept, 3, "together", self.seed, epoch))
@@ -64,9 +64,9 @@ class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
         return stacked, np.array(kept, dtype=np.int64), errors
 
 
-def default_workers(images: Images) -> int:
-    """No processes for sets in memory, else one for each core but one."""
-    return 0 if images.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
+def default_workers(images: Images, processes: int = 1) -> int:
+    """No processes for sets in memory, else one for each core but one, shared by so many processes that train."""
+    return 0 if images.in_memory else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
 
 
 def _batches(
@@ -131,16 +131,27 @@ def training_batches(
     epoch: int,
     start: int = 0,
     workers: int | None = None,
+    processes: int = 1,
     refuse: Refuse | None = None,
+    mine: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
 ) -> Iterator[Batch]:
     """The batches of one epoch from number `start` on, shuffled and augmented.
 
-    An image that cannot be read raises `ImageError`, or where `refuse` is given is left out and `refuse` told: its
-    batch is smaller by one, even empty. Raises `WorkerDied` where a worker was killed.
+    Where `processes` on this machine share the work, `mine` says which images of a batch this one reads. An image that
+    cannot be read raises `ImageError`, or where `refuse` is given is left out and `refuse` told: its batch is smaller
+    by one, even empty. Raises `WorkerDied` where a worker was killed.
     """
-    keys = ([(epoch, int(i)) for i in indices] for indices in batch_indices(len(images), batch, seed, epoch)[start:])
-    workers = default_workers(images) if workers is None else workers
+    numbers = batch_indices(len(images), batch, seed, epoch)[start:]
+    keys = ([(epoch, int(i)) for i in mine(indices)] for indices in numbers)
+    workers = default_workers(images, processes) if workers is None else workers
     return _batches(_Samples(images, augmentation, seed), keys, workers, refuse)
+
+
+def read(
+    images: Images, augmentation: Augmentation, indices: np.ndarray, seed: int, epoch: int
+) -> tuple[Batch, list[ImageError]]:
+    """These images as a batch of an epoch, read by this process now, and what was wrong with those left out."""
+    return _Samples(images, augmentation, seed).__getitems__([(epoch, int(i)) for i in indices])
 
 
 def batch_indices(n: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:

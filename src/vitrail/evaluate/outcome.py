@@ -13,6 +13,10 @@ from vitrail.data.loader import evaluation_batches
 from vitrail.errors import VitrailError
 
 
+class NothingRead(VitrailError):
+    """Of all images that were to be answered for, not one can be read."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """For each image its true class and the logits: labels (n,), logits (n, Y)."""
@@ -67,7 +71,7 @@ def classify(
     """The classifier's logits for every image, in order; `tick` is called with the images done in each batch.
 
     Raises `ImageError` naming a file that cannot be read; with `skip_unreadable` it is counted instead, and
-    `VitrailError` is raised where no image is left.
+    `NothingRead` is raised where no image is left.
     """
     refused: list[ImageError] = []
 
@@ -85,7 +89,7 @@ def classify(
             labels.append(labels_B)
             tick(len(pixels))
     if not logits:
-        raise VitrailError(f"not one of {len(images)} images can be read", str(refused[0]))
+        raise NothingRead(f"not one of {len(images)} images can be read", str(refused[0]))
     gone = {error.name for error in refused}
     paths = [path for path in images.paths if path not in gone]
     scores = torch.cat(logits).double().numpy()

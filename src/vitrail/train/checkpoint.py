@@ -15,12 +15,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitrail import files
 from vitrail.console import say
 from vitrail.errors import VitrailError
+from vitrail.train.distributed import copied, spread_like
 from vitrail.train.loop import Trainee
 
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -28,10 +29,20 @@ MANIFEST = "manifest.json"
 LONGEST = 1 << 20  # bytes of JSON that are read
 
 
-def save_checkpoint(folder: Path, trainee: Trainee, state: dict[str, Any], label: str = "") -> Path:
+Tensors = dict[str, Tensor]
+
+
+def save_checkpoint(
+    folder: Path,
+    trainee: Trainee,
+    state: dict[str, Any],
+    label: str = "",
+    tensors: tuple[Tensors, Tensors] | None = None,
+) -> Path:
     """Writes the trainee and `state` (plain JSON) as the newest checkpoint, named by its step and `label`.
 
-    `folder` must be there. Raises `VitrailError` if it cannot be written; checkpoints that are there are untouched.
+    `tensors` are what the trainee holds, where it had to be asked for before (`tensors_of`). `folder` must be there.
+    Raises `VitrailError` if it cannot be written; checkpoints that are there are untouched.
     """
     final = folder / f"step-{trainee.step:08d}{label}"
     if damage(final) is None:  # this very step has been saved: a run that went on repeats itself to the bit
@@ -41,7 +52,7 @@ def save_checkpoint(folder: Path, trainee: Trainee, state: dict[str, Any], label
     try:
         files.remove_folder(aside)
         files.make_folder(aside)
-        model, optimizer = tensors_of(trainee)
+        model, optimizer = tensors or tensors_of(trainee)
         files.put_tensors(aside / NAMES[0], model)
         files.put_tensors(aside / NAMES[1], optimizer)
         files.put_json(aside / NAMES[2], {**state, "step": trainee.step})
@@ -112,9 +123,9 @@ def _load(path: Path, trainee: Trainee) -> dict[str, Any]:
     step = state.pop("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise ValueError(f"step {step!r}")
-    trainee.vit.load_state_dict(_below("vit.", model))
+    put_into(trainee.vit, _below("vit.", model))
     if trainee.average:
-        trainee.average.load_state_dict(_below("average.", model))
+        put_into(trainee.average, _below("average.", model))
     for i, each in enumerate(trainee.optimizers):
         each.load_state_dict({**each.state_dict(), "state": entries_of(each, _below(f"{i}.", optimizer))})
     trainee.step = step
@@ -129,12 +140,25 @@ def entries_of(optimizer: Optimizer, tensors: dict[str, Tensor]) -> dict[int, di
         number, name = key.split(".", 1)
         if tensor.shape not in ((), parameters[int(number)].shape):
             raise ValueError(f"the optimiser's {key} is {tuple(tensor.shape)}")
-        entries.setdefault(int(number), {})[name] = tensor
+        entries.setdefault(int(number), {})[name] = spread_like(tensor, parameters[int(number)])
     return entries
 
 
-def tensors_of(trainee: Trainee) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Everything a trainee holds, as flat names: the weights and their average, the optimisers' state."""
+def put_into(module: nn.Module, tensors: Tensors) -> None:
+    """Loads whole tensors into a module, each process its part where the module is sharded."""
+    there = module.state_dict()
+    module.load_state_dict({name: spread_like(t, there[name]) if name in there else t for name, t in tensors.items()})
+
+
+def tensors_of(trainee: Trainee) -> tuple[Tensors, Tensors]:
+    """Everything a trainee holds, as flat names: the weights and their average, the optimisers' state.
+
+    Of a sharded one every process must ask, and the main one gets it; the others get empty tensors.
+    """
+
+    def plain(tensors: Tensors) -> Tensors:
+        return {name: copied(tensor, keep=trainee.world.main) for name, tensor in tensors.items()}
+
     model = {f"vit.{name}": tensor for name, tensor in trainee.vit.state_dict().items()}
     if trainee.average:
         model |= {f"average.{name}": tensor for name, tensor in trainee.average.state_dict().items()}
@@ -145,11 +169,7 @@ def tensors_of(trainee: Trainee) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         for name, value in entry.items()
         if isinstance(value, Tensor)
     }
-    return _plain(model), _plain(optimizer)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return plain(model), plain(optimizer)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
