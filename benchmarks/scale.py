@@ -54,7 +54,7 @@ class Machines:
     reached: float = 0.4  # of them by a ViT's step
     memory: float = 3.35e12  # bytes/s of HBM3
     inside: float = 450e9  # bytes/s in each direction between GPUs of a node (NVLink 4: 900 GB/s both ways)
-    outside: float = 50e9  # bytes/s of a GPU's own 400 Gb/s network card
+    outside: float = 50e9  # bytes/s of a 400 Gb/s network card, of which each GPU of a node has one
     carried: float = 0.8  # of both by NCCL
     latency: float = 10e-6  # seconds for a hop
     node: int = 8  # GPUs
@@ -100,12 +100,13 @@ def step_time(size: str, gpus: int, images: float, per_core: float, sharded: boo
 
     compute = images * flops / (peak * reached)
     network = bytes / (bandwidth * carried) + 2 log2(N) * latency for each bucket of 25 MB, of which what outlasts the
-              backward (two thirds of compute) is waited for
+              backward (two thirds of compute) is waited for; rings cross from node to node by all cards at once, so
+              between nodes the bandwidth is that of a node's cards together, if it is less than inside
     optimiser = AdamW's 28 bytes a weight (reads 4 numbers, writes 3) / memory bandwidth, a part of them when sharded
     loader  = images * GPUs of a node / (cores * rate of a core), at the same time as everything else
     """
     many = parameters(size)
-    band = (HERE.inside if gpus <= HERE.node else HERE.outside) * HERE.carried
+    band = (HERE.inside if gpus <= HERE.node else min(HERE.inside, HERE.node * HERE.outside)) * HERE.carried
     compute = images * flops(size) / (HERE.flops * HERE.reached)
     hops = 2 * math.log2(gpus) * HERE.latency * math.ceil(4 * many / 25e6)
     network = sent(size, gpus, sharded) / band + hops
