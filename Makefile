@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-# The tests of the report need a browser: Debian's Chromium, installed where it is missing and we may.
+# Tests need a browser (Debian's Chromium), and one of two nodes the program ip: installed where missing and we may.
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
-INSTALL_BROWSER := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium
+MAY := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
+APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
 .PHONY: demo test check parity cards format wheel clean
 
@@ -35,7 +36,8 @@ demo: $(VENV)/ready
 	@echo "Open $(RUN)/report.html in a browser; look at $(RUN)/attention.png, $(RUN)/curves.png, $(RUN)/confusion.png and $(RUN)/explanations/"
 
 test: $(VENV)/ready-for-work
-	@{ $(BROWSER); } >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { $(INSTALL_BROWSER); } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
+	@{ $(BROWSER); } >/dev/null || { $(MAY) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
+	@command -v ip >/dev/null || { $(MAY) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/ready-for-work

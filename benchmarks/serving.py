@@ -5,7 +5,7 @@
 Every server gets the same JPEG files from the same clients, which ask again as soon as they are answered. The bare
 model is the same classifier in a loop at its best batch, images decoded already. Ratios are within a round, in which
 the bare model is measured before and after the servers.
-Needs `pip install litserve` beside vitrail[serve].
+Needs `pip install litserve` beside vitrail[serve]. With `--only "Ray Serve"`, beside others, the Ray deployment too.
 """
 
 import argparse
@@ -78,7 +78,8 @@ def command(name: str, path: Path, port: int, batch: int) -> list[str]:
         runtime = "onnxruntime" if "ONNX" in name else "torch"
         limits = ["--backend", runtime, "--batch", str(batch), "--deadline", "120", "--no-explain"]
         return [sys.executable, "-m", "vitrail", "serve", str(path), "--port", str(port), *limits]
-    module = {"LitServe": "serving_litserve", "FastAPI, plain": "serving_fastapi"}[name]
+    modules = {"LitServe": "serving_litserve", "FastAPI, plain": "serving_fastapi", "Ray Serve": "serving_ray"}
+    module = modules[name]
     return [sys.executable, "-m", f"benchmarks.{module}", str(path), str(port), str(batch)]
 
 
@@ -164,15 +165,19 @@ def measured(name: str, path: Path, batch: int, files: list[bytes], arguments: a
             process.wait()
 
 
-def processor_seconds(group: int) -> float:
-    """What the processes of a group have spent so far; steadier than the clock on a machine with other work."""
-    spent = 0
+def processor_seconds(first: int) -> float:
+    """What a process and all that it has started have spent so far; steadier than the clock on a busy machine."""
+    parents, spent = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group:
-                spent += int(fields[11]) + int(fields[12])
-    return spent / os.sysconf("SC_CLK_TCK")
+            number = int(stat.parent.name)
+            parents[number], spent[number] = int(fields[1]), int(fields[11]) + int(fields[12])
+
+    def ours(number: int) -> bool:
+        return number == first or (number in parents and ours(parents[number]))
+
+    return sum(ticks for number, ticks in spent.items() if ours(number)) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_ready(name: str, port: int, request: bytes, process: subprocess.Popen[bytes]) -> None:
@@ -217,8 +222,8 @@ def alone(function: Any, *given: Any) -> Any:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, round by round."""
-    servers = ["vitrail serve", "vitrail serve, ONNX Runtime", "LitServe", "FastAPI, plain"]
-    servers = [name for name in servers if not arguments.only or name in arguments.only]
+    servers = ["vitrail serve", "vitrail serve, ONNX Runtime", "LitServe", "FastAPI, plain", "Ray Serve"]
+    servers = [name for name in servers if name in (arguments.only or servers[:-1])]
     rounds: list[dict[str, Any]] = []
     loads = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ import vitrail
 from kills import make_data
 from vitrail import console, epochs, runs
 from vitrail.data import Images, open_data
-from vitrail.data.images import Files
+from vitrail.data.encoded import Files
 from vitrail.evaluate import classify
 
 

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "evaluate": {"model", "data", "weights", "classifier"},
     "explain": {"model", "data", "weights", "classifier"},
     "export": {"model", "data", "weights", "classifier", "explain"},
+    "predict": {"data", "weights", "classifier", "export", "interrupts"},
     "serve": {"model", "data", "weights", "classifier", "explain", "export"},
     "bench": {"model", "data", "weights", "classifier"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
@@ -55,8 +56,8 @@ def test_the_model_knows_neither_files_nor_training():
 
 def test_the_public_names():
     assert set(vitrail.__all__) == {
-        "Classifier", "Explanation", "Prediction", "Run", "UsageError", "ViT", "ViTConfig", "VitrailError",
-        "load", "recording", "train",
+        "Classifier", "Explanation", "Predicted", "Prediction", "Run", "Sweep", "UsageError", "ViT", "ViTConfig",
+        "VitrailError", "load", "predict_all", "recording", "sweep", "train",
     }  # fmt: skip
     assert callable(vitrail.train)
     assert all(hasattr(vitrail, name) for name in vitrail.__all__)
@@ -64,7 +65,8 @@ def test_the_public_names():
 
 def test_importing_is_light():
     """Heavy libraries are imported by the verb that needs them."""
-    heavy = ["sklearn", "matplotlib", "pyarrow", "tensorboard", "scipy", "pandas", "timm", "onnx", "jinja2"]
+    heavy = ["sklearn", "matplotlib", "pyarrow", "tensorboard", "scipy", "pandas", "timm", "onnx", "jinja2", "datasets"]
+    heavy += ["optuna", "ray"]
     code = f"import sys, vitrail; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -206,15 +206,15 @@ def test_errors_stop_training_before_anything_is_written_and_warnings_are_said(p
 
 def test_what_has_not_changed_is_not_read_again_and_what_has_is(photos: Path, monkeypatch: pytest.MonkeyPatch):
     first = check(photos)
-    read: list[Path] = []
+    read: list[str] = []
     real = looking.look_at_file
-    monkeypatch.setattr(looking, "look_at_file", lambda path: (read.append(path), real(path))[1])
+    monkeypatch.setattr(looking, "look_at_file", lambda images, i: (read.append(images.place(i)), real(images, i))[1])
     assert check(photos).to_json() == first.to_json()
     assert read == []
     save(NEW[0], photos / TRAIN / "05.png")
     save(NEW[1], photos / TRAIN / "new.png")
     check(photos)
-    assert sorted(path.name for path in read) == ["05.png", "new.png"]
+    assert sorted(Path(place).name for place in read) == ["05.png", "new.png"]
     read.clear()
     assert check(photos, fresh=True).images == 61
     assert len(read) == 61

@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 
 from vitrail.data.augment import Augment, augmentation, mix, moved
 from vitrail.data.decode import ImageError
-from vitrail.data.images import Files, Images, load_into_memory
+from vitrail.data.encoded import Files
+from vitrail.data.images import Images, load_into_memory
 from vitrail.data.loader import default_workers, evaluation_batches, steps_per_epoch, training_batches
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import uniform

@@ -12,7 +12,7 @@ import vitrail
 from vitrail.classifier import Classifier
 from vitrail.cli import main
 from vitrail.data import Images, Preprocess
-from vitrail.data.images import Files
+from vitrail.data.encoded import Files
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate import classify
 from vitrail.evaluate.features import content_key, features_of, model_key

@@ -47,7 +47,7 @@ def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "python", "sh"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "sh", "python", "sh"]
 
 
 def test_the_make_commands_are_targets():
@@ -87,15 +87,22 @@ def test_public_weights(place: Path):
     cached.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.vit_b_16().state_dict(), cached)
-    done = shell(BLOCKS[4][1], place)
+    done = shell(BLOCKS[5][1], place)
     assert done.returncode == 0, done.stderr
     assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
     assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
     python = subprocess.run(
-        [sys.executable, "-c", BLOCKS[5][1]], cwd=place, env=cache(place), capture_output=True, text=True
+        [sys.executable, "-c", BLOCKS[6][1]], cwd=place, env=cache(place), capture_output=True, text=True
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5
+
+
+def test_the_sweep(place: Path):
+    done = shell(BLOCKS[4][1], place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best on validation: trial") == 2
+    assert (place / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")

@@ -12,18 +12,24 @@ from vitrail.classifier import Classifier, Prediction, load
 from vitrail.errors import UsageError, VitrailError
 from vitrail.explain import Explanation, recording
 from vitrail.model import ViT, ViTConfig
+from vitrail.predict import Predicted, predict_all
 from vitrail.runs import Run, train
+from vitrail.sweep import Sweep, sweep
 
 __all__ = [
     "Classifier",
     "Explanation",
+    "Predicted",
     "Prediction",
     "Run",
+    "Sweep",
     "UsageError",
     "ViT",
     "ViTConfig",
     "VitrailError",
     "load",
+    "predict_all",
     "recording",
+    "sweep",
     "train",
 ]

@@ -161,6 +161,13 @@ class Classifier(AnyClassifier):
         self.vit.eval()
         return finite(self.vit(self.normalised(pixels_BCHW))) / self.temperature
 
+    @torch.inference_mode()
+    def logits_and_features(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """What `logits` and `features` give, (B, Y) and (B, D), from one pass; raises `NotFinite` as they do."""
+        self.vit.eval()
+        pooled_BD = self.vit.pooled(self.normalised(pixels_BCHW))
+        return finite(self.vit.head(pooled_BD)) / self.temperature, finite(pooled_BD)
+
     @torch.no_grad()  # not inference_mode: people train heads on what this returns
     def features(self, images: Tensor | str | Path | Sequence[str | Path | Tensor]) -> Tensor:
         """What the model knows of images before its head decides: pooled vectors (B, D) in float32.

@@ -311,10 +311,12 @@ def keep(training: Training, row: Row) -> None:
     with world.together():
         if world.main:
             training.folder.record(row)
-            for watch in training.watchers:
-                watch(training.folder.path, row)
     say(sentence(row, training.epochs, time_left(training, row)))
     training.save("-measured")
+    with world.together():
+        if world.main:
+            for watch in training.watchers:  # once all is saved: one of them may end the run
+                watch(training.folder.path, row)
     if world.main and (time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs):
         draw_curves(training.folder.metrics(), training.folder.picture("curves"))
         training.drawn = time.monotonic()

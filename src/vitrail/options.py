@@ -1,7 +1,9 @@
 """Fields of a frozen dataclass that say in one place what they are, what they may be, and how they are checked."""
 
+import argparse
 import math
 import types
+from collections.abc import Callable
 from dataclasses import field, fields
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -96,3 +98,29 @@ def bounds(limits: Any) -> str:
     named = (("least", "at least"), ("above", "above"), ("most", "at most"), ("below", "below"))
     said = [f"{word} {limits[name]}" for name, word in named if name in limits]
     return f", {' and '.join(said)}" if said else ""
+
+
+def literals(hint: Any) -> list[str]:
+    """The words among a field's values."""
+    return [word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
+
+
+def reader(hint: Any) -> Callable[[str], Any]:
+    """A function from the word on the command line to a value: numbers, `none`, HEIGHTxWIDTH, or the field's words."""
+    choices = get_args(hint) or (hint,)
+    known = literals(hint)
+
+    def read(word: str) -> Any:
+        if type(None) in choices and word.lower() == "none":
+            return None
+        if word in known:
+            return word
+        if tuple[int, int] in choices and "x" in word:
+            height, width = word.split("x")
+            return int(height), int(width)
+        if not {int, float} & set(choices):
+            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(known)}")
+        return float(word) if float in choices else int(word)
+
+    read.__name__ = " or ".join([*(kind.__name__ for kind in choices if isinstance(kind, type)), *known])
+    return read

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vitrail.classifier import ARTEFACT
+from vitrail.data.shards.address import called, is_shards
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import put_json, reason, sync, write_text
 from vitrail.train.checkpoint import read_json
@@ -299,5 +300,6 @@ def begun_by(job: str | None, data: str | Path, out: str | Path | None) -> RunFo
 
 def numbered(data: str | Path) -> list[Path]:
     """runs/NAME, runs/NAME-2, ... after the data's own name."""
-    name = (Path(data).resolve() if Path(data).exists() else Path(data)).stem.strip() or "run"
+    name = called(str(data)) if is_shards(data) else (Path(data).resolve() if Path(data).exists() else Path(data)).stem
+    name = name.strip() or "run"
     return [Path("runs", name), *(Path("runs", f"{name}-{i}") for i in range(2, 10_000))]

@@ -6,7 +6,7 @@ explanation meet here; each of them knows nothing of the others.
 
 import copy
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +53,7 @@ from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
 from vitrail.train.transfer import settle_from
 
+Watcher = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
 FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
 ROOM = 4 << 20  # bytes for a run's pictures and tables
 
@@ -83,6 +84,8 @@ def train(
     check_data: bool = True,
     torch_files: bool = False,
     fsdp: bool = False,
+    spare_test: bool = False,
+    watchers: Sequence[Watcher] = (),
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
@@ -91,8 +94,9 @@ def train(
     training starts from nothing.
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
-    that is an error. The data are checked before and a report is written at the end, unless told otherwise. Raises
-    `VitrailError` where data or training go wrong.
+    that is an error. The data are checked before and a report is written at the end, unless told otherwise. With
+    `spare_test` the test images are not looked at, and the scores are of validation. `watchers` are shown the run
+    folder and every row of metrics. Raises `VitrailError` where data or training go wrong.
 
     Called by every process of a group (torchrun's, or one that is initialised already), it trains one model by all of
     them, and each gets the run; the first one writes. `fsdp` shards the model over them.
@@ -102,13 +106,15 @@ def train(
             folder, asked = wanted(data, out, model, recipe, changes, resume) if world.main else (None, None)
         folder, asked = told(folder, world), world.tell(asked)
         assert asked is not None
-        ready = prepared(world, folder, data, asked, model, check_data=check_data, torch_files=torch_files)
+        ready = prepared(
+            world, folder, data, asked, model, check_data=check_data, torch_files=torch_files, spare_test=spare_test
+        )
         with world.together():
             if tensorboard and asked.train_on == "features":
                 raise UsageError(
                     f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard"
                 )
-            watchers = [board_writer()] if tensorboard else []
+            watching = [*watchers, *([board_writer()] if tensorboard else [])]
             say(plan(ready.classifier, ready.splits, ready.recipe, world))
             if world.main and folder is None:
                 folder = begun_folder(ready, data, out, asked)
@@ -122,7 +128,7 @@ def train(
                 ended = Ended(folder, ready.splits, ready.recipe, world.device, probes.seconds, probes)
                 return finish(ended, data, make_report)
             learner = trainee(ready.classifier.vit, ready.recipe, world)
-            training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watchers)
+            training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watching)
             say_what_trains(learner)
             if ready.goes_on:
                 go_on(training)
@@ -156,6 +162,7 @@ def prepared(
     *,
     check_data: bool,
     torch_files: bool,
+    spare_test: bool,
 ) -> Ready:
     """The data, opened and checked, and the model before its first step; `folder` is the run to go on with."""
     place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
@@ -174,6 +181,8 @@ def prepared(
             split_seed=asked.split_seed,
             missing_ok=asked.skip_unreadable,
         )
+        if spare_test:
+            splits = replace(splits, test=None)
         if folder:
             folder.check_data(splits.fingerprint)
     with world.together():
@@ -371,7 +380,7 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     }
 
 
-def board_writer() -> Callable[[Path, Row], None]:
+def board_writer() -> Watcher:
     """A function that writes a row of metrics as TensorBoard files; raises `UsageError` without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter

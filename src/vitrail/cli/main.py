@@ -21,7 +21,9 @@ from vitrail.errors import UsageError, VitrailError, did_you_mean
 
 VERBS = {  # verb -> what it does; the module of the same name has `arguments` and `run`
     "check": "look at the data before training on it",
+    "shard": "write images as tar shards, which every verb reads in place of a folder",
     "train": "train a classifier on labelled images, from nothing or from weights",
+    "sweep": "try variations of a recipe and say which is best on validation",
     "evaluate": "score a classifier on labelled images",
     "probe": "say how far a model's features go without training it",
     "predict": "say what is in images",

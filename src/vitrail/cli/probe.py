@@ -8,12 +8,12 @@ linear one chooses its penalty on validation. Features are computed once and kep
 import argparse
 from pathlib import Path
 
-from vitrail.cli.fields import reader
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError
 from vitrail.evaluate.probe import TEMPERATURE, K, data_to_probe, probe
 from vitrail.files import write_json
+from vitrail.options import reader
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

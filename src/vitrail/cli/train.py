@@ -1,23 +1,26 @@
 """Train a classifier on labelled images, from nothing or from another model's weights.
 
-DATA is a folder (train/ val/ test/, or one folder per class that is divided), a CSV or parquet of paths and labels,
-or a built-in name (digits, cifar10, mnist, ...). Writes a run folder: the classifier, its curves, its confusion matrix
-and what it looks at.
+DATA is a folder (train/ val/ test/, or one folder per class that is divided), a CSV or parquet of paths and labels, a
+built-in name (digits, cifar10, mnist, ...), tar shards (a folder of them, "out/train-{000..099}.tar", s3://...), or
+hf:NAME (Hugging Face datasets). Writes a run folder: the classifier, its curves, its confusion matrix and what it looks
+at.
 """
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vitrail.cli.launch import end_with_parent, hand_back, launch, launched
 from vitrail.cli.loading import WHAT
 from vitrail.cli.main import Answer
 from vitrail.console import say
 from vitrail.data.augment import Augment
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
 from vitrail.pretrained import beside
-from vitrail.runs import train
+from vitrail.runs import Run, train
 from vitrail.train.distributed import PeerLost
 from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
 from vitrail.weights.sizes import SIZES
@@ -25,9 +28,22 @@ from vitrail.weights.sizes import SIZES
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options: a few of the verb's own, and every field of a recipe."""
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
+    parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
+    parser.add_argument("--processes", type=int, metavar="N", help="train one model by N processes")
+    parser.add_argument("--fsdp", action="store_true", help="shard the model over the processes, where it does not fit")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="what starts them (this machine)")
+    parser.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)")
+    parser.add_argument("--min-processes", type=int, metavar="N", help="with ray: go on with as few as N of them")
+    parser.add_argument("--restarts", type=int, metavar="N", help="with ray: start lost ones again so often (3)")
+    add_start(parser, out="the run folder (runs/NAME)", resume="go on with the run in --out")
+
+
+def add_start(parser: argparse.ArgumentParser, out: str, resume: str) -> None:
+    """The options of every verb that trains: what it starts from, where it writes, every field of a recipe."""
     from vitrail.cli.fields import add_fields
 
-    parser.add_argument("data", metavar="DATA")
     parser.add_argument("--from", dest="model", metavar="MODEL", help=f"weights to start from: {WHAT}")
     parser.add_argument("--torch-files", action="store_true", help="let MODEL be plain tensors in torch's own files")
     parser.add_argument(
@@ -36,14 +52,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(RECIPES)}, or a TOML or JSON file ({DEFAULT}; with --from {TRANSFER})",
     )
     parser.add_argument("--size", choices=list(SIZES), default=argparse.SUPPRESS, help="a named width, depth, heads")
-    parser.add_argument("--out", metavar="DIR", help="the run folder (runs/NAME)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--out", metavar="DIR", help=out)
+    parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
-    parser.add_argument("--processes", type=int, metavar="N", help="train one model by N processes of this machine")
-    parser.add_argument("--fsdp", action="store_true", help="shard the model over the processes, where it does not fit")
     parser.add_argument("--no-check", action="store_true", help="train without looking at the data before")
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
-    parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
     for title, kind, place in (
         ("training", Recipe, "recipe"),
         ("augmentation", Augment, "augment"),
@@ -52,9 +64,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         add_fields(parser, f"{title} (fields of the recipe)", kind, [name for name in FIELDS if FIELDS[name] == place])
 
 
+def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a recipe that were given."""
+    given = vars(arguments)
+    return {name: given[name] for name in (*FIELDS, "size") if name in given}
+
+
+def scores_in_words(split: str, scores: dict[str, Any]) -> str:
+    """Accuracy with its interval, and loss."""
+    low, high = scores["accuracy_interval"]
+    return (
+        f"{split} accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+        f"loss {scores['loss']:.4f}, {scores['images']} images"
+    )
+
+
 def run(arguments: argparse.Namespace) -> Answer | None:
     """Trains and says what came out, once, however many processes train."""
     first = int(os.environ.get("RANK", 0)) == 0
+    if arguments.engine == "ray":
+        return trained(arguments)
+    if arguments.ray_address or arguments.min_processes or arguments.restarts is not None:
+        raise UsageError("--ray-address, --min-processes and --restarts are for Ray", "add --engine ray")
     if arguments.processes is not None and not launched():
         return launch(arguments.words, arguments.processes)
     answer: Answer | VitrailError
@@ -79,10 +110,17 @@ def run(arguments: argparse.Namespace) -> Answer | None:
 
 
 def trained(arguments: argparse.Namespace) -> Answer:
-    """What came out, as JSON and in words."""
-    given = vars(arguments)
-    changes = {name: given[name] for name in (*FIELDS, "size") if name in given}
-    finished = train(
+    """Trains, or has Ray train, and says what came out as JSON and in words."""
+    start: Callable[..., Run] = train
+    options: dict[str, Any] = {}
+    if arguments.engine == "ray":
+        from vitrail.engines.ray_train import train_on_ray as start
+
+        most = 2 if arguments.processes is None else arguments.processes
+        least = most if arguments.min_processes is None else arguments.min_processes
+        restarts = 3 if arguments.restarts is None else arguments.restarts
+        options = {"processes": (least, most), "restarts": restarts, "ray_address": arguments.ray_address}
+    finished = start(
         arguments.data,
         model=arguments.model,
         torch_files=arguments.torch_files,
@@ -94,16 +132,13 @@ def trained(arguments: argparse.Namespace) -> Answer:
         make_report=not arguments.no_report,
         check_data=not arguments.no_check,
         fsdp=arguments.fsdp,
-        **changes,
+        **options,
+        **given_fields(arguments),
     )
     shown = []
     for split in ("test", "validation"):
         if scores := finished.result.get(split):
-            low, high = scores["accuracy_interval"]
-            shown.append(
-                f"{split} accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-                f"loss {scores['loss']:.4f}, {scores['images']} images"
-            )
+            shown.append(scores_in_words(split, scores))
     if finished.result.get("probe"):
         shown += beside(finished.result["probe"])
     if finished.result.get("verdict"):

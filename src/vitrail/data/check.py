@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vitrail.data.decode import DEEP, ImageError
+from vitrail.data.encoded import Files
 from vitrail.data.found import Found, Listing
-from vitrail.data.images import Files
 from vitrail.data.look import Look, Looks, Seen
 from vitrail.data.sources import find
 from vitrail.errors import UsageError, VitrailError
@@ -205,6 +205,12 @@ def unreadable(survey: Survey) -> Iterator[Finding]:
             yield Finding("error", UNREADABLE, f"{place.name}: {look.reason}", then, [place.name])
 
 
+def lost(survey: Survey) -> Iterator[Finding]:
+    """What cannot even be listed: images behind a tear in a shard."""
+    for sentence in survey.found.lost:
+        yield Finding("error", UNREADABLE, sentence, "training stops, or goes on without with --skip-unreadable")
+
+
 def classes_of_splits(survey: Survey) -> Iterator[Finding]:
     """No training images, one class only, classes that are not in every split."""
     if survey.training is None:
@@ -266,7 +272,7 @@ def extensions(survey: Survey) -> Iterator[Finding]:
     wrong = [
         (place, look)
         for place, look in survey.read
-        if look.form in EXTENSIONS_OF and Path(place.name).suffix.lower() not in EXTENSIONS_OF[look.form]
+        if look.form in EXTENSIONS_OF and Path(place.name).suffix.lower() not in ("", *EXTENSIONS_OF[look.form])
     ]
     if wrong:
         place, look = wrong[0]
@@ -411,8 +417,8 @@ def constant(survey: Survey) -> Iterator[Finding]:
 
 
 FINDERS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
-    unreadable, classes_of_splits, class_sizes, alike_names, strange_notes, extensions, listed_twice, exact_copies,
-    near_copies, mixed_kinds, turned, sizes, constant,
+    lost, unreadable, classes_of_splits, class_sizes, alike_names, strange_notes, extensions, listed_twice,
+    exact_copies, near_copies, mixed_kinds, turned, sizes, constant,
 )  # fmt: skip
 
 

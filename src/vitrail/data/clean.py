@@ -25,7 +25,7 @@ def write_clean(report: Report, file: Path) -> Counter[str]:
     if survey is None:
         raise VitrailError(f"{report.data} cannot be listed: {report.errors[0]}")
     if any(survey.path(place) is None for place, _ in survey.everything):
-        raise UsageError(f"{report.data} is a built-in set, not files", "--fix is for folders and tables")
+        raise UsageError(f"the images of {report.data} are not files of their own", "--fix is for folders and tables")
     if file.exists():
         raise UsageError(f"{file} is there already", "choose another name with --fix FILE")
     out = left_out(survey)

@@ -5,8 +5,8 @@ import unicodedata
 from pathlib import Path
 
 from vitrail.data.decode import EXTENSIONS
+from vitrail.data.encoded import Files
 from vitrail.data.found import SPLIT_NAMES, Found, Listing
-from vitrail.data.images import Files
 from vitrail.errors import VitrailError
 
 

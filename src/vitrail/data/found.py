@@ -7,7 +7,9 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from vitrail.data.images import Files, Images, Pixels, View
+from vitrail.data.encoded import Encoded
+from vitrail.data.images import Images, Pixels, View
+from vitrail.data.words import taken
 from vitrail.errors import VitrailError
 
 SPLIT_NAMES = {
@@ -27,21 +29,21 @@ class Listing:
     """Images with their names, each with the name of its class."""
 
     pixels: Pixels
-    names: list[str]
-    labels: list[str]
+    names: Sequence[str]
+    labels: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def subset(self, indices: Sequence[int]) -> "Listing":
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Listing":
         """The images at these places."""
         part = Images(self.pixels, self.names, np.zeros(len(self), dtype=np.int64), ()).subset(indices)
-        return Listing(part.pixels, part.names, [self.labels[i] for i in indices])
+        return Listing(part.pixels, part.names, taken(self.labels, np.asarray(indices, dtype=np.int64)))
 
     def in_channels(self, channels: int) -> "Listing":
         """The same images, each with this many channels."""
-        if isinstance(self.pixels, Files):
-            return replace(self, pixels=replace(self.pixels, channels=channels))
+        if isinstance(self.pixels, Encoded):
+            return replace(self, pixels=self.pixels.in_channels(channels))
         convert = F.grayscale_to_rgb if channels == 3 else F.rgb_to_grayscale
         if isinstance(self.pixels, Tensor):
             return replace(self, pixels=convert(self.pixels))
@@ -58,6 +60,8 @@ class Found:
     flippable: bool = True
     channels: int = 3
     missing: list[str] = field(default_factory=list)  # files that a table lists and that are not there, in sentences
+    lost: list[str] = field(default_factory=list)  # what cannot even be listed, as behind a tear in a shard: sentences
+    advice: str = "paths are relative to the table"  # what to do about what is missing or lost
 
     def in_channels(self, channels: int) -> "Found":
         """The same with grey pixels as colour, or colour pixels as grey; files are decoded as asked anyway."""

@@ -2,30 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import ImageError, decode, read_size
+from vitrail.data.decode import ImageError
+from vitrail.data.encoded import Encoded
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.words import taken
 
 Pixels = Sequence[Tensor] | Tensor  # anything that gives a uint8 (C, H, W) for an index
-
-
-@dataclass(frozen=True)
-class Files(Sequence[Tensor]):
-    """Images that are decoded when asked for."""
-
-    paths: list[Path]
-    channels: int = 3
-
-    def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
-        return decode(self.paths[i], self.channels)
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
 
 @dataclass(frozen=True)
@@ -33,11 +20,11 @@ class View(Sequence[Tensor]):
     """Some images of a sequence that reads them when asked, each converted when asked."""
 
     pixels: Sequence[Tensor]
-    indices: Sequence[int]
+    indices: Sequence[int] | np.ndarray
     convert: Callable[[Tensor], Tensor] | None = None
 
     def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
-        pixels = self.pixels[self.indices[i]]
+        pixels = self.pixels[int(self.indices[i])]
         return self.convert(pixels) if self.convert else pixels
 
     def __len__(self) -> int:
@@ -49,10 +36,10 @@ class Images:
     """Images with a name and a label each; `labels` index `classes`. Indexing gives uint8 pixels (C, H, W)."""
 
     pixels: Pixels
-    names: list[str]
+    names: Sequence[str]
     labels: np.ndarray
     classes: tuple[str, ...]
-    files: list[str] | None = None  # the names as paths, also once the pixels are in memory
+    files: Sequence[str] | None = None  # where each lies, also once the pixels are in memory
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,7 +49,7 @@ class Images:
 
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of an image; of a file only the header is read."""
-        return read_size(self.pixels.paths[i]) if isinstance(self.pixels, Files) else tuple(self[i].shape[-2:])  # type: ignore[return-value]
+        return self.pixels.size(i) if isinstance(self.pixels, Encoded) else tuple(self[i].shape[-2:])  # type: ignore[return-value]
 
     def fitted(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
         """These images as uint8 (B, C, H, W) of the model's size; raises `ImageError` naming one that is too small."""
@@ -76,23 +63,23 @@ class Images:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Images":
         """The images at these places, in this order."""
-        indices = [int(i) for i in indices]
+        places = np.asarray(indices, dtype=np.int64)
         pixels: Pixels
-        if isinstance(self.pixels, Files):
-            pixels = replace(self.pixels, paths=[self.pixels.paths[i] for i in indices])
+        if isinstance(self.pixels, Encoded):
+            pixels = self.pixels.take(places)
         elif isinstance(self.pixels, Tensor):
-            pixels = self.pixels[indices]
+            pixels = self.pixels[torch.from_numpy(places)]
         elif isinstance(self.pixels, list):
-            pixels = [self.pixels[i] for i in indices]
-        else:  # still in files: 100,000 photos do not fit into memory
-            pixels = View(self.pixels, indices)
-        files = [self.files[i] for i in indices] if self.files else None
-        return Images(pixels, [self.names[i] for i in indices], self.labels[indices], self.classes, files)
+            pixels = [self.pixels[i] for i in places.tolist()]
+        else:  # read when asked: 100,000 photos do not fit into memory
+            pixels = View(self.pixels, places)
+        files = None if self.files is None else taken(self.files, places)
+        return Images(pixels, taken(self.names, places), self.labels[places], self.classes, files)
 
     @property
-    def paths(self) -> list[str]:
+    def paths(self) -> Sequence[str]:
         """Where each image lies; its name where it does not come from a file of its own."""
-        return self.files or self.names
+        return self.names if self.files is None else self.files
 
     @property
     def in_memory(self) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def default_workers(images: Images, processes: int = 1) -> int:
 
 
 def _batches(
-    samples: _Samples, keys: list[list[tuple[int, int]]], workers: int, refuse: Refuse | None
+    samples: _Samples, keys: Iterable[list[tuple[int, int]]], workers: int, refuse: Refuse | None
 ) -> Iterator[Batch]:
     """The batches; raises the first error where nobody wants to be told, else tells and goes on without the image."""
     for batch, errors in map(samples.__getitems__, keys) if workers == 0 else _read_by(workers, samples, keys):
@@ -82,7 +82,7 @@ def _batches(
 
 
 def _read_by(
-    workers: int, samples: _Samples, keys: list[list[tuple[int, int]]]
+    workers: int, samples: _Samples, keys: Iterable[list[tuple[int, int]]]
 ) -> Iterator[tuple[Batch, list[ImageError]]]:
     """What processes of their own have read; raises `WorkerDied` where one of them was killed."""
     loader: DataLoader[tuple[Batch, list[ImageError]]] = DataLoader(
@@ -142,7 +142,7 @@ def training_batches(
     by one, even empty. Raises `WorkerDied` where a worker was killed.
     """
     numbers = batch_indices(len(images), batch, seed, epoch)[start:]
-    keys = [[(epoch, int(i)) for i in mine(indices)] for indices in numbers]
+    keys = ([(epoch, int(i)) for i in mine(indices)] for indices in numbers)
     workers = default_workers(images, processes) if workers is None else workers
     return _batches(_Samples(images, augmentation, seed), keys, workers, refuse)
 
@@ -168,6 +168,6 @@ def evaluation_batches(
     refuse: Refuse | None = None,
 ) -> Iterator[Batch]:
     """All images in their order, unaugmented; what becomes of one that cannot be read is as in training."""
-    keys = [[(0, i) for i in range(at, min(at + batch, len(images)))] for at in range(0, len(images), batch)]
+    keys = ([(0, i) for i in range(at, min(at + batch, len(images)))] for at in range(0, len(images), batch))
     samples = _Samples(images, fitting(preprocess), seed=0)
     return _batches(samples, keys, default_workers(images) if workers is None else workers, refuse)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import numpy as np
 import torchvision.transforms.v2.functional as F
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from vitrail.data.copies import near_duplicates, signature
 from vitrail.data.decode import ImageError, decode_with_header
+from vitrail.data.encoded import Encoded
 from vitrail.data.found import Listing
-from vitrail.data.images import Files
+from vitrail.files import cache_home
 
 VERSION = 1  # of what a look holds: older ones are looked at again
 FORGET = 90  # days after which a look that nobody asked for goes
@@ -44,23 +44,13 @@ class Look:
 Seen = Look | ImageError
 
 
-def look_at_file(path: Path) -> Look:
+def look_at_file(images: Encoded, i: int) -> Look:
     """Reads and decodes one file; raises `ImageError`."""
-    pixels, header = decode_with_header(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
+    pixels, header = decode_with_header(images.source(i), name=images.place(i))
+    digest = images.digests(np.array([i]))[0].tobytes()
     height, width = pixels.shape[-2:]
     facts = (header.form, header.kind, header.transparent, header.turned, header.animated)
     return Look(digest, height, width, *facts, *about(pixels))
-
-
-def refused(path: Path) -> ImageError:
-    """Why a file cannot be read."""
-    try:
-        decode_with_header(path)
-    except ImageError as error:
-        return error
-    return ImageError(str(path), "it changed while it was read")
 
 
 def look_at_pixels(pixels: Tensor, digest: bytes) -> Look:
@@ -79,11 +69,6 @@ def about(pixels: Tensor) -> tuple[bool, bytes | None]:
         pixels = F.resize(pixels, [SMALL, SMALL], antialias=True)
     found = None if constant else signature(pixels)
     return constant, None if found is None else found.tobytes()
-
-
-def cache_home() -> Path:
-    """Where what can be made again is kept: $VITRAIL_CACHE, or ~/.cache/vitrail."""
-    return Path(os.environ.get("VITRAIL_CACHE") or Path.home() / ".cache" / "vitrail")
 
 
 def database() -> sqlite3.Connection | None:
@@ -122,7 +107,7 @@ class Looks:
     def of(self, listing: Listing, where: str, tick: Callable[[], object]) -> list[Seen]:
         """A look, or the error, for each image of a listing; what has not changed is not read again."""
         with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-            one = self.file if isinstance(listing.pixels, Files) else self.pixels
+            one = self.file if isinstance(listing.pixels, Encoded) else self.pixels
             keys = [(listing, i, where) for i in range(len(listing))]
             found: list[Seen] = []
             changed: list[tuple[str, int, int, Look]] = []
@@ -138,18 +123,14 @@ class Looks:
 
     def file(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, Seen, bool]:
         """(key, size, time, look, whether it is new) of a file."""
-        listing, i, _ = key
-        assert isinstance(listing.pixels, Files)
-        path = listing.pixels.paths[i]
+        images, i = key[0].pixels, key[1]
+        assert isinstance(images, Encoded)
         try:
-            status = os.stat(path)
-            name = os.path.realpath(path)
-            kept = self.find(name, status.st_size, status.st_mtime_ns)
-            return name, status.st_size, status.st_mtime_ns, kept or look_at_file(path), kept is None
-        except (OSError, ValueError):  # no such file, or no possible name of one: the decoder says which
-            return str(path), 0, 0, refused(path), True
+            name, size, time_ns = images.stamp(i)
+            kept = self.find(name, size, time_ns)
+            return name, size, time_ns, kept or look_at_file(images, i), kept is None
         except ImageError as error:  # never kept: the disk may have been at fault
-            return str(path), 0, 0, error, True
+            return images.place(i), 0, 0, error, True
 
     def pixels(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, Seen, bool]:
         """The same of pixels, known again by what they are."""

@@ -6,8 +6,10 @@ off here, by class and by seed. The class order comes from the training images a
 
 import hashlib
 import os
-from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ import numpy as np
 from torch import Tensor
 
 from vitrail.data.builtin import BUILTIN, read_builtin
+from vitrail.data.encoded import DIGEST, Encoded
 from vitrail.data.folder import read_folder
 from vitrail.data.found import Found, Listing
-from vitrail.data.images import Files, Images
+from vitrail.data.hf import PREFIX, read_hf
+from vitrail.data.images import Images
 from vitrail.data.randomness import derive
+from vitrail.data.shards import is_shards, read_shards
 from vitrail.data.table import TABLES, read_table
+from vitrail.data.words import coded
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 
 SCORED = ("test", "validation", "all", "train")  # the first of these that there is, is what a classifier is scored on
@@ -47,14 +53,14 @@ class Splits:
 
 
 def find(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Found:
-    """What lies at an address (a built-in name, a folder, a table), in its own or in so many channels.
+    """What lies at an address, in its own or in so many channels: a built-in name, a folder, a table, shards, hf:NAME.
 
-    Raises `VitrailError` for a file that a table lists and that is not there, unless `missing_ok`.
+    Raises `VitrailError` for a file or shard that is listed and that is not there, unless `missing_ok`.
     """
     found = _find(address)
-    if found.missing and not missing_ok:
-        more = f" (and {len(found.missing) - 1} more are missing)" if len(found.missing) > 1 else ""
-        raise VitrailError(found.missing[0] + more, "paths are relative to the table")
+    if (gone := [*found.missing, *found.lost]) and not missing_ok:
+        more = f" (and {len(gone) - 1} more are missing)" if len(gone) > 1 else ""
+        raise VitrailError(gone[0] + more, found.advice)
     return found.in_channels(channels) if channels else found
 
 
@@ -64,13 +70,17 @@ def _find(address: str | Path) -> Found:
         if Path(address).exists():
             found.notes.append(f"the built-in {address} is meant; the folder of that name is ./{address}")
         return found
+    if str(address).startswith(PREFIX):
+        return read_hf(str(address))
+    if is_shards(address):
+        return read_shards(address)
     path = Path(address)
     if os.path.isdir(path):  # os.path's own: pathlib raises where a name is too long
         return read_folder(path)
     if path.suffix.lower() in TABLES and os.path.isfile(path):
         return read_table(path)
     if os.path.isfile(path):
-        raise UsageError(f"{path} is not a folder, a table ({', '.join(TABLES)}) or a built-in name")
+        raise UsageError(f"{path} is not a folder, a table ({', '.join(TABLES)}), a tar shard or a built-in name")
     hint = did_you_mean(str(address), BUILTIN) if "/" not in str(address) else None
     raise UsageError(f"there is no folder, table or built-in data set {str(address)!r}", hint)
 
@@ -200,41 +210,42 @@ def divide(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listi
     if not fraction:
         return listing, listing.subset([])
     part: list[int] = []
-    labels = np.array(listing.labels)
+    table, codes = coded(listing.labels)
     copies = copies_of(listing)
-    for label in sorted(set(listing.labels)):
-        members = np.flatnonzero(labels == label)
+    for members in np.split(np.argsort(codes, kind="stable"), np.bincount(codes, minlength=len(table)).cumsum()[:-1]):
         wanted = min(max(round(fraction * len(members)), 1 if len(members) >= 3 else 0), len(members) - 1)
         groups: dict[int, list[int]] = {}
-        for i in sorted(members, key=lambda i: listing.names[i]):
-            groups.setdefault(copies[i], []).append(int(i))
+        for i in sorted(members.tolist(), key=lambda i: listing.names[i]):
+            groups.setdefault(int(copies[i]), []).append(i)
         chosen: list[int] = []
         for group in sorted(groups.values(), key=lambda group: derive("split", seed, listing.names[group[0]])):
             if len(chosen) + len(group) <= wanted:
                 chosen += group
         part += chosen
-    kept = set(part)
-    return listing.subset([i for i in range(len(labels)) if i not in kept]), listing.subset(sorted(part))
+    return listing.subset(np.delete(np.arange(len(listing)), part)), listing.subset(sorted(part))
 
 
-def copies_of(listing: Listing) -> list[int]:
+def copies_of(listing: Listing) -> np.ndarray:
     """For each image the place of the first with the very same content; only files of equal size are read."""
-    first: dict[object, int] = {}
-    if not isinstance(listing.pixels, Files):
-        if not isinstance(listing.pixels, Tensor):
-            return list(range(len(listing)))  # a set that decodes when asked: too long to read just for this
-        return [first.setdefault(pixels.numpy().tobytes(), i) for i, pixels in enumerate(listing.pixels)]
-    sizes = [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
-    often = Counter(sizes)
-    return [
-        first.setdefault(hashlib.sha256(path.read_bytes()).digest(), i) if size >= 0 and often[size] > 1 else i
-        for i, (path, size) in enumerate(zip(listing.pixels.paths, sizes, strict=True))
-    ]
+    first = np.arange(len(listing))
+    if isinstance(listing.pixels, Tensor):
+        seen: dict[bytes, int] = {}
+        return np.array([seen.setdefault(pixels.numpy().tobytes(), i) for i, pixels in enumerate(listing.pixels)])
+    if not isinstance(listing.pixels, Encoded):
+        return first  # a set that decodes when asked: too long to read just for this
+    sizes = listing.pixels.sizes()
+    _, number, often = np.unique(sizes, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero((often[number] > 1) & (sizes >= 0))
+    digests = np.ascontiguousarray(listing.pixels.digests(alike)).view(f"S{DIGEST}").ravel()
+    _, earliest, which = np.unique(digests, return_index=True, return_inverse=True)
+    first[alike] = alike[earliest[which]]
+    return first
 
 
 def index(listing: Listing, classes: tuple[str, ...], where: str, advice: str = "") -> Images:
     """The listing with its class names as numbers; raises `VitrailError` for a class that training does not know."""
-    unknown = sorted(set(listing.labels) - set(classes))
+    table, codes = coded(listing.labels)
+    unknown = sorted(set(table) - set(classes))
     if unknown:
         raise VitrailError(
             f"{where}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "
@@ -242,19 +253,33 @@ def index(listing: Listing, classes: tuple[str, ...], where: str, advice: str = 
             f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}{advice}",
         )
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[label] for label in listing.labels], dtype=np.int64)
-    files = [str(path) for path in listing.pixels.paths] if isinstance(listing.pixels, Files) else None
+    labels = np.array([number[label] for label in table], dtype=np.int64)[codes]
+    files = listing.pixels.places() if isinstance(listing.pixels, Encoded) else None
     return Images(listing.pixels, listing.names, labels, classes, files)
 
 
 def fingerprint(found: Found) -> str:
-    """SHA-256 over every split's names, labels and (for files) sizes, in an order of its own."""
-    rows = []
-    for split, listing in found.splits.items():
-        sizes = (
-            [path.stat().st_size if os.path.isfile(path) else -1 for path in listing.pixels.paths]
-            if isinstance(listing.pixels, Files)
-            else [0] * len(listing)
-        )
-        rows += [f"{split}\0{n}\0{c}\0{s}" for n, c, s in zip(listing.names, listing.labels, sizes, strict=True)]
-    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+    """SHA-256 over every split's names, labels and (for files) sizes, in an order of its own.
+
+    Rows that come in order, as they mostly do, are not held in memory.
+    """
+    sha = hashlib.sha256()
+    between = b""
+    for split, listing in sorted(found.splits.items()):
+        sizes = listing.pixels.sizes() if isinstance(listing.pixels, Encoded) else np.zeros(len(listing), dtype=int)
+        rows = partial(rows_of, split, listing, sizes)
+        for row in rows() if in_order(rows()) else sorted(rows()):
+            sha.update(between + row.encode())
+            between = b"\n"
+    return sha.hexdigest()
+
+
+def rows_of(split: str, listing: Listing, sizes: np.ndarray) -> Iterator[str]:
+    """A row for each image of a split: what its fingerprint is made of."""
+    for name, label, size in zip(listing.names, listing.labels, sizes, strict=True):
+        yield f"{split}\0{name}\0{label}\0{size}"
+
+
+def in_order(rows: Iterable[str]) -> bool:
+    """Whether each comes after the one before."""
+    return all(a <= b for a, b in pairwise(rows))

@@ -5,8 +5,8 @@ import os
 import unicodedata
 from pathlib import Path
 
+from vitrail.data.encoded import Files
 from vitrail.data.found import Found, Listing, split_name
-from vitrail.data.images import Files
 from vitrail.errors import VitrailError
 
 TABLES = (".csv", ".tsv", ".parquet")

@@ -19,7 +19,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.console import say
 from vitrail.data import Images
-from vitrail.data.images import Files
+from vitrail.data.encoded import Encoded
 from vitrail.data.loader import default_workers, evaluation_batches
 from vitrail.errors import VitrailError
 from vitrail.files import cache_home, write_atomically
@@ -82,12 +82,12 @@ def model_key(classifier: Classifier) -> str:
 def content_key(images: Images, places: Sequence[int]) -> str:
     """A digest of the bytes of the files at these places; of the pixels where they are in memory."""
     sha = hashlib.sha256()
-    for i in places:
-        if isinstance(images.pixels, Files):
-            content = images.pixels.paths[i].read_bytes() if images.pixels.paths[i].is_file() else b""
-        else:
+    if isinstance(images.pixels, Encoded):
+        sha.update(images.pixels.digests(np.asarray(places)).tobytes())
+    else:
+        for i in places:
             content = repr(tuple(images[i].shape)).encode() + images[i].numpy().tobytes()
-        sha.update(hashlib.sha256(content).digest())
+            sha.update(hashlib.sha256(content).digest())
     return sha.hexdigest()[:32]
 
 

@@ -146,7 +146,7 @@ def ticker(progress: Bar, tick: Callable[[], object]) -> Callable[[int], None]:
 
 def scores(images: Images, logits_NY: np.ndarray, classes: tuple[str, ...]) -> Evaluation:
     """The evaluation of these answers."""
-    return Evaluation(Outcome(images.paths, images.labels, logits_NY.astype(np.float64), classes))
+    return Evaluation(Outcome(list(images.paths), images.labels, logits_NY.astype(np.float64), classes))
 
 
 def knn(

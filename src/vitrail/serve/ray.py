@@ -54,7 +54,7 @@ def deployment(
             self.predictor = Predictor(classifier)
             self.predictor.warm(batch)
 
-        @serve.batch(max_batch_size=batch, batch_wait_timeout_s=limits.wait / 1000)  # type: ignore[untyped-decorator]
+        @serve.batch(max_batch_size=batch, batch_wait_timeout_s=limits.wait / 1000)  # type: ignore[untyped-decorator, unused-ignore]
         async def logits(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
             """Pixels of the model's size -> logits; the event loop goes on while the model runs."""
             stacked_BCHW = torch.from_numpy(np.stack(pixels))

@@ -1,0 +1,253 @@
+"""Tar shards -> images: every image is found by its place, so any order, any split and any resume are exact."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitrail.console import bar, say
+from vitrail.data.decode import ImageError
+from vitrail.data.encoded import Encoded
+from vitrail.data.found import Found, Listing
+from vitrail.data.shards.address import beside, called, expanded, folder_of
+from vitrail.data.shards.index import CUT, FAULTS, FILE, LONGEST, SPLITS, Index, chosen, joined, loaded, save
+from vitrail.data.shards.storage import (
+    OutOfReach,
+    Shard,
+    forget,
+    is_remote,
+    key_of,
+    listed,
+    local,
+    looked_at,
+    read_range,
+    small_file,
+    with_kept,
+)
+from vitrail.data.shards.tar import indexed
+from vitrail.data.words import Coded
+from vitrail.errors import UsageError, VitrailError
+from vitrail.files import cache_home
+
+ASKED_AT_ONCE = 16  # addresses
+
+
+@dataclass(frozen=True)
+class Members(Encoded):
+    """Images in tar shards: `rows` of an index that says where they are, in order."""
+
+    where: Index
+    rows: np.ndarray
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def place(self, i: int) -> str:
+        """SHARD:NAME."""
+        row = self.rows[i]
+        return f"{self.where.shards[self.where.columns['shard'][row]].address}:{self.where.names[row]}"
+
+    def content(self, i: int) -> bytes:
+        """The bytes of an image, which are those that were indexed, or `ImageError` says why not."""
+        row = self.rows[i]
+        shard = self.refuse_lost(i)
+        length = int(self.where.columns["length"][row])
+        digest = self.where.columns["sha256"][row].tobytes()
+        for again in (False, True):
+            try:
+                found = read_range(shard, int(self.where.columns["offset"][row]), length)
+            except FileNotFoundError:
+                raise ImageError(self.place(i), "the shard is not there") from None
+            except OSError as error:
+                reason = str(error) if isinstance(error, OutOfReach) else error.strerror or str(error)
+                raise ImageError(self.place(i), reason) from None
+            if hashlib.sha256(found).digest() == digest:
+                return found
+            if again or not forget(shard):  # a damaged copy is dropped, and the shard itself is asked once more
+                break
+        reason = "its bytes are not those that were indexed (SHA-256)" if len(found) == length else FAULTS[CUT]
+        raise ImageError(self.place(i), reason)
+
+    def refuse_lost(self, i: int) -> Shard:
+        """The shard of an image; raises `ImageError` for an image of which it is known that it cannot be read."""
+        row = self.rows[i]
+        columns = self.where.columns
+        shard = self.where.shards[columns["shard"][row]]
+        if fault := int(columns["fault"][row]):
+            raise ImageError(self.place(i), FAULTS[fault])
+        if shard.size < 0:
+            raise ImageError(self.place(i), "the shard is not there")
+        if columns["offset"][row] + columns["length"][row] > shard.size:
+            raise ImageError(self.place(i), FAULTS[CUT])
+        return shard
+
+    def sizes(self) -> np.ndarray:
+        """As the index says; -1 where the shard is not there, or not as long."""
+        offset, length, shard, fault = (
+            self.where.columns[c][self.rows] for c in ("offset", "length", "shard", "fault")
+        )
+        ends = np.array([shard.size for shard in self.where.shards], dtype=np.int64)[shard]
+        return np.where((offset + length > ends) | (fault > 0), -1, length)
+
+    def digests(self, places: np.ndarray) -> np.ndarray:
+        """As the index says; what is read is held to it."""
+        return self.where.columns["sha256"][self.rows[places]]
+
+    def stamp(self, i: int) -> tuple[str, int, int]:
+        """Another if the shard was written to since, or the image is another."""
+        shard = self.refuse_lost(i)
+        row = self.rows[i]
+        known = hashlib.sha256(shard.stamp.encode() + self.where.columns["sha256"][row].tobytes()).digest()
+        return self.place(i), int(self.where.columns["length"][row]), int.from_bytes(known[:7], "big")
+
+    def take(self, places: np.ndarray) -> "Members":
+        """The images at these places; the index is shared."""
+        return replace(self, rows=self.rows[places])
+
+
+def read_shards(address: str | Path) -> Found:
+    """The images of tar shards, by split; shards without an index of ours are read once for one, kept in the cache.
+
+    Raises `UsageError` where there are none, `VitrailError` where an index is damaged or a file is no shard.
+    """
+    index = index_of(str(address))
+    columns = index.columns
+    splits = {}
+    numbers, first = np.unique(columns["split"], return_index=True)
+    for number in numbers[np.argsort(first)].tolist():
+        rows = np.flatnonzero(columns["split"] == number)
+        labels = Coded(index.classes, columns["label"][rows])
+        splits[SPLITS[number]] = Listing(Members(index, rows, index.channels), index.names.take(rows), labels)
+    if not splits and not index.lost:
+        raise VitrailError(f"{address} has no images", "a sample is KEY.jpg (or .png, ...) with KEY.cls or KEY.json")
+    if "all" in splits and len(splits) > 1:
+        raise VitrailError(
+            f"{address} has shards of {' and '.join(s for s in splits if s != 'all')} and shards of no split",
+            "name them all after their split, or read them by a pattern",
+        )
+    counts = np.bincount(columns["shard"], minlength=len(index.shards)).tolist()
+    missing = [
+        f"there is no shard {shard.address}, which holds {n} images"
+        for shard, n in zip(index.shards, counts, strict=True)
+        if shard.size < 0
+    ]
+    return Found(
+        index.name,
+        splits,
+        notes=list(index.notes),
+        flippable=index.flippable,
+        channels=index.channels,
+        missing=missing,
+        lost=list(index.lost),
+        advice="fetch it again, or go on without what it held with --skip-unreadable",
+    )
+
+
+def index_of(address: str) -> Index:
+    """The index of all shards at an address."""
+    name = called(address)
+    if not address.lower().endswith(".tar"):  # a folder
+        found = own_index(address)
+        files = [beside(address, shard.address) for shard in found.shards] if found else listed(address)
+        if found and not is_remote(address) and (more := sorted(set(listed(address)) - set(files))):
+            strangers = (
+                f"{address}: {len(more)} tar files are not in its index and left out, {Path(more[0]).name} first"
+            )
+            found = replace(found, notes=(*found.notes, strangers))
+        if not files:
+            raise UsageError(f"there are no tar files in {address}", "give a folder of shards, or a pattern of them")
+        own = {address.rstrip("/") if is_remote(address) else str(local(address)): found}
+    else:
+        files = expanded(address)
+        own = {folder: own_index(folder) for folder in dict.fromkeys(map(folder_of, files))}
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        shards = with_kept(list(pool.map(looked_at, files)))
+    parts, strangers_too = known(own, shards)
+    there = [shard for shard in strangers_too if shard.size >= 0]
+    if not parts and not there:
+        raise UsageError(
+            f"there is no shard {address}", "give a folder of shards, or a pattern as shards-{000..009}.tar"
+        )
+    absent = tuple(f"there is no shard {shard.address}" for shard in strangers_too if shard.size < 0)
+    parts += indexed_all(there)
+    whole_set = joined(name if len(parts) > 1 else parts[0].name if not there else name, parts)
+    return replace(whole_set, lost=(*whole_set.lost, *absent))
+
+
+def own_index(folder: str) -> Index | None:
+    """The index that `vitrail shard` wrote into a folder, if there is one."""
+    where = beside(folder, FILE)
+    try:
+        content = small_file(where, LONGEST)
+    except OSError as error:
+        raise VitrailError(f"{where} cannot be read: {error}") from None
+    return None if content is None else loaded(content, where)
+
+
+def known(own: dict[str, Index | None], shards: Sequence[Shard]) -> tuple[list[Index], list[Shard]]:
+    """What the folders' own indices say of these shards, and the shards that they do not know."""
+    parts, strangers = [], list(shards)
+    for folder, index in own.items():
+        if index is None:
+            continue
+        full = replace(
+            index, shards=tuple(replace(shard, address=beside(folder, shard.address)) for shard in index.shards)
+        )
+        sizes = {shard.address: shard.size for shard in full.shards}
+        mine = [shard for shard in strangers if shard.address in sizes]
+        strangers = [shard for shard in strangers if shard.address not in sizes]
+        if mine:
+            part = chosen(full, mine)
+            changed = tuple(
+                f"{shard.address} has {shard.size:,} bytes where its index says {sizes[shard.address]:,}: "
+                "it is damaged, or another"
+                for shard in mine
+                if shard.size >= 0 and shard.size != sizes[shard.address]
+            )
+            parts.append(replace(part, lost=(*part.lost, *changed)))
+    return parts, strangers
+
+
+def indexed_all(shards: Sequence[Shard]) -> list[Index]:
+    """The indices of shards that came without one: those kept from before, and new ones."""
+    found = {shard: kept(shard) for shard in shards}
+    new = [shard for shard, index in found.items() if index is None]
+    if new:
+        say(f"{len(new)} shard{'s are' if len(new) > 1 else ' is'} read once for an index")
+    with bar("reading shards", len(new)) as progress, ThreadPoolExecutor(2) as pool:
+        for shard, index in zip(new, pool.map(indexed, new), strict=True):
+            keep(shard, index)
+            found[shard] = index
+            progress.tick()
+    return [index for index in found.values() if index is not None]
+
+
+def index_file(shard: Shard) -> Path:
+    """Where the index of a shard without one is kept."""
+    return cache_home() / "shards" / f"{key_of(shard)}.safetensors"
+
+
+def kept(shard: Shard) -> Index | None:
+    """The index of a shard as it is now, from an earlier time; None where there is none or it is damaged."""
+    path = index_file(shard)
+    if not shard.stamp:  # nothing would say that it has changed
+        return None
+    try:
+        index = loaded(path.read_bytes(), str(path))
+    except (OSError, VitrailError):
+        return None
+    return replace(index, shards=(shard,)) if len(index.shards) == 1 else None
+
+
+def keep(shard: Shard, index: Index) -> None:
+    """Keeps an index for the next time, unless something in the shard is lost; without a cache nothing else is."""
+    if index.lost or not shard.stamp:
+        return
+    try:
+        save(replace(index, shards=(Shard("shard.tar", shard.size),)), index_file(shard))
+    except VitrailError as error:
+        say(f"the index is not kept: {error.sentence}")

@@ -1,0 +1,57 @@
+"""Images in tar shards, for a listing: where each lies, so that any process can read it alone."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+
+from vitrail.data.shards import read_shards
+from vitrail.data.shards.index import Index, empty
+from vitrail.data.shards.read import Members
+from vitrail.data.shards.storage import Shard, is_remote
+from vitrail.data.words import Names
+from vitrail.errors import VitrailError
+
+
+class Member(NamedTuple):
+    """An image in a shard, and what the index knows of it."""
+
+    shard: str
+    shard_size: int
+    stamp: str
+    offset: int
+    length: int
+    sha256: str
+    fault: int
+
+
+def members(address: str) -> Iterator[tuple[str, Member]]:
+    """All images of a set of shards with their places, shard by shard as they lie there.
+
+    Raises `VitrailError` where a shard is not there and nobody knows what it held.
+    """
+    found = read_shards(address)
+    if found.lost:
+        raise VitrailError(found.lost[0], found.advice)
+    for images in (listing.pixels for listing in found.splits.values()):
+        assert isinstance(images, Members)
+        columns = images.where.columns
+        order = np.lexsort((columns["offset"][images.rows], columns["shard"][images.rows]))
+        for i in map(int, order):
+            row = images.rows[i]
+            shard = images.where.shards[columns["shard"][row]]
+            offset, length, fault = (int(columns[name][row]) for name in ("offset", "length", "fault"))
+            digest = columns["sha256"][row].tobytes().hex()
+            yield images.place(i), Member(shard.address, shard.size, shard.stamp, offset, length, digest, fault)
+
+
+def content(path: str, member: Member) -> BytesIO:
+    """The bytes of an image in a shard, held to the index; raises `ImageError`."""
+    columns = empty(1)
+    for name in ("offset", "length", "fault"):
+        columns[name][0] = getattr(member, name)
+    columns["sha256"][0] = np.frombuffer(bytes.fromhex(member.sha256), np.uint8)
+    shard = Shard(member.shard, member.shard_size, member.stamp, keep=is_remote(member.shard))
+    index = Index("", (shard,), (), columns, Names.of([path.removeprefix(f"{member.shard}:")]))
+    return BytesIO(Members(index, np.zeros(1, np.int64)).content(0))

@@ -1,0 +1,138 @@
+"""The same parts through Ray Data: past one machine, Ray places the work and repeats what a dead node had in hand.
+
+A row of the data set is a part; an actor holds the model and writes the part itself, so a part that Ray does twice is
+the same file twice. The folder of results, and the images, must be where every machine sees them.
+"""
+
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitrail.errors import UsageError, VitrailError
+from vitrail.machine import cores
+from vitrail.predict.folder import Done
+from vitrail.predict.listing import Piece
+from vitrail.predict.local import Tell
+from vitrail.predict.task import Task
+
+REPEATS = 5  # times that Ray does a part again whose process or machine died
+
+
+def ray_engine(address: str | None) -> Any:
+    """An engine on the cluster at this address, or on one of its own; raises `UsageError` where Ray is missing."""
+    try:
+        import ray.data
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
+
+    def engine(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
+        with redirect_stdout(sys.stderr), connected(ray, address):  # Ray tells of dead processes where results go
+            try:
+                for row in results(ray, task, pieces, workers):
+                    if row["sentence"]:
+                        raise VitrailError(str(row["sentence"]), str(row["hint"]) or None)
+                    tell(int(row["rows"]), None)
+            except ray.exceptions.RayError as error:  # as when a part has ended its process for the sixth time
+                said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise VitrailError(f"Ray gave up: {said}", "often the memory is short: take fewer --workers") from None
+
+    return engine
+
+
+@contextmanager
+def connected(ray: Any, address: str | None) -> Iterator[None]:
+    """Inside, there is a cluster: the one this process has joined before, that at the address, or a new one here."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    levels = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    place = None
+    try:
+        if address is None:
+            place = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
+            ray.init("local", num_cpus=cores(), include_dashboard=False, _temp_dir=place, **quiet)
+        else:
+            ray.init(address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise VitrailError(f"Ray does not start: {str(error).splitlines()[0]}", "see --ray-address") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) -> Iterator[dict[str, Any]]:
+    """What became of each part, as it is done."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    threads = task.address.threads or 1
+    there = ray.cluster_resources()
+    on_gpu = not task.address.is_graph and task.address.device is None and there.get("GPU", 0) >= 1
+    on_gpu = on_gpu or (task.address.device or "").startswith("cuda")
+    room = int(there.get("GPU", 1)) if on_gpu else int(there.get("CPU", 1)) // threads
+    size = min(len(pieces), workers or max(1, room))
+    yield from (
+        ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
+        .map_batches(
+            actor_of(task),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=threads,
+            num_gpus=1 if on_gpu else 0,
+            ray_remote_args_fn=lambda: {"max_task_retries": REPEATS},
+        )
+        .iter_rows()
+    )
+
+
+def actor_of(task: Task) -> type:
+    """An actor for this task, which Ray can make again on any machine without asking for the task."""
+
+    class Bound(Actor):
+        def __init__(self) -> None:
+            super().__init__(task)
+
+    return Bound
+
+
+class Actor:
+    """A process of Ray's that holds the model."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        torch.set_num_threads(task.address.threads or 1)
+        self.refused: VitrailError | None = None
+        try:
+            self.classifier = task.open()
+        except VitrailError as error:
+            self.refused = error
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Does one part; what goes wrong is said in the row, for Ray would repeat it for ever."""
+        piece = Piece(**{name: int(values[0]) for name, values in batch.items()})
+        try:
+            if self.refused:
+                raise self.refused
+            done: Done = self.task.do(self.classifier, piece, lambda n: None)
+            said = {"part": done.part, "rows": done.rows, "sentence": "", "hint": ""}
+        except VitrailError as error:
+            said = {"part": piece.number, "rows": 0, "sentence": error.sentence, "hint": error.hint or ""}
+        return {name: np.array([value]) for name, value in said.items()}

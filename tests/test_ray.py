@@ -1,0 +1,141 @@
+"""Sweeps and training on a Ray cluster, with workers killed, where ray and optuna are installed."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vitrail
+from test_serve_ray import descendants
+from vitrail.errors import UsageError, VitrailError
+from vitrail.run_folder import RunFolder
+from vitrail.sweep.asked import SweepFolder
+
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch": 12, "optimizer": "adamw"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    pytest.importorskip("ray")
+    pytest.importorskip("optuna")
+    from vitrail.engines.cluster import connected
+
+    with connected(None, cores=2) as ray:
+        yield ray
+
+
+def meanwhile(do: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
+    """Does something in a thread; what it raises is kept."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            do()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, raised
+
+
+def until(what: Callable[[], Any], seconds: float = 300) -> Any:
+    """The first true answer."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+    return found
+
+
+def test_a_sweep_by_ray_tasks_one_of_which_is_killed(cluster: Any, colours: Path, tmp_path: Path):
+    """Every trial once, the killed one from its checkpoint."""
+    out = tmp_path / "out"
+    killed: list[int] = []
+
+    def kill() -> None:
+        def busy() -> int | None:
+            for path in sorted((out / "trials").glob("*")):
+                said = SweepFolder(out).lock(int(path.name)).read_text()
+                if said and 2 <= len(RunFolder(path).metrics()) < 10:
+                    killed.append(int(path.name))
+                    return int(json.loads(said)["process"])
+            return None
+
+        os.kill(until(busy), signal.SIGKILL)
+
+    thread, raised = meanwhile(kill)
+    done = vitrail.sweep(colours, vary={"lr": "1e-4..1e-2:log"}, trials=4, prune="none", out=out, engine="ray",
+                         processes=2, epochs=14, check_data=False, **TINY)  # fmt: skip
+    thread.join()
+    assert not raised
+    rows = done.result["rows"]
+    assert Counter(row["trial"] for row in rows) == dict.fromkeys(range(4), 1)
+    assert {row["state"] for row in rows} == {"complete"}
+    assert next(row for row in rows if row["trial"] == killed[0])["taken_up_again"] == 1
+    for row in rows:
+        assert [each["epoch"] for each in RunFolder(out / row["run"]).metrics()] == list(range(1, 15))
+    again = vitrail.sweep(colours, out=out, resume=True)  # without Ray, it is the same sweep
+    assert again.result["rows"] == rows
+
+
+def test_ray_train_goes_on_after_a_worker_is_killed(cluster: Any, colours: Path, tmp_path: Path):
+    """Two processes, one killed in mid-run: the run ends as the run of two processes that nobody killed."""
+    from vitrail.engines.ray_train import train_on_ray
+
+    out = tmp_path / "out"
+    seen: list[int] = []
+
+    def kill() -> None:
+        def trained() -> bool:
+            return 3 <= len(RunFolder(out).metrics()) < 15
+
+        until(trained)
+        seen.append(len(RunFolder(out).metrics()))
+        os.kill(descendants(b"RayTrainWorker")[-1], signal.SIGKILL)
+
+    thread, raised = meanwhile(kill)
+    options = {"epochs": 24, "make_report": False, "check_data": False, "precision": "fp32", **TINY}
+    done = train_on_ray(colours, out=out, processes=2, restarts=2, **options)
+    thread.join()
+    assert not raised
+    rows = RunFolder(out).metrics()
+    assert [row["epoch"] for row in rows] == list(range(1, 25))
+    assert done.result["test"]["images"] == 24
+    assert not list(out.parent.glob(".ray-*"))
+    alone = vitrail.train(colours, out=tmp_path / "alone", **options)  # the same global batches in one process
+    for ours, theirs in zip(rows, RunFolder(alone.folder).metrics(), strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+
+
+def test_what_a_restart_would_not_help_is_said_at_once(cluster: Any, colours: Path, tmp_path: Path):
+    from vitrail.engines.ray_train import train_on_ray
+
+    with pytest.raises(VitrailError, match="diverged"):
+        train_on_ray(colours, out=tmp_path / "out", processes=1, epochs=2, make_report=False, check_data=False,
+                     **{**TINY, "lr": 1e30})  # fmt: skip
+    with pytest.raises(UsageError, match="is not empty"):
+        train_on_ray(colours, out=tmp_path / "out", processes=1, **TINY)
+
+
+def test_wrong_use_needs_no_cluster(colours: Path, tmp_path: Path):
+    from vitrail.engines.ray_train import train_on_ray
+
+    for more, error in (
+        ({"processes": 0}, "are none"),
+        ({"processes": (3, 2)}, "are none"),
+        ({"restarts": -1}, "restarts is -1"),
+        ({"recipe": "smal"}, "no recipe 'smal'"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"resume": True}, "not a run that can be resumed"),
+    ):
+        with pytest.raises(UsageError, match=error):
+            train_on_ray(colours, out=tmp_path / "out", **more)

@@ -1,0 +1,577 @@
+"""Sweeps: what may be varied, what the trials come to, and that kills lose and double none of them."""
+
+import csv
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vitrail
+from kills import die_at_operation
+from vitrail import console, epochs, runs
+from vitrail.cli.main import Parser, main
+from vitrail.errors import UsageError, VitrailError
+from vitrail.run_folder import RunFolder
+from vitrail.sweep import lease
+from vitrail.sweep import study as studies
+from vitrail.sweep import worker as workers
+from vitrail.sweep.asked import Asked, SweepFolder
+from vitrail.sweep.lease import Watch
+from vitrail.sweep.results import command
+from vitrail.sweep.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
+from vitrail.sweep.study import distributions, impossible
+from vitrail.train.checkpoint import newest_checkpoint
+from vitrail.train.recipes import find_recipe
+
+TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch": 16, "epochs": 3}
+VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures():
+    """What a run draws is tested elsewhere, and is most of the work of a run as small as these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "draw_pictures", lambda *arguments: None)
+        patch.setattr(epochs, "draw_curves", lambda *arguments: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Sweep:
+    """A sweep that nothing disturbed."""
+    out = tmp_path_factory.mktemp("sweeps") / "whole"
+    torch.set_num_threads(1)
+    return vitrail.sweep(colours, vary=VARY, trials=5, out=out, **changed(depth=None))
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in {**TINY, **changes}.items() if value is not None}
+
+
+def came_to(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What two sweeps of the same bits have in common."""
+    kept = ("rank", "trial", "state", "values", "accuracy", "accuracy_interval", "loss", "epochs", "run")
+    return [{name: row[name] for name in kept} for row in rows]
+
+
+def asked_for(colours: Path, vary: dict[str, Any], **more: Any) -> Asked:
+    recipe = find_recipe("small", **TINY)
+    given = {"data": str(colours), "fingerprint": "x", "images": 6, "epochs": 3, "recipe": recipe}
+    return Asked(**{**given, "space": space_from(vary), **more})
+
+
+# What may be varied
+
+
+@pytest.mark.parametrize(
+    ("field", "said", "means"),
+    [
+        ("lr", "1e-4..1e-2:log", Range(1e-4, 1e-2, log=True)),
+        ("width", "96..192:32", Range(96, 192, step=32, whole=True)),
+        ("width", {"from": 96, "to": 192, "step": 32}, Range(96, 192, step=32, whole=True)),
+        ("depth", "1..4", Range(1, 4, whole=True)),
+        ("label_smoothing", "0..0.2", Range(0.0, 0.2)),
+        ("width", "96,128,192", Choice((96, 128, 192))),
+        ("width", [96, 128], Choice((96, 128))),
+        ("ema", "none, 0.99", Choice((None, 0.99))),
+        ("qk_norm", "true,false", Choice((True, False))),
+        ("position", "learned,rotary", Choice(("learned", "rotary"))),
+        ("size", "Ti,S", Choice(("Ti", "S"))),
+        ("image_size", "16,16x32", Choice((16, "16x32"))),
+        ("image_size", [16, (16, 32)], Choice((16, "16x32"))),
+        ("freeze", "0,2,backbone", Choice((0, 2, "backbone"))),
+    ],
+)
+def test_a_field_and_its_values(field: str, said: Any, means: Range | Choice):
+    space = space_from({field: said})
+    assert space == {field: means}
+    assert space_from(json.loads(json.dumps(space_to_json(space)))) == space
+
+
+@pytest.mark.parametrize(
+    ("field", "said", "error"),
+    [
+        ("lrr", "1..2", "did you mean lr"),
+        ("lr", "2..1", "the range 2..1 is empty"),
+        ("lr", "1..1", "is empty"),
+        ("lr", "-1..1", "must be a number, above 0"),
+        ("lr", "0..1:log", "starts above 0"),
+        ("lr", "1..2:x", "not a range of numbers"),
+        ("lr", "a..b", "not a range of numbers"),
+        ("lr", "nan..1", "not a number"),
+        ("lr", "1e-3..inf", "not a number"),
+        ("lr", "1..2:5", "do not lead"),
+        ("lr", "1..2:-1", "do not lead"),
+        ("lr", {"from": 1, "to": 2, "log": True, "step": 1}, "not both"),
+        ("lr", {"from": 1}, "needs from and to"),
+        ("lr", {"low": 1, "high": 2}, "a range has no 'high'"),
+        ("lr", {"from": 1, "to": 2, "log": "yes"}, "true or false"),
+        ("lr", 3, "neither a range nor a list"),
+        ("lr", "", "cannot be ''"),
+        ("lr", [], "empty list"),
+        ("lr", "1,", "cannot be ''"),
+        ("lr", "0.1,0.10", "twice"),
+        ("depth", "1.5..3", "whole number"),
+        ("depth", "0..3", "at least 1"),
+        ("width", "96,abc", "cannot be 'abc'"),
+        ("optimizer", "adam,muon", "cannot be 'adam'"),
+        ("optimizer", ["adam"], "cannot be 'adam'"),
+        ("optimizer", "1..2", "its values are words"),
+        ("position", "nowhere", "not known"),
+        ("size", "XXL", "no size 'XXL'"),
+        ("qk_norm", "maybe", "true or false"),
+        ("flip", "2,3", "at most 1"),
+        ("test", "0.1,0.2", "cannot be varied"),
+        ("split_seed", "1..9", "cannot be varied"),
+        ("workers", "1..9", "cannot be varied"),
+    ],
+)
+def test_what_no_trial_could_have_is_refused(field: str, said: Any, error: str):
+    with pytest.raises(UsageError) as caught:
+        space_from({field: said})
+    assert error in str(caught.value)
+
+
+def test_words_and_files(tmp_path: Path):
+    assert read_words(["lr=1..2", "mlp-width=3", "--depth=1"]) == {"lr": "1..2", "mlp_width": "3", "depth": "1"}
+    with pytest.raises(UsageError, match="twice"):
+        read_words(["lr=1", "lr=2"])
+    file = tmp_path / "space.toml"
+    file.write_text('lr = "1e-4..1e-2:log"\nwidth = [96, 128]\nwarmup = {from = 0, to = 0.3}\n')
+    assert space_from(read_file(file)) == {
+        "lr": Range(1e-4, 1e-2, log=True), "width": Choice((96, 128)), "warmup": Range(0.0, 0.3)
+    }  # fmt: skip
+    file.write_text("lr = ")
+    with pytest.raises(UsageError, match="is no space"):
+        read_file(file)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_file(tmp_path / "nowhere.toml")
+
+
+def test_points_that_can_be_counted():
+    space = space_from({"width": "96..192:32", "depth": "1..2", "flip": "0..1:0.25"})
+    every = list(points(space) or ())
+    assert len(every) == count(space) == 4 * 2 * 5
+    assert every[0] == {"width": 96, "depth": 1, "flip": 0.0}
+    assert every[-1] == {"width": 192, "depth": 2, "flip": 1.0}
+    assert count(space_from({"lr": "1e-4..1e-2:log"})) is None
+    assert points(space_from({"lr": "1e-4..1e-2:log"})) is None
+
+
+def test_every_draw_is_within_the_space_and_none_comes_twice(colours: Path):
+    """Also where steps end before the range does, and where few points are left."""
+    import optuna
+
+    vary = {"width": "16..63:16", "depth": "1..3", "dropout": "0..0.5", "lr": "1e-5..1e-1:log", "batch": "2..512"}
+    asked = asked_for(colours, vary, trials=40)
+    study = optuna.create_study(direction="maximize")
+    for number in range(40):
+        values = studies.propose(asked, studies.trials_of(study))
+        assert values is not None and impossible(asked, values) is None
+        assert values["width"] in (16, 32, 48) and values["depth"] in (1, 2, 3)
+        trial = optuna.create_trial(
+            value=random.Random(number).random(), params=values, distributions=distributions(asked)
+        )
+        study.add_trial(trial)
+    assert len({repr(sorted(trial.params.items())) for trial in study.trials}) == 40
+    few = asked_for(colours, {"heads": "1,2,3,4,5", "width": "16,24"}, trials=6)  # 3 and 5 divide no 16, 5 no 24
+    study = optuna.create_study(direction="maximize")
+    while (values := studies.propose(few, studies.trials_of(study))) is not None:
+        study.add_trial(optuna.create_trial(value=0.5, params=values, distributions=distributions(few)))
+    assert len(study.trials) == 3 + 4
+
+
+def test_the_same_history_proposes_the_same(colours: Path):
+    asked = asked_for(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"})
+    assert studies.propose(asked, []) == studies.propose(asked, [])
+    other = asked_for(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"}, seed=1)
+    assert studies.propose(asked, []) != studies.propose(other, [])
+
+
+# What a sweep leaves
+
+
+def test_the_table(whole: vitrail.Sweep, colours: Path):
+    rows, result = whole.result["rows"], whole.result
+    assert sorted(row["trial"] for row in rows) == list(range(5))
+    assert result["complete"] + result["pruned"] == 5
+    complete = [row for row in rows if row["state"] == "complete"]
+    assert [row["rank"] for row in complete] == list(range(1, len(complete) + 1))
+    assert rows[: len(complete)] == complete
+    ordered = [(-row["accuracy"], row["loss"]) for row in complete]
+    assert ordered == sorted(ordered)
+    assert whole.best == rows[0]
+    for row in rows:
+        low, high = row["accuracy_interval"]
+        assert low <= row["accuracy"] <= high
+        run = RunFolder(whole.folder / row["run"])
+        trained = run.metrics()
+        best = max(trained, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))
+        assert row["accuracy"] == best["validation_accuracy"]
+        assert row["epochs"] == len(trained) == (3 if row["state"] == "complete" else row["epochs"])
+        recipe = run.recipe()
+        assert (recipe.lr, recipe.optimizer, recipe.model["depth"]) == (
+            row["values"]["lr"], row["values"]["optimizer"], row["values"]["depth"]
+        )  # fmt: skip
+    written = json.loads((whole.folder / "sweep.json").read_text())
+    assert written == result
+    with (whole.folder / "sweep.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["lr"]) for line in lines] == [row["values"]["lr"] for row in rows]
+    assert (whole.folder / "slices.png").stat().st_size > 5000
+    assert (whole.folder / "parallel.png").stat().st_size > 5000
+    if result["importance"]:
+        assert sum(result["importance"].values()) == pytest.approx(1, abs=0.01)
+        assert set(result["importance"]) == set(VARY)
+
+
+def test_the_best_run_predicts(whole: vitrail.Sweep, colours: Path):
+    assert whole.best is not None
+    clf = vitrail.load(whole.folder / whole.best["run"])
+    assert clf.classes == ("blue", "green", "red")
+    assert set(clf.origin["metrics"]) == {"validation"}
+
+
+def test_the_command_trains_the_best(whole: vitrail.Sweep):
+    """Read by the parser of `train`, it is the recipe of the trial."""
+    from vitrail.cli import train as verb
+
+    assert whole.best is not None
+    words = shlex.split(whole.result["command"])
+    assert words[:2] == ["vitrail", "train"]
+    parser = Parser(allow_abbrev=False)
+    verb.arguments(parser)
+    arguments = parser.parse(words[2:])
+    recipe = find_recipe(arguments.recipe or "small", **verb.given_fields(arguments))
+    assert recipe == RunFolder(whole.folder / whole.best["run"]).recipe()
+
+
+def test_commands_for_other_recipes(colours: Path):
+    from vitrail.cli import train as verb
+
+    recipe = find_recipe("tutorial", qk_norm=True, position="rotary", image_size=(16, 32), clip=2.0, validation=0.1)
+    asked = asked_for(colours, {"ema": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model")
+    words = shlex.split(command(asked, {"ema": None, "qkv_bias": False}))
+    parser = Parser(allow_abbrev=False)
+    verb.arguments(parser)
+    arguments = parser.parse(words[2:])
+    assert arguments.model == "some/model"
+    assert find_recipe(arguments.recipe, **verb.given_fields(arguments)) == recipe.but(ema=None, qkv_bias=False)
+
+
+def test_trials_look_at_no_test_image(make_folder: Callable[..., Path], tmp_path: Path):
+    """They are not even readable; whoever looked would fail. Only --finish looks."""
+    data = make_folder("data", {"train": 12, "test": 4})
+    for image in (data / "test").rglob("*.png"):
+        image.write_bytes(image.read_bytes()[:60])
+    done = vitrail.sweep(data, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", check_data=False, **changed(epochs=1))
+    assert done.result["complete"] == 2
+    for row in done.result["rows"]:
+        assert "test" not in json.loads((done.folder / row["run"] / "result.json").read_text())
+    with pytest.raises(VitrailError, match="test"):
+        vitrail.sweep(data, out=done.folder, resume=True, finish=True)
+
+
+def copied(whole: vitrail.Sweep, tmp_path: Path) -> Path:
+    """The sweep in another place, where it is as good."""
+    shutil.copytree(whole.folder, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_the_best_is_scored_once(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+    out = copied(whole, tmp_path)
+    done = vitrail.sweep(colours, out=out, resume=True, finish=True)
+    assert done.finished is not None and done.best is not None
+    scores = done.result["finished"]
+    assert scores["trial"] == done.best["trial"] and scores["test"]["images"] == 24
+    assert (out / "best" / "report.html").exists()
+    trial, best = (vitrail.load(place) for place in (out / done.best["run"], out / "best"))
+    assert all(torch.equal(a, b) for a, b in zip(trial.vit.parameters(), best.vit.parameters(), strict=True))
+    assert vitrail.sweep(colours, out=out, resume=True).result["finished"] == scores  # and it stays in the table
+    (out / "best" / "trial.json").write_text(json.dumps({"trial": done.best["trial"] + 1}))
+    with pytest.raises(UsageError, match="has been scored on test"):
+        vitrail.sweep(colours, out=out, resume=True, finish=True)
+
+
+# What goes wrong
+
+
+def test_a_trial_that_diverges_is_a_failed_trial(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["sweep", str(colours), "--vary", "lr=1e-3,1e30", "--optimizer", "adamw", "--by", "loss"]
+    words += ["--out", str(tmp_path / "out")]
+    assert main([*words, *options(epochs=2), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    good, bad = result["rows"]
+    assert (good["state"], bad["state"]) == ("complete", "failed")
+    assert "diverged" in bad["error"]
+    assert result["trials"] == 2  # as many as there are points
+    assert main(["sweep", str(colours), "--resume", "--out", str(tmp_path / "out")]) == 0
+    assert "failed" in capsys.readouterr().out
+
+
+def options(**changes: Any) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in changed(**changes).items()]
+
+
+def test_a_fault_that_every_trial_has_stops_the_sweep(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def broken(*arguments: Any, **more: Any) -> None:
+        calls.append(1)
+        raise RuntimeError("the kernel is missing")
+
+    monkeypatch.setattr(workers, "train", broken)
+    with pytest.raises(VitrailError, match="3 trials in a row failed.*the kernel is missing"):
+        vitrail.sweep(colours, vary={"lr": "1e-4..1e-2"}, trials=9, out=tmp_path / "out", **TINY)
+    assert len(calls) == 3
+
+
+def test_a_full_disk_leaves_the_trial_to_be_taken_up(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = workers.train
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise VitrailError("no room is left", "make room")
+
+    monkeypatch.setattr(workers, "train", full)
+    with pytest.raises(VitrailError, match="no room is left"):
+        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", **changed(epochs=1))
+    monkeypatch.setattr(workers, "train", real)
+    done = vitrail.sweep(colours, out=tmp_path / "out", resume=True)
+    assert [row["state"] for row in done.result["rows"]] == ["complete", "complete"]
+    assert not any("taken_up_again" in row for row in done.result["rows"])  # it was given back, nobody died
+
+
+def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    pid = os.fork()
+    if not pid:  # the sweep is begun, and dies in its first trial
+        workers.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
+        console.quiet = True
+        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=out, **changed(epochs=1))
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    for _ in range(2):
+        pid = os.fork()
+        if not pid:
+            workers.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
+            workers.work(out)
+            os._exit(1)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    done = vitrail.sweep(colours, out=out, resume=True)
+    good, bad = done.result["rows"]
+    assert (good["trial"], good["state"]) == (1, "complete")
+    assert (bad["trial"], bad["state"], bad["taken_up_again"]) == (0, "failed", 3)
+    assert "its process died 3 times" in bad["error"]
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"vary": {}}, "needs a field to vary"),
+        ({"vary": {"lr": "1..2"}, "trials": 0}, "trials is 0"),
+        ({"vary": {"lr": "1..2"}, "processes": 0}, "processes is 0"),
+        ({"vary": {"lr": "1..2"}, "validation": 0.0}, "keeps no validation images"),
+        ({"vary": {"width": [17, 19]}}, "no trial can have such values: width 17"),
+        ({"vary": {"epochs": "1..3"}, "prune": "median"}, "different lengths"),
+        ({"vary": {"lr": "1..2"}, "by": "luck"}, "by 'luck' is not known"),
+        ({"vary": {"lr": "1..2"}, "device": "abacus"}, "there is no device"),
+        ({"vary": {"lr": "1..2"}, "resume": True}, "not a sweep that can be resumed"),
+    ],
+)
+def test_wrong_use_writes_nothing(colours: Path, tmp_path: Path, more: dict[str, Any], error: str):
+    with pytest.raises(UsageError, match=error):
+        vitrail.sweep(colours, out=tmp_path / "out", **{**TINY, **more})
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_optuna_a_sentence_says_what_to_install(colours: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UsageError, match=r"optuna is not installed \(pip install 'vitrail\[sweep\]'\)"):
+        vitrail.sweep(colours, vary={"lr": [1, 2]})
+
+
+def test_a_resume_must_ask_for_the_same(whole: vitrail.Sweep, colours: Path, make_folder: Callable[..., Path]):
+    for more, error in (
+        ({"vary": {"lr": "1e-4..1e-1:log"}}, r"another space \(it differs in depth, optimizer\)"),
+        ({"vary": {**VARY, "lr": "1e-4..1e-2:log"}}, r"another space \(it differs in lr\)"),
+        ({"width": 32}, "another recipe"),
+        ({"recipe": "tutorial"}, "another recipe"),
+        ({"search": "random"}, "with search tpe, not random"),
+        ({"trials": 3}, "has 5 trials already"),
+    ):
+        with pytest.raises(UsageError, match=error):
+            vitrail.sweep(colours, out=whole.folder, resume=True, **more)
+    with pytest.raises(UsageError, match="was started on"):
+        vitrail.sweep(make_folder("other", 8), out=whole.folder, resume=True)
+    with pytest.raises(UsageError, match="is not empty"):
+        vitrail.sweep(colours, vary=VARY, out=whole.folder)
+    again = vitrail.sweep(colours, out=whole.folder, resume=True, vary=VARY, search="tpe", mlp_width=16)
+    assert came_to(again.result["rows"]) == came_to(whole.result["rows"])
+
+
+def test_a_damaged_note_and_study_are_named(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    (out / "locks").mkdir(parents=True)
+    for damage in ("{", "[]", '{"data": 1}', "[" * 100_000):
+        (out / "asked.json").write_text(damage)
+        with pytest.raises(VitrailError, match="is damaged"):
+            vitrail.sweep(colours, out=out, resume=True)
+    (out / "asked.json").write_bytes((whole.folder / "asked.json").read_bytes())
+    (out / "study.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(VitrailError, match=r"study.db cannot be used"):
+        vitrail.sweep(colours, out=out, resume=True)
+
+
+# Kills
+
+
+def test_killed_at_any_moment_a_sweep_comes_to_the_same(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+    """Every process is killed at a random file operation, until the last; no trial is lost, doubled or changed."""
+    out, draw, kills = tmp_path / "killed", random.Random(5), 0
+    resume = False
+    while True:
+        pid = os.fork()
+        if not pid:
+            code = 70
+            try:
+                console.quiet, workers.DEATHS = True, 99
+                if kills < 6:
+                    die_at_operation(1 + int(draw.expovariate(1 / 12)), draw.random() < 0.5)
+                more: dict[str, Any] = (
+                    {"resume": True} if resume else {"vary": VARY, "trials": 5, **changed(depth=None)}
+                )
+                vitrail.sweep(colours, out=out, **more)
+                code = 0
+            except BaseException as error:
+                print(repr(error), file=sys.stderr)
+            finally:
+                os._exit(code)
+        draw.random()  # the next process dies elsewhere
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        resume = (out / "asked.json").exists()
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+    assert kills >= 4
+    rows = json.loads((out / "sweep.json").read_text())["rows"]
+    assert came_to(rows) == came_to(whole.result["rows"])
+    for row in rows:
+        ours, theirs = (folder / row["run"] / "classifier.safetensors" for folder in (out, whole.folder))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_trial_is_in_one_pair_of_hands(tmp_path: Path):
+    path = tmp_path / "locks" / "000"
+    first = Watch().take(path)
+    assert first is not None and not first.died
+    assert Watch().take(path) is None
+    first.give_back()
+    second = Watch().take(path)
+    assert second is not None and not second.died
+    second.give_back()
+
+
+def test_a_trial_of_another_machine_is_left_until_it_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where locks do not reach other machines, the lock is free while somebody is at work."""
+    path, watch = tmp_path / "000", Watch()
+    path.write_text(json.dumps({"machine": "another", "process": 1}))
+    monkeypatch.setattr(lease, "SILENCE", 0.2)
+    assert watch.take(path) is None  # seen for the first time
+    time.sleep(0.3)
+    os.utime(path)  # a sign of life
+    assert watch.take(path) is None
+    time.sleep(0.3)
+    taken = watch.take(path)
+    assert taken is not None and taken.died
+    taken.give_back()
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(600)
+def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path):
+    """Two processes of the command line's own, one of them killed in a trial: every trial once, and it is said."""
+    out = tmp_path / "out"
+    words = ["--vary", "lr=1e-4..1e-1:log", "--prune", "none", "--trials", "4", "--processes", "2", "--json"]
+    with begun(colours, out, *words, *options(epochs=12)) as running:
+        number, victim = at_work(out)
+        os.kill(victim, signal.SIGKILL)
+        answer, said = running.communicate(timeout=500)
+    assert running.returncode == 0, said
+    assert f"process {victim} was killed (signal 9)" in said
+    rows = json.loads(answer)["rows"]
+    assert Counter(row["trial"] for row in rows) == dict.fromkeys(range(4), 1)
+    assert {row["state"] for row in rows} == {"complete"}
+    assert next(row for row in rows if row["trial"] == number)["taken_up_again"] == 1
+    for row in rows:
+        assert [each["epoch"] for each in RunFolder(out / row["run"]).metrics()] == list(range(1, 13))
+
+
+@contextmanager
+def begun(data: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of the command line in a process of its own, which ends with the test."""
+    whole = [sys.executable, "-m", "vitrail", "sweep", str(data), "--out", str(out), "--no-check", *words]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, env=single(), start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def single() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def at_work(out: Path) -> tuple[int, int]:
+    """A trial that has trained an epoch but not all, and the process at work on it."""
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        for path in sorted((out / "trials").glob("*")):
+            lock = SweepFolder(out).lock(int(path.name))
+            done = len(RunFolder(path).metrics())
+            if 1 <= done < 10 and lock.exists() and (held := lock.read_text()):
+                return int(path.name), json.loads(held)["process"]
+        time.sleep(0.01)
+    raise AssertionError("no trial was seen at work")
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(600)
+def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(colours: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with begun(colours, out, "--vary", "lr=1e-3,1e-2", *options(epochs=40)) as running:
+        number, process = at_work(out)
+        assert process == running.pid
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=300)[1]
+    assert running.returncode == 130
+    assert f"vitrail sweep {colours} --resume --out {out}" in said
+    assert newest_checkpoint(out / "trials" / f"{number:03d}" / "checkpoint") is not None
+    taken = Watch().take(SweepFolder(out).lock(number))
+    assert taken is not None and not taken.died  # it was given back
+    taken.give_back()
+
+
+def test_more_trials_extend_a_sweep(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+    out = copied(whole, tmp_path)
+    more = vitrail.sweep(colours, out=out, resume=True, trials=6)
+    rows = {row["trial"]: row for row in more.result["rows"]}
+    assert sorted(rows) == list(range(6)) and rows[5]["accuracy"] is not None
+    for row in whole.result["rows"]:
+        assert came_to([{**rows[row["trial"]], "rank": None}]) == came_to([{**row, "rank": None}])
