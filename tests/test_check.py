@@ -276,7 +276,7 @@ def test_a_clean_list_lacks_what_is_wrong_keeps_the_rest_and_trains(photos: Path
 
 
 def test_a_clean_list_is_for_files(tmp_path: Path):
-    with pytest.raises(UsageError, match="built-in"):
+    with pytest.raises(UsageError, match="not files of their own"):
         write_clean(check("digits"), tmp_path / "clean.csv")
 
 

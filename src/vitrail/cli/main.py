@@ -119,7 +119,7 @@ def _answer(words: list[str]) -> Answer | None:
         arguments = parser.parse(words[1:])
     except SystemExit:  # --help has printed
         return None
-    arguments.words = words
+    arguments.line = words  # as it was typed, for who says it again
     console.quiet = arguments.quiet
     run: Callable[[argparse.Namespace], Answer | None] = module.run
     return run(arguments)

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> Answer | None:
     if arguments.ray_address or arguments.min_processes or arguments.restarts is not None:
         raise UsageError("--ray-address, --min-processes and --restarts are for Ray", "add --engine ray")
     if arguments.processes is not None and not launched():
-        return launch(arguments.words, arguments.processes)
+        return launch(arguments.line, arguments.processes)
     answer: Answer | VitrailError
     try:
         if launched():
