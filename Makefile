@@ -1,5 +1,5 @@
 # make demo   set up, train on digits, evaluate, explain, say where the pictures are
-# make test   the whole suite
+# make test   the suite; make test-scale: many processes, nodes and Ray, in minutes of their own
 # make check  lint and types
 # make parity measure every family beside its reference and write docs/parity.md
 # make cards  write the cards again from what timm, torchvision and open_clip say
@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-# Tests need a browser (Debian's Chromium), and one of two nodes the program ip: installed where missing and we may.
+# Tests need a browser (Debian's Chromium), one of two nodes the program ip: installed where missing and we may.
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 MAY := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
-.PHONY: demo test check parity cards format wheel clean
+.PHONY: demo test test-scale check parity cards format wheel clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitrail needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -37,8 +38,11 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-for-work
 	@{ $(BROWSER); } >/dev/null || { $(MAY) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
+	$(TEST) -m "not scale"
+
+test-scale: $(VENV)/ready-for-work
 	@command -v ip >/dev/null || { $(MAY) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(TEST) -m scale
 
 check: $(VENV)/ready-for-work
 	$(BIN)/ruff format --check
