@@ -173,10 +173,10 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail import epochs, runs
+    from vitrail import epochs, run_end
     from vitrail.run_folder import begun_by
 
-    for module, name in ((runs, "draw_pictures"), (epochs, "draw_curves")):  # others show them
+    for module, name in ((run_end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
     assert job() is None

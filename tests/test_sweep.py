@@ -21,7 +21,7 @@ import torch
 
 import vitrail
 from kills import die_at_operation
-from vitrail import console, epochs, runs
+from vitrail import console, epochs, run_end
 from vitrail.cli.main import Parser, main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.run_folder import RunFolder
@@ -44,7 +44,7 @@ VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
 def _no_pictures():
     """What a run draws is tested elsewhere, and is most of the work of a run as small as these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "draw_pictures", lambda *arguments: None)
+        patch.setattr(run_end, "draw_pictures", lambda *arguments: None)
         patch.setattr(epochs, "draw_curves", lambda *arguments: None)
         yield
 

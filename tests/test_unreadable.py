@@ -117,6 +117,23 @@ def test_a_file_that_disappears_during_the_run_stops_it_or_is_counted(make_folde
     assert "left out of epoch 2" in capsys.readouterr().err
 
 
+def test_a_test_image_that_disappears_is_left_out_of_scores_and_pictures(make_folder):
+    folder = make_folder("fading", {"train": 8, "val": 4, "test": 4})
+    victim = folder / "test" / "red" / "0.png"
+    run = vitrail.train(
+        folder,
+        out=folder.parent / "run",
+        epochs=1,
+        batch=8,
+        memory=0.0,
+        skip_unreadable=True,
+        watchers=[lambda *row: victim.unlink(missing_ok=True)],
+        **SMALL,
+    )
+    assert (run.result["test"]["images"], run.result["test"]["unreadable"]) == (7, 1)
+    assert {"attention.png", "confusion.png", "report.html"} <= {path.name for path in run.folder.iterdir()}
+
+
 def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_there(make_folder, monkeypatch, capsys):
     folder = make_folder("busy", 20)
     options = {"epochs": 2, "batch": 8, "memory": 0.0, "workers": 1, **SMALL}

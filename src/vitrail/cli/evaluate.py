@@ -150,7 +150,7 @@ def temperature_said(classifier: AnyClassifier) -> str:
 
 def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argparse.Namespace, folder: Path) -> Path:
     """Writes the report and returns where the page is."""
-    from vitrail.report import Depth, Subject, command, readable, write_report
+    from vitrail.report import Depth, Subject, command, write_report
     from vitrail.report.collect import STEPS
 
     skip = arguments.skip_unreadable
@@ -158,7 +158,7 @@ def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argpars
     named = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
     subject = Subject(
         classifier,
-        readable(parts[split], evaluation.outcome),
+        evaluation.outcome.read_of(parts[split]),
         evaluation,
         split=split,
         parts=parts,

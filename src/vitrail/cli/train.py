@@ -20,7 +20,8 @@ from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
 from vitrail.pretrained import beside
-from vitrail.runs import Run, train
+from vitrail.run_end import Run
+from vitrail.runs import train
 from vitrail.train.distributed import PeerLost
 from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
 from vitrail.weights.sizes import SIZES

@@ -17,8 +17,9 @@ from vitrail.console import say
 from vitrail.engines.cluster import connected
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import cores
+from vitrail.run_end import Run
 from vitrail.run_folder import RunFolder, numbered, old_run, refuse_taken
-from vitrail.runs import Run, train
+from vitrail.runs import train
 from vitrail.train.checkpoint import read_json
 from vitrail.train.distributed import PeerLost
 from vitrail.train.recipes import DEFAULT, FIELDS, TRANSFER, find_recipe

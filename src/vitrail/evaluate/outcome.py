@@ -27,6 +27,13 @@ class Outcome:
     classes: tuple[str, ...]
     unreadable: tuple[ImageError, ...] = ()  # images that were listed and are in none of the arrays
 
+    def read_of(self, images: Images) -> Images:
+        """The images that this is of: those of the listed that could be read."""
+        if not self.unreadable:
+            return images
+        gone = {error.name for error in self.unreadable}
+        return images.subset([i for i, path in enumerate(images.paths) if path not in gone])
+
     @property
     def probabilities(self) -> np.ndarray:
         """Softmax of the logits, (n, Y)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.evaluate import Evaluation, Outcome
+from vitrail.evaluate import Evaluation
 
 CPU_BUDGET = 1e13  # multiply-adds that maps and their scores may take: a minute or two on two cores
 GPU_FACTOR = 100
@@ -37,14 +37,6 @@ class Subject:
     def validation(self) -> Images | None:
         """Images to choose by, if there are any besides those that are scored."""
         return self.parts.get("validation") if self.split != "validation" else None
-
-
-def readable(images: Images, outcome: Outcome) -> Images:
-    """The images that the outcome is of: those that could be read."""
-    if not outcome.unreadable:
-        return images
-    gone = {error.name for error in outcome.unreadable}
-    return images.subset([i for i, path in enumerate(images.paths) if path not in gone])
 
 
 def command(model: str | Path, data: str | Path, options: list[str]) -> str:

@@ -23,7 +23,8 @@ from vitrail.files import put_json, write_json
 from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import pick_device
 from vitrail.run_data import checked, without
-from vitrail.runs import Run, train
+from vitrail.run_end import Run
+from vitrail.runs import train
 from vitrail.sweep.asked import (
     Asked,
     By,
