@@ -407,3 +407,15 @@ def test_half_a_line_of_metrics_is_forgotten(make_folder):
     (run.folder / "metrics.jsonl").write_text(lines + '{"epoch": 3, "tra')
     vitrail.train(folder, out=run.folder, resume=True)
     assert (run.folder / "metrics.jsonl").read_text() == lines
+
+
+def test_what_a_run_killed_in_its_first_moment_left_is_in_nobodys_way(make_folder, tmp_path: Path):
+    folder = make_folder("photos", 10)
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / ".recipe-4711.json").write_text("{")
+    run = vitrail.train(folder, out=tmp_path / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=16)
+    assert run.result["test"]["images"]
+    (tmp_path / "other" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "other" / "checkpoint" / "mine.txt").write_text("kept")
+    with pytest.raises(UsageError, match="is not empty"):
+        vitrail.train(folder, out=tmp_path / "other", epochs=1)

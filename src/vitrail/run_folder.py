@@ -183,8 +183,10 @@ def refuse_taken(out: str | Path | None) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file counts: not one that a run killed in its first moment left beside."""
-    return not (path.name.startswith(CLAIM) and path.suffix == ".json")
+    """Whether a file counts: not what a run killed in its first moment left."""
+    claim = path.name.startswith(CLAIM) and path.suffix == ".json"
+    nothing_saved = path.name == "checkpoint" and path.is_dir() and not any(path.iterdir())
+    return not (claim or nothing_saved)
 
 
 def nearest(path: Path) -> Path:
