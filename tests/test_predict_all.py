@@ -727,6 +727,7 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
         command.until(lambda: notes(out) >= 2 and len(actors(os.getpid())) >= 2)
         os.kill(actors(os.getpid())[0], signal.SIGKILL)
         code, document, said = command.ended()
+        assert "error" not in document, document
         assert (code, document["images"], document["unreadable"], document["complete"]) == (1, IMAGES, 1, True), said
         assert hashes(out) == hashes(undisturbed)
 
@@ -735,6 +736,7 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
         command.until(lambda: notes(out) >= 2 and len(actors(os.getpid())) >= 3)
         cluster.remove_node(nodes[0], allow_graceful=False)
         code, document, said = command.ended()
+        assert "error" not in document, document
         assert (code, document["images"], document["unreadable"], document["complete"]) == (1, IMAGES, 1, True), said
         assert hashes(out) == hashes(undisturbed)
     finally:

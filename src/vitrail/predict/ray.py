@@ -23,6 +23,7 @@ from vitrail.predict.listing import Piece
 from vitrail.predict.local import Tell
 from vitrail.predict.task import Task
 
+TRIES = 2  # times in a row that Ray may get nothing done before it is said to have given up
 REPEATS = 5  # times that Ray does a part again whose process or machine died
 
 
@@ -35,16 +36,28 @@ def ray_engine(address: str | None) -> Any:
 
     def engine(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
         with redirect_stdout(sys.stderr), connected(ray, address):  # Ray tells of dead processes where results go
-            try:
-                for row in results(ray, task, pieces, workers):
-                    if row["sentence"]:
-                        raise VitrailError(str(row["sentence"]), str(row["hint"]) or None)
-                    tell(int(row["rows"]), None)
-            except ray.exceptions.RayError as error:  # as when a part has ended its process for the sixth time
-                said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                raise VitrailError(f"Ray gave up: {said}", "often the memory is short: take fewer --workers") from None
+            left, in_vain = list(pieces), 0
+            while left:
+                done: set[int] = set()
+                try:
+                    for row in results(ray, task, left, workers):
+                        if row["sentence"]:
+                            raise VitrailError(str(row["sentence"]), str(row["hint"]) or None)
+                        done.add(int(row["part"]))
+                        tell(int(row["rows"]), None)
+                except ray.exceptions.RayError as error:  # a lost node, or a part that ended its process six times
+                    in_vain = 0 if done else in_vain + 1
+                    if in_vain == TRIES:
+                        raise gave_up(error) from None
+                left = [piece for piece in left if piece.number not in done]
 
     return engine
+
+
+def gave_up(error: Exception) -> VitrailError:
+    """What is said where Ray does not get the work done."""
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return VitrailError(f"Ray gave up: {said}", "often the memory is short: take fewer --workers, then --resume")
 
 
 @contextmanager
