@@ -134,7 +134,9 @@ def steps_here(rank: int, size: int, folder: Path, model: str, steps: int, batch
         pixels = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)
         labels = torch.randint(0, 1000, (batch * size,))
         learner = trainee(vit, recipe, world)
-        going = train_steps(learner, ((pixels, labels) for _ in range(steps + 2)), recipe, Preprocess(), steps=100)
+        going = train_steps(
+            learner, ((pixels, labels) for _ in range(steps + 2)), recipe, Preprocess(image_size=(224, 224)), steps=100
+        )
         next(going), next(going)
         before, wall, cpu = sent_here(), time.perf_counter(), time.process_time()
         for _ in range(steps):
