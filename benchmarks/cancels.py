@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,10 @@ class Log:
 
     def read(self) -> None:
         """Until the server has gone."""
-        for line in self.lines:
-            if '"event": "request"' not in line and line.startswith("{"):
-                self.kept.append(json.loads(line))
+        with suppress(ValueError):  # closed where the server has ended
+            for line in self.lines:
+                if '"event": "request"' not in line and line.startswith("{"):
+                    self.kept.append(json.loads(line))
 
     def wait(self, event: str, after: int = 0) -> dict[str, Any]:
         """The first such line after so many others."""
