@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -259,6 +260,14 @@ def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float =
         time.sleep(0.05)
 
 
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Until something has happened."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def workers(launcher: subprocess.Popen) -> list[int]:
     """The processes that a launcher has started, by rank."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
@@ -373,25 +382,50 @@ def two_nodes():
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+def torchrun(number: int, name: str, end: str, *words: object, variable: str = "VITRAIL=") -> subprocess.Popen:
+    """vitrail on one of two nodes (0, 1), the first of which is where they meet."""
+    conf = f"is_host={int(number == 0)},join_timeout=120,last_call_timeout=4"
+    meet = [
+        "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=nodes", "--rdzv-backend=c10d",
+        "--rdzv-endpoint=10.199.0.1:29400", f"--local-addr=10.199.0.{number + 1}", f"--rdzv-conf={conf}",
+    ]  # fmt: skip
+    entered = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={end}", variable, sys.executable]
+    return started([*entered, "-m", "torch.distributed.run", *meet, "-m", "vitrail", *map(str, words)])
+
+
+def pids(name: str) -> list[int]:
+    """The processes of a node."""
+    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
 def test_a_lost_node_leaves_the_other_to_go_on(photos: Path, alone: list[dict], tmp_path: Path, two_nodes):
     out = tmp_path / "run"
-    launchers = []
-    for number, (name, end) in enumerate(two_nodes, 1):
-        conf = f"is_host={int(number == 1)},join_timeout=120,last_call_timeout=4"
-        torchrun = [
-            "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=nodes", "--rdzv-backend=c10d",
-            "--rdzv-endpoint=10.199.0.1:29400", f"--local-addr=10.199.0.{number}", f"--rdzv-conf={conf}",
-        ]  # fmt: skip
-        words = ["-m", "vitrail", *command(photos, out, "--epochs", EPOCHS)]
-        entered = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={end}"]
-        launchers.append(started([*entered, sys.executable, "-m", "torch.distributed.run", *torchrun, *words]))
+    words = command(photos, out, "--epochs", EPOCHS)
+    launchers = [torchrun(number, *node, *words) for number, node in enumerate(two_nodes)]
     wait_for_rows(out, 2, launchers[0])
-    found = subprocess.run(["ip", "netns", "pids", two_nodes[1][0]], capture_output=True, text=True, check=True)
-    for pid in found.stdout.split():  # launcher and worker, in one moment
-        os.kill(int(pid), signal.SIGKILL)
+    for pid in pids(two_nodes[1][0]):  # launcher and worker, in one moment
+        os.kill(pid, signal.SIGKILL)
     code, _, err = finished(launchers[0])
     finished(launchers[1])
     assert code == 0, err
     assert "2 processes" in err
     assert "the number of processes was 2, is 1" in err
     same_course(rows(out), alone)
+
+
+def test_a_node_that_comes_later_joins(photos: Path, tmp_path: Path, two_nodes):
+    out = tmp_path / "run"
+    words = command(photos, out, "--epochs", 2000)
+    needed = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"  # else torchrun's own launchers wait for one another for ever
+    launchers = [torchrun(0, *two_nodes[0], *words, variable=needed)]
+    wait_for_rows(out, 2, launchers[0])
+    launchers.append(torchrun(1, *two_nodes[1], *words, variable=needed))
+    second = two_nodes[1][0]
+    wait_for(lambda: any(b"\0WORLD_SIZE=2\0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in pids(second)))
+    wait_for_rows(out, len(rows(out)) + 3, launchers[0])
+    launchers[0].send_signal(signal.SIGINT)
+    code, _, err = finished(launchers[0])
+    assert code != 0
+    assert "the number of processes was 1, is 2" in err
+    assert [row["epoch"] for row in rows(out)] == list(range(1, len(rows(out)) + 1))
