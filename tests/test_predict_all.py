@@ -515,6 +515,24 @@ def test_an_image_that_kills_processes_is_named(
     assert found.resumed == kept > 0
 
 
+def test_what_a_dead_process_had_in_hand_goes_to_one_that_has_nothing_to_do(
+    run: vitrail.Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    decode, once = vitrail.predict.rows.decode, tmp_path / "once"
+
+    def deadly(path: str, channels: int) -> torch.Tensor:
+        if path.endswith("01999.png") and not once.exists():
+            once.touch()
+            time.sleep(3)  # the other one has done all the rest by now
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(path, channels)
+
+    monkeypatch.setattr("vitrail.predict.rows.decode", deadly)
+    found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=500, workers=2, batch=250)
+    assert once.exists()
+    assert found.images == IMAGES
+
+
 # what is refused
 
 

@@ -98,6 +98,7 @@ class Crew:
             while self.waiting or any(worker.piece for worker in self.workers):
                 while len(self.workers) < min(self.size, len(self.waiting) + sum(1 for w in self.workers if w.piece)):
                     self.workers.append(self.begun())
+                self.hand_out()
                 heard = wait([worker.connection for worker in self.workers])
                 for worker in [worker for worker in self.workers if worker.connection in heard]:
                     self.hear(worker)
@@ -116,6 +117,14 @@ class Crew:
         theirs.close()
         return Worker(process, ours)
 
+    def hand_out(self) -> None:
+        """Gives every process that has nothing to do a part, also one that a dead process had in hand."""
+        for worker in self.workers:
+            if worker.ready and not worker.piece and self.waiting:
+                worker.piece = self.waiting.popleft()
+                with suppress(OSError):  # it died meanwhile, and its end of the pipe will say so
+                    worker.connection.send(worker.piece)
+
     def hear(self, worker: Worker) -> None:
         """Takes what a process says: that it is ready (None), images, a part that is done, or what went wrong."""
         try:
@@ -132,10 +141,6 @@ class Crew:
         if isinstance(said, Done):
             self.tell(0, said)
         worker.ready, worker.piece, worker.images = True, None, 0
-        if self.waiting:
-            worker.piece = self.waiting.popleft()
-            with suppress(OSError):  # it died meanwhile, and its end of the pipe will say so
-                worker.connection.send(worker.piece)
 
     def bury(self, worker: Worker) -> None:
         """Puts back what a dead process had in hand; raises `VitrailError` where that has killed several."""
