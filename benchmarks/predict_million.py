@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 import vitrail
+from benchmarks.document import put
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import cores, processor
 
@@ -158,10 +159,7 @@ def main() -> None:
     text = table(found)
     print(text)
     if arguments.write:
-        page = arguments.write.read_text()
-        head, _, rest = page.partition("<!-- million -->\n")
-        _, end, tail = rest.partition("<!-- /million -->")
-        arguments.write.write_text(f"{head}<!-- million -->\n{text}\n{end}{tail}")
+        put(text, "million", arguments.write)
 
 
 if __name__ == "__main__":

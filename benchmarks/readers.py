@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from benchmarks.document import put
 from vitrail.data.augment import Augmentation
 from vitrail.data.loader import evaluation_batches, training_batches
 from vitrail.data.preprocess import Preprocess
@@ -45,7 +46,6 @@ from vitrail.data.words import Names
 from vitrail.machine import cores, processor
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
-MARKS = ("<!-- readers -->", "<!-- /readers -->")
 BATCH = 64
 BUFFER = 1000  # of a stream's shuffle
 CLASSES = 10
@@ -266,17 +266,6 @@ def memory(n: int) -> dict[str, float]:
     return result
 
 
-def write(path: Path, text: str) -> None:
-    """Puts the table between its marks in a document, or at its end."""
-    old = path.read_text() if path.exists() else "# Benchmarks\n"
-    block = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
-    if MARKS[0] in old:
-        before, rest = old.split(MARKS[0])
-        path.write_text(before + block + rest.split(MARKS[1])[1])
-    else:
-        path.write_text(f"{old.rstrip()}\n\n## Readers\n\n{block}\n")
-
-
 def main() -> None:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -296,7 +285,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
     text = table(found)
     if arguments.write:
-        write(arguments.write, text)
+        put(text, "readers", arguments.write)
     print(text)
 
 

@@ -22,11 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vitrail.files import write_text
+from benchmarks.document import put
 from vitrail.machine import cores, processor
 from vitrail.run_folder import RunFolder
 
-MARKS = ("<!-- restarts -->", "<!-- /restarts -->")
 SMALL = "--width 32 --depth 2 --heads 2 --mlp_width 64 --epochs 400 --no-check --no-report --quiet".replace("_", "-")
 PATIENCE = 180.0
 
@@ -49,9 +48,7 @@ def main() -> None:
     )
     print(table)
     if arguments.write:
-        text = arguments.write.read_text()
-        block = f"{MARKS[0]}\n{table}{MARKS[1]}"
-        write_text(arguments.write, re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: block, text, flags=re.S))
+        put(table, "restarts", arguments.write)
 
 
 def worker() -> float:

@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 import vitrail
+from benchmarks.document import put
 from vitrail.data.augment import augmentation
 from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
@@ -40,7 +41,6 @@ from vitrail.weights.sizes import SIZES
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
 SHOWN = ("Ti", "S", "B", "L", "H")
-MARKS = ("<!-- scale -->", "<!-- /scale -->")
 
 
 @dataclass(frozen=True)
@@ -264,12 +264,6 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Puts the tables between their marks in a document."""
-    before, rest = path.read_text().split(MARKS[0])
-    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-
-
 def main() -> None:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,7 +284,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
     text = report(found, arguments)
     if arguments.write:
-        write(arguments.write, text)
+        put(text, "scale", arguments.write)
     print(text)
 
 

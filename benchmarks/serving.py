@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 
 import vitrail
+from benchmarks.document import put
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import cores
@@ -42,7 +43,6 @@ from vitrail.serve.predictor import Predictor
 from vitrail.weights.sizes import SIZES
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
-MARKS = ("<!-- serving -->", "<!-- /serving -->")
 
 
 def model_file(size: str, side: int, folder: Path) -> Path:
@@ -288,17 +288,6 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Puts the table between its marks in a document, or at its end."""
-    old = path.read_text() if path.exists() else "# Benchmarks\n"
-    block = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
-    if MARKS[0] in old:
-        before, rest = old.split(MARKS[0])
-        path.write_text(before + block + rest.split(MARKS[1])[1])
-    else:
-        path.write_text(f"{old.rstrip()}\n\n## Serving\n\n{block}\n")
-
-
 def main() -> None:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -317,7 +306,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
     text = table(found)
     if arguments.write:
-        write(arguments.write, text)
+        put(text, "serving", arguments.write)
     print(text)
 
 
