@@ -26,7 +26,7 @@ from benchmarks.document import put
 from vitrail.machine import cores, processor
 from vitrail.run_folder import RunFolder
 
-SMALL = "--width 32 --depth 2 --heads 2 --mlp_width 64 --epochs 400 --no-check --no-report --quiet".replace("_", "-")
+SMALL = "--width 32 --depth 2 --heads 2 --mlp-width 64 --epochs 400 --no-check --no-report --quiet"
 PATIENCE = 180.0
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "bench": {"model", "data", "weights", "classifier"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
 }
-SHARED = {"errors", "files", "console", "machine", "options"}
+SHARED = {"errors", "files", "console", "machine", "options", "cluster"}
 
 
 def imports(file: Path) -> set[str]:

@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "b
 def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     pytest.importorskip("optuna")
-    from vitrail.engines.cluster import connected
+    from vitrail.cluster import connected
 
     with connected(None, cores=2) as ray:
         yield ray

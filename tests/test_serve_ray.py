@@ -44,7 +44,7 @@ def port(run: vitrail.Run) -> Iterator[int]:
     pytest.importorskip("ray")
     from ray import serve
 
-    from vitrail.engines.cluster import connected
+    from vitrail.cluster import connected
     from vitrail.serve.ray import deployment
     from vitrail.serve.settings import Settings
 

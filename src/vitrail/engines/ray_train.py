@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import load
+from vitrail.cluster import connected
 from vitrail.console import say
-from vitrail.engines.cluster import connected
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import cores
 from vitrail.run_end import Run

@@ -5,17 +5,16 @@ the same file twice. The folder of results, and the images, must be where every 
 """
 
 import logging
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from vitrail.cluster import connected
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import cores
 from vitrail.predict.folder import Done
@@ -35,7 +34,8 @@ def ray_engine(address: str | None) -> Any:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
 
     def engine(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
-        with redirect_stdout(sys.stderr), connected(ray, address):  # Ray tells of dead processes where results go
+        with redirect_stdout(sys.stderr), connected(address, cores()):  # Ray tells of dead processes where results go
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             left, in_vain = list(pieces), 0
             while left:
                 done: set[int] = set()
@@ -58,35 +58,6 @@ def gave_up(error: Exception) -> VitrailError:
     """What is said where Ray does not get the work done."""
     said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return VitrailError(f"Ray gave up: {said}", "often the memory is short: take fewer --workers, then --resume")
-
-
-@contextmanager
-def connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Inside, there is a cluster: the one this process has joined before, that at the address, or a new one here."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    levels = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    place = None
-    try:
-        if address is None:
-            place = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
-            ray.init("local", num_cpus=cores(), include_dashboard=False, _temp_dir=place, **quiet)
-        else:
-            ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise VitrailError(f"Ray does not start: {str(error).splitlines()[0]}", "see --ray-address") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if place:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) -> Iterator[dict[str, Any]]:

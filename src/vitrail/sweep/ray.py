@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vitrail import console
-from vitrail.engines.cluster import connected
+from vitrail.cluster import connected
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.sweep.worker import work
