@@ -12,6 +12,7 @@ from vitrail.export.graph import Extras
 from vitrail.export.onnx_file import export_onnx
 from vitrail.export.proof import images_for
 from vitrail.files import cache_home
+from vitrail.weights.artefact import digest as digest_of
 
 
 def graph_folder() -> Path:
@@ -23,9 +24,8 @@ def graph_name(classifier: Classifier) -> str:
     """What the file of exactly this classifier is called."""
     digest = hashlib.sha256(f"{vitrail.__version__} {torch.__version__} {classifier.temperature}\n".encode())
     digest.update(json.dumps([classifier.vit.config.to_json(), classifier.preprocess.to_json()]).encode())
-    for name, tensor in classifier.vit.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
+    digest.update(digest_of(weights).encode())
     return f"{digest.hexdigest()[:40]}.onnx"
 
 

@@ -127,7 +127,8 @@ def graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answe
     path = Path(document["folder"]) / graph_name(predictor.classifier)
     if not path.exists():
         write_graph(predictor.classifier, path)
-    other = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads()))
+    device = str(predictor.classifier.device)
+    other = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads(), device=device))
     most = document["batch"] or MOST
     return {"path": str(path), "rates": {"torch": predictor.rates(most), "onnxruntime": other.rates(most)}}, b""
 
