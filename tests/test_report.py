@@ -1,5 +1,6 @@
 """The report as people open it: in a browser, from disk, without a network; and report.json as programs read it."""
 
+import argparse
 import io
 import json
 import os
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import vitrail
 from conftest import COLOURS, picture
 from vitrail.cli import main
+from vitrail.cli.evaluate import with_temperature
 from vitrail.data import Images, Preprocess
 from vitrail.evaluate import Evaluation, Outcome, evaluate
 from vitrail.evaluate.evaluation import images_beside
@@ -305,6 +308,16 @@ def test_the_temperature_is_never_fitted_on_what_is_scored(reported: vitrail.Run
     assert main(["evaluate", str(tmp_path / "a.safetensors"), str(folder), "--fit-temperature", "--json"]) == 2
     assert "no validation images" in json.loads(capsys.readouterr().out)["error"]
     assert (tmp_path / "a.safetensors").read_bytes() == content
+
+
+def test_fit_temperature_leaves_alone_what_is_not_ours(reported: vitrail.Run, hostile: Path, tmp_path: Path):
+    file = tmp_path / "theirs.safetensors"
+    save_file({"head.weight": torch.zeros(3, 2)}, file)
+    content = file.read_bytes()
+    asked = argparse.Namespace(model=str(file), data=str(hostile), skip_unreadable=False, batch=64)
+    with pytest.raises(vitrail.UsageError, match="no artefact of yours"):
+        with_temperature(reported.classifier, asked)
+    assert file.read_bytes() == content
 
 
 def made_up(n: int, classes: int, shape: tuple[int, int, int] = (3, 16, 16), right: float = 0.7) -> tuple[Subject, int]:

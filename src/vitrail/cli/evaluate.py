@@ -26,6 +26,7 @@ from vitrail.evaluate.metrics import confusion
 from vitrail.evaluate.outcome import classify
 from vitrail.files import write_json
 from vitrail.run_folder import RunFolder
+from vitrail.weights.artefact import is_artefact
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,11 +114,11 @@ def place_for_report(arguments: argparse.Namespace) -> Path:
 def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Classifier:
     """The classifier with a temperature fitted on validation images, which its artefact now keeps.
 
-    Raises `UsageError` where the data have none beside those that are scored.
+    Raises `UsageError` where MODEL is no artefact, or the data have none beside those that are scored.
     """
     path = Path(arguments.model)
-    path = path / ARTEFACT if path.is_dir() else path
-    if not path.is_file():
+    path = path / ARTEFACT if path.is_dir() and not (path / "config.json").is_file() else path
+    if not (path.is_file() and is_artefact(path)):
         raise UsageError(f"{arguments.model} is no artefact of yours to change", "save it first")
     skip = arguments.skip_unreadable
     split, parts = images_beside(classifier, arguments.data, skip)

@@ -1,6 +1,7 @@
 """The routes: plain images, the inference protocol, health, metrics, the page."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,10 +19,11 @@ from vitrail.serve.logs import refused
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.protocol import EXTENSIONS, LENGTH_HEADER, Asked, chosen, read_request, write_answer
 from vitrail.serve.reading import Pixels, Reader
-from vitrail.serve.refusal import Gone, Refusal, too_much, unreadable, wrong
+from vitrail.serve.refusal import Gone, Refusal, expired, too_much, unreadable, wrong
 from vitrail.serve.served import VERSION, Served, deadline_of, find
 from vitrail.serve.settings import MIB, Settings
 
+MOST_MICROSECONDS = 1e18  # a longer timeout is no number of these, and may not even be a float
 Found = TypeVar("Found")
 Timeout = Annotated[
     float | None, Query(gt=0, description="seconds until the request is given up, within the server's own")
@@ -84,13 +86,13 @@ def make_app(
             raise wrong(f"{served.known.name} gives features and knows no classes")
         deadline = deadline_of(begun(request), timeout or x_request_timeout, settings.deadline)
         async with bodies.read(request, deadline) as body:
-            files = await files_of(request, body, settings.images)
+            files = await files_of(request, body, settings.at_once)
             note(request, model=served.known.name, images=len(files))
 
             async def work() -> tuple[list[dict[str, Any]], bool]:
                 return await predictions(served, files, top, deadline)
 
-            rows, any_readable = await unless_gone(request, work())
+            rows, any_readable = await in_time(request, work(), deadline)
         document: dict[str, Any] = {"model": served.known.name, "predictions": rows}
         if not any_readable:
             metrics.rejected.labels("image").inc()
@@ -120,7 +122,7 @@ def make_app(
                 pixels = all_readable(await served.read([files[0][1]]))
                 return (await served.explain(pixels, options, picture, deadline))[0]
 
-            document, png = await unless_gone(request, work())
+            document, png = await in_time(request, work(), deadline)
         if picture is not None:
             return Response(png, media_type="image/png")
         return JSONResponse({"model": served.known.name, "explanation": document})
@@ -197,9 +199,9 @@ def make_app(
         try:
             async with bodies.read(request, deadline) as body:
                 length = request.headers.get(LENGTH_HEADER)
-                asked = await reader.run(read_request, body, length, settings)
-                if asked.images > settings.images:
-                    raise too_much(f"there are {asked.images} images: send {settings.images} at most")
+                asked = await in_time(request, reader.run(read_request, body, length, settings), deadline)
+                if asked.images > settings.at_once:
+                    raise too_much(f"there are {asked.images} images: send {settings.at_once} at most")
                 note(request, model=served.known.name, images=asked.images)
                 limit = min(deadline, deadline_of(started, protocol_timeout(asked.parameters), settings.deadline))
 
@@ -213,7 +215,7 @@ def make_app(
                     values = await answers(served, pixels, asked, limit)
                     return write_answer(served.known.name, VERSION, asked, chosen(asked, values, served.known.classes))
 
-                answer, headers = await unless_gone(request, work())
+                answer, headers = await in_time(request, work(), limit)
         except (Refusal, Gone):
             statistics.spans["fail"].add(asyncio.get_running_loop().time() - started)
             raise
@@ -305,13 +307,13 @@ def protocol_timeout(parameters: dict[str, Any]) -> float | None:
     given = parameters.get("timeout")
     if given is None or (given == 0 and not isinstance(given, bool)):  # 0 is Triton's "none"
         return None
-    if isinstance(given, bool) or not isinstance(given, int | float):
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < MOST_MICROSECONDS:
         raise wrong("timeout is not a number of microseconds")
     return given / 1e6
 
 
-async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
-    """The work's result; the work is cancelled, and `Gone` raised, where the client goes away first."""
+async def in_time(request: Request, work: Awaitable[Found], deadline: float) -> Found:
+    """The work's result; it is cancelled where the client goes away first (`Gone`) or the deadline passes (504)."""
 
     async def leaving() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -320,10 +322,11 @@ async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(leaving())
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        left = max(0.0, deadline - time.monotonic())
+        await asyncio.wait({task, watch}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise Gone
+        raise Gone if watch.done() else expired()
     finally:
         for each in (task, watch):
             each.cancel()

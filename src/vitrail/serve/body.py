@@ -120,7 +120,9 @@ async def files_of(request: Request, body: bytes, most: int) -> list[tuple[str, 
     except (KeyError, ValueError, UnicodeError):
         raise wrong("the form cannot be read") from None
     files = [
-        (part.filename or "image", await part.read()) for _, part in form.multi_items() if isinstance(part, UploadFile)
+        ((part.filename or "image").encode("utf-8", "replace").decode(), await part.read())
+        for _, part in form.multi_items()
+        if isinstance(part, UploadFile)
     ]
     await form.close()
     if not files:

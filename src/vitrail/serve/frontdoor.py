@@ -7,6 +7,7 @@ import hmac
 import json
 import time
 import traceback
+from collections.abc import Set
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,17 +16,17 @@ from vitrail.serve.logs import log, request_id
 from vitrail.serve.metrics import Metrics
 
 OPEN = ("/v2/health/live", "/v2/health/ready")  # what a load balancer asks, which has no key
-HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # what a browser on this machine may call us: another name is a trick
+HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # what a browser on this machine may call us, beside where we listen
 
 
 class Frontdoor:
-    """Wraps the application: whoever comes is counted, and must have the key where there is one."""
+    """Wraps the application: whoever comes is counted, and must have the key, or name one of `hosts` if there are any."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None, local: bool):
+    def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None, hosts: Set[str]):
         self.app = app
         self.metrics = metrics
         self.key = key
-        self.local = local  # on loopback: a page elsewhere must not reach us under a name of its own (DNS rebinding)
+        self.hosts = hosts  # on loopback: a page elsewhere must not reach us under a name of its own (DNS rebinding)
         self.draining = False
         self.answered = 0
 
@@ -78,22 +79,22 @@ class Frontdoor:
                 return None
             self.metrics.rejected.labels("key").inc()
             return 401, "the key is missing or wrong", {"www-authenticate": 'Basic realm="vitrail", charset="UTF-8"'}
-        if self.local and host_of(headers.get("host", "localhost")) not in HOSTS:
+        if self.hosts and host_of(headers.get("host", "localhost")) not in self.hosts:
             self.metrics.rejected.labels("host").inc()
-            return 403, "this server answers on this machine alone, under the name localhost", {}
+            return 403, "this server answers on this machine alone, under the name localhost or its own address", {}
         return None
 
 
 def keys_in(headers: dict[str, str]) -> list[bytes]:
     """The keys that a request brings: X-API-Key, a bearer's, or the password that a browser asks for."""
-    found = [headers[name] for name in ("x-api-key",) if name in headers]
     kind, _, value = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer":
-        found.append(value.strip())
+    given = [headers[name] for name in ("x-api-key",) if name in headers]
+    given += [value.strip()] if kind.lower() == "bearer" else []
+    found = [each.encode(code) for each in given for code in ("latin-1", "utf-8")]  # its bytes, or what they stand for
     if kind.lower() == "basic":
         with contextlib.suppress(binascii.Error, ValueError):
-            found.append(base64.b64decode(value, validate=True).decode().partition(":")[2])
-    return [each.encode() for each in found]
+            found.append(base64.b64decode(value, validate=True).partition(b":")[2])
+    return found
 
 
 def host_of(header: str) -> str:

@@ -19,6 +19,7 @@ from vitrail.serve.refusal import Refusal, crashed, expired, failed, overloaded,
 from vitrail.serve.wire import Message, packed, receive_soon
 
 STUCK = 120.0  # seconds after which a process that does not answer is killed
+LONG = 1800.0  # the same for what is done once: an ONNX file, the page
 LONGEST_PAUSE = 5.0  # seconds between two attempts to start a process that will not
 
 
@@ -43,29 +44,37 @@ class Worker:
 
     @classmethod
     async def start(cls, spawn: Callable[[], Any]) -> "Worker":
-        """A process that is warm; raises `VitrailError` with its own words where it cannot, `WorkerLost` if it died."""
+        """A process that is warm; raises `VitrailError` with its own words where it cannot, `WorkerLost` if it died.
+
+        Raises `OSError` where the system gives no process.
+        """
         worker = cls(*await asyncio.open_connection(sock=spawn()))
-        worker.hello = (await worker.answer())[0]
-        if "error" in worker.hello:
+        try:
+            worker.hello = (await worker.answer())[0]  # its number alone, so that it can be killed if it gets stuck
+            worker.hello |= (await worker.answer())[0]
+            if "error" in worker.hello:
+                raise VitrailError(worker.hello["error"])
+        except BaseException:
             worker.close()
-            raise VitrailError(worker.hello["error"])
+            raise
         return worker
 
     def tell(self, document: dict[str, Any], parts: list[Any]) -> None:
         """Sends a message."""
         self.writer.writelines(packed(document, parts))
 
-    async def answer(self) -> Message:
-        """Waits for the answer; raises `WorkerLost` where there will be none."""
+    async def answer(self, within: float | None = None) -> Message:
+        """Waits so many seconds (`STUCK`) for the answer; raises `WorkerLost` where there will be none."""
+        within = within or STUCK
         coming = asyncio.create_task(self.answers.get())
         try:
-            await asyncio.wait({coming, self.lost}, timeout=STUCK, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({coming, self.lost}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
             if coming.done():
                 return coming.result()
         finally:
             coming.cancel()
         if not self.lost.done():
-            log("worker_stuck", pid=self.hello.get("pid"), seconds=STUCK)
+            log("worker_stuck", pid=self.hello.get("pid"), seconds=within)
             with contextlib.suppress(ProcessLookupError, KeyError):
                 os.kill(self.hello["pid"], signal.SIGKILL)
         raise WorkerLost
@@ -149,11 +158,10 @@ class Lane:
             await asyncio.sleep(pause)
             try:
                 worker = await Worker.start(self.spawn)
-            except (WorkerLost, VitrailError) as error:
+            except Exception as error:  # whatever it was: another is tried, or nobody would ever be answered again
+                why = f"{self.name} cannot be started" + (f": {error}" if str(error) else "")
                 if not self.began.done():
-                    self.began.set_exception(
-                        error if isinstance(error, VitrailError) else VitrailError(f"{self.name} cannot be started")
-                    )
+                    self.began.set_exception(error if isinstance(error, VitrailError) else VitrailError(why))
                 log("worker_not_started", model=self.name, task=self.task, error=str(error))
                 pause = min(max(0.1, 2 * pause), LONGEST_PAUSE)
                 continue

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -39,7 +40,7 @@ class Source:
     @property
     def is_graph(self) -> bool:
         """Whether this is an ONNX file."""
-        return self.model.endswith(".onnx")
+        return Path(self.model).suffix.lower() == ".onnx" and not Path(self.model).is_dir()
 
 
 class Nursery:

@@ -153,8 +153,8 @@ def read_input(entry: dict[str, Any], rest: bytes, asked: Asked, settings: Setti
         raise wrong(
             f"the shape of {entry['name']} is {shape}: it must be {'[n]' if datatype == 'BYTES' else '[n, h, w, c]'}"
         )
-    if not 1 <= shape[0] <= settings.images:
-        raise too_much(f"there are {shape[0]} images: send 1 to {settings.images} at a time")
+    if not 1 <= shape[0] <= settings.at_once:
+        raise too_much(f"there are {shape[0]} images: send 1 to {settings.at_once} at a time")
     parameters = read_parameters(entry.get("parameters"), "an input")
     raw = None
     if "binary_data_size" in parameters:
@@ -304,7 +304,7 @@ def chosen(asked: Asked, values: dict[str, np.ndarray], labels: Sequence[str]) -
             raise wrong(f"there is no output {each.name[:40]!r}: there are {', '.join(values)}")
         found = values[each.name]
         if each.classes is not None:
-            if found.ndim != 2 or found.dtype == object:
+            if found.ndim != 2 or found.dtype == object or (labels and found.shape[1] != len(labels)):
                 raise wrong(f"{each.name} is not a row of classes")
             found = best_classes(found, labels, each.classes)
         given.append(Given(each.name, found, each.binary))

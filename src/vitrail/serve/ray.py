@@ -5,22 +5,26 @@
 
     serve.run(deployment("runs/photos", num_replicas=4, ray_actor_options={"num_cpus": 2}))
 
-One route, POST /predict with an image file as the body; batches, limits and the bad image that fails alone are as in
-`vitrail serve`. What Ray Serve has of its own (its queue, its health checks, its metrics) is left to it.
+One route, POST /predict with an image file as the body; a bad image fails alone, and of large ones a replica decodes
+one at a time. Of the settings `batch` (16 unless given), `wait`, `body` and `pixels` hold as in `vitrail serve`, `queue`
+is how many requests may wait at each of Ray's proxies, and the others mean nothing here: deadlines, processes, health
+checks and metrics are Ray's own.
 """
 
 import asyncio
 import io
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
 from vitrail.classifier import load
-from vitrail.data.decode import ImageError, decode, read_size
+from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
 from vitrail.serve.predictor import Predictor
-from vitrail.serve.reading import fitted
+from vitrail.serve.reading import LARGE, area_of, fitted
 from vitrail.serve.settings import MIB, Settings
 
 
@@ -53,6 +57,7 @@ def deployment(
             self.classifier = classifier
             self.predictor = Predictor(classifier)
             self.predictor.warm(batch)
+            self.large = threading.Lock()
 
         @serve.batch(max_batch_size=batch, batch_wait_timeout_s=limits.wait / 1000)  # type: ignore[untyped-decorator, unused-ignore]
         async def logits(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
@@ -63,11 +68,9 @@ def deployment(
 
         def pixels(self, data: bytes) -> np.ndarray:
             """An image file -> pixels of the model's size; raises `ImageError`."""
-            height, width = read_size(io.BytesIO(data))
-            if height * width > limits.pixels * 1_000_000:
-                raise ImageError("image", f"{width}x{height} pixels are more than are accepted")
             preprocess = self.classifier.preprocess
-            return fitted(decode(io.BytesIO(data), preprocess.channels), preprocess)
+            with self.large if area_of(data, limits) > LARGE else nullcontext():
+                return fitted(decode(io.BytesIO(data), preprocess.channels), preprocess)
 
         async def __call__(self, request: Request) -> JSONResponse:
             """One image, as the body of a POST."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-import threading
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +24,13 @@ Found = TypeVar("Found")
 
 
 class Reader:
-    """Decodes files in `readers` threads; beyond `queue` that wait, more are refused."""
+    """Decodes files in `readers` threads, large ones in one more; beyond `queue` that wait, more are refused."""
 
     def __init__(self, settings: Settings, metrics: Metrics):
         self.settings = settings
         self.metrics = metrics
         self.threads = ThreadPoolExecutor(settings.readers, "reader")
-        self.large = threading.Lock()
+        self.large = ThreadPoolExecutor(1, "large")
         self.waiting = 0
 
     async def read(self, files: Sequence[bytes], preprocess: Preprocess) -> list[Pixels | ImageError]:
@@ -38,8 +38,7 @@ class Reader:
         if self.waiting + len(files) > self.settings.queue:
             raise overloaded(1)
         self.waiting += len(files)
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self.threads, self._one, file, preprocess) for file in files]
+        jobs = [asyncio.create_task(self._one(file, preprocess)) for file in files]
         try:
             return await asyncio.gather(*jobs)
         finally:
@@ -47,26 +46,28 @@ class Reader:
                 job.cancel()  # what has not begun need not, where whoever asked has gone
             self.waiting -= len(files)
 
-    def _one(self, file: bytes, preprocess: Preprocess) -> Pixels | ImageError:
+    async def _one(self, file: bytes, preprocess: Preprocess) -> Pixels | ImageError:
+        """In one of the threads; a large one is only looked at there, and waits elsewhere for its turn."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self.threads, self._decoded, file, preprocess, LARGE)
+        if found is None:
+            found = await loop.run_in_executor(self.large, self._decoded, file, preprocess, math.inf)
+        assert found is not None
+        return found
+
+    def _decoded(self, file: bytes, preprocess: Preprocess, most: float) -> Pixels | ImageError | None:
+        """The pixels, or why there are none; None for an image of more than `most` pixels."""
         started = time.perf_counter()
         try:
-            return self._pixels(file, preprocess)
+            if area_of(file, self.settings) > most:
+                return None
+            found: Pixels | ImageError = fitted(decode(io.BytesIO(file), preprocess.channels), preprocess)
         except ImageError as error:
-            return error
+            found = error
         except MemoryError:
-            return ImageError("image", "its pixels do not fit into the memory")
-        finally:
-            self.metrics.decode.observe(time.perf_counter() - started)
-
-    def _pixels(self, file: bytes, preprocess: Preprocess) -> Pixels:
-        height, width = read_size(io.BytesIO(file))
-        most = self.settings.pixels * 1_000_000
-        if height * width > most:
-            raise ImageError("image", f"{width}x{height} pixels are more than the {most:,} that are accepted")
-        if height * width <= LARGE:
-            return fitted(decode(io.BytesIO(file), preprocess.channels), preprocess)
-        with self.large:
-            return fitted(decode(io.BytesIO(file), preprocess.channels), preprocess)
+            found = ImageError("image", "its pixels do not fit into the memory")
+        self.metrics.decode.observe(time.perf_counter() - started)
+        return found
 
     async def run(self, work: Callable[..., Found], *given: Any) -> Found:
         """Other work on a client's bytes that takes its time."""
@@ -74,7 +75,16 @@ class Reader:
 
     def close(self) -> None:
         """No more images."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.threads, self.large):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def area_of(file: bytes, settings: Settings) -> int:
+    """The pixels that an image has by its header; raises `ImageError` where they are more than are accepted."""
+    height, width = read_size(io.BytesIO(file))
+    if height * width > (most := settings.pixels * 1_000_000):
+        raise ImageError("image", f"{width}x{height} pixels are more than the {most:,} that are accepted")
+    return height * width
 
 
 def fitted(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:

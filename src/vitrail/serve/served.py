@@ -16,7 +16,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model import ViTConfig
 from vitrail.serve.batcher import Batcher, Item
-from vitrail.serve.lane import Lane, Worker, WorkerLost
+from vitrail.serve.lane import LONG, Lane, Worker, WorkerLost
 from vitrail.serve.logs import log
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.nursery import Nursery, Source
@@ -167,11 +167,11 @@ class Served:
         """One task in a process of its own, which ends with it; raises `VitrailError` with what went wrong."""
         try:
             worker = await Worker.start(lambda: self._spawn(graph=self.known.graph, batch=1))
-        except WorkerLost:
-            raise VitrailError(f"the process for {ask['do']} ended") from None
+        except (WorkerLost, OSError):
+            raise VitrailError(f"the process for {ask['do']} cannot be started") from None
         try:
             worker.tell(ask, [])
-            document, parts = await worker.answer()
+            document, parts = await worker.answer(LONG)
         except (WorkerLost, OSError):
             raise VitrailError(f"the process for {ask['do']} ended") from None
         finally:

@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import socket
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import cores
 from vitrail.serve.app import make_app
-from vitrail.serve.frontdoor import Frontdoor
+from vitrail.serve.frontdoor import HOSTS, Frontdoor
 from vitrail.serve.logs import Lines, log
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.nursery import Nursery, Source, open_nursery
@@ -37,7 +38,7 @@ LAST = 5.0  # seconds beyond the deadline that a stop waits for what was accepte
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with a limit on how long the head of a first request may take."""
+    """uvicorn's, with a limit on how long the head of a request may take."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,6 +47,12 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.patience.cancel()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.patience.cancel()
+        if self.cycle.response_complete:  # else the next request is here, and being answered
+            self.patience = self.loop.call_later(IDLE + HEADERS_WITHIN, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.patience.cancel()
@@ -137,6 +144,10 @@ async def _serve(
         except VitrailError as error:
             trouble.append(error)
             server.should_exit = True
+        except Exception as error:  # else it would listen for ever and never be ready
+            log("not_started", traceback=traceback.format_exc())
+            trouble.append(VitrailError(f"the models cannot be started: {error!r}"))
+            server.should_exit = True
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -149,15 +160,16 @@ async def _serve(
         reader.close()
 
     app = make_app(served, settings, metrics, reader, lifespan)
-    door = Frontdoor(app, metrics, key, local=is_loopback(host))
+    address, port = listener.getsockname()[:2]
+    name = f"[{address}]" if ":" in address else address
+    door = Frontdoor(app, metrics, key, hosts={*HOSTS, name} if is_loopback(host) else set())
     app.state.draining = lambda: door.draining
     config = uvicorn.Config(
         door, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=IDLE, timeout_graceful_shutdown=round(settings.deadline + LAST),
     )  # fmt: skip
     server = Server(config, door, settings.drain)
-    address, port = listener.getsockname()[:2]
-    url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
+    url = f"http://{name}:{port}/"
     log("listening", url=url, models=list(served))
     await server.serve(sockets=[listener])
     if trouble:

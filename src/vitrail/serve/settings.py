@@ -29,3 +29,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def at_once(self) -> int:
+        """Images that a request may have: no more than may wait, or it could never be taken."""
+        return min(self.images, self.queue)

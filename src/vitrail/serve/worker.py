@@ -37,6 +37,7 @@ class Duty:
 
 def work(connection: socket.socket, classifier: Classifier | None, duty: Duty) -> None:
     """Warms up, says hello, and answers until the other side has gone; `classifier` is None for a model in a graph."""
+    send(connection, {"pid": os.getpid()})
     torch.set_num_threads(duty.threads)
     try:
         predictor = Predictor(opened(classifier, duty))
@@ -69,7 +70,7 @@ def introduced(predictor: Predictor, duty: Duty) -> dict[str, Any]:
     predictor.warm(batch)
     if duty.explains:
         predictor.warm_explanation()
-    return {"pid": os.getpid(), "outputs": predictor.outputs, "batch": batch, "rates": rates}
+    return {"outputs": predictor.outputs, "batch": batch, "rates": rates}
 
 
 def answered(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:

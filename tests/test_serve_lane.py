@@ -1,0 +1,150 @@
+"""What becomes of a server whose processes will not start, and of clients who begin a request and do not go on."""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import uvicorn
+
+import vitrail
+from serving import PATIENCE
+from vitrail.errors import VitrailError
+from vitrail.serve import lane as lanes
+from vitrail.serve import server as servers
+from vitrail.serve.batcher import Batcher
+from vitrail.serve.lane import Lane, Worker, WorkerLost
+from vitrail.serve.metrics import Metrics
+from vitrail.serve.nursery import Nursery, Source
+from vitrail.serve.served import known
+from vitrail.serve.settings import Settings
+from vitrail.serve.wire import send
+from vitrail.serve.worker import Duty
+
+
+class Asleep:
+    """Starts processes that have said this much, and say no more."""
+
+    def __init__(self, *hello: dict[str, Any]):
+        self.hello = hello
+        self.started: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
+
+    def __enter__(self) -> "Asleep":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, ours in self.started:
+            ours.close()
+            process.kill()
+            process.wait()
+
+    def spawn(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = subprocess.Popen(["sleep", "600"], pass_fds=[theirs.fileno()])
+            self.started.append((process, ours))
+            for each in ({"pid": process.pid}, *self.hello):
+                send(theirs, each)
+        return ours
+
+
+@contextmanager
+def no_handles_left() -> Iterator[None]:
+    """Inside, this process can open nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest := os.dup(1))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_lane_tries_again_where_the_system_gave_nothing(capfd: pytest.CaptureFixture[str]):
+    tried: list[bool] = []
+
+    async def scenario(workers: Asleep) -> None:
+        def spawn() -> socket.socket:
+            tried.append(True)
+            with no_handles_left() if len(tried) == 1 else nullcontext():
+                return workers.spawn()
+
+        lane = Lane("m", "predict", spawn, Batcher(1, 8), Metrics())
+        with pytest.raises(VitrailError, match="m cannot be started: .*Too many open files"):
+            await lane.open()
+        async with asyncio.timeout(PATIENCE):
+            while not lane.ready:
+                await asyncio.sleep(0.01)
+        await lane.close()
+
+    with Asleep({"batch": 1}) as workers:
+        asyncio.run(scenario(workers))
+    assert len(tried) == 2
+    assert '"worker_not_started"' in capfd.readouterr().err
+
+
+def test_a_process_that_is_stuck_while_it_starts_is_killed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lanes, "STUCK", 0.2)
+
+    async def scenario(workers: Asleep) -> None:
+        with pytest.raises(WorkerLost):
+            await Worker.start(workers.spawn)
+        process, ours = workers.started[0]
+        assert await asyncio.to_thread(process.wait, 20) == -signal.SIGKILL
+        async with asyncio.timeout(PATIENCE):
+            while ours.fileno() != -1:
+                await asyncio.sleep(0.01)
+
+    with Asleep() as workers:
+        asyncio.run(scenario(workers))
+
+
+class Broken(Nursery):
+    """A nursery with a mistake in it."""
+
+    def spawn(self, duty: Duty) -> socket.socket:
+        raise RuntimeError("a mistake")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_a_mistake_while_starting_ends_the_server(clf: vitrail.Classifier, backend: Any):
+    listener = servers.listen("127.0.0.1", 0)
+    nursery = Broken([], listener, 0)
+    models = [known("m", 0, Source("m"), clf)]
+    settings = Settings(backend=backend, workers=1, explain=False)
+    with listener, pytest.raises(VitrailError, match="cannot be started: .*a mistake"):
+        asyncio.run(servers._serve(models, nursery, settings, listener, Duty(0, 1), None, "127.0.0.1"))
+
+
+def test_who_begins_a_second_request_and_does_not_go_on_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(servers, "IDLE", 0.1)
+    monkeypatch.setattr(servers, "HEADERS_WITHIN", 0.1)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def scenario(listener: socket.socket) -> None:
+        server = uvicorn.Server(uvicorn.Config(application, http=servers.Protocol, lifespan="off", log_config=None))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            for _ in range(2):
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert b"200" in await reader.readuntil(b"\r\n\r\n")
+                assert await reader.readexactly(2) == b"ok"
+            writer.write(b"G")
+            assert await reader.read() == b""  # the server has closed
+        writer.close()
+        server.should_exit = True
+        await serving
+
+    with servers.listen("127.0.0.1", 0) as listener:
+        asyncio.run(scenario(listener))
