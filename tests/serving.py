@@ -49,7 +49,8 @@ class Running:
         self.reading.start()
         try:
             url = self.wait_for(lambda: next((e["url"] for e in self.events("listening")), None))
-            self.port = int(url.rstrip("/").rpartition(":")[2])
+            self.host, port = url.removeprefix("http://").rstrip("/").rsplit(":", 1)
+            self.host, self.port = self.host.replace("0.0.0.0", "127.0.0.1"), int(port)
             self.wait_for(lambda: self.events("ready"))
         except BaseException:
             self.__exit__()
@@ -80,7 +81,7 @@ class Running:
         return int(self.events("worker_ready", task=task, model=model)[-1]["pid"])
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()

@@ -286,6 +286,13 @@ def test_a_form_that_makes_no_sense(server: Running, body: bytes, kind: str, sai
     assert said in reply.json["error"]
 
 
+def test_a_name_that_is_no_text_is_answered_all_the_same(server: Running):
+    body, kind = form(("\\ud800.png", photo(0)))
+    reply = server.post("/predict", body, content_type=f"{kind}; charset=unicode_escape")
+    assert reply.status == 200
+    assert reply.json["predictions"][0]["name"] == "?.png"
+
+
 def test_bytes_that_are_no_requests(server: Running):
     """Raw sockets with damaged requests: whatever comes back is no 5xx, and the server goes on."""
     chance = random.Random(0)
@@ -504,6 +511,45 @@ def test_random_cancels_never_touch_anybody_else(server: Running, clf: vitrail.C
     assert server.metric("vitrail_waiting_images") == 0
 
 
+# A server on another address of this machine, with room for few images
+
+
+@pytest.fixture(scope="module")
+def roomless(run: vitrail.Run) -> Iterator[Running]:
+    words = ["--host", "127.0.0.2", "--queue", QUEUE, "--readers", 1, "--workers", 1, "--backend", "torch"]
+    with Running([run.folder, *words, "--no-explain"]) as running:
+        yield running
+
+
+def test_the_address_that_is_printed_is_answered(roomless: Running):
+    assert roomless.host == "127.0.0.2"
+    assert roomless.get("/v2").status == 200
+    assert roomless.get("/v2", host="evil.example").status == 403
+
+
+def test_more_images_than_may_wait_are_not_asked_to_come_again(roomless: Running):
+    several = form(*[("a.png", photo(0))] * (QUEUE + 1))
+    assert roomless.post("/predict", several[0], content_type=several[1]).status == 400
+    data = [base64.b64encode(photo(0)).decode()] * (QUEUE + 1)
+    asked = {"inputs": [{"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}]}
+    reply = roomless.post("/v2/models/colours/infer", json.dumps(asked))
+    assert reply.status == 413
+    assert f"1 to {QUEUE}" in reply.json["error"]
+
+
+def test_large_images_keep_no_small_one_waiting_and_hold_nobody_past_the_deadline(roomless: Running):
+    large = encoded(Image.new("L", (7000, 7000)))
+    body, kind = form(*[("large.png", large)] * (QUEUE - 1))
+    read = roomless.metric("vitrail_decode_seconds_count")
+    call = begin(roomless, "/predict?timeout=0.3", body, content_type=kind)
+    statuses = [roomless.post("/predict", photo(0)).status]
+    while call.thread.is_alive():
+        statuses.append(roomless.post("/predict", photo(0)).status)
+    assert call.result().status == 504
+    assert set(statuses) == {200}
+    assert roomless.metric("vitrail_decode_seconds_count") - read < len(statuses) + QUEUE - 1
+
+
 # Around it
 
 
@@ -563,28 +609,30 @@ def test_what_the_schema_says(server: Running, tmp_path: Path):
 @pytest.fixture(scope="module")
 def guarded(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("guarded")
-    (folder / "key").write_text("open sesame\n")
+    (folder / "key").write_text("öffne dich\n", encoding="utf-8")
     kept = graph_folder() / graph_name(clf)  # where the server looks for it before it makes its own
     write_graph(clf, kept)
-    shutil.copy(kept, folder / "file.onnx")
-    words = [run.folder, folder / "file.onnx", "--host", "0.0.0.0", "--api-key-file", folder / "key"]
+    shutil.copy(kept, folder / "file.ONNX")
+    words = [run.folder, folder / "file.ONNX", "--host", "0.0.0.0", "--api-key-file", folder / "key"]
     with Running([*words, "--backend", "onnxruntime", "--no-explain"]) as running:
         yield running
 
 
-KEY = {"authorization": "Bearer open sesame"}
+SECRET = "öffne dich".encode().decode("latin-1")  # http.client writes a header in Latin-1: on the wire it is UTF-8
+KEY = {"authorization": f"Bearer {SECRET}"}
 
 
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
         ({}, 401),
-        ({"authorization": "Bearer open"}, 401),
+        ({"authorization": "Bearer öffne"}, 401),
         ({"authorization": "Basic !!"}, 401),
         ({"x-api-key": "wrong"}, 401),
         (KEY, 200),
-        ({"x-api-key": "open sesame"}, 200),
-        ({"authorization": "Basic bWU6b3BlbiBzZXNhbWU="}, 200),  # me:open sesame
+        ({"x-api-key": SECRET}, 200),
+        ({"x-api-key": "öffne dich"}, 200),  # on the wire Latin-1
+        ({"authorization": "Basic " + base64.b64encode("me:öffne dich".encode()).decode()}, 200),
     ],
 )
 def test_the_key(guarded: Running, headers: dict[str, str], status: int):

@@ -161,6 +161,21 @@ def test_explanations_as_tensors(server: Running, clf: vitrail.Classifier):
     assert "layer" in refused.json["error"]
 
 
+@pytest.mark.parametrize("timeout", [10**400, -(10**400), float("nan"), float("inf"), "1", True])
+def test_a_timeout_that_makes_no_sense(server: Running, timeout: Any):
+    reply = server.post("/v2/models/colours/infer", request(IMAGE, parameters={"timeout": timeout}))
+    assert reply.status == 400
+    assert "timeout" in reply.json["error"]
+
+
+def test_classes_are_told_of_rows_of_classes_alone(server: Running):
+    file = base64.b64encode(PHOTOS[0]).decode()
+    outputs = [{"name": "probability", "parameters": {"classification": 1}}]
+    reply = server.post("/v2/models/colours/explain", request(IMAGE | {"data": [file]}, outputs=outputs))
+    assert reply.status == 400
+    assert "not a row of classes" in reply.json["error"]
+
+
 # Requests that make no sense, without a server: the parser is a function
 
 

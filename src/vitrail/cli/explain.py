@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 def draw(found: Sequence[Explanation], path: Path, arguments: argparse.Namespace) -> None:
     """The picture that was asked for."""
     if len(found) > 1:
-        save_heads(found, path) if found[0].head is not None else save_layers(found, path)
+        save_layers(found, path) if found[0].layer != found[-1].layer else save_heads(found, path)
     elif arguments.picture == "overlay":
         save_overlay(found[0], path, arguments.smooth)
     else:
