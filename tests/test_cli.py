@@ -325,6 +325,9 @@ def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
     assert row("--query", "3,4")["query"] == [3, 4]
     assert [each["layer"] for each in row("--layer", "all", "--method", "lens")["layers"]] == [0, 1]
     assert row("--format", "svg", "--picture", "overlay", "--smooth")["files"][0].endswith("0.balanced.svg")
+    for words, titles in (("--layer all --head 1", "layer"), ("--layer 1 --head all", "head")):
+        drawn = Path(row(*words.split(), "--format", "svg")["files"][0]).read_text()
+        assert re.findall("<!-- ((?:layer|head) .*) -->", drawn) == [f"{titles} 0", f"{titles} 1"]
     assert "half of it lies in" in default["summary"]
 
 
