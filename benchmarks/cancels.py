@@ -3,7 +3,8 @@
     python -m benchmarks.cancels
 
 Every answer is compared with the classifier's own logits for that image: a lost, doubled or swapped one is counted, and
-is an exit code of 1. Who is refused (503) asks again. The time from each kill to `ready` is measured.
+is an exit code of 1, and so are fewer kills than were asked for. Who is refused (503) asks again. The time from each kill
+to `ready` is measured.
 """
 
 import argparse
@@ -165,12 +166,14 @@ class Log:
                     self.kept.append(json.loads(line))
 
     def wait(self, event: str, after: int = 0) -> dict[str, Any]:
-        """The first such line after so many others."""
-        while True:
+        """The first such line after so many others; raises `TimeoutError` where none comes."""
+        stop = time.monotonic() + PATIENCE
+        while time.monotonic() < stop:
             for each in self.kept[after:]:
                 if each["event"] == event:
                     return each
             time.sleep(0.005)
+        raise TimeoutError(f"the server did not say {event} in {PATIENCE:g} s")
 
 
 async def killer(port: int, log: Log, kills: int, every: float, times: list[float]) -> None:
@@ -182,8 +185,9 @@ async def killer(port: int, log: Log, kills: int, every: float, times: list[floa
         began = time.perf_counter()
         os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(log.wait, "worker_ready", seen)
-        while not await asyncio.to_thread(ready, port):
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE):
+            while not await asyncio.to_thread(ready, port):
+                await asyncio.sleep(0.01)
         times.append(time.perf_counter() - began)
 
 
@@ -210,12 +214,13 @@ async def everything(port: int, clf: Classifier, log: Log, arguments: argparse.N
     killing = asyncio.create_task(killer(port, log, arguments.kills, arguments.every, times))
     await asyncio.gather(supply(), *(work(number) for number in range(arguments.clients)))
     killing.cancel()
-    await asyncio.gather(killing, return_exceptions=True)
+    with suppress(asyncio.CancelledError):
+        await killing  # what went wrong in it is raised here
     return {**counts, "seconds": time.perf_counter() - began, "seconds_from_kill_to_ready": times}
 
 
 def main() -> int:
-    """The options; 1 where an answer was lost, doubled or swapped."""
+    """The options; 1 where an answer was lost, doubled or swapped, or a kill is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=64)
@@ -240,16 +245,18 @@ def main() -> int:
         ]
         with subprocess.Popen([*command, "--no-explain"], stderr=subprocess.PIPE, text=True) as process:
             log = Log(process)
-            port = int(log.wait("listening")["url"].rstrip("/").rpartition(":")[2])
-            log.wait("ready")
             try:
+                port = int(log.wait("listening")["url"].rstrip("/").rpartition(":")[2])
+                log.wait("ready")
                 found = asyncio.run(everything(port, clf, log, arguments))
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 found["megabytes_at_the_end"] = int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) // 1024
             finally:
                 process.send_signal(signal.SIGTERM)
     print(json.dumps(found, indent=1))
-    return 1 if found.get("lost") or found.get("wrong") or found.get("doubled") else 0
+    if short := len(found["seconds_from_kill_to_ready"]) < arguments.kills:
+        print("the requests ended before the kills: ask for more --requests, or a kill more often", file=sys.stderr)
+    return 1 if short or found.get("lost") or found.get("wrong") or found.get("doubled") else 0
 
 
 if __name__ == "__main__":

@@ -101,11 +101,10 @@ async def client(
     """Asks again as soon as it is answered, over one connection, until `stop`."""
     reader = writer = None
     number = start
-    while time.perf_counter() < stop:
+    while (began := time.perf_counter()) < stop:
         try:
             if writer is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            began = time.perf_counter()
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(re.search(rb"\r\ncontent-length: (\d+)", head.lower()).group(1)))

@@ -21,7 +21,7 @@ from vitrail.bench import Row, Task, inference_contenders, installed, markdown, 
 from vitrail.bench.contenders import OURS
 from vitrail.bench.figures import draw_races
 from vitrail.bench.memory import peaks
-from vitrail.bench.table import with_memory
+from vitrail.bench.table import Result, ratio_said, with_memory
 from vitrail.console import say
 from vitrail.files import write_json, write_text
 from vitrail.machine import hardware, keep_memory, pick_device
@@ -45,10 +45,6 @@ BATCHES = {  # images of a training step; of inference
         "quick": (4, (1, 2)),
     },
 }  # fmt: skip
-PEER_WAYS = {  # the ways of the peers that ours are held against
-    "training step": ("fp32", "bf16 autocast"),
-    "inference": ("fp32", "fp32, compiled", "ONNX Runtime fp32", "ONNX Runtime int8"),
-}
 
 
 def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -79,30 +75,17 @@ def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[
             rows = with_memory(rows, contenders, peaks(contenders, device, torch.get_num_threads()))
         found["failed"] |= result.failed
         found["races"][title] = rows
-        say(f"{NAMES[name]}, {title}: {time.time() - began:.0f} s, {' '.join(goal_said(title, rows))}")
+        say(f"{NAMES[name]}, {title}: {time.time() - began:.0f} s, {' '.join(goal_said(rows))}")
     return found
 
 
-def goal_said(title: str, rows: list[Row]) -> list[str]:
-    """Ours beside the best of the peers' ways that count, in words, for each of our ways."""
-    kind = title.split(",")[0]
-    rivals = [row for row in rows if row.who != OURS and row.way in PEER_WAYS[kind]]
-    if not rivals:
+def goal_said(rows: list[Row]) -> list[str]:
+    """Ours beside the best of the peers, whichever way it is run, in words, for each of our ways."""
+    best = Result(rows, {}).best_peer
+    if best is None:
         return ["no peers"]
-    best = max(rivals, key=lambda row: row.images_per_second)
     said = [f"best peer {best.who} {best.way} {best.images_per_second:,.1f} images/s;"]
-    for row in rows:
-        if row.who == OURS:
-            middle, low, high = ratio(row, best)
-            said.append(f"{row.way} {middle:.2f} ({low:.2f} to {high:.2f});")
-    return said
-
-
-def ratio(row: Row, other: Row) -> tuple[float, float, float]:
-    """How many times as fast, by rounds: median and quartiles."""
-    from vitrail.bench.alternate import Timing
-
-    return Timing(row.seconds).ratio(Timing(other.seconds))
+    return said + [f"{row.way} {ratio_said(row)};" for row in rows if row.who == OURS]
 
 
 def main() -> None:
@@ -141,7 +124,7 @@ def main() -> None:
         }  # fmt: skip
         for title, rows in found["races"].items():
             panels[f"{NAMES[name]}: {title}"] = rows
-            lines += [f"#### {NAMES[name]}: {title}", "", " ".join(goal_said(title, rows)), "", markdown(rows)]
+            lines += [f"#### {NAMES[name]}: {title}", "", " ".join(goal_said(rows)), "", markdown(rows)]
         document["seconds"] = round(time.time() - began)
         write_json(asked.out / "throughput.json", document)
         write_text(asked.out / "throughput.md", "\n".join(lines))

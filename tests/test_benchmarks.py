@@ -1,0 +1,53 @@
+"""What the benchmarks say and count, where it is decided without measuring anything."""
+
+import argparse
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import cancels, serving
+from benchmarks.throughput import goal_said
+from vitrail.bench.alternate import Timing
+from vitrail.bench.contenders import OURS, Contender
+from vitrail.bench.table import rows_of
+
+
+def test_ours_is_held_against_the_fastest_of_all_rows():
+    seconds = {(OURS, "fast"): 2.0, ("timm", "fp32"): 4.0, ("timm", "bf16"): 1.0, ("torchvision", "fp32"): 3.0}
+    timings = {Contender(*who, lambda: lambda: None): Timing((each,) * 3) for who, each in seconds.items()}
+    assert goal_said(rows_of(timings, 8)) == ["best peer timm bf16 8.0 images/s;", "fast 0.50 (0.50 to 0.50);"]
+    ours = {each: timing for each, timing in timings.items() if each.who == OURS}
+    assert goal_said(rows_of(ours, 8)) == ["no peers"]
+
+
+def test_a_client_that_reaches_nobody_counts_a_failure():
+    took: list[tuple[float, float, int]] = []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    asyncio.run(serving.client(port, [b""], 0, time.perf_counter() + 0.1, took))
+    assert {status for _, _, status in took} == {0}
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cancels, "PATIENCE", 0.1)
+    line = json.dumps({"event": "listening", "url": "http://127.0.0.1:1/"})
+    command = [sys.executable, "-c", f"import sys; print({line!r}, file=sys.stderr)"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        log = cancels.Log(process)
+        process.wait()
+        with pytest.raises(TimeoutError, match="did not say ready"):
+            log.wait("ready")
+
+
+def test_what_goes_wrong_while_killing_is_told():
+    """Nothing has said which process is the worker: the one who kills it cannot begin."""
+    with subprocess.Popen(["true"], stderr=subprocess.PIPE, text=True) as process:
+        log = cancels.Log(process)
+    asked = argparse.Namespace(requests=1, clients=1, leaving=0, kills=1, every=0)
+    with pytest.raises(RuntimeError):
+        asyncio.run(cancels.everything(1, cancels.classifier(), log, asked))
