@@ -18,6 +18,7 @@ from vitrail.bench.contenders import OURS, Contender, Task, in_onnx_runtime, inf
 from vitrail.bench.memory import peaks
 from vitrail.bench.peers import PEERS, installed
 from vitrail.bench.table import race
+from vitrail.data import Preprocess
 from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend
 from vitrail.model.fast import PackedLinear, fast
@@ -202,6 +203,22 @@ def test_memory_grows_with_the_model():
     assert low is not None
     assert high is not None
     assert high - low > 100 * 2**20  # 42 million parameters of four bytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
+def test_the_memory_of_a_models_own_bench_has_its_weights_once(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    for name in list(PEERS):
+        monkeypatch.delitem(PEERS, name)
+    vit = ViT(ViTConfig(**{**TINY, "width": 768, "mlp_width": 3072, "depth": 6}))
+    names = tuple("abcdefg")
+    vitrail.Classifier(vit, names, Preprocess(image_size=(16, 16))).save(tmp_path / "m.safetensors")
+    words = ["bench", tmp_path / "m.safetensors", "--batch", 1, "--rounds", 1, "--turn", 0.001, "--threads", 1]
+    _, document, _ = ask(capsys, *words, "--memory")
+    (plain,) = (row for row in document["races"]["inference, batch 1"] if row["way"] == "fp32")
+    weights = sum(4 * parameter.numel() for parameter in vit.parameters())
+    assert weights < plain["memory"] < 1.6 * weights
 
 
 def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):

@@ -5,6 +5,9 @@ in ONNX Runtime. Peers that are not installed are named: pip install 'vitrail[be
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from rich.table import Column, Table
 
 from vitrail.bench.agreement import agreement
-from vitrail.bench.contenders import OURS, Task, inference_contenders, training_contenders
+from vitrail.bench.contenders import OURS, Contender, Task, inference_contenders, training_contenders
 from vitrail.bench.figures import draw_races
 from vitrail.bench.memory import peaks
 from vitrail.bench.peers import installed
@@ -74,27 +77,27 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
     peers, missing = installed(config)
     for name, why in missing.items():
         say(f"without {name}: {why}")
-    tasks = {
-        f"inference, batch {n}": (task := Task(config, n, classifier.device, classifier.vit), inference_contenders(
-            task, peers, compile=arguments.compile))
-        for n in arguments.batch
-    }  # fmt: skip
+    inference = partial(inference_contenders, peers=peers, compile=arguments.compile)
+    kinds: dict[str, tuple[int, Callable[[Task], list[Contender]]]] = {
+        f"inference, batch {n}": (n, inference) for n in arguments.batch
+    }
     if arguments.train:
-        task = Task(config, arguments.train, classifier.device, classifier.vit)
-        tasks[f"training step, batch {task.batch}"] = (task, training_contenders(task, peers))
+        kinds[f"training step, batch {arguments.train}"] = (arguments.train, partial(training_contenders, peers=peers))
     races: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
-    with bar("timing", len(tasks)) as progress:
-        for title, (task, contenders) in tasks.items():
+    with bar("timing", len(kinds)) as progress:
+        for title, (batch, contenders_of) in kinds.items():
+            task = Task(config, batch, classifier.device, classifier.vit)
             found = race(
-                contenders, task.batch, rounds=arguments.rounds, turn=arguments.turn, clock=arguments.clock,
+                contenders_of(task), batch, rounds=arguments.rounds, turn=arguments.turn, clock=arguments.clock,
                 device=task.device, tick=lambda doing: progress.tick(0, note=doing),
             )  # fmt: skip
             failed |= found.failed
             rows = found.rows
             if arguments.memory:
                 progress.tick(0, note="memory")
-                rows = with_memory(rows, contenders, peaks(contenders, task.device, torch.get_num_threads()))
+                alike = contenders_of(replace(task, vit=None))  # with its weights they would be counted twice
+                rows = with_memory(rows, alike, peaks(alike, task.device, torch.get_num_threads()))
             races[title] = in_order(rows)
             progress.tick()
     for name, why in failed.items():
