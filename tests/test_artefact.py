@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vitrail
+from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_atomically
 from vitrail.model import Rotary
@@ -183,6 +185,35 @@ def test_a_hostile_description_is_a_sentence_with_the_files_name(file: Path, cha
     with pytest.raises(VitrailError, match=r"c\.safetensors") as caught:
         vitrail.load(file)
     assert caught.value.exit_code == 1
+
+
+ORIGINS = [
+    {"metrics": []},
+    {"metrics": {"test": {}}},
+    {"metrics": {"test": {"accuracy": "high", "images": 3}}},
+    {"metrics": {"test": {"accuracy": 0.5, "images": 3, "accuracy_interval": [0.1]}}},
+    {"calibration": {"x": 1}},
+    {"calibration": None},
+    {"data": "x"},
+    {"data": {"split": {"test": 0.1}}},
+    {"data": {"images": {"train": "many"}}},
+    {"recipe": ["small"]},
+]
+
+
+@pytest.mark.parametrize("origin", ORIGINS, ids=str)
+def test_an_origin_of_a_strangers_making_is_a_sentence_for_every_verb(
+    run: vitrail.Run, file: Path, colours: Path, capsys, origin
+):
+    rewritten(file, lambda document, tensors: document.update(origin=origin))
+    out = file.parent / "out"
+    verbs = (["inspect", file], ["evaluate", file, colours], ["export", file, "--format", "web", "--out", out])
+    for words in verbs:
+        assert main([*map(str, words), "--json"]) == 1
+        assert "its origin cannot be read" in json.loads(capsys.readouterr().out)["error"]
+    assert not out.exists()
+    with pytest.raises(VitrailError, match="its origin cannot be read"):
+        replace(run.classifier, origin=origin).save(out)
 
 
 def test_nesting_without_end_is_refused(file: Path):

@@ -1,5 +1,6 @@
 """How sure and how right, and when to abstain."""
 
+from dataclasses import fields
 from typing import Any
 
 from vitrail.evaluate.calibration import (
@@ -31,7 +32,7 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
     fitted: Calibration | None = None
     chosen: list[dict[str, Any]] = []  # thresholds on the probabilities that the classifier gives today
     if known is not None:
-        fitted = Calibration(**known)
+        fitted = Calibration(**{each.name: known.get(each.name) for each in fields(Calibration)})
         chosen = fitted.thresholds
     elif subject.validation is not None and stored == 1:
         held_out = classify(subject.classifier, subject.validation, skip_unreadable=subject.skip_unreadable)

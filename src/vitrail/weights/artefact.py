@@ -20,6 +20,7 @@ from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
 from vitrail.model import ViTConfig
 from vitrail.options import check_fields, option
+from vitrail.weights.origin import check_origin
 
 FORMAT = 1
 LONGEST = 16 << 20  # bytes of a description that are read
@@ -49,7 +50,8 @@ class Artefact:
 
 
 def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -> None:
-    """Writes the file, whole or not at all; raises `VitrailError` where it cannot be written."""
+    """Writes the file, whole or not at all; raises `VitrailError` where it cannot be written, or not read again."""
+    check_origin(artefact.origin)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     document = {**artefact.to_json(), "sha256": digest(weights)}
     metadata = {"vitrail": json.dumps(document, ensure_ascii=False)}  # safetensors writes several keys in any order
@@ -84,6 +86,7 @@ def described(document: dict[str, Any], path: Path) -> Artefact:
         classes = tuple(list_of(document["classes"]))
         artefact = Artefact(config, classes, preprocess, document["temperature"], document["origin"])
         check_fields(artefact)
+        check_origin(artefact.origin)
         check_together(artefact)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, VitrailError) as error:
         said = str(error) if isinstance(error, VitrailError) else repr(error)
