@@ -3,8 +3,8 @@
     python -m benchmarks.cancels
 
 Every answer is compared with the classifier's own logits for that image: a lost, doubled or swapped one is counted, and
-is an exit code of 1, and so are fewer kills than were asked for. Who is refused (503) asks again. The time from each kill
-to `ready` is measured.
+is an exit code of 1, and so are fewer kills than were asked for. Who is refused (503) asks again. The time from each
+kill to `ready` is measured.
 """
 
 import argparse

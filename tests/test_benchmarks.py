@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
-
 from benchmarks import cancels, serving
 from benchmarks.throughput import goal_said
+
 from vitrail.bench.alternate import Timing
 from vitrail.bench.contenders import OURS, Contender
 from vitrail.bench.table import rows_of

@@ -206,9 +206,7 @@ def test_memory_grows_with_the_model():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
-def test_the_memory_of_a_models_own_bench_has_its_weights_once(
-    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     for name in list(PEERS):
         monkeypatch.delitem(PEERS, name)
     vit = ViT(ViTConfig(**{**TINY, "width": 768, "mlp_width": 3072, "depth": 6}))

@@ -20,7 +20,7 @@ HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # what a browser on this machine ma
 
 
 class Frontdoor:
-    """Wraps the application: whoever comes is counted, and must have the key, or name one of `hosts` if there are any."""
+    """Wraps the application: whoever comes is counted, and brings the key, or calls one of `hosts` if there are any."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None, hosts: Set[str]):
         self.app = app

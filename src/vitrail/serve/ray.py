@@ -6,9 +6,9 @@
     serve.run(deployment("runs/photos", num_replicas=4, ray_actor_options={"num_cpus": 2}))
 
 One route, POST /predict with an image file as the body; a bad image fails alone, and of large ones a replica decodes
-one at a time. Of the settings `batch` (16 unless given), `wait`, `body` and `pixels` hold as in `vitrail serve`, `queue`
-is how many requests may wait at each of Ray's proxies, and the others mean nothing here: deadlines, processes, health
-checks and metrics are Ray's own.
+one at a time. Of the settings `batch` (16 unless given), `wait`, `body` and `pixels` hold as in `vitrail serve`, and
+`queue` is how many requests may wait at each of Ray's proxies; the others mean nothing here. Deadlines, processes,
+health checks and metrics are Ray's own.
 """
 
 import asyncio

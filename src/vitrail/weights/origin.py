@@ -11,13 +11,13 @@ DATA: Kinds = {"name": str | None, "fingerprint": str | None, "images": dict | N
 SPLIT: Kinds = {"test": float, "validation": float, "seed": int}
 SCORES: Kinds = {"accuracy": float, "images": int, "accuracy_interval": tuple[float, float] | None}
 CALIBRATION: Kinds = {
-    "temperature": float, "fitted_on": str, "images": int, "why": str | None, "thresholds": tuple[dict, ...],
+    "temperature": float, "fitted_on": str, "images": int, "why": str | None, "thresholds": tuple[dict[str, Any], ...],
 }  # fmt: skip
 THRESHOLD: Kinds = {"wanted": float, "threshold": float, "coverage": float, "accuracy": float}
 
 
 def check_origin(origin: dict[str, Any]) -> None:
-    """Raises `VitrailError` for the first part that is not as vitrail writes it; a part that is not there is no harm."""
+    """Raises `VitrailError` for the first part that is not as vitrail writes it; one that is not there is no harm."""
     parts: dict[str, Kinds] = {"recipe": RECIPE, "data": DATA, "metrics": {}, "calibration": CALIBRATION}
     for name, kinds in parts.items():
         if name in origin:
