@@ -94,10 +94,11 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
 
 
 def curve(run: Path) -> list[list[float]]:
-    """[seconds of training so far, test accuracy] after each epoch of a run."""
+    """[seconds of training so far, test accuracy] after each epoch; on validation where the recipe keeps it back."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = itertools.accumulate(row["seconds"] for row in rows)
-    return [[so_far, row["test_accuracy"]] for so_far, row in zip(seconds, rows, strict=True)]
+    measured = "test_accuracy" if "test_accuracy" in rows[0] else "validation_accuracy"
+    return [[so_far, row[measured]] for so_far, row in zip(seconds, rows, strict=True)]
 
 
 def summed(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[str, Any]:
