@@ -161,7 +161,10 @@ def test_explanations_as_tensors(server: Running, clf: vitrail.Classifier):
     assert "layer" in refused.json["error"]
 
 
-@pytest.mark.parametrize("timeout", [10**400, -(10**400), float("nan"), float("inf"), "1", True])
+@pytest.mark.parametrize(
+    "timeout", [10**400, -(10**400), float("nan"), float("inf"), "1", True],
+    ids=["long", "long, below zero", "no number", "endless", "text", "a switch"],
+)  # fmt: skip
 def test_a_timeout_that_makes_no_sense(server: Running, timeout: Any):
     reply = server.post("/v2/models/colours/infer", request(IMAGE, parameters={"timeout": timeout}))
     assert reply.status == 400
