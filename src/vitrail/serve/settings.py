@@ -22,7 +22,7 @@ class Settings:
     deadline: float = option(10.0, "seconds in which a request is answered or given up with 504 (10)", above=0)
     body: int = option(16, "MiB of a request's body, unpacked too (16)", least=1, most=1024)
     pixels: int = option(50, "millions of pixels of an image, as its header says (50)", least=1, most=100)
-    images: int = option(64, "images in a request (64)", least=1, most=4096)
+    images: int = option(64, "images in a request, never more than may wait (64)", least=1, most=4096)
     readers: int = option(2, "threads that decode images (2)", least=1, most=256)
     drain: float = option(1.0, "seconds from SIGTERM until no new connection is taken (1)", least=0)
     explain: bool = option(True, "answer /explain, from a process of its own (yes)")
