@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def connected(address: str | None, cores: int | None = None) -> Iterator[Any]:
                 ray.init(address, **quiet)
         except Exception as error:  # Ray raises plain ones too, where a busy machine is too slow for it
             where = f"at {address} does not answer" if address else "does not start"
-            raise VitrailError(f"Ray {where}: {str(error).splitlines()[0]}", "see --ray-address; try again") from None
+            raise VitrailError(f"Ray {where}: {first_line(error)}", "see --ray-address; try again") from None
         yield ray
     finally:
         ray.shutdown()

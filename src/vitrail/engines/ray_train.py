@@ -15,7 +15,7 @@ from typing import Any
 from vitrail.classifier import load
 from vitrail.cluster import connected
 from vitrail.console import say
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.machine import cores
 from vitrail.run_end import Run
 from vitrail.run_folder import RunFolder, numbered, old_run, refuse_taken
@@ -96,9 +96,8 @@ def fitted(ray: Any, out: Path, processes: tuple[int, int], restarts: int, asked
         finished: Any = trainer.fit()
         return dict(finished.return_value or {})
     except engine.TrainingFailedError as error:
-        lines = str(error).strip().splitlines() or ["no reason is given"]
         raise VitrailError(
-            f"the processes were lost more than {restarts} times: {lines[0]}", "go on with --resume"
+            f"the processes were lost more than {restarts} times: {first_line(error)}", "go on with --resume"
         ) from None
     finally:
         shutil.rmtree(out.parent / beside, ignore_errors=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vitrail.cluster import connected
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.machine import cores
 from vitrail.predict.folder import Done
 from vitrail.predict.listing import Piece
@@ -56,8 +56,9 @@ def ray_engine(address: str | None) -> Any:
 
 def gave_up(error: Exception) -> VitrailError:
     """What is said where Ray does not get the work done."""
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return VitrailError(f"Ray gave up: {said}", "often the memory is short: take fewer --workers, then --resume")
+    return VitrailError(
+        f"Ray gave up: {first_line(error)}", "often the memory is short: take fewer --workers, then --resume"
+    )
 
 
 def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) -> Iterator[dict[str, Any]]:
