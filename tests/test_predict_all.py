@@ -686,6 +686,18 @@ def test_without_ray_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch
         vitrail.predict_all("cifar10-small", tmp_path, tmp_path / "out", engine="ray")
 
 
+def test_threads_that_no_node_has_cores_for_are_refused():
+    from vitrail.predict.ray import room_for
+
+    nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert [room_for(nodes, threads, on_gpu=False) for threads in (1, 2, 3, 4)] == [6, 3, 1, 1]
+    assert room_for(nodes, 2, on_gpu=True) == 1
+    for threads, on_gpu in ((5, False), (3, True)):
+        with pytest.raises(UsageError, match=f"no node of the Ray cluster has {threads} cores"):
+            room_for(nodes, threads, on_gpu)
+    assert room_for([{"memory": 1.0}], 8, on_gpu=False) == 0  # nodes that have cores may come
+
+
 def test_without_pyarrow_csv_is_left(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="needs pyarrow"):
@@ -740,6 +752,9 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     nodes = [cluster.add_node(**options) for _ in range(2)]
     words = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
     try:
+        code, document, _ = begin(run.folder, many, "--out", tmp_path / "none", *words, "--threads", 2, fresh=True).ended()
+        assert (code, document["error"]) == (2, "no node of the Ray cluster has 2 cores for a process")
+
         out = tmp_path / "worker"
         command = begin(run.folder, many, "--out", out, *words, fresh=True)
         command.until(lambda: notes(out) >= 2 and len(actors(os.getpid())) >= 2)

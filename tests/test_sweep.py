@@ -500,6 +500,24 @@ def test_a_trial_of_another_machine_is_left_until_it_is_silent(tmp_path: Path, m
     taken.give_back()
 
 
+@pytest.mark.parametrize(
+    ("nodes", "n", "means"),
+    [
+        ([(8, 0), (8, 0)], 1, (1, 8, False)),  # a task lies on one node as a whole
+        ([(8, 0), (8, 0)], 3, (3, 4, False)),
+        ([(8, 0), (8, 0)], None, (12, 1, False)),  # no more than trials
+        ([(2, 0), (1, 0)], None, (3, 1, False)),
+        ([(16, 2), (64, 0)], None, (2, 8, True)),  # where there are GPUs, their nodes' cores
+        ([(16, 2), (64, 0)], 4, (4, 8, True)),  # two at a time
+        ([(0, 0)], None, (1, 1, False)),  # nodes that have cores may come
+    ],
+)
+def test_a_task_of_ray_is_no_larger_than_a_node(nodes: list[Any], n: int | None, means: tuple[int, int, bool]):
+    from vitrail.sweep.ray import shared
+
+    assert shared([{"CPU": cores, "GPU": gpus} for cores, gpus in nodes], n, 12) == means
+
+
 @pytest.mark.scale
 @pytest.mark.timeout(600)
 def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.cluster import connected
+from vitrail.cluster import Node, alive, connected, places
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.machine import cores
 from vitrail.predict.folder import Done
@@ -67,10 +67,10 @@ def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     threads = task.address.threads or 1
-    there = ray.cluster_resources()
-    on_gpu = not task.address.is_graph and task.address.device is None and there.get("GPU", 0) >= 1
+    nodes = alive(ray)
+    on_gpu = not task.address.is_graph and task.address.device is None and any(has.get("GPU", 0) >= 1 for has in nodes)
     on_gpu = on_gpu or (task.address.device or "").startswith("cuda")
-    room = int(there.get("GPU", 1)) if on_gpu else int(there.get("CPU", 1)) // threads
+    room = room_for(nodes, threads, on_gpu)
     size = min(len(pieces), workers or max(1, room))
     yield from (
         ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
@@ -86,6 +86,14 @@ def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) 
         )
         .iter_rows()
     )
+
+
+def room_for(nodes: Sequence[Node], threads: int, on_gpu: bool) -> int:
+    """How many processes have room at once; raises `UsageError` where it is for their threads that none has."""
+    room = places(nodes, threads, on_gpu)
+    if not room and places(nodes, 1, on_gpu):
+        raise UsageError(f"no node of the Ray cluster has {threads} cores for a process", "take fewer --threads")
+    return room
 
 
 def actor_of(task: Task) -> type:
