@@ -272,6 +272,21 @@ def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, t
     assert [clf.classes[i] for i in rows.labels[[0, 2], 0]] == ["red", "red"]
 
 
+def test_a_batch_that_the_memory_does_not_suffice_for_is_said_and_has_no_rows(run: vitrail.Run, tmp_path: Path):
+    clf = vitrail.load(run.folder)
+
+    def logits(pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")  # a GPU that is too small is not at hand
+
+    clf.logits = logits  # type: ignore[method-assign]
+    picture(COLOURS["red"], 0).save(tmp_path / "0.png")
+    from vitrail.predict.rows import read, rows_of
+
+    entries = [listing.stated(str(tmp_path / "0.png"))]
+    with pytest.raises(VitrailError, match=r"for 1 images at a time \(.*smaller --batch, then --resume\)"):
+        rows_of(clf, entries, read(entries, clf.preprocess), 1, False)
+
+
 HOSTILE = [
     b"=HYPERLINK(1).png",
     b"+1.png",
@@ -752,7 +767,9 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     nodes = [cluster.add_node(**options) for _ in range(2)]
     words = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
     try:
-        code, document, _ = begin(run.folder, many, "--out", tmp_path / "none", *words, "--threads", 2, fresh=True).ended()
+        code, document, _ = begin(
+            run.folder, many, "--out", tmp_path / "none", *words, "--threads", 2, fresh=True
+        ).ended()
         assert (code, document["error"]) == (2, "no node of the Ray cluster has 2 cores for a process")
 
         out = tmp_path / "worker"

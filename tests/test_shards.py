@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import math
 import os
 import random
 import re
@@ -736,6 +737,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, root: Path, ranges: bool = True):
         self.ranges, self.given, self.failing, self.asked = ranges, 0, 0, []
+        self.last = math.inf  # how many answers there will be before it fails for good
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(root)))
 
     @property
@@ -751,7 +753,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.answer(body=False)
 
     def answer(self, body: bool) -> None:
-        if self.server.failing > 0:
+        if self.server.failing > 0 or len(self.server.asked) >= self.server.last:
             self.server.failing -= 1
             self.send_error(503)
             return
@@ -877,6 +879,28 @@ def test_an_address_that_fails_for_a_moment_is_asked_again_and_one_that_stays_aw
         find("http://127.0.0.1:1/x-{0..1}.tar")
     with pytest.raises(UsageError, match="no kind of address"):
         find("htp://somewhere/x.tar")
+
+
+def test_predictions_stop_at_an_outage_and_go_on_after_it(
+    run: vitrail.Run, shards, serve, own_cache, monkeypatch, tmp_path: Path, capsys
+):
+    """No image has a row that says of it what is true of the address alone."""
+    monkeypatch.setattr(storage, "WAITS", (0.01,))
+    monkeypatch.setenv("VITRAIL_CACHE_GIB", "0")
+    server = serve(shards)
+    words = (run.folder, [server.address, server.address])  # 72 images: a part of 64, and one of 8
+    found = vitrail.predict_all(*words, tmp_path / "undisturbed", part_images=64, workers=1)
+    assert (found.images, found.unreadable, found.parts) == (72, 0, 2)
+    server.last = 2 * len(server.asked) - 1  # the last shard of the second part is out of reach
+    with pytest.raises(VitrailError, match="does not answer") as caught:
+        vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1)
+    assert "--resume" in caught.value.hint
+    assert "1 of 2 parts are done and kept" in capsys.readouterr().err
+    server.last = math.inf
+    again = vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1, resume=True)
+    assert (again.images, again.unreadable, again.resumed) == (72, 0, 1)
+    for part in sorted((tmp_path / "undisturbed").glob("part-*")):
+        assert (tmp_path / "out" / part.name).read_bytes() == part.read_bytes()
 
 
 def test_foreign_shards_over_http_are_indexed_once(tmp_path: Path, serve, own_cache: Path):
