@@ -32,7 +32,7 @@ from vitrail.data.check import check
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import training_batches
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.shards import is_shards, storage, tar
+from vitrail.data.shards import is_shards, read, storage, tar
 from vitrail.data.shards.address import braces, called
 from vitrail.data.shards.index import FILE, KEY, loaded, save
 from vitrail.data.shards.storage import cache_limit
@@ -862,6 +862,39 @@ def test_a_copy_in_the_cache_that_is_damaged_is_dropped_and_a_changed_shard_is_f
         fresh.pixels.content(list(fresh.names).index("train/red/3.png"))
 
 
+def test_a_damaged_copy_that_another_process_drops_first_is_let_go(shards, serve, own_cache, monkeypatch):
+    train = open_data(serve(shards).address).train
+    pixels = [train[i] for i in range(len(train))]
+    for path in (own_cache / "shards").glob("*.tar"):
+        rewritten(path, lambda content: content.__setitem__(slice(0, None), bytes(len(content))))
+    really = read.read_range
+
+    def and_another_drops_it(*place):
+        found = really(*place)
+        for path in (own_cache / "shards").glob("*.tar"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(read, "read_range", and_another_drops_it)
+    assert all(torch.equal(train[i], pixels[i]) for i in range(len(train)))
+
+
+def test_a_copy_that_another_process_makes_room_of_is_done_without(shards, serve, own_cache, monkeypatch):
+    train = open_data(serve(shards).address).train
+    really = storage.fetched
+
+    def and_another_makes_room(shard):
+        path = really(shard)
+        path.unlink()
+        return path
+
+    monkeypatch.setattr(storage, "fetched", and_another_makes_room)
+    assert train[0].shape == (3, 16, 16)
+    shard = train.pixels.where.shards[0]
+    with storage.whole(shard) as file:
+        assert len(file.read()) == shard.size
+
+
 def test_an_address_that_fails_for_a_moment_is_asked_again_and_one_that_stays_away_is_said(
     shards, serve, own_cache, monkeypatch
 ):
@@ -896,6 +929,9 @@ def test_predictions_stop_at_an_outage_and_go_on_after_it(
         vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1)
     assert "--resume" in caught.value.hint
     assert "1 of 2 parts are done and kept" in capsys.readouterr().err
+    server.last = len(server.asked) + 1  # the index alone
+    with pytest.raises(VitrailError, match=r"http://127.*cannot be read: .* does not answer"):
+        vitrail.predict_all(*words, tmp_path / "out", part_images=64, resume=True)
     server.last = math.inf
     again = vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1, resume=True)
     assert (again.images, again.unreadable, again.resumed) == (72, 0, 1)

@@ -68,8 +68,9 @@ class Members(Encoded):
                 raise kind(self.place(i), error.strerror or str(error)) from None
             if hashlib.sha256(found).digest() == digest:
                 return found
-            if again or not forget(shard):  # a damaged copy is dropped, and the shard itself is asked once more
+            if again or not shard.keep:
                 break
+            forget(shard)  # the copy may be damaged: the shard itself is asked once more
         reason = "its bytes are not those that were indexed (SHA-256)" if len(found) == length else FAULTS[CUT]
         raise ImageError(self.place(i), reason)
 
