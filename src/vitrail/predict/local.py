@@ -159,8 +159,10 @@ class Crew:
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         where = "before its first image"
         if worker.piece:
-            batch = self.task.batches(worker.piece)[worker.images // self.task.batch]
-            where = f"with images from {batch[0].path} to {batch[-1].path}"
+            batches, at = self.task.batches(worker.piece), worker.images // self.task.batch
+            where = f"while it wrote part {worker.piece.number}"
+            if at < len(batches):
+                where = f"with images from {batches[at][0].path} to {batches[at][-1].path}"
         raise VitrailError(
             f"a process died {DEATHS} times {where}: {cause}",
             "often the memory is short: take fewer --workers or a smaller --batch, then --resume",
@@ -195,6 +197,8 @@ class Keys:
 
 def in_this_process(task: Task, pieces: Sequence[Piece], readers: int, tell: Tell) -> None:
     """Does the parts one after another, while `readers` processes read ahead."""
+    if task.address.threads:
+        torch.set_num_threads(task.address.threads)
     classifier = task.open()
     loader: DataLoader[Any] = DataLoader(
         Batches(classifier.preprocess),
