@@ -4,13 +4,16 @@ import csv
 import hashlib
 import json
 import os
+import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from conftest import COLOURS, picture
 from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.predict import listing, local
+from vitrail.predict.everything import home_of
+from vitrail.predict.task import Task
 
 IMAGES = 2000
 PARTS = 32  # of 64 images
@@ -245,8 +250,52 @@ def test_an_onnx_file_predicts_into_a_folder_and_has_no_embedding(run: vitrail.R
     for ours, theirs in zip(rows_in(tmp_path / "graph"), rows_in(tmp_path / "torch"), strict=True):
         assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+    vitrail.predict_all(graph, colours / "test", tmp_path / "threads", workers=2, threads=2)
+    for ours, theirs in zip(rows_in(tmp_path / "threads"), rows_in(tmp_path / "graph"), strict=True):
+        assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
     with pytest.raises(UsageError, match="answers alone"):
         vitrail.predict_all(graph, colours / "test", tmp_path / "none", embedding=True)
+
+
+def test_processes_of_several_threads(begin: Callable[..., Command], colours: Path, tmp_path: Path):
+    """A process that has had threads forks others in which these are missing, and is waited for."""
+    words = ("cifar10-small", colours / "test", "--workers", 2, "--out")
+    for threads in (1, 2):
+        code, document, _ = begin(*words, tmp_path / f"{threads}", "--threads", threads, fresh=True).ended(100)
+        assert (code, document["images"]) == (0, 24)
+    ours, theirs = (rows_in(tmp_path / threads) for threads in "12")
+    assert [(row["path"], row["label"]) for row in ours] == [(row["path"], row["label"]) for row in theirs]
+
+
+def test_relative_paths_are_found_by_processes_that_run_elsewhere(
+    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As Ray's do, whose processes on other machines begin in a folder of their own."""
+    from vitrail.predict.ray import Actor
+
+    given: list[Task] = []
+
+    def engine(task: Task, pieces: Sequence[listing.Piece], workers: int | None, tell: local.Tell) -> None:
+        given.append(pickle.loads(pickle.dumps(task)))
+        monkeypatch.chdir(tmp_path)
+        actor = Actor(given[0])
+        for piece in pieces:
+            said = actor({name: np.array([value]) for name, value in vars(piece).items()})
+            assert not said["sentence"][0]
+
+    monkeypatch.setattr("vitrail.predict.everything.predict_locally", engine)
+    monkeypatch.chdir(colours)
+    model = os.path.relpath(run.folder)
+    found = vitrail.predict_all(model, "test", colours / "test" / "out")
+    assert (found.images, found.unreadable) == (24, 0)
+    rows = rows_in(colours / "test" / "out")
+    shutil.rmtree(colours / "test" / "out")
+    assert rows[0]["path"] == "test/blue/0.png"  # as it was typed
+    gone = Actor(replace(given[0], home=str(tmp_path / "gone")))
+    assert gone.refused and "relative paths are meant from" in gone.refused.sentence
+    monkeypatch.chdir(colours)
+    assert home_of(["test"]) == home_of(["x-{0..9}.tar"]) == home_of(["card@test"]) == str(colours)
+    assert home_of([colours, "cifar10-small", "timm/vit", "s3://x/y.tar"]) is None
 
 
 def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, tmp_path: Path):
@@ -404,6 +453,20 @@ def test_links_are_followed_once_and_hidden_things_left_out(tmp_path: Path):
     assert found == [str(tmp_path / name) for name in ("a.png", "sub/b.PNG", "sub/dangling.jpg")]
 
 
+def test_a_folder_has_its_own_path_however_many_links_lead_to_it(tmp_path: Path):
+    for i in range(8):
+        (tmp_path / "in" / f"{i}-real").mkdir(parents=True)
+        picture(COLOURS["red"], i).save(tmp_path / "in" / f"{i}-real" / "x.png")
+        (tmp_path / "in" / f"{i}-link").symlink_to(f"{i}-real")
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    picture(COLOURS["red"], 9).save(tmp_path / "out" / "sub" / "x.png")
+    for name in "cab":
+        (tmp_path / "in" / name).symlink_to(tmp_path / "out")
+    found = sorted(entry.path for entry in listing.walk(str(tmp_path / "in")))
+    real = [str(tmp_path / "in" / f"{i}-real" / "x.png") for i in range(8)]
+    assert found == [*real, str(tmp_path / "in" / "a" / "sub" / "x.png")]
+
+
 def test_tar_shards_give_the_rows_of_the_folder_they_hold(run: vitrail.Run, colours: Path, tmp_path: Path):
     assert main(["shard", str(colours), str(tmp_path / "shards"), "--images", "15", "--quiet"]) == 0
     vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "out", workers=2)
@@ -528,6 +591,14 @@ def test_an_image_that_kills_processes_is_named(
     kept = notes(tmp_path / "out")
     found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, workers=2, resume=True)
     assert found.resumed == kept > 0
+
+
+def test_a_part_that_kills_processes_as_they_write_it_is_named(
+    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vitrail.predict.task.noted", lambda *content: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(VitrailError, match="a process died 3 times while it wrote part 0: killed by SIGKILL"):
+        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch=24, workers=1)
 
 
 def test_what_a_dead_process_had_in_hand_goes_to_one_that_has_nothing_to_do(
@@ -691,6 +762,21 @@ def test_reading_processes_beside_one_that_predicts_give_the_same(
     assert hashes(tmp_path / "out") == hashes(undisturbed)
 
 
+def test_a_fault_of_ours_in_a_reading_process_is_not_called_its_death(
+    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def faulty(path: str, channels: int) -> torch.Tensor:
+        raise RuntimeError("a fault of ours")
+
+    def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
+        local.in_this_process(task, pieces, 1, tell)
+
+    monkeypatch.setattr("vitrail.predict.rows.decode", faulty)
+    monkeypatch.setattr("vitrail.predict.everything.predict_locally", with_readers)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
+
+
 # Ray
 
 
@@ -755,7 +841,6 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ):
     pytest.importorskip("ray.data")
-    import shutil
     import tempfile
 
     from ray.cluster_utils import Cluster

@@ -15,7 +15,9 @@ from typing import Any
 from vitrail.classifier import load
 from vitrail.cluster import connected
 from vitrail.console import say
+from vitrail.data.sources import in_full
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.files import full
 from vitrail.machine import cores
 from vitrail.run_end import Run
 from vitrail.run_folder import RunFolder, numbered, old_run, refuse_taken
@@ -49,9 +51,11 @@ def train_on_ray(
     if restarts < 0:
         raise UsageError(f"restarts is {restarts}; it must be at least 0")
     folder = begun(data, out, resume, options)
-    place = str(Path(data).resolve()) if Path(data).exists() else str(data)
+    for name, fixed in (("model", full), ("recipe", find_recipe)):  # files that lie where this process is
+        if isinstance(options.get(name), str | Path):
+            options[name] = fixed(options[name])
     with connected(ray_address, max(cores(), most)) as ray, told(folder):
-        answer = fitted(ray, folder.path, (least, most), restarts, {"data": place, "options": options})
+        answer = fitted(ray, folder.path, (least, most), restarts, {"data": in_full(data), "options": options})
     if "sentence" in answer:
         raise (UsageError if answer["usage"] else VitrailError)(answer["sentence"], answer["hint"])
     return Run(

@@ -5,6 +5,8 @@ the same file twice. The folder of results, and the images, must be where every 
 """
 
 import logging
+import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -106,6 +108,18 @@ def actor_of(task: Task) -> type:
     return Bound
 
 
+def at_home(task: Task) -> None:
+    """Goes where the task's relative paths are meant from; raises `VitrailError` where that is not on this machine."""
+    try:
+        if task.home is not None:
+            os.chdir(task.home)
+    except OSError as error:
+        raise VitrailError(
+            f"relative paths are meant from {task.home}, which is not on {platform.node()}: {error.strerror}",
+            "name everything by its full path, as every machine sees it",
+        ) from None
+
+
 class Actor:
     """A process of Ray's that holds the model."""
 
@@ -114,6 +128,7 @@ class Actor:
         torch.set_num_threads(task.address.threads or 1)
         self.refused: VitrailError | None = None
         try:
+            at_home(task)
             self.classifier = task.open()
         except VitrailError as error:
             self.refused = error
