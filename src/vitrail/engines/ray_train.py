@@ -51,9 +51,10 @@ def train_on_ray(
     if restarts < 0:
         raise UsageError(f"restarts is {restarts}; it must be at least 0")
     folder = begun(data, out, resume, options)
-    for name, fixed in (("model", full), ("recipe", find_recipe)):  # files that lie where this process is
-        if isinstance(options.get(name), str | Path):
-            options[name] = fixed(options[name])
+    if isinstance(options.get("model"), str | Path):  # the processes run in other folders
+        options["model"] = full(options["model"])
+    if options.get("recipe") is not None:
+        options["recipe"] = find_recipe(options["recipe"])
     with connected(ray_address, max(cores(), most)) as ray, told(folder):
         answer = fitted(ray, folder.path, (least, most), restarts, {"data": in_full(data), "options": options})
     if "sentence" in answer:
