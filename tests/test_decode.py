@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import random
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from PIL import Image, ImageFile
 
 from vitrail.data import decode as decoding
-from vitrail.data.decode import EXTENSIONS, ImageError, decode
+from vitrail.data.decode import EXTENSIONS, ImageError, Unreachable, decode
 from vitrail.errors import VitrailError
 
 RED, GREEN, BLUE, WHITE, BLACK, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (0,) * 3, (128,) * 3
@@ -380,3 +381,38 @@ def test_whatever_pillow_raises_becomes_an_image_error(tmp_path: Path, monkeypat
 
         monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
         refused(path, "damaged")
+
+
+# What is no fault of the file's
+
+
+def test_an_image_that_cannot_be_read_for_now_is_not_called_a_bad_one(tmp_path: Path):
+    photo().save(tmp_path / "good.png")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(Unreachable, match="good.png: Too many open files") as caught:
+            decode(tmp_path / "good.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (Unreachable, str(caught.value))
+    with pytest.raises(ImageError) as gone:
+        decode(tmp_path / "gone.png")
+    assert not isinstance(gone.value, Unreachable)
+
+
+def test_memory_that_does_not_suffice_is_not_called_a_bad_image(tmp_path: Path):
+    Image.new("RGB", (4000, 4000)).save(tmp_path / "large.png")
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), -1))
+            decode(tmp_path / "large.png")
+        except MemoryError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, first_line
 from vitrail.options import check_fields, option
 from vitrail.train.recipes import Recipe, find_recipe
 
@@ -47,7 +47,7 @@ def test_what_fits_is_taken():
         ("kind", 3, "one, two"),
         ("sizes", (1.0, "x"), "sizes"),
         ("sizes", [1.0], "sizes"),
-        ("pair", (1, 2, 3), r"\(height, width\)"),
+        ("pair", (1, 2, 3), "must be two whole numbers"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(field: str, value: Any, said: str):
@@ -68,3 +68,16 @@ def test_a_recipe_refuses_what_makes_no_sense_before_anything_runs(change: dict[
     (name,) = change
     with pytest.raises(UsageError, match="base" if name == "position" else name):
         find_recipe(Recipe(), **change)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("\n  it broke\nat line 3"), "it broke"),
+        (TimeoutError(), "TimeoutError"),  # what many a library raises says nothing
+        (TimeoutError("\n \n"), "TimeoutError"),
+        (ValueError("x" * 999), "x" * 200),
+    ],
+)
+def test_the_first_line_of_an_error_is_there_even_where_it_says_nothing(error: Exception, said: str):
+    assert first_line(error) == said

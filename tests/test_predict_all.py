@@ -4,13 +4,16 @@ import csv
 import hashlib
 import json
 import os
+import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from conftest import COLOURS, picture
 from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.predict import listing, local
+from vitrail.predict.everything import home_of
+from vitrail.predict.task import Task
 
 IMAGES = 2000
 PARTS = 32  # of 64 images
@@ -245,8 +250,50 @@ def test_an_onnx_file_predicts_into_a_folder_and_has_no_embedding(run: vitrail.R
     for ours, theirs in zip(rows_in(tmp_path / "graph"), rows_in(tmp_path / "torch"), strict=True):
         assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+    vitrail.predict_all(graph, colours / "test", tmp_path / "threads", workers=2, threads=2)
+    for ours, theirs in zip(rows_in(tmp_path / "threads"), rows_in(tmp_path / "graph"), strict=True):
+        assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
     with pytest.raises(UsageError, match="answers alone"):
         vitrail.predict_all(graph, colours / "test", tmp_path / "none", embedding=True)
+
+
+def test_processes_of_several_threads(begin: Callable[..., Command], colours: Path, tmp_path: Path):
+    """A process that has had threads forks others in which these are missing, and would be waited for in vain."""
+    (tmp_path / "list.csv").write_text("path\n" + f"{colours / 'test/red/0.png'}\n" * 65)
+    words = ("--out", tmp_path / "out", "--workers", 2, "--threads", 2)
+    code, document, _ = begin("cifar10-small", tmp_path / "list.csv", *words).ended(100)
+    assert (code, document["images"], document["parts"], len(document["labels"])) == (0, 65, 2, 1)
+
+
+def test_relative_paths_are_found_by_processes_that_run_elsewhere(
+    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As Ray's do, whose processes on other machines begin in a folder of their own."""
+    from vitrail.predict.ray import Actor
+
+    given: list[Task] = []
+
+    def engine(task: Task, pieces: Sequence[listing.Piece], workers: int | None, tell: local.Tell) -> None:
+        given.append(pickle.loads(pickle.dumps(task)))
+        monkeypatch.chdir(tmp_path)
+        actor = Actor(given[0])
+        for piece in pieces:
+            said = actor({name: np.array([value]) for name, value in vars(piece).items()})
+            assert not said["sentence"][0]
+
+    monkeypatch.setattr("vitrail.predict.everything.predict_locally", engine)
+    monkeypatch.chdir(colours)
+    model = os.path.relpath(run.folder)
+    found = vitrail.predict_all(model, "test", colours / "test" / "out")
+    assert (found.images, found.unreadable) == (24, 0)
+    rows = rows_in(colours / "test" / "out")
+    shutil.rmtree(colours / "test" / "out")
+    assert rows[0]["path"] == "test/blue/0.png"  # as it was typed
+    gone = Actor(replace(given[0], home=str(tmp_path / "gone")))
+    assert gone.refused and "relative paths are meant from" in gone.refused.sentence
+    monkeypatch.chdir(colours)
+    assert home_of(["test"]) == home_of(["x-{0..9}.tar"]) == home_of(["card@test"]) == str(colours)
+    assert home_of([colours, "cifar10-small", "timm/vit", "s3://x/y.tar"]) is None
 
 
 def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, tmp_path: Path):
@@ -270,6 +317,21 @@ def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, t
     rows = rows_of(clf, entries, read(entries, clf.preprocess), 1, False)
     assert rows.errors == [None, "the model's answer is not a finite number", None]
     assert [clf.classes[i] for i in rows.labels[[0, 2], 0]] == ["red", "red"]
+
+
+def test_a_batch_that_the_memory_does_not_suffice_for_is_said_and_has_no_rows(run: vitrail.Run, tmp_path: Path):
+    clf = vitrail.load(run.folder)
+
+    def logits(pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")  # a GPU that is too small is not at hand
+
+    clf.logits = logits  # type: ignore[method-assign]
+    picture(COLOURS["red"], 0).save(tmp_path / "0.png")
+    from vitrail.predict.rows import read, rows_of
+
+    entries = [listing.stated(str(tmp_path / "0.png"))]
+    with pytest.raises(VitrailError, match=r"for 1 images at a time \(.*smaller --batch, then --resume\)"):
+        rows_of(clf, entries, read(entries, clf.preprocess), 1, False)
 
 
 HOSTILE = [
@@ -387,6 +449,20 @@ def test_links_are_followed_once_and_hidden_things_left_out(tmp_path: Path):
         (tmp_path / hidden).write_bytes(b"")
     found = sorted(entry.path for entry in listing.walk(str(tmp_path)))
     assert found == [str(tmp_path / name) for name in ("a.png", "sub/b.PNG", "sub/dangling.jpg")]
+
+
+def test_a_folder_has_its_own_path_however_many_links_lead_to_it(tmp_path: Path):
+    for i in range(8):
+        (tmp_path / "in" / f"{i}-real").mkdir(parents=True)
+        picture(COLOURS["red"], i).save(tmp_path / "in" / f"{i}-real" / "x.png")
+        (tmp_path / "in" / f"{i}-link").symlink_to(f"{i}-real")
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    picture(COLOURS["red"], 9).save(tmp_path / "out" / "sub" / "x.png")
+    for name in "cab":
+        (tmp_path / "in" / name).symlink_to(tmp_path / "out")
+    found = sorted(entry.path for entry in listing.walk(str(tmp_path / "in")))
+    real = [str(tmp_path / "in" / f"{i}-real" / "x.png") for i in range(8)]
+    assert found == [*real, str(tmp_path / "in" / "a" / "sub" / "x.png")]
 
 
 def test_tar_shards_give_the_rows_of_the_folder_they_hold(run: vitrail.Run, colours: Path, tmp_path: Path):
@@ -513,6 +589,14 @@ def test_an_image_that_kills_processes_is_named(
     kept = notes(tmp_path / "out")
     found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, workers=2, resume=True)
     assert found.resumed == kept > 0
+
+
+def test_a_part_that_kills_processes_as_they_write_it_is_named(
+    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vitrail.predict.task.noted", lambda *content: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(VitrailError, match="a process died 3 times while it wrote part 0: killed by SIGKILL"):
+        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch=24, workers=1)
 
 
 def test_what_a_dead_process_had_in_hand_goes_to_one_that_has_nothing_to_do(
@@ -676,6 +760,21 @@ def test_reading_processes_beside_one_that_predicts_give_the_same(
     assert hashes(tmp_path / "out") == hashes(undisturbed)
 
 
+def test_a_fault_of_ours_in_a_reading_process_is_not_called_its_death(
+    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def faulty(path: str, channels: int) -> torch.Tensor:
+        raise RuntimeError("a fault of ours")
+
+    def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
+        local.in_this_process(task, pieces, 1, tell)
+
+    monkeypatch.setattr("vitrail.predict.rows.decode", faulty)
+    monkeypatch.setattr("vitrail.predict.everything.predict_locally", with_readers)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
+
+
 # Ray
 
 
@@ -684,6 +783,18 @@ def test_without_ray_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(UsageError, match="ray.* is not installed"):
         vitrail.predict_all("cifar10-small", tmp_path, tmp_path / "out", engine="ray")
+
+
+def test_threads_that_no_node_has_cores_for_are_refused():
+    from vitrail.predict.ray import room_for
+
+    nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert [room_for(nodes, threads, on_gpu=False) for threads in (1, 2, 3, 4)] == [6, 3, 1, 1]
+    assert room_for(nodes, 2, on_gpu=True) == 1
+    for threads, on_gpu in ((5, False), (3, True)):
+        with pytest.raises(UsageError, match=f"no node of the Ray cluster has {threads} cores"):
+            room_for(nodes, threads, on_gpu)
+    assert room_for([{"memory": 1.0}], 8, on_gpu=False) == 0  # nodes that have cores may come
 
 
 def test_without_pyarrow_csv_is_left(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -728,7 +839,6 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ):
     pytest.importorskip("ray.data")
-    import shutil
     import tempfile
 
     from ray.cluster_utils import Cluster
@@ -740,6 +850,11 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     nodes = [cluster.add_node(**options) for _ in range(2)]
     words = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
     try:
+        code, document, _ = begin(
+            run.folder, many, "--out", tmp_path / "none", *words, "--threads", 2, fresh=True
+        ).ended()
+        assert (code, document["error"]) == (2, "no node of the Ray cluster has 2 cores for a process")
+
         out = tmp_path / "worker"
         command = begin(run.folder, many, "--out", out, *words, fresh=True)
         command.until(lambda: notes(out) >= 2 and len(actors(os.getpid())) >= 2)

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import math
 import os
 import random
 import re
@@ -31,7 +32,7 @@ from vitrail.data.check import check
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import training_batches
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.shards import is_shards, storage, tar
+from vitrail.data.shards import is_shards, read, storage, tar
 from vitrail.data.shards.address import braces, called
 from vitrail.data.shards.index import FILE, KEY, loaded, save
 from vitrail.data.shards.storage import cache_limit
@@ -736,6 +737,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, root: Path, ranges: bool = True):
         self.ranges, self.given, self.failing, self.asked = ranges, 0, 0, []
+        self.last = math.inf  # how many answers there will be before it fails for good
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(root)))
 
     @property
@@ -751,7 +753,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.answer(body=False)
 
     def answer(self, body: bool) -> None:
-        if self.server.failing > 0:
+        if self.server.failing > 0 or len(self.server.asked) >= self.server.last:
             self.server.failing -= 1
             self.send_error(503)
             return
@@ -860,6 +862,39 @@ def test_a_copy_in_the_cache_that_is_damaged_is_dropped_and_a_changed_shard_is_f
         fresh.pixels.content(list(fresh.names).index("train/red/3.png"))
 
 
+def test_a_damaged_copy_that_another_process_drops_first_is_let_go(shards, serve, own_cache, monkeypatch):
+    train = open_data(serve(shards).address).train
+    pixels = [train[i] for i in range(len(train))]
+    for path in (own_cache / "shards").glob("*.tar"):
+        rewritten(path, lambda content: content.__setitem__(slice(0, None), bytes(len(content))))
+    really = read.read_range
+
+    def and_another_drops_it(*place):
+        found = really(*place)
+        for path in (own_cache / "shards").glob("*.tar"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(read, "read_range", and_another_drops_it)
+    assert all(torch.equal(train[i], pixels[i]) for i in range(len(train)))
+
+
+def test_a_copy_that_another_process_makes_room_of_is_done_without(shards, serve, own_cache, monkeypatch):
+    train = open_data(serve(shards).address).train
+    really = storage.fetched
+
+    def and_another_makes_room(shard):
+        path = really(shard)
+        path.unlink()
+        return path
+
+    monkeypatch.setattr(storage, "fetched", and_another_makes_room)
+    assert train[0].shape == (3, 16, 16)
+    shard = train.pixels.where.shards[0]
+    with storage.whole(shard) as file:
+        assert len(file.read()) == shard.size
+
+
 def test_an_address_that_fails_for_a_moment_is_asked_again_and_one_that_stays_away_is_said(
     shards, serve, own_cache, monkeypatch
 ):
@@ -877,6 +912,31 @@ def test_an_address_that_fails_for_a_moment_is_asked_again_and_one_that_stays_aw
         find("http://127.0.0.1:1/x-{0..1}.tar")
     with pytest.raises(UsageError, match="no kind of address"):
         find("htp://somewhere/x.tar")
+
+
+def test_predictions_stop_at_an_outage_and_go_on_after_it(
+    run: vitrail.Run, shards, serve, own_cache, monkeypatch, tmp_path: Path, capsys
+):
+    """No image has a row that says of it what is true of the address alone."""
+    monkeypatch.setattr(storage, "WAITS", (0.01,))
+    monkeypatch.setenv("VITRAIL_CACHE_GIB", "0")
+    server = serve(shards)
+    words = (run.folder, [server.address, server.address])  # 72 images: a part of 64, and one of 8
+    found = vitrail.predict_all(*words, tmp_path / "undisturbed", part_images=64, workers=1)
+    assert (found.images, found.unreadable, found.parts) == (72, 0, 2)
+    server.last = 2 * len(server.asked) - 1  # the last shard of the second part is out of reach
+    with pytest.raises(VitrailError, match="does not answer") as caught:
+        vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1)
+    assert "--resume" in caught.value.hint
+    assert "1 of 2 parts are done and kept" in capsys.readouterr().err
+    server.last = len(server.asked) + 1  # the index alone
+    with pytest.raises(VitrailError, match=r"http://127.*cannot be read: .* does not answer"):
+        vitrail.predict_all(*words, tmp_path / "out", part_images=64, resume=True)
+    server.last = math.inf
+    again = vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1, resume=True)
+    assert (again.images, again.unreadable, again.resumed) == (72, 0, 1)
+    for part in sorted((tmp_path / "undisturbed").glob("part-*")):
+        assert (tmp_path / "out" / part.name).read_bytes() == part.read_bytes()
 
 
 def test_foreign_shards_over_http_are_indexed_once(tmp_path: Path, serve, own_cache: Path):

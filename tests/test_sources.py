@@ -18,7 +18,7 @@ from vitrail.data import builtin, folder, table
 from vitrail.data.builtin import BUILTIN, Pictures
 from vitrail.data.found import Found, Listing
 from vitrail.data.images import Images
-from vitrail.data.sources import Splits, divide, find, fingerprint, index, open_data, open_for_evaluation
+from vitrail.data.sources import Splits, divide, find, fingerprint, in_full, index, open_data, open_for_evaluation
 from vitrail.errors import UsageError, VitrailError
 
 
@@ -720,3 +720,15 @@ def test_data_that_changed_since_training_are_scored_with_a_warning(pets: Path):
     extra.with_name("new.png").unlink()
     _, said = open_for_evaluation(pets, splits.classes, 3, origin)
     assert said.endswith("which the model was trained on")
+
+
+def test_an_address_in_full_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "digits"):
+        (tmp_path / name).mkdir()
+    assert in_full("photos") == in_full(Path("photos")) == str(tmp_path / "photos")
+    assert in_full("shards/train-{000..009}.tar") == str(tmp_path / "shards/train-{000..009}.tar")
+    assert in_full("../*.tar") == str(tmp_path.parent / "*.tar")
+    assert in_full("hf:photos") == f"hf:{tmp_path / 'photos'}"
+    for name in ("digits", "hf:cifar10", "s3://x/y-{0..9}.tar", "nowhere"):
+        assert in_full(name) == name

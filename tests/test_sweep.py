@@ -23,12 +23,13 @@ import vitrail
 from kills import die_at_operation
 from vitrail import console, epochs, run_end
 from vitrail.cli.main import Parser, main
+from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.run_folder import RunFolder
 from vitrail.sweep import lease
 from vitrail.sweep import study as studies
 from vitrail.sweep import worker as workers
-from vitrail.sweep.asked import Asked, SweepFolder
+from vitrail.sweep.asked import Asked, SweepFolder, new_sweep
 from vitrail.sweep.lease import Watch
 from vitrail.sweep.results import command
 from vitrail.sweep.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
@@ -199,6 +200,22 @@ def test_the_same_history_proposes_the_same(colours: Path):
     assert studies.propose(asked, []) == studies.propose(asked, [])
     other = asked_for(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"}, seed=1)
     assert studies.propose(asked, []) != studies.propose(other, [])
+
+
+def test_a_large_space_is_not_gone_through_point_by_point(
+    colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """One point in a hundred is possible, and none of the first draws."""
+    monkeypatch.setattr(studies, "points", None)
+    monkeypatch.setattr(studies, "DRAWS", 2)
+    asked = asked_for(colours, {"width": "16..300", "heads": "16..300"})
+    assert all(impossible(asked, studies.drawn(asked, [], 0, draw)) for draw in range(2))
+    values = studies.propose(asked, [])
+    assert values is not None and impossible(asked, values) is None
+    none = asked_for(colours, {"width": "16..300", "heads": "301..999"})
+    monkeypatch.setattr(studies, "MANY", 9)
+    assert studies.propose(none, []) is None
+    assert "none of 9 points drawn at random is possible and new" in capsys.readouterr().err
 
 
 # What a sweep leaves
@@ -403,7 +420,10 @@ def test_without_optuna_a_sentence_says_what_to_install(colours: Path, monkeypat
         vitrail.sweep(colours, vary={"lr": [1, 2]})
 
 
-def test_a_resume_must_ask_for_the_same(whole: vitrail.Sweep, colours: Path, make_folder: Callable[..., Path]):
+def test_a_resume_must_ask_for_the_same(
+    whole: vitrail.Sweep, colours: Path, make_folder: Callable[..., Path], tmp_path: Path
+):
+    (file := tmp_path / "small.toml").write_text("width = 32\n")  # called as the one that the sweep was started with
     for more, error in (
         ({"vary": {"lr": "1e-4..1e-1:log"}}, r"another space \(it differs in depth, optimizer\)"),
         ({"vary": {**VARY, "lr": "1e-4..1e-2:log"}}, r"another space \(it differs in lr\)"),
@@ -411,6 +431,10 @@ def test_a_resume_must_ask_for_the_same(whole: vitrail.Sweep, colours: Path, mak
         ({"recipe": "tutorial"}, "another recipe"),
         ({"search": "random"}, "with search tpe, not random"),
         ({"trials": 3}, "has 5 trials already"),
+        ({"model": "cifar10-small"}, r"with model none, not cifar10-small \(resume it without --from\)"),
+        ({"device": "cpu"}, "with device none, not cpu"),
+        ({"torch_files": True}, "with torch_files false, not true"),
+        ({"recipe": file}, "another recipe"),
     ):
         with pytest.raises(UsageError, match=error):
             vitrail.sweep(colours, out=whole.folder, resume=True, **more)
@@ -418,8 +442,9 @@ def test_a_resume_must_ask_for_the_same(whole: vitrail.Sweep, colours: Path, mak
         vitrail.sweep(make_folder("other", 8), out=whole.folder, resume=True)
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.sweep(colours, vary=VARY, out=whole.folder)
-    again = vitrail.sweep(colours, out=whole.folder, resume=True, vary=VARY, search="tpe", mlp_width=16)
-    assert came_to(again.result["rows"]) == came_to(whole.result["rows"])
+    for more in ({"mlp_width": 16}, {"recipe": "small", **changed(depth=None)}):
+        again = vitrail.sweep(colours, out=whole.folder, resume=True, vary=VARY, search="tpe", **more)
+        assert came_to(again.result["rows"]) == came_to(whole.result["rows"])
 
 
 def test_a_damaged_note_and_study_are_named(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
@@ -498,6 +523,46 @@ def test_a_trial_of_another_machine_is_left_until_it_is_silent(tmp_path: Path, m
     taken = watch.take(path)
     assert taken is not None and taken.died
     taken.give_back()
+
+
+def test_a_trial_that_another_machine_took_and_finished_is_left_to_it(colours: Path, tmp_path: Path):
+    """It took this process for dead, as where locks do not reach other machines."""
+    out = tmp_path / "out"
+    asked = asked_for(colours, {"lr": [1e-3]}, prune="none", fingerprint=open_data(colours).fingerprint)
+    folder = new_sweep(asked, out)
+    theirs = json.dumps({"machine": "another", "process": 1})
+
+    def heard(number: int, row: Any) -> None:
+        if number == 0 and row is not None:
+            folder.lock(0).write_text(theirs)
+            study = studies.open_study(folder, asked)
+            scores = {"accuracy": 0.25, "accuracy_interval": [0.1, 0.5], "loss": 1.0, "epochs": 3, "seconds": 1.0}
+            studies.trial_again(study, 0).set_user_attr("scores", scores)
+            study.tell(0, 0.25)
+            studies.close_study(study)
+
+    workers.work(out, heard)
+    assert folder.lock(0).read_text() == theirs  # nor is it given back in their name
+    (row,) = json.loads((out / "sweep.json").read_text())["rows"]
+    assert (row["state"], row["accuracy"]) == ("complete", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "n", "means"),
+    [
+        ([(8, 0), (8, 0)], 1, (1, 8, False)),  # a task lies on one node as a whole
+        ([(8, 0), (8, 0)], 3, (3, 4, False)),
+        ([(8, 0), (8, 0)], None, (12, 1, False)),  # no more than trials
+        ([(2, 0), (1, 0)], None, (3, 1, False)),
+        ([(16, 2), (64, 0)], None, (2, 8, True)),  # where there are GPUs, their nodes' cores
+        ([(16, 2), (64, 0)], 4, (4, 8, True)),  # two at a time
+        ([(0, 0)], None, (1, 1, False)),  # nodes that have cores may come
+    ],
+)
+def test_a_task_of_ray_is_no_larger_than_a_node(nodes: list[Any], n: int | None, means: tuple[int, int, bool]):
+    from vitrail.sweep.ray import shared
+
+    assert shared([{"CPU": cores, "GPU": gpus} for cores, gpus in nodes], n, 12) == means
 
 
 @pytest.mark.scale

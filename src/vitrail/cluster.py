@@ -1,14 +1,17 @@
 """A Ray cluster, for as long as it is needed."""
 
 import logging
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
+
+Node = dict[str, float]  # what a node has: CPU, GPU, ...
 
 
 @contextmanager
@@ -36,9 +39,19 @@ def connected(address: str | None, cores: int | None = None) -> Iterator[Any]:
                 ray.init(address, **quiet)
         except Exception as error:  # Ray raises plain ones too, where a busy machine is too slow for it
             where = f"at {address} does not answer" if address else "does not start"
-            raise VitrailError(f"Ray {where}: {str(error).splitlines()[0]}", "see --ray-address; try again") from None
+            raise VitrailError(f"Ray {where}: {first_line(error)}", "see --ray-address; try again") from None
         yield ray
     finally:
         ray.shutdown()
         if home:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def alive(ray: Any) -> list[Node]:
+    """What each node has that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def places(nodes: Sequence[Node], cores: int, gpu: bool) -> int:
+    """How many processes of so many cores, and a GPU if so, have room at once; each lies on one node as a whole."""
+    return sum(int(min(has.get("CPU", 0) // cores, has.get("GPU", 0) if gpu else math.inf)) for has in nodes)

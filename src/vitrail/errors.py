@@ -24,6 +24,11 @@ class UsageError(VitrailError):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says, as far as it fits into a sentence; of one that says nothing, its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A hint naming the nearest known words, or where none is near all of them, if they are few."""
     known = sorted(known)

@@ -20,6 +20,11 @@ def cache_home() -> Path:
     return Path(os.environ.get("VITRAIL_CACHE") or Path.home() / ".cache" / "vitrail")
 
 
+def full(path: str | Path) -> str:
+    """A path that is there in full, so that it is found from any folder; anything else, such as a name, as it is."""
+    return str(Path(path).resolve()) if os.path.exists(path) else str(path)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a file aside, then moves it to `path`; an existing file stays whole until that moment.
 

@@ -88,7 +88,7 @@ def words(hint: Any) -> list[str]:
     if get_origin(hint) in (Union, types.UnionType):
         return [word for part in get_args(hint) for word in words(part)]
     if hint == tuple[int, int]:
-        return ["(height, width)"]
+        return ["two whole numbers"]
     names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none", str: "text"}
     return [names.get(hint, getattr(hint, "__name__", str(hint)))]
 

@@ -74,7 +74,7 @@ def train(
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
     that is an error. The data are checked before and a report is written at the end, unless told otherwise. With
-    `spare_test` the test images are not looked at, and the scores are of validation. `watchers` are shown the run
+    `spare_test` the test images are not scored, and the scores are of validation. `watchers` are shown the run
     folder and every row of metrics. Raises `VitrailError` where data or training go wrong.
 
     Called by every process of a group (torchrun's, or one that is initialised already), it trains one model by all of

@@ -8,7 +8,7 @@ import torch
 
 from vitrail.bench.alternate import Timing, alternate
 from vitrail.bench.contenders import OURS, Contender, Run
-from vitrail.errors import VitrailError
+from vitrail.errors import VitrailError, first_line
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,6 @@ def with_memory(rows: Sequence[Row], contenders: Sequence[Contender], peaks: Seq
     """The rows with their peaks of memory, which were measured in the order of the contenders."""
     known = {(each.who, each.way): peak for each, peak in zip(contenders, peaks, strict=True)}
     return [replace(row, memory=known[row.who, row.way]) for row in rows]
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in a line."""
-    return (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def markdown(rows: Sequence[Row]) -> str:

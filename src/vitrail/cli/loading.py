@@ -13,14 +13,14 @@ from vitrail.machine import pick_device
 WHAT = "a run folder, an artefact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
 
 
-def add_model(parser: argparse.ArgumentParser, onnx: bool = False) -> None:
-    """MODEL, and what it may be read from; `onnx` where a verb also runs an exported file."""
+def add_model(parser: argparse.ArgumentParser, onnx: bool = False, threads: str = "as many as cores") -> None:
+    """MODEL, and what it may be read from; `onnx` where a verb also runs an exported file, by so many `threads`."""
     parser.add_argument("model", metavar="MODEL", help=WHAT + (", or an .onnx file of vitrail's" if onnx else ""))
     parser.add_argument(
         "--torch-files", action="store_true", help="read plain tensors from torch's own files (.pt .pth .bin)"
     )
     if onnx:
-        parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (as many as cores)")
+        parser.add_argument("--threads", type=int, metavar="N", help=f"threads to compute with ({threads})")
 
 
 def loaded(arguments: argparse.Namespace) -> vitrail.Classifier:

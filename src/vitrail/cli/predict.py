@@ -29,7 +29,7 @@ SHOWN = 10  # classes in the table of what was found
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    add_model(parser, onnx=True)
+    add_model(parser, onnx=True, threads="as many as cores; 1 with --out")
     parser.add_argument(
         "images", metavar="SOURCE", nargs="+", help="image files or folders; with --out tar shards and tables too"
     )

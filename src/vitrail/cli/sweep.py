@@ -2,7 +2,7 @@
 
   vitrail sweep photos --vary lr=1e-4..1e-2:log --vary width=96,128,192 --trials 20
 
-Each trial is an ordinary run folder under OUT/trials. Trials choose by validation alone; no test image is looked at
+Each trial is an ordinary run folder under OUT/trials. Trials choose by validation alone; no test image is scored
 until --finish scores the best one, once. Every field of a recipe can be varied, and every other one set for all trials.
 A field is LOW..HIGH, LOW..HIGH:log (evenly in powers), LOW..HIGH:STEP, or A,B,C. A TOML file says the same:
   lr = "1e-4..1e-2:log"

@@ -1,5 +1,6 @@
 """One decoder for every image file: from `check` and `train` to `predict` and `serve`."""
 
+import errno
 import os
 import stat
 import warnings
@@ -26,6 +27,7 @@ ORIENTATION = 0x0112  # EXIF
 DEEP = "16-bit grey"
 KINDS = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "palette", "PA": "palette",
          "I": DEEP, "F": DEEP, "I;16": DEEP, "I;16B": DEEP, "I;16L": DEEP, "I;16N": DEEP}  # fmt: skip
+PASSING = frozenset((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # no fault of the file's
 BACKGROUND = (255, 255, 255)  # what shows through where an image is transparent
 
 
@@ -40,6 +42,14 @@ class ImageError(VitrailError):
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
         """What pickle needs to carry the error out of a worker process."""
         return type(self), (self.name, self.reason)
+
+
+class Unreachable(ImageError):
+    """An image that cannot be read now, though nothing is known to be wrong with it: its disk or address fails."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.hint = "it may be there again later"
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,10 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
     except Image.DecompressionBombError:  # raised by Pillow on opening, above a limit higher than ours
         raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
     except OSError as error:  # Pillow's own have no number
-        raise ImageError(name, error.strerror or f"damaged or cut short ({error})") from None
+        kind = Unreachable if error.errno in PASSING else ImageError
+        raise kind(name, error.strerror or f"damaged or cut short ({error})") from None
+    except MemoryError:  # whose it is nobody knows
+        raise
     except Exception as error:  # a damaged file can make Pillow raise nearly anything (TypeError in a TIFF's tags)
         raise ImageError(name, f"damaged or cut short ({error})") from None
 

@@ -20,7 +20,7 @@ from vitrail.data.encoded import Encoded
 from vitrail.data.found import SPLIT_NAMES, Found, Listing
 from vitrail.data.table import LABEL_COLUMNS
 from vitrail.data.words import Coded, Names, Numbered, coded
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
 
 PREFIX = "hf:"
 LABELS = (*LABEL_COLUMNS, "labels", "fine_label")  # columns that are taken first where there are several
@@ -230,8 +230,3 @@ def hushed() -> Iterator[None]:
             logger.setLevel(level)
         if barred:
             datasets.enable_progress_bars()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as far as it fits into a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -97,7 +97,7 @@ def _read_by(
     try:
         yield from batches
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not reader_died(error):
             raise
         codes = [process.exitcode for process in getattr(batches, "_workers", ())]
         killed = [signal.Signals(-code).name for code in codes if code and code < 0]
@@ -106,6 +106,11 @@ def _read_by(
             f"a process that reads images died: {cause}",
             "often the memory is short: take fewer --workers (0 reads in the main process), then --resume",
         ) from None
+
+
+def reader_died(error: RuntimeError) -> bool:
+    """Whether torch says that a process has ended; that one has raised an error it says in nearly the same words."""
+    return "DataLoader worker (pid" in str(error)
 
 
 def _as_is(batch: tuple[Batch, list[ImageError]]) -> tuple[Batch, list[ImageError]]:

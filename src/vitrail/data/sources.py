@@ -27,6 +27,7 @@ from vitrail.data.shards import is_shards, read_shards
 from vitrail.data.table import TABLES, read_table
 from vitrail.data.words import coded
 from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.files import full
 
 SCORED = ("test", "validation", "all", "train")  # the first of these that there is, is what a classifier is scored on
 
@@ -50,6 +51,16 @@ class Splits:
         """The splits that there are, by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: images for name, images in named.items() if images is not None}
+
+
+def in_full(address: str | Path) -> str:
+    """An address that means the same in any folder: a path, or a pattern of paths, in full; a name as it is."""
+    said = str(address)
+    if isinstance(address, str) and said in BUILTIN:  # also where a folder is called so
+        return said
+    if said.startswith(PREFIX):
+        return PREFIX + full(said.removeprefix(PREFIX))
+    return str(Path(said).resolve()) if "://" not in said and is_shards(said) else full(said)
 
 
 def find(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Found:

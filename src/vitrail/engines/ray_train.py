@@ -15,7 +15,9 @@ from typing import Any
 from vitrail.classifier import load
 from vitrail.cluster import connected
 from vitrail.console import say
-from vitrail.errors import UsageError, VitrailError
+from vitrail.data.sources import in_full
+from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.files import full
 from vitrail.machine import cores
 from vitrail.run_end import Run
 from vitrail.run_folder import RunFolder, numbered, old_run, refuse_taken
@@ -49,9 +51,12 @@ def train_on_ray(
     if restarts < 0:
         raise UsageError(f"restarts is {restarts}; it must be at least 0")
     folder = begun(data, out, resume, options)
-    place = str(Path(data).resolve()) if Path(data).exists() else str(data)
+    if isinstance(options.get("model"), str | Path):  # the processes run in other folders
+        options["model"] = full(options["model"])
+    if options.get("recipe") is not None:
+        options["recipe"] = find_recipe(options["recipe"])
     with connected(ray_address, max(cores(), most)) as ray, told(folder):
-        answer = fitted(ray, folder.path, (least, most), restarts, {"data": place, "options": options})
+        answer = fitted(ray, folder.path, (least, most), restarts, {"data": in_full(data), "options": options})
     if "sentence" in answer:
         raise (UsageError if answer["usage"] else VitrailError)(answer["sentence"], answer["hint"])
     return Run(
@@ -96,9 +101,8 @@ def fitted(ray: Any, out: Path, processes: tuple[int, int], restarts: int, asked
         finished: Any = trainer.fit()
         return dict(finished.return_value or {})
     except engine.TrainingFailedError as error:
-        lines = str(error).strip().splitlines() or ["no reason is given"]
         raise VitrailError(
-            f"the processes were lost more than {restarts} times: {lines[0]}", "go on with --resume"
+            f"the processes were lost more than {restarts} times: {first_line(error)}", "go on with --resume"
         ) from None
     finally:
         shutil.rmtree(out.parent / beside, ignore_errors=True)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from vitrail.errors import UsageError, VitrailError
-from vitrail.weights.hub import first_line
+from vitrail.errors import UsageError, VitrailError, first_line
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail.classifier import AnyClassifier, finite
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.export.graph import LOGITS, PIXELS, TARGET
 from vitrail.weights.artefact import LONGEST, Artefact, described
 
@@ -205,8 +205,3 @@ def check_surface(session: Any, artefact: Artefact, path: Path) -> None:
     answers = artefact.config.classes or artefact.config.pooled_width
     if taken.get(PIXELS) != pixels or given.type != "tensor(float)" or given.shape[1:] != [answers]:
         raise VitrailError(f"{path} describes another model than the one in it", "export it again")
-
-
-def first_line(error: Exception) -> str:
-    """What the runtime says, without the lines of where in its own source it said it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -43,17 +43,26 @@ class Address:
 
             if self.fast:
                 raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
-            classifier = OnnxClassifier.load(self.model, threads=self.threads, device=self.device or "cpu")
+            classifier = OnnxClassifier.load(self.model, threads=1, device=self.device or "cpu")
             return classifier, hashlib.sha256(Path(self.model).read_bytes()).hexdigest()
-        if self.threads:
-            torch.set_num_threads(self.threads)
         classifier = load(self.model, device=pick_device(self.device), torch_files=self.torch_files)
         key = key_of(classifier)
         return (classifier.fast() if self.fast else classifier), key
 
     def open(self) -> AnyClassifier:
-        """The classifier, opened once in a process; raises as loading does."""
+        """The classifier, opened once in a process; raises as loading does.
+
+        It has no threads of its own, for these would not live on in a process that is forked.
+        """
         return self._opened[0]
+
+    def with_threads(self) -> AnyClassifier:
+        """The classifier for a process that forks no other: a session of ONNX Runtime has all its threads."""
+        if self.is_graph and (self.threads or 1) > 1:
+            from vitrail.export.running import OnnxClassifier
+
+            return OnnxClassifier.load(self.model, threads=self.threads, device=self.device or "cpu")
+        return self.open()
 
     @property
     def key(self) -> str:

@@ -1,9 +1,10 @@
 """All images of a source -> a folder of parts: what the verb and the Python call do."""
 
+import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -14,6 +15,7 @@ import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import Bar, bar, say
+from vitrail.data.shards import is_shards
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, stop_at_once
@@ -121,8 +123,15 @@ def within(
             )
             folder.claim(plan)
             listing = folder.keep_listing(listing)
-        task = Task(address, plan, folder, listing.file, wanted.batch)
+        task = Task(address, plan, folder, listing.file, wanted.batch, home_of([*named, address.model, folder.path]))
         return carried_out(task, listing.pieces(plan.part_images), wanted, engine)
+
+
+def home_of(places: Iterable[str | Path]) -> str | None:
+    """The folder that relative paths are meant from; None where all are in full, or names of other things."""
+    relative = [place for place in map(str, places) if not os.path.isabs(place) and "://" not in place]
+    files = [part for place in relative for part in (place, place.rpartition("@")[2])]  # CARD@FILE
+    return os.getcwd() if any(os.path.exists(each) or is_shards(each) for each in files) else None
 
 
 def planned(address: Address, wanted: Wanted) -> Plan:

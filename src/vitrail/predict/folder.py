@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import remove_folder, sync, write_atomically, write_json
@@ -112,19 +113,19 @@ class PartsFolder:
 
     def claim(self, plan: Plan) -> None:
         """Takes the folder for this plan; raises `UsageError` where it is taken for another."""
-        aside = self.inner / f".plan-{os.getpid()}.json"
-        if (before := self.plan()) is None:
+        if self.plan() is None:
+            aside = self.inner / f".plan-{uuid4().hex}.json"  # processes of two containers may have one number
             write_json(aside, asdict(plan))
             try:
                 os.link(aside, self.inner / "plan.json")
             except FileExistsError:  # another machine was quicker
-                before = self.plan()
+                pass
             except OSError:  # a file system without links
                 os.rename(aside, self.inner / "plan.json")
             finally:
                 aside.unlink(missing_ok=True)
             sync(self.inner)
-        if before is not None and (said := before.differences(plan)):
+        if (before := self.plan()) is not None and (said := before.differences(plan)):
             raise UsageError(
                 f"{self.path} has predictions that were asked for otherwise: {'; '.join(said)}",
                 "ask as before, or choose another --out",

@@ -11,12 +11,13 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
-from vitrail.data.decode import EXTENSIONS
+from vitrail.data.decode import EXTENSIONS, PASSING
 from vitrail.data.shards import is_shards
 from vitrail.data.table import PATH_COLUMNS, TABLES, column
 from vitrail.errors import UsageError, VitrailError
@@ -24,6 +25,7 @@ from vitrail.predict.members import Member, members
 
 RUN = 50_000  # entries that are sorted in memory
 RUNS = 64  # sorted files that are merged into one
+Item = TypeVar("Item")
 FORMULA = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet computes
 
 
@@ -102,7 +104,7 @@ def write_listing(sources: Sequence[str], file: Path, tick: Callable[[int], obje
                         tick(images)
                 if images == before:
                     raise UsageError(f"{source} has no images")
-    except OSError as error:
+    except OSError as error:  # what cannot be read is an error of another kind by now
         raise VitrailError(
             f"{file.parent} cannot be written: {error.strerror}", "make room, or choose another"
         ) from None
@@ -128,20 +130,29 @@ def entries(source: str, aside: Path) -> Iterator[Entry]:
     path = str(Path(source))
     folder = os.path.isdir(path)
     if not (folder and holds_images(path)) and is_shards(source):  # a folder of shards is asked as a whole
-        return (Entry(name, member.length, -1, member) for name, member in members(source))
+        return (Entry(name, member.length, -1, member) for name, member in readable(source, members(source)))
     if folder:
         return in_order(walk(path), aside)
     if os.path.splitext(path)[1].lower() in TABLES and os.path.isfile(path):
-        return (stated(name) for name in table_paths(Path(path)))
+        return (stated(name) for name in readable(path, table_paths(Path(path))))
     if not os.path.lexists(path) and not is_image(os.path.basename(path)):  # a slip, not a file that has gone
         raise UsageError(f"there is no folder, table or file {path}")
     return iter([stated(path)])
 
 
+def readable(source: str, found: Iterator[Item]) -> Iterator[Item]:
+    """What is found at a source; raises `VitrailError` where it cannot be read."""
+    try:
+        yield from found
+    except OSError as error:
+        raise VitrailError(f"{source} cannot be read: {error.strerror or error}") from None
+
+
 def holds_images(folder: str) -> bool:
     """Whether there are images in a folder itself."""
-    with os.scandir(folder) as inside:
+    with suppress(OSError), os.scandir(folder) as inside:  # listing it says what is wrong
         return any(is_image(each.name) for each in inside)
+    return False
 
 
 def is_image(name: str) -> bool:
@@ -150,19 +161,28 @@ def is_image(name: str) -> bool:
 
 
 def stated(path: str) -> Entry:
-    """An entry with the size and time of the file that is there."""
+    """An entry with the size and time of the file that is there; raises `VitrailError` where the disk fails."""
     try:
         status = os.stat(path)
-    except (OSError, ValueError):  # predicting it says what is wrong
+    except (OSError, ValueError) as error:  # predicting it says what is wrong
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise VitrailError(f"{path} cannot be read: {error.strerror}", "try again later") from None
         return Entry(path, -1, -1)
     return Entry(path, status.st_size, int(status.st_mtime))
 
 
 def walk(root: str) -> Iterator[Entry]:
-    """All image files below a folder as they come; links are followed, each folder is entered once, none hidden."""
+    """All image files below a folder as they come; links are followed, each folder is entered once, none hidden.
+
+    A folder that links lead to is called by its own path, else by the first of theirs, whatever the disk's order.
+    """
     seen: set[tuple[int, int]] = set()
     folders = [root]
-    while folders:
+    linked: list[str] = []
+    while folders or linked:
+        if not folders:
+            linked.sort(key=names, reverse=True)
+            folders.append(linked.pop())
         folder = folders.pop()
         try:
             status = os.stat(folder)
@@ -174,7 +194,7 @@ def walk(root: str) -> Iterator[Entry]:
                     path = each.name if folder == "." else os.path.join(folder, each.name)
                     if each.is_dir():
                         if not each.name.startswith((".", "__")):
-                            folders.append(path)
+                            (linked if each.is_symlink() else folders).append(path)
                     elif is_image(each.name):
                         yield stated(path)
         except OSError as error:
@@ -199,8 +219,13 @@ def in_order(found: Iterator[Entry], aside: Path) -> Iterator[Entry]:
 
 
 def place(entry: Entry) -> list[str]:
-    """What entries are ordered by: the names on the way, as `Path` orders them."""
-    return entry.path.split("/")
+    """What entries are ordered by."""
+    return names(entry.path)
+
+
+def names(path: str) -> list[str]:
+    """The names on the way to a file, as `Path` orders them."""
+    return path.split("/")
 
 
 def kept(run: Iterable[Entry], file: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vitrail.data.loader import reader_died
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
 from vitrail.machine import cores
@@ -158,23 +159,28 @@ class Crew:
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         where = "before its first image"
         if worker.piece:
-            batch = self.task.batches(worker.piece)[worker.images // self.task.batch]
-            where = f"with images from {batch[0].path} to {batch[-1].path}"
+            batches, at = self.task.batches(worker.piece), worker.images // self.task.batch
+            where = f"while it wrote part {worker.piece.number}"
+            if at < len(batches):
+                where = f"with images from {batches[at][0].path} to {batches[at][-1].path}"
         raise VitrailError(
             f"a process died {DEATHS} times {where}: {cause}",
             "often the memory is short: take fewer --workers or a smaller --batch, then --resume",
         )
 
 
-class Batches(Dataset[tuple[Piece, list[Entry], Reading]]):
-    """Batches of images by the part they belong to; asked for one, it gives it as pixels."""
+class Batches(Dataset[tuple[Piece, list[Entry], Reading | VitrailError]]):
+    """Batches of images by the part they belong to; asked for one, it gives it as pixels, or says why it cannot."""
 
     def __init__(self, preprocess: Preprocess):
         self.preprocess = preprocess
 
-    def __getitems__(self, batch: tuple[Piece, list[Entry]]) -> tuple[Piece, list[Entry], Reading]:
+    def __getitems__(self, batch: tuple[Piece, list[Entry]]) -> tuple[Piece, list[Entry], Reading | VitrailError]:
         piece, entries = batch
-        return piece, entries, read(entries, self.preprocess)
+        try:
+            return piece, entries, read(entries, self.preprocess)
+        except VitrailError as error:  # raised, torch would put the traceback into its sentence
+            return piece, entries, error
 
 
 class Keys:
@@ -191,6 +197,8 @@ class Keys:
 
 def in_this_process(task: Task, pieces: Sequence[Piece], readers: int, tell: Tell) -> None:
     """Does the parts one after another, while `readers` processes read ahead."""
+    if task.address.threads:
+        torch.set_num_threads(task.address.threads)
     classifier = task.open()
     loader: DataLoader[Any] = DataLoader(
         Batches(classifier.preprocess),
@@ -204,13 +212,15 @@ def in_this_process(task: Task, pieces: Sequence[Piece], readers: int, tell: Tel
     batches = iter(loader)
     try:
         for piece, entries, reading in batches:
+            if isinstance(reading, VitrailError):
+                raise reading
             found.append(rows_of(classifier, entries, reading, task.plan.top, task.plan.embedding))
             tell(len(entries), None)
             if sum(map(len, found)) == piece.images:
                 tell(0, task.write(classifier, piece, found))
                 found = []
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not reader_died(error):
             raise
         raise VitrailError(
             "a process that reads images died", "often the memory is short: take fewer --workers, then --resume"

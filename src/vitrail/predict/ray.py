@@ -5,6 +5,8 @@ the same file twice. The folder of results, and the images, must be where every 
 """
 
 import logging
+import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -14,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.cluster import connected
-from vitrail.errors import UsageError, VitrailError
+from vitrail.cluster import Node, alive, connected, places
+from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.machine import cores
 from vitrail.predict.folder import Done
 from vitrail.predict.listing import Piece
@@ -56,8 +58,9 @@ def ray_engine(address: str | None) -> Any:
 
 def gave_up(error: Exception) -> VitrailError:
     """What is said where Ray does not get the work done."""
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return VitrailError(f"Ray gave up: {said}", "often the memory is short: take fewer --workers, then --resume")
+    return VitrailError(
+        f"Ray gave up: {first_line(error)}", "often the memory is short: take fewer --workers, then --resume"
+    )
 
 
 def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) -> Iterator[dict[str, Any]]:
@@ -66,10 +69,10 @@ def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     threads = task.address.threads or 1
-    there = ray.cluster_resources()
-    on_gpu = not task.address.is_graph and task.address.device is None and there.get("GPU", 0) >= 1
+    nodes = alive(ray)
+    on_gpu = not task.address.is_graph and task.address.device is None and any(has.get("GPU", 0) >= 1 for has in nodes)
     on_gpu = on_gpu or (task.address.device or "").startswith("cuda")
-    room = int(there.get("GPU", 1)) if on_gpu else int(there.get("CPU", 1)) // threads
+    room = room_for(nodes, threads, on_gpu)
     size = min(len(pieces), workers or max(1, room))
     yield from (
         ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
@@ -87,6 +90,14 @@ def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) 
     )
 
 
+def room_for(nodes: Sequence[Node], threads: int, on_gpu: bool) -> int:
+    """How many processes have room at once; raises `UsageError` where it is for their threads that none has."""
+    room = places(nodes, threads, on_gpu)
+    if not room and places(nodes, 1, on_gpu):
+        raise UsageError(f"no node of the Ray cluster has {threads} cores for a process", "take fewer --threads")
+    return room
+
+
 def actor_of(task: Task) -> type:
     """An actor for this task, which Ray can make again on any machine without asking for the task."""
 
@@ -97,6 +108,18 @@ def actor_of(task: Task) -> type:
     return Bound
 
 
+def at_home(task: Task) -> None:
+    """Goes where the task's relative paths are meant from; raises `VitrailError` where that is not on this machine."""
+    try:
+        if task.home is not None:
+            os.chdir(task.home)
+    except OSError as error:
+        raise VitrailError(
+            f"relative paths are meant from {task.home}, which is not on {platform.node()}: {error.strerror}",
+            "name everything by its full path, as every machine sees it",
+        ) from None
+
+
 class Actor:
     """A process of Ray's that holds the model."""
 
@@ -105,6 +128,7 @@ class Actor:
         torch.set_num_threads(task.address.threads or 1)
         self.refused: VitrailError | None = None
         try:
+            at_home(task)
             self.classifier = task.open()
         except VitrailError as error:
             self.refused = error

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import AnyClassifier, Classifier, NotFinite
-from vitrail.data.decode import ImageError, decode
+from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
+from vitrail.errors import VitrailError
 from vitrail.predict.listing import FORMULA, Entry
 from vitrail.predict.members import content
 
+SMALLER = "take fewer --workers or a smaller --batch, then --resume"
 NOT_A_NUMBER = "the model's answer is not a finite number"
 
 
@@ -41,7 +43,10 @@ class Reading:
 
 
 def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
-    """The images fitted to the model's size; what cannot be read is None beside the reason."""
+    """The images fitted to the model's size; what cannot be read is None beside the reason.
+
+    Raises `VitrailError` where it is not an image that is at fault: a row would say so for ever.
+    """
     pixels: list[Tensor | None] = []
     errors: list[str | None] = []
     for entry in entries:
@@ -49,6 +54,10 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
             file = content(entry.path, entry.member) if entry.member else entry.path
             pixels.append(preprocess.fitted(decode(file, preprocess.channels)))
             errors.append(None)
+        except Unreachable as error:
+            raise VitrailError(error.sentence, "once it can be read, --resume goes on") from None
+        except MemoryError:
+            raise VitrailError(f"the memory does not suffice for {entry.path}", SMALLER) from None
         except (ImageError, ValueError) as error:
             pixels.append(None)
             errors.append(error.reason if isinstance(error, ImageError) else str(error))
@@ -56,7 +65,10 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
 
 
 def rows_of(classifier: AnyClassifier, entries: Sequence[Entry], reading: Reading, top: int, embedding: bool) -> Rows:
-    """What the model says of a batch; an image for which that is no finite number has an error, and no other."""
+    """What the model says of a batch; an image for which that is no finite number has an error, and no other.
+
+    Raises `VitrailError` where the memory does not suffice for it.
+    """
     errors = list(reading.errors)
     width = min(top, len(classifier.classes))
     labels = np.zeros((len(entries), width), np.int64)
@@ -92,6 +104,8 @@ def answerable(
             return [found for i in there for found in answerable(classifier, reading, [i], errors, embedding)]
         errors[there[0]] = NOT_A_NUMBER
         return []
+    except (torch.OutOfMemoryError, MemoryError):
+        raise VitrailError(f"the memory does not suffice for {len(there)} images at a time", SMALLER) from None
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -25,10 +25,11 @@ class Task:
     folder: PartsFolder
     listing: Path
     batch: int
+    home: str | None  # where relative paths are meant from, where there are any
 
     def open(self) -> AnyClassifier:
         """The classifier, warm; raises `VitrailError` where it is broken, or not the one that the work began with."""
-        classifier = self.address.open()
+        classifier = self.address.with_threads()
         if self.address.key != self.plan.model:
             raise VitrailError(f"{self.address.model} is another model here", "give every machine the same one")
         preprocess = classifier.preprocess

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import put_json, reason, sync, write_json
 from vitrail.options import check_fields, option
 from vitrail.run_folder import held, numbered, refuse_unwritable
-from vitrail.sweep.space import shown, space_from, space_to_json
+from vitrail.sweep.space import dashed, shown, space_from, space_to_json
 from vitrail.train.recipes import Recipe, recipe_from_json
 
 Prune = Literal["median", "hyperband", "none"]
@@ -134,7 +135,7 @@ def new_sweep(asked: Asked, out: str | Path | None) -> SweepFolder:
             refuse_taken(path)
             (path / "locks").mkdir(parents=True, exist_ok=True)
             refuse_unwritable(path)
-            aside = path / f".asked-{os.getpid()}.json"
+            aside = path / f".asked-{uuid4().hex}.json"
             put_json(aside, asked.to_json())
             sync(aside)
             try:
@@ -189,6 +190,7 @@ def refuse_changed(folder: SweepFolder, asked: Asked, wished: dict[str, Any]) ->
             )
         if name == "recipe":
             raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
+        flag = {"model": "from", "seed": "sweep-seed"}.get(name, dashed(name))
         raise UsageError(
-            f"{folder.path} was started with {name} {shown(before)}, not {shown(value)}", f"resume it without --{name}"
+            f"{folder.path} was started with {name} {shown(before)}, not {shown(value)}", f"resume it without --{flag}"
         )

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from vitrail.run_folder import held
 
@@ -34,8 +35,9 @@ class Lease:
     def __init__(self, path: Path, file: IO[str], died: bool):
         self.path, self.file, self.died = path, file, died
         self.over = threading.Event()
+        self.said = json.dumps({"machine": this_machine(), "process": os.getpid(), "lease": uuid4().hex})
         held.add(file)  # type: ignore[arg-type]
-        self.write(json.dumps({"machine": this_machine(), "process": os.getpid()}))
+        self.write(self.said)
         threading.Thread(target=self.beat, daemon=True).start()
 
     def write(self, text: str) -> None:
@@ -47,14 +49,22 @@ class Lease:
 
     def beat(self) -> None:
         """Moves the file's time until the lease is over."""
-        while not self.over.wait(BEAT):
+        while not self.over.wait(BEAT) and self.ours():
             with suppress(OSError):  # a folder that has vanished is found out where something is written
                 os.utime(self.path)
+
+    def ours(self) -> bool:
+        """Whether no other machine has taken the trial up since, which took this one for dead."""
+        try:
+            return self.path.read_text(encoding="utf-8") == self.said
+        except OSError:  # a folder that has vanished is found out where something is written
+            return True
 
     def give_back(self) -> None:
         """Lets anyone else take the trial up."""
         self.over.set()
-        self.write("")
+        if self.ours():
+            self.write("")
         held.discard(self.file)
         self.file.close()
 

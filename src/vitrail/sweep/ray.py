@@ -5,7 +5,7 @@ the other began. Ray places the tasks and starts another one where a task, its w
 it then takes up is the sweep's own business, as everywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vitrail import console
-from vitrail.cluster import connected
+from vitrail.cluster import Node, alive, connected, places
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.sweep.worker import work
@@ -24,10 +24,10 @@ RETRIES = 20  # that a task is started again after its worker or node has died
 class Tasks:
     """So many tasks of a cluster."""
 
-    def __init__(self, ray: Any, out: Path, n: int, cpus: float, gpus: float):
+    def __init__(self, ray: Any, out: Path, n: int, cpus: int, gpu: bool):
         self.ray = ray
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(join)
-        self.left = [task.remote(str(out.resolve()), max(1, int(cpus))) for _ in range(n)]
+        task = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_retries=RETRIES)(join)
+        self.left = [task.remote(str(out.resolve()), cpus) for _ in range(n)]
 
     def look(self, finished: int) -> bool:
         """False where all are through. Raises `VitrailError` where one cannot go on."""
@@ -67,10 +67,16 @@ def cluster(out: Path, n: int | None, trials: int, address: str | None) -> Itera
     `n` tasks at a time, or as many as the cluster has cores (or GPUs, where it has any), and no more than trials.
     """
     with connected(address) as ray:
-        has = ray.cluster_resources()
-        gpus = 1.0 if has.get("GPU", 0) >= 1 else 0.0
-        room = int(has.get("GPU" if gpus else "CPU", 1))
-        n = min(n or room, trials)
-        cpus = max(1.0, has.get("CPU", 1.0) // n)
-        console.say(f"{n} tasks of {cpus:g} cores{' and a GPU' if gpus else ''} on {len(ray.nodes())} node(s)")
-        yield Tasks(ray, out, n, cpus, gpus)
+        nodes = alive(ray)
+        n, cpus, gpu = shared(nodes, n, trials)
+        console.say(f"{n} tasks of {cpus} cores{' and a GPU' if gpu else ''} on {len(nodes)} node(s)")
+        yield Tasks(ray, out, n, cpus, gpu)
+
+
+def shared(nodes: Sequence[Node], n: int | None, trials: int) -> tuple[int, int, bool]:
+    """How many tasks, of how many cores, and whether with a GPU each: as many cores as all can have at once."""
+    gpu = any(has.get("GPU", 0) >= 1 for has in nodes)
+    room = max(1, places(nodes, 1, gpu))
+    n = min(n or room, trials)
+    most = max((int(has.get("CPU", 0)) for has in nodes), default=0)
+    return n, next((cpus for cpus in range(most, 1, -1) if places(nodes, cpus, gpu) >= min(n, room)), 1), gpu

@@ -265,11 +265,6 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def in_words(values: Mapping[str, Any]) -> str:
-    """A point in a line."""
-    return "  ".join(f"{name} {shown(value)}" for name, value in values.items())
-
-
 def dashed(name: str) -> str:
     """A field as an option."""
     return name.replace("_", "-")

@@ -6,11 +6,12 @@ trial is lost between two states, and none is made twice. What is proposed is dr
 known by then, and from no state that a kill could lose.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail import console
 from vitrail.errors import UsageError, VitrailError
 from vitrail.sweep.asked import Asked, SweepFolder
 from vitrail.sweep.space import Axis, Choice, Values, changes, count, points
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "vitrail"
 DRAWS = 64  # that are made for a point that is possible and has not been tried
 STARTUP = (5, 10)  # trials that are drawn at random before TPE learns from them: a quarter of all, within these
-MANY = 4096  # points of a space that are not looked at one by one
+MANY = 4096  # points; of a space that has more, so many are drawn and the rest is not looked at
 WAIT = 120  # seconds that SQLite waits for another process
 
 
@@ -113,8 +114,23 @@ def propose(asked: Asked, known: "list[FrozenTrial]") -> Values | None:
         values = drawn(asked, known, number, draw)
         if is_open(asked, values, tried):
             return values
-    rest = [each for each in points(asked.space) or () if is_open(asked, each, tried)]
-    return rest[int(np.random.default_rng((asked.seed, number)).integers(len(rest)))] if rest else None
+    n = count(asked.space)
+    if n is not None and n <= MANY:
+        rest = [each for each in points(asked.space) or () if is_open(asked, each, tried)]
+        return rest[int(np.random.default_rng((asked.seed, number)).integers(len(rest)))] if rest else None
+    found = next((each for each in at_random(asked, number) if is_open(asked, each, tried)), None)
+    if found is None:
+        console.say(f"none of {MANY:,} points drawn at random is possible and new: the sweep ends with {number} trials")
+    return found
+
+
+def at_random(asked: Asked, number: int) -> Iterator[Values]:
+    """Many points drawn evenly from the space, for a trial of this number."""
+    optuna = import_optuna()
+    seed = int(np.random.SeedSequence((asked.seed, number, DRAWS)).generate_state(1)[0])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    space = distributions(asked)
+    return (study.ask(space).params for _ in range(MANY))
 
 
 def all_tried(asked: Asked) -> bool:

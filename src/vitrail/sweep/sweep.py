@@ -1,6 +1,6 @@
 """A sweep: many trials of a recipe with some of its fields varied, compared on validation, as a table.
 
-The trials choose by validation alone and never look at a test image; the best one is scored on test once, if asked.
+The trials choose by validation alone, and no test image is scored but by the best one, once, if asked.
 """
 
 import json
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.console import Bar, bar, say
 from vitrail.data import open_data
+from vitrail.data.sources import in_full
 from vitrail.epochs import Row
 from vitrail.errors import UsageError
-from vitrail.files import put_json, write_json
+from vitrail.files import full, put_json, write_json
 from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import pick_device
 from vitrail.run_data import checked, without
@@ -37,7 +38,7 @@ from vitrail.sweep.asked import (
     refuse_taken,
 )
 from vitrail.sweep.crew import Crew, Processes
-from vitrail.sweep.results import sentence, summary, table, write_table
+from vitrail.sweep.results import sentence, table, write_table
 from vitrail.sweep.space import count, space_from
 from vitrail.sweep.study import (
     all_tried,
@@ -117,7 +118,10 @@ def sweep(
     pick_device(device)
     if resume:
         folder = old_sweep(data, out)
-        asked = asked_again(folder, data, vary, recipe, changes, search=search, prune=prune, by=by, seed=sweep_seed)
+        asked = asked_again(
+            folder, data, vary, recipe, changes, model=None if model is None else full(model), device=device,
+            torch_files=torch_files or None, search=search, prune=prune, by=by, seed=sweep_seed,
+        )  # fmt: skip
         if trials is not None and trials < asked.trials:
             raise UsageError(f"{folder.path} has {asked.trials} trials already", "leave out --trials, or ask for more")
         folder.extend(trials or asked.trials)
@@ -127,7 +131,7 @@ def sweep(
         usual = DEFAULT if model is None else TRANSFER
         asked = first_asked(
             data, find_recipe(usual if recipe is None else recipe, **changes), vary or {},
-            20 if trials is None else trials, None if model is None else address_of(model), torch_files, device,
+            20 if trials is None else trials, None if model is None else full(model), torch_files, device,
             search, prune, by, sweep_seed, check_data,
         )  # fmt: skip
         folder = new_sweep(asked, out)
@@ -140,9 +144,9 @@ def sweep(
                 from vitrail.sweep.ray import cluster
 
                 with cluster(folder.path, processes, asked.trials, ray_address) as crew:
-                    follow(folder, asked, study, crew)
+                    follow(asked, study, crew)
             elif (processes or 1) > 1:
-                follow(folder, asked, study, Processes(folder.path, processes or 1))
+                follow(asked, study, Processes(folder.path, processes or 1))
             else:
                 alone(folder, asked, study)
         result = through(folder, asked, study)
@@ -184,7 +188,7 @@ def first_asked(
     if uneven and prune not in (None, "none"):
         raise UsageError("trials of different lengths cannot be pruned beside one another", "use --prune none")
     asked = Asked(
-        data=address_of(data),
+        data=in_full(data),
         fingerprint=splits.fingerprint,
         images=len(splits.validation),
         epochs=settled.epochs or 1,
@@ -203,11 +207,6 @@ def first_asked(
     return asked
 
 
-def address_of(address: str | Path) -> str:
-    """A path in full, so that processes elsewhere find it; a name as it is."""
-    return str(Path(address).resolve()) if Path(address).exists() else str(address)
-
-
 def asked_again(
     folder: SweepFolder,
     data: str | Path,
@@ -218,11 +217,9 @@ def asked_again(
 ) -> Asked:
     """What a sweep was started with; raises `UsageError` where a resume wishes for something else."""
     asked = folder.asked()
-    if address_of(data) != asked.data:
+    if in_full(data) != asked.data:
         raise UsageError(f"{folder.path} was started on {asked.data}", "resume it on the same data")
-    wished = asked.recipe.but(**changes)
-    if recipe is not None and (named := find_recipe(recipe)).name != asked.recipe.name:
-        wished = named
+    wished = asked.recipe.but(**changes) if recipe is None else find_recipe(recipe, **changes)
     refuse_changed(folder, asked, {"space": space_from(vary) if vary else None, "recipe": wished, **how})
     return asked
 
@@ -236,7 +233,7 @@ def plan(folder: SweepFolder, asked: Asked) -> str:
     return (
         f"sweep of {', '.join(asked.space)} ({points}): {total(asked)} trials of recipe {asked.recipe.name}, {how}, "
         f"{asked.epochs} epochs, {pruned}; chosen by {asked.by} on {asked.images} validation images, no test image is "
-        f"looked at; in {folder.path}"
+        f"scored; in {folder.path}"
     )
 
 
@@ -303,7 +300,7 @@ def alone(folder: SweepFolder, asked: Asked, study: "optuna.Study") -> None:
         work(folder.path, Progress(asked, study, shown).epoch)
 
 
-def follow(folder: SweepFolder, asked: Asked, study: "optuna.Study", crew: Crew) -> None:
+def follow(asked: Asked, study: "optuna.Study", crew: Crew) -> None:
     """Watches others at work until they are through."""
     try:
         with bar("trials", total(asked)) as shown:
@@ -334,18 +331,18 @@ def finish_best(folder: SweepFolder, asked: Asked, result: dict[str, Any]) -> Ru
     Raises `UsageError` where another trial has been scored: to score several and take the best is to choose on test.
     """
     number, best = result["best"]["trial"], folder.path / "best"
-    note = best / "trial.json"
-    if note.exists() and (before := json.loads(note.read_text())["trial"]) != number:
+    with folder.locked():
+        if not best.exists():
+            aside = folder.path / ".best"
+            shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+            shutil.copytree(folder.trial(number), aside)
+            put_json(aside / "trial.json", {"trial": number})
+            os.rename(aside, best)
+    if (before := json.loads((best / "trial.json").read_text(encoding="utf-8"))["trial"]) != number:
         raise UsageError(
             f"trial {before} of {folder.path} has been scored on test, and trial {number} is now the best",
             f"a second score would be a choice on test; vitrail evaluate {folder.trial(number)} makes it none the less",
         )
-    if not best.exists():
-        aside = folder.path / f".best-{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(folder.trial(number), aside)
-        put_json(aside / "trial.json", {"trial": number})
-        os.rename(aside, best)
     return train(asked.data, model=asked.model, torch_files=asked.torch_files, out=best, resume=True,
                  device=asked.device, check_data=asked.recipe.skip_unreadable)  # fmt: skip
 
@@ -359,14 +356,3 @@ def scored_on_test(folder: SweepFolder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return {"trial": trial, "run": str(best), **scores} if "test" in scores else None
-
-
-def read_sweep(out: str | Path) -> dict[str, Any]:
-    """The table of a sweep as it stands, whoever is at work on it."""
-    folder = SweepFolder(Path(out))
-    asked = folder.asked()
-    study = open_study(folder, asked)
-    try:
-        return summary(folder, asked, table(asked, study))
-    finally:
-        close_study(study)

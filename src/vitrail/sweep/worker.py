@@ -44,6 +44,10 @@ class Pruned(Exception):
     """The trial is not worth going on with."""
 
 
+class TakenOver(Exception):
+    """Another machine has taken the trial up."""
+
+
 @dataclass
 class Taken:
     """A trial and the right to work on it."""
@@ -113,8 +117,29 @@ def one_trial(
     heard: Heard,
     going_on: Callable[[], bool],
 ) -> Exception | None:
-    """Trains a trial from its beginning or its checkpoint and writes down what came of it; returns why it failed."""
-    state = import_optuna().trial.TrialState
+    """Trains a trial from its beginning or its checkpoint and writes down what came of it; returns why it failed.
+
+    Where another machine has taken the trial up meanwhile, it is the other's, and nothing is written.
+    """
+    try:
+        return brought_through(folder, asked, study, taken, heard, going_on)
+    except Interrupted:
+        raise
+    except Exception:  # two that train into one folder, or tell of one trial, may meet any error
+        if taken.lease.ours():
+            raise
+        return None
+
+
+def brought_through(
+    folder: SweepFolder,
+    asked: Asked,
+    study: "optuna.Study",
+    taken: Taken,
+    heard: Heard,
+    going_on: Callable[[], bool],
+) -> Exception | None:
+    """The same by whoever has the trial."""
     trial = trial_again(study, taken.number)
     run = RunFolder(folder.trial(taken.number))
     begun = (run.path / "recipe.json").exists()
@@ -122,19 +147,20 @@ def one_trial(
     try:
         if stuck >= DEATHS:
             raise MemoryError(f"its process died {stuck} times, as it does where the memory does not suffice")
-        result = trained(asked, trial, run, heard, going_on)
+        result = trained(asked, trial, run, taken.lease, heard, going_on)
     except Pruned:
-        trial.set_user_attr("scores", scores_so_far(run, asked))
-        study.tell(taken.number, state=state.PRUNED)
+        tell(study, trial, taken.lease, "PRUNED", scores=scores_so_far(run, asked))
         return None
     except FAILS as error:
         if begun and isinstance(error, UsageError):  # its values were good enough to begin; something else is wrong
             raise
-        return failed(study, trial, error, error.sentence if isinstance(error, VitrailError) else str(error))
+        tell(study, trial, taken.lease, "FAIL", error=error.sentence if isinstance(error, VitrailError) else str(error))
+        return error
     except VitrailError:
         raise
     except Exception as error:  # a fault of ours, or of torch: it costs this trial
-        return failed(study, trial, error, f"{type(error).__name__}: {error}")
+        tell(study, trial, taken.lease, "FAIL", error=f"{type(error).__name__}: {error}")
+        return error
     scores = result["validation"]
     rows = run.metrics()
     kept = {
@@ -144,8 +170,7 @@ def one_trial(
         "epochs": max((row.get("epoch", 0) for row in rows), default=0),
         "seconds": result["seconds"],
     }
-    trial.set_user_attr("scores", kept)
-    study.tell(taken.number, kept[asked.by])
+    tell(study, trial, taken.lease, "COMPLETE", kept[asked.by], scores=kept)
     return None
 
 
@@ -159,15 +184,19 @@ def count_death(trial: "optuna.Trial", run: RunFolder) -> int:
     return int(stuck)
 
 
-def failed(study: "optuna.Study", trial: "optuna.Trial", error: Exception, sentence: str) -> Exception:
-    """Writes down that a trial failed, and why."""
-    trial.set_user_attr("error", sentence)
-    study.tell(trial.number, state=import_optuna().trial.TrialState.FAIL)
-    return error
+def tell(
+    study: "optuna.Study", trial: "optuna.Trial", lease: Lease, state: str, value: float | None = None, **said: Any
+) -> None:
+    """Writes down what came of a trial; raises `TakenOver` where it is another's by now."""
+    if not lease.ours():
+        raise TakenOver
+    for name, each in said.items():
+        trial.set_user_attr(name, each)
+    study.tell(trial.number, value, state=import_optuna().trial.TrialState[state])
 
 
 def trained(
-    asked: Asked, trial: "optuna.Trial", run: RunFolder, heard: Heard, going_on: Callable[[], bool]
+    asked: Asked, trial: "optuna.Trial", run: RunFolder, lease: Lease, heard: Heard, going_on: Callable[[], bool]
 ) -> dict[str, Any]:
     """The result of a trial's run; raises `Pruned` where its epochs so far say that it is not worth more."""
     begun = (run.path / "recipe.json").exists()
@@ -178,6 +207,8 @@ def trained(
 
     def see(path: Path, row: Row) -> None:
         heard(trial.number, row)
+        if not lease.ours():
+            raise TakenOver
         report(trial, run, asked)
         if row["epoch"] < last and trial.should_prune():
             raise Pruned

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail import console
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.model import ViT
 
 T = TypeVar("T")
@@ -253,7 +253,7 @@ def begin_group(device: torch.device) -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, TimeoutError) as error:
-        raise PeerLost(f"process {rank} of {size} does not reach the others: {str(error).splitlines()[0]}") from error
+        raise PeerLost(f"process {rank} of {size} does not reach the others: {first_line(error)}") from error
 
 
 # FSDP2's tensors: each process has a part

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.console import say
-from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.errors import UsageError, VitrailError, did_you_mean, first_line
 from vitrail.weights.cards import Card, cards
 
 WANTED = ("model.safetensors", "model.safetensors.index.json")
@@ -101,9 +101,3 @@ def _first(get: Callable[[str], str], errors: Any) -> Path | None:
         except (errors.LocalEntryNotFoundError, errors.EntryNotFoundError):
             continue
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of what an error says."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.console import bar, say
-from vitrail.data.decode import ImageError
+from vitrail.data.decode import PASSING, ImageError, Unreachable
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Found, Listing
 from vitrail.data.shards.address import beside, called, expanded, folder_of
@@ -63,12 +63,14 @@ class Members(Encoded):
             except FileNotFoundError:
                 raise ImageError(self.place(i), "the shard is not there") from None
             except OSError as error:
-                reason = str(error) if isinstance(error, OutOfReach) else error.strerror or str(error)
-                raise ImageError(self.place(i), reason) from None
+                passing = isinstance(error, OutOfReach) or error.errno in PASSING
+                kind = Unreachable if passing else ImageError
+                raise kind(self.place(i), error.strerror or str(error)) from None
             if hashlib.sha256(found).digest() == digest:
                 return found
-            if again or not forget(shard):  # a damaged copy is dropped, and the shard itself is asked once more
+            if again or not shard.keep:
                 break
+            forget(shard)  # the copy may be damaged: the shard itself is asked once more
         reason = "its bytes are not those that were indexed (SHA-256)" if len(found) == length else FAULTS[CUT]
         raise ImageError(self.place(i), reason)
 

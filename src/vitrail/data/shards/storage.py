@@ -104,7 +104,8 @@ def read_range(shard: Shard, start: int, length: int) -> bytes:
     if not is_remote(shard.address):
         return _open(local(shard.address), shard.stamp).read(start, length)
     if shard.keep and (path := fetched(shard)):
-        return _open(path, shard.stamp).read(start, length)
+        with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
+            return _open(path, shard.stamp).read(start, length)
     system, path_there = reached(shard.address)
     found: bytes = patiently(shard.address, lambda: system.cat_file(path_there, start=start, end=start + length))
     if len(found) > length:  # a server that knows no ranges sends everything
@@ -128,15 +129,12 @@ def fetched(shard: Shard) -> Path | None:
     return path
 
 
-def forget(shard: Shard) -> bool:
-    """Drops the copy of a shard whose bytes have turned out wrong; whether there was one."""
+def forget(shard: Shard) -> None:
+    """Drops the copy of a shard whose bytes have turned out wrong, and lets go of one that another has dropped."""
     path = cache_home() / "shards" / f"{key_of(shard)}.tar"
-    if not (shard.keep and path.exists()):
-        return False
     with _lock:
         _handles.pop((path, shard.stamp), None)
     path.unlink(missing_ok=True)
-    return True
 
 
 def key_of(shard: Shard) -> str:
@@ -165,9 +163,14 @@ def whole(shard: Shard) -> Iterator[BinaryIO]:
     if not is_remote(shard.address):
         with local(shard.address).open("rb") as file:
             yield file
-    elif shard.keep and (path := fetched(shard)):
-        with path.open("rb") as file:
-            yield file
+        return
+    kept = None
+    if shard.keep and (path := fetched(shard)):
+        with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
+            kept = path.open("rb")
+    if kept:
+        with kept:
+            yield kept
     else:
         with tempfile.TemporaryDirectory(prefix="vitrail-") as aside:  # once, to be indexed
             copy = Path(aside, "shard.tar")
