@@ -20,7 +20,7 @@ import vitrail
 from conftest import COLOURS, fill
 from vitrail.errors import UsageError
 from vitrail.run_folder import RunFolder
-from vitrail.train.distributed import job
+from vitrail.train.distributed import job, launched_at
 from vitrail.train.meeting import agree
 
 pytestmark = pytest.mark.scale
@@ -175,8 +175,9 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from vitrail import epochs, run_end
-    from vitrail.run_folder import begun_by
+    from vitrail.run_folder import begun_by, numbered
 
+    monkeypatch.chdir(tmp_path)
     for module, name in ((run_end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
@@ -188,6 +189,19 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     assert begun_by("another", photos, out) is None
     again = vitrail.train(photos, out=out, **recipe)  # the same words: it is gone on with, and all is done
     assert again.result["test"] == first.result["test"]
+    second = numbered(photos)[1]
+    for copy in (numbered(photos)[0], second):
+        shutil.copytree(out, copy)
+    earlier = launched_at() - 1
+    for finished in (out, numbered(photos)[0]):  # before this launcher: last week's launch had the same name
+        os.utime(finished / "result.json", (earlier, earlier))
+    with pytest.raises(UsageError, match="is not empty"):
+        vitrail.train(photos, out=out, **recipe)
+    assert begun_by("this one", photos, None, launched_at()).path == second
+    os.utime(second / "result.json", (earlier, earlier))
+    assert begun_by("this one", photos, None, launched_at()) is None
+    (out / "result.json").unlink()  # it was never finished, so whichever launcher comes takes it up
+    assert begun_by("this one", photos, out, launched_at()).path == out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)

@@ -39,8 +39,8 @@ from vitrail.pretrained import (
 from vitrail.run_data import checked, in_memory, refuse_small, show_data, without
 from vitrail.run_end import Ended, Run, finish
 from vitrail.run_folder import RunFolder, begun_by, new_run, old_run, refuse_full, refuse_taken
-from vitrail.train import DEFAULT, TRANSFER, Recipe, find_recipe
-from vitrail.train.distributed import World, job, joined
+from vitrail.train import DEFAULT, RECIPES, TRANSFER, Recipe, find_recipe
+from vitrail.train.distributed import World, job, joined, launched_at
 from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
 from vitrail.train.transfer import settle_from
@@ -220,7 +220,7 @@ def wanted(
 
     A launcher that starts dead processes again says the same words again: what they began is gone on with.
     """
-    folder = old_run(data, out) if resume else begun_by(job(), data, out)
+    folder = old_run(data, out) if resume else begun_by(job(), data, out, launched_at())
     if folder:
         return folder, asked_again(folder, recipe, changes)
     refuse_taken(out)
@@ -284,11 +284,15 @@ def room_for(vit: ViT, recipe: Recipe) -> int:
 def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
     """The recipe that a run was started with; raises `UsageError` where another one is wished for.
 
-    What leaves every bit as it is may be changed: where images are kept and who reads them.
+    What leaves every bit as it is may be changed: where images are kept and who reads them. The name of a built-in
+    recipe stands for whatever the run made of it; a file or a `Recipe` says every field.
     """
     asked = folder.recipe().but(**{name: changes[name] for name in FREE if name in changes})
-    wished = asked if recipe is None else find_recipe(recipe)
-    if asked.but(**changes) != asked or wished.name != asked.name:
+    if recipe is None or str(recipe) in RECIPES:
+        wished = replace(asked, name=asked.name if recipe is None else str(recipe)).but(**changes)
+    else:
+        wished = find_recipe(recipe, **changes).but(**{name: getattr(asked, name) for name in FREE})
+    if wished != asked:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
     return asked
 

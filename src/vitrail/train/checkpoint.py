@@ -200,10 +200,10 @@ def damage(path: Path) -> str | None:
         return files.reason(error)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a reasonable size; raises `ValueError` for anything else."""
-    if path.stat().st_size > LONGEST:
-        raise ValueError(f"{path.name} is longer than {LONGEST:,} bytes")
+def read_json(path: Path, longest: int = LONGEST) -> dict[str, Any]:
+    """A JSON object of a reasonable size, in bytes; raises `ValueError` for anything else."""
+    if path.stat().st_size > longest:
+        raise ValueError(f"{path.name} is longer than {longest:,} bytes")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
