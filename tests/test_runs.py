@@ -405,6 +405,32 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
     assert len((again.folder / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeypatch: pytest.MonkeyPatch):
+    from vitrail import epochs
+    from vitrail.interrupts import Interrupted
+
+    folder = make_folder("short", 8)
+    real = epochs.measured
+
+    def stop(training):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(training)
+
+    monkeypatch.setattr(epochs, "measured", stop)
+    with pytest.raises(Interrupted, match="stopped at step 1 and saved"):
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, batch=100, **SMALL)
+    assert not (folder.parent / "run" / "result.json").exists()
+    again = vitrail.train(folder, out=folder.parent / "run", resume=True, make_report=False)  # nothing is left to train
+    assert again.result["test"]["images"]
+
+
+def test_one_process_has_nobody_to_shard_with(make_folder):
+    folder = make_folder("few", 6)
+    with pytest.raises(UsageError, match=r"--fsdp shards over several processes.*--processes N"):
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, fsdp=True, **SMALL)
+    assert not (folder.parent / "run").exists()
+
+
 def test_resume_refuses_data_that_have_changed(make_folder):
     folder = make_folder("grows", 8)
     out = folder.parent / "run"

@@ -86,7 +86,15 @@ def train(
         folder, asked = told(folder, world), world.tell(asked)
         assert asked is not None
         ready = prepared(
-            world, folder, data, asked, model, check_data=check_data, torch_files=torch_files, spare_test=spare_test
+            world,
+            folder,
+            data,
+            asked,
+            model,
+            fsdp=fsdp,
+            check_data=check_data,
+            torch_files=torch_files,
+            spare_test=spare_test,
         )
         with world.together():
             if tensorboard and asked.train_on == "features":
@@ -139,6 +147,7 @@ def prepared(
     asked: Recipe,
     model: Model | None,
     *,
+    fsdp: bool,
     check_data: bool,
     torch_files: bool,
     spare_test: bool,
@@ -147,6 +156,8 @@ def prepared(
     place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
     with world.together(), world.one_at_a_time():
         refuse_unshared(asked, world)
+        if fsdp and world.size == 1:
+            alone_with_shards(goes_on=folder is not None)
         start = (
             pretrained_again(folder, model, asked, place, torch_files)
             if folder
@@ -174,7 +185,7 @@ def prepared(
         full, config, preprocess = (
             settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
         )
-        refuse_small(splits, preprocess)
+        refuse_small(splits, preprocess, asked.skip_unreadable)
         for note in splits.notes:
             say(note)
         keep_memory()
@@ -235,6 +246,16 @@ def refuse_unshared(recipe: Recipe, world: World) -> None:
         raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
     if world.sharded and recipe.lora_rank:
         raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
+
+
+def alone_with_shards(goes_on: bool) -> None:
+    """Raises `UsageError` where a run would begin with nobody to shard its model with.
+
+    One that goes on may have lost the others, and only says so.
+    """
+    if not goes_on:
+        raise UsageError("--fsdp shards over several processes, and this is one", "add --processes N")
+    say("warning: --fsdp shards over several processes; this one goes on with the whole model")
 
 
 def told(folder: RunFolder | None, world: World) -> RunFolder | None:
