@@ -11,7 +11,7 @@ ARG TORCH_INDEX=
 WORKDIR /src
 RUN python -m venv /venv
 RUN /venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.11" "torchvision>=0.26"
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src src
 RUN /venv/bin/pip install --no-cache-dir ".[serve,export]"
 RUN find /venv -name __pycache__ -prune -exec rm -r {} + && rm -rf /venv/lib/python3.12/site-packages/torch/include

@@ -1,6 +1,7 @@
 """How long a recipe trains until it is as good as promised, beside another recipe's epochs on the same machine.
 
     python -m benchmarks.time_to_accuracy DATA [--recipe speedrun-75] [--seeds 5] [--beside tutorial] [--out FOLDER]
+    python -m benchmarks.time_to_accuracy DATA --curve TUTORIAL_RUN --also RUN    # finished runs in the picture too
 
 Every run is `vitrail train` in a process of its own, one after the other. An epoch of the other recipe comes before
 each, so that a machine that is slow for a while is slow for both; its whole run is as many epochs as the recipe has.
@@ -10,6 +11,7 @@ time_to_accuracy.json, .md and .png.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the recipe; its own unless given")
     parser.add_argument("--beside", default="tutorial", help="another recipe, or none")
     parser.add_argument("--curve", type=Path, metavar="RUN", help="a whole run of the other recipe, to be drawn too")
+    parser.add_argument("--also", type=Path, metavar="RUN", action="append", default=[], help="drawn at its own pace")
     parser.add_argument("--device", default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
     arguments = parser.parse_args()
@@ -55,6 +58,7 @@ def written(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[
     document = about | summed(arguments, pairs)
     if arguments.curve:
         document["beside_curve"] = at_this_pace(arguments.curve, pairs)
+    document["also"] = {run.name: curve(run) for run in arguments.also}
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "time_to_accuracy.json", document)
     write_text(arguments.out / "time_to_accuracy.md", table(document))
@@ -77,16 +81,24 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - began
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    training = [row["seconds"] for row in rows]
+    points = curve(out)
+    training, accuracy = points[-1]
     return {
         "seed": seed,
-        "epochs": len(rows),
-        "accuracy": rows[-1]["test_accuracy"],
-        "training": sum(training),
-        "all_else": wall - sum(training),  # imports, reading the data, evaluation, checkpoints, pictures
-        "curve": [[sum(training[: i + 1]), row["test_accuracy"]] for i, row in enumerate(rows)],
+        "epochs": len(points),
+        "accuracy": accuracy,
+        "training": training,
+        "all_else": wall - training,  # imports, reading the data, evaluation, checkpoints, pictures
+        "curve": points,
     }
+
+
+def curve(run: Path) -> list[list[float]]:
+    """[seconds of training so far, test accuracy] after each epoch; on validation where the recipe keeps it back."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = itertools.accumulate(row["seconds"] for row in rows)
+    measured = "test_accuracy" if "test_accuracy" in rows[0] else "validation_accuracy"
+    return [[so_far, row[measured]] for so_far, row in zip(seconds, rows, strict=True)]
 
 
 def summed(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -104,8 +116,7 @@ def summed(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[s
 def at_this_pace(run: Path, pairs: list[dict[str, Any]]) -> list[list[float]]:
     """The test accuracies of a finished run of the other recipe, at the seconds that its epochs take here."""
     epoch = statistics.mean(pair["beside"]["training"] for pair in pairs)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [[row["epoch"] * epoch, row["test_accuracy"]] for row in rows]
+    return [[number * epoch, accuracy] for number, (_, accuracy) in enumerate(curve(run), start=1)]
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -161,9 +172,13 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.plot(
             seconds, accuracy, marker="o", markersize=3, label=f"{document['recipe']}, seed {pair['ours']['seed']}"
         )
-    if curve := document.get("beside_curve"):
-        seconds, accuracy = zip(*curve, strict=True)
-        axes.plot(seconds, accuracy, color="0.3", label=f"{document['beside']}, {len(curve)} epochs at this pace")
+    for name, points in document["also"].items():
+        seconds, accuracy = zip(*points, strict=True)
+        axes.plot(seconds, accuracy, label=f"{name}, {len(points)} epochs")
+    if points := document.get("beside_curve"):
+        seconds, accuracy = zip(*points, strict=True)
+        axes.plot(seconds, accuracy, color="0.3", label=f"{document['beside']}, {len(points)} epochs at this pace")
+    if points or document["also"]:
         axes.set_xscale("log")
     axes.set(xlabel="seconds of training", ylabel="test accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)

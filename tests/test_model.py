@@ -175,7 +175,7 @@ def test_attention_pooling_is_one_query_over_all_tokens():
 def test_the_mlp_head_is_linear_tanh_linear():
     vit = shaken(ViT(config(head="mlp"))).eval()
     x = images(2, 3, 16, 16)
-    pooled = vit.features(x)[:, 0]
+    pooled = vit.tokens(x)[:, 0]
     hidden = torch.tanh(pooled @ vit.head.fc1.weight.T + vit.head.fc1.bias)
     assert difference(vit(x), hidden @ vit.head.fc2.weight.T + vit.head.fc2.bias) < 1e-5
 
@@ -183,7 +183,7 @@ def test_the_mlp_head_is_linear_tanh_linear():
 def test_without_classes_the_pooled_vector_is_the_answer():
     vit = shaken(ViT(config(classes=0, head="mlp"))).eval()
     x = images(2, 3, 16, 16)
-    assert torch.equal(vit(x), vit.features(x)[:, 0])
+    assert torch.equal(vit(x), vit.tokens(x)[:, 0])
 
 
 # Positions.
@@ -293,14 +293,14 @@ def test_any_size_that_divides_into_patches_works(position, size, dtype):
     assert vit(x).shape == (2, 5)
     assert vit(x).dtype == dtype
     assert vit(x).isfinite().all()
-    assert vit.features(x).shape == (2, 1 + size[0] // 4 * (size[1] // 4), 32)
+    assert vit.tokens(x).shape == (2, 1 + size[0] // 4 * (size[1] // 4), 32)
 
 
 def test_patches_are_ordered_row_by_row():
     """Each token of a model without blocks' mixing is its own patch, projected."""
     vit = initialised(ViT(config(position=NoPosition(), final_norm=False)), zero_branches=True).eval()
     x = images(1, 3, *WIDE)
-    tokens = vit.features(x)[0, 1:]
+    tokens = vit.tokens(x)[0, 1:]
     for y, column in itertools.product(range(3), range(5)):
         patch = x[0, :, 4 * y : 4 * y + 4, 4 * column : 4 * column + 4]
         expected = (vit.patch_embed.proj.weight * patch).sum((1, 2, 3)) + vit.patch_embed.proj.bias

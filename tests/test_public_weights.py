@@ -373,7 +373,7 @@ def test_the_real_file_equals_transformers_on_real_images():
     with torch.inference_mode():
         for some in (x, x[:, :, :112, :196]):
             expected = theirs(some).last_hidden_state
-            assert (clf.vit.features(some) - expected).abs().max() < 1e-4
+            assert (clf.vit.tokens(some) - expected).abs().max() < 1e-4
     with torch.inference_mode(), vitrail.recording(clf.vit) as record:
         clf.vit(x)
         assert record.attention(-1, rows=0)[..., 1:].unflatten(-1, (16, 16)).shape == (2, 6, 1, 16, 16)

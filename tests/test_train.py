@@ -240,7 +240,8 @@ def test_what_the_data_decide():
     assert config.grid == (2, 2)
 
 
-def test_muon_takes_the_steps_of_torchs_own():
+@pytest.mark.parametrize("momentum", [0.95, 0.6])
+def test_muon_takes_the_steps_of_torchs_own(momentum):
     def walked(optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         shapes = [(12, 8), (8, 12), (12, 8), (8, 8)]
@@ -252,8 +253,8 @@ def test_muon_takes_the_steps_of_torchs_own():
             chosen.step()
         return [matrix.detach() for matrix in matrices]
 
-    ours = walked(lambda matrices: Muon(matrices, lr=0.02, weight_decay=0.1))
-    theirs = walked(lambda matrices: torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1))
+    ours = walked(lambda matrices: Muon(matrices, lr=0.02, weight_decay=0.1, momentum=momentum))
+    theirs = walked(lambda matrices: torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=momentum))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=0)  # both compute directions of length 0.02 in bf16
 
@@ -276,7 +277,8 @@ def test_muon_turns_queries_keys_and_values_each_by_itself():
 
 def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
     vit = ViT(TINY)
-    muon = trainee(vit, Recipe(optimizer="muon")).optimizers[0]
+    muon = trainee(vit, Recipe(optimizer="muon", matrix_momentum=0.7)).optimizers[0]
+    assert all(group["momentum"] == 0.7 for group in muon.param_groups)
     of = {id(p): name for name, p in vit.named_parameters()}
     parts = {of[id(p)]: group["parts"] for group in muon.param_groups for p in group["params"]}
     assert parts == {

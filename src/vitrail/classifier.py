@@ -192,13 +192,13 @@ class Classifier(AnyClassifier):
         return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
 
     def probe(self, data: str | Path, **options: Any) -> Probe:
-        """How far the features go without any training: k-NN and a linear head; options as in `vitrail.evaluate`."""
+        """How far the features go without any training: k-NN and a linear head; options as in `vitrail.evaluate.probe.probe`."""
         from vitrail.evaluate.probe import data_to_probe, probe
 
         return probe(self, data_to_probe(self, data), **options)
 
     def explain(self, image: str | Path | Tensor, **options: Any) -> Explanation:
-        """What the classifier looks at in one image; options as in `vitrail.explain.explain`."""
+        """What speaks for a class in one image; options as in `vitrail.explain.explain`."""
         from vitrail.explain import explain
 
         return explain(self, image, **options)

@@ -16,7 +16,7 @@ def pooled(classifier: Classifier, images: Images, chosen: np.ndarray, batch: in
     found = []
     for at in range(0, len(chosen), batch):
         pixels = images.fitted(classifier.preprocess, chosen[at : at + batch]).to(classifier.device)
-        found.append(vit.pool(vit.features(classifier.preprocess.normalise(pixels))).float().cpu())
+        found.append(vit.pooled(classifier.preprocess.normalise(pixels)).float().cpu())
     return torch.cat(found).numpy()
 
 

@@ -95,7 +95,11 @@ class ViTConfig:
     layer_scale: float | None = option(None, "start of LayerScale, or none")
     final_norm: bool = option(True, "a norm after the last block")
     norm_eps: float = option(1e-6, "epsilon of the norms", above=0)
-    pool: Pool = option("cls", "class token, mean of patches, both, attention pooling")
+    pool: Pool = option(
+        "cls",
+        "cls: class token; cls+dist: and DeiT's second; mean: of patches; mean_norm: that, normed after; "
+        "cls+mean: both; map: attention pooling",
+    )
     head: Head = option("linear", "what turns the pooled vector into logits")
     dropout: float = option(0.0, "dropout after projections and in the MLP", least=0, below=1)
     attention_dropout: float = option(0.0, "dropout of attention weights", least=0, below=1)

@@ -36,14 +36,14 @@ class ViT(nn.Module):
         initialise(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.classify(self.features(image_BCHW))
+        return self.classify(self.tokens(image_BCHW))
 
     def pooled(self, image_BCHW: Tensor) -> Tensor:
         """The vector that the head reads: (B, C, H, W) -> (B, D), or (B, 2D) where a pool puts two side by side."""
-        pooled_BD: Tensor = self.pool(self.features(image_BCHW))
+        pooled_BD: Tensor = self.pool(self.tokens(image_BCHW))
         return pooled_BD
 
-    def features(self, image_BCHW: Tensor) -> Tensor:
+    def tokens(self, image_BCHW: Tensor) -> Tensor:
         """All tokens after the last block and norm: (B, C, H, W) -> (B, R + h*w, D), prefix tokens first."""
         h, w = (side // self.config.patch for side in image_BCHW.shape[-2:])
         return self.encode(self.embed(image_BCHW), self.position.rotation(h, w))

@@ -64,7 +64,9 @@ def muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
         for chosen, parts in ((is_qkv, 3), (is_other_matrix, 1))
         for group in groups(vit, recipe, recipe.matrix_lr, chosen, decays=lambda name, p: True)
     ]
-    return [Muon(matrices, lr=recipe.matrix_lr), *optimizers] if matrices else optimizers
+    if not matrices:
+        return optimizers
+    return [Muon(matrices, lr=recipe.matrix_lr, momentum=recipe.matrix_momentum), *optimizers]
 
 
 def groups(

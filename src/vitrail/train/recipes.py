@@ -48,6 +48,7 @@ class Recipe:
     weight_decay: float = option(0.05, "decay of weights", least=0)
     decay_on: DecayOn = option("matrices", "spare norms, biases, tokens, positions, or not")
     momentum: float = option(0.9, "momentum of SGD", least=0, below=1)
+    matrix_momentum: float = option(0.95, "momentum of Muon", least=0, below=1)
     schedule: Schedule = option("cosine", "course of the learning rate after warm-up")
     warmup: float = option(0.1, "part of all steps in which the learning rate rises", least=0, below=1)
     clip: float | None = option(1.0, "longest gradient, or none", above=0)

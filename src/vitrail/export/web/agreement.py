@@ -111,7 +111,7 @@ def lens_of(classifier: Classifier, pixels_1CHW: Tensor) -> Tensor:
     """What its patches answer after the last layer, each alone: the mean over patches, (Y,)."""
     vit, prefix = classifier.vit, classifier.vit.config.prefix_tokens
     with torch.no_grad():
-        z_1TD = vit.features(classifier.normalised(pixels_1CHW))
+        z_1TD = vit.tokens(classifier.normalised(pixels_1CHW))
         copies_PTD = z_1TD[0, prefix:, None].expand(-1, prefix + 1, -1)
         lens_Y: Tensor = vit.classify(copies_PTD).float().mean(dim=0).cpu()
         return lens_Y
