@@ -144,7 +144,9 @@ def test_a_device_is_chosen_without_anything_being_put_on_it(monkeypatch: pytest
     assert pick_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # on a machine without one an allocation would fail
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [pick_device(name) for name in ("cuda", "cuda:1", None)] == list(map(torch.device, ("cuda", "cuda:1", "cuda")))
+    assert [pick_device(name) for name in ("cuda", "cuda:1", None)] == list(
+        map(torch.device, ("cuda", "cuda:1", "cuda"))
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("cuda", "cpu:1", "meta", "abacus"):
         with pytest.raises(UsageError, match=f"there is no device '{name}' here"):

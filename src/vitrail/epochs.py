@@ -135,10 +135,11 @@ def go_on(training: Training) -> None:
         if world.main:
             training.folder.probe()
             found = newest_checkpoint(training.folder.checkpoints)
-    found = world.tell(found)
-    if found is None:
+    name = world.tell(found.name if found else None)
+    if name is None:
         say(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
     else:
+        found = training.folder.checkpoints / name  # the main process may call its folder by another name
         with world.together():
             document = load_checkpoint(found, training.learner)
             state = training.state = state_from_json(document, training, found)

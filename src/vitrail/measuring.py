@@ -58,9 +58,7 @@ def score(
     return sum(part.loss for part in parts) / n, sum(part.correct for part in parts) / n
 
 
-def scored(
-    classifier: Classifier, images: Images, world: World, workers: int | None, skip_unreadable: bool
-) -> Part:
+def scored(classifier: Classifier, images: Images, world: World, workers: int | None, skip_unreadable: bool) -> Part:
     """What a process finds on its images; an error is part of it, so that the others hear of it."""
     if not len(images):
         return Part()

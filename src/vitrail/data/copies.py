@@ -100,18 +100,16 @@ def near_duplicates(
                 continue
             i, j = (near >= least).triu(1 + at - to).nonzero(as_tuple=True)
             if len(i) > CROWD:
-                some, others = slice(at, at + block), slice(to, to + block)
-                likeness, within = (v[some] @ v[others].T for v in (fine, inside))
-                likeness, within = likeness[i, j], within[i, j]
-            i, j = i + at, j + to
-            if len(i) <= CROWD:
-                likeness, within = ((v[i] * v[j]).sum(1) for v in (fine, inside))
+                likeness, within = ((v[at : at + block] @ v[to : to + block].T)[i, j] for v in (fine, inside))
+            else:
+                likeness, within = ((v[i + at] * v[j + to]).sum(1) for v in (fine, inside))
             sure = (likeness >= ALIKE) & (within >= ALIKE_INSIDE)
-            i, j, likeness = i[sure], j[sure], likeness[sure]
+            i, j, likeness = i[sure] + at, j[sure] + to, likeness[sure]
             (rows, row), (columns, column) = (distinct(places, len(fine)) for places in (i, j))
             alike = torch.zeros(len(rows), len(columns), dtype=torch.bool)
             alike[row, column] = True
-            first = among_first(alike, rows, kind[columns], later) | among_first(alike.T, columns, kind[rows], earlier).T
+            first = among_first(alike, rows, kind[columns], later)
+            first |= among_first(alike.T, columns, kind[rows], earlier).T
             kept = first[row, column]
             found += zip(i[kept].tolist(), j[kept].tolist(), likeness[kept].tolist(), strict=True)
     return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))

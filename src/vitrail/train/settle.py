@@ -56,9 +56,7 @@ def counted(recipe: Recipe, splits: Splits) -> Recipe:
     return recipe.but(epochs=epochs, batch=batch, flip=flip)
 
 
-def some(
-    images: Images, read: Callable[[int], Tensor], most: int, skip_unreadable: bool
-) -> list[Tensor]:
+def some(images: Images, read: Callable[[int], Tensor], most: int, skip_unreadable: bool) -> list[Tensor]:
     """What `read` gives for some of the images, spread evenly; raises `ImageError`, or leaves unreadable ones out."""
     found = []
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int).tolist()
