@@ -16,6 +16,7 @@ import torch.distributed as dist
 import vitrail
 from vitrail import console, epochs, measuring, run_end, runs
 from vitrail.errors import VitrailError
+from vitrail.interrupts import Interrupted
 from vitrail.train import loop
 from vitrail.train.distributed import joined
 
@@ -28,8 +29,8 @@ def digests(images, targets):
     ]
 
 
-def observed(data, out, damaged=(), **options):
-    """A run of vitrail.train with everything it saw."""
+def observed(data, out, damaged=(), stop=None, **options):
+    """A run of vitrail.train with everything it saw; it may be stopped after an epoch."""
     seen = {"steps": [], "parts": [], "scored": []}
     mix, add, classify, seed_part = loop.mix, epochs.State.add, measuring.classify, loop.seed_part
     at = []
@@ -58,8 +59,17 @@ def observed(data, out, damaged=(), **options):
             file.write_bytes(file.read_bytes()[:60])
         train_epochs(training)
 
-    train_epochs = runs.train_epochs
-    runs.train_epochs = damaging
+    def elsewhere(*arguments):
+        if dist.is_initialized():
+            torch.rand(dist.get_rank())  # each process's generator stands in a place of its own
+        return trainee(*arguments)
+
+    def stopping(folder, row):
+        if row["epoch"] == stop:
+            raise Interrupted("stopped")
+
+    train_epochs, trainee = runs.train_epochs, runs.trainee
+    runs.train_epochs, runs.trainee = damaging, elsewhere
     loop.mix, epochs.State.add, measuring.classify, loop.seed_part = (
         seeing_mix,
         seeing_add,
@@ -67,9 +77,11 @@ def observed(data, out, damaged=(), **options):
         seeing_seed,
     )
     try:
-        run = vitrail.train(data, out=out, make_report=False, **options)
+        run = vitrail.train(data, out=out, make_report=False, watchers=[stopping], **options)
+    except Interrupted:
+        return seen
     finally:
-        runs.train_epochs = train_epochs
+        runs.train_epochs, runs.trainee = train_epochs, trainee
         loop.mix, epochs.State.add, measuring.classify, loop.seed_part = mix, add, classify, seed_part
     return {
         **seen,
@@ -89,7 +101,7 @@ def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     for name, options in scenarios.items():
-        seen = observed(options.pop("data"), folder / name, **options)
+        seen = observed(options.pop("data"), folder / options.pop("out", name), **options)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(seen))
     with joined(torch.device("cpu")) as world:
         try:

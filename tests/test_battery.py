@@ -268,7 +268,7 @@ def test_training_stops_before_it_begins_or_goes_on_and_counts(battery: Path, tm
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_evaluate_counts_each_file_once_and_gives_none_anothers_answer(battery, run, capsys, workers, monkeypatch):
-    monkeypatch.setattr("vitrail.data.loader.default_workers", lambda images: int(workers))
+    monkeypatch.setattr("vitrail.data.loader.default_workers", lambda images, processes: int(workers))
     assert main(["evaluate", str(run.folder), str(battery), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]
     assert main(["evaluate", str(run.folder), str(battery), "--skip-unreadable", "--batch", "7", "--json"]) == 0

@@ -275,6 +275,20 @@ def test_a_clean_list_lacks_what_is_wrong_keeps_the_rest_and_trains(photos: Path
     assert "photos/test/barn/00.png,barn,test" in moved.read_text()  # below the list: relative to it
 
 
+@pytest.mark.parametrize("names", [("0 again.png", "1 near.png"), ("1 again.png", "0 near.png")])
+def test_a_near_copy_of_an_image_that_is_in_both_splits_is_left_out(photos: Path, tmp_path: Path, names):
+    again, near = names
+    save(SCENES[60], photos / "train/barn" / again)
+    save(SCENES[60], photos / "test/barn/there.png")  # the very same image
+    save(noisy(SCENES[60]), photos / "train/barn" / near)
+    report = check(photos)
+    said = kinds(report)["nearly the same image in different splits"]
+    assert f"train/barn/{near}" in said and "test/barn/there.png" in said
+    assert write_clean(report, tmp_path / "clean.csv") == {"copies": 1, "nearly the same as an image kept back": 1}
+    text = (tmp_path / "clean.csv").read_text()
+    assert again not in text and near not in text and "there.png" in text
+
+
 def test_a_clean_list_is_for_files(tmp_path: Path):
     with pytest.raises(UsageError, match="not files of their own"):
         write_clean(check("digits"), tmp_path / "clean.csv")

@@ -234,6 +234,13 @@ def test_tensors_of_another_model_and_misshapen_optimiser_state_are_refused(tmp_
         load_checkpoint(path, learner(0))
 
 
+def test_a_checkpoint_that_this_node_does_not_see_is_said(tmp_path: Path):
+    path = save_checkpoint(tmp_path, learner(1), {})
+    shutil.rmtree(path)
+    with pytest.raises(VitrailError, match=f"{path} cannot be read: No such file.*a disk that all nodes see"):
+        load_checkpoint(path, learner(0))
+
+
 def test_a_folder_that_vanished_is_not_made_again(tmp_path: Path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits, load_sample_images
 
 from vitrail.data import Images
-from vitrail.data.copies import ALIKE, ALIKE_INSIDE, copies_across, near_duplicates, signature, unit
+from vitrail.data.copies import ALIKE, ALIKE_INSIDE, MOST, copies_across, near_duplicates, signature, unit
 
 
 def scenes(n: int, side: int = 64) -> list[Image.Image]:
@@ -108,7 +108,25 @@ def test_the_first_look_loses_no_pair():
     expected = {(int(i), int(j)) for i, j in whole}
     assert 50 < len(expected) < 300
     for block in (64, 333, 5000):
-        assert {(i, j) for i, j, _ in near_duplicates(signatures, block)} == expected
+        assert {(i, j) for i, j, _ in near_duplicates(signatures, block=block)} == expected
+
+
+def test_a_crowd_is_not_paired_in_full_and_nobody_in_it_is_forgotten():
+    """A camera that stands still gives a list that grows with its images, not with their square."""
+    rng = np.random.default_rng(0)
+    n = 1500
+    stack = rng.normal(size=256) + 0.05 * rng.normal(size=(n, 256))
+    signatures = (stack * 127 / np.abs(stack).max(1, keepdims=True)).round().astype(np.int8)
+    kinds = ["test" if i % 100 == 7 else "train" for i in range(n)]
+    for block in (600, 2048):
+        pairs = [(i, j) for i, j, _ in near_duplicates(signatures, kinds, block)]
+        assert len(pairs) == len(set(pairs)) <= 4 * MOST * n
+        for kind in ("train", "test"):
+            partners = {i for i, j in pairs if kinds[j] == kind} | {j for i, j in pairs if kinds[i] == kind}
+            assert partners == set(range(n))
+    few = 2 * MOST + 1  # so many have all their pairs
+    assert len(near_duplicates(signatures[:few])) == few * (few - 1) / 2
+    assert len(near_duplicates(signatures[: few + 1])) == (few + 1) * few / 2 - 1
 
 
 def test_what_has_no_fine_structure_or_too_few_pixels_is_not_compared():

@@ -20,7 +20,7 @@ import vitrail
 from conftest import COLOURS, fill
 from vitrail.errors import UsageError
 from vitrail.run_folder import RunFolder
-from vitrail.train.distributed import job
+from vitrail.train.distributed import job, launched_at
 from vitrail.train.meeting import agree
 
 pytestmark = pytest.mark.scale
@@ -147,6 +147,49 @@ def test_a_sharded_model_trains_as_a_copied_one(photos: Path, tmp_path: Path):
     assert sharded["result"]["test"]["loss"] == pytest.approx(copied["result"]["test"]["loss"], abs=1e-4)
 
 
+@pytest.fixture(scope="module")
+def start(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights others start from."""
+    out = tmp_path_factory.mktemp("start") / "run"
+    return vitrail.train(photos, out=out, epochs=1, batch=16, make_report=False, **TINY).folder
+
+
+LORA = {"recipe": "lora", "lora_rank": 2, "lora_on": "blocks", "ema": 0.9, "precision": "fp32", "check_data": False}
+SHARED = {"lora": LORA, "recomputed": {**TINY, "recompute": True}}
+FOR_SHARED = {"batch": 16, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def pair(photos: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """What two processes saw of a sharded run, whole and in two parts, and of what memory is saved with."""
+    pytest.importorskip("peft")
+    sharded = {**TINY, **MIXED, "data": str(photos), "batch": 16, "epochs": 3, "fsdp": True}
+    scenarios = {
+        "whole": sharded,
+        "half": {**sharded, "stop": 1},
+        "again": {"data": str(photos), "out": "half", "resume": True, "fsdp": True, "check_data": False},
+        **{name: {"data": str(photos), **FOR_SHARED, **options} for name, options in SHARED.items()},
+    }
+    scenarios["lora"]["model"] = str(start)
+    return observed_by(2, tmp_path_factory.mktemp("pair") / "seen", scenarios)
+
+
+def test_a_sharded_run_that_was_stopped_goes_on_to_the_same_bits(pair):
+    for whole, half, again in zip(*(pair[name] for name in ("whole", "half", "again")), strict=True):
+        assert len(half["steps"]) == 4  # of 51 images
+        assert half["steps"] + again["steps"] == whole["steps"]
+        assert again["result"]["test"] == whole["result"]["test"]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_saves_memory_is_shared_too(pair, photos: Path, start: Path, tmp_path: Path, name: str):
+    model = {"model": start} if name == "lora" else {}
+    alone = vitrail.train(photos, out=tmp_path / "run", make_report=False, **FOR_SHARED, **SHARED[name], **model)
+    for mine, theirs in zip(pair[name][0]["rows"], rows(alone.folder), strict=True):
+        for score in ("train_loss", "validation_loss"):
+            assert mine[score] == pytest.approx(theirs[score], abs=2e-4)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_what_one_process_meets_all_of_them_say(seen, size: int):
     for mine in seen[size]["world"]:
@@ -175,8 +218,9 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from vitrail import epochs, run_end
-    from vitrail.run_folder import begun_by
+    from vitrail.run_folder import begun_by, numbered
 
+    monkeypatch.chdir(tmp_path)
     for module, name in ((run_end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
@@ -188,6 +232,19 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     assert begun_by("another", photos, out) is None
     again = vitrail.train(photos, out=out, **recipe)  # the same words: it is gone on with, and all is done
     assert again.result["test"] == first.result["test"]
+    second = numbered(photos)[1]
+    for copy in (numbered(photos)[0], second):
+        shutil.copytree(out, copy)
+    earlier = launched_at() - 1
+    for finished in (out, numbered(photos)[0]):  # before this launcher: last week's launch had the same name
+        os.utime(finished / "result.json", (earlier, earlier))
+    with pytest.raises(UsageError, match="is not empty"):
+        vitrail.train(photos, out=out, **recipe)
+    assert begun_by("this one", photos, None, launched_at()).path == second
+    os.utime(second / "result.json", (earlier, earlier))
+    assert begun_by("this one", photos, None, launched_at()) is None
+    (out / "result.json").unlink()  # it was never finished, so whichever launcher comes takes it up
+    assert begun_by("this one", photos, out, launched_at()).path == out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from vitrail.data import loader
 from vitrail.data.augment import Augment, augmentation, mix, moved
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import Files
@@ -18,6 +19,8 @@ from vitrail.data.loader import default_workers, evaluation_batches, steps_per_e
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import uniform
 from vitrail.errors import UsageError
+from vitrail.measuring import scored
+from vitrail.train.distributed import World
 
 N = 11
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -242,7 +245,26 @@ def test_loading_into_memory_ticks_once_an_image_and_names_a_corrupt_file(images
 
 def test_sets_in_memory_need_no_workers(images: Images):
     assert default_workers(load_into_memory(images, 10**9)) == 0
-    assert default_workers(images) >= 1
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 1), (4, 1, 3), (64, 1, 8), (8, 2, 3), (8, 8, 1)])
+def test_files_are_read_by_the_cores_that_the_processes_leave(images: Images, monkeypatch, cores, processes, workers):
+    monkeypatch.setattr("os.cpu_count", lambda: 96)  # of the machine, which the container is held to a part of
+    monkeypatch.setattr("vitrail.data.loader.cores", lambda: cores)
+    assert default_workers(images, processes) == workers
+
+
+def test_processes_that_score_together_share_the_cores(clf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started = []
+
+    def counting(workers, samples, keys):
+        started.append(workers)
+        return map(samples.__getitems__, keys)
+
+    monkeypatch.setattr(loader, "cores", lambda: 8)
+    monkeypatch.setattr(loader, "_read_by", counting)
+    part = scored(clf, files(tmp_path, n=3), World(size=4, local_size=2), None, False)
+    assert (part.images, part.error, started) == (3, None, [3])
 
 
 def test_a_subset_keeps_pixels_names_and_labels_together(images: Images):

@@ -1,11 +1,13 @@
 """Whole runs on real folders: what they write, what they refuse, how they go on."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from safetensors.torch import load_file
 
 import vitrail
 from vitrail.errors import UsageError, VitrailError
+from vitrail.run_folder import RunFolder, new_run
+from vitrail.train import Recipe
 from vitrail.train.checkpoint import checkpoints, newest_checkpoint
 from vitrail.train.loop import Diverged
 
@@ -204,8 +208,57 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(make_folder, number: sig
 def test_resume_refuses_another_recipe_and_a_folder_that_is_no_run(run: vitrail.Run, colours: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="another recipe"):
         vitrail.train(colours, out=run.folder, resume=True, lr=0.5)
+    with pytest.raises(UsageError, match="another recipe"):
+        vitrail.train(colours, out=run.folder, resume=True, recipe=Recipe(name="small", epochs=8))
     with pytest.raises(UsageError, match="not a run"):
         vitrail.train(colours, out=tmp_path / "nothing", resume=True)
+
+
+def test_resume_refuses_a_recipe_file_that_was_edited(make_folder):
+    folder = make_folder("own", 6)
+    file = folder.parent / "mine.toml"
+    file.write_text("epochs = 1\nwidth = 16\ndepth = 1\nheads = 2\nmlp_width = 16\n")
+    run = vitrail.train(folder, recipe=file, out=file.parent / "run", lr=0.002)
+    vitrail.train(folder, recipe=file, out=run.folder, resume=True, lr=0.002, workers=0)
+    file.write_text(file.read_text().replace("epochs = 1", "epochs = 2"))
+    with pytest.raises(UsageError, match="another recipe"):
+        vitrail.train(folder, recipe=file, out=run.folder, resume=True, lr=0.002)
+    vitrail.train(folder, out=run.folder, resume=True)
+
+
+def test_a_run_without_very_many_images_can_be_resumed(tmp_path: Path):
+    names = [f"train/a class with a long name/{number:012}.jpeg" for number in range(30_000)]
+    new_run("photos", tmp_path / "run", "", Recipe(epochs=3), unreadable=names)
+    again = RunFolder(tmp_path / "run")
+    assert again.recipe() == Recipe(epochs=3)
+    assert again.unreadable() == names
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_links_holds_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "link", unsupported(number))
+    assert new_run("photos", tmp_path / "run", "", Recipe(), unreadable=[]).recipe() == Recipe()
+    with pytest.raises(UsageError, match="is not empty"):
+        new_run("photos", tmp_path / "run", "", Recipe(), unreadable=[])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_holds_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import fcntl
+
+    folder = new_run("photos", tmp_path / "run", "", Recipe(), unreadable=[])
+    monkeypatch.setattr(fcntl, "flock", unsupported(number))
+    with folder.alone():
+        assert folder.recipe() == Recipe()
+
+
+def unsupported(number: int) -> Callable[..., object]:
+    """What a file system says to an operation that it does not have."""
+
+    def refuse(*arguments: object) -> object:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
 def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_goes_on_to_the_same_bits(make_folder, capsys):
@@ -350,6 +403,32 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
     first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
     assert first == second
     assert len((again.folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeypatch: pytest.MonkeyPatch):
+    from vitrail import epochs
+    from vitrail.interrupts import Interrupted
+
+    folder = make_folder("short", 8)
+    real = epochs.measured
+
+    def stop(training):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(training)
+
+    monkeypatch.setattr(epochs, "measured", stop)
+    with pytest.raises(Interrupted, match="stopped at step 1 and saved"):
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, batch=100, **SMALL)
+    assert not (folder.parent / "run" / "result.json").exists()
+    again = vitrail.train(folder, out=folder.parent / "run", resume=True, make_report=False)  # nothing is left to train
+    assert again.result["test"]["images"]
+
+
+def test_one_process_has_nobody_to_shard_with(make_folder):
+    folder = make_folder("few", 6)
+    with pytest.raises(UsageError, match=r"--fsdp shards over several processes.*--processes N"):
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, fsdp=True, **SMALL)
+    assert not (folder.parent / "run").exists()
 
 
 def test_resume_refuses_data_that_have_changed(make_folder):

@@ -12,6 +12,7 @@ import torch
 
 from vitrail.data import Images, Preprocess
 from vitrail.errors import UsageError
+from vitrail.machine import pick_device
 from vitrail.model import ViT, ViTConfig
 from vitrail.train.loop import autocast_dtype, size_part, smaller, train_steps, trainee
 from vitrail.train.muon import Muon
@@ -137,6 +138,26 @@ def test_bf16_is_chosen_where_it_is_native_only(monkeypatch: pytest.MonkeyPatch)
         assert autocast_dtype("auto", cpu) == dtype
     assert autocast_dtype("fp32", cpu) == torch.float32
     assert autocast_dtype("bf16", cpu) == torch.bfloat16
+
+
+def test_a_device_is_chosen_without_anything_being_put_on_it(monkeypatch: pytest.MonkeyPatch):
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # on a machine without one an allocation would fail
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [pick_device(name) for name in ("cuda", "cuda:1", None)] == list(
+        map(torch.device, ("cuda", "cuda:1", "cuda"))
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("cuda", "cpu:1", "meta", "abacus"):
+        with pytest.raises(UsageError, match=f"there is no device '{name}' here"):
+            pick_device(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="there is no device 'cuda:2' here"):
+        pick_device("cuda:2")
 
 
 def test_field_names_are_unique_so_that_a_flag_has_one_meaning():

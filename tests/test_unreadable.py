@@ -17,6 +17,7 @@ from vitrail.data.augment import Augmentation
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
+from vitrail.evaluate.outcome import NothingRead
 from vitrail.train.checkpoint import newest_checkpoint
 from vitrail.train.loop import Diverged
 
@@ -115,6 +116,46 @@ def test_a_file_that_disappears_during_the_run_stops_it_or_is_counted(make_folde
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("unreadable", 0) for row in rows] == [0, 1, 1]
     assert "left out of epoch 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "from files"])
+def test_without_a_check_unreadable_images_are_left_out_too(make_folder, memory: float):
+    folder = make_folder("torn", {"train": 10, "test": 4})
+    for name in ("train/blue/0.png", "train/red/9.png"):  # the first and the last
+        cut(folder / name)
+    (folder / "test/blue/1.png").write_text("no image")
+    options = {"epochs": 1, "check_data": False, "memory": memory, "workers": 0, "make_report": False, **SMALL}
+    with pytest.raises(ImageError, match=r"(blue/[01]|red/9)\.png"):
+        vitrail.train(folder, out=folder.parent / "run", **options)
+    run = vitrail.train(folder, out=folder.parent / "run", skip_unreadable=True, **options)
+    assert (run.result["test"]["images"], run.result["test"]["unreadable"]) == (7, 1)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["unreadable"] == 2
+    for path in folder.rglob("*.png"):
+        cut(path)
+    with pytest.raises(VitrailError, match="not one of .* training images can be read"):
+        vitrail.train(folder, out=folder.parent / "none", skip_unreadable=True, **options)
+    assert not (folder.parent / "none").exists()
+
+
+def test_a_disk_that_goes_while_the_run_is_measured_leaves_a_run_that_goes_on(make_folder, monkeypatch):
+    folder = make_folder("fading", {"train": 8, "val": 2})
+    away = folder.parent / "val"
+    real = epochs.measured
+
+    def unmount(training):
+        (folder / "val").rename(away)
+        return real(training)
+
+    monkeypatch.setattr(epochs, "measured", unmount)
+    options = {"epochs": 1, "batch": 8, "memory": 0.0, "workers": 0, "skip_unreadable": True, **SMALL}
+    with pytest.raises(NothingRead, match="not one of 4 images") as caught:
+        vitrail.train(folder, out=folder.parent / "run", **options)
+    assert "saved at step 2, go on with: vitrail train" in str(caught.value.hint)
+    away.rename(folder / "val")
+    monkeypatch.setattr(epochs, "measured", real)
+    again = vitrail.train(folder, out=folder.parent / "run", resume=True, make_report=False)
+    assert again.result["validation"]["images"] == 4
 
 
 def test_a_test_image_that_disappears_is_left_out_of_scores_and_pictures(make_folder):

@@ -15,6 +15,7 @@ from vitrail.data import Splits
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch
 from vitrail.errors import UsageError, VitrailError
+from vitrail.evaluate.outcome import NothingRead
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, StopRequest, stop_requests
 from vitrail.machine import conditions
@@ -114,7 +115,8 @@ class Training:
 
     def save_guess(self) -> None:
         """Writes the artefact."""
-        guess = replace(self.guess, vit=gathered(self.guess.vit, self.world))
+        guess = self.guess
+        guess = replace(guess, vit=gathered(guess.vit, self.world))
         with self.world.together():
             if self.world.main:
                 guess.save(self.folder.artefact)
@@ -133,10 +135,11 @@ def go_on(training: Training) -> None:
         if world.main:
             training.folder.probe()
             found = newest_checkpoint(training.folder.checkpoints)
-    found = world.tell(found)
-    if found is None:
+    name = world.tell(found.name if found else None)
+    if name is None:
         say(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
     else:
+        found = training.folder.checkpoints / name  # the main process may call its folder by another name
         with world.together():
             document = load_checkpoint(found, training.learner)
             state = training.state = state_from_json(document, training, found)
@@ -176,11 +179,11 @@ def train_epochs(training: Training) -> None:
             try:
                 row = train_epoch(training, stop)
                 row |= measured(training)
-            except (ImageError, WorkerDied) as error:
+            except (ImageError, NothingRead, WorkerDied) as error:
                 raise halted(error, training, stop) from None
             keep(training, row)
             (stop.came,) = training.world.any(stop.came)
-            if stop.came and training.state.epoch < training.epochs:
+            if stop.came:
                 raise stopped(training)
 
 
@@ -246,7 +249,7 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
         raise with_files(error, training) from None
 
 
-def halted(error: ImageError | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
+def halted(error: ImageError | NothingRead | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
     """The error that ended the run for now, which is saved, with the command that goes on."""
     training.save()
     if any(training.world.any(stop.came)):  # the signal reached the workers too
@@ -317,9 +320,10 @@ def keep(training: Training, row: Row) -> None:
         if world.main:
             for watch in training.watchers:  # once all is saved: one of them may end the run
                 watch(training.folder.path, row)
-    if world.main and (time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs):
-        draw_curves(training.folder.metrics(), training.folder.picture("curves"))
-        training.drawn = time.monotonic()
+    with world.together():
+        if world.main and (time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs):
+            draw_curves(training.folder.metrics(), training.folder.picture("curves"))
+            training.drawn = time.monotonic()
 
 
 def is_better(row: Row, best: Row | None) -> bool:

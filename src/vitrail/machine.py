@@ -15,19 +15,28 @@ GIB = 1 << 30
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or the best there is; raises `UsageError` for one that this machine lacks."""
+    """The named device, or the best there is; raises `UsageError` for one that this machine lacks.
+
+    Nothing is put on it: of several processes each would take memory of the first GPU.
+    """
     if name:
         try:
             device = torch.device(name)
-            if device.type not in ("cpu", "cuda", "mps"):
+            if (device.index or 0) >= devices(device.type):
                 raise RuntimeError
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError):
+        except RuntimeError:
             raise UsageError(f"there is no device {name!r} here", "leave it out to use the best there is") from None
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def devices(kind: str) -> int:
+    """How many devices of a kind this machine has that vitrail can use."""
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return int(kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
 
 
 def cores() -> int:

@@ -45,7 +45,7 @@ def score(
     low, high = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     calls = ceil(ceil(len(images) / world.size) / BATCH)  # of the model, by the process with most images
     with as_many_calls(classifier, calls if world.sharded else 0):
-        part = scored(classifier, images.subset(range(low, high)), workers, skip_unreadable)
+        part = scored(classifier, images.subset(range(low, high)), world, workers, skip_unreadable)
     parts = world.gather(part)
     errors = [part.error for part in parts if part.error]
     n = sum(part.images for part in parts)
@@ -58,12 +58,19 @@ def score(
     return sum(part.loss for part in parts) / n, sum(part.correct for part in parts) / n
 
 
-def scored(classifier: Classifier, images: Images, workers: int | None, skip_unreadable: bool) -> Part:
+def scored(classifier: Classifier, images: Images, world: World, workers: int | None, skip_unreadable: bool) -> Part:
     """What a process finds on its images; an error is part of it, so that the others hear of it."""
     if not len(images):
         return Part()
     try:
-        outcome = classify(classifier, images, batch=BATCH, workers=workers, skip_unreadable=skip_unreadable)
+        outcome = classify(
+            classifier,
+            images,
+            batch=BATCH,
+            workers=workers,
+            processes=world.local_size,
+            skip_unreadable=skip_unreadable,
+        )
     except VitrailError as error:
         return Part(error=error)
     correct = int((outcome.predicted == outcome.labels).sum())

@@ -70,13 +70,13 @@ def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Spl
                 for name, images in parts.items()
             }
         except ImageError:
-            if skip_unreadable:  # it was whole when the data were checked: the loader will count it
+            if skip_unreadable:  # the loader will count it
                 return splits
             raise
     return replace(splits, **loaded)
 
 
-def refuse_small(splits: Splits, preprocess: Preprocess) -> None:
+def refuse_small(splits: Splits, preprocess: Preprocess, skip_unreadable: bool = False) -> None:
     """Raises `ImageError` for an image that is smaller than a patch, before anything is written.
 
     Of files that are not in memory only the headers are read.
@@ -84,6 +84,12 @@ def refuse_small(splits: Splits, preprocess: Preprocess) -> None:
     for images in splits.parts().values():
         for i in range(len(images)):
             try:
-                preprocess.check_size(*images.size(i))
+                size = images.size(i)
+            except ImageError:
+                if skip_unreadable:  # the loader will count it
+                    continue
+                raise
+            try:
+                preprocess.check_size(*size)
             except ValueError as error:
                 raise ImageError(images.paths[i], str(error)) from None

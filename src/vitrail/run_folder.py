@@ -28,6 +28,7 @@ from vitrail.files import put_json, reason, sync, write_text
 from vitrail.train.checkpoint import read_json
 from vitrail.train.recipes import Recipe, recipe_from_json
 
+LONGEST = 1 << 30  # bytes of recipe.json that are read: it names every image that could not be
 held: set[IO[bytes]] = set()  # what this process has locked
 
 
@@ -94,6 +95,11 @@ class RunFolder:
         except VitrailError:
             return None
 
+    def finished_before(self, moment: float) -> bool:
+        """Whether the run had its result before a moment, in seconds since 1970."""
+        result = self.path / "result.json"
+        return result.exists() and result.stat().st_mtime < moment
+
     def unreadable(self) -> list[str]:
         """The images that the run was started without."""
         return [str(name) for name in self._document().get("unreadable") or []]
@@ -108,7 +114,7 @@ class RunFolder:
 
     def _document(self) -> dict[str, Any]:
         try:
-            document = read_json(self.path / "recipe.json")
+            document = read_json(self.path / "recipe.json", LONGEST)
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.path} is not a run that can be resumed", "start it without --resume") from None
         except ValueError as error:
@@ -117,7 +123,10 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the run for this process; raises `UsageError` where another one is training in it."""
+        """Holds the run for this process; raises `UsageError` where another one is training in it.
+
+        On a disk that knows no locks nothing is held.
+        """
         try:
             import fcntl
         except ImportError:  # no such locks on this system
@@ -126,8 +135,10 @@ class RunFolder:
         with (self.path / "recipe.json").open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UsageError(f"another process is training in {self.path}", "wait for it, or stop it") from None
+            except OSError:  # some network disks
+                pass
             held.add(file)
             try:
                 yield
@@ -264,7 +275,9 @@ def claimed(folder: RunFolder, document: dict[str, Any]) -> RunFolder:
     sync(aside)
     try:
         os.link(aside, folder.path / "recipe.json")
-    except PermissionError:  # a file system without links: only the order of two runs in one moment is lost
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: only the order of two runs in one moment is lost
         if (folder.path / "recipe.json").exists():
             raise FileExistsError from None
         os.rename(aside, folder.path / "recipe.json")
@@ -288,15 +301,22 @@ def old_run(data: str | Path, out: str | Path | None) -> RunFolder:
     return RunFolder(last)
 
 
-def begun_by(job: str | None, data: str | Path, out: str | Path | None) -> RunFolder | None:
-    """The run that this launch began before its processes were started again; None where it began none."""
+def begun_by(
+    job: str | None, data: str | Path, out: str | Path | None, launched: float | None = None
+) -> RunFolder | None:
+    """The run that this launch began before its processes were started again; None where it began none.
+
+    A launch may bear the name of an earlier one: what was finished before its launcher was started (`launched`, in
+    seconds since 1970) is not its own.
+    """
     if job is None:
         return None
     for path in [Path(out)] if out is not None else numbered(data):
         if not path.exists():
             return None
-        if RunFolder(path).job == job:
-            return RunFolder(path)
+        run = RunFolder(path)
+        if run.job == job and not (launched and run.finished_before(launched)):
+            return run
     return None
 
 

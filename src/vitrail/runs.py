@@ -39,8 +39,8 @@ from vitrail.pretrained import (
 from vitrail.run_data import checked, in_memory, refuse_small, show_data, without
 from vitrail.run_end import Ended, Run, finish
 from vitrail.run_folder import RunFolder, begun_by, new_run, old_run, refuse_full, refuse_taken
-from vitrail.train import DEFAULT, TRANSFER, Recipe, find_recipe
-from vitrail.train.distributed import World, job, joined
+from vitrail.train import DEFAULT, RECIPES, TRANSFER, Recipe, find_recipe
+from vitrail.train.distributed import World, job, joined, launched_at
 from vitrail.train.loop import Trainee, autocast_dtype, trainee
 from vitrail.train.settle import settle
 from vitrail.train.transfer import settle_from
@@ -86,7 +86,15 @@ def train(
         folder, asked = told(folder, world), world.tell(asked)
         assert asked is not None
         ready = prepared(
-            world, folder, data, asked, model, check_data=check_data, torch_files=torch_files, spare_test=spare_test
+            world,
+            folder,
+            data,
+            asked,
+            model,
+            fsdp=fsdp,
+            check_data=check_data,
+            torch_files=torch_files,
+            spare_test=spare_test,
         )
         with world.together():
             if tensorboard and asked.train_on == "features":
@@ -139,6 +147,7 @@ def prepared(
     asked: Recipe,
     model: Model | None,
     *,
+    fsdp: bool,
     check_data: bool,
     torch_files: bool,
     spare_test: bool,
@@ -147,6 +156,8 @@ def prepared(
     place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
     with world.together(), world.one_at_a_time():
         refuse_unshared(asked, world)
+        if fsdp and world.size == 1:
+            alone_with_shards(goes_on=folder is not None)
         start = (
             pretrained_again(folder, model, asked, place, torch_files)
             if folder
@@ -174,7 +185,7 @@ def prepared(
         full, config, preprocess = (
             settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
         )
-        refuse_small(splits, preprocess)
+        refuse_small(splits, preprocess, asked.skip_unreadable)
         for note in splits.notes:
             say(note)
         keep_memory()
@@ -220,7 +231,7 @@ def wanted(
 
     A launcher that starts dead processes again says the same words again: what they began is gone on with.
     """
-    folder = old_run(data, out) if resume else begun_by(job(), data, out)
+    folder = old_run(data, out) if resume else begun_by(job(), data, out, launched_at())
     if folder:
         return folder, asked_again(folder, recipe, changes)
     refuse_taken(out)
@@ -235,6 +246,16 @@ def refuse_unshared(recipe: Recipe, world: World) -> None:
         raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
     if world.sharded and recipe.lora_rank:
         raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
+
+
+def alone_with_shards(goes_on: bool) -> None:
+    """Raises `UsageError` where a run would begin with nobody to shard its model with.
+
+    One that goes on may have lost the others, and only says so.
+    """
+    if not goes_on:
+        raise UsageError("--fsdp shards over several processes, and this is one", "add --processes N")
+    say("warning: --fsdp shards over several processes; this one goes on with the whole model")
 
 
 def told(folder: RunFolder | None, world: World) -> RunFolder | None:
@@ -284,11 +305,15 @@ def room_for(vit: ViT, recipe: Recipe) -> int:
 def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
     """The recipe that a run was started with; raises `UsageError` where another one is wished for.
 
-    What leaves every bit as it is may be changed: where images are kept and who reads them.
+    What leaves every bit as it is may be changed: where images are kept and who reads them. The name of a built-in
+    recipe stands for whatever the run made of it; a file or a `Recipe` says every field.
     """
     asked = folder.recipe().but(**{name: changes[name] for name in FREE if name in changes})
-    wished = asked if recipe is None else find_recipe(recipe)
-    if asked.but(**changes) != asked or wished.name != asked.name:
+    if recipe is None or str(recipe) in RECIPES:
+        wished = replace(asked, name=asked.name if recipe is None else str(recipe)).but(**changes)
+    else:
+        wished = find_recipe(recipe, **changes).but(**{name: getattr(asked, name) for name in FREE})
+    if wished != asked:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
     return asked
 

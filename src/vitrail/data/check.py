@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vitrail.data.copies import MOST
 from vitrail.data.decode import DEEP, ImageError
 from vitrail.data.encoded import Files
 from vitrail.data.found import Found, Listing
@@ -97,7 +98,7 @@ class Survey:
 
     found: Found
     looks: dict[str, list[Seen]]
-    pairs: Callable[[list[bytes]], list[tuple[int, int, float]]]
+    pairs: Callable[[list[bytes], list[str]], list[tuple[int, int, float]]]
     batch: int | None = None
     fit: str = "pad"
 
@@ -135,14 +136,20 @@ class Survey:
 
     @cached_property
     def near_copies(self) -> list[tuple[Place, Place, float]]:
-        """Pairs of images that are copies though their files differ."""
-        first: dict[bytes, tuple[Place, bytes]] = {}
+        """Pairs of images that are copies though their files differ.
+
+        Of the very same image the first of each split and class is paired.
+        """
+        twins: dict[bytes, dict[tuple[str, str], Place]] = defaultdict(dict)
+        signatures: dict[bytes, bytes] = {}
         for place, look in self.read:
             if look.signature:
-                first.setdefault(look.digest, (place, look.signature))
-        listed = list(first.values())
-        found = self.pairs([signature for _, signature in listed])
-        return [(listed[i][0], listed[j][0], likeness) for i, j, likeness in found]
+                twins[look.digest].setdefault((place.split, place.label), place)
+                signatures[look.digest] = look.signature
+        listed = [list(places.values()) for places in twins.values()]
+        splits = [" ".join(sorted({place.split for place in places})) for places in listed]
+        found = self.pairs(list(signatures.values()), splits)
+        return [(a, b, likeness) for i, j, likeness in found for a in listed[i] for b in listed[j]]
 
     def path(self, place: Place) -> Path | None:
         """The file of an image; None where it has none of its own."""
@@ -316,11 +323,13 @@ def near_copies(survey: Survey) -> Iterator[Finding]:
         ("nearly the same image in different splits", apart, "the score flatters; --fix leaves the training copy out"),
         ("nearly the same image more than once", together, "all are kept"),
     )
+    pairs_of = Counter(place for a, b, _ in survey.near_copies for place in (a, b))
+    about = "at least " if max(pairs_of.values(), default=0) >= MOST else ""  # crowds are not paired in full
     for kind, differ, then in kinds:
         hit = [(a, b) for a, b, _ in survey.near_copies if differ([a, b])]
         if hit:
             examples = ", ".join(f"{a.name} ~ {b.name}" for a, b in hit[:NAMED])
-            said = f"{kind}, {times(hit)}, for instance {examples}"
+            said = f"{kind}, {about}{times(hit)}, for instance {examples}"
             yield Finding("warning", kind, said, then, [place.name for pair in hit for place in pair])
 
 

@@ -6,7 +6,7 @@ alike things share their coarse light and dark, two copies of one picture share 
 20,000 CIFAR-10 training images by looking at the pairs (docs/log.md). A crop of more than a row or two is not found.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ ALIKE_INSIDE = 0.90  # the same of the inner 8x8
 FLAT = 2.0  # deviation in grey levels below which the fine structure is noise, in all and inside
 SMALLEST = 16  # sides in pixels below which alike and copied cannot be told apart: 8x8 digits
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
+MOST = 8  # copies before an image, and after it, that are always paired with it; crowds of more are not paired in full
+CROWD = 1 << 16  # pairs in a block from which on it is cheaper, and takes less memory, to compare all of it in full
 KEPT = 64  # directions that a first look compares; the rest of the distance only adds
 
 
@@ -52,7 +54,7 @@ def copies_across(splits: Mapping[str, Images], tick: Callable[[], object] = lam
                 places.append((split, i))
                 signatures.append(seen)
             tick()
-    found = near_duplicates(np.stack(signatures)) if signatures else []
+    found = near_duplicates(np.stack(signatures), [split for split, _ in places]) if signatures else []
     return [Pair(places[i], places[j], likeness) for i, j, likeness in found]
 
 
@@ -69,12 +71,19 @@ def signature(image_CHW: Tensor) -> np.ndarray | None:
     return (fine * (127 / fine.abs().max())).round().to(torch.int8).flatten().numpy()
 
 
-def near_duplicates(signatures: np.ndarray, block: int = 2048) -> list[tuple[int, int, float]]:
-    """All pairs (i < j) of signatures (n, 256) that are copies, with their likeness, the most alike first.
+def near_duplicates(
+    signatures: np.ndarray, kinds: Sequence[str] = (), block: int = 2048
+) -> list[tuple[int, int, float]]:
+    """The pairs (i < j) of signatures (n, 256) that are copies, with their likeness, the most alike first.
 
-    Every pair is compared: first in the 64 directions in which these images differ most, where a distance is never
-    longer than in all 256, then in full. No pair is lost to the first look.
+    Pairs are compared first in the 64 directions in which these images differ most, where a distance is never longer
+    than in all 256, then in full. No pair is lost to the first look. All are there, unless many images are alike, as
+    from a camera that stands still: then an image has at least its first 8 copies after it, and its first 8 before it,
+    of each of the `kinds` (n,) that images are of.
     """
+    names = list(dict.fromkeys(kinds)) or [""]
+    kind = torch.tensor([names.index(name) for name in kinds or names * len(signatures)], dtype=torch.int64)
+    later, earlier = (torch.zeros(len(signatures), len(names), dtype=torch.int64) for _ in range(2))
     fine = unit(torch.from_numpy(signatures.astype(np.float32)))
     inside = unit(fine.view(-1, SIDE, SIDE)[:, 4:12, 4:12].flatten(1))
     _, directions = torch.linalg.eigh(fine.T @ fine)
@@ -89,13 +98,42 @@ def near_duplicates(signatures: np.ndarray, block: int = 2048) -> list[tuple[int
             near = queries[at : at + block] @ keys[to : to + block].T
             if near.max() < least and at != to:
                 continue
-            i, j = (near >= least).nonzero(as_tuple=True)
-            i, j = i + at, j + to
-            i, j = i[i < j], j[i < j]
-            likeness = (fine[i] * fine[j]).sum(1)
-            sure = (likeness >= ALIKE) & ((inside[i] * inside[j]).sum(1) >= ALIKE_INSIDE)
-            found += zip(i[sure].tolist(), j[sure].tolist(), likeness[sure].tolist(), strict=True)
+            i, j = (near >= least).triu(1 + at - to).nonzero(as_tuple=True)
+            if len(i) > CROWD:
+                likeness, within = ((v[at : at + block] @ v[to : to + block].T)[i, j] for v in (fine, inside))
+            else:
+                likeness, within = ((v[i + at] * v[j + to]).sum(1) for v in (fine, inside))
+            sure = (likeness >= ALIKE) & (within >= ALIKE_INSIDE)
+            i, j, likeness = i[sure] + at, j[sure] + to, likeness[sure]
+            (rows, row), (columns, column) = (distinct(places, len(fine)) for places in (i, j))
+            alike = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+            alike[row, column] = True
+            first = among_first(alike, rows, kind[columns], later)
+            first |= among_first(alike.T, columns, kind[rows], earlier).T
+            kept = first[row, column]
+            found += zip(i[kept].tolist(), j[kept].tolist(), likeness[kept].tolist(), strict=True)
     return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))
+
+
+def among_first(alike: Tensor, rows: Tensor, kind: Tensor, counts: Tensor) -> Tensor:
+    """Where a table of copies (r, c) may be true to give each row at most 8 of each kind of column, the first ones.
+
+    `counts` (n, kinds) says how many the `rows` (r,) of it had before; these are added.
+    """
+    first = torch.zeros_like(alike)
+    for number in kind.unique().tolist():
+        columns = kind == number
+        so_many = alike[:, columns].cumsum(1) + counts[rows, number].unsqueeze(1)
+        first[:, columns] = so_many <= MOST
+        counts[rows, number] = so_many[:, -1]
+    return first
+
+
+def distinct(places: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The places below `n` that occur, in order, and for each given one its number among them; quicker than a sort."""
+    there = torch.zeros(n, dtype=torch.bool)
+    there[places] = True
+    return there.nonzero().flatten(), (there.cumsum(0) - 1)[places]
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Images -> batches of uint8 pixels and labels, the same whatever the number of workers."""
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 
@@ -15,6 +14,7 @@ from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import borrowed_generator, derive, order, uniform
 from vitrail.errors import VitrailError
+from vitrail.machine import cores
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
 Refuse = Callable[[ImageError], object]  # told of every image that is left out because it cannot be read
@@ -66,7 +66,7 @@ class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
 
 def default_workers(images: Images, processes: int = 1) -> int:
     """No processes for sets in memory, else one for each core but one, shared by so many processes that train."""
-    return 0 if images.in_memory else max(1, min(8, (os.cpu_count() or 1) // processes - 1))
+    return 0 if images.in_memory else max(1, min(8, cores() // processes - 1))
 
 
 def _batches(
@@ -170,9 +170,13 @@ def evaluation_batches(
     *,
     batch: int = 256,
     workers: int | None = None,
+    processes: int = 1,
     refuse: Refuse | None = None,
 ) -> Iterator[Batch]:
-    """All images in their order, unaugmented; what becomes of one that cannot be read is as in training."""
+    """All images in their order, unaugmented; what becomes of one that cannot be read is as in training.
+
+    `processes` on this machine do the same at the same time.
+    """
     keys = ([(0, i) for i in range(at, min(at + batch, len(images)))] for at in range(0, len(images), batch))
     samples = _Samples(images, fitting(preprocess), seed=0)
-    return _batches(samples, keys, default_workers(images) if workers is None else workers, refuse)
+    return _batches(samples, keys, default_workers(images, processes) if workers is None else workers, refuse)

@@ -14,7 +14,7 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from vitrail.data.copies import near_duplicates, signature
+from vitrail.data.copies import MOST, near_duplicates, signature
 from vitrail.data.decode import ImageError, decode_with_header
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Listing
@@ -174,17 +174,18 @@ class Looks:
                 self.kept = None
         changed.clear()
 
-    def pairs(self, signatures: list[bytes]) -> list[tuple[int, int, float]]:
+    def pairs(self, signatures: list[bytes], kinds: list[str]) -> list[tuple[int, int, float]]:
         """`near_duplicates` of these signatures, remembered."""
         if not signatures:
             return []
-        key = hashlib.sha256(b"".join(signatures)).digest()
+        key = hashlib.sha256(b"".join(signatures) + json.dumps([MOST, kinds]).encode()).digest()
         if self.kept is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):
                 row = self.kept.execute("SELECT pairs FROM pairs WHERE key = ?", (key,)).fetchone()
                 if row:
                     return [(int(i), int(j), float(likeness)) for i, j, likeness in json.loads(row[0])]
-        found = near_duplicates(np.frombuffer(b"".join(signatures), dtype=np.int8).reshape(len(signatures), -1))
+        stack = np.frombuffer(b"".join(signatures), dtype=np.int8).reshape(len(signatures), -1)
+        found = near_duplicates(stack, kinds)
         if self.kept is not None:
             with contextlib.suppress(sqlite3.Error), self.kept:
                 day = int(time.time() // 86400)

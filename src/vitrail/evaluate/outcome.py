@@ -72,6 +72,7 @@ def classify(
     *,
     batch: int = 256,
     workers: int | None = None,
+    processes: int = 1,
     tick: Callable[[int], object] = lambda n: None,
     skip_unreadable: bool = False,
 ) -> Outcome:
@@ -88,7 +89,12 @@ def classify(
 
     logits, labels = [], []
     batches = evaluation_batches(
-        images, classifier.preprocess, batch=batch, workers=workers, refuse=refuse if skip_unreadable else None
+        images,
+        classifier.preprocess,
+        batch=batch,
+        workers=workers,
+        processes=processes,
+        refuse=refuse if skip_unreadable else None,
     )
     for pixels, labels_B in batches:
         if len(labels_B):

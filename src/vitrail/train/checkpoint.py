@@ -108,10 +108,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
     """Puts the trainee where it was; returns the state saved with it.
 
-    Raises `VitrailError` where the checkpoint is of another model or holds what no checkpoint of ours holds.
+    Raises `VitrailError` where the checkpoint cannot be read, is of another model or holds what no checkpoint of ours
+    holds.
     """
     try:
         return _load(path, trainee)
+    except OSError as error:
+        raise VitrailError(
+            f"the checkpoint {path} cannot be read: {files.reason(error)}",
+            "the run folder must be on a disk that all nodes see",
+        ) from None
     except (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError, SafetensorError) as error:
         raise VitrailError(f"the checkpoint {path} is of another model: {error}", "start a new run") from None
 
@@ -200,10 +206,10 @@ def damage(path: Path) -> str | None:
         return files.reason(error)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a reasonable size; raises `ValueError` for anything else."""
-    if path.stat().st_size > LONGEST:
-        raise ValueError(f"{path.name} is longer than {LONGEST:,} bytes")
+def read_json(path: Path, longest: int = LONGEST) -> dict[str, Any]:
+    """A JSON object of a reasonable size, in bytes; raises `ValueError` for anything else."""
+    if path.stat().st_size > longest:
+        raise ValueError(f"{path.name} is longer than {longest:,} bytes")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

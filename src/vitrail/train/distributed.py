@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -236,11 +237,24 @@ def job() -> str | None:
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None or name != "none":
         return name
+    ticks = launcher_ticks()
+    return None if ticks is None else f"{platform.node()}-{os.getppid()}-{ticks}"
+
+
+def launcher_ticks() -> int | None:
+    """The clock ticks between the machine's start and that of this process's launcher; None off Linux."""
     try:
-        started = Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        return int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
     except OSError:
         return None
-    return f"{platform.node()}-{os.getppid()}-{started}"
+
+
+def launched_at() -> float | None:
+    """When the launcher of this process was started, in seconds since 1970; None where the system does not say."""
+    if (ticks := launcher_ticks()) is None:
+        return None
+    machine_started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return machine_started + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def begin_group(device: torch.device) -> None:

@@ -83,11 +83,11 @@ class Trainee:
 
 def trainee(vit: ViT, recipe: Recipe, world: World = ALONE) -> Trainee:
     """A model ready to be trained by this recipe, by the processes of this world together."""
-    world.start_alike(vit)
     vit.recompute = recipe.recompute
     if recipe.lora_rank:
         add_updates(vit, recipe)
     frozen = freeze(vit, recipe)
+    world.start_alike(vit)  # LoRA's updates too, which each process has drawn for itself
     average = AveragedModel(vit, multi_avg_fn=_averaging(recipe.ema)) if recipe.ema else None
     if world.sharded:
         for module in (vit, average.module) if average else (vit,):

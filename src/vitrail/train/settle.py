@@ -1,9 +1,14 @@
 """What a recipe leaves open and the data decides: image size, patch, channels, classes, normalisation, epochs."""
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from vitrail.data import Images, Preprocess, Splits
-from vitrail.errors import UsageError
+from vitrail.data.decode import ImageError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
 from vitrail.model.config import pair
 from vitrail.train.recipes import Recipe
@@ -18,7 +23,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
     """The recipe with nothing left open, and the model and preprocessing that it means for these data."""
-    sizes = image_sizes(splits.train)
+    sizes = image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
     model = dict(recipe.model)
     wanted = pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
     patch = model["patch"] if "patch" in model else next((p for limit, p in PATCHES if min(wanted) <= limit), 16)
@@ -35,7 +40,7 @@ def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preproces
         std=(0.5,) * splits.channels,
         smallest=patch,
     )
-    preprocess = normalised(blank, recipe.normalise or "data", splits.train)
+    preprocess = normalised(blank, recipe.normalise or "data", splits.train, skip_unreadable=recipe.skip_unreadable)
     left_open = {k: model[k] for k in ("image_size", "patch")}
     return counted(recipe.but(**left_open), splits), config, preprocess
 
@@ -51,10 +56,25 @@ def counted(recipe: Recipe, splits: Splits) -> Recipe:
     return recipe.but(epochs=epochs, batch=batch, flip=flip)
 
 
-def image_sizes(images: Images, most: int = 64) -> list[tuple[int, int]]:
+def some(images: Images, read: Callable[[int], Tensor], most: int, skip_unreadable: bool) -> list[Tensor]:
+    """What `read` gives for some of the images, spread evenly; raises `ImageError`, or leaves unreadable ones out."""
+    found = []
+    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int).tolist()
+    for i in chosen:
+        try:
+            found.append(read(i))
+        except ImageError:
+            if not skip_unreadable:
+                raise
+    if not found:
+        raise VitrailError(f"not one of {len(chosen)} training images can be read", "vitrail check says why")
+    return found
+
+
+def image_sizes(images: Images, most: int = 64, skip_unreadable: bool = False) -> list[tuple[int, int]]:
     """(height, width) of some of the images, spread evenly."""
-    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
-    return [(int(h), int(w)) for h, w in (images[i].shape[-2:] for i in chosen)]
+    chosen = some(images, images.__getitem__, most, skip_unreadable)
+    return [(int(h), int(w)) for h, w in (pixels.shape[-2:] for pixels in chosen)]
 
 
 def natural_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -66,7 +86,9 @@ def natural_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     return side, side
 
 
-def normalised(preprocess: Preprocess, by: str, images: Images, most: int = 2000) -> Preprocess:
+def normalised(
+    preprocess: Preprocess, by: str, images: Images, most: int = 2000, skip_unreadable: bool = False
+) -> Preprocess:
     """The preprocessing with mean and deviation `by` a rule: half, imagenet, or data, measured on training images."""
     values = vars(preprocess)
     if by == "half":
@@ -76,8 +98,8 @@ def normalised(preprocess: Preprocess, by: str, images: Images, most: int = 2000
         if preprocess.channels != 3:
             raise UsageError("normalise 'imagenet' is for colour images, these are grey", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET[0], "std": IMAGENET[1]})
-    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
-    pixels = images.fitted(preprocess, chosen).double() / 255
+    chosen = some(images, lambda i: images.fitted(preprocess, [i]), most, skip_unreadable)
+    pixels = torch.cat(chosen).double() / 255
     mean = tuple(round(m, 4) for m in pixels.mean((0, 2, 3)).tolist())
     std = tuple(max(round(s, 4), 0.01) for s in pixels.std((0, 2, 3)).tolist())
     return Preprocess(**{**values, "mean": mean, "std": std})

@@ -53,7 +53,7 @@ def settle_from(
         crop_fraction=recipe.crop_fraction or preprocess.crop_fraction,
     )
     if recipe.normalise:
-        preprocess = normalised(preprocess, recipe.normalise, splits.train)
+        preprocess = normalised(preprocess, recipe.normalise, splits.train, skip_unreadable=recipe.skip_unreadable)
     return counted(recipe.but(image_size=new.image_size, patch=new.patch), splits), new, preprocess
 
 
