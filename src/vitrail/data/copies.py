@@ -121,7 +121,7 @@ def among_first(alike: Tensor, rows: Tensor, kind: Tensor, counts: Tensor) -> Te
     `counts` (n, kinds) says how many the `rows` (r,) of it had before; these are added.
     """
     first = torch.zeros_like(alike)
-    for number in kind.unique().tolist():
+    for number in sorted(set(kind.tolist())):
         columns = kind == number
         so_many = alike[:, columns].cumsum(1) + counts[rows, number].unsqueeze(1)
         first[:, columns] = so_many <= MOST
