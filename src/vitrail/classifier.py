@@ -192,7 +192,7 @@ class Classifier(AnyClassifier):
         return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
 
     def probe(self, data: str | Path, **options: Any) -> Probe:
-        """How far the features go without training: k-NN, a linear head; options as in `vitrail.evaluate.probe.probe`."""
+        """How far the features go untrained: k-NN and a linear head; options as in `vitrail.evaluate.probe.probe`."""
         from vitrail.evaluate.probe import data_to_probe, probe
 
         return probe(self, data_to_probe(self, data), **options)

@@ -130,8 +130,8 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
     except Image.DecompressionBombError:  # raised by Pillow on opening, above a limit higher than ours
         raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
     except OSError as error:  # Pillow's own have no number
-        kind = Unreachable if error.errno in PASSING else ImageError
-        raise kind(name, error.strerror or f"damaged or cut short ({error})") from None
+        blamed = Unreachable if error.errno in PASSING else ImageError
+        raise blamed(name, error.strerror or f"damaged or cut short ({error})") from None
     except MemoryError:  # whose it is nobody knows
         raise
     except Exception as error:  # a damaged file can make Pillow raise nearly anything (TypeError in a TIFF's tags)
