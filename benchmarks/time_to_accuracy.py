@@ -6,13 +6,14 @@
 Every run is `vitrail train` in a process of its own, one after the other. An epoch of the other recipe comes before
 each, so that a machine that is slow for a while is slow for both; its whole run is as many epochs as the recipe has.
 Timed is training: batches, augmentation, steps. What else a run does (imports, reading the images, evaluation,
-checkpoints, pictures) is given beside it; no check of the data is made before, no report after. Writes
-time_to_accuracy.json, .md and .png.
+checkpoints, pictures) is given beside it, with the most memory that the process held; no check of the data is made
+before, no report after. Writes time_to_accuracy.json, .md and .png.
 """
 
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
     ]
     command += ["--device", arguments.device] if arguments.device else []
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
     wall = time.perf_counter() - began
     points = curve(out)
     training, accuracy = points[-1]
@@ -89,6 +93,7 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
         "accuracy": accuracy,
         "training": training,
         "all_else": wall - training,  # imports, reading the data, evaluation, checkpoints, pictures
+        "peak_gib": used.ru_maxrss / (1 << 20),
         "curve": points,
     }
 
@@ -104,7 +109,7 @@ def curve(run: Path) -> list[list[float]]:
 def summed(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """Means and spreads over the seeds, and the ratio to the other recipe's whole run, pair by pair."""
     found: dict[str, Any] = {"runs": pairs}
-    for name in ("accuracy", "training", "all_else"):
+    for name in ("accuracy", "training", "all_else", "peak_gib"):
         found[name] = spread([pair["ours"][name] for pair in pairs])
     if arguments.beside != "none":
         epochs = RECIPES[arguments.beside].epochs or 1
@@ -142,12 +147,16 @@ def sentence(arguments: argparse.Namespace, pair: dict[str, Any]) -> str:
 def table(document: dict[str, Any]) -> str:
     """The figures in Markdown."""
     runs = [pair["ours"] for pair in document["runs"]]
-    lines = ["| seed | test accuracy | training | all else |", "| --- | --: | --: | --: |"]
-    lines += [f"| {r['seed']} | {r['accuracy']:.2%} | {r['training']:.0f} s | {r['all_else']:.0f} s |" for r in runs]
-    a, t, e = (document[name] for name in ("accuracy", "training", "all_else"))
+    lines = ["| seed | accuracy | training | all else | peak memory |", "| --- | --: | --: | --: | --: |"]
+    lines += [
+        f"| {r['seed']} | {r['accuracy']:.2%} | {r['training']:.0f} s | {r['all_else']:.0f} s "
+        f"| {r['peak_gib']:.2f} GiB |"
+        for r in runs
+    ]
+    a, t, e, m = (document[name] for name in ("accuracy", "training", "all_else", "peak_gib"))
     lines += [
         f"| mean ± sd, n = {len(runs)} | **{a['mean']:.2%}** ± {100 * a['sd']:.2f} "
-        f"| **{t['mean']:.0f} s** ± {t['sd']:.0f} | {e['mean']:.0f} s |",
+        f"| **{t['mean']:.0f} s** ± {t['sd']:.0f} | {e['mean']:.0f} s | {m['most']:.2f} GiB |",
         "",
         f"Recipe `{document['recipe']}`, {document['machine']}.",
     ]
