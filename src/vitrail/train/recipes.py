@@ -241,6 +241,32 @@ RECIPES: dict[str, Recipe] = {
             validation=0.0,
         ),
         Recipe(
+            name="speedrun-90",
+            about="""90 % on CIFAR-10 with a plain ViT, on two CPU cores, in about an hour and a quarter.
+
+            90.0 % of the test images (89.4 to 90.6; one seed) after 71 minutes of training beside other work. Its
+            settings come from speedrun-75 and from common practice, not from a search; as there the last weights are
+            kept, and images begin at half their side.
+            """,
+            model=dict(
+                width=192, depth=6, heads=3, mlp_width=768, patch=4, image_size=32, prefix_tokens=0, pool="mean"
+            ),
+            augment=Augment(crop="padded", cutmix=0.4),
+            epochs=38,
+            batch=256,
+            optimizer="muon",
+            lr=3e-3,
+            matrix_lr=0.02,
+            weight_decay=0.05,
+            schedule="linear",
+            label_smoothing=0.1,
+            zero_branches=True,
+            grow_from=0.5,
+            grow_until=0.8,
+            clip=None,
+            validation=0.0,
+        ),
+        Recipe(
             name="finetune",
             about="""A short training of all weights of a model that has learnt before (--from MODEL).
 
