@@ -208,7 +208,7 @@ def test_inspect_and_models(run: vitrail.Run, capsys):
     _, document, _ = ask(capsys, "models")
     sizes = {row["size"]: row["parameters"] for row in document["sizes"]}
     assert sizes["B"] == 86_566_888  # torchvision's 86,567,656 less the class token's own position, which is folded in
-    recipes = {"small", "tutorial", "speedrun-75", "finetune", "linear", "lora"}
+    recipes = {"small", "tutorial", "speedrun-75", "speedrun-90", "finetune", "linear", "lora"}
     assert {row["recipe"] for row in document["recipes"]} == recipes
 
 

@@ -97,6 +97,7 @@ def _print(answer: Answer, as_json: bool) -> None:
                 out.print(console.visible(part), markup=False, soft_wrap=True)
             else:
                 out.print(part)
+    sys.stdout.flush()  # here it may fail and be forgiven; at the interpreter's end it would be exit code 120
 
 
 def _answer(words: list[str]) -> Answer | None:
