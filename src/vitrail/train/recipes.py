@@ -225,7 +225,7 @@ RECIPES: dict[str, Recipe] = {
             """,
             model=dict(width=96, depth=4, heads=2, mlp_width=384, patch=4, image_size=32, prefix_tokens=0, pool="mean"),
             augment=Augment(crop="padded", crop_padding=0.0625),
-            epochs=5,
+            epochs=4,
             batch=256,
             optimizer="muon",
             lr=6e-3,
