@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 import vitrail
-from vitrail import console, epochs, files
+from vitrail import console, files
+from vitrail.run import epochs
 from vitrail.train.checkpoint import newest_checkpoint
 
 OPTIONS: dict[str, Any] = dict(

@@ -14,10 +14,11 @@ from typing import Any
 
 import vitrail
 from kills import make_data
-from vitrail import console, epochs, runs
+from vitrail import console
 from vitrail.data import Images, open_data
 from vitrail.data.encoded import Files
 from vitrail.evaluate import classify
+from vitrail.run import epochs, ready
 
 
 def resident() -> float:
@@ -71,7 +72,7 @@ def evaluation(folder: Path, count: int) -> list[float]:
 
 if __name__ == "__main__":
     console.quiet = True
-    runs.keep_memory = lambda: True  # which would hide what grows in memory that was freed and kept
+    ready.keep_memory = lambda: True  # which would hide what grows in memory that was freed and kept
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         used = {"training": training(folder, int(sys.argv[1]))}

@@ -14,9 +14,11 @@ import torch
 import torch.distributed as dist
 
 import vitrail
-from vitrail import console, epochs, measuring, run_end, runs
+from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
+from vitrail.run import end, epochs, measuring
+from vitrail.run import train as runs
 from vitrail.train import loop
 from vitrail.train.distributed import joined
 
@@ -95,9 +97,7 @@ def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
     """Runs the scenarios one after another in one process group, as a foreign engine would call them."""
     torch.set_num_threads(1)
     console.quiet = True
-    epochs.draw_curves = run_end.draw_pictures = lambda *arguments: (
-        None
-    )  # of the main process alone, and shown elsewhere
+    epochs.draw_curves = end.draw_pictures = lambda *arguments: None  # of the main process alone, and shown elsewhere
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     for name, options in scenarios.items():

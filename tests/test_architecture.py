@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "evaluate": {"model", "data", "weights", "classifier"},
     "explain": {"model", "data", "weights", "classifier"},
     "export": {"model", "data", "weights", "classifier", "explain"},
-    "predict": {"data", "weights", "classifier", "export", "interrupts"},
+    "predict": {"data", "weights", "classifier", "export"},
     "serve": {"model", "data", "weights", "classifier", "explain", "export"},
     "bench": {"model", "data", "weights", "classifier"},
     "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
+    "run": {"model", "data", "weights", "classifier", "train", "evaluate", "explain", "report"},
 }
-SHARED = {"errors", "files", "console", "machine", "options", "cluster"}
+SHARED = {"errors", "files", "console", "machine", "options", "interrupts", "cluster"}
 
 
 def imports(file: Path) -> set[str]:

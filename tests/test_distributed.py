@@ -19,7 +19,7 @@ from torch.distributed import HashStore
 import vitrail
 from conftest import COLOURS, fill
 from vitrail.errors import UsageError
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
 from vitrail.train.distributed import job, launched_at
 from vitrail.train.meeting import agree
 
@@ -217,11 +217,11 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail import epochs, run_end
-    from vitrail.run_folder import begun_by, numbered
+    from vitrail.run import end, epochs
+    from vitrail.run.folder import begun_by, numbered
 
     monkeypatch.chdir(tmp_path)
-    for module, name in ((run_end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
+    for module, name in ((end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
     assert job() is None

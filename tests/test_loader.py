@@ -19,7 +19,7 @@ from vitrail.data.loader import default_workers, evaluation_batches, steps_per_e
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import uniform
 from vitrail.errors import UsageError
-from vitrail.measuring import scored
+from vitrail.run.measuring import scored
 from vitrail.train.distributed import World
 
 N = 11

@@ -15,7 +15,7 @@ import pytest
 import vitrail
 from test_serve_ray import descendants
 from vitrail.errors import UsageError, VitrailError
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
 from vitrail.sweep.asked import SweepFolder
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import vitrail
 from vitrail.errors import UsageError, VitrailError
-from vitrail.run_folder import RunFolder, new_run
+from vitrail.run.folder import RunFolder, new_run
 from vitrail.train import Recipe
 from vitrail.train.checkpoint import checkpoints, newest_checkpoint
 from vitrail.train.loop import Diverged
@@ -305,7 +305,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_run(make_folder, small_disk
 def test_a_disk_that_fills_up_during_the_run_leaves_the_checkpoint_before(
     make_folder, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.runs.room_for", lambda vit, recipe: 0)
+    monkeypatch.setattr("vitrail.run.train.room_for", lambda vit, recipe: 0)
     data = make_folder("few", 6)
     options = {"epochs": 3, "width": 48, "depth": 2, "heads": 2, "mlp_width": 96, "ema": None, "optimizer": "sgd"}
     with pytest.raises(VitrailError, match="cannot be written: No space left on device"):
@@ -335,7 +335,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_data_are_read(make_fo
 def test_a_run_folder_that_vanishes_is_said(make_folder, monkeypatch: pytest.MonkeyPatch):
     import shutil
 
-    from vitrail import epochs
+    from vitrail.run import epochs
 
     data = make_folder("few", 6)
     out = data.parent / "run"
@@ -382,8 +382,8 @@ def test_tensorboard_on_request(make_folder):
 
 def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeypatch: pytest.MonkeyPatch):
     """With one step an epoch every stop is on a last step."""
-    from vitrail import epochs
     from vitrail.interrupts import Interrupted
+    from vitrail.run import epochs
 
     folder = make_folder("short", 8)
     whole = vitrail.train(folder, out=folder.parent / "whole", epochs=4, batch=100, **SMALL)
@@ -406,8 +406,8 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
 
 
 def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeypatch: pytest.MonkeyPatch):
-    from vitrail import epochs
     from vitrail.interrupts import Interrupted
+    from vitrail.run import epochs
 
     folder = make_folder("short", 8)
     real = epochs.measured
@@ -459,7 +459,7 @@ def test_runs_started_together_get_folders_of_their_own(make_folder, tmp_path: P
 
 
 def test_a_run_that_is_training_is_not_resumed_by_another_process(make_folder):
-    from vitrail.run_folder import RunFolder
+    from vitrail.run.folder import RunFolder
 
     folder = make_folder("busy", 6)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)

@@ -21,11 +21,12 @@ import torch
 
 import vitrail
 from kills import die_at_operation
-from vitrail import console, epochs, run_end
+from vitrail import console
 from vitrail.cli.main import Parser, main
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
-from vitrail.run_folder import RunFolder
+from vitrail.run import end, epochs
+from vitrail.run.folder import RunFolder
 from vitrail.sweep import lease
 from vitrail.sweep import study as studies
 from vitrail.sweep import worker as workers
@@ -45,7 +46,7 @@ VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
 def _no_pictures():
     """What a run draws is tested elsewhere, and is most of the work of a run as small as these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_end, "draw_pictures", lambda *arguments: None)
+        patch.setattr(end, "draw_pictures", lambda *arguments: None)
         patch.setattr(epochs, "draw_curves", lambda *arguments: None)
         yield
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import vitrail
-from vitrail import epochs
 from vitrail.classifier import Classifier
 from vitrail.cli import main
 from vitrail.data import Preprocess, open_data
@@ -19,7 +18,8 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.model import Learned, ViT, ViTConfig
 from vitrail.model.resize import resized, resized_projection
-from vitrail.pretrained import verdict
+from vitrail.run import epochs
+from vitrail.run.pretrained import verdict
 from vitrail.train.loop import train_steps, trainee
 from vitrail.train.lora import merged
 from vitrail.train.optim import groups

@@ -11,13 +11,13 @@ from PIL import Image
 
 import vitrail
 from conftest import picture
-from vitrail import epochs
 from vitrail.cli.main import main
 from vitrail.data.augment import Augmentation
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
 from vitrail.evaluate.outcome import NothingRead
+from vitrail.run import epochs
 from vitrail.train.checkpoint import newest_checkpoint
 from vitrail.train.loop import Diverged
 

@@ -32,7 +32,7 @@ from vitrail.export.web.examples import chosen, named, png
 from vitrail.export.web.graphs import Graphs, packed, traced
 from vitrail.export.web.page import PAGE, site
 from vitrail.model import Rotary
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")

@@ -13,8 +13,8 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.explain import Explanation, recording
 from vitrail.model import ViT, ViTConfig
 from vitrail.predict import Predicted, predict_all
-from vitrail.run_end import Run
-from vitrail.runs import train
+from vitrail.run.end import Run
+from vitrail.run.train import train
 from vitrail.sweep import Sweep, sweep
 
 __all__ = [

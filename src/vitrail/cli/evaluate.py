@@ -25,7 +25,7 @@ from vitrail.evaluate.figures import draw_confusion
 from vitrail.evaluate.metrics import confusion
 from vitrail.evaluate.outcome import classify
 from vitrail.files import write_json
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
 from vitrail.weights.artefact import is_artefact
 
 

@@ -19,9 +19,9 @@ from vitrail.console import say
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
-from vitrail.pretrained import beside
-from vitrail.run_end import Run
-from vitrail.runs import train
+from vitrail.run.end import Run
+from vitrail.run.pretrained import beside
+from vitrail.run.train import train
 from vitrail.train.distributed import PeerLost
 from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
 from vitrail.weights.sizes import SIZES

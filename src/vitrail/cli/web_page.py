@@ -7,7 +7,7 @@ from vitrail.cli.images import named_images
 from vitrail.cli.loading import loaded
 from vitrail.cli.main import Answer
 from vitrail.console import say
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
 
 OPTIONS = ("examples", "half", "title", "limit")
 

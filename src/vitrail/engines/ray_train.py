@@ -19,9 +19,9 @@ from vitrail.data.sources import in_full
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import full
 from vitrail.machine import cores
-from vitrail.run_end import Run
-from vitrail.run_folder import RunFolder, numbered, old_run, refuse_taken
-from vitrail.runs import train
+from vitrail.run.end import Run
+from vitrail.run.folder import RunFolder, numbered, old_run, refuse_taken
+from vitrail.run.train import train
 from vitrail.train.checkpoint import read_json
 from vitrail.train.distributed import PeerLost
 from vitrail.train.recipes import DEFAULT, FIELDS, TRANSFER, find_recipe

@@ -22,7 +22,7 @@ from uuid import uuid4
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import put_json, reason, sync, write_json
 from vitrail.options import check_fields, option
-from vitrail.run_folder import held, numbered, refuse_unwritable
+from vitrail.run.folder import held, numbered, refuse_unwritable
 from vitrail.sweep.space import dashed, shown, space_from, space_to_json
 from vitrail.train.recipes import Recipe, recipe_from_json
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from vitrail.run_folder import held
+from vitrail.run.folder import held
 
 BEAT = 10.0  # seconds between two signs of life
 SILENCE = 120.0  # seconds without one, after which another machine's trial is taken up

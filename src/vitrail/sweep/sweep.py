@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitrail.console import Bar, bar, say
 from vitrail.data import open_data
 from vitrail.data.sources import in_full
-from vitrail.epochs import Row
 from vitrail.errors import UsageError
 from vitrail.files import full, put_json, write_json
 from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import pick_device
-from vitrail.run_data import checked, without
-from vitrail.run_end import Run
-from vitrail.runs import train
+from vitrail.run.data import checked, without
+from vitrail.run.end import Run
+from vitrail.run.epochs import Row
+from vitrail.run.train import train
 from vitrail.sweep.asked import (
     Asked,
     By,

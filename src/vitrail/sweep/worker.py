@@ -16,12 +16,12 @@ import torch
 
 from vitrail import console
 from vitrail.classifier import NotFinite
-from vitrail.epochs import Row
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate.metrics import wilson
 from vitrail.interrupts import Interrupted
-from vitrail.run_folder import RunFolder
-from vitrail.runs import train
+from vitrail.run.epochs import Row
+from vitrail.run.folder import RunFolder
+from vitrail.run.train import train
 from vitrail.sweep.asked import Asked, SweepFolder
 from vitrail.sweep.lease import Lease, Watch
 from vitrail.sweep.results import write_table
@@ -78,8 +78,10 @@ def work(out: str | Path, heard: Heard = lambda number, row: None, going_on: Cal
                     return
                 time.sleep(LOOK)
                 continue
+            error = None
             try:
-                error = one_trial(folder, asked, study, taken, heard, going_on)
+                with unless_taken_over(taken.lease):
+                    error = one_trial(folder, asked, study, taken, heard, going_on)
             finally:
                 taken.lease.give_back()
             with folder.locked():
@@ -109,6 +111,21 @@ def take(folder: SweepFolder, asked: Asked, study: "optuna.Study", watch: Watch)
         return Taken(number, lease)
 
 
+@contextmanager
+def unless_taken_over(lease: Lease) -> Iterator[None]:
+    """Inside, what goes wrong counts only while the trial is ours: another machine may have taken it up meanwhile.
+
+    Two that train into one folder, or tell of one trial, may meet any error.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        if lease.ours():
+            raise
+
+
 def one_trial(
     folder: SweepFolder,
     asked: Asked,
@@ -119,27 +136,8 @@ def one_trial(
 ) -> Exception | None:
     """Trains a trial from its beginning or its checkpoint and writes down what came of it; returns why it failed.
 
-    Where another machine has taken the trial up meanwhile, it is the other's, and nothing is written.
+    Raises `TakenOver` where it is another machine's by now, and writes nothing.
     """
-    try:
-        return brought_through(folder, asked, study, taken, heard, going_on)
-    except Interrupted:
-        raise
-    except Exception:  # two that train into one folder, or tell of one trial, may meet any error
-        if taken.lease.ours():
-            raise
-        return None
-
-
-def brought_through(
-    folder: SweepFolder,
-    asked: Asked,
-    study: "optuna.Study",
-    taken: Taken,
-    heard: Heard,
-    going_on: Callable[[], bool],
-) -> Exception | None:
-    """The same by whoever has the trial."""
     trial = trial_again(study, taken.number)
     run = RunFolder(folder.trial(taken.number))
     begun = (run.path / "recipe.json").exists()

@@ -18,8 +18,8 @@ from vitrail.evaluate.probe import Probe
 from vitrail.explain import explain_batch
 from vitrail.explain.pictures import save_gallery
 from vitrail.files import write_json
-from vitrail.pretrained import verdict
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
+from vitrail.run.pretrained import verdict
 from vitrail.train import Recipe
 
 

@@ -19,9 +19,9 @@ from vitrail.evaluate.outcome import NothingRead
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, StopRequest, stop_requests
 from vitrail.machine import conditions
-from vitrail.measuring import score
 from vitrail.options import check_fields
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
+from vitrail.run.measuring import score
 from vitrail.train import Recipe
 from vitrail.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, tensors_of
 from vitrail.train.curves import draw_curves
@@ -320,10 +320,9 @@ def keep(training: Training, row: Row) -> None:
         if world.main:
             for watch in training.watchers:  # once all is saved: one of them may end the run
                 watch(training.folder.path, row)
-    with world.together():
-        if world.main and (time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs):
-            draw_curves(training.folder.metrics(), training.folder.picture("curves"))
-            training.drawn = time.monotonic()
+            if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
+                draw_curves(training.folder.metrics(), training.folder.picture("curves"))
+                training.drawn = time.monotonic()
 
 
 def is_better(row: Row, best: Row | None) -> bool:

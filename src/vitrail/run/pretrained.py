@@ -13,7 +13,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate.probe import Probe, probe
 from vitrail.interrupts import Interrupted, stop_requests
 from vitrail.model import ViT, ViTConfig
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
 from vitrail.train import Recipe
 from vitrail.train.curves import draw_curves
 from vitrail.train.transfer import carried, said_of_head, set_head

@@ -12,7 +12,7 @@ from vitrail.data.images import load_into_memory
 from vitrail.data.sheets import draw_classes
 from vitrail.errors import VitrailError
 from vitrail.files import write_json
-from vitrail.run_folder import RunFolder
+from vitrail.run.folder import RunFolder
 from vitrail.train import Recipe
 
 WARNINGS = 8  # that are said before training

@@ -1,52 +1,36 @@
-"""A run: data and a recipe in, a folder with a classifier and its pictures out.
+"""A whole run.
 
-This is the table of contents: `train` prepares, `epochs` trains, `run_end` scores and draws. Training, evaluation and
-explanation meet here; each of them knows nothing of the others.
+This is the table of contents: `asked` says which run is meant, `ready` has all that it needs before the first step,
+`epochs` trains, `end` scores and draws.
 """
 
 import copy
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import vitrail
 from vitrail.classifier import Classifier
 from vitrail.console import say
-from vitrail.data import Preprocess, Splits, open_data
-from vitrail.data.check import Report
-from vitrail.epochs import Row, Training, go_on, train_epochs
+from vitrail.data import Splits
 from vitrail.errors import UsageError
 from vitrail.evaluate.probe import Probe
 from vitrail.interrupts import Interrupted, stop_at_once
-from vitrail.machine import GIB, keep_memory, pick_device
-from vitrail.model import ViT, ViTConfig
-from vitrail.model.init import initialise
-from vitrail.pretrained import (
-    Model,
-    Pretrained,
-    begin,
-    fit_head,
-    pretrained,
-    pretrained_again,
-    probed,
-    start_head,
-)
-from vitrail.run_data import checked, in_memory, refuse_small, show_data, without
-from vitrail.run_end import Ended, Run, finish
-from vitrail.run_folder import RunFolder, begun_by, new_run, old_run, refuse_full, refuse_taken
-from vitrail.train import DEFAULT, RECIPES, TRANSFER, Recipe, find_recipe
-from vitrail.train.distributed import World, job, joined, launched_at
+from vitrail.machine import pick_device
+from vitrail.model import ViT
+from vitrail.run.asked import wanted
+from vitrail.run.data import show_data
+from vitrail.run.end import Ended, Run, finish
+from vitrail.run.epochs import Row, Training, go_on, train_epochs
+from vitrail.run.folder import RunFolder, new_run, refuse_full
+from vitrail.run.pretrained import Model, fit_head, probed, start_head
+from vitrail.run.ready import Ready, prepared
+from vitrail.train import Recipe
+from vitrail.train.distributed import World, job, joined
 from vitrail.train.loop import Trainee, autocast_dtype, trainee
-from vitrail.train.settle import settle
-from vitrail.train.transfer import settle_from
 
 Watcher = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
-FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
 ROOM = 4 << 20  # bytes for a run's pictures and tables
 
 
@@ -126,73 +110,6 @@ def train(
             return everywhere(run, world)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """All that a run needs before its first step; every process that trains has it."""
-
-    classifier: Classifier  # with the weights that training starts from
-    head: str  # kept, reordered or new
-    start: Pretrained | None
-    splits: Splits
-    unreadable: list[str]
-    recipe: Recipe  # settled: no field is left open
-    report: Report | None  # what the check of the data found; the main process has it
-    goes_on: bool  # whether there is a run to go on with
-
-
-def prepared(
-    world: World,
-    folder: RunFolder | None,
-    data: str | Path,
-    asked: Recipe,
-    model: Model | None,
-    *,
-    fsdp: bool,
-    check_data: bool,
-    torch_files: bool,
-    spare_test: bool,
-) -> Ready:
-    """The data, opened and checked, and the model before its first step; `folder` is the run to go on with."""
-    place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
-    with world.together(), world.one_at_a_time():
-        refuse_unshared(asked, world)
-        if fsdp and world.size == 1:
-            alone_with_shards(goes_on=folder is not None)
-        start = (
-            pretrained_again(folder, model, asked, place, torch_files)
-            if folder
-            else pretrained(model, asked, place, torch_files)
-        )
-        splits = open_data(
-            data,
-            channels=start.classifier.preprocess.channels if start else None,
-            validation=asked.validation,
-            test=asked.test,
-            split_seed=asked.split_seed,
-            missing_ok=asked.skip_unreadable,
-        )
-        if spare_test:
-            splits = replace(splits, test=None)
-        if folder:
-            folder.check_data(splits.fingerprint)
-    with world.together():
-        report = checked(data, asked) if check_data and world.main else None
-    left_out = world.tell(folder.unreadable() if folder else report.unreadable if report else [])
-    with world.together():
-        splits, unreadable = without(splits, left_out)
-        splits = in_memory(splits, int(asked.memory * GIB) // world.local_size, asked.skip_unreadable)
-        theirs = start.classifier if start else None
-        full, config, preprocess = (
-            settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
-        )
-        refuse_small(splits, preprocess, asked.skip_unreadable)
-        for note in splits.notes:
-            say(note)
-        keep_memory()
-        classifier, head = begun(start, config, preprocess, splits, full, place)
-    return Ready(classifier, head, start, splits, unreadable, full, report, folder is not None)
-
-
 def begun_folder(ready: Ready, data: str | Path, out: str | Path | None, asked: Recipe) -> RunFolder:
     """A new run folder, on a disk that has room for it."""
     refuse_full(out, room_for(ready.classifier.vit, ready.recipe))
@@ -217,45 +134,6 @@ def first_look(ready: Ready, folder: RunFolder) -> Probe | None:
     if ready.recipe.train_on != "features" and ready.head == "new":
         start_head(ready.classifier, probes, ready.recipe)
     return probes
-
-
-def wanted(
-    data: str | Path,
-    out: str | Path | None,
-    model: Model | None,
-    recipe: str | Path | Recipe | None,
-    changes: dict[str, Any],
-    resume: bool,
-) -> tuple[RunFolder | None, Recipe]:
-    """The run to go on with, if there is one, and the recipe.
-
-    A launcher that starts dead processes again says the same words again: what they began is gone on with.
-    """
-    folder = old_run(data, out) if resume else begun_by(job(), data, out, launched_at())
-    if folder:
-        return folder, asked_again(folder, recipe, changes)
-    refuse_taken(out)
-    return None, find_recipe((DEFAULT if model is None else TRANSFER) if recipe is None else recipe, **changes)
-
-
-def refuse_unshared(recipe: Recipe, world: World) -> None:
-    """Raises `UsageError` where a recipe does not go with several processes, or not with a sharded model."""
-    if world.size > 1 and recipe.train_on == "features":
-        raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
-    if world.sharded and recipe.optimizer == "muon":
-        raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
-    if world.sharded and recipe.lora_rank:
-        raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
-
-
-def alone_with_shards(goes_on: bool) -> None:
-    """Raises `UsageError` where a run would begin with nobody to shard its model with.
-
-    One that goes on may have lost the others, and only says so.
-    """
-    if not goes_on:
-        raise UsageError("--fsdp shards over several processes, and this is one", "add --processes N")
-    say("warning: --fsdp shards over several processes; this one goes on with the whole model")
 
 
 def told(folder: RunFolder | None, world: World) -> RunFolder | None:
@@ -302,48 +180,6 @@ def room_for(vit: ViT, recipe: Recipe) -> int:
     return 3 * checkpoint + 2 * weights + ROOM
 
 
-def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe that a run was started with; raises `UsageError` where another one is wished for.
-
-    What leaves every bit as it is may be changed: where images are kept and who reads them. The name of a built-in
-    recipe stands for whatever the run made of it; a file or a `Recipe` says every field.
-    """
-    asked = folder.recipe().but(**{name: changes[name] for name in FREE if name in changes})
-    if recipe is None or str(recipe) in RECIPES:
-        wished = replace(asked, name=asked.name if recipe is None else str(recipe)).but(**changes)
-    else:
-        wished = find_recipe(recipe, **changes).but(**{name: getattr(asked, name) for name in FREE})
-    if wished != asked:
-        raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
-    return asked
-
-
-def begun(
-    start: Pretrained | None,
-    config: ViTConfig,
-    preprocess: Preprocess,
-    splits: Splits,
-    recipe: Recipe,
-    place: torch.device,
-) -> tuple[Classifier, str]:
-    """The classifier as training finds it, and whether its head is kept, reordered or new."""
-    if start:
-        vit, head = begin(start, config, splits, recipe)
-    else:
-        vit, head = starting_vit(config, recipe), "new"
-    came_from = {"from": start.origin(head)} if start else {}
-    about = {**came_from, **origin(recipe, splits)}
-    return Classifier(vit.to(place), splits.classes, preprocess, origin=about), head
-
-
-def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
-    """The weights that training starts from: drawn by the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    vit = ViT(config)
-    initialise(vit, patch_std=recipe.patch_std, zero_branches=recipe.zero_branches)
-    return vit
-
-
 def plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -> str:
     """What is about to be trained, on what and how, in a line."""
     config = classifier.vit.config
@@ -366,22 +202,6 @@ def say_what_trains(learner: Trainee) -> None:
     trained = sum(n for n, trains in sizes if trains)
     if not all(trains for _, trains in sizes):
         say(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
-
-
-def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """Where a classifier's weights come from, for its artefact; who read the images is not part of it."""
-    return {
-        "recipe": {name: value for name, value in recipe.to_json().items() if name not in FREE},
-        "seed": recipe.seed,
-        "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "data": {
-            "name": splits.name,
-            "fingerprint": splits.fingerprint,
-            "images": {name: len(images) for name, images in splits.parts().items()},
-            "unreadable": splits.unreadable,
-            "split": {"test": recipe.test, "validation": recipe.validation, "seed": recipe.split_seed},
-        },
-    }
 
 
 def board_writer() -> Watcher:
