@@ -21,7 +21,7 @@ from vitrail.bench import Row, Task, inference_contenders, installed, markdown, 
 from vitrail.bench.contenders import OURS
 from vitrail.bench.figures import draw_races
 from vitrail.bench.memory import peaks
-from vitrail.bench.table import Result, ratio_said, with_memory
+from vitrail.bench.table import Result, disturbed, ratio_said, with_memory
 from vitrail.console import say
 from vitrail.files import write_json, write_text
 from vitrail.machine import hardware, keep_memory, pick_device
@@ -62,7 +62,7 @@ def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[
             if each.way != "bf16, compiled" or device.type == "cuda"
         ]
         races[f"inference, batch {batch}"] = (task, wanted)
-    found: dict[str, Any] = {"missing": missing, "failed": {}, "races": {}}
+    found: dict[str, Any] = {"missing": missing, "failed": {}, "taken_away": {}, "races": {}}
     for title, (task, contenders) in races.items():
         if not title.startswith(tuple(asked.tasks.split(","))):
             continue
@@ -74,6 +74,7 @@ def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[
         if asked.memory:
             rows = with_memory(rows, contenders, peaks(contenders, device, torch.get_num_threads()))
         found["failed"] |= result.failed
+        found["taken_away"][title] = result.taken
         found["races"][title] = rows
         say(f"{NAMES[name]}, {title}: {time.time() - began:.0f} s, {' '.join(goal_said(rows))}")
     return found
@@ -124,7 +125,8 @@ def main() -> None:
         }  # fmt: skip
         for title, rows in found["races"].items():
             panels[f"{NAMES[name]}: {title}"] = rows
-            lines += [f"#### {NAMES[name]}: {title}", "", " ".join(goal_said(rows)), "", markdown(rows)]
+            about = [*goal_said(rows), *filter(None, [disturbed(found["taken_away"][title])])]
+            lines += [f"#### {NAMES[name]}: {title}", "", " ".join(about), "", markdown(rows)]
         document["seconds"] = round(time.time() - began)
         write_json(asked.out / "throughput.json", document)
         write_text(asked.out / "throughput.md", "\n".join(lines))

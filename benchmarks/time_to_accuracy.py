@@ -6,8 +6,9 @@
 Every run is `vitrail train` in a process of its own, one after the other. An epoch of the other recipe comes before
 each, so that a machine that is slow for a while is slow for both; its whole run is as many epochs as the recipe has.
 Timed is training: batches, augmentation, steps. What else a run does (imports, reading the images, evaluation,
-checkpoints, pictures) is given beside it, with the most memory that the process held; no check of the data is made
-before, no report after. Writes time_to_accuracy.json, .md and .png.
+checkpoints, pictures) is given beside it, with the most memory that the process held and what a virtual machine's host
+took of its processors meanwhile; no check of the data is made before, no report after. Writes time_to_accuracy.json,
+.md and .png.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.files import write_json, write_text
-from vitrail.machine import conditions, pick_device
+from vitrail.machine import conditions, pick_device, taken_away
 from vitrail.train.recipes import RECIPES
 
 
@@ -79,7 +80,7 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
         *(["--epochs", str(epochs)] if epochs else []),
     ]
     command += ["--device", arguments.device] if arguments.device else []
-    began = time.perf_counter()
+    began, taken = time.perf_counter(), taken_away()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
@@ -94,6 +95,8 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
         "training": training,
         "all_else": wall - training,  # imports, reading the data, evaluation, checkpoints, pictures
         "peak_gib": used.ru_maxrss / (1 << 20),
+        "processor_seconds": used.ru_utime + used.ru_stime,
+        "taken_away": taken(),  # part of the processors' working time that the machine's host took
         "curve": points,
     }
 
@@ -147,16 +150,17 @@ def sentence(arguments: argparse.Namespace, pair: dict[str, Any]) -> str:
 def table(document: dict[str, Any]) -> str:
     """The figures in Markdown."""
     runs = [pair["ours"] for pair in document["runs"]]
-    lines = ["| seed | accuracy | training | all else | peak memory |", "| --- | --: | --: | --: | --: |"]
+    lines = ["| seed | accuracy | training | all else | peak memory | taken by the host |"]
+    lines += ["| --- | --: | --: | --: | --: | --: |"]
     lines += [
         f"| {r['seed']} | {r['accuracy']:.2%} | {r['training']:.0f} s | {r['all_else']:.0f} s "
-        f"| {r['peak_gib']:.2f} GiB |"
+        f"| {r['peak_gib']:.2f} GiB | {part(r['taken_away'])} |"
         for r in runs
     ]
     a, t, e, m = (document[name] for name in ("accuracy", "training", "all_else", "peak_gib"))
     lines += [
         f"| mean ± sd, n = {len(runs)} | **{a['mean']:.2%}** ± {100 * a['sd']:.2f} "
-        f"| **{t['mean']:.0f} s** ± {t['sd']:.0f} | {e['mean']:.0f} s | {m['most']:.2f} GiB |",
+        f"| **{t['mean']:.0f} s** ± {t['sd']:.0f} | {e['mean']:.0f} s | {m['most']:.2f} GiB | |",
         "",
         f"Recipe `{document['recipe']}`, {document['machine']}.",
     ]
@@ -168,6 +172,11 @@ def table(document: dict[str, Any]) -> str:
             f"before each seed: **{r['mean']:.1f} times** as long ({r['least']:.1f} to {r['most']:.1f}).",
         ]
     return "\n".join(lines) + "\n"
+
+
+def part(share: float | None) -> str:
+    """A share in percent."""
+    return "-" if share is None else f"{share:.0%}"
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

@@ -17,8 +17,9 @@ from vitrail.bench.alternate import Timing, alternate
 from vitrail.bench.contenders import OURS, Contender, Task, in_onnx_runtime, inference_contenders, training_contenders
 from vitrail.bench.memory import peaks
 from vitrail.bench.peers import PEERS, installed
-from vitrail.bench.table import race
+from vitrail.bench.table import disturbed, race
 from vitrail.data import Preprocess
+from vitrail.machine import taken_away
 from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend
 from vitrail.model.fast import PackedLinear, fast
@@ -183,6 +184,21 @@ def test_who_cannot_be_built_is_named_and_the_race_goes_on():
     assert found.best_peer is None
     with pytest.raises(vitrail.VitrailError, match="nothing could be run"):
         race([Contender("timm", "x", broken)], 1, rounds=2, turn=0, clock="cpu", device=CPU)
+
+
+def test_what_the_host_takes_is_told(tmp_path: Path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 50 1000 7 2 3 45 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
+    taken = taken_away(stat)
+    assert taken() == 0.0
+    stat.write_text("cpu  140 10 70 9000 7 4 11 65 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
+    assert taken() == 20 / (20 + 40 + 10 + 20 + 2 + 8)  # idle time and waiting for a disk are nobody's
+    assert "took 20% of the processors" in (disturbed(taken()) or "")
+    stat.write_text("an other system\n")
+    assert taken() is taken_away(tmp_path / "nothing")() is None
+    assert disturbed(None) is disturbed(0.01) is None
+    here = taken_away()()
+    assert here is None or 0 <= here <= 1
 
 
 def test_a_peer_that_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -81,6 +82,33 @@ def processor() -> str:
     name = named[0] if named else platform.processor() or platform.machine()
     units = [("AMX", torch.cpu._is_amx_tile_supported()), ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported())]
     return ", ".join([name, *(unit for unit, here in units if here)])
+
+
+def taken_away(stat: Path = Path("/proc/stat")) -> Callable[[], float | None]:
+    """Begins to count the time that the host of a virtual machine keeps its processors from work that they have.
+
+    The function that comes back says what part it was of all the time in which they had work, 0 to 1, whoever gave it
+    to them; None where the system does not say it: only Linux does, as `steal` (proc(5)).
+    """
+    before = ticks(stat)
+
+    def part() -> float | None:
+        after = ticks(stat)
+        if before is None or after is None:
+            return None
+        taken, worked = (later - earlier for later, earlier in zip(after, before, strict=True))
+        return taken / (taken + worked) if taken + worked > 0 else 0.0
+
+    return part
+
+
+def ticks(stat: Path) -> tuple[int, int] | None:
+    """Of all processors together since the start: ticks that the host took, ticks of work."""
+    try:
+        user, nice, system, _, _, interrupts, soft, taken = map(int, stat.read_text().split("\n")[0].split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return taken, user + nice + system + interrupts + soft
 
 
 def keep_memory() -> bool:

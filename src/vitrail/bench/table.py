@@ -9,6 +9,9 @@ import torch
 from vitrail.bench.alternate import Timing, alternate
 from vitrail.bench.contenders import OURS, Contender, Run
 from vitrail.errors import VitrailError, first_line
+from vitrail.machine import taken_away
+
+QUIET = 0.05  # part of the processors that a host may take away before timings have to be told as disturbed
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Result:
 
     rows: list[Row]
     failed: dict[str, str]
+    taken: float | None = None  # part of the processors that the host took away while it was timed
 
     @property
     def best_peer(self) -> Row | None:
@@ -68,8 +72,9 @@ def race(
     if not runs:
         raise VitrailError("nothing could be run", next(iter(failed.values()), None))
     tick(f"timing {len(runs)} contenders")
+    taken = taken_away()
     timings = alternate(list(runs.values()), rounds=rounds, turn=turn, clock=clock, device=device)
-    return Result(rows_of(dict(zip(runs, timings, strict=True)), batch), failed)
+    return Result(rows_of(dict(zip(runs, timings, strict=True)), batch), failed, taken())
 
 
 def rows_of(timings: dict[Contender, Timing], batch: int) -> list[Row]:
@@ -87,6 +92,13 @@ def rows_of(timings: dict[Contender, Timing], batch: int) -> list[Row]:
         )
         for each, timing in timings.items()
     ]
+
+
+def disturbed(taken: float | None) -> str | None:
+    """A sentence for timings that the machine's host disturbed, else None."""
+    if taken is None or taken < QUIET:
+        return None
+    return f"the host took {taken:.0%} of the processors away while it was timed"
 
 
 def with_memory(rows: Sequence[Row], contenders: Sequence[Contender], peaks: Sequence[int | None]) -> list[Row]:

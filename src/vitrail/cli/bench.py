@@ -19,7 +19,7 @@ from vitrail.bench.contenders import OURS, Contender, Task, inference_contenders
 from vitrail.bench.figures import draw_races
 from vitrail.bench.memory import peaks
 from vitrail.bench.peers import installed
-from vitrail.bench.table import Row, in_order, race, ratio_said, with_memory
+from vitrail.bench.table import Row, disturbed, in_order, race, ratio_said, with_memory
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar, say
@@ -85,6 +85,7 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
         kinds[f"training step, batch {arguments.train}"] = (arguments.train, partial(training_contenders, peers=peers))
     races: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
+    taken: dict[str, float | None] = {}
     with bar("timing", len(kinds)) as progress:
         for title, (batch, contenders_of) in kinds.items():
             task = Task(config, batch, classifier.device, classifier.vit)
@@ -93,6 +94,7 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
                 device=task.device, tick=lambda doing: progress.tick(0, note=doing),
             )  # fmt: skip
             failed |= found.failed
+            taken[title] = found.taken
             rows = found.rows
             if arguments.memory:
                 progress.tick(0, note="memory")
@@ -102,10 +104,13 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
             progress.tick()
     for name, why in failed.items():
         say(f"without {name}: {why}")
+    for title, part in taken.items():
+        if said := disturbed(part):
+            say(f"warning: {title}: {said}; repeat it at a quieter time, or use --clock cpu")
     machine = hardware(classifier.device)
     document: dict[str, Any] = {
         "model": str(arguments.model), "size": size_name(config.to_json()), **machine, "clock": arguments.clock,
-        "rounds": arguments.rounds, "missing": missing, "failed": failed,
+        "rounds": arguments.rounds, "missing": missing, "failed": failed, "taken_away": taken,
         "races": {title: [row.to_json() for row in rows] for title, rows in races.items()},
     }  # fmt: skip
     shown: list[object] = [
