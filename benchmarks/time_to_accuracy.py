@@ -6,7 +6,7 @@
 Every run is `vitrail train` in a process of its own, one after the other. An epoch of the other recipe comes before
 each, so that a machine that is slow for a while is slow for both; its whole run is as many epochs as the recipe has.
 Timed is training: batches, augmentation, steps. What else a run does (imports, reading the images, evaluation,
-checkpoints, pictures) is given beside it, with the most memory that the process held and what a virtual machine's host
+checkpoints, pictures) is given beside it, with the most memory that a process held and what a virtual machine's host
 took of its processors meanwhile; no check of the data is made before, no report after. Writes time_to_accuracy.json,
 .md and .png.
 """
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--curve", type=Path, metavar="RUN", help="a whole run of the other recipe, to be drawn too")
     parser.add_argument("--also", type=Path, metavar="RUN", action="append", default=[], help="drawn at its own pace")
     parser.add_argument("--device", default=None)
+    parser.add_argument("--processes", type=int, default=1, help="that train one model, of either recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +57,12 @@ def main() -> None:
 
 def written(arguments: argparse.Namespace, pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes what was found so far, as JSON, Markdown and a picture."""
-    about = {"recipe": arguments.recipe, "beside": arguments.beside, "machine": machine(arguments.device)}
+    about = {
+        "recipe": arguments.recipe,
+        "beside": arguments.beside,
+        "processes": arguments.processes,
+        "machine": machine(arguments.device),
+    }
     document = about | summed(arguments, pairs)
     if arguments.curve:
         document["beside_curve"] = at_this_pace(arguments.curve, pairs)
@@ -80,6 +86,7 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
         *(["--epochs", str(epochs)] if epochs else []),
     ]
     command += ["--device", arguments.device] if arguments.device else []
+    command += ["--processes", str(arguments.processes)] if arguments.processes > 1 else []
     began, taken = time.perf_counter(), taken_away()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
@@ -162,7 +169,7 @@ def table(document: dict[str, Any]) -> str:
         f"| mean ± sd, n = {len(runs)} | **{a['mean']:.2%}** ± {100 * a['sd']:.2f} "
         f"| **{t['mean']:.0f} s** ± {t['sd']:.0f} | {e['mean']:.0f} s | {m['most']:.2f} GiB | |",
         "",
-        f"Recipe `{document['recipe']}`, {document['machine']}.",
+        f"Recipe `{document['recipe']}`, processes: {document['processes']}, {document['machine']}.",
     ]
     if "ratio" in document:
         r, b = document["ratio"], document["beside_training"]
