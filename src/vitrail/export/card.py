@@ -3,6 +3,7 @@
 from typing import Any
 
 from vitrail.classifier import Classifier
+from vitrail.data.sources import OPTIMISTIC
 
 
 def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None) -> str:
@@ -47,6 +48,9 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
             low, high = scores.get("accuracy_interval", (float("nan"),) * 2)
             lines.append(f"| {split} | {scores['images']} | {scores['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
         lines.append("")
+        for split, scores in metrics.items():
+            if scores.get("optimistic"):
+                lines += [f"The {split} images are those {OPTIMISTIC}.", ""]
     if classifier.classes:
         lines += ["## Classes", "", ", ".join(plain(name) for name in classifier.classes), ""]
     for key, title in (("card", "Started from"), ("source", "Source"), ("licence", "Licence")):
