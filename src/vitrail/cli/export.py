@@ -56,8 +56,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Writes, compares, uploads."""
+    if arguments.private and not arguments.push:
+        raise UsageError("--private is for a repository made by --push", "add --push OWNER/NAME")
+    if arguments.push and arguments.format in (*PROGRAMS, "web"):
+        raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(FORMATS)}")
     if arguments.format == "web":
-        refuse(arguments, (*program_options(), "check", "push", "private"), f"use --format {', '.join(PROGRAMS)}")
+        refuse(arguments, (*program_options(), "check"), f"use --format {', '.join(PROGRAMS)}")
         return web_page.run(arguments)
     refuse(arguments, web_page.OPTIONS, "use --format web")
     if arguments.format in PROGRAMS:
@@ -82,8 +86,6 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], hint: str) -> No
 
 def program(arguments: argparse.Namespace) -> Answer:
     """A graph for another runtime."""
-    if arguments.push or arguments.private:
-        raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(FORMATS)}")
     extras = Extras(**{each.name: getattr(arguments, each.name) for each in fields(Extras)})
     classifier = loaded(arguments)
     check = images_for(classifier, arguments.check)
