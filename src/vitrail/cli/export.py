@@ -6,7 +6,8 @@ timm, hf (transformers) and torchvision are folders that those libraries load. w
 it, which answers and explains images in any browser, from disk, with the network off.
 
 Nothing is written that does not agree with the classifier: a program is asked about real images first (--check), a
-folder is read back by the library itself, if it is installed. --push also uploads a folder to the Hugging Face hub.
+folder is read back by the library itself and asked about photographs and noise; where the library is not installed,
+that is said. --push also uploads a folder to the Hugging Face hub.
 """
 
 import argparse
@@ -104,10 +105,10 @@ def library(arguments: argparse.Namespace) -> Answer:
     if exported.agreed:
         shown.append(
             f"{arguments.format} read it back: largest difference {document['max_difference']:.1e} on "
-            f"{document['images']} images, the same class for {document['agreement']:.0%}"
+            f"{document['compared_on']}, the same class for {document['agreement']:.0%}"
         )
     else:
-        shown.append(f"{arguments.format} is not installed here, so only vitrail's tables vouch for it")
+        shown.append(f"not compared: {exported.unproven}, so nothing but vitrail's own tables vouches for the folder")
     if arguments.push:
         say(f"uploading to {arguments.push}")
         document["pushed"] = push(exported.folder, arguments.push, private=arguments.private)
