@@ -182,8 +182,7 @@ def train_epochs(training: Training) -> None:
             except (ImageError, NothingRead, WorkerDied) as error:
                 raise halted(error, training, stop) from None
             keep(training, row)
-            (stop.came,) = training.world.any(stop.came)
-            if stop.came:
+            if any(training.world.any(stop.came)):
                 raise stopped(training)
 
 
@@ -203,10 +202,11 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
             rate = seen / (time.perf_counter() - began)
             scores = f"loss {state.loss / state.images:.3f}  accuracy {state.correct / state.images:.3f}"
             progress.tick(note=f"{scores}  {rate:,.0f} images/s")
-            stop.came, due = training.world.any(stop.came, time.monotonic() - training.saved > SAVE_EVERY)
-            if stop.came or due:
+            due = time.monotonic() - training.saved > SAVE_EVERY
+            came, due = training.world.any(stop.came, due)  # a signal that comes meanwhile counts at the next step
+            if came or due:
                 training.save()
-            if stop.came:
+            if came:
                 raise stopped(training)
     seconds = time.perf_counter() - began
     if not state.images:
