@@ -24,7 +24,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
-    """The recipe with nothing left open, and the model and preprocessing that it means for these data."""
+    """The recipe with sizes, epochs and batch, and the model and preprocessing that it means for these data."""
     sizes = image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
     model = dict(recipe.model)
     wanted = pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
@@ -113,7 +113,7 @@ def occurring(pixels_CHW: Tensor) -> Tensor:
 
 
 def mean_and_std(counts_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel, from 0 to 1, of pixels that are counted by value: all of them need no room."""
+    """Mean and deviation of each channel, on a scale from 0 to 1, of pixels that are counted by value."""
     value_V = torch.arange(256, dtype=torch.float64) / 255
     n = counts_CV[0].sum()
     mean_C = (counts_CV * value_V).sum(1) / n
