@@ -69,7 +69,7 @@ class Training:
     learner: Trainee
     classifier: Classifier  # what will be saved: the learner's ViT with classes, preprocessing and origin
     splits: Splits
-    recipe: Recipe  # settled: no field is left open
+    recipe: Recipe  # settled: with sizes, epochs and batch
     folder: RunFolder
     state: State = field(default_factory=State)
     watchers: list[Callable[[Path, Row], None]] = field(default_factory=list)  # each is shown every row of metrics
@@ -134,6 +134,7 @@ def go_on(training: Training) -> None:
     with world.together():
         if world.main:
             training.folder.probe()
+            training.folder.find_checkpoints()
             found = newest_checkpoint(training.folder.checkpoints)
     name = world.tell(found.name if found else None)
     if name is None:
