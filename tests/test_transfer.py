@@ -404,11 +404,9 @@ def test_the_check_judges_by_the_fit_that_the_weights_bring(make_folder, tmp_pat
     preprocess = Preprocess(image_size=(16, 16), fit="crop")
     model = Classifier(vit_of(), ("a", "b", "c"), preprocess)
     folder = make_folder("wide", 6, ("warm", "cold"), size=(16, 60))
-    for fit, said in ((None, "only their middle is seen"), ("squash", "their proportions are bent")):
-        options = {"recipe": "linear", "make_report": False, **({"fit": fit} if fit else {})}
-        run = vitrail.train(folder, model=model, out=tmp_path / str(fit), **options)
-        found = json.loads((run.folder / "check.json").read_text())["findings"]
-        assert {each["then"] for each in found if each["kind"] == "long"} == {said}
+    run = vitrail.train(folder, model=model, recipe="linear", out=tmp_path / "run", make_report=False)
+    found = json.loads((run.folder / "check.json").read_text())["findings"]
+    assert {each["then"] for each in found if each["kind"] == "long"} == {"only their middle is seen"}
 
 
 def test_that_tensorboard_does_not_go_with_a_recipe_is_said_before_the_data_are_opened(warm: Path, tmp_path: Path):

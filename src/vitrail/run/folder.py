@@ -109,7 +109,7 @@ class RunFolder:
     def unreadable(self) -> Unreadable:
         """The images that the run was started without; an older run left those of a name out of every split."""
         noted = self._document().get("unreadable") or {}
-        return noted if isinstance(noted, dict) else dict.fromkeys(SPLITS, [str(name) for name in noted])
+        return noted if isinstance(noted, dict) else {split: list(map(str, noted)) for split in SPLITS}
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with; raises `UsageError` if there is none."""
