@@ -181,6 +181,20 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, kind:
     assert damage(path) is None and same(path, second)
 
 
+def test_a_newer_checkpoint_that_is_whole_outlives_one_of_less_progress(tmp_path: Path):
+    save_checkpoint(tmp_path, learner(10), {"epoch": 10})
+    measured = save_checkpoint(tmp_path, learner(10), {"epoch": 10}, "-measured")
+    (tmp_path / "step-00000010").rename(tmp_path / "aside")
+    for there in (False, True):  # whether the older one has been saved before
+        if there:
+            (tmp_path / "aside").rename(tmp_path / "step-00000010")
+        assert save_checkpoint(tmp_path, learner(10), {"epoch": 9}) == measured
+        assert newest_checkpoint(tmp_path) == measured and same(measured, learner(10))
+    flip(measured / NAMES[0])
+    older = save_checkpoint(tmp_path, learner(10), {"epoch": 10})
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010"] and same(older, learner(10))
+
+
 HOSTILE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "no step": lambda state: {},
     "a step that is no number": lambda state: {**state, "step": "1"},

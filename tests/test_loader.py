@@ -1,7 +1,8 @@
 """Batches depend on the seed, the epoch and the image, and on nothing else."""
 
 import itertools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from vitrail.classifier import Classifier
 from vitrail.data import loader
 from vitrail.data.augment import Augment, augmentation, mix, moved
 from vitrail.data.decode import ImageError
@@ -19,7 +21,8 @@ from vitrail.data.loader import default_workers, evaluation_batches, steps_per_e
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import uniform
 from vitrail.errors import UsageError
-from vitrail.run.measuring import scored
+from vitrail.model import ViT, ViTConfig
+from vitrail.run.measuring import as_many_calls, scored
 from vitrail.train.distributed import World
 
 N = 11
@@ -219,6 +222,39 @@ def test_images_of_several_sizes_are_kept_in_memory_too(images: Images):
     assert identical(batches(loaded, workers=2), batches(images))
     part = loaded.subset([4, 0])
     assert part.in_memory and part[0].shape == (3, 9, 30) and part.labels.tolist() == [4, 0]
+
+
+@pytest.mark.parametrize("odd", [None, 4], ids=["of one shape", "one of another"])
+def test_what_is_read_into_memory_is_never_there_twice(odd: int | None):
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = []
+
+    class Watched(Sequence[torch.Tensor]):
+        """Images that know how many of them somebody still holds as they were read."""
+
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            most.append(sum(each() is not None for each in alive))
+            pixels = torch.full((3, 12, 30 if i == odd else 10), i, dtype=torch.uint8)
+            alive.append(weakref.ref(pixels))
+            return pixels
+
+    loaded = load_into_memory(Images(Watched(), list("abcdefghijk"), np.arange(N), tuple("abcdefghijk")), 10**9)
+    assert [int(loaded[i].max()) for i in range(N)] == [int(loaded[i].min()) for i in range(N)] == list(range(N))
+    if odd is None:
+        assert max(most) <= 1  # beside the place where it stays: the one that was read last
+        assert loaded.pixels.untyped_storage().nbytes() == N * 3 * 12 * 10
+    else:
+        assert loaded[odd].shape == (3, 12, 30) and loaded[0].shape == (3, 12, 10)
+
+
+def test_an_error_while_a_sharded_model_is_scored_leaves_no_hook():
+    vit = ViT(ViTConfig(width=8, depth=1, heads=2, mlp_width=8, patch=4, image_size=8, classes=2))
+    with pytest.raises(RuntimeError), as_many_calls(Classifier(vit, ("a", "b"), PREPROCESS), 3):
+        raise RuntimeError
+    assert not vit._forward_pre_hooks
 
 
 def test_the_memory_budget_is_kept_to_the_byte(images: Images):

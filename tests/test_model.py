@@ -321,6 +321,12 @@ def test_a_transposed_grid_is_another_grid():
     assert torch.equal(added, expected[0].permute(1, 2, 0))
 
 
+def test_an_offset_of_a_whole_place_is_refused():
+    """It would make a grid of one row and column more than there are patches."""
+    with pytest.raises(UsageError, match="offset is 1; it must be a number, at least 0 and below 1"):
+        Learned(antialias=False, offset=1)
+
+
 def test_resizing_follows_the_familys_rule():
     """Antialias and offset change the result; an offset goes into the scale and not into the size (DINOv2)."""
     grids = []

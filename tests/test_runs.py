@@ -228,25 +228,28 @@ def test_resume_refuses_a_recipe_file_that_was_edited(make_folder):
 
 def test_a_run_without_very_many_images_can_be_resumed(tmp_path: Path):
     names = [f"train/a class with a long name/{number:012}.jpeg" for number in range(30_000)]
-    new_run("photos", tmp_path / "run", "", Recipe(epochs=3), unreadable=names)
+    new_run("photos", tmp_path / "run", "", Recipe(epochs=3), unreadable={"train": names})
     again = RunFolder(tmp_path / "run")
     assert again.recipe() == Recipe(epochs=3)
-    assert again.unreadable() == names
+    assert again.unreadable() == {"train": names}
+    document = json.loads((again.path / "recipe.json").read_text())
+    (again.path / "recipe.json").write_text(json.dumps({**document, "unreadable": names}))  # as older runs noted it
+    assert again.unreadable() == dict.fromkeys(("all", "train", "validation", "test"), names)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_disk_without_links_holds_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "link", unsupported(number))
-    assert new_run("photos", tmp_path / "run", "", Recipe(), unreadable=[]).recipe() == Recipe()
+    assert new_run("photos", tmp_path / "run", "", Recipe(), unreadable={}).recipe() == Recipe()
     with pytest.raises(UsageError, match="is not empty"):
-        new_run("photos", tmp_path / "run", "", Recipe(), unreadable=[])
+        new_run("photos", tmp_path / "run", "", Recipe(), unreadable={})
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_disk_without_locks_holds_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import fcntl
 
-    folder = new_run("photos", tmp_path / "run", "", Recipe(), unreadable=[])
+    folder = new_run("photos", tmp_path / "run", "", Recipe(), unreadable={})
     monkeypatch.setattr(fcntl, "flock", unsupported(number))
     with folder.alone():
         assert folder.recipe() == Recipe()
@@ -422,6 +425,79 @@ def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeyp
     assert not (folder.parent / "run" / "result.json").exists()
     again = vitrail.train(folder, out=folder.parent / "run", resume=True, make_report=False)  # nothing is left to train
     assert again.result["test"]["images"]
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_kept(make_folder, monkeypatch: pytest.MonkeyPatch):
+    from vitrail.interrupts import Interrupted
+    from vitrail.train.distributed import World
+
+    folder = make_folder("short", 8)
+    real, sent = World.any, []
+
+    def interrupted(self, *flags):
+        if not sent:
+            sent.append(flags)
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *flags)
+
+    monkeypatch.setattr(World, "any", interrupted)
+    with pytest.raises(Interrupted, match="stopped at step 1 and saved"):
+        vitrail.train(folder, out=folder.parent / "run", epochs=3, batch=100, **SMALL)
+    assert sent == [(False, False)]
+
+
+def test_a_finished_run_without_its_checkpoints_keeps_what_it_has_and_an_unfinished_one_begins_again(make_folder):
+    import shutil
+
+    folder = make_folder("few", 6)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=2, make_report=False, **SMALL)
+    there = ("classifier.safetensors", "metrics.jsonl", "result.json")
+    before = [(run.folder / name).read_bytes() for name in there]
+    for emptied in (True, False):
+        shutil.rmtree(run.folder / "checkpoint")
+        if emptied:
+            (run.folder / "checkpoint").mkdir()
+        with pytest.raises(UsageError, match="is finished and its checkpoints are gone"):
+            vitrail.train(folder, out=run.folder, resume=True)
+        assert [(run.folder / name).read_bytes() for name in there] == before
+    (run.folder / "result.json").unlink()
+    vitrail.train(folder, out=run.folder, resume=True, make_report=False)
+    assert (run.folder / "classifier.safetensors").read_bytes() == before[0]
+    assert newest_checkpoint(run.folder / "checkpoint") is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux says which file a handle is of")
+def test_a_row_of_metrics_is_on_the_disk_before_the_checkpoint_that_follows(make_folder, monkeypatch):
+    """A kill keeps what the kernel has, so that only the order can prove this."""
+    folder = make_folder("few", 6)
+    real, synced = os.fsync, []
+
+    def seen(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, batch=100, make_report=False, **SMALL)
+    names = [Path(path).relative_to(run.folder).as_posix() for path in synced if Path(path).is_relative_to(run.folder)]
+    row, saved = names.index("metrics.jsonl"), names.index("checkpoint")
+    assert row < saved and "." in names[row:saved]  # the file, the name of the file, then the checkpoint's own name
+
+
+def test_the_command_that_goes_on_says_how_the_run_was_started(tmp_path: Path):
+    from vitrail.run.train import options_of
+    from vitrail.train.distributed import World
+
+    alone, two, spread = World(), World(size=2, local_size=2, sharded=True), World(size=4, local_size=2)
+    assert options_of(alone, torch_files=False) == options_of(spread, torch_files=False) == []
+    options = options_of(two, torch_files=True)
+    run = new_run("my photos", tmp_path / "run", "", Recipe(), unreadable={}, options=options)
+    assert run.command() == (
+        f"vitrail train 'my photos' --resume --out {tmp_path / 'run'} --torch-files --processes 2 --fsdp"
+    )
+    document = json.loads((run.path / "recipe.json").read_text())
+    del document["options"]  # an older run noted none
+    (run.path / "recipe.json").write_text(json.dumps(document))
+    assert run.command() == f"vitrail train 'my photos' --resume --out {tmp_path / 'run'}"
 
 
 def test_one_process_has_nobody_to_shard_with(make_folder):

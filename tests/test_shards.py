@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.readers import made_up_set
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import kills
@@ -40,6 +41,8 @@ from vitrail.data.shards.write import write_shards
 from vitrail.data.sources import find, fingerprint, open_data
 from vitrail.data.words import Coded, Names, Numbered, coded
 from vitrail.errors import UsageError, VitrailError
+from vitrail.run.data import without
+from vitrail.run.folder import RunFolder
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
 
@@ -541,6 +544,63 @@ def png(value: int = 0) -> bytes:
     file = io.BytesIO()
     picture((value, 10, 90), value).save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_damaged_member_takes_none_of_its_name_in_another_split_with_it(tmp_path: Path, own_cache: Path):
+    rows = [(f"{label}/{i}.png", png(i + 100 * (label == "b"))) for label in "ab" for i in range(6)]
+    pack(tmp_path / "set" / "train" / "00000.tar", ("a/0.png", b"no image"), *rows[1:])
+    pack(tmp_path / "set" / "val" / "00000.tar", *rows)
+    options = {"epochs": 1, "make_report": False, "skip_unreadable": True, **SMALL}
+    run = vitrail.train(tmp_path / "set", out=tmp_path / "run", **options)
+    origin = run.classifier.origin["data"]
+    assert origin["images"] == {"train": 11, "validation": 12} and origin["unreadable"] == {"train": 1}
+    noted = json.loads((run.folder / "recipe.json").read_text())
+    assert noted["unreadable"] == {"train": ["00000/a/0.png"]}
+    vitrail.train(tmp_path / "set", out=run.folder, resume=True, make_report=False)
+    (run.folder / "recipe.json").write_text(json.dumps({**noted, "unreadable": ["00000/a/0.png"]}))
+    left = without(open_data(tmp_path / "set"), RunFolder(run.folder).unreadable())  # as older runs left it out
+    assert left.unreadable == {"train": 1, "validation": 1}
+
+
+def test_a_split_that_is_divided_off_loses_what_its_source_lost(tmp_path: Path, own_cache: Path):
+    for split in ("train", "all"):
+        splits = open_data(
+            fill(tmp_path / split, {"train": 20, "test": 4} if split == "train" else 24, ("a", "b"), (16, 16))
+        )
+        validation = splits.parts()["validation"].names[0]
+        assert splits.listed_in["validation"] == split
+        left = without(splits, {split: [validation]})
+        assert left.unreadable == {"validation": 1} and len(left.train) == len(splits.train)
+        assert without(splits, {"validation": [validation]}) is splits
+
+
+@pytest.mark.parametrize("check_data", [True, False])
+def test_a_member_smaller_than_a_patch_is_named_and_little_is_read_for_it(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, check_data: bool
+):
+    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    large, dot = io.BytesIO(), io.BytesIO()
+    Image.fromarray(noise).save(large, "PNG")
+    Image.new("RGB", (2, 2)).save(dot, "PNG")
+    assert len(large.getvalue()) > 2 * read.HEAD
+    rows = [(f"{label}/{i}.png", large.getvalue()) for label in "ab" for i in range(4)]
+    shard = pack(tmp_path / "set" / "0.tar", *rows, ("b/dot.png", dot.getvalue()), end=True)
+    splits = find(shard.parent).splits["all"]
+    lengths: list[int] = []
+    real = read.read_range
+
+    def seen(shard, start: int, length: int) -> bytes:
+        lengths.append(length)
+        return real(shard, start, length)
+
+    monkeypatch.setattr(read, "read_range", seen)
+    assert [splits.pixels.size(i) for i in range(len(splits))] == [(256, 256)] * 8 + [(2, 2)]
+    assert max(lengths) == read.HEAD
+    with pytest.raises(ImageError, match=r"0\.tar:0/b/dot\.png: 2x2 pixels are fewer than a patch"):
+        vitrail.train(
+            shard.parent, out=tmp_path / "run", epochs=1, memory=0.0, check_data=check_data, normalise="half", **SMALL
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def link(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:

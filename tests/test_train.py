@@ -18,6 +18,7 @@ from vitrail.train.loop import autocast_dtype, size_part, smaller, train_steps, 
 from vitrail.train.muon import Muon
 from vitrail.train.optim import decays, lr_part
 from vitrail.train.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
+from vitrail.train.settle import mean_and_std, occurring
 
 TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -240,6 +241,17 @@ def test_what_the_data_decide():
     assert settle(Recipe(epochs=7, batch=5), splits((8, 8), 8))[0].epochs == 7
     full, config, _ = settle(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
     assert config.grid == (2, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mean_and_deviation_by_counts_are_those_of_the_pixels(channels: int):
+    generator = torch.Generator().manual_seed(0)
+    shown = [torch.randn(channels, 9, 7, generator=generator) * 40 + 60 * i for i in range(5)]
+    images = [image.clamp(0, 255).to(torch.uint8) for image in shown]
+    mean_C, std_C = mean_and_std(torch.stack([occurring(image) for image in images]).sum(0))
+    pixels = torch.stack(images).double() / 255
+    torch.testing.assert_close(mean_C, pixels.mean((0, 2, 3)), rtol=1e-14, atol=0)
+    torch.testing.assert_close(std_C, pixels.std((0, 2, 3)), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("momentum", [0.95, 0.6])

@@ -400,6 +400,20 @@ def test_a_recipe_for_weights_needs_them(colours: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_check_judges_by_the_fit_that_the_weights_bring(make_folder, tmp_path: Path):
+    preprocess = Preprocess(image_size=(16, 16), fit="crop")
+    model = Classifier(vit_of(), ("a", "b", "c"), preprocess)
+    folder = make_folder("wide", 6, ("warm", "cold"), size=(16, 60))
+    run = vitrail.train(folder, model=model, recipe="linear", out=tmp_path / "run", make_report=False)
+    found = json.loads((run.folder / "check.json").read_text())["findings"]
+    assert {each["then"] for each in found if each["kind"] == "long"} == {"only their middle is seen"}
+
+
+def test_that_tensorboard_does_not_go_with_a_recipe_is_said_before_the_data_are_opened(warm: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="no epochs for TensorBoard"):
+        vitrail.train(tmp_path / "nowhere", model=warm, recipe="linear", out=tmp_path / "run", tensorboard=True)
+
+
 def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folder, tmp_path: Path):
     folder = make_folder("few", 8, ("warm", "cold"))
     copy = tmp_path / "copy.safetensors"

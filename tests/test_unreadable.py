@@ -199,6 +199,33 @@ def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_there(make_fo
     )
 
 
+def test_with_no_workers_nobody_else_reads_images_up_to_the_end_of_the_run(make_folder, monkeypatch):
+    folder = make_folder("busy", {"train": 10, "test": 4})
+    real, mother = Image.open, os.getpid()
+
+    def deadly(*rest, **more):
+        if os.getpid() != mother:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*rest, **more)
+
+    monkeypatch.setattr(Image, "open", deadly)
+    options = {"epochs": 1, "batch": 8, "memory": 0.0, "workers": 0, "make_report": False, **SMALL}
+    assert vitrail.train(folder, out=folder.parent / "run", **options).result["test"]["images"] == 8
+
+
+def test_a_class_without_a_readable_training_image_is_said_before_the_run(make_folder):
+    folder = make_folder("torn", {"train": 6, "test": 2})
+    for path in (folder / "train" / "blue").iterdir():
+        cut(path)
+    with pytest.raises(VitrailError, match="only the class 'red' has a training image that can be read"):
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, skip_unreadable=True, **SMALL)
+    for path in (folder / "train" / "red").iterdir():
+        cut(path)
+    with pytest.raises(VitrailError, match="there is not one training image that can be read"):
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, skip_unreadable=True, **SMALL)
+    assert not (folder.parent / "run").exists()
+
+
 def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_files(make_folder, monkeypatch):
     folder = make_folder("poison", 12)
     real = epochs.train_steps

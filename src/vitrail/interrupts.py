@@ -53,12 +53,14 @@ def stop_at_once() -> Iterator[None]:
 def on_signal(react: Callable[[], None]) -> Iterator[None]:
     """Inside, SIGINT and SIGTERM call `react`.
 
-    In a thread other than the main one, which may not set signal handlers, nothing changes.
+    In a thread other than the main one, which may not set signal handlers, nothing changes; nor where a handler is none
+    of Python's, which could not be put back.
     """
     before: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda number, frame: react())
+            if signal.getsignal(number) is not None:
+                before[number] = signal.signal(number, lambda number, frame: react())
     except ValueError:
         before.clear()
     try:

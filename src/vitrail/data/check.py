@@ -127,6 +127,11 @@ class Survey:
         ]
 
     @cached_property
+    def unreadable(self) -> list[Place]:
+        """Every image that is listed and cannot be read."""
+        return [place for place, look in self.everything if isinstance(look, ImageError)]
+
+    @cached_property
     def copies(self) -> list[list[Place]]:
         """Groups of the very same image."""
         groups: dict[bytes, list[Place]] = defaultdict(list)
@@ -191,7 +196,7 @@ def check(
     survey = report.seen = Survey(found, seen, looks.pairs, batch, fit)
     for finder in FINDERS:
         report.findings += finder(survey)
-    report.unreadable = [place.name for place, look in survey.everything if isinstance(look, ImageError)]
+    report.unreadable = [place.name for place in survey.unreadable]
     report.kinds = dict(Counter(look.kind for _, look in survey.read).most_common())
     report.copies = [[asdict(place) for place in group] for group in survey.copies]
     report.near_copies = [

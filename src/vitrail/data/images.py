@@ -48,7 +48,7 @@ class Images:
         return self.pixels[i]
 
     def size(self, i: int) -> tuple[int, int]:
-        """Height and width of an image; of a file only the header is read."""
+        """Height and width of an image; one that is encoded is not decoded for them."""
         return self.pixels.size(i) if isinstance(self.pixels, Encoded) else tuple(self[i].shape[-2:])  # type: ignore[return-value]
 
     def fitted(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -99,13 +99,20 @@ def load_into_memory(images: Images, budget: int, tick: Callable[[], object] = l
     """
     if images.in_memory:
         return images
+    whole = torch.empty(0, dtype=torch.uint8)  # (n, C, H, W), as long as all are of one shape
     kept: list[Tensor] = []
     size = 0
     for i in range(len(images)):
-        kept.append(images[i])
-        size += kept[-1].numel()
+        pixels = images[i]
+        size += pixels.numel()
         if size > budget or (i == 63 and size / 64 * len(images) > 2 * budget):
             return images
+        if i == 0 and size * len(images) <= budget:
+            whole = torch.empty(len(images), *pixels.shape, dtype=torch.uint8)  # a stacked list needs it twice
+        if not kept and pixels.shape == whole.shape[1:]:
+            whole[i] = pixels
+        else:
+            kept = kept or list(whole[:i])
+            kept.append(pixels)
         tick()
-    same = len({pixels.shape for pixels in kept}) == 1
-    return replace(images, pixels=torch.stack(kept) if same else kept)
+    return replace(images, pixels=kept or whole)

@@ -48,6 +48,7 @@ class Splits:
     flippable: bool = True  # whether a mirrored image keeps its class (digits do not)
     notes: list[str] = field(default_factory=list)  # how the splits came about, in sentences
     unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed and are left out
+    listed_in: dict[str, str] = field(default_factory=dict)  # split -> that of the source which its images are from
 
     def parts(self) -> dict[str, Images]:
         """The splits that there are, by name."""
@@ -147,6 +148,9 @@ def open_data(
         fingerprint=fingerprint(found),
         flippable=found.flippable,
         notes=notes,
+        listed_in={
+            split: split if split in found.splits else "all" if "all" in found.splits else "train" for split in indexed
+        },
     )
 
 

@@ -19,7 +19,7 @@ class Learned:
     interpolation: Interpolation = "bicubic"
     antialias: bool = True
     align_corners: bool = False  # the grid's outer places stay where they are: the paper's code and torchvision
-    offset: float = option(0.0, "added to the target size while resizing: 0.1 in DINO and DINOv2", least=0)
+    offset: float = option(0.0, "added to the target size while resizing: 0.1 in DINO and DINOv2", least=0, below=1)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,27 +1,35 @@
 """The data of a run before it: checked, rid of what cannot be read, in memory where they fit."""
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitrail.console import bar, say
-from vitrail.data import Preprocess, Splits
+from vitrail.data import Images, Preprocess, Splits
 from vitrail.data.check import UNREADABLE, Report, check
 from vitrail.data.decode import ImageError
+from vitrail.data.encoded import Encoded
 from vitrail.data.images import load_into_memory
+from vitrail.data.preprocess import Fit
 from vitrail.data.sheets import draw_classes
 from vitrail.errors import VitrailError
 from vitrail.files import write_json
-from vitrail.run.folder import RunFolder
+from vitrail.run.folder import RunFolder, Unreadable
 from vitrail.train import Recipe
 
 WARNINGS = 8  # that are said before training
 
 
-def checked(data: str | Path, recipe: Recipe) -> Report:
-    """What a check finds before training: warnings are said, errors raise `VitrailError`."""
+def checked(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> Report:
+    """What a check finds before training: warnings are said, errors raise `VitrailError`.
+
+    `fit` is what is done with other proportions where the recipe does not say.
+    """
     with bar("checking the data", 0) as progress:
-        report = check(data, lambda done, total: progress.set(done, total), batch=recipe.batch, fit=recipe.fit or "pad")
+        report = check(data, lambda done, total: progress.set(done, total), batch=recipe.batch, fit=recipe.fit or fit)
     for finding in [finding for finding in report.findings if finding.level == "warning"][:WARNINGS]:
         say(f"warning: {finding}")
     if (more := len(report.warnings) - WARNINGS) > 0:
@@ -35,21 +43,35 @@ def checked(data: str | Path, recipe: Recipe) -> Report:
     return report
 
 
-def without(splits: Splits, unreadable: list[str]) -> tuple[Splits, list[str]]:
-    """The splits less the images of these names, and the names; raises `VitrailError` where none is left to train."""
-    gone = set(unreadable)
-    if not gone:
-        return splits, []
-    say(f"{len(gone)} image{'s' if len(gone) > 1 else ''} cannot be read and are left out, as --skip-unreadable says")
+def unreadable_in(report: Report | None) -> Unreadable:
+    """The images that a check could not read."""
+    found: Unreadable = defaultdict(list)
+    for place in report.seen.unreadable if report and report.seen else ():
+        found[place.split].append(place.name)
+    return dict(found)
+
+
+def without(splits: Splits, unreadable: Unreadable) -> Splits:
+    """The splits less these images; raises `VitrailError` where fewer than two classes are left to train on."""
     parts = {
-        name: images.subset([i for i, each in enumerate(images.names) if each not in gone])
+        name: less(images, {*unreadable.get(splits.listed_in.get(name, name), ())})
         for name, images in splits.parts().items()
     }
-    if not len(parts["train"]):
-        raise VitrailError("not one training image can be read", "vitrail check says why")
     counts = {name: len(images) - len(parts[name]) for name, images in splits.parts().items()}
+    if not (gone := sum(counts.values())):
+        return splits
+    say(f"{gone} image{'s' if gone > 1 else ''} cannot be read and are left out, as --skip-unreadable says")
+    left = [splits.classes[number] for number in np.unique(parts["train"].labels)]
+    if len(left) < 2:
+        what = f"only the class {left[0]!r} has a training image" if left else "there is not one training image"
+        raise VitrailError(f"{what} that can be read; two classes are needed", "vitrail check says why")
     kept: dict[str, Any] = {name: images if len(images) else None for name, images in parts.items()}
-    return replace(splits, **kept, unreadable={name: n for name, n in counts.items() if n}), sorted(gone)
+    return replace(splits, **kept, unreadable={name: n for name, n in counts.items() if n})
+
+
+def less(images: Images, gone: set[str]) -> Images:
+    """The images but those of these names."""
+    return images.subset([i for i, name in enumerate(images.names) if name not in gone]) if gone else images
 
 
 def show_data(report: Report, folder: RunFolder) -> None:
@@ -76,20 +98,39 @@ def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Spl
     return replace(splits, **loaded)
 
 
-def refuse_small(splits: Splits, preprocess: Preprocess, skip_unreadable: bool = False) -> None:
+def refuse_small(
+    splits: Splits, preprocess: Preprocess, report: Report | None = None, skip_unreadable: bool = False
+) -> None:
     """Raises `ImageError` for an image that is smaller than a patch, before anything is written.
 
-    Of files that are not in memory only the headers are read.
+    Where a check has seen the images it knows their sizes; else as little is read of each as says its own.
     """
-    for images in splits.parts().values():
-        for i in range(len(images)):
-            try:
-                size = images.size(i)
-            except ImageError:
-                if skip_unreadable:  # the loader will count it
-                    continue
-                raise
-            try:
-                preprocess.check_size(*size)
-            except ValueError as error:
-                raise ImageError(images.paths[i], str(error)) from None
+    if preprocess.smallest == 1:
+        return
+    if report and report.seen:
+        for place, look in report.seen.read:
+            pixels = report.seen.found.splits[place.split].pixels
+            if min(look.height, look.width) < preprocess.smallest:
+                name = pixels.place(place.number) if isinstance(pixels, Encoded) else place.name
+                refuse_size(preprocess, name, (look.height, look.width))
+        return
+    parts = splits.parts().values()
+    with bar("reading sizes", sum(map(len, parts))) as progress:
+        for images in parts:
+            for i in range(len(images)):
+                progress.tick()
+                try:
+                    size = images.size(i)
+                except ImageError:
+                    if skip_unreadable:  # the loader will count it
+                        continue
+                    raise
+                refuse_size(preprocess, images.paths[i], size)
+
+
+def refuse_size(preprocess: Preprocess, name: str, size: tuple[int, int]) -> None:
+    """Raises `ImageError` where (height, width) are smaller than a patch."""
+    try:
+        preprocess.check_size(*size)
+    except ValueError as error:
+        raise ImageError(name, str(error)) from None

@@ -74,7 +74,7 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
     if splits.unreadable:
         result["unreadable"] = splits.unreadable
     if splits.validation is not None:
-        classifier = calibrated(classifier, splits.validation, skip)
+        classifier = calibrated(classifier, splits.validation, skip, ended.recipe.workers)
     evaluation = None
     name, images = held_out(splits)
     if images is None:
@@ -86,6 +86,7 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
                 classifier,
                 images,
                 said=said,
+                workers=ended.recipe.workers,
                 tick=progress.tick,
                 skip_unreadable=skip,
             )
@@ -102,11 +103,13 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
     return Run(folder.path, classifier, result), evaluation
 
 
-def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool) -> Classifier:
+def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool, workers: int | None) -> Classifier:
     """The classifier with a temperature fitted on validation images; its origin has what they say of its sureness."""
     plain = replace(classifier, temperature=1.0)
     with bar("fitting the temperature", len(validation)) as progress:
-        fitted = calibrate(classify(plain, validation, tick=progress.tick, skip_unreadable=skip_unreadable))
+        fitted = calibrate(
+            classify(plain, validation, workers=workers, tick=progress.tick, skip_unreadable=skip_unreadable)
+        )
     origin = {**classifier.origin, "calibration": fitted.to_json()}
     return replace(classifier, temperature=fitted.temperature, origin=origin)
 

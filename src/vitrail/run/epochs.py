@@ -69,7 +69,7 @@ class Training:
     learner: Trainee
     classifier: Classifier  # what will be saved: the learner's ViT with classes, preprocessing and origin
     splits: Splits
-    recipe: Recipe  # settled: no field is left open
+    recipe: Recipe  # settled: with sizes, epochs and batch
     folder: RunFolder
     state: State = field(default_factory=State)
     watchers: list[Callable[[Path, Row], None]] = field(default_factory=list)  # each is shown every row of metrics
@@ -134,6 +134,7 @@ def go_on(training: Training) -> None:
     with world.together():
         if world.main:
             training.folder.probe()
+            training.folder.find_checkpoints()
             found = newest_checkpoint(training.folder.checkpoints)
     name = world.tell(found.name if found else None)
     if name is None:
@@ -182,8 +183,7 @@ def train_epochs(training: Training) -> None:
             except (ImageError, NothingRead, WorkerDied) as error:
                 raise halted(error, training, stop) from None
             keep(training, row)
-            (stop.came,) = training.world.any(stop.came)
-            if stop.came:
+            if any(training.world.any(stop.came)):
                 raise stopped(training)
 
 
@@ -203,10 +203,11 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
             rate = seen / (time.perf_counter() - began)
             scores = f"loss {state.loss / state.images:.3f}  accuracy {state.correct / state.images:.3f}"
             progress.tick(note=f"{scores}  {rate:,.0f} images/s")
-            stop.came, due = training.world.any(stop.came, time.monotonic() - training.saved > SAVE_EVERY)
-            if stop.came or due:
+            due = time.monotonic() - training.saved > SAVE_EVERY
+            came, due = training.world.any(stop.came, due)  # a signal that comes meanwhile counts at the next step
+            if came or due:
                 training.save()
-            if stop.came:
+            if came:
                 raise stopped(training)
     seconds = time.perf_counter() - began
     if not state.images:

@@ -8,6 +8,9 @@ runs/NAME/
   metrics.jsonl                                a line per epoch, or per penalty of a head fitted on features
   result.json                                  the figures at the end
   curves.png  confusion.png  attention.png     the pictures
+  report.html  report.json                     the report, for people and for programs
+  diverged.json                                the batch at which the loss went astray, where it did
+  tensorboard/                                 where it was asked for
 """
 
 import json
@@ -15,7 +18,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +26,14 @@ from typing import IO, Any
 
 from vitrail.classifier import ARTEFACT
 from vitrail.data.shards.address import called, is_shards
+from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import put_json, reason, sync, write_text
-from vitrail.train.checkpoint import read_json
+from vitrail.train.checkpoint import checkpoints, read_json
 from vitrail.train.recipes import Recipe, recipe_from_json
 
 LONGEST = 1 << 30  # bytes of recipe.json that are read: it names every image that could not be
+Unreadable = dict[str, list[str]]  # names of images by the source's split: two of its splits may name theirs alike
 held: set[IO[bytes]] = set()  # what this process has locked
 
 
@@ -67,7 +72,7 @@ class RunFolder:
             return None
 
     def picture(self, name: str) -> Path:
-        """curves, confusion or attention."""
+        """classes, curves, confusion or attention."""
         return self.path / f"{name}.png"
 
     def started_from(self) -> dict[str, Any] | None:
@@ -84,8 +89,9 @@ class RunFolder:
 
     def command(self) -> str:
         """What to type to go on with the run."""
-        data = shlex.quote(str(self._document().get("data")))
-        return f"vitrail train {data} --resume --out {shlex.quote(str(self.path))}"
+        document = self._document()
+        words = ["vitrail", "train", str(document.get("data")), "--resume", "--out", str(self.path)]
+        return shlex.join([*words, *map(str, document.get("options") or ())])
 
     @property
     def job(self) -> str | None:
@@ -100,9 +106,10 @@ class RunFolder:
         result = self.path / "result.json"
         return result.exists() and result.stat().st_mtime < moment
 
-    def unreadable(self) -> list[str]:
-        """The images that the run was started without."""
-        return [str(name) for name in self._document().get("unreadable") or []]
+    def unreadable(self) -> Unreadable:
+        """The images that the run was started without; an older run left those of a name out of every split."""
+        noted = self._document().get("unreadable") or {}
+        return noted if isinstance(noted, dict) else {split: list(map(str, noted)) for split in SPLITS}
 
     def recipe(self) -> Recipe:
         """The recipe that the run was started with; raises `UsageError` if there is none."""
@@ -164,6 +171,8 @@ class RunFolder:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+            sync(path)  # before the checkpoint that follows: a resume writes no row of an epoch that is in it
+            sync(self.path)
         except OSError as error:
             raise VitrailError(f"{path} cannot be written: {reason(error)}", "make room, then --resume") from None
 
@@ -175,6 +184,18 @@ class RunFolder:
     def probe(self) -> None:
         """Raises `VitrailError` where nothing can be written into the folder."""
         refuse_unwritable(self.checkpoints if self.checkpoints.is_dir() else self.path)
+
+    def find_checkpoints(self) -> None:
+        """Makes the folder of checkpoints where it is gone; raises `UsageError` where the run of none is finished.
+
+        Such a run would begin again, over everything that it has.
+        """
+        if not checkpoints(self.checkpoints) and (self.path / "result.json").exists():
+            raise UsageError(
+                f"{self.path} is finished and its checkpoints are gone, so there is nothing to go on with",
+                "what it has is kept; for another run choose another --out",
+            )
+        self.checkpoints.mkdir(exist_ok=True)
 
     def forget_after(self, epoch: int) -> None:
         """Drops the rows of later epochs: a resumed run will write them again."""
@@ -234,15 +255,16 @@ def new_run(
     out: str | Path | None,
     fingerprint: str,
     recipe: Recipe,
-    unreadable: list[str],
+    unreadable: Unreadable,
     start: dict[str, Any] | None = None,
     job: str | None = None,
+    options: Sequence[str] = (),
 ) -> RunFolder:
     """A folder that no other run has, with what was asked for noted in it.
 
     It is `out`, or runs/NAME with the first free number after it. `start` says which weights it starts from, `job`
-    which launch began it. The note appears whole, in one moment: a run that is killed before can be started again, one
-    that is killed after can be resumed.
+    which launch began it, `options` what the command that goes on has to say beside data and folder. The note appears
+    whole, in one moment: a run that is killed before can be started again, one that is killed after can be resumed.
     """
     refuse_taken(out)
     document = {"data": str(data), "fingerprint": fingerprint, "recipe": recipe.to_json(), "unreadable": unreadable}
@@ -250,6 +272,8 @@ def new_run(
         document["from"] = start
     if job:
         document["job"] = job
+    if options:
+        document["options"] = list(options)
     try:
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)

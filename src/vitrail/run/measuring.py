@@ -87,8 +87,10 @@ def as_many_calls(classifier: Classifier, calls: int) -> Iterator[None]:
         made += 1
 
     counting = classifier.vit.register_forward_pre_hook(count)
-    yield
-    counting.remove()
+    try:
+        yield
+    finally:
+        counting.remove()
     blank = torch.zeros(1, classifier.preprocess.channels, *classifier.preprocess.image_size, dtype=torch.uint8)
     with torch.inference_mode():
         for _ in range(made, calls):

@@ -17,8 +17,8 @@ from vitrail.machine import GIB, keep_memory
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialise
 from vitrail.run.asked import FREE
-from vitrail.run.data import checked, in_memory, refuse_small, without
-from vitrail.run.folder import RunFolder
+from vitrail.run.data import checked, in_memory, refuse_small, unreadable_in, without
+from vitrail.run.folder import RunFolder, Unreadable
 from vitrail.run.pretrained import Model, Pretrained, begin, pretrained, pretrained_again
 from vitrail.train import Recipe
 from vitrail.train.distributed import World
@@ -34,8 +34,8 @@ class Ready:
     head: str  # kept, reordered or new
     start: Pretrained | None
     splits: Splits
-    unreadable: list[str]
-    recipe: Recipe  # settled: no field is left open
+    unreadable: Unreadable
+    recipe: Recipe  # settled: with sizes, epochs and batch
     report: Report | None  # what the check of the data found; the main process has it
     goes_on: bool  # whether there is a run to go on with
 
@@ -76,16 +76,18 @@ def prepared(
         if folder:
             folder.check_data(splits.fingerprint)
     with world.together():
-        report = checked(data, asked) if check_data and world.main else None
-    left_out = world.tell(folder.unreadable() if folder else report.unreadable if report else [])
+        fit = start.classifier.preprocess.fit if start else "pad"
+        report = checked(data, asked, fit) if check_data and world.main else None
+    unreadable = world.tell(folder.unreadable() if folder else unreadable_in(report))
     with world.together():
-        splits, unreadable = without(splits, left_out)
+        splits = without(splits, unreadable)
         splits = in_memory(splits, int(asked.memory * GIB) // world.local_size, asked.skip_unreadable)
         theirs = start.classifier if start else None
         full, config, preprocess = (
             settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
         )
-        refuse_small(splits, preprocess, asked.skip_unreadable)
+        if world.main:
+            refuse_small(splits, preprocess, report, asked.skip_unreadable)
         for note in splits.notes:
             say(note)
         keep_memory()

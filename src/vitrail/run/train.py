@@ -69,6 +69,8 @@ def train(
             folder, asked = wanted(data, out, model, recipe, changes, resume) if world.main else (None, None)
         folder, asked = told(folder, world), world.tell(asked)
         assert asked is not None
+        with world.together():
+            watching = [*watchers, *([board_writer(asked)] if tensorboard else [])]
         ready = prepared(
             world,
             folder,
@@ -81,14 +83,9 @@ def train(
             spare_test=spare_test,
         )
         with world.together():
-            if tensorboard and asked.train_on == "features":
-                raise UsageError(
-                    f"recipe {asked.name} has no epochs for TensorBoard to show", "leave out --tensorboard"
-                )
-            watching = [*watchers, *([board_writer()] if tensorboard else [])]
             say(plan(ready.classifier, ready.splits, ready.recipe, world))
             if world.main and folder is None:
-                folder = begun_folder(ready, data, out, asked)
+                folder = begun_folder(ready, data, out, asked, options_of(world, torch_files))
         folder = told(folder, world)
         assert folder is not None
         with held(folder, world):
@@ -110,7 +107,9 @@ def train(
             return everywhere(run, world)
 
 
-def begun_folder(ready: Ready, data: str | Path, out: str | Path | None, asked: Recipe) -> RunFolder:
+def begun_folder(
+    ready: Ready, data: str | Path, out: str | Path | None, asked: Recipe, options: list[str]
+) -> RunFolder:
     """A new run folder, on a disk that has room for it."""
     refuse_full(out, room_for(ready.classifier.vit, ready.recipe))
     return new_run(
@@ -121,7 +120,16 @@ def begun_folder(ready: Ready, data: str | Path, out: str | Path | None, asked: 
         unreadable=ready.unreadable,
         start=ready.start.note() if ready.start else None,
         job=job(),
+        options=options,
     )
+
+
+def options_of(world: World, torch_files: bool) -> list[str]:
+    """What the command that goes on has to say of how the run was started; several machines have no one command."""
+    options = ["--torch-files"] if torch_files else []
+    if 1 < world.size == world.local_size:
+        options += ["--processes", str(world.size)]
+    return options + (["--fsdp"] if world.sharded else [])
 
 
 def first_look(ready: Ready, folder: RunFolder) -> Probe | None:
@@ -204,8 +212,13 @@ def say_what_trains(learner: Trainee) -> None:
         say(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
 
 
-def board_writer() -> Watcher:
-    """A function that writes a row of metrics as TensorBoard files; raises `UsageError` without TensorBoard."""
+def board_writer(recipe: Recipe) -> Watcher:
+    """A function that writes a row of metrics as TensorBoard files.
+
+    Raises `UsageError` without TensorBoard, and for a recipe that has no epochs.
+    """
+    if recipe.train_on == "features":
+        raise UsageError(f"recipe {recipe.name} has no epochs for TensorBoard to show", "leave out --tensorboard")
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

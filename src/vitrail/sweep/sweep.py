@@ -22,7 +22,7 @@ from vitrail.errors import UsageError
 from vitrail.files import full, put_json, write_json
 from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.machine import pick_device
-from vitrail.run.data import checked, without
+from vitrail.run.data import checked, unreadable_in, without
 from vitrail.run.end import Run
 from vitrail.run.epochs import Row
 from vitrail.run.train import train
@@ -180,7 +180,7 @@ def first_asked(
             "add --validation 0.1",
         )
     report = checked(data, recipe) if check_data else None
-    splits, _ = without(splits, report.unreadable if report else [])
+    splits = without(splits, unreadable_in(report))
     if splits.validation is None:
         raise UsageError(f"not one validation image of {data} can be read, and a sweep chooses by them")
     settled = counted(recipe, splits)

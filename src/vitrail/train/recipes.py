@@ -1,4 +1,8 @@
-"""How to train, as data. Each recipe is headed by what it reproduces, the figure expected and the time it takes."""
+"""How to train, as data.
+
+A recipe from scratch is headed by the figure that it reaches or reproduces and where to find the time, one for weights
+that have learnt before (finetune, linear, lora) by what it does with them.
+"""
 
 import json
 import tomllib

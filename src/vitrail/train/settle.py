@@ -1,6 +1,7 @@
 """What a recipe leaves open and the data decides: image size, patch, channels, classes, normalisation, epochs."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from vitrail.model import ViTConfig
 from vitrail.model.config import pair
 from vitrail.train.recipes import Recipe
 
+T = TypeVar("T")
 PATCHES = ((16, 2), (48, 4), (128, 8))  # images up to this many pixels get this patch; larger ones get 16
 SEEN_AT = ((96, 96), (48, 64), (0, 32))  # mixed images of at least this many pixels are seen at this size
 SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at, within these epochs
@@ -22,7 +24,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
-    """The recipe with nothing left open, and the model and preprocessing that it means for these data."""
+    """The recipe with sizes, epochs and batch, and the model and preprocessing that it means for these data."""
     sizes = image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
     model = dict(recipe.model)
     wanted = pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
@@ -56,7 +58,7 @@ def counted(recipe: Recipe, splits: Splits) -> Recipe:
     return recipe.but(epochs=epochs, batch=batch, flip=flip)
 
 
-def some(images: Images, read: Callable[[int], Tensor], most: int, skip_unreadable: bool) -> list[Tensor]:
+def some(images: Images, read: Callable[[int], T], most: int, skip_unreadable: bool) -> list[T]:
     """What `read` gives for some of the images, spread evenly; raises `ImageError`, or leaves unreadable ones out."""
     found = []
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int).tolist()
@@ -73,8 +75,8 @@ def some(images: Images, read: Callable[[int], Tensor], most: int, skip_unreadab
 
 def image_sizes(images: Images, most: int = 64, skip_unreadable: bool = False) -> list[tuple[int, int]]:
     """(height, width) of some of the images, spread evenly."""
-    chosen = some(images, images.__getitem__, most, skip_unreadable)
-    return [(int(h), int(w)) for h, w in (pixels.shape[-2:] for pixels in chosen)]
+    shapes = some(images, lambda i: images[i].shape[-2:], most, skip_unreadable)
+    return [(int(h), int(w)) for h, w in shapes]
 
 
 def natural_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -98,8 +100,22 @@ def normalised(
         if preprocess.channels != 3:
             raise UsageError("normalise 'imagenet' is for colour images, these are grey", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET[0], "std": IMAGENET[1]})
-    chosen = some(images, lambda i: images.fitted(preprocess, [i]), most, skip_unreadable)
-    pixels = torch.cat(chosen).double() / 255
-    mean = tuple(round(m, 4) for m in pixels.mean((0, 2, 3)).tolist())
-    std = tuple(max(round(s, 4), 0.01) for s in pixels.std((0, 2, 3)).tolist())
+    counts = some(images, lambda i: occurring(images.fitted(preprocess, [i])[0]), most, skip_unreadable)
+    mean_C, std_C = mean_and_std(torch.stack(counts).sum(0))
+    mean = tuple(round(m, 4) for m in mean_C.tolist())
+    std = tuple(max(round(s, 4), 0.01) for s in std_C.tolist())
     return Preprocess(**{**values, "mean": mean, "std": std})
+
+
+def occurring(pixels_CHW: Tensor) -> Tensor:
+    """How often each value from 0 to 255 occurs in each channel of an image, int64 (C, 256)."""
+    return torch.stack([torch.bincount(channel, minlength=256) for channel in pixels_CHW.flatten(1)])
+
+
+def mean_and_std(counts_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, on a scale from 0 to 1, of pixels that are counted by value."""
+    value_V = torch.arange(256, dtype=torch.float64) / 255
+    n = counts_CV[0].sum()
+    mean_C = (counts_CV * value_V).sum(1) / n
+    variance_C = (counts_CV * (value_V - mean_C[:, None]) ** 2).sum(1) / (n - 1)
+    return mean_C, variance_C.sqrt()

@@ -23,7 +23,7 @@ FREE = ("image_size", "patch", "head", "dropout", "attention_dropout", "embeddin
 def settle_from(
     recipe: Recipe, splits: Splits, config: ViTConfig, preprocess: Preprocess
 ) -> tuple[Recipe, ViTConfig, Preprocess]:
-    """The recipe with nothing left open, and the model and preprocessing, both the given ones unless it says otherwise.
+    """The recipe with sizes, epochs and batch; the model and preprocessing are the given ones unless it says otherwise.
 
     Raises `UsageError` naming every field of the recipe's model that the weights contradict.
     """

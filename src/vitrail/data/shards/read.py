@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from vitrail.console import bar, say
-from vitrail.data.decode import PASSING, ImageError, Unreachable
+from vitrail.data.decode import PASSING, ImageError, Unreachable, read_size
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Found, Listing
 from vitrail.data.shards.address import beside, called, expanded, folder_of
@@ -33,6 +34,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.files import cache_home
 
 ASKED_AT_ONCE = 16  # addresses
+HEAD = 1 << 16  # bytes of an image in which most say their size
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,16 @@ class Members(Encoded):
         row = self.rows[i]
         known = hashlib.sha256(shard.stamp.encode() + self.where.columns["sha256"][row].tobytes()).digest()
         return self.place(i), int(self.where.columns["length"][row]), int.from_bytes(known[:7], "big")
+
+    def size(self, i: int) -> tuple[int, int]:
+        """As its header says, of which the first bytes are read; all of them where those do not say."""
+        row = self.rows[i]
+        shard, start = self.refuse_lost(i), int(self.where.columns["offset"][row])
+        try:
+            head = read_range(shard, start, min(int(self.where.columns["length"][row]), HEAD))
+            return read_size(BytesIO(head), self.place(i))
+        except (ImageError, OSError):  # more is needed, or it cannot be read, which the whole of it says better
+            return super().size(i)
 
     def take(self, places: np.ndarray) -> "Members":
         """The images at these places; the index is shared."""
