@@ -77,7 +77,7 @@ def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Spl
 
 
 def refuse_small(splits: Splits, preprocess: Preprocess, skip_unreadable: bool = False) -> None:
-    """Raises `ImageError` for an image that is smaller than a patch, before anything is written.
+    """Raises `ImageError` for an image that is too small or too thin, before anything is written.
 
     Of files that are not in memory only the headers are read.
     """
