@@ -106,6 +106,8 @@ def library(arguments: argparse.Namespace) -> Answer:
         )
     else:
         shown.append(f"{arguments.format} is not installed here, so only vitrail's tables vouch for it")
+    if exported.note:
+        shown.append(f"mind that {exported.note}")
     if arguments.push:
         say(f"uploading to {arguments.push}")
         document["pushed"] = push(exported.folder, arguments.push, private=arguments.private)

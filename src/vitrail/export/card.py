@@ -5,7 +5,9 @@ from typing import Any
 from vitrail.classifier import Classifier
 
 
-def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None) -> str:
+def model_card(
+    classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None, note: str = ""
+) -> str:
     """A README in the hub's form: YAML between dashes, then Markdown."""
     origin, config = classifier.origin, classifier.vit.config
     licence = origin.get("licence")
@@ -35,6 +37,8 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
         f"{list(prepare.std)} of values from 0 to 1.",
         "",
     ]
+    if note:
+        lines += [f"Mind that {note}.", ""]
     if agreed:
         on = agreed["compared_on"] if "compared_on" in agreed else f"{agreed['images']} images of noise"
         lines += [

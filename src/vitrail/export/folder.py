@@ -26,11 +26,12 @@ class Exported:
     form: str
     loads: str
     agreed: dict[str, Any] | None
+    note: str = ""  # what the library does otherwise, if it does
 
     def to_json(self) -> dict[str, Any]:
         """As the command line says it."""
         agreed = self.agreed or {"max_difference": None, "agreement": None, "images": 0}
-        return {"file": str(self.folder), "format": self.form, "loads": self.loads, **agreed}
+        return {"file": str(self.folder), "format": self.form, "loads": self.loads, "note": self.note or None, **agreed}
 
 
 def export_library(classifier: Classifier, form: str, out: str | Path) -> Exported:
@@ -48,8 +49,8 @@ def export_library(classifier: Classifier, form: str, out: str | Path) -> Export
             write_json(inside / name, document)
         agreed = agreement(classifier, form, inside)
         loads = found.loads.format(folder=folder)
-        write_text(inside / "README.md", model_card(classifier, PACKAGES[form], loads, agreed))
-    return Exported(folder, form, loads, agreed)
+        write_text(inside / "README.md", model_card(classifier, PACKAGES[form], loads, agreed, found.note))
+    return Exported(folder, form, loads, agreed, found.note)
 
 
 @contextmanager
