@@ -5,7 +5,9 @@ import json
 import os
 import pickle
 import socket
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from vitrail.weights.cards import cards, find_card
 from vitrail.weights.classes import imagenet
 from vitrail.weights.containers import read_tensors
 from vitrail.weights.foreign import candidates, read_file
+from vitrail.weights.hub import cached_folder
 from vitrail.weights.inspect import inspect_file
 from vitrail.weights.layouts import LAYOUTS, skeleton, write
 
@@ -343,6 +346,87 @@ def test_a_hub_id_is_served_from_the_cache_or_said_to_be_missing(
     refs.mkdir()
     (refs / "main").write_text("abc")
     assert vitrail.load("somebody/tiny").classes == ("ant", "bee")
+
+
+@pytest.fixture
+def hub_and_cache(tmp_path: Path, hub_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A repository whose weights are in the cache and its preprocessor is not, and a hub that has it."""
+    from huggingface_hub import constants
+
+    commit, asked = "a" * 40, []
+    cache = tmp_path / "cache/models--somebody--tiny"
+    document = json.loads((hub_folder / "preprocessor_config.json").read_text()) | {"image_mean": [0.4, 0.4, 0.4]}
+    content = json.dumps(document).encode()
+    (hub_folder / "preprocessor_config.json").unlink()
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text(commit)
+    (cache / "snapshots").mkdir()
+    hub_folder.rename(cache / "snapshots" / commit)
+
+    class Hub(BaseHTTPRequestHandler):
+        files = {f"/somebody/tiny/resolve/{commit}/preprocessor_config.json": content}
+
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            found = self.files.get(self.path)
+            self.send_response(404 if found is None else 200)
+            self.send_header("X-Repo-Commit", commit)
+            if found is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(found or b"")))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(self.files.get(self.path, b""))
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield Hub, asked, cache / "snapshots" / commit
+        server.shutdown()
+
+
+def test_how_images_are_prepared_is_fetched_where_the_cache_lacks_it(hub_and_cache, capsys: pytest.CaptureFixture[str]):
+    _, asked, _ = hub_and_cache
+    assert vitrail.load("somebody/tiny").preprocess.mean == (0.4, 0.4, 0.4)
+    assert asked and "warning" not in capsys.readouterr().err
+    asked.clear()
+    vitrail.load("somebody/tiny")
+    assert not asked
+
+
+def test_where_it_cannot_be_had_that_is_said(
+    hub_and_cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from huggingface_hub import constants
+
+    hub, asked, snapshot = hub_and_cache
+    hub.files = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert vitrail.load("somebody/tiny").preprocess.fit == "squash"
+        assert "no preprocessor_config.json of somebody/tiny here" in capsys.readouterr().err
+    vitrail.load("somebody/tiny")
+    assert asked and "no preprocessor_config.json" in capsys.readouterr().err
+    asked.clear()
+    vitrail.load("somebody/tiny")  # the cache knows that there is none
+    assert not asked and "no preprocessor_config.json" in capsys.readouterr().err
+    (snapshot / "model.safetensors").rename(snapshot / "model-1.safetensors")
+    index = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert cached_folder("somebody/tiny") is None  # a part is missing
+    (snapshot / "model-2.safetensors").touch()
+    assert cached_folder("somebody/tiny") == snapshot
 
 
 # Features without classes

@@ -41,19 +41,26 @@ def read_tensors(path: Path, *, torch_files: bool = False) -> dict[str, Tensor]:
 
 def read_shards(path: Path) -> dict[str, Tensor]:
     """The tensors of several safetensors files, by their index."""
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(listed.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise VitrailError(f"{path} is not an index of safetensors files") from None
+    listed = listed_shards(path)
     tensors: dict[str, Tensor] = {}
-    for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise VitrailError(f"{path} names a file outside its folder: {name!r}")
+    for name in sorted(set(listed.values())):
         tensors |= read_safetensors(path.parent / name)[1]
     if missing := sorted(set(listed) - set(tensors)):
         raise VitrailError(f"{path} lists {missing[0]}, which is in none of its files", "download the files again")
     return tensors
+
+
+def listed_shards(path: Path) -> dict[str, str]:
+    """The file of each tensor, as an index says; raises `VitrailError` where it is none or leads out of its folder."""
+    try:
+        listed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = set(listed.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise VitrailError(f"{path} is not an index of safetensors files") from None
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise VitrailError(f"{path} names a file outside its folder: {name!r}")
+    return listed
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
