@@ -147,11 +147,12 @@ def test_a_small_file_cannot_ask_for_gigabytes(shape: tuple[int, int]):
 
 
 def test_what_is_thin_is_cropped_where_it_is_not_blown_up():
-    crop = Preprocess(image_size=(32, 32), fit="crop", crop_fraction=0.875)
-    assert crop.fitted(noise(4, 400)).shape == (3, 32, 32)  # a hundred times as long as it is high
-    assert crop.fitted(noise(40, 4100)).shape == (3, 32, 32)  # longer, but made smaller
-    with pytest.raises(ValueError, match=r"^404x4 pixels are too thin: a crop would have to make them 3737x37$"):
-        crop.fitted(noise(4, 404))
+    crop = Preprocess(image_size=(224, 224), fit="crop", crop_fraction=0.875)
+    assert crop.fitted(noise(4, 400)).shape == (3, 224, 224)  # a hundred times as long as it is high
+    crop.check_size(300, 200_000)  # longer, but made smaller
+    Preprocess(image_size=(8000, 8000), fit="crop").check_size(100, 180)  # an ordinary image for a large model
+    with pytest.raises(ValueError, match=r"^2100x4 pixels are too thin: a crop would have to make them 134400x256$"):
+        crop.check_size(4, 2100)
 
 
 # colours

@@ -2,11 +2,14 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import socket
 import threading
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import torch
 import torchvision
 import transformers as hf
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tests.test_parity import tiny_torchvision
 from tools.make_cards import timm_config
 
@@ -218,6 +221,100 @@ def test_damaged_files_are_said_to_be_so(tmp_path: Path, suffix: str, damage: st
     assert "damaged" in str(caught.value) or "cut short" in str(caught.value)
 
 
+class Part:
+    """A module as TorchScript pickles it."""
+
+    def __init__(self, **known: object):
+        self.__dict__.update(known)
+
+
+class Stored:
+    """The storage of a tensor."""
+
+
+class Rebuilt:
+    """A tensor as torch pickles it."""
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (Stored(), 0, (1,), (1,), False, OrderedDict())
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, found: object) -> object:
+        return ("storage", torch.FloatStorage, "0", "cpu", 1) if isinstance(found, Stored) else None
+
+
+def archive(top: Part) -> bytes:
+    description = io.BytesIO()
+    Pickler(description, protocol=2).dump(top)
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as file:
+        file.writestr("m/data.pkl", description.getvalue().replace(f"c{__name__}\nPart\n".encode(), b"c__torch__\nP\n"))
+        file.writestr("m/constants.pkl", b"")
+        file.writestr("m/data/0", bytes(4))
+    return whole.getvalue()
+
+
+def itself() -> bytes:
+    top = Part(weight=Rebuilt())
+    top.__dict__["inner"] = top
+    return archive(top)
+
+
+def pairs_of_pairs() -> bytes:
+    top = Part(weight=Rebuilt())
+    for _ in range(200):
+        top = Part(a=top, b=top)
+    return archive(top)
+
+
+def npz(change: Callable[[bytearray, int, int], None]) -> bytes:
+    """A damaged `.npz`: `change` gets it with the places of its two headers."""
+    whole = io.BytesIO()
+    np.savez_compressed(whole, a=np.arange(1000))
+    data = bytearray(whole.getvalue())
+    change(data, data.index(b"PK\3\4"), data.index(b"PK\1\2"))
+    return bytes(data)
+
+
+def encrypted(data: bytearray, first: int, second: int) -> None:
+    data[first + 6] |= 1
+    data[second + 8] |= 1
+
+
+def torn(data: bytearray, first: int, second: int) -> None:
+    data[first + 60 : first + 80] = b"\xff" * 20
+
+
+HOSTILE = {  # suffix, bytes, what is said
+    "a module in itself": (".pt", itself, "fits no known checkpoint"),
+    "pairs of pairs": (".pt", pairs_of_pairs, "fits no known checkpoint"),
+    "a number for a module": (".pt", lambda: archive(Part(inner=5)), "fits no known checkpoint"),
+    "a torn stream": (".npz", lambda: npz(torn), "cut short or not an .npz"),
+    "encrypted": (".npz", lambda: npz(encrypted), "cut short or not an .npz"),
+    "no dimensions": (".safetensors", lambda: save({"norm.weight": torch.tensor(1.0)}), "fits no known checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_a_sentence(tmp_path: Path, case: str):
+    suffix, made, sentence = HOSTILE[case]
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(made())
+    with pytest.raises(VitrailError, match=sentence):
+        vitrail.load(path, torch_files=True)
+
+
+def test_a_tensor_whose_name_is_no_text_is_refused(tmp_path: Path):
+    top = Part(weight=Rebuilt())
+    (tmp_path / "m.pt").write_bytes(archive(top))
+    assert set(read_tensors(tmp_path / "m.pt", torch_files=True)) == {"weight"}
+    top.__dict__[5] = Rebuilt()  # type: ignore[index]
+    (tmp_path / "m.pt").write_bytes(archive(top))
+    with pytest.raises(VitrailError, match="nothing in it was run"):
+        read_tensors(tmp_path / "m.pt", torch_files=True)
+
+
 def test_another_architecture_is_named_as_such(tmp_path: Path):
     save_file(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(VitrailError, match="fits no known checkpoint") as caught:
@@ -264,6 +361,10 @@ CONFIGS = {
     "wider": ({"hidden_size": 64}, "expected"),
     "activation": ({"hidden_act": "gleu"}, "'gleu' is not known"),
     "negative": ({"patch_size": -8}, "patch"),
+    "beyond counting": ({"hidden_size": 2**62}, "no machine can hold"),
+    "beyond numbers": ({"hidden_size": 10**30}, "no machine can hold"),
+    "one size": ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3]}}, "impossible"),
+    "without end": ({"architecture": "vit_tiny_patch16_224", "model_args": {"mlp_ratio": math.inf}}, "impossible"),
 }
 
 

@@ -13,7 +13,7 @@ from vitrail.options import check_fields, option
 
 SMALLEST_STD, LARGEST_MEAN = 1e-6, 1000.0  # of pixels from 0 to 1: beyond these a normalisation is a mistake
 OVERSIZE = 4  # a padded canvas from which random crops are taken is at most so many times the model's size
-THINNEST = 100  # an image that a crop enlarges is, for its width, at most so many times as long as what is seen of it
+ENLARGED = 1 << 25  # pixels to which a crop may enlarge what is far from the model's proportions
 Fit = Literal["pad", "crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
 # pillow: torchvision's and timm's transforms of PIL images
@@ -66,9 +66,8 @@ class Preprocess:
         if min(h, w) < self.smallest:
             raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.smallest}")
         height, width = self.image_size
-        sides = (h * width, w * height)
         tall, wide = self.whole_size(h, w)
-        if self.fit == "crop" and max(sides) > THINNEST * min(sides) and tall * wide > h * w:  # a small file, gigabytes
+        if self.fit == "crop" and tall * wide > max(h * w, ENLARGED, OVERSIZE * height * width):  # gigabytes of a few KB
             raise ValueError(f"{w}x{h} pixels are too thin: a crop would have to make them {wide}x{tall}")
 
     def whole_size(self, h: int, w: int) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def described(document: Document, folder: Path) -> Described:
         return transformers(document, preprocessor(folder))
     except KeyError as error:
         raise VitrailError(f"{folder / 'config.json'} lacks {error}", "download it again") from None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise VitrailError(f"{folder / 'config.json'} says something impossible ({error})") from None
 
 
