@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -464,7 +465,7 @@ def hub_and_cache(tmp_path: Path, hub_folder: Path, monkeypatch: pytest.MonkeyPa
     hub_folder.rename(cache / "snapshots" / commit)
 
     class Hub(BaseHTTPRequestHandler):
-        files = {f"/somebody/tiny/resolve/{commit}/preprocessor_config.json": content}
+        files: ClassVar = {f"/somebody/tiny/resolve/{commit}/preprocessor_config.json": content}
 
         def do_HEAD(self) -> None:
             asked.append(self.path)

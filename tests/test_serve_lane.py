@@ -90,7 +90,9 @@ def test_a_lane_tries_again_where_the_system_gave_nothing(capfd: pytest.CaptureF
     assert '"worker_not_started"' in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("error", [UsageError("there is no device 'gpu' here", "leave it out"), VitrailError("damaged")])
+@pytest.mark.parametrize(
+    "error", [UsageError("there is no device 'gpu' here", "leave it out"), VitrailError("damaged")]
+)
 def test_what_kept_a_process_from_starting_keeps_its_kind(error: VitrailError):
     """`serve m --device gpu` is wrong use, exit code 2."""
 

@@ -67,7 +67,8 @@ class Preprocess:
             raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.smallest}")
         height, width = self.image_size
         tall, wide = self.whole_size(h, w)
-        if self.fit == "crop" and tall * wide > max(h * w, ENLARGED, OVERSIZE * height * width):  # gigabytes of a few KB
+        most = max(h * w, ENLARGED, OVERSIZE * height * width)
+        if self.fit == "crop" and tall * wide > most:  # a file of a few KB would become gigabytes
             raise ValueError(f"{w}x{h} pixels are too thin: a crop would have to make them {wide}x{tall}")
 
     def whole_size(self, h: int, w: int) -> tuple[int, int]:

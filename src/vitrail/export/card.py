@@ -5,9 +5,7 @@ from typing import Any
 from vitrail.classifier import Classifier
 
 
-def model_card(
-    classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None, note: str = ""
-) -> str:
+def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None, note: str = "") -> str:
     """A README in the hub's form: YAML between dashes, then Markdown."""
     origin, config = classifier.origin, classifier.vit.config
     licence = origin.get("licence")

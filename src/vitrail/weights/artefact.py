@@ -58,7 +58,7 @@ def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -
     try:
         said = json.dumps(document, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise VitrailError(f"{path} cannot be written: what it says of itself has a number that is not finite") from None
+        raise VitrailError(f"{path} cannot be written: its description has a number that is not finite") from None
     metadata = {"vitrail": said}  # safetensors writes several keys in any order
     write_atomically(path, lambda aside: save_file(weights, aside, metadata=metadata))
 

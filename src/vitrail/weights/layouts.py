@@ -325,7 +325,7 @@ def source_of(name: str, layout: Layout, config: ViTConfig) -> tuple[Source, Cal
 
 @lru_cache(maxsize=512)
 def skeleton(config: ViTConfig) -> dict[str, Tensor]:
-    """The tensors of a config's ViT by name, without memory of their own; raises `VitrailError` if they are too large."""
+    """The tensors of a config's ViT by name, without memory; raises `VitrailError` where no machine could hold them."""
     try:
         with torch.device("meta"):
             return ViT(config).state_dict()
