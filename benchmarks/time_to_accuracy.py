@@ -42,6 +42,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="that train one model, of either recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_accuracy"))
     arguments = parser.parse_args()
+    if arguments.curve and arguments.beside == "none":
+        parser.error("--curve is drawn at the pace of the recipe that --beside names")
+    for run in filter(None, (arguments.curve, *arguments.also)):
+        if not (run / "metrics.jsonl").is_file():
+            parser.error(f"{run} has no metrics.jsonl: it is no run")
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
         for seed in range(arguments.seeds):

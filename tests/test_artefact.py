@@ -178,6 +178,8 @@ def test_a_write_that_fails_leaves_the_old_file(file: Path):
         lambda d, t: d.update(temperature=-1),
         lambda d, t: d.update(temperature=0),
         lambda d, t: d.update(temperature=float("nan")),
+        lambda d, t: d["origin"].update(loss=float("nan")),
+        lambda d, t: d["origin"].update(loss=-float("inf")),
     ],
 )
 def test_a_hostile_description_is_a_sentence_with_the_files_name(file: Path, change):
@@ -214,6 +216,12 @@ def test_an_origin_of_a_strangers_making_is_a_sentence_for_every_verb(
     assert not out.exists()
     with pytest.raises(VitrailError, match="its origin cannot be read"):
         replace(run.classifier, origin=origin).save(out)
+
+
+def test_what_json_has_no_number_for_is_not_written(run: vitrail.Run, tmp_path: Path):
+    with pytest.raises(VitrailError, match="a number that is not finite"):
+        replace(run.classifier, origin={"loss": float("nan")}).save(tmp_path / "c.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nesting_without_end_is_refused(file: Path):

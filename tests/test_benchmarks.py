@@ -7,14 +7,35 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from benchmarks import cancels, serving
+from benchmarks import cancels, serving, time_to_accuracy
 from benchmarks.throughput import goal_said
 
 from vitrail.bench.alternate import Timing
 from vitrail.bench.contenders import OURS, Contender
 from vitrail.bench.table import rows_of
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--beside", "none", "--curve", "there"], "--curve is drawn at the pace of the recipe that --beside names"),
+        (["--also", "nowhere"], "nowhere has no metrics.jsonl"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_runs(
+    words, said, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    Path("there/metrics.jsonl").touch()
+    monkeypatch.setattr(time_to_accuracy, "trained", lambda *given, **options: pytest.fail("it ran"))
+    monkeypatch.setattr(sys, "argv", ["time_to_accuracy", "data", *words])
+    with pytest.raises(SystemExit):
+        time_to_accuracy.main()
+    assert said in capsys.readouterr().err
 
 
 def test_ours_is_held_against_the_fastest_of_all_rows():

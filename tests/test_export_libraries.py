@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import to_pil_image
 
 import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
@@ -96,6 +98,46 @@ def test_what_a_library_has_no_word_for_is_refused_and_nothing_written(name: str
         export_library(classifier(**GIVEN[name][0]), form, tmp_path / "given")
     assert caught.value.sentence
     assert not list(tmp_path.iterdir())
+
+
+def prepared(fit: str, form: str, folder: Path, **options: object) -> tuple[Classifier, Classifier, str]:
+    """A classifier of this preprocessing, what we read from its folder, and what the export says to mind."""
+    clf = classifier(**options)
+    clf = replace(clf, preprocess=replace(clf.preprocess, fit=fit, crop_fraction=1.0, engine="pillow"))
+    return clf, vitrail.load(export_library(clf, form, folder).folder), (folder / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("shape", [(60, 20), (20, 61), (33, 32)])
+def test_timm_pads_as_we_do_and_so_do_we_again(shape: tuple[int, int], tmp_path: Path):
+    import timm
+
+    clf, again, _ = prepared("pad", "timm", tmp_path / "given")
+    picture = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    ours = clf.preprocess.normalise(clf.preprocess.fitted(picture)[None])[0]
+    assert again.preprocess == clf.preprocess
+    model = timm.create_model(f"local-dir:{tmp_path / 'given'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    assert (transform(to_pil_image(picture)) - ours).abs().max() < 1e-6
+    document = json.loads((tmp_path / "given/config.json").read_text())
+    document["pretrained_cfg"]["crop_pct"] = 0.9
+    (tmp_path / "given/config.json").write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="'border' with crop_pct 0.9 is not known"):
+        vitrail.load(tmp_path / "given")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transformers_prepares_square_images_alike_and_where_it_cannot_pad_it_is_said(channels: int, tmp_path: Path):
+    import transformers
+
+    clf, _, card = prepared("pad", "hf", tmp_path / "given", channels=channels)
+    assert "Mind that this classifier pads" in card
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "given")
+    picture = torch.randint(0, 256, (channels, 32, 32), dtype=torch.uint8)
+    theirs = processor(to_pil_image(picture), return_tensors="pt")["pixel_values"]
+    assert (theirs - clf.preprocess.normalise(clf.preprocess.fitted(picture)[None])).abs().max() < 1e-5
+    assert "Mind that" not in prepared("squash", "hf", tmp_path / "bent")[2]
 
 
 def test_a_key_bias_that_dinov3_has_not_is_refused(tmp_path: Path):

@@ -22,6 +22,7 @@ from vitrail.export.onnx_file import describe, export_onnx, onnx_model, running
 from vitrail.export.proof import Agreed, demand, images_for, map_difference
 from vitrail.export.running import OnnxClassifier
 from vitrail.model import Rotary, SinCos
+from vitrail.predict.address import Address
 
 TINY = dict(width=32, depth=1, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
 SHAPES: dict[str, dict] = {  # between them every part of a model that there is
@@ -332,7 +333,14 @@ def without_nodes(model: onnx.ModelProto) -> None:
     del model.graph.node[3:]
 
 
+def without_bytes(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].ClearField("raw_data")
+
+
 HOSTILE = {
+    "no bytes": (without_bytes, "damaged or was changed"),
+    "no type": (lambda model: setattr(model.graph.initializer[0], "data_type", 999), "of no known type"),
+    "no number": (redescribed(origin={"loss": float("nan")}), "not a JSON object"),
     "another file": (external, "another file"),
     "hidden in a branch": (hidden_external, "another file"),
     "a foreign model": (lambda model: model.ClearField("metadata_props"), "vitrail did not write"),
@@ -356,6 +364,12 @@ def test_a_strange_file_is_a_sentence(name: str, saved: tuple[Classifier, Path],
     with pytest.raises(VitrailError, match=sentence) as caught:
         OnnxClassifier.load(path)
     assert "\n" not in caught.value.sentence
+
+
+def test_a_device_of_no_name_is_wrong_use(saved: tuple[Classifier, Path]):
+    for ask in (lambda: OnnxClassifier.load(saved[1], device="gpu"), lambda: Address(str(saved[1]), device="gpu").kind):
+        with pytest.raises(UsageError, match="there is no device 'gpu' here"):
+            ask()
 
 
 def test_half_a_file_and_what_is_none(saved: tuple[Classifier, Path], tmp_path: Path):

@@ -256,9 +256,24 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
     assert not document["failed"]
 
 
+def test_bench_compares_before_it_times_and_needs_no_model(
+    run: vitrail.Run, make_folder, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vitrail.cli.bench.installed", lambda config: ([], {}))
+    quick = ["--batch", 1, "--rounds", 1, "--turn", 0.001, "--threads", 1]
+    code, document, _ = ask(capsys, "bench", *quick, "--data", "digits", "--images", 2)  # grey, for a model of colours
+    assert (code, document["model"], document["agreement"]["images"]) == (0, "cifar10-small", 2)
+    data = make_folder("bad", {"train": 2, "test": 2})
+    (data / "test/red/0.png").write_bytes(b"no image")
+    monkeypatch.setattr("vitrail.cli.bench.race", lambda *given, **options: pytest.fail("timed too early"))
+    code, document, _ = ask(capsys, "bench", run.folder, *quick, "--data", data)
+    assert (code, "0.png" in document["error"]) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--images", "5"], "--images says how many of --data"),
         (["--batch", "0"], "--batch is 0"),
         (["--rounds", "-1"], "--rounds is -1"),
         (["--turn", "nan"], "--turn is nan"),

@@ -136,6 +136,25 @@ def test_an_image_smaller_than_a_patch_is_refused(fit: str, shape: tuple[int, in
     assert preprocess.fitted(white(4, 4)).shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (16, 3_125_000)])
+def test_a_small_file_cannot_ask_for_gigabytes(shape: tuple[int, int]):
+    """Cropped, 100,000 x 1 pixels would first be resized to 22,400,000 x 224."""
+    crop = Preprocess(image_size=(224, 224), fit="crop")
+    with pytest.raises(ValueError, match=f"{shape[1]}x{shape[0]} pixels are too thin"):
+        crop.fitted(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, *shape))
+    for fit in ("pad", "squash"):
+        Preprocess(image_size=(224, 224), fit=fit).check_size(*shape)
+
+
+def test_what_is_thin_is_cropped_where_it_is_not_blown_up():
+    crop = Preprocess(image_size=(224, 224), fit="crop", crop_fraction=0.875)
+    assert crop.fitted(noise(4, 400)).shape == (3, 224, 224)  # a hundred times as long as it is high
+    crop.check_size(300, 200_000)  # longer, but made smaller
+    Preprocess(image_size=(8000, 8000), fit="crop").check_size(100, 180)  # an ordinary image for a large model
+    with pytest.raises(ValueError, match=r"^2100x4 pixels are too thin: a crop would have to make them 134400x256$"):
+        crop.check_size(4, 2100)
+
+
 # colours
 
 

@@ -2,11 +2,17 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import socket
+import threading
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +22,7 @@ import torch
 import torchvision
 import transformers as hf
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tests.test_parity import tiny_torchvision
 from tools.make_cards import timm_config
 
@@ -28,6 +34,7 @@ from vitrail.weights.cards import cards, find_card
 from vitrail.weights.classes import imagenet
 from vitrail.weights.containers import read_tensors
 from vitrail.weights.foreign import candidates, read_file
+from vitrail.weights.hub import cached_folder
 from vitrail.weights.inspect import inspect_file
 from vitrail.weights.layouts import LAYOUTS, skeleton, write
 
@@ -215,6 +222,100 @@ def test_damaged_files_are_said_to_be_so(tmp_path: Path, suffix: str, damage: st
     assert "damaged" in str(caught.value) or "cut short" in str(caught.value)
 
 
+class Part:
+    """A module as TorchScript pickles it."""
+
+    def __init__(self, **known: object):
+        self.__dict__.update(known)
+
+
+class Stored:
+    """The storage of a tensor."""
+
+
+class Rebuilt:
+    """A tensor as torch pickles it."""
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (Stored(), 0, (1,), (1,), False, OrderedDict())
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, found: object) -> object:
+        return ("storage", torch.FloatStorage, "0", "cpu", 1) if isinstance(found, Stored) else None
+
+
+def archive(top: Part) -> bytes:
+    description = io.BytesIO()
+    Pickler(description, protocol=2).dump(top)
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as file:
+        file.writestr("m/data.pkl", description.getvalue().replace(f"c{__name__}\nPart\n".encode(), b"c__torch__\nP\n"))
+        file.writestr("m/constants.pkl", b"")
+        file.writestr("m/data/0", bytes(4))
+    return whole.getvalue()
+
+
+def itself() -> bytes:
+    top = Part(weight=Rebuilt())
+    top.__dict__["inner"] = top
+    return archive(top)
+
+
+def pairs_of_pairs() -> bytes:
+    top = Part(weight=Rebuilt())
+    for _ in range(200):
+        top = Part(a=top, b=top)
+    return archive(top)
+
+
+def npz(change: Callable[[bytearray, int, int], None]) -> bytes:
+    """A damaged `.npz`: `change` gets it with the places of its two headers."""
+    whole = io.BytesIO()
+    np.savez_compressed(whole, a=np.arange(1000))
+    data = bytearray(whole.getvalue())
+    change(data, data.index(b"PK\3\4"), data.index(b"PK\1\2"))
+    return bytes(data)
+
+
+def encrypted(data: bytearray, first: int, second: int) -> None:
+    data[first + 6] |= 1
+    data[second + 8] |= 1
+
+
+def torn(data: bytearray, first: int, second: int) -> None:
+    data[first + 60 : first + 80] = b"\xff" * 20
+
+
+HOSTILE = {  # suffix, bytes, what is said
+    "a module in itself": (".pt", itself, "fits no known checkpoint"),
+    "pairs of pairs": (".pt", pairs_of_pairs, "fits no known checkpoint"),
+    "a number for a module": (".pt", lambda: archive(Part(inner=5)), "fits no known checkpoint"),
+    "a torn stream": (".npz", lambda: npz(torn), "cut short or not an .npz"),
+    "encrypted": (".npz", lambda: npz(encrypted), "cut short or not an .npz"),
+    "no dimensions": (".safetensors", lambda: save({"norm.weight": torch.tensor(1.0)}), "fits no known checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_a_sentence(tmp_path: Path, case: str):
+    suffix, made, sentence = HOSTILE[case]
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(made())
+    with pytest.raises(VitrailError, match=sentence):
+        vitrail.load(path, torch_files=True)
+
+
+def test_a_tensor_whose_name_is_no_text_is_refused(tmp_path: Path):
+    top = Part(weight=Rebuilt())
+    (tmp_path / "m.pt").write_bytes(archive(top))
+    assert set(read_tensors(tmp_path / "m.pt", torch_files=True)) == {"weight"}
+    top.__dict__[5] = Rebuilt()  # type: ignore[index]
+    (tmp_path / "m.pt").write_bytes(archive(top))
+    with pytest.raises(VitrailError, match="nothing in it was run"):
+        read_tensors(tmp_path / "m.pt", torch_files=True)
+
+
 def test_another_architecture_is_named_as_such(tmp_path: Path):
     save_file(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(VitrailError, match="fits no known checkpoint") as caught:
@@ -261,6 +362,9 @@ CONFIGS = {
     "wider": ({"hidden_size": 64}, "expected"),
     "activation": ({"hidden_act": "gleu"}, "'gleu' is not known"),
     "negative": ({"patch_size": -8}, "patch"),
+    "beyond counting": ({"hidden_size": 2**62}, "no machine can hold"),
+    "one size": ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3]}}, "impossible"),
+    "without end": ({"architecture": "vit_tiny_patch16_224", "model_args": {"mlp_ratio": math.inf}}, "impossible"),
 }
 
 
@@ -343,6 +447,87 @@ def test_a_hub_id_is_served_from_the_cache_or_said_to_be_missing(
     refs.mkdir()
     (refs / "main").write_text("abc")
     assert vitrail.load("somebody/tiny").classes == ("ant", "bee")
+
+
+@pytest.fixture
+def hub_and_cache(tmp_path: Path, hub_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A repository whose weights are in the cache and its preprocessor is not, and a hub that has it."""
+    from huggingface_hub import constants
+
+    commit, asked = "a" * 40, []
+    cache = tmp_path / "cache/models--somebody--tiny"
+    document = json.loads((hub_folder / "preprocessor_config.json").read_text()) | {"image_mean": [0.4, 0.4, 0.4]}
+    content = json.dumps(document).encode()
+    (hub_folder / "preprocessor_config.json").unlink()
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text(commit)
+    (cache / "snapshots").mkdir()
+    hub_folder.rename(cache / "snapshots" / commit)
+
+    class Hub(BaseHTTPRequestHandler):
+        files: ClassVar = {f"/somebody/tiny/resolve/{commit}/preprocessor_config.json": content}
+
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            found = self.files.get(self.path)
+            self.send_response(404 if found is None else 200)
+            self.send_header("X-Repo-Commit", commit)
+            if found is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(found or b"")))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(self.files.get(self.path, b""))
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield Hub, asked, cache / "snapshots" / commit
+        server.shutdown()
+
+
+def test_how_images_are_prepared_is_fetched_where_the_cache_lacks_it(hub_and_cache, capsys: pytest.CaptureFixture[str]):
+    _, asked, _ = hub_and_cache
+    assert vitrail.load("somebody/tiny").preprocess.mean == (0.4, 0.4, 0.4)
+    assert asked and "warning" not in capsys.readouterr().err
+    asked.clear()
+    vitrail.load("somebody/tiny")
+    assert not asked
+
+
+def test_where_it_cannot_be_had_that_is_said(
+    hub_and_cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from huggingface_hub import constants
+
+    hub, asked, snapshot = hub_and_cache
+    hub.files = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert vitrail.load("somebody/tiny").preprocess.fit == "squash"
+        assert "no preprocessor_config.json of somebody/tiny here" in capsys.readouterr().err
+    vitrail.load("somebody/tiny")
+    assert asked and "no preprocessor_config.json" in capsys.readouterr().err
+    asked.clear()
+    vitrail.load("somebody/tiny")  # the cache knows that there is none
+    assert not asked and "no preprocessor_config.json" in capsys.readouterr().err
+    (snapshot / "model.safetensors").rename(snapshot / "model-1.safetensors")
+    index = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert cached_folder("somebody/tiny") is None  # a part is missing
+    (snapshot / "model-2.safetensors").touch()
+    assert cached_folder("somebody/tiny") == snapshot
 
 
 # Features without classes

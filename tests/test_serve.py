@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from serving import PATIENCE, QUEUE, Call, Reply, Running, begin, rude
 from test_battery import png
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
+from vitrail.serve import page
 from vitrail.serve.graph import graph_folder, graph_name, write_graph
 from vitrail.serve.served import names_for
 
@@ -586,6 +588,15 @@ def test_the_page_brings_everything_itself(server: Running):
     assert b"colours" in reply.body or b"red" in reply.body
 
 
+def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
+    assert page.why_plain(clf) is None
+    assert "knows no classes" in str(page.why_plain(replace(clf, classes=())))
+    monkeypatch.setattr(page, "find_spec", lambda package: None if package == "onnx" else package)
+    assert page.why_plain(clf) == "onnx is not installed: pip install 'vitrail[export]'"
+    monkeypatch.setattr(page, "LIMIT", 5.0)
+    assert "more than 5" in str(page.why_plain(clf))
+
+
 def test_another_name_for_this_machine_is_refused(server: Running):
     """A page elsewhere that points its own name at us (DNS rebinding) gets nothing."""
     assert server.get("/v2", host="evil.example:80").status == 403
@@ -679,6 +690,16 @@ def test_two_models_and_the_other_runtime(guarded: Running, clf: vitrail.Classif
         assert logits_in(reply) == pytest.approx(truth(clf, data), abs=1e-4)
     assert guarded.events("backend")[0]["images_per_second"].keys() == {"torch", "onnxruntime"}
     assert guarded.ask("POST", "/explain", data, KEY).status == 501
+
+
+def test_the_plain_form_has_the_buttons_that_are_answered(server: Running, guarded: Running):
+    features = server.get("/?model=features").body.decode()
+    assert "Explain</button>" in features and "Predict</button>" not in features
+    assert "knows no classes" in server.events("plain_page", model="features")[0]["why"]
+    graph = guarded.ask("GET", "/?model=file", headers=KEY).body.decode()
+    assert "Predict</button>" in graph and "Explain</button>" not in graph
+    assert "ONNX file" in guarded.events("plain_page", model="file")[0]["why"]
+    assert not server.events("plain_page", model="colours")  # which gets the whole page
 
 
 def test_a_nursery_that_is_killed_comes_back_too(guarded: Running):

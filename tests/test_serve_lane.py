@@ -15,7 +15,7 @@ import uvicorn
 
 import vitrail
 from serving import PATIENCE
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.serve import lane as lanes
 from vitrail.serve import server as servers
 from vitrail.serve.batcher import Batcher
@@ -25,7 +25,7 @@ from vitrail.serve.nursery import Nursery, Source
 from vitrail.serve.served import known
 from vitrail.serve.settings import Settings
 from vitrail.serve.wire import send
-from vitrail.serve.worker import Duty
+from vitrail.serve.worker import Duty, failed
 
 
 class Asleep:
@@ -88,6 +88,23 @@ def test_a_lane_tries_again_where_the_system_gave_nothing(capfd: pytest.CaptureF
         asyncio.run(scenario(workers))
     assert len(tried) == 2
     assert '"worker_not_started"' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("there is no device 'gpu' here", "leave it out"), VitrailError("damaged")]
+)
+def test_what_kept_a_process_from_starting_keeps_its_kind(error: VitrailError):
+    """`serve m --device gpu` is wrong use, exit code 2."""
+
+    async def scenario(workers: Asleep) -> None:
+        lane = Lane("m", "predict", workers.spawn, Batcher(1, 8), Metrics())
+        with pytest.raises(VitrailError, match=error.sentence) as caught:
+            await lane.open()
+        await lane.close()
+        assert type(caught.value) is type(error)
+
+    with Asleep(failed(error)) as workers:
+        asyncio.run(scenario(workers))
 
 
 def test_a_process_that_is_stuck_while_it_starts_is_killed(monkeypatch: pytest.MonkeyPatch):

@@ -562,6 +562,18 @@ def test_images_are_fitted_as_python_fits_them(page):
             assert away.max() <= (0 if exact() or engine == "pillow" else 1), (part, h, w, away.max())
 
 
+@needs_chromium
+def test_an_image_too_thin_to_be_cropped_is_refused(page):
+    said = page.evaluate(
+        """([width, height, how]) => {
+          try { vitrail.fitted({ planes: new Uint8Array(width * height), height, width }, how); }
+          catch (error) { return error.message; }
+        }""",
+        [100_000, 1, Preprocess(image_size=(30, 24), fit="crop", mean=(0.5,), std=(0.5,)).to_json()],
+    )
+    assert said == "100000x1 pixels are too thin: a crop would have to make them 3000000x30"
+
+
 def exact() -> bool:
     """Whether torch resizes in whole numbers here, as Pillow does, or in floats."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

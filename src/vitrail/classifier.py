@@ -23,6 +23,7 @@ from vitrail.weights.artefact import Artefact, is_artefact, read_artefact, write
 from vitrail.weights.box import boxed
 from vitrail.weights.find import find_foreign
 from vitrail.weights.foreign import settled
+from vitrail.weights.layouts import skeleton
 
 if TYPE_CHECKING:
     from vitrail.evaluate import Evaluation
@@ -252,10 +253,9 @@ def filled(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
     if f"blocks.{config.depth - 1}.norm1.weight" not in weights:
         raise VitrailError(f"{path} lacks the tensor blocks.{config.depth - 1}.norm1.weight")
     try:
-        with torch.device("meta"):
-            ours = ViT(config).state_dict()
-    except RuntimeError:  # sizes beyond what can be counted
-        raise VitrailError(f"{path} describes a model that no machine can hold") from None
+        ours = skeleton(config)
+    except VitrailError as error:
+        raise VitrailError(f"{path}: {error.sentence}") from None
     for name, tensor in ours.items():
         if name not in weights:
             raise VitrailError(f"{path} lacks the tensor {name}")

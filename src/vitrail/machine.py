@@ -15,18 +15,28 @@ from vitrail.errors import UsageError
 GIB = 1 << 30
 
 
+def named_device(name: str) -> torch.device:
+    """The device of this name, be it here or not; raises `UsageError` where no device is called so."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise no_device(name) from None
+
+
+def no_device(name: str) -> UsageError:
+    """What is said of a device that cannot be had."""
+    return UsageError(f"there is no device {name!r} here", "leave it out to use the best there is")
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, or the best there is; raises `UsageError` for one that this machine lacks.
 
     Nothing is put on it: of several processes each would take memory of the first GPU.
     """
     if name:
-        try:
-            device = torch.device(name)
-            if (device.index or 0) >= devices(device.type):
-                raise RuntimeError
-        except RuntimeError:
-            raise UsageError(f"there is no device {name!r} here", "leave it out to use the best there is") from None
+        device = named_device(name)
+        if (device.index or 0) >= devices(device.type):
+            raise no_device(name)
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -1,4 +1,4 @@
-"""Time a model on this machine, beside other libraries' ViTs of its size, all in one run and in turn.
+"""Time a model (cifar10-small) on this machine, beside other libraries' ViTs of its size, all in one run and in turn.
 
 Ours is timed plainly and by its fast path (predict --fast, Classifier.fast), the others as they come, one of them also
 in ONNX Runtime. Peers that are not installed are named: pip install 'vitrail[bench]' brings them all.
@@ -32,14 +32,14 @@ from vitrail.weights.sizes import size_name
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    add_model(parser)
+    add_model(parser, default="cifar10-small")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="images at a time (1 8)")
     parser.add_argument(
         "--train", type=int, nargs="?", const=64, metavar="N", help="also a training step, on N images (64)"
     )
     parser.add_argument("--compile", action="store_true", help="also compiled: takes minutes, wants a C++ compiler")
     parser.add_argument("--data", metavar="DATA", help="also whether the fast path gives the same labels on its images")
-    parser.add_argument("--images", type=int, default=500, metavar="N", help="so many of them (500)")
+    parser.add_argument("--images", type=int, metavar="N", help="so many of them (500)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all cores)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns that each one takes (7)")
     parser.add_argument("--turn", type=float, default=0.2, metavar="S", help="seconds of a turn, at least (0.2)")
@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> Answer:
             raise UsageError(f"--{name} is {given}; it must be above 0")
     if min(arguments.batch) < 1:
         raise UsageError(f"--batch is {min(arguments.batch)}; it must be at least 1")
+    if arguments.images and not arguments.data:
+        raise UsageError("--images says how many of --data are compared", "add --data DATA")
     classifier = loaded(arguments)
     if classifier.device.type == "mps":
         raise UsageError("bench knows no mps device", "use --device cpu")
@@ -83,6 +85,10 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
     }
     if arguments.train:
         kinds[f"training step, batch {arguments.train}"] = (arguments.train, partial(training_contenders, peers=peers))
+    agreed: dict[str, Any] | None = None
+    if arguments.data:  # first: what is wrong with the images must not cost the timings
+        images = any_images(arguments.data, config.channels)
+        agreed = agreement(classifier, images, most=arguments.images or 500)
     races: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
     taken: dict[str, float | None] = {}
@@ -114,13 +120,13 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
         "races": {title: [row.to_json() for row in rows] for title, rows in races.items()},
     }  # fmt: skip
     shown: list[object] = [
-        f"{document['size']} at {config.image_size} pixels; {', '.join(f'{k} {v}' for k, v in machine.items())}",
+        f"{arguments.model}: {document['size']} at {config.image_size} pixels; "
+        f"{', '.join(f'{k} {v}' for k, v in machine.items())}",
         "times: as fast as the best of the others, median of the rounds (quartiles)",
     ]
     for title, rows in races.items():
         shown += ["", table_of(title, rows)]
-    if arguments.data:
-        agreed = agreement(classifier, any_images(arguments.data), most=arguments.images)
+    if agreed:
         document["agreement"] = agreed
         shown += ["", agreement_said(agreed)]
     if arguments.out:
@@ -152,7 +158,7 @@ def table_of(title: str, rows: list[Row]) -> Table:
     return table
 
 
-def any_images(data: str) -> Any:
-    """The images of DATA: its test images, else those of validation, else those of training."""
-    parts = open_data(data).parts()
+def any_images(data: str, channels: int) -> Any:
+    """The images of DATA in so many channels: its test images, else those of validation, else those of training."""
+    parts = open_data(data, channels=channels).parts()
     return next(parts[name] for name in ("test", "validation", "train") if name in parts)

@@ -109,6 +109,8 @@ def library(arguments: argparse.Namespace) -> Answer:
         )
     else:
         shown.append(f"not compared: {exported.unproven}, so nothing but vitrail's own tables vouches for the folder")
+    if exported.note:
+        shown.append(f"mind that {exported.note}")
     if arguments.push:
         say(f"uploading to {arguments.push}")
         document["pushed"] = push(exported.folder, arguments.push, private=arguments.private)

@@ -13,9 +13,15 @@ from vitrail.machine import pick_device
 WHAT = "a run folder, an artefact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
 
 
-def add_model(parser: argparse.ArgumentParser, onnx: bool = False, threads: str = "as many as cores") -> None:
-    """MODEL, and what it may be read from; `onnx` where a verb also runs an exported file, by so many `threads`."""
-    parser.add_argument("model", metavar="MODEL", help=WHAT + (", or an .onnx file of vitrail's" if onnx else ""))
+def add_model(
+    parser: argparse.ArgumentParser, onnx: bool = False, threads: str = "as many as cores", default: str | None = None
+) -> None:
+    """MODEL, and what it may be read from; `onnx` where a verb also runs an exported file, by so many `threads`.
+
+    With a `default` it may be left out.
+    """
+    what = WHAT + (", or an .onnx file of vitrail's" if onnx else "") + (f" ({default})" if default else "")
+    parser.add_argument("model", metavar="MODEL", nargs="?" if default else None, default=default, help=what)
     parser.add_argument(
         "--torch-files", action="store_true", help="read plain tensors from torch's own files (.pt .pth .bin)"
     )

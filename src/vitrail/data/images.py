@@ -52,7 +52,7 @@ class Images:
         return self.pixels.size(i) if isinstance(self.pixels, Encoded) else tuple(self[i].shape[-2:])  # type: ignore[return-value]
 
     def fitted(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """These images as uint8 (B, C, H, W) of the model's size; raises `ImageError` naming one that is too small."""
+        """These images as uint8 (B, C, H, W) of the model's size; raises `ImageError` naming one that cannot be."""
         pixels = []
         for i in indices:
             try:

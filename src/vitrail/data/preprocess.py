@@ -13,6 +13,7 @@ from vitrail.options import check_fields, option
 
 SMALLEST_STD, LARGEST_MEAN = 1e-6, 1000.0  # of pixels from 0 to 1: beyond these a normalisation is a mistake
 OVERSIZE = 4  # a padded canvas from which random crops are taken is at most so many times the model's size
+ENLARGED = 1 << 25  # pixels to which a crop may enlarge what is far from the model's proportions
 Fit = Literal["pad", "crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
 # pillow: torchvision's and timm's transforms of PIL images
@@ -26,7 +27,7 @@ class Preprocess:
     `fit` says what becomes of another shape than the model's: `pad` keeps everything and the proportions, `crop`
     takes the middle, `squash` keeps everything and bends the proportions. Both resize to more than the model's size and
     take the middle of it where `crop_fraction` is below one (224 of 256 is 0.875). Images with a side below `smallest`
-    pixels are refused.
+    pixels are refused, and so are those of which a crop would first make far more pixels than they have.
     """
 
     image_size: tuple[int, int]
@@ -61,15 +62,28 @@ class Preprocess:
         return [min(max(round(255 * m), 0), 255) for m in self.mean]
 
     def check_size(self, h: int, w: int) -> None:
-        """Raises `ValueError` for an image of h x w pixels that is too small for the model to see anything."""
+        """Raises `ValueError` for an image of h x w pixels that is too small to show anything or too thin to crop."""
         if min(h, w) < self.smallest:
             raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.smallest}")
+        height, width = self.image_size
+        tall, wide = self.whole_size(h, w)
+        most = max(h * w, ENLARGED, OVERSIZE * height * width)
+        if self.fit == "crop" and tall * wide > most:  # a file of a few KB would become gigabytes
+            raise ValueError(f"{w}x{h} pixels are too thin: a crop would have to make them {wide}x{tall}")
+
+    def whole_size(self, h: int, w: int) -> tuple[int, int]:
+        """Height and width to which `crop` and `squash` resize an image of h x w pixels before they take its middle."""
+        height, width = self.image_size
+        tall, wide = round(height / self.crop_fraction), round(width / self.crop_fraction)
+        if self.fit == "crop":  # the other side is rounded down, as torchvision, timm and transformers do
+            return (tall, max(wide, tall * w // h)) if h * wide <= w * tall else (max(tall, wide * h // w), wide)
+        return tall, wide
 
     def frame(self, image_CHW: Tensor) -> Tensor:
         """The field of view: with `pad`, the image on a canvas of the model's proportions; else the image.
 
         The canvas is at most `OVERSIZE` times the model's size: a long thin image must not fill the memory. Raises
-        `ValueError` if the image is too small.
+        `ValueError` as `check_size` does.
         """
         height, width = self.image_size
         h, w = image_CHW.shape[-2:]
@@ -91,7 +105,7 @@ class Preprocess:
         return canvas
 
     def fitted(self, image_CHW: Tensor) -> Tensor:
-        """uint8 (C, h, w) of any size -> uint8 (C, H, W) of the model's size; raises `ValueError` if too small."""
+        """uint8 (C, h, w) of any size -> uint8 (C, H, W) of the model's; raises `ValueError` as `check_size` does."""
         height, width = self.image_size
         h, w = image_CHW.shape[-2:]
         self.check_size(h, w)
@@ -99,10 +113,7 @@ class Preprocess:
             scale = min(height / h, width / w)
             inner = (min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
             return self.pad(self.resize(image_CHW, *inner), height, width)
-        tall, wide = round(height / self.crop_fraction), round(width / self.crop_fraction)
-        if self.fit == "crop":  # the other side is rounded down, as torchvision, timm and transformers do
-            tall, wide = (tall, max(wide, tall * w // h)) if h * wide <= w * tall else (max(tall, wide * h // w), wide)
-        return self.middle(self.resize(image_CHW, tall, wide), height, width)
+        return self.middle(self.resize(image_CHW, *self.whole_size(h, w)), height, width)
 
     def middle(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
         """The middle of an image; where half a pixel is left over, transformers crops one earlier than the others."""

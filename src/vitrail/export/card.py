@@ -6,7 +6,7 @@ from vitrail.classifier import Classifier
 from vitrail.data.sources import OPTIMISTIC
 
 
-def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None) -> str:
+def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None, note: str = "") -> str:
     """A README in the hub's form: YAML between dashes, then Markdown; without `agreed` it says that nobody compared."""
     origin, config = classifier.origin, classifier.vit.config
     licence = origin.get("licence")
@@ -36,6 +36,8 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
         f"{list(prepare.std)} of values from 0 to 1.",
         "",
     ]
+    if note:
+        lines += [f"Mind that {note}.", ""]
     if agreed:
         compared = f"on {agreed['compared_on']}: largest difference {agreed['max_difference']:.1e}"
         lines += [f"Its answers were compared with vitrail's {compared}.", ""]

@@ -26,6 +26,7 @@ class Exported:
     form: str
     loads: str
     agreed: dict[str, Any] | None
+    note: str = ""  # what the library does otherwise, if it does
 
     @property
     def unproven(self) -> str | None:
@@ -36,7 +37,7 @@ class Exported:
         """As the command line says it."""
         nothing = {"compared_on": None, "max_difference": None, "agreement": None, "images": 0}
         agreed = self.agreed or {**nothing, "unproven": self.unproven}
-        return {"file": str(self.folder), "format": self.form, "loads": self.loads, **agreed}
+        return {"file": str(self.folder), "format": self.form, "loads": self.loads, "note": self.note or None, **agreed}
 
 
 def export_library(classifier: Classifier, form: str, out: str | Path) -> Exported:
@@ -55,8 +56,8 @@ def export_library(classifier: Classifier, form: str, out: str | Path) -> Export
             write_json(inside / name, document)
         agreed = agreement(classifier, form, inside)
         loads = found.loads.format(folder=folder)
-        write_text(inside / "README.md", model_card(classifier, PACKAGES[form], loads, agreed))
-    return Exported(folder, form, loads, agreed)
+        write_text(inside / "README.md", model_card(classifier, PACKAGES[form], loads, agreed, found.note))
+    return Exported(folder, form, loads, agreed, found.note)
 
 
 @contextmanager

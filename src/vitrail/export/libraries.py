@@ -22,11 +22,15 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Given:
-    """What a library gets: the tensors under its names, and JSON files by name; `loads` is the code that reads it."""
+    """What a library gets: the tensors under its names, and JSON files by name.
+
+    `loads` is the code that reads it; `note` a sentence about what the library does otherwise, if it does.
+    """
 
     tensors: State
     files: dict[str, Document] = field(default_factory=dict)
     loads: str = ""
+    note: str = ""
 
 
 # Folding
@@ -145,7 +149,7 @@ def timm_given(
     prepared: Document = {
         "input_size": [config.channels, *preprocess.image_size],
         "interpolation": preprocess.interpolation,
-        "crop_pct": preprocess.crop_fraction,
+        "crop_pct": 1.0 if preprocess.fit == "pad" else preprocess.crop_fraction,  # padding leaves nothing out
         "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[preprocess.fit],
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
@@ -205,7 +209,8 @@ def hf(classifier: Classifier, config: ViTConfig, state: State) -> Given:
         document["id2label"] = {str(number): name for number, name in enumerate(names)}
         document["label2id"] = {name: number for number, name in enumerate(names)}
     files = {"config.json": document, "preprocessor_config.json": hf_preparation(classifier)}
-    return Given(tensors, files, f'transformers.{architecture}.from_pretrained("{{folder}}").eval()')
+    note = BENT if classifier.preprocess.fit == "pad" else ""
+    return Given(tensors, files, f'transformers.{architecture}.from_pretrained("{{folder}}").eval()', note)
 
 
 Family = tuple[str, str, Document, ViTConfig, State]  # architecture, layout, config.json, what is written
@@ -350,15 +355,22 @@ HF_FAMILIES: list[tuple[Callable[[ViTConfig], bool], Callable[[ViTConfig, State]
 ]  # fmt: skip
 
 
+BENT = (
+    "this classifier pads images that are not square, which transformers' image processor cannot: it bends them, "
+    "and answers to them differ; square images are prepared alike"
+)
+
+
 def hf_preparation(classifier: Classifier) -> Document:
-    """The `preprocessor_config.json` that prepares images as the classifier does."""
+    """The `preprocessor_config.json` that prepares images as the classifier does, but for padding: see `BENT`."""
     preprocess = classifier.preprocess
     height, width = preprocess.image_size
-    tall, wide = (round(side / preprocess.crop_fraction) for side in (height, width))
-    cropped = preprocess.fit == "crop" or preprocess.crop_fraction < 1
+    fraction = 1.0 if preprocess.fit == "pad" else preprocess.crop_fraction
+    tall, wide = (round(side / fraction) for side in (height, width))
+    cropped = preprocess.fit == "crop" or fraction < 1
     document: Document = {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": preprocess.channels == 3,
         "do_resize": True,
         "size": {"shortest_edge": tall} if preprocess.fit == "crop" else {"height": tall, "width": wide},
         "resample": {"bilinear": 2, "bicubic": 3}[preprocess.interpolation],

@@ -6,7 +6,6 @@ A file is looked at before it is run: it must be one that we wrote, whole, uncha
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from vitrail.classifier import AnyClassifier, finite
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.export.graph import LOGITS, PIXELS, TARGET
-from vitrail.weights.artefact import LONGEST, Artefact, described
+from vitrail.machine import named_device
+from vitrail.weights.artefact import LONGEST, Artefact, described, parsed
 
 LARGEST = 2 << 30  # bytes that a protobuf message, which an ONNX file is, can hold
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
@@ -116,14 +116,20 @@ def checked(data: bytes, path: Path) -> tuple[Artefact, dict[str, Any]]:
     for tensor in tensors_of(model, onnx):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise VitrailError(f"{path} keeps the weight {tensor.name!r} in another file, which is not read")
+        if tensor.data_type not in onnx.TensorProto.DataType.values():
+            raise VitrailError(f"{path} is damaged: its weight {tensor.name!r} is of no known type", "export it again")
     try:
-        document = json.loads(metadata["vitrail"])
+        document = parsed(metadata["vitrail"])
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise VitrailError(f"{path} is not a whole artefact: its description is not a JSON object")
     artefact = described(document, path)
-    if document.get("sha256") != digest(model):
+    try:
+        found = digest(model)
+    except Exception:  # onnx raises whatever the damage to a weight brings up
+        found = None
+    if found is None or document.get("sha256") != found:
         raise VitrailError(
             f"{path} is damaged or was changed: its weights are not those that vitrail wrote", "export it again"
         )
@@ -181,7 +187,7 @@ def digest(model: Any) -> str:
 def session_of(data: bytes, path: Path, threads: int | None, device: str) -> Any:
     """A session of ONNX Runtime on this graph; raises `VitrailError` where it does not take it."""
     _, ort = onnx_packages()
-    provider = PROVIDERS.get(torch.device(device).type)
+    provider = PROVIDERS.get(named_device(device).type)
     if provider not in ort.get_available_providers():
         raise UsageError(f"ONNX Runtime has no device {device!r} here", "leave --device out to use the processor")
     if threads is not None and threads < 1:

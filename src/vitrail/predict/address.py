@@ -7,11 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitrail.classifier import AnyClassifier, Classifier, load
 from vitrail.errors import UsageError
-from vitrail.machine import pick_device
+from vitrail.machine import named_device, pick_device
 from vitrail.weights.artefact import digest
 
 
@@ -33,7 +31,7 @@ class Address:
     @property
     def kind(self) -> str:
         """The device's type: cpu, cuda, mps."""
-        return torch.device(self.device or "cpu").type if self.is_graph else pick_device(self.device).type
+        return (named_device(self.device or "cpu") if self.is_graph else pick_device(self.device)).type
 
     @cached_property
     def _opened(self) -> tuple[AnyClassifier, str]:

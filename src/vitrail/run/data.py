@@ -101,18 +101,18 @@ def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Spl
 def refuse_small(
     splits: Splits, preprocess: Preprocess, report: Report | None = None, skip_unreadable: bool = False
 ) -> None:
-    """Raises `ImageError` for an image that is smaller than a patch, before anything is written.
+    """Raises `ImageError` for an image that is too small or too thin, before anything is written.
 
-    Where a check has seen the images it knows their sizes; else as little is read of each as says its own.
+    Where a check has seen the images it knows their sizes; else as little is read of each as says its own, and nothing
+    where no image is too small (one that is too thin is then found when it is read).
     """
-    if preprocess.smallest == 1:
-        return
     if report and report.seen:
         for place, look in report.seen.read:
-            pixels = report.seen.found.splits[place.split].pixels
-            if min(look.height, look.width) < preprocess.smallest:
-                name = pixels.place(place.number) if isinstance(pixels, Encoded) else place.name
-                refuse_size(preprocess, name, (look.height, look.width))
+            if why := refusal(preprocess, look.height, look.width):
+                pixels = report.seen.found.splits[place.split].pixels
+                raise ImageError(pixels.place(place.number) if isinstance(pixels, Encoded) else place.name, why)
+        return
+    if preprocess.smallest == 1:
         return
     parts = splits.parts().values()
     with bar("reading sizes", sum(map(len, parts))) as progress:
@@ -125,12 +125,14 @@ def refuse_small(
                     if skip_unreadable:  # the loader will count it
                         continue
                     raise
-                refuse_size(preprocess, images.paths[i], size)
+                if why := refusal(preprocess, *size):
+                    raise ImageError(images.paths[i], why)
 
 
-def refuse_size(preprocess: Preprocess, name: str, size: tuple[int, int]) -> None:
-    """Raises `ImageError` where (height, width) are smaller than a patch."""
+def refusal(preprocess: Preprocess, height: int, width: int) -> str | None:
+    """Why an image of this size is refused, if it is."""
     try:
-        preprocess.check_size(*size)
+        preprocess.check_size(height, width)
     except ValueError as error:
-        raise ImageError(name, str(error)) from None
+        return str(error)
+    return None

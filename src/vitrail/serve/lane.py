@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.serve.batcher import Batcher, Full, Item
 from vitrail.serve.logs import log
 from vitrail.serve.metrics import Metrics, Statistics
@@ -53,7 +53,7 @@ class Worker:
             worker.hello = (await worker.answer())[0]  # its number alone, so that it can be killed if it gets stuck
             worker.hello |= (await worker.answer())[0]
             if "error" in worker.hello:
-                raise VitrailError(worker.hello["error"])
+                raise said(worker.hello)
         except BaseException:
             worker.close()
             raise
@@ -236,6 +236,11 @@ class Lane:
             row_Y if fine else failed("the model's answer to this image is not a finite number")
             for row_Y, fine in zip(rows_BY, good, strict=True)
         ]
+
+
+def said(document: dict[str, Any]) -> VitrailError:
+    """The error that a process answered with, of the kind that it was there."""
+    return (UsageError if document["wrong_use"] else VitrailError)(document["error"])
 
 
 def settle(item: Item, answer: Any) -> None:

@@ -1,10 +1,13 @@
 """The page at /: what `vitrail export --format web` makes; a plain form where that cannot be."""
 
 import html
+from importlib.util import find_spec
 
 from vitrail.classifier import AnyClassifier, Classifier
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.export.web import web_page
+from vitrail.export.web.page import LIMIT, check_size
+from vitrail.serve.logs import log
 
 # Only what the page itself brings: its own scripts and WebAssembly, in a worker made from a blob, and pictures that it
 # was given. Nothing else can be loaded, and no other page can frame it or look into it.
@@ -28,27 +31,50 @@ body{{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;paddin
 button,input{{font:inherit}}</style>
 <h1>{name}</h1>
 <p>{about}</p>
-<form method="post" enctype="multipart/form-data" action="/predict?model={name}">
-<p><label>An image file <input type="file" name="image" accept="image/*" required></label>
-<p><button>Predict</button>
-<button formaction="/explain?model={name}&amp;picture=panels">Explain</button>
-</form>
+{form}
 </html>
 """
+IMAGE = """<form method="post" enctype="multipart/form-data">
+<p><label>An image file <input type="file" name="image" accept="image/*" required></label>
+<p>{buttons}
+</form>"""
+PREDICT = '<button formaction="/predict?model={name}">Predict</button>'
+EXPLAIN = '<button formaction="/explain?model={name}&amp;picture=panels">Explain</button>'
 
 
-def page_of(classifier: AnyClassifier, name: str) -> bytes:
-    """The page of one model, as one HTML file."""
+def why_plain(classifier: AnyClassifier | None) -> str | None:
+    """Why a model (None: one in an ONNX file) gets the plain form, and what helps; None where it gets the whole page.
+
+    Nothing is imported for it, and nothing made: that the graphs do not agree shows only when the page is asked for.
+    """
     if not isinstance(classifier, Classifier):
-        return plain_page(classifier, name)
+        return "an ONNX file has no inside to show; serve the classifier that it was made from"
     try:
-        return web_page(classifier, model=name)
-    except VitrailError:  # too large for a page, or without classes
-        return plain_page(classifier, name)
+        classifier.refuse_nameless()
+        check_size(classifier, half=False, limit=LIMIT)
+    except UsageError as error:
+        return error.sentence
+    missing = [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]
+    return f"{missing[0]} is not installed: pip install 'vitrail[export]'" if missing else None
 
 
-def plain_page(classifier: AnyClassifier, name: str) -> bytes:
-    """A form that sends an image to /predict or /explain."""
-    about = f"{len(classifier.classes)} classes: {', '.join(classifier.classes[:12])}"
-    more = ", ..." if len(classifier.classes) > 12 else ""
-    return FORM.format(name=html.escape(name), about=html.escape(about + more)).encode()
+def page_of(classifier: AnyClassifier, name: str, explains: bool) -> bytes:
+    """The page of one model, as one HTML file; `explains` says whether the server does."""
+    if why_plain(classifier) is None:
+        assert isinstance(classifier, Classifier)
+        try:
+            return web_page(classifier, model=name)
+        except VitrailError as error:
+            log("plain_page", model=name, why=str(error))
+    return plain_page(classifier, name, explains)
+
+
+def plain_page(classifier: AnyClassifier, name: str, explains: bool) -> bytes:
+    """A form that sends an image to where it is answered: /predict, /explain, both or neither."""
+    classes = classifier.classes
+    about = f"{len(classes)} classes: {', '.join(classes[:12])}" if classes else "Features, no classes"
+    more = ", ..." if len(classes) > 12 else ""
+    name = html.escape(name)
+    buttons = (PREDICT if classes else "") + (EXPLAIN if explains else "")
+    form = IMAGE.format(buttons=buttons.format(name=name)) if buttons else ""
+    return FORM.format(name=name, about=html.escape(about + more), form=form).encode()

@@ -88,7 +88,7 @@ def area_of(file: bytes, settings: Settings) -> int:
 
 
 def fitted(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:
-    """Pixels of any size -> of the model's; raises `ImageError` where they are too few."""
+    """Pixels of any size -> of the model's; raises `ImageError` where they cannot be."""
     try:
         found: Pixels = preprocess.fitted(image_CHW).contiguous().numpy()
     except ValueError as error:

@@ -16,7 +16,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model import ViTConfig
 from vitrail.serve.batcher import Batcher, Item
-from vitrail.serve.lane import LONG, Lane, Worker, WorkerLost
+from vitrail.serve.lane import LONG, Lane, Worker, WorkerLost, said
 from vitrail.serve.logs import log
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.nursery import Nursery, Source
@@ -177,7 +177,7 @@ class Served:
         finally:
             worker.close()
         if "error" in document:
-            raise VitrailError(document["error"])
+            raise said(document)
         return document, parts
 
     async def page(self) -> bytes:
@@ -185,7 +185,8 @@ class Served:
         async with self.page_lock:
             if self.made_page is None:
                 try:
-                    _, self.made_page = await self._once({"do": "page", "name": self.known.name})
+                    ask = {"do": "page", "name": self.known.name, "explains": self.explaining is not None}
+                    _, self.made_page = await self._once(ask)
                 except VitrailError as error:
                     raise failed(f"the page cannot be made: {error}") from None
             return self.made_page

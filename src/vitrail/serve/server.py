@@ -26,6 +26,7 @@ from vitrail.serve.frontdoor import HOSTS, Frontdoor
 from vitrail.serve.logs import Lines, log
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.nursery import Nursery, Source, open_nursery
+from vitrail.serve.page import why_plain
 from vitrail.serve.reading import Reader
 from vitrail.serve.served import Served, known, names_for
 from vitrail.serve.settings import Settings
@@ -109,6 +110,9 @@ def serve(
     classifiers = [source.load() for source in sources]
     models = [known(name, i, sources[i], classifiers[i]) for i, name in enumerate(named)]
     listener = listen(host, port)
+    for name, classifier in zip(named, classifiers, strict=True):
+        if (why := why_plain(classifier)) is not None:
+            log("plain_page", model=name, why=why)
     nursery = open_nursery(sources, classifiers, close=[listener])
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -116,7 +116,7 @@ def page(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer
     """The page at /."""
     from vitrail.serve.page import page_of
 
-    return {}, page_of(predictor.classifier, document["name"])
+    return {}, page_of(predictor.classifier, document["name"], document["explains"])
 
 
 def graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:

@@ -6,6 +6,7 @@ preprocessing, temperature, and where it all came from. Nothing is ever unpickle
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -
     check_origin(artefact.origin)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     document = {**artefact.to_json(), "sha256": digest(weights)}
-    metadata = {"vitrail": json.dumps(document, ensure_ascii=False)}  # safetensors writes several keys in any order
+    try:
+        said = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise VitrailError(f"{path} cannot be written: its description has a number that is not finite") from None
+    metadata = {"vitrail": said}  # safetensors writes several keys in any order
     write_atomically(path, lambda aside: save_file(weights, aside, metadata=metadata))
 
 
@@ -132,7 +137,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tenso
             if len(metadata.get("vitrail", "")) > LONGEST:
                 raise VitrailError(f"{path} is not a whole artefact: its description is longer than {LONGEST:,} bytes")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        document = json.loads(metadata["vitrail"]) if "vitrail" in metadata else None
+        document = parsed(metadata["vitrail"]) if "vitrail" in metadata else None
     except FileNotFoundError:
         raise VitrailError(f"there is no file {path}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
@@ -142,6 +147,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tenso
     if document is not None and not isinstance(document, dict):
         raise VitrailError(f"{path} is not a whole artefact: its description is not a JSON object")
     return document, weights
+
+
+def parsed(text: str) -> Any:
+    """JSON as the standard has it; raises `ValueError` for what Python reads beyond it and could not print again."""
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is no finite number")
+        return value
+
+    return json.loads(text, parse_float=finite, parse_constant=finite)
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import Fit, Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model import Rotary, ViTConfig
 from vitrail.weights.cards import Card, cards
@@ -39,7 +39,7 @@ def described(document: Document, folder: Path) -> Described:
         return transformers(document, preprocessor(folder))
     except KeyError as error:
         raise VitrailError(f"{folder / 'config.json'} lacks {error}", "download it again") from None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise VitrailError(f"{folder / 'config.json'} says something impossible ({error})") from None
 
 
@@ -362,13 +362,20 @@ def architecture(name: str) -> Card:
     return known[name]
 
 
+CROP_MODES: dict[Any, Fit] = {"squash": "squash", "border": "pad"}  # every other is timm's default, which crops
+
+
 def timm_preparation(document: Document, card: Card, config: ViTConfig) -> Preprocess:
     """The preprocessing in timm's `pretrained_cfg`."""
     base = card.preparation()
     h, w = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     if document.get("interpolation", "bicubic") not in RESAMPLE.values():
         raise UsageError(f"the interpolation {document['interpolation']!r} is not known", "bilinear and bicubic are")
-    resize = math.floor(min(h, w) / document.get("crop_pct", base.crop_fraction))
+    fit = CROP_MODES.get(document.get("crop_mode"), "crop")
+    fraction = document.get("crop_pct", base.crop_fraction)
+    if fit == "pad" and fraction != 1:
+        raise UsageError(f"timm's crop_mode 'border' with crop_pct {fraction!r} is not known", "with 1.0 it is")
+    resize = math.floor(min(h, w) / fraction)
     mean, std = document.get("mean", base.mean), document.get("std", base.std)
     if len(mean) != config.channels:
         mean, std = (sum(mean) / len(mean),) * config.channels, (sum(std) / len(std),) * config.channels
@@ -377,7 +384,7 @@ def timm_preparation(document: Document, card: Card, config: ViTConfig) -> Prepr
         image_size=(h, w),
         crop_fraction=min(1.0, min(h, w) / resize),
         interpolation=document.get("interpolation", base.interpolation),
-        fit="squash" if document.get("crop_mode") == "squash" else "crop",
+        fit=fit,
         mean=tuple(mean),
         std=tuple(std),
     )

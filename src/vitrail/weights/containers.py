@@ -1,7 +1,6 @@
 """Files of tensors, whoever wrote them -> names and tensors. Nothing is ever unpickled but plain tensors."""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +40,26 @@ def read_tensors(path: Path, *, torch_files: bool = False) -> dict[str, Tensor]:
 
 def read_shards(path: Path) -> dict[str, Tensor]:
     """The tensors of several safetensors files, by their index."""
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(listed.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise VitrailError(f"{path} is not an index of safetensors files") from None
+    listed = listed_shards(path)
     tensors: dict[str, Tensor] = {}
-    for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise VitrailError(f"{path} names a file outside its folder: {name!r}")
+    for name in sorted(set(listed.values())):
         tensors |= read_safetensors(path.parent / name)[1]
     if missing := sorted(set(listed) - set(tensors)):
         raise VitrailError(f"{path} lists {missing[0]}, which is in none of its files", "download the files again")
     return tensors
+
+
+def listed_shards(path: Path) -> dict[str, str]:
+    """The file of each tensor, as an index says; raises `VitrailError` where it is none or leads out of its folder."""
+    try:
+        listed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = set(listed.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise VitrailError(f"{path} is not an index of safetensors files") from None
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise VitrailError(f"{path} names a file outside its folder: {name!r}")
+    return listed
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
@@ -61,7 +67,9 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise whatever the damage brings up
         raise VitrailError(f"{path} is cut short or not an .npz file of plain arrays ({error})") from None
 
 

@@ -112,9 +112,8 @@ def candidates(tensors: dict[str, Tensor]) -> list[tuple[Card, str]]:
     """The cards whose tensors have just these names and shapes, each with the root."""
     found = []
     roots = dict(fitting(tensors))
-    size = {
-        len(tensor) for name, tensor in tensors.items() if name.endswith(("norm.weight", "ln.weight", "norm/scale"))
-    }
+    norms = ("norm.weight", "ln.weight", "norm/scale")
+    size = {tensor.shape[0] for name, tensor in tensors.items() if tensor.ndim and name.endswith(norms)}
     for card in cards().values():
         for key in (each for each in roots if each == card.layout or same_family(each, card.layout)):
             config = card.vit_config()

@@ -1,17 +1,17 @@
 """Public weights from where their publishers keep them, through a cache that also works without a network."""
 
+import json
 import os
 import urllib.error
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from vitrail.console import say
 from vitrail.errors import UsageError, VitrailError, did_you_mean, first_line
 from vitrail.weights.cards import Card, cards
+from vitrail.weights.containers import INDEX, listed_shards
 
-WANTED = ("model.safetensors", "model.safetensors.index.json")
-BESIDE = ("config.json", "preprocessor_config.json")
+WHOLE, PREPARATION = "model.safetensors", "preprocessor_config.json"
 
 
 def cached_url(card: Card) -> Path:
@@ -53,27 +53,60 @@ def offline(name: str, path: Path, why: str) -> VitrailError:
 def fetch_folder(name: str) -> Path:
     """The folder of a hub repository with its weights as safetensors, from the cache or the network.
 
-    Raises `VitrailError` saying why it cannot be had, `UsageError` where there is no such repository.
+    What others left in the cache may lack how images are prepared: that is fetched, and said where it cannot be. Raises
+    `VitrailError` saying why the weights cannot be had, `UsageError` where there is no such repository.
     """
     try:
         import huggingface_hub as hub
-        from huggingface_hub import errors
     except ImportError:
         raise UsageError("huggingface_hub is not installed", "pip install 'vitrail[hub]'") from None
+    folder = cached_folder(name) or download_folder(name)
+    commit = folder.name
+    if not prepared(folder) and hub.try_to_load_from_cache(name, PREPARATION, revision=commit) is None:
+        with suppress(Exception):  # where the hub says that there is none, the cache knows it from now on
+            hub.hf_hub_download(name, PREPARATION, revision=commit)
+    if not prepared(folder):
+        say(f"warning: there is no {PREPARATION} of {name} here: images are squashed, mean and deviation are 0.5")
+    return folder
+
+
+def cached_folder(name: str) -> Path | None:
+    """The folder of a hub repository in the cache, if its `config.json` and all its weights are there."""
+    import huggingface_hub as hub
+
     try:
-        kept = [Path(hub.hf_hub_download(name, "config.json", local_files_only=True))]
-        weights = _first(lambda file: hub.hf_hub_download(name, file, local_files_only=True), errors)
-        if weights is not None:
-            return kept[0].parent
-    except errors.HfHubHTTPError:
-        pass
-    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError, ValueError):
-        pass
+        config = hub.try_to_load_from_cache(name, "config.json")
+    except (OSError, ValueError):  # no name for a repository, which downloading will say
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    if (folder / INDEX).is_file() and not (folder / WHOLE).is_file():
+        wanted = {*listed_shards(folder / INDEX).values()}
+    else:
+        wanted = {WHOLE}
+    return folder if all((folder / file).is_file() for file in wanted) else None
+
+
+def prepared(folder: Path) -> bool:
+    """Whether a folder says how images are prepared: transformers' in a file of its own, timm's in `config.json`."""
+    if (folder / PREPARATION).is_file():
+        return True
+    try:
+        return "architecture" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):  # reading it will say what is wrong with it
+        return True
+
+
+def download_folder(name: str) -> Path:
+    """The folder of a hub repository, downloaded as far as the cache lacks it; raises as `fetch_folder`."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
     try:
         say(f"downloading {name} from the Hugging Face hub")
-        folder: str = hub.snapshot_download(
-            name, allow_patterns=[*BESIDE, "model*.safetensors", "model.safetensors.index.json"]
-        )
+        wanted = ["config.json", PREPARATION, "model*.safetensors", INDEX]
+        folder: str = hub.snapshot_download(name, allow_patterns=wanted)
     except errors.GatedRepoError:
         raise VitrailError(
             f"{name} asks for its licence to be accepted", f"accept it at huggingface.co/{name} and run: hf auth login"
@@ -88,17 +121,8 @@ def fetch_folder(name: str) -> Path:
             if near.startswith("did")
             else f"download it elsewhere and name its folder; the cache is {hub.constants.HF_HUB_CACHE}",
         ) from None
-    if not any(Path(folder, file).is_file() for file in WANTED):
+    if not any(Path(folder, file).is_file() for file in (WHOLE, INDEX)):
         raise VitrailError(
             f"{name} has no weights as safetensors", "vitrail reads safetensors from the hub and nothing else"
         )
     return Path(folder)
-
-
-def _first(get: Callable[[str], str], errors: Any) -> Path | None:
-    for file in WANTED:
-        try:
-            return Path(get(file))
-        except (errors.LocalEntryNotFoundError, errors.EntryNotFoundError):
-            continue
-    return None

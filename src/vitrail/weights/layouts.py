@@ -325,9 +325,12 @@ def source_of(name: str, layout: Layout, config: ViTConfig) -> tuple[Source, Cal
 
 @lru_cache(maxsize=512)
 def skeleton(config: ViTConfig) -> dict[str, Tensor]:
-    """The tensors of a config's ViT by name, without memory of their own."""
-    with torch.device("meta"):
-        return ViT(config).state_dict()
+    """The tensors of a config's ViT by name, without memory; raises `VitrailError` where no machine could hold them."""
+    try:
+        with torch.device("meta"):
+            return ViT(config).state_dict()
+    except (RuntimeError, TypeError):  # sizes beyond what can be counted
+        raise VitrailError("its config describes a model that no machine can hold") from None
 
 
 def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -353,7 +356,7 @@ def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Ten
 
         try:
             tensor = source.read(get, config)
-        except (ValueError, RuntimeError, IndexError) as error:
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:  # of a tensor of other dimensions
             raise VitrailError(f"{name} cannot be made: {fill(str(error))}", f"read as {layout.about}") from None
         if tensor.shape != wanted.shape:
             raise VitrailError(

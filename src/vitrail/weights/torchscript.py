@@ -7,7 +7,7 @@ unpickler that knows a few names and refuses every other.
 import io
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitrail.errors import VitrailError
 
+LONGEST = 1000  # letters in the name of a tensor
 DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -83,22 +84,34 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
-            top = Description(archive, root).load()
-    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, RuntimeError, EOFError, StopIteration,
-            AttributeError, IndexError, OSError, zipfile.BadZipFile, RecursionError) as error:  # fmt: skip
+            return named(Description(archive, root).load())
+    except MemoryError:
+        raise
+    except Exception as error:  # pickle, zipfile and zlib raise whatever the damage brings up
         raise VitrailError(
             f"{path} holds more than plain tensors, or is damaged; nothing in it was run ({error})",
             "get the weights as safetensors",
         ) from None
-    return dict(named(top))
 
 
-def named(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """The tensors of a module and those below it."""
-    found: list[tuple[str, Tensor]] = []
-    for name, value in vars(module).items() if isinstance(module, Module) else ():
-        if isinstance(value, Tensor):
-            found.append((prefix + name, value))
-        else:
-            found += named(value, f"{prefix}{name}.")
+def named(top: Any) -> dict[str, Tensor]:
+    """The tensors of a module and those below it under their dotted names; a module that stands twice, by its first.
+
+    Raises `ValueError` where modules lie too deep for any model, `TypeError` where a name is no text.
+    """
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()  # else a module that holds itself would never end, and pairs of pairs would hardly
+    waiting = deque([("", top)])
+    while waiting:
+        prefix, module = waiting.popleft()
+        if not isinstance(module, Module) or id(module) in seen:
+            continue
+        if len(prefix) > LONGEST:
+            raise ValueError("modules within modules, too deep for any model")
+        seen.add(id(module))
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found[prefix + name] = value
+            else:
+                waiting.append((f"{prefix}{name}.", value))
     return found

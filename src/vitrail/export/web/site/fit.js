@@ -3,6 +3,9 @@
 //
 // An image is { width, height, planes }: uint8, one plane of height x width for each channel, one after the other.
 
+const ENLARGED = 2 ** 25; // pixels to which a crop may enlarge what is far from the model's proportions
+const OVERSIZE = 4; // times the model's size, where that is more
+
 const FILTERS = {
   bilinear: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
   bicubic: {
@@ -146,6 +149,9 @@ export function fitted(image, preprocess) {
   if (preprocess.fit === "crop") {
     if (h * wide <= w * tall) wide = Math.max(wide, Math.floor((tall * w) / h));
     else tall = Math.max(tall, Math.floor((wide * h) / w));
+    if (tall * wide > Math.max(h * w, ENLARGED, OVERSIZE * height * width)) {
+      throw new Error(`${w}x${h} pixels are too thin: a crop would have to make them ${wide}x${tall}`);
+    }
   }
   return middle(resized(image, tall, wide, preprocess), height, width, preprocess.engine);
 }
