@@ -20,8 +20,16 @@ def say(text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """The text with control characters written out: a class name of a stranger must not steer the terminal."""
-    return text.translate(CONTROL)
+    """The text with control characters written out: a class name of a stranger must not steer the terminal.
+
+    Bytes of a name that is not UTF-8 are written out too, for no terminal can show them.
+    """
+    return printable(text.translate(CONTROL))
+
+
+def printable(text: str) -> str:
+    """The text with each byte that is not UTF-8 written out as JSON does, \\udcff for 255."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class Bar:
