@@ -258,7 +258,7 @@ class Progress:
         self.known = {trial.number for trial in trials_of(study) if trial.state.is_finished()}
         self.before = len(self.known)
         self.began = time.monotonic()
-        shown.tick(self.before)
+        shown.resume(self.before)
 
     def see(self) -> int:
         """Says what has ended since; returns how many trials have."""
