@@ -27,7 +27,7 @@ class UsageError(VitrailError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory does not suffice; torch has a kind of its own for that on some devices only."""
+    """Whether an error says that the memory does not suffice; torch has no kind of its own for that on a CPU."""
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in NO_MEMORY)
     return isinstance(error, MemoryError)

@@ -81,7 +81,9 @@ def run(arguments: argparse.Namespace) -> Answer:
                     for head in heads
                 ]
             except ImageError as error:
-                rows.append({"path": image.path, **dict.fromkeys([*FIGURES, *several]), "error": error.reason, "files": []})
+                rows.append(
+                    {"path": image.path, **dict.fromkeys([*FIGURES, *several]), "error": error.reason, "files": []}
+                )
             else:
                 name = ".".join(filter(None, [Path(image.path).stem, method, arguments.label]))
                 picture = unused(Path(arguments.out), safe(name), arguments.format)

@@ -100,7 +100,7 @@ def _for_who_reads() -> Iterator[None]:
     """Inside, it is no error that the reader of our output goes away, as `head` does."""
     try:
         yield
-        print(end="", flush=True)  # here it may fail and be forgiven; at the interpreter's end it would be exit code 120
+        print(end="", flush=True)  # else it would fail at the interpreter's end, as exit code 120
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
