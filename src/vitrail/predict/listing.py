@@ -142,7 +142,7 @@ def entries(source: str, aside: Path) -> Iterator[Entry]:
 
 def means_shards(source: str) -> bool:
     """Whether a source is asked for what is in its tar shards; a folder with images in it is not."""
-    return is_shards(source) and not (os.path.isdir(source) and holds_images(source))
+    return not (os.path.isdir(source) and holds_images(source)) and is_shards(source)  # which lists a folder in memory
 
 
 def readable(source: str, found: Iterator[Item]) -> Iterator[Item]:
