@@ -5,9 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 import torch
@@ -258,21 +256,15 @@ def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colours: Path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.fixture
-def nobody_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
-    """stdout is a pipe whose reader is gone."""
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+@pytest.mark.parametrize(("words", "code"), [(["gone.png"], 1), (["IMAGE"], 0), (["IMAGE", "--top", "0"], 2)])
+def test_a_reader_that_goes_away_hides_no_code(run: vitrail.Run, colours, words, code, form, monkeypatch):
+    words = [word.replace("IMAGE", str(colours / "test" / "red" / "0.png")) for word in words]
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as broken:
         monkeypatch.setattr(sys, "stdout", broken)
-        yield broken
-
-
-@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
-@pytest.mark.parametrize(("words", "code"), [(["gone.png"], 1), (["IMAGE"], 0), (["IMAGE", "--top", "0"], 2)])
-def test_a_reader_that_goes_away_hides_no_code(run: vitrail.Run, colours, nobody_reads, words, code, form):
-    words = [word.replace("IMAGE", str(colours / "test" / "red" / "0.png")) for word in words]
-    assert main(["predict", str(run.folder), *words, *form]) == code
+        assert main(["predict", str(run.folder), *words, *form]) == code
 
 
 def test_a_pipe_that_breaks_within_the_work_is_an_error(monkeypatch, capsys):
