@@ -14,13 +14,12 @@ from vitrail.evaluate.calibration import (
     calibrate,
     cooled,
     fit_temperature,
-    reliability,
     risk_coverage,
     threshold_for,
 )
 from vitrail.evaluate.corruptions import CORRUPTIONS, robustness
-from vitrail.evaluate.labels import confident_joint, suspected_labels
-from vitrail.evaluate.metrics import bootstrap, calibration_error
+from vitrail.evaluate.labels import confident_class, suspected_labels
+from vitrail.evaluate.metrics import bootstrap, calibration_error, reliability
 from vitrail.evaluate.neighbours import flat_map, purity
 from vitrail.evaluate.outcome import Outcome
 from vitrail.evaluate.properties import accuracy_by, brightness, sharpness
@@ -130,7 +129,7 @@ def test_confident_learning_is_the_papers():
     outcome = drawn(400, 1.0, seed=2)
     p = outcome.probabilities
     thresholds = [np.mean([p[i, j] for i in range(400) if outcome.labels[i] == j]) for j in range(5)]
-    for i, found in enumerate(confident_joint(outcome)):
+    for i, found in enumerate(confident_class(outcome)):
         above = [j for j in range(5) if p[i, j] >= thresholds[j]]
         assert found == (max(above, key=lambda j: p[i, j]) if above else -1)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
 from vitrail.evaluate.figures import draw_confusion
 from vitrail.explain import METHODS, Explanation, Record, explain_batch
+from vitrail.explain.balance import balanced
 from vitrail.explain.pictures import save_gallery, save_heads
 from vitrail.explain.render import overlay, scaled
 from vitrail.model import Learned, Rotary, ViT, ViTConfig
@@ -265,6 +267,38 @@ def test_recordings_nest():
         vit(images(batch=1))
     assert len(inner.attention()) == 3
     assert len(outer.attention()) == 1
+
+
+@pytest.mark.parametrize("inside", [vitrail.recording, balanced])
+def test_threads_look_inside_one_after_the_other(inside):
+    vit, entered, left = random_vit(pool="map"), threading.Event(), []
+
+    def look() -> None:
+        entered.set()
+        with inside(vit):
+            left.append("second")
+
+    second = threading.Thread(target=look)
+    with inside(vit):
+        second.start()
+        entered.wait()
+        second.join(0.2)
+        left.append("first")
+    second.join()
+    assert left == ["first", "second"]
+    assert held(vit) == [attend] * 4
+    assert not any("forward" in vars(module) for module in vit.modules())
+
+
+def test_what_another_thread_asks_is_not_recorded():
+    vit, x = random_vit(), images()
+    with torch.no_grad(), vitrail.recording(vit) as record:
+        vit(x)
+        mine = record.attention()
+        other = threading.Thread(target=vit, args=[x[:1]])
+        other.start()
+        other.join()
+        assert torch.equal(record.attention(), mine)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from test_explain import CLASSES, MODELS, WIDE, any_model, classifier, held, images, maps, photos, random_vit
 from vitrail.classifier import Classifier, NotFinite
+from vitrail.data import Images
 from vitrail.errors import UsageError
 from vitrail.explain import METHODS, explain_batch
 from vitrail.explain.attention import readout
 from vitrail.explain.balance import balanced
 from vitrail.explain.explanation import open_scene
+from vitrail.explain.faithfulness import faithfulness
 from vitrail.explain.recording import Record, recording
 from vitrail.explain.scene import Scene, block_inputs, undisturbed
 from vitrail.model import ViT
@@ -589,3 +592,14 @@ def test_undisturbed_restores_every_mode():
     with pytest.raises(Failure), undisturbed(vit):
         raise Failure
     assert [module.training for module in vit.modules()] == before
+
+
+@pytest.mark.parametrize("method", ["occlusion", "rise"])
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_an_image_of_one_patch_cannot_lose_any(method: str, pool: str):
+    clf = classifier(image_size=8, patch=8, pool=pool)
+    clf = replace(clf, preprocess=replace(clf.preprocess, image_size=(8, 8)))
+    with pytest.raises(UsageError, match="as one patch"):
+        explain_batch(clf, photos(2, size=(8, 8)), method=method)
+    with pytest.raises(UsageError, match="as one patch"):
+        faithfulness(clf, Images(photos(4, size=(8, 8)), list("abcd"), np.arange(4), CLASSES), methods=[method])

@@ -572,3 +572,5 @@ def test_zero_branches_make_each_block_the_identity(mlp):
     for block in vit.blocks:
         assert torch.equal(block(x), x)
     assert not torch.equal(ViT(config(mlp=mlp)).blocks[0](x), x)
+    pooling = initialised(ViT(config(pool="map")), zero_branches=True).pool
+    assert all(weight.any() for name, weight in pooling.named_parameters() if name.endswith("fc2.weight"))

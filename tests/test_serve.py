@@ -223,7 +223,9 @@ def test_memory_stays_flat_under_bombs(server: Running):
     large = encoded(Image.fromarray(np.zeros((2000, 2000), np.uint16)))
     gzipped = gzip.compress(bytes(50 << 20))
     grown = []
-    for _ in range(4):  # what each of the threads that read images allocates once and keeps comes in any of them, but once
+    for _ in range(
+        4
+    ):  # what each of the threads that read images allocates once and keeps comes in any of them, but once
         before = server.memory()
         for _ in range(8):
             assert server.post("/predict", large).status == 200

@@ -86,29 +86,6 @@ def brier(outcome: Outcome) -> float:
     return float((wrong**2).sum(axis=1).mean())
 
 
-def reliability(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
-    """For each bin of confidence with images in it: how many, their mean confidence and their accuracy."""
-    confidence = outcome.probabilities.max(axis=1)
-    correct = outcome.predicted == outcome.labels
-    places = np.minimum((confidence * bins).astype(int), bins - 1)
-    rows = []
-    for number in range(bins):
-        inside = places == number
-        n = int(inside.sum())
-        if n:
-            rows.append(
-                {
-                    "from": number / bins,
-                    "to": (number + 1) / bins,
-                    "images": n,
-                    "confidence": float(confidence[inside].mean()),
-                    "accuracy": float(correct[inside].mean()),
-                    "interval": list(wilson(int(correct[inside].sum()), n)),
-                }
-            )
-    return rows
-
-
 def risk_coverage(outcome: Outcome, points: int = 101) -> dict[str, Any]:
     """The error among the surest part of the images, for parts from small to all, and the mean over them (AURC).
 

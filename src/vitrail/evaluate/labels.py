@@ -7,7 +7,7 @@ import numpy as np
 from vitrail.evaluate.outcome import Outcome
 
 
-def confident_joint(outcome: Outcome) -> np.ndarray:
+def confident_class(outcome: Outcome) -> np.ndarray:
     """For each image the class it confidently belongs to, or -1: (n,).
 
     A class is confident for an image when its probability is at least the class's threshold, the mean probability of
@@ -28,7 +28,7 @@ def suspected_labels(outcome: Outcome) -> list[dict[str, Any]]:
     Ranked by the normalised margin: the label's probability less that of the other class. The probabilities must be
     of images that the model was not trained on.
     """
-    found = confident_joint(outcome)
+    found = confident_class(outcome)
     probabilities = outcome.probabilities
     suspects = np.flatnonzero((found >= 0) & (found != outcome.labels))
     margin = probabilities[suspects, outcome.labels[suspects]] - probabilities[suspects, found[suspects]]

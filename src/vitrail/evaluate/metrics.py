@@ -18,15 +18,31 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
 
 def calibration_error(outcome: Outcome, bins: int = 15) -> float:
     """Expected calibration error (Naeini et al. 2015): mean gap of confidence and accuracy over equal-width bins."""
+    rows = reliability(outcome, bins)
+    return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(outcome.labels)
+
+
+def reliability(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
+    """For each bin of confidence with images in it: how many, their mean confidence and their accuracy."""
     confidence = outcome.probabilities.max(axis=1)
     correct = outcome.predicted == outcome.labels
     places = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidence[places == b].mean() - correct[places == b].mean()) * (places == b).mean()
-        for b in range(bins)
-        if (places == b).any()
-    ]
-    return float(sum(gaps))
+    rows = []
+    for number in range(bins):
+        inside = places == number
+        n = int(inside.sum())
+        if n:
+            rows.append(
+                {
+                    "from": number / bins,
+                    "to": (number + 1) / bins,
+                    "images": n,
+                    "confidence": float(confidence[inside].mean()),
+                    "accuracy": float(correct[inside].mean()),
+                    "interval": list(wilson(int(correct[inside].sum()), n)),
+                }
+            )
+    return rows
 
 
 def top_k(outcome: Outcome, k: int = 5) -> float:

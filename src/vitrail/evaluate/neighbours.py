@@ -12,11 +12,9 @@ from vitrail.data import Images
 @torch.inference_mode()
 def pooled(classifier: Classifier, images: Images, chosen: np.ndarray, batch: int = 250) -> np.ndarray:
     """The vector that the head gets for each of these images, (n, D)."""
-    vit = classifier.vit.eval()
     found = []
     for at in range(0, len(chosen), batch):
-        pixels = images.fitted(classifier.preprocess, chosen[at : at + batch]).to(classifier.device)
-        found.append(vit.pooled(classifier.preprocess.normalise(pixels)).float().cpu())
+        found.append(classifier.features(images.fitted(classifier.preprocess, chosen[at : at + batch])).cpu())
     return torch.cat(found).numpy()
 
 

@@ -28,6 +28,7 @@ from vitrail.evaluate.outcome import Outcome
 K, TEMPERATURE = 20, 0.07  # those of DINO (Caron et al. 2021, arXiv 2104.14294)
 PENALTIES = tuple(float(f"{10**e:.3g}") for e in np.arange(1, -5.5, -0.5))  # 10 to 0.00001, two in each decade
 PATIENCE = 4  # weaker penalties are tried until so many in a row are no better: from there on they only fit noise
+COSINES = 1 << 26  # that k-NN has in memory at once
 PENALTY = 0.01  # where there is no validation to choose by
 
 
@@ -179,7 +180,8 @@ def knn(
     bank = F.normalize(torch.from_numpy(bank_ND), dim=1)
     labels = torch.from_numpy(labels_N)
     shares: list[Tensor] = []
-    for some in torch.split(F.normalize(torch.from_numpy(asked_MD), dim=1), 1024):
+    at_once = max(1, min(1024, COSINES // max(1, len(bank))))
+    for some in torch.split(F.normalize(torch.from_numpy(asked_MD), dim=1), at_once):
         cosine, nearest = (some @ bank.T).topk(k)
         weights = ((cosine - cosine[:, :1]) / temperature).double().exp()  # the nearest weighs one: nothing overflows
         votes = torch.zeros(len(some), classes, dtype=torch.float64).scatter_add_(1, labels[nearest], weights)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrail.explain.recording import alone
 from vitrail.model import ViT
 from vitrail.model.attention import Attention
 from vitrail.model.head import MlpHead
@@ -94,20 +95,25 @@ RULES: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 @contextmanager
 def balanced(vit: ViT) -> Iterator[None]:
-    """Inside, gradients through `vit` are balanced; its answers stay what they are, and outside nothing remains."""
+    """Inside, gradients through `vit` are balanced; its answers stay what they are, and outside nothing remains.
+
+    Another thread that would look inside too waits for the end.
+    """
     ruled = [(module, RULES[type(module)]) for module in vit.modules() if type(module) in RULES]
-    attending = [(module, module.attend) for module in vit.modules() if isinstance(module, Attention | AttentionPool)]
-    try:
-        for module, rule in ruled:
-            module.forward = partial(rule, module)
-        for module, attend in attending:
-            module.attend = _still(attend)
-        yield
-    finally:
-        for module, _ in ruled:
-            vars(module).pop("forward", None)
-        for module, attend in attending:
-            module.attend = attend
+    attention = [module for module in vit.modules() if isinstance(module, Attention | AttentionPool)]
+    with alone(vit):
+        before = [module.attend for module in attention]
+        try:
+            for module, rule in ruled:
+                module.forward = partial(rule, module)
+            for module, attend in zip(attention, before, strict=True):
+                module.attend = _still(attend)
+            yield
+        finally:
+            for module, _ in ruled:
+                vars(module).pop("forward", None)
+            for module, attend in zip(attention, before, strict=True):
+                module.attend = attend
 
 
 def _still(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -117,7 +117,8 @@ def faithfulness(
     The predicted class is explained. Curves and SaCo take all drawn images; mosaics and pairs are made of those that
     are classified rightly; a sixth of the images meets shuffled weights. `others` are methods from elsewhere, scored
     alike. `tick` is called with the name of each row when it begins. The model is left as it was. Raises `UsageError`
-    for a method that is not there, `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
+    for a method that is not there and for a model to which an image is one patch, `ImageError` naming a file that
+    cannot be read, or with `skip_unreadable` counts it.
     """
     classifier.refuse_nameless()
     mappers: dict[str, Mapper] = {name: ours(name) for name in (METHODS if methods is None else methods)}
@@ -125,13 +126,15 @@ def faithfulness(
     if not len(images) or most < 1:
         raise UsageError("there are no images to score explanations on")
     stage = Stage.of(classifier, images, most, steps, seed, skip_unreadable)
+    if stage.grid == (1, 1):
+        raise UsageError("this model sees an image as one patch: a map of it says nothing")
     rows: dict[str, Row] = {}
     for name, mapper in mappers.items():
         tick(name)
         rows[name] = stage.row(mapper, seed)
     for name in CONTROLS:
         tick(name)
-        rows[name] = replace(stage.row(control(name, classifier, seed), seed), control=True)
+        rows[name] = replace(stage.row(control(name, seed), seed), control=True)
     patches = stage.grid[0] * stage.grid[1]
     parts = [n / patches for n in left(patches, steps)]
     return Faithfulness(with_best(rows, seed), len(stage.pixels), parts, said, stage.unreadable)
@@ -148,7 +151,7 @@ def ours(method: str) -> Mapper:
     return map_of
 
 
-def control(name: str, classifier: Classifier, seed: int) -> Mapper:
+def control(name: str, seed: int) -> Mapper:
     """A control, as a function."""
 
     def map_of(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:

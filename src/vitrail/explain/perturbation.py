@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vitrail.errors import UsageError
 from vitrail.explain.scene import Scene
 
 BATCH_TOKENS = 1 << 14  # tokens that go through the model at once
@@ -13,8 +14,9 @@ def occlusion(scene: Scene) -> tuple[Tensor, Tensor]:
     """How much probability goes when a patch is left out, patch by patch: signed.
 
     The change of the asked class's probability, less that of the other class where there is one (Zeiler & Fergus 2014,
-    arXiv 1311.2901, with a dropped token for the grey square).
+    arXiv 1311.2901, with a dropped token for the grey square). Raises `UsageError` where an image is one patch.
     """
+    refuse_one_patch(scene)
     logits_BY = scene.logits(scene.x_BTD)
     whole_B = value(logits_BY, scene.settle(logits_BY))
     all_P = torch.arange(scene.patches, device=logits_BY.device)
@@ -27,8 +29,10 @@ def rise(scene: Scene, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]
     """The mean probability over random halves of the image that hold a patch, less that over all: signed.
 
     Petsiuk et al. 2018 (RISE, arXiv 1806.07421) with dropped tokens. Masks come in complementary pairs, so each patch
-    is held by half of them.
+    is held by half of them (of an odd number of patches one is in neither of a pair). Raises `UsageError` where an
+    image is one patch.
     """
+    refuse_one_patch(scene)
     logits_BY = scene.logits(scene.x_BTD)
     scene.settle(logits_BY)
     half = scene.patches // 2
@@ -42,6 +46,12 @@ def rise(scene: Scene, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]
     values_BM = values_of(scene, keep_MP)
     mean_BP = values_BM @ held_MP / held_MP.sum(dim=0).clamp(min=1)
     return mean_BP - values_BM.mean(dim=1, keepdim=True), logits_BY
+
+
+def refuse_one_patch(scene: Scene) -> None:
+    """Raises `UsageError` where nothing would be left of an image without a patch."""
+    if scene.patches == 1:
+        raise UsageError("this model sees an image as one patch, and none can be left out", "use method gradient")
 
 
 def value(logits_BY: Tensor, weights_BY: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """The one seam to look inside: attention recorded from queries and keys, while the fast kernel stays on."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock, RLock, get_ident
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from vitrail.model.attention import Attention
 from vitrail.model.pool import AttentionPool
 
 Rows = int | slice | Sequence[int]
+_looking: WeakKeyDictionary[ViT, AbstractContextManager[bool]] = WeakKeyDictionary()  # a lock for each ViT
+_making = Lock()
 
 
 def wide(x: Tensor) -> Tensor:
@@ -62,11 +66,20 @@ class Record:
 
 
 @contextmanager
+def alone(vit: ViT) -> Iterator[None]:
+    """Inside, no other thread looks inside this ViT; it may go on calling it."""
+    with _making:
+        lock = _looking.setdefault(vit, RLock())
+    with lock:
+        yield
+
+
+@contextmanager
 def recording(vit: ViT) -> Iterator[Record]:
-    """Inside, each call of `vit` leaves its attention in the record; outside nothing of it remains.
+    """Inside, each call of `vit` by this thread leaves its attention in the record; outside nothing of it remains.
 
     Works for any pool, prefix tokens, grid, batch, dtype and device, with gradients or without; the model computes
-    exactly what it computes otherwise.
+    exactly what it computes otherwise. Another thread that would look inside too waits for the end.
     """
     record = Record(len(vit.blocks))
     watched: list[tuple[int, Attention | AttentionPool]] = []
@@ -75,18 +88,23 @@ def recording(vit: ViT) -> Iterator[Record]:
         watched.append((layer, block.attn))
     if isinstance(vit.pool, AttentionPool):
         watched.append((record.depth, vit.pool))
-    before = [module.attend for _, module in watched]
-    try:
-        for layer, module in watched:
-            module.attend = _keeping(record, layer, module.attend)
-        yield record
-    finally:
-        for (_, module), attend in zip(watched, before, strict=True):
-            module.attend = attend
+    with alone(vit):
+        before = [module.attend for _, module in watched]
+        try:
+            for layer, module in watched:
+                module.attend = _keeping(record, layer, module.attend)
+            yield record
+        finally:
+            for (_, module), attend in zip(watched, before, strict=True):
+                module.attend = attend
 
 
 def _keeping(record: Record, layer: int, attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    mine = get_ident()
+
     def keep_and_attend(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
+        if get_ident() != mine:
+            return attend(q_BNTK, k_BNTK, v_BNTK, dropout)
         record.queries[layer], record.keys[layer], record.values[layer] = q_BNTK, k_BNTK, v_BNTK
         record.mixed[layer] = attend(q_BNTK, k_BNTK, v_BNTK, dropout)
         return record.mixed[layer]

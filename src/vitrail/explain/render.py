@@ -55,7 +55,7 @@ def colour_map(signed: bool) -> "Colormap":
 def overlay(explanation: "Explanation", strength: float = 0.75, smooth: bool = False) -> np.ndarray:
     """The image, greyed, under the coloured map: floats (H, W, 3) from 0 to 1.
 
-    The more a patch counts, the less the image shows through; where a signed map is near zero the image stays as it is.
+    The more a patch counts in a signed map, for or against, the less the image shows through; others cover it evenly.
     """
     height, width = explanation.image.shape[:2]
     value_hw = enlarged(scaled(explanation.map, explanation.signed), height, width, smooth)

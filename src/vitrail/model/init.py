@@ -41,5 +41,5 @@ def initialise(
     for name, parameter in vit.named_parameters():
         if name in ("prefix", "position.grid", "pool.query"):
             nn.init.trunc_normal_(parameter, std=0.02)
-        if zero_branches and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+        if zero_branches and name.startswith("blocks.") and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
             nn.init.zeros_(parameter)

@@ -9,11 +9,10 @@ from vitrail.evaluate.calibration import (
     brier,
     calibrate,
     cooled,
-    reliability,
     risk_coverage,
     thresholds,
 )
-from vitrail.evaluate.metrics import calibration_error
+from vitrail.evaluate.metrics import calibration_error, reliability
 from vitrail.evaluate.outcome import Outcome, classify
 from vitrail.report.subject import Subject
 

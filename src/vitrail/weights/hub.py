@@ -24,7 +24,8 @@ def cached_url(card: Card) -> Path:
 def fetch_file(card: Card) -> Path:
     """The file of a card whose source is one address, downloaded if it is not in the cache.
 
-    Raises `VitrailError` where it can be had neither there nor from the network, or is not the file it should be.
+    What was downloaded is compared with the hash that the card has, if it has one; what is in the cache is taken as it
+    is. Raises `VitrailError` where it can be had neither there nor from the network, or is another file.
     """
     import torch
 
