@@ -1,5 +1,7 @@
 """Metrics against their definitions and against other libraries."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 import torch
 
 import vitrail
+from vitrail.cli import main
+from vitrail.data.sources import OPTIMISTIC
 from vitrail.evaluate.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
 from vitrail.evaluate.outcome import Outcome
+from vitrail.export.card import model_card
 
 
 @pytest.fixture
@@ -102,3 +107,41 @@ def test_an_undivided_folder_is_scored_on_what_training_kept_back(make_folder):
     assert again.accuracy == run.result["test"]["accuracy"]
     other = make_folder("other", 5)
     assert run.classifier.evaluate(other).images == 10
+
+
+def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_folder, capsys):
+    folder = make_folder("both", {"train": 8, "val": 4})
+    out = folder.parent / "run"
+    small = ["--epochs", "1", "--width", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16"]
+    assert main(["train", str(folder), "--out", str(out), *small, "--quiet"]) == 0
+    assert f"8 images, {OPTIMISTIC}\n" in capsys.readouterr().out
+    assert json.loads((out / "result.json").read_text())["validation"]["optimistic"] is True
+    report = json.loads((out / "report.json").read_text())
+    assert f"These are the validation images {OPTIMISTIC}." in report["limits"]
+    assert report["summary"]["optimistic"] is True
+    clf = vitrail.load(out)
+    assert clf.origin["metrics"]["validation"]["optimistic"] is True
+    assert f"The validation images are those {OPTIMISTIC}." in model_card(clf, "timm", "", None)
+    assert main(["inspect", str(out)]) == 0
+    assert f"on 8 images, {OPTIMISTIC}\n" in capsys.readouterr().out
+    assert main(["evaluate", str(out), str(folder), "--quiet"]) == 0
+    assert f"the 8 validation images of both, {OPTIMISTIC}\n" in capsys.readouterr().out
+    assert clf.evaluate(folder).summary()["optimistic"] is True
+    other = make_folder("other", {"val": 3})
+    assert "optimistic" not in clf.evaluate(other).summary()  # nothing was chosen by these
+    shutil.copytree(folder / "val", folder / "test")
+    assert "optimistic" not in clf.evaluate(folder).summary()
+
+
+def test_a_probe_says_where_its_penalty_was_chosen_by_what_is_scored(run: vitrail.Run, make_folder, capsys):
+    folder = make_folder("both", {"train": 8, "val": 4})
+    words = ["probe", str(run.folder), str(folder), "--quiet"]
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["on"] == "validation"
+    assert document["linear"]["optimistic"] is True
+    assert "optimistic" not in document["knn"]  # nothing of it is chosen
+    assert main(words) == 0
+    assert capsys.readouterr().out.count(OPTIMISTIC) == 1
+    assert main([*words, "--json", "--penalty", "0.1"]) == 0
+    assert "optimistic" not in json.loads(capsys.readouterr().out)["linear"]

@@ -1,6 +1,8 @@
 """A classifier given to timm, transformers and torchvision answers the same there, and comes back the same."""
 
 import json
+import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -130,14 +132,40 @@ def test_the_command_line_writes_says_and_protects(tmp_path: Path, capsys: pytes
     assert document["file"] == str(tmp_path / "given")
     assert document["max_difference"] < 2e-5
     assert document["agreement"] == 1
+    assert document["images"] == 12
+    assert "unproven" not in document
     card = (tmp_path / "given" / "README.md").read_text()
     assert "ant, bee, cat" in card
     assert "timm.create_model" in card
+    assert "on 8 images of noise and 4 photographs: largest difference" in card
     assert main(words) == 2
     assert "exists already" in json.loads(capsys.readouterr().out)["error"]
     words[3] = "tim"
     assert main(words) == 2
     assert "did you mean timm" in json.loads(capsys.readouterr().out)["hint"]
+
+
+def test_what_is_compared_is_real_images_too(tmp_path: Path):
+    clf = classifier()
+    photo = resources.files("vitrail.export.web").joinpath("photos", "rocket.jpg")
+    seen = clf.preprocess.normalise(clf.read(str(photo))[None])[0]
+    assert any(torch.equal(each, seen) for each in probes(clf))
+
+
+def test_where_the_library_is_not_installed_the_folder_is_unproven_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    classifier().save(tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "transformers", None)  # what importing it meets where it is not installed
+    words = ["export", str(tmp_path / "model.safetensors"), "--format", "hf"]
+    assert main([*words, "--out", str(tmp_path / "a"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["unproven"] == "transformers is not installed here"
+    assert document["max_difference"] is document["agreement"] is document["compared_on"] is None
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "were not compared with vitrail's: transformers was not there" in card
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert "not compared: transformers is not installed here" in capsys.readouterr().out
 
 
 def test_the_snippet_of_the_card_runs(tmp_path: Path):

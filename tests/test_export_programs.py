@@ -415,13 +415,18 @@ def test_wrong_use_is_said_before_any_work(
         ([model, "--format", "timm", "--check", "digits", "--out", str(tmp_path / "a")], "not for --format timm"),
         ([model, "--format", "onnx", "--skip-unreadable", "--out", str(tmp_path / "a.onnx")], "the images of --check"),
         ([model, "--format", "onnx", "--push", "a/b", "--out", str(tmp_path / "a.onnx")], "folders of libraries"),
+        ([model, "--format", "web", "--push", "a/b", "--out", str(tmp_path / "a.html")], "folders of libraries"),
+        ([model, "--format", "timm", "--private", "--out", str(tmp_path / "a")], "made by --push"),
         ([model, "--format", "triton", "--out", str(tmp_path / "a b")], "no name for a model"),
         ([nameless, "--format", "onnx", "--map", "--out", str(tmp_path / "a.onnx")], "no class's map"),
         ([model, "--format", "onnx", "--check", "nowhere", "--out", str(tmp_path / "a.onnx")], "there is no folder"),
         ([str(path), "--format", "onnx", "--out", str(tmp_path / "a.onnx")], "is a program"),
     ):
         assert main(["export", *words, "--json"]) == 2, words
-        assert sentence in json.loads(capsys.readouterr().out)["error"], words
+        said = json.loads(capsys.readouterr().out)
+        assert sentence in said["error"], words
+        if "libraries" in sentence:
+            assert said["hint"] == "use --format timm, hf, torchvision"
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["features.safetensors"]
     assert main(["export", model, "--format", "onnx", "--check", "digits", "--out", str(tmp_path / "a.onnx")]) == 1

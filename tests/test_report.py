@@ -27,6 +27,7 @@ from vitrail.evaluate.evaluation import images_beside
 from vitrail.evaluate.metrics import confusion
 from vitrail.report import Depth, Subject, write_report
 from vitrail.report.collect import collect
+from vitrail.report.images import embedded
 from vitrail.report.page import render
 from vitrail.report.sheets import TILES, sheets
 
@@ -355,12 +356,37 @@ def test_odd_sets_have_reports_too(n: int, classes: int, shape, right: float, tm
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(document))
     assert ('<table class="matrix"' in text) == (classes <= 30)
     assert "there are no validation images" in text
+    assert document["left_out"].keys() == (set() if n >= 30 else {"faithfulness"})
+    assert ("Not tried here: it takes 30 images" in text) == (document["faithfulness"] is None) == (n < 30)
     if right == 1:
         assert "every image is classified rightly" in text
     if classes > 30:
         assert document["confusion"]["matrix"] is None
         assert len(document["confusion"]["cells"]) <= 60
         assert text.count('class="pair"') == len(document["confusion"]["cells"])
+
+
+def test_copies_are_not_said_to_be_absent_where_the_scored_images_are_too_many_to_compare():
+    subject, _ = made_up(40, 2)
+    subject = replace(subject, parts={"train": made_up(10, 2)[0].images})
+    document, pictures = collect(subject, Depth(scored=0, compared=20, embedded=10, maps=8))
+    assert document["copies"]["looked_at"] == {}
+    assert document["copies"]["left_out"] == ["test", "train"]
+    assert "copies" not in {row["part"] for row in document["findings"]}
+    assert any("Copies were not looked for in test and train" in sentence for sentence in document["limits"])
+    assert "Not looked for: 40 test images are too many." in render(document, pictures)
+
+
+def test_points_lie_where_their_images_are_drawn():
+    subject, n = made_up(30, 3, right=1.0)
+    colours = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)  # alike images: all but one of a colour must move
+    pixels = colours[torch.from_numpy(subject.images.labels)].view(n, 3, 1, 1).expand(n, 3, 16, 16)
+    images = Images(pixels, subject.images.names, subject.images.labels, subject.images.classes)
+    document, pictures = embedded(replace(subject, images=images), Depth())
+    drawn = np.asarray(Image.open(io.BytesIO(pictures["embedding"])).convert("RGB")).astype(int)
+    for point in document["points"]:
+        seen = drawn[int(point["y"] * drawn.shape[0]), int(point["x"] * drawn.shape[1])]
+        assert np.abs(seen - colours[point["true"]].numpy()).max() < 30, point
 
 
 def test_thumbnails_are_each_there_once_and_within_bounds():

@@ -24,6 +24,7 @@ import vitrail
 from serving import Running
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
+from vitrail.cli.web_page import data_of
 from vitrail.data.preprocess import Preprocess
 from vitrail.explain.explanation import explain_batch, open_scene
 from vitrail.export.web import web_page
@@ -356,6 +357,31 @@ def test_an_own_image_comes_in_by_every_way(fresh, model: Classifier, images: li
 
 
 @needs_chromium
+def test_an_image_that_comes_late_does_not_replace_what_was_chosen_since(fresh, images: list[Path]):
+    page = fresh
+    page.evaluate(
+        """(bytes) => {
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(new File([Uint8Array.from(bytes)], "late.png", { type: "image/png" }));
+          document.body.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer }));
+          document.querySelector("#gallery button[data-image='1']").click();
+        }""",
+        list(images[2].read_bytes()),
+    )
+    settled(page)
+    assert numbers(page)["image"] == images[1].name
+    page.locator("#file").set_input_files(images[2])
+    page.locator("#gallery button[data-image=own]").wait_for()
+    settled(page)
+    assert numbers(page)["image"] == images[2].name
+    page.evaluate("""for (const image of ["own", "1"]) {
+      document.querySelector(`#gallery button[data-image="${image}"]`).click();
+    }""")
+    settled(page)
+    assert numbers(page)["image"] == images[1].name
+
+
+@needs_chromium
 def test_the_keyboard_does_it_all(fresh):
     page = fresh
     page.locator("#pane").focus()
@@ -449,14 +475,19 @@ def test_examples_are_drawn_before_the_model_is_there(browser, model: Classifier
 
 
 @needs_chromium
-def test_where_the_model_cannot_run_it_is_said(browser, file: Path):
+def test_where_the_model_cannot_run_it_is_said(browser, file: Path, model: Classifier, noise: list[Path]):
     page = watched(browser)
     page.add_init_script(
         "delete window.DecompressionStream; window.Worker = class { constructor() { throw new Error('none here') } }"
     )
-    page.goto(file.as_uri())
-    page.get_by_text("The model cannot run in this browser: none here").wait_for()
-    assert page.locator("#top button").count() == 5
+    own = base64.urlsafe_b64encode(model.read(noise[1]).numpy().tobytes()).decode().rstrip("=")
+    page.goto(f"{file.as_uri()}#image=px:{own}")
+    page.evaluate("vitrail.opened")
+    assert page.locator("#problem").inner_text() == "The model cannot run in this browser: none here"
+    assert page.locator("#top button").count() == 5  # of the first example, as the image in the link has no answer
+    page.evaluate("location.hash = '#image=px:!'")
+    settled(page)
+    assert page.locator("#problem").inner_text() == "The image in this link is damaged."
     page.context.close()
 
 
@@ -614,6 +645,14 @@ def test_examples_are_images_that_training_kept_back(run: vitrail.Run, colours: 
     assert all(any(torch.equal(example.pixels, pixels) for pixels in kept) for example in found)
     assert chosen(run.classifier, data="gone/away")[0].name == "cat.jpg"
     assert RunFolder(colours).data is None
+
+
+def test_a_model_that_is_a_name_takes_no_examples_from_the_folder_it_is_named_in(
+    run: vitrail.Run, colours: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(run.folder)
+    assert data_of(".") == data_of("classifier.safetensors") == str(colours)
+    assert data_of("cifar10-small") is None
 
 
 def test_a_model_without_classes_is_refused():

@@ -2,8 +2,8 @@
 
 --report writes report.html, one file that opens offline, and report.json with every number in it.
 
-DATA is what `train` takes. A folder with splits is scored on test; a source that training divided, on exactly the
-images that were kept back.
+DATA is what `train` takes. A folder with splits is scored on test, else on validation, and where that chose the weights
+it is said; a source that training divided, on exactly the images that were kept back.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from vitrail.classifier import ARTEFACT, AnyClassifier, Classifier
 from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
 from vitrail.console import bar, visible
+from vitrail.data.sources import CHOSE, OPTIMISTIC
 from vitrail.errors import UsageError
 from vitrail.evaluate.calibration import calibrate
 from vitrail.evaluate.evaluation import Evaluation, evaluate, images_beside, images_to_score
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     document = evaluation.to_json()
     low, high = evaluation.accuracy_interval
     shown += [
-        f"{said}",
+        said.replace(CHOSE, OPTIMISTIC),
         f"accuracy {evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}), top-5 {document['top5']:.4f}, "
         f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
         temperature_said(classifier),

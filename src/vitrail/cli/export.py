@@ -6,7 +6,8 @@ timm, hf (transformers) and torchvision are folders that those libraries load. w
 it, which answers and explains images in any browser, from disk, with the network off.
 
 Nothing is written that does not agree with the classifier: a program is asked about real images first (--check), a
-folder is read back by the library itself, if it is installed. --push also uploads a folder to the Hugging Face hub.
+folder is read back by the library itself and asked about photographs and noise; where the library is not installed,
+that is said. --push also uploads a folder to the Hugging Face hub.
 """
 
 import argparse
@@ -58,8 +59,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Writes, compares, uploads."""
+    if arguments.private and not arguments.push:
+        raise UsageError("--private is for a repository made by --push", "add --push OWNER/NAME")
+    if arguments.push and arguments.format in (*PROGRAMS, "web"):
+        raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(FORMATS)}")
     if arguments.format == "web":
-        refuse(arguments, (*program_options(), *CHECK, "push", "private"), f"use --format {', '.join(PROGRAMS)}")
+        refuse(arguments, (*program_options(), *CHECK), f"use --format {', '.join(PROGRAMS)}")
         return web_page.run(arguments)
     refuse(arguments, web_page.OPTIONS, "use --format web")
     if arguments.format in PROGRAMS:
@@ -84,8 +89,6 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], hint: str) -> No
 
 def program(arguments: argparse.Namespace) -> Answer:
     """A graph for another runtime."""
-    if arguments.push or arguments.private:
-        raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(FORMATS)}")
     if arguments.skip_unreadable and not arguments.check:
         raise UsageError("--skip-unreadable is for the images of --check", "add --check DATA")
     extras = Extras(**{each.name: getattr(arguments, each.name) for each in fields(Extras)})
@@ -106,10 +109,10 @@ def library(arguments: argparse.Namespace) -> Answer:
     if exported.agreed:
         shown.append(
             f"{arguments.format} read it back: largest difference {document['max_difference']:.1e} on "
-            f"{document['images']} images, the same class for {document['agreement']:.0%}"
+            f"{document['compared_on']}, the same class for {document['agreement']:.0%}"
         )
     else:
-        shown.append(f"{arguments.format} is not installed here, so only vitrail's tables vouch for it")
+        shown.append(f"not compared: {exported.unproven}, so nothing but vitrail's own tables vouches for the folder")
     if arguments.push:
         say(f"uploading to {arguments.push}")
         document["pushed"] = push(exported.folder, arguments.push, private=arguments.private)

@@ -10,6 +10,7 @@ from rich.text import Text
 from vitrail.classifier import ARTEFACT
 from vitrail.cli.main import Answer
 from vitrail.console import visible
+from vitrail.evaluate.evaluation import images_said
 from vitrail.weights.foreign import FILES
 from vitrail.weights.inspect import inspect_file
 
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         if "outputs" in facts:
             shown.append(f"takes {', '.join(facts['inputs'])}, gives {', '.join(facts['outputs'])}")
         for split, scores in facts["origin"].get("metrics", {}).items():
-            shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {scores['images']} images")
+            shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {images_said(scores)}")
     else:
         shown.append(f"written like {' or '.join(facts['layouts']) or 'no ViT that vitrail knows'}")
         if facts["cards"]:

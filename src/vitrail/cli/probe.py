@@ -1,8 +1,8 @@
 """Say how far a model's features go without training it: k nearest neighbours and a linear head.
 
 DATA is what `train` takes. Both probes are fitted on its training images and scored on test (else validation); the
-linear one chooses its penalty on validation. Features are computed once and kept in ~/.cache/vitrail/features
-($VITRAIL_CACHE), which may be emptied at will.
+linear one chooses its penalty on validation, and where that is scored too, it is said. Features are computed once and
+kept in ~/.cache/vitrail/features ($VITRAIL_CACHE), which may be emptied at will.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError
+from vitrail.evaluate.evaluation import images_said
 from vitrail.evaluate.probe import TEMPERATURE, K, data_to_probe, probe
 from vitrail.files import write_json
 from vitrail.options import reader
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         scores = document[name]
         low, high = scores["accuracy_interval"]
         interval = f"95 % interval {low:.4f} to {high:.4f}"
-        shown.append(f"{how}: accuracy {scores['accuracy']:.4f} ({interval}), {scores['images']} images")
+        shown.append(f"{how}: accuracy {scores['accuracy']:.4f} ({interval}), {images_said(scores)}")
     if arguments.out:
         write_json(Path(arguments.out), document)
         shown.append(f"written: {arguments.out}")

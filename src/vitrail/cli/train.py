@@ -18,6 +18,7 @@ from vitrail.cli.main import Answer
 from vitrail.console import say
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
+from vitrail.evaluate.evaluation import images_said
 from vitrail.model import ViTConfig
 from vitrail.run.end import Run
 from vitrail.run.pretrained import beside
@@ -74,11 +75,11 @@ def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def scores_in_words(split: str, scores: dict[str, Any]) -> str:
-    """Accuracy with its interval, and loss."""
+    """Accuracy with its interval, loss, and of how many images."""
     low, high = scores["accuracy_interval"]
     return (
         f"{split} accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-        f"loss {scores['loss']:.4f}, {scores['images']} images"
+        f"loss {scores['loss']:.4f}, {images_said(scores)}"
     )
 
 

@@ -29,13 +29,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.export.web.page import LIMIT, export_web
 
     classifier = loaded(arguments)
-    model = Path(arguments.model)
     examples = named_files(arguments.examples) if arguments.examples else None
     say("tracing the model and comparing the page's answers with PyTorch's")
     document = export_web(
         classifier, arguments.out, examples, model=arguments.model, half=arguments.half,
         title=arguments.title, limit=LIMIT if arguments.limit is None else arguments.limit,
-        data=RunFolder(model if model.is_dir() else model.parent).data,
+        data=data_of(arguments.model),
     )  # fmt: skip
     difference, same = f"{document['max_difference']:.1e}", f"{document['agreement']:.0%}"
     shown = [
@@ -44,3 +43,9 @@ def run(arguments: argparse.Namespace) -> Answer:
         f"the same class for {same}",
     ]
     return Answer(document, shown)
+
+
+def data_of(model: str) -> str | None:
+    """What the run that MODEL lies in was trained on; None where it is a name and no path, whatever lies here."""
+    path = Path(model)
+    return RunFolder(path if path.is_dir() else path.parent).data if path.exists() else None

@@ -30,6 +30,8 @@ from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.files import full
 
 SCORED = ("test", "validation", "all", "train")  # the first of these that there is, is what a classifier is scored on
+CHOSE = "by which training made its choices"  # of images that chose weights, a temperature or a penalty
+OPTIMISTIC = f"{CHOSE}, so the figures are a little too good"
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def open_for_evaluation(
     said += f" of {found.name}"
     if name == "train" and same:
         said += ", which the model was trained on"
+    elif name == "validation" and same:
+        said += f", {CHOSE}"
     elif name in ("all", "train") and found.name == trained_on.get("name"):
         said += ", which have changed since training: images that the model was trained on may be among them"
     return index(listing, classes, str(address), " (vitrail train DATA --from MODEL makes a head for others)"), said

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.classifier import AnyClassifier
 from vitrail.data import Images
-from vitrail.data.sources import SCORED, kept_beside, open_for_evaluation
+from vitrail.data.sources import CHOSE, OPTIMISTIC, SCORED, kept_beside, open_for_evaluation
 from vitrail.evaluate.calibration import brier
 from vitrail.evaluate.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
 from vitrail.evaluate.outcome import Outcome, classify
@@ -36,8 +36,13 @@ class Evaluation:
         """The 95 % interval of the accuracy."""
         return wilson(int((self.outcome.predicted == self.outcome.labels).sum()), self.images)
 
+    @property
+    def optimistic(self) -> bool:
+        """Whether training made its choices by these very images, as the words for them say."""
+        return self.said.endswith(CHOSE)
+
     def summary(self) -> dict[str, Any]:
-        """The headline numbers."""
+        """The headline numbers; `optimistic` is among them where it is true."""
         return {
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
@@ -49,6 +54,7 @@ class Evaluation:
             "temperature": self.temperature,
             "images": self.images,
             "unreadable": len(self.outcome.unreadable),  # with `images` as many as were listed
+            **({"optimistic": True} if self.optimistic else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +76,11 @@ class Evaluation:
                 )
             ],
         }
+
+
+def images_said(scores: dict[str, Any]) -> str:
+    """How many images gave these scores, and what is to be said where they are optimistic."""
+    return f"{scores['images']} images" + (f", {OPTIMISTIC}" if scores.get("optimistic") else "")
 
 
 def images_to_score(classifier: AnyClassifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:

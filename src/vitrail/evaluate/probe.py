@@ -63,13 +63,18 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         """The figures, with what they depend on."""
+        optimistic = self.on == "validation" and len(self.head.tried) > 1  # the penalty was chosen by what is scored
         return {
             "on": self.on,
             "train_images": self.train_images,
             "unreadable": self.unreadable,
             "seconds": round(self.seconds, 3),
             "knn": {**figures(self.knn), "k": self.k, "temperature": self.temperature},
-            "linear": {**figures(self.linear), "penalty": self.head.penalty},
+            "linear": {
+                **figures(self.linear),
+                "penalty": self.head.penalty,
+                **({"optimistic": True} if optimistic else {}),
+            },
         }
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from vitrail.classifier import Classifier
 from vitrail.errors import VitrailError
+from vitrail.export.web.examples import photos
 
 TOLERANCE = 1e-4  # of the largest logit
-IMAGES = 8
+NOISE = 8  # images of noise that are compared besides the photographs
 
 
 def timm_answer(folder: Path) -> Callable[[Tensor], Tensor]:
@@ -60,11 +61,13 @@ PACKAGES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
 
 
 def probes(classifier: Classifier) -> Tensor:
-    """Images of the model's size as it sees them: noise of every contrast, the same each time, (B, C, H, W)."""
+    """Images as the model sees them, (B, C, H, W), the same each time: noise of every contrast, then photographs."""
     height, width = classifier.preprocess.image_size
     generator = torch.Generator().manual_seed(0)
-    contrast = torch.linspace(0.2, 2.0, IMAGES).view(-1, 1, 1, 1)
-    return torch.randn(IMAGES, classifier.preprocess.channels, height, width, generator=generator) * contrast
+    contrast = torch.linspace(0.2, 2.0, NOISE).view(-1, 1, 1, 1)
+    noise = torch.randn(NOISE, classifier.preprocess.channels, height, width, generator=generator) * contrast
+    pixels = torch.stack([photo.pixels for photo in photos(classifier)])
+    return torch.cat([noise, classifier.preprocess.normalise(pixels)])
 
 
 @torch.inference_mode()
@@ -92,4 +95,5 @@ def agreement(classifier: Classifier, form: str, folder: Path) -> dict[str, Any]
             f"{PACKAGES[form]} does not agree: its answers differ by {difference:.2e}", "nothing was written"
         )
     same = (theirs.argmax(dim=-1) == ours.argmax(dim=-1)).float().mean().item()
-    return {"max_difference": difference, "agreement": same, "images": len(images)}
+    compared_on = f"{NOISE} images of noise and {len(images) - NOISE} photographs"
+    return {"compared_on": compared_on, "max_difference": difference, "agreement": same, "images": len(images)}

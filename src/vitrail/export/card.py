@@ -3,10 +3,11 @@
 from typing import Any
 
 from vitrail.classifier import Classifier
+from vitrail.data.sources import OPTIMISTIC
 
 
 def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None) -> str:
-    """A README in the hub's form: YAML between dashes, then Markdown."""
+    """A README in the hub's form: YAML between dashes, then Markdown; without `agreed` it says that nobody compared."""
     origin, config = classifier.origin, classifier.vit.config
     licence = origin.get("licence")
     task = "image-classification" if classifier.classes else "image-feature-extraction"
@@ -36,17 +37,19 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
         "",
     ]
     if agreed:
-        on = agreed["compared_on"] if "compared_on" in agreed else f"{agreed['images']} images of noise"
-        lines += [
-            f"Its answers were compared with vitrail's on {on}: largest difference {agreed['max_difference']:.1e}.",
-            "",
-        ]
+        compared = f"on {agreed['compared_on']}: largest difference {agreed['max_difference']:.1e}"
+        lines += [f"Its answers were compared with vitrail's {compared}.", ""]
+    else:
+        lines += [f"Its answers were not compared with vitrail's: {library} was not there when it was written.", ""]
     if metrics := origin.get("metrics"):
         lines += ["## Metrics", "", "| split | images | accuracy | 95 % interval |", "| --- | --: | --: | --- |"]
         for split, scores in metrics.items():
             low, high = scores.get("accuracy_interval", (float("nan"),) * 2)
             lines.append(f"| {split} | {scores['images']} | {scores['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
         lines.append("")
+        for split, scores in metrics.items():
+            if scores.get("optimistic"):
+                lines += [f"The {split} images are those {OPTIMISTIC}.", ""]
     if classifier.classes:
         lines += ["## Classes", "", ", ".join(plain(name) for name in classifier.classes), ""]
     for key, title in (("card", "Started from"), ("source", "Source"), ("licence", "Licence")):

@@ -20,23 +20,30 @@ from vitrail.files import write_json, write_text
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far the library's answers are from ours."""
+    """What was written, and how far the library's answers are from ours; None where it could not be asked."""
 
     folder: Path
     form: str
     loads: str
     agreed: dict[str, Any] | None
 
+    @property
+    def unproven(self) -> str | None:
+        """Why the library was not asked, if it was not."""
+        return None if self.agreed else f"{PACKAGES[self.form]} is not installed here"
+
     def to_json(self) -> dict[str, Any]:
         """As the command line says it."""
-        agreed = self.agreed or {"max_difference": None, "agreement": None, "images": 0}
+        nothing = {"compared_on": None, "max_difference": None, "agreement": None, "images": 0}
+        agreed = self.agreed or {**nothing, "unproven": self.unproven}
         return {"file": str(self.folder), "format": self.form, "loads": self.loads, **agreed}
 
 
 def export_library(classifier: Classifier, form: str, out: str | Path) -> Exported:
     """Writes the folder `out` for timm, transformers (`hf`) or torchvision.
 
-    Raises `UsageError` where `out` exists or the library has no such ViT, `VitrailError` where it does not agree.
+    Where the library is not installed the folder is written without asking it, and its card says so. Raises
+    `UsageError` where `out` exists or the library has no such ViT, `VitrailError` where it does not agree.
     """
     if form not in FORMATS:
         raise UsageError(f"there is no format {form!r}", did_you_mean(form, FORMATS))

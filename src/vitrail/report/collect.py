@@ -16,7 +16,7 @@ from vitrail.report.scores import confused, scores
 from vitrail.report.sheets import Shown, Thumbnails, sheets
 from vitrail.report.subject import Depth, Subject
 from vitrail.report.sureness import sureness
-from vitrail.report.trust import believed, left_out
+from vitrail.report.trust import believed
 
 FORMAT = 1
 STEPS = 10  # calls of `tick`, and one more with corruptions
@@ -60,8 +60,8 @@ def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> 
         row["tile"] += len(tiles)
     tiles += drawn
     tick("scoring the maps")
-    document["faithfulness"] = believed(subject, depth)
-    document["left_out"] = left_out(subject, depth)
+    document["faithfulness"], why_not = believed(subject, depth)
+    document["left_out"] = {"faithfulness": why_not} if why_not else {}
     tick("looking for label errors")
     document["labels"] = suspected(outcome, show, depth)
     tick("looking for copies")

@@ -30,11 +30,12 @@ def copies(subject: Subject, parts: dict[str, Images], show: Shown, depth: Depth
     looked: dict[str, Images] = {}
     left_out = []
     for name, images in sorted(parts.items(), key=lambda part: part[0] != subject.split):
-        if sum(map(len, looked.values())) + len(images) <= depth.compared:
+        fits = sum(map(len, looked.values())) + len(images) <= depth.compared
+        if fits and (looked or name == subject.split):  # without the scored images there is nothing to compare with
             looked[name] = images
         else:
             left_out.append(name)
-    pairs = copies_across(looked) if subject.split in looked else []
+    pairs = copies_across(looked)
     rows: list[dict[str, Any]] = []
     across: dict[str, int] = {}
     seen: set[int] = set()  # scored images with a copy in training
@@ -93,7 +94,8 @@ def embedded(subject: Subject, depth: Depth) -> tuple[dict[str, Any], dict[str, 
     vectors = pooled(subject.classifier, subject.images, chosen)
     places, made_by = flat_map(vectors)
     right = (outcome.predicted == outcome.labels)[chosen]
-    picture = draw_scatter(subject.images, subject.classifier.preprocess, chosen, places, outcome.labels[chosen], right)
+    labels = outcome.labels[chosen]
+    picture, middles = draw_scatter(subject.images, subject.classifier.preprocess, chosen, places, labels, right)
     document = {
         "images": len(chosen),
         "made_by": made_by,
@@ -101,8 +103,8 @@ def embedded(subject: Subject, depth: Depth) -> tuple[dict[str, Any], dict[str, 
         "points": [
             {"image": int(i), "x": round(float(x), 4), "y": round(float(y), 4), "true": int(outcome.labels[i]),
              "predicted": int(outcome.predicted[i])}
-            for i, (x, y) in zip(chosen, places, strict=True)
+            for i, (x, y) in zip(chosen, middles, strict=True)
         ],
-        "purity": purity(vectors, outcome.labels[chosen], outcome.classes),
+        "purity": purity(vectors, labels, outcome.classes),
     }  # fmt: skip
     return document, {"embedding": picture}

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from vitrail.data.sources import OPTIMISTIC
+
 
 def limits(document: dict[str, Any]) -> list[str]:
     """Sentences for this report, the general ones first."""
@@ -11,9 +13,9 @@ def limits(document: dict[str, Any]) -> list[str]:
         f"Intervals are 95 % and cover which {n:,} images happened to be drawn, not another training of the model.",
         "Precision and F1 depend on how frequent each class is here; recall does not.",
     ]
-    if document["data"]["split"] == "validation":
-        said.append("These are the validation images that chose the weights, so the accuracy is a little too high.")
-    if document["data"]["split"] in ("train", "all"):
+    if document["summary"].get("optimistic"):
+        said.append(f"These are the validation images {OPTIMISTIC}.")
+    elif document["data"]["split"] != "test":
         said.append("These images are not a test split: the model may have been trained on some or all of them.")
     small = [row["class"] for row in document["per_class"] if row["images"] < 30]
     if small:

@@ -21,10 +21,10 @@ def draw_scatter(
     places: np.ndarray,
     labels: np.ndarray,
     right: np.ndarray,
-) -> bytes:
-    """WebP on a transparent ground. Two images never lie on one another: the later one moves to the nearest free cell.
+) -> tuple[bytes, np.ndarray]:
+    """WebP on a transparent ground, and where in it each image lies: the middle (x, y) of each from 0 to 1, (n, 2).
 
-    A mistaken image has a cross over it.
+    Two images never lie on one another: the later one moves to the nearest free cell. A mistaken image has a cross.
     """
     h, w = tile_size(preprocess)
     scale = TILE / max(h, w)
@@ -33,7 +33,8 @@ def draw_scatter(
     rows, columns = HEIGHT // cell_h, WIDTH // cell_w
     canvas = Image.new("RGBA", (columns * cell_w, rows * cell_h), (0, 0, 0, 0))
     pen = ImageDraw.Draw(canvas)
-    for i, (row, column), label, correct in zip(chosen, free_cells(places, rows, columns), labels, right, strict=True):
+    cells = free_cells(places, rows, columns)
+    for i, (row, column), label, correct in zip(chosen, cells, labels, right, strict=True):
         x, y = column * cell_w, row * cell_h
         pen.rectangle((x, y, x + cell_w - 1, y + cell_h - 1), fill=COLOURS[int(label) % len(COLOURS)])
         pixels = resized(images.fitted(preprocess, [int(i)])[0], h, w)
@@ -43,7 +44,8 @@ def draw_scatter(
                          (x + FRAME + w, y + FRAME, x + FRAME, y + FRAME + h)):  # fmt: skip
                 pen.line(ends, fill=(255, 255, 255), width=3)
                 pen.line(ends, fill=(190, 20, 40), width=1)
-    return webp(canvas)
+    middles = (np.array(cells)[:, ::-1] + 0.5) / (columns, rows)
+    return webp(canvas), middles
 
 
 def free_cells(places: np.ndarray, rows: int, columns: int) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import torch
 from vitrail.classifier import Classifier, load
 from vitrail.console import bar, say
 from vitrail.data import Images, Splits
+from vitrail.data.sources import CHOSE
 from vitrail.evaluate import Evaluation, classify, evaluate
 from vitrail.evaluate.calibration import calibrate
 from vitrail.evaluate.figures import draw_confusion
@@ -79,11 +80,12 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
     if images is None:
         say("no image was kept back, so there is no score and no picture of attention")
     else:
+        said = f"the {len(images)} {name} images of {splits.name}" + (f", {CHOSE}" if name == "validation" else "")
         with bar(f"evaluating on {name}", len(images)) as progress:
             evaluation = evaluate(
                 classifier,
                 images,
-                said=f"the {len(images)} {name} images of {splits.name}",
+                said=said,
                 tick=progress.tick,
                 skip_unreadable=skip,
             )

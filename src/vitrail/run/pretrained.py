@@ -10,6 +10,7 @@ from vitrail.classifier import Classifier, load
 from vitrail.console import say
 from vitrail.data import Splits
 from vitrail.errors import UsageError, VitrailError
+from vitrail.evaluate.evaluation import images_said
 from vitrail.evaluate.probe import Probe, probe
 from vitrail.interrupts import Interrupted, stop_requests
 from vitrail.model import ViT, ViTConfig
@@ -148,7 +149,7 @@ def beside(figures: dict[str, Any]) -> list[str]:
         low, high = figures[name]["accuracy_interval"]
         lines.append(
             f"{how.format(**figures[name])} on the weights' own features: {figures['on']} accuracy "
-            f"{figures[name]['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), {figures[name]['images']} images"
+            f"{figures[name]['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), {images_said(figures[name])}"
         )
     return lines
 

@@ -9,7 +9,9 @@ Kinds = dict[str, Any]  # names and types
 RECIPE: Kinds = {"name": str | None, "epochs": float | None}
 DATA: Kinds = {"name": str | None, "fingerprint": str | None, "images": dict | None, "split": dict | None}
 SPLIT: Kinds = {"test": float, "validation": float, "seed": int}
-SCORES: Kinds = {"accuracy": float, "images": int, "accuracy_interval": tuple[float, float] | None}
+SCORES: Kinds = {
+    "accuracy": float, "images": int, "accuracy_interval": tuple[float, float] | None, "optimistic": bool | None,
+}  # fmt: skip
 CALIBRATION: Kinds = {
     "temperature": float, "fitted_on": str, "images": int, "why": str | None, "thresholds": tuple[dict[str, Any], ...],
 }  # fmt: skip

@@ -9,6 +9,8 @@ import { shownMap } from "./facts.js";
 import { $, about, classes, depth, heads, predicted, probabilities, scene, show, state } from "./state.js";
 import { percent } from "./words.js";
 
+let request = 0; // counts images that were asked for: one that is there late does not replace what was asked for since
+
 export function ask(label, against = state.rather) {
   state.asked = label;
   state.rather = against === label ? null : against;
@@ -53,42 +55,56 @@ export function setVeil(part) {
 }
 
 export async function showExample(number, keep = false) {
+  const mine = ++request;
   const example = about.examples[number];
-  if (!keep) Object.assign(state, { asked: null, rather: null, patch: null, pinned: false, hide: 0 });
   const image = await readExample(example.image, about.channels);
+  if (mine !== request) return;
+  if (!keep) askNothing();
   show({ image, name: example.name, logits: Float32Array.from(example.logits), truth: example.truth }, String(number));
-  problem("");
   scene.guessed = String(predicted());
   scene.maps.set(scene.guessed, Float32Array.from(example.map)); // Python's, until the model's own
   draw();
   if (model && model.awake) look();
 }
 
-export async function showOwn(image, name) {
+// Whether all is done: the image is shown, or another was asked for meanwhile.
+export async function showOwn(image, name, keep = false) {
+  const mine = ++request;
   try {
     const seen = fitted(image, about.preprocess);
-    await (await waking).ready;
+    const asleep = await waking;
+    if (mine !== request) return true;
+    if (asleep) throw new Error(asleep);
     const found = await quietly(model.look(seen));
-    if (!found) return;
-    Object.assign(state, { asked: null, rather: null, patch: null, pinned: false, hide: 0 });
+    if (mine !== request) return true;
+    if (!found) return false;
+    if (!keep) askNothing();
     show({ image: seen, name, ...found }, "own");
-    problem("");
     $("status").textContent = `Answered in ${Math.round(found.milliseconds)} ms, in this page.`;
     ownTile(seen);
     draw();
     speak(`${classes[predicted()]}, ${percent(probabilities()[predicted()])}`);
     refresh();
+    return true;
   } catch (error) {
     problem(error.message);
+    return false;
   }
+}
+
+function askNothing() {
+  Object.assign(state, { asked: null, rather: null, patch: null, pinned: false, hide: 0 });
+  problem("");
 }
 
 export async function takeFile(file) {
   if (!file) return;
+  const mine = ++request;
   problem("");
   try {
-    await showOwn(await readFile(file, about.channels), file.name || "image.png");
+    const image = await readFile(file, about.channels);
+    if (mine === request) await showOwn(image, file.name || "image.png");
   } catch (error) {
-    problem(error.message);
+    if (mine === request) problem(error.message);
   }
 }

@@ -1,8 +1,7 @@
 // The state as the page's address, and back.
 
-import { refresh } from "./ask.js";
 import { showExample, showOwn } from "./act.js";
-import { draw, problem } from "./draw.js";
+import { problem } from "./draw.js";
 import { writeHash } from "./hash.js";
 import { about, CARRIED, classes, depth, heads, patches, rather, scene, shape, state, VIEWS } from "./state.js";
 
@@ -20,6 +19,7 @@ export function hashNow(carry = false) {
 const base64 = (bytes) => btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 
 export async function open(wanted) {
+  problem("");
   const label = (name) => (classes.includes(name) ? classes.indexOf(name) : null);
   const number = (text, low, high, otherwise) => (/^-?\d+$/.test(text || "") && +text >= low && +text <= high ? +text : otherwise);
   const patch = number(wanted.patch, 0, patches - 1, null);
@@ -32,11 +32,7 @@ export async function open(wanted) {
     try {
       const planes = Uint8Array.from(atob(wanted.image.slice(3).replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
       if (planes.length === shape[0] * shape[1] * shape[2]) {
-        const asked_ = { ...state };
-        await showOwn({ width: shape[2], height: shape[1], planes }, "image.png");
-        Object.assign(state, asked_, { image: "own" });
-        draw();
-        return refresh();
+        if (await showOwn({ width: shape[2], height: shape[1], planes }, "image.png", true)) return;
       }
     } catch {
       problem("The image in this link is damaged.");

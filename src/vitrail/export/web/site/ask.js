@@ -7,6 +7,7 @@ import { $, asked, classes, mapKey, patches, probabilities, rather, scene, shape
 
 export let model = null;
 
+// Resolves to why the model cannot run, if it cannot.
 async function wake() {
   const start = performance.now();
   const payload = { graphs: {} };
@@ -19,11 +20,13 @@ async function wake() {
     for (const name of ["runtime", "wasm", "weights", "graph-look", "graph-map", "graph-keep"]) $(name).remove();
     $("status").textContent = `Awake after ${((performance.now() - start) / 1000).toFixed(1)} s.`;
     if (scene && !scene.attention) look();
+    return null;
   } catch (error) {
     $("status").textContent = "The model sleeps: only the examples’ answers and first maps can be seen.";
-    problem(`The model cannot run in this browser: ${error.message}`);
+    const why = `The model cannot run in this browser: ${error.message}`;
+    problem(why);
+    return why;
   }
-  return model;
 }
 
 export async function quietly(promise) {

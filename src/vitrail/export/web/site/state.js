@@ -22,7 +22,7 @@ export const state = {
   way: "to", hide: 0, veil: 100,
 };
 export let scene = null; // of the image that is shown: pixels, logits, maps; attention, lens and answers once the model has looked
-export let turn = 0; // counts images: what comes late for an earlier one is dropped
+export let turn = 0; // counts images that are shown: an answer that comes late for an earlier one is dropped
 
 export const predicted = () => ranked(scene.logits)[0];
 export const asked = () => (state.asked === null ? predicted() : state.asked);
