@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import vitrail
+from vitrail import console
 from vitrail.cli import main
-from vitrail.cli.main import VERBS
+from vitrail.cli.main import ANSWER, VERBS
+from vitrail.errors import out_of_memory
 
 
 def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
@@ -161,6 +164,8 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         (["--query", "3,8"], "no patch in row 3, column 8"),
         (["--layer", "last"], "--layer is 'last'"),
         (["--layer", "all", "--head", "all"], "do not fit"),
+        (["--layer", "all", "--picture", "overlay"], "--picture overlay is for one map"),
+        (["--head", "all", "--smooth"], "--smooth is for one map"),
         (["--method", "balanced", "--layer", "0"], "balanced takes no layer"),
     ],
 )
@@ -249,6 +254,135 @@ def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colours: Path):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+@pytest.mark.parametrize(("words", "code"), [(["gone.png"], 1), (["IMAGE"], 0), (["IMAGE", "--top", "0"], 2)])
+def test_a_reader_that_goes_away_hides_no_code(run: vitrail.Run, colours, words, code, form, monkeypatch):
+    words = [word.replace("IMAGE", str(colours / "test" / "red" / "0.png")) for word in words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert main(["predict", str(run.folder), *words, *form]) == code
+
+
+def test_a_pipe_that_breaks_within_the_work_is_an_error(monkeypatch, capsys):
+    def work(arguments: object) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            os.write(writer, b"for a process that is gone")
+        finally:
+            os.close(writer)
+
+    monkeypatch.setattr("vitrail.cli.models.run", work)
+    code, document, _ = ask(capsys, "models")
+    assert (code, document["error"]) == (1, "Broken pipe")
+
+
+def test_too_little_memory_is_a_sentence(tmp_path: Path, capsys):
+    small = ["--no-check", "--width", "32", "--depth", "1", "--heads", "2"]
+    code, document, _ = ask(
+        capsys, "train", "digits", *small, "--mlp-width", 10**13, "--out", tmp_path / "run"
+    )  # more than any processor can address
+    assert (code, document["error"]) == (1, "the memory does not suffice")
+    assert "--batch" in document["hint"]
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_process_of_several_leaves_the_json_to_the_one_that_started_it(monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setenv(ANSWER, str(tmp_path / "answer.json"))
+    assert main(["predict", "nowhere", "x.png", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no run folder or artefact 'nowhere'" in captured.err
+
+
+def test_names_that_are_not_utf8(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    strange = os.fsdecode(b"\xff")
+    code, document, _ = ask(capsys, "predict", run.folder, f"{strange}.jpg")
+    assert (code, document["error"]) == (1, "the command line: the name '\ufffd.jpg' is not UTF-8")
+    code, document, err = ask(capsys, "inspect", f"{strange}.safetensors")
+    assert (code, document["error"]) == (1, f"there is no file {strange}.safetensors")
+    assert r"there is no file \udcff.safetensors" in err
+    image, out = colours / "test" / "red" / "0.png", tmp_path / strange
+    _, document, _ = ask(capsys, "explain", run.folder, image, "--out", out)
+    assert document["explanations"][0]["files"] == [str(out / "0.balanced.png")]
+    assert (out / "0.balanced.png").is_file()
+    assert main(["explain", str(run.folder), str(image), "--out", str(out)]) == 0
+    assert r"/\udcff/0.balanced-2.png" in capsys.readouterr().out
+
+
+def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, colours: Path, monkeypatch, capsys):
+    words = ["predict", str(run.folder), str(colours / "test"), "--batch", "8"]
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(console, "EVERY", 0.0)
+    assert main(words) == 0
+    line = r"predicting: (8|16) of 24, [\d,]+ a second, \d:\d\d:\d\d left"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(re.fullmatch(line, each) for each in said)
+    with console.bar("scoring", 10) as progress:
+        progress.resume(4)
+        assert capsys.readouterr().err == ""  # of those it is not known how long they took
+        progress.tick(note="lens")
+        assert re.fullmatch(r"scoring: 5 of 10,( [\d,]+ a second,)? 0:00:00 left, lens\n", capsys.readouterr().err)
+        monkeypatch.setattr(console, "EVERY", 1e9)
+        progress.tick()
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(console, "EVERY", 0.0)
+        progress.tick(4)
+        assert capsys.readouterr().err == ""  # it is over
+    with console.bar("listing", None) as progress:
+        progress.set(20_000, None)
+    assert capsys.readouterr().err.startswith("listing: 20,000, ")
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_shards_are_read_in_place_of_images(run: vitrail.Run, make_folder, tmp_path: Path, capsys):
+    folder, shards = make_folder("few", {"train": 3, "test": 1}, ("red", "green")), tmp_path / "shards"
+    assert main(["shard", str(folder), str(shards)]) == 0
+    capsys.readouterr()
+    tops = {}
+    for source in (folder, shards):
+        code, document, _ = ask(capsys, "predict", run.folder, source)
+        assert code == 0
+        tops[source] = sorted((row["top"][0]["probability"], row["top"][0]["label"]) for row in document["predictions"])
+    assert len(tops[folder]) == 8
+    for (ours, label), (theirs, other) in zip(tops[shards], tops[folder], strict=True):
+        assert label == other and ours == pytest.approx(theirs, abs=1e-6)
+    code, document, _ = ask(capsys, "explain", run.folder, shards / "test-000000.tar", "--out", tmp_path / "maps")
+    assert code == 0
+    rows = document["explanations"]
+    assert {row["label"] for row in rows} == {"red", "green"}
+    assert all(row["path"].startswith(f"{shards}/test-000000.tar:") for row in rows)
+    assert len({row["files"][0] for row in rows if Path(row["files"][0]).is_file()}) == 2
+    code, document, _ = ask(capsys, "predict", run.folder, shards / "train-000009.tar")
+    assert code == 2 and "there is no shard" in document["error"]
+
+
+@pytest.mark.parametrize("more", [[], ["--layer", "all"]], ids=["one", "layers"])
+def test_a_row_has_the_same_keys_whether_the_image_can_be_read(run: vitrail.Run, colours, tmp_path, more, capsys):
+    image = colours / "test" / "red" / "0.png"
+    words = ["--out", tmp_path / "maps", "--method", "attention", *more]
+    code, document, _ = ask(capsys, "explain", run.folder, tmp_path / "gone.png", image, *words)
+    gone, there = document["explanations"]
+    assert code == 1
+    assert gone.keys() == there.keys()
+    assert {name for name, value in gone.items() if value} == {"path", "error"}
+
+
+def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+    for name in ("漢" * 80, "short"):
+        (tmp_path / f"{name}.png").write_bytes((colours / "test" / "red" / "0.png").read_bytes())
+    code, document, _ = ask(capsys, "explain", run.folder, tmp_path, "--out", tmp_path / "maps", "--class", "red")
+    assert code == 0
+    names = sorted(Path(row["files"][0]).name for row in document["explanations"])
+    assert names == ["short.balanced.red.png", "漢" * 66 + ".png"]
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,7 @@ def test_wrong_use_is_said_before_any_work(
         ([model, "--format", "torch", "--int8", "--out", str(tmp_path / "a.pt2")], "for ONNX files"),
         ([model, "--format", "timm", "--int8", "--out", str(tmp_path / "a")], "not for --format timm"),
         ([model, "--format", "timm", "--check", "digits", "--out", str(tmp_path / "a")], "not for --format timm"),
+        ([model, "--format", "onnx", "--skip-unreadable", "--out", str(tmp_path / "a.onnx")], "the images of --check"),
         ([model, "--format", "onnx", "--push", "a/b", "--out", str(tmp_path / "a.onnx")], "folders of libraries"),
         ([model, "--format", "web", "--push", "a/b", "--out", str(tmp_path / "a.html")], "folders of libraries"),
         ([model, "--format", "timm", "--private", "--out", str(tmp_path / "a")], "made by --push"),

@@ -401,6 +401,7 @@ def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_pat
         ({"vary": {}}, "needs a field to vary"),
         ({"vary": {"lr": "1..2"}, "trials": 0}, "trials is 0"),
         ({"vary": {"lr": "1..2"}, "processes": 0}, "processes is 0"),
+        ({"vary": {"lr": "1..2"}, "ray_address": "head:6379"}, "--ray-address is for Ray"),
         ({"vary": {"lr": "1..2"}, "validation": 0.0}, "keeps no validation images"),
         ({"vary": {"width": [17, 19]}}, "no trial can have such values: width 17"),
         ({"vary": {"epochs": "1..3"}, "prune": "median"}, "different lengths"),

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
 from vitrail.evaluate.outcome import NothingRead
+from vitrail.export.proof import images_for
 from vitrail.run import epochs
 from vitrail.train.checkpoint import newest_checkpoint
 from vitrail.train.loop import Diverged
@@ -83,6 +85,69 @@ def test_a_table_with_missing_files_is_refused_or_counted(run: vitrail.Run, colo
     assert main(["check", str(table), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["unreadable"] == ["gone.png", "lost.png"]
+
+
+@pytest.fixture
+def torn(make_folder) -> Path:
+    """Three classes, every split there; two training images and a test image of it cannot be read."""
+    folder = make_folder("torn", {"train": 8, "val": 4, "test": 6}, ("red", "green", "blue"))
+    for name in ("train/red/0.png", "train/blue/5.png", "test/green/2.png"):
+        cut(folder / name)
+    return folder
+
+
+def test_probes_count_what_they_cannot_read(run: vitrail.Run, torn: Path, monkeypatch, capsys):
+    monkeypatch.setattr("vitrail.evaluate.features.CHUNK", 8)  # some chunks are whole, and kept
+    words = ["probe", str(run.folder), str(torn), "--batch", "4", "--json"]
+    assert main(words) == 1
+    assert "train/blue/5.png" in json.loads(capsys.readouterr().out)["error"]
+    found = []
+    for _ in range(2):
+        assert main([*words, "--skip-unreadable"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    for document in found:
+        assert (document["train_images"], document["unreadable"]) == (22, {"train": 2, "test": 1})
+        assert document["knn"]["images"] == document["linear"]["images"] == 17
+    probe = run.classifier.probe(torn, skip_unreadable=True)
+    for name in ("train/red/0.png", "train/blue/5.png", "test/green/2.png"):
+        (torn / name).unlink()
+    whole = run.classifier.probe(torn)
+    assert probe.knn.outcome.paths == whole.knn.outcome.paths  # nobody got a neighbour's features or label
+    np.testing.assert_array_equal(probe.knn.outcome.labels, whole.knn.outcome.labels)
+    np.testing.assert_allclose(probe.knn.outcome.logits, whole.knn.outcome.logits, atol=1e-3)
+    for file in (torn / "test").rglob("*.png"):
+        cut(file)
+    with pytest.raises(NothingRead, match="not one of 17 images"):
+        run.classifier.probe(torn, skip_unreadable=True)
+
+
+def test_training_from_weights_probes_without_what_it_cannot_read(run: vitrail.Run, torn: Path):
+    options = {"model": run.folder, "recipe": "linear", "check_data": False, "workers": 0, "make_report": False}
+    with pytest.raises(ImageError, match=r"(red/0|blue/5|green/2)\.png"):
+        vitrail.train(torn, out=torn.parent / "run", **options)
+    found = vitrail.train(torn, out=torn.parent / "run", skip_unreadable=True, **options)
+    assert found.result["probe"]["unreadable"] == {"train": 2, "test": 1}
+    assert (found.result["test"]["images"], found.result["test"]["unreadable"]) == (17, 1)
+    assert found.classifier.evaluate(torn, skip_unreadable=True).images == 17
+
+
+def test_explanations_are_scored_without_what_cannot_be_read(run: vitrail.Run, torn: Path, capsys):
+    words = ["faithfulness", str(run.folder), str(torn), "--methods", "attention", "--images", "18", "--steps", "2"]
+    assert main([*words, "--json"]) == 1
+    assert "green/2.png" in json.loads(capsys.readouterr().out)["error"]
+    assert main([*words, "--skip-unreadable", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["images"], document["unreadable"]) == (17, 1)
+
+
+def test_exports_are_compared_without_what_cannot_be_read(run: vitrail.Run, torn: Path):
+    check = images_for(run.classifier, torn, skip_unreadable=True)
+    assert check.said == "the 18 test images of torn, less 1 that cannot be read"
+    assert sum(len(labels) for _, labels in check.batches(run.classifier)) == 17
+    for file in (torn / "test").rglob("*.png"):
+        cut(file)
+    with pytest.raises(ImageError, match=r"test/blue/0\.png"):
+        images_for(run.classifier, torn, skip_unreadable=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -5,6 +5,7 @@ file as written that is scored.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import vitrail
@@ -61,16 +62,19 @@ def card(name: str, classifier: vitrail.Classifier, scores: Evaluation, size: in
 
 
 def main(run: str, data: str, name: str) -> None:
-    """Writes the artefact and its card."""
-    path = BOX / f"{name}.safetensors"
-    vitrail.load(run).save(path, half=True)
-    if path.stat().st_size > MOST:
-        raise SystemExit(f"{path} has {path.stat().st_size:,} bytes, more than {MOST:,}")
-    classifier = vitrail.load(path)
-    images, said = images_to_score(classifier, data)
-    path.with_suffix(".md").write_text(
-        card(name, classifier, evaluate(classifier, images, said=said), path.stat().st_size)
-    )
+    """Writes the artefact and its card; neither is in the package before both are made."""
+    with tempfile.TemporaryDirectory(dir=BOX.parent) as aside:
+        path = Path(aside, f"{name}.safetensors")
+        vitrail.load(run).save(path, half=True)
+        size = path.stat().st_size
+        if size > MOST:
+            raise SystemExit(f"{name} has {size:,} bytes, more than {MOST:,}")
+        classifier = vitrail.load(path)
+        images, said = images_to_score(classifier, data)
+        about = path.with_suffix(".md")
+        about.write_text(card(name, classifier, evaluate(classifier, images, said=said), size), encoding="utf-8")
+        for made in (path, about):
+            made.replace(BOX / made.name)
 
 
 if __name__ == "__main__":

@@ -104,12 +104,15 @@ class AnyClassifier(ABC):
                 "vitrail probe scores its features, vitrail train DATA --from MODEL gives it classes",
             )
 
-    def evaluate(self, data: str | Path) -> Evaluation:
-        """The numbers of this classifier on labelled images."""
+    def evaluate(self, data: str | Path, *, skip_unreadable: bool = False) -> Evaluation:
+        """The numbers of this classifier on labelled images.
+
+        Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
+        """
         from vitrail.evaluate import evaluate, images_to_score
 
-        images, said = images_to_score(self, data)
-        return evaluate(self, images, said=said)
+        images, said = images_to_score(self, data, skip_unreadable)
+        return evaluate(self, images, said=said, skip_unreadable=skip_unreadable)
 
 
 @dataclass
@@ -192,11 +195,11 @@ class Classifier(AnyClassifier):
         vit.eval().requires_grad_(False)
         return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
 
-    def probe(self, data: str | Path, **options: Any) -> Probe:
+    def probe(self, data: str | Path, *, skip_unreadable: bool = False, **options: Any) -> Probe:
         """How far the features go untrained: k-NN and a linear head; options as in `vitrail.evaluate.probe.probe`."""
         from vitrail.evaluate.probe import data_to_probe, probe
 
-        return probe(self, data_to_probe(self, data), **options)
+        return probe(self, data_to_probe(self, data, skip_unreadable), skip_unreadable=skip_unreadable, **options)
 
     def explain(self, image: str | Path | Tensor, **options: Any) -> Explanation:
         """What speaks for a class in one image; options as in `vitrail.explain.explain`."""

@@ -2,51 +2,95 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 quiet = False
+EVERY = 30.0  # seconds without a line after which work that goes on says how far it is
+last_line = 0.0  # when the last one was said
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def say(text: str) -> None:
     """A line of talk."""
+    global last_line
     if not quiet:
         err.print(visible(text), markup=False)
+        last_line = time.monotonic()
 
 
 def visible(text: str) -> str:
-    """The text with control characters written out: a class name of a stranger must not steer the terminal."""
-    return text.translate(CONTROL)
+    """The text with control characters written out: a class name of a stranger must not steer the terminal.
+
+    Bytes of a name that is not UTF-8 are written out too, for no terminal can show them.
+    """
+    return printable(text.translate(CONTROL))
+
+
+def printable(text: str) -> str:
+    """The text with each byte that is not UTF-8 written out as JSON does, \\udcff for 255."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class Bar:
-    """A progress bar that can be told more about how it goes."""
+    """How far a piece of work is: a bar on a terminal, elsewhere a line after `EVERY` seconds without one."""
 
-    def __init__(self, progress: Progress | None, task: int):
+    def __init__(self, doing: str, total: int | None, progress: Progress | None = None):
+        self.doing = doing
+        self.total = total
+        self.done = self.before = 0
+        self.note = ""
+        self.began = time.monotonic()
         self.progress = progress
-        self.task = task
+        self.task = progress.add_task(doing, total=total, note="") if progress else TaskID(0)
+
+    def resume(self, done: int) -> None:
+        """So many were done before: they say nothing of how fast it goes."""
+        self.before = done
+        self.tick(done)
 
     def tick(self, n: int = 1, note: str | None = None) -> None:
         """`n` more are done."""
-        if self.progress:
-            self.progress.update(self.task, advance=n, **({} if note is None else {"note": note}))  # type: ignore[arg-type]
+        self.done += n
+        self.note = self.note if note is None else note
+        self._show()
 
-    def set(self, done: int, total: int) -> None:
-        """`done` of `total` are done, where the total was not known before."""
+    def set(self, done: int, total: int | None) -> None:
+        """`done` of `total` are done, where the total was not known before; None where it is not known yet."""
+        self.done, self.total = done, total
+        self._show()
+
+    def _show(self) -> None:
         if self.progress:
-            self.progress.update(self.task, completed=done, total=total)  # type: ignore[arg-type]
+            self.progress.update(self.task, completed=self.done, total=self.total, note=self.note)
+            return
+        now = time.monotonic()
+        over = self.total is not None and self.done >= self.total
+        if now - max(self.began, last_line) >= EVERY and self.done > self.before and not over:
+            say(self._line(now - self.began))
+
+    def _line(self, seconds: float) -> str:
+        """What is being done, how far it is, how fast it goes, the time that is left."""
+        rate = (self.done - self.before) / max(seconds, 1e-9)
+        parts = [f"{self.doing}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")]
+        if rate >= 1:
+            parts.append(f"{rate:,.0f} a second")
+        if self.total:
+            parts.append(f"{timedelta(seconds=round((self.total - self.done) / rate))} left")
+        return ", ".join([*parts, self.note] if self.note else parts)
 
 
 @contextmanager
-def bar(doing: str, total: int) -> Iterator[Bar]:
-    """A progress bar on a terminal; elsewhere nothing, for lines of progress are their caller's to choose."""
+def bar(doing: str, total: int | None) -> Iterator[Bar]:
+    """A progress bar on a terminal, elsewhere a plain line now and then; `total` is None where it is not known."""
     if quiet or not err.is_terminal:
-        yield Bar(None, 0)
+        yield Bar(doing, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -56,4 +100,4 @@ def bar(doing: str, total: int) -> Iterator[Bar]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True) as progress:
-        yield Bar(progress, progress.add_task(doing, total=total, note=""))
+        yield Bar(doing, total, progress)

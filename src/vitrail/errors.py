@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch's words: on a GPU, on a CPU
+
 
 class VitrailError(Exception):
     """The work found a problem: bad data, a damaged file, a run that diverged (exit code 1)."""
@@ -22,6 +24,13 @@ class UsageError(VitrailError):
     """What was asked for does not exist or does not fit together (exit code 2)."""
 
     exit_code = 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory does not suffice; torch has no kind of its own for that on a CPU."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 def first_line(error: BaseException) -> str:

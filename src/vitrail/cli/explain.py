@@ -20,6 +20,12 @@ from vitrail.explain import DEFAULT, METHODS, Explanation, explain
 from vitrail.explain.explanation import Target, read_target
 from vitrail.explain.pictures import save_explanation, save_heads, save_layers, save_overlay
 
+MOST_BYTES = 200  # of a picture's name: disks take 255, and a number and an ending come behind it
+FIGURES = (  # what a row says of an image; nothing of each where it cannot be read
+    "label", "probability", "predicted", "against", "method", "layer", "head", "query", "class_blind", "signed", "cost",
+    "map", "summary",
+)  # fmt: skip
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
@@ -30,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = f"methods, and what a map takes:\n{rows}"
     add_model(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or folders")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards")
     parser.add_argument(
         "--method", metavar="M", help=f"one of those below ({DEFAULT}; with a layer or head, attention)"
     )
@@ -55,29 +61,37 @@ def run(arguments: argparse.Namespace) -> Answer:
     layers, heads = read_layers(arguments.layer, config.depth), read_heads(arguments.head, config.heads)
     if len(layers) > 1 and len(heads) > 1:
         raise UsageError("all layers of all heads do not fit into a picture", "choose one layer or one head")
+    if len(layers) > 1 or len(heads) > 1:
+        for option, given in (("picture overlay", arguments.picture == "overlay"), ("smooth", arguments.smooth)):
+            if given:
+                raise UsageError(f"--{option} is for one map, not for a picture of many", "name one layer or one head")
     query = read_query(arguments.query)
     inside = arguments.layer or arguments.head != "mean" or query
     method = arguments.method or ("attention" if inside else DEFAULT)
     rows: list[dict[str, Any]] = []
-    paths = named_images(arguments.images)
-    with bar("explaining", len(paths)) as progress:
-        for path in paths:
+    several = ["heads"] if len(heads) > 1 else ["layers"] if len(layers) > 1 else []
+    images = named_images(arguments.images)
+    with bar("explaining", len(images)) as progress:
+        for image in images:
             try:
+                pixels = image.read(classifier.preprocess.channels)
                 found = [
-                    explain(classifier, path, method=method, target=target, layer=layer, head=head, query=query)
+                    explain(classifier, pixels, method=method, target=target, layer=layer, head=head, query=query)
                     for layer in layers
                     for head in heads
                 ]
             except ImageError as error:
-                rows.append({"path": str(path), "error": error.reason, "files": []})
+                rows.append(
+                    {"path": image.path, **dict.fromkeys([*FIGURES, *several]), "error": error.reason, "files": []}
+                )
             else:
-                name = ".".join(filter(None, [path.stem, method, arguments.label]))
+                name = ".".join(filter(None, [Path(image.path).stem, method, arguments.label]))
                 picture = unused(Path(arguments.out), safe(name), arguments.format)
                 draw(found, picture, arguments)
                 each = [explanation.to_json() for explanation in found]
-                rest = {"heads" if len(heads) > 1 else "layers": each} if len(each) > 1 else {}
+                rest = dict.fromkeys(several, each)
                 said = {"summary": found[0].summary, "files": [str(picture)], "error": None}
-                rows.append({"path": str(path), **each[0], **rest, **said})
+                rows.append({"path": image.path, **each[0], **rest, **said})
             progress.tick()
     shown = [f"{row['path']}: {row['error'] or row['summary'] + '; ' + row['files'][0]}" for row in rows]
     return Answer({"explanations": rows}, shown, code=1 if any(row["error"] for row in rows) else 0)
@@ -136,7 +150,7 @@ def read_query(word: str | None) -> tuple[int, int] | None:
 
 def safe(name: str) -> str:
     """A name that is one part of a path: a class may be called what it wants."""
-    return re.sub(r"[^\w.+=@ -]", "_", name)[:120]
+    return re.sub(r"[^\w.+=@ -]", "_", name).encode()[:MOST_BYTES].decode(errors="ignore")
 
 
 def unused(folder: Path, stem: str, kind: str) -> Path:

@@ -29,6 +29,7 @@ from vitrail.export.torch_file import export_torch
 from vitrail.export.triton import export_triton
 
 PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
+CHECK = ("check", "skip_unreadable")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", metavar="DATA", help="labelled images to compare on (a program; else some built-in digits)"
     )
+    parser.add_argument("--skip-unreadable", action="store_true", help="compare without images that cannot be read")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, made if need be")
     parser.add_argument("--private", action="store_true", help="a repository made by --push is private")
     parser.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, mps (cpu)")
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.push and arguments.format in (*PROGRAMS, "web"):
         raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(FORMATS)}")
     if arguments.format == "web":
-        refuse(arguments, (*program_options(), "check"), f"use --format {', '.join(PROGRAMS)}")
+        refuse(arguments, (*program_options(), *CHECK), f"use --format {', '.join(PROGRAMS)}")
         return web_page.run(arguments)
     refuse(arguments, web_page.OPTIONS, "use --format web")
     if arguments.format in PROGRAMS:
@@ -82,14 +84,16 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], hint: str) -> No
     """Raises `UsageError` where the format is given an option that belongs to others."""
     for name in names:
         if getattr(arguments, name):
-            raise UsageError(f"--{name} is not for --format {arguments.format}", hint)
+            raise UsageError(f"--{name.replace('_', '-')} is not for --format {arguments.format}", hint)
 
 
 def program(arguments: argparse.Namespace) -> Answer:
     """A graph for another runtime."""
+    if arguments.skip_unreadable and not arguments.check:
+        raise UsageError("--skip-unreadable is for the images of --check", "add --check DATA")
     extras = Extras(**{each.name: getattr(arguments, each.name) for each in fields(Extras)})
     classifier = loaded(arguments)
-    check = images_for(classifier, arguments.check)
+    check = images_for(classifier, arguments.check, arguments.skip_unreadable)
     say(f"tracing the model, which is then compared on {check.said}")
     with bar("comparing", len(check.images)) as progress:
         shipped = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.tick)
@@ -98,7 +102,7 @@ def program(arguments: argparse.Namespace) -> Answer:
 
 def library(arguments: argparse.Namespace) -> Answer:
     """A folder for another library."""
-    refuse(arguments, (*program_options(), "check"), f"use --format {', '.join(PROGRAMS)}")
+    refuse(arguments, (*program_options(), *CHECK), f"use --format {', '.join(PROGRAMS)}")
     exported = export_library(loaded(arguments), arguments.format, arguments.out)
     document = exported.to_json()
     shown = [f"written: {exported.folder}, which is read by: {exported.loads}"]

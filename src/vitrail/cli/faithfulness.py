@@ -35,6 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=12, metavar="N", help="points of a curve (12)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which images are drawn (0)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and count"
+    )
     parser.add_argument("--out", metavar="DIR", help="also write faithfulness.json and faithfulness.png there")
 
 
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     for name in methods:
         find_method(name)
     classifier = loaded(arguments)
-    images, said = images_to_score(classifier, arguments.data)
+    images, said = images_to_score(classifier, arguments.data, arguments.skip_unreadable)
     with bar("scoring", len(methods) + len(CONTROLS)) as progress:
         begun: list[str] = []
 
@@ -57,10 +60,11 @@ def run(arguments: argparse.Namespace) -> Answer:
 
         found = faithfulness(
             classifier, images, methods=methods, most=arguments.images,
-            steps=arguments.steps, seed=arguments.seed, said=said, tick=tick,
+            steps=arguments.steps, seed=arguments.seed, said=said, tick=tick, skip_unreadable=arguments.skip_unreadable,
         )  # fmt: skip
     document = found.to_json()
-    shown: list[Any] = [f"{found.images} of {said}", table(found)]
+    gone = f", {found.unreadable} more could not be read" if found.unreadable else ""
+    shown: list[Any] = [f"{found.images} of {said}{gone}", table(found)]
     shown += [f"{name.replace('_', ', ')}: {row.about}; {row.better} is better" for name, row in MEASURES.items()]
     shown.append("* best, or not to be told from the best; cost in forward passes of this model, as measured")
     if arguments.out:

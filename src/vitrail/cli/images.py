@@ -1,16 +1,52 @@
-"""The images that a person names: files, and folders with everything below them."""
+"""The images that a person names: files, folders with everything below them, tar shards."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail.data.folder import images_below
+from torch import Tensor
+
+from vitrail.data.decode import decode
+from vitrail.data.folder import images_below, refuse_strange
 from vitrail.errors import UsageError
+from vitrail.predict.listing import means_shards, readable
+from vitrail.predict.members import Member, content, members
 
 
-def named_images(words: Sequence[str]) -> list[Path]:
-    """The files in order; raises `UsageError` for a folder without images."""
+@dataclass(frozen=True)
+class Named:
+    """An image by its path; one in a tar shard is called SHARD:NAME, and `member` says where it lies."""
+
+    path: str
+    member: Member | None = None
+
+    def read(self, channels: int) -> Tensor:
+        """uint8 pixels (C, h, w); raises `ImageError`."""
+        return decode(content(self.path, self.member) if self.member else self.path, channels, self.path)
+
+
+def named_images(words: Sequence[str]) -> list[Named]:
+    """The images in order.
+
+    Raises `UsageError` for a folder without images, `VitrailError` for shards that are not there.
+    """
+    found: list[Named] = []
+    for word in words:
+        if means_shards(word):
+            found += [Named(path, member) for path, member in readable(word, members(word))]
+        else:
+            found += [Named(str(path)) for path in named_files([word])]
+    return found
+
+
+def named_files(words: Sequence[str]) -> list[Path]:
+    """The files in order.
+
+    Raises `UsageError` for a folder without images, `VitrailError` for a name that is not UTF-8.
+    """
     found: list[Path] = []
     for word in words:
+        refuse_strange("the command line", word)
         path = Path(word)
         if not path.is_dir():
             found.append(path)

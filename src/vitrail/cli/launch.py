@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitrail.cli.main import Answer
+from vitrail.cli.main import ANSWER, Answer
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.machine import cores
 
-ANSWER = "VITRAIL_ANSWER"  # where a process that was started here leaves its answer
 RESTARTS = 3  # times that dead processes are started again
 
 

@@ -1,7 +1,7 @@
 """The command line: a verb, its arguments, its answer.
 
 A result goes to stdout (as a table for people, as one JSON object with --json), everything else to stderr. The exit
-code is 0, 1 where the work found a problem, 2 for wrong use.
+code is 0, 1 where the work found a problem, 2 for wrong use, 130 where it was stopped.
 """
 
 import argparse
@@ -9,7 +9,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from rich.console import Console
 
 import vitrail
 from vitrail import console
-from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.errors import UsageError, VitrailError, did_you_mean, out_of_memory
 
 VERBS = {  # verb -> what it does; the module of the same name has `arguments` and `run`
     "check": "look at the data before training on it",
@@ -35,6 +36,7 @@ VERBS = {  # verb -> what it does; the module of the same name has `arguments` a
     "inspect": "say what a weight file is",
     "bench": "time a model on this machine, beside other libraries' of its size",
 }
+ANSWER = "VITRAIL_ANSWER"  # where a process that `launch` has started leaves its answer, which is then printed once
 
 
 @dataclass
@@ -65,39 +67,54 @@ class Parser(argparse.ArgumentParser):
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     words = list(sys.argv[1:] if words is None else words)
-    as_json = "--json" in words
+    as_json = "--json" in words and ANSWER not in os.environ
     try:
         answer = _answer(words)
-        if answer is None:
-            return 0
-        _print(answer, as_json)
-        return answer.code
+        with _for_who_reads():
+            if answer is not None:
+                _print(answer, as_json)
+        return 0 if answer is None else answer.code
     except VitrailError as error:
         return _complain(error, as_json)
     except KeyboardInterrupt:
         _complain(VitrailError("stopped"), as_json)
         return 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(VitrailError(f"{where}{error.strerror or error}"), as_json)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         return _complain(VitrailError("the memory does not suffice", "try a smaller --batch or --memory"), as_json)
+
+
+class _Out(Console):
+    """stdout for tables; rich by itself would end the process where nobody reads on, with a code of its own."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
+@contextmanager
+def _for_who_reads() -> Iterator[None]:
+    """Inside, it is no error that the reader of our output goes away, as `head` does."""
+    try:
+        yield
+        print(end="", flush=True)  # else it would fail at the interpreter's end, as exit code 120
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print(answer: Answer, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(answer.document, ensure_ascii=False, allow_nan=False))
+        print(console.printable(json.dumps(answer.document, ensure_ascii=False, allow_nan=False)))
     else:
-        out = Console(highlight=False, markup=False, emoji=False)
+        out = _Out(highlight=False, markup=False, emoji=False)
         for part in answer.shown:
             if isinstance(part, str):
                 out.print(console.visible(part), markup=False, soft_wrap=True)
             else:
                 out.print(part)
-    sys.stdout.flush()  # here it may fail and be forgiven; at the interpreter's end it would be exit code 120
 
 
 def _answer(words: list[str]) -> Answer | None:
@@ -128,7 +145,8 @@ def _answer(words: list[str]) -> Answer | None:
 
 def _complain(error: VitrailError, as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"error": error.sentence, "hint": error.hint}, ensure_ascii=False))
+        with _for_who_reads():
+            print(console.printable(json.dumps({"error": error.sentence, "hint": error.hint}, ensure_ascii=False)))
     console.err.print(f"error: {console.visible(error.sentence)}", style="bold red", markup=False)
     if error.hint:
         console.err.print(f"hint: {console.visible(error.hint)}", markup=False)

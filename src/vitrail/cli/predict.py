@@ -1,4 +1,4 @@
-"""Say what is in images: the most probable classes of each file, or of every image below a folder.
+"""Say what is in images: the most probable classes of each file, or of every image below a folder or in tar shards.
 
 A file that cannot be read gets a row that says why, and the exit code is 1.
 
@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser, onnx=True, threads="as many as cores; 1 with --out")
     parser.add_argument(
-        "images", metavar="SOURCE", nargs="+", help="image files or folders; with --out tar shards and tables too"
+        "images", metavar="SOURCE", nargs="+", help="image files, folders, tar shards; with --out tables too"
     )
     parser.add_argument("--top", type=int, metavar="N", help="classes to name for each image (5; 1 with --out)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time")
@@ -111,17 +111,17 @@ def at_once(arguments: argparse.Namespace) -> Answer:
         if not isinstance(classifier, Classifier):
             raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
         classifier = classifier.fast()
-    paths = named_images(arguments.images)
+    images = named_images(arguments.images)
     rows: list[dict[str, Any]] = []
-    with bar("predicting", len(paths)) as progress:
-        for at in range(0, len(paths), arguments.batch):
+    with bar("predicting", len(images)) as progress:
+        for at in range(0, len(images), arguments.batch):
             some: list[dict[str, Any]] = [
-                {"path": str(path), "top": [], "error": None} for path in paths[at : at + arguments.batch]
+                {"path": image.path, "top": [], "error": None} for image in images[at : at + arguments.batch]
             ]
             pixels = []
-            for row in some:
+            for image, row in zip(images[at : at + arguments.batch], some, strict=True):
                 try:
-                    pixels.append(classifier.read(str(row["path"])))
+                    pixels.append(classifier.read(image.read(classifier.preprocess.channels)))
                 except ImageError as error:
                     row["error"] = error.reason
             readable = [row for row in some if row["error"] is None]

@@ -35,6 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (64)")
     parser.add_argument("--no-cache", action="store_true", help="neither read nor keep features")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and count"
+    )
     parser.add_argument("--out", metavar="FILE", help="also write the JSON there")
 
 
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     classifier = loaded(arguments)
     if arguments.image_size is not None:
         classifier = classifier.sized(arguments.image_size)
-    splits = data_to_probe(classifier, arguments.data)
+    splits = data_to_probe(classifier, arguments.data, arguments.skip_unreadable)
     if splits.test is None and splits.validation is None:
         raise UsageError(f"{arguments.data} keeps no image back to score on", "add a folder named test")
     found = probe(
@@ -58,12 +61,15 @@ def run(arguments: argparse.Namespace) -> Answer:
         penalty=arguments.penalty,
         batch=arguments.batch,
         cache=not arguments.no_cache,
+        skip_unreadable=arguments.skip_unreadable,
     )
     document = found.to_json()
     chosen = "given" if arguments.penalty else "chosen on validation" if splits.validation else "not chosen"
     shown = [
         f"{document['train_images']} training images, {found.on} scored; the linear head took {found.seconds:.1f} s"
     ]
+    if gone := ", ".join(f"{n} of {name}" for name, n in found.unreadable.items()):
+        shown.append(f"could not be read and count for nothing: {gone}")
     for name, how in (
         ("linear", f"linear probe (penalty {found.head.penalty:g}, {chosen})"),
         ("knn", f"k-NN (k {found.k}, cosine, temperature {found.temperature:g})"),

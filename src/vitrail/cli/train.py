@@ -1,9 +1,9 @@
 """Train a classifier on labelled images, from nothing or from another model's weights.
 
 DATA is a folder (train/ val/ test/, or one folder per class that is divided), a CSV or parquet of paths and labels, a
-built-in name (digits, cifar10, mnist, ...), tar shards (a folder of them, "out/train-{000..099}.tar", s3://...), or
-hf:NAME (Hugging Face datasets). Writes a run folder: the classifier, its curves, its confusion matrix and what it looks
-at.
+built-in name (digits, cifar10, mnist, ...), tar shards (a folder of them, "out/train-{000000..000099}.tar",
+s3://...), or hf:NAME (Hugging Face datasets). Writes a run folder: the classifier, its curves, its confusion matrix and
+what it looks at.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
     parser.add_argument("--processes", type=int, metavar="N", help="train one model by N processes")
-    parser.add_argument("--fsdp", action="store_true", help="shard the model over the processes, where it does not fit")
+    parser.add_argument(
+        "--fsdp", action="store_true", help="shard the model over the processes, with --optimizer adamw"
+    )
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="what starts them (this machine)")
     parser.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)")
     parser.add_argument("--min-processes", type=int, metavar="N", help="with ray: go on with as few as N of them")

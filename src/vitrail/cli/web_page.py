@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vitrail.cli.images import named_images
+from vitrail.cli.images import named_files
 from vitrail.cli.loading import loaded
 from vitrail.cli.main import Answer
 from vitrail.console import say
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.export.web.page import LIMIT, export_web
 
     classifier = loaded(arguments)
-    examples = named_images(arguments.examples) if arguments.examples else None
+    examples = named_files(arguments.examples) if arguments.examples else None
     say("tracing the model and comparing the page's answers with PyTorch's")
     document = export_web(
         classifier, arguments.out, examples, model=arguments.model, half=arguments.half,

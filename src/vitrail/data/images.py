@@ -76,6 +76,13 @@ class Images:
         files = None if self.files is None else taken(self.files, places)
         return Images(pixels, taken(self.names, places), self.labels[places], self.classes, files)
 
+    def without(self, unreadable: Sequence[ImageError]) -> "Images":
+        """The images but for those that cannot be read."""
+        if not unreadable:
+            return self
+        gone = {error.name for error in unreadable}
+        return self.subset([i for i, path in enumerate(self.paths) if path not in gone])
+
     @property
     def paths(self) -> Sequence[str]:
         """Where each image lies; its name where it does not come from a file of its own."""

@@ -20,8 +20,9 @@ from vitrail.classifier import Classifier
 from vitrail.console import say
 from vitrail.data import Images
 from vitrail.data.encoded import Encoded
-from vitrail.data.loader import default_workers, evaluation_batches
+from vitrail.data.loader import Refuse, default_workers, evaluation_batches
 from vitrail.errors import VitrailError
+from vitrail.evaluate.outcome import NothingRead
 from vitrail.files import cache_home, write_atomically
 from vitrail.weights.artefact import digest, read_safetensors
 
@@ -37,10 +38,12 @@ def features_of(
     workers: int | None = None,
     cache: bool = True,
     tick: Callable[[int], object] = lambda n: None,
+    refuse: Refuse | None = None,
 ) -> np.ndarray:
     """The pooled vectors of all images in their order, (n, D) float32.
 
-    `tick` is called with the images done after each batch. Raises `ImageError` naming a file that cannot be read.
+    `tick` is called with the images done after each batch. An image that cannot be read raises `ImageError`, or where
+    `refuse` is given has no row and `refuse` is told. Raises `NothingRead` where none is left.
     """
     batch = 1 << min(batch, CHUNK).bit_length() - 1  # batches end where files end, so that a stop changes no bit
     places = [range(at, min(at + CHUNK, len(images))) for at in range(0, len(images), CHUNK)]
@@ -59,16 +62,24 @@ def features_of(
     rest = images.subset([i for number in missing for i in places[number]]) if found else images
     workers = default_workers(rest) if workers is None else workers
     parts: list[Tensor] = []
-    for pixels, _ in evaluation_batches(rest, classifier.preprocess, batch=batch, workers=workers) if missing else ():
-        parts.append(classifier.features(pixels).cpu())
+    seen = 0  # images of the chunk under way, those that cannot be read too
+    batches = evaluation_batches(rest, classifier.preprocess, batch=batch, workers=workers, refuse=refuse)
+    for pixels, _ in batches if missing else ():
+        if len(pixels):
+            parts.append(classifier.features(pixels).cpu())
         number = missing[0]
-        if sum(map(len, parts)) == len(places[number]):
-            found[number], parts = torch.cat(parts), []
-            missing = missing[1:]
-            if paths and not keep(paths[number], found[number]):
-                paths = []
-        tick(len(pixels))
-    return torch.cat([found[number] for number in range(len(places))]).numpy()
+        listed = min(batch, len(places[number]) - seen)
+        seen += listed
+        if seen == len(places[number]):
+            if parts:
+                found[number] = torch.cat(parts)
+                if paths and len(found[number]) == seen and not keep(paths[number], found[number]):
+                    paths = []
+            missing, parts, seen = missing[1:], [], 0
+        tick(listed)
+    if not found:
+        raise NothingRead(f"not one of {len(images)} images can be read", "vitrail check says why")
+    return torch.cat([found[number] for number in sorted(found)]).numpy()
 
 
 def model_key(classifier: Classifier) -> str:

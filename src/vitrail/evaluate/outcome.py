@@ -29,10 +29,7 @@ class Outcome:
 
     def read_of(self, images: Images) -> Images:
         """The images that this is of: those of the listed that could be read."""
-        if not self.unreadable:
-            return images
-        gone = {error.name for error in self.unreadable}
-        return images.subset([i for i, path in enumerate(images.paths) if path not in gone])
+        return images.without(self.unreadable)
 
     @property
     def probabilities(self) -> np.ndarray:

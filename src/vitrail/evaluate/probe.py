@@ -5,8 +5,8 @@ A fine-tuned model that loses to these has cost its training for nothing.
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.console import Bar, bar
 from vitrail.data import Images, Splits, open_data
+from vitrail.data.decode import ImageError
 from vitrail.data.sources import find, fingerprint
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluate.evaluation import Evaluation
@@ -58,6 +59,7 @@ class Probe:
     temperature: float
     train_images: int
     seconds: float  # for the linear head: features to fit and choose it by, and the fit; kept features cost nothing
+    unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed and are left out
 
     def to_json(self) -> dict[str, Any]:
         """The figures, with what they depend on."""
@@ -65,6 +67,7 @@ class Probe:
         return {
             "on": self.on,
             "train_images": self.train_images,
+            "unreadable": self.unreadable,
             "seconds": round(self.seconds, 3),
             "knn": {**figures(self.knn), "k": self.k, "temperature": self.temperature},
             "linear": {
@@ -86,13 +89,14 @@ def figures(evaluation: Evaluation | None) -> dict[str, Any]:
     }
 
 
-def data_to_probe(classifier: Classifier, data: str | Path) -> Splits:
+def data_to_probe(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> Splits:
     """The splits at a DATA address in the classifier's channels; divided as it was if it was trained on these data."""
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint(find(data, channels)) else None
+    found = fingerprint(find(data, channels, skip_unreadable))
+    split = trained_on.get("split") if trained_on.get("fingerprint") == found else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
-    return open_data(data, channels=channels, **options)
+    return open_data(data, channels=channels, missing_ok=skip_unreadable, **options)
 
 
 def probe(
@@ -105,39 +109,47 @@ def probe(
     batch: int = 64,
     workers: int | None = None,
     cache: bool = True,
+    skip_unreadable: bool = False,
     tick: Callable[[], object] = lambda: None,
 ) -> Probe:
     """Both probes of the classifier's features: fitted on training images, scored on test (else validation).
 
     The penalty of the linear one is chosen on validation. `tick` is called after each batch; it may raise to stop.
-    Raises `ImageError` naming a file that cannot be read, `UsageError` for a `k` or `temperature` that makes no sense.
+    Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it. Raises `UsageError` for
+    a `k` or `temperature` that makes no sense.
     """
     if k < 1 or not temperature > 0:
         raise UsageError(f"k is {k} and temperature {temperature}; they must be at least 1 and above 0")
     began = time.perf_counter()
     features: dict[str, np.ndarray] = {}
+    refused: dict[str, list[ImageError]] = {}
 
-    def compute(parts: dict[str, Images]) -> None:
+    def compute(listed: dict[str, Images]) -> None:
         options: dict[str, Any] = {"batch": batch, "workers": workers, "cache": cache}
-        with bar(f"computing features ({', '.join(parts)})", sum(map(len, parts.values()))) as progress:
-            for name, images in parts.items():
-                features[name] = features_of(classifier, images, tick=ticker(progress, tick), **options)
+        with bar(f"computing features ({', '.join(listed)})", sum(map(len, listed.values()))) as progress:
+            for name, images in listed.items():
+                gone: list[ImageError] = []
+                refuse = gone.append if skip_unreadable else None
+                features[name] = features_of(classifier, images, tick=ticker(progress, tick), refuse=refuse, **options)
+                refused[name], parts[name] = gone, images.without(gone)
 
     parts = splits.parts()
     compute({name: images for name, images in parts.items() if name != "test"})
-    validation = (features["validation"], splits.validation.labels) if splits.validation is not None else None
-    head = fit_linear(features["train"], splits.train.labels, validation, len(splits.classes), penalty)
+    validation = (features["validation"], parts["validation"].labels) if "validation" in parts else None
+    labels = parts["train"].labels
+    head = fit_linear(features["train"], labels, validation, len(splits.classes), penalty)
     seconds = time.perf_counter() - began
     on = next((name for name in ("test", "validation") if name in parts), None)
-    k = min(k, len(splits.train))
+    k = min(k, len(labels))
     by_neighbours = by_head = None
     if on:
         if on == "test":
             compute({"test": parts["test"]})
-        votes_NY = knn(features["train"], splits.train.labels, features[on], len(splits.classes), k, temperature)
-        by_neighbours = scores(parts[on], np.log(votes_NY.clip(1e-12)), splits.classes)
-        by_head = scores(parts[on], head.logits(features[on]), splits.classes)
-    return Probe(by_neighbours, by_head, head, on, k, temperature, len(splits.train), seconds)
+        votes_NY = knn(features["train"], labels, features[on], len(splits.classes), k, temperature)
+        by_neighbours = scores(parts[on], np.log(votes_NY.clip(1e-12)), splits.classes, refused[on])
+        by_head = scores(parts[on], head.logits(features[on]), splits.classes, refused[on])
+    unreadable = {name: len(gone) for name, gone in refused.items() if gone}
+    return Probe(by_neighbours, by_head, head, on, k, temperature, len(labels), seconds, unreadable)
 
 
 def ticker(progress: Bar, tick: Callable[[], object]) -> Callable[[int], None]:
@@ -150,9 +162,12 @@ def ticker(progress: Bar, tick: Callable[[], object]) -> Callable[[int], None]:
     return move
 
 
-def scores(images: Images, logits_NY: np.ndarray, classes: tuple[str, ...]) -> Evaluation:
-    """The evaluation of these answers."""
-    return Evaluation(Outcome(list(images.paths), images.labels, logits_NY.astype(np.float64), classes))
+def scores(
+    images: Images, logits_NY: np.ndarray, classes: tuple[str, ...], unreadable: Sequence[ImageError]
+) -> Evaluation:
+    """The evaluation of these answers to the images that could be read."""
+    logits = logits_NY.astype(np.float64)
+    return Evaluation(Outcome(list(images.paths), images.labels, logits, classes, tuple(unreadable)))
 
 
 def knn(

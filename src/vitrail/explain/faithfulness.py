@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
+from vitrail.data.augment import fitting
+from vitrail.data.loader import read
 from vitrail.errors import UsageError
 from vitrail.explain.controls import CONTROLS
 from vitrail.explain.explanation import Target, explain_batch, grid_of, open_scene, piece_size, read_target
@@ -75,11 +77,13 @@ class Faithfulness:
     images: int
     left: list[float]  # part of the patches left at each point of the curves
     said: str = ""  # which images these are, in words
+    unreadable: int = 0  # images that were drawn and are left out
 
     def to_json(self) -> dict[str, Any]:
         """`methods` by name with every score; `measures` say what they are."""
         return {
             "images": self.images,
+            "unreadable": self.unreadable,
             "data": self.said,
             "measures": {name: {"about": row.about, "better": row.better} for name, row in MEASURES.items()},
             "left": self.left,
@@ -106,6 +110,7 @@ def faithfulness(
     others: Mapping[str, Mapper] | None = None,
     said: str = "",
     tick: Callable[[str], object] = lambda doing: None,
+    skip_unreadable: bool = False,
 ) -> Faithfulness:
     """Scores `methods` (all unless said) on `most` images at most, drawn by `seed`.
 
@@ -113,14 +118,14 @@ def faithfulness(
     are classified rightly; a sixth of the images meets shuffled weights. `others` are methods from elsewhere, scored
     alike. `tick` is called with the name of each row when it begins. The model is left as it was. Raises `UsageError`
     for a method that is not there and for a model to which an image is one patch, `ImageError` naming a file that
-    cannot be read.
+    cannot be read, or with `skip_unreadable` counts it.
     """
     classifier.refuse_nameless()
     mappers: dict[str, Mapper] = {name: ours(name) for name in (METHODS if methods is None else methods)}
     mappers |= others or {}
     if not len(images) or most < 1:
         raise UsageError("there are no images to score explanations on")
-    stage = Stage.of(classifier, images, most, steps, seed)
+    stage = Stage.of(classifier, images, most, steps, seed, skip_unreadable)
     if stage.grid == (1, 1):
         raise UsageError("this model sees an image as one patch: a map of it says nothing")
     rows: dict[str, Row] = {}
@@ -132,7 +137,7 @@ def faithfulness(
         rows[name] = replace(stage.row(control(name, seed), seed), control=True)
     patches = stage.grid[0] * stage.grid[1]
     parts = [n / patches for n in left(patches, steps)]
-    return Faithfulness(with_best(rows, seed), len(stage.pixels), parts, said)
+    return Faithfulness(with_best(rows, seed), len(stage.pixels), parts, said, stage.unreadable)
 
 
 def ours(method: str) -> Mapper:
@@ -167,12 +172,17 @@ class Stage:
     composed: dict[str, tuple[Composed | None, float]]  # with the chance value
     shuffled: list[Classifier]
     forward: float  # seconds for an image
+    unreadable: int  # images that were drawn and could not be read
 
     @staticmethod
-    def of(classifier: Classifier, images: Images, most: int, steps: int, seed: int) -> "Stage":
+    def of(
+        classifier: Classifier, images: Images, most: int, steps: int, seed: int, skip_unreadable: bool = False
+    ) -> "Stage":
         """Draws the images and puts the compositions together."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
-        pixels = images.fitted(classifier.preprocess, chosen)
+        (pixels, truth), refused = read(images, fitting(classifier.preprocess), chosen, seed, epoch=0)
+        if refused and not (skip_unreadable and len(pixels)):
+            raise refused[0]
         piece = min(PIECE, piece_size(pixels.shape[-2] * pixels.shape[-1] // classifier.vit.config.patch**2))
         classifier.logits(pixels[:piece])  # so that the first timing is no slower
         began = time.perf_counter()
@@ -180,7 +190,7 @@ class Stage:
         predicted = logits_BY.argmax(dim=1).cpu().numpy()
         forward = (time.perf_counter() - began) / len(pixels)
         labels = [classifier.classes[i] for i in predicted]
-        right = np.flatnonzero(predicted == images.labels[chosen])
+        right = np.flatnonzero(predicted == truth.numpy())
         sound, names = pixels[right], [labels[i] for i in right]
         patch = classifier.vit.config.patch
         return Stage(
@@ -195,6 +205,7 @@ class Stage:
             },
             shuffled_models(classifier, seed),
             forward,
+            len(refused),
         )
 
     def row(self, mapper: Mapper, seed: int) -> Row:

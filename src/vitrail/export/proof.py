@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.data.decode import ImageError
+from vitrail.data.encoded import Encoded
 from vitrail.data.images import Images
 from vitrail.data.loader import evaluation_batches
 from vitrail.data.sources import SCORED, find, open_for_evaluation
@@ -74,21 +76,39 @@ class Agreed:
         return {**plain, **scores, "lost_interval": list(self.lost_interval or ())}
 
 
-def images_for(classifier: Classifier, address: str | Path | None) -> Check:
+def images_for(classifier: Classifier, address: str | Path | None, skip_unreadable: bool = False) -> Check:
     """The images at an address, those that would be scored; without one, some of the built-in digits.
 
-    Raises `VitrailError` for classes that the classifier does not know.
+    With `skip_unreadable` those that cannot be read are counted and left out. Raises `VitrailError` for classes that
+    the classifier does not know, and where no image can be read.
     """
+    check = listed(classifier, address, skip_unreadable)
+    if not skip_unreadable:
+        return check
+    refused: list[ImageError] = []
+    for _ in evaluation_batches(check.images, classifier.preprocess, batch=BATCH, refuse=refused.append):
+        pass
+    if not refused:
+        return check
+    images = check.images.without(refused)
+    if not len(images):
+        raise refused[0]
+    return replace(check, images=images, said=f"{check.said}, less {len(refused)} that cannot be read")
+
+
+def listed(classifier: Classifier, address: str | Path | None, missing_ok: bool) -> Check:
+    """The same with all that are listed."""
     channels, trained_on = classifier.preprocess.channels, classifier.origin.get("data", {})
     known_here = trained_on.get("name") == ALWAYS_HERE and classifier.classes
     if classifier.classes and (address is not None or known_here):
-        images, said = open_for_evaluation(address or ALWAYS_HERE, classifier.classes, channels, trained_on)
+        images, said = open_for_evaluation(address or ALWAYS_HERE, classifier.classes, channels, trained_on, missing_ok)
         return Check(images, said, labelled=True)
-    found = find(address or ALWAYS_HERE, channels)
+    found = find(address or ALWAYS_HERE, channels, missing_ok)
     listing = next(found.splits[name] for name in SCORED if len(found.splits.get(name, ())))
     listing = listing if address else listing.subset(range(min(FEW, len(listing))))
     unlabelled = np.zeros(len(listing), dtype=np.int64)
-    images = Images(listing.pixels, listing.names, unlabelled, ("",))
+    files = listing.pixels.places() if isinstance(listing.pixels, Encoded) else None
+    images = Images(listing.pixels, listing.names, unlabelled, ("",), files)
     return Check(images, f"{len(images)} images of {found.name}", labelled=False)
 
 

@@ -6,29 +6,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from vitrail.classifier import Classifier
-from vitrail.console import Bar, bar, say
+from vitrail.console import bar, say
 from vitrail.data.shards import is_shards
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.options import check_fields, option
 from vitrail.predict.address import Address
-from vitrail.predict.folder import EXAMPLES, Done, PartsFolder, Plan
+from vitrail.predict.folder import EXAMPLES, PartsFolder, Plan
 from vitrail.predict.forms import arrow, refuse_formulas
 from vitrail.predict.listing import MARK, Piece, write_listing
 from vitrail.predict.local import Tell, predict_locally
 from vitrail.predict.task import Task
 
 Engine = Callable[[Task, Sequence[Piece], int | None, Tell], object]
-FIRST_LINE, EVERY = 10.0, 60.0  # seconds until the first line of progress, and between lines
 LARGEST_PART = 31 * MARK  # 1,984 images, unless asked otherwise: what a killed process loses at most
 PARTS = 256  # of fewer images the parts are smaller, so that every core has several
 
@@ -178,10 +176,10 @@ def carried_out(task: Task, pieces: Sequence[Piece], wanted: Wanted, engine: Eng
     missing = [piece for piece in mine if task.folder.done(piece, format) is None]
     began, now = time.monotonic(), sum(piece.images for piece in missing)
     with bar("predicting", images) as progress:
-        pace = Pace(images, progress, images - now)
+        progress.resume(images - now)
         try:
             if missing:
-                engine(task, missing, wanted.workers, pace.tell)
+                engine(task, missing, wanted.workers, lambda images, done: progress.tick(images))
         except (KeyboardInterrupt, VitrailError) as error:
             left = sum(task.folder.done(piece, format) is None for piece in mine)
             kept = f"{len(mine) - left} of {len(mine)} parts are done and kept"
@@ -218,33 +216,5 @@ def summed(task: Task, pieces: Sequence[Piece], parts: int, **timing: Any) -> Pr
 @contextmanager
 def listing_bar() -> Iterator[Callable[[int], object]]:
     """Says how many images have been found so far."""
-    with bar("listing", 0) as progress:
-        yield lambda images: progress.set(images, images)
-
-
-@dataclass
-class Pace:
-    """Progress: a bar on a terminal, elsewhere a line now and then with the time that is left."""
-
-    images: int
-    progress: Bar
-    done: int
-    before: int = field(init=False)
-    began: float = field(default_factory=time.monotonic)
-    next_line: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.before = self.done
-        self.next_line = self.began + FIRST_LINE
-        self.progress.tick(self.done)
-
-    def tell(self, images: int, done: Done | None) -> None:
-        """So many more are predicted; fewer than none where a process died over them."""
-        self.done += images
-        self.progress.tick(images)
-        now = time.monotonic()
-        if self.progress.progress is None and now > self.next_line and self.done > self.before:
-            self.next_line = now + EVERY
-            rate = (self.done - self.before) / (now - self.began)
-            left = timedelta(seconds=round((self.images - self.done) / rate))
-            say(f"{self.done:,} of {self.images:,} images, {rate:,.0f} a second, {left} left")
+    with bar("listing", None) as progress:
+        yield lambda images: progress.set(images, None)

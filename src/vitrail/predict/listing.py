@@ -129,7 +129,7 @@ def entries(source: str, aside: Path) -> Iterator[Entry]:
     """The images at a source: tar shards, a folder and all below it, a table with a column of paths, or one file."""
     path = str(Path(source))
     folder = os.path.isdir(path)
-    if not (folder and holds_images(path)) and is_shards(source):  # a folder of shards is asked as a whole
+    if means_shards(source):  # a folder of shards is asked as a whole
         return (Entry(name, member.length, -1, member) for name, member in readable(source, members(source)))
     if folder:
         return in_order(walk(path), aside)
@@ -138,6 +138,11 @@ def entries(source: str, aside: Path) -> Iterator[Entry]:
     if not os.path.lexists(path) and not is_image(os.path.basename(path)):  # a slip, not a file that has gone
         raise UsageError(f"there is no folder, table or file {path}")
     return iter([stated(path)])
+
+
+def means_shards(source: str) -> bool:
+    """Whether a source is asked for what is in its tar shards; a folder with images in it is not."""
+    return not (os.path.isdir(source) and holds_images(source)) and is_shards(source)  # which lists a folder in memory
 
 
 def readable(source: str, found: Iterator[Item]) -> Iterator[Item]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitrail.classifier import AnyClassifier, Classifier, NotFinite
 from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import VitrailError
+from vitrail.errors import VitrailError, out_of_memory
 from vitrail.predict.listing import FORMULA, Entry
 from vitrail.predict.members import content
 
@@ -56,7 +56,9 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
             errors.append(None)
         except Unreachable as error:
             raise VitrailError(error.sentence, "once it can be read, --resume goes on") from None
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
             raise VitrailError(f"the memory does not suffice for {entry.path}", SMALLER) from None
         except (ImageError, ValueError) as error:
             pixels.append(None)
@@ -104,7 +106,9 @@ def answerable(
             return [found for i in there for found in answerable(classifier, reading, [i], errors, embedding)]
         errors[there[0]] = NOT_A_NUMBER
         return []
-    except (torch.OutOfMemoryError, MemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         raise VitrailError(f"the memory does not suffice for {len(there)} images at a time", SMALLER) from None
 
 

@@ -193,7 +193,7 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
     began, seen, carried = time.perf_counter(), 0, state.seconds
     done = learner.step - state.epoch * training.steps_per_epoch
     with bar(f"epoch {state.epoch + 1}/{training.epochs}", training.steps_per_epoch) as progress:
-        progress.tick(done)
+        progress.resume(done)
         for step in steps_left(training, done):
             state.add(step)
             if training.watch and (said := training.watch.see(step)):

@@ -109,7 +109,14 @@ def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
                     "stopped while computing features; those that are there are kept", "go on with --resume"
                 )
 
-        found = probe(classifier, splits, penalty=recipe.penalty, workers=recipe.workers, tick=go_on)
+        found = probe(
+            classifier,
+            splits,
+            penalty=recipe.penalty,
+            workers=recipe.workers,
+            skip_unreadable=recipe.skip_unreadable,
+            tick=go_on,
+        )
     for line in beside(found.to_json()):
         say(line)
     return found

@@ -115,6 +115,8 @@ def sweep(
     import_optuna()
     if processes is not None and processes < 1:
         raise UsageError(f"processes is {processes}; it must be at least 1")
+    if ray_address is not None and engine != "ray":
+        raise UsageError("--ray-address is for Ray", "add --engine ray")
     pick_device(device)
     if resume:
         folder = old_sweep(data, out)
@@ -256,7 +258,7 @@ class Progress:
         self.known = {trial.number for trial in trials_of(study) if trial.state.is_finished()}
         self.before = len(self.known)
         self.began = time.monotonic()
-        shown.tick(self.before)
+        shown.resume(self.before)
 
     def see(self) -> int:
         """Says what has ended since; returns how many trials have."""

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vitrail import console
 from vitrail.classifier import NotFinite
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line, out_of_memory
 from vitrail.evaluate.metrics import wilson
 from vitrail.interrupts import Interrupted
 from vitrail.run.epochs import Row
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 DEATHS = 3  # processes that a trial may cost, with no epoch done between, before it counts as failed
 FAILURES = 3  # trials in a row that fail for another reason than divergence before the sweep stops
 LOOK = 1.0  # seconds between two looks for a trial that has lost its process
-FAILS = (Diverged, NotFinite, MemoryError, torch.OutOfMemoryError, UsageError)  # what is the trial's own fault
+FAILS = (Diverged, NotFinite, UsageError)  # what is the trial's own fault
 
 Heard = Callable[[int, Row | None], None]  # is told of a trial's epoch, and (None) of its end
 
@@ -152,12 +150,13 @@ def one_trial(
     except FAILS as error:
         if begun and isinstance(error, UsageError):  # its values were good enough to begin; something else is wrong
             raise
-        tell(study, trial, taken.lease, "FAIL", error=error.sentence if isinstance(error, VitrailError) else str(error))
+        tell(study, trial, taken.lease, "FAIL", error=error.sentence)
         return error
     except VitrailError:
         raise
-    except Exception as error:  # a fault of ours, or of torch: it costs this trial
-        tell(study, trial, taken.lease, "FAIL", error=f"{type(error).__name__}: {error}")
+    except Exception as error:  # too little memory, or a fault of ours or of torch: it costs this trial
+        said = first_line(error) if out_of_memory(error) else f"{type(error).__name__}: {error}"
+        tell(study, trial, taken.lease, "FAIL", error=said)
         return error
     scores = result["validation"]
     rows = run.metrics()

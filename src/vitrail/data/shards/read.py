@@ -184,7 +184,7 @@ def index_of(address: str) -> Index:
     there = [shard for shard in strangers_too if shard.size >= 0]
     if not parts and not there:
         raise UsageError(
-            f"there is no shard {address}", "give a folder of shards, or a pattern as shards-{000..009}.tar"
+            f"there is no shard {address}", "give a folder of shards, or a pattern as shards-{000000..000009}.tar"
         )
     absent = tuple(f"there is no shard {shard.address}" for shard in strangers_too if shard.size < 0)
     parts += indexed_all(there)
