@@ -10,7 +10,7 @@ from vitrail.run.pretrained import Model
 from vitrail.train import DEFAULT, RECIPES, TRANSFER, Recipe, find_recipe
 from vitrail.train.distributed import job, launched_at
 
-FREE = ("workers", "memory")  # fields of a recipe that leave every bit as it is
+SAME_BITS = ("workers", "memory")  # fields of a recipe that leave every bit as it is
 
 
 def wanted(
@@ -38,11 +38,11 @@ def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: 
     What leaves every bit as it is may be changed: where images are kept and who reads them. The name of a built-in
     recipe stands for whatever the run made of it; a file or a `Recipe` says every field.
     """
-    asked = folder.recipe().but(**{name: changes[name] for name in FREE if name in changes})
+    asked = folder.recipe().but(**{name: changes[name] for name in SAME_BITS if name in changes})
     if recipe is None or str(recipe) in RECIPES:
         wished = replace(asked, name=asked.name if recipe is None else str(recipe)).but(**changes)
     else:
-        wished = find_recipe(recipe, **changes).but(**{name: getattr(asked, name) for name in FREE})
+        wished = find_recipe(recipe, **changes).but(**{name: getattr(asked, name) for name in SAME_BITS})
     if wished != asked:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
     return asked

@@ -319,8 +319,8 @@ def keep(training: Training, row: Row) -> None:
     training.save("-measured")
     with world.together():
         if world.main:
-            for watch in training.watchers:  # once all is saved: one of them may end the run
-                watch(training.folder.path, row)
+            for watcher in training.watchers:  # once all is saved: one of them may end the run
+                watcher(training.folder.path, row)
             if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
                 draw_curves(training.folder.metrics(), training.folder.picture("curves"))
                 training.drawn = time.monotonic()

@@ -16,7 +16,7 @@ from vitrail.errors import UsageError
 from vitrail.machine import GIB, keep_memory
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialise
-from vitrail.run.asked import FREE
+from vitrail.run.asked import SAME_BITS
 from vitrail.run.data import checked, in_memory, refuse_small, unreadable_in, without
 from vitrail.run.folder import RunFolder, Unreadable
 from vitrail.run.pretrained import Model, Pretrained, begin, pretrained, pretrained_again
@@ -144,7 +144,7 @@ def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
 def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     """Where a classifier's weights come from, for its artefact; who read the images is not part of it."""
     return {
-        "recipe": {name: value for name, value in recipe.to_json().items() if name not in FREE},
+        "recipe": {name: value for name, value in recipe.to_json().items() if name not in SAME_BITS},
         "seed": recipe.seed,
         "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "data": {

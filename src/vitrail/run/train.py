@@ -88,7 +88,7 @@ def train(
                 folder = begun_folder(ready, data, out, asked, options_of(world, torch_files))
         folder = told(folder, world)
         assert folder is not None
-        with held(folder, world):
+        with owned(folder, world):
             with world.together():
                 probes = first_look(ready, folder) if world.main else None
             if probes and asked.train_on == "features":
@@ -161,7 +161,7 @@ def everywhere(run: Run | None, world: World) -> Run:
 
 
 @contextmanager
-def held(folder: RunFolder, world: World) -> Iterator[None]:
+def owned(folder: RunFolder, world: World) -> Iterator[None]:
     """Inside, the run belongs to these processes alone; a signal that no step waits for ends it (`resumable`)."""
     with ExitStack() as stack:
         with world.together():

@@ -17,7 +17,7 @@ from vitrail.train.recipes import Recipe
 from vitrail.train.settle import counted, normalised
 
 # Fields of a model that can change without making its weights meaningless; the others are the weights' own.
-FREE = ("image_size", "patch", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")
+CHANGEABLE = ("image_size", "patch", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")
 
 
 def settle_from(
@@ -27,7 +27,9 @@ def settle_from(
 
     Raises `UsageError` naming every field of the recipe's model that the weights contradict.
     """
-    against = [name for name, value in recipe.model.items() if name not in FREE and value != getattr(config, name)]
+    against = [
+        name for name, value in recipe.model.items() if name not in CHANGEABLE and value != getattr(config, name)
+    ]
     if against:
         asked = ", ".join(f"{name} {shown(recipe.model[name])}" for name in against)
         have = ", ".join(f"{name} {shown(getattr(config, name))}" for name in against)
@@ -38,7 +40,7 @@ def settle_from(
     check_freeze(recipe, config.depth)
     if recipe.lora_rank:
         check_peft()
-    changes: dict[str, Any] = {name: recipe.model[name] for name in FREE if name in recipe.model}
+    changes: dict[str, Any] = {name: recipe.model[name] for name in CHANGEABLE if name in recipe.model}
     if recipe.train_on == "features":
         changes["head"] = "linear"
     height, width = pair(recipe.model.get("image_size", preprocess.image_size))
