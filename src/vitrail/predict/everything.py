@@ -21,9 +21,10 @@ from vitrail.interrupts import Interrupted, stop_at_once
 from vitrail.options import check_fields, option
 from vitrail.predict.address import Address
 from vitrail.predict.folder import EXAMPLES, PartsFolder, Plan
-from vitrail.predict.forms import arrow, refuse_formulas
+from vitrail.predict.forms import refuse_formulas
 from vitrail.predict.listing import MARK, Piece, write_listing
 from vitrail.predict.local import Tell, predict_locally
+from vitrail.predict.tables import arrow
 from vitrail.predict.task import Task
 
 Engine = Callable[[Task, Sequence[Piece], int | None, Tell], object]

@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 
 from vitrail.errors import UsageError
-from vitrail.predict.listing import FORMULA
 from vitrail.predict.rows import Rows
-
-
-def arrow() -> tuple[Any, Any]:
-    """pyarrow and its parquet; raises `UsageError` where it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UsageError("parquet needs pyarrow", "pip install 'vitrail[parquet]', or take --format csv") from None
-    return pyarrow, pyarrow.parquet
+from vitrail.predict.tables import FORMULA, arrow
 
 
 def columns(top: int) -> list[str]:

@@ -22,11 +22,11 @@ from vitrail.data.shards import is_shards
 from vitrail.data.table import PATH_COLUMNS, TABLES, column
 from vitrail.errors import UsageError, VitrailError
 from vitrail.predict.members import Member, members
+from vitrail.predict.tables import arrow
 
 RUN = 50_000  # entries that are sorted in memory
 RUNS = 64  # sorted files that are merged into one
 Item = TypeVar("Item")
-FORMULA = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet computes
 
 
 class Entry(NamedTuple):
@@ -270,8 +270,6 @@ def csv_rows(file: Path) -> Iterator[dict[str, object]]:
 
 def parquet_rows(file: Path) -> Iterator[dict[str, object]]:
     """The rows of a parquet file, a group of them in memory at a time."""
-    from vitrail.predict.forms import arrow
-
     _, parquet = arrow()
     try:
         with parquet.ParquetFile(file) as table:

@@ -13,8 +13,9 @@ from vitrail.classifier import AnyClassifier, Classifier, NotFinite
 from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError, out_of_memory
-from vitrail.predict.listing import FORMULA, Entry
+from vitrail.predict.listing import Entry
 from vitrail.predict.members import content
+from vitrail.predict.tables import FORMULA
 
 SMALLER = "take fewer --workers or a smaller --batch, then --resume"
 NOT_A_NUMBER = "the model's answer is not a finite number"
