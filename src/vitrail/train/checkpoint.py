@@ -41,13 +41,13 @@ def save_checkpoint(
 ) -> Path:
     """Writes the trainee and `state` (plain JSON) as the newest checkpoint, named by its step and `label`.
 
-    Where a newer one is there and whole, nothing is done but to return it.
+    Where one of the same step is there and whole that is newer (it was measured too), nothing is done but to return it.
     `tensors` are what the trainee holds, where it had to be asked for before (`tensors_of`). `folder` must be there.
     Raises `VitrailError` if it cannot be written; checkpoints that are there are untouched.
     """
     final = folder / f"step-{trainee.step:08d}{label}"
-    for newer in (path for path in checkpoints(folder) if path.name > final.name):
-        if damage(newer) is None:  # of the same step, and more of it is done: nothing is to be added
+    for newer in checkpoints(folder):
+        if newer.name > final.name and newer.name.startswith(final.name) and damage(newer) is None:
             return newer
     if damage(final) is None:  # this very step has been saved: a run that went on repeats itself to the bit
         prune(folder, final)
