@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.data.sources import open_data
-from vitrail.explain.faithfulness import faithfulness
-from vitrail.explain.pictures import draw_faithfulness
+from vitrail.explanation.faithfulness import faithfulness
+from vitrail.explanation.pictures import draw_faithfulness
 from vitrail.files import write_json, write_text
 
 Rival = Callable[[nn.Module, Tensor, list[int]], Tensor]  # model, normalised images, classes -> (B, H, W) or (B, h, w)

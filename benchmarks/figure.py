@@ -14,9 +14,9 @@ import torch
 
 import vitrail
 from vitrail.data.sources import open_data
-from vitrail.explain import explain_batch
-from vitrail.explain.pictures import blank, show, title, write_figure
-from vitrail.explain.render import AGAINST, FOR, overlay, picture
+from vitrail.explanation import explain_batch
+from vitrail.explanation.pictures import blank, show, title, write_figure
+from vitrail.explanation.render import AGAINST, FOR, overlay, picture
 
 
 def wavering(

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.document import put
 from vitrail.machine import cores, processor
-from vitrail.run.folder import RunFolder
+from vitrail.runs.folder import RunFolder
 
 SMALL = "--width 32 --depth 2 --heads 2 --mlp-width 64 --epochs 400 --no-check --no-report --quiet"
 PATIENCE = 180.0

@@ -34,9 +34,9 @@ from vitrail.data.augment import augmentation
 from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import hardware
-from vitrail.train import find_recipe
-from vitrail.train.distributed import joined
-from vitrail.train.loop import train_steps, trainee
+from vitrail.training import find_recipe
+from vitrail.training.distributed import joined
+from vitrail.training.loop import train_steps, trainee
 from vitrail.weights.sizes import SIZES
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"

@@ -39,7 +39,7 @@ from benchmarks.document import put
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import cores
-from vitrail.serve.predictor import Predictor
+from vitrail.serving.predictor import Predictor
 from vitrail.weights.sizes import SIZES
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"

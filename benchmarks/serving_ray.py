@@ -10,8 +10,8 @@ import ray
 from ray import serve
 
 from vitrail.machine import cores
-from vitrail.serve.ray import deployment
-from vitrail.serve.settings import Settings
+from vitrail.serving.ray import deployment
+from vitrail.serving.settings import Settings
 
 if __name__ == "__main__":
     path, port, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

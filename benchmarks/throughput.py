@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from vitrail.bench import Row, Task, inference_contenders, installed, markdown, race, training_contenders
-from vitrail.bench.contenders import OURS
-from vitrail.bench.figures import draw_races
-from vitrail.bench.memory import peaks
-from vitrail.bench.table import Result, disturbed, ratio_said, with_memory
+from vitrail.benchmarking import Row, Task, inference_contenders, installed, markdown, race, training_contenders
+from vitrail.benchmarking.contenders import OURS
+from vitrail.benchmarking.figures import draw_races
+from vitrail.benchmarking.memory import peaks
+from vitrail.benchmarking.table import Result, disturbed, ratio_said, with_memory
 from vitrail.console import say
 from vitrail.files import write_json, write_text
 from vitrail.machine import hardware, keep_memory, pick_device

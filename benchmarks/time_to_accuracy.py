@@ -25,7 +25,7 @@ from typing import Any
 
 from vitrail.files import write_json, write_text
 from vitrail.machine import conditions, pick_device, taken_away
-from vitrail.train.recipes import RECIPES
+from vitrail.training.recipes import RECIPES
 
 
 def main() -> None:

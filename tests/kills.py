@@ -27,8 +27,8 @@ from PIL import Image
 
 import vitrail
 from vitrail import console, files
-from vitrail.run import epochs
-from vitrail.train.checkpoint import newest_checkpoint
+from vitrail.runs import epochs
+from vitrail.training.checkpoint import newest_checkpoint
 
 OPTIONS: dict[str, Any] = dict(
     epochs=5, batch=8, width=32, depth=2, heads=2, mlp_width=64, ema=0.9, dropout=0.1, mixup=0.2, policy="randaugment"

@@ -17,8 +17,8 @@ from kills import make_data
 from vitrail import console
 from vitrail.data import Images, open_data
 from vitrail.data.encoded import Files
-from vitrail.evaluate import classify
-from vitrail.run import epochs, ready
+from vitrail.evaluation import classify
+from vitrail.runs import epochs, ready
 
 
 def resident() -> float:

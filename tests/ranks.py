@@ -17,10 +17,10 @@ import vitrail
 from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
-from vitrail.run import end, epochs, measuring
-from vitrail.run import train as runs
-from vitrail.train import loop
-from vitrail.train.distributed import joined
+from vitrail.runs import end, epochs, measuring
+from vitrail.runs import train as runs
+from vitrail.training import loop
+from vitrail.training.distributed import joined
 
 
 def digests(images, targets):

@@ -14,21 +14,20 @@ MAY_IMPORT = {
     "model": set(),
     "data": {"model"},
     "weights": {"model", "data"},
-    "train": {"model", "data", "weights"},
-    "evaluate": {"model", "data", "weights", "classifier"},
-    "explain": {"model", "data", "weights", "classifier"},
-    "export": {"model", "data", "weights", "classifier", "explain"},
-    "predict": {"data", "weights", "classifier", "export"},
-    "serve": {"model", "data", "weights", "classifier", "explain", "export"},
-    "bench": {"model", "data", "weights", "classifier"},
-    "report": {"model", "data", "weights", "classifier", "evaluate", "explain"},
-    "run": {"model", "data", "weights", "classifier", "train", "evaluate", "explain", "report"},
-    "sweep": {"model", "data", "weights", "classifier", "train", "evaluate", "run"},
-    "engines": {"data", "classifier", "train", "run"},
+    "training": {"model", "data", "weights"},
+    "evaluation": {"model", "data", "weights", "classifier"},
+    "explanation": {"model", "data", "weights", "classifier"},
+    "exporting": {"model", "data", "weights", "classifier", "explanation"},
+    "prediction": {"data", "weights", "classifier", "exporting"},
+    "serving": {"model", "data", "weights", "classifier", "explanation", "exporting"},
+    "benchmarking": {"model", "data", "weights", "classifier"},
+    "report": {"model", "data", "weights", "classifier", "evaluation", "explanation"},
+    "runs": {"model", "data", "weights", "classifier", "training", "evaluation", "explanation", "report"},
+    "sweeps": {"model", "data", "weights", "classifier", "training", "evaluation", "runs"},
     # its methods `evaluate`, `probe` and `explain` reach forward, for the sake of who types; by imports inside them
-    "classifier.py": {"model", "data", "weights", "evaluate", "explain"},
+    "classifier.py": {"model", "data", "weights", "evaluation", "explanation"},
 }
-SHARED = {"errors", "files", "console", "machine", "options", "interrupts", "cluster"}
+SHARED = {"errors", "files", "console", "machine", "options", "interrupts", "ray_cluster"}
 
 
 def imports(file: Path) -> set[str]:

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vitrail.serve.batcher import Batcher, Full, Item
+from vitrail.serving.batcher import Batcher, Full, Item
 
 
 class Queue(RuleBasedStateMachine):

@@ -13,9 +13,9 @@ import pytest
 from benchmarks import cancels, serving, time_to_accuracy
 from benchmarks.throughput import goal_said
 
-from vitrail.bench.alternate import Timing
-from vitrail.bench.contenders import OURS, Contender
-from vitrail.bench.table import rows_of
+from vitrail.benchmarking.alternate import Timing
+from vitrail.benchmarking.contenders import OURS, Contender
+from vitrail.benchmarking.table import rows_of
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 import vitrail
 from vitrail.data import Images, Preprocess
-from vitrail.evaluate.calibration import (
+from vitrail.evaluation.calibration import (
     answered,
     brier,
     calibrate,
@@ -17,12 +17,12 @@ from vitrail.evaluate.calibration import (
     risk_coverage,
     threshold_for,
 )
-from vitrail.evaluate.corruptions import CORRUPTIONS, robustness
-from vitrail.evaluate.labels import confident_class, suspected_labels
-from vitrail.evaluate.metrics import bootstrap, calibration_error, reliability
-from vitrail.evaluate.neighbours import flat_map, purity
-from vitrail.evaluate.outcome import Outcome
-from vitrail.evaluate.properties import accuracy_by, brightness, sharpness
+from vitrail.evaluation.corruptions import CORRUPTIONS, robustness
+from vitrail.evaluation.labels import confident_class, suspected_labels
+from vitrail.evaluation.metrics import bootstrap, calibration_error, reliability
+from vitrail.evaluation.neighbours import flat_map, purity
+from vitrail.evaluation.outcome import Outcome
+from vitrail.evaluation.properties import accuracy_by, brightness, sharpness
 
 
 def drawn(n: int, temperature: float, classes: int = 5, seed: int = 0) -> Outcome:
@@ -189,7 +189,7 @@ def test_a_corruption_grows_with_its_strength(name: str):
 
 
 def test_robustness_repeats_itself(run: vitrail.Run, colours):
-    from vitrail.evaluate import images_to_score
+    from vitrail.evaluation import images_to_score
 
     images, _ = images_to_score(run.classifier, colours)
     once, again = (robustness(run.classifier, images, most=12) for _ in range(2))
@@ -243,7 +243,7 @@ def test_logits_are_divided_by_the_temperature_and_labels_stay(run: vitrail.Run)
 
 
 def test_properties_of_images_of_any_shape():
-    from vitrail.evaluate.properties import properties
+    from vitrail.evaluation.properties import properties
 
     pixels = [torch.zeros(3, 10, 40, dtype=torch.uint8), torch.full((3, 20, 20), 255, dtype=torch.uint8)]
     images = Images(pixels, ["a", "b"], np.array([0, 1]), ("x", "y"))

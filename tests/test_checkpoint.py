@@ -15,8 +15,8 @@ from kills import kill_runs
 from vitrail import files
 from vitrail.errors import VitrailError
 from vitrail.model import ViT, ViTConfig
-from vitrail.train import Recipe
-from vitrail.train.checkpoint import (
+from vitrail.training import Recipe
+from vitrail.training.checkpoint import (
     NAMES,
     checkpoints,
     damage,
@@ -24,7 +24,7 @@ from vitrail.train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from vitrail.train.loop import Trainee, trainee
+from vitrail.training.loop import Trainee, trainee
 
 OPERATIONS = ("make_folder", "put_tensors", "put_json", "sync", "rename", "remove_folder")
 CONFIG = ViTConfig(width=8, depth=1, heads=2, mlp_width=16, image_size=8, patch=4, classes=2)
@@ -211,7 +211,7 @@ def test_a_state_that_verifies_and_makes_no_sense_is_refused(tmp_path: Path, kin
 
 
 def reseal(path: Path, state: dict[str, Any]) -> None:
-    from vitrail.train.checkpoint import checksum
+    from vitrail.training.checkpoint import checksum
 
     (path / NAMES[2]).write_text(json.dumps(state))
     (path / "manifest.json").write_text(json.dumps({name: checksum(path / name) for name in NAMES}))

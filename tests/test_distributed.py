@@ -19,9 +19,9 @@ from torch.distributed import HashStore
 import vitrail
 from conftest import COLOURS, fill
 from vitrail.errors import UsageError
-from vitrail.run.folder import RunFolder
-from vitrail.train.distributed import job, launched_at
-from vitrail.train.meeting import agree
+from vitrail.runs.folder import RunFolder
+from vitrail.training.distributed import job, launched_at
+from vitrail.training.meeting import agree
 
 pytestmark = pytest.mark.scale
 
@@ -217,8 +217,8 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.run import end, epochs
-    from vitrail.run.folder import begun_by, numbered
+    from vitrail.runs import end, epochs
+    from vitrail.runs.folder import begun_by, numbered
 
     monkeypatch.chdir(tmp_path)
     for module, name in ((end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
@@ -255,9 +255,9 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
 
 def test_places_of_all_processes_are_the_batch():
     from vitrail.data.augment import Augment
-    from vitrail.train import Recipe
-    from vitrail.train.cut import places
-    from vitrail.train.distributed import World
+    from vitrail.training import Recipe
+    from vitrail.training.cut import places
+    from vitrail.training.distributed import World
 
     for n in range(1, 20):
         for accumulate in (1, 2, 3, 7):

@@ -11,9 +11,9 @@ import torch
 import vitrail
 from vitrail.cli import main
 from vitrail.data.sources import OPTIMISTIC
-from vitrail.evaluate.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
-from vitrail.evaluate.outcome import Outcome
-from vitrail.export.card import model_card
+from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
+from vitrail.evaluation.outcome import Outcome
+from vitrail.exporting.card import model_card
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_an_evaluation_has_all_its_numbers(run: vitrail.Run, colours: Path):
 
 
 def test_the_batch_size_changes_no_prediction(run: vitrail.Run, colours: Path):
-    from vitrail.evaluate import evaluate, images_to_score
+    from vitrail.evaluation import evaluate, images_to_score
 
     images, _ = images_to_score(run.classifier, colours)
     one, many = (evaluate(run.classifier, images, batch=n).outcome for n in (1, 24))

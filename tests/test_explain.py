@@ -16,11 +16,11 @@ from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
-from vitrail.evaluate.figures import draw_confusion
-from vitrail.explain import METHODS, Explanation, Record, explain_batch
-from vitrail.explain.balance import balanced
-from vitrail.explain.pictures import save_gallery, save_heads
-from vitrail.explain.render import overlay, scaled
+from vitrail.evaluation.figures import draw_confusion
+from vitrail.explanation import METHODS, Explanation, Record, explain_batch
+from vitrail.explanation.balance import balanced
+from vitrail.explanation.pictures import save_gallery, save_heads
+from vitrail.explanation.render import overlay, scaled
 from vitrail.model import Learned, Rotary, ViT, ViTConfig
 from vitrail.model.attention import attend
 

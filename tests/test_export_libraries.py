@@ -15,8 +15,8 @@ import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
-from vitrail.export.agreement import probes
-from vitrail.export.folder import export_library
+from vitrail.exporting.agreement import probes
+from vitrail.exporting.folder import export_library
 from vitrail.model import Learned, NoPosition, Rotary, SinCos
 
 TINY = dict(width=32, depth=2, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
@@ -146,7 +146,7 @@ def test_a_key_bias_that_dinov3_has_not_is_refused(tmp_path: Path):
 
 
 def test_what_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.export import libraries
+    from vitrail.exporting import libraries
 
     def tampered(clf, config, state):
         return right(clf, config, {**state, "head.bias": state["head.bias"] + 0.01})
@@ -189,7 +189,7 @@ def test_the_command_line_writes_says_and_protects(tmp_path: Path, capsys: pytes
 
 def test_what_is_compared_is_real_images_too(tmp_path: Path):
     clf = classifier()
-    photo = resources.files("vitrail.export.web").joinpath("photos", "rocket.jpg")
+    photo = resources.files("vitrail.exporting.web").joinpath("photos", "rocket.jpg")
     seen = clf.preprocess.normalise(clf.read(str(photo))[None])[0]
     assert any(torch.equal(each, seen) for each in probes(clf))
 
@@ -233,7 +233,7 @@ def test_the_snippet_of_the_card_runs(tmp_path: Path):
 
 
 def test_pushing_without_a_login_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.export.push import push
+    from vitrail.exporting.push import push
 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -14,15 +14,15 @@ import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
-from vitrail.explain import explain_batch
-from vitrail.export import int8, onnx_file
-from vitrail.export.graph import ATTENTION, MAP, Extras, Program
-from vitrail.export.map_graph import map_program
-from vitrail.export.onnx_file import describe, export_onnx, onnx_model, running
-from vitrail.export.proof import Agreed, demand, images_for, map_difference
-from vitrail.export.running import OnnxClassifier
+from vitrail.explanation import explain_batch
+from vitrail.exporting import int8, onnx_file
+from vitrail.exporting.graph import ATTENTION, MAP, Extras, Program
+from vitrail.exporting.map_graph import map_program
+from vitrail.exporting.onnx_file import describe, export_onnx, onnx_model, running
+from vitrail.exporting.proof import Agreed, demand, images_for, map_difference
+from vitrail.exporting.running import OnnxClassifier
 from vitrail.model import Rotary, SinCos
-from vitrail.predict.address import Address
+from vitrail.prediction.address import Address
 
 TINY = dict(width=32, depth=1, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
 SHAPES: dict[str, dict] = {  # between them every part of a model that there is

@@ -12,12 +12,12 @@ from test_explain import held
 from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.errors import UsageError
-from vitrail.explain import DEFAULT, METHODS, explain_batch
-from vitrail.explain.controls import CONTROLS
-from vitrail.explain.explanation import open_scene
-from vitrail.explain.faithfulness import Faithfulness, faithfulness, resampled, scored, shuffled_models
-from vitrail.explain.known_truth import mosaics, pairs
-from vitrail.explain.measures import (
+from vitrail.explanation import DEFAULT, METHODS, explain_batch
+from vitrail.explanation.controls import CONTROLS
+from vitrail.explanation.explanation import open_scene
+from vitrail.explanation.faithfulness import Faithfulness, faithfulness, resampled, scored, shuffled_models
+from vitrail.explanation.known_truth import mosaics, pairs
+from vitrail.explanation.measures import (
     MEASURES,
     agreement,
     area,
@@ -28,7 +28,7 @@ from vitrail.explain.measures import (
     saco,
     share,
 )
-from vitrail.explain.pictures import draw_faithfulness
+from vitrail.explanation.pictures import draw_faithfulness
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,18 @@ import torch
 
 import vitrail
 from test_cli import ask
-from vitrail.bench.alternate import Timing, alternate
-from vitrail.bench.contenders import OURS, Contender, Task, in_onnx_runtime, inference_contenders, training_contenders
-from vitrail.bench.memory import peaks
-from vitrail.bench.peers import PEERS, installed
-from vitrail.bench.table import disturbed, race
+from vitrail.benchmarking.alternate import Timing, alternate
+from vitrail.benchmarking.contenders import (
+    OURS,
+    Contender,
+    Task,
+    in_onnx_runtime,
+    inference_contenders,
+    training_contenders,
+)
+from vitrail.benchmarking.memory import peaks
+from vitrail.benchmarking.peers import PEERS, installed
+from vitrail.benchmarking.table import disturbed, race
 from vitrail.data import Preprocess
 from vitrail.machine import taken_away
 from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig

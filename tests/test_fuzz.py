@@ -20,8 +20,8 @@ from vitrail.data.check import check
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.sources import find
 from vitrail.errors import VitrailError
-from vitrail.train.checkpoint import NAMES, damage
-from vitrail.train.recipes import find_recipe
+from vitrail.training.checkpoint import NAMES, damage
+from vitrail.training.recipes import find_recipe
 
 MANY = settings(
     max_examples=150, deadline=None, derandomize=True,

@@ -22,8 +22,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import uniform
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
-from vitrail.run.measuring import as_many_calls, scored
-from vitrail.train.distributed import World
+from vitrail.runs.measuring import as_many_calls, scored
+from vitrail.training.distributed import World
 
 N = 11
 PREPROCESS = Preprocess(image_size=(8, 8))

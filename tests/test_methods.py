@@ -15,13 +15,13 @@ from test_explain import CLASSES, MODELS, WIDE, any_model, classifier, held, ima
 from vitrail.classifier import Classifier, NotFinite
 from vitrail.data import Images
 from vitrail.errors import UsageError
-from vitrail.explain import METHODS, explain_batch
-from vitrail.explain.attention import readout
-from vitrail.explain.balance import balanced
-from vitrail.explain.explanation import open_scene
-from vitrail.explain.faithfulness import faithfulness
-from vitrail.explain.recording import Record, recording
-from vitrail.explain.scene import Scene, block_inputs, undisturbed
+from vitrail.explanation import METHODS, explain_batch
+from vitrail.explanation.attention import readout
+from vitrail.explanation.balance import balanced
+from vitrail.explanation.explanation import open_scene
+from vitrail.explanation.faithfulness import faithfulness
+from vitrail.explanation.recording import Record, recording
+from vitrail.explanation.scene import Scene, block_inputs, undisturbed
 from vitrail.model import ViT
 from vitrail.model.mlp import MLPS
 from vitrail.model.pool import POOLS
@@ -547,7 +547,7 @@ def test_weights_made_in_inference_mode_are_refused_in_a_sentence():
 
 def test_a_long_batch_is_cut_into_pieces(monkeypatch):
     expected = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
-    monkeypatch.setattr("vitrail.explain.explanation.PIECE_TOKENS", 32)  # two images
+    monkeypatch.setattr("vitrail.explanation.explanation.PIECE_TOKENS", 32)  # two images
     found = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
     close(found, expected, 1e-5)
 

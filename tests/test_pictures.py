@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from test_explain import classifier, opened, photos
-from vitrail.explain import METHODS, Explanation, explain_batch
-from vitrail.explain.pictures import panels, save_layers, save_methods, save_overlay
-from vitrail.explain.render import AGAINST, FOR, enlarged, limits, overlay, rgb, scaled
+from vitrail.explanation import METHODS, Explanation, explain_batch
+from vitrail.explanation.pictures import panels, save_layers, save_methods, save_overlay
+from vitrail.explanation.render import AGAINST, FOR, enlarged, limits, overlay, rgb, scaled
 
 
 def an_explanation(method: str = "balanced", **changes) -> Explanation:

@@ -28,9 +28,9 @@ import vitrail
 from conftest import COLOURS, picture
 from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
-from vitrail.predict import listing, local
-from vitrail.predict.everything import home_of
-from vitrail.predict.task import Task
+from vitrail.prediction import listing, local
+from vitrail.prediction.everything import home_of
+from vitrail.prediction.task import Task
 
 IMAGES = 2000
 PARTS = 32  # of 64 images
@@ -269,7 +269,7 @@ def test_relative_paths_are_found_by_processes_that_run_elsewhere(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As Ray's do, whose processes on other machines begin in a folder of their own."""
-    from vitrail.predict.ray import Actor
+    from vitrail.prediction.ray import Actor
 
     given: list[Task] = []
 
@@ -281,7 +281,7 @@ def test_relative_paths_are_found_by_processes_that_run_elsewhere(
             said = actor({name: np.array([value]) for name, value in vars(piece).items()})
             assert not said["sentence"][0]
 
-    monkeypatch.setattr("vitrail.predict.everything.predict_locally", engine)
+    monkeypatch.setattr("vitrail.prediction.everything.predict_locally", engine)
     monkeypatch.chdir(colours)
     model = os.path.relpath(run.folder)
     found = vitrail.predict_all(model, "test", colours / "test" / "out")
@@ -311,7 +311,7 @@ def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, t
     for i in range(3):
         picture(COLOURS["red"], i).save(tmp_path / f"{i}.png")
     Image.new("RGB", (16, 16), (255, 0, 255)).save(tmp_path / "1.png")
-    from vitrail.predict.rows import read, rows_of
+    from vitrail.prediction.rows import read, rows_of
 
     entries = [listing.stated(str(tmp_path / f"{i}.png")) for i in range(3)]
     rows = rows_of(clf, entries, read(entries, clf.preprocess), 1, False)
@@ -327,7 +327,7 @@ def test_a_batch_that_the_memory_does_not_suffice_for_is_said_and_has_no_rows(ru
 
     clf.logits = logits  # type: ignore[method-assign]
     picture(COLOURS["red"], 0).save(tmp_path / "0.png")
-    from vitrail.predict.rows import read, rows_of
+    from vitrail.prediction.rows import read, rows_of
 
     entries = [listing.stated(str(tmp_path / "0.png"))]
     with pytest.raises(VitrailError, match=r"for 1 images at a time \(.*smaller --batch, then --resume\)"):
@@ -574,14 +574,14 @@ def test_a_part_without_its_note_or_its_bytes_is_done_again(
 def test_an_image_that_kills_processes_is_named(
     run: vitrail.Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    decode = vitrail.predict.rows.decode
+    decode = vitrail.prediction.rows.decode
 
     def deadly(path: str, channels: int) -> torch.Tensor:
         if path.endswith("01100.png"):
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(path, channels)
 
-    monkeypatch.setattr("vitrail.predict.rows.decode", deadly)
+    monkeypatch.setattr("vitrail.prediction.rows.decode", deadly)
     words = r"a process died 3 times with images from .*/01\d+.png to .*/01\d+.png: killed by SIGKILL"
     with pytest.raises(VitrailError, match=words):
         vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, workers=2, batch=16)
@@ -594,7 +594,7 @@ def test_an_image_that_kills_processes_is_named(
 def test_a_part_that_kills_processes_as_they_write_it_is_named(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.predict.task.noted", lambda *content: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("vitrail.prediction.task.noted", lambda *content: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(VitrailError, match="a process died 3 times while it wrote part 0: killed by SIGKILL"):
         vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch=24, workers=1)
 
@@ -602,7 +602,7 @@ def test_a_part_that_kills_processes_as_they_write_it_is_named(
 def test_what_a_dead_process_had_in_hand_goes_to_one_that_has_nothing_to_do(
     run: vitrail.Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    decode, once = vitrail.predict.rows.decode, tmp_path / "once"
+    decode, once = vitrail.prediction.rows.decode, tmp_path / "once"
 
     def deadly(path: str, channels: int) -> torch.Tensor:
         if path.endswith("01999.png") and not once.exists():
@@ -611,7 +611,7 @@ def test_what_a_dead_process_had_in_hand_goes_to_one_that_has_nothing_to_do(
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(path, channels)
 
-    monkeypatch.setattr("vitrail.predict.rows.decode", deadly)
+    monkeypatch.setattr("vitrail.prediction.rows.decode", deadly)
     found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=500, workers=2, batch=250)
     assert once.exists()
     assert found.images == IMAGES
@@ -754,7 +754,7 @@ def test_reading_processes_beside_one_that_predicts_give_the_same(
     def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
         local.in_this_process(task, pieces, 2, tell)
 
-    monkeypatch.setattr("vitrail.predict.everything.predict_locally", with_readers)
+    monkeypatch.setattr("vitrail.prediction.everything.predict_locally", with_readers)
     found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64)
     assert (found.images, found.unreadable) == (IMAGES, 1)
     assert hashes(tmp_path / "out") == hashes(undisturbed)
@@ -769,8 +769,8 @@ def test_a_fault_of_ours_in_a_reading_process_is_not_called_its_death(
     def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
         local.in_this_process(task, pieces, 1, tell)
 
-    monkeypatch.setattr("vitrail.predict.rows.decode", faulty)
-    monkeypatch.setattr("vitrail.predict.everything.predict_locally", with_readers)
+    monkeypatch.setattr("vitrail.prediction.rows.decode", faulty)
+    monkeypatch.setattr("vitrail.prediction.everything.predict_locally", with_readers)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
 
@@ -786,7 +786,7 @@ def test_without_ray_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch
 
 
 def test_threads_that_no_node_has_cores_for_are_refused():
-    from vitrail.predict.ray import room_for
+    from vitrail.prediction.ray import room_for
 
     nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
     assert [room_for(nodes, threads, on_gpu=False) for threads in (1, 2, 3, 4)] == [6, 3, 1, 1]

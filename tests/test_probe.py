@@ -14,10 +14,10 @@ from vitrail.cli import main
 from vitrail.data import Images, Preprocess
 from vitrail.data.encoded import Files
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluate import classify
-from vitrail.evaluate.features import content_key, features_of, model_key
-from vitrail.evaluate.metrics import wilson
-from vitrail.evaluate.probe import PENALTY, data_to_probe, fit_linear, knn, probe
+from vitrail.evaluation import classify
+from vitrail.evaluation.features import content_key, features_of, model_key
+from vitrail.evaluation.metrics import wilson
+from vitrail.evaluation.probe import PENALTY, data_to_probe, fit_linear, knn, probe
 from vitrail.model import ViT, ViTConfig
 
 

@@ -15,8 +15,8 @@ import pytest
 import vitrail
 from test_serve_ray import descendants
 from vitrail.errors import UsageError, VitrailError
-from vitrail.run.folder import RunFolder
-from vitrail.sweep.asked import SweepFolder
+from vitrail.runs.folder import RunFolder
+from vitrail.sweeps.asked import SweepFolder
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch": 12, "optimizer": "adamw"}
@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "b
 def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     pytest.importorskip("optuna")
-    from vitrail.cluster import connected
+    from vitrail.ray_cluster import connected
 
     with connected(None, cores=2) as ray:
         yield ray
@@ -89,7 +89,7 @@ def test_a_sweep_by_ray_tasks_one_of_which_is_killed(cluster: Any, colours: Path
 
 def test_ray_train_goes_on_after_a_worker_is_killed(cluster: Any, colours: Path, tmp_path: Path):
     """Two processes, one killed in mid-run: the run ends as the run of two processes that nobody killed."""
-    from vitrail.engines.ray_train import train_on_ray
+    from vitrail.runs.ray import train_on_ray
 
     out = tmp_path / "out"
     seen: list[int] = []
@@ -117,7 +117,7 @@ def test_ray_train_goes_on_after_a_worker_is_killed(cluster: Any, colours: Path,
 
 
 def test_what_a_restart_would_not_help_is_said_at_once(cluster: Any, colours: Path, tmp_path: Path):
-    from vitrail.engines.ray_train import train_on_ray
+    from vitrail.runs.ray import train_on_ray
 
     with pytest.raises(VitrailError, match="diverged"):
         train_on_ray(colours, out=tmp_path / "out", processes=1, epochs=2, make_report=False, check_data=False,
@@ -127,7 +127,7 @@ def test_what_a_restart_would_not_help_is_said_at_once(cluster: Any, colours: Pa
 
 
 def test_wrong_use_needs_no_cluster(colours: Path, tmp_path: Path):
-    from vitrail.engines.ray_train import train_on_ray
+    from vitrail.runs.ray import train_on_ray
 
     for more, error in (
         ({"processes": 0}, "are none"),

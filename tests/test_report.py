@@ -22,9 +22,9 @@ from conftest import COLOURS, picture
 from vitrail.cli import main
 from vitrail.cli.evaluate import with_temperature
 from vitrail.data import Images, Preprocess
-from vitrail.evaluate import Evaluation, Outcome, evaluate
-from vitrail.evaluate.evaluation import images_beside
-from vitrail.evaluate.metrics import confusion
+from vitrail.evaluation import Evaluation, Outcome, evaluate
+from vitrail.evaluation.evaluation import images_beside
+from vitrail.evaluation.metrics import confusion
 from vitrail.report import Depth, Subject, write_report
 from vitrail.report.collect import collect
 from vitrail.report.images import embedded

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 import vitrail
 from vitrail.errors import UsageError, VitrailError
-from vitrail.run.folder import RunFolder, new_run
-from vitrail.train import Recipe
-from vitrail.train.checkpoint import checkpoints, newest_checkpoint
-from vitrail.train.loop import Diverged
+from vitrail.runs.folder import RunFolder, new_run
+from vitrail.training import Recipe
+from vitrail.training.checkpoint import checkpoints, newest_checkpoint
+from vitrail.training.loop import Diverged
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
 
@@ -48,7 +48,7 @@ def test_the_kept_weights_are_those_of_the_best_validation_epoch(run: vitrail.Ru
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
     from vitrail.data import open_data
-    from vitrail.evaluate import classify
+    from vitrail.evaluation import classify
 
     split = run.classifier.origin["data"]["split"]
     address = json.loads((run.folder / "recipe.json").read_text())["data"]
@@ -308,7 +308,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_run(make_folder, small_disk
 def test_a_disk_that_fills_up_during_the_run_leaves_the_checkpoint_before(
     make_folder, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.run.train.room_for", lambda vit, recipe: 0)
+    monkeypatch.setattr("vitrail.runs.train.room_for", lambda vit, recipe: 0)
     data = make_folder("few", 6)
     options = {"epochs": 3, "width": 48, "depth": 2, "heads": 2, "mlp_width": 96, "ema": None, "optimizer": "sgd"}
     with pytest.raises(VitrailError, match="cannot be written: No space left on device"):
@@ -338,7 +338,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_data_are_read(make_fo
 def test_a_run_folder_that_vanishes_is_said(make_folder, monkeypatch: pytest.MonkeyPatch):
     import shutil
 
-    from vitrail.run import epochs
+    from vitrail.runs import epochs
 
     data = make_folder("few", 6)
     out = data.parent / "run"
@@ -386,7 +386,7 @@ def test_tensorboard_on_request(make_folder):
 def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeypatch: pytest.MonkeyPatch):
     """With one step an epoch every stop is on a last step."""
     from vitrail.interrupts import Interrupted
-    from vitrail.run import epochs
+    from vitrail.runs import epochs
 
     folder = make_folder("short", 8)
     whole = vitrail.train(folder, out=folder.parent / "whole", epochs=4, batch=100, **SMALL)
@@ -410,7 +410,7 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
 
 def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeypatch: pytest.MonkeyPatch):
     from vitrail.interrupts import Interrupted
-    from vitrail.run import epochs
+    from vitrail.runs import epochs
 
     folder = make_folder("short", 8)
     real = epochs.measured
@@ -429,7 +429,7 @@ def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeyp
 
 def test_a_signal_that_comes_while_the_processes_agree_is_kept(make_folder, monkeypatch: pytest.MonkeyPatch):
     from vitrail.interrupts import Interrupted
-    from vitrail.train.distributed import World
+    from vitrail.training.distributed import World
 
     folder = make_folder("short", 8)
     real, sent = World.any, []
@@ -484,8 +484,8 @@ def test_a_row_of_metrics_is_on_the_disk_before_the_checkpoint_that_follows(make
 
 
 def test_the_command_that_goes_on_says_how_the_run_was_started(tmp_path: Path):
-    from vitrail.run.train import options_of
-    from vitrail.train.distributed import World
+    from vitrail.runs.train import options_of
+    from vitrail.training.distributed import World
 
     alone, two, spread = World(), World(size=2, local_size=2, sharded=True), World(size=4, local_size=2)
     assert options_of(alone, torch_files=False) == options_of(spread, torch_files=False) == []
@@ -535,7 +535,7 @@ def test_runs_started_together_get_folders_of_their_own(make_folder, tmp_path: P
 
 
 def test_a_run_that_is_training_is_not_resumed_by_another_process(make_folder):
-    from vitrail.run.folder import RunFolder
+    from vitrail.runs.folder import RunFolder
 
     folder = make_folder("busy", 6)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)

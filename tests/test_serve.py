@@ -29,9 +29,9 @@ from serving import PATIENCE, QUEUE, Call, Reply, Running, begin, rude
 from test_battery import png
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
-from vitrail.serve import page
-from vitrail.serve.graph import graph_folder, graph_name, write_graph
-from vitrail.serve.served import names_for
+from vitrail.serving import page
+from vitrail.serving.graph import graph_folder, graph_name, write_graph
+from vitrail.serving.served import names_for
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

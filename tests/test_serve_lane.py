@@ -16,16 +16,16 @@ import uvicorn
 import vitrail
 from serving import PATIENCE
 from vitrail.errors import UsageError, VitrailError
-from vitrail.serve import lane as lanes
-from vitrail.serve import server as servers
-from vitrail.serve.batcher import Batcher
-from vitrail.serve.lane import Lane, Worker, WorkerLost
-from vitrail.serve.metrics import Metrics
-from vitrail.serve.nursery import Nursery, Source
-from vitrail.serve.served import known
-from vitrail.serve.settings import Settings
-from vitrail.serve.wire import send
-from vitrail.serve.worker import Duty, failed
+from vitrail.serving import lane as lanes
+from vitrail.serving import server as servers
+from vitrail.serving.batcher import Batcher
+from vitrail.serving.lane import Lane, Worker, WorkerLost
+from vitrail.serving.metrics import Metrics
+from vitrail.serving.nursery import Nursery, Source
+from vitrail.serving.served import known
+from vitrail.serving.settings import Settings
+from vitrail.serving.wire import send
+from vitrail.serving.worker import Duty, failed
 
 
 class Asleep:

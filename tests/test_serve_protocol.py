@@ -19,9 +19,9 @@ from conftest import COLOURS
 from serving import Running
 from test_serve import photo, truth
 from vitrail.data.decode import decode
-from vitrail.serve.protocol import Given, best_classes, flat, read_request, split
-from vitrail.serve.refusal import Refusal
-from vitrail.serve.settings import Settings
+from vitrail.serving.protocol import Given, best_classes, flat, read_request, split
+from vitrail.serving.refusal import Refusal
+from vitrail.serving.settings import Settings
 
 PHOTOS = [photo(seed, (16 + seed, 20)) for seed in range(3)]
 

@@ -31,7 +31,7 @@ def encoded(seed: int) -> bytes:
 
 
 def test_without_ray_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    from vitrail.serve.ray import deployment
+    from vitrail.serving.ray import deployment
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="ray is not installed"):
@@ -44,9 +44,9 @@ def port(run: vitrail.Run) -> Iterator[int]:
     pytest.importorskip("ray")
     from ray import serve
 
-    from vitrail.cluster import connected
-    from vitrail.serve.ray import deployment
-    from vitrail.serve.settings import Settings
+    from vitrail.ray_cluster import connected
+    from vitrail.serving.ray import deployment
+    from vitrail.serving.settings import Settings
 
     with connected(None, cores=2):
         with socket.create_server(("127.0.0.1", 0)) as free:

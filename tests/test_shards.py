@@ -41,8 +41,8 @@ from vitrail.data.shards.write import write_shards
 from vitrail.data.sources import find, fingerprint, open_data
 from vitrail.data.words import Coded, Names, Numbered, coded
 from vitrail.errors import UsageError, VitrailError
-from vitrail.run.data import without
-from vitrail.run.folder import RunFolder
+from vitrail.runs.data import without
+from vitrail.runs.folder import RunFolder
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
 

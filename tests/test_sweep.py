@@ -25,18 +25,18 @@ from vitrail import console
 from vitrail.cli.main import Parser, main
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
-from vitrail.run import end, epochs
-from vitrail.run.folder import RunFolder
-from vitrail.sweep import lease
-from vitrail.sweep import study as studies
-from vitrail.sweep import worker as workers
-from vitrail.sweep.asked import Asked, SweepFolder, new_sweep
-from vitrail.sweep.lease import Watch
-from vitrail.sweep.results import command
-from vitrail.sweep.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
-from vitrail.sweep.study import distributions, impossible
-from vitrail.train.checkpoint import newest_checkpoint
-from vitrail.train.recipes import find_recipe
+from vitrail.runs import end, epochs
+from vitrail.runs.folder import RunFolder
+from vitrail.sweeps import lease
+from vitrail.sweeps import study as studies
+from vitrail.sweeps import worker as workers
+from vitrail.sweeps.asked import Asked, SweepFolder, new_sweep
+from vitrail.sweeps.lease import Watch
+from vitrail.sweeps.results import command
+from vitrail.sweeps.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
+from vitrail.sweeps.study import distributions, impossible
+from vitrail.training.checkpoint import newest_checkpoint
+from vitrail.training.recipes import find_recipe
 
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch": 16, "epochs": 3}
 VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
@@ -562,7 +562,7 @@ def test_a_trial_that_another_machine_took_and_finished_is_left_to_it(colours: P
     ],
 )
 def test_a_task_of_ray_is_no_larger_than_a_node(nodes: list[Any], n: int | None, means: tuple[int, int, bool]):
-    from vitrail.sweep.ray import shared
+    from vitrail.sweeps.ray import shared
 
     assert shared([{"CPU": cores, "GPU": gpus} for cores, gpus in nodes], n, 12) == means
 

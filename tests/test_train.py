@@ -14,11 +14,11 @@ from vitrail.data import Images, Preprocess
 from vitrail.errors import UsageError
 from vitrail.machine import pick_device
 from vitrail.model import ViT, ViTConfig
-from vitrail.train.loop import autocast_dtype, size_part, smaller, train_steps, trainee
-from vitrail.train.muon import Muon
-from vitrail.train.optim import decays, lr_part
-from vitrail.train.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
-from vitrail.train.settle import mean_and_std, occurring
+from vitrail.training.loop import autocast_dtype, size_part, smaller, train_steps, trainee
+from vitrail.training.muon import Muon
+from vitrail.training.optim import decays, lr_part
+from vitrail.training.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
+from vitrail.training.settle import mean_and_std, occurring
 
 TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -219,7 +219,7 @@ def test_a_recipe_from_a_file(tmp_path: Path):
 
 def test_what_the_data_decide():
     from vitrail.data import Splits
-    from vitrail.train.settle import settle
+    from vitrail.training.settle import settle
 
     def splits(size: tuple[int, int], n: int, channels: int = 3, flippable: bool = True) -> Splits:
         pixels = torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8)

@@ -18,13 +18,13 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.model import Learned, ViT, ViTConfig
 from vitrail.model.resize import resized, resized_projection
-from vitrail.run import epochs
-from vitrail.run.pretrained import verdict
-from vitrail.train.loop import train_steps, trainee
-from vitrail.train.lora import merged
-from vitrail.train.optim import groups
-from vitrail.train.recipes import RECIPES, Recipe, find_recipe
-from vitrail.train.transfer import carried, said_of_head, settle_from
+from vitrail.runs import epochs
+from vitrail.runs.pretrained import verdict
+from vitrail.training.loop import train_steps, trainee
+from vitrail.training.lora import merged
+from vitrail.training.optim import groups
+from vitrail.training.recipes import RECIPES, Recipe, find_recipe
+from vitrail.training.transfer import carried, said_of_head, settle_from
 from vitrail.weights.artefact import digest, read_artefact
 
 TINY = ViTConfig(width=16, depth=3, heads=2, mlp_width=32, patch=4, image_size=16, classes=3)

@@ -17,11 +17,11 @@ from vitrail.data.augment import Augmentation
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
-from vitrail.evaluate.outcome import NothingRead
-from vitrail.export.proof import images_for
-from vitrail.run import epochs
-from vitrail.train.checkpoint import newest_checkpoint
-from vitrail.train.loop import Diverged
+from vitrail.evaluation.outcome import NothingRead
+from vitrail.exporting.proof import images_for
+from vitrail.runs import epochs
+from vitrail.training.checkpoint import newest_checkpoint
+from vitrail.training.loop import Diverged
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
 
@@ -97,7 +97,7 @@ def torn(make_folder) -> Path:
 
 
 def test_probes_count_what_they_cannot_read(run: vitrail.Run, torn: Path, monkeypatch, capsys):
-    monkeypatch.setattr("vitrail.evaluate.features.CHUNK", 8)  # some chunks are whole, and kept
+    monkeypatch.setattr("vitrail.evaluation.features.CHUNK", 8)  # some chunks are whole, and kept
     words = ["probe", str(run.folder), str(torn), "--batch", "4", "--json"]
     assert main(words) == 1
     assert "train/blue/5.png" in json.loads(capsys.readouterr().out)["error"]

@@ -26,14 +26,14 @@ from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.cli.web_page import data_of
 from vitrail.data.preprocess import Preprocess
-from vitrail.explain.explanation import explain_batch, open_scene
-from vitrail.export.web import web_page
-from vitrail.export.web.agreement import agreement
-from vitrail.export.web.examples import chosen, named, png
-from vitrail.export.web.graphs import Graphs, packed, traced
-from vitrail.export.web.page import PAGE, site
+from vitrail.explanation.explanation import explain_batch, open_scene
+from vitrail.exporting.web import web_page
+from vitrail.exporting.web.agreement import agreement
+from vitrail.exporting.web.examples import chosen, named, png
+from vitrail.exporting.web.graphs import Graphs, packed, traced
+from vitrail.exporting.web.page import PAGE, site
 from vitrail.model import Rotary
-from vitrail.run.folder import RunFolder
+from vitrail.runs.folder import RunFolder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
@@ -147,7 +147,7 @@ def place(request, model: Classifier, tmp_path_factory: pytest.TempPathFactory) 
         return
     path = tmp_path_factory.mktemp("served") / "mine.safetensors"
     model.save(path)
-    photos = Path(str(resources.files("vitrail.export.web").joinpath("photos")))
+    photos = Path(str(resources.files("vitrail.exporting.web").joinpath("photos")))
     with Running([path]) as server:
         shown = [photos / name for name in ("cat.jpg", "coffee.jpg", "rocket.jpg", "astronaut.jpg")]
         yield Place(f"http://127.0.0.1:{server.port}/", shown, offline=False)

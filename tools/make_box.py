@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 import vitrail
-from vitrail.evaluate import evaluate, images_to_score
-from vitrail.evaluate.evaluation import Evaluation
+from vitrail.evaluation import evaluate, images_to_score
+from vitrail.evaluation.evaluation import Evaluation
 
 BOX = Path(__file__).parent.parent / "src" / "vitrail" / "weights" / "boxed"
 MOST = 6 << 20  # bytes

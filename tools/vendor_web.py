@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-VENDOR = Path(__file__).parents[1] / "src/vitrail/export/web/vendor"
+VENDOR = Path(__file__).parents[1] / "src/vitrail/exporting/web/vendor"
 FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 

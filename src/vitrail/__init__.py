@@ -10,12 +10,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from vitrail.classifier import Classifier, Prediction, load
 from vitrail.errors import UsageError, VitrailError
-from vitrail.explain import Explanation, recording
+from vitrail.explanation import Explanation, recording
 from vitrail.model import ViT, ViTConfig
-from vitrail.predict import Predicted, predict_all
-from vitrail.run.end import Run
-from vitrail.run.train import train
-from vitrail.sweep import Sweep, sweep
+from vitrail.prediction import Predicted, predict_all
+from vitrail.runs.end import Run
+from vitrail.runs.train import train
+from vitrail.sweeps import Sweep, sweep
 
 __all__ = [
     "Classifier",

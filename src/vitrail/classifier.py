@@ -26,9 +26,9 @@ from vitrail.weights.foreign import settled
 from vitrail.weights.layouts import skeleton
 
 if TYPE_CHECKING:
-    from vitrail.evaluate import Evaluation
-    from vitrail.evaluate.probe import Probe
-    from vitrail.explain import Explanation
+    from vitrail.evaluation import Evaluation
+    from vitrail.evaluation.probe import Probe
+    from vitrail.explanation import Explanation
 
 ARTEFACT = "classifier.safetensors"
 
@@ -109,7 +109,7 @@ class AnyClassifier(ABC):
 
         Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
         """
-        from vitrail.evaluate import evaluate, images_to_score
+        from vitrail.evaluation import evaluate, images_to_score
 
         images, said = images_to_score(self, data, skip_unreadable)
         return evaluate(self, images, said=said, skip_unreadable=skip_unreadable)
@@ -196,14 +196,14 @@ class Classifier(AnyClassifier):
         return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
 
     def probe(self, data: str | Path, *, skip_unreadable: bool = False, **options: Any) -> Probe:
-        """How far the features go untrained: k-NN and a linear head; options as in `vitrail.evaluate.probe.probe`."""
-        from vitrail.evaluate.probe import data_to_probe, probe
+        """How far the features go untrained: k-NN and a linear head; options as in `vitrail.evaluation.probe.probe`."""
+        from vitrail.evaluation.probe import data_to_probe, probe
 
         return probe(self, data_to_probe(self, data, skip_unreadable), skip_unreadable=skip_unreadable, **options)
 
     def explain(self, image: str | Path | Tensor, **options: Any) -> Explanation:
-        """What speaks for a class in one image; options as in `vitrail.explain.explain`."""
-        from vitrail.explain import explain
+        """What speaks for a class in one image; options as in `vitrail.explanation.explain`."""
+        from vitrail.explanation import explain
 
         return explain(self, image, **options)
 

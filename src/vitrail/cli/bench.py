@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from rich.table import Column, Table
 
-from vitrail.bench.agreement import agreement
-from vitrail.bench.contenders import OURS, Contender, Task, inference_contenders, training_contenders
-from vitrail.bench.figures import draw_races
-from vitrail.bench.memory import peaks
-from vitrail.bench.peers import installed
-from vitrail.bench.table import Row, disturbed, in_order, race, ratio_said, with_memory
+from vitrail.benchmarking.agreement import agreement
+from vitrail.benchmarking.contenders import OURS, Contender, Task, inference_contenders, training_contenders
+from vitrail.benchmarking.figures import draw_races
+from vitrail.benchmarking.memory import peaks
+from vitrail.benchmarking.peers import installed
+from vitrail.benchmarking.table import Row, disturbed, in_order, race, ratio_said, with_memory
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar, say

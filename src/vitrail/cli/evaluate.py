@@ -20,13 +20,13 @@ from vitrail.cli.main import Answer
 from vitrail.console import bar, visible
 from vitrail.data.sources import CHOSE, OPTIMISTIC
 from vitrail.errors import UsageError
-from vitrail.evaluate.calibration import calibrate
-from vitrail.evaluate.evaluation import Evaluation, evaluate, images_beside, images_to_score
-from vitrail.evaluate.figures import draw_confusion
-from vitrail.evaluate.metrics import confusion
-from vitrail.evaluate.outcome import classify
+from vitrail.evaluation.calibration import calibrate
+from vitrail.evaluation.evaluation import Evaluation, evaluate, images_beside, images_to_score
+from vitrail.evaluation.figures import draw_confusion
+from vitrail.evaluation.metrics import confusion
+from vitrail.evaluation.outcome import classify
 from vitrail.files import write_json
-from vitrail.run.folder import RunFolder
+from vitrail.runs.folder import RunFolder
 from vitrail.weights.artefact import is_artefact
 
 

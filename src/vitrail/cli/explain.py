@@ -16,9 +16,9 @@ from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
-from vitrail.explain import DEFAULT, METHODS, Explanation, explain
-from vitrail.explain.explanation import Target, read_target
-from vitrail.explain.pictures import save_explanation, save_heads, save_layers, save_overlay
+from vitrail.explanation import DEFAULT, METHODS, Explanation, explain
+from vitrail.explanation.explanation import Target, read_target
+from vitrail.explanation.pictures import save_explanation, save_heads, save_layers, save_overlay
 
 MOST_BYTES = 200  # of a picture's name: disks take 255, and a number and an ending come behind it
 FIGURES = (  # what a row says of an image; nothing of each where it cannot be read

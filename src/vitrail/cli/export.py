@@ -19,14 +19,14 @@ from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar, say
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.export.folder import export_library
-from vitrail.export.graph import Extras
-from vitrail.export.libraries import FORMATS
-from vitrail.export.onnx_file import export_onnx
-from vitrail.export.proof import images_for
-from vitrail.export.push import push
-from vitrail.export.torch_file import export_torch
-from vitrail.export.triton import export_triton
+from vitrail.exporting.folder import export_library
+from vitrail.exporting.graph import Extras
+from vitrail.exporting.libraries import FORMATS
+from vitrail.exporting.onnx_file import export_onnx
+from vitrail.exporting.proof import images_for
+from vitrail.exporting.push import push
+from vitrail.exporting.torch_file import export_torch
+from vitrail.exporting.triton import export_triton
 
 PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
 CHECK = ("check", "skip_unreadable")

@@ -16,13 +16,13 @@ from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import bar
 from vitrail.errors import UsageError
-from vitrail.evaluate import images_to_score
-from vitrail.explain import METHODS
-from vitrail.explain.controls import CONTROLS
-from vitrail.explain.faithfulness import Faithfulness, faithfulness
-from vitrail.explain.measures import MEASURES
-from vitrail.explain.methods import find_method
-from vitrail.explain.pictures import draw_faithfulness
+from vitrail.evaluation import images_to_score
+from vitrail.explanation import METHODS
+from vitrail.explanation.controls import CONTROLS
+from vitrail.explanation.faithfulness import Faithfulness, faithfulness
+from vitrail.explanation.measures import MEASURES
+from vitrail.explanation.methods import find_method
+from vitrail.explanation.pictures import draw_faithfulness
 from vitrail.files import write_json
 
 

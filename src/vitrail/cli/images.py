@@ -9,8 +9,8 @@ from torch import Tensor
 from vitrail.data.decode import decode
 from vitrail.data.folder import images_below, refuse_strange
 from vitrail.errors import UsageError
-from vitrail.predict.listing import means_shards, readable
-from vitrail.predict.members import Member, content, members
+from vitrail.prediction.listing import means_shards, readable
+from vitrail.prediction.members import Member, content, members
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 from vitrail.classifier import ARTEFACT
 from vitrail.cli.main import Answer
 from vitrail.console import visible
-from vitrail.evaluate.evaluation import images_said
+from vitrail.evaluation.evaluation import images_said
 from vitrail.weights.foreign import FILES
 from vitrail.weights.inspect import inspect_file
 
@@ -27,7 +27,7 @@ def facts_of(path: Path, torch_files: bool) -> dict[str, Any]:
     """What the file is, by its kind."""
     if path.suffix.lower() != ".onnx":
         return inspect_file(path, torch_files=torch_files)
-    from vitrail.export.running import inspect_onnx
+    from vitrail.exporting.running import inspect_onnx
 
     return inspect_onnx(path)
 

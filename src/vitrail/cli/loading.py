@@ -39,7 +39,7 @@ def loaded_any(arguments: argparse.Namespace) -> AnyClassifier:
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; it must be at least 1")
     if Path(arguments.model).suffix.lower() == ".onnx" and not Path(arguments.model).is_dir():
-        from vitrail.export.running import OnnxClassifier
+        from vitrail.exporting.running import OnnxClassifier
 
         return OnnxClassifier.load(arguments.model, threads=arguments.threads, device=arguments.device or "cpu")
     if arguments.threads:

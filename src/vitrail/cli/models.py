@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.train.recipes import RECIPES
+from vitrail.training.recipes import RECIPES
 from vitrail.weights.box import boxed, card_of
 from vitrail.weights.cards import Card, cards
 from vitrail.weights.sizes import rows, size_name

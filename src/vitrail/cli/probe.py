@@ -11,8 +11,8 @@ from pathlib import Path
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError
-from vitrail.evaluate.evaluation import images_said
-from vitrail.evaluate.probe import TEMPERATURE, K, data_to_probe, probe
+from vitrail.evaluation.evaluation import images_said
+from vitrail.evaluation.probe import TEMPERATURE, K, data_to_probe, probe
 from vitrail.files import write_json
 from vitrail.options import reader
 

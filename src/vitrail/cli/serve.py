@@ -19,7 +19,7 @@ from pathlib import Path
 from vitrail.cli.fields import add_fields
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError
-from vitrail.serve.settings import Settings
+from vitrail.serving.settings import Settings
 
 OPTIONS = [each.name for each in fields(Settings)]
 
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     if not 0 <= arguments.port < 65536:
         raise UsageError(f"--port is {arguments.port}; it must be from 0 to 65535")
     try:
-        from vitrail.serve.nursery import Source
-        from vitrail.serve.server import serve
+        from vitrail.serving.nursery import Source
+        from vitrail.serving.server import serve
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[serve]'") from None
     sources = [Source(model, arguments.torch_files) for model in arguments.models]

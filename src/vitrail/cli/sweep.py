@@ -18,10 +18,10 @@ from typing import Any, get_args
 from vitrail.cli.main import Answer
 from vitrail.cli.train import add_start, given_fields, scores_in_words
 from vitrail.errors import UsageError
-from vitrail.sweep import sweep
-from vitrail.sweep.asked import By, Prune, Search
-from vitrail.sweep.results import FEW
-from vitrail.sweep.space import read_file, read_words, shown
+from vitrail.sweeps import sweep
+from vitrail.sweeps.asked import By, Prune, Search
+from vitrail.sweeps.results import FEW
+from vitrail.sweeps.space import read_file, read_words, shown
 
 MOST = 20  # lines of the table that are shown
 

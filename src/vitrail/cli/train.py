@@ -18,13 +18,13 @@ from vitrail.cli.main import Answer
 from vitrail.console import say
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluate.evaluation import images_said
+from vitrail.evaluation.evaluation import images_said
 from vitrail.model import ViTConfig
-from vitrail.run.end import Run
-from vitrail.run.pretrained import beside
-from vitrail.run.train import train
-from vitrail.train.distributed import PeerLost
-from vitrail.train.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
+from vitrail.runs.end import Run
+from vitrail.runs.pretrained import beside
+from vitrail.runs.train import train
+from vitrail.training.distributed import PeerLost
+from vitrail.training.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
 from vitrail.weights.sizes import SIZES
 
 
@@ -118,7 +118,7 @@ def trained(arguments: argparse.Namespace) -> Answer:
     start: Callable[..., Run] = train
     options: dict[str, Any] = {}
     if arguments.engine == "ray":
-        from vitrail.engines.ray_train import train_on_ray as start
+        from vitrail.runs.ray import train_on_ray as start
 
         most = 2 if arguments.processes is None else arguments.processes
         least = most if arguments.min_processes is None else arguments.min_processes

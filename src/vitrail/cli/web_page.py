@@ -7,7 +7,7 @@ from vitrail.cli.images import named_files
 from vitrail.cli.loading import loaded
 from vitrail.cli.main import Answer
 from vitrail.console import say
-from vitrail.run.folder import RunFolder
+from vitrail.runs.folder import RunFolder
 
 OPTIONS = ("examples", "half", "title", "limit")
 
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Traces, compares and writes the page."""
-    from vitrail.export.web.page import LIMIT, export_web
+    from vitrail.exporting.web.page import LIMIT, export_web
 
     classifier = loaded(arguments)
     examples = named_files(arguments.examples) if arguments.examples else None

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.evaluate.corruptions import robustness
-from vitrail.evaluate.outcome import Outcome
+from vitrail.evaluation.corruptions import robustness
+from vitrail.evaluation.outcome import Outcome
 from vitrail.report.about import described, made
 from vitrail.report.findings import findings
 from vitrail.report.images import by_property, copies, embedded, suspected

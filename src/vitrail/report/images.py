@@ -6,10 +6,10 @@ import numpy as np
 
 from vitrail.data import Images
 from vitrail.data.copies import copies_across
-from vitrail.evaluate.labels import suspected_labels
-from vitrail.evaluate.neighbours import flat_map, pooled, purity
-from vitrail.evaluate.outcome import Outcome
-from vitrail.evaluate.properties import PROPERTIES, accuracy_by, properties
+from vitrail.evaluation.labels import suspected_labels
+from vitrail.evaluation.neighbours import flat_map, pooled, purity
+from vitrail.evaluation.outcome import Outcome
+from vitrail.evaluation.properties import PROPERTIES, accuracy_by, properties
 from vitrail.report.scatter import draw_scatter
 from vitrail.report.sheets import Shown
 from vitrail.report.subject import Depth, Subject

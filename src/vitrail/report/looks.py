@@ -7,9 +7,9 @@ import numpy as np
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.evaluate.outcome import Outcome
-from vitrail.explain import DEFAULT, METHODS, Explanation, explain_batch
-from vitrail.explain.render import AGAINST, FOR, picture, rgb
+from vitrail.evaluation.outcome import Outcome
+from vitrail.explanation import DEFAULT, METHODS, Explanation, explain_batch
+from vitrail.explanation.render import AGAINST, FOR, picture, rgb
 
 SIDE = 128  # longest side of a drawn map, in pixels
 BATCH = 64

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.evaluate.metrics import bootstrap, confusion, most_confused, per_class, wilson
-from vitrail.evaluate.outcome import Outcome
+from vitrail.evaluation.metrics import bootstrap, confusion, most_confused, per_class, wilson
+from vitrail.evaluation.outcome import Outcome
 from vitrail.report.sheets import Shown
 from vitrail.report.subject import Depth, Subject
 

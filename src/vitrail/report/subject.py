@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.evaluate import Evaluation
+from vitrail.evaluation import Evaluation
 
 CPU_BUDGET = 1e13  # multiply-adds that maps and their scores may take: a minute or two on two cores
 GPU_FACTOR = 100

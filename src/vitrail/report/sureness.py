@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from vitrail.evaluate.calibration import (
+from vitrail.evaluation.calibration import (
     Calibration,
     answered,
     brier,
@@ -12,8 +12,8 @@ from vitrail.evaluate.calibration import (
     risk_coverage,
     thresholds,
 )
-from vitrail.evaluate.metrics import calibration_error, reliability
-from vitrail.evaluate.outcome import Outcome, classify
+from vitrail.evaluation.metrics import calibration_error, reliability
+from vitrail.evaluation.outcome import Outcome, classify
 from vitrail.report.subject import Subject
 
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.explain import DEFAULT, METHODS
-from vitrail.explain.faithfulness import faithfulness
+from vitrail.explanation import DEFAULT, METHODS
+from vitrail.explanation.faithfulness import faithfulness
 from vitrail.report.subject import Depth, Subject
 
 FAITHFUL = (DEFAULT, "generic", "attention", "rollout")  # cheap enough to be scored in every report

@@ -1,6 +1,0 @@
-"""Weights -> numbers: the outcome on every image, metrics with intervals, the confusion matrix."""
-
-from vitrail.evaluate.evaluation import Evaluation, evaluate, images_to_score
-from vitrail.evaluate.outcome import Outcome, classify
-
-__all__ = ["Evaluation", "Outcome", "classify", "evaluate", "images_to_score"]

@@ -1,0 +1,121 @@
+"""What is said of a classifier: the numbers, image by image where asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.classifier import AnyClassifier
+from vitrail.data import Images
+from vitrail.data.sources import CHOSE, OPTIMISTIC, SCORED, kept_beside, open_for_evaluation
+from vitrail.evaluation.calibration import brier
+from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
+from vitrail.evaluation.outcome import Outcome, classify
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of a classifier on labelled images; `to_json` has them all."""
+
+    outcome: Outcome
+    said: str = ""  # which images these are, in words
+    temperature: float = 1.0  # what the logits were divided by
+
+    @property
+    def images(self) -> int:
+        """How many images were scored."""
+        return len(self.outcome.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """The part of the images whose most probable class is the true one."""
+        return self.outcome.accuracy
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy."""
+        return wilson(int((self.outcome.predicted == self.outcome.labels).sum()), self.images)
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether training made its choices by these very images, as the words for them say."""
+        return self.said.endswith(CHOSE)
+
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers; `optimistic` is among them where it is true."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "top5": top_k(self.outcome),
+            "loss": self.outcome.loss,
+            "ece": calibration_error(self.outcome),
+            "nll": self.outcome.loss,
+            "brier": brier(self.outcome),
+            "temperature": self.temperature,
+            "images": self.images,
+            "unreadable": len(self.outcome.unreadable),  # with `images` as many as were listed
+            **({"optimistic": True} if self.optimistic else {}),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything: the summary, per class, the confusion matrix, and every image's prediction."""
+        matrix = confusion(self.outcome)
+        probabilities = self.outcome.probabilities
+        classes = self.outcome.classes
+        return {
+            **self.summary(),
+            "data": self.said,
+            "per_class": per_class(self.outcome),
+            "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
+            "most_confused": most_confused(matrix, classes),
+            "unreadable_files": [{"path": error.name, "error": error.reason} for error in self.outcome.unreadable],
+            "predictions": [
+                {"path": name, "true": classes[label], "label": classes[best], "probability": float(p[best])}
+                for name, label, best, p in zip(
+                    self.outcome.paths, self.outcome.labels, self.outcome.predicted, probabilities, strict=True
+                )
+            ],
+        }
+
+
+def images_said(scores: dict[str, Any]) -> str:
+    """How many images gave these scores, and what is to be said where they are optimistic."""
+    return f"{scores['images']} images" + (f", {OPTIMISTIC}" if scores.get("optimistic") else "")
+
+
+def images_to_score(classifier: AnyClassifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
+    """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
+
+    Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
+    """
+    classifier.refuse_nameless()
+    trained_on = classifier.origin.get("data", {})
+    channels = classifier.preprocess.channels
+    return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
+
+
+def images_beside(
+    classifier: AnyClassifier, data: str | Path, skip_unreadable: bool = False
+) -> tuple[str, dict[str, Images]]:
+    """The name of the split that is scored, and every split of the data, divided as training did."""
+    trained_on = classifier.origin.get("data", {})
+    parts = kept_beside(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
+    return next(name for name in SCORED if name in parts), parts
+
+
+def evaluate(
+    classifier: AnyClassifier,
+    images: Images,
+    *,
+    said: str = "",
+    batch: int = 256,
+    workers: int | None = None,
+    tick: Callable[[int], object] = lambda n: None,
+    skip_unreadable: bool = False,
+) -> Evaluation:
+    """The numbers of `classifier` on labelled images.
+
+    Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
+    """
+    outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick, skip_unreadable=skip_unreadable)
+    return Evaluation(outcome, said or f"{len(images)} images", classifier.temperature)

@@ -1,0 +1,69 @@
+"""A classifier -> a .pt2 file: torch's own exported program, which needs torch but not vitrail."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.classifier import Classifier
+from vitrail.errors import UsageError
+from vitrail.exporting.graph import LOGITS, TARGET, Extras
+from vitrail.exporting.onnx_file import quiet
+from vitrail.exporting.proof import Check, compared, demand, demand_extras
+from vitrail.exporting.shipped import Shipped, fresh
+from vitrail.exporting.trace import traced
+from vitrail.files import write_atomically
+from vitrail.weights.artefact import Artefact
+
+DOCUMENT = "vitrail.json"  # beside the program in the file: classes, preprocessing, temperature, origin
+
+
+def export_torch(
+    classifier: Classifier,
+    out: str | Path,
+    extras: Extras,
+    check: Check,
+    tick: Callable[[int], object] = lambda n: None,
+) -> Shipped:
+    """Writes a file that `torch.export.load` reads and that answers as the classifier does, or nothing.
+
+    Raises `UsageError` where `out` exists, `VitrailError` with the figures where the program does not agree.
+    """
+    path = fresh(out, ".pt2")
+    extras.check(classifier)
+    if extras.int8:
+        raise UsageError("--int8 is for ONNX files", "use --format onnx or triton")
+    artefact = Artefact(
+        classifier.vit.config, classifier.classes, classifier.preprocess, classifier.temperature, classifier.origin
+    )
+    with quiet():
+        whole = BytesIO()
+        document = json.dumps(artefact.to_json(), ensure_ascii=False)
+        torch.export.save(traced(classifier, extras), whole, extra_files={DOCUMENT: document})
+        whole.seek(0)
+        run = Loaded(torch.export.load(whole).module(), extras, len(classifier.classes))
+    agreed = compared(classifier, lambda pixels: run(pixels, LOGITS), check, tick)
+    demand(agreed, exact=True)
+    agreed = replace(agreed, others=demand_extras(classifier, run, check, extras))
+    write_atomically(path, lambda aside: aside.write_bytes(whole.getbuffer()))
+    return Shipped(path, "torch", extras.outputs, agreed, path.stat().st_size)
+
+
+class Loaded:
+    """A program as it was read back: pixels -> one of its outputs."""
+
+    def __init__(self, module: Any, extras: Extras, classes: int):
+        self.module = module
+        self.extras = extras
+        self.classes = classes
+
+    def __call__(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
+        nothing_BY = torch.zeros(len(pixels_BCHW), self.classes)
+        given = [nothing_BY if target_BY is None else target_BY] if TARGET in self.extras.inputs else []
+        answers: tuple[Tensor, ...] = self.module(pixels_BCHW, *given)
+        return answers[self.extras.outputs.index(output)]

@@ -1,0 +1,79 @@
+"""Where a model comes from and how it is run: what a process needs in order to open it for itself."""
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vitrail.classifier import AnyClassifier, Classifier, load
+from vitrail.errors import UsageError
+from vitrail.machine import named_device, pick_device
+from vitrail.weights.artefact import digest
+
+
+@dataclass(frozen=True)
+class Address:
+    """A model as it is named, with how it is run; it travels to other processes without the model."""
+
+    model: str
+    device: str | None = None
+    threads: int | None = None
+    torch_files: bool = False
+    fast: bool = False
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether this is an ONNX file, which ONNX Runtime runs."""
+        return Path(self.model).suffix.lower() == ".onnx" and not Path(self.model).is_dir()
+
+    @property
+    def kind(self) -> str:
+        """The device's type: cpu, cuda, mps."""
+        return (named_device(self.device or "cpu") if self.is_graph else pick_device(self.device)).type
+
+    @cached_property
+    def _opened(self) -> tuple[AnyClassifier, str]:
+        classifier: AnyClassifier
+        if self.is_graph:
+            from vitrail.exporting.running import OnnxClassifier
+
+            if self.fast:
+                raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
+            classifier = OnnxClassifier.load(self.model, threads=1, device=self.device or "cpu")
+            return classifier, hashlib.sha256(Path(self.model).read_bytes()).hexdigest()
+        classifier = load(self.model, device=pick_device(self.device), torch_files=self.torch_files)
+        key = key_of(classifier)
+        return (classifier.fast() if self.fast else classifier), key
+
+    def open(self) -> AnyClassifier:
+        """The classifier, opened once in a process; raises as loading does.
+
+        It has no threads of its own, for these would not live on in a process that is forked.
+        """
+        return self._opened[0]
+
+    def with_threads(self) -> AnyClassifier:
+        """The classifier for a process that forks no other: a session of ONNX Runtime has all its threads."""
+        if self.is_graph and (self.threads or 1) > 1:
+            from vitrail.exporting.running import OnnxClassifier
+
+            return OnnxClassifier.load(self.model, threads=self.threads, device=self.device or "cpu")
+        return self.open()
+
+    @property
+    def key(self) -> str:
+        """A digest of everything in the model that decides an answer."""
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+def key_of(classifier: Classifier) -> str:
+    """A digest of a classifier's weights, config, preprocessing, classes and temperature."""
+    weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
+    said = [classifier.vit.config.to_json(), classifier.preprocess.to_json(), classifier.classes]
+    described = json.dumps([digest(weights), *said, classifier.temperature], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()

@@ -1,0 +1,157 @@
+"""What a run needs before its first step: the data, opened and checked, and the model that training starts from."""
+
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vitrail
+from vitrail.classifier import Classifier
+from vitrail.console import say
+from vitrail.data import Preprocess, Splits, open_data
+from vitrail.data.check import Report
+from vitrail.errors import UsageError
+from vitrail.machine import GIB, keep_memory
+from vitrail.model import ViT, ViTConfig
+from vitrail.model.init import initialise
+from vitrail.runs.asked import SAME_BITS
+from vitrail.runs.data import checked, in_memory, refuse_small, unreadable_in, without
+from vitrail.runs.folder import RunFolder, Unreadable
+from vitrail.runs.pretrained import Model, Pretrained, begin, pretrained, pretrained_again
+from vitrail.training import Recipe
+from vitrail.training.distributed import World
+from vitrail.training.settle import settle
+from vitrail.training.transfer import settle_from
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a run needs before its first step; every process that trains has it."""
+
+    classifier: Classifier  # with the weights that training starts from
+    head: str  # kept, reordered or new
+    start: Pretrained | None
+    splits: Splits
+    unreadable: Unreadable
+    recipe: Recipe  # settled: with sizes, epochs and batch
+    report: Report | None  # what the check of the data found; the main process has it
+    goes_on: bool  # whether there is a run to go on with
+
+
+def prepared(
+    world: World,
+    folder: RunFolder | None,
+    data: str | Path,
+    asked: Recipe,
+    model: Model | None,
+    *,
+    fsdp: bool,
+    check_data: bool,
+    torch_files: bool,
+    spare_test: bool,
+) -> Ready:
+    """The data, opened and checked, and the model before its first step; `folder` is the run to go on with."""
+    place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
+    with world.together(), world.one_at_a_time():
+        refuse_unshared(asked, world)
+        if fsdp and world.size == 1:
+            alone_with_shards(goes_on=folder is not None)
+        start = (
+            pretrained_again(folder, model, asked, place, torch_files)
+            if folder
+            else pretrained(model, asked, place, torch_files)
+        )
+        splits = open_data(
+            data,
+            channels=start.classifier.preprocess.channels if start else None,
+            validation=asked.validation,
+            test=asked.test,
+            split_seed=asked.split_seed,
+            missing_ok=asked.skip_unreadable,
+        )
+        if spare_test:
+            splits = replace(splits, test=None)
+        if folder:
+            folder.check_data(splits.fingerprint)
+    with world.together():
+        fit = start.classifier.preprocess.fit if start else "pad"
+        report = checked(data, asked, fit) if check_data and world.main else None
+    unreadable = world.tell(folder.unreadable() if folder else unreadable_in(report))
+    with world.together():
+        splits = without(splits, unreadable)
+        splits = in_memory(splits, int(asked.memory * GIB) // world.local_size, asked.skip_unreadable)
+        theirs = start.classifier if start else None
+        full, config, preprocess = (
+            settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
+        )
+        if world.main:
+            refuse_small(splits, preprocess, report, asked.skip_unreadable)
+        for note in splits.notes:
+            say(note)
+        keep_memory()
+        classifier, head = begun(start, config, preprocess, splits, full, place)
+    return Ready(classifier, head, start, splits, unreadable, full, report, folder is not None)
+
+
+def refuse_unshared(recipe: Recipe, world: World) -> None:
+    """Raises `UsageError` where a recipe does not go with several processes, or not with a sharded model."""
+    if world.size > 1 and recipe.train_on == "features":
+        raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
+    if world.sharded and recipe.optimizer == "muon":
+        raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
+    if world.sharded and recipe.lora_rank:
+        raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
+
+
+def alone_with_shards(goes_on: bool) -> None:
+    """Raises `UsageError` where a run would begin with nobody to shard its model with.
+
+    One that goes on may have lost the others, and only says so.
+    """
+    if not goes_on:
+        raise UsageError("--fsdp shards over several processes, and this is one", "add --processes N")
+    say("warning: --fsdp shards over several processes; this one goes on with the whole model")
+
+
+def begun(
+    start: Pretrained | None,
+    config: ViTConfig,
+    preprocess: Preprocess,
+    splits: Splits,
+    recipe: Recipe,
+    place: torch.device,
+) -> tuple[Classifier, str]:
+    """The classifier as training finds it, and whether its head is kept, reordered or new."""
+    if start:
+        vit, head = begin(start, config, splits, recipe)
+    else:
+        vit, head = starting_vit(config, recipe), "new"
+    came_from = {"from": start.origin(head)} if start else {}
+    about = {**came_from, **origin(recipe, splits)}
+    return Classifier(vit.to(place), splits.classes, preprocess, origin=about), head
+
+
+def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
+    """The weights that training starts from: drawn by the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    vit = ViT(config)
+    initialise(vit, patch_std=recipe.patch_std, zero_branches=recipe.zero_branches)
+    return vit
+
+
+def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+    """Where a classifier's weights come from, for its artefact; who read the images is not part of it."""
+    return {
+        "recipe": {name: value for name, value in recipe.to_json().items() if name not in SAME_BITS},
+        "seed": recipe.seed,
+        "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "data": {
+            "name": splits.name,
+            "fingerprint": splits.fingerprint,
+            "images": {name: len(images) for name, images in splits.parts().items()},
+            "unreadable": splits.unreadable,
+            "split": {"test": recipe.test, "validation": recipe.validation, "seed": recipe.split_seed},
+        },
+    }

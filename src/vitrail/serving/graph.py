@@ -1,0 +1,37 @@
+"""The model as an ONNX file of the server's own, so that ONNX Runtime can be tried beside torch; kept in the cache."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+import vitrail
+from vitrail.classifier import Classifier
+from vitrail.exporting.graph import Extras
+from vitrail.exporting.onnx_file import export_onnx
+from vitrail.exporting.proof import images_for
+from vitrail.files import cache_home
+from vitrail.weights.artefact import digest as digest_of
+
+
+def graph_folder() -> Path:
+    """Where such files lie."""
+    return cache_home() / "graphs"
+
+
+def graph_name(classifier: Classifier) -> str:
+    """What the file of exactly this classifier is called."""
+    digest = hashlib.sha256(f"{vitrail.__version__} {torch.__version__} {classifier.temperature}\n".encode())
+    digest.update(json.dumps([classifier.vit.config.to_json(), classifier.preprocess.to_json()]).encode())
+    weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
+    digest.update(digest_of(weights).encode())
+    return f"{digest.hexdigest()[:40]}.onnx"
+
+
+def write_graph(classifier: Classifier, path: Path) -> None:
+    """Writes the file as `vitrail export` does: compared on real images first.
+
+    Raises `VitrailError`, and leaves none, where its answers are not the classifier's.
+    """
+    export_onnx(classifier, path, Extras(), images_for(classifier, None))

@@ -1,0 +1,80 @@
+"""The page at /: what `vitrail export --format web` makes; a plain form where that cannot be."""
+
+import html
+from importlib.util import find_spec
+
+from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.errors import UsageError, VitrailError
+from vitrail.exporting.web import web_page
+from vitrail.exporting.web.page import LIMIT, check_size
+from vitrail.serving.logs import log
+
+# Only what the page itself brings: its own scripts and WebAssembly, in a worker made from a blob, and pictures that it
+# was given. Nothing else can be loaded, and no other page can frame it or look into it.
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval' blob: data:; "
+        "worker-src 'self' blob:; style-src 'unsafe-inline'; img-src 'self' blob: data:; media-src 'self' blob:; "
+        "font-src data:; connect-src 'self' blob: data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-embedder-policy": "require-corp",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "referrer-policy": "no-referrer",
+}
+
+FORM = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{name} · vitrail</title>
+<style>
+body{{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}}
+button,input{{font:inherit}}</style>
+<h1>{name}</h1>
+<p>{about}</p>
+{form}
+</html>
+"""
+IMAGE = """<form method="post" enctype="multipart/form-data">
+<p><label>An image file <input type="file" name="image" accept="image/*" required></label>
+<p>{buttons}
+</form>"""
+PREDICT = '<button formaction="/predict?model={name}">Predict</button>'
+EXPLAIN = '<button formaction="/explain?model={name}&amp;picture=panels">Explain</button>'
+
+
+def why_plain(classifier: AnyClassifier | None) -> str | None:
+    """Why a model (None: one in an ONNX file) gets the plain form, and what helps; None where it gets the whole page.
+
+    Nothing is imported for it, and nothing made: that the graphs do not agree shows only when the page is asked for.
+    """
+    if not isinstance(classifier, Classifier):
+        return "an ONNX file has no inside to show; serve the classifier that it was made from"
+    try:
+        classifier.refuse_nameless()
+        check_size(classifier, half=False, limit=LIMIT)
+    except UsageError as error:
+        return error.sentence
+    missing = [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]
+    return f"{missing[0]} is not installed: pip install 'vitrail[export]'" if missing else None
+
+
+def page_of(classifier: AnyClassifier, name: str, explains: bool) -> bytes:
+    """The page of one model, as one HTML file; `explains` says whether the server does."""
+    if why_plain(classifier) is None:
+        assert isinstance(classifier, Classifier)
+        try:
+            return web_page(classifier, model=name)
+        except VitrailError as error:
+            log("plain_page", model=name, why=str(error))
+    return plain_page(classifier, name, explains)
+
+
+def plain_page(classifier: AnyClassifier, name: str, explains: bool) -> bytes:
+    """A form that sends an image to where it is answered: /predict, /explain, both or neither."""
+    classes = classifier.classes
+    about = f"{len(classes)} classes: {', '.join(classes[:12])}" if classes else "Features, no classes"
+    more = ", ..." if len(classes) > 12 else ""
+    name = html.escape(name)
+    buttons = (PREDICT if classes else "") + (EXPLAIN if explains else "")
+    form = IMAGE.format(buttons=buttons.format(name=name)) if buttons else ""
+    return FORM.format(name=name, about=html.escape(about + more), form=form).encode()

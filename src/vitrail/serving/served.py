@@ -1,0 +1,280 @@
+"""A model that is served: what is known of it, its two queues, and the way from image files to answers."""
+
+import asyncio
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.classifier import Classifier
+from vitrail.data.decode import ImageError
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.model import ViTConfig
+from vitrail.serving.batcher import Batcher, Item
+from vitrail.serving.lane import LONG, Lane, Worker, WorkerLost, said
+from vitrail.serving.logs import log
+from vitrail.serving.metrics import Metrics
+from vitrail.serving.nursery import Nursery, Source
+from vitrail.serving.reading import Pixels, Reader, fit_all
+from vitrail.serving.refusal import Refusal, failed, not_found, unreadable, wrong
+from vitrail.serving.settings import Settings
+from vitrail.serving.worker import Duty
+
+VERSION = "1"
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # a name is a part of an address
+TAKEN = ("stats",)  # parts of addresses that mean something else
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a server knows of a model without running it."""
+
+    name: str
+    number: int
+    source: Source
+    config: ViTConfig
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: float
+    origin: dict[str, Any]
+    graph: str | None  # where the model's ONNX file is, or may be kept
+
+    @property
+    def outputs(self) -> list[str]:
+        """The outputs of the protocol's infer."""
+        return ["logits", "probabilities"] if self.classes else ["features"]
+
+
+def known(name: str, number: int, source: Source, classifier: Classifier | None) -> Known:
+    """What is known of a model: from its classifier, or from its ONNX file."""
+    if classifier is None:
+        from vitrail.exporting.running import checked, read_bytes
+
+        found, _ = checked(read_bytes(Path(source.model)), Path(source.model))
+        config, graph = found.config, source.model
+        return Known(
+            name, number, source, config, found.classes, found.preprocess, found.temperature, found.origin, graph
+        )
+    return Known(
+        name, number, source, classifier.vit.config, classifier.classes, classifier.preprocess,
+        classifier.temperature, classifier.origin, None,
+    )  # fmt: skip
+
+
+def names_for(models: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The names to serve models under: those given, else what their paths end in; raises `UsageError` for a bad one."""
+    if given and len(given) != len(models):
+        raise UsageError(
+            f"there are {len(given)} names for {len(models)} models", "give --name once for each, in order"
+        )
+    names = list(given) or [
+        re.sub(r"[^\w.-]", "-", stem(model), flags=re.ASCII).strip("-.") or "model" for model in models
+    ]
+    for name in names:
+        if not NAME.fullmatch(name) or name in TAKEN:
+            raise UsageError(f"{name!r} cannot be a model's name", "letters, digits, '.', '_' and '-' can")
+        if names.count(name) > 1:
+            raise UsageError(f"two models are called {name!r}", "name them with --name, once for each, in order")
+    return names
+
+
+def stem(model: str) -> str:
+    """What a model's path or name ends in."""
+    path = Path(model.rpartition("@")[2])
+    if path.exists():
+        path = path.resolve()
+        return path.parent.name if path.name == "classifier.safetensors" else path.stem if path.is_file() else path.name
+    return model.rpartition("/")[2]
+
+
+class Served:
+    """One model: `classify` and `explain` take image files and give answers or raise `Refusal`."""
+
+    def __init__(
+        self, known: Known, nursery: Nursery, settings: Settings, metrics: Metrics, reader: Reader, duty: Duty
+    ):
+        self.known = known
+        self.nursery = nursery
+        self.settings = settings
+        self.reader = reader
+        self.duty = duty
+        self.batch = settings.batch
+        self.graph = known.graph
+        self.runtime = "onnxruntime" if known.graph else "torch"
+        self.made_page: bytes | None = None
+        self.page_lock = asyncio.Lock()
+        batcher = Batcher(settings.batch or 1, settings.queue, settings.wait / 1000)
+        self.predicting = Lane(known.name, "predict", self._predicts, batcher, metrics, settings.workers or 1)
+        self.explaining = None
+        if settings.explain and known.graph is None:
+            self.explaining = Lane(known.name, "explain", self._explains, Batcher(1, settings.queue), metrics)
+
+    @property
+    def ready(self) -> bool:
+        """Whether predictions and explanations will be answered."""
+        return self.predicting.ready and (self.explaining is None or self.explaining.ready)
+
+    async def open(self) -> None:
+        """Chooses the runtime and starts the processes; raises `VitrailError` where they cannot be started."""
+        if self.known.graph is None:
+            await self._choose_runtime()
+        hello = await self.predicting.open()
+        self.batch = hello["batch"]
+        if self.explaining:
+            await self.explaining.open()
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        await self.predicting.close()
+        if self.explaining:
+            await self.explaining.close()
+
+    def _predicts(self) -> Any:
+        return self._spawn(graph=self.graph, batch=self.batch)
+
+    def _explains(self) -> Any:
+        return self._spawn(batch=1, explains=True)
+
+    def _spawn(self, **changes: Any) -> Any:
+        return self.nursery.spawn(Duty(**{**vars(self.duty), **changes}))
+
+    async def _choose_runtime(self) -> None:
+        """torch, or ONNX Runtime where it is asked for or found to be faster here."""
+        wanted = self.settings.backend
+        if wanted == "torch" or (wanted == "auto" and not importlib.util.find_spec("onnxruntime")):
+            return
+        from vitrail.serving.graph import graph_folder
+
+        try:
+            document, _ = await self._once({"do": "graph", "folder": str(graph_folder()), "batch": self.settings.batch})
+        except VitrailError as error:
+            if wanted == "onnxruntime":
+                raise
+            log("backend", model=self.known.name, chosen="torch", error=str(error))
+            return
+        rates = {name: max(by_batch.values()) for name, by_batch in document["rates"].items()}
+        if wanted == "onnxruntime" or rates["onnxruntime"] > rates["torch"]:
+            self.runtime, self.graph = "onnxruntime", document["path"]
+        rounded = {name: round(rate, 1) for name, rate in rates.items()}
+        log("backend", model=self.known.name, chosen=self.runtime, images_per_second=rounded)
+
+    async def _once(self, ask: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """One task in a process of its own, which ends with it; raises `VitrailError` with what went wrong."""
+        try:
+            worker = await Worker.start(lambda: self._spawn(graph=self.known.graph, batch=1))
+        except (WorkerLost, OSError):
+            raise VitrailError(f"the process for {ask['do']} cannot be started") from None
+        try:
+            worker.tell(ask, [])
+            document, parts = await worker.answer(LONG)
+        except (WorkerLost, OSError):
+            raise VitrailError(f"the process for {ask['do']} ended") from None
+        finally:
+            worker.close()
+        if "error" in document:
+            raise said(document)
+        return document, parts
+
+    async def page(self) -> bytes:
+        """The page at /, made when it is first asked for."""
+        async with self.page_lock:
+            if self.made_page is None:
+                try:
+                    ask = {"do": "page", "name": self.known.name, "explains": self.explaining is not None}
+                    _, self.made_page = await self._once(ask)
+                except VitrailError as error:
+                    raise failed(f"the page cannot be made: {error}") from None
+            return self.made_page
+
+    async def read(self, files: Sequence[bytes]) -> list[Pixels | ImageError]:
+        """The pixels of image files, or why there are none."""
+        return await self.reader.read(files, self.known.preprocess)
+
+    async def fit(self, pixels_NHWC: np.ndarray) -> list[Pixels]:
+        """Decoded images -> pixels of the model's size; raises `Refusal` where they do not suit it."""
+        preprocess = self.known.preprocess
+        if pixels_NHWC.shape[3] != preprocess.channels:
+            raise wrong(f"the pixels have {pixels_NHWC.shape[3]} channels; the model takes {preprocess.channels}")
+        try:
+            return await self.reader.run(fit_all, pixels_NHWC, preprocess)
+        except ImageError as error:
+            raise unreadable(error.reason) from None
+
+    async def classify(self, pixels: Sequence[Pixels], deadline: float) -> np.ndarray:
+        """The logits (or features) of images, a row each."""
+        items = [Item(deadline, each, {"do": "logits"}) for each in pixels]
+        return np.stack(await self.predicting.ask(items, deadline))
+
+    async def explain(
+        self, pixels: Sequence[Pixels], options: dict[str, Any], picture: str | None, deadline: float
+    ) -> list[tuple[dict[str, Any], bytes]]:
+        """The explanations of images, as JSON and, where a picture is asked for, PNG; options as `explain_options`."""
+        if self.explaining is None:
+            sentence = (
+                "this server gives no explanations" if not self.settings.explain else "an ONNX file has no inside"
+            )
+            raise Refusal(501, "unsupported", sentence)
+        ask = {"do": "explain", "picture": picture, **options}
+        found = await self.explaining.ask([Item(deadline, each, ask) for each in pixels], deadline)
+        return [(document["explanation"], parts) for document, parts in found]
+
+    def values(self, rows_NY: np.ndarray) -> dict[str, np.ndarray]:
+        """The protocol's outputs from logits or features."""
+        if not self.known.classes:
+            return {"features": rows_NY}
+        return {"logits": rows_NY, "probabilities": softmax(rows_NY)}
+
+    def top(self, row_Y: np.ndarray, top: int) -> list[dict[str, Any]]:
+        """The most probable classes of one image, best first."""
+        probability_Y = softmax(row_Y[None])[0]
+        best = np.argsort(-probability_Y, kind="stable")[:top]
+        return [{"label": self.known.classes[i], "probability": float(probability_Y[i])} for i in best.tolist()]
+
+    def metadata(self) -> dict[str, Any]:
+        """What the protocol says of a model."""
+        answers = len(self.known.classes) or self.known.config.pooled_width
+        return {
+            "name": self.known.name,
+            "versions": [VERSION],
+            "platform": f"{self.runtime}_vitrail",
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, answers]} for name in self.known.outputs],
+        }
+
+
+def softmax(rows_NY: np.ndarray) -> np.ndarray:
+    """Logits -> probabilities, row by row."""
+    shifted = np.exp(rows_NY - rows_NY.max(axis=1, keepdims=True))
+    found: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return found
+
+
+def find(models: dict[str, Served], name: str | None, version: str | None = None) -> Served:
+    """The model of a name (the first where none is given); raises `Refusal` where there is none."""
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise not_found(
+            f"there is no model {name[:60]!r}" + (f": {hint}" if (hint := did_you_mean(name[:60], models)) else "")
+        )
+    if version not in (None, VERSION):
+        raise not_found(f"{name} has no version {version[:20]!r}, only {VERSION!r}")
+    return models[name]
+
+
+def deadline_of(started: float, given: str | float | None, most: float) -> float:
+    """When a request is given up: what it asks for in seconds, within what the server allows."""
+    if given is None:
+        return started + most
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise wrong("the timeout is not a number of seconds above 0")
+    return started + min(seconds, most)

@@ -1,5 +1,0 @@
-"""Many runs of a recipe with some of its fields varied: which values are best on validation."""
-
-from vitrail.sweep.sweep import Sweep, sweep
-
-__all__ = ["Sweep", "sweep"]

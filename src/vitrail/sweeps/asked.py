@@ -1,0 +1,196 @@
+"""What a sweep was asked for, and the folder that it writes.
+
+sweeps/NAME/
+  asked.json                  data, recipe, fields and how they are searched, which a resume reads
+  study.db                    the trials, as Optuna keeps them (SQLite)
+  trials/000/ ...             an ordinary run folder each
+  locks/                      who is at work on which trial
+  sweep.json  sweep.csv       the table, written anew after every trial
+  slices.png  parallel.png    accuracy by each field, and all fields at once
+  best/                       the best one, scored on test (finish)
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from vitrail.errors import UsageError, VitrailError
+from vitrail.files import put_json, reason, sync, write_json
+from vitrail.options import check_fields, option
+from vitrail.runs.folder import held, numbered, refuse_unwritable
+from vitrail.sweeps.space import dashed, shown, space_from, space_to_json
+from vitrail.training.recipes import Recipe, recipe_from_json
+
+Prune = Literal["median", "hyperband", "none"]
+Search = Literal["tpe", "random"]
+By = Literal["accuracy", "loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A sweep as a value: everything that a process needs to join it."""
+
+    data: str
+    fingerprint: str
+    images: int = option(0, "validation images, which choose", least=1)
+    epochs: int = option(1, "epochs of a trial where none of its own are given", least=1)
+    recipe: Recipe
+    space: dict[str, Any]  # field -> Choice or Range
+    model: str | None = None
+    torch_files: bool = False
+    device: str | None = None
+    trials: int = option(20, "trials in all", least=1, most=100_000)
+    search: Search = option("tpe", "tpe learns from the trials before, random does not; few points are all tried")
+    prune: Prune = option("median", "end a trial early by its epochs so far: median, hyperband, or none")
+    by: By = option("accuracy", "what of validation is compared")
+    seed: int = option(0, "decides which points are tried", least=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def direction(self) -> str:
+        """As Optuna says it."""
+        return "maximize" if self.by == "accuracy" else "minimize"
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {**vars(self), "recipe": self.recipe.to_json(), "space": space_to_json(self.space)}
+
+
+def asked_from_json(document: dict[str, Any]) -> Asked:
+    """What `to_json` wrote; raises `TypeError`, `KeyError` or `UsageError` where something else is there."""
+    return Asked(**{**document, "recipe": recipe_from_json(document["recipe"]), "space": space_from(document["space"])})
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths and small files of a sweep."""
+
+    path: Path
+
+    @property
+    def note(self) -> Path:
+        """What was asked for."""
+        return self.path / "asked.json"
+
+    @property
+    def storage(self) -> str:
+        """Where Optuna keeps the trials."""
+        return f"sqlite:///{(self.path / 'study.db').resolve()}"
+
+    def trial(self, number: int) -> Path:
+        """A trial's run folder."""
+        return self.path / "trials" / f"{number:03d}"
+
+    def lock(self, number: int) -> Path:
+        """The file that whoever is at work on a trial holds."""
+        return self.path / "locks" / f"{number:03d}"
+
+    def asked(self) -> Asked:
+        """What was asked for; raises `UsageError` where this is no sweep, `VitrailError` where it is damaged."""
+        try:
+            return asked_from_json(json.loads(self.note.read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(f"{self.path} is not a sweep that can be resumed", "start it without --resume") from None
+        except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
+            raise VitrailError(f"{self.note} is damaged ({error!r})", "start a new sweep") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, this process alone hands out trials and writes the table; waits for whoever does."""
+        import fcntl
+
+        with (self.path / "locks" / "sweep").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held.add(file)
+            try:
+                yield
+            finally:
+                held.discard(file)
+
+    def extend(self, trials: int) -> None:
+        """Raises the number of trials; one that is not more is left as it is."""
+        with self.locked():
+            asked = self.asked()
+            if trials > asked.trials:
+                write_json(self.note, replace(asked, trials=trials).to_json())
+
+
+def new_sweep(asked: Asked, out: str | Path | None) -> SweepFolder:
+    """A folder that no other sweep has, with what was asked for noted in it: `out`, or sweeps/NAME with a number.
+
+    The note appears whole, in one moment, so a sweep that is killed before can be started again.
+    """
+    places = [Path(out)] if out is not None else [Path("sweeps", *path.parts[1:]) for path in numbered(asked.data)]
+    for path in places:
+        try:
+            if out is None and path.exists():
+                continue
+            refuse_taken(path)
+            (path / "locks").mkdir(parents=True, exist_ok=True)
+            refuse_unwritable(path)
+            aside = path / f".asked-{uuid4().hex}.json"
+            put_json(aside, asked.to_json())
+            sync(aside)
+            try:
+                os.link(aside, path / "asked.json")
+            finally:
+                aside.unlink(missing_ok=True)
+            sync(path)
+            return SweepFolder(path)
+        except FileExistsError:
+            if out is not None:
+                raise UsageError(f"another sweep has just begun in {path}", "join it with --resume") from None
+        except OSError as error:
+            raise VitrailError(f"{path} cannot be written: {reason(error)}", "choose another --out") from None
+    raise UsageError("every name for the sweep is taken", "choose one with --out")
+
+
+def refuse_taken(path: Path) -> None:
+    """Raises `UsageError` where a new sweep would meet files that are there."""
+    if not path.exists():
+        return
+    if not path.is_dir() or any(
+        each.name != "locks" and not each.name.startswith(".asked-") for each in path.iterdir()
+    ):
+        raise UsageError(f"{path} is not empty", "go on with --resume, or choose another --out")
+
+
+def old_sweep(data: str | Path, out: str | Path | None) -> SweepFolder:
+    """The sweep to go on with: `out`, or the last of sweeps/NAME, sweeps/NAME-2, ... that was begun."""
+    if out is not None:
+        return SweepFolder(Path(out))
+    first, *rest = (SweepFolder(Path("sweeps", *path.parts[1:])) for path in numbered(data))
+    last = first
+    for folder in rest:
+        if not folder.path.exists():
+            break
+        if folder.note.exists():
+            last = folder
+    return last
+
+
+def refuse_changed(folder: SweepFolder, asked: Asked, wished: dict[str, Any]) -> None:
+    """Raises `UsageError` naming what a resume wishes otherwise than the sweep was started with."""
+    for name, value in wished.items():
+        before = getattr(asked, name)
+        if value is None or value == before:
+            continue
+        if name == "space":
+            fields = sorted(set(before) ^ set(value)) or [each for each in before if before[each] != value[each]]
+            raise UsageError(
+                f"{folder.path} was started with another space (it differs in {', '.join(fields)})",
+                "resume it without --vary, or choose another --out",
+            )
+        if name == "recipe":
+            raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
+        flag = {"model": "from", "seed": "sweep-seed"}.get(name, dashed(name))
+        raise UsageError(
+            f"{folder.path} was started with {name} {shown(before)}, not {shown(value)}", f"resume it without --{flag}"
+        )

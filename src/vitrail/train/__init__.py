@@ -1,5 +1,0 @@
-"""Batches -> weights: recipes, optimisers, schedules, the loop, checkpoints."""
-
-from vitrail.train.recipes import DEFAULT, RECIPES, TRANSFER, Recipe, find_recipe
-
-__all__ = ["DEFAULT", "RECIPES", "TRANSFER", "Recipe", "find_recipe"]

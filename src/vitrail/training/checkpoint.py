@@ -1,0 +1,223 @@
+"""What a resumed run needs, in a folder that is whole or not there.
+
+    checkpoint/step-00001960/   model.safetensors  optimizer.safetensors  state.json  manifest.json
+
+A checkpoint is written aside, synced, listed with sizes and SHA-256 in its manifest, and renamed into place. Two are
+kept, the newest and the one before: should the newest not be what its manifest says, the other is used, and it is said.
+An older one is removed only when the new one verifies. No randomness is stored: every draw is keyed by seed and step.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitrail import files
+from vitrail.console import say
+from vitrail.errors import VitrailError
+from vitrail.training.distributed import copied, spread_like
+from vitrail.training.loop import Trainee
+
+NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
+MANIFEST = "manifest.json"
+LONGEST = 1 << 20  # bytes of JSON that are read
+
+
+Tensors = dict[str, Tensor]
+
+
+def save_checkpoint(
+    folder: Path,
+    trainee: Trainee,
+    state: dict[str, Any],
+    label: str = "",
+    tensors: tuple[Tensors, Tensors] | None = None,
+) -> Path:
+    """Writes the trainee and `state` (plain JSON) as the newest checkpoint, named by its step and `label`.
+
+    Where one of the same step is there and whole that is newer (it was measured too), nothing is done but to return it.
+    `tensors` are what the trainee holds, where it had to be asked for before (`tensors_of`). `folder` must be there.
+    Raises `VitrailError` if it cannot be written; checkpoints that are there are untouched.
+    """
+    final = folder / f"step-{trainee.step:08d}{label}"
+    for newer in checkpoints(folder):
+        if newer.name > final.name and newer.name.startswith(final.name) and damage(newer) is None:
+            return newer
+    if damage(final) is None:  # this very step has been saved: a run that went on repeats itself to the bit
+        prune(folder, final)
+        return final
+    aside = folder / f".{final.name}-{os.getpid()}"
+    try:
+        files.remove_folder(aside)
+        files.make_folder(aside)
+        model, optimizer = tensors or tensors_of(trainee)
+        files.put_tensors(aside / NAMES[0], model)
+        files.put_tensors(aside / NAMES[1], optimizer)
+        files.put_json(aside / NAMES[2], {**state, "step": trainee.step})
+        for name in NAMES:
+            files.sync(aside / name)
+        files.put_json(aside / MANIFEST, {name: checksum(aside / name) for name in NAMES})
+        files.sync(aside / MANIFEST)
+        files.sync(aside)
+        if final.exists():  # damaged, else it would have been returned
+            files.rename(final, folder / f".{final.name}-damaged-{os.getpid()}")
+        files.rename(aside, final)
+        files.sync(folder)
+    except (OSError, SafetensorError) as error:
+        files.remove_folder(aside)
+        gone = isinstance(error, FileNotFoundError) and not folder.is_dir()
+        reason = f"the folder {folder} has vanished" if gone else files.reason(error)
+        raise VitrailError(
+            f"the checkpoint {final} cannot be written: {reason}",
+            "start again with another --out" if gone else "make room, then go on with --resume; the one before is kept",
+        ) from None
+    if wrong := damage(final):
+        raise VitrailError(
+            f"the checkpoint {final} does not read back as it was written: {wrong}",
+            "the disk may be failing; the checkpoint before is kept",
+        )
+    prune(folder, final)
+    return final
+
+
+def prune(folder: Path, newest: Path) -> None:
+    """Removes every checkpoint, whole or not, but the newest and the one before it."""
+    before = max((path for path in checkpoints(folder) if path.name < newest.name), default=None)
+    for path in folder.iterdir():
+        if path not in (newest, before) and path.name.lstrip(".").startswith("step-"):
+            files.remove_folder(path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, sound or not, the newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True) if folder.is_dir() else []
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose manifest holds, or None; says aloud which newer ones it passes over."""
+    for path in checkpoints(folder):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        say(f"warning: the checkpoint {path} is damaged and not used: {wrong}")
+    return None
+
+
+def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
+    """Puts the trainee where it was; returns the state saved with it.
+
+    Raises `VitrailError` where the checkpoint cannot be read, is of another model or holds what no checkpoint of ours
+    holds.
+    """
+    try:
+        return _load(path, trainee)
+    except OSError as error:
+        raise VitrailError(
+            f"the checkpoint {path} cannot be read: {files.reason(error)}",
+            "the run folder must be on a disk that all nodes see",
+        ) from None
+    except (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError, SafetensorError) as error:
+        raise VitrailError(f"the checkpoint {path} is of another model: {error}", "start a new run") from None
+
+
+def _load(path: Path, trainee: Trainee) -> dict[str, Any]:
+    model = load_file(path / NAMES[0])
+    optimizer = load_file(path / NAMES[1])
+    state = read_json(path / NAMES[2])
+    step = state.pop("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"step {step!r}")
+    put_into(trainee.vit, _below("vit.", model))
+    if trainee.average:
+        put_into(trainee.average, _below("average.", model))
+    for i, each in enumerate(trainee.optimizers):
+        each.load_state_dict({**each.state_dict(), "state": entries_of(each, _below(f"{i}.", optimizer))})
+    trainee.step = step
+    return state
+
+
+def entries_of(optimizer: Optimizer, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """An optimiser's state by the number of the parameter; raises `ValueError` where the shapes do not fit."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        if tensor.shape not in ((), parameters[int(number)].shape):
+            raise ValueError(f"the optimiser's {key} is {tuple(tensor.shape)}")
+        entries.setdefault(int(number), {})[name] = spread_like(tensor, parameters[int(number)])
+    return entries
+
+
+def put_into(module: nn.Module, tensors: Tensors) -> None:
+    """Loads whole tensors into a module, each process its part where the module is sharded."""
+    there = module.state_dict()
+    module.load_state_dict({name: spread_like(t, there[name]) if name in there else t for name, t in tensors.items()})
+
+
+def tensors_of(trainee: Trainee) -> tuple[Tensors, Tensors]:
+    """Everything a trainee holds, as flat names: the weights and their average, the optimisers' state.
+
+    Of a sharded one every process must ask, and the main one gets it; the others get empty tensors.
+    """
+
+    def plain(tensors: Tensors) -> Tensors:
+        return {name: copied(tensor, keep=trainee.world.main) for name, tensor in tensors.items()}
+
+    model = {f"vit.{name}": tensor for name, tensor in trainee.vit.state_dict().items()}
+    if trainee.average:
+        model |= {f"average.{name}": tensor for name, tensor in trainee.average.state_dict().items()}
+    optimizer = {
+        f"{i}.{number}.{name}": value
+        for i, each in enumerate(trainee.optimizers)
+        for number, entry in each.state_dict()["state"].items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }
+    return plain(model), plain(optimizer)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def damage(path: Path) -> str | None:
+    """What makes a checkpoint differ from its manifest; None if it is whole.
+
+    The manifest lists exactly the files of a checkpoint, so no name in it leads elsewhere.
+    """
+    try:
+        manifest = read_json(path / MANIFEST)
+        if set(manifest) != set(NAMES):
+            return f"{MANIFEST} does not list the files of a checkpoint"
+        return next(
+            (f"{name} is not what was written" for name in NAMES if checksum(path / name) != manifest[name]), None
+        )
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError) as error:
+        return files.reason(error)
+
+
+def read_json(path: Path, longest: int = LONGEST) -> dict[str, Any]:
+    """A JSON object of a reasonable size, in bytes; raises `ValueError` for anything else."""
+    if path.stat().st_size > longest:
+        raise ValueError(f"{path.name} is longer than {longest:,} bytes")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return document

@@ -1,0 +1,218 @@
+"""The training loop. It yields after every step; measuring, printing and saving are its caller's plain code."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from vitrail.data import Preprocess
+from vitrail.data.augment import mix
+from vitrail.data.randomness import derive
+from vitrail.errors import VitrailError
+from vitrail.machine import native_bf16
+from vitrail.model import ViT
+from vitrail.training.cut import parts_of
+from vitrail.training.distributed import ALONE, World, exchange, own_part, whole
+from vitrail.training.frozen import freeze
+from vitrail.training.lora import add_updates, merged
+from vitrail.training.optim import OPTIMIZERS, lr_part
+from vitrail.training.recipes import Recipe
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did."""
+
+    number: int  # counted over the whole run, from 1
+    loss: float
+    correct: int  # of `images`, with the labels before mixing
+    images: int
+    lr: float
+    gradient: float  # length of the gradient before clipping
+
+
+SLOWER = "try a lower learning rate or a longer warm-up"
+
+
+class Diverged(VitrailError):
+    """The loss or the gradient is not finite."""
+
+
+@dataclass
+class Trainee:
+    """What training changes: the model, its average, the optimisers, and how far it has come."""
+
+    vit: ViT
+    average: AveragedModel | None
+    optimizers: list[Optimizer]
+    step: int = 0
+    frozen: list[nn.Module] = field(default_factory=list)
+    lora: bool = False
+    world: World = ALONE
+    spread: nn.Module | None = None  # the model as the processes of the world share it
+
+    @property
+    def forward(self) -> nn.Module:
+        """What is called in training: the ViT, or what spreads it over processes."""
+        return self.spread or self.vit
+
+    @property
+    def best_guess(self) -> ViT:
+        """The weights to evaluate: the average where there is one, with LoRA's updates merged into it."""
+        averaged: ViT = self.average.module if self.average else self.vit  # type: ignore[assignment]
+        return merged(averaged) if self.lora else averaged
+
+    @property
+    def replicas(self) -> dict[str, nn.Module]:
+        """What every process holds a copy of, by name."""
+        return {"model": self.vit, **({"averaged model": self.average} if self.average else {})}
+
+    def train_mode(self) -> None:
+        """Dropout and stochastic depth on, but not in what is frozen."""
+        self.vit.train()
+        for module in self.frozen:
+            module.eval()
+
+
+def trainee(vit: ViT, recipe: Recipe, world: World = ALONE) -> Trainee:
+    """A model ready to be trained by this recipe, by the processes of this world together."""
+    vit.recompute = recipe.recompute
+    if recipe.lora_rank:
+        add_updates(vit, recipe)
+    frozen = freeze(vit, recipe)
+    world.start_alike(vit)  # LoRA's updates too, which each process has drawn for itself
+    average = AveragedModel(vit, multi_avg_fn=_averaging(recipe.ema)) if recipe.ema else None
+    if world.sharded:
+        for module in (vit, average.module) if average else (vit,):
+            world.shard(module)
+    optimizers = OPTIMIZERS[recipe.optimizer](vit, recipe)
+    if world.sharded:
+        for parameter in vit.parameters():  # an empty one cannot be sharded, and has nothing to learn
+            parameter.requires_grad_(parameter.requires_grad and parameter.numel() > 0)
+    lora = bool(recipe.lora_rank)
+    return Trainee(vit, average, optimizers, frozen=frozen, lora=lora, world=world, spread=world.spread(vit))
+
+
+def train_steps(
+    trainee: Trainee,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    preprocess: Preprocess,
+    *,
+    steps: int,
+) -> Iterator[Step]:
+    """Takes a step for each batch of uint8 pixels and labels, and yields what it did.
+
+    Where several processes train together (`cut_batches`), each has its cut of the pixels and all labels. `steps` is
+    the length of the whole run, for the schedule. Raises `Diverged` at a loss or gradient that is not finite, before
+    the weights are touched, and at the end where the last update broke them.
+    """
+    vit, world = trainee.vit, trainee.world
+    device = next(vit.parameters()).device
+    dtype = autocast_dtype(recipe.precision, device)
+    parameters = list(vit.parameters())
+    groups = [group for optimizer in trainee.optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group.setdefault("initial_lr", group["lr"])
+    trainee.train_mode()
+    part = gradient = 0.0
+    for pixels, labels in batches:
+        if not len(labels):  # not one of its images could be read: the step is counted, and changes nothing
+            trainee.step += 1
+            continue
+        part = lr_part(trainee.step, steps, recipe)
+        size = size_part(trainee.step, steps, recipe)
+        for group in groups:
+            group["lr"] = group["initial_lr"] * part
+        loss_sum, correct = 0.0, 0.0
+        parts = parts_of(pixels, labels, recipe, world)
+        for number, (some_pixels, some_labels, spare) in enumerate(parts):
+            seed_part(recipe.seed, trainee.step, number)  # mixing, dropout, stochastic depth
+            images_BCHW = preprocess.normalise(some_pixels.to(device, non_blocking=True))
+            labels_B = some_labels.to(device, non_blocking=True)
+            if size < 1:
+                images_BCHW = smaller(images_BCHW, size, vit.config.patch)
+            images_BCHW, targets = mix(recipe.augment, images_BCHW, labels_B, vit.config.classes, spare)
+            if world.rank:  # all have mixed alike; what a process drops out is its own
+                seed_part(recipe.seed, trainee.step, number, world.rank)
+            with exchange(trainee.forward, now=number + 1 == len(parts)):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    logits_BY = trainee.forward(images_BCHW)
+                loss = loss_of(logits_BY.float(), targets, recipe.label_smoothing)
+                part_of_batch = len(targets) / len(labels) * world.size  # gradients are averaged over the processes
+                (loss * part_of_batch).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.item() * len(targets)
+            correct += int((logits_BY.argmax(1) == labels_B[spare:]).sum())
+        gradient = whole(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or float("inf"))).item()
+        loss_sum, correct = world.sum(loss_sum, correct)
+        mean_loss = loss_sum / len(labels)
+        trainee.step += 1
+        if not math.isfinite(mean_loss + gradient):
+            raise Diverged(
+                f"training diverged at step {trainee.step}: loss {mean_loss:.3g}, gradient {gradient:.3g}, "
+                f"learning rate {recipe.lr * part:.3g}",
+                SLOWER,
+            )
+        for optimizer in trainee.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if trainee.average:
+            trainee.average.update_parameters(vit)
+        yield Step(trainee.step, mean_loss, int(correct), len(labels), recipe.lr * part, gradient)
+    broken = not all(own_part(parameter).isfinite().all() for parameter in parameters)
+    if any(world.any(broken)):  # by the last update, which no loss has seen
+        raise Diverged(
+            f"training diverged at step {trainee.step}: a weight is not finite, gradient {gradient:.3g}, "
+            f"learning rate {recipe.lr * part:.3g}",
+            SLOWER,
+        )
+
+
+def seed_part(seed: int, step: int, number: int, rank: int = 0) -> None:
+    """Keys torch's draws to a step, the number of a part of its batch, and the process."""
+    torch.manual_seed(derive("step", seed, step, *([number, rank] if number or rank else [])))
+
+
+def loss_of(logits_BY: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy; zero for a process whose cut of a small batch is empty."""
+    return F.cross_entropy(logits_BY, targets, label_smoothing=smoothing) if len(targets) else logits_BY.sum()
+
+
+def size_part(step: int, steps: int, recipe: Recipe) -> float:
+    """The side of the images at a step, as a part of the model's: it grows evenly, then stays whole.
+
+    A ViT's time falls with the number of its tokens, and what is coarse can be learnt first (fast.ai's progressive
+    resizing, Howard 2018; for ViTs arXiv 2104.00298).
+    """
+    return min(1.0, recipe.grow_from + (1 - recipe.grow_from) * step / (recipe.grow_until * steps))
+
+
+def smaller(images_BCHW: Tensor, part: float, patch: int) -> Tensor:
+    """The images at about this part of their sides, the nearest whole number of patches below."""
+    sides = [max(1, int(side * part + 1e-6) // patch) * patch for side in images_BCHW.shape[-2:]]
+    return F.interpolate(images_BCHW, size=sides, mode="bilinear", antialias=True)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of the forward: bf16 where the device computes it natively, unless told otherwise."""
+    if precision == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """An exponential average that trusts the first steps less: min(decay, (1 + n) / (10 + n))."""
+
+    @torch.no_grad()
+    def update(averages: Tensors, currents: Tensors, n: Tensor | int) -> None:
+        now = min(decay, (1 + int(n)) / (10 + int(n)))
+        torch._foreach_lerp_([*map(own_part, averages)], [*map(own_part, currents)], 1 - now)
+
+    return update
