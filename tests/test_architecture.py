@@ -27,7 +27,19 @@ MAY_IMPORT = {
     # its methods `evaluate`, `probe` and `explain` reach forward, for the sake of who types; by imports inside them
     "classifier.py": {"model", "data", "weights", "evaluation", "explanation"},
 }
-SHARED = {"errors", "files", "console", "machine", "options", "interrupts", "ray_cluster"}
+SHARED = {  # modules that belong to no stage
+    "errors",
+    "files",
+    "console",
+    "machine",
+    "options",
+    "interrupts",
+    "ray_cluster",
+    "version",
+    "intervals",
+    "processes",
+    "comparison",
+}
 
 
 def imports(file: Path) -> set[str]:

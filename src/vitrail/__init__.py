@@ -1,7 +1,5 @@
 """Vision Transformers you can see through: train, understand and ship an image classifier, on one ViT you can read."""
 
-__version__ = "0.1.0"
-
 import os
 
 # Read once, when torch loads its threads: idle ones sleep instead of spinning. With another process on the same cores
@@ -16,6 +14,7 @@ from vitrail.prediction import Predicted, predict_all
 from vitrail.runs.end import Run
 from vitrail.runs.train import train
 from vitrail.sweeps import Sweep, sweep
+from vitrail.version import __version__ as __version__
 
 __all__ = [
     "Classifier",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-import vitrail
 from vitrail.errors import UsageError
+from vitrail.version import __version__
 
 GIB = 1 << 30
 
@@ -71,7 +71,7 @@ def conditions(device: torch.device) -> dict[str, str | int]:
     """What decides the last bits of a sum beside the numbers in it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
-        "vitrail": vitrail.__version__,
+        "vitrail": __version__,
         "torch": torch.__version__,
         "the device": f"{device.type} {name}",
         "the number of threads": torch.get_num_threads(),

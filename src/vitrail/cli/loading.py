@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-import vitrail
-from vitrail.classifier import AnyClassifier
+from vitrail.classifier import AnyClassifier, Classifier, load
 from vitrail.errors import UsageError
 from vitrail.machine import pick_device
 
@@ -29,9 +28,9 @@ def add_model(
         parser.add_argument("--threads", type=int, metavar="N", help=f"threads to compute with ({threads})")
 
 
-def loaded(arguments: argparse.Namespace) -> vitrail.Classifier:
+def loaded(arguments: argparse.Namespace) -> Classifier:
     """The classifier that MODEL names, on the device asked for."""
-    return vitrail.load(arguments.model, device=pick_device(arguments.device), torch_files=arguments.torch_files)
+    return load(arguments.model, device=pick_device(arguments.device), torch_files=arguments.torch_files)
 
 
 def loaded_any(arguments: argparse.Namespace) -> AnyClassifier:

@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-import vitrail
 from vitrail import console
 from vitrail.errors import UsageError, VitrailError, did_you_mean, out_of_memory
+from vitrail.version import __version__
 
+ABOUT = "Train, understand and ship Vision Transformers for image classification, on one ViT you can read."
 VERBS = {  # verb -> what it does; the module of the same name has `arguments` and `run`
     "check": "look at the data before training on it",
     "shard": "write images as tar shards, which every verb reads in place of a folder",
@@ -122,7 +123,7 @@ def _answer(words: list[str]) -> Answer | None:
         print(_overview())
         return None
     if words[0] == "--version":
-        print(f"vitrail {vitrail.__version__}")
+        print(f"vitrail {__version__}")
         return None
     verb = words[0]
     if verb not in VERBS:
@@ -155,7 +156,7 @@ def _complain(error: VitrailError, as_json: bool) -> int:
 
 def _overview() -> str:
     verbs = "\n".join(f"  {verb:13}{about}" for verb, about in VERBS.items())
-    return f"""{vitrail.__doc__}
+    return f"""{ABOUT}
 
 usage: vitrail VERB ... (vitrail VERB --help says more)
 

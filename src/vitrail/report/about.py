@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-import vitrail
 from vitrail.report.subject import Subject
+from vitrail.version import __version__
 from vitrail.weights.artefact import digest
 
 
@@ -17,7 +17,7 @@ def made(subject: Subject) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": subject.command,
-        "vitrail": vitrail.__version__,
+        "vitrail": __version__,
         "torch": torch.__version__,
         "python": python_version(),
         "device": subject.classifier.device.type,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-import vitrail
 from vitrail.classifier import Classifier
 from vitrail.console import say
 from vitrail.data import Preprocess, Splits, open_data
@@ -24,6 +23,7 @@ from vitrail.training import Recipe
 from vitrail.training.distributed import World
 from vitrail.training.settle import settle
 from vitrail.training.transfer import settle_from
+from vitrail.version import __version__
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     return {
         "recipe": {name: value for name, value in recipe.to_json().items() if name not in SAME_BITS},
         "seed": recipe.seed,
-        "versions": {"vitrail": vitrail.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"vitrail": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "data": {
             "name": splits.name,
             "fingerprint": splits.fingerprint,

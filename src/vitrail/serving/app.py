@@ -11,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-import vitrail
 from vitrail.data.decode import ImageError
 from vitrail.serving import page, schema
 from vitrail.serving.body import Bodies, files_of
@@ -22,6 +21,7 @@ from vitrail.serving.reading import Pixels, Reader
 from vitrail.serving.refusal import Gone, Refusal, expired, too_much, unreadable, wrong
 from vitrail.serving.served import VERSION, Served, deadline_of, find
 from vitrail.serving.settings import MIB, Settings
+from vitrail.version import __version__
 
 MOST_MICROSECONDS = 1e18  # a longer timeout is no number of these, and may not even be a float
 Found = TypeVar("Found")
@@ -37,7 +37,7 @@ def make_app(
 ) -> FastAPI:
     """The application around these models."""
     app = FastAPI(
-        title="vitrail", version=vitrail.__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="vitrail", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
         description="Image classifiers: plain images, and the Open Inference Protocol v2.",
     )  # fmt: skip
     bodies = Bodies(settings.body * MIB)
@@ -143,7 +143,7 @@ def make_app(
     @app.get("/v2", responses=schema.answers(schema.SERVER), tags=["v2"])
     async def server() -> dict[str, Any]:
         """What this server is."""
-        return {"name": "vitrail", "version": vitrail.__version__, "extensions": EXTENSIONS, "models": list(models)}
+        return {"name": "vitrail", "version": __version__, "extensions": EXTENSIONS, "models": list(models)}
 
     @app.get("/v2/models/stats", responses=schema.answers(schema.STATISTICS), tags=["v2"])
     async def all_statistics() -> dict[str, Any]:

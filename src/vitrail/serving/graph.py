@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-import vitrail
 from vitrail.classifier import Classifier
 from vitrail.exporting.graph import Extras
 from vitrail.exporting.onnx_file import export_onnx
 from vitrail.exporting.proof import images_for
 from vitrail.files import cache_home
+from vitrail.version import __version__
 from vitrail.weights.artefact import digest as digest_of
 
 
@@ -22,7 +22,7 @@ def graph_folder() -> Path:
 
 def graph_name(classifier: Classifier) -> str:
     """What the file of exactly this classifier is called."""
-    digest = hashlib.sha256(f"{vitrail.__version__} {torch.__version__} {classifier.temperature}\n".encode())
+    digest = hashlib.sha256(f"{__version__} {torch.__version__} {classifier.temperature}\n".encode())
     digest.update(json.dumps([classifier.vit.config.to_json(), classifier.preprocess.to_json()]).encode())
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     digest.update(digest_of(weights).encode())

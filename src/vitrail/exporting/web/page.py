@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-import vitrail
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.explanation.methods import DEFAULT, METHODS
@@ -21,6 +20,7 @@ from vitrail.exporting.web.agreement import agreement
 from vitrail.exporting.web.examples import chosen, precomputed
 from vitrail.exporting.web.graphs import Graphs, packed, traced
 from vitrail.files import write_atomically
+from vitrail.version import __version__
 
 LIMIT = 40.0  # megabytes of a page, unless said
 RUNTIME = {"runtime": "ort.wasm.bundle.min.mjs.gz", "wasm": "ort-wasm-simd-threaded.wasm.gz"}
@@ -137,7 +137,7 @@ def described(
         "about": METHODS[DEFAULT].about,
         "half": half,
         "agreed": agreed,
-        "vitrail": vitrail.__version__,
+        "vitrail": __version__,
     }
 
 
