@@ -101,7 +101,7 @@ def mapper(rival: Rival) -> Callable[[vitrail.Classifier, Tensor, list[str]], np
 
     def map_of(classifier: vitrail.Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
         numbers = [classifier.classes.index(label) for label in labels]
-        found = rival(classifier.vit, classifier.normalised(pixels), numbers).float()
+        found = rival(classifier.vit, classifier.normalize(pixels), numbers).float()
         h, w = classifier.vit.config.grid
         on_grid = nn.functional.adaptive_avg_pool2d(found.unsqueeze(1), (h, w))
         return on_grid.flatten(1).cpu().numpy()

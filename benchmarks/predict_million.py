@@ -26,7 +26,7 @@ from PIL import Image
 import vitrail
 from benchmarks.document import put
 from vitrail.data.preprocess import Preprocess
-from vitrail.machine import cores, processor
+from vitrail.machine import count_cores, processor_name
 
 UNIQUE = 1000
 
@@ -120,7 +120,7 @@ def table(found: dict[str, Any]) -> str:
     mb, (rows, different), (before, after) = 1e6, found["counted"], found["load"]
     lines = [
         f"{predicted['images']:,} names of {UNIQUE:,} PNG files of 16 pixels in a folder, a ViT of width 32, depth 1, "
-        f"{found['workers']} processes on {cores()} cores ({processor()}), load average {before:.1f} before and "
+        f"{found['workers']} processes on {count_cores()} cores ({processor_name()}), load average {before:.1f} before and "
         f"{after:.1f} after: {predicted['images_per_second']:,.0f} images a second. Starting and listing took "
         f"{found['rows'][0]['seconds']:.0f} s. Counted after the end: {rows:,} rows, {different:,} different paths, "
         f"{predicted['unreadable']} unreadable.",
@@ -140,7 +140,7 @@ def main() -> None:
     """Makes images and a model, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000, metavar="N")
-    parser.add_argument("--workers", type=int, default=cores(), metavar="N")
+    parser.add_argument("--workers", type=int, default=count_cores(), metavar="N")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="a place for a million names (a temporary one)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="figures as JSON, written at each tenth")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marks in this file")

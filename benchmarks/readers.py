@@ -43,7 +43,7 @@ from vitrail.data.shards.storage import Shard
 from vitrail.data.shards.write import write_shards
 from vitrail.data.sources import find, index, open_data
 from vitrail.data.words import Names
-from vitrail.machine import cores, processor
+from vitrail.machine import count_cores, processor_name
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
 BATCH = 64
@@ -172,7 +172,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     loads.append(os.getloadavg())
     return {
         "images": n, "side": arguments.side, "shards": sum(written.shards.values()), "bytes": written.bytes,
-        "rounds": rounds, "readers": names, "cores": cores(), "processor": processor(),
+        "rounds": rounds, "readers": names, "cores": count_cores(), "processor": processor_name(),
         "torch": torch.__version__, "load_before_and_after": loads,
     }  # fmt: skip
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.document import put
-from vitrail.machine import cores, processor
+from vitrail.machine import count_cores, processor_name
 from vitrail.runs.folder import RunFolder
 
 SMALL = "--width 32 --depth 2 --heads 2 --mlp-width 64 --epochs 400 --no-check --no-report --quiet"
@@ -44,7 +44,12 @@ def main() -> None:
             print(f"{name}, {number + 1}: {took[-1]:.1f} s", file=sys.stderr, flush=True)
         lines.append(f"| {name} | {len(took)} | {statistics.median(took):.1f} s | {max(took):.1f} s |")
     table = "\n".join(
-        [*lines, "", f"{cores()} cores ({processor()}); from the kill to the second epoch recorded after it.", ""]
+        [
+            *lines,
+            "",
+            f"{count_cores()} cores ({processor_name()}); from the kill to the second epoch recorded after it.",
+            "",
+        ]
     )
     print(table)
     if arguments.write:

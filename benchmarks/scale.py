@@ -33,7 +33,7 @@ from benchmarks.document import put
 from vitrail.data.augment import augmentation
 from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
-from vitrail.machine import hardware
+from vitrail.machine import describe_hardware
 from vitrail.training import find_recipe
 from vitrail.training.distributed import joined
 from vitrail.training.loop import train_steps, trainee
@@ -198,7 +198,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         two = measured(2, arguments.model, arguments.steps, arguments.batch)
         rounds.append({"one": one, "two": two})
         print(f"round {number + 1}: {one['wall']:.2f} s a step by one, {two['wall']:.2f} s by two", file=sys.stderr)
-    return {"rounds": rounds, "decoded": decoded(), "hardware": hardware(torch.device("cpu"))}
+    return {"rounds": rounds, "decoded": decoded(), "hardware": describe_hardware(torch.device("cpu"))}
 
 
 def report(found: dict[str, Any], arguments: argparse.Namespace) -> str:

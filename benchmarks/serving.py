@@ -38,7 +38,7 @@ import vitrail
 from benchmarks.document import put
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 from vitrail.serving.predictor import Predictor
 from vitrail.weights.sizes import SIZES
 
@@ -196,7 +196,7 @@ def wait_ready(name: str, port: int, request: bytes, process: subprocess.Popen[b
 
 def bare(path: str, seconds: float, batch: int | None) -> dict[str, Any]:
     """The classifier alone: images a second at its best batch, or at this one."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(count_cores())
     predictor = Predictor(vitrail.load(path))
     if batch is None:
         rates = predictor.rates(32, seconds)
@@ -242,7 +242,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": f"ViT-{arguments.size}/16, {arguments.side} pixels, float32", "batch": batch,
         "clients": arguments.clients,
-        "seconds": arguments.seconds, "rounds": rounds, "bare_by_batch": found["rates"], "cores": cores(),
+        "seconds": arguments.seconds, "rounds": rounds, "bare_by_batch": found["rates"], "cores": count_cores(),
         "processor": processor(), "torch": torch.__version__, "load_before_and_after": loads, "servers": servers,
     }  # fmt: skip
 

@@ -10,18 +10,18 @@ import torch
 
 import vitrail
 from vitrail.data.decode import decode
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 
 
 class Api(ls.LitAPI):
     """Decoding, the model and the answer, in LitServe's worker process."""
 
     def setup(self, device: str) -> None:
-        torch.set_num_threads(cores())
+        torch.set_num_threads(count_cores())
         self.classifier = vitrail.load(sys.argv[1])
 
     def decode_request(self, request: dict[str, str]) -> torch.Tensor:
-        return self.classifier.read(decode(io.BytesIO(base64.b64decode(request["image"]))))
+        return self.classifier.read_image(decode(io.BytesIO(base64.b64decode(request["image"]))))
 
     def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(inputs)
@@ -33,7 +33,7 @@ class Api(ls.LitAPI):
         return list(output)
 
     def encode_response(self, output: torch.Tensor) -> dict[str, Any]:
-        return {"top": [vars(each) for each in self.classifier.ranked(output)]}
+        return {"top": [vars(each) for each in self.classifier.top_predictions(output)]}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import tempfile
 import ray
 from ray import serve
 
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 from vitrail.serving.ray import deployment
 from vitrail.serving.settings import Settings
 
@@ -18,10 +18,10 @@ if __name__ == "__main__":
     home = tempfile.mkdtemp(prefix="ray-")
     try:
         quiet = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
-        ray.init("local", num_cpus=cores(), _temp_dir=home, **quiet)
+        ray.init("local", num_cpus=count_cores(), _temp_dir=home, **quiet)
         serve.start(http_options={"port": port, "host": "127.0.0.1"})
         serve.run(
-            deployment(path, Settings(batch=batch), threads=cores(), ray_actor_options={"num_cpus": 1}),
+            deployment(path, Settings(batch=batch), threads=count_cores(), ray_actor_options={"num_cpus": 1}),
             route_prefix="/predict",
         )
         signal.sigwait({signal.SIGTERM, signal.SIGINT})

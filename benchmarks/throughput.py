@@ -22,9 +22,9 @@ from vitrail.benchmarking.contenders import OURS
 from vitrail.benchmarking.figures import draw_races
 from vitrail.benchmarking.memory import peaks
 from vitrail.benchmarking.table import Result, disturbed, ratio_said, with_memory
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.files import write_json, write_text
-from vitrail.machine import hardware, keep_memory, pick_device
+from vitrail.machine import describe_hardware, keep_freed_memory, pick_device
 from vitrail.model import ViTConfig
 from vitrail.weights.sizes import SIZES
 
@@ -76,7 +76,7 @@ def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[
         found["failed"] |= result.failed
         found["taken_away"][title] = result.taken
         found["races"][title] = rows
-        say(f"{NAMES[name]}, {title}: {time.time() - began:.0f} s, {' '.join(goal_said(rows))}")
+        log(f"{NAMES[name]}, {title}: {time.time() - began:.0f} s, {' '.join(goal_said(rows))}")
     return found
 
 
@@ -110,11 +110,11 @@ def main() -> None:
     if asked.quick:
         sizes, asked.compile, asked.rounds, asked.turn, asked.memory = ["quick"], [], 2, 0.01, False
     torch.set_num_threads(asked.threads)
-    keep_memory()
+    keep_freed_memory()
     device = pick_device(asked.device)
     began = time.time()
     document: dict[str, Any] = {
-        **hardware(device), "clock": asked.clock, "rounds": asked.rounds, "turn": asked.turn, "sizes": {},
+        **describe_hardware(device), "clock": asked.clock, "rounds": asked.rounds, "turn": asked.turn, "sizes": {},
     }  # fmt: skip
     panels: dict[str, list[Row]] = {}
     lines = [f"{', '.join(f'{k} {v}' for k, v in document.items() if k != 'sizes')}", ""]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.files import write_json, write_text
-from vitrail.machine import conditions, pick_device, taken_away
+from vitrail.machine import describe_numerics, measure_steal_time, pick_device
 from vitrail.training.recipes import RECIPES
 
 
@@ -92,7 +92,7 @@ def trained(arguments: argparse.Namespace, recipe: str, seed: int, out: Path, ep
     ]
     command += ["--device", arguments.device] if arguments.device else []
     command += ["--processes", str(arguments.processes)] if arguments.processes > 1 else []
-    began, taken = time.perf_counter(), taken_away()
+    began, taken = time.perf_counter(), measure_steal_time()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
@@ -149,7 +149,7 @@ def machine(device: str | None) -> dict[str, Any]:
     """What it ran on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    return conditions(pick_device(device)) | {"cpu": name}
+    return describe_numerics(pick_device(device)) | {"cpu": name}
 
 
 def sentence(arguments: argparse.Namespace, pair: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ def evaluation(folder: Path, count: int) -> list[float]:
 
 if __name__ == "__main__":
     console.quiet = True
-    ready.keep_memory = lambda: True  # which would hide what grows in memory that was freed and kept
+    ready.keep_freed_memory = lambda: True  # which would hide what grows in memory that was freed and kept
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         used = {"training": training(folder, int(sys.argv[1]))}

@@ -15,7 +15,7 @@ from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_atomically
 from vitrail.model import Rotary
-from vitrail.weights.box import boxed, card_of
+from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
 
 
 @pytest.fixture
@@ -108,11 +108,11 @@ def test_a_description_that_does_not_fit_is_refused(file: Path, change, said: st
 
 
 def test_tensors_must_be_all_and_nothing_else(file: Path):
-    from vitrail.weights.artefact import digest
+    from vitrail.weights.artifact import weights_sha256
 
     def swap(document, tensors):
         tensors["strange"] = tensors.pop("norm.weight")
-        document["sha256"] = digest(tensors)
+        document["sha256"] = weights_sha256(tensors)
 
     rewritten(file, swap)
     with pytest.raises(VitrailError, match=r"lacks the tensor norm\.weight"):
@@ -281,12 +281,12 @@ def test_weights_beyond_half_precision_are_not_written(run: vitrail.Run, tmp_pat
 
 
 def test_a_classifier_comes_with_the_package():
-    assert "cifar10-small" in boxed()
-    for name, path in boxed().items():
+    assert "cifar10-small" in bundled_classifiers()
+    for name, path in bundled_classifiers().items():
         assert path.stat().st_size < 6 << 20
         classifier = vitrail.load(name)
         assert classifier.predict(torch.zeros(3, 32, 32, dtype=torch.uint8), top=1)[0].label in classifier.classes
-        assert f"{classifier.origin['recipe']['epochs']} epochs" in card_of(name)
+        assert f"{classifier.origin['recipe']['epochs']} epochs" in read_bundled_card(name)
     animals, machines = ["bird", "cat", "deer", "dog", "frog", "horse"], ["airplane", "automobile", "ship", "truck"]
     assert sorted(vitrail.load("cifar10-small").classes) == sorted(animals + machines)
 

@@ -15,7 +15,7 @@ import vitrail
 from vitrail import console
 from vitrail.cli import main
 from vitrail.cli.main import ANSWER, VERBS
-from vitrail.errors import out_of_memory
+from vitrail.errors import is_out_of_memory
 
 
 def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
@@ -288,9 +288,9 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path, capsys):
     )  # more than any processor can address
     assert (code, document["error"]) == (1, "the memory does not suffice")
     assert "--batch" in document["hint"]
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_a_process_of_several_leaves_the_json_to_the_one_that_started_it(monkeypatch, tmp_path: Path, capsys):
@@ -325,19 +325,19 @@ def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, c
     line = r"predicting: (8|16) of 24, [\d,]+ a second, \d:\d\d:\d\d left"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all(re.fullmatch(line, each) for each in said)
-    with console.bar("scoring", 10) as progress:
-        progress.resume(4)
+    with console.progress_bar("scoring", 10) as progress:
+        progress.start_from(4)
         assert capsys.readouterr().err == ""  # of those it is not known how long they took
-        progress.tick(note="lens")
+        progress.advance(note="lens")
         assert re.fullmatch(r"scoring: 5 of 10,( [\d,]+ a second,)? 0:00:00 left, lens\n", capsys.readouterr().err)
         monkeypatch.setattr(console, "EVERY", 1e9)
-        progress.tick()
+        progress.advance()
         assert capsys.readouterr().err == ""
         monkeypatch.setattr(console, "EVERY", 0.0)
-        progress.tick(4)
+        progress.advance(4)
         assert capsys.readouterr().err == ""  # it is over
-    with console.bar("listing", None) as progress:
-        progress.set(20_000, None)
+    with console.progress_bar("listing", None) as progress:
+        progress.update(20_000, None)
     assert capsys.readouterr().err.startswith("listing: 20,000, ")
     assert main([*words, "--quiet"]) == 0
     assert capsys.readouterr().err == ""

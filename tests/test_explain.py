@@ -304,7 +304,7 @@ def test_what_another_thread_asks_is_not_recorded():
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_flow_as_usual(recompute):
     vit, gradients = random_vit(drop_path=0.2, attention_dropout=0.1).train(), []
-    vit.recompute = recompute
+    vit.gradient_checkpointing = recompute
     for record_it in (False, True):
         torch.manual_seed(0)
         vit.zero_grad()

@@ -190,7 +190,7 @@ def test_the_command_line_writes_says_and_protects(tmp_path: Path, capsys: pytes
 def test_what_is_compared_is_real_images_too(tmp_path: Path):
     clf = classifier()
     photo = resources.files("vitrail.exporting.web").joinpath("photos", "rocket.jpg")
-    seen = clf.preprocess.normalise(clf.read(str(photo))[None])[0]
+    seen = clf.preprocess.normalise(clf.read_image(str(photo))[None])[0]
     assert any(torch.equal(each, seen) for each in probes(clf))
 
 

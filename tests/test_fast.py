@@ -26,10 +26,10 @@ from vitrail.benchmarking.memory import peaks
 from vitrail.benchmarking.peers import PEERS, installed
 from vitrail.benchmarking.table import disturbed, race
 from vitrail.data import Preprocess
-from vitrail.machine import taken_away
+from vitrail.machine import measure_steal_time
 from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend
-from vitrail.model.fast import PackedLinear, fast
+from vitrail.model.fast import PackedLinear, make_fast_vit
 
 TINY = dict(width=48, depth=3, heads=3, mlp_width=96, patch=4, image_size=16, classes=7)
 CPU = torch.device("cpu")
@@ -66,14 +66,14 @@ def test_the_fast_path_is_the_plain_one_but_for_rounding(options):
     images = torch.randn(5, 3, 16, 24)  # not the size that it was made for
     with torch.inference_mode():
         plain = vit(images)
-        assert apart(fast(vit, torch.float32)(images), plain) < 1e-5
-        assert apart(fast(vit, torch.bfloat16)(images.bfloat16()), plain) < 0.04
+        assert apart(make_fast_vit(vit, torch.float32)(images), plain) < 1e-5
+        assert apart(make_fast_vit(vit, torch.bfloat16)(images.bfloat16()), plain) < 0.04
     assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
 
 
 @pytest.mark.parametrize("options", KINDS[:2], ids=str)
 def test_every_matrix_is_packed(options):
-    quick = fast(trained(**options), torch.bfloat16)
+    quick = make_fast_vit(trained(**options), torch.bfloat16)
     kinds = [type(module) for module in quick.modules()]
     assert kinds.count(PackedLinear) == 3 * 4 + 2  # blocks; the patches and the head
     assert not {torch.nn.Linear, torch.nn.Conv2d, vitrail.model.block.LayerScale} & set(kinds)
@@ -82,7 +82,7 @@ def test_every_matrix_is_packed(options):
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="compiling needs a C++ compiler")
 def test_compiled_for_a_batch_the_others_still_go_through():
     vit = trained(depth=1)
-    quick = fast(vit, torch.float32, compile=[2])
+    quick = make_fast_vit(vit, torch.float32, compile=[2])
     with torch._dynamo.config.patch(error_on_recompile=True):  # made once, frozen, whoever asks
         for shape in ((2, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 24)):
             images = torch.randn(shape)
@@ -104,7 +104,7 @@ def test_a_fast_classifier_gives_the_same_labels(run: vitrail.Run, colours: Path
     plain = run.classifier
     quick = plain.fast()
     images = sorted((colours / "test").rglob("*.png"))
-    pixels = torch.stack([plain.read(path) for path in images])
+    pixels = torch.stack([plain.read_image(path) for path in images])
     assert torch.equal(quick.logits(pixels).argmax(1), plain.logits(pixels).argmax(1))
     assert apart(quick.logits(pixels), plain.logits(pixels)) < 0.04
     assert apart(quick.features(pixels), plain.features(pixels)) < 0.04
@@ -120,7 +120,7 @@ def test_what_a_fast_classifier_cannot_do_is_said(run: vitrail.Run, tmp_path: Pa
         lambda: quick.explain(pixels[0]),
         lambda: quick.fast(),
         lambda: quick.to("cpu"),
-        lambda: quick.sized(32),
+        lambda: quick.with_image_size(32),
     ):
         with pytest.raises(vitrail.UsageError, match="a fast classifier cannot"):
             refused()
@@ -196,15 +196,15 @@ def test_who_cannot_be_built_is_named_and_the_race_goes_on():
 def test_what_the_host_takes_is_told(tmp_path: Path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 50 1000 7 2 3 45 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
-    taken = taken_away(stat)
+    taken = measure_steal_time(stat)
     assert taken() == 0.0
     stat.write_text("cpu  140 10 70 9000 7 4 11 65 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
     assert taken() == 20 / (20 + 40 + 10 + 20 + 2 + 8)  # idle time and waiting for a disk are nobody's
     assert "took 20% of the processors" in (disturbed(taken()) or "")
     stat.write_text("an other system\n")
-    assert taken() is taken_away(tmp_path / "nothing")() is None
+    assert taken() is measure_steal_time(tmp_path / "nothing")() is None
     assert disturbed(None) is disturbed(0.01) is None
-    here = taken_away()()
+    here = measure_steal_time()()
     assert here is None or 0 <= here <= 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from test_explain import CLASSES, MODELS, WIDE, any_model, classifier, held, images, maps, photos, random_vit
-from vitrail.classifier import Classifier, NotFinite
+from vitrail.classifier import Classifier, NonFiniteOutput
 from vitrail.data import Images
 from vitrail.errors import UsageError
 from vitrail.explanation import METHODS, explain_batch
@@ -228,7 +228,7 @@ def test_balanced_gradients_change_the_answers_by_rounding_alone(options):
 def test_integrated_gradients_equal_captums_on_pixels(options):
     captum_attr = pytest.importorskip("captum.attr")
     clf = double(**options)
-    x = clf.normalised(photos())
+    x = clf.normalize(photos())
     pixels = captum_attr.IntegratedGradients(clf.vit).attribute(x, target=2, n_steps=20)
     expected = F.avg_pool2d(pixels.sum(1, keepdim=True), 4)[:, 0] * 16
     found = explain_batch(clf, photos(), method="integrated", target=CLASSES[2])
@@ -238,7 +238,7 @@ def test_integrated_gradients_equal_captums_on_pixels(options):
 def test_integrated_gradients_add_up_to_what_the_image_changes():
     clf = classifier(pool="mean")
     grey = clf.vit(torch.zeros(1, 3, *WIDE))[0, 2]
-    change = clf.vit(clf.normalised(photos()))[:, 2] - grey
+    change = clf.vit(clf.normalize(photos()))[:, 2] - grey
     found = maps(explain_batch(clf, photos(), method="integrated", target=CLASSES[2]))
     assert np.abs(found.sum((1, 2)) - change.detach().numpy()).max() < 0.05 * change.abs().max()
 
@@ -258,7 +258,7 @@ def test_grad_cam_equals_the_grad_cam_package(options, layer):
         return x_BTD[:, prefix:].unflatten(1, (3, 5)).permute(0, 3, 1, 2)
 
     with GradCAM(clf.vit, [clf.vit.blocks[layer].norm1], reshape_transform=on_grid) as cam:
-        expected = cam(clf.normalised(photos()).requires_grad_(), [ClassifierOutputTarget(2)] * 3)
+        expected = cam(clf.normalize(photos()).requires_grad_(), [ClassifierOutputTarget(2)] * 3)
     found = maps(explain_batch(clf, photos(), method="gradcam", target=CLASSES[2], layer=layer))
     enlarged = scale_cam_image(scale_cam_image(found, (20, 12)))  # as they do, before and after layers are averaged
     close(enlarged, expected, 1e-4)
@@ -288,8 +288,8 @@ def test_a_dropped_patch_is_as_one_that_nobody_sees(name):
     keep = torch.stack([torch.randperm(15, generator=torch.Generator().manual_seed(i))[:6] for i in range(3)])
     with torch.no_grad():
         found = scene_of(clf).logits_of(keep)
-        expected = with_only(clf.vit, clf.normalised(photos()), keep)
-        whole = clf.vit(clf.normalised(photos()))
+        expected = with_only(clf.vit, clf.normalize(photos()), keep)
+        whole = clf.vit(clf.normalize(photos()))
     close(found, expected, 1e-12)
     assert (found - whole).abs().max() > 0.01
 
@@ -299,7 +299,7 @@ def test_keeping_every_patch_changes_nothing(options):
     clf = double(**options)
     with torch.no_grad():
         found = scene_of(clf).logits_of(torch.arange(15).expand(3, -1))
-        close(found, clf.vit(clf.normalised(photos())), 1e-12)
+        close(found, clf.vit(clf.normalize(photos())), 1e-12)
 
 
 @pytest.mark.parametrize("name", ["cls, 1 prefix", "mean, 0 prefix", "map, 5 prefix", "rotary"])
@@ -337,7 +337,7 @@ def test_rise_is_the_mean_over_random_halves_that_hold_the_patch():
 
 def test_under_mean_pooling_the_lens_averages_to_the_answer():
     clf = double(pool="mean", prefix_tokens=0)
-    logits = clf.vit(clf.normalised(photos())).detach()
+    logits = clf.vit(clf.normalize(photos())).detach()
     found = maps(explain_batch(clf, photos(), method="lens", target=CLASSES[1]))
     close(found.mean((1, 2)), logits[:, 1] - logits.mean(1), 1e-10)
 
@@ -349,7 +349,7 @@ def test_the_lens_reads_the_last_norm_pool_and_head(options):
     seen: list[Tensor] = []
     hook = clf.vit.blocks[0].register_forward_hook(lambda module, given, out: seen.append(out))
     with torch.no_grad():
-        clf.vit(clf.normalised(photos()))
+        clf.vit(clf.normalize(photos()))
         hook.remove()
         patch = clf.vit.norm(seen[0])[1, clf.vit.config.prefix_tokens + 7]
         logits = clf.vit.head(clf.vit.pool(patch.expand(1, clf.vit.config.prefix_tokens + 4, -1)))[0]
@@ -360,7 +360,7 @@ def test_the_lens_reads_the_last_norm_pool_and_head(options):
 def test_a_querys_map_is_its_row_of_the_attention_matrix(options):
     clf = classifier(**options)
     with torch.no_grad(), recording(clf.vit) as record:
-        clf.vit(clf.normalised(photos()))
+        clf.vit(clf.normalize(photos()))
     prefix = clf.vit.config.prefix_tokens
     expected = record.attention(1)[:, :, prefix + 2 * 5 + 3, prefix:]
     for head, weights in ((None, expected.mean(1)), (2, expected[:, 2])):
@@ -534,7 +534,7 @@ def test_explaining_works_inside_inference_mode_and_no_grad(method):
 def test_damaged_weights_give_an_error_and_no_map(method):
     clf = classifier()
     clf.vit.head.weight.data[2, 3] = torch.nan
-    with pytest.raises(NotFinite, match="not finite"):
+    with pytest.raises(NonFiniteOutput, match="not finite"):
         explain_batch(clf, photos(), method=method)
 
 

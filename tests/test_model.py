@@ -19,7 +19,7 @@ from vitrail.model import Learned, NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend, attention_weights
 from vitrail.model.block import DropPath
 from vitrail.model.config import position_from_json
-from vitrail.model.init import initialise
+from vitrail.model.init import initialize
 from vitrail.model.pool import AttentionPool
 from vitrail.model.position import LearnedPosition, position_module
 
@@ -29,7 +29,7 @@ POSITIONS = [Learned(), SinCos(), Rotary(), NoPosition()]
 
 
 def initialised(vit: ViT, **options: object) -> ViT:
-    initialise(vit, **options)
+    initialize(vit, **options)
     return vit
 
 

@@ -12,8 +12,8 @@ from vitrail.training.recipes import Recipe, find_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Some:
-    whole: int = option(1, "a count", least=1, most=9)
-    part: float = option(0.5, "a part", above=0, below=1)
+    whole: int = option(1, "a count", ge=1, le=9)
+    part: float = option(0.5, "a part", gt=0, lt=1)
     maybe: int | None = None
     sure: bool = True
     kind: Literal["one", "two"] = "one"

@@ -249,13 +249,13 @@ def test_data_that_a_model_was_trained_on_are_divided_as_they_were(make_folder):
 
 def test_another_size_resizes_positions_as_the_forward_does(run: vitrail.Run, colours: Path):
     images = torch.randint(0, 256, (2, 3, 24, 20), dtype=torch.uint8)
-    other = run.classifier.sized((24, 20))
+    other = run.classifier.with_image_size((24, 20))
     torch.testing.assert_close(other.logits(images), run.classifier.logits(images))
     assert other.vit.config.grid == (12, 10)
     assert other.preprocess.image_size == (24, 20)
     assert run.classifier.vit.config.grid == (8, 8)
     with pytest.raises(UsageError, match="does not divide into patches"):
-        run.classifier.sized(15)
+        run.classifier.with_image_size(15)
 
 
 def test_the_verb(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -35,7 +35,7 @@ from vitrail.weights.classes import imagenet
 from vitrail.weights.containers import read_tensors
 from vitrail.weights.foreign import candidates, read_file
 from vitrail.weights.hub import cached_folder
-from vitrail.weights.inspect import inspect_file
+from vitrail.weights.inspection import inspect_file
 from vitrail.weights.layouts import LAYOUTS, skeleton, write
 
 REAL = Path(os.environ.get("VITRAIL_DINOV2", Path(__file__).parents[2] / "shared/weights/dinov2-small-saliency"))
@@ -131,7 +131,7 @@ def test_the_first_seeds_three_lines(full_size: Path, tmp_path: Path, capsys: py
     weights = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
     with torch.inference_mode():
         expected = model(weights.transforms()(Image.open(photo))[None])
-    found = clf.logits(clf.read(photo)[None])
+    found = clf.logits(clf.read_image(photo)[None])
     assert (found - expected).abs().max() < 1e-4
     top = clf.predict(photo, top=5)
     assert [each.label for each in top] == [clf.classes[i] for i in expected[0].topk(5).indices]
@@ -553,7 +553,7 @@ def test_the_real_file_equals_transformers_on_real_images():
     clf = vitrail.load(REAL)
     theirs = hf.AutoModel.from_pretrained(REAL, dtype=torch.float32).eval()
     digits = sklearn.datasets.load_sample_images().images
-    images = torch.stack([clf.read(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in digits])
+    images = torch.stack([clf.read_image(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in digits])
     x = clf.preprocess.normalise(images)
     with torch.inference_mode():
         for some in (x, x[:, :, :112, :196]):

@@ -122,7 +122,7 @@ def test_a_cell_of_the_matrix_opens_the_images_behind_it(browser, reported: vitr
         assert shown.nth(place).locator(".path").inner_text() == Path(row["path"]).name
         pixels = np.asarray(Image.open(row["path"]).convert("RGB"))
         seen = mean_colour(shown.nth(place).locator(".thumb").screenshot())
-        own = reported.classifier.read(row["path"]).float().mean(dim=(1, 2)).numpy()
+        own = reported.classifier.read_image(row["path"]).float().mean(dim=(1, 2)).numpy()
         assert np.abs(seen - own).max() < 14, (seen, own, pixels.shape)
     page.keyboard.press("Escape")
     assert not dialog.is_visible()

@@ -47,7 +47,7 @@ def photo(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
 
 def truth(clf: vitrail.Classifier, data: bytes) -> list[float]:
     """The logits of an image file."""
-    return clf.logits(clf.read(decode(io.BytesIO(data)))[None])[0].tolist()
+    return clf.logits(clf.read_image(decode(io.BytesIO(data)))[None])[0].tolist()
 
 
 def raw_infer(data: bytes) -> dict[str, str]:

@@ -17,7 +17,7 @@ from vitrail.data import Preprocess, open_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.model import Learned, ViT, ViTConfig
-from vitrail.model.resize import resized, resized_projection
+from vitrail.model.resize import resize_patch_projection, resize_vit
 from vitrail.runs import epochs
 from vitrail.runs.pretrained import verdict
 from vitrail.training.loop import train_steps, trainee
@@ -25,7 +25,7 @@ from vitrail.training.lora import merged
 from vitrail.training.optim import groups
 from vitrail.training.recipes import RECIPES, Recipe, find_recipe
 from vitrail.training.transfer import carried, said_of_head, settle_from
-from vitrail.weights.artefact import digest, read_artefact
+from vitrail.weights.artifact import read_artifact, weights_sha256
 
 TINY = ViTConfig(width=16, depth=3, heads=2, mlp_width=32, patch=4, image_size=16, classes=3)
 
@@ -100,14 +100,14 @@ def test_the_patch_projection_is_resized_as_timm_does(old: int, new: int):
     timm_layers = pytest.importorskip("timm.layers")
     weight = torch.randn(5, 3, old, old)
     theirs = timm_layers.resample_patch_embed(weight, [new, new])
-    torch.testing.assert_close(resized_projection(weight, new), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(resize_patch_projection(weight, new), theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("position", [Learned(), Learned(antialias=False, offset=0.1)])
 def test_positions_are_stored_as_the_forward_resizes_them(position: Learned):
     vit = vit_of(replace(TINY, position=position)).eval()
     images = torch.randn(2, 3, 24, 32)
-    other = resized(vit, replace(vit.config, image_size=(24, 32)))
+    other = resize_vit(vit, replace(vit.config, image_size=(24, 32)))
     assert other.position.grid.shape == (6, 8, 16)
     torch.testing.assert_close(other(images), vit(images))
 
@@ -134,7 +134,7 @@ def test_other_classes_get_a_new_head_on_the_same_body(theirs: tuple[str, ...]):
     new, fate = carried(vit, theirs, config, ("a", "b", "c"))
     assert fate == "new"
     images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(new.eval().pooled(images), vit.pooled(images), rtol=0, atol=0)
+    torch.testing.assert_close(new.eval().features(images), vit.features(images), rtol=0, atol=0)
     assert new(images).shape == (2, 3)
     said = said_of_head(fate, theirs, ("a", "b", "c"))
     assert "head of 3" in said
@@ -265,11 +265,11 @@ def test_a_run_from_weights(recipe: str, warm: Path, make_folder, capsys):
     probes = run.result["probe"]
     assert probes["linear"]["images"] == probes["knn"]["images"] == run.result["test"]["images"] == 6
     assert json.loads((out / "result.json").read_text()) == run.result
-    artefact, weights = read_artefact(out / "classifier.safetensors")
-    theirs, their_weights = read_artefact(warm / "classifier.safetensors")
+    artefact, weights = read_artifact(out / "classifier.safetensors")
+    theirs, their_weights = read_artifact(warm / "classifier.safetensors")
     origin = artefact.origin["from"]
     assert (origin["model"], origin["head"], origin["classes"]) == (str(warm), "new", 3)
-    assert origin["sha256"] == digest(their_weights)
+    assert origin["sha256"] == weights_sha256(their_weights)
     assert origin["origin"]["data"]["name"] == "colours"
     assert artefact.preprocess == theirs.preprocess
     assert weights.keys() == their_weights.keys()  # an ordinary ViT, whatever trained it

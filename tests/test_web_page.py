@@ -206,7 +206,7 @@ def test_answers_attention_and_maps_are_pythons(fresh, model: Classifier, images
     for number, path in enumerate(images):
         page.locator(f"#gallery button[data-image='{number}']").click()
         settled(page)
-        pixels = model.read(path)[None]
+        pixels = model.read_image(path)[None]
         found = numbers(page)
         assert near(found["logits"], model.logits(pixels)[0] * model.temperature)
         best = model.predict(path, top=5)
@@ -216,7 +216,7 @@ def test_answers_attention_and_maps_are_pythons(fresh, model: Classifier, images
         assert near(found["map"], explanation.map)
         assert found["summary"].lower() == explanation.summary.lower() + "."
         with torch.no_grad(), vitrail.recording(model.vit) as record:
-            model.vit(model.normalised(pixels))
+            model.vit(model.normalize(pixels))
         ours = torch.stack([record.attention(layer)[0] for layer in range(2)])
         assert near(page.evaluate("Array.from(vitrail.scene().attention)"), ours)
     for label in CLASSES[:3]:
@@ -235,7 +235,7 @@ def test_answers_attention_and_maps_are_pythons(fresh, model: Classifier, images
 def test_one_hovers_a_patch_by_layer_and_head(fresh, model: Classifier, images: list[Path]):
     page = fresh
     page.locator("#tab-attention").click()
-    read = partial(explain_batch, model, model.read(images[0])[None], method="attention")
+    read = partial(explain_batch, model, model.read_image(images[0])[None], method="attention")
     assert near(numbers(page)["map"], read()[0].map)  # what the answer reads
     box = page.locator("#canvas").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.75)
@@ -256,7 +256,7 @@ def test_one_hovers_a_patch_by_layer_and_head(fresh, model: Classifier, images: 
         assert "vitrail explain" in page.locator("#shell").inner_text()
     page.locator("#way-from").click()
     with torch.no_grad(), vitrail.recording(model.vit) as record:
-        model.vit(model.normalised(model.read(images[0])[None]))
+        model.vit(model.normalize(model.read_image(images[0])[None]))
     column_ = record.attention(1)[0].mean(0)[1:, 1 + row * GRID[1] + column]
     assert near(numbers(page)["map"], column_)
     line = page.locator("#python").inner_text()
@@ -275,8 +275,8 @@ def test_hiding_leaves_tokens_out(fresh, model: Classifier, images: list[Path]):
     settled(page)
     found = numbers(page)["hidden"]
     assert len(found["patches"]) == 7
-    scene = open_scene(model, model.read(images[0])[None], [None])
-    label = model.logits(model.read(images[0])[None])[0].argmax()
+    scene = open_scene(model, model.read_image(images[0])[None], [None])
+    label = model.logits(model.read_image(images[0])[None])[0].argmax()
     order = model.explain(images[0]).map.ravel().argsort()[::-1]
     assert sorted(found["patches"]) == sorted(order[:7].tolist())
 
@@ -323,7 +323,7 @@ def test_an_own_image_comes_in_by_every_way(fresh, model: Classifier, images: li
         settled(page)
         assert numbers(page)["image"] == path.name
         worst = 0.15 if path is grey_alpha else 0  # two roundings of transparency
-        ours = model.logits(model.read(path)[None])[0] * model.temperature
+        ours = model.logits(model.read_image(path)[None])[0] * model.temperature
         assert near(numbers(page)["logits"], ours) or np.abs(numbers(page)["logits"] - ours.numpy()).max() < worst
     give = """([event, bytes, type]) => {
       const transfer = new DataTransfer();
@@ -338,7 +338,7 @@ def test_an_own_image_comes_in_by_every_way(fresh, model: Classifier, images: li
         page.wait_for_timeout(100)
         settled(page)
         assert numbers(page)["image"] == f"{event}.png"
-        assert near(numbers(page)["logits"], model.logits(model.read(path)[None])[0] * model.temperature)
+        assert near(numbers(page)["logits"], model.logits(model.read_image(path)[None])[0] * model.temperature)
     page.evaluate(give, ["drop", [1, 2, 3], "image/png"])
     page.get_by_text("is not an image that this browser can read").wait_for()
     assert numbers(page)["image"] == "paste.png"  # what was there stays
@@ -480,7 +480,7 @@ def test_where_the_model_cannot_run_it_is_said(browser, file: Path, model: Class
     page.add_init_script(
         "delete window.DecompressionStream; window.Worker = class { constructor() { throw new Error('none here') } }"
     )
-    own = base64.urlsafe_b64encode(model.read(noise[1]).numpy().tobytes()).decode().rstrip("=")
+    own = base64.urlsafe_b64encode(model.read_image(noise[1]).numpy().tobytes()).decode().rstrip("=")
     page.goto(f"{file.as_uri()}#image=px:{own}")
     page.evaluate("vitrail.opened")
     assert page.locator("#problem").inner_text() == "The model cannot run in this browser: none here"
@@ -528,7 +528,7 @@ def test_the_same_bytes_are_served(browser, file: Path, model: Classifier, noise
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     page = awake(watched(browser, offline=False), f"http://127.0.0.1:{server.server_port}/")
-    assert near(numbers(page)["logits"], model.logits(model.read(noise[0])[None])[0] * model.temperature)
+    assert near(numbers(page)["logits"], model.logits(model.read_image(noise[0])[None])[0] * model.temperature)
     page.context.close()
     server.shutdown()
     server.server_close()
@@ -653,7 +653,7 @@ def test_examples_are_images_that_training_kept_back(run: vitrail.Run, colours: 
     found = chosen(run.classifier, data=RunFolder(run.folder).data)
     assert len(found) == 8
     assert {example.truth for example in found} == set(run.classifier.classes)
-    kept = [run.classifier.read(path) for path in sorted((colours / "test").rglob("*.png"))]
+    kept = [run.classifier.read_image(path) for path in sorted((colours / "test").rglob("*.png"))]
     assert all(any(torch.equal(example.pixels, pixels) for pixels in kept) for example in found)
     assert chosen(run.classifier, data="gone/away")[0].name == "cat.jpg"
     assert RunFolder(colours).data is None
@@ -675,7 +675,7 @@ def test_a_model_without_classes_is_refused():
 def test_the_picture_in_the_page_is_what_the_model_sees(model: Classifier, noise: list[Path]):
     example = named(model, noise)[1]
     shown = Image.open(io.BytesIO(base64.b64decode(png(example.pixels).split(",")[1])))
-    assert np.array_equal(np.asarray(shown), model.read(noise[1]).permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(shown), model.read_image(noise[1]).permute(1, 2, 0).numpy())
 
 
 def test_modules_import_what_others_export():

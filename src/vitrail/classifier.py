@@ -14,13 +14,13 @@ from torch import Tensor
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
-from vitrail.machine import native_bf16
+from vitrail.machine import has_native_bf16
 from vitrail.model import ViT, ViTConfig
-from vitrail.model.config import pair
-from vitrail.model.fast import fast
-from vitrail.model.resize import resized
-from vitrail.weights.artefact import Artefact, is_artefact, read_artefact, write_artefact
-from vitrail.weights.box import boxed
+from vitrail.model.config import to_pair
+from vitrail.model.fast import make_fast_vit
+from vitrail.model.resize import resize_vit
+from vitrail.weights.artifact import Artifact, is_artifact, read_artifact, write_artifact
+from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.find import find_foreign
 from vitrail.weights.foreign import settled
 from vitrail.weights.layouts import skeleton
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vitrail.evaluation.probe import Probe
     from vitrail.explanation import Explanation
 
-ARTEFACT = "classifier.safetensors"
+ARTIFACT_NAME = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Prediction:
     probability: float
 
 
-class NotFinite(VitrailError):
+class NonFiniteOutput(VitrailError):
     """The model answers with something that is no number."""
 
 
-def finite(answers: Tensor) -> Tensor:
+def check_finite(answers: Tensor) -> Tensor:
     """The model's answers in float32; raises `NotFinite` where one is not a finite number."""
     if not answers.isfinite().all():
-        raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
+        raise NonFiniteOutput("the model's answers are not finite numbers", "its weights are damaged; train it again")
     return answers.float()
 
 
-def halved(name: str, tensor: Tensor) -> Tensor:
+def to_float16(name: str, tensor: Tensor) -> Tensor:
     """A tensor in float16; raises `VitrailError` where a number is too large for it."""
     half = tensor.half()
     if not half.isfinite().all():
@@ -60,7 +60,7 @@ def halved(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-class AnyClassifier(ABC):
+class BaseClassifier(ABC):
     """What predicting, scoring and serving need of a classifier, whichever runtime computes its logits."""
 
     classes: tuple[str, ...]
@@ -75,7 +75,7 @@ class AnyClassifier(ABC):
         Raises `NotFinite` where an answer is not a finite number.
         """
 
-    def read(self, image: str | Path | Tensor) -> Tensor:
+    def read_image(self, image: str | Path | Tensor) -> Tensor:
         """A file, or uint8 pixels (C, h, w), -> uint8 (C, H, W) of the model's size; raises `ImageError`."""
         name = "image" if isinstance(image, Tensor) else str(image)
         pixels = image if isinstance(image, Tensor) else decode(image, self.preprocess.channels)
@@ -88,15 +88,15 @@ class AnyClassifier(ABC):
 
     def predict(self, image: str | Path | Tensor, top: int = 5) -> list[Prediction]:
         """The most probable classes of one image, best first; raises `ImageError` if it cannot be read."""
-        return self.ranked(self.logits(self.read(image).unsqueeze(0))[0], top)
+        return self.top_predictions(self.logits(self.read_image(image).unsqueeze(0))[0], top)
 
-    def ranked(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
+    def top_predictions(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
         """The most probable classes, best first, from one image's logits; raises `UsageError` without classes."""
-        self.refuse_nameless()
+        self.require_classes()
         probability, number = logits_Y.softmax(0).topk(min(top, len(self.classes)))
         return [Prediction(self.classes[i], p) for p, i in zip(probability.tolist(), number.tolist(), strict=True)]
 
-    def refuse_nameless(self) -> None:
+    def require_classes(self) -> None:
         """Raises `UsageError` where the outputs are features, to which no classes belong."""
         if not self.classes:
             raise UsageError(
@@ -116,7 +116,7 @@ class AnyClassifier(ABC):
 
 
 @dataclass
-class Classifier(AnyClassifier):
+class Classifier(BaseClassifier):
     """What turns image files into labels; `origin` says where the weights came from."""
 
     vit: ViT
@@ -128,7 +128,7 @@ class Classifier(AnyClassifier):
 
     def to(self, device: str | torch.device) -> Classifier:
         """The same classifier with its weights on this device."""
-        self.refuse_fast("be moved")
+        self.require_plain_weights("be moved")
         return replace(self, vit=self.vit.to(device))
 
     def fast(self, *, compile: Sequence[int] = ()) -> Classifier:
@@ -138,11 +138,11 @@ class Classifier(AnyClassifier):
         (docs/benchmarks.md says how little). For batches of the sizes in `compile` torch's compiler writes code of
         their own, which takes a minute or more for each, once in the life of the process, and a C++ compiler.
         """
-        self.refuse_fast("be made fast")
-        dtype = torch.bfloat16 if native_bf16(self.device) else torch.float32
-        return replace(self, vit=fast(self.vit, dtype, compile=compile), is_fast=True)
+        self.require_plain_weights("be made fast")
+        dtype = torch.bfloat16 if has_native_bf16(self.device) else torch.float32
+        return replace(self, vit=make_fast_vit(self.vit, dtype, compile=compile), is_fast=True)
 
-    def refuse_fast(self, what: str) -> None:
+    def require_plain_weights(self, what: str) -> None:
         """Raises `UsageError` where this is a fast classifier, whose weights are there for answers alone."""
         if self.is_fast:
             raise UsageError(f"a fast classifier cannot {what}", "use the one that it was made from")
@@ -152,7 +152,7 @@ class Classifier(AnyClassifier):
         """Where the weights are."""
         return next(self.vit.parameters()).device
 
-    def normalised(self, pixels_BCHW: Tensor) -> Tensor:
+    def normalize(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 pixels of the model's size -> what the ViT takes, on its device and in its dtype."""
         return self.preprocess.normalise(pixels_BCHW.to(self.device)).to(self.vit.prefix.dtype)
 
@@ -163,14 +163,14 @@ class Classifier(AnyClassifier):
         Puts the model in eval mode. Raises `NotFinite` where an answer is not a finite number.
         """
         self.vit.eval()
-        return finite(self.vit(self.normalised(pixels_BCHW))) / self.temperature
+        return check_finite(self.vit(self.normalize(pixels_BCHW))) / self.temperature
 
     @torch.inference_mode()
     def logits_and_features(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """What `logits` and `features` give, (B, Y) and (B, D), from one pass; raises `NotFinite` as they do."""
         self.vit.eval()
-        pooled_BD = self.vit.pooled(self.normalised(pixels_BCHW))
-        return finite(self.vit.head(pooled_BD)) / self.temperature, finite(pooled_BD)
+        pooled_BD = self.vit.features(self.normalize(pixels_BCHW))
+        return check_finite(self.vit.head(pooled_BD)) / self.temperature, check_finite(pooled_BD)
 
     @torch.no_grad()  # not inference_mode: people train heads on what this returns
     def features(self, images: Tensor | str | Path | Sequence[str | Path | Tensor]) -> Tensor:
@@ -181,19 +181,19 @@ class Classifier(AnyClassifier):
         """
         if not isinstance(images, Tensor):
             several = [images] if isinstance(images, str | Path) else images
-            images = torch.stack([self.read(image) for image in several])
+            images = torch.stack([self.read_image(image) for image in several])
         self.vit.eval()
-        return finite(self.vit.pooled(self.normalised(images)))
+        return check_finite(self.vit.features(self.normalize(images)))
 
-    def sized(self, image_size: int | tuple[int, int]) -> Classifier:
+    def with_image_size(self, image_size: int | tuple[int, int]) -> Classifier:
         """The same classifier for images of another size, its positions resized by their own rule.
 
         Raises `UsageError` where the size does not divide into patches.
         """
-        self.refuse_fast("be made for another size")
-        vit = resized(self.vit, replace(self.vit.config, image_size=image_size))
+        self.require_plain_weights("be made for another size")
+        vit = resize_vit(self.vit, replace(self.vit.config, image_size=image_size))
         vit.eval().requires_grad_(False)
-        return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=pair(image_size)))
+        return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=to_pair(image_size)))
 
     def probe(self, data: str | Path, *, skip_unreadable: bool = False, **options: Any) -> Probe:
         """How far the features go untrained: k-NN and a linear head; options as in `vitrail.evaluation.probe.probe`."""
@@ -209,12 +209,12 @@ class Classifier(AnyClassifier):
 
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Writes the artefact, whole or not at all; with `half` its weights in float16, for half the bytes."""
-        self.refuse_fast("be saved")
-        artefact = Artefact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
+        self.require_plain_weights("be saved")
+        artefact = Artifact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
         weights = self.vit.state_dict()
         if half:
-            weights = {name: halved(name, tensor) for name, tensor in weights.items()}
-        write_artefact(Path(path), artefact, weights)
+            weights = {name: to_float16(name, tensor) for name, tensor in weights.items()}
+        write_artifact(Path(path), artefact, weights)
 
 
 def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
@@ -229,26 +229,26 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: 
         raise UsageError(
             f"{path} is a program, whose weights cannot be looked into", "vitrail predict, evaluate and serve run it"
         )
-    if str(model) in boxed() and not path.exists():
-        path = boxed()[str(model)]
+    if str(model) in bundled_classifiers() and not path.exists():
+        path = bundled_classifiers()[str(model)]
     if path.is_dir() and not (path / "config.json").is_file():
-        if not (path / ARTEFACT).is_file():
+        if not (path / ARTIFACT_NAME).is_file():
             unfinished = " yet" if (path / "checkpoint").is_dir() else ""
-            raise UsageError(f"{path} has no {ARTEFACT}{unfinished}", "name a run folder or an artefact")
-        path = path / ARTEFACT
-    if not (path.is_file() and is_artefact(path)):
+            raise UsageError(f"{path} has no {ARTIFACT_NAME}{unfinished}", "name a run folder or an artefact")
+        path = path / ARTIFACT_NAME
+    if not (path.is_file() and is_artifact(path)):
         found = settled(find_foreign(str(model), torch_files=torch_files))
-        vit = filled(found.config, found.weights, Path(model))
+        vit = build_vit(found.config, found.weights, Path(model))
         vit.eval().requires_grad_(False)
         return Classifier(vit.to(device), found.classes, found.preprocess, origin=found.origin)
-    artefact, weights = read_artefact(path)
+    artefact, weights = read_artifact(path)
     whole = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in weights.items()}
-    vit = filled(artefact.config, whole, path)
+    vit = build_vit(artefact.config, whole, path)
     vit.eval().requires_grad_(False)
     return Classifier(vit.to(device), artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin)
 
 
-def filled(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
+def build_vit(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
     """A ViT with these weights; raises `VitrailError` naming a missing, unknown or misshapen tensor.
 
     Names and shapes are compared with a model without memory first, so a file asks for no more than it brings.

@@ -10,58 +10,58 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 quiet = False
-EVERY = 30.0  # seconds without a line after which work that goes on says how far it is
-last_line = 0.0  # when the last one was said
+LINE_INTERVAL_S = 30.0  # seconds without a line after which work that goes on says how far it is
+last_log_time = 0.0  # when the last one was said
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line of talk."""
-    global last_line
+    global last_log_time
     if not quiet:
-        err.print(visible(text), markup=False)
-        last_line = time.monotonic()
+        stderr.print(escape_control_characters(text), markup=False)
+        last_log_time = time.monotonic()
 
 
-def visible(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """The text with control characters written out: a class name of a stranger must not steer the terminal.
 
     Bytes of a name that is not UTF-8 are written out too, for no terminal can show them.
     """
-    return printable(text.translate(CONTROL))
+    return escape_undecodable_bytes(text.translate(CONTROL))
 
 
-def printable(text: str) -> str:
+def escape_undecodable_bytes(text: str) -> str:
     """The text with each byte that is not UTF-8 written out as JSON does, \\udcff for 255."""
     return text.encode(errors="backslashreplace").decode()
 
 
-class Bar:
+class ProgressBar:
     """How far a piece of work is: a bar on a terminal, elsewhere a line after `EVERY` seconds without one."""
 
-    def __init__(self, doing: str, total: int | None, progress: Progress | None = None):
-        self.doing = doing
+    def __init__(self, description: str, total: int | None, progress: Progress | None = None):
+        self.description = description
         self.total = total
-        self.done = self.before = 0
+        self.done = self.initial = 0
         self.note = ""
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         self.progress = progress
-        self.task = progress.add_task(doing, total=total, note="") if progress else TaskID(0)
+        self.task = progress.add_task(description, total=total, note="") if progress else TaskID(0)
 
-    def resume(self, done: int) -> None:
+    def start_from(self, done: int) -> None:
         """So many were done before: they say nothing of how fast it goes."""
-        self.before = done
-        self.tick(done)
+        self.initial = done
+        self.advance(done)
 
-    def tick(self, n: int = 1, note: str | None = None) -> None:
+    def advance(self, n: int = 1, note: str | None = None) -> None:
         """`n` more are done."""
         self.done += n
         self.note = self.note if note is None else note
         self._show()
 
-    def set(self, done: int, total: int | None) -> None:
+    def update(self, done: int, total: int | None) -> None:
         """`done` of `total` are done, where the total was not known before; None where it is not known yet."""
         self.done, self.total = done, total
         self._show()
@@ -72,13 +72,13 @@ class Bar:
             return
         now = time.monotonic()
         over = self.total is not None and self.done >= self.total
-        if now - max(self.began, last_line) >= EVERY and self.done > self.before and not over:
-            say(self._line(now - self.began))
+        if now - max(self.started, last_log_time) >= LINE_INTERVAL_S and self.done > self.initial and not over:
+            log(self._line(now - self.started))
 
     def _line(self, seconds: float) -> str:
         """What is being done, how far it is, how fast it goes, the time that is left."""
-        rate = (self.done - self.before) / max(seconds, 1e-9)
-        parts = [f"{self.doing}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")]
+        rate = (self.done - self.initial) / max(seconds, 1e-9)
+        parts = [f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")]
         if rate >= 1:
             parts.append(f"{rate:,.0f} a second")
         if self.total:
@@ -87,10 +87,10 @@ class Bar:
 
 
 @contextmanager
-def bar(doing: str, total: int | None) -> Iterator[Bar]:
+def progress_bar(description: str, total: int | None) -> Iterator[ProgressBar]:
     """A progress bar on a terminal, elsewhere a plain line now and then; `total` is None where it is not known."""
-    if quiet or not err.is_terminal:
-        yield Bar(doing, total)
+    if quiet or not stderr.is_terminal:
+        yield ProgressBar(description, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -99,5 +99,5 @@ def bar(doing: str, total: int | None) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
-        yield Bar(doing, total, progress)
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        yield ProgressBar(description, total, progress)

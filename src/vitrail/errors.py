@@ -1,13 +1,14 @@
-"""What vitrail says when it cannot go on: one sentence, and a hint about what to do."""
+"""Errors for the user: one sentence that names the problem, and a hint that says what to do."""
 
 import difflib
 from collections.abc import Iterable
 
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch's words: on a GPU, on a CPU
+# torch raises a plain RuntimeError for memory: the texts of its allocators on a GPU and on a CPU
+OUT_OF_MEMORY_TEXTS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 class VitrailError(Exception):
-    """The work found a problem: bad data, a damaged file, a run that diverged (exit code 1)."""
+    """The work found a problem: bad data, a damaged file, a diverged run (exit code 1)."""
 
     exit_code = 1
 
@@ -21,25 +22,24 @@ class VitrailError(Exception):
 
 
 class UsageError(VitrailError):
-    """What was asked for does not exist or does not fit together (exit code 2)."""
+    """The request is wrong: a name does not exist, or options do not fit together (exit code 2)."""
 
     exit_code = 2
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory does not suffice; torch has no kind of its own for that on a CPU."""
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
-        return any(words in str(error) for words in NO_MEMORY)
+        return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
     return isinstance(error, MemoryError)
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of what an error says, as far as it fits into a sentence; of one that says nothing, its kind."""
+    """Returns the first line of an error's message, at most 200 characters; its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint naming the nearest known words, or where none is near all of them, if they are few."""
+    """Returns a hint with the nearest known words; with all of them if none is near and they are at most 20."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if near:

@@ -15,12 +15,12 @@ from torch import Tensor
 from vitrail.errors import VitrailError
 
 
-def cache_home() -> Path:
+def cache_folder() -> Path:
     """Where things lie that can be computed again: $VITRAIL_CACHE, or ~/.cache/vitrail. It may be emptied at will."""
     return Path(os.environ.get("VITRAIL_CACHE") or Path.home() / ".cache" / "vitrail")
 
 
-def full(path: str | Path) -> str:
+def absolute_if_exists(path: str | Path) -> str:
     """A path that is there in full, so that it is found from any folder; anything else, such as a name, as it is."""
     return str(Path(path).resolve()) if os.path.exists(path) else str(path)
 
@@ -39,16 +39,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             mask = os.umask(0)
             os.umask(mask)
             os.chmod(aside, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
-            sync(Path(aside))
+            fsync(Path(aside))
             os.replace(aside, path)
-            sync(path.parent)
+            fsync(path.parent)
         finally:
             Path(aside).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise VitrailError(f"{path} cannot be written: {reason(error)}", "make room, or choose another place") from None
+        raise VitrailError(
+            f"{path} cannot be written: {describe_write_error(error)}", "make room, or choose another place"
+        ) from None
 
 
-def reason(error: Exception) -> str:
+def describe_write_error(error: Exception) -> str:
     """Why a file could not be written, in words; safetensors wraps the system's own error in its text."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return text.rsplit("I/O error: ", 1)[-1]
@@ -64,7 +66,7 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Waits until a file, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -81,12 +83,12 @@ def make_folder(path: Path) -> None:
     path.mkdir()
 
 
-def put_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file."""
     save_file(tensors, path)
 
 
-def put_json(path: Path, document: Any) -> None:
+def save_json(path: Path, document: Any) -> None:
     """A JSON file."""
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.errors import VitrailError
 
 
@@ -20,37 +20,37 @@ class Interrupted(VitrailError):
 class StopRequest:
     """Whether a signal has come."""
 
-    came: bool = False
+    requested: bool = False
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def catch_stop_signals() -> Iterator[StopRequest]:
     """Inside, SIGINT and SIGTERM ask instead of killing; the next one stops at once."""
     stop = StopRequest()
 
     def ask() -> None:
-        if stop.came:
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.came = True
-        say("stopping after this step; once more to stop at once")
+        stop.requested = True
+        log("stopping after this step; once more to stop at once")
 
-    with on_signal(ask):
+    with handle_signals(ask):
         yield stop
 
 
 @contextmanager
-def stop_at_once() -> Iterator[None]:
+def interrupt_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM raises `KeyboardInterrupt` as SIGINT does."""
 
     def stop() -> None:
         raise KeyboardInterrupt
 
-    with on_signal(stop):
+    with handle_signals(stop):
         yield
 
 
 @contextmanager
-def on_signal(react: Callable[[], None]) -> Iterator[None]:
+def handle_signals(handler: Callable[[], None]) -> Iterator[None]:
     """Inside, SIGINT and SIGTERM call `react`.
 
     In a thread other than the main one, which may not set signal handlers, nothing changes; nor where a handler is none
@@ -60,7 +60,7 @@ def on_signal(react: Callable[[], None]) -> Iterator[None]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not None:
-                before[number] = signal.signal(number, lambda number, frame: react())
+                before[number] = signal.signal(number, lambda number, frame: handler())
     except ValueError:
         before.clear()
     try:

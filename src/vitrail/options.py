@@ -1,67 +1,70 @@
-"""Fields of a frozen dataclass that say in one place what they are, what they may be, and how they are checked."""
+"""Dataclass fields that carry their help text and bounds. The command line, the checks and the documents read them here."""
 
 import argparse
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitrail.errors import UsageError, did_you_mean
 
+BOUND_NAMES = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none", str: "text"}
+
 
 def option(
     default: Any,
     help: str,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
 ) -> Any:
-    """A field with a default, a help text and the bounds of its value, if it is a number."""
-    bounds = {"least": least, "above": above, "most": most, "below": below}
+    """Returns a dataclass field with a default, a help text and, for a number, its bounds (as in pydantic)."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     return field(default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}})
 
 
 def check_fields(value: Any) -> None:
-    """Raises `UsageError` naming the first field whose value is not of its type or not within its bounds."""
+    """Raises `UsageError` for the first field of a dataclass whose value has the wrong type or is out of bounds."""
     check_values(type(value), vars(value))
 
 
-def check_values(kind: type, values: dict[str, Any]) -> None:
-    """The same for values that are to become fields of a dataclass; a name that it does not have is an error."""
-    known = {each.name: each for each in fields(kind)}
-    hints = type_hints(kind)
-    for name, given in values.items():
+def check_values(dataclass_type: type, values: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for the first of these values that the dataclass cannot take, or whose name it does not have."""
+    known = {each.name: each for each in fields(dataclass_type)}
+    hints = field_types(dataclass_type)
+    for name, value in values.items():
         if name not in known:
             raise UsageError(f"there is no field {name!r}", did_you_mean(name, known))
-        each, hint = known[name], hints[name]
-        if not fits(given, hint) or not within(given, each.metadata):
-            choices = [c for part in (hint, *get_args(hint)) if get_origin(part) is Literal for c in get_args(part)]
-            if choices and isinstance(given, str):
-                raise UsageError(f"{name} {given!r} is not known", did_you_mean(given, choices))
-            raise UsageError(f"{name} is {given!r}; it must be {' or '.join(words(hint))}{bounds(each.metadata)}")
+        limits, hint = known[name].metadata, hints[name]
+        if matches_type(value, hint) and is_within_bounds(value, limits):
+            continue
+        if isinstance(value, str) and (choices := literal_values(hint)):
+            raise UsageError(f"{name} {value!r} is not known", did_you_mean(value, choices))
+        expected = f"{' or '.join(describe_type(hint))}{describe_bounds(limits)}"
+        raise UsageError(f"{name} is {value!r}; it must be {expected}")
 
 
 @lru_cache
-def type_hints(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    return get_type_hints(kind)
+def field_types(dataclass_type: type) -> dict[str, Any]:
+    return get_type_hints(dataclass_type)
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type; true and false are no numbers, and numbers are finite."""
+def matches_type(value: Any, hint: Any) -> bool:
+    """Returns whether a value has a type. Booleans are not numbers here, and numbers must be finite."""
     origin = get_origin(hint)
     if origin is Literal:
         return value in get_args(hint) and isinstance(value, str)
     if origin in (Union, types.UnionType):
-        return any(fits(value, part) for part in get_args(hint))
+        return any(matches_type(value, part) for part in get_args(hint))
     if origin is tuple:
         parts = get_args(hint)
-        kinds = parts[:1] * len(value) if parts[-1] is ... and isinstance(value, tuple) else parts
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
+        expected = parts[:1] * len(value) if parts[-1] is ... and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(expected) and all(map(matches_type, value, expected))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
@@ -69,58 +72,57 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def within(value: Any, limits: Any) -> bool:
-    """Whether a number is within its field's bounds; what is no number has none."""
+def is_within_bounds(value: Any, limits: Mapping[str, Any]) -> bool:
+    """Returns whether a number is within its field's bounds. Values that are not numbers have no bounds."""
     if not isinstance(value, int | float):
         return True
     return not (
-        ("least" in limits and value < limits["least"])
-        or ("above" in limits and value <= limits["above"])
-        or ("most" in limits and value > limits["most"])
-        or ("below" in limits and value >= limits["below"])
+        ("ge" in limits and value < limits["ge"])
+        or ("gt" in limits and value <= limits["gt"])
+        or ("le" in limits and value > limits["le"])
+        or ("lt" in limits and value >= limits["lt"])
     )
 
 
-def words(hint: Any) -> list[str]:
-    """What a type is called in a sentence, none last."""
+def describe_type(hint: Any) -> list[str]:
+    """Returns the names of a type's alternatives for a sentence: "a whole number", "none"."""
     if get_origin(hint) is Literal:
         return [", ".join(map(str, get_args(hint)))]
     if get_origin(hint) in (Union, types.UnionType):
-        return [word for part in get_args(hint) for word in words(part)]
+        return [name for part in get_args(hint) for name in describe_type(part)]
     if hint == tuple[int, int]:
         return ["two whole numbers"]
-    names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none", str: "text"}
-    return [names.get(hint, getattr(hint, "__name__", str(hint)))]
+    return [TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))]
 
 
-def bounds(limits: Any) -> str:
-    """The bounds of a field in a sentence."""
-    named = (("least", "at least"), ("above", "above"), ("most", "at most"), ("below", "below"))
-    said = [f"{word} {limits[name]}" for name, word in named if name in limits]
-    return f", {' and '.join(said)}" if said else ""
+def describe_bounds(limits: Mapping[str, Any]) -> str:
+    """Returns the bounds of a field as the end of a sentence: ", at least 0 and below 1"."""
+    parts = [f"{text} {limits[name]}" for name, text in BOUND_NAMES.items() if name in limits]
+    return f", {' and '.join(parts)}" if parts else ""
 
 
-def literals(hint: Any) -> list[str]:
-    """The words among a field's values."""
-    return [word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
+def literal_values(hint: Any) -> list[str]:
+    """Returns the strings that a field may have."""
+    return [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]
 
 
-def reader(hint: Any) -> Callable[[str], Any]:
-    """A function from the word on the command line to a value: numbers, `none`, HEIGHTxWIDTH, or the field's words."""
-    choices = get_args(hint) or (hint,)
-    known = literals(hint)
+def option_parser(hint: Any) -> Callable[[str], Any]:
+    """Returns a function that parses a command-line argument: a number, `none`, HEIGHTxWIDTH or one of the field's strings."""
+    alternatives = get_args(hint) or (hint,)
+    known = literal_values(hint)
 
-    def read(word: str) -> Any:
-        if type(None) in choices and word.lower() == "none":
+    def parse(text: str) -> Any:
+        if type(None) in alternatives and text.lower() == "none":
             return None
-        if word in known:
-            return word
-        if tuple[int, int] in choices and "x" in word:
-            height, width = word.split("x")
+        if text in known:
+            return text
+        if tuple[int, int] in alternatives and "x" in text:
+            height, width = text.split("x")
             return int(height), int(width)
-        if not {int, float} & set(choices):
-            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(known)}")
-        return float(word) if float in choices else int(word)
+        if not {int, float} & set(alternatives):
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(known)}")
+        return float(text) if float in alternatives else int(text)
 
-    read.__name__ = " or ".join([*(kind.__name__ for kind in choices if isinstance(kind, type)), *known])
-    return read
+    # argparse prints the name in "invalid ... value"
+    parse.__name__ = " or ".join([*(part.__name__ for part in alternatives if isinstance(part, type)), *known])
+    return parse

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.benchmarking.peers import PEERS
-from vitrail.machine import native_bf16
+from vitrail.machine import has_native_bf16
 from vitrail.model import ViT, ViTConfig
-from vitrail.model.config import pair
-from vitrail.model.fast import fast
+from vitrail.model.config import to_pair
+from vitrail.model.fast import make_fast_vit
 
 OURS = "vitrail"
 Run = Callable[[], object]
@@ -52,7 +52,7 @@ class Task:
     def images(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normalised images (B, C, H, W)."""
         drawn = torch.Generator().manual_seed(0)
-        size = (self.batch, self.config.channels, *pair(self.config.image_size))
+        size = (self.batch, self.config.channels, *to_pair(self.config.image_size))
         return torch.randn(size, generator=drawn).to(self.device, dtype)
 
     def model(self, who: str) -> nn.Module:
@@ -96,7 +96,7 @@ def inference_contenders(
 
     That one is the first: compiled or exported, they are all the same graph.
     """
-    half = native_bf16(task.device)
+    half = has_native_bf16(task.device)
     on_cpu = task.device.type == "cpu"
     ways: dict[tuple[str, str], Callable[..., Run]] = {(OURS, "fp32"): eager, (OURS, "fast"): quick}
     if compile:
@@ -133,10 +133,10 @@ def eager(task: Task, who: str, dtype: torch.dtype = torch.float32) -> Run:
 
 def quick(task: Task, who: str, compile: bool = False) -> Run:
     """Our fast path."""
-    dtype = torch.bfloat16 if native_bf16(task.device) else torch.float32
+    dtype = torch.bfloat16 if has_native_bf16(task.device) else torch.float32
     vit = task.model(who)
     assert isinstance(vit, ViT)
-    return inference_of(fast(vit, dtype, compile=[task.batch] if compile else []), task.images(dtype))
+    return inference_of(make_fast_vit(vit, dtype, compile=[task.batch] if compile else []), task.images(dtype))
 
 
 def frozen(task: Task, who: str, dtype: torch.dtype = torch.float32) -> Run:

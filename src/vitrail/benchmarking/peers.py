@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError
 from vitrail.model import ViTConfig
-from vitrail.model.config import pair
+from vitrail.model.config import to_pair
 
 
 def timm_vit(config: ViTConfig) -> nn.Module:
@@ -15,7 +15,7 @@ def timm_vit(config: ViTConfig) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     model: nn.Module = VisionTransformer(
-        img_size=pair(config.image_size),
+        img_size=to_pair(config.image_size),
         patch_size=config.patch,
         in_chans=config.channels,
         num_classes=config.classes,
@@ -67,7 +67,7 @@ def transformers_vit(config: ViTConfig) -> nn.Module:
                 num_hidden_layers=config.depth,
                 num_attention_heads=config.heads,
                 intermediate_size=config.mlp_width,
-                image_size=pair(config.image_size),
+                image_size=to_pair(config.image_size),
                 patch_size=config.patch,
                 num_channels=config.channels,
                 num_labels=max(config.classes, 1),  # type: ignore[call-arg]
@@ -83,7 +83,7 @@ def vit_pytorch_vit(config: ViTConfig) -> nn.Module:
     from vit_pytorch import ViT as TheirViT
 
     model: nn.Module = TheirViT(
-        image_size=pair(config.image_size),
+        image_size=to_pair(config.image_size),
         patch_size=config.patch,
         num_classes=max(config.classes, 1),
         dim=config.width,
@@ -98,7 +98,7 @@ def vit_pytorch_vit(config: ViTConfig) -> nn.Module:
 
 def square(config: ViTConfig, who: str) -> int:
     """The side of a square colour image; raises `UsageError` for another, which this library does not take."""
-    height, width = pair(config.image_size)
+    height, width = to_pair(config.image_size)
     if height != width or config.channels != 3:
         raise UsageError(f"{who} takes square colour images alone")
     return height

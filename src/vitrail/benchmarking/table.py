@@ -9,7 +9,7 @@ import torch
 from vitrail.benchmarking.alternate import Timing, alternate
 from vitrail.benchmarking.contenders import OURS, Contender, Run
 from vitrail.errors import VitrailError, first_line
-from vitrail.machine import taken_away
+from vitrail.machine import measure_steal_time
 
 QUIET = 0.05  # part of the processors that a host may take away before timings have to be told as disturbed
 
@@ -72,7 +72,7 @@ def race(
     if not runs:
         raise VitrailError("nothing could be run", next(iter(failed.values()), None))
     tick(f"timing {len(runs)} contenders")
-    taken = taken_away()
+    taken = measure_steal_time()
     timings = alternate(list(runs.values()), rounds=rounds, turn=turn, clock=clock, device=device)
     return Result(rows_of(dict(zip(runs, timings, strict=True)), batch), failed, taken())
 

@@ -22,11 +22,11 @@ from vitrail.benchmarking.peers import installed
 from vitrail.benchmarking.table import Row, disturbed, in_order, race, ratio_said, with_memory
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import bar, say
+from vitrail.console import log, progress_bar
 from vitrail.data.sources import open_data
 from vitrail.errors import UsageError
 from vitrail.files import write_json
-from vitrail.machine import hardware, keep_memory
+from vitrail.machine import describe_hardware, keep_freed_memory
 from vitrail.weights.sizes import size_name
 
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     classifier = loaded(arguments)
     if classifier.device.type == "mps":
         raise UsageError("bench knows no mps device", "use --device cpu")
-    keep_memory()
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads or before)
     try:
@@ -78,7 +78,7 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
     config = classifier.vit.config
     peers, missing = installed(config)
     for name, why in missing.items():
-        say(f"without {name}: {why}")
+        log(f"without {name}: {why}")
     inference = partial(inference_contenders, peers=peers, compile=arguments.compile)
     kinds: dict[str, tuple[int, Callable[[Task], list[Contender]]]] = {
         f"inference, batch {n}": (n, inference) for n in arguments.batch
@@ -92,28 +92,28 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
     races: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
     taken: dict[str, float | None] = {}
-    with bar("timing", len(kinds)) as progress:
+    with progress_bar("timing", len(kinds)) as progress:
         for title, (batch, contenders_of) in kinds.items():
             task = Task(config, batch, classifier.device, classifier.vit)
             found = race(
                 contenders_of(task), batch, rounds=arguments.rounds, turn=arguments.turn, clock=arguments.clock,
-                device=task.device, tick=lambda doing: progress.tick(0, note=doing),
+                device=task.device, tick=lambda doing: progress.advance(0, note=doing),
             )  # fmt: skip
             failed |= found.failed
             taken[title] = found.taken
             rows = found.rows
             if arguments.memory:
-                progress.tick(0, note="memory")
+                progress.advance(0, note="memory")
                 alike = contenders_of(replace(task, vit=None))  # with its weights they would be counted twice
                 rows = with_memory(rows, alike, peaks(alike, task.device, torch.get_num_threads()))
             races[title] = in_order(rows)
-            progress.tick()
+            progress.advance()
     for name, why in failed.items():
-        say(f"without {name}: {why}")
+        log(f"without {name}: {why}")
     for title, part in taken.items():
         if said := disturbed(part):
-            say(f"warning: {title}: {said}; repeat it at a quieter time, or use --clock cpu")
-    machine = hardware(classifier.device)
+            log(f"warning: {title}: {said}; repeat it at a quieter time, or use --clock cpu")
+    machine = describe_hardware(classifier.device)
     document: dict[str, Any] = {
         "model": str(arguments.model), "size": size_name(config.to_json()), **machine, "clock": arguments.clock,
         "rounds": arguments.rounds, "missing": missing, "failed": failed, "taken_away": taken,

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from vitrail.cli.main import Answer
-from vitrail.console import bar
+from vitrail.console import progress_bar
 from vitrail.data.check import Finding, Report, check
 from vitrail.data.clean import write_clean
 from vitrail.data.sheets import draw_classes, draw_copies
@@ -35,8 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Reads everything and lists what was found."""
-    with bar("reading images", 0) as progress:
-        report = check(arguments.data, lambda done, total: progress.set(done, total), fresh=arguments.fresh)
+    with progress_bar("reading images", 0) as progress:
+        report = check(arguments.data, lambda done, total: progress.update(done, total), fresh=arguments.fresh)
     document, shown = report.to_json(), in_words(report)
     if arguments.fix is not None:
         name = Path(arguments.data).resolve().stem if Path(arguments.data).exists() else arguments.data

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.classifier import ARTEFACT, AnyClassifier, Classifier
+from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
 from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
-from vitrail.console import bar, visible
+from vitrail.console import escape_control_characters, progress_bar
 from vitrail.data.sources import CHOSE, OPTIMISTIC
 from vitrail.errors import UsageError
 from vitrail.evaluation.calibration import calibrate
@@ -27,7 +27,7 @@ from vitrail.evaluation.metrics import confusion
 from vitrail.evaluation.outcome import classify
 from vitrail.files import write_json
 from vitrail.runs.folder import RunFolder
-from vitrail.weights.artefact import is_artefact
+from vitrail.weights.artifact import is_artifact
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +64,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     shown: list[object] = []
     if arguments.fit_temperature and isinstance(classifier, Classifier):
         classifier = with_temperature(classifier, arguments)
-    with bar("evaluating", len(images)) as progress:
+    with progress_bar("evaluating", len(images)) as progress:
         evaluation = evaluate(
-            classifier, images, said=said, batch=arguments.batch, tick=progress.tick, skip_unreadable=skip
+            classifier, images, said=said, batch=arguments.batch, tick=progress.advance, skip_unreadable=skip
         )
     document = evaluation.to_json()
     low, high = evaluation.accuracy_interval
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
     for name, scores in document["per_class"].items():
         numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
-        table.add_row(Text(visible(name)), str(scores["images"]), *numbers)
+        table.add_row(Text(escape_control_characters(name)), str(scores["images"]), *numbers)
     shown.append(table)
     if document["most_confused"]:
         pairs = [f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]
@@ -118,8 +118,8 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
     Raises `UsageError` where MODEL is no artefact, or the data have none beside those that are scored.
     """
     path = Path(arguments.model)
-    path = path / ARTEFACT if path.is_dir() and not (path / "config.json").is_file() else path
-    if not (path.is_file() and is_artefact(path)):
+    path = path / ARTIFACT_NAME if path.is_dir() and not (path / "config.json").is_file() else path
+    if not (path.is_file() and is_artifact(path)):
         raise UsageError(f"{arguments.model} is no artefact of yours to change", "save it first")
     skip = arguments.skip_unreadable
     split, parts = images_beside(classifier, arguments.data, skip)
@@ -129,8 +129,10 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
             "the temperature is never fitted on the images it is judged by",
         )
     plain = replace(classifier, temperature=1.0)
-    with bar("fitting the temperature", len(parts["validation"])) as progress:
-        held_out = classify(plain, parts["validation"], batch=arguments.batch, tick=progress.tick, skip_unreadable=skip)
+    with progress_bar("fitting the temperature", len(parts["validation"])) as progress:
+        held_out = classify(
+            plain, parts["validation"], batch=arguments.batch, tick=progress.advance, skip_unreadable=skip
+        )
     fitted = calibrate(held_out)
     origin = {**classifier.origin, "calibration": fitted.to_json()}
     mended = replace(classifier, temperature=fitted.temperature, origin=origin)
@@ -138,7 +140,7 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
     return mended
 
 
-def temperature_said(classifier: AnyClassifier) -> str:
+def temperature_said(classifier: BaseClassifier) -> str:
     """How the classifier's sureness was mended, if it was."""
     known = classifier.origin.get("calibration")
     if not known:
@@ -170,6 +172,6 @@ def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argpars
         skip_unreadable=skip,
     )
     depth = Depth.fitting(classifier, corruptions=arguments.corruptions)
-    with bar("writing the report", STEPS + arguments.corruptions) as progress:
-        write_report(subject, folder, depth=depth, tick=lambda doing: progress.tick(note=doing))
+    with progress_bar("writing the report", STEPS + arguments.corruptions) as progress:
+        write_report(subject, folder, depth=depth, tick=lambda doing: progress.advance(note=doing))
     return folder / "report.html"

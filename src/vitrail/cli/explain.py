@@ -13,7 +13,7 @@ from typing import Any
 from vitrail.cli.images import named_images
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import bar
+from vitrail.console import progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
 from vitrail.explanation import DEFAULT, METHODS, Explanation, explain
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     rows: list[dict[str, Any]] = []
     several = ["heads"] if len(heads) > 1 else ["layers"] if len(layers) > 1 else []
     images = named_images(arguments.images)
-    with bar("explaining", len(images)) as progress:
+    with progress_bar("explaining", len(images)) as progress:
         for image in images:
             try:
                 pixels = image.read(classifier.preprocess.channels)
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> Answer:
                 rest = dict.fromkeys(several, each)
                 said = {"summary": found[0].summary, "files": [str(picture)], "error": None}
                 rows.append({"path": image.path, **each[0], **rest, **said})
-            progress.tick()
+            progress.advance()
     shown = [f"{row['path']}: {row['error'] or row['summary'] + '; ' + row['files'][0]}" for row in rows]
     return Answer({"explanations": rows}, shown, code=1 if any(row["error"] for row in rows) else 0)
 

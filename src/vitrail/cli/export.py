@@ -17,7 +17,7 @@ from dataclasses import fields
 from vitrail.cli import web_page
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import bar, say
+from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.exporting.folder import export_library
 from vitrail.exporting.graph import Extras
@@ -94,9 +94,9 @@ def program(arguments: argparse.Namespace) -> Answer:
     extras = Extras(**{each.name: getattr(arguments, each.name) for each in fields(Extras)})
     classifier = loaded(arguments)
     check = images_for(classifier, arguments.check, arguments.skip_unreadable)
-    say(f"tracing the model, which is then compared on {check.said}")
-    with bar("comparing", len(check.images)) as progress:
-        shipped = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.tick)
+    log(f"tracing the model, which is then compared on {check.said}")
+    with progress_bar("comparing", len(check.images)) as progress:
+        shipped = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.advance)
     return Answer(shipped.to_json(), [*shipped.said()])
 
 
@@ -116,7 +116,7 @@ def library(arguments: argparse.Namespace) -> Answer:
     if exported.note:
         shown.append(f"mind that {exported.note}")
     if arguments.push:
-        say(f"uploading to {arguments.push}")
+        log(f"uploading to {arguments.push}")
         document["pushed"] = push(exported.folder, arguments.push, private=arguments.private)
         shown.append(f"pushed: {document['pushed']}")
     return Answer(document, shown)

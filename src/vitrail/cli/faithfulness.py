@@ -14,7 +14,7 @@ from rich.text import Text
 
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
-from vitrail.console import bar
+from vitrail.console import progress_bar
 from vitrail.errors import UsageError
 from vitrail.evaluation import images_to_score
 from vitrail.explanation import METHODS
@@ -51,11 +51,11 @@ def run(arguments: argparse.Namespace) -> Answer:
         find_method(name)
     classifier = loaded(arguments)
     images, said = images_to_score(classifier, arguments.data, arguments.skip_unreadable)
-    with bar("scoring", len(methods) + len(CONTROLS)) as progress:
+    with progress_bar("scoring", len(methods) + len(CONTROLS)) as progress:
         begun: list[str] = []
 
         def tick(name: str) -> None:
-            progress.tick(1 if begun else 0, note=name)
+            progress.advance(1 if begun else 0, note=name)
             begun.append(name)
 
         found = faithfulness(

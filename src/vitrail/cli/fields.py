@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitrail.model.config import POSITIONS, Position
-from vitrail.options import literals, reader
+from vitrail.options import literal_values, option_parser
 
 
 def add_fields(parser: argparse.ArgumentParser, title: str, kind: type, names: Iterable[str]) -> None:
@@ -27,10 +27,10 @@ def add_fields(parser: argparse.ArgumentParser, title: str, kind: type, names: I
         elif hint == Position:
             group.add_argument(flag, choices=list(POSITIONS), **options)
         else:
-            group.add_argument(flag, type=reader(hint), metavar=metavar(hint), **options)
+            group.add_argument(flag, type=option_parser(hint), metavar=metavar(hint), **options)
 
 
 def metavar(hint: Any) -> str:
     """N for whole numbers, X for others, and the words that are allowed."""
     numbers = ["N"] if int in (hint, *get_args(hint)) else ["X"] if float in (hint, *get_args(hint)) else []
-    return "|".join([*numbers, *literals(hint)])
+    return "|".join([*numbers, *literal_values(hint)])

@@ -7,12 +7,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.classifier import ARTEFACT
+from vitrail.classifier import ARTIFACT_NAME
 from vitrail.cli.main import Answer
-from vitrail.console import visible
+from vitrail.console import escape_control_characters
 from vitrail.evaluation.evaluation import images_said
 from vitrail.weights.foreign import FILES
-from vitrail.weights.inspect import inspect_file
+from vitrail.weights.inspection import inspect_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Reads the file and shows what it holds."""
     path = Path(arguments.file)
     if path.is_dir():
-        path = next((path / name for name in (ARTEFACT, *FILES) if (path / name).is_file()), path / ARTEFACT)
+        path = next((path / name for name in (ARTIFACT_NAME, *FILES) if (path / name).is_file()), path / ARTIFACT_NAME)
     facts = facts_of(path, arguments.torch_files)
     shown: list[object] = [f"{facts['kind']}, {facts['bytes']:,} bytes, {facts['parameters']:,} parameters"]
     if "config" in facts:
@@ -59,6 +59,6 @@ def run(arguments: argparse.Namespace) -> Answer:
             shown.append(f"size {' or '.join(facts['sizes'])}; by its shapes it can be {few}{more}")
         table = Table("tensor", "shape", "type", box=None, header_style="bold")
         for name, tensor in facts["tensors"].items():
-            table.add_row(Text(visible(name)), "x".join(map(str, tensor["shape"])), tensor["dtype"])
+            table.add_row(Text(escape_control_characters(name)), "x".join(map(str, tensor["shape"])), tensor["dtype"])
         shown.append(table)
     return Answer(facts, shown)

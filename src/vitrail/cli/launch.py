@@ -20,7 +20,7 @@ from typing import Any
 from vitrail.cli.main import ANSWER, Answer
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 
 RESTARTS = 3  # times that dead processes are started again
 
@@ -55,7 +55,7 @@ def launch(words: list[str], processes: int) -> Answer:
             logs_specs=DefaultLogsSpecs(log_dir=aside),
             signals_to_handle="SIGTERM,SIGINT",
         )
-        threads = str(max(1, cores() // processes))
+        threads = str(max(1, count_cores() // processes))
         with environment({ANSWER: str(answer), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}):
             try:
                 elastic_launch(config, sys.executable)("-m", "vitrail", *words)

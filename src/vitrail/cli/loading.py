@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from vitrail.classifier import AnyClassifier, Classifier, load
+from vitrail.classifier import BaseClassifier, Classifier, load
 from vitrail.errors import UsageError
 from vitrail.machine import pick_device
 
@@ -33,7 +33,7 @@ def loaded(arguments: argparse.Namespace) -> Classifier:
     return load(arguments.model, device=pick_device(arguments.device), torch_files=arguments.torch_files)
 
 
-def loaded_any(arguments: argparse.Namespace) -> AnyClassifier:
+def loaded_any(arguments: argparse.Namespace) -> BaseClassifier:
     """The same, or the classifier in an ONNX file, for verbs that need logits alone."""
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; it must be at least 1")

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from vitrail import console
-from vitrail.errors import UsageError, VitrailError, did_you_mean, out_of_memory
+from vitrail.errors import UsageError, VitrailError, did_you_mean, is_out_of_memory
 from vitrail.version import __version__
 
 ABOUT = "Train, understand and ship Vision Transformers for image classification, on one ViT you can read."
@@ -84,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(VitrailError(f"{where}{error.strerror or error}"), as_json)
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _complain(VitrailError("the memory does not suffice", "try a smaller --batch or --memory"), as_json)
 
@@ -108,12 +108,12 @@ def _for_who_reads() -> Iterator[None]:
 
 def _print(answer: Answer, as_json: bool) -> None:
     if as_json:
-        print(console.printable(json.dumps(answer.document, ensure_ascii=False, allow_nan=False)))
+        print(console.escape_undecodable_bytes(json.dumps(answer.document, ensure_ascii=False, allow_nan=False)))
     else:
         out = _Out(highlight=False, markup=False, emoji=False)
         for part in answer.shown:
             if isinstance(part, str):
-                out.print(console.visible(part), markup=False, soft_wrap=True)
+                out.print(console.escape_control_characters(part), markup=False, soft_wrap=True)
             else:
                 out.print(part)
 
@@ -147,10 +147,14 @@ def _answer(words: list[str]) -> Answer | None:
 def _complain(error: VitrailError, as_json: bool) -> int:
     if as_json:
         with _for_who_reads():
-            print(console.printable(json.dumps({"error": error.sentence, "hint": error.hint}, ensure_ascii=False)))
-    console.err.print(f"error: {console.visible(error.sentence)}", style="bold red", markup=False)
+            print(
+                console.escape_undecodable_bytes(
+                    json.dumps({"error": error.sentence, "hint": error.hint}, ensure_ascii=False)
+                )
+            )
+    console.stderr.print(f"error: {console.escape_control_characters(error.sentence)}", style="bold red", markup=False)
     if error.hint:
-        console.err.print(f"hint: {console.visible(error.hint)}", markup=False)
+        console.stderr.print(f"hint: {console.escape_control_characters(error.hint)}", markup=False)
     return error.exit_code
 
 

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.training.recipes import RECIPES
-from vitrail.weights.box import boxed, card_of
+from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
 from vitrail.weights.cards import Card, cards
 from vitrail.weights.sizes import rows, size_name
 
@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> Answer:
         for card in cards().values()
         if all(word.lower() in card.name.lower() for word in arguments.words)
     ]
-    inside = [name for name in boxed() if all(word.lower() in name for word in arguments.words)]
+    inside = [name for name in bundled_classifiers() if all(word.lower() in name for word in arguments.words)]
     if arguments.words and not found and not inside:
-        near = did_you_mean(arguments.words[0], [*cards(), *boxed()])
+        near = did_you_mean(arguments.words[0], [*cards(), *bundled_classifiers()])
         raise UsageError(f"no model is called {' '.join(arguments.words)!r}", near)
-    ours = [{"name": name, "card": card_of(name)} for name in inside]
+    ours = [{"name": name, "card": read_bundled_card(name)} for name in inside]
     listed = Table(
         Column("card", no_wrap=True), "size", "pixels", "outputs", "top-1", "licence", box=None, header_style="bold"
     )

@@ -19,7 +19,7 @@ from vitrail.classifier import Classifier
 from vitrail.cli.images import named_images
 from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
-from vitrail.console import bar, visible
+from vitrail.console import escape_control_characters, progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
 from vitrail.prediction.everything import Predicted, Wanted, predict_all
@@ -92,7 +92,7 @@ def into_folder(predicted: Predicted) -> Answer:
         most = list(predicted.labels.items())
         for name, images in most[:SHOWN]:
             length = round(30 * images / most[0][1])
-            table.add_row(Text(visible(name)), f"{images:,}", "█" * length)
+            table.add_row(Text(escape_control_characters(name)), f"{images:,}", "█" * length)
         if len(most) > SHOWN:
             table.add_row(f"and {len(most) - SHOWN:,} more", f"{sum(n for _, n in most[SHOWN:]):,}", "")
         lines.append(table)
@@ -113,7 +113,7 @@ def at_once(arguments: argparse.Namespace) -> Answer:
         classifier = classifier.fast()
     images = named_images(arguments.images)
     rows: list[dict[str, Any]] = []
-    with bar("predicting", len(images)) as progress:
+    with progress_bar("predicting", len(images)) as progress:
         for at in range(0, len(images), arguments.batch):
             some: list[dict[str, Any]] = [
                 {"path": image.path, "top": [], "error": None} for image in images[at : at + arguments.batch]
@@ -121,15 +121,17 @@ def at_once(arguments: argparse.Namespace) -> Answer:
             pixels = []
             for image, row in zip(images[at : at + arguments.batch], some, strict=True):
                 try:
-                    pixels.append(classifier.read(image.read(classifier.preprocess.channels)))
+                    pixels.append(classifier.read_image(image.read(classifier.preprocess.channels)))
                 except ImageError as error:
                     row["error"] = error.reason
             readable = [row for row in some if row["error"] is None]
             if readable:
                 for row, logits_Y in zip(readable, classifier.logits(torch.stack(pixels)), strict=True):
-                    row["top"] = [vars(prediction) for prediction in classifier.ranked(logits_Y, arguments.top)]
+                    row["top"] = [
+                        vars(prediction) for prediction in classifier.top_predictions(logits_Y, arguments.top)
+                    ]
             rows += some
-            progress.tick(len(some))
+            progress.advance(len(some))
     shown = []
     for row in rows:
         said = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["top"])

@@ -14,7 +14,7 @@ from vitrail.errors import UsageError
 from vitrail.evaluation.evaluation import images_said
 from vitrail.evaluation.probe import TEMPERATURE, K, data_to_probe, probe
 from vitrail.files import write_json
-from vitrail.options import reader
+from vitrail.options import option_parser
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--penalty", type=float, metavar="X", help="of the linear head (the best on validation)")
     parser.add_argument(
         "--image-size",
-        type=reader(int | tuple[int, int]),
+        type=option_parser(int | tuple[int, int]),
         metavar="N",
         help="side of the image in pixels (the model's)",
     )
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise UsageError(f"--penalty is {arguments.penalty}; it must be above 0")
     classifier = loaded(arguments)
     if arguments.image_size is not None:
-        classifier = classifier.sized(arguments.image_size)
+        classifier = classifier.with_image_size(arguments.image_size)
     splits = data_to_probe(classifier, arguments.data, arguments.skip_unreadable)
     if splits.test is None and splits.validation is None:
         raise UsageError(f"{arguments.data} keeps no image back to score on", "add a folder named test")

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vitrail.cli.main import Answer
-from vitrail.console import bar
+from vitrail.console import progress_bar
 from vitrail.data.shards.storage import is_remote
 from vitrail.data.shards.write import SIZE, total, unlike, write_shards
 from vitrail.data.sources import find
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise UsageError("shards are written to a disk of this machine", "copy the folder to where it should lie")
     began = time.perf_counter()
     found = find(arguments.data, missing_ok=arguments.skip_unreadable)
-    with bar("writing shards", total(found)) as progress:
+    with progress_bar("writing shards", total(found)) as progress:
         written = write_shards(
             found,
             Path(arguments.out),
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             images=arguments.images,
             seed=None if arguments.keep_order else arguments.seed,
             skip_unreadable=arguments.skip_unreadable,
-            tick=progress.tick,
+            tick=progress.advance,
         )
     shown: list[object] = [
         f"{written.out}: {written.images} images of {written.classes} classes, {written.bytes / 1e6:,.1f} MB"

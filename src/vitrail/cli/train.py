@@ -15,7 +15,7 @@ from typing import Any
 from vitrail.cli.launch import end_with_parent, hand_back, launch, launched
 from vitrail.cli.loading import WHAT
 from vitrail.cli.main import Answer
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import images_said
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> Answer | None:
             end_with_parent()
         answer = trained(arguments)
     except PeerLost as error:  # no answer: the launcher starts the group again, or says how it ended
-        say(f"warning: {error}")
+        log(f"warning: {error}")
         raise SystemExit(error.exit_code) from None
     except VitrailError as error:  # all processes end with it, and one says it
         if first and not launched():

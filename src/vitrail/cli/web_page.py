@@ -6,7 +6,7 @@ from pathlib import Path
 from vitrail.cli.images import named_files
 from vitrail.cli.loading import loaded
 from vitrail.cli.main import Answer
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.runs.folder import RunFolder
 
 OPTIONS = ("examples", "half", "title", "limit")
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
     classifier = loaded(arguments)
     examples = named_files(arguments.examples) if arguments.examples else None
-    say("tracing the model and comparing the page's answers with PyTorch's")
+    log("tracing the model and comparing the page's answers with PyTorch's")
     document = export_web(
         classifier, arguments.out, examples, model=arguments.model, half=arguments.half,
         title=arguments.title, limit=LIMIT if arguments.limit is None else arguments.limit,

@@ -21,16 +21,16 @@ Policy = Literal["none", "randaugment", "trivialaugment"]
 class Augment:
     """What happens to a training image; fractions are probabilities unless said otherwise."""
 
-    flip: float = option(0.5, "mirror left and right", least=0, most=1)
+    flip: float = option(0.5, "mirror left and right", ge=0, le=1)
     crop: Crop = option("none", "random crop: of the image, or of its padded form")
-    crop_area: float = option(0.8, "smallest part of the image that a resized crop keeps", above=0, most=1)
-    crop_padding: float = option(0.125, "border of a padded crop, in image sides", least=0, most=0.5)
+    crop_area: float = option(0.8, "smallest part of the image that a resized crop keeps", gt=0, le=1)
+    crop_padding: float = option(0.125, "border of a padded crop, in image sides", ge=0, le=0.5)
     policy: Policy = option("none", "random colour and shape changes")
-    policy_changes: int = option(2, "changes per image in RandAugment", least=0)
-    policy_strength: int = option(9, "their strength in RandAugment, 0 to 30", least=0, most=30)
-    erasing: float = option(0.0, "blank a rectangle", least=0, most=1)
-    mixup: float = option(0.0, "alpha of MixUp, 0 for none", least=0)
-    cutmix: float = option(0.0, "alpha of CutMix, 0 for none", least=0)
+    policy_changes: int = option(2, "changes per image in RandAugment", ge=0)
+    policy_strength: int = option(9, "their strength in RandAugment, 0 to 30", ge=0, le=30)
+    erasing: float = option(0.0, "blank a rectangle", ge=0, le=1)
+    mixup: float = option(0.0, "alpha of MixUp, 0 for none", ge=0)
+    cutmix: float = option(0.0, "alpha of CutMix, 0 for none", ge=0)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -128,7 +128,7 @@ def opened(said: str) -> dict[str, Any]:
                 if said.startswith(("/", ".")):
                     raise UsageError(f"there is no folder {said}")
                 name, _, config = said.partition(":")
-                console.say(f"asking the hub for {name}")
+                console.log(f"asking the hub for {name}")
                 found = datasets.load_dataset(name, config or None)
     except VitrailError:
         raise
@@ -217,7 +217,7 @@ def hushed() -> Iterator[None]:
     """Inside, the libraries do not say what is about to be said in one sentence."""
     import datasets
 
-    if barred := console.quiet or not console.err.is_terminal:
+    if barred := console.quiet or not console.stderr.is_terminal:
         datasets.disable_progress_bars()
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]

@@ -14,7 +14,7 @@ from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import borrowed_generator, derive, order, uniform
 from vitrail.errors import VitrailError
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
 Refuse = Callable[[ImageError], object]  # told of every image that is left out because it cannot be read
@@ -66,7 +66,7 @@ class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
 
 def default_workers(images: Images, processes: int = 1) -> int:
     """No processes for sets in memory, else one for each core but one, shared by so many processes that train."""
-    return 0 if images.in_memory else max(1, min(8, cores() // processes - 1))
+    return 0 if images.in_memory else max(1, min(8, count_cores() // processes - 1))
 
 
 def _batches(

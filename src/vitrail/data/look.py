@@ -18,7 +18,7 @@ from vitrail.data.copies import MOST, near_duplicates, signature
 from vitrail.data.decode import ImageError, decode_with_header
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Listing
-from vitrail.files import cache_home
+from vitrail.files import cache_folder
 
 VERSION = 1  # of what a look holds: older ones are looked at again
 FORGET = 90  # days after which a look that nobody asked for goes
@@ -73,7 +73,7 @@ def about(pixels: Tensor) -> tuple[bool, bytes | None]:
 
 def database() -> sqlite3.Connection | None:
     """The database of looks, made anew where it is damaged; None where it cannot be written."""
-    path = cache_home() / f"looks-{VERSION}.sqlite"
+    path = cache_folder() / f"looks-{VERSION}.sqlite"
     for _ in range(2):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

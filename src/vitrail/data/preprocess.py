@@ -32,12 +32,12 @@ class Preprocess:
 
     image_size: tuple[int, int]
     fit: Fit = "pad"
-    crop_fraction: float = option(1.0, "part of the resized image that a crop takes", above=0, most=1)
+    crop_fraction: float = option(1.0, "part of the resized image that a crop takes", gt=0, le=1)
     interpolation: Interpolation = "bilinear"
     engine: Engine = "torch"  # whose arithmetic resizes and crops; they differ in the last pixel and the last bit
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    smallest: int = option(1, "shortest side that is accepted", least=1)
+    smallest: int = option(1, "shortest side that is accepted", ge=1)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "mean", "std"):

@@ -27,7 +27,7 @@ from vitrail.data.shards import is_shards, read_shards
 from vitrail.data.table import TABLES, read_table
 from vitrail.data.words import coded
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.files import full
+from vitrail.files import absolute_if_exists
 
 SCORED = ("test", "validation", "all", "train")  # the first of these that there is, is what a classifier is scored on
 CHOSE = "by which training made its choices"  # of images that chose weights, a temperature or a penalty
@@ -62,8 +62,8 @@ def in_full(address: str | Path) -> str:
     if isinstance(address, str) and said in BUILTIN:  # also where a folder is called so
         return said
     if said.startswith(PREFIX):
-        return PREFIX + full(said.removeprefix(PREFIX))
-    return str(Path(said).resolve()) if "://" not in said and is_shards(said) else full(said)
+        return PREFIX + absolute_if_exists(said.removeprefix(PREFIX))
+    return str(Path(said).resolve()) if "://" not in said and is_shards(said) else absolute_if_exists(said)
 
 
 def find(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Found:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.classifier import AnyClassifier
+from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
 from vitrail.data.sources import CHOSE, OPTIMISTIC, SCORED, kept_beside, open_for_evaluation
 from vitrail.evaluation.calibration import brier
@@ -83,19 +83,19 @@ def images_said(scores: dict[str, Any]) -> str:
     return f"{scores['images']} images" + (f", {OPTIMISTIC}" if scores.get("optimistic") else "")
 
 
-def images_to_score(classifier: AnyClassifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
+def images_to_score(classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
     """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
 
     Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
     """
-    classifier.refuse_nameless()
+    classifier.require_classes()
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
     return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
 def images_beside(
-    classifier: AnyClassifier, data: str | Path, skip_unreadable: bool = False
+    classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False
 ) -> tuple[str, dict[str, Images]]:
     """The name of the split that is scored, and every split of the data, divided as training did."""
     trained_on = classifier.origin.get("data", {})
@@ -104,7 +104,7 @@ def images_beside(
 
 
 def evaluate(
-    classifier: AnyClassifier,
+    classifier: BaseClassifier,
     images: Images,
     *,
     said: str = "",

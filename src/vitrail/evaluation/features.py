@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.data import Images
 from vitrail.data.encoded import Encoded
 from vitrail.data.loader import Refuse, default_workers, evaluation_batches
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NothingRead
-from vitrail.files import cache_home, write_atomically
-from vitrail.weights.artefact import digest, read_safetensors
+from vitrail.files import cache_folder, write_atomically
+from vitrail.weights.artifact import read_safetensors, weights_sha256
 
 CHUNK = 256  # images in a file of the cache
 HEAD_FIELDS = ("classes", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")  # change no feature
@@ -50,14 +50,14 @@ def features_of(
     found: dict[int, Tensor] = {}
     paths: list[Path] = []
     if cache:
-        folder = cache_home() / "features" / model_key(classifier)
+        folder = cache_folder() / "features" / model_key(classifier)
         for number, chunk in enumerate(places):
             paths.append(folder / f"{content_key(images, chunk)}.safetensors")
             if (features_BD := kept(paths[-1], len(chunk))) is not None:
                 found[number] = features_BD
                 tick(len(chunk))
     if found:
-        say(f"the features of {sum(map(len, found.values()))} of {len(images)} images were kept from before")
+        log(f"the features of {sum(map(len, found.values()))} of {len(images)} images were kept from before")
     missing = [number for number in range(len(places)) if number not in found]
     rest = images.subset([i for number in missing for i in places[number]]) if found else images
     workers = default_workers(rest) if workers is None else workers
@@ -86,7 +86,7 @@ def model_key(classifier: Classifier) -> str:
     """A digest of everything that decides an image's features."""
     weights = {name: t.cpu() for name, t in classifier.vit.state_dict().items() if not name.startswith("head.")}
     config = {name: value for name, value in classifier.vit.config.to_json().items() if name not in HEAD_FIELDS}
-    described = json.dumps([digest(weights), config, classifier.preprocess.to_json()], sort_keys=True)
+    described = json.dumps([weights_sha256(weights), config, classifier.preprocess.to_json()], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
@@ -106,7 +106,7 @@ def kept(path: Path, n: int) -> Tensor | None:
     """The features in a file of the cache; None where it is not there or not whole."""
     try:
         document, tensors = read_safetensors(path)
-        whole = document is not None and document.get("sha256") == digest(tensors)
+        whole = document is not None and document.get("sha256") == weights_sha256(tensors)
         return tensors["features"] if whole and len(tensors["features"]) == n else None
     except (VitrailError, KeyError):
         return None
@@ -115,10 +115,10 @@ def kept(path: Path, n: int) -> Tensor | None:
 def keep(path: Path, features_BD: Tensor) -> bool:
     """Writes features into the cache; where it cannot be written that is said, and nothing else is lost."""
     tensors = {"features": features_BD.contiguous()}
-    metadata = {"vitrail": json.dumps({"sha256": digest(tensors)})}
+    metadata = {"vitrail": json.dumps({"sha256": weights_sha256(tensors)})}
     try:
         write_atomically(path, lambda aside: save_file(tensors, aside, metadata=metadata))
     except VitrailError as error:
-        say(f"features are not kept: {error.sentence}")
+        log(f"features are not kept: {error.sentence}")
         return False
     return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vitrail.classifier import AnyClassifier
+from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import evaluation_batches
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def classify(
-    classifier: AnyClassifier,
+    classifier: BaseClassifier,
     images: Images,
     *,
     batch: int = 256,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.console import Bar, bar
+from vitrail.console import ProgressBar, progress_bar
 from vitrail.data import Images, Splits, open_data
 from vitrail.data.decode import ImageError
 from vitrail.data.sources import find, fingerprint
@@ -126,7 +126,7 @@ def probe(
 
     def compute(listed: dict[str, Images]) -> None:
         options: dict[str, Any] = {"batch": batch, "workers": workers, "cache": cache}
-        with bar(f"computing features ({', '.join(listed)})", sum(map(len, listed.values()))) as progress:
+        with progress_bar(f"computing features ({', '.join(listed)})", sum(map(len, listed.values()))) as progress:
             for name, images in listed.items():
                 gone: list[ImageError] = []
                 refuse = gone.append if skip_unreadable else None
@@ -152,11 +152,11 @@ def probe(
     return Probe(by_neighbours, by_head, head, on, k, temperature, len(labels), seconds, unreadable)
 
 
-def ticker(progress: Bar, tick: Callable[[], object]) -> Callable[[int], None]:
+def ticker(progress: ProgressBar, tick: Callable[[], object]) -> Callable[[int], None]:
     """A function that moves the bar, then asks whether to go on."""
 
     def move(n: int) -> None:
-        progress.tick(n)
+        progress.advance(n)
         tick()
 
     return move
@@ -216,7 +216,7 @@ def fit_linear(
     measured = {"train": (features_ND, labels_N)} | ({"validation": validation} if validation else {})
     heads: list[LinearHead] = []
     rows: list[dict[str, float]] = []
-    with bar("fitting the linear head", len(penalties)) as progress:
+    with progress_bar("fitting the linear head", len(penalties)) as progress:
         for weight_YD, bias_Y, each in regressions(standard_ND, labels_N, classes, penalties):
             folded_YD = weight_YD / std_D
             head = LinearHead(folded_YD, bias_Y - folded_YD @ mean_D, each, rows)
@@ -226,7 +226,7 @@ def fit_linear(
                 row |= {f"{name}_loss": outcome.loss, f"{name}_accuracy": outcome.accuracy}
             rows.append(row)
             heads.append(head)
-            progress.tick()
+            progress.advance()
             if validation:
                 best = max(
                     range(len(rows)), key=lambda i: (rows[i]["validation_accuracy"], -rows[i]["validation_loss"])

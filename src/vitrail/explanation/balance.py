@@ -21,7 +21,7 @@ from vitrail.explanation.recording import alone
 from vitrail.model import ViT
 from vitrail.model.attention import Attention
 from vitrail.model.head import MlpHead
-from vitrail.model.mlp import QuickGelu, SwiGlu
+from vitrail.model.mlp import QuickGELU, SwiGluMlp
 from vitrail.model.pool import AttentionPool
 
 
@@ -69,7 +69,7 @@ def gelu(module: nn.Module, u: Tensor) -> Tensor:
     return gated
 
 
-def swiglu(module: SwiGlu, x: Tensor) -> Tensor:
+def swiglu(module: SwiGluMlp, x: Tensor) -> Tensor:
     """u * sigmoid(u) * v with the sigmoid held still, and half the gradient to each of the two live factors."""
     u, v = module.fc1(x).chunk(2, dim=-1)
     still = torch.sigmoid(u.detach())
@@ -87,8 +87,8 @@ def mlp_head(module: MlpHead, x: Tensor) -> Tensor:
 RULES: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.LayerNorm: norm,
     nn.GELU: gelu,
-    QuickGelu: gelu,
-    SwiGlu: swiglu,
+    QuickGELU: gelu,
+    SwiGluMlp: swiglu,
     MlpHead: mlp_head,
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import Classifier, NotFinite
+from vitrail.classifier import Classifier, NonFiniteOutput
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.explanation.methods import DEFAULT, METHODS, check_options, find_method
 from vitrail.explanation.scene import Aim, Scene, undisturbed
@@ -138,7 +138,7 @@ def explain(
 
     `target` is a class, a pair (this, that) for "this rather than that", or None for the predicted class.
     """
-    return explain_batch(classifier, classifier.read(image).unsqueeze(0), target=target, **options)[0]
+    return explain_batch(classifier, classifier.read_image(image).unsqueeze(0), target=target, **options)[0]
 
 
 def explain_batch(
@@ -158,13 +158,13 @@ def explain_batch(
     The model is left as it was. Raises `UsageError` for a class, method, layer, head or patch that is not there, or an
     option that the method does not take.
     """
-    classifier.refuse_fast("explain")
+    classifier.require_plain_weights("explain")
     config = classifier.vit.config
     row = find_method(method)
     h, w = (side // config.patch for side in pixels_BCHW.shape[-2:])
     options = check_options(method, config, (h, w), layer, head, query)
     if target is not None or not row.class_blind:
-        classifier.refuse_nameless()
+        classifier.require_classes()
     targets = [read_target(classifier.classes, each) for each in per_image(target, len(pixels_BCHW))]
     depth_layer = None if "layer" not in row.takes else (-1 if layer is None else layer) % config.depth
     found: list[Explanation] = []
@@ -174,7 +174,9 @@ def explain_batch(
             scene = open_scene(classifier, piece, wanted)
             map_BP, logits_BY = row.run(scene, **options)
         if not (logits_BY.isfinite().all() and map_BP.isfinite().all()):
-            raise NotFinite("the model's answers are not finite numbers", "its weights are damaged; train it again")
+            raise NonFiniteOutput(
+                "the model's answers are not finite numbers", "its weights are damaged; train it again"
+            )
         names = classifier.classes or [""] * logits_BY.shape[1]
         probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
         if not classifier.classes:
@@ -206,7 +208,7 @@ def open_scene(classifier: Classifier, pixels_BCHW: Tensor, targets: Sequence[tu
         raise UsageError("the weights were made under torch.inference_mode", "load the model outside of it")
     grey = torch.zeros(1, *pixels_BCHW.shape[1:], device=classifier.device, dtype=vit.prefix.dtype)
     with torch.inference_mode(False), torch.no_grad():
-        x_BTD = vit.embed(classifier.normalised(pixels_BCHW))
+        x_BTD = vit.embed(classifier.normalize(pixels_BCHW))
         return Scene(vit, x_BTD, grid_of(classifier, pixels_BCHW), aim_at(targets), vit.embed(grey))
 
 

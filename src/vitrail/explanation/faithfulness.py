@@ -120,7 +120,7 @@ def faithfulness(
     for a method that is not there and for a model to which an image is one patch, `ImageError` naming a file that
     cannot be read, or with `skip_unreadable` counts it.
     """
-    classifier.refuse_nameless()
+    classifier.require_classes()
     mappers: dict[str, Mapper] = {name: ours(name) for name in (METHODS if methods is None else methods)}
     mappers |= others or {}
     if not len(images) or most < 1:

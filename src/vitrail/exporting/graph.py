@@ -60,7 +60,9 @@ class Program(nn.Module):
 
     def __init__(self, classifier: Classifier, *, attention: bool = False):
         super().__init__()
-        own = classifier.sized(classifier.preprocess.image_size).vit  # a copy, its positions for just this grid
+        own = classifier.with_image_size(
+            classifier.preprocess.image_size
+        ).vit  # a copy, its positions for just this grid
         self.vit = own.cpu().float().eval().requires_grad_(False)
         self.preprocess = classifier.preprocess
         self.temperature = classifier.temperature

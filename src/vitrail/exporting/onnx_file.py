@@ -25,7 +25,7 @@ from vitrail.exporting.running import LARGEST, OnnxClassifier, digest, onnx_pack
 from vitrail.exporting.shipped import Shipped, fresh
 from vitrail.exporting.trace import traced
 from vitrail.files import write_atomically
-from vitrail.weights.artefact import Artefact
+from vitrail.weights.artifact import Artifact
 
 OPSET = 20  # the first with LayerNormalization, Gelu and all else that a ViT is made of
 LOADS = (
@@ -104,7 +104,7 @@ def tidy(model: Any) -> None:
 def describe(model: Any, classifier: Classifier, exported: dict[str, Any]) -> None:
     """Puts into the model what it is: one JSON document under the key `vitrail`, and a card for people."""
     prepare = classifier.preprocess
-    artefact = Artefact(classifier.vit.config, classifier.classes, prepare, classifier.temperature, classifier.origin)
+    artefact = Artifact(classifier.vit.config, classifier.classes, prepare, classifier.temperature, classifier.origin)
     document = {**artefact.to_json(), "exported": exported, "sha256": digest(model)}
     del model.metadata_props[:]
     entry = model.metadata_props.add()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import Encoded
 from vitrail.data.images import Images
@@ -43,7 +43,7 @@ class Check:
     said: str
     labelled: bool
 
-    def batches(self, classifier: AnyClassifier) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, classifier: BaseClassifier) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels as the model takes them, and labels."""
         return evaluation_batches(self.images, classifier.preprocess, batch=BATCH, workers=0)
 

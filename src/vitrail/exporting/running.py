@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.classifier import AnyClassifier, finite
+from vitrail.classifier import BaseClassifier, check_finite
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.exporting.graph import LOGITS, PIXELS, TARGET
-from vitrail.machine import named_device
-from vitrail.weights.artefact import LONGEST, Artefact, described, parsed
+from vitrail.machine import parse_device
+from vitrail.weights.artifact import MAX_DOCUMENT_BYTES, Artifact, parse_artifact, parse_strict_json
 
 LARGEST = 2 << 30  # bytes that a protobuf message, which an ONNX file is, can hold
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
 
 
 @dataclass
-class OnnxClassifier(AnyClassifier):
+class OnnxClassifier(BaseClassifier):
     """What turns image files into labels, its logits computed by ONNX Runtime; `outputs` names all that it gives."""
 
     session: Any = field(repr=False)
@@ -59,7 +59,7 @@ class OnnxClassifier(AnyClassifier):
 
         Raises `NotFinite` where an answer is not a finite number.
         """
-        return finite(self.run(pixels_BCHW, LOGITS))
+        return check_finite(self.run(pixels_BCHW, LOGITS))
 
     def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
         """One output of the graph, which is in `outputs`; a map is of what counts in `target_BY`: 1 for a class."""
@@ -95,7 +95,7 @@ def read_bytes(path: Path) -> bytes:
         raise VitrailError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def checked(data: bytes, path: Path) -> tuple[Artefact, dict[str, Any]]:
+def checked(data: bytes, path: Path) -> tuple[Artifact, dict[str, Any]]:
     """What the file says of itself and of its making; raises `VitrailError` for what is not ours or not whole."""
     onnx, _ = onnx_packages()
     model = onnx.ModelProto()
@@ -111,20 +111,22 @@ def checked(data: bytes, path: Path) -> tuple[Artefact, dict[str, Any]]:
             "it lacks the classes and the preprocessing: vitrail export MODEL --format onnx writes them" if whole
             else "copy the file again",
         )  # fmt: skip
-    if len(metadata["vitrail"]) > LONGEST:
-        raise VitrailError(f"{path} is not a whole artefact: its description is longer than {LONGEST:,} bytes")
+    if len(metadata["vitrail"]) > MAX_DOCUMENT_BYTES:
+        raise VitrailError(
+            f"{path} is not a whole artefact: its description is longer than {MAX_DOCUMENT_BYTES:,} bytes"
+        )
     for tensor in tensors_of(model, onnx):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise VitrailError(f"{path} keeps the weight {tensor.name!r} in another file, which is not read")
         if tensor.data_type not in onnx.TensorProto.DataType.values():
             raise VitrailError(f"{path} is damaged: its weight {tensor.name!r} is of no known type", "export it again")
     try:
-        document = parsed(metadata["vitrail"])
+        document = parse_strict_json(metadata["vitrail"])
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise VitrailError(f"{path} is not a whole artefact: its description is not a JSON object")
-    artefact = described(document, path)
+    artefact = parse_artifact(document, path)
     try:
         found = digest(model)
     except Exception:  # onnx raises whatever the damage to a weight brings up
@@ -187,7 +189,7 @@ def digest(model: Any) -> str:
 def session_of(data: bytes, path: Path, threads: int | None, device: str) -> Any:
     """A session of ONNX Runtime on this graph; raises `VitrailError` where it does not take it."""
     _, ort = onnx_packages()
-    provider = PROVIDERS.get(named_device(device).type)
+    provider = PROVIDERS.get(parse_device(device).type)
     if provider not in ort.get_available_providers():
         raise UsageError(f"ONNX Runtime has no device {device!r} here", "leave --device out to use the processor")
     if threads is not None and threads < 1:
@@ -203,7 +205,7 @@ def session_of(data: bytes, path: Path, threads: int | None, device: str) -> Any
         raise VitrailError(f"ONNX Runtime does not take {path} ({first_line(error)})", "export it again") from None
 
 
-def check_surface(session: Any, artefact: Artefact, path: Path) -> None:
+def check_surface(session: Any, artefact: Artifact, path: Path) -> None:
     """Raises `VitrailError` where the graph does not take and give what the file says."""
     taken = {each.name: (each.type, each.shape[1:]) for each in session.get_inputs()}
     pixels = ("tensor(uint8)", [artefact.preprocess.channels, *artefact.preprocess.image_size])

@@ -18,7 +18,7 @@ from vitrail.exporting.proof import Check, compared, demand, demand_extras
 from vitrail.exporting.shipped import Shipped, fresh
 from vitrail.exporting.trace import traced
 from vitrail.files import write_atomically
-from vitrail.weights.artefact import Artefact
+from vitrail.weights.artifact import Artifact
 
 DOCUMENT = "vitrail.json"  # beside the program in the file: classes, preprocessing, temperature, origin
 
@@ -38,7 +38,7 @@ def export_torch(
     extras.check(classifier)
     if extras.int8:
         raise UsageError("--int8 is for ONNX files", "use --format onnx or triton")
-    artefact = Artefact(
+    artefact = Artifact(
         classifier.vit.config, classifier.classes, classifier.preprocess, classifier.temperature, classifier.origin
     )
     with quiet():

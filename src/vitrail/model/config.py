@@ -19,7 +19,7 @@ class Learned:
     interpolation: Interpolation = "bicubic"
     antialias: bool = True
     align_corners: bool = False  # the grid's outer places stay where they are: the paper's code and torchvision
-    offset: float = option(0.0, "added to the target size while resizing: 0.1 in DINO and DINOv2", least=0, below=1)
+    offset: float = option(0.0, "added to the target size while resizing: 0.1 in DINO and DINOv2", ge=0, lt=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -31,7 +31,7 @@ class Learned:
 class SinCos:
     """Fixed two-dimensional sines and cosines (Beyer et al. 2022, arXiv 2205.01580)."""
 
-    temperature: float = option(10_000.0, "slowest wave", above=0)
+    temperature: float = option(10_000.0, "slowest wave", gt=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -41,7 +41,7 @@ class SinCos:
 class Rotary:
     """Queries and keys turn by where their patch stands (Su et al. 2021; in two axes as in DINOv3)."""
 
-    base: float = option(100.0, "slowest turn", above=0)
+    base: float = option(100.0, "slowest turn", gt=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -60,13 +60,13 @@ POSITIONS: dict[str, type[Position]] = {
     "none": NoPosition,
 }
 
-Mlp = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
-Pool = Literal["cls", "cls+dist", "mean", "mean_norm", "cls+mean", "map"]
+MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+PoolKind = Literal["cls", "cls+dist", "mean", "mean_norm", "cls+mean", "map"]
 CLASS_TOKENS = {"cls": 1, "cls+dist": 2, "cls+mean": 1}  # tokens at the front that a pool reads
-Head = Literal["linear", "mlp"]
+HeadKind = Literal["linear", "mlp"]
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or two."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -79,39 +79,39 @@ class ViTConfig:
     Raises `UsageError` when the fields do not fit together.
     """
 
-    width: int = option(768, "length of a token's vector", least=1)
-    depth: int = option(12, "number of blocks", least=1)
-    heads: int = option(12, "attention heads in a block", least=1)
-    mlp_width: int = option(3072, "hidden width of a block's MLP", least=1)
-    patch: int = option(16, "side of a patch in pixels", least=1)
-    image_size: int | tuple[int, int] = option(224, "side of the image in pixels", least=1)
-    channels: int = option(3, "1 for grey images, 3 for colour", least=1)
-    prefix_tokens: int = option(1, "class token and registers before the patches", least=0)
+    width: int = option(768, "length of a token's vector", ge=1)
+    depth: int = option(12, "number of blocks", ge=1)
+    heads: int = option(12, "attention heads in a block", ge=1)
+    mlp_width: int = option(3072, "hidden width of a block's MLP", ge=1)
+    patch: int = option(16, "side of a patch in pixels", ge=1)
+    image_size: int | tuple[int, int] = option(224, "side of the image in pixels", ge=1)
+    channels: int = option(3, "1 for grey images, 3 for colour", ge=1)
+    prefix_tokens: int = option(1, "class token and registers before the patches", ge=0)
     position: Position = option(Learned(), "where a patch stands")
     pre_norm: bool = option(False, "a norm before the first block, as in CLIP")
-    mlp: Mlp = option("gelu", "the MLP of a block")
+    mlp: MlpKind = option("gelu", "the MLP of a block")
     qkv_bias: bool = option(True, "a bias on queries, keys and values")
     qk_norm: bool = option(False, "normalise queries and keys")
     layer_scale: float | None = option(None, "start of LayerScale, or none")
     final_norm: bool = option(True, "a norm after the last block")
-    norm_eps: float = option(1e-6, "epsilon of the norms", above=0)
-    pool: Pool = option(
+    norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
+    pool: PoolKind = option(
         "cls",
         "cls: class token; cls+dist: and DeiT's second; mean: of patches; mean_norm: that, normed after; "
         "cls+mean: both; map: attention pooling",
     )
-    head: Head = option("linear", "what turns the pooled vector into logits")
-    dropout: float = option(0.0, "dropout after projections and in the MLP", least=0, below=1)
-    attention_dropout: float = option(0.0, "dropout of attention weights", least=0, below=1)
-    embedding_dropout: float = option(0.0, "dropout of embedded tokens", least=0, below=1)
-    drop_path: float = option(0.0, "stochastic depth of the last block", least=0, below=1)
-    classes: int = option(0, "number of classes; 0 for features only", least=0)
+    head: HeadKind = option("linear", "what turns the pooled vector into logits")
+    dropout: float = option(0.0, "dropout after projections and in the MLP", ge=0, lt=1)
+    attention_dropout: float = option(0.0, "dropout of attention weights", ge=0, lt=1)
+    embedding_dropout: float = option(0.0, "dropout of embedded tokens", ge=0, lt=1)
+    drop_path: float = option(0.0, "stochastic depth of the last block", ge=0, lt=1)
+    classes: int = option(0, "number of classes; 0 for features only", ge=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.width % self.heads:
             raise UsageError(f"width {self.width} does not divide into {self.heads} heads")
-        height, width = pair(self.image_size)
+        height, width = to_pair(self.image_size)
         if height % self.patch or width % self.patch or min(height, width) < self.patch:
             raise UsageError(
                 f"an image of {height}x{width} pixels does not divide into patches of {self.patch}",
@@ -128,7 +128,7 @@ class ViTConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Patches down and across."""
-        height, width = pair(self.image_size)
+        height, width = to_pair(self.image_size)
         return height // self.patch, width // self.patch
 
     @property

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.model.block import Block, LayerScale
-from vitrail.model.config import pair
-from vitrail.model.mlp import Gelu
+from vitrail.model.config import to_pair
+from vitrail.model.mlp import Mlp
 from vitrail.model.patches import PatchEmbed, check_divides
 from vitrail.model.vit import ViT
 
@@ -51,7 +51,7 @@ class PackedPatches(nn.Module):
         return patches_BhwD
 
 
-def fast(vit: ViT, dtype: torch.dtype, *, compile: Sequence[int] = ()) -> ViT:
+def make_fast_vit(vit: ViT, dtype: torch.dtype, *, compile: Sequence[int] = ()) -> ViT:
     """A copy of this ViT for inference alone, its weights in this dtype; on CPU packed for oneDNN, where torch has it.
 
     LayerScale's factors are multiplied into the projection before them, in the ViT's own precision. Batches of the
@@ -81,7 +81,7 @@ def compiled(vit: ViT, batches: Sequence[int], otherwise: ViT) -> ViT:
     kind = {"cpp_wrapper": True, "max_autotune_gemm_backends": "CPP,ATEN"} if on_cpu else {"triton.cudagraphs": True}
     options: dict[str, Any] = {"max_autotune": True, **kind}
     code = torch.compile(vit, dynamic=False, options=options)
-    size = (vit.config.channels, *pair(vit.config.image_size))
+    size = (vit.config.channels, *to_pair(vit.config.image_size))
     # beyond its limit the compiler would give up in silence; freezing has to be in force while the forward is traced
     with torch.inference_mode(), dynamo.patch(recompile_limit=1000), inductor.patch(freezing=on_cpu):
         for batch in sorted(set(batches)):
@@ -115,7 +115,7 @@ def pack(vit: ViT) -> None:
     """Puts packed parts in the place of every Linear, of the patch projection and of GELU."""
     packed: dict[tuple[nn.Module, str], nn.Module] = {(vit, "patch_embed"): PackedPatches(vit.patch_embed)}
     for module in vit.modules():
-        gelu = module.act.approximate if isinstance(module, Gelu) and isinstance(module.act, nn.GELU) else None
+        gelu = module.act.approximate if isinstance(module, Mlp) and isinstance(module.act, nn.GELU) else None
         for name, part in module.named_children():
             if isinstance(part, nn.Linear):
                 packed[module, name] = PackedLinear(part.weight, part.bias, gelu if name == "fc1" else None)

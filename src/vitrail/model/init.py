@@ -16,7 +16,7 @@ from torch import nn
 from vitrail.model.block import LayerScale
 
 
-def initialise(
+def initialize(
     vit: nn.Module,
     *,
     std: float = 0.02,

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from vitrail.model.config import ViTConfig
 
 
-class QuickGelu(nn.Module):
+class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the stand-in for GELU that OpenAI's CLIP was trained with (arXiv 2103.00020)."""
 
     def forward(self, x_BTM: Tensor) -> Tensor:
         return x_BTM * torch.sigmoid(1.702 * x_BTM)
 
 
-class Gelu(nn.Module):
+class Mlp(nn.Module):
     """Two layers with a GELU between, exact (erf), in its tanh form or CLIP's: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: ViTConfig, act: nn.Module):
@@ -31,7 +31,7 @@ class Gelu(nn.Module):
         return x
 
 
-class SwiGlu(nn.Module):
+class SwiGluMlp(nn.Module):
     """A gate times a value (Shazeer 2020, arXiv 2002.05202); `fc1` holds the gate's rows over the value's."""
 
     def __init__(self, config: ViTConfig):
@@ -47,8 +47,8 @@ class SwiGlu(nn.Module):
 
 
 MLPS: dict[str, Callable[[ViTConfig], nn.Module]] = {
-    "gelu": lambda config: Gelu(config, nn.GELU()),
-    "gelu_tanh": lambda config: Gelu(config, nn.GELU(approximate="tanh")),
-    "quick_gelu": lambda config: Gelu(config, QuickGelu()),
-    "swiglu": SwiGlu,
+    "gelu": lambda config: Mlp(config, nn.GELU()),
+    "gelu_tanh": lambda config: Mlp(config, nn.GELU(approximate="tanh")),
+    "quick_gelu": lambda config: Mlp(config, QuickGELU()),
+    "swiglu": SwiGluMlp,
 }

@@ -9,7 +9,7 @@ from vitrail.model.position import LearnedPosition
 from vitrail.model.vit import ViT
 
 
-def resized(vit: ViT, config: ViTConfig) -> ViT:
+def resize_vit(vit: ViT, config: ViTConfig) -> ViT:
     """A ViT of this config, which differs in `image_size` or `patch` at most, with the same weights.
 
     Learned positions are resized by their own rule, as the forward does at run time; the patch projection so that a
@@ -19,13 +19,13 @@ def resized(vit: ViT, config: ViTConfig) -> ViT:
     if isinstance(vit.position, LearnedPosition) and vit.config.grid != config.grid:
         weights["position.grid"] = vit.position.resized(*config.grid).detach()
     if vit.config.patch != config.patch:
-        weights["patch_embed.proj.weight"] = resized_projection(weights["patch_embed.proj.weight"], config.patch)
+        weights["patch_embed.proj.weight"] = resize_patch_projection(weights["patch_embed.proj.weight"], config.patch)
     new = ViT(config).to(vit.prefix.device, vit.prefix.dtype)
     new.load_state_dict(weights)
     return new.train(vit.training)
 
 
-def resized_projection(weight_DCpp: Tensor, patch: int) -> Tensor:
+def resize_patch_projection(weight_DCpp: Tensor, patch: int) -> Tensor:
     """The patch projection for patches of another side, by the pseudo-inverse of resizing (FlexiViT, arXiv 2212.08013).
 
     The new weights give a resized patch the vector that the old ones gave the patch: exactly where the patch grows, as

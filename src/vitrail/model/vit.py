@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from vitrail.model.block import Block
 from vitrail.model.config import ViTConfig
 from vitrail.model.head import head_module
-from vitrail.model.init import initialise
+from vitrail.model.init import initialize
 from vitrail.model.patches import PatchEmbed
 from vitrail.model.pool import POOLS
 from vitrail.model.position import Rotate, position_module
@@ -22,7 +22,9 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
-        self.recompute = False  # in training: keep only the blocks' inputs and compute the rest again (less memory)
+        self.gradient_checkpointing = (
+            False  # in training: keep only the blocks' inputs and compute the rest again (less memory)
+        )
         self.patch_embed = PatchEmbed(config)
         self.prefix = nn.Parameter(torch.zeros(config.prefix_tokens, config.width))
         self.position = position_module(config)
@@ -33,12 +35,12 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
         self.pool = POOLS[config.pool](config)
         self.head = head_module(config)
-        initialise(self)
+        initialize(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.classify(self.tokens(image_BCHW))
 
-    def pooled(self, image_BCHW: Tensor) -> Tensor:
+    def features(self, image_BCHW: Tensor) -> Tensor:
         """The vector that the head reads: (B, C, H, W) -> (B, D), or (B, 2D) where a pool puts two side by side."""
         pooled_BD: Tensor = self.pool(self.tokens(image_BCHW))
         return pooled_BD
@@ -62,7 +64,7 @@ class ViT(nn.Module):
         """
         x_BTD = self.pre_norm(self.embedding_drop(x_BTD))
         for block in self.blocks:
-            if self.recompute and self.training:
+            if self.gradient_checkpointing and self.training:
                 x_BTD = checkpoint(block, x_BTD, rotate, use_reentrant=False)
             else:
                 x_BTD = block(x_BTD, rotate)

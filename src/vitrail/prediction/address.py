@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vitrail.classifier import AnyClassifier, Classifier, load
+from vitrail.classifier import BaseClassifier, Classifier, load
 from vitrail.errors import UsageError
-from vitrail.machine import named_device, pick_device
-from vitrail.weights.artefact import digest
+from vitrail.machine import parse_device, pick_device
+from vitrail.weights.artifact import weights_sha256
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Address:
     @property
     def kind(self) -> str:
         """The device's type: cpu, cuda, mps."""
-        return (named_device(self.device or "cpu") if self.is_graph else pick_device(self.device)).type
+        return (parse_device(self.device or "cpu") if self.is_graph else pick_device(self.device)).type
 
     @cached_property
-    def _opened(self) -> tuple[AnyClassifier, str]:
-        classifier: AnyClassifier
+    def _opened(self) -> tuple[BaseClassifier, str]:
+        classifier: BaseClassifier
         if self.is_graph:
             from vitrail.exporting.running import OnnxClassifier
 
@@ -47,14 +47,14 @@ class Address:
         key = key_of(classifier)
         return (classifier.fast() if self.fast else classifier), key
 
-    def open(self) -> AnyClassifier:
+    def open(self) -> BaseClassifier:
         """The classifier, opened once in a process; raises as loading does.
 
         It has no threads of its own, for these would not live on in a process that is forked.
         """
         return self._opened[0]
 
-    def with_threads(self) -> AnyClassifier:
+    def with_threads(self) -> BaseClassifier:
         """The classifier for a process that forks no other: a session of ONNX Runtime has all its threads."""
         if self.is_graph and (self.threads or 1) > 1:
             from vitrail.exporting.running import OnnxClassifier
@@ -75,5 +75,5 @@ def key_of(classifier: Classifier) -> str:
     """A digest of a classifier's weights, config, preprocessing, classes and temperature."""
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     said = [classifier.vit.config.to_json(), classifier.preprocess.to_json(), classifier.classes]
-    described = json.dumps([digest(weights), *said, classifier.temperature], sort_keys=True)
+    described = json.dumps([weights_sha256(weights), *said, classifier.temperature], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()

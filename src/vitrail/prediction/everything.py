@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 
 from vitrail.classifier import Classifier
-from vitrail.console import bar, say
+from vitrail.console import log, progress_bar
 from vitrail.data.shards import is_shards
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_json
-from vitrail.interrupts import Interrupted, stop_at_once
+from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.options import check_fields, option
 from vitrail.prediction.address import Address
 from vitrail.prediction.folder import EXAMPLES, PartsFolder, Plan
@@ -37,16 +37,16 @@ class Wanted:
     """How predictions are made and written; the command line's options are these fields."""
 
     format: Literal["parquet", "csv"] = option("parquet", "what the parts are")
-    top: int = option(1, "classes to name for each image, the likeliest first", least=1)
+    top: int = option(1, "classes to name for each image, the likeliest first", ge=1)
     embedding: bool = option(False, "the model's features of each image in a column")
-    part_images: int | None = option(None, f"images in a part, rounded up to a multiple of {MARK}", least=1)
+    part_images: int | None = option(None, f"images in a part, rounded up to a multiple of {MARK}", ge=1)
     slice: tuple[int, int] = option((1, 1), "the share of this machine, (i, n): every n-th part from the i-th on")
     resume: bool = option(False, "go on with predictions that were begun")
     engine: Literal["local", "ray"] = option("local", "what runs the parts")
     ray_address: str | None = option(None, "the Ray cluster; without it, one on this machine")
-    workers: int | None = option(None, "processes (as many as cores)", least=1)
-    batch: int = option(64, "images at a time", least=1)
-    threads: int | None = option(None, "threads of each process (one)", least=1)
+    workers: int | None = option(None, "processes (as many as cores)", ge=1)
+    batch: int = option(64, "images at a time", ge=1)
+    threads: int | None = option(None, "threads of each process (one)", ge=1)
     device: str | None = option(None, "cpu, cuda, mps (the best there is)")
     torch_files: bool = option(False, "read plain tensors from torch's own files")
     fast: bool = option(False, "in bf16, weights packed: the same labels but for rounding")
@@ -103,7 +103,7 @@ def predict_all(
     engine = engine_of(wanted)
     address = Address(str(model), wanted.device, wanted.threads, wanted.torch_files, wanted.fast)
     folder = PartsFolder(Path(out))
-    with few_threads(address), stop_at_once():
+    with few_threads(address), interrupt_on_sigterm():
         plan = planned(address, wanted)
         folder.make()
         return within(folder, named, plan, address, wanted, engine)
@@ -141,7 +141,7 @@ def planned(address: Address, wanted: Wanted) -> Plan:
     if wanted.embedding and not isinstance(classifier, Classifier):
         raise UsageError("an .onnx file gives answers alone, no embedding", "name the classifier that it was made from")
     if not wanted.embedding:
-        classifier.refuse_nameless()
+        classifier.require_classes()
     if wanted.format == "csv":
         refuse_formulas(classifier.classes)
     top = min(wanted.top, max(1, len(classifier.classes)))
@@ -176,17 +176,17 @@ def carried_out(task: Task, pieces: Sequence[Piece], wanted: Wanted, engine: Eng
     format, images = task.plan.format, sum(piece.images for piece in mine)
     missing = [piece for piece in mine if task.folder.done(piece, format) is None]
     began, now = time.monotonic(), sum(piece.images for piece in missing)
-    with bar("predicting", images) as progress:
-        progress.resume(images - now)
+    with progress_bar("predicting", images) as progress:
+        progress.start_from(images - now)
         try:
             if missing:
-                engine(task, missing, wanted.workers, lambda images, done: progress.tick(images))
+                engine(task, missing, wanted.workers, lambda images, done: progress.advance(images))
         except (KeyboardInterrupt, VitrailError) as error:
             left = sum(task.folder.done(piece, format) is None for piece in mine)
             kept = f"{len(mine) - left} of {len(mine)} parts are done and kept"
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"stopped; {kept}", "the same command with --resume goes on with them") from None
-            say(f"{kept}; the same command with --resume goes on with them")
+            log(f"{kept}; the same command with --resume goes on with them")
             raise
     seconds = round(time.monotonic() - began, 3)
     found = summed(task, mine, len(pieces), resumed=len(mine) - len(missing), seconds=seconds, images_now=now)
@@ -217,5 +217,5 @@ def summed(task: Task, pieces: Sequence[Piece], parts: int, **timing: Any) -> Pr
 @contextmanager
 def listing_bar() -> Iterator[Callable[[int], object]]:
     """Says how many images have been found so far."""
-    with bar("listing", None) as progress:
-        yield lambda images: progress.set(images, None)
+    with progress_bar("listing", None) as progress:
+        yield lambda images: progress.update(images, None)

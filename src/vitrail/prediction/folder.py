@@ -19,7 +19,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import remove_folder, sync, write_atomically, write_json
+from vitrail.files import fsync, remove_folder, write_atomically, write_json
 from vitrail.prediction.listing import Listing, Piece
 
 try:
@@ -124,7 +124,7 @@ class PartsFolder:
                 os.rename(aside, self.inner / "plan.json")
             finally:
                 aside.unlink(missing_ok=True)
-            sync(self.inner)
+            fsync(self.inner)
         if (before := self.plan()) is not None and (said := before.differences(plan)):
             raise UsageError(
                 f"{self.path} has predictions that were asked for otherwise: {'; '.join(said)}",

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitrail.data.loader import reader_died
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 from vitrail.prediction.folder import Done
 from vitrail.prediction.listing import Entry, Piece
 from vitrail.prediction.rows import Reading, Rows, read, rows_of
@@ -36,10 +36,10 @@ Tell = Callable[[int, Done | None], object]  # images predicted since the last t
 def predict_locally(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
     """Does the parts; raises `VitrailError` for what keeps one from being done, and stops the others then."""
     if task.address.kind != "cpu":
-        in_this_process(task, pieces, max(1, cores() - 1) if workers is None else workers, tell)
+        in_this_process(task, pieces, max(1, count_cores() - 1) if workers is None else workers, tell)
     else:
         threads = task.address.threads or 1
-        Crew(task, min(len(pieces), workers or max(1, cores() // threads)), deque(pieces), tell).run()
+        Crew(task, min(len(pieces), workers or max(1, count_cores() // threads)), deque(pieces), tell).run()
 
 
 def work(task: Task, connection: Connection, parent: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vitrail.errors import UsageError, VitrailError, first_line
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 from vitrail.prediction.folder import Done
 from vitrail.prediction.listing import Piece
 from vitrail.prediction.local import Tell
@@ -36,7 +36,10 @@ def ray_engine(address: str | None) -> Any:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
 
     def engine(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
-        with redirect_stdout(sys.stderr), connected(address, cores()):  # Ray tells of dead processes where results go
+        with (
+            redirect_stdout(sys.stderr),
+            connected(address, count_cores()),
+        ):  # Ray tells of dead processes where results go
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             left, in_vain = list(pieces), 0
             while left:

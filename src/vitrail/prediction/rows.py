@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import AnyClassifier, Classifier, NotFinite
+from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
 from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import VitrailError, out_of_memory
+from vitrail.errors import VitrailError, is_out_of_memory
 from vitrail.prediction.listing import Entry
 from vitrail.prediction.members import content
 from vitrail.prediction.tables import FORMULA
@@ -58,7 +58,7 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
         except Unreachable as error:
             raise VitrailError(error.sentence, "once it can be read, --resume goes on") from None
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise VitrailError(f"the memory does not suffice for {entry.path}", SMALLER) from None
         except (ImageError, ValueError) as error:
@@ -67,7 +67,7 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
     return Reading(pixels, errors)
 
 
-def rows_of(classifier: AnyClassifier, entries: Sequence[Entry], reading: Reading, top: int, embedding: bool) -> Rows:
+def rows_of(classifier: BaseClassifier, entries: Sequence[Entry], reading: Reading, top: int, embedding: bool) -> Rows:
     """What the model says of a batch; an image for which that is no finite number has an error, and no other.
 
     Raises `VitrailError` where the memory does not suffice for it.
@@ -91,7 +91,7 @@ def rows_of(classifier: AnyClassifier, entries: Sequence[Entry], reading: Readin
 
 
 def answerable(
-    classifier: AnyClassifier, reading: Reading, there: list[int], errors: list[str | None], embedding: bool
+    classifier: BaseClassifier, reading: Reading, there: list[int], errors: list[str | None], embedding: bool
 ) -> list[tuple[list[int], Tensor, Tensor | None]]:
     """Indices with their logits and features: all at once, or one by one where an answer is no finite number."""
     if not there:
@@ -102,13 +102,13 @@ def answerable(
             assert isinstance(classifier, Classifier)
             return [(there, *classifier.logits_and_features(pixels_BCHW))]
         return [(there, classifier.logits(pixels_BCHW), None)]
-    except NotFinite:
+    except NonFiniteOutput:
         if len(there) > 1:
             return [found for i in there for found in answerable(classifier, reading, [i], errors, embedding)]
         errors[there[0]] = NOT_A_NUMBER
         return []
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise VitrailError(f"the memory does not suffice for {len(there)} images at a time", SMALLER) from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import VitrailError
 from vitrail.prediction.address import Address
 from vitrail.prediction.folder import Done, PartsFolder, Plan, noted
@@ -27,7 +27,7 @@ class Task:
     batch: int
     home: str | None  # where relative paths are meant from, where there are any
 
-    def open(self) -> AnyClassifier:
+    def open(self) -> BaseClassifier:
         """The classifier, warm; raises `VitrailError` where it is broken, or not the one that the work began with."""
         classifier = self.address.with_threads()
         if self.address.key != self.plan.model:
@@ -41,7 +41,7 @@ class Task:
         entries = read_entries(self.listing, piece)
         return [entries[at : at + self.batch] for at in range(0, len(entries), self.batch)]
 
-    def do(self, classifier: AnyClassifier, piece: Piece, tick: Callable[[int], object]) -> Done:
+    def do(self, classifier: BaseClassifier, piece: Piece, tick: Callable[[int], object]) -> Done:
         """Does a part; `tick` is called with the images of each batch once they are predicted."""
         found: list[Rows] = []
         for entries in self.batches(piece):
@@ -50,7 +50,7 @@ class Task:
             tick(len(entries))
         return self.write(classifier, piece, found)
 
-    def write(self, classifier: AnyClassifier, piece: Piece, found: Sequence[Rows]) -> Done:
+    def write(self, classifier: BaseClassifier, piece: Piece, found: Sequence[Rows]) -> Done:
         """Writes a part's rows, whole or not at all."""
         rows, plan, classes = joined(found), self.plan, classifier.classes
         width = self.width(classifier) if plan.embedding else None
@@ -62,7 +62,7 @@ class Task:
         self.folder.write(done, content, plan.format)
         return done
 
-    def width(self, classifier: AnyClassifier) -> int:
+    def width(self, classifier: BaseClassifier) -> int:
         """Numbers in an embedding."""
         assert isinstance(classifier, Classifier)
         return classifier.vit.config.pooled_width

@@ -9,7 +9,7 @@ import torch
 
 from vitrail.report.subject import Subject
 from vitrail.version import __version__
-from vitrail.weights.artefact import digest
+from vitrail.weights.artifact import weights_sha256
 
 
 def made(subject: Subject) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def described(subject: Subject) -> dict[str, Any]:
     return {
         "path": subject.model,
         "name": Path(subject.model).name or subject.model,
-        "sha256": digest({name: tensor.cpu() for name, tensor in vit.state_dict().items()}),
+        "sha256": weights_sha256({name: tensor.cpu() for name, tensor in vit.state_dict().items()}),
         "parameters": sum(p.numel() for p in vit.parameters()),
         "image_size": list(subject.classifier.preprocess.image_size),
         **{name: getattr(vit.config, name) for name in ("patch", "width", "depth", "heads", "pool")},

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.console import bar, say
+from vitrail.console import log, progress_bar
 from vitrail.data import Images, Preprocess, Splits
 from vitrail.data.check import UNREADABLE, Report, check
 from vitrail.data.decode import ImageError
@@ -28,12 +28,14 @@ def checked(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> Report:
 
     `fit` is what is done with other proportions where the recipe does not say.
     """
-    with bar("checking the data", 0) as progress:
-        report = check(data, lambda done, total: progress.set(done, total), batch=recipe.batch, fit=recipe.fit or fit)
+    with progress_bar("checking the data", 0) as progress:
+        report = check(
+            data, lambda done, total: progress.update(done, total), batch=recipe.batch, fit=recipe.fit or fit
+        )
     for finding in [finding for finding in report.findings if finding.level == "warning"][:WARNINGS]:
-        say(f"warning: {finding}")
+        log(f"warning: {finding}")
     if (more := len(report.warnings) - WARNINGS) > 0:
-        say(f"warning: {more} more; vitrail check {data} says them all")
+        log(f"warning: {more} more; vitrail check {data} says them all")
     errors = [
         f for f in report.findings if f.level == "error" and not (recipe.skip_unreadable and f.kind == UNREADABLE)
     ]
@@ -60,7 +62,7 @@ def without(splits: Splits, unreadable: Unreadable) -> Splits:
     counts = {name: len(images) - len(parts[name]) for name, images in splits.parts().items()}
     if not (gone := sum(counts.values())):
         return splits
-    say(f"{gone} image{'s' if gone > 1 else ''} cannot be read and are left out, as --skip-unreadable says")
+    log(f"{gone} image{'s' if gone > 1 else ''} cannot be read and are left out, as --skip-unreadable says")
     left = [splits.classes[number] for number in np.unique(parts["train"].labels)]
     if len(left) < 2:
         what = f"only the class {left[0]!r} has a training image" if left else "there is not one training image"
@@ -85,10 +87,10 @@ def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Spl
     """The splits decoded into memory where they fit in `budget` bytes, which proves that every file can be read."""
     parts = splits.parts()
     total = sum(map(len, parts.values()))
-    with bar("reading images", total) as progress:
+    with progress_bar("reading images", total) as progress:
         try:
             loaded: dict[str, Any] = {
-                name: load_into_memory(images, budget * len(images) // total, progress.tick)
+                name: load_into_memory(images, budget * len(images) // total, progress.advance)
                 for name, images in parts.items()
             }
         except ImageError:
@@ -115,10 +117,10 @@ def refuse_small(
     if preprocess.smallest == 1:
         return
     parts = splits.parts().values()
-    with bar("reading sizes", sum(map(len, parts))) as progress:
+    with progress_bar("reading sizes", sum(map(len, parts))) as progress:
         for images in parts:
             for i in range(len(images)):
-                progress.tick()
+                progress.advance()
                 try:
                     size = images.size(i)
                 except ImageError:

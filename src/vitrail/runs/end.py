@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vitrail.classifier import Classifier, load
-from vitrail.console import bar, say
+from vitrail.console import log, progress_bar
 from vitrail.data import Images, Splits
 from vitrail.data.sources import CHOSE
 from vitrail.evaluation import Evaluation, classify, evaluate
@@ -78,16 +78,16 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
     evaluation = None
     name, images = held_out(splits)
     if images is None:
-        say("no image was kept back, so there is no score and no picture of attention")
+        log("no image was kept back, so there is no score and no picture of attention")
     else:
         said = f"the {len(images)} {name} images of {splits.name}" + (f", {CHOSE}" if name == "validation" else "")
-        with bar(f"evaluating on {name}", len(images)) as progress:
+        with progress_bar(f"evaluating on {name}", len(images)) as progress:
             evaluation = evaluate(
                 classifier,
                 images,
                 said=said,
                 workers=ended.recipe.workers,
-                tick=progress.tick,
+                tick=progress.advance,
                 skip_unreadable=skip,
             )
         summary = evaluation.summary()
@@ -106,9 +106,9 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
 def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool, workers: int | None) -> Classifier:
     """The classifier with a temperature fitted on validation images; its origin has what they say of its sureness."""
     plain = replace(classifier, temperature=1.0)
-    with bar("fitting the temperature", len(validation)) as progress:
+    with progress_bar("fitting the temperature", len(validation)) as progress:
         fitted = calibrate(
-            classify(plain, validation, workers=workers, tick=progress.tick, skip_unreadable=skip_unreadable)
+            classify(plain, validation, workers=workers, tick=progress.advance, skip_unreadable=skip_unreadable)
         )
     origin = {**classifier.origin, "calibration": fitted.to_json()}
     return replace(classifier, temperature=fitted.temperature, origin=origin)
@@ -133,8 +133,8 @@ def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) 
         model=str(run.folder),
         command=command(run.folder, data, ["--skip-unreadable"] if skip else []),
     )
-    with bar("writing the report", STEPS) as progress:
-        write_report(subject, run.folder, tick=lambda doing: progress.tick(note=doing))
+    with progress_bar("writing the report", STEPS) as progress:
+        write_report(subject, run.folder, tick=lambda doing: progress.advance(note=doing))
 
 
 def held_out(splits: Splits) -> tuple[str, Images | None]:

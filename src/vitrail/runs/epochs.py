@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.classifier import Classifier, NotFinite
-from vitrail.console import bar, say
+from vitrail.classifier import Classifier, NonFiniteOutput
+from vitrail.console import log, progress_bar
 from vitrail.data import Splits
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.outcome import NothingRead
 from vitrail.files import write_json
-from vitrail.interrupts import Interrupted, StopRequest, stop_requests
-from vitrail.machine import conditions
+from vitrail.interrupts import Interrupted, StopRequest, catch_stop_signals
+from vitrail.machine import describe_numerics
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.measuring import score
@@ -124,7 +124,7 @@ class Training:
 
 def conditions_of(training: Training) -> dict[str, Any]:
     """What decides the last bits of a sum in this run."""
-    return {**conditions(training.classifier.device), "the number of processes": training.world.size}
+    return {**describe_numerics(training.classifier.device), "the number of processes": training.world.size}
 
 
 def go_on(training: Training) -> None:
@@ -138,14 +138,14 @@ def go_on(training: Training) -> None:
             found = newest_checkpoint(training.folder.checkpoints)
     name = world.tell(found.name if found else None)
     if name is None:
-        say(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
+        log(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
     else:
         found = training.folder.checkpoints / name  # the main process may call its folder by another name
         with world.together():
             document = load_checkpoint(found, training.learner)
             state = training.state = state_from_json(document, training, found)
         done = state.epoch == training.epochs
-        say(
+        log(
             "all epochs are done"
             if done
             else f"going on after step {training.learner.step}, in epoch {state.epoch + 1}"
@@ -153,7 +153,7 @@ def go_on(training: Training) -> None:
         now = conditions_of(training)
         changed = [f"{k} was {v}, is {now.get(k)}" for k, v in state.made_with.items() if now.get(k) != v]
         if changed and not done:
-            say(f"warning: {'; '.join(changed)}: the result will be as good, but not the same to the last bit")
+            log(f"warning: {'; '.join(changed)}: the result will be as good, but not the same to the last bit")
     with world.together():
         if world.main:
             training.folder.forget_after(training.state.epoch)
@@ -174,7 +174,7 @@ def state_from_json(document: dict[str, Any], training: Training, path: Path) ->
 
 def train_epochs(training: Training) -> None:
     """All epochs that are left; raises `Interrupted` where a signal has come and the run is saved."""
-    with stop_requests() as stop:
+    with catch_stop_signals() as stop:
         training.watch = training.watch or watched(training)
         while training.state.epoch < training.epochs:
             try:
@@ -183,7 +183,7 @@ def train_epochs(training: Training) -> None:
             except (ImageError, NothingRead, WorkerDied) as error:
                 raise halted(error, training, stop) from None
             keep(training, row)
-            if any(training.world.any(stop.came)):
+            if any(training.world.any(stop.requested)):
                 raise stopped(training)
 
 
@@ -192,19 +192,19 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
     learner, state = training.learner, training.state
     began, seen, carried = time.perf_counter(), 0, state.seconds
     done = learner.step - state.epoch * training.steps_per_epoch
-    with bar(f"epoch {state.epoch + 1}/{training.epochs}", training.steps_per_epoch) as progress:
-        progress.resume(done)
+    with progress_bar(f"epoch {state.epoch + 1}/{training.epochs}", training.steps_per_epoch) as progress:
+        progress.start_from(done)
         for step in steps_left(training, done):
             state.add(step)
             if training.watch and (said := training.watch.see(step)):
-                say(f"warning: {said}")
+                log(f"warning: {said}")
             state.seconds = carried + time.perf_counter() - began
             seen += step.images
             rate = seen / (time.perf_counter() - began)
             scores = f"loss {state.loss / state.images:.3f}  accuracy {state.correct / state.images:.3f}"
-            progress.tick(note=f"{scores}  {rate:,.0f} images/s")
+            progress.advance(note=f"{scores}  {rate:,.0f} images/s")
             due = time.monotonic() - training.saved > SAVE_EVERY
-            came, due = training.world.any(stop.came, due)  # a signal that comes meanwhile counts at the next step
+            came, due = training.world.any(stop.requested, due)  # a signal that comes meanwhile counts at the next step
             if came or due:
                 training.save()
             if came:
@@ -232,7 +232,7 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
     def refuse(error: ImageError) -> None:
         training.state.unreadable += 1
         if training.state.unreadable <= NAMED:
-            say(f"warning: left out of epoch {training.state.epoch + 1}: {error.sentence}")
+            log(f"warning: left out of epoch {training.state.epoch + 1}: {error.sentence}")
 
     batches = epoch_batches(
         training.splits.train,
@@ -253,7 +253,7 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
 def halted(error: ImageError | NothingRead | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
     """The error that ended the run for now, which is saved, with the command that goes on."""
     training.save()
-    if any(training.world.any(stop.came)):  # the signal reached the workers too
+    if any(training.world.any(stop.requested)):  # the signal reached the workers too
         return stopped(training)
     error.hint = f"{error.hint}; saved at step {training.learner.step}, go on with: {training.folder.command()}"
     return error
@@ -293,7 +293,7 @@ def measured(training: Training) -> Row:
             workers=training.recipe.workers,
             skip_unreadable=training.recipe.skip_unreadable,
         )
-    except NotFinite:
+    except NonFiniteOutput:
         raise Diverged(
             f"training diverged before step {training.learner.step}: the model's answers are not finite",
             "try a lower learning rate or a longer warm-up",
@@ -315,7 +315,7 @@ def keep(training: Training, row: Row) -> None:
     with world.together():
         if world.main:
             training.folder.record(row)
-    say(sentence(row, training.epochs, time_left(training, row)))
+    log(sentence(row, training.epochs, time_left(training, row)))
     training.save("-measured")
     with world.together():
         if world.main:

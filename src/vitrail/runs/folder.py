@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vitrail.classifier import ARTEFACT
+from vitrail.classifier import ARTIFACT_NAME
 from vitrail.data.shards.address import called, is_shards
 from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import put_json, reason, sync, write_text
+from vitrail.files import describe_write_error, fsync, save_json, write_text
 from vitrail.training.checkpoint import checkpoints, read_json
 from vitrail.training.recipes import Recipe, recipe_from_json
 
@@ -56,7 +56,7 @@ class RunFolder:
     @property
     def artefact(self) -> Path:
         """The classifier."""
-        return self.path / ARTEFACT
+        return self.path / ARTIFACT_NAME
 
     @property
     def checkpoints(self) -> Path:
@@ -171,10 +171,12 @@ class RunFolder:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
-            sync(path)  # before the checkpoint that follows: a resume writes no row of an epoch that is in it
-            sync(self.path)
+            fsync(path)  # before the checkpoint that follows: a resume writes no row of an epoch that is in it
+            fsync(self.path)
         except OSError as error:
-            raise VitrailError(f"{path} cannot be written: {reason(error)}", "make room, then --resume") from None
+            raise VitrailError(
+                f"{path} cannot be written: {describe_write_error(error)}", "make room, then --resume"
+            ) from None
 
     def refuse_vanished(self) -> None:
         """Raises `VitrailError` where the folder is gone: nothing else would notice before a checkpoint is due."""
@@ -233,7 +235,9 @@ def refuse_unwritable(folder: Path) -> None:
             file.write(b"0" * 4096)
             file.flush()
     except OSError as error:
-        raise VitrailError(f"{folder} cannot be written: {reason(error)}", "choose another --out") from None
+        raise VitrailError(
+            f"{folder} cannot be written: {describe_write_error(error)}", "choose another --out"
+        ) from None
 
 
 def refuse_full(out: str | Path | None, need: int) -> None:
@@ -287,7 +291,9 @@ def new_run(
     except FileExistsError:
         raise UsageError(f"another run has just begun in {out}", "choose another --out") from None
     except OSError as error:
-        raise VitrailError(f"{out or 'runs'} cannot be written: {reason(error)}", "choose another --out") from None
+        raise VitrailError(
+            f"{out or 'runs'} cannot be written: {describe_write_error(error)}", "choose another --out"
+        ) from None
     raise UsageError("every name for the run is taken", "choose one with --out")
 
 
@@ -295,8 +301,8 @@ def claimed(folder: RunFolder, document: dict[str, Any]) -> RunFolder:
     """The folder with its note; raises `FileExistsError` where another run was quicker."""
     folder.checkpoints.mkdir(exist_ok=True)
     aside = folder.path / f"{CLAIM}{os.getpid()}.json"
-    put_json(aside, document)
-    sync(aside)
+    save_json(aside, document)
+    fsync(aside)
     try:
         os.link(aside, folder.path / "recipe.json")
     except FileExistsError:
@@ -307,7 +313,7 @@ def claimed(folder: RunFolder, document: dict[str, Any]) -> RunFolder:
         os.rename(aside, folder.path / "recipe.json")
     finally:
         aside.unlink(missing_ok=True)
-    sync(folder.path)
+    fsync(folder.path)
     return folder
 
 

@@ -94,4 +94,4 @@ def as_many_calls(classifier: Classifier, calls: int) -> Iterator[None]:
     blank = torch.zeros(1, classifier.preprocess.channels, *classifier.preprocess.image_size, dtype=torch.uint8)
     with torch.inference_mode():
         for _ in range(made, calls):
-            classifier.vit(classifier.normalised(blank))
+            classifier.vit(classifier.normalize(blank))

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 
 from vitrail.classifier import Classifier, load
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.data import Splits
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import images_said
 from vitrail.evaluation.probe import Probe, probe
-from vitrail.interrupts import Interrupted, stop_requests
+from vitrail.interrupts import Interrupted, catch_stop_signals
 from vitrail.model import ViT, ViTConfig
 from vitrail.runs.folder import RunFolder
 from vitrail.training import Recipe
 from vitrail.training.curves import draw_curves
 from vitrail.training.transfer import carried, said_of_head, set_head
-from vitrail.weights.artefact import digest
+from vitrail.weights.artifact import weights_sha256
 
 Model = str | Path | Classifier
 
@@ -54,7 +54,7 @@ def pretrained(
     address = None if isinstance(model, Classifier) else str(model)
     classifier = model if isinstance(model, Classifier) else load(model, device=place, torch_files=torch_files)
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
-    return Pretrained(classifier, address, digest(weights))
+    return Pretrained(classifier, address, weights_sha256(weights))
 
 
 def pretrained_again(
@@ -83,7 +83,7 @@ def begin(start: Pretrained, config: ViTConfig, splits: Splits, recipe: Recipe) 
     torch.manual_seed(recipe.seed)
     vit, head = carried(theirs.vit, theirs.classes, config, splits.classes)
     anew = "; it is fitted anew" if recipe.train_on == "features" and head != "new" else ""
-    say(said_of_head(head, theirs.classes, splits.classes) + anew)
+    log(said_of_head(head, theirs.classes, splits.classes) + anew)
     warn_of_seen_images(theirs, splits, recipe)
     return vit, head
 
@@ -93,7 +93,7 @@ def warn_of_seen_images(theirs: Classifier, splits: Splits, recipe: Recipe) -> N
     before = theirs.origin.get("data", {})
     split = {"test": recipe.test, "validation": recipe.validation, "seed": recipe.split_seed}
     if before.get("fingerprint") == splits.fingerprint and before.get("split", split) != split:
-        say(
+        log(
             "the weights were trained on these data, divided in another way: images kept back now may have been "
             "trained on then, and scores will be too high"
         )
@@ -101,10 +101,10 @@ def warn_of_seen_images(theirs: Classifier, splits: Splits, recipe: Recipe) -> N
 
 def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
     """Both probes of the weights as they are; a signal stops them, and what they have computed is kept."""
-    with stop_requests() as stop:
+    with catch_stop_signals() as stop:
 
         def go_on() -> None:
-            if stop.came:
+            if stop.requested:
                 raise Interrupted(
                     "stopped while computing features; those that are there are kept", "go on with --resume"
                 )
@@ -118,7 +118,7 @@ def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
             tick=go_on,
         )
     for line in beside(found.to_json()):
-        say(line)
+        log(line)
     return found
 
 
@@ -127,7 +127,7 @@ def start_head(classifier: Classifier, found: Probe, recipe: Recipe) -> None:
     if recipe.head_start != "probe":
         return
     if classifier.vit.config.head != "linear":
-        say("the new head is not linear, so it starts at random and not as the probe")
+        log("the new head is not linear, so it starts at random and not as the probe")
         return
     set_head(classifier.vit, torch.from_numpy(found.head.weight), torch.from_numpy(found.head.bias))
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import load
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.data.sources import in_full
 from vitrail.errors import UsageError, VitrailError, first_line
-from vitrail.files import full
-from vitrail.machine import cores
+from vitrail.files import absolute_if_exists
+from vitrail.machine import count_cores
 from vitrail.ray_cluster import connected
 from vitrail.runs.end import Run
 from vitrail.runs.folder import RunFolder, numbered, old_run, refuse_taken
@@ -52,10 +52,10 @@ def train_on_ray(
         raise UsageError(f"restarts is {restarts}; it must be at least 0")
     folder = begun(data, out, resume, options)
     if isinstance(options.get("model"), str | Path):  # the processes run in other folders
-        options["model"] = full(options["model"])
+        options["model"] = absolute_if_exists(options["model"])
     if options.get("recipe") is not None:
         options["recipe"] = find_recipe(options["recipe"])
-    with connected(ray_address, max(cores(), most)) as ray, told(folder):
+    with connected(ray_address, max(count_cores(), most)) as ray, told(folder):
         answer = fitted(ray, folder.path, (least, most), restarts, {"data": in_full(data), "options": options})
     if "sentence" in answer:
         raise (UsageError if answer["usage"] else VitrailError)(answer["sentence"], answer["hint"])
@@ -134,7 +134,7 @@ def told(folder: RunFolder) -> Iterator[None]:
                 scores = "  ".join(
                     f"{name.replace('_', ' ')} {row[name]:.3f}" for name in row if name.endswith(("_loss", "_accuracy"))
                 )
-                say(f"epoch {row.get('epoch', '')}  {scores}")
+                log(f"epoch {row.get('epoch', '')}  {scores}")
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()

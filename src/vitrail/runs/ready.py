@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from vitrail.classifier import Classifier
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.data import Preprocess, Splits, open_data
 from vitrail.data.check import Report
 from vitrail.errors import UsageError
-from vitrail.machine import GIB, keep_memory
+from vitrail.machine import GIB, keep_freed_memory
 from vitrail.model import ViT, ViTConfig
-from vitrail.model.init import initialise
+from vitrail.model.init import initialize
 from vitrail.runs.asked import SAME_BITS
 from vitrail.runs.data import checked, in_memory, refuse_small, unreadable_in, without
 from vitrail.runs.folder import RunFolder, Unreadable
@@ -89,8 +89,8 @@ def prepared(
         if world.main:
             refuse_small(splits, preprocess, report, asked.skip_unreadable)
         for note in splits.notes:
-            say(note)
-        keep_memory()
+            log(note)
+        keep_freed_memory()
         classifier, head = begun(start, config, preprocess, splits, full, place)
     return Ready(classifier, head, start, splits, unreadable, full, report, folder is not None)
 
@@ -112,7 +112,7 @@ def alone_with_shards(goes_on: bool) -> None:
     """
     if not goes_on:
         raise UsageError("--fsdp shards over several processes, and this is one", "add --processes N")
-    say("warning: --fsdp shards over several processes; this one goes on with the whole model")
+    log("warning: --fsdp shards over several processes; this one goes on with the whole model")
 
 
 def begun(
@@ -137,7 +137,7 @@ def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
     """The weights that training starts from: drawn by the recipe's seed."""
     torch.manual_seed(recipe.seed)
     vit = ViT(config)
-    initialise(vit, patch_std=recipe.patch_std, zero_branches=recipe.zero_branches)
+    initialize(vit, patch_std=recipe.patch_std, zero_branches=recipe.zero_branches)
     return vit
 
 

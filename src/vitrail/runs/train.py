@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import Classifier
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.data import Splits
 from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
-from vitrail.interrupts import Interrupted, stop_at_once
+from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
 from vitrail.model import ViT
 from vitrail.runs.asked import wanted
@@ -83,7 +83,7 @@ def train(
             spare_test=spare_test,
         )
         with world.together():
-            say(plan(ready.classifier, ready.splits, ready.recipe, world))
+            log(plan(ready.classifier, ready.splits, ready.recipe, world))
             if world.main and folder is None:
                 folder = begun_folder(ready, data, out, asked, options_of(world, torch_files))
         folder = told(folder, world)
@@ -175,7 +175,7 @@ def owned(folder: RunFolder, world: World) -> Iterator[None]:
 def resumable(folder: RunFolder) -> Iterator[None]:
     """Inside, a signal that no step waits for ends the run at once, with the command that goes on."""
     try:
-        with stop_at_once():
+        with interrupt_on_sigterm():
             yield
     except KeyboardInterrupt:
         raise Interrupted("stopped; what was saved last is kept", f"go on with: {folder.command()}") from None
@@ -209,7 +209,7 @@ def say_what_trains(learner: Trainee) -> None:
     sizes = [(p.numel(), p.requires_grad) for p in learner.vit.parameters()]
     trained = sum(n for n, trains in sizes if trains)
     if not all(trains for _, trains in sizes):
-        say(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
+        log(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
 
 
 def board_writer(recipe: Recipe) -> Watcher:

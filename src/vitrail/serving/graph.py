@@ -10,14 +10,14 @@ from vitrail.classifier import Classifier
 from vitrail.exporting.graph import Extras
 from vitrail.exporting.onnx_file import export_onnx
 from vitrail.exporting.proof import images_for
-from vitrail.files import cache_home
+from vitrail.files import cache_folder
 from vitrail.version import __version__
-from vitrail.weights.artefact import digest as digest_of
+from vitrail.weights.artifact import weights_sha256 as digest_of
 
 
 def graph_folder() -> Path:
     """Where such files lie."""
-    return cache_home() / "graphs"
+    return cache_folder() / "graphs"
 
 
 def graph_name(classifier: Classifier) -> str:

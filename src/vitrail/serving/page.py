@@ -3,7 +3,7 @@
 import html
 from importlib.util import find_spec
 
-from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.exporting.web import web_page
 from vitrail.exporting.web.page import LIMIT, check_size
@@ -42,7 +42,7 @@ PREDICT = '<button formaction="/predict?model={name}">Predict</button>'
 EXPLAIN = '<button formaction="/explain?model={name}&amp;picture=panels">Explain</button>'
 
 
-def why_plain(classifier: AnyClassifier | None) -> str | None:
+def why_plain(classifier: BaseClassifier | None) -> str | None:
     """Why a model (None: one in an ONNX file) gets the plain form, and what helps; None where it gets the whole page.
 
     Nothing is imported for it, and nothing made: that the graphs do not agree shows only when the page is asked for.
@@ -50,7 +50,7 @@ def why_plain(classifier: AnyClassifier | None) -> str | None:
     if not isinstance(classifier, Classifier):
         return "an ONNX file has no inside to show; serve the classifier that it was made from"
     try:
-        classifier.refuse_nameless()
+        classifier.require_classes()
         check_size(classifier, half=False, limit=LIMIT)
     except UsageError as error:
         return error.sentence
@@ -58,7 +58,7 @@ def why_plain(classifier: AnyClassifier | None) -> str | None:
     return f"{missing[0]} is not installed: pip install 'vitrail[export]'" if missing else None
 
 
-def page_of(classifier: AnyClassifier, name: str, explains: bool) -> bytes:
+def page_of(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
     """The page of one model, as one HTML file; `explains` says whether the server does."""
     if why_plain(classifier) is None:
         assert isinstance(classifier, Classifier)
@@ -69,7 +69,7 @@ def page_of(classifier: AnyClassifier, name: str, explains: bool) -> bytes:
     return plain_page(classifier, name, explains)
 
 
-def plain_page(classifier: AnyClassifier, name: str, explains: bool) -> bytes:
+def plain_page(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
     """A form that sends an image to where it is answered: /predict, /explain, both or neither."""
     classes = classifier.classes
     about = f"{len(classes)} classes: {', '.join(classes[:12])}" if classes else "Features, no classes"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.classifier import AnyClassifier, Classifier, NotFinite
+from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
 from vitrail.errors import UsageError
 from vitrail.explanation.explanation import Target, explain_batch
 from vitrail.explanation.methods import DEFAULT
@@ -20,14 +20,14 @@ NEARLY = 0.95  # a batch half as long is worth a rate that is so much of the bes
 class Predictor:
     """A classifier that answers batches of uint8 pixels (B, C, H, W) of the model's size."""
 
-    classifier: AnyClassifier
+    classifier: BaseClassifier
     outputs: int = 0  # numbers in an answer, known once the model has run
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
         """The logits (B, Y) in float32; a row is NaN where the answer to that image is no finite number."""
         try:
             return self.classifier.logits(pixels_BCHW).cpu()
-        except NotFinite:
+        except NonFiniteOutput:
             if len(pixels_BCHW) > 1:  # one image's trouble is not the others'
                 return torch.cat([self.logits(one_CHW[None]) for one_CHW in pixels_BCHW])
             return torch.full((1, self.outputs or len(self.classifier.classes)), torch.nan)

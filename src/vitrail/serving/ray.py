@@ -53,7 +53,7 @@ def deployment(
             if threads is not None:
                 torch.set_num_threads(threads)
             classifier = load(model, device=device)
-            classifier.refuse_nameless()
+            classifier.require_classes()
             self.classifier = classifier
             self.predictor = Predictor(classifier)
             self.predictor.warm(batch)
@@ -86,7 +86,7 @@ def deployment(
             row_Y = torch.from_numpy(await self.logits(pixels_CHW))
             if not row_Y.isfinite().all():
                 return JSONResponse({"error": "the model's answer is not a finite number"}, 500)
-            top = [vars(each) for each in self.classifier.ranked(row_Y)]
+            top = [vars(each) for each in self.classifier.top_predictions(row_Y)]
             return JSONResponse({"predictions": [{"name": "image", "top": top, "error": None}]})
 
     application: Any = Deployment

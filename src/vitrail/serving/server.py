@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 from vitrail.serving.app import make_app
 from vitrail.serving.frontdoor import HOSTS, Frontdoor
 from vitrail.serving.logs import Lines, log
@@ -117,7 +117,7 @@ def serve(
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    share = max(1, cores() // len(models))
+    share = max(1, count_cores() // len(models))
     workers = settings.workers or (1 if on_gpu(device) else min(share, MOST_WORKERS))
     duty = Duty(0, settings.threads or max(1, share // workers), device)
     settings = replace(settings, workers=workers)

@@ -14,17 +14,17 @@ class Settings:
     """The same for every model of a server; the command line's options are made of these fields."""
 
     backend: Backend = option("auto", "what runs the model: torch, onnxruntime, or the faster of them here (auto)")
-    workers: int | None = option(None, "processes that predict, for each model (one a core, up to 4)", least=1, most=64)
-    threads: int | None = option(None, "threads of each of them (the cores, shared out)", least=1, most=1024)
-    batch: int | None = option(None, "images that are run at once, at most (measured at the start)", least=1, most=1024)
-    wait: float = option(0.0, "milliseconds that the first image of a batch waits for more (0)", least=0, most=1000)
-    queue: int = option(256, "images that may wait for each model; more are refused with 503 (256)", least=1)
-    deadline: float = option(10.0, "seconds in which a request is answered or given up with 504 (10)", above=0)
-    body: int = option(16, "MiB of a request's body, unpacked too (16)", least=1, most=1024)
-    pixels: int = option(50, "millions of pixels of an image, as its header says (50)", least=1, most=100)
-    images: int = option(64, "images in a request, never more than may wait (64)", least=1, most=4096)
-    readers: int = option(2, "threads that decode images (2)", least=1, most=256)
-    drain: float = option(1.0, "seconds from SIGTERM until no new connection is taken (1)", least=0)
+    workers: int | None = option(None, "processes that predict, for each model (one a core, up to 4)", ge=1, le=64)
+    threads: int | None = option(None, "threads of each of them (the cores, shared out)", ge=1, le=1024)
+    batch: int | None = option(None, "images that are run at once, at most (measured at the start)", ge=1, le=1024)
+    wait: float = option(0.0, "milliseconds that the first image of a batch waits for more (0)", ge=0, le=1000)
+    queue: int = option(256, "images that may wait for each model; more are refused with 503 (256)", ge=1)
+    deadline: float = option(10.0, "seconds in which a request is answered or given up with 504 (10)", gt=0)
+    body: int = option(16, "MiB of a request's body, unpacked too (16)", ge=1, le=1024)
+    pixels: int = option(50, "millions of pixels of an image, as its header says (50)", ge=1, le=100)
+    images: int = option(64, "images in a request, never more than may wait (64)", ge=1, le=4096)
+    readers: int = option(2, "threads that decode images (2)", ge=1, le=256)
+    drain: float = option(1.0, "seconds from SIGTERM until no new connection is taken (1)", ge=0)
     explain: bool = option(True, "answer /explain, from a process of its own (yes)")
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import AnyClassifier, Classifier
+from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import pick_device
 from vitrail.serving.predictor import Predictor, best_batch
@@ -52,7 +52,7 @@ def work(connection: socket.socket, classifier: Classifier | None, duty: Duty) -
             send(connection, document, [parts])
 
 
-def opened(classifier: Classifier | None, duty: Duty) -> AnyClassifier:
+def opened(classifier: Classifier | None, duty: Duty) -> BaseClassifier:
     """The classifier in the runtime and on the device that the duty names."""
     device = pick_device(duty.device)
     if duty.graph is not None:

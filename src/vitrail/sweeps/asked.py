@@ -20,7 +20,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import put_json, reason, sync, write_json
+from vitrail.files import describe_write_error, fsync, save_json, write_json
 from vitrail.options import check_fields, option
 from vitrail.runs.folder import held, numbered, refuse_unwritable
 from vitrail.sweeps.space import dashed, shown, space_from, space_to_json
@@ -37,18 +37,18 @@ class Asked:
 
     data: str
     fingerprint: str
-    images: int = option(0, "validation images, which choose", least=1)
-    epochs: int = option(1, "epochs of a trial where none of its own are given", least=1)
+    images: int = option(0, "validation images, which choose", ge=1)
+    epochs: int = option(1, "epochs of a trial where none of its own are given", ge=1)
     recipe: Recipe
     space: dict[str, Any]  # field -> Choice or Range
     model: str | None = None
     torch_files: bool = False
     device: str | None = None
-    trials: int = option(20, "trials in all", least=1, most=100_000)
+    trials: int = option(20, "trials in all", ge=1, le=100_000)
     search: Search = option("tpe", "tpe learns from the trials before, random does not; few points are all tried")
     prune: Prune = option("median", "end a trial early by its epochs so far: median, hyperband, or none")
     by: By = option("accuracy", "what of validation is compared")
-    seed: int = option(0, "decides which points are tried", least=0)
+    seed: int = option(0, "decides which points are tried", ge=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -136,19 +136,21 @@ def new_sweep(asked: Asked, out: str | Path | None) -> SweepFolder:
             (path / "locks").mkdir(parents=True, exist_ok=True)
             refuse_unwritable(path)
             aside = path / f".asked-{uuid4().hex}.json"
-            put_json(aside, asked.to_json())
-            sync(aside)
+            save_json(aside, asked.to_json())
+            fsync(aside)
             try:
                 os.link(aside, path / "asked.json")
             finally:
                 aside.unlink(missing_ok=True)
-            sync(path)
+            fsync(path)
             return SweepFolder(path)
         except FileExistsError:
             if out is not None:
                 raise UsageError(f"another sweep has just begun in {path}", "join it with --resume") from None
         except OSError as error:
-            raise VitrailError(f"{path} cannot be written: {reason(error)}", "choose another --out") from None
+            raise VitrailError(
+                f"{path} cannot be written: {describe_write_error(error)}", "choose another --out"
+            ) from None
     raise UsageError("every name for the sweep is taken", "choose one with --out")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from vitrail import console
 from vitrail.errors import UsageError, VitrailError
-from vitrail.machine import cores
+from vitrail.machine import count_cores
 from vitrail.sweeps.worker import orphaned, work
 
 PATIENCE = 3  # processes, for each that there should be, that may die in a row without a trial being finished
@@ -34,7 +34,7 @@ class Processes:
 
     def __init__(self, out: Path, n: int):
         self.out = out
-        self.threads = max(1, cores() // n)
+        self.threads = max(1, count_cores() // n)
         self.context = multiprocessing.get_context("spawn")
         self.died, self.finished = 0, -1
         self.crew = [self.start() for _ in range(n)]
@@ -63,7 +63,7 @@ class Processes:
                     f"the sweep's processes are killed (signal {-code}) before they finish a trial",
                     "does the memory suffice? Try fewer --processes, or a smaller --memory",
                 )
-            console.say(f"process {process.pid} was killed (signal {-code}); another one takes its trial up")
+            console.log(f"process {process.pid} was killed (signal {-code}); another one takes its trial up")
             self.crew[i] = self.start()
         return any(process.exitcode is None for process, _ in self.crew)
 

@@ -69,7 +69,7 @@ def cluster(out: Path, n: int | None, trials: int, address: str | None) -> Itera
     with connected(address) as ray:
         nodes = alive(ray)
         n, cpus, gpu = shared(nodes, n, trials)
-        console.say(f"{n} tasks of {cpus} cores{' and a GPU' if gpu else ''} on {len(nodes)} node(s)")
+        console.log(f"{n} tasks of {cpus} cores{' and a GPU' if gpu else ''} on {len(nodes)} node(s)")
         yield Tasks(ray, out, n, cpus, gpu)
 
 

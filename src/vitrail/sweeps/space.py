@@ -21,7 +21,7 @@ from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
 from vitrail.model.config import POSITIONS, Position
-from vitrail.options import check_values, reader, type_hints
+from vitrail.options import check_values, field_types, option_parser
 from vitrail.training.recipes import FIELDS, Recipe
 from vitrail.weights.sizes import SIZES
 
@@ -212,9 +212,9 @@ def read(name: str, word: str) -> Any:
             raise UsageError(f"{name} is {word!r}; it must be true or false")
         return word.lower() == "true"
     try:
-        return reader(hint)(word)
+        return option_parser(hint)(word)
     except (ValueError, argparse.ArgumentTypeError):
-        raise UsageError(f"{name} cannot be {word!r}", f"it is {reader(hint).__name__}") from None
+        raise UsageError(f"{name} cannot be {word!r}", f"it is {option_parser(hint).__name__}") from None
 
 
 def check(name: str, value: Any) -> None:
@@ -231,7 +231,7 @@ def check(name: str, value: Any) -> None:
 
 def hint_of(name: str) -> Any:
     """The type of a field."""
-    return str if name == "size" else type_hints(KINDS[FIELDS[name]])[name]
+    return str if name == "size" else field_types(KINDS[FIELDS[name]])[name]
 
 
 def changes(values: Mapping[str, Plain]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def propose(asked: Asked, known: "list[FrozenTrial]") -> Values | None:
         return rest[int(np.random.default_rng((asked.seed, number)).integers(len(rest)))] if rest else None
     found = next((each for each in at_random(asked, number) if is_open(asked, each, tried)), None)
     if found is None:
-        console.say(f"none of {MANY:,} points drawn at random is possible and new: the sweep ends with {number} trials")
+        console.log(f"none of {MANY:,} points drawn at random is possible and new: the sweep ends with {number} trials")
     return found
 
 

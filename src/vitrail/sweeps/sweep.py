@@ -15,12 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitrail.console import Bar, bar, say
+from vitrail.console import ProgressBar, log, progress_bar
 from vitrail.data import open_data
 from vitrail.data.sources import in_full
 from vitrail.errors import UsageError
-from vitrail.files import full, put_json, write_json
-from vitrail.interrupts import Interrupted, stop_at_once
+from vitrail.files import absolute_if_exists, save_json, write_json
+from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
 from vitrail.runs.data import checked, unreadable_in, without
 from vitrail.runs.end import Run
@@ -121,7 +121,7 @@ def sweep(
     if resume:
         folder = old_sweep(data, out)
         asked = asked_again(
-            folder, data, vary, recipe, changes, model=None if model is None else full(model), device=device,
+            folder, data, vary, recipe, changes, model=None if model is None else absolute_if_exists(model), device=device,
             torch_files=torch_files or None, search=search, prune=prune, by=by, seed=sweep_seed,
         )  # fmt: skip
         if trials is not None and trials < asked.trials:
@@ -133,14 +133,14 @@ def sweep(
         usual = DEFAULT if model is None else TRANSFER
         asked = first_asked(
             data, find_recipe(usual if recipe is None else recipe, **changes), vary or {},
-            20 if trials is None else trials, None if model is None else full(model), torch_files, device,
+            20 if trials is None else trials, None if model is None else absolute_if_exists(model), torch_files, device,
             search, prune, by, sweep_seed, check_data,
         )  # fmt: skip
         folder = new_sweep(asked, out)
     asked = folder.asked()
     study = open_study(folder, asked)
     try:
-        say(plan(folder, asked))
+        log(plan(folder, asked))
         with going_on_with(folder, asked):
             if engine == "ray":
                 from vitrail.sweeps.ray import cluster
@@ -156,7 +156,7 @@ def sweep(
         close_study(study)
     run = finish_best(folder, asked, result) if finish and result["best"] else None
     if run and "test" not in run.result:
-        say("there is no test image to score the best one on")
+        log("there is no test image to score the best one on")
     if scores := scored_on_test(folder):
         result["finished"] = scores
         write_json(folder.path / "sweep.json", result)
@@ -244,7 +244,7 @@ def going_on_with(folder: SweepFolder, asked: Asked) -> Iterator[None]:
     """Inside, a signal ends the sweep for now, with the command that goes on."""
     hint = f"go on with: vitrail sweep {shlex.quote(asked.data)} --resume --out {shlex.quote(str(folder.path))}"
     try:
-        with stop_at_once():
+        with interrupt_on_sigterm():
             yield
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted("stopped; every trial is saved", hint) from None
@@ -253,12 +253,12 @@ def going_on_with(folder: SweepFolder, asked: Asked) -> Iterator[None]:
 class Progress:
     """What is said of a sweep while it goes on: a line for each trial that ends, the best so far, the time left."""
 
-    def __init__(self, asked: Asked, study: "optuna.Study", shown: Bar):
+    def __init__(self, asked: Asked, study: "optuna.Study", shown: ProgressBar):
         self.asked, self.study, self.shown, self.total = asked, study, shown, total(asked)
         self.known = {trial.number for trial in trials_of(study) if trial.state.is_finished()}
         self.before = len(self.known)
         self.began = time.monotonic()
-        shown.resume(self.before)
+        shown.start_from(self.before)
 
     def see(self) -> int:
         """Says what has ended since; returns how many trials have."""
@@ -271,8 +271,8 @@ class Progress:
         )
         for each in new:
             self.known.add(each["trial"])
-            say(f"{len(self.known)}/{self.total}  {sentence(self.asked, each)}{self.beside(lines)}")
-        self.shown.tick(len(new), note=self.best(lines))
+            log(f"{len(self.known)}/{self.total}  {sentence(self.asked, each)}{self.beside(lines)}")
+        self.shown.advance(len(new), note=self.best(lines))
         return len(self.known)
 
     def best(self, lines: list[dict[str, Any]]) -> str:
@@ -293,19 +293,19 @@ class Progress:
         if row is None:
             self.see()
         else:
-            self.shown.tick(0, note=f"trial {number} epoch {row['epoch']} accuracy {row['validation_accuracy']:.4f}")
+            self.shown.advance(0, note=f"trial {number} epoch {row['epoch']} accuracy {row['validation_accuracy']:.4f}")
 
 
 def alone(folder: SweepFolder, asked: Asked, study: "optuna.Study") -> None:
     """Works on the sweep in this process."""
-    with bar("trials", total(asked)) as shown:
+    with progress_bar("trials", total(asked)) as shown:
         work(folder.path, Progress(asked, study, shown).epoch)
 
 
 def follow(asked: Asked, study: "optuna.Study", crew: Crew) -> None:
     """Watches others at work until they are through."""
     try:
-        with bar("trials", total(asked)) as shown:
+        with progress_bar("trials", total(asked)) as shown:
             progress = Progress(asked, study, shown)
             while crew.look(progress.see()):
                 time.sleep(LOOK)
@@ -338,7 +338,7 @@ def finish_best(folder: SweepFolder, asked: Asked, result: dict[str, Any]) -> Ru
             aside = folder.path / ".best"
             shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
             shutil.copytree(folder.trial(number), aside)
-            put_json(aside / "trial.json", {"trial": number})
+            save_json(aside / "trial.json", {"trial": number})
             os.rename(aside, best)
     if (before := json.loads((best / "trial.json").read_text(encoding="utf-8"))["trial"]) != number:
         raise UsageError(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail import console
-from vitrail.classifier import NotFinite
-from vitrail.errors import UsageError, VitrailError, first_line, out_of_memory
+from vitrail.classifier import NonFiniteOutput
+from vitrail.errors import UsageError, VitrailError, first_line, is_out_of_memory
 from vitrail.evaluation.metrics import wilson
 from vitrail.interrupts import Interrupted
 from vitrail.runs.epochs import Row
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DEATHS = 3  # processes that a trial may cost, with no epoch done between, before it counts as failed
 FAILURES = 3  # trials in a row that fail for another reason than divergence before the sweep stops
 LOOK = 1.0  # seconds between two looks for a trial that has lost its process
-FAILS = (Diverged, NotFinite, UsageError)  # what is the trial's own fault
+FAILS = (Diverged, NonFiniteOutput, UsageError)  # what is the trial's own fault
 
 Heard = Callable[[int, Row | None], None]  # is told of a trial's epoch, and (None) of its end
 
@@ -85,7 +85,7 @@ def work(out: str | Path, heard: Heard = lambda number, row: None, going_on: Cal
             with folder.locked():
                 write_table(folder, asked, study)
             heard(taken.number, None)
-            failures = failures + 1 if error is not None and not isinstance(error, Diverged | NotFinite) else 0
+            failures = failures + 1 if error is not None and not isinstance(error, Diverged | NonFiniteOutput) else 0
             if failures == FAILURES:
                 raise VitrailError(f"{FAILURES} trials in a row failed, the last one because {error}")
     finally:
@@ -155,7 +155,7 @@ def one_trial(
     except VitrailError:
         raise
     except Exception as error:  # too little memory, or a fault of ours or of torch: it costs this trial
-        said = first_line(error) if out_of_memory(error) else f"{type(error).__name__}: {error}"
+        said = first_line(error) if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
         tell(study, trial, taken.lease, "FAIL", error=said)
         return error
     scores = result["validation"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vitrail import files
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.errors import VitrailError
 from vitrail.training.distributed import copied, spread_like
 from vitrail.training.loop import Trainee
@@ -57,22 +57,22 @@ def save_checkpoint(
         files.remove_folder(aside)
         files.make_folder(aside)
         model, optimizer = tensors or tensors_of(trainee)
-        files.put_tensors(aside / NAMES[0], model)
-        files.put_tensors(aside / NAMES[1], optimizer)
-        files.put_json(aside / NAMES[2], {**state, "step": trainee.step})
+        files.save_tensors(aside / NAMES[0], model)
+        files.save_tensors(aside / NAMES[1], optimizer)
+        files.save_json(aside / NAMES[2], {**state, "step": trainee.step})
         for name in NAMES:
-            files.sync(aside / name)
-        files.put_json(aside / MANIFEST, {name: checksum(aside / name) for name in NAMES})
-        files.sync(aside / MANIFEST)
-        files.sync(aside)
+            files.fsync(aside / name)
+        files.save_json(aside / MANIFEST, {name: checksum(aside / name) for name in NAMES})
+        files.fsync(aside / MANIFEST)
+        files.fsync(aside)
         if final.exists():  # damaged, else it would have been returned
             files.rename(final, folder / f".{final.name}-damaged-{os.getpid()}")
         files.rename(aside, final)
-        files.sync(folder)
+        files.fsync(folder)
     except (OSError, SafetensorError) as error:
         files.remove_folder(aside)
         gone = isinstance(error, FileNotFoundError) and not folder.is_dir()
-        reason = f"the folder {folder} has vanished" if gone else files.reason(error)
+        reason = f"the folder {folder} has vanished" if gone else files.describe_write_error(error)
         raise VitrailError(
             f"the checkpoint {final} cannot be written: {reason}",
             "start again with another --out" if gone else "make room, then go on with --resume; the one before is kept",
@@ -105,7 +105,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         wrong = damage(path)
         if wrong is None:
             return path
-        say(f"warning: the checkpoint {path} is damaged and not used: {wrong}")
+        log(f"warning: the checkpoint {path} is damaged and not used: {wrong}")
     return None
 
 
@@ -119,7 +119,7 @@ def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
         return _load(path, trainee)
     except OSError as error:
         raise VitrailError(
-            f"the checkpoint {path} cannot be read: {files.reason(error)}",
+            f"the checkpoint {path} cannot be read: {files.describe_write_error(error)}",
             "the run folder must be on a disk that all nodes see",
         ) from None
     except (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError, SafetensorError) as error:
@@ -207,7 +207,7 @@ def damage(path: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError) as error:
-        return files.reason(error)
+        return files.describe_write_error(error)
 
 
 def read_json(path: Path, longest: int = LONGEST) -> dict[str, Any]:

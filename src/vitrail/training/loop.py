@@ -14,7 +14,7 @@ from vitrail.data import Preprocess
 from vitrail.data.augment import mix
 from vitrail.data.randomness import derive
 from vitrail.errors import VitrailError
-from vitrail.machine import native_bf16
+from vitrail.machine import has_native_bf16
 from vitrail.model import ViT
 from vitrail.training.cut import parts_of
 from vitrail.training.distributed import ALONE, World, exchange, own_part, whole
@@ -83,7 +83,7 @@ class Trainee:
 
 def trainee(vit: ViT, recipe: Recipe, world: World = ALONE) -> Trainee:
     """A model ready to be trained by this recipe, by the processes of this world together."""
-    vit.recompute = recipe.recompute
+    vit.gradient_checkpointing = recipe.recompute
     if recipe.lora_rank:
         add_updates(vit, recipe)
     frozen = freeze(vit, recipe)
@@ -203,7 +203,7 @@ def smaller(images_BCHW: Tensor, part: float, patch: int) -> Tensor:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The number format of the forward: bf16 where the device computes it natively, unless told otherwise."""
     if precision == "auto":
-        return torch.bfloat16 if native_bf16(device) else torch.float32
+        return torch.bfloat16 if has_native_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

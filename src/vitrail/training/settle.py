@@ -11,7 +11,7 @@ from vitrail.data import Images, Preprocess, Splits
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
-from vitrail.model.config import pair
+from vitrail.model.config import to_pair
 from vitrail.training.recipes import Recipe
 
 T = TypeVar("T")
@@ -27,14 +27,14 @@ def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preproces
     """The recipe with sizes, epochs and batch, and the model and preprocessing that it means for these data."""
     sizes = image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
     model = dict(recipe.model)
-    wanted = pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
+    wanted = to_pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
     patch = model["patch"] if "patch" in model else next((p for limit, p in PATCHES if min(wanted) <= limit), 16)
     if "image_size" not in model:
         wanted = (-(-wanted[0] // patch) * patch, -(-wanted[1] // patch) * patch)
     model |= {"image_size": wanted[0] if wanted[0] == wanted[1] else wanted, "patch": patch}
     config = ViTConfig(**model, channels=splits.channels, classes=len(splits.classes))
     blank = Preprocess(
-        image_size=pair(config.image_size),
+        image_size=to_pair(config.image_size),
         fit=recipe.fit or "pad",
         interpolation=recipe.interpolation or "bilinear",
         crop_fraction=recipe.crop_fraction or 1.0,

@@ -9,8 +9,8 @@ from torch import Tensor
 from vitrail.data import Preprocess, Splits
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
-from vitrail.model.config import pair
-from vitrail.model.resize import resized
+from vitrail.model.config import to_pair
+from vitrail.model.resize import resize_vit
 from vitrail.training.frozen import check_freeze
 from vitrail.training.lora import check_peft
 from vitrail.training.recipes import Recipe
@@ -43,7 +43,7 @@ def settle_from(
     changes: dict[str, Any] = {name: recipe.model[name] for name in CHANGEABLE if name in recipe.model}
     if recipe.train_on == "features":
         changes["head"] = "linear"
-    height, width = pair(recipe.model.get("image_size", preprocess.image_size))
+    height, width = to_pair(recipe.model.get("image_size", preprocess.image_size))
     changes["image_size"] = height if height == width else (height, width)
     new = replace(config, **changes, classes=len(splits.classes))
     preprocess = replace(
@@ -70,7 +70,7 @@ def carried(vit: ViT, theirs: tuple[str, ...], config: ViTConfig, ours: tuple[st
     The same class names keep their rows of the head, in whatever order; other names get a new head, drawn from torch's
     global generator.
     """
-    body = resized(vit, replace(vit.config, image_size=config.image_size, patch=config.patch))
+    body = resize_vit(vit, replace(vit.config, image_size=config.image_size, patch=config.patch))
     same = len(theirs) == vit.config.classes and set(theirs) == set(ours) and vit.config.head == config.head
     new = ViT(config).to(vit.prefix.device)
     weights = body.state_dict()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.weights.artefact import read_safetensors
+from vitrail.weights.artifact import read_safetensors
 from vitrail.weights.torchscript import is_archive, read_archive
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".pkl")

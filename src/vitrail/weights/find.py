@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.weights.box import boxed
+from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.cards import cards, find_card
 from vitrail.weights.foreign import Foreign, read_file, read_folder
 from vitrail.weights.hub import fetch_file, fetch_folder
@@ -33,7 +33,7 @@ def find_foreign(model: str, *, torch_files: bool = False) -> Foreign:
         folder = fetch_folder(card.source)
         return read_file(folder / "model.safetensors", card) if card.layout.startswith("timm") else read_folder(folder)
     if path.suffix or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        near = did_you_mean(model, [*cards(), *boxed()])
+        near = did_you_mean(model, [*cards(), *bundled_classifiers()])
         raise UsageError(
             f"there is no run folder or artefact {model!r}, nor a card of that name",
             near or "vitrail train makes a run, vitrail models lists the cards",

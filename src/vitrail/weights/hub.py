@@ -6,7 +6,7 @@ import urllib.error
 from contextlib import suppress
 from pathlib import Path
 
-from vitrail.console import say
+from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError, did_you_mean, first_line
 from vitrail.weights.cards import Card, cards
 from vitrail.weights.containers import INDEX, listed_shards
@@ -35,7 +35,7 @@ def fetch_file(card: Card) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         raise offline(card.name, path, "HF_HUB_OFFLINE is set")
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"downloading {card.source}")
+    log(f"downloading {card.source}")
     try:
         torch.hub.download_url_to_file(card.source, str(path), hash_prefix=card.sha256 or None)
     except (urllib.error.URLError, OSError, TimeoutError) as error:
@@ -66,7 +66,7 @@ def fetch_folder(name: str) -> Path:
         with suppress(Exception):  # where the hub says that there is none, the cache knows it from now on
             hub.hf_hub_download(name, PREPARATION, revision=commit)
     if not prepared(folder):
-        say(f"warning: there is no {PREPARATION} of {name} here: images are squashed, mean and deviation are 0.5")
+        log(f"warning: there is no {PREPARATION} of {name} here: images are squashed, mean and deviation are 0.5")
     return folder
 
 
@@ -104,7 +104,7 @@ def download_folder(name: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        say(f"downloading {name} from the Hugging Face hub")
+        log(f"downloading {name} from the Hugging Face hub")
         wanted = ["config.json", PREPARATION, "model*.safetensors", INDEX]
         folder: str = hub.snapshot_download(name, allow_patterns=wanted)
     except errors.GatedRepoError:

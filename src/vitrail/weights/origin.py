@@ -3,7 +3,7 @@
 from typing import Any
 
 from vitrail.errors import VitrailError
-from vitrail.options import fits
+from vitrail.options import matches_type
 
 Kinds = dict[str, Any]  # names and types
 RECIPE: Kinds = {"name": str | None, "epochs": float | None}
@@ -23,23 +23,23 @@ def check_origin(origin: dict[str, Any]) -> None:
     parts: dict[str, Kinds] = {"recipe": RECIPE, "data": DATA, "metrics": {}, "calibration": CALIBRATION}
     for name, kinds in parts.items():
         if name in origin:
-            demand(origin[name], kinds, name)
+            check_types(origin[name], kinds, name)
     for split, scores in origin.get("metrics", {}).items():
-        demand(scores, SCORES, f"metrics of {split!r}")
+        check_types(scores, SCORES, f"metrics of {split!r}")
     for row in origin.get("calibration", {}).get("thresholds", []):
-        demand(row, THRESHOLD, "thresholds")
+        check_types(row, THRESHOLD, "thresholds")
     data = origin.get("data", {})
     if data.get("split"):
-        demand(data["split"], SPLIT, "split")
+        check_types(data["split"], SPLIT, "split")
     counts = data.get("images") or {}
-    demand(counts, dict.fromkeys(counts, int), "images")
+    check_types(counts, dict.fromkeys(counts, int), "images")
 
 
-def demand(found: Any, kinds: Kinds, what: str) -> None:
+def check_types(found: Any, kinds: Kinds, what: str) -> None:
     """Raises `VitrailError` unless this is an object with these names and types."""
     if not isinstance(found, dict):
         raise VitrailError(f"its origin cannot be read: {what} is no object")
     for name, kind in kinds.items():
         value = found.get(name)
-        if not fits(tuple(value) if isinstance(value, list) else value, kind):
+        if not matches_type(tuple(value) if isinstance(value, list) else value, kind):
             raise VitrailError(f"its origin cannot be read: {name} of {what} is {repr(value)[:40]}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.console import bar, say
+from vitrail.console import log, progress_bar
 from vitrail.data.decode import PASSING, ImageError, Unreachable, read_size
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Found, Listing
@@ -31,7 +31,7 @@ from vitrail.data.shards.storage import (
 from vitrail.data.shards.tar import indexed
 from vitrail.data.words import Coded
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import cache_home
+from vitrail.files import cache_folder
 
 ASKED_AT_ONCE = 16  # addresses
 HEAD = 1 << 16  # bytes of an image in which most say their size
@@ -231,18 +231,18 @@ def indexed_all(shards: Sequence[Shard]) -> list[Index]:
     found = {shard: kept(shard) for shard in shards}
     new = [shard for shard, index in found.items() if index is None]
     if new:
-        say(f"{len(new)} shard{'s are' if len(new) > 1 else ' is'} read once for an index")
-    with bar("reading shards", len(new)) as progress, ThreadPoolExecutor(2) as pool:
+        log(f"{len(new)} shard{'s are' if len(new) > 1 else ' is'} read once for an index")
+    with progress_bar("reading shards", len(new)) as progress, ThreadPoolExecutor(2) as pool:
         for shard, index in zip(new, pool.map(indexed, new), strict=True):
             keep(shard, index)
             found[shard] = index
-            progress.tick()
+            progress.advance()
     return [index for index in found.values() if index is not None]
 
 
 def index_file(shard: Shard) -> Path:
     """Where the index of a shard without one is kept."""
-    return cache_home() / "shards" / f"{key_of(shard)}.safetensors"
+    return cache_folder() / "shards" / f"{key_of(shard)}.safetensors"
 
 
 def kept(shard: Shard) -> Index | None:
@@ -264,4 +264,4 @@ def keep(shard: Shard, index: Index) -> None:
     try:
         save(replace(index, shards=(Shard("shard.tar", shard.size),)), index_file(shard))
     except VitrailError as error:
-        say(f"the index is not kept: {error.sentence}")
+        log(f"the index is not kept: {error.sentence}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.files import cache_home
+from vitrail.files import cache_folder
 
 try:
     import fcntl
@@ -115,7 +115,7 @@ def read_range(shard: Shard, start: int, length: int) -> bytes:
 
 def fetched(shard: Shard) -> Path | None:
     """The copy of a shard in the cache, fetched where it is not there; None where it cannot be kept."""
-    path = cache_home() / "shards" / f"{key_of(shard)}.tar"
+    path = cache_folder() / "shards" / f"{key_of(shard)}.tar"
     if path.exists():
         return path
     try:
@@ -131,7 +131,7 @@ def fetched(shard: Shard) -> Path | None:
 
 def forget(shard: Shard) -> None:
     """Drops the copy of a shard whose bytes have turned out wrong, and lets go of one that another has dropped."""
-    path = cache_home() / "shards" / f"{key_of(shard)}.tar"
+    path = cache_folder() / "shards" / f"{key_of(shard)}.tar"
     with _lock:
         _handles.pop((path, shard.stamp), None)
     path.unlink(missing_ok=True)
@@ -278,7 +278,7 @@ def _open(path: Path, stamp: str) -> _Handle:
             return handle
     handle = _Handle(path)
     with contextlib.suppress(OSError):
-        if path.parent == cache_home() / "shards":
+        if path.parent == cache_folder() / "shards":
             os.utime(path)  # it is in use: others go first
     with _lock:
         _handles[path, stamp] = handle

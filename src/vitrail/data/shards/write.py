@@ -31,7 +31,7 @@ from vitrail.data.shards.index import FILE, MOST, SPLITS, Index, empty, save
 from vitrail.data.shards.storage import Shard
 from vitrail.data.words import Names, coded
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import sync
+from vitrail.files import fsync
 
 MIB = 1 << 20
 SIZE = 256  # MiB of a shard: large enough to be read in a stream, small enough to be fetched again
@@ -83,7 +83,7 @@ def write_shards(
             for split, listing in found.splits.items():
                 writer.write(split, listing, seed, tick)
             written = writer.close()
-            sync(aside)
+            fsync(aside)
             mask = os.umask(0)
             os.umask(mask)
             os.chmod(aside, 0o777 & ~mask)
@@ -92,7 +92,7 @@ def write_shards(
             if with_nothing:
                 out.rmdir()
             os.rename(aside, out)
-            sync(out.absolute().parent)
+            fsync(out.absolute().parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:

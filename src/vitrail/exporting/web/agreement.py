@@ -88,7 +88,7 @@ def target(classes: int, this: int, that: int | None = None) -> np.ndarray:
 def reference(classifier: Classifier, pixels_1CHW: Tensor) -> dict[str, Tensor]:
     """The classifier's own logits, not divided by the temperature, and attention (L, N, T, T)."""
     with recording(classifier.vit) as record:
-        logits_1Y = classifier.vit(classifier.normalised(pixels_1CHW)).float().cpu()
+        logits_1Y = classifier.vit(classifier.normalize(pixels_1CHW)).float().cpu()
     layers = [record.attention(layer)[0].float().cpu() for layer in range(record.depth)]
     return {"logits": logits_1Y, "attention": torch.stack(layers)}
 
@@ -111,7 +111,7 @@ def lens_of(classifier: Classifier, pixels_1CHW: Tensor) -> Tensor:
     """What its patches answer after the last layer, each alone: the mean over patches, (Y,)."""
     vit, prefix = classifier.vit, classifier.vit.config.prefix_tokens
     with torch.no_grad():
-        z_1TD = vit.tokens(classifier.normalised(pixels_1CHW))
+        z_1TD = vit.tokens(classifier.normalize(pixels_1CHW))
         copies_PTD = z_1TD[0, prefix:, None].expand(-1, prefix + 1, -1)
         lens_Y: Tensor = vit.classify(copies_PTD).float().mean(dim=0).cpu()
         return lens_Y

@@ -35,7 +35,7 @@ class Example:
 
 def named(classifier: Classifier, images: Sequence[str | Path]) -> list[Example]:
     """The images of these files; raises `ImageError` for one that cannot be read."""
-    return [Example(Path(image).name, classifier.read(image)) for image in images]
+    return [Example(Path(image).name, classifier.read_image(image)) for image in images]
 
 
 def held_out(classifier: Classifier, data: str | Path) -> list[Example]:
@@ -65,7 +65,7 @@ def photos(classifier: Classifier) -> list[Example]:
     found = []
     for name in names:
         with as_file(folder.joinpath(name)) as path:
-            found.append(Example(name, classifier.read(path)))
+            found.append(Example(name, classifier.read_image(path)))
     return found
 
 

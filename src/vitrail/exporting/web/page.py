@@ -84,7 +84,7 @@ def make_page(
     installed, or where the page would have more than `limit` megabytes; `VitrailError` where the graphs do not agree
     with the classifier.
     """
-    classifier.refuse_nameless()
+    classifier.require_classes()
     onnx_packages()
     check_size(classifier, half, limit)
     floats = replace(classifier, vit=deepcopy(classifier.vit).to("cpu", torch.float32).eval().requires_grad_(False))

@@ -24,18 +24,18 @@ from vitrail.options import check_fields, option
 from vitrail.weights.origin import check_origin
 
 FORMAT = 1
-LONGEST = 16 << 20  # bytes of a description that are read
-MOST_PIXELS = 8192  # side of an image that a file may make us prepare
+MAX_DOCUMENT_BYTES = 16 << 20  # bytes of a description that are read
+MAX_IMAGE_SIZE = 8192  # side of an image that a file may make us prepare
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """What the file says: enough to predict, and where the weights came from."""
 
     config: ViTConfig
     classes: tuple[str, ...]
     preprocess: Preprocess
-    temperature: float = option(1.0, "what logits are divided by", above=0)
+    temperature: float = option(1.0, "what logits are divided by", gt=0)
     origin: dict[str, Any] = field(default_factory=dict)  # recipe, seed, versions, data, metrics
 
     def to_json(self) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class Artefact:
         }
 
 
-def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -> None:
+def write_artifact(path: Path, artifact: Artifact, weights: dict[str, Tensor]) -> None:
     """Writes the file, whole or not at all; raises `VitrailError` where it cannot be written, or not read again."""
-    check_origin(artefact.origin)
+    check_origin(artifact.origin)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    document = {**artefact.to_json(), "sha256": digest(weights)}
+    document = {**artifact.to_json(), "sha256": weights_sha256(weights)}
     try:
         said = json.dumps(document, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -63,7 +63,7 @@ def write_artefact(path: Path, artefact: Artefact, weights: dict[str, Tensor]) -
     write_atomically(path, lambda aside: save_file(weights, aside, metadata=metadata))
 
 
-def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
+def read_artifact(path: Path) -> tuple[Artifact, dict[str, Tensor]]:
     """The classifier's description and its tensors.
 
     Raises `VitrailError` where the file is missing, cut short, altered, or not an artefact.
@@ -73,13 +73,13 @@ def read_artefact(path: Path) -> tuple[Artefact, dict[str, Tensor]]:
         raise VitrailError(
             f"{path} holds weights but is not a vitrail artefact", "vitrail inspect says what is in a weight file"
         )
-    artefact = described(document, path)
-    if document.get("sha256") != digest(weights):
+    artefact = parse_artifact(document, path)
+    if document.get("sha256") != weights_sha256(weights):
         raise VitrailError(f"{path} is damaged: its weights do not match their checksum", "copy the file again")
     return artefact, weights
 
 
-def described(document: dict[str, Any], path: Path) -> Artefact:
+def parse_artifact(document: dict[str, Any], path: Path) -> Artifact:
     """The classifier that a file's document describes; raises `VitrailError` where it is none that we can read."""
     if document.get("format") != FORMAT:
         raise VitrailError(
@@ -88,18 +88,18 @@ def described(document: dict[str, Any], path: Path) -> Artefact:
     try:
         config = ViTConfig.from_json(document["config"])
         preprocess = Preprocess.from_json(document["preprocess"])
-        classes = tuple(list_of(document["classes"]))
-        artefact = Artefact(config, classes, preprocess, document["temperature"], document["origin"])
+        classes = tuple(require_list(document["classes"]))
+        artefact = Artifact(config, classes, preprocess, document["temperature"], document["origin"])
         check_fields(artefact)
         check_origin(artefact.origin)
-        check_together(artefact)
+        check_consistency(artefact)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, VitrailError) as error:
         said = str(error) if isinstance(error, VitrailError) else repr(error)
         raise VitrailError(f"{path} is not a whole artefact: {said}", "write it again with vitrail") from None
     return artefact
 
 
-def is_artefact(path: Path) -> bool:
+def is_artifact(path: Path) -> bool:
     """Whether a file is to be read as our own: it says so, or is a safetensors file that cannot be opened."""
     if path.suffix.lower() != ".safetensors":
         return False
@@ -110,14 +110,14 @@ def is_artefact(path: Path) -> bool:
         return True  # reading it will say what is wrong with it
 
 
-def list_of(value: Any) -> list[Any]:
+def require_list(value: Any) -> list[Any]:
     """The value, if it is a list; a string would fall into letters."""
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list")
     return value
 
 
-def check_together(artefact: Artefact) -> None:
+def check_consistency(artefact: Artifact) -> None:
     """Raises `VitrailError` where the parts, each fine by itself, do not belong to one another."""
     config, preprocess = artefact.config, artefact.preprocess
     named = len(artefact.classes)  # none where the outputs are an embedding, as CLIP's projection
@@ -125,7 +125,7 @@ def check_together(artefact: Artefact) -> None:
         raise VitrailError(f"it names {len(set(artefact.classes))} classes for {config.classes} outputs")
     if preprocess.channels != config.channels:
         raise VitrailError(f"it prepares {preprocess.channels} channels for a model of {config.channels}")
-    if any(side % config.patch or side > MOST_PIXELS for side in preprocess.image_size):
+    if any(side % config.patch or side > MAX_IMAGE_SIZE for side in preprocess.image_size):
         raise VitrailError(f"images of {preprocess.image_size} do not divide into patches of {config.patch}")
 
 
@@ -134,10 +134,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tenso
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if len(metadata.get("vitrail", "")) > LONGEST:
-                raise VitrailError(f"{path} is not a whole artefact: its description is longer than {LONGEST:,} bytes")
+            if len(metadata.get("vitrail", "")) > MAX_DOCUMENT_BYTES:
+                raise VitrailError(
+                    f"{path} is not a whole artefact: its description is longer than {MAX_DOCUMENT_BYTES:,} bytes"
+                )
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        document = parsed(metadata["vitrail"]) if "vitrail" in metadata else None
+        document = parse_strict_json(metadata["vitrail"]) if "vitrail" in metadata else None
     except FileNotFoundError:
         raise VitrailError(f"there is no file {path}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
@@ -149,7 +151,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tenso
     return document, weights
 
 
-def parsed(text: str) -> Any:
+def parse_strict_json(text: str) -> Any:
     """JSON as the standard has it; raises `ValueError` for what Python reads beyond it and could not print again."""
 
     def finite(number: str) -> float:
@@ -160,7 +162,7 @@ def parsed(text: str) -> Any:
     return json.loads(text, parse_float=finite, parse_constant=finite)
 
 
-def digest(weights: dict[str, Tensor]) -> str:
+def weights_sha256(weights: dict[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes, in the order of names: safetensors itself sees no flipped bit."""
     sha = hashlib.sha256()
     for name in sorted(weights):

@@ -4,12 +4,12 @@ from importlib.resources import files
 from pathlib import Path
 
 
-def boxed() -> dict[str, Path]:
+def bundled_classifiers() -> dict[str, Path]:
     """The artefacts by name."""
     folder = Path(str(files("vitrail.weights").joinpath("boxed")))
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def card_of(name: str) -> str:
+def read_bundled_card(name: str) -> str:
     """The card of a classifier that comes with the package, in Markdown."""
-    return boxed()[name].with_suffix(".md").read_text(encoding="utf-8")
+    return bundled_classifiers()[name].with_suffix(".md").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vitrail.weights.artefact import is_artefact, read_artefact, read_safetensors
+from vitrail.weights.artifact import is_artifact, read_artifact, read_safetensors
 from vitrail.weights.containers import read_tensors
 from vitrail.weights.foreign import candidates
 from vitrail.weights.layouts import LAYOUTS, fitting
@@ -15,7 +15,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
 
     Raises `VitrailError` for a missing or damaged file; one of torch's own is opened only with `torch_files`.
     """
-    if is_artefact(path):
+    if is_artifact(path):
         document, weights = read_safetensors(path)
     else:
         document, weights = None, read_tensors(path, torch_files=torch_files)
@@ -30,7 +30,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
         },
     }
     if document:
-        artefact, _ = read_artefact(path)
+        artefact, _ = read_artifact(path)
         facts |= {
             "config": artefact.config.to_json(),
             "classes": list(artefact.classes),
