@@ -12,7 +12,7 @@ import vitrail
 from vitrail.evaluation import evaluate, images_to_score
 from vitrail.evaluation.evaluation import Evaluation
 
-BOX = Path(__file__).parent.parent / "src" / "vitrail" / "weights" / "boxed"
+BOX = Path(__file__).parent.parent / "src" / "vitrail" / "weights" / "bundled_files"
 MOST = 6 << 20  # bytes
 
 

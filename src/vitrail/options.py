@@ -1,4 +1,4 @@
-"""Dataclass fields that carry their help text and bounds. The command line, the checks and the documents read them here."""
+"""Dataclass fields with a help text and bounds, which the command line, the checks and the documents read."""
 
 import argparse
 import math
@@ -34,7 +34,7 @@ def check_fields(value: Any) -> None:
 
 
 def check_values(dataclass_type: type, values: Mapping[str, Any]) -> None:
-    """Raises `UsageError` for the first of these values that the dataclass cannot take, or whose name it does not have."""
+    """Raises `UsageError` for the first value that the dataclass cannot take, or whose name it does not have."""
     known = {each.name: each for each in fields(dataclass_type)}
     hints = field_types(dataclass_type)
     for name, value in values.items():
@@ -107,7 +107,7 @@ def literal_values(hint: Any) -> list[str]:
 
 
 def option_parser(hint: Any) -> Callable[[str], Any]:
-    """Returns a function that parses a command-line argument: a number, `none`, HEIGHTxWIDTH or one of the field's strings."""
+    """Returns a function that parses a command-line argument: a number, `none`, HEIGHTxWIDTH or a known string."""
     alternatives = get_args(hint) or (hint,)
     known = literal_values(hint)
 

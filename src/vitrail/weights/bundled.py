@@ -6,7 +6,7 @@ from pathlib import Path
 
 def bundled_classifiers() -> dict[str, Path]:
     """The artefacts by name."""
-    folder = Path(str(files("vitrail.weights").joinpath("boxed")))
+    folder = Path(str(files("vitrail.weights").joinpath("bundled_files")))
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
