@@ -130,7 +130,7 @@ def steps_here(rank: int, size: int, folder: Path, model: str, steps: int, batch
     with joined(torch.device("cpu")) as world:
         torch.manual_seed(0)
         vit = vitrail.ViT(vitrail.ViTConfig(**SIZES[model], patch=16, image_size=224, classes=1000))
-        recipe = find_recipe("small", epochs=1, batch=batch * size, mixup=0.0, cutmix=0.0)
+        recipe = find_recipe("small", epochs=1, batch_size=batch * size, mixup=0.0, cutmix=0.0)
         pixels = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)
         labels = torch.randint(0, 1000, (batch * size,))
         learner = trainee(vit, recipe, world)

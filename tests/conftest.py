@@ -93,7 +93,7 @@ def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.T
         1,
         "--queue",
         QUEUE,
-        "--batch",
+        "--batch-size",
         BATCH,
         "--images",
         6,

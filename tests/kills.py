@@ -31,7 +31,16 @@ from vitrail.runs import epochs
 from vitrail.training.checkpoint import newest_checkpoint
 
 OPTIONS: dict[str, Any] = dict(
-    epochs=5, batch=8, width=32, depth=2, heads=2, mlp_width=64, ema=0.9, dropout=0.1, mixup=0.2, policy="randaugment"
+    epochs=5,
+    batch_size=8,
+    width=32,
+    depth=2,
+    heads=2,
+    mlp_width=64,
+    ema_decay=0.9,
+    dropout=0.1,
+    mixup=0.2,
+    policy="randaugment",
 )
 OPERATIONS = ("make_folder", "put_tensors", "put_json", "sync", "rename", "remove_folder", "write_atomically")
 
@@ -49,7 +58,7 @@ def make_data(folder: Path, per_class: int = 20) -> Path:
 
 def forked(data: Path, out: Path, resume: bool, draw: random.Random, die_at: int | None = None) -> int:
     """Trains in a fork of this process; returns its process id."""
-    reading = draw.choice(({}, {}, {"workers": 0, "memory": 0.0}, {"workers": 2, "memory": 0.0}))
+    reading = draw.choice(({}, {}, {"workers": 0, "image_cache_gib": 0.0}, {"workers": 2, "image_cache_gib": 0.0}))
     every, before = draw.choice((600.0, 0.0, 0.02)), draw.random() < 0.5
     process = os.fork()
     if process:

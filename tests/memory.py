@@ -40,8 +40,10 @@ def training(folder: Path, count: int) -> list[float]:
 
     epochs.keep = keep
     data = make_data(folder / "data")
-    options = dict(epochs=count, batch=8, width=32, depth=2, heads=2, mlp_width=64, policy="randaugment", mixup=0.2)
-    vitrail.train(data, out=folder / "run", memory=0.0, workers=0, **options)
+    options = dict(
+        epochs=count, batch_size=8, width=32, depth=2, heads=2, mlp_width=64, policy="randaugment", mixup=0.2
+    )
+    vitrail.train(data, out=folder / "run", image_cache_gib=0.0, workers=0, **options)
     return used
 
 

@@ -172,7 +172,7 @@ def test_fewer_images_than_a_batch_are_said_and_train(make_folder, capsys):
     folder = make_folder("twelve", 6)
     assert "12 training images are fewer than a batch of 128" in kinds(check(folder, batch=128))["fewer than a batch"]
     run = vitrail.train(
-        folder, out=folder.parent / "run", epochs=3, batch=128, width=16, depth=1, heads=2, mlp_width=16
+        folder, out=folder.parent / "run", epochs=3, batch_size=128, width=16, depth=1, heads=2, mlp_width=16
     )
     assert "fewer than a batch of 128; each epoch is one step" in capsys.readouterr().err
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]

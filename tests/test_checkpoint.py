@@ -33,7 +33,7 @@ CONFIG = ViTConfig(width=8, depth=1, heads=2, mlp_width=16, image_size=8, patch=
 def learner(step: int, **changes: Any) -> Trainee:
     """A trainee as if after so many steps, every number of it set by the step."""
     torch.manual_seed(step)
-    made = trainee(ViT(CONFIG), Recipe(**{"optimizer": "adamw", "ema": 0.9, **changes}))
+    made = trainee(ViT(CONFIG), Recipe(**{"optimizer": "adamw", "ema_decay": 0.9, **changes}))
     for parameter in made.vit.parameters():
         parameter.grad = torch.randn_like(parameter)
     for optimizer in made.optimizers:

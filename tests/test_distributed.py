@@ -27,8 +27,20 @@ pytestmark = pytest.mark.scale
 
 EPOCHS = 14
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "check_data": False}
-MIXED = {"mixup": 0.4, "cutmix": 1.0, "crop": "padded", "ema": 0.9, "validation": 0.2, "optimizer": "adamw", "lr": 3e-3}
-FILES = {"memory": 0, "workers": 0, "skip_unreadable": True}  # read when needed, so that damage is found on the way
+MIXED = {
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "crop": "padded",
+    "ema_decay": 0.9,
+    "validation_fraction": 0.2,
+    "optimizer": "adamw",
+    "lr": 3e-3,
+}
+FILES = {
+    "image_cache_gib": 0,
+    "workers": 0,
+    "skip_unreadable": True,
+}  # read when needed, so that damage is found on the way
 DAMAGED = [f"train/green/{number}.png" for number in (0, 3, 4, 11, 15, 18)]  # some are in validation
 
 
@@ -71,10 +83,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seen(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict]]]:
     """The same training by 1, 2 and 3 processes."""
-    common = {**TINY, **MIXED, **FILES, "data": str(photos), "damaged": DAMAGED, "batch": 8}
+    common = {**TINY, **MIXED, **FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8}
     scenarios = {
         "plain": {**common, "epochs": 8},  # 51 images, 7 steps an epoch, the last of 3
-        "accumulated": {**common, "epochs": 8, "accumulate": 3},
+        "accumulated": {**common, "epochs": 8, "accumulation_steps": 3},
     }
     folder = tmp_path_factory.mktemp("seen")
     return {size: observed_by(size, folder / str(size), scenarios) for size in (1, 2, 3)}
@@ -135,8 +147,8 @@ def test_every_image_is_scored_once_and_what_cannot_be_read_is_counted(seen, siz
 
 
 def test_a_sharded_model_trains_as_a_copied_one(photos: Path, tmp_path: Path):
-    common = {**TINY, **MIXED, **FILES, "data": str(photos), "damaged": DAMAGED, "batch": 8, "epochs": 2}
-    scenarios = {name: {**common, "accumulate": 2, "fsdp": name == "sharded"} for name in ("copied", "sharded")}
+    common = {**TINY, **MIXED, **FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8, "epochs": 2}
+    scenarios = {name: {**common, "accumulation_steps": 2, "fsdp": name == "sharded"} for name in ("copied", "sharded")}
     found = observed_by(2, tmp_path / "seen", scenarios)
     copied, sharded = found["copied"][0], found["sharded"][0]
     assert len(sharded["steps"]) == len(copied["steps"]) >= 12
@@ -151,19 +163,26 @@ def test_a_sharded_model_trains_as_a_copied_one(photos: Path, tmp_path: Path):
 def start(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose weights others start from."""
     out = tmp_path_factory.mktemp("start") / "run"
-    return vitrail.train(photos, out=out, epochs=1, batch=16, make_report=False, **TINY).folder
+    return vitrail.train(photos, out=out, epochs=1, batch_size=16, make_report=False, **TINY).folder
 
 
-LORA = {"recipe": "lora", "lora_rank": 2, "lora_on": "blocks", "ema": 0.9, "precision": "fp32", "check_data": False}
-SHARED = {"lora": LORA, "recomputed": {**TINY, "recompute": True}}
-FOR_SHARED = {"batch": 16, "epochs": 2}
+LORA = {
+    "recipe": "lora",
+    "lora_rank": 2,
+    "lora_target": "blocks",
+    "ema_decay": 0.9,
+    "precision": "fp32",
+    "check_data": False,
+}
+SHARED = {"lora": LORA, "recomputed": {**TINY, "gradient_checkpointing": True}}
+FOR_SHARED = {"batch_size": 16, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
 def pair(photos: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """What two processes saw of a sharded run, whole and in two parts, and of what memory is saved with."""
     pytest.importorskip("peft")
-    sharded = {**TINY, **MIXED, "data": str(photos), "batch": 16, "epochs": 3, "fsdp": True}
+    sharded = {**TINY, **MIXED, "data": str(photos), "batch_size": 16, "epochs": 3, "fsdp": True}
     scenarios = {
         "whole": sharded,
         "half": {**sharded, "stop": 1},
@@ -262,7 +281,7 @@ def test_places_of_all_processes_are_the_batch():
     for n in range(1, 20):
         for accumulate in (1, 2, 3, 7):
             for size in (1, 2, 3, 5):
-                recipe = Recipe(accumulate=accumulate, augment=Augment(mixup=1.0))
+                recipe = Recipe(accumulation_steps=accumulate, augment=Augment(mixup=1.0))
                 cuts = [places(n, recipe, World(rank=rank, size=size)) for rank in range(size)]
                 for part, chunk in enumerate(torch.arange(n).chunk(accumulate)):
                     own = [cut[part][0][cut[part][1] :] for cut in cuts]
@@ -281,9 +300,17 @@ def rows(run: Path) -> list[dict]:
 
 
 def command(data: Path, out: Path, *more: object) -> list[str]:
-    tiny = {"width": 16, "depth": 2, "heads": 2, "mlp-width": 32, "patch": 4, "precision": "fp32", "validation": 0.2}
+    tiny = {
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "mlp-width": 32,
+        "patch": 4,
+        "precision": "fp32",
+        "validation-fraction": 0.2,
+    }
     options = [word for name, value in {**tiny, "mixup": 0.4}.items() for word in (f"--{name}", value)]
-    words = ["train", data, "--out", out, "--batch", 8, "--no-check", "--no-report", *options, *more]
+    words = ["train", data, "--out", out, "--batch-size", 8, "--no-check", "--no-report", *options, *more]
     return [str(word) for word in words]
 
 

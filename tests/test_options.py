@@ -58,9 +58,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(field: str, value: Any, said
 @pytest.mark.parametrize(
     "change",
     [
-        {"memory": float("nan")}, {"memory": float("inf")}, {"workers": -1}, {"weight_decay": -1}, {"momentum": -1},
-        {"mixup": float("nan")}, {"seed": 10**24}, {"patch_std": -1}, {"clip": -1}, {"patch": 0}, {"dropout": "x"},
-        {"mlp": 3}, {"patch": "x"}, {"image_size": 3.5}, {"epochs": 1.5}, {"batch": 2.5}, {"clip": "a"}, {"lr": True},
+        {"image_cache_gib": float("nan")}, {"image_cache_gib": float("inf")}, {"workers": -1}, {"weight_decay": -1},
+        {"momentum": -1}, {"mixup": float("nan")}, {"seed": 10**24}, {"patch_init_std": -1}, {"max_grad_norm": -1},
+        {"patch": 0}, {"dropout": "x"}, {"mlp": 3}, {"patch": "x"}, {"image_size": 3.5}, {"epochs": 1.5},
+        {"batch_size": 2.5}, {"max_grad_norm": "a"}, {"lr": True},
         {"qkv_bias": "false"}, {"position": {"kind": "rotary", "base": "x"}}, {"augment": {"flip": 0.3}},
     ],
 )  # fmt: skip

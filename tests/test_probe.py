@@ -241,7 +241,15 @@ def test_both_probes_say_what_they_reach_and_how_sure(run: vitrail.Run, colours:
 def test_data_that_a_model_was_trained_on_are_divided_as_they_were(make_folder):
     folder = make_folder("one", 20)
     run = vitrail.train(
-        folder, out=folder.parent / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=32, test=0.4, split_seed=3
+        folder,
+        out=folder.parent / "run",
+        epochs=1,
+        width=16,
+        depth=1,
+        heads=2,
+        mlp_width=32,
+        test_fraction=0.4,
+        split_seed=3,
     )
     ours = data_to_probe(run.classifier, folder)
     assert (len(ours.test), len(ours.train)) == (16, run.classifier.origin["data"]["images"]["train"])

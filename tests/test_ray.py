@@ -19,7 +19,7 @@ from vitrail.runs.folder import RunFolder
 from vitrail.sweeps.asked import SweepFolder
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
-TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch": 12, "optimizer": "adamw"}
+TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 12, "optimizer": "adamw"}
 
 
 @pytest.fixture(scope="module")

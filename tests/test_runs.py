@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(make_folder
     folder = make_folder("twice", 10)
     runs = [
         vitrail.train(
-            folder, out=folder.parent / f"run{i}", epochs=2, seed=seed, workers=workers, memory=memory, **SMALL
+            folder, out=folder.parent / f"run{i}", epochs=2, seed=seed, workers=workers, image_cache_gib=memory, **SMALL
         )
         for i, (seed, workers, memory) in enumerate([(0, 0, 1.0), (0, 2, 0.0), (1, 0, 1.0)])
     ]
@@ -149,7 +149,7 @@ def test_bad_data_ends_in_a_sentence_that_names_it_and_leaves_no_classifier(make
     damage(folder)
     out = folder.parent / "run"
     with pytest.raises(VitrailError, match=said) as caught:
-        vitrail.train(folder, out=out, epochs=1, memory=memory, workers=0, **SMALL)
+        vitrail.train(folder, out=out, epochs=1, image_cache_gib=memory, workers=0, **SMALL)
     assert caught.value.hint
     assert not (out / "classifier.safetensors").exists()
     assert not out.exists(), "nothing half-written"
@@ -161,7 +161,14 @@ def test_a_run_that_diverges_stops_and_says_where(make_folder):
         Diverged, match=r"diverged at step \d+: (loss .*learning rate|a weight is not finite)|not finite"
     ):
         vitrail.train(
-            folder, out=folder.parent / "run", epochs=30, optimizer="sgd", lr=1e9, clip=None, warmup=0.0, **SMALL
+            folder,
+            out=folder.parent / "run",
+            epochs=30,
+            optimizer="sgd",
+            lr=1e9,
+            max_grad_norm=None,
+            warmup_fraction=0.0,
+            **SMALL,
         )
 
 
@@ -182,7 +189,22 @@ def command(*words: object) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(make_folder, number: signal.Signals):
     folder = make_folder("long", 30)
-    options = ("--epochs", 12, "--batch", 8, "--width", 32, "--depth", 2, "--heads", 2, "--mlp-width", 64, "--ema", 0.9)
+    options = (
+        "--epochs",
+        12,
+        "--batch-size",
+        8,
+        "--width",
+        32,
+        "--depth",
+        2,
+        "--heads",
+        2,
+        "--mlp-width",
+        64,
+        "--ema-decay",
+        0.9,
+    )
     options += ("--dropout", 0.1, "--mixup", 0.2, "--quiet")
     whole, broken = folder.parent / "whole", folder.parent / "broken"
     subprocess.run(command("train", folder, "--out", whole, *options), check=True)
@@ -310,7 +332,7 @@ def test_a_disk_that_fills_up_during_the_run_leaves_the_checkpoint_before(
 ):
     monkeypatch.setattr("vitrail.runs.train.room_for", lambda vit, recipe: 0)
     data = make_folder("few", 6)
-    options = {"epochs": 3, "width": 48, "depth": 2, "heads": 2, "mlp_width": 96, "ema": None, "optimizer": "sgd"}
+    options = {"epochs": 3, "width": 48, "depth": 2, "heads": 2, "mlp_width": 96, "ema_decay": None, "optimizer": "sgd"}
     with pytest.raises(VitrailError, match="cannot be written: No space left on device"):
         vitrail.train(data, out=small_disk / "run", **options)
     for file in small_disk.rglob("*.safetensors"):  # what is there is whole
@@ -366,7 +388,7 @@ def test_a_resume_may_read_with_other_workers_and_says_which_conditions_changed(
     capsys.readouterr()
     try:
         torch.set_num_threads(threads + 1)
-        vitrail.train(folder, out=run.folder, resume=True, workers=1, memory=0.0)
+        vitrail.train(folder, out=run.folder, resume=True, workers=1, image_cache_gib=0.0)
     finally:
         torch.set_num_threads(threads)
     said = capsys.readouterr().err
@@ -389,7 +411,7 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
     from vitrail.runs import epochs
 
     folder = make_folder("short", 8)
-    whole = vitrail.train(folder, out=folder.parent / "whole", epochs=4, batch=100, **SMALL)
+    whole = vitrail.train(folder, out=folder.parent / "whole", epochs=4, batch_size=100, **SMALL)
     real = epochs.train_steps
 
     def stop_at_two(learner, *rest, **options):
@@ -400,7 +422,7 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
 
     monkeypatch.setattr(epochs, "train_steps", stop_at_two)
     with pytest.raises(Interrupted, match="stopped at step 2"):
-        vitrail.train(folder, out=folder.parent / "broken", epochs=4, batch=100, **SMALL)
+        vitrail.train(folder, out=folder.parent / "broken", epochs=4, batch_size=100, **SMALL)
     monkeypatch.setattr(epochs, "train_steps", real)
     again = vitrail.train(folder, out=folder.parent / "broken", resume=True)
     first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
@@ -421,7 +443,7 @@ def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeyp
 
     monkeypatch.setattr(epochs, "measured", stop)
     with pytest.raises(Interrupted, match="stopped at step 1 and saved"):
-        vitrail.train(folder, out=folder.parent / "run", epochs=1, batch=100, **SMALL)
+        vitrail.train(folder, out=folder.parent / "run", epochs=1, batch_size=100, **SMALL)
     assert not (folder.parent / "run" / "result.json").exists()
     again = vitrail.train(folder, out=folder.parent / "run", resume=True, make_report=False)  # nothing is left to train
     assert again.result["test"]["images"]
@@ -442,7 +464,7 @@ def test_a_signal_that_comes_while_the_processes_agree_is_kept(make_folder, monk
 
     monkeypatch.setattr(World, "any", interrupted)
     with pytest.raises(Interrupted, match="stopped at step 1 and saved"):
-        vitrail.train(folder, out=folder.parent / "run", epochs=3, batch=100, **SMALL)
+        vitrail.train(folder, out=folder.parent / "run", epochs=3, batch_size=100, **SMALL)
     assert sent == [(False, False)]
 
 
@@ -477,7 +499,7 @@ def test_a_row_of_metrics_is_on_the_disk_before_the_checkpoint_that_follows(make
         real(handle)
 
     monkeypatch.setattr(os, "fsync", seen)
-    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, batch=100, make_report=False, **SMALL)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, batch_size=100, make_report=False, **SMALL)
     names = [Path(path).relative_to(run.folder).as_posix() for path in synced if Path(path).is_relative_to(run.folder)]
     row, saved = names.index("metrics.jsonl"), names.index("checkpoint")
     assert row < saved and "." in names[row:saved]  # the file, the name of the file, then the checkpoint's own name

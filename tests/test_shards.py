@@ -114,8 +114,8 @@ def test_training_from_shards_gives_the_folders_artefact_to_the_last_bit(divided
     pattern = (
         f"{shards}/{'{train-{000000..000004},test-{000000..000002}}' if divided else 'shards-{000000..000005}'}.tar"
     )
-    options = {"epochs": 2, "batch": 8, "policy": "randaugment", "crop": "resized", "make_report": False, **SMALL}
-    reading = {"memory": 0.0, "workers": 2} if divided else {}
+    options = {"epochs": 2, "batch_size": 8, "policy": "randaugment", "crop": "resized", "make_report": False, **SMALL}
+    reading = {"image_cache_gib": 0.0, "workers": 2} if divided else {}
     runs = [
         vitrail.train(folder, out=tmp_path / "a", **options),
         vitrail.train(pattern if divided else shards, out=tmp_path / "b", **reading, **options),
@@ -598,7 +598,13 @@ def test_a_member_smaller_than_a_patch_is_named_and_little_is_read_for_it(
     assert max(lengths) == read.HEAD
     with pytest.raises(ImageError, match=r"0\.tar:0/b/dot\.png: 2x2 pixels are fewer than a patch"):
         vitrail.train(
-            shard.parent, out=tmp_path / "run", epochs=1, memory=0.0, check_data=check_data, normalise="half", **SMALL
+            shard.parent,
+            out=tmp_path / "run",
+            epochs=1,
+            image_cache_gib=0.0,
+            check_data=check_data,
+            normalize="half",
+            **SMALL,
         )
     assert not (tmp_path / "run").exists()
 
@@ -859,7 +865,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_over_http_is_training_from_the_folder(photos, shards, serve, tmp_path, own_cache, workers: int):
     server = serve(shards)
-    options = {"epochs": 1, "batch": 8, "memory": 0.0, "make_report": False, "check_data": False, **SMALL}
+    options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "make_report": False, "check_data": False, **SMALL}
     address = f"{server.address}/{{train-{{000000..000002}},test-{{000000..000001}}}}.tar"
     runs = [
         vitrail.train(photos, out=tmp_path / "a", workers=0, **options),
@@ -1072,7 +1078,7 @@ def test_a_folder_a_parquet_set_and_a_saved_set_of_datasets_are_read(photos: Pat
     assert fingerprint(find(f"hf:{photos}")) == fingerprint(find(photos))
     lone = find(f"hf:{data}/train-00000-of-00001.parquet")
     assert lone.splits.keys() == {"all"} and len(lone.splits["all"]) == 24
-    options = {"epochs": 1, "make_report": False, "memory": 0.0, **SMALL}
+    options = {"epochs": 1, "make_report": False, "image_cache_gib": 0.0, **SMALL}
     bits = {
         vitrail.train(address, out=tmp_path / f"run{i}", workers=i % 2, **options)
         .folder.joinpath("classifier.safetensors")

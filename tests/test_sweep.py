@@ -38,7 +38,7 @@ from vitrail.sweeps.study import distributions, impossible
 from vitrail.training.checkpoint import newest_checkpoint
 from vitrail.training.recipes import find_recipe
 
-TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch": 16, "epochs": 3}
+TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 16, "epochs": 3}
 VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
 
 
@@ -88,7 +88,7 @@ def asked_for(colours: Path, vary: dict[str, Any], **more: Any) -> Asked:
         ("label_smoothing", "0..0.2", Range(0.0, 0.2)),
         ("width", "96,128,192", Choice((96, 128, 192))),
         ("width", [96, 128], Choice((96, 128))),
-        ("ema", "none, 0.99", Choice((None, 0.99))),
+        ("ema_decay", "none, 0.99", Choice((None, 0.99))),
         ("qk_norm", "true,false", Choice((True, False))),
         ("position", "learned,rotary", Choice(("learned", "rotary"))),
         ("size", "Ti,S", Choice(("Ti", "S"))),
@@ -136,7 +136,7 @@ def test_a_field_and_its_values(field: str, said: Any, means: Range | Choice):
         ("size", "XXL", "no size 'XXL'"),
         ("qk_norm", "maybe", "true or false"),
         ("flip", "2,3", "at most 1"),
-        ("test", "0.1,0.2", "cannot be varied"),
+        ("test_fraction", "0.1,0.2", "cannot be varied"),
         ("split_seed", "1..9", "cannot be varied"),
         ("workers", "1..9", "cannot be varied"),
     ],
@@ -154,7 +154,7 @@ def test_words_and_files(tmp_path: Path):
     file = tmp_path / "space.toml"
     file.write_text('lr = "1e-4..1e-2:log"\nwidth = [96, 128]\nwarmup = {from = 0, to = 0.3}\n')
     assert space_from(read_file(file)) == {
-        "lr": Range(1e-4, 1e-2, log=True), "width": Choice((96, 128)), "warmup": Range(0.0, 0.3)
+        "lr": Range(1e-4, 1e-2, log=True), "width": Choice((96, 128)), "warmup_fraction": Range(0.0, 0.3)
     }  # fmt: skip
     file.write_text("lr = ")
     with pytest.raises(UsageError, match="is no space"):
@@ -177,7 +177,7 @@ def test_every_draw_is_within_the_space_and_none_comes_twice(colours: Path):
     """Also where steps end before the range does, and where few points are left."""
     import optuna
 
-    vary = {"width": "16..63:16", "depth": "1..3", "dropout": "0..0.5", "lr": "1e-5..1e-1:log", "batch": "2..512"}
+    vary = {"width": "16..63:16", "depth": "1..3", "dropout": "0..0.5", "lr": "1e-5..1e-1:log", "batch_size": "2..512"}
     asked = asked_for(colours, vary, trials=40)
     study = optuna.create_study(direction="maximize")
     for number in range(40):
@@ -280,14 +280,18 @@ def test_the_command_trains_the_best(whole: vitrail.Sweep):
 def test_commands_for_other_recipes(colours: Path):
     from vitrail.cli import train as verb
 
-    recipe = find_recipe("tutorial", qk_norm=True, position="rotary", image_size=(16, 32), clip=2.0, validation=0.1)
-    asked = asked_for(colours, {"ema": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model")
-    words = shlex.split(command(asked, {"ema": None, "qkv_bias": False}))
+    recipe = find_recipe(
+        "tutorial", qk_norm=True, position="rotary", image_size=(16, 32), max_grad_norm=2.0, validation_fraction=0.1
+    )
+    asked = asked_for(colours, {"ema_decay": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model")
+    words = shlex.split(command(asked, {"ema_decay": None, "qkv_bias": False}))
     parser = Parser(allow_abbrev=False)
     verb.arguments(parser)
     arguments = parser.parse(words[2:])
     assert arguments.model == "some/model"
-    assert find_recipe(arguments.recipe, **verb.given_fields(arguments)) == recipe.but(ema=None, qkv_bias=False)
+    assert find_recipe(arguments.recipe, **verb.given_fields(arguments)) == recipe.with_changes(
+        ema_decay=None, qkv_bias=False
+    )
 
 
 def test_trials_look_at_no_test_image(make_folder: Callable[..., Path], tmp_path: Path):
@@ -402,7 +406,7 @@ def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_pat
         ({"vary": {"lr": "1..2"}, "trials": 0}, "trials is 0"),
         ({"vary": {"lr": "1..2"}, "processes": 0}, "processes is 0"),
         ({"vary": {"lr": "1..2"}, "ray_address": "head:6379"}, "--ray-address is for Ray"),
-        ({"vary": {"lr": "1..2"}, "validation": 0.0}, "keeps no validation images"),
+        ({"vary": {"lr": "1..2"}, "validation_fraction": 0.0}, "keeps no validation images"),
         ({"vary": {"width": [17, 19]}}, "no trial can have such values: width 17"),
         ({"vary": {"epochs": "1..3"}, "prune": "median"}, "different lengths"),
         ({"vary": {"lr": "1..2"}, "by": "luck"}, "by 'luck' is not known"),

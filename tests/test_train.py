@@ -36,7 +36,7 @@ def batches(n: int, size: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def trained(n: int = 3, **changes: object) -> tuple[dict[str, torch.Tensor], list]:
-    recipe = Recipe(epochs=1, precision="fp32", warmup=0.0, schedule="constant").but(**changes)
+    recipe = Recipe(epochs=1, precision="fp32", warmup_fraction=0.0, schedule="constant").with_changes(**changes)
     torch.manual_seed(0)
     vit = ViT(TINY)
     learner = trainee(vit, recipe)
@@ -46,7 +46,7 @@ def trained(n: int = 3, **changes: object) -> tuple[dict[str, torch.Tensor], lis
 
 def test_accumulation_computes_the_same_gradient_in_parts():
     whole, steps = trained(optimizer="sgd", lr=0.1)
-    parts, steps_in_parts = trained(optimizer="sgd", lr=0.1, accumulate=3)
+    parts, steps_in_parts = trained(optimizer="sgd", lr=0.1, accumulation_steps=3)
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-5)
     assert steps[-1].loss == pytest.approx(steps_in_parts[-1].loss, abs=1e-6)
@@ -54,19 +54,19 @@ def test_accumulation_computes_the_same_gradient_in_parts():
 
 
 def test_more_parts_than_images_are_no_problem():
-    _, steps = trained(accumulate=100)
+    _, steps = trained(accumulation_steps=100)
     assert [step.images for step in steps] == [12, 12, 12]
 
 
 def test_recomputing_saves_memory_and_changes_no_result():
     kept, _ = trained()
-    recomputed, _ = trained(recompute=True)
+    recomputed, _ = trained(gradient_checkpointing=True)
     for name in kept:
         torch.testing.assert_close(kept[name], recomputed[name], atol=1e-6, rtol=1e-5)
 
 
 def test_the_average_follows_the_weights_by_its_formula():
-    recipe = Recipe(epochs=1, precision="fp32", optimizer="sgd", lr=0.1, ema=0.5, warmup=0.0)
+    recipe = Recipe(epochs=1, precision="fp32", optimizer="sgd", lr=0.1, ema_decay=0.5, warmup_fraction=0.0)
     torch.manual_seed(0)
     learner = trainee(ViT(TINY), recipe)
     seen = [
@@ -80,11 +80,11 @@ def test_the_average_follows_the_weights_by_its_formula():
 
 
 def test_clipping_shortens_the_step_but_reports_the_whole_gradient():
-    _, free = trained(optimizer="sgd", clip=None)
-    _, clipped = trained(optimizer="sgd", clip=1e-3)
+    _, free = trained(optimizer="sgd", max_grad_norm=None)
+    _, clipped = trained(optimizer="sgd", max_grad_norm=1e-3)
     assert free[0].gradient == pytest.approx(clipped[0].gradient)
     assert clipped[0].gradient > 1e-3
-    weights, _ = trained(1, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip=1e-3)
+    weights, _ = trained(1, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, max_grad_norm=1e-3)
     torch.manual_seed(0)
     start = ViT(TINY).state_dict()
     moved = math.sqrt(sum(float(((weights[k] - start[k]) ** 2).sum()) for k in start))
@@ -100,7 +100,7 @@ def test_a_step_repeats_exactly_whatever_ran_before():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_every_optimizer_lowers_the_loss_and_reaches_every_parameter(optimizer: str):
-    recipe = Recipe(epochs=1, precision="fp32", optimizer=optimizer, lr=1e-2, warmup=0.0, schedule="constant")
+    recipe = Recipe(epochs=1, precision="fp32", optimizer=optimizer, lr=1e-2, warmup_fraction=0.0, schedule="constant")
     torch.manual_seed(0)
     learner = trainee(ViT(TINY), recipe)
     before = {name: p.detach().clone() for name, p in learner.vit.named_parameters()}
@@ -114,7 +114,7 @@ def test_weight_decay_spares_vectors_tokens_and_positions():
     spared = {name for name, p in ViT(replace(TINY, pool="map")).named_parameters() if not decays(name, p)}
     assert {"prefix", "position.grid", "pool.query", "norm.weight", "head.bias", "blocks.0.norm1.weight"} <= spared
     assert not {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} & spared
-    learner = trainee(ViT(TINY), Recipe(weight_decay=0.3, decay_on="all"))
+    learner = trainee(ViT(TINY), Recipe(weight_decay=0.3, weight_decay_on="all"))
     assert [g["weight_decay"] for o in learner.optimizers for g in o.param_groups] == [0.3]
 
 
@@ -122,14 +122,14 @@ def test_weight_decay_spares_vectors_tokens_and_positions():
     ("schedule", "end"), [("constant", 1.0), ("linear", 1 / 90), ("cosine", 0.5 + 0.5 * math.cos(math.pi * 89 / 90))]
 )
 def test_the_rate_rises_then_follows_its_schedule(schedule: str, end: float):
-    recipe = Recipe(schedule=schedule, warmup=0.1)
+    recipe = Recipe(schedule=schedule, warmup_fraction=0.1)
     parts = [lr_part(step, 100, recipe) for step in range(100)]
     assert parts[:10] == sorted(parts[:10])
     assert 0 < parts[0] < 0.2
     assert parts[10] == 1
     assert parts[99] == pytest.approx(end)
     assert parts[10:] == sorted(parts[10:], reverse=True)
-    assert all(p > 0 for p in (lr_part(s, 1, replace(recipe, warmup=0.0)) for s in range(1)))
+    assert all(p > 0 for p in (lr_part(s, 1, replace(recipe, warmup_fraction=0.0)) for s in range(1)))
 
 
 def test_bf16_is_chosen_where_it_is_native_only(monkeypatch: pytest.MonkeyPatch):
@@ -189,9 +189,9 @@ def test_changes_go_to_the_part_they_belong_to():
         ({"optimizer": "adam"}, "adam.*did you mean adamw"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lr": -1.0}, "lr is -1"),
-        ({"batch": 0}, "batch is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1"),
-        ({"ema": 1.5}, "ema is 1.5"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5"),
         ({"size": "XXL"}, "size 'XXL'"),
         ({"crop_area": 0.0}, "crop_area is 0"),
     ],
@@ -237,8 +237,8 @@ def test_what_the_data_decide():
     assert config.channels == 1
     assert full.augment.flip == 0
     assert preprocess.mean[0] == pytest.approx(0.5, abs=0.01)
-    assert 16 <= full.batch <= 256
-    assert settle(Recipe(epochs=7, batch=5), splits((8, 8), 8))[0].epochs == 7
+    assert 16 <= full.batch_size <= 256
+    assert settle(Recipe(epochs=7, batch_size=5), splits((8, 8), 8))[0].epochs == 7
     full, config, _ = settle(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
     assert config.grid == (2, 2)
 
@@ -291,7 +291,7 @@ def test_muon_turns_queries_keys_and_values_each_by_itself():
 
 def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
     vit = ViT(TINY)
-    muon = trainee(vit, Recipe(optimizer="muon", matrix_momentum=0.7)).optimizers[0]
+    muon = trainee(vit, Recipe(optimizer="muon", muon_momentum=0.7)).optimizers[0]
     assert all(group["momentum"] == 0.7 for group in muon.param_groups)
     of = {id(p): name for name, p in vit.named_parameters()}
     parts = {of[id(p)]: group["parts"] for group in muon.param_groups for p in group["params"]}
@@ -303,7 +303,7 @@ def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
 
 
 def test_images_grow_evenly_to_their_whole_size_in_whole_patches():
-    recipe = Recipe(grow_from=0.5, grow_until=0.8)
+    recipe = Recipe(initial_image_scale=0.5, image_growth_fraction=0.8)
     images = torch.randn(2, 3, 32, 48)
     sizes = [tuple(smaller(images, size_part(step, 100, recipe), 4).shape[-2:]) for step in range(100)]
     assert sizes[0] == (16, 24) and set(sizes[80:]) == {(32, 48)}
@@ -318,7 +318,7 @@ def test_a_growing_run_sees_fewer_tokens_first_and_ends_like_any_other():
     def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.append(inputs[0].shape[1])
 
-    recipe = Recipe(epochs=1, precision="fp32", grow_from=0.5, grow_until=0.5)
+    recipe = Recipe(epochs=1, precision="fp32", initial_image_scale=0.5, image_growth_fraction=0.5)
     torch.manual_seed(0)
     learner = trainee(ViT(TINY), recipe)
     learner.vit.blocks[0].register_forward_pre_hook(look)

@@ -86,12 +86,12 @@ def test_layer_wise_rates_and_decays_are_timms():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_every_optimizer_takes_layer_wise_decay_and_schedules_it(optimizer: str):
-    recipe = Recipe(optimizer=optimizer, layer_decay=0.5, warmup=0.0, schedule="linear", precision="fp32")
+    recipe = Recipe(optimizer=optimizer, layer_decay=0.5, warmup_fraction=0.0, schedule="linear", precision="fp32")
     learner = steps(vit_of(), recipe, 4)
     rates = {group["lr"] for each in learner.optimizers for group in each.param_groups}
     highest = {recipe.lr * 0.5**depth for depth in range(5)}  # head, three blocks, embedding
     if optimizer == "muon":
-        highest |= {recipe.matrix_lr * 0.5**depth for depth in (1, 2, 3)}  # the blocks' matrices
+        highest |= {recipe.muon_lr * 0.5**depth for depth in (1, 2, 3)}  # the blocks' matrices
     assert sorted(rates) == pytest.approx(sorted(rate / 4 for rate in highest))  # the last of four steps
 
 
@@ -147,7 +147,7 @@ def test_the_preprocessing_is_the_models_own_unless_the_recipe_says_otherwise(co
     _, config, same = settle_from(find_recipe("finetune"), splits, TINY, own)
     assert same == own
     assert config == replace(TINY, drop_path=0.1)
-    changes = {"image_size": 32, "fit": "pad", "normalise": "imagenet", "crop_fraction": 1.0, "patch": 8}
+    changes = {"image_size": 32, "fit": "pad", "normalize": "imagenet", "crop_fraction": 1.0, "patch": 8}
     full, config, other = settle_from(find_recipe("finetune", **changes), splits, TINY, own)
     assert (config.image_size, config.patch, config.grid) == (32, 8, (4, 4))
     assert other == replace(
@@ -183,7 +183,9 @@ def test_fields_that_the_weights_contradict_are_named_on_both_sides(colours: Pat
 def test_what_is_frozen_keeps_every_bit(freeze, moving: tuple[str, ...]):
     vit = vit_of(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    learner = steps(vit, Recipe(freeze=freeze, lr=0.1, weight_decay=0.5, decay_on="all", ema=0.9, precision="fp32"))
+    learner = steps(
+        vit, Recipe(freeze=freeze, lr=0.1, weight_decay=0.5, weight_decay_on="all", ema_decay=0.9, precision="fp32")
+    )
     for weights in (vit.state_dict(), learner.best_guess.state_dict()):
         moved = {name for name in before if not torch.equal(before[name], weights[name])}
         assert moved == {name for name in before if name.startswith(moving)}
@@ -216,7 +218,7 @@ def test_merged_lora_answers_as_peft_does_unmerged(on: str):
     pytest.importorskip("peft")
     vit = vit_of(replace(TINY, qk_norm=True))
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    learner = steps(vit, Recipe(lora_rank=2, lora_on=on, lora_dropout=0.1, lr=0.05, freeze=1, precision="fp32"), 6)
+    learner = steps(vit, Recipe(lora_rank=2, lora_target=on, lora_dropout=0.1, lr=0.05, freeze=1, precision="fp32"), 6)
     images = torch.randn(4, 3, 16, 16)
     learner.vit.eval()
     with torch.no_grad():
@@ -248,7 +250,11 @@ def warm(run: vitrail.Run) -> Path:
     return run.folder
 
 
-QUICK = {"finetune": {"epochs": 3, "batch": 16}, "linear": {}, "lora": {"epochs": 3, "batch": 16, "lora_dropout": 0.1}}
+QUICK = {
+    "finetune": {"epochs": 3, "batch_size": 16},
+    "linear": {},
+    "lora": {"epochs": 3, "batch_size": 16, "lora_dropout": 0.1},
+}
 
 
 @pytest.mark.parametrize("recipe", QUICK)
@@ -297,7 +303,14 @@ def test_a_new_head_starts_as_the_probe_or_at_random(warm: Path, make_folder):
     folder = make_folder("two", 15, ("warm", "cold"))
     losses = {}
     for start in ("probe", "random"):
-        options = {"epochs": 1, "batch": 64, "lr": 1e-9, "label_smoothing": 0.0, "head_start": start, "crop": "none"}
+        options = {
+            "epochs": 1,
+            "batch_size": 64,
+            "lr": 1e-9,
+            "label_smoothing": 0.0,
+            "head_init": start,
+            "crop": "none",
+        }
         run = vitrail.train(folder, model=warm, out=folder.parent / start, **options)
         losses[start] = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])["validation_loss"]
         assert run.result["probe"]["knn"]["accuracy"] == 1.0
@@ -342,7 +355,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(recipe: str, warm: Path, make_fo
         "dropout": 0.1,
         "drop_path": 0.1,
         "freeze": 1,
-        "ema": 0.9,
+        "ema_decay": 0.9,
     }
     whole = vitrail.train(folder, out=folder.parent / "whole", **options)
     real = epochs.train_steps
@@ -475,11 +488,11 @@ def test_the_command_line_says_when_a_model_loses_to_a_probe(warm: Path, make_fo
         "0.5",
         "--epochs",
         "1",
-        "--warmup",
+        "--warmup-fraction",
         "0",
-        "--head-start",
+        "--head-init",
         "random",
-        "--clip",
+        "--max-grad-norm",
         "none",
     ]
     assert main(["train", *map(str, (folder, "--out", tmp_path / "run", *words))]) == 0
@@ -508,4 +521,8 @@ def test_the_verdict():
 
 
 def test_recipes_for_transfer_are_said_to_be_that():
-    assert {name for name, recipe in RECIPES.items() if recipe.starts_from_weights} == {"finetune", "linear", "lora"}
+    assert {name for name, recipe in RECIPES.items() if recipe.needs_pretrained_weights} == {
+        "finetune",
+        "linear",
+        "lora",
+    }

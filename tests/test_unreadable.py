@@ -154,7 +154,7 @@ def test_exports_are_compared_without_what_cannot_be_read(run: vitrail.Run, torn
 def test_a_file_that_disappears_during_the_run_stops_it_or_is_counted(make_folder, monkeypatch, workers, capsys):
     folder = make_folder("fading", {"train": 12, "val": 4})
     victim, kept = folder / "train" / "red" / "5.png", (folder / "train" / "red" / "5.png").read_bytes()
-    options = {"epochs": 3, "batch": 8, "memory": 0.0, "workers": workers, **SMALL}
+    options = {"epochs": 3, "batch_size": 8, "image_cache_gib": 0.0, "workers": workers, **SMALL}
     whole = vitrail.train(folder, out=folder.parent / "whole", **options)
     real = epochs.measured
 
@@ -189,7 +189,7 @@ def test_without_a_check_unreadable_images_are_left_out_too(make_folder, memory:
     for name in ("train/blue/0.png", "train/red/9.png"):  # the first and the last
         cut(folder / name)
     (folder / "test/blue/1.png").write_text("no image")
-    options = {"epochs": 1, "check_data": False, "memory": memory, "workers": 0, "make_report": False, **SMALL}
+    options = {"epochs": 1, "check_data": False, "image_cache_gib": memory, "workers": 0, "make_report": False, **SMALL}
     with pytest.raises(ImageError, match=r"(blue/[01]|red/9)\.png"):
         vitrail.train(folder, out=folder.parent / "run", **options)
     run = vitrail.train(folder, out=folder.parent / "run", skip_unreadable=True, **options)
@@ -213,7 +213,7 @@ def test_a_disk_that_goes_while_the_run_is_measured_leaves_a_run_that_goes_on(ma
         return real(training)
 
     monkeypatch.setattr(epochs, "measured", unmount)
-    options = {"epochs": 1, "batch": 8, "memory": 0.0, "workers": 0, "skip_unreadable": True, **SMALL}
+    options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "skip_unreadable": True, **SMALL}
     with pytest.raises(NothingRead, match="not one of 4 images") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
     assert "saved at step 2, go on with: vitrail train" in str(caught.value.hint)
@@ -230,8 +230,8 @@ def test_a_test_image_that_disappears_is_left_out_of_scores_and_pictures(make_fo
         folder,
         out=folder.parent / "run",
         epochs=1,
-        batch=8,
-        memory=0.0,
+        batch_size=8,
+        image_cache_gib=0.0,
         skip_unreadable=True,
         watchers=[lambda *row: victim.unlink(missing_ok=True)],
         **SMALL,
@@ -242,7 +242,7 @@ def test_a_test_image_that_disappears_is_left_out_of_scores_and_pictures(make_fo
 
 def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_there(make_folder, monkeypatch, capsys):
     folder = make_folder("busy", 20)
-    options = {"epochs": 2, "batch": 8, "memory": 0.0, "workers": 1, **SMALL}
+    options = {"epochs": 2, "batch_size": 8, "image_cache_gib": 0.0, "workers": 1, **SMALL}
     whole = vitrail.train(folder, out=folder.parent / "whole", **options)
     real = Image.open
     victim = str(sorted((folder / "red").iterdir())[3])
@@ -274,7 +274,7 @@ def test_with_no_workers_nobody_else_reads_images_up_to_the_end_of_the_run(make_
         return real(*rest, **more)
 
     monkeypatch.setattr(Image, "open", deadly)
-    options = {"epochs": 1, "batch": 8, "memory": 0.0, "workers": 0, "make_report": False, **SMALL}
+    options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "make_report": False, **SMALL}
     assert vitrail.train(folder, out=folder.parent / "run", **options).result["test"]["images"] == 8
 
 
@@ -309,7 +309,7 @@ def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_f
     with pytest.raises(
         Diverged, match=r"at step 5: loss nan, gradient nan, learning rate [\d.e-]+; the batch was"
     ) as e:
-        vitrail.train(folder, out=folder.parent / "run", epochs=9, batch=8, **SMALL)
+        vitrail.train(folder, out=folder.parent / "run", epochs=9, batch_size=8, **SMALL)
     document = json.loads((folder.parent / "run" / "diverged.json").read_text())
     assert document["step"] == 5
     assert all(Path(file).is_file() for file in document["files"])
@@ -332,7 +332,17 @@ def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_f
     ("options", "said"),
     [
         ({"lr": 1e-12, "optimizer": "sgd", "epochs": 80}, "nothing is learnt by step"),
-        ({"lr": 3.0, "optimizer": "sgd", "epochs": 20, "clip": None, "warmup": 0.5, "ema": None}, "the loss climbs"),
+        (
+            {
+                "lr": 3.0,
+                "optimizer": "sgd",
+                "epochs": 20,
+                "max_grad_norm": None,
+                "warmup_fraction": 0.5,
+                "ema_decay": None,
+            },
+            "the loss climbs",
+        ),
         ({"epochs": 20}, None),
     ],
     ids=["dead", "diverging", "sound"],
@@ -343,7 +353,7 @@ def test_a_dead_or_diverging_run_is_said_early_and_once(make_folder, capsys, opt
         for i, path in enumerate(sorted(folder.rglob("*.png"))):
             picture((128, 128, 128), i).save(path)
     try:
-        vitrail.train(folder, out=folder.parent / "run", batch=8, precision="fp32", **{**SMALL, **options})
+        vitrail.train(folder, out=folder.parent / "run", batch_size=8, precision="fp32", **{**SMALL, **options})
     except Diverged:
         assert said == "the loss climbs"
     talk = capsys.readouterr().err

@@ -35,8 +35,8 @@ def card(name: str, classifier: vitrail.Classifier, scores: Evaluation, size: in
         f"which nothing was chosen. Expected calibration error {numbers['ece']:.3f}, with temperature "
         f"{classifier.temperature:.2f}, fitted on validation images.",
         "",
-        f"Recipe `{recipe['name']}` with {recipe['epochs']} epochs, `grow_from` {recipe['grow_from']}, seed "
-        f"{recipe['seed']}; one run, not the best of several.",
+        f"Recipe `{recipe['name']}` with {recipe['epochs']} epochs, `initial_image_scale` "
+        f"{recipe['initial_image_scale']}, seed {recipe['seed']}; one run, not the best of several.",
         "",
         "| class | test images | found | right when named |",
         "| --- | --: | --: | --: |",

@@ -86,7 +86,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _complain(VitrailError("the memory does not suffice", "try a smaller --batch or --memory"), as_json)
+        return _complain(
+            VitrailError("the memory does not suffice", "try a smaller --batch-size or --image-cache-gib"), as_json
+        )
 
 
 class _Out(Console):

@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> Answer:
             {"ours": ours, "cards": found}, [*(Markdown(each["card"]) for each in ours), *[listed][: len(found)]]
         )
     sizes = rows()
-    recipes = [{"recipe": name, "about": " ".join(r.about.split()), "model": r.model} for name, r in RECIPES.items()]
+    recipes = [
+        {"recipe": name, "about": " ".join(r.description.split()), "model": r.model} for name, r in RECIPES.items()
+    ]
     table = Table("size", "width", "depth", "heads", "MLP", "patch", "parameters", box=None, header_style="bold")
     for row in sizes:
         *numbers, parameters = list(row.values())[1:]

@@ -24,7 +24,7 @@ from vitrail.runs.end import Run
 from vitrail.runs.pretrained import beside
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost
-from vitrail.training.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, RECIPES, Recipe
 from vitrail.weights.sizes import SIZES
 
 
@@ -53,7 +53,7 @@ def add_start(parser: argparse.ArgumentParser, out: str, resume: str) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"{', '.join(RECIPES)}, or a TOML or JSON file ({DEFAULT}; with --from {TRANSFER})",
+        help=f"{', '.join(RECIPES)}, or a TOML or JSON file ({DEFAULT_RECIPE}; with --from {DEFAULT_TRANSFER_RECIPE})",
     )
     parser.add_argument("--size", choices=list(SIZES), default=argparse.SUPPRESS, help="a named width, depth, heads")
     parser.add_argument("--out", metavar="DIR", help=out)
@@ -65,13 +65,18 @@ def add_start(parser: argparse.ArgumentParser, out: str, resume: str) -> None:
         ("augmentation", Augment, "augment"),
         ("model", ViTConfig, "model"),
     ):
-        add_fields(parser, f"{title} (fields of the recipe)", kind, [name for name in FIELDS if FIELDS[name] == place])
+        add_fields(
+            parser,
+            f"{title} (fields of the recipe)",
+            kind,
+            [name for name in RECIPE_FIELDS if RECIPE_FIELDS[name] == place],
+        )
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of a recipe that were given."""
     given = vars(arguments)
-    return {name: given[name] for name in (*FIELDS, "size") if name in given}
+    return {name: given[name] for name in (*RECIPE_FIELDS, "size") if name in given}
 
 
 def scores_in_words(split: str, scores: dict[str, Any]) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 from vitrail.errors import UsageError
 from vitrail.runs.folder import RunFolder, begun_by, old_run, refuse_taken
 from vitrail.runs.pretrained import Model
-from vitrail.training import DEFAULT, RECIPES, TRANSFER, Recipe, find_recipe
+from vitrail.training import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, Recipe, find_recipe
 from vitrail.training.distributed import job, launched_at
 
-SAME_BITS = ("workers", "memory")  # fields of a recipe that leave every bit as it is
+SAME_BITS = ("workers", "image_cache_gib")  # fields of a recipe that leave every bit as it is
 
 
 def wanted(
@@ -29,7 +29,9 @@ def wanted(
     if folder:
         return folder, asked_again(folder, recipe, changes)
     refuse_taken(out)
-    return None, find_recipe((DEFAULT if model is None else TRANSFER) if recipe is None else recipe, **changes)
+    return None, find_recipe(
+        (DEFAULT_RECIPE if model is None else DEFAULT_TRANSFER_RECIPE) if recipe is None else recipe, **changes
+    )
 
 
 def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
@@ -38,11 +40,11 @@ def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: 
     What leaves every bit as it is may be changed: where images are kept and who reads them. The name of a built-in
     recipe stands for whatever the run made of it; a file or a `Recipe` says every field.
     """
-    asked = folder.recipe().but(**{name: changes[name] for name in SAME_BITS if name in changes})
+    asked = folder.recipe().with_changes(**{name: changes[name] for name in SAME_BITS if name in changes})
     if recipe is None or str(recipe) in RECIPES:
-        wished = replace(asked, name=asked.name if recipe is None else str(recipe)).but(**changes)
+        wished = replace(asked, name=asked.name if recipe is None else str(recipe)).with_changes(**changes)
     else:
-        wished = find_recipe(recipe, **changes).but(**{name: getattr(asked, name) for name in SAME_BITS})
+        wished = find_recipe(recipe, **changes).with_changes(**{name: getattr(asked, name) for name in SAME_BITS})
     if wished != asked:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
     return asked

@@ -30,7 +30,7 @@ def checked(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> Report:
     """
     with progress_bar("checking the data", 0) as progress:
         report = check(
-            data, lambda done, total: progress.update(done, total), batch=recipe.batch, fit=recipe.fit or fit
+            data, lambda done, total: progress.update(done, total), batch=recipe.batch_size, fit=recipe.fit or fit
         )
     for finding in [finding for finding in report.findings if finding.level == "warning"][:WARNINGS]:
         log(f"warning: {finding}")

@@ -86,8 +86,8 @@ class Training:
     @property
     def batch(self) -> int:
         """Images per step."""
-        assert self.recipe.batch is not None
-        return self.recipe.batch
+        assert self.recipe.batch_size is not None
+        return self.recipe.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -276,7 +276,7 @@ def watched(training: Training) -> Watch:
     """An eye on the loss of this run."""
     counts = np.bincount(training.splits.train.labels, minlength=len(training.splits.classes))
     steps = training.epochs * training.steps_per_epoch
-    return Watch(counts, training.recipe.label_smoothing, round(training.recipe.warmup * steps))
+    return Watch(counts, training.recipe.label_smoothing, round(training.recipe.warmup_fraction * steps))
 
 
 def measured(training: Training) -> Row:

@@ -46,7 +46,7 @@ def pretrained(
 ) -> Pretrained | None:
     """The weights to start from; raises `UsageError` where there are none and the recipe cannot do without."""
     if model is None:
-        if recipe.starts_from_weights:
+        if recipe.needs_pretrained_weights:
             raise UsageError(
                 f"recipe {recipe.name}, as it is asked for, needs weights to start from", "name them with --from MODEL"
             )
@@ -91,7 +91,7 @@ def begin(start: Pretrained, config: ViTConfig, splits: Splits, recipe: Recipe) 
 def warn_of_seen_images(theirs: Classifier, splits: Splits, recipe: Recipe) -> None:
     """Says so where the weights were trained on these data, divided in another way."""
     before = theirs.origin.get("data", {})
-    split = {"test": recipe.test, "validation": recipe.validation, "seed": recipe.split_seed}
+    split = {"test": recipe.test_fraction, "validation": recipe.validation_fraction, "seed": recipe.split_seed}
     if before.get("fingerprint") == splits.fingerprint and before.get("split", split) != split:
         log(
             "the weights were trained on these data, divided in another way: images kept back now may have been "
@@ -112,7 +112,7 @@ def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
         found = probe(
             classifier,
             splits,
-            penalty=recipe.penalty,
+            penalty=recipe.probe_l2,
             workers=recipe.workers,
             skip_unreadable=recipe.skip_unreadable,
             tick=go_on,
@@ -124,7 +124,7 @@ def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
 
 def start_head(classifier: Classifier, found: Probe, recipe: Recipe) -> None:
     """Puts the probe's head in place of a new one, if the recipe wants that."""
-    if recipe.head_start != "probe":
+    if recipe.head_init != "probe":
         return
     if classifier.vit.config.head != "linear":
         log("the new head is not linear, so it starts at random and not as the probe")

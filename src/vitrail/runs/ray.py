@@ -24,7 +24,7 @@ from vitrail.runs.folder import RunFolder, numbered, old_run, refuse_taken
 from vitrail.runs.train import train
 from vitrail.training.checkpoint import read_json
 from vitrail.training.distributed import PeerLost
-from vitrail.training.recipes import DEFAULT, FIELDS, TRANSFER, find_recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, find_recipe
 
 LOOK = 1.0  # seconds between two looks at what the processes have recorded
 
@@ -70,8 +70,8 @@ def begun(data: str | Path, out: str | Path | None, resume: bool, options: dict[
         folder = old_run(data, out)
         folder.recipe()
     else:
-        recipe = options.get("recipe") or (DEFAULT if options.get("model") is None else TRANSFER)
-        find_recipe(recipe, **{name: options[name] for name in (*FIELDS, "size") if name in options})
+        recipe = options.get("recipe") or (DEFAULT_RECIPE if options.get("model") is None else DEFAULT_TRANSFER_RECIPE)
+        find_recipe(recipe, **{name: options[name] for name in (*RECIPE_FIELDS, "size") if name in options})
         refuse_taken(out)
         free = (path for path in numbered(data) if not path.exists())
         folder = RunFolder(Path(out) if out is not None else next(free))

@@ -66,8 +66,8 @@ def prepared(
         splits = open_data(
             data,
             channels=start.classifier.preprocess.channels if start else None,
-            validation=asked.validation,
-            test=asked.test,
+            validation=asked.validation_fraction,
+            test=asked.test_fraction,
             split_seed=asked.split_seed,
             missing_ok=asked.skip_unreadable,
         )
@@ -81,7 +81,7 @@ def prepared(
     unreadable = world.tell(folder.unreadable() if folder else unreadable_in(report))
     with world.together():
         splits = without(splits, unreadable)
-        splits = in_memory(splits, int(asked.memory * GIB) // world.local_size, asked.skip_unreadable)
+        splits = in_memory(splits, int(asked.image_cache_gib * GIB) // world.local_size, asked.skip_unreadable)
         theirs = start.classifier if start else None
         full, config, preprocess = (
             settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
@@ -137,7 +137,7 @@ def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
     """The weights that training starts from: drawn by the recipe's seed."""
     torch.manual_seed(recipe.seed)
     vit = ViT(config)
-    initialize(vit, patch_std=recipe.patch_std, zero_branches=recipe.zero_branches)
+    initialize(vit, patch_std=recipe.patch_init_std, zero_branches=recipe.zero_init_residual)
     return vit
 
 
@@ -152,6 +152,10 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
             "fingerprint": splits.fingerprint,
             "images": {name: len(images) for name, images in splits.parts().items()},
             "unreadable": splits.unreadable,
-            "split": {"test": recipe.test, "validation": recipe.validation, "seed": recipe.split_seed},
+            "split": {
+                "test": recipe.test_fraction,
+                "validation": recipe.validation_fraction,
+                "seed": recipe.split_seed,
+            },
         },
     }

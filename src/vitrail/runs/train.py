@@ -184,7 +184,7 @@ def resumable(folder: RunFolder) -> Iterator[None]:
 def room_for(vit: ViT, recipe: Recipe) -> int:
     """Bytes that a run takes at most: three checkpoints (two are kept), two artefacts, pictures and tables."""
     weights = 4 * sum(p.numel() for p in vit.parameters())
-    checkpoint = weights * (1 + bool(recipe.ema) + 2)  # no optimiser keeps more than two numbers a weight
+    checkpoint = weights * (1 + bool(recipe.ema_decay) + 2)  # no optimiser keeps more than two numbers a weight
     return 3 * checkpoint + 2 * weights + ROOM
 
 
@@ -192,7 +192,7 @@ def plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -
     """What is about to be trained, on what and how, in a line."""
     config = classifier.vit.config
     number_format = str(autocast_dtype(recipe.precision, world.device)).removeprefix("torch.")
-    how = f"{recipe.epochs} epochs, batch {recipe.batch}"
+    how = f"{recipe.epochs} epochs, batch {recipe.batch_size}"
     if recipe.train_on == "features":
         number_format, how = "float32", "a linear head on frozen features"
     shared = f"{world.size} processes{', sharded' if world.sharded else ''}; " if world.size > 1 else ""

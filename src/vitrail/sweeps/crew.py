@@ -61,7 +61,7 @@ class Processes:
             if self.died > PATIENCE * len(self.crew):
                 raise VitrailError(
                     f"the sweep's processes are killed (signal {-code}) before they finish a trial",
-                    "does the memory suffice? Try fewer --processes, or a smaller --memory",
+                    "does the memory suffice? Try fewer --processes, or a smaller --image-cache-gib",
                 )
             console.log(f"process {process.pid} was killed (signal {-code}); another one takes its trial up")
             self.crew[i] = self.start()

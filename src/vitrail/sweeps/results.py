@@ -9,7 +9,7 @@ from vitrail.files import write_json, write_text
 from vitrail.sweeps.asked import Asked, SweepFolder
 from vitrail.sweeps.space import dashed, shown
 from vitrail.sweeps.study import total, trials_of
-from vitrail.training.recipes import DEFAULT, FIELDS, RECIPES, TRANSFER, Recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, RECIPES, Recipe
 
 if TYPE_CHECKING:
     import optuna
@@ -117,8 +117,8 @@ def full(value: Any) -> str:
 def command(asked: Asked, values: dict[str, Any]) -> str:
     """What to type to train with these values by itself, with a report and a score on test."""
     words = ["vitrail", "train", shlex.quote(asked.data)]
-    usual = DEFAULT if asked.model is None else TRANSFER
-    base = asked.recipe.name if asked.recipe.name in RECIPES else DEFAULT
+    usual = DEFAULT_RECIPE if asked.model is None else DEFAULT_TRANSFER_RECIPE
+    base = asked.recipe.name if asked.recipe.name in RECIPES else DEFAULT_RECIPE
     if asked.model is not None:
         words += ["--from", shlex.quote(asked.model), *(["--torch-files"] if asked.torch_files else [])]
     if base != usual:
@@ -136,7 +136,7 @@ def differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:
     """The fields of a recipe that are not those of another, as the command line takes them."""
     ours, theirs = recipe.to_json(), base.to_json()
     found: dict[str, Any] = {}
-    for name, place in FIELDS.items():
+    for name, place in RECIPE_FIELDS.items():
         mine, other = (each if place == "recipe" else each[place] for each in (ours, theirs))
         if name in mine and mine[name] != other.get(name):
             value = mine[name]

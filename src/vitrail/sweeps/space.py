@@ -22,7 +22,7 @@ from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
 from vitrail.model.config import POSITIONS, Position
 from vitrail.options import check_values, field_types, option_parser
-from vitrail.training.recipes import FIELDS, Recipe
+from vitrail.training.recipes import RECIPE_FIELDS, Recipe
 from vitrail.weights.sizes import SIZES
 
 Plain = str | int | float | bool | None  # a value as the study, JSON and tables hold it
@@ -30,8 +30,10 @@ Values = dict[str, Plain]  # one for each field: a point of the space
 
 KINDS: dict[str, type] = {"recipe": Recipe, "augment": Augment, "model": ViTConfig}
 HELD = {  # fields that every trial must share
-    **dict.fromkeys(("validation", "test", "split_seed"), "trials are compared on the same validation images"),
-    **dict.fromkeys(("workers", "memory"), "it leaves every bit of the result as it is"),
+    **dict.fromkeys(
+        ("validation_fraction", "test_fraction", "split_seed"), "trials are compared on the same validation images"
+    ),
+    **dict.fromkeys(("workers", "image_cache_gib"), "it leaves every bit of the result as it is"),
     "skip_unreadable": "trials are compared on the same images",
 }
 GRAIN = 10_000  # a field whose numbers can be counted has at most so many values
@@ -117,8 +119,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 def axis(name: str, said: Any) -> Axis:
     """What a field may be; raises `UsageError` naming the field and what is wrong."""
-    if name != "size" and name not in FIELDS:
-        raise UsageError(f"a recipe has no field {name!r}", did_you_mean(name, [*FIELDS, "size"]))
+    if name != "size" and name not in RECIPE_FIELDS:
+        raise UsageError(f"a recipe has no field {name!r}", did_you_mean(name, [*RECIPE_FIELDS, "size"]))
     if name in HELD:
         raise UsageError(f"{name} cannot be varied: {HELD[name]}", f"set it for all trials with --{dashed(name)}")
     if isinstance(said, str) and ".." in said:
@@ -226,12 +228,12 @@ def check(name: str, value: Any) -> None:
         if value not in POSITIONS:
             raise UsageError(f"position {value!r} is not known", did_you_mean(str(value), POSITIONS))
     else:
-        check_values(KINDS[FIELDS[name]], {name: value})
+        check_values(KINDS[RECIPE_FIELDS[name]], {name: value})
 
 
 def hint_of(name: str) -> Any:
     """The type of a field."""
-    return str if name == "size" else field_types(KINDS[FIELDS[name]])[name]
+    return str if name == "size" else field_types(KINDS[RECIPE_FIELDS[name]])[name]
 
 
 def changes(values: Mapping[str, Plain]) -> dict[str, Any]:

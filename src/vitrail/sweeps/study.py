@@ -165,7 +165,7 @@ def impossible(asked: Asked, values: Values) -> str | None:
     from vitrail.model import ViTConfig
 
     try:
-        model = asked.recipe.but(**changes(values)).model
+        model = asked.recipe.with_changes(**changes(values)).model
         if asked.model is None:
             patch = model.get("patch", 1)
             ViTConfig(**{**model, "patch": patch, "image_size": model.get("image_size", patch)})

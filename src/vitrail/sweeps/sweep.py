@@ -51,7 +51,7 @@ from vitrail.sweeps.study import (
     trials_of,
 )
 from vitrail.sweeps.worker import work
-from vitrail.training.recipes import DEFAULT, TRANSFER, Recipe, find_recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, Recipe, find_recipe
 from vitrail.training.settle import counted
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def sweep(
     else:
         if out is not None:
             refuse_taken(Path(out))
-        usual = DEFAULT if model is None else TRANSFER
+        usual = DEFAULT_RECIPE if model is None else DEFAULT_TRANSFER_RECIPE
         asked = first_asked(
             data, find_recipe(usual if recipe is None else recipe, **changes), vary or {},
             20 if trials is None else trials, None if model is None else absolute_if_exists(model), torch_files, device,
@@ -171,15 +171,15 @@ def first_asked(
     space = space_from(vary)
     splits = open_data(
         data,
-        validation=recipe.validation,
-        test=recipe.test,
+        validation=recipe.validation_fraction,
+        test=recipe.test_fraction,
         split_seed=recipe.split_seed,
         missing_ok=recipe.skip_unreadable,
     )
     if splits.validation is None:
         raise UsageError(
             f"recipe {recipe.name} keeps no validation images of {data}, and a sweep chooses by them",
-            "add --validation 0.1",
+            "add --validation-fraction 0.1",
         )
     report = checked(data, recipe) if check_data else None
     splits = without(splits, unreadable_in(report))
@@ -221,7 +221,7 @@ def asked_again(
     asked = folder.asked()
     if in_full(data) != asked.data:
         raise UsageError(f"{folder.path} was started on {asked.data}", "resume it on the same data")
-    wished = asked.recipe.but(**changes) if recipe is None else find_recipe(recipe, **changes)
+    wished = asked.recipe.with_changes(**changes) if recipe is None else find_recipe(recipe, **changes)
     refuse_changed(folder, asked, {"space": space_from(vary) if vary else None, "recipe": wished, **how})
     return asked
 

@@ -199,7 +199,7 @@ def trained(
     begun = (run.path / "recipe.json").exists()
     if not begun and run.path.exists():  # killed before the run was one: there is nothing in it
         shutil.rmtree(run.path)
-    recipe = asked.recipe.but(**changes(trial.params))
+    recipe = asked.recipe.with_changes(**changes(trial.params))
     last = epochs_of(asked, trial.params)
 
     def see(path: Path, row: Row) -> None:

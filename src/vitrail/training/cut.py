@@ -23,7 +23,7 @@ from vitrail.training.recipes import Recipe
 def places(n: int, recipe: Recipe, world: World) -> list[tuple[Tensor, int]]:
     """For each part of a batch of `n` images the places of this process's cut; so many at the front are spare."""
     cuts = []
-    for part in torch.arange(n).chunk(recipe.accumulate):
+    for part in torch.arange(n).chunk(recipe.accumulation_steps):
         low, high = (len(part) * rank // world.size for rank in (world.rank, world.rank + 1))
         spare = int(recipe.augment.mixes and low < high)
         cuts.append((part[torch.arange(low - spare, high) % max(len(part), 1)], spare))
@@ -36,7 +36,7 @@ def parts_of(pixels: Tensor, labels: Tensor, recipe: Recipe, world: World) -> li
     `labels` are those of the whole batch, `pixels` what this process has read of it.
     """
     if world.size == 1:
-        chunks = zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
+        chunks = zip(pixels.chunk(recipe.accumulation_steps), labels.chunk(recipe.accumulation_steps), strict=True)
         return [(some_pixels, some_labels, 0) for some_pixels, some_labels in chunks]
     cuts = places(len(labels), recipe, world)
     ends = np.cumsum([len(where) for where, _ in cuts]).tolist()
@@ -59,11 +59,11 @@ def epoch_batches(
     if world.size > 1:
         yield from cut_batches(images, preprocess, recipe, world, epoch=epoch, start=start, refuse=refuse)
         return
-    assert recipe.batch is not None
+    assert recipe.batch_size is not None
     yield from training_batches(
         images,
         augmentation(recipe.augment, preprocess),
-        batch=recipe.batch,
+        batch=recipe.batch_size,
         seed=recipe.seed,
         epoch=epoch,
         start=start,
@@ -87,7 +87,7 @@ def cut_batches(
     What cannot be read is left out of the batch on all processes alike, and `refuse` is told on all of them, or all
     raise `ImageError`. Raises `WorkerDied` on all where it happens to one.
     """
-    assert recipe.batch is not None
+    assert recipe.batch_size is not None
     augment = augmentation(recipe.augment, preprocess)
     errors: list[ImageError] = []
 
@@ -98,7 +98,7 @@ def cut_batches(
     reading = training_batches(
         images,
         augment,
-        batch=recipe.batch,
+        batch=recipe.batch_size,
         seed=recipe.seed,
         epoch=epoch,
         start=start,
@@ -108,7 +108,7 @@ def cut_batches(
         mine=mine,
     )
     nothing = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
-    for indices in batch_indices(len(images), recipe.batch, recipe.seed, epoch)[start:]:
+    for indices in batch_indices(len(images), recipe.batch_size, recipe.seed, epoch)[start:]:
         errors.clear()
         died: VitrailError | None = None
         pixels = nothing

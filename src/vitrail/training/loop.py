@@ -83,12 +83,12 @@ class Trainee:
 
 def trainee(vit: ViT, recipe: Recipe, world: World = ALONE) -> Trainee:
     """A model ready to be trained by this recipe, by the processes of this world together."""
-    vit.gradient_checkpointing = recipe.recompute
+    vit.gradient_checkpointing = recipe.gradient_checkpointing
     if recipe.lora_rank:
         add_updates(vit, recipe)
     frozen = freeze(vit, recipe)
     world.start_alike(vit)  # LoRA's updates too, which each process has drawn for itself
-    average = AveragedModel(vit, multi_avg_fn=_averaging(recipe.ema)) if recipe.ema else None
+    average = AveragedModel(vit, multi_avg_fn=_averaging(recipe.ema_decay)) if recipe.ema_decay else None
     if world.sharded:
         for module in (vit, average.module) if average else (vit,):
             world.shard(module)
@@ -150,7 +150,7 @@ def train_steps(
                 (loss * part_of_batch).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.item() * len(targets)
             correct += int((logits_BY.argmax(1) == labels_B[spare:]).sum())
-        gradient = whole(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or float("inf"))).item()
+        gradient = whole(torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or float("inf"))).item()
         loss_sum, correct = world.sum(loss_sum, correct)
         mean_loss = loss_sum / len(labels)
         trainee.step += 1
@@ -191,7 +191,10 @@ def size_part(step: int, steps: int, recipe: Recipe) -> float:
     A ViT's time falls with the number of its tokens, and what is coarse can be learnt first (fast.ai's progressive
     resizing, Howard 2018; for ViTs arXiv 2104.00298).
     """
-    return min(1.0, recipe.grow_from + (1 - recipe.grow_from) * step / (recipe.grow_until * steps))
+    return min(
+        1.0,
+        recipe.initial_image_scale + (1 - recipe.initial_image_scale) * step / (recipe.image_growth_fraction * steps),
+    )
 
 
 def smaller(images_BCHW: Tensor, part: float, patch: int) -> Tensor:

@@ -40,7 +40,7 @@ def add_updates(vit: ViT, recipe: Recipe) -> None:
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=recipe.lora_dropout,
-        target_modules=[f"blocks.{i}.{m}" for i in range(first, len(vit.blocks)) for m in MATRICES[recipe.lora_on]],
+        target_modules=[f"blocks.{i}.{m}" for i in range(first, len(vit.blocks)) for m in MATRICES[recipe.lora_target]],
     )
     inject_adapter_in_model(config, vit)
     vit.head.requires_grad_(True)

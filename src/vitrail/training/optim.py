@@ -62,11 +62,11 @@ def muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     matrices = [
         {**group, "parts": parts}
         for chosen, parts in ((is_qkv, 3), (is_other_matrix, 1))
-        for group in groups(vit, recipe, recipe.matrix_lr, chosen, decays=lambda name, p: True)
+        for group in groups(vit, recipe, recipe.muon_lr, chosen, decays=lambda name, p: True)
     ]
     if not matrices:
         return optimizers
-    return [Muon(matrices, lr=recipe.matrix_lr, momentum=recipe.matrix_momentum), *optimizers]
+    return [Muon(matrices, lr=recipe.muon_lr, momentum=recipe.muon_momentum), *optimizers]
 
 
 def groups(
@@ -86,7 +86,7 @@ def groups(
     for name, p in vit.named_parameters():
         if p.requires_grad and chosen(name, p):
             place = depth_of(name, vit.config.depth) if recipe.layer_decay != 1 else last
-            found.setdefault((place, recipe.decay_on == "all" or decays(name, p)), []).append(p)
+            found.setdefault((place, recipe.weight_decay_on == "all" or decays(name, p)), []).append(p)
     return [
         {
             "params": parameters,
@@ -109,7 +109,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 
 
 def lr_part(step: int, steps: int, recipe: Recipe) -> float:
     """The learning rate at a step, as a part of the highest: a rise, then the recipe's schedule."""
-    warmup = round(recipe.warmup * steps)
+    warmup = round(recipe.warmup_fraction * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return SCHEDULES[recipe.schedule]((step - warmup) / max(steps - warmup, 1))

@@ -17,18 +17,19 @@ from vitrail.model import ViTConfig
 from vitrail.model.config import position_to_json, values_from_json
 from vitrail.options import check_fields, option
 from vitrail.weights.sizes import SIZES
+from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
 
-DEFAULT = "small"
-TRANSFER = "finetune"  # the default for a model that has learnt before
+DEFAULT_RECIPE = "small"
+DEFAULT_TRANSFER_RECIPE = "finetune"  # the default for a model that has learnt before
 
-Optimizer = Literal["adamw", "sgd", "muon"]
-Schedule = Literal["cosine", "linear", "constant"]
+OptimizerName = Literal["adamw", "sgd", "muon"]
+ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
-DecayOn = Literal["matrices", "all"]
-Normalise = Literal["half", "imagenet", "data"]
+WeightDecayOn = Literal["matrices", "all"]
+NormalizeBy = Literal["half", "imagenet", "data"]
 TrainOn = Literal["images", "features"]
-HeadStart = Literal["random", "probe"]
-LoraOn = Literal["qkv", "attention", "blocks"]
+HeadInit = Literal["random", "probe"]
+LoraTarget = Literal["qkv", "attention", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,52 +40,77 @@ class Recipe:
     """
 
     name: str = "custom"
-    about: str = ""
+    description: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     augment: Augment = Augment()
-    seed: int = option(0, "decides initial weights, order and augmentation", ge=0)
-    epochs: int | None = option(None, "passes over the training images; none: by their number", ge=1)
-    batch: int | None = option(None, "images per step; none: by the number of images", ge=1)
-    accumulate: int = option(1, "parts that a batch is computed in, to save memory", ge=1)
-    optimizer: Optimizer = option("adamw", "how weights follow gradients")
-    lr: float = option(1e-3, "highest learning rate", gt=0)
-    matrix_lr: float = option(0.02, "highest learning rate of Muon on the blocks' matrices", gt=0)
-    weight_decay: float = option(0.05, "decay of weights", ge=0)
-    decay_on: DecayOn = option("matrices", "spare norms, biases, tokens, positions, or not")
-    momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
-    matrix_momentum: float = option(0.95, "momentum of Muon", ge=0, lt=1)
-    schedule: Schedule = option("cosine", "course of the learning rate after warm-up")
-    warmup: float = option(0.1, "part of all steps in which the learning rate rises", ge=0, lt=1)
-    clip: float | None = option(1.0, "longest gradient, or none", gt=0)
-    label_smoothing: float = option(0.0, "probability spread over all classes", ge=0, lt=1)
-    ema: float | None = option(None, "decay of averaged weights, or none", gt=0, lt=1)
-    grow_from: float = option(1.0, "side of the images at the start, as part of the model's", gt=0, le=1)
-    grow_until: float = option(0.7, "part of all steps after which images have their whole size", gt=0, le=1)
-    zero_branches: bool = option(False, "start each block as the identity")
-    patch_std: float | None = option(None, "start of the patch projection; none: by its size", gt=0)
-    precision: Precision = option("auto", "number format; auto: bf16 where it is fast")
-    recompute: bool = option(False, "less memory for more time (gradient checkpointing)")
-    normalise: Normalise | None = option(None, "mean and deviation of the pixels; none: the model's, else data")
-    fit: Fit | None = option(None, "what becomes of other proportions; none: the model's, else pad")
-    interpolation: Interpolation | None = option(None, "how images are resized; none: the model's, else bilinear")
-    crop_fraction: float | None = option(
-        None, "part of the resized image that fit 'crop' takes; none: the model's, else all", gt=0, le=1
+    seed: int = option(0, "seed of the initial weights, the order of images and the augmentation", ge=0)
+    epochs: int | None = option(
+        None, "passes over the training images; none: chosen from the number of training images", ge=1
     )
-    train_on: TrainOn = option("images", "features: compute them once, fit a linear head")
-    penalty: float | None = option(None, "of a head fitted on features; none: the best on validation", gt=0)
-    layer_decay: float = option(1.0, "a block's learning rate, as part of the next one's", gt=0, le=1)
-    freeze: int | Literal["backbone"] = option(0, "first blocks that keep their weights, or backbone", ge=0)
-    head_start: HeadStart = option("random", "start of a new head: random, or a linear probe's")
-    lora_rank: int | None = option(None, "rank of LoRA's updates, which then train alone; or none", ge=1)
-    lora_alpha: float = option(16.0, "LoRA's updates are scaled by this over their rank", gt=0)
-    lora_dropout: float = option(0.0, "dropout before LoRA's updates", ge=0, lt=1)
-    lora_on: LoraOn = option("attention", "the blocks' matrices that LoRA updates")
-    validation: float = option(0.1, "part of the training images that chooses the weights", ge=0, lt=1)
-    test: float = option(0.2, "part kept back as test where the data has none", ge=0, lt=1)
-    split_seed: int = option(0, "decides which images are kept back", ge=0)
-    memory: float = option(2.0, "GiB of decoded images to keep in memory", ge=0)
-    workers: int | None = option(None, "processes that read images; none: by the data", ge=0)
-    skip_unreadable: bool = option(False, "go on without images that cannot be read, and count them")
+    batch_size: int | None = option(None, "images per step; none: chosen from the number of training images", ge=1)
+    accumulation_steps: int = option(
+        1, "micro-batches that a batch is split into, to save memory (gradient accumulation)", ge=1
+    )
+    optimizer: OptimizerName = option("adamw", "optimizer")
+    lr: float = option(1e-3, "peak learning rate", gt=0)
+    muon_lr: float = option(0.02, "peak learning rate of Muon, for the matrices of the blocks", gt=0)
+    weight_decay: float = option(0.05, "weight decay", ge=0)
+    weight_decay_on: WeightDecayOn = option(
+        "matrices", "parameters that decay: matrices (no norms, biases, tokens or positions), or all"
+    )
+    momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
+    muon_momentum: float = option(0.95, "momentum of Muon", ge=0, lt=1)
+    schedule: ScheduleName = option("cosine", "learning rate schedule after the warmup")
+    warmup_fraction: float = option(
+        0.1, "fraction of all steps in which the learning rate rises to its peak", ge=0, lt=1
+    )
+    max_grad_norm: float | None = option(1.0, "maximum gradient norm, or none for no clipping", gt=0)
+    label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
+    ema_decay: float | None = option(None, "decay of the EMA weights, or none for no averaging", gt=0, lt=1)
+    initial_image_scale: float = option(
+        1.0, "image size at the first step, as a fraction of the full size (progressive resizing)", gt=0, le=1
+    )
+    image_growth_fraction: float = option(
+        0.7, "fraction of all steps after which images have their full size", gt=0, le=1
+    )
+    zero_init_residual: bool = option(False, "zero-init residual branches: each block starts as the identity")
+    patch_init_std: float | None = option(
+        None, "standard deviation of the initial patch projection; none: from its fan-in", gt=0
+    )
+    precision: Precision = option(
+        "auto", "number format of the forward pass; auto: bf16 where the device computes it natively"
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    normalize: NormalizeBy | None = option(
+        None, "mean and std of the pixels; none: the model's, else measured on the training images"
+    )
+    fit: Fit | None = option(None, "how images of another aspect ratio are fitted; none: the model's, else pad")
+    interpolation: Interpolation | None = option(None, "interpolation of resizing; none: the model's, else bilinear")
+    crop_fraction: float | None = option(
+        None, "fraction of the resized image that the center crop keeps; none: the model's, else 1", gt=0, le=1
+    )
+    train_on: TrainOn = option("images", "images, or features: compute features once and fit a linear head on them")
+    probe_l2: float | None = option(None, "L2 penalty of a head fitted on features; none: the best on validation", gt=0)
+    layer_decay: float = option(1.0, "learning rate of a block, as a fraction of the next block's", gt=0, le=1)
+    freeze: int | Literal["backbone"] = option(0, "number of first blocks to freeze, or backbone", ge=0)
+    head_init: HeadInit = option("random", "initial weights of a new head: random, or those of a linear probe")
+    lora_rank: int | None = option(None, "rank of LoRA updates; none: no LoRA", ge=1)
+    lora_alpha: float = option(16.0, "LoRA updates are scaled by lora_alpha / lora_rank", gt=0)
+    lora_dropout: float = option(0.0, "dropout before LoRA updates", ge=0, lt=1)
+    lora_target: LoraTarget = option("attention", "matrices of the blocks that LoRA updates")
+    validation_fraction: float = option(
+        0.1,
+        "fraction of the training images held out for validation, where the data has no such split",
+        ge=0,
+        lt=1,
+    )
+    test_fraction: float = option(
+        0.2, "fraction of the images held out for test, where the data has no such split", ge=0, lt=1
+    )
+    split_seed: int = option(0, "seed of the random split into training, validation and test", ge=0)
+    image_cache_gib: float = option(2.0, "memory for decoded images, in GiB", ge=0)
+    workers: int | None = option(None, "data-loading processes; none: chosen from the data and the CPU cores", ge=0)
+    skip_unreadable: bool = option(False, "skip and count images that cannot be read, instead of stopping")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,17 +126,17 @@ class Recipe:
             )
 
     @property
-    def starts_from_weights(self) -> bool:
+    def needs_pretrained_weights(self) -> bool:
         """Whether it makes sense for a model that has learnt something before, and for no other."""
         return (
             self.train_on == "features"
             or self.freeze != 0
             or self.lora_rank is not None
-            or self.head_start == "probe"
+            or self.head_init == "probe"
             or self.layer_decay != 1.0
         )
 
-    def but(self, **changes: Any) -> "Recipe":
+    def with_changes(self, **changes: Any) -> "Recipe":
         """The recipe with other values for any of its own, its augmentation's or its model's fields.
 
         Raises `UsageError` naming a field that none of them has.
@@ -124,10 +150,9 @@ class Recipe:
                 raise UsageError(f"there is no size {size!r}", did_you_mean(size, SIZES))
             model |= SIZES[size]
         for name, value in changes.items():
-            place = FIELDS.get(name)
+            place = RECIPE_FIELDS.get(name)
             if place is None:
-                hint = "write its fields at the top level" if isinstance(value, dict) else did_you_mean(name, FIELDS)
-                raise UsageError(f"a recipe has no field {name!r}", hint)
+                raise UsageError(f"a recipe has no field {name!r}", _unknown_field_hint(name, value))
             {"recipe": own, "augment": augment, "model": model}[place][name] = value
         changed = replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
         if changed.train_on == "features" and (idle := sorted(({*own} - FEATURE_FIELDS) | {*augment})):
@@ -145,21 +170,30 @@ class Recipe:
         return document
 
 
+def _unknown_field_hint(name: str, value: Any) -> str | None:
+    if isinstance(value, dict):
+        return "write its fields at the top level"
+    return f"it is now called {RECIPE_KEYS[name]}" if name in RECIPE_KEYS else did_you_mean(name, RECIPE_FIELDS)
+
+
 def recipe_from_json(document: dict[str, Any]) -> Recipe:
     """The recipe that `to_json` wrote; raises `TypeError`, `KeyError` or `UsageError` where something else is there."""
+    document = upgrade_recipe(document)
     return Recipe(**{**document, "augment": Augment(**document["augment"])})
 
 
 # Where each field that a user may set belongs; names are unique across the three.
-FIELDS: dict[str, str] = {
+RECIPE_FIELDS: dict[str, str] = {
     **{f.name: "model" for f in fields(ViTConfig) if f.name not in ("classes", "channels")},
     **{f.name: "augment" for f in fields(Augment)},
-    **{f.name: "recipe" for f in fields(Recipe) if f.name not in ("name", "about", "model", "augment")},
+    **{f.name: "recipe" for f in fields(Recipe) if f.name not in ("name", "description", "model", "augment")},
 }
 
-# The recipe's own fields that mean something where only a head is fitted, on features.
-FEATURE_FIELDS = {"train_on", "penalty", "seed", "normalise", "fit", "interpolation", "crop_fraction", "validation",
-                  "test", "split_seed", "memory", "workers", "skip_unreadable"}  # fmt: skip
+# The recipe's own fields that have an effect when only a head is fitted, on features.
+FEATURE_FIELDS = {
+    "train_on", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
+    "test_fraction", "split_seed", "image_cache_gib", "workers", "skip_unreadable",
+}  # fmt: skip
 
 
 RECIPES: dict[str, Recipe] = {
@@ -167,7 +201,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="small",
-            about="""The default: a plain ViT from scratch for small sets, on a laptop.
+            description="""The default: a plain ViT from scratch for small sets, on a laptop.
 
             CIFAR-10: 81.6 % test accuracy after the 10 epochs that it takes by itself (one seed), 18 minutes on one
             busy core in bf16. digits: 97.4 % (mean of 5 seeds) in under two minutes. Its settings are common practice
@@ -177,16 +211,16 @@ RECIPES: dict[str, Recipe] = {
             augment=Augment(crop="padded"),
             optimizer="muon",
             lr=1e-3,
-            matrix_lr=0.02,
+            muon_lr=0.02,
             weight_decay=0.05,
             schedule="linear",
             label_smoothing=0.1,
-            ema=0.99,
-            zero_branches=True,
+            ema_decay=0.99,
+            zero_init_residual=True,
         ),
         Recipe(
             name="tutorial",
-            about="""A ViT from scratch on CIFAR-10, every setting that of tintn/vision-transformer-from-scratch.
+            description="""A ViT from scratch on CIFAR-10, every setting that of tintn/vision-transformer-from-scratch.
 
             Its authors report 75.5 % test accuracy after 100 epochs; ours had 76.5 % at the last, 75.2 % over the last
             ten on average (one seed). All 50,000 training images train and none chooses weights: the last ones are
@@ -206,23 +240,23 @@ RECIPES: dict[str, Recipe] = {
             ),
             augment=Augment(flip=0.5, crop="resized", crop_area=0.8),
             epochs=100,
-            batch=256,
+            batch_size=256,
             optimizer="adamw",
             lr=0.01,
             weight_decay=0.01,
-            decay_on="all",
+            weight_decay_on="all",
             schedule="constant",
-            warmup=0.0,
-            clip=None,
-            patch_std=0.02,
-            normalise="half",
+            warmup_fraction=0.0,
+            max_grad_norm=None,
+            patch_init_std=0.02,
+            normalize="half",
             fit="squash",
             precision="fp32",
-            validation=0.0,
+            validation_fraction=0.0,
         ),
         Recipe(
             name="speedrun-75",
-            about="""The shortest way to 75.5 % on CIFAR-10 with a plain ViT, which takes recipe tutorial 100 epochs.
+            description="""The fastest recipe to 75.5 % on CIFAR-10 with a plain ViT; recipe tutorial needs 100 epochs.
 
             docs/benchmarks.md has the times. Images begin at half their side, so that the first epochs cost a quarter;
             nothing is kept back for validation, so the last weights are kept.
@@ -230,23 +264,23 @@ RECIPES: dict[str, Recipe] = {
             model=dict(width=96, depth=4, heads=2, mlp_width=384, patch=4, image_size=32, prefix_tokens=0, pool="mean"),
             augment=Augment(crop="padded", crop_padding=0.0625),
             epochs=4,
-            batch=256,
+            batch_size=256,
             optimizer="muon",
             lr=6e-3,
-            matrix_lr=0.02,
-            matrix_momentum=0.9,
+            muon_lr=0.02,
+            muon_momentum=0.9,
             weight_decay=0.05,
             schedule="linear",
             label_smoothing=0.1,
-            zero_branches=True,
-            grow_from=0.5,
-            grow_until=0.85,
-            clip=None,
-            validation=0.0,
+            zero_init_residual=True,
+            initial_image_scale=0.5,
+            image_growth_fraction=0.85,
+            max_grad_norm=None,
+            validation_fraction=0.0,
         ),
         Recipe(
             name="speedrun-90",
-            about="""90 % on CIFAR-10 with a plain ViT, on two CPU cores, in about an hour and a quarter.
+            description="""90 % on CIFAR-10 with a plain ViT, on two CPU cores, in about an hour and a quarter.
 
             90.0 % of the test images (89.4 to 90.6; one seed) after 71 minutes of training beside other work. Its
             settings come from speedrun-75 and from common practice, not from a search; as there the last weights are
@@ -257,22 +291,22 @@ RECIPES: dict[str, Recipe] = {
             ),
             augment=Augment(crop="padded", cutmix=0.4),
             epochs=38,
-            batch=256,
+            batch_size=256,
             optimizer="muon",
             lr=3e-3,
-            matrix_lr=0.02,
+            muon_lr=0.02,
             weight_decay=0.05,
             schedule="linear",
             label_smoothing=0.1,
-            zero_branches=True,
-            grow_from=0.5,
-            grow_until=0.8,
-            clip=None,
-            validation=0.0,
+            zero_init_residual=True,
+            initial_image_scale=0.5,
+            image_growth_fraction=0.8,
+            max_grad_norm=None,
+            validation_fraction=0.0,
         ),
         Recipe(
             name="finetune",
-            about="""A short training of all weights of a model that has learnt before (--from MODEL).
+            description="""A short training of all weights of a model that has learnt before (--from MODEL).
 
             Earlier blocks learn more slowly (layer-wise decay, arXiv 2106.08254), a new head starts as the linear probe
             (arXiv 2202.10054), so that training begins where the probe ends.
@@ -280,16 +314,16 @@ RECIPES: dict[str, Recipe] = {
             model=dict(drop_path=0.1),
             augment=Augment(crop="resized", crop_area=0.5),
             epochs=10,
-            batch=64,
+            batch_size=64,
             lr=3e-4,
             layer_decay=0.75,
             weight_decay=0.05,
             label_smoothing=0.1,
-            head_start="probe",
+            head_init="probe",
         ),
         Recipe(
             name="linear",
-            about="""A linear head on the frozen features of a model (--from MODEL): the probe, as a classifier.
+            description="""A linear head on the frozen features of a model (--from MODEL): the probe, as a classifier.
 
             Features are computed once and kept; the head is a logistic regression whose penalty is chosen on
             validation. Minutes where others take hours.
@@ -298,19 +332,19 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="lora",
-            about="""Low-rank updates of a model's attention (--from MODEL), arXiv 2106.09685.
+            description="""Low-rank updates of a model's attention (--from MODEL), arXiv 2106.09685.
 
             Optimiser and gradients need little memory, because the weights themselves stand still; at the end the
             updates are merged into them, and the artefact is an ordinary ViT.
             """,
             augment=Augment(crop="resized", crop_area=0.5),
             epochs=10,
-            batch=64,
+            batch_size=64,
             lr=1e-3,
             weight_decay=0.01,
             label_smoothing=0.1,
             lora_rank=8,
-            head_start="probe",
+            head_init="probe",
         ),
     )
 }
@@ -322,9 +356,9 @@ def find_recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:
     A file sets any fields by name, on top of the built-in recipe that its `base` names (else `small`).
     """
     if isinstance(name, Recipe):
-        return name.but(**changes)
+        return name.with_changes(**changes)
     if str(name) in RECIPES:
-        return RECIPES[str(name)].but(**changes)
+        return RECIPES[str(name)].with_changes(**changes)
     path = Path(name)
     if not path.is_file():
         raise UsageError(f"there is no recipe {str(name)!r}", did_you_mean(str(name), RECIPES))
@@ -335,8 +369,10 @@ def find_recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:
         raise UsageError(f"{path} is not a recipe: {error}", "write it as TOML or JSON") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path} is not a recipe: it holds no fields by name")
-    name = str(document.pop("base", DEFAULT))
+    name = str(document.pop("base", DEFAULT_RECIPE))
     if name not in RECIPES:
         raise UsageError(f"{path}: there is no built-in recipe {name!r}", did_you_mean(name, RECIPES))
     base = RECIPES[name]
-    return replace(base.but(**document), name=path.stem, about=f"from {path.name}").but(**changes)
+    return replace(base.with_changes(**document), name=path.stem, description=f"from {path.name}").with_changes(
+        **changes
+    )

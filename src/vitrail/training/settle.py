@@ -42,9 +42,9 @@ def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preproces
         std=(0.5,) * splits.channels,
         smallest=patch,
     )
-    preprocess = normalised(blank, recipe.normalise or "data", splits.train, skip_unreadable=recipe.skip_unreadable)
+    preprocess = normalised(blank, recipe.normalize or "data", splits.train, skip_unreadable=recipe.skip_unreadable)
     left_open = {k: model[k] for k in ("image_size", "patch")}
-    return counted(recipe.but(**left_open), splits), config, preprocess
+    return counted(recipe.with_changes(**left_open), splits), config, preprocess
 
 
 def counted(recipe: Recipe, splits: Splits) -> Recipe:
@@ -53,9 +53,9 @@ def counted(recipe: Recipe, splits: Splits) -> Recipe:
         return recipe
     n = len(splits.train)
     epochs = recipe.epochs or int(np.clip(round(SAMPLES_SEEN / n), *EPOCHS))
-    batch = recipe.batch or int(np.clip(2 ** round(np.log2(n / 20)), *BATCHES))
+    batch = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / 20)), *BATCHES))
     flip = recipe.augment.flip if splits.flippable else 0.0
-    return recipe.but(epochs=epochs, batch=batch, flip=flip)
+    return recipe.with_changes(epochs=epochs, batch_size=batch, flip=flip)
 
 
 def some(images: Images, read: Callable[[int], T], most: int, skip_unreadable: bool) -> list[T]:
@@ -98,7 +98,7 @@ def normalised(
         return Preprocess(**{**values, "mean": half, "std": half})
     if by == "imagenet":
         if preprocess.channels != 3:
-            raise UsageError("normalise 'imagenet' is for colour images, these are grey", "use half or data")
+            raise UsageError("normalize 'imagenet' is for colour images, these are grey", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET[0], "std": IMAGENET[1]})
     counts = some(images, lambda i: occurring(images.fitted(preprocess, [i])[0]), most, skip_unreadable)
     mean_C, std_C = mean_and_std(torch.stack(counts).sum(0))

@@ -54,9 +54,9 @@ def settle_from(
         interpolation=recipe.interpolation or preprocess.interpolation,
         crop_fraction=recipe.crop_fraction or preprocess.crop_fraction,
     )
-    if recipe.normalise:
-        preprocess = normalised(preprocess, recipe.normalise, splits.train, skip_unreadable=recipe.skip_unreadable)
-    return counted(recipe.but(image_size=new.image_size, patch=new.patch), splits), new, preprocess
+    if recipe.normalize:
+        preprocess = normalised(preprocess, recipe.normalize, splits.train, skip_unreadable=recipe.skip_unreadable)
+    return counted(recipe.with_changes(image_size=new.image_size, patch=new.patch), splits), new, preprocess
 
 
 def shown(value: Any) -> str:

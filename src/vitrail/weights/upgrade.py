@@ -5,7 +5,29 @@ Each reader calls its function before it checks the document. A table maps an ol
 
 from typing import Any
 
-RECIPE_KEYS: dict[str, str] = {}
+RECIPE_KEYS: dict[str, str] = {
+    "about": "description",
+    "batch": "batch_size",
+    "accumulate": "accumulation_steps",
+    "matrix_lr": "muon_lr",
+    "matrix_momentum": "muon_momentum",
+    "decay_on": "weight_decay_on",
+    "warmup": "warmup_fraction",
+    "clip": "max_grad_norm",
+    "ema": "ema_decay",
+    "grow_from": "initial_image_scale",
+    "grow_until": "image_growth_fraction",
+    "zero_branches": "zero_init_residual",
+    "patch_std": "patch_init_std",
+    "recompute": "gradient_checkpointing",
+    "normalise": "normalize",
+    "penalty": "probe_l2",
+    "head_start": "head_init",
+    "lora_on": "lora_target",
+    "validation": "validation_fraction",
+    "test": "test_fraction",
+    "memory": "image_cache_gib",
+}
 PREPROCESS_KEYS: dict[str, str] = {}
 
 
