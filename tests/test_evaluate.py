@@ -11,9 +11,10 @@ import torch
 import vitrail
 from vitrail.cli import main
 from vitrail.data.sources import OPTIMISTIC
-from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
+from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k
 from vitrail.evaluation.outcome import Outcome
 from vitrail.exporting.card import model_card
+from vitrail.intervals import wilson_interval
 
 
 @pytest.fixture
@@ -70,11 +71,11 @@ def test_the_confusion_matrix_counts_every_image_once(outcome: Outcome):
 
 
 def test_the_interval_is_wilsons():
-    assert wilson(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
-    assert wilson(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    assert wilson(10, 10)[1] == pytest.approx(1)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
+    assert wilson_interval(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert wilson_interval(10, 10)[1] == pytest.approx(1)
     rng = np.random.default_rng(1)
-    covered = [lo <= 0.9 <= hi for lo, hi in (wilson(int(rng.binomial(60, 0.9)), 60) for _ in range(2000))]
+    covered = [lo <= 0.9 <= hi for lo, hi in (wilson_interval(int(rng.binomial(60, 0.9)), 60) for _ in range(2000))]
     assert 0.92 < np.mean(covered) < 0.98
 
 

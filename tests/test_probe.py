@@ -16,8 +16,8 @@ from vitrail.data.encoded import Files
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation import classify
 from vitrail.evaluation.features import content_key, features_of, model_key
-from vitrail.evaluation.metrics import wilson
 from vitrail.evaluation.probe import PENALTY, data_to_probe, fit_linear, knn, probe
+from vitrail.intervals import wilson_interval
 from vitrail.model import ViT, ViTConfig
 
 
@@ -227,7 +227,7 @@ def test_both_probes_say_what_they_reach_and_how_sure(run: vitrail.Run, colours:
         assert scores["images"] == 24
         hits = round(scores["accuracy"] * 24)
         assert scores["accuracy"] == hits / 24 > 0.8
-        assert scores["accuracy_interval"] == pytest.approx(wilson(hits, 24))
+        assert scores["accuracy_interval"] == pytest.approx(wilson_interval(hits, 24))
     splits = data_to_probe(run.classifier, colours)
     head = torch.nn.Linear(32, 3, dtype=torch.float64)
     head.load_state_dict({"weight": torch.from_numpy(found.head.weight), "bias": torch.from_numpy(found.head.bias)})

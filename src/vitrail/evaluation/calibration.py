@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.evaluation.metrics import wilson
 from vitrail.evaluation.outcome import Outcome
+from vitrail.intervals import wilson_interval
 
 WANTED = (0.8, 0.9, 0.95, 0.98, 0.99)  # accuracies that people ask of the images that are answered
 FEWEST = 30  # images below which a temperature says nothing
@@ -138,5 +138,5 @@ def answered(outcome: Outcome, threshold: float) -> dict[str, Any]:
         "images": n,
         "coverage": n / len(kept),
         "accuracy": right / n if n else None,
-        "interval": list(wilson(right, n)) if n else None,
+        "interval": list(wilson_interval(right, n)) if n else None,
     }

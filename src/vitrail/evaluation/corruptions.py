@@ -18,7 +18,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.data.randomness import derive
-from vitrail.evaluation.metrics import wilson
+from vitrail.intervals import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def robustness(
             generator = torch.Generator().manual_seed(derive("corruption", seed, name, level))
             parts = [corruption.apply(part, strength, generator) for part in torch.split(pixels, batch)]
             right = _right(classifier, torch.cat(parts), labels, batch)
-            interval = list(wilson(right, len(labels)))
+            interval = list(wilson_interval(right, len(labels)))
             levels.append({"strength": strength, "accuracy": right / len(labels), "interval": interval})
         rows[name] = {"about": corruption.about, "levels": levels}
         tick()
@@ -118,7 +118,7 @@ def robustness(
     return {
         "images": len(labels),
         "clean": clean / len(labels),
-        "clean_interval": list(wilson(clean, len(labels))),
+        "clean_interval": list(wilson_interval(clean, len(labels))),
         "mean": float(np.mean(accuracies)),
         "corruptions": rows,
     }

@@ -9,8 +9,9 @@ from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
 from vitrail.data.sources import CHOSE, OPTIMISTIC, SCORED, kept_beside, open_for_evaluation
 from vitrail.evaluation.calibration import brier
-from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k, wilson
+from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k
 from vitrail.evaluation.outcome import Outcome, classify
+from vitrail.intervals import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Evaluation:
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy."""
-        return wilson(int((self.outcome.predicted == self.outcome.labels).sum()), self.images)
+        return wilson_interval(int((self.outcome.predicted == self.outcome.labels).sum()), self.images)
 
     @property
     def optimistic(self) -> bool:

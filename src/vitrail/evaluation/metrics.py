@@ -1,19 +1,11 @@
 """Outcome -> numbers."""
 
-import math
 from typing import Any
 
 import numpy as np
 
 from vitrail.evaluation.outcome import Outcome
-
-
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927), honest also near 0 and 1 and for few images."""
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+from vitrail.intervals import bootstrap_counts, percentile_interval, wilson_interval
 
 
 def calibration_error(outcome: Outcome, bins: int = 15) -> float:
@@ -39,7 +31,7 @@ def reliability(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
                     "images": n,
                     "confidence": float(confidence[inside].mean()),
                     "accuracy": float(correct[inside].mean()),
-                    "interval": list(wilson(int(correct[inside].sum()), n)),
+                    "interval": list(wilson_interval(int(correct[inside].sum()), n)),
                 }
             )
     return rows
@@ -92,17 +84,16 @@ def bootstrap(outcome: Outcome, times: int = 1000, seed: int = 0) -> dict[str, A
     Images are drawn with replacement `times` times; drawing images is drawing cells of the confusion matrix.
     Classes without an image count for nothing.
     """
-    n, classes = len(outcome.labels), len(outcome.classes)
+    classes = len(outcome.classes)
     cells, counts = np.unique(outcome.labels * classes + outcome.predicted, return_counts=True)
     rows, columns = np.divmod(cells, classes)
-    generator = np.random.Generator(np.random.Philox(seed))
-    drawn = generator.multinomial(n, counts / n, size=times)
+    drawn = bootstrap_counts(counts, np.random.Generator(np.random.Philox(seed)), times)
     named = ("balanced_accuracy", "macro_f1")
     found = [_averages(rows, columns, draw, classes) for draw in (counts, *drawn)]
     over = np.array([[each[name] for name in named] for each in found])
     f1 = np.array([each["f1"] for each in found])
-    low, high = np.quantile(over[1:], [0.025, 0.975], axis=0)
-    f1_low, f1_high = np.quantile(f1[1:], [0.025, 0.975], axis=0)
+    low, high = percentile_interval(over[1:])
+    f1_low, f1_high = percentile_interval(f1[1:])
     return {
         **{name: float(over[0, i]) for i, name in enumerate(named)},
         **{f"{name}_interval": [float(low[i]), float(high[i])] for i, name in enumerate(named)},

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data import Images, Preprocess
-from vitrail.evaluation.metrics import wilson
+from vitrail.intervals import wilson_interval
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
 PROPERTIES = {  # name -> what the number is
@@ -65,7 +65,7 @@ def accuracy_by(values: np.ndarray, correct: np.ndarray, bins: int = 5) -> list[
                 "to": float(values[inside].max()),
                 "images": n,
                 "accuracy": right / n,
-                "interval": list(wilson(right, n)),
+                "interval": list(wilson_interval(right, n)),
             }
         )
     return rows

@@ -22,6 +22,7 @@ from vitrail.errors import VitrailError
 from vitrail.explanation import explain_batch
 from vitrail.explanation.recording import recording
 from vitrail.exporting.graph import ATTENTION, MAP, Extras
+from vitrail.intervals import normal_interval
 
 TOLERANCE = 1e-4  # of the largest logit, for a program of the same numbers
 LOOSE = 0.1  # for one of fewer bits: the difference's root mean square as a part of the logits' standard deviation
@@ -151,12 +152,12 @@ def compared(
 def scores(right_N: Tensor, theirs_right_N: Tensor) -> dict[str, Any]:
     """Both accuracies, what was lost, and the 95 % interval of that from answers to the same images."""
     lost_N = right_N.double() - theirs_right_N.double()
-    lost, margin = lost_N.mean().item(), 1.959963984540054 * lost_N.std(correction=0).item() / len(lost_N) ** 0.5
+    lost = lost_N.mean().item()
     return {
         "accuracy": right_N.double().mean().item(),
         "exported_accuracy": theirs_right_N.double().mean().item(),
         "lost": lost,
-        "lost_interval": (lost - margin, lost + margin),
+        "lost_interval": normal_interval(lost, lost_N.std(correction=0).item(), len(lost_N)),
     }
 
 

@@ -10,6 +10,7 @@ from vitrail.data import Images
 from vitrail.evaluation.outcome import Outcome
 from vitrail.explanation import DEFAULT, METHODS, Explanation, explain_batch
 from vitrail.explanation.render import AGAINST, FOR, picture, rgb
+from vitrail.intervals import bootstrap_means, percentile_interval
 
 SIDE = 128  # longest side of a drawn map, in pixels
 BATCH = 64
@@ -91,8 +92,7 @@ def mean_maps(
         if not len(parts):
             continue
         on_border = (parts * ring).sum(axis=(1, 2))
-        drawn = on_border[generator.integers(0, len(parts), (1000, len(parts)))].mean(axis=1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = percentile_interval(bootstrap_means(on_border, generator))
         means.append(parts.mean(axis=0))
         rows.append(
             {

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.evaluation.metrics import bootstrap, confusion, most_confused, per_class, wilson
+from vitrail.evaluation.metrics import bootstrap, confusion, most_confused, per_class
 from vitrail.evaluation.outcome import Outcome
+from vitrail.intervals import wilson_interval
 from vitrail.report.sheets import Shown
 from vitrail.report.subject import Depth, Subject
 
@@ -28,8 +29,8 @@ def scores(subject: Subject) -> dict[str, Any]:
             {
                 "class": name,
                 **row,
-                "recall_interval": list(wilson(int(right[i]), true)) if true else None,
-                "precision_interval": list(wilson(int(right[i]), predicted)) if predicted else None,
+                "recall_interval": list(wilson_interval(int(right[i]), true)) if true else None,
+                "precision_interval": list(wilson_interval(int(right[i]), predicted)) if predicted else None,
                 "f1_interval": f1_intervals[name] if true else None,
             }
         )

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from vitrail import console
 from vitrail.classifier import NonFiniteOutput
 from vitrail.errors import UsageError, VitrailError, first_line, is_out_of_memory
-from vitrail.evaluation.metrics import wilson
 from vitrail.interrupts import Interrupted
+from vitrail.intervals import wilson_interval
 from vitrail.runs.epochs import Row
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.train import train
@@ -254,7 +254,7 @@ def scores_so_far(run: RunFolder, asked: Asked) -> dict[str, Any]:
     accuracy = best["validation_accuracy"]
     return {
         "accuracy": accuracy,
-        "accuracy_interval": list(wilson(round(accuracy * asked.images), asked.images)),
+        "accuracy_interval": list(wilson_interval(round(accuracy * asked.images), asked.images)),
         "loss": best["validation_loss"],
         "epochs": rows[-1]["epoch"],
         "seconds": round(sum(row["seconds"] for row in rows), 3),
