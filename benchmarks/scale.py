@@ -35,8 +35,8 @@ from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import describe_hardware
 from vitrail.training import find_recipe
-from vitrail.training.distributed import joined
-from vitrail.training.loop import train_steps, trainee
+from vitrail.training.distributed import join_world
+from vitrail.training.loop import init_train_state, train_steps
 from vitrail.weights.sizes import SIZES
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
@@ -127,13 +127,13 @@ def steps_here(rank: int, size: int, folder: Path, model: str, steps: int, batch
     """Times steps of the training loop as one of `size` processes; the first one writes what it found."""
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    with joined(torch.device("cpu")) as world:
+    with join_world(torch.device("cpu")) as world:
         torch.manual_seed(0)
         vit = vitrail.ViT(vitrail.ViTConfig(**SIZES[model], patch=16, image_size=224, classes=1000))
         recipe = find_recipe("small", epochs=1, batch_size=batch * size, mixup=0.0, cutmix=0.0)
         pixels = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)
         labels = torch.randint(0, 1000, (batch * size,))
-        learner = trainee(vit, recipe, world)
+        learner = init_train_state(vit, recipe, world)
         going = train_steps(
             learner, ((pixels, labels) for _ in range(steps + 2)), recipe, Preprocess(image_size=(224, 224)), steps=100
         )
@@ -144,7 +144,7 @@ def steps_here(rank: int, size: int, folder: Path, model: str, steps: int, batch
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         cpu = world.sum(cpu)[0]
         found = {"wall": wall / steps, "cpu": cpu / steps, "bytes": (sent_here() - before) / steps}
-        if world.main:
+        if world.is_main:
             (folder / "found.json").write_text(json.dumps(found))
     if size > 1:
         dist.destroy_process_group()

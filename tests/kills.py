@@ -28,7 +28,7 @@ from PIL import Image
 import vitrail
 from vitrail import console, files
 from vitrail.runs import epochs
-from vitrail.training.checkpoint import newest_checkpoint
+from vitrail.training.checkpoint import find_newest_checkpoint
 
 OPTIONS: dict[str, Any] = dict(
     epochs=5,
@@ -129,7 +129,7 @@ def struck(out: Path) -> str:
         return "while a checkpoint was written"
     if list(out.glob(".*")):
         return "while another file was written"
-    newest = newest_checkpoint(out / "checkpoint")
+    newest = find_newest_checkpoint(out / "checkpoint")
     if newest is None:
         return "before the first checkpoint"
     state = json.loads((newest / "state.json").read_text())

@@ -20,7 +20,7 @@ from vitrail.interrupts import Interrupted
 from vitrail.runs import end, epochs, measuring
 from vitrail.runs import train as runs
 from vitrail.training import loop
-from vitrail.training.distributed import joined
+from vitrail.training.distributed import join_world
 
 
 def digests(images, targets):
@@ -34,7 +34,7 @@ def digests(images, targets):
 def observed(data, out, damaged=(), stop=None, **options):
     """A run of vitrail.train with everything it saw; it may be stopped after an epoch."""
     seen = {"steps": [], "parts": [], "scored": []}
-    mix, add, classify, seed_part = loop.mix, epochs.State.add, measuring.classify, loop.seed_part
+    mix, add, classify, seed_part = loop.mix, epochs.State.add, measuring.classify, loop.seed_micro_batch
     at = []
 
     def seeing_seed(seed, step, number, rank=0):
@@ -70,9 +70,9 @@ def observed(data, out, damaged=(), stop=None, **options):
         if row["epoch"] == stop:
             raise Interrupted("stopped")
 
-    train_epochs, trainee = runs.train_epochs, runs.trainee
-    runs.train_epochs, runs.trainee = damaging, elsewhere
-    loop.mix, epochs.State.add, measuring.classify, loop.seed_part = (
+    train_epochs, trainee = runs.train_epochs, runs.init_train_state
+    runs.train_epochs, runs.init_train_state = damaging, elsewhere
+    loop.mix, epochs.State.add, measuring.classify, loop.seed_micro_batch = (
         seeing_mix,
         seeing_add,
         seeing_classify,
@@ -83,8 +83,8 @@ def observed(data, out, damaged=(), stop=None, **options):
     except Interrupted:
         return seen
     finally:
-        runs.train_epochs, runs.trainee = train_epochs, trainee
-        loop.mix, epochs.State.add, measuring.classify, loop.seed_part = mix, add, classify, seed_part
+        runs.train_epochs, runs.init_train_state = train_epochs, trainee
+        loop.mix, epochs.State.add, measuring.classify, loop.seed_micro_batch = mix, add, classify, seed_part
     return {
         **seen,
         "rows": epochs.RunFolder(run.folder).metrics(),
@@ -103,16 +103,16 @@ def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
     for name, options in scenarios.items():
         seen = observed(options.pop("data"), folder / options.pop("out", name), **options)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(seen))
-    with joined(torch.device("cpu")) as world:
+    with join_world(torch.device("cpu")) as world:
         try:
-            with world.together():
+            with world.raise_on_all():
                 if rank == size - 1:
                     raise VitrailError("only the last one knows", "tell the others")
             said = "nothing"
         except VitrailError as error:
             said = str(error)
         sums = [*world.sum(rank, 1), *world.any(rank == 0, False)]
-        same = {"said": said, "sums": sums, "told": world.tell(rank), "gathered": world.gather(rank)}
+        same = {"said": said, "sums": sums, "told": world.broadcast(rank), "gathered": world.all_gather(rank)}
     (folder / f"world-{rank}.json").write_text(json.dumps(same))
     if size > 1:
         dist.destroy_process_group()

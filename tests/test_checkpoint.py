@@ -17,33 +17,33 @@ from vitrail.errors import VitrailError
 from vitrail.model import ViT, ViTConfig
 from vitrail.training import Recipe
 from vitrail.training.checkpoint import (
-    NAMES,
-    checkpoints,
-    damage,
+    CHECKPOINT_FILES,
+    find_damage,
+    find_newest_checkpoint,
+    list_checkpoints,
     load_checkpoint,
-    newest_checkpoint,
     save_checkpoint,
 )
-from vitrail.training.loop import Trainee, trainee
+from vitrail.training.loop import TrainState, init_train_state
 
 OPERATIONS = ("make_folder", "put_tensors", "put_json", "sync", "rename", "remove_folder")
 CONFIG = ViTConfig(width=8, depth=1, heads=2, mlp_width=16, image_size=8, patch=4, classes=2)
 
 
-def learner(step: int, **changes: Any) -> Trainee:
+def learner(step: int, **changes: Any) -> TrainState:
     """A trainee as if after so many steps, every number of it set by the step."""
     torch.manual_seed(step)
-    made = trainee(ViT(CONFIG), Recipe(**{"optimizer": "adamw", "ema_decay": 0.9, **changes}))
+    made = init_train_state(ViT(CONFIG), Recipe(**{"optimizer": "adamw", "ema_decay": 0.9, **changes}))
     for parameter in made.vit.parameters():
         parameter.grad = torch.randn_like(parameter)
     for optimizer in made.optimizers:
         optimizer.step()
-    made.average.update_parameters(made.vit)
+    made.ema.update_parameters(made.vit)
     made.step = step
     return made
 
 
-def same(path: Path, expected: Trainee) -> bool:
+def same(path: Path, expected: TrainState) -> bool:
     other = learner(0)
     state = load_checkpoint(path, other)
     pairs = zip(other.vit.parameters(), expected.vit.parameters(), strict=True)
@@ -111,14 +111,14 @@ def test_after_a_fault_at_any_file_operation_the_newest_sound_checkpoint_loads(t
                     failed = True
                     assert made.done[-1].startswith("remove_folder")
                 passed = len(made.done) < n
-        newest = newest_checkpoint(folder)
+        newest = find_newest_checkpoint(folder)
         assert newest is not None
         assert same(newest, third if newest.name == "step-00000030" else second), n
-        assert damage(folder / "step-00000020") is None  # untouched
+        assert find_damage(folder / "step-00000020") is None  # untouched
         if not failed:
             assert newest.name == "step-00000030"
         save_checkpoint(folder, third, {"epoch": 30})  # the next attempt succeeds and clears up
-        assert [path.name for path in checkpoints(folder)] == ["step-00000030", "step-00000020"]
+        assert [path.name for path in list_checkpoints(folder)] == ["step-00000030", "step-00000020"]
         assert same(folder / "step-00000030", third)
         if passed:
             break
@@ -133,7 +133,7 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_old_ones_
         made = Fault(patch, -1, lambda: None, False)
         save_checkpoint(tmp_path, learner(3), {})
     aside = f".step-00000003-{os.getpid()}"
-    order = [made.done.index(f"sync {name}") for name in (*NAMES, "manifest.json", aside)]
+    order = [made.done.index(f"sync {name}") for name in (*CHECKPOINT_FILES, "manifest.json", aside)]
     assert made.done.index("put_json manifest.json") < made.done.index("sync manifest.json")
     assert max(order) < made.done.index(f"rename {aside}")
     assert made.done.index(f"rename {aside}") < made.done.index(f"sync {tmp_path.name}")
@@ -141,9 +141,9 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_old_ones_
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "a flipped bit": lambda path: flip(path / NAMES[0]),
-    "cut short": lambda path: os.truncate(path / NAMES[1], 100),
-    "a file gone": lambda path: (path / NAMES[2]).unlink(),
+    "a flipped bit": lambda path: flip(path / CHECKPOINT_FILES[0]),
+    "cut short": lambda path: os.truncate(path / CHECKPOINT_FILES[1], 100),
+    "a file gone": lambda path: (path / CHECKPOINT_FILES[2]).unlink(),
     "no manifest": lambda path: (path / "manifest.json").unlink(),
     "an empty manifest": lambda path: (path / "manifest.json").write_text("{}"),
     "a manifest that is no object": lambda path: (path / "manifest.json").write_text("[1]"),
@@ -151,7 +151,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a manifest that leads elsewhere": lambda path: elsewhere(path),
     "a manifest nested too deeply": lambda path: (path / "manifest.json").write_text("[" * 100_000),
     "an enormous manifest": lambda path: (path / "manifest.json").write_text(" " * (2 << 20)),
-    "a folder for a file": lambda path: ((path / NAMES[2]).unlink(), (path / NAMES[2]).mkdir()),
+    "a folder for a file": lambda path: ((path / CHECKPOINT_FILES[2]).unlink(), (path / CHECKPOINT_FILES[2]).mkdir()),
 }
 
 
@@ -163,7 +163,7 @@ def flip(path: Path) -> None:
 
 def elsewhere(path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["../../secret"] = manifest.pop(NAMES[2])
+    manifest["../../secret"] = manifest.pop(CHECKPOINT_FILES[2])
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -173,12 +173,12 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, kind:
     save_checkpoint(tmp_path, first, {"epoch": 1})
     path = save_checkpoint(tmp_path, second, {"epoch": 2})
     DAMAGE[kind](path)
-    assert damage(path)
-    newest = newest_checkpoint(tmp_path)
+    assert find_damage(path)
+    newest = find_newest_checkpoint(tmp_path)
     assert newest is not None and same(newest, first)
     assert f"{path} is damaged and not used" in capsys.readouterr().err
     assert save_checkpoint(tmp_path, second, {"epoch": 2}) == path  # written again in its place
-    assert damage(path) is None and same(path, second)
+    assert find_damage(path) is None and same(path, second)
 
 
 def test_a_newer_checkpoint_that_is_whole_outlives_one_of_less_progress(tmp_path: Path):
@@ -189,10 +189,10 @@ def test_a_newer_checkpoint_that_is_whole_outlives_one_of_less_progress(tmp_path
         if there:
             (tmp_path / "aside").rename(tmp_path / "step-00000010")
         assert save_checkpoint(tmp_path, learner(10), {"epoch": 9}) == measured
-        assert newest_checkpoint(tmp_path) == measured and same(measured, learner(10))
-    flip(measured / NAMES[0])
+        assert find_newest_checkpoint(tmp_path) == measured and same(measured, learner(10))
+    flip(measured / CHECKPOINT_FILES[0])
     older = save_checkpoint(tmp_path, learner(10), {"epoch": 10})
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010"] and same(older, learner(10))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010"] and same(older, learner(10))
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -205,16 +205,16 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_state_that_verifies_and_makes_no_sense_is_refused(tmp_path: Path, kind: str):
     path = save_checkpoint(tmp_path, learner(1), {"epoch": 1})
-    reseal(path, HOSTILE[kind](json.loads((path / NAMES[2]).read_text())))
+    reseal(path, HOSTILE[kind](json.loads((path / CHECKPOINT_FILES[2]).read_text())))
     with pytest.raises(VitrailError, match="another model"):
         load_checkpoint(path, learner(0))
 
 
 def reseal(path: Path, state: dict[str, Any]) -> None:
-    from vitrail.training.checkpoint import checksum
+    from vitrail.training.checkpoint import file_checksum
 
-    (path / NAMES[2]).write_text(json.dumps(state))
-    (path / "manifest.json").write_text(json.dumps({name: checksum(path / name) for name in NAMES}))
+    (path / CHECKPOINT_FILES[2]).write_text(json.dumps(state))
+    (path / "manifest.json").write_text(json.dumps({name: file_checksum(path / name) for name in CHECKPOINT_FILES}))
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_a_hostile_state_ends_a_resume_in_a_sentence(make_folder, changes: dict[
 
     folder = make_folder("strange", 8)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=16)
-    path = newest_checkpoint(run.folder / "checkpoint")
+    path = find_newest_checkpoint(run.folder / "checkpoint")
     assert path is not None
-    reseal(path, {**json.loads((path / NAMES[2]).read_text()), **changes})
+    reseal(path, {**json.loads((path / CHECKPOINT_FILES[2]).read_text()), **changes})
     with pytest.raises(VitrailError, match=r"not of this vitrail|another run"):
         vitrail.train(folder, out=run.folder, resume=True)
 
@@ -237,13 +237,13 @@ def test_a_hostile_state_ends_a_resume_in_a_sentence(make_folder, changes: dict[
 def test_tensors_of_another_model_and_misshapen_optimiser_state_are_refused(tmp_path: Path):
     path = save_checkpoint(tmp_path, learner(1), {"epoch": 1})
     with pytest.raises(VitrailError, match="another model"):
-        load_checkpoint(path, trainee(ViT(CONFIG), Recipe(optimizer="muon")))
+        load_checkpoint(path, init_train_state(ViT(CONFIG), Recipe(optimizer="muon")))
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(path / NAMES[1])
+    tensors = load_file(path / CHECKPOINT_FILES[1])
     tensors["0.0.exp_avg"] = torch.zeros(1, 2, 3)
-    save_file(tensors, path / NAMES[1])
-    reseal(path, json.loads((path / NAMES[2]).read_text()))
+    save_file(tensors, path / CHECKPOINT_FILES[1])
+    reseal(path, json.loads((path / CHECKPOINT_FILES[2]).read_text()))
     with pytest.raises(VitrailError, match=r"the optimiser's 0\.exp_avg is \(1, 2, 3\)"):
         load_checkpoint(path, learner(0))
 

@@ -20,8 +20,8 @@ import vitrail
 from conftest import COLOURS, fill
 from vitrail.errors import UsageError
 from vitrail.runs.folder import RunFolder
-from vitrail.training.distributed import job, launched_at
-from vitrail.training.meeting import agree
+from vitrail.training.distributed import launch_id, launcher_start_time
+from vitrail.training.rendezvous import agree_on_attempt
 
 pytestmark = pytest.mark.scale
 
@@ -221,7 +221,7 @@ def test_what_one_process_meets_all_of_them_say(seen, size: int):
 def agreed(store: HashStore, size: int) -> set[str]:
     """What the processes of an attempt, each in a thread of its own, call it."""
     with ThreadPoolExecutor(size) as threads:
-        ranks = [threads.submit(agree, store, rank, size) for rank in reversed(range(size))]
+        ranks = [threads.submit(agree_on_attempt, store, rank, size) for rank in reversed(range(size))]
         return {rank.result(timeout=60) for rank in ranks}
 
 
@@ -243,7 +243,7 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     for module, name in ((end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
-    assert job() is None
+    assert launch_id() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
     recipe = {"epochs": 1, "make_report": False, **TINY}
     first = vitrail.train(photos, out=out, **recipe)
@@ -254,35 +254,35 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     second = numbered(photos)[1]
     for copy in (numbered(photos)[0], second):
         shutil.copytree(out, copy)
-    earlier = launched_at() - 1
+    earlier = launcher_start_time() - 1
     for finished in (out, numbered(photos)[0]):  # before this launcher: last week's launch had the same name
         os.utime(finished / "result.json", (earlier, earlier))
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
-    assert begun_by("this one", photos, None, launched_at()).path == second
+    assert begun_by("this one", photos, None, launcher_start_time()).path == second
     os.utime(second / "result.json", (earlier, earlier))
-    assert begun_by("this one", photos, None, launched_at()) is None
+    assert begun_by("this one", photos, None, launcher_start_time()) is None
     (out / "result.json").unlink()  # it was never finished, so whichever launcher comes takes it up
-    assert begun_by("this one", photos, out, launched_at()).path == out
+    assert begun_by("this one", photos, out, launcher_start_time()).path == out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun on one machine: its process names the launch
-    assert str(os.getppid()) in job()
-    assert job() == job()
+    assert str(os.getppid()) in launch_id()
+    assert launch_id() == launch_id()
 
 
 def test_places_of_all_processes_are_the_batch():
     from vitrail.data.augment import Augment
     from vitrail.training import Recipe
-    from vitrail.training.cut import places
+    from vitrail.training.batch_sharding import shard_positions
     from vitrail.training.distributed import World
 
     for n in range(1, 20):
         for accumulate in (1, 2, 3, 7):
             for size in (1, 2, 3, 5):
                 recipe = Recipe(accumulation_steps=accumulate, augment=Augment(mixup=1.0))
-                cuts = [places(n, recipe, World(rank=rank, size=size)) for rank in range(size)]
+                cuts = [shard_positions(n, recipe, World(rank=rank, size=size)) for rank in range(size)]
                 for part, chunk in enumerate(torch.arange(n).chunk(accumulate)):
                     own = [cut[part][0][cut[part][1] :] for cut in cuts]
                     assert torch.cat(own).tolist() == chunk.tolist()

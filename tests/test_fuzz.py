@@ -20,7 +20,7 @@ from vitrail.data.check import check
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.sources import find
 from vitrail.errors import VitrailError
-from vitrail.training.checkpoint import NAMES, damage
+from vitrail.training.checkpoint import CHECKPOINT_FILES, find_damage
 from vitrail.training.recipes import find_recipe
 
 MANY = settings(
@@ -148,7 +148,7 @@ def test_the_recipe_reader(tmp_path: Path, text: str, end: str):
 @MANY
 @given(manifest=JSON.map(json.dumps).map(str.encode) | st.binary(max_size=100))
 def test_the_manifest_reader(tmp_path: Path, manifest: bytes):
-    for name in NAMES:
+    for name in CHECKPOINT_FILES:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "manifest.json").write_bytes(manifest)
-    assert damage(tmp_path)
+    assert find_damage(tmp_path)

@@ -20,8 +20,8 @@ import vitrail
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.folder import RunFolder, new_run
 from vitrail.training import Recipe
-from vitrail.training.checkpoint import checkpoints, newest_checkpoint
-from vitrail.training.loop import Diverged
+from vitrail.training.checkpoint import find_newest_checkpoint, list_checkpoints
+from vitrail.training.loop import TrainingDiverged
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
 
@@ -61,7 +61,7 @@ def test_the_kept_weights_are_those_of_the_best_validation_epoch(run: vitrail.Ru
 def test_twelve_images_of_two_classes_train(make_folder):
     folder = make_folder("twelve", 6)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=4, **SMALL)
-    checkpoint = newest_checkpoint(run.folder / "checkpoint")
+    checkpoint = find_newest_checkpoint(run.folder / "checkpoint")
     assert json.loads((checkpoint / "state.json").read_text())["step"] >= 4  # never an epoch without a step
     assert run.classifier.classes == ("blue", "red")
     assert run.result["test"]["images"] == 2
@@ -158,7 +158,7 @@ def test_bad_data_ends_in_a_sentence_that_names_it_and_leaves_no_classifier(make
 def test_a_run_that_diverges_stops_and_says_where(make_folder):
     folder = make_folder("wild", 8)
     with pytest.raises(
-        Diverged, match=r"diverged at step \d+: (loss .*learning rate|a weight is not finite)|not finite"
+        TrainingDiverged, match=r"diverged at step \d+: (loss .*learning rate|a weight is not finite)|not finite"
     ):
         vitrail.train(
             folder,
@@ -290,7 +290,7 @@ def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_goes_on_to_the_
     folder = make_folder("flip", 8)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=3, **SMALL)
     whole = run.folder.joinpath("classifier.safetensors").read_bytes()
-    newest, before = checkpoints(run.folder / "checkpoint")
+    newest, before = list_checkpoints(run.folder / "checkpoint")
     for damaged in (newest, before):
         flip(damaged / "model.safetensors")
         capsys.readouterr()
@@ -299,7 +299,7 @@ def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_goes_on_to_the_
         assert f"warning: the checkpoint {newest} is damaged and not used: model.safetensors is not what" in said
         assert ("going on after step 2" if damaged == newest else "starts from the beginning") in said
         assert run.folder.joinpath("classifier.safetensors").read_bytes() == whole
-        assert newest_checkpoint(run.folder / "checkpoint") == newest
+        assert find_newest_checkpoint(run.folder / "checkpoint") == newest
         if damaged == newest:
             flip(newest / "model.safetensors")
 
@@ -337,7 +337,7 @@ def test_a_disk_that_fills_up_during_the_run_leaves_the_checkpoint_before(
         vitrail.train(data, out=small_disk / "run", **options)
     for file in small_disk.rglob("*.safetensors"):  # what is there is whole
         load_file(file)
-    assert newest_checkpoint(small_disk / "run" / "checkpoint") is not None
+    assert find_newest_checkpoint(small_disk / "run" / "checkpoint") is not None
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     again = vitrail.train(data, out=small_disk / "run", resume=True)
     whole = vitrail.train(data, out=data.parent / "whole", **options)
@@ -380,7 +380,7 @@ def test_a_resume_may_read_with_other_workers_and_says_which_conditions_changed(
     folder = make_folder("moved", 8)
     whole = vitrail.train(folder, out=folder.parent / "whole", epochs=3, **SMALL)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=3, **SMALL)
-    for path in checkpoints(run.folder / "checkpoint")[:1]:  # the last epoch is still to be trained
+    for path in list_checkpoints(run.folder / "checkpoint")[:1]:  # the last epoch is still to be trained
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
@@ -416,7 +416,7 @@ def test_a_stop_on_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeyp
 
     def stop_at_two(learner, *rest, **options):
         for step in real(learner, *rest, **options):
-            if step.number == 2:
+            if step.step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
             yield step
 
@@ -485,7 +485,7 @@ def test_a_finished_run_without_its_checkpoints_keeps_what_it_has_and_an_unfinis
     (run.folder / "result.json").unlink()
     vitrail.train(folder, out=run.folder, resume=True, make_report=False)
     assert (run.folder / "classifier.safetensors").read_bytes() == before[0]
-    assert newest_checkpoint(run.folder / "checkpoint") is not None
+    assert find_newest_checkpoint(run.folder / "checkpoint") is not None
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux says which file a handle is of")
@@ -509,7 +509,7 @@ def test_the_command_that_goes_on_says_how_the_run_was_started(tmp_path: Path):
     from vitrail.runs.train import options_of
     from vitrail.training.distributed import World
 
-    alone, two, spread = World(), World(size=2, local_size=2, sharded=True), World(size=4, local_size=2)
+    alone, two, spread = World(), World(size=2, local_size=2, is_sharded=True), World(size=4, local_size=2)
     assert options_of(alone, torch_files=False) == options_of(spread, torch_files=False) == []
     options = options_of(two, torch_files=True)
     run = new_run("my photos", tmp_path / "run", "", Recipe(), unreadable={}, options=options)

@@ -35,7 +35,7 @@ from vitrail.sweeps.lease import Watch
 from vitrail.sweeps.results import command
 from vitrail.sweeps.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
 from vitrail.sweeps.study import distributions, impossible
-from vitrail.training.checkpoint import newest_checkpoint
+from vitrail.training.checkpoint import find_newest_checkpoint
 from vitrail.training.recipes import find_recipe
 
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 16, "epochs": 3}
@@ -633,7 +633,7 @@ def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(colours: Path, tmp_path: P
         said = running.communicate(timeout=300)[1]
     assert running.returncode == 130
     assert f"vitrail sweep {colours} --resume --out {out}" in said
-    assert newest_checkpoint(out / "trials" / f"{number:03d}" / "checkpoint") is not None
+    assert find_newest_checkpoint(out / "trials" / f"{number:03d}" / "checkpoint") is not None
     taken = Watch().take(SweepFolder(out).lock(number))
     assert taken is not None and not taken.died  # it was given back
     taken.give_back()

@@ -14,11 +14,11 @@ from vitrail.data import Images, Preprocess
 from vitrail.errors import UsageError
 from vitrail.machine import pick_device
 from vitrail.model import ViT, ViTConfig
-from vitrail.training.loop import autocast_dtype, size_part, smaller, train_steps, trainee
+from vitrail.training.data_defaults import mean_and_std, pixel_histogram
+from vitrail.training.loop import autocast_dtype, downscale, image_scale, init_train_state, train_steps
 from vitrail.training.muon import Muon
-from vitrail.training.optim import decays, lr_part
+from vitrail.training.optimizers import has_weight_decay, lr_factor
 from vitrail.training.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
-from vitrail.training.settle import mean_and_std, occurring
 
 TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -39,9 +39,9 @@ def trained(n: int = 3, **changes: object) -> tuple[dict[str, torch.Tensor], lis
     recipe = Recipe(epochs=1, precision="fp32", warmup_fraction=0.0, schedule="constant").with_changes(**changes)
     torch.manual_seed(0)
     vit = ViT(TINY)
-    learner = trainee(vit, recipe)
+    learner = init_train_state(vit, recipe)
     steps = list(train_steps(learner, batches(n), recipe, PREPROCESS, steps=n))
-    return {k: v.clone() for k, v in learner.best_guess.state_dict().items()}, steps
+    return {k: v.clone() for k, v in learner.eval_model.state_dict().items()}, steps
 
 
 def test_accumulation_computes_the_same_gradient_in_parts():
@@ -68,7 +68,7 @@ def test_recomputing_saves_memory_and_changes_no_result():
 def test_the_average_follows_the_weights_by_its_formula():
     recipe = Recipe(epochs=1, precision="fp32", optimizer="sgd", lr=0.1, ema_decay=0.5, warmup_fraction=0.0)
     torch.manual_seed(0)
-    learner = trainee(ViT(TINY), recipe)
+    learner = init_train_state(ViT(TINY), recipe)
     seen = [
         learner.vit.head.weight.detach().clone() for _ in train_steps(learner, batches(4), recipe, PREPROCESS, steps=4)
     ]
@@ -76,7 +76,7 @@ def test_the_average_follows_the_weights_by_its_formula():
     for n, weight in enumerate(seen[1:], start=1):
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(learner.best_guess.head.weight, expected)
+    torch.testing.assert_close(learner.eval_model.head.weight, expected)
 
 
 def test_clipping_shortens_the_step_but_reports_the_whole_gradient():
@@ -102,7 +102,7 @@ def test_a_step_repeats_exactly_whatever_ran_before():
 def test_every_optimizer_lowers_the_loss_and_reaches_every_parameter(optimizer: str):
     recipe = Recipe(epochs=1, precision="fp32", optimizer=optimizer, lr=1e-2, warmup_fraction=0.0, schedule="constant")
     torch.manual_seed(0)
-    learner = trainee(ViT(TINY), recipe)
+    learner = init_train_state(ViT(TINY), recipe)
     before = {name: p.detach().clone() for name, p in learner.vit.named_parameters()}
     steps = list(train_steps(learner, batches(1) * 30, recipe, PREPROCESS, steps=30))
     assert steps[-1].loss < steps[0].loss - 0.1
@@ -111,10 +111,10 @@ def test_every_optimizer_lowers_the_loss_and_reaches_every_parameter(optimizer: 
 
 
 def test_weight_decay_spares_vectors_tokens_and_positions():
-    spared = {name for name, p in ViT(replace(TINY, pool="map")).named_parameters() if not decays(name, p)}
+    spared = {name for name, p in ViT(replace(TINY, pool="map")).named_parameters() if not has_weight_decay(name, p)}
     assert {"prefix", "position.grid", "pool.query", "norm.weight", "head.bias", "blocks.0.norm1.weight"} <= spared
     assert not {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} & spared
-    learner = trainee(ViT(TINY), Recipe(weight_decay=0.3, weight_decay_on="all"))
+    learner = init_train_state(ViT(TINY), Recipe(weight_decay=0.3, weight_decay_on="all"))
     assert [g["weight_decay"] for o in learner.optimizers for g in o.param_groups] == [0.3]
 
 
@@ -123,13 +123,13 @@ def test_weight_decay_spares_vectors_tokens_and_positions():
 )
 def test_the_rate_rises_then_follows_its_schedule(schedule: str, end: float):
     recipe = Recipe(schedule=schedule, warmup_fraction=0.1)
-    parts = [lr_part(step, 100, recipe) for step in range(100)]
+    parts = [lr_factor(step, 100, recipe) for step in range(100)]
     assert parts[:10] == sorted(parts[:10])
     assert 0 < parts[0] < 0.2
     assert parts[10] == 1
     assert parts[99] == pytest.approx(end)
     assert parts[10:] == sorted(parts[10:], reverse=True)
-    assert all(p > 0 for p in (lr_part(s, 1, replace(recipe, warmup_fraction=0.0)) for s in range(1)))
+    assert all(p > 0 for p in (lr_factor(s, 1, replace(recipe, warmup_fraction=0.0)) for s in range(1)))
 
 
 def test_bf16_is_chosen_where_it_is_native_only(monkeypatch: pytest.MonkeyPatch):
@@ -219,7 +219,7 @@ def test_a_recipe_from_a_file(tmp_path: Path):
 
 def test_what_the_data_decide():
     from vitrail.data import Splits
-    from vitrail.training.settle import settle
+    from vitrail.training.data_defaults import resolve_recipe
 
     def splits(size: tuple[int, int], n: int, channels: int = 3, flippable: bool = True) -> Splits:
         pixels = torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8)
@@ -230,16 +230,18 @@ def test_what_the_data_decide():
         ((8, 8), 8, 2), ((28, 28), 28, 4), ((32, 32), 32, 4), ((30, 30), 32, 4), ((64, 64), 64, 8),
         ((12, 20), (12, 20), 2), ((480, 640), 96, 8), ((60, 300), 64, 8), ((300, 40), 32, 4),
     ):  # fmt: skip
-        full, config, preprocess = settle(Recipe(), splits(size, 8))
+        full, config, preprocess = resolve_recipe(Recipe(), splits(size, 8))
         assert (config.image_size, config.patch, config.classes) == (image_size, patch, 2)
         assert preprocess.image_size == ((image_size, image_size) if isinstance(image_size, int) else image_size)
-    full, config, preprocess = settle(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
+    full, config, preprocess = resolve_recipe(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
     assert config.channels == 1
     assert full.augment.flip == 0
     assert preprocess.mean[0] == pytest.approx(0.5, abs=0.01)
     assert 16 <= full.batch_size <= 256
-    assert settle(Recipe(epochs=7, batch_size=5), splits((8, 8), 8))[0].epochs == 7
-    full, config, _ = settle(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
+    assert resolve_recipe(Recipe(epochs=7, batch_size=5), splits((8, 8), 8))[0].epochs == 7
+    full, config, _ = resolve_recipe(
+        Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8)
+    )
     assert config.grid == (2, 2)
 
 
@@ -248,7 +250,7 @@ def test_mean_and_deviation_by_counts_are_those_of_the_pixels(channels: int):
     generator = torch.Generator().manual_seed(0)
     shown = [torch.randn(channels, 9, 7, generator=generator) * 40 + 60 * i for i in range(5)]
     images = [image.clamp(0, 255).to(torch.uint8) for image in shown]
-    mean_C, std_C = mean_and_std(torch.stack([occurring(image) for image in images]).sum(0))
+    mean_C, std_C = mean_and_std(torch.stack([pixel_histogram(image) for image in images]).sum(0))
     pixels = torch.stack(images).double() / 255
     torch.testing.assert_close(mean_C, pixels.mean((0, 2, 3)), rtol=1e-14, atol=0)
     torch.testing.assert_close(std_C, pixels.std((0, 2, 3)), rtol=1e-13, atol=0)
@@ -291,7 +293,7 @@ def test_muon_turns_queries_keys_and_values_each_by_itself():
 
 def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
     vit = ViT(TINY)
-    muon = trainee(vit, Recipe(optimizer="muon", muon_momentum=0.7)).optimizers[0]
+    muon = init_train_state(vit, Recipe(optimizer="muon", muon_momentum=0.7)).optimizers[0]
     assert all(group["momentum"] == 0.7 for group in muon.param_groups)
     of = {id(p): name for name, p in vit.named_parameters()}
     parts = {of[id(p)]: group["parts"] for group in muon.param_groups for p in group["params"]}
@@ -305,11 +307,11 @@ def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
 def test_images_grow_evenly_to_their_whole_size_in_whole_patches():
     recipe = Recipe(initial_image_scale=0.5, image_growth_fraction=0.8)
     images = torch.randn(2, 3, 32, 48)
-    sizes = [tuple(smaller(images, size_part(step, 100, recipe), 4).shape[-2:]) for step in range(100)]
+    sizes = [tuple(downscale(images, image_scale(step, 100, recipe), 4).shape[-2:]) for step in range(100)]
     assert sizes[0] == (16, 24) and set(sizes[80:]) == {(32, 48)}
     assert sizes == sorted(sizes) and all(h % 4 == 0 and w % 4 == 0 for h, w in sizes)
     assert len({h for h, _ in sizes}) == 5
-    assert size_part(0, 100, Recipe()) == 1.0  # every other recipe sees whole images throughout
+    assert image_scale(0, 100, Recipe()) == 1.0  # every other recipe sees whole images throughout
 
 
 def test_a_growing_run_sees_fewer_tokens_first_and_ends_like_any_other():
@@ -320,11 +322,11 @@ def test_a_growing_run_sees_fewer_tokens_first_and_ends_like_any_other():
 
     recipe = Recipe(epochs=1, precision="fp32", initial_image_scale=0.5, image_growth_fraction=0.5)
     torch.manual_seed(0)
-    learner = trainee(ViT(TINY), recipe)
+    learner = init_train_state(ViT(TINY), recipe)
     learner.vit.blocks[0].register_forward_pre_hook(look)
     list(train_steps(learner, batches(4), recipe, PREPROCESS, steps=4))
     assert seen == [1 + 1, 1 + 1, 1 + 4, 1 + 4]
 
 
 def test_growth_never_goes_below_one_patch():
-    assert smaller(torch.randn(1, 3, 8, 8), 0.01, 4).shape[-2:] == (4, 4)
+    assert downscale(torch.randn(1, 3, 8, 8), 0.01, 4).shape[-2:] == (4, 4)

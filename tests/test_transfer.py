@@ -20,11 +20,11 @@ from vitrail.model import Learned, ViT, ViTConfig
 from vitrail.model.resize import resize_patch_projection, resize_vit
 from vitrail.runs import epochs
 from vitrail.runs.pretrained import verdict
-from vitrail.training.loop import train_steps, trainee
-from vitrail.training.lora import merged
-from vitrail.training.optim import groups
+from vitrail.training.loop import init_train_state, train_steps
+from vitrail.training.lora import merge_lora
+from vitrail.training.optimizers import parameter_groups
 from vitrail.training.recipes import RECIPES, Recipe, find_recipe
-from vitrail.training.transfer import carried, said_of_head, settle_from
+from vitrail.training.transfer import describe_head, resolve_transfer_recipe, transfer_weights
 from vitrail.weights.artifact import read_artifact, weights_sha256
 
 TINY = ViTConfig(width=16, depth=3, heads=2, mlp_width=32, patch=4, image_size=16, classes=3)
@@ -47,7 +47,7 @@ def steps(vit: ViT, recipe: Recipe, n: int = 3):
         )
         for _ in range(n)
     ]
-    learner = trainee(vit, recipe)
+    learner = init_train_state(vit, recipe)
     list(train_steps(learner, batches, recipe, Preprocess(image_size=(16, 16)), steps=n))
     return learner
 
@@ -76,7 +76,7 @@ def test_layer_wise_rates_and_decays_are_timms():
     recipe = Recipe(layer_decay=0.75, weight_decay=0.05, lr=2.0)
     found = {
         names[id(p)]: (group["lr"] / 2, group["weight_decay"])
-        for group in groups(vit, recipe, recipe.lr)
+        for group in parameter_groups(vit, recipe, recipe.lr)
         for p in group["params"]
     }
     assert found.keys() == expected.keys()
@@ -119,10 +119,10 @@ def test_the_same_classes_keep_the_head_in_whatever_order():
     vit, images = vit_of().eval(), torch.randn(4, 3, 16, 16)
     for head in ("linear", "mlp"):
         vit = vit_of(replace(TINY, head=head)).eval()
-        same, fate = carried(vit, ("a", "b", "c"), vit.config, ("a", "b", "c"))
+        same, fate = transfer_weights(vit, ("a", "b", "c"), vit.config, ("a", "b", "c"))
         assert fate == "kept"
         torch.testing.assert_close(same.eval()(images), vit(images), rtol=0, atol=0)
-        turned, fate = carried(vit, ("a", "b", "c"), vit.config, ("c", "a", "b"))
+        turned, fate = transfer_weights(vit, ("a", "b", "c"), vit.config, ("c", "a", "b"))
         assert fate == "reordered"
         torch.testing.assert_close(turned.eval()(images), vit(images)[:, [2, 0, 1]])
 
@@ -131,12 +131,12 @@ def test_the_same_classes_keep_the_head_in_whatever_order():
 def test_other_classes_get_a_new_head_on_the_same_body(theirs: tuple[str, ...]):
     vit = vit_of(replace(TINY, classes=len(theirs))).eval()
     config = replace(TINY, classes=3, drop_path=0.2)
-    new, fate = carried(vit, theirs, config, ("a", "b", "c"))
+    new, fate = transfer_weights(vit, theirs, config, ("a", "b", "c"))
     assert fate == "new"
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(new.eval().features(images), vit.features(images), rtol=0, atol=0)
     assert new(images).shape == (2, 3)
-    said = said_of_head(fate, theirs, ("a", "b", "c"))
+    said = describe_head(fate, theirs, ("a", "b", "c"))
     assert "head of 3" in said
     assert (", ".join(theirs) or "no classes of its own") in said
 
@@ -144,11 +144,11 @@ def test_other_classes_get_a_new_head_on_the_same_body(theirs: tuple[str, ...]):
 def test_the_preprocessing_is_the_models_own_unless_the_recipe_says_otherwise(colours: Path):
     splits = open_data(colours)
     own = Preprocess(image_size=(16, 16), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3))
-    _, config, same = settle_from(find_recipe("finetune"), splits, TINY, own)
+    _, config, same = resolve_transfer_recipe(find_recipe("finetune"), splits, TINY, own)
     assert same == own
     assert config == replace(TINY, drop_path=0.1)
     changes = {"image_size": 32, "fit": "pad", "normalize": "imagenet", "crop_fraction": 1.0, "patch": 8}
-    full, config, other = settle_from(find_recipe("finetune", **changes), splits, TINY, own)
+    full, config, other = resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, own)
     assert (config.image_size, config.patch, config.grid) == (32, 8, (4, 4))
     assert other == replace(
         own, image_size=(32, 32), fit="pad", crop_fraction=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
@@ -166,11 +166,11 @@ def test_fields_that_the_weights_contradict_are_named_on_both_sides(colours: Pat
         ({"position": "rotary"}, "position Rotary.*position Learned"),
     ):
         with pytest.raises(UsageError, match=said):
-            settle_from(find_recipe("finetune", **changes), splits, TINY, Preprocess(image_size=(16, 16)))
+            resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, Preprocess(image_size=(16, 16)))
     with pytest.raises(UsageError, match=r"recipe small asks for .*width 96"):
-        settle_from(find_recipe("small"), splits, TINY, Preprocess(image_size=(16, 16)))
+        resolve_transfer_recipe(find_recipe("small"), splits, TINY, Preprocess(image_size=(16, 16)))
     with pytest.raises(UsageError, match="does not divide into patches"):
-        settle_from(find_recipe("finetune", image_size=18), splits, TINY, Preprocess(image_size=(16, 16)))
+        resolve_transfer_recipe(find_recipe("finetune", image_size=18), splits, TINY, Preprocess(image_size=(16, 16)))
 
 
 # What trains and what stands still
@@ -186,27 +186,27 @@ def test_what_is_frozen_keeps_every_bit(freeze, moving: tuple[str, ...]):
     learner = steps(
         vit, Recipe(freeze=freeze, lr=0.1, weight_decay=0.5, weight_decay_on="all", ema_decay=0.9, precision="fp32")
     )
-    for weights in (vit.state_dict(), learner.best_guess.state_dict()):
+    for weights in (vit.state_dict(), learner.eval_model.state_dict()):
         moved = {name for name in before if not torch.equal(before[name], weights[name])}
         assert moved == {name for name in before if name.startswith(moving)}
 
 
 def test_frozen_parts_drop_nothing_and_the_others_do():
     vit = vit_of(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
-    learner = trainee(vit, Recipe(freeze=2))
-    learner.train_mode()
+    learner = init_train_state(vit, Recipe(freeze=2))
+    learner.set_train_mode()
     assert not vit.embedding_drop.training
     assert [block.drop_path.training for block in vit.blocks] == [False, False, True]
     assert [block.attn.proj_drop.training for block in vit.blocks] == [False, False, True]
-    learner = trainee(vit_of(vit.config), Recipe(freeze="backbone"))
-    learner.train_mode()
+    learner = init_train_state(vit_of(vit.config), Recipe(freeze="backbone"))
+    learner.set_train_mode()
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(learner.vit(images), learner.vit(images))
 
 
 def test_a_wrong_number_of_frozen_blocks_is_refused():
     with pytest.raises(UsageError, match="freeze is 4, but the model has 3 blocks"):
-        trainee(vit_of(), Recipe(freeze=4))
+        init_train_state(vit_of(), Recipe(freeze=4))
     with pytest.raises(UsageError, match="freeze"):
         Recipe(freeze="head")
     with pytest.raises(UsageError, match="LoRA trains the backbone"):
@@ -223,7 +223,7 @@ def test_merged_lora_answers_as_peft_does_unmerged(on: str):
     learner.vit.eval()
     with torch.no_grad():
         unmerged = learner.vit(images)
-        plain = merged(learner.vit)
+        plain = merge_lora(learner.vit)
         torch.testing.assert_close(plain(images), unmerged, atol=1e-4, rtol=1e-4)
     assert plain.state_dict().keys() == before.keys()
     changed = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -231,14 +231,14 @@ def test_merged_lora_answers_as_peft_does_unmerged(on: str):
     wanted = {n for n in before if n.split(".")[0] == "blocks" and n.split(".")[1] != "0"}
     wanted = {n for n in wanted if n.endswith(tuple(f"{end}.weight" for end in ends))}
     assert changed == wanted | {"head.weight", "head.bias"}
-    fresh = trainee(vit_of(), Recipe(lora_rank=2)).vit.eval()  # at first an update changes nothing
+    fresh = init_train_state(vit_of(), Recipe(lora_rank=2)).vit.eval()  # at first an update changes nothing
     torch.testing.assert_close(fresh(images), vit_of().eval()(images))
 
 
 def test_without_peft_lora_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'vitrail\[lora\]'"):
-        trainee(vit_of(), Recipe(lora_rank=2))
+        init_train_state(vit_of(), Recipe(lora_rank=2))
 
 
 # Whole runs
@@ -265,7 +265,7 @@ def test_a_run_from_weights(recipe: str, warm: Path, make_folder, capsys):
     before = (warm / "classifier.safetensors").read_bytes()
     run = vitrail.train(folder, model=warm, recipe=recipe, out=out, **QUICK[recipe])
     said = capsys.readouterr().err
-    assert "a new head of 2 classes (cold, warm) takes the place of 3 (blue, green, red)" in said
+    assert "a new head of 2 classes (cold, warm) replaces that of 3 classes (blue, green, red)" in said
     assert run.classifier.classes == ("cold", "warm")
     assert run.result["test"]["accuracy"] == 1.0
     probes = run.result["probe"]
@@ -362,7 +362,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(recipe: str, warm: Path, make_fo
 
     def stop_at_four(learner, *rest, **others):
         for step in real(learner, *rest, **others):
-            if step.number == 4:
+            if step.step == 4:
                 os.kill(os.getpid(), signal.SIGINT)
             yield step
 

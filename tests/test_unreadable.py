@@ -20,8 +20,8 @@ from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NothingRead
 from vitrail.exporting.proof import images_for
 from vitrail.runs import epochs
-from vitrail.training.checkpoint import newest_checkpoint
-from vitrail.training.loop import Diverged
+from vitrail.training.checkpoint import find_newest_checkpoint
+from vitrail.training.loop import TrainingDiverged
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
 
@@ -166,7 +166,7 @@ def test_a_file_that_disappears_during_the_run_stops_it_or_is_counted(make_folde
     with pytest.raises(ImageError, match=r"red/5\.png: there is no such file") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
     assert "vitrail train" in str(caught.value.hint) and "--resume" in str(caught.value.hint)
-    saved = newest_checkpoint(folder.parent / "run" / "checkpoint")
+    saved = find_newest_checkpoint(folder.parent / "run" / "checkpoint")
     assert saved is not None and 3 <= int(saved.name[5:13]) < 6
     victim.write_bytes(kept)  # brought back: the run goes on to the same bits
     monkeypatch.setattr(epochs, "measured", real)
@@ -307,14 +307,14 @@ def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_f
 
     monkeypatch.setattr(epochs, "train_steps", poisoned)
     with pytest.raises(
-        Diverged, match=r"at step 5: loss nan, gradient nan, learning rate [\d.e-]+; the batch was"
+        TrainingDiverged, match=r"at step 5: loss nan, gradient nan, learning rate [\d.e-]+; the batch was"
     ) as e:
         vitrail.train(folder, out=folder.parent / "run", epochs=9, batch_size=8, **SMALL)
     document = json.loads((folder.parent / "run" / "diverged.json").read_text())
     assert document["step"] == 5
     assert all(Path(file).is_file() for file in document["files"])
     assert document["files"][0] in e.value.sentence
-    saved = newest_checkpoint(folder.parent / "run" / "checkpoint")
+    saved = find_newest_checkpoint(folder.parent / "run" / "checkpoint")
     assert saved is not None and int(saved.name[5:13]) < 5  # no checkpoint of broken weights
     from vitrail.data import open_data
     from vitrail.data.loader import training_batches
@@ -354,7 +354,7 @@ def test_a_dead_or_diverging_run_is_said_early_and_once(make_folder, capsys, opt
             picture((128, 128, 128), i).save(path)
     try:
         vitrail.train(folder, out=folder.parent / "run", batch_size=8, precision="fp32", **{**SMALL, **options})
-    except Diverged:
+    except TrainingDiverged:
         assert said == "the loss climbs"
     talk = capsys.readouterr().err
     assert talk.count("the loss climbs") + talk.count("nothing is learnt") == (1 if said else 0)

@@ -8,7 +8,7 @@ from vitrail.errors import UsageError
 from vitrail.runs.folder import RunFolder, begun_by, old_run, refuse_taken
 from vitrail.runs.pretrained import Model
 from vitrail.training import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, Recipe, find_recipe
-from vitrail.training.distributed import job, launched_at
+from vitrail.training.distributed import launch_id, launcher_start_time
 
 SAME_BITS = ("workers", "image_cache_gib")  # fields of a recipe that leave every bit as it is
 
@@ -25,7 +25,7 @@ def wanted(
 
     A launcher that starts dead processes again says the same words again: what they began is gone on with.
     """
-    folder = old_run(data, out) if resume else begun_by(job(), data, out, launched_at())
+    folder = old_run(data, out) if resume else begun_by(launch_id(), data, out, launcher_start_time())
     if folder:
         return folder, asked_again(folder, recipe, changes)
     refuse_taken(out)

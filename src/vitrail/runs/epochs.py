@@ -23,12 +23,12 @@ from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.measuring import score
 from vitrail.training import Recipe
-from vitrail.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, tensors_of
+from vitrail.training.batch_sharding import epoch_batches
+from vitrail.training.checkpoint import collect_tensors, find_newest_checkpoint, load_checkpoint, save_checkpoint
 from vitrail.training.curves import draw_curves
-from vitrail.training.cut import epoch_batches
-from vitrail.training.distributed import World, gathered
-from vitrail.training.loop import Diverged, Step, Trainee, size_part, train_steps
-from vitrail.training.watch import Watch
+from vitrail.training.distributed import World, gather_model
+from vitrail.training.loop import StepStats, TrainingDiverged, TrainState, image_scale, train_steps
+from vitrail.training.loss_monitor import LossMonitor
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 SAVE_EVERY = 600.0  # seconds after which a step is followed by a checkpoint, beside the one at each epoch's end
@@ -54,26 +54,26 @@ class State:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def add(self, step: Step) -> None:
+    def add(self, step: StepStats) -> None:
         """Counts a step in."""
         self.loss += step.loss * step.images
         self.correct += step.correct
         self.images += step.images
-        self.lr, self.gradient = step.lr, step.gradient
+        self.lr, self.gradient = step.lr, step.grad_norm
 
 
 @dataclass
 class Training:
     """A run under way: what learns, from what, how, where it is written, and how far it has come."""
 
-    learner: Trainee
+    learner: TrainState
     classifier: Classifier  # what will be saved: the learner's ViT with classes, preprocessing and origin
     splits: Splits
     recipe: Recipe  # settled: with sizes, epochs and batch
     folder: RunFolder
     state: State = field(default_factory=State)
     watchers: list[Callable[[Path, Row], None]] = field(default_factory=list)  # each is shown every row of metrics
-    watch: Watch | None = None  # warns of a loss that climbs or stands still
+    watch: LossMonitor | None = None  # warns of a loss that climbs or stands still
     drawn: float = -REDRAW  # when the curves were drawn last
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
@@ -102,23 +102,23 @@ class Training:
     @property
     def guess(self) -> Classifier:
         """The classifier with the weights to evaluate and keep: the averaged ones where there are any."""
-        return replace(self.classifier, vit=self.learner.best_guess)
+        return replace(self.classifier, vit=self.learner.eval_model)
 
     def save(self, label: str = "") -> None:
         """Writes a checkpoint."""
         self.state.made_with = conditions_of(self)
-        tensors = tensors_of(self.learner) if self.world.sharded else None
-        with self.world.together():
-            if self.world.main:
+        tensors = collect_tensors(self.learner) if self.world.is_sharded else None
+        with self.world.raise_on_all():
+            if self.world.is_main:
                 save_checkpoint(self.folder.checkpoints, self.learner, asdict(self.state), label, tensors)
         self.saved = time.monotonic()
 
     def save_guess(self) -> None:
         """Writes the artefact."""
         guess = self.guess
-        guess = replace(guess, vit=gathered(guess.vit, self.world))
-        with self.world.together():
-            if self.world.main:
+        guess = replace(guess, vit=gather_model(guess.vit, self.world))
+        with self.world.raise_on_all():
+            if self.world.is_main:
                 guess.save(self.folder.artefact)
 
 
@@ -131,17 +131,17 @@ def go_on(training: Training) -> None:
     """Puts a run where its newest whole checkpoint left it, and says where its result may differ in the last bits."""
     world = training.world
     found = None
-    with world.together():
-        if world.main:
+    with world.raise_on_all():
+        if world.is_main:
             training.folder.probe()
             training.folder.find_checkpoints()
-            found = newest_checkpoint(training.folder.checkpoints)
-    name = world.tell(found.name if found else None)
+            found = find_newest_checkpoint(training.folder.checkpoints)
+    name = world.broadcast(found.name if found else None)
     if name is None:
         log(f"{training.folder.path} has no whole checkpoint yet; the run starts from the beginning")
     else:
         found = training.folder.checkpoints / name  # the main process may call its folder by another name
-        with world.together():
+        with world.raise_on_all():
             document = load_checkpoint(found, training.learner)
             state = training.state = state_from_json(document, training, found)
         done = state.epoch == training.epochs
@@ -154,8 +154,8 @@ def go_on(training: Training) -> None:
         changed = [f"{k} was {v}, is {now.get(k)}" for k, v in state.made_with.items() if now.get(k) != v]
         if changed and not done:
             log(f"warning: {'; '.join(changed)}: the result will be as good, but not the same to the last bit")
-    with world.together():
-        if world.main:
+    with world.raise_on_all():
+        if world.is_main:
             training.folder.forget_after(training.state.epoch)
 
 
@@ -196,7 +196,7 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
         progress.start_from(done)
         for step in steps_left(training, done):
             state.add(step)
-            if training.watch and (said := training.watch.see(step)):
+            if training.watch and (said := training.watch.update(step)):
                 log(f"warning: {said}")
             state.seconds = carried + time.perf_counter() - began
             seen += step.images
@@ -225,7 +225,7 @@ def train_epoch(training: Training, stop: StopRequest) -> Row:
     }
 
 
-def steps_left(training: Training, done: int) -> Iterator[Step]:
+def steps_left(training: Training, done: int) -> Iterator[StepStats]:
     """The steps of the epoch under way after the first `done`; raises `Diverged` naming the images of the batch."""
     recipe, preprocess = training.recipe, training.classifier.preprocess
 
@@ -246,7 +246,7 @@ def steps_left(training: Training, done: int) -> Iterator[Step]:
     steps = training.epochs * training.steps_per_epoch
     try:
         yield from train_steps(training.learner, batches, recipe, preprocess, steps=steps)
-    except Diverged as error:
+    except TrainingDiverged as error:
         raise with_files(error, training) from None
 
 
@@ -259,24 +259,26 @@ def halted(error: ImageError | NothingRead | WorkerDied, training: Training, sto
     return error
 
 
-def with_files(error: Diverged, training: Training) -> Diverged:
+def with_files(error: TrainingDiverged, training: Training) -> TrainingDiverged:
     """The error with the images of its batch, all of which are written beside."""
     images, step = training.splits.train, training.learner.step - 1
     epoch, number = divmod(step, training.steps_per_epoch)
     batch = batch_indices(len(images), training.batch, training.recipe.seed, epoch)[number]
     names = [images.paths[i] for i in batch]
     path = training.folder.path / "diverged.json"
-    if training.world.main:
+    if training.world.is_main:
         write_json(path, {"step": step + 1, "said": error.sentence, "files": names})
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return Diverged(f"{error.sentence}; the batch was {', '.join(names[:NAMED])}{more} ({path} has all)", error.hint)
+    return TrainingDiverged(
+        f"{error.sentence}; the batch was {', '.join(names[:NAMED])}{more} ({path} has all)", error.hint
+    )
 
 
-def watched(training: Training) -> Watch:
+def watched(training: Training) -> LossMonitor:
     """An eye on the loss of this run."""
     counts = np.bincount(training.splits.train.labels, minlength=len(training.splits.classes))
     steps = training.epochs * training.steps_per_epoch
-    return Watch(counts, training.recipe.label_smoothing, round(training.recipe.warmup_fraction * steps))
+    return LossMonitor(counts, training.recipe.label_smoothing, round(training.recipe.warmup_fraction * steps))
 
 
 def measured(training: Training) -> Row:
@@ -294,7 +296,7 @@ def measured(training: Training) -> Row:
             skip_unreadable=training.recipe.skip_unreadable,
         )
     except NonFiniteOutput:
-        raise Diverged(
+        raise TrainingDiverged(
             f"training diverged before step {training.learner.step}: the model's answers are not finite",
             "try a lower learning rate or a longer warm-up",
         ) from None
@@ -304,21 +306,21 @@ def measured(training: Training) -> Row:
 def keep(training: Training, row: Row) -> None:
     """An epoch is over: its weights are kept if they are the best, its row is recorded, all of it is saved."""
     world = training.world
-    with world.together():
-        if world.main:
+    with world.raise_on_all():
+        if world.is_main:
             training.folder.refuse_vanished()
-    world.check_same(training.learner.replicas)
+    world.check_replicas(training.learner.replicas)
     state = training.state = State(training.state.epoch + 1, training.state.seconds, training.state.best)
     if is_better(row, state.best):
         state.best = row
         training.save_guess()
-    with world.together():
-        if world.main:
+    with world.raise_on_all():
+        if world.is_main:
             training.folder.record(row)
     log(sentence(row, training.epochs, time_left(training, row)))
     training.save("-measured")
-    with world.together():
-        if world.main:
+    with world.raise_on_all():
+        if world.is_main:
             for watcher in training.watchers:  # once all is saved: one of them may end the run
                 watcher(training.folder.path, row)
             if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
@@ -341,7 +343,7 @@ def time_left(training: Training, row: Row) -> float:
         return 0.0
 
     def work(epoch: int) -> float:
-        return size_part(round((epoch - 0.5) * training.steps_per_epoch), steps, training.recipe) ** 2
+        return image_scale(round((epoch - 0.5) * training.steps_per_epoch), steps, training.recipe) ** 2
 
     steps = training.epochs * training.steps_per_epoch
     to_come = sum(work(epoch) for epoch in range(row["epoch"] + 1, training.epochs + 1))

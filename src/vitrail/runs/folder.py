@@ -29,7 +29,7 @@ from vitrail.data.shards.address import called, is_shards
 from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import describe_write_error, fsync, save_json, write_text
-from vitrail.training.checkpoint import checkpoints, read_json
+from vitrail.training.checkpoint import list_checkpoints, read_json_object
 from vitrail.training.recipes import Recipe, recipe_from_json
 
 LONGEST = 1 << 30  # bytes of recipe.json that are read: it names every image that could not be
@@ -121,7 +121,7 @@ class RunFolder:
 
     def _document(self) -> dict[str, Any]:
         try:
-            document = read_json(self.path / "recipe.json", LONGEST)
+            document = read_json_object(self.path / "recipe.json", LONGEST)
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.path} is not a run that can be resumed", "start it without --resume") from None
         except ValueError as error:
@@ -192,7 +192,7 @@ class RunFolder:
 
         Such a run would begin again, over everything that it has.
         """
-        if not checkpoints(self.checkpoints) and (self.path / "result.json").exists():
+        if not list_checkpoints(self.checkpoints) and (self.path / "result.json").exists():
             raise UsageError(
                 f"{self.path} is finished and its checkpoints are gone, so there is nothing to go on with",
                 "what it has is kept; for another run choose another --out",

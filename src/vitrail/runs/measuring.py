@@ -44,9 +44,9 @@ def score(
         return outcome.loss, outcome.accuracy
     low, high = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     calls = ceil(ceil(len(images) / world.size) / BATCH)  # of the model, by the process with most images
-    with as_many_calls(classifier, calls if world.sharded else 0):
+    with as_many_calls(classifier, calls if world.is_sharded else 0):
         part = scored(classifier, images.subset(range(low, high)), world, workers, skip_unreadable)
-    parts = world.gather(part)
+    parts = world.all_gather(part)
     errors = [part.error for part in parts if part.error]
     n = sum(part.images for part in parts)
     if nothing_read := [error for error in errors if isinstance(error, NothingRead)]:

@@ -17,7 +17,7 @@ from vitrail.model import ViT, ViTConfig
 from vitrail.runs.folder import RunFolder
 from vitrail.training import Recipe
 from vitrail.training.curves import draw_curves
-from vitrail.training.transfer import carried, said_of_head, set_head
+from vitrail.training.transfer import describe_head, set_head, transfer_weights
 from vitrail.weights.artifact import weights_sha256
 
 Model = str | Path | Classifier
@@ -81,9 +81,9 @@ def begin(start: Pretrained, config: ViTConfig, splits: Splits, recipe: Recipe) 
     """A ViT for the data's classes with the weights to start from, and what became of the head."""
     theirs = start.classifier
     torch.manual_seed(recipe.seed)
-    vit, head = carried(theirs.vit, theirs.classes, config, splits.classes)
+    vit, head = transfer_weights(theirs.vit, theirs.classes, config, splits.classes)
     anew = "; it is fitted anew" if recipe.train_on == "features" and head != "new" else ""
-    log(said_of_head(head, theirs.classes, splits.classes) + anew)
+    log(describe_head(head, theirs.classes, splits.classes) + anew)
     warn_of_seen_images(theirs, splits, recipe)
     return vit, head
 
@@ -137,7 +137,7 @@ def fit_head(classifier: Classifier, found: Probe, folder: RunFolder) -> None:
     set_head(classifier.vit, torch.from_numpy(found.head.weight), torch.from_numpy(found.head.bias))
     classifier.save(folder.artefact)
     folder.rewrite(found.head.tried)
-    draw_curves(folder.metrics(), folder.picture("curves"), along="penalty")
+    draw_curves(folder.metrics(), folder.picture("curves"), x_key="penalty")
 
 
 def beside(figures: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from vitrail.ray_cluster import connected
 from vitrail.runs.end import Run
 from vitrail.runs.folder import RunFolder, numbered, old_run, refuse_taken
 from vitrail.runs.train import train
-from vitrail.training.checkpoint import read_json
+from vitrail.training.checkpoint import read_json_object
 from vitrail.training.distributed import PeerLost
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, find_recipe
 
@@ -60,7 +60,9 @@ def train_on_ray(
     if "sentence" in answer:
         raise (UsageError if answer["usage"] else VitrailError)(answer["sentence"], answer["hint"])
     return Run(
-        folder.path, load(folder.path, device=options.get("device") or "cpu"), read_json(folder.path / "result.json")
+        folder.path,
+        load(folder.path, device=options.get("device") or "cpu"),
+        read_json_object(folder.path / "result.json"),
     )
 
 

@@ -20,9 +20,9 @@ from vitrail.runs.data import checked, in_memory, refuse_small, unreadable_in, w
 from vitrail.runs.folder import RunFolder, Unreadable
 from vitrail.runs.pretrained import Model, Pretrained, begin, pretrained, pretrained_again
 from vitrail.training import Recipe
+from vitrail.training.data_defaults import resolve_recipe
 from vitrail.training.distributed import World
-from vitrail.training.settle import settle
-from vitrail.training.transfer import settle_from
+from vitrail.training.transfer import resolve_transfer_recipe
 from vitrail.version import __version__
 
 
@@ -53,8 +53,8 @@ def prepared(
     spare_test: bool,
 ) -> Ready:
     """The data, opened and checked, and the model before its first step; `folder` is the run to go on with."""
-    place = torch.device("cpu") if world.sharded else world.device  # where a model is made before it is spread
-    with world.together(), world.one_at_a_time():
+    place = torch.device("cpu") if world.is_sharded else world.device  # where a model is made before it is spread
+    with world.raise_on_all(), world.local_main_first():
         refuse_unshared(asked, world)
         if fsdp and world.size == 1:
             alone_with_shards(goes_on=folder is not None)
@@ -75,18 +75,20 @@ def prepared(
             splits = replace(splits, test=None)
         if folder:
             folder.check_data(splits.fingerprint)
-    with world.together():
+    with world.raise_on_all():
         fit = start.classifier.preprocess.fit if start else "pad"
-        report = checked(data, asked, fit) if check_data and world.main else None
-    unreadable = world.tell(folder.unreadable() if folder else unreadable_in(report))
-    with world.together():
+        report = checked(data, asked, fit) if check_data and world.is_main else None
+    unreadable = world.broadcast(folder.unreadable() if folder else unreadable_in(report))
+    with world.raise_on_all():
         splits = without(splits, unreadable)
         splits = in_memory(splits, int(asked.image_cache_gib * GIB) // world.local_size, asked.skip_unreadable)
         theirs = start.classifier if start else None
         full, config, preprocess = (
-            settle_from(asked, splits, theirs.vit.config, theirs.preprocess) if theirs else settle(asked, splits)
+            resolve_transfer_recipe(asked, splits, theirs.vit.config, theirs.preprocess)
+            if theirs
+            else resolve_recipe(asked, splits)
         )
-        if world.main:
+        if world.is_main:
             refuse_small(splits, preprocess, report, asked.skip_unreadable)
         for note in splits.notes:
             log(note)
@@ -99,9 +101,9 @@ def refuse_unshared(recipe: Recipe, world: World) -> None:
     """Raises `UsageError` where a recipe does not go with several processes, or not with a sharded model."""
     if world.size > 1 and recipe.train_on == "features":
         raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
-    if world.sharded and recipe.optimizer == "muon":
+    if world.is_sharded and recipe.optimizer == "muon":
         raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
-    if world.sharded and recipe.lora_rank:
+    if world.is_sharded and recipe.lora_rank:
         raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
 
 

@@ -27,8 +27,8 @@ from vitrail.runs.folder import RunFolder, new_run, refuse_full
 from vitrail.runs.pretrained import Model, fit_head, probed, start_head
 from vitrail.runs.ready import Ready, prepared
 from vitrail.training import Recipe
-from vitrail.training.distributed import World, job, joined
-from vitrail.training.loop import Trainee, autocast_dtype, trainee
+from vitrail.training.distributed import World, join_world, launch_id
+from vitrail.training.loop import TrainState, autocast_dtype, init_train_state
 
 Watcher = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
 ROOM = 4 << 20  # bytes for a run's pictures and tables
@@ -64,12 +64,12 @@ def train(
     Called by every process of a group (torchrun's, or one that is initialised already), it trains one model by all of
     them, and each gets the run; the first one writes. `fsdp` shards the model over them.
     """
-    with joined(pick_device(device), fsdp=fsdp) as world:
-        with world.together():
-            folder, asked = wanted(data, out, model, recipe, changes, resume) if world.main else (None, None)
-        folder, asked = told(folder, world), world.tell(asked)
+    with join_world(pick_device(device), fsdp=fsdp) as world:
+        with world.raise_on_all():
+            folder, asked = wanted(data, out, model, recipe, changes, resume) if world.is_main else (None, None)
+        folder, asked = told(folder, world), world.broadcast(asked)
         assert asked is not None
-        with world.together():
+        with world.raise_on_all():
             watching = [*watchers, *([board_writer(asked)] if tensorboard else [])]
         ready = prepared(
             world,
@@ -82,28 +82,28 @@ def train(
             torch_files=torch_files,
             spare_test=spare_test,
         )
-        with world.together():
+        with world.raise_on_all():
             log(plan(ready.classifier, ready.splits, ready.recipe, world))
-            if world.main and folder is None:
+            if world.is_main and folder is None:
                 folder = begun_folder(ready, data, out, asked, options_of(world, torch_files))
         folder = told(folder, world)
         assert folder is not None
         with owned(folder, world):
-            with world.together():
-                probes = first_look(ready, folder) if world.main else None
+            with world.raise_on_all():
+                probes = first_look(ready, folder) if world.is_main else None
             if probes and asked.train_on == "features":
                 fit_head(ready.classifier, probes, folder)
                 ended = Ended(folder, ready.splits, ready.recipe, world.device, probes.seconds, probes)
                 return finish(ended, data, make_report)
-            learner = trainee(ready.classifier.vit, ready.recipe, world)
+            learner = init_train_state(ready.classifier.vit, ready.recipe, world)
             training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watching)
             say_what_trains(learner)
             if ready.goes_on:
                 go_on(training)
             train_epochs(training)
             ended = Ended(folder, ready.splits, ready.recipe, world.device, training.state.seconds, probes)
-            with world.together():
-                run = finish(ended, data, make_report) if world.main else None
+            with world.raise_on_all():
+                run = finish(ended, data, make_report) if world.is_main else None
             return everywhere(run, world)
 
 
@@ -119,7 +119,7 @@ def begun_folder(
         asked,
         unreadable=ready.unreadable,
         start=ready.start.note() if ready.start else None,
-        job=job(),
+        job=launch_id(),
         options=options,
     )
 
@@ -129,7 +129,7 @@ def options_of(world: World, torch_files: bool) -> list[str]:
     options = ["--torch-files"] if torch_files else []
     if 1 < world.size == world.local_size:
         options += ["--processes", str(world.size)]
-    return options + (["--fsdp"] if world.sharded else [])
+    return options + (["--fsdp"] if world.is_sharded else [])
 
 
 def first_look(ready: Ready, folder: RunFolder) -> Probe | None:
@@ -146,16 +146,16 @@ def first_look(ready: Ready, folder: RunFolder) -> Probe | None:
 
 def told(folder: RunFolder | None, world: World) -> RunFolder | None:
     """The main process's folder; the others may work in other directories."""
-    there = world.tell(folder.path.absolute() if folder else None)
-    return folder if world.main or there is None else RunFolder(there)
+    there = world.broadcast(folder.path.absolute() if folder else None)
+    return folder if world.is_main or there is None else RunFolder(there)
 
 
 def everywhere(run: Run | None, world: World) -> Run:
     """The main process's run, for all of them."""
     if run is not None and world.size > 1:
         away = copy.deepcopy(run.classifier).to("cpu")
-        world.tell(replace(run, folder=run.folder.absolute(), classifier=away))
-    found = run if run is not None else world.tell(run)
+        world.broadcast(replace(run, folder=run.folder.absolute(), classifier=away))
+    found = run if run is not None else world.broadcast(run)
     assert found is not None
     return found
 
@@ -164,8 +164,8 @@ def everywhere(run: Run | None, world: World) -> Run:
 def owned(folder: RunFolder, world: World) -> Iterator[None]:
     """Inside, the run belongs to these processes alone; a signal that no step waits for ends it (`resumable`)."""
     with ExitStack() as stack:
-        with world.together():
-            if world.main:
+        with world.raise_on_all():
+            if world.is_main:
                 stack.enter_context(folder.alone())
         with resumable(folder):
             yield
@@ -195,7 +195,7 @@ def plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -
     how = f"{recipe.epochs} epochs, batch {recipe.batch_size}"
     if recipe.train_on == "features":
         number_format, how = "float32", "a linear head on frozen features"
-    shared = f"{world.size} processes{', sharded' if world.sharded else ''}; " if world.size > 1 else ""
+    shared = f"{world.size} processes{', sharded' if world.is_sharded else ''}; " if world.size > 1 else ""
     return (
         f"{len(splits.train)} training images of {len(splits.classes)} classes, {config.image_size} px; "
         f"ViT {config.width}x{config.depth}, patch {config.patch}, "
@@ -204,7 +204,7 @@ def plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -
     )
 
 
-def say_what_trains(learner: Trainee) -> None:
+def say_what_trains(learner: TrainState) -> None:
     """How many of the parameters are trained, where it is not all of them."""
     sizes = [(p.numel(), p.requires_grad) for p in learner.vit.parameters()]
     trained = sum(n for n, trains in sizes if trains)

@@ -51,8 +51,8 @@ from vitrail.sweeps.study import (
     trials_of,
 )
 from vitrail.sweeps.worker import work
+from vitrail.training.data_defaults import resolve_epochs_and_batch_size
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, Recipe, find_recipe
-from vitrail.training.settle import counted
 
 if TYPE_CHECKING:
     import optuna
@@ -185,7 +185,7 @@ def first_asked(
     splits = without(splits, unreadable_in(report))
     if splits.validation is None:
         raise UsageError(f"not one validation image of {data} can be read, and a sweep chooses by them")
-    settled = counted(recipe, splits)
+    settled = resolve_epochs_and_batch_size(recipe, splits)
     uneven = "epochs" in space or recipe.train_on == "features"
     if uneven and prune not in (None, "none"):
         raise UsageError("trials of different lengths cannot be pruned beside one another", "use --prune none")

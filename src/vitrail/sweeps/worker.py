@@ -25,7 +25,7 @@ from vitrail.sweeps.lease import Lease, Watch
 from vitrail.sweeps.results import write_table
 from vitrail.sweeps.space import changes
 from vitrail.sweeps.study import begin_trial, close_study, import_optuna, open_study, trial_again, trials_of
-from vitrail.training.loop import Diverged
+from vitrail.training.loop import TrainingDiverged
 
 if TYPE_CHECKING:
     import optuna
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DEATHS = 3  # processes that a trial may cost, with no epoch done between, before it counts as failed
 FAILURES = 3  # trials in a row that fail for another reason than divergence before the sweep stops
 LOOK = 1.0  # seconds between two looks for a trial that has lost its process
-FAILS = (Diverged, NonFiniteOutput, UsageError)  # what is the trial's own fault
+FAILS = (TrainingDiverged, NonFiniteOutput, UsageError)  # what is the trial's own fault
 
 Heard = Callable[[int, Row | None], None]  # is told of a trial's epoch, and (None) of its end
 
@@ -85,7 +85,9 @@ def work(out: str | Path, heard: Heard = lambda number, row: None, going_on: Cal
             with folder.locked():
                 write_table(folder, asked, study)
             heard(taken.number, None)
-            failures = failures + 1 if error is not None and not isinstance(error, Diverged | NonFiniteOutput) else 0
+            failures = (
+                failures + 1 if error is not None and not isinstance(error, TrainingDiverged | NonFiniteOutput) else 0
+            )
             if failures == FAILURES:
                 raise VitrailError(f"{FAILURES} trials in a row failed, the last one because {error}")
     finally:

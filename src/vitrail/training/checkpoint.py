@@ -21,12 +21,12 @@ from torch.optim import Optimizer
 from vitrail import files
 from vitrail.console import log
 from vitrail.errors import VitrailError
-from vitrail.training.distributed import copied, spread_like
-from vitrail.training.loop import Trainee
+from vitrail.training.distributed import distribute_like, full_cpu_tensor
+from vitrail.training.loop import TrainState
 
-NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "manifest.json"
-LONGEST = 1 << 20  # bytes of JSON that are read
+MAX_JSON_BYTES = 1 << 20  # bytes of JSON that are read
 
 
 Tensors = dict[str, Tensor]
@@ -34,7 +34,7 @@ Tensors = dict[str, Tensor]
 
 def save_checkpoint(
     folder: Path,
-    trainee: Trainee,
+    trainee: TrainState,
     state: dict[str, Any],
     label: str = "",
     tensors: tuple[Tensors, Tensors] | None = None,
@@ -46,23 +46,23 @@ def save_checkpoint(
     Raises `VitrailError` if it cannot be written; checkpoints that are there are untouched.
     """
     final = folder / f"step-{trainee.step:08d}{label}"
-    for newer in checkpoints(folder):
-        if newer.name > final.name and newer.name.startswith(final.name) and damage(newer) is None:
+    for newer in list_checkpoints(folder):
+        if newer.name > final.name and newer.name.startswith(final.name) and find_damage(newer) is None:
             return newer
-    if damage(final) is None:  # this very step has been saved: a run that went on repeats itself to the bit
-        prune(folder, final)
+    if find_damage(final) is None:  # this very step has been saved: a run that went on repeats itself to the bit
+        prune_checkpoints(folder, final)
         return final
     aside = folder / f".{final.name}-{os.getpid()}"
     try:
         files.remove_folder(aside)
         files.make_folder(aside)
-        model, optimizer = tensors or tensors_of(trainee)
-        files.save_tensors(aside / NAMES[0], model)
-        files.save_tensors(aside / NAMES[1], optimizer)
-        files.save_json(aside / NAMES[2], {**state, "step": trainee.step})
-        for name in NAMES:
+        model, optimizer = tensors or collect_tensors(trainee)
+        files.save_tensors(aside / CHECKPOINT_FILES[0], model)
+        files.save_tensors(aside / CHECKPOINT_FILES[1], optimizer)
+        files.save_json(aside / CHECKPOINT_FILES[2], {**state, "step": trainee.step})
+        for name in CHECKPOINT_FILES:
             files.fsync(aside / name)
-        files.save_json(aside / MANIFEST, {name: checksum(aside / name) for name in NAMES})
+        files.save_json(aside / MANIFEST, {name: file_checksum(aside / name) for name in CHECKPOINT_FILES})
         files.fsync(aside / MANIFEST)
         files.fsync(aside)
         if final.exists():  # damaged, else it would have been returned
@@ -77,39 +77,39 @@ def save_checkpoint(
             f"the checkpoint {final} cannot be written: {reason}",
             "start again with another --out" if gone else "make room, then go on with --resume; the one before is kept",
         ) from None
-    if wrong := damage(final):
+    if wrong := find_damage(final):
         raise VitrailError(
             f"the checkpoint {final} does not read back as it was written: {wrong}",
             "the disk may be failing; the checkpoint before is kept",
         )
-    prune(folder, final)
+    prune_checkpoints(folder, final)
     return final
 
 
-def prune(folder: Path, newest: Path) -> None:
+def prune_checkpoints(folder: Path, newest: Path) -> None:
     """Removes every checkpoint, whole or not, but the newest and the one before it."""
-    before = max((path for path in checkpoints(folder) if path.name < newest.name), default=None)
+    before = max((path for path in list_checkpoints(folder) if path.name < newest.name), default=None)
     for path in folder.iterdir():
         if path not in (newest, before) and path.name.lstrip(".").startswith("step-"):
             files.remove_folder(path)
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, sound or not, the newest first."""
     return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True) if folder.is_dir() else []
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def find_newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose manifest holds, or None; says aloud which newer ones it passes over."""
-    for path in checkpoints(folder):
-        wrong = damage(path)
+    for path in list_checkpoints(folder):
+        wrong = find_damage(path)
         if wrong is None:
             return path
         log(f"warning: the checkpoint {path} is damaged and not used: {wrong}")
     return None
 
 
-def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
+def load_checkpoint(path: Path, trainee: TrainState) -> dict[str, Any]:
     """Puts the trainee where it was; returns the state saved with it.
 
     Raises `VitrailError` where the checkpoint cannot be read, is of another model or holds what no checkpoint of ours
@@ -126,23 +126,23 @@ def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
         raise VitrailError(f"the checkpoint {path} is of another model: {error}", "start a new run") from None
 
 
-def _load(path: Path, trainee: Trainee) -> dict[str, Any]:
-    model = load_file(path / NAMES[0])
-    optimizer = load_file(path / NAMES[1])
-    state = read_json(path / NAMES[2])
+def _load(path: Path, trainee: TrainState) -> dict[str, Any]:
+    model = load_file(path / CHECKPOINT_FILES[0])
+    optimizer = load_file(path / CHECKPOINT_FILES[1])
+    state = read_json_object(path / CHECKPOINT_FILES[2])
     step = state.pop("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise ValueError(f"step {step!r}")
-    put_into(trainee.vit, _below("vit.", model))
-    if trainee.average:
-        put_into(trainee.average, _below("average.", model))
+    load_module_state(trainee.vit, _below("vit.", model))
+    if trainee.ema:
+        load_module_state(trainee.ema, _below("average.", model))
     for i, each in enumerate(trainee.optimizers):
-        each.load_state_dict({**each.state_dict(), "state": entries_of(each, _below(f"{i}.", optimizer))})
+        each.load_state_dict({**each.state_dict(), "state": optimizer_entries(each, _below(f"{i}.", optimizer))})
     trainee.step = step
     return state
 
 
-def entries_of(optimizer: Optimizer, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def optimizer_entries(optimizer: Optimizer, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     """An optimiser's state by the number of the parameter; raises `ValueError` where the shapes do not fit."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
@@ -150,28 +150,30 @@ def entries_of(optimizer: Optimizer, tensors: dict[str, Tensor]) -> dict[int, di
         number, name = key.split(".", 1)
         if tensor.shape not in ((), parameters[int(number)].shape):
             raise ValueError(f"the optimiser's {key} is {tuple(tensor.shape)}")
-        entries.setdefault(int(number), {})[name] = spread_like(tensor, parameters[int(number)])
+        entries.setdefault(int(number), {})[name] = distribute_like(tensor, parameters[int(number)])
     return entries
 
 
-def put_into(module: nn.Module, tensors: Tensors) -> None:
+def load_module_state(module: nn.Module, tensors: Tensors) -> None:
     """Loads whole tensors into a module, each process its part where the module is sharded."""
     there = module.state_dict()
-    module.load_state_dict({name: spread_like(t, there[name]) if name in there else t for name, t in tensors.items()})
+    module.load_state_dict(
+        {name: distribute_like(t, there[name]) if name in there else t for name, t in tensors.items()}
+    )
 
 
-def tensors_of(trainee: Trainee) -> tuple[Tensors, Tensors]:
+def collect_tensors(trainee: TrainState) -> tuple[Tensors, Tensors]:
     """Everything a trainee holds, as flat names: the weights and their average, the optimisers' state.
 
     Of a sharded one every process must ask, and the main one gets it; the others get empty tensors.
     """
 
     def plain(tensors: Tensors) -> Tensors:
-        return {name: copied(tensor, keep=trainee.world.main) for name, tensor in tensors.items()}
+        return {name: full_cpu_tensor(tensor, keep=trainee.world.is_main) for name, tensor in tensors.items()}
 
     model = {f"vit.{name}": tensor for name, tensor in trainee.vit.state_dict().items()}
-    if trainee.average:
-        model |= {f"average.{name}": tensor for name, tensor in trainee.average.state_dict().items()}
+    if trainee.ema:
+        model |= {f"average.{name}": tensor for name, tensor in trainee.ema.state_dict().items()}
     optimizer = {
         f"{i}.{number}.{name}": value
         for i, each in enumerate(trainee.optimizers)
@@ -186,23 +188,28 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def checksum(path: Path) -> dict[str, Any]:
+def file_checksum(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What makes a checkpoint differ from its manifest; None if it is whole.
 
     The manifest lists exactly the files of a checkpoint, so no name in it leads elsewhere.
     """
     try:
-        manifest = read_json(path / MANIFEST)
-        if set(manifest) != set(NAMES):
+        manifest = read_json_object(path / MANIFEST)
+        if set(manifest) != set(CHECKPOINT_FILES):
             return f"{MANIFEST} does not list the files of a checkpoint"
         return next(
-            (f"{name} is not what was written" for name in NAMES if checksum(path / name) != manifest[name]), None
+            (
+                f"{name} is not what was written"
+                for name in CHECKPOINT_FILES
+                if file_checksum(path / name) != manifest[name]
+            ),
+            None,
         )
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -210,10 +217,10 @@ def damage(path: Path) -> str | None:
         return files.describe_write_error(error)
 
 
-def read_json(path: Path, longest: int = LONGEST) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object of a reasonable size, in bytes; raises `ValueError` for anything else."""
-    if path.stat().st_size > longest:
-        raise ValueError(f"{path.name} is longer than {longest:,} bytes")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path.name} is longer than {max_bytes:,} bytes")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

@@ -27,7 +27,7 @@ from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.model import ViT
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # for what process 0 does while the others wait: checking the data, the report
+SLOW_GROUP_TIMEOUT = timedelta(days=1)  # for what process 0 does while the others wait: checking the data, the report
 LOST = re.compile(r"connection (closed|reset|refused)|connectFullMesh|gloo|NCCL|broken pipe|timed? ?out", re.I)
 
 
@@ -43,11 +43,11 @@ class World:
     size: int = 1
     local_size: int = 1  # processes on this machine
     device: torch.device = torch.device("cpu")
-    sharded: bool = False  # each process keeps a part of every weight (FSDP2), else all of them (DDP)
-    patient: Any = None  # a group of its own for what may take long
+    is_sharded: bool = False  # each process keeps a part of every weight (FSDP2), else all of them (DDP)
+    slow_group: Any = None  # a group of its own for what may take long
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
@@ -64,24 +64,24 @@ class World:
         """For each flag, whether it is up in some process."""
         return tuple(bool(number) for number in self.sum(*flags))
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """What every process has, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.patient)
+        dist.all_gather_object(values, value, group=self.slow_group)
         return values
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What process 0 has; the others wait for it as long as it takes."""
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.patient)
+        dist.broadcast_object_list(values, src=0, group=self.slow_group)
         return values[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all(self) -> Iterator[None]:
         """A part of the work that fails everywhere if it fails somewhere, with the error of the lowest rank.
 
         Inside, all wait for one another alike or not at all, also on the way to an error.
@@ -93,26 +93,26 @@ class World:
             if self.size == 1:
                 raise
             error = raised
-        if first := next(filter(None, self.gather(error)), None):
+        if first := next(filter(None, self.all_gather(error)), None):
             raise first
 
-    def one_at_a_time(self) -> AbstractContextManager[None]:
+    def local_main_first(self) -> AbstractContextManager[None]:
         """On each machine its first process does this before the others: what it fetches, they find."""
         return _first_comes_first(self) if self.size > 1 else nullcontext()
 
-    def spread(self, vit: nn.Module) -> nn.Module:
+    def wrap_ddp(self, vit: nn.Module) -> nn.Module:
         """The model whose forward and backward the processes share: gradients are averaged over them.
 
         A sharded one shares by itself.
         """
         if self.size == 1:
             return vit
-        if self.sharded:
+        if self.is_sharded:
             return vit
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(vit, device_ids=ids, init_sync=False, gradient_as_bucket_view=True)
 
-    def shard(self, vit: nn.Module) -> None:
+    def shard_model(self, vit: nn.Module) -> None:
         """Leaves each process a part of every weight; a block's are put together while it computes (FSDP2)."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -126,7 +126,7 @@ class World:
         for parameter in nothing:
             parameter.data = parameter.data.to(self.device)
 
-    def start_alike(self, vit: nn.Module) -> None:
+    def broadcast_parameters(self, vit: nn.Module) -> None:
         """Gives every process the weights of process 0."""
         if self.size > 1:
             for tensor in vit.state_dict().values():
@@ -134,11 +134,11 @@ class World:
                 dist.broadcast(moved, src=0)
                 tensor.copy_(moved)
 
-    def check_same(self, modules: dict[str, nn.Module]) -> None:
+    def check_replicas(self, modules: dict[str, nn.Module]) -> None:
         """Raises `VitrailError` where processes that should hold the same weights do not."""
-        if self.size == 1 or self.sharded:
+        if self.size == 1 or self.is_sharded:
             return
-        digests = self.gather({name: digest(module) for name, module in modules.items()})
+        digests = self.all_gather({name: hash_module(module) for name, module in modules.items()})
         for name, mine in digests[0].items():
             others = [rank for rank, theirs in enumerate(digests) if theirs[name] != mine]
             if others:
@@ -148,22 +148,22 @@ class World:
                 )
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
 def _first_comes_first(world: World) -> Iterator[None]:
     first = world.rank % world.local_size == 0
     if not first:
-        world.gather(None)
+        world.all_gather(None)
     try:
         yield
     finally:
         if first:
-            world.gather(None)
+            world.all_gather(None)
 
 
-def digest(module: nn.Module) -> str:
+def hash_module(module: nn.Module) -> str:
     """A hash of everything that a module holds."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in module.state_dict().items():
@@ -173,22 +173,22 @@ def digest(module: nn.Module) -> str:
 
 
 @contextmanager
-def joined(device: torch.device, *, fsdp: bool = False) -> Iterator[World]:
+def join_world(device: torch.device, *, fsdp: bool = False) -> Iterator[World]:
     """The world that this process was started in; inside, only its main process talks.
 
     A process group that is there already is used and left as it is. Raises `PeerLost` where another process ends.
     """
-    own = not in_group() and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    own = not in_process_group() and int(os.environ.get("WORLD_SIZE", 1)) > 1
     if own:
-        device = placed(device)
-        begin_group(device)
+        device = local_device(device)
+        init_process_group(device)
     quiet = console.quiet
     try:
-        world = the_world(device, fsdp) if in_group() else World(device=device)
-        console.quiet = quiet or not world.main
+        world = current_world(device, fsdp) if in_process_group() else World(device=device)
+        console.quiet = quiet or not world.is_main
         yield world
     except RuntimeError as error:
-        if in_group() and dist.get_world_size() > 1 and LOST.search(str(error)):
+        if in_process_group() and dist.get_world_size() > 1 and LOST.search(str(error)):
             raise PeerLost(
                 "another process of the group has ended", "start again with --resume, unless the launcher does"
             ) from error
@@ -199,12 +199,12 @@ def joined(device: torch.device, *, fsdp: bool = False) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def in_group() -> bool:
+def in_process_group() -> bool:
     """Whether this process is one of a group."""
     return dist.is_available() and dist.is_initialized()
 
 
-def the_world(device: torch.device, fsdp: bool) -> World:
+def current_world(device: torch.device, fsdp: bool) -> World:
     """The world of the process group that is there."""
     size = dist.get_world_size()
     if device.type == "mps" and size > 1:
@@ -213,12 +213,12 @@ def the_world(device: torch.device, fsdp: bool) -> World:
         device = torch.device("cuda", torch.cuda.current_device())
     if size == 1:
         return World(device=device)
-    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    patient = dist.new_group(backend="gloo", timeout=SLOW_GROUP_TIMEOUT)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return World(dist.get_rank(), size, local, device, fsdp, patient)
 
 
-def placed(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """The GPU of this process among those of its machine; raises `UsageError` where there are too few."""
     if device.type != "cuda":
         return device
@@ -229,7 +229,7 @@ def placed(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-def job() -> str | None:
+def launch_id() -> str | None:
     """What names the launch that this process belongs to, however often it has been started again; none without one.
 
     torchrun's own name where it has one, else the launcher's number and the moment when it was started.
@@ -237,11 +237,11 @@ def job() -> str | None:
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None or name != "none":
         return name
-    ticks = launcher_ticks()
+    ticks = launcher_start_ticks()
     return None if ticks is None else f"{platform.node()}-{os.getppid()}-{ticks}"
 
 
-def launcher_ticks() -> int | None:
+def launcher_start_ticks() -> int | None:
     """The clock ticks between the machine's start and that of this process's launcher; None off Linux."""
     try:
         return int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
@@ -249,21 +249,21 @@ def launcher_ticks() -> int | None:
         return None
 
 
-def launched_at() -> float | None:
+def launcher_start_time() -> float | None:
     """When the launcher of this process was started, in seconds since 1970; None where the system does not say."""
-    if (ticks := launcher_ticks()) is None:
+    if (ticks := launcher_start_ticks()) is None:
         return None
     machine_started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return machine_started + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def begin_group(device: torch.device) -> None:
+def init_process_group(device: torch.device) -> None:
     """Joins the processes that torchrun has started: gloo on CPU, NCCL on GPU."""
-    from vitrail.training.meeting import attempt_store
+    from vitrail.training.rendezvous import rendezvous_store
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        store = attempt_store(rank, size)
+        store = rendezvous_store(rank, size)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, TimeoutError) as error:
@@ -273,48 +273,48 @@ def begin_group(device: torch.device) -> None:
 # FSDP2's tensors: each process has a part
 
 
-def is_sharded(module: nn.Module) -> bool:
+def is_fsdp_module(module: nn.Module) -> bool:
     """Whether FSDP2 has spread this module."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Whether other processes have the rest of this tensor."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor, on every process; all of them must ask."""
-    return tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def copied(tensor: Tensor, keep: bool) -> Tensor:
+def full_cpu_tensor(tensor: Tensor, keep: bool) -> Tensor:
     """The whole of a tensor in main memory, contiguous; empty where it is not to be kept. All processes must ask."""
-    together = whole(tensor.detach())
+    together = full_tensor(tensor.detach())
     return together.to("cpu", copy=True).contiguous() if keep else together.new_empty(0)
 
 
-def gathered(vit: ViT, world: World) -> ViT:
+def gather_model(vit: ViT, world: World) -> ViT:
     """On the main process a ViT that it can use by itself; what the others get is not to be used. All must ask."""
-    if not world.sharded:
+    if not world.is_sharded:
         return vit
-    tensors = {name: copied(tensor, keep=world.main) for name, tensor in vit.state_dict().items()}
+    tensors = {name: full_cpu_tensor(tensor, keep=world.is_main) for name, tensor in vit.state_dict().items()}
     alone = ViT(vit.config)
-    if world.main:
+    if world.is_main:
         alone.load_state_dict(tensors)
     return alone
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """What this process has of a tensor."""
-    return tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor that every process has, spread as another one of its shape is."""
-    if not is_part(like) or tensor.shape != like.shape:
+    if not is_dtensor(like) or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -323,12 +323,12 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def exchange(model: nn.Module, now: bool) -> Iterator[None]:
+def sync_gradients(model: nn.Module, now: bool) -> Iterator[None]:
     """Inside, a backward pass averages gradients over the processes, or leaves that to a later part of the batch."""
     if isinstance(model, DistributedDataParallel) and not now:
         with model.no_sync():
             yield
         return
-    if dist.is_available() and is_sharded(model):
+    if dist.is_available() and is_fsdp_module(model):
         model.set_requires_gradient_sync(now)  # type: ignore[operator]
     yield

@@ -11,7 +11,7 @@ from vitrail.errors import UsageError
 from vitrail.model import ViT
 from vitrail.training.recipes import Recipe
 
-MATRICES = {
+LORA_TARGETS = {
     "qkv": ("attn.qkv",),
     "attention": ("attn.qkv", "attn.proj"),
     "blocks": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
@@ -26,7 +26,7 @@ def check_peft() -> None:
         raise UsageError("LoRA needs the library peft", "pip install 'vitrail[lora]'") from None
 
 
-def add_updates(vit: ViT, recipe: Recipe) -> None:
+def add_lora(vit: ViT, recipe: Recipe) -> None:
     """Puts updates into the blocks that are not frozen; they and the head are what is left to train.
 
     At first an update changes nothing: one of its two factors is zero. Raises `UsageError` without peft.
@@ -40,13 +40,15 @@ def add_updates(vit: ViT, recipe: Recipe) -> None:
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=recipe.lora_dropout,
-        target_modules=[f"blocks.{i}.{m}" for i in range(first, len(vit.blocks)) for m in MATRICES[recipe.lora_target]],
+        target_modules=[
+            f"blocks.{i}.{m}" for i in range(first, len(vit.blocks)) for m in LORA_TARGETS[recipe.lora_target]
+        ],
     )
     inject_adapter_in_model(config, vit)
     vit.head.requires_grad_(True)
 
 
-def merged(vit: ViT) -> ViT:
+def merge_lora(vit: ViT) -> ViT:
     """A copy in which every update is part of its matrix."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 # x <- a x + b (x x^T) x + c (x x^T)^2 x brings singular values near one; coefficients of Jordan et al. 2024.
 A, B, C = 3.4445, -4.7750, 2.0315
-ROUNDS = 5
+NEWTON_SCHULZ_STEPS = 5
 EPSILON = 1e-7
 
 
@@ -49,7 +49,7 @@ class Muon(Optimizer):
                 for part, towards in zip(matrix.chunk(group["parts"]), direction.chunk(group["parts"]), strict=True):
                     waiting.setdefault(tuple(part.shape), []).append((part, towards, group["lr"]))
         for (rows, columns), moves in waiting.items():
-            ways = orthogonal(torch.stack([towards for _, towards, _ in moves]))
+            ways = orthogonalize(torch.stack([towards for _, towards, _ in moves]))
             length = max(1.0, rows / columns) ** 0.5  # of a step, so that tall matrices change their outputs as much
             for (part, _, lr), way in zip(moves, ways, strict=True):
                 part.add_(way.to(part.dtype), alpha=-lr * length)
@@ -62,12 +62,12 @@ class Muon(Optimizer):
         return momentum
 
 
-def orthogonal(x_Mrc: Tensor) -> Tensor:
+def orthogonalize(x_Mrc: Tensor) -> Tensor:
     """Each of M matrices with its singular values brought near one, by Newton and Schulz's iteration in bf16."""
     tall = x_Mrc.shape[-2] > x_Mrc.shape[-1]
     x = (x_Mrc.mT if tall else x_Mrc).bfloat16()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
-    for _ in range(ROUNDS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         squares = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(squares, squares, squares, beta=B, alpha=C), x, beta=A)
     return x.mT if tall else x

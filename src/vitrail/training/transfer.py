@@ -11,16 +11,16 @@ from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import to_pair
 from vitrail.model.resize import resize_vit
-from vitrail.training.frozen import check_freeze
+from vitrail.training.data_defaults import resolve_epochs_and_batch_size, with_normalization
+from vitrail.training.freezing import check_freeze
 from vitrail.training.lora import check_peft
 from vitrail.training.recipes import Recipe
-from vitrail.training.settle import counted, normalised
 
 # Fields of a model that can change without making its weights meaningless; the others are the weights' own.
 CHANGEABLE = ("image_size", "patch", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")
 
 
-def settle_from(
+def resolve_transfer_recipe(
     recipe: Recipe, splits: Splits, config: ViTConfig, preprocess: Preprocess
 ) -> tuple[Recipe, ViTConfig, Preprocess]:
     """The recipe with sizes, epochs and batch; the model and preprocessing are the given ones unless it says otherwise.
@@ -31,8 +31,8 @@ def settle_from(
         name for name, value in recipe.model.items() if name not in CHANGEABLE and value != getattr(config, name)
     ]
     if against:
-        asked = ", ".join(f"{name} {shown(recipe.model[name])}" for name in against)
-        have = ", ".join(f"{name} {shown(getattr(config, name))}" for name in against)
+        asked = ", ".join(f"{name} {format_value(recipe.model[name])}" for name in against)
+        have = ", ".join(f"{name} {format_value(getattr(config, name))}" for name in against)
         raise UsageError(
             f"recipe {recipe.name} asks for {asked}, but the weights to start from have {have}",
             "leave that to the weights: use finetune, linear or lora, and name no such field",
@@ -55,16 +55,22 @@ def settle_from(
         crop_fraction=recipe.crop_fraction or preprocess.crop_fraction,
     )
     if recipe.normalize:
-        preprocess = normalised(preprocess, recipe.normalize, splits.train, skip_unreadable=recipe.skip_unreadable)
-    return counted(recipe.with_changes(image_size=new.image_size, patch=new.patch), splits), new, preprocess
+        preprocess = with_normalization(
+            preprocess, recipe.normalize, splits.train, skip_unreadable=recipe.skip_unreadable
+        )
+    return (
+        resolve_epochs_and_batch_size(recipe.with_changes(image_size=new.image_size, patch=new.patch), splits),
+        new,
+        preprocess,
+    )
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A field's value in a sentence."""
     return type(value).__name__ if hasattr(value, "__dataclass_fields__") else str(value).lower()
 
 
-def carried(vit: ViT, theirs: tuple[str, ...], config: ViTConfig, ours: tuple[str, ...]) -> tuple[ViT, str]:
+def transfer_weights(vit: ViT, theirs: tuple[str, ...], config: ViTConfig, ours: tuple[str, ...]) -> tuple[ViT, str]:
     """A ViT of this config with the weights of `vit`, and what became of its head: kept, reordered or new.
 
     The same class names keep their rows of the head, in whatever order; other names get a new head, drawn from torch's
@@ -88,20 +94,21 @@ def carried(vit: ViT, theirs: tuple[str, ...], config: ViTConfig, ours: tuple[st
     return new, "kept" if theirs == ours else "reordered"
 
 
-def said_of_head(fate: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+def describe_head(fate: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
     """What became of the head, in a sentence."""
     if fate == "kept":
         return f"the data have the model's own {len(ours)} classes; its head is kept"
     if fate == "reordered":
         return f"the data have the model's own {len(ours)} classes in another order; its head's rows follow them"
     if not theirs:
-        return f"the model has no classes of its own; it gets a head of {len(ours)} ({listed(ours)})"
+        return f"the model has no classes of its own; it gets a head of {len(ours)} ({join_names(ours)})"
     if set(theirs) == set(ours):
         return f"the classes are the model's own {len(ours)}; a head of another kind takes the place of its own"
-    return f"a new head of {len(ours)} classes ({listed(ours)}) takes the place of {len(theirs)} ({listed(theirs)})"
+    old, new = (f"{len(names)} classes ({join_names(names)})" for names in (theirs, ours))
+    return f"a new head of {new} replaces that of {old}"
 
 
-def listed(names: tuple[str, ...], most: int = 4) -> str:
+def join_names(names: tuple[str, ...], most: int = 4) -> str:
     """The first names."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 

@@ -15,20 +15,31 @@ from vitrail.model.config import to_pair
 from vitrail.training.recipes import Recipe
 
 T = TypeVar("T")
-PATCHES = ((16, 2), (48, 4), (128, 8))  # images up to this many pixels get this patch; larger ones get 16
-SEEN_AT = ((96, 96), (48, 64), (0, 32))  # mixed images of at least this many pixels are seen at this size
-SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at, within these epochs
-EPOCHS = (10, 60)
-BATCHES = (16, 256)  # a recipe without a batch takes the power of two nearest a twentieth of the images, within these
+PATCH_BY_IMAGE_SIZE = ((16, 2), (48, 4), (128, 8))  # images up to this many pixels get this patch; larger ones get 16
+IMAGE_SIZE_BY_SHORT_SIDE = (
+    (96, 96),
+    (48, 64),
+    (0, 32),
+)  # mixed images of at least this many pixels are seen at this size
+TARGET_SAMPLES_SEEN = 450_000  # what a recipe without a number of epochs aims at, within these epochs
+EPOCHS_RANGE = (10, 60)
+BATCH_SIZE_RANGE = (
+    16,
+    256,
+)  # a recipe without a batch takes the power of two nearest a twentieth of the images, within these
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
+def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
     """The recipe with sizes, epochs and batch, and the model and preprocessing that it means for these data."""
-    sizes = image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
+    sizes = sample_image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
     model = dict(recipe.model)
-    wanted = to_pair(model["image_size"]) if "image_size" in model else natural_size(sizes)
-    patch = model["patch"] if "patch" in model else next((p for limit, p in PATCHES if min(wanted) <= limit), 16)
+    wanted = to_pair(model["image_size"]) if "image_size" in model else choose_image_size(sizes)
+    patch = (
+        model["patch"]
+        if "patch" in model
+        else next((p for limit, p in PATCH_BY_IMAGE_SIZE if min(wanted) <= limit), 16)
+    )
     if "image_size" not in model:
         wanted = (-(-wanted[0] // patch) * patch, -(-wanted[1] // patch) * patch)
     model |= {"image_size": wanted[0] if wanted[0] == wanted[1] else wanted, "patch": patch}
@@ -42,23 +53,25 @@ def settle(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preproces
         std=(0.5,) * splits.channels,
         smallest=patch,
     )
-    preprocess = normalised(blank, recipe.normalize or "data", splits.train, skip_unreadable=recipe.skip_unreadable)
+    preprocess = with_normalization(
+        blank, recipe.normalize or "data", splits.train, skip_unreadable=recipe.skip_unreadable
+    )
     left_open = {k: model[k] for k in ("image_size", "patch")}
-    return counted(recipe.with_changes(**left_open), splits), config, preprocess
+    return resolve_epochs_and_batch_size(recipe.with_changes(**left_open), splits), config, preprocess
 
 
-def counted(recipe: Recipe, splits: Splits) -> Recipe:
+def resolve_epochs_and_batch_size(recipe: Recipe, splits: Splits) -> Recipe:
     """The recipe with epochs and batch by the number of images, and no mirroring of what must not be mirrored."""
     if recipe.train_on == "features":
         return recipe
     n = len(splits.train)
-    epochs = recipe.epochs or int(np.clip(round(SAMPLES_SEEN / n), *EPOCHS))
-    batch = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / 20)), *BATCHES))
+    epochs = recipe.epochs or int(np.clip(round(TARGET_SAMPLES_SEEN / n), *EPOCHS_RANGE))
+    batch = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / 20)), *BATCH_SIZE_RANGE))
     flip = recipe.augment.flip if splits.flippable else 0.0
     return recipe.with_changes(epochs=epochs, batch_size=batch, flip=flip)
 
 
-def some(images: Images, read: Callable[[int], T], most: int, skip_unreadable: bool) -> list[T]:
+def read_sample(images: Images, read: Callable[[int], T], most: int, skip_unreadable: bool) -> list[T]:
     """What `read` gives for some of the images, spread evenly; raises `ImageError`, or leaves unreadable ones out."""
     found = []
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int).tolist()
@@ -73,22 +86,22 @@ def some(images: Images, read: Callable[[int], T], most: int, skip_unreadable: b
     return found
 
 
-def image_sizes(images: Images, most: int = 64, skip_unreadable: bool = False) -> list[tuple[int, int]]:
+def sample_image_sizes(images: Images, most: int = 64, skip_unreadable: bool = False) -> list[tuple[int, int]]:
     """(height, width) of some of the images, spread evenly."""
-    shapes = some(images, lambda i: images[i].shape[-2:], most, skip_unreadable)
+    shapes = read_sample(images, lambda i: images[i].shape[-2:], most, skip_unreadable)
     return [(int(h), int(w)) for h, w in shapes]
 
 
-def natural_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+def choose_image_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     """The images' own size where they agree on a small one, else a square that a laptop trains on."""
     if len(set(sizes)) == 1 and max(sizes[0]) <= 64:
         return sizes[0]
     typical = float(np.median([min(size) for size in sizes]))
-    side = next(side for least, side in SEEN_AT if typical >= least)
+    side = next(side for least, side in IMAGE_SIZE_BY_SHORT_SIDE if typical >= least)
     return side, side
 
 
-def normalised(
+def with_normalization(
     preprocess: Preprocess, by: str, images: Images, most: int = 2000, skip_unreadable: bool = False
 ) -> Preprocess:
     """The preprocessing with mean and deviation `by` a rule: half, imagenet, or data, measured on training images."""
@@ -100,14 +113,14 @@ def normalised(
         if preprocess.channels != 3:
             raise UsageError("normalize 'imagenet' is for colour images, these are grey", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET[0], "std": IMAGENET[1]})
-    counts = some(images, lambda i: occurring(images.fitted(preprocess, [i])[0]), most, skip_unreadable)
+    counts = read_sample(images, lambda i: pixel_histogram(images.fitted(preprocess, [i])[0]), most, skip_unreadable)
     mean_C, std_C = mean_and_std(torch.stack(counts).sum(0))
     mean = tuple(round(m, 4) for m in mean_C.tolist())
     std = tuple(max(round(s, 4), 0.01) for s in std_C.tolist())
     return Preprocess(**{**values, "mean": mean, "std": std})
 
 
-def occurring(pixels_CHW: Tensor) -> Tensor:
+def pixel_histogram(pixels_CHW: Tensor) -> Tensor:
     """How often each value from 0 to 255 occurs in each channel of an image, int64 (C, 256)."""
     return torch.stack([torch.bincount(channel, minlength=256) for channel in pixels_CHW.flatten(1)])
 

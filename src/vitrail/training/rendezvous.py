@@ -13,11 +13,11 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-PAUSE = 0.02  # seconds between two looks
-LONGEST = timedelta(minutes=10)  # that processes wait for one another
+POLL_SECONDS = 0.02  # seconds between two looks
+TIMEOUT = timedelta(minutes=10)  # that processes wait for one another
 
 
-def attempt_store(rank: int, size: int) -> Store:
+def rendezvous_store(rank: int, size: int) -> Store:
     """A store that the `size` processes of this attempt share, at the address in torchrun's environment.
 
     Raises `TimeoutError` where one of them does not come.
@@ -28,23 +28,23 @@ def attempt_store(rank: int, size: int) -> Store:
         int(os.environ["MASTER_PORT"]),
         world_size=None,
         is_master=rank == 0 and not hosted,
-        timeout=LONGEST,
+        timeout=TIMEOUT,
         wait_for_workers=False,
         multi_tenant=True,
     )
-    return PrefixStore(f"vitrail/{agree(store, rank, size)}", store)
+    return PrefixStore(f"vitrail/{agree_on_attempt(store, rank, size)}", store)
 
 
-def agree(store: Store, rank: int, size: int) -> str:
+def agree_on_attempt(store: Store, rank: int, size: int) -> str:
     """The name of this attempt, the same for its processes and no others."""
     mine = uuid.uuid4().hex
-    deadline = time.monotonic() + LONGEST.total_seconds()
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
 
     def wait_for(key: str) -> None:
         while not store.check([key]):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nobody wrote {key}")
-            time.sleep(PAUSE)
+            time.sleep(POLL_SECONDS)
 
     if rank == 0:
         store.set("vitrail/offer", mine)
@@ -62,4 +62,4 @@ def agree(store: Store, rank: int, size: int) -> str:
             return offer
         if time.monotonic() > deadline:
             raise TimeoutError("process 0 does not answer")
-        time.sleep(PAUSE)
+        time.sleep(POLL_SECONDS)

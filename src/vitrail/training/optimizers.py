@@ -13,7 +13,7 @@ from vitrail.training.muon import Muon
 from vitrail.training.recipes import Recipe
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay makes sense: for matrices and the patch projection, not for vectors, tokens, positions."""
     return parameter.ndim >= 2 and name not in ("prefix", "position.grid", "pool.query")
 
@@ -33,7 +33,7 @@ def is_other_matrix(name: str, parameter: nn.Parameter) -> bool:
     return is_block_matrix(name, parameter) and not is_qkv(name, parameter)
 
 
-def depth_of(name: str, blocks: int) -> int:
+def layer_index(name: str, blocks: int) -> int:
     """Where a parameter stands in the flow: 0 the embedding, i + 1 block i, `blocks` + 1 pooling and head.
 
     The last norm belongs to the last block, as in timm (in BEiT's own code it stands with the head).
@@ -46,35 +46,39 @@ def depth_of(name: str, blocks: int) -> int:
 
 def adamw(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """AdamW, as in arXiv 1711.05101, with torch's fused kernel."""
-    return [torch.optim.AdamW(groups(vit, recipe, recipe.lr), lr=recipe.lr, fused=True)]
+    return [torch.optim.AdamW(parameter_groups(vit, recipe, recipe.lr), lr=recipe.lr, fused=True)]
 
 
 def sgd(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """SGD with momentum."""
     nesterov = recipe.momentum > 0
-    return [torch.optim.SGD(groups(vit, recipe, recipe.lr), lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)]
+    return [
+        torch.optim.SGD(
+            parameter_groups(vit, recipe, recipe.lr), lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov
+        )
+    ]
 
 
 def muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """Muon on the blocks' matrices, AdamW on everything else."""
-    rest = groups(vit, recipe, recipe.lr, lambda name, p: not is_block_matrix(name, p))
+    rest = parameter_groups(vit, recipe, recipe.lr, lambda name, p: not is_block_matrix(name, p))
     optimizers: list[Optimizer] = [torch.optim.AdamW(rest, lr=recipe.lr, fused=True)]
     matrices = [
         {**group, "parts": parts}
         for chosen, parts in ((is_qkv, 3), (is_other_matrix, 1))
-        for group in groups(vit, recipe, recipe.muon_lr, chosen, decays=lambda name, p: True)
+        for group in parameter_groups(vit, recipe, recipe.muon_lr, chosen, has_weight_decay=lambda name, p: True)
     ]
     if not matrices:
         return optimizers
     return [Muon(matrices, lr=recipe.muon_lr, momentum=recipe.muon_momentum), *optimizers]
 
 
-def groups(
+def parameter_groups(
     vit: ViT,
     recipe: Recipe,
     lr: float,
     chosen: Callable[[str, nn.Parameter], bool] = lambda name, p: True,
-    decays: Callable[[str, nn.Parameter], bool] = decays,
+    has_weight_decay: Callable[[str, nn.Parameter], bool] = has_weight_decay,
 ) -> list[dict[str, Any]]:
     """The chosen parameters that are to be trained, by learning rate and by whether they decay.
 
@@ -85,8 +89,8 @@ def groups(
     found: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in vit.named_parameters():
         if p.requires_grad and chosen(name, p):
-            place = depth_of(name, vit.config.depth) if recipe.layer_decay != 1 else last
-            found.setdefault((place, recipe.weight_decay_on == "all" or decays(name, p)), []).append(p)
+            place = layer_index(name, vit.config.depth) if recipe.layer_decay != 1 else last
+            found.setdefault((place, recipe.weight_decay_on == "all" or has_weight_decay(name, p)), []).append(p)
     return [
         {
             "params": parameters,
@@ -107,7 +111,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warm-up, 0 
 }
 
 
-def lr_part(step: int, steps: int, recipe: Recipe) -> float:
+def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
     """The learning rate at a step, as a part of the highest: a rise, then the recipe's schedule."""
     warmup = round(recipe.warmup_fraction * steps)
     if step < warmup:

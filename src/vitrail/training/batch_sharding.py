@@ -20,7 +20,7 @@ from vitrail.training.distributed import World
 from vitrail.training.recipes import Recipe
 
 
-def places(n: int, recipe: Recipe, world: World) -> list[tuple[Tensor, int]]:
+def shard_positions(n: int, recipe: Recipe, world: World) -> list[tuple[Tensor, int]]:
     """For each part of a batch of `n` images the places of this process's cut; so many at the front are spare."""
     cuts = []
     for part in torch.arange(n).chunk(recipe.accumulation_steps):
@@ -30,7 +30,7 @@ def places(n: int, recipe: Recipe, world: World) -> list[tuple[Tensor, int]]:
     return cuts
 
 
-def parts_of(pixels: Tensor, labels: Tensor, recipe: Recipe, world: World) -> list[tuple[Tensor, Tensor, int]]:
+def micro_batches(pixels: Tensor, labels: Tensor, recipe: Recipe, world: World) -> list[tuple[Tensor, Tensor, int]]:
     """The parts that a batch is computed in: pixels, labels, and how many images at the front are spare.
 
     `labels` are those of the whole batch, `pixels` what this process has read of it.
@@ -38,7 +38,7 @@ def parts_of(pixels: Tensor, labels: Tensor, recipe: Recipe, world: World) -> li
     if world.size == 1:
         chunks = zip(pixels.chunk(recipe.accumulation_steps), labels.chunk(recipe.accumulation_steps), strict=True)
         return [(some_pixels, some_labels, 0) for some_pixels, some_labels in chunks]
-    cuts = places(len(labels), recipe, world)
+    cuts = shard_positions(len(labels), recipe, world)
     ends = np.cumsum([len(where) for where, _ in cuts]).tolist()
     return [
         (pixels[end - len(where) : end], labels[where], spare) for end, (where, spare) in zip(ends, cuts, strict=True)
@@ -57,7 +57,7 @@ def epoch_batches(
 ) -> Iterator[Batch]:
     """The batches of an epoch from number `start` on, or where several processes train, this one's cuts of them."""
     if world.size > 1:
-        yield from cut_batches(images, preprocess, recipe, world, epoch=epoch, start=start, refuse=refuse)
+        yield from sharded_batches(images, preprocess, recipe, world, epoch=epoch, start=start, refuse=refuse)
         return
     assert recipe.batch_size is not None
     yield from training_batches(
@@ -72,7 +72,7 @@ def epoch_batches(
     )
 
 
-def cut_batches(
+def sharded_batches(
     images: Images,
     preprocess: Preprocess,
     recipe: Recipe,
@@ -92,7 +92,7 @@ def cut_batches(
     errors: list[ImageError] = []
 
     def mine(indices: np.ndarray) -> np.ndarray:
-        where = torch.cat([where for where, _ in places(len(indices), recipe, world)])
+        where = torch.cat([where for where, _ in shard_positions(len(indices), recipe, world)])
         return indices[where.numpy()]
 
     reading = training_batches(
@@ -117,7 +117,7 @@ def cut_batches(
         except WorkerDied as error:
             died = error
         while world.any(bool(errors or died))[0]:  # seldom: the batch is cut anew, without what cannot be read
-            known = world.gather((died, list(errors)))
+            known = world.all_gather((died, list(errors)))
             if dead := next((each for each, _ in known if each), None):
                 raise dead
             unread = {error.name: error for _, theirs in known for error in theirs}

@@ -19,7 +19,7 @@ def check_freeze(recipe: Recipe, blocks: int) -> None:
         raise UsageError(f"freeze {blocks} leaves no block for LoRA to update", "freeze fewer blocks")
 
 
-def freeze(vit: ViT, recipe: Recipe) -> list[nn.Module]:
+def freeze_parameters(vit: ViT, recipe: Recipe) -> list[nn.Module]:
     """Takes the frozen parameters out of training; returns the frozen modules, which belong in eval mode.
 
     With a number the embedding and so many blocks stand still, with `backbone` everything but the head.
