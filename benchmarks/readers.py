@@ -40,7 +40,7 @@ from vitrail.data.loader import evaluation_batches, training_batches
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.shards.index import FILE, Index, empty, save
 from vitrail.data.shards.storage import Shard
-from vitrail.data.shards.write import write_shards
+from vitrail.data.shards.writer import write_shards
 from vitrail.data.sources import find, index, open_data
 from vitrail.data.words import Names
 from vitrail.machine import count_cores, processor_name

@@ -22,7 +22,7 @@ from vitrail.exporting.onnx_file import describe, export_onnx, onnx_model, runni
 from vitrail.exporting.proof import Agreed, demand, images_for, map_difference
 from vitrail.exporting.running import OnnxClassifier
 from vitrail.model import Rotary, SinCos
-from vitrail.prediction.address import Address
+from vitrail.prediction.model_spec import Address
 
 TINY = dict(width=32, depth=1, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
 SHAPES: dict[str, dict] = {  # between them every part of a model that there is

@@ -29,8 +29,8 @@ from conftest import COLOURS, picture
 from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.prediction import listing, local
-from vitrail.prediction.everything import home_of
-from vitrail.prediction.task import Task
+from vitrail.prediction.predict import home_of
+from vitrail.prediction.part_job import Task
 
 IMAGES = 2000
 PARTS = 32  # of 64 images
@@ -281,7 +281,7 @@ def test_relative_paths_are_found_by_processes_that_run_elsewhere(
             said = actor({name: np.array([value]) for name, value in vars(piece).items()})
             assert not said["sentence"][0]
 
-    monkeypatch.setattr("vitrail.prediction.everything.predict_locally", engine)
+    monkeypatch.setattr("vitrail.prediction.predict.predict_locally", engine)
     monkeypatch.chdir(colours)
     model = os.path.relpath(run.folder)
     found = vitrail.predict_all(model, "test", colours / "test" / "out")
@@ -594,7 +594,7 @@ def test_an_image_that_kills_processes_is_named(
 def test_a_part_that_kills_processes_as_they_write_it_is_named(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.prediction.task.noted", lambda *content: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("vitrail.prediction.part_job.noted", lambda *content: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(VitrailError, match="a process died 3 times while it wrote part 0: killed by SIGKILL"):
         vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch=24, workers=1)
 
@@ -754,7 +754,7 @@ def test_reading_processes_beside_one_that_predicts_give_the_same(
     def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
         local.in_this_process(task, pieces, 2, tell)
 
-    monkeypatch.setattr("vitrail.prediction.everything.predict_locally", with_readers)
+    monkeypatch.setattr("vitrail.prediction.predict.predict_locally", with_readers)
     found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64)
     assert (found.images, found.unreadable) == (IMAGES, 1)
     assert hashes(tmp_path / "out") == hashes(undisturbed)
@@ -770,7 +770,7 @@ def test_a_fault_of_ours_in_a_reading_process_is_not_called_its_death(
         local.in_this_process(task, pieces, 1, tell)
 
     monkeypatch.setattr("vitrail.prediction.rows.decode", faulty)
-    monkeypatch.setattr("vitrail.prediction.everything.predict_locally", with_readers)
+    monkeypatch.setattr("vitrail.prediction.predict.predict_locally", with_readers)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
 

@@ -33,11 +33,13 @@ from vitrail.data.check import check
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import training_batches
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.shards import is_shards, read, storage, tar
+from vitrail.data.shards import is_shards, storage
+from vitrail.data.shards import images
+from vitrail.data.shards import tar_index
 from vitrail.data.shards.address import braces, called
 from vitrail.data.shards.index import FILE, KEY, loaded, save
 from vitrail.data.shards.storage import cache_limit
-from vitrail.data.shards.write import write_shards
+from vitrail.data.shards.writer import write_shards
 from vitrail.data.sources import find, fingerprint, open_data
 from vitrail.data.words import Coded, Names, Numbered, coded
 from vitrail.errors import UsageError, VitrailError
@@ -582,12 +584,12 @@ def test_a_member_smaller_than_a_patch_is_named_and_little_is_read_for_it(
     large, dot = io.BytesIO(), io.BytesIO()
     Image.fromarray(noise).save(large, "PNG")
     Image.new("RGB", (2, 2)).save(dot, "PNG")
-    assert len(large.getvalue()) > 2 * read.HEAD
+    assert len(large.getvalue()) > 2 * images.HEAD
     rows = [(f"{label}/{i}.png", large.getvalue()) for label in "ab" for i in range(4)]
     shard = pack(tmp_path / "set" / "0.tar", *rows, ("b/dot.png", dot.getvalue()), end=True)
     splits = find(shard.parent).splits["all"]
     lengths: list[int] = []
-    real = read.read_range
+    real = images.read_range
 
     def seen(shard, start: int, length: int) -> bytes:
         lengths.append(length)
@@ -595,7 +597,7 @@ def test_a_member_smaller_than_a_patch_is_named_and_little_is_read_for_it(
 
     monkeypatch.setattr(read, "read_range", seen)
     assert [splits.pixels.size(i) for i in range(len(splits))] == [(256, 256)] * 8 + [(2, 2)]
-    assert max(lengths) == read.HEAD
+    assert max(lengths) == images.HEAD
     with pytest.raises(ImageError, match=r"0\.tar:0/b/dot\.png: 2x2 pixels are fewer than a patch"):
         vitrail.train(
             shard.parent,
@@ -933,7 +935,7 @@ def test_a_damaged_copy_that_another_process_drops_first_is_let_go(shards, serve
     pixels = [train[i] for i in range(len(train))]
     for path in (own_cache / "shards").glob("*.tar"):
         rewritten(path, lambda content: content.__setitem__(slice(0, None), bytes(len(content))))
-    really = read.read_range
+    really = images.read_range
 
     def and_another_drops_it(*place):
         found = really(*place)

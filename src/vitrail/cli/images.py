@@ -10,7 +10,7 @@ from vitrail.data.decode import decode
 from vitrail.data.folder import images_below, refuse_strange
 from vitrail.errors import UsageError
 from vitrail.prediction.listing import means_shards, readable
-from vitrail.prediction.members import Member, content, members
+from vitrail.prediction.shard_members import Member, content, members
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters, progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
-from vitrail.prediction.everything import Predicted, Wanted, predict_all
+from vitrail.prediction.predict import Predicted, Wanted, predict_all
 
 SHOWN = 10  # classes in the table of what was found
 

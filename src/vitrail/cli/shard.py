@@ -17,7 +17,7 @@ from pathlib import Path
 from vitrail.cli.main import Answer
 from vitrail.console import progress_bar
 from vitrail.data.shards.storage import is_remote
-from vitrail.data.shards.write import SIZE, total, unlike, write_shards
+from vitrail.data.shards.writer import SIZE, total, unlike, write_shards
 from vitrail.data.sources import find
 from vitrail.errors import UsageError
 

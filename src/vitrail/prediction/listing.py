@@ -21,8 +21,8 @@ from vitrail.data.decode import EXTENSIONS, PASSING
 from vitrail.data.shards import is_shards
 from vitrail.data.table import PATH_COLUMNS, TABLES, column
 from vitrail.errors import UsageError, VitrailError
-from vitrail.prediction.members import Member, members
-from vitrail.prediction.tables import arrow
+from vitrail.prediction.shard_members import Member, members
+from vitrail.prediction.arrow import arrow
 
 RUN = 50_000  # entries that are sorted in memory
 RUNS = 64  # sorted files that are merged into one

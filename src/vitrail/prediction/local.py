@@ -25,7 +25,7 @@ from vitrail.machine import count_cores
 from vitrail.prediction.folder import Done
 from vitrail.prediction.listing import Entry, Piece
 from vitrail.prediction.rows import Reading, Rows, read, rows_of
-from vitrail.prediction.task import Task
+from vitrail.prediction.part_job import Task
 
 DEATHS = 3  # processes that one part may cost, or that may die before their first
 # Forked processes are there at once; elsewhere than on Linux libraries do not bear it.

@@ -21,7 +21,7 @@ from vitrail.machine import count_cores
 from vitrail.prediction.folder import Done
 from vitrail.prediction.listing import Piece
 from vitrail.prediction.local import Tell
-from vitrail.prediction.task import Task
+from vitrail.prediction.part_job import Task
 from vitrail.ray_cluster import Node, alive, connected, places
 
 TRIES = 2  # times in a row that Ray may get nothing done before it is said to have given up

@@ -14,8 +14,8 @@ from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
 from vitrail.prediction.listing import Entry
-from vitrail.prediction.members import content
-from vitrail.prediction.tables import FORMULA
+from vitrail.prediction.shard_members import content
+from vitrail.prediction.arrow import FORMULA
 
 SMALLER = "take fewer --workers or a smaller --batch, then --resume"
 NOT_A_NUMBER = "the model's answer is not a finite number"

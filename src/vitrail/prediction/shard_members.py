@@ -8,7 +8,7 @@ import numpy as np
 
 from vitrail.data.shards import read_shards
 from vitrail.data.shards.index import Index, empty
-from vitrail.data.shards.read import Members
+from vitrail.data.shards.images import Members
 from vitrail.data.shards.storage import Shard, is_remote
 from vitrail.data.words import Names
 from vitrail.errors import VitrailError

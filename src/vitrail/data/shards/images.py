@@ -28,7 +28,7 @@ from vitrail.data.shards.storage import (
     small_file,
     with_kept,
 )
-from vitrail.data.shards.tar import indexed
+from vitrail.data.shards.tar_index import indexed
 from vitrail.data.words import Coded
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import cache_folder

@@ -9,9 +9,9 @@ import torch
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import VitrailError
-from vitrail.prediction.address import Address
+from vitrail.prediction.model_spec import Address
 from vitrail.prediction.folder import Done, PartsFolder, Plan, noted
-from vitrail.prediction.forms import FORMS
+from vitrail.prediction.table_formats import FORMS
 from vitrail.prediction.listing import Entry, Piece, read_entries
 from vitrail.prediction.rows import Rows, joined, read, rows_of
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitrail.errors import UsageError
 from vitrail.prediction.rows import Rows
-from vitrail.prediction.tables import FORMULA, arrow
+from vitrail.prediction.arrow import FORMULA, arrow
 
 
 def columns(top: int) -> list[str]:

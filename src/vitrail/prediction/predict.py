@@ -19,13 +19,13 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.options import check_fields, option
-from vitrail.prediction.address import Address
+from vitrail.prediction.model_spec import Address
 from vitrail.prediction.folder import EXAMPLES, PartsFolder, Plan
-from vitrail.prediction.forms import refuse_formulas
+from vitrail.prediction.table_formats import refuse_formulas
 from vitrail.prediction.listing import MARK, Piece, write_listing
 from vitrail.prediction.local import Tell, predict_locally
-from vitrail.prediction.tables import arrow
-from vitrail.prediction.task import Task
+from vitrail.prediction.arrow import arrow
+from vitrail.prediction.part_job import Task
 
 Engine = Callable[[Task, Sequence[Piece], int | None, Tell], object]
 LARGEST_PART = 31 * MARK  # 1,984 images, unless asked otherwise: what a killed process loses at most
