@@ -38,7 +38,7 @@ from benchmarks.document import put
 from vitrail.data.augment import Augmentation
 from vitrail.data.loader import evaluation_batches, training_batches
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.shards.index import FILE, Index, empty, save
+from vitrail.data.shards.index import INDEX_FILE, ShardIndex, empty_columns, save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.shards.writer import write_shards
 from vitrail.data.sources import find, index, open_data
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         root = Path(place)
         os.environ["VITRAIL_CACHE"] = str(root / "cache")
         folder = make_folder(root / "photos", n, arguments.side)
-        written = write_shards(find(folder), root / "shards", size=arguments.size)
+        written = write_shards(find(folder), root / "shards", shard_mib=arguments.size)
         readers: dict[str, Pass] = {
             "ImageFolder": imagefolder(folder),
             "vitrail, folder": ours(folder, arguments.side),
@@ -204,9 +204,9 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def made_up(n: int) -> Index:
+def made_up(n: int) -> ShardIndex:
     """An index of images that are nowhere: 1,000 classes, 5,000 images a shard, names as long as ImageNet's."""
-    columns = empty(n)
+    columns = empty_columns(n)
     columns["shard"][:] = np.arange(n) // 5000
     columns["length"][:] = 20_000 + np.arange(n) % 7919
     columns["offset"][:] = 512 + (np.arange(n) % 5000) * 30_000
@@ -214,14 +214,14 @@ def made_up(n: int) -> Index:
     columns["sha256"][:] = np.random.default_rng(0).integers(0, 256, (n, 32), dtype=np.uint8)
     names = Names.of(f"n{i * 1000 // n:08d}/image_{i:08d}.jpg" for i in range(n))
     shards = tuple(Shard(f"shards-{i:06d}.tar", 5000 * 30_000) for i in range(-(-n // 5000)))
-    return Index("made-up", shards, tuple(f"n{i:08d}" for i in range(1000)), columns, names)
+    return ShardIndex("made-up", shards, tuple(f"n{i:08d}" for i in range(1000)), columns, names)
 
 
 def made_up_set(folder: Path, n: int) -> Path:
     """A folder with that index, and shards that are holes."""
     folder.mkdir()
     made = made_up(n)
-    save(made, folder / FILE)
+    save_index(made, folder / INDEX_FILE)
     for shard in made.shards:
         with (folder / shard.address).open("wb") as file:
             file.truncate(shard.size)
@@ -249,7 +249,7 @@ def memory(n: int) -> dict[str, float]:
             batches = training_batches(splits.train, Augmentation(lambda x: x), batch=256, seed=0, epoch=0, workers=0)
             found = {
                 "images": n,
-                "index_bytes_per_image": (address / FILE).stat().st_size / n,
+                "index_bytes_per_image": (address / INDEX_FILE).stat().st_size / n,
                 "resident_bytes_per_image": (after - before) / n,
                 "peak_bytes_per_image": (peak - before) / n,
                 "epoch_bytes_per_image": (resident() - after) / n,

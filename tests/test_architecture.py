@@ -72,7 +72,7 @@ def test_the_model_knows_neither_files_nor_training():
 
 def test_the_public_names():
     assert set(vitrail.__all__) == {
-        "Classifier", "Explanation", "Predicted", "Prediction", "Run", "Sweep", "UsageError", "ViT", "ViTConfig",
+        "Classifier", "Explanation", "PredictSummary", "Prediction", "Run", "Sweep", "UsageError", "ViT", "ViTConfig",
         "VitrailError", "load", "predict_all", "recording", "sweep", "train",
     }  # fmt: skip
     assert callable(vitrail.train)

@@ -22,7 +22,7 @@ from vitrail.exporting.onnx_file import describe, export_onnx, onnx_model, runni
 from vitrail.exporting.proof import Agreed, demand, images_for, map_difference
 from vitrail.exporting.running import OnnxClassifier
 from vitrail.model import Rotary, SinCos
-from vitrail.prediction.model_spec import Address
+from vitrail.prediction.model_spec import ModelSpec
 
 TINY = dict(width=32, depth=1, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
 SHAPES: dict[str, dict] = {  # between them every part of a model that there is
@@ -367,7 +367,10 @@ def test_a_strange_file_is_a_sentence(name: str, saved: tuple[Classifier, Path],
 
 
 def test_a_device_of_no_name_is_wrong_use(saved: tuple[Classifier, Path]):
-    for ask in (lambda: OnnxClassifier.load(saved[1], device="gpu"), lambda: Address(str(saved[1]), device="gpu").kind):
+    for ask in (
+        lambda: OnnxClassifier.load(saved[1], device="gpu"),
+        lambda: ModelSpec(str(saved[1]), device="gpu").device_type,
+    ):
         with pytest.raises(UsageError, match="there is no device 'gpu' here"):
             ask()
 

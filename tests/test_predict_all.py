@@ -29,8 +29,8 @@ from conftest import COLOURS, picture
 from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.prediction import listing, local
-from vitrail.prediction.predict import home_of
-from vitrail.prediction.part_job import Task
+from vitrail.prediction.part_job import PartJob
+from vitrail.prediction.predict import working_directory
 
 IMAGES = 2000
 PARTS = 32  # of 64 images
@@ -269,14 +269,14 @@ def test_relative_paths_are_found_by_processes_that_run_elsewhere(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As Ray's do, whose processes on other machines begin in a folder of their own."""
-    from vitrail.prediction.ray import Actor
+    from vitrail.prediction.ray import PartActor
 
-    given: list[Task] = []
+    given: list[PartJob] = []
 
-    def engine(task: Task, pieces: Sequence[listing.Piece], workers: int | None, tell: local.Tell) -> None:
+    def engine(task: PartJob, pieces: Sequence[listing.Part], workers: int | None, tell: local.Tell) -> None:
         given.append(pickle.loads(pickle.dumps(task)))
         monkeypatch.chdir(tmp_path)
-        actor = Actor(given[0])
+        actor = PartActor(given[0])
         for piece in pieces:
             said = actor({name: np.array([value]) for name, value in vars(piece).items()})
             assert not said["sentence"][0]
@@ -289,11 +289,16 @@ def test_relative_paths_are_found_by_processes_that_run_elsewhere(
     rows = rows_in(colours / "test" / "out")
     shutil.rmtree(colours / "test" / "out")
     assert rows[0]["path"] == "test/blue/0.png"  # as it was typed
-    gone = Actor(replace(given[0], home=str(tmp_path / "gone")))
-    assert gone.refused and "relative paths are meant from" in gone.refused.sentence
+    gone = PartActor(replace(given[0], home=str(tmp_path / "gone")))
+    assert gone.startup_error and "relative paths start at" in gone.startup_error.sentence
     monkeypatch.chdir(colours)
-    assert home_of(["test"]) == home_of(["x-{0..9}.tar"]) == home_of(["card@test"]) == str(colours)
-    assert home_of([colours, "cifar10-small", "timm/vit", "s3://x/y.tar"]) is None
+    assert (
+        working_directory(["test"])
+        == working_directory(["x-{0..9}.tar"])
+        == working_directory(["card@test"])
+        == str(colours)
+    )
+    assert working_directory([colours, "cifar10-small", "timm/vit", "s3://x/y.tar"]) is None
 
 
 def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, tmp_path: Path):
@@ -311,10 +316,10 @@ def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, t
     for i in range(3):
         picture(COLOURS["red"], i).save(tmp_path / f"{i}.png")
     Image.new("RGB", (16, 16), (255, 0, 255)).save(tmp_path / "1.png")
-    from vitrail.prediction.rows import read, rows_of
+    from vitrail.prediction.rows import predict_rows, read_batch
 
-    entries = [listing.stated(str(tmp_path / f"{i}.png")) for i in range(3)]
-    rows = rows_of(clf, entries, read(entries, clf.preprocess), 1, False)
+    entries = [listing.stat_entry(str(tmp_path / f"{i}.png")) for i in range(3)]
+    rows = predict_rows(clf, entries, read_batch(entries, clf.preprocess), 1, False)
     assert rows.errors == [None, "the model's answer is not a finite number", None]
     assert [clf.classes[i] for i in rows.labels[[0, 2], 0]] == ["red", "red"]
 
@@ -327,11 +332,11 @@ def test_a_batch_that_the_memory_does_not_suffice_for_is_said_and_has_no_rows(ru
 
     clf.logits = logits  # type: ignore[method-assign]
     picture(COLOURS["red"], 0).save(tmp_path / "0.png")
-    from vitrail.prediction.rows import read, rows_of
+    from vitrail.prediction.rows import predict_rows, read_batch
 
-    entries = [listing.stated(str(tmp_path / "0.png"))]
+    entries = [listing.stat_entry(str(tmp_path / "0.png"))]
     with pytest.raises(VitrailError, match=r"for 1 images at a time \(.*smaller --batch, then --resume\)"):
-        rows_of(clf, entries, read(entries, clf.preprocess), 1, False)
+        predict_rows(clf, entries, read_batch(entries, clf.preprocess), 1, False)
 
 
 HOSTILE = [
@@ -394,9 +399,9 @@ def test_a_class_that_a_spreadsheet_would_compute_is_for_parquet(
 def test_folders_are_listed_in_order_through_files(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(listing, "RUN", 10)  # 200 sorted files, merged 64 at a time
     found = listing.write_listing([str(many)], tmp_path / "listing")
-    entries = [e for piece in found.pieces(64) for e in listing.read_entries(found.file, piece)]
+    entries = [e for piece in found.parts(64) for e in listing.read_entries(found.file, piece)]
     assert [entry.path for entry in entries] == [str(path) for path in sorted(many.rglob("*.png"))]
-    assert [piece.images for piece in found.pieces(128)] == [128] * 15 + [80]
+    assert [piece.images for piece in found.parts(128)] == [128] * 15 + [80]
     again = listing.write_listing([str(many)], tmp_path / "again")
     assert again.fingerprint == found.fingerprint
     assert not list(tmp_path.glob(".sorting-*"))
@@ -447,7 +452,7 @@ def test_links_are_followed_once_and_hidden_things_left_out(tmp_path: Path):
     (tmp_path / "sub" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     for hidden in (".c.png", "notes.txt"):
         (tmp_path / hidden).write_bytes(b"")
-    found = sorted(entry.path for entry in listing.walk(str(tmp_path)))
+    found = sorted(entry.path for entry in listing.walk_folder(str(tmp_path)))
     assert found == [str(tmp_path / name) for name in ("a.png", "sub/b.PNG", "sub/dangling.jpg")]
 
 
@@ -460,7 +465,7 @@ def test_a_folder_has_its_own_path_however_many_links_lead_to_it(tmp_path: Path)
     picture(COLOURS["red"], 9).save(tmp_path / "out" / "sub" / "x.png")
     for name in "cab":
         (tmp_path / "in" / name).symlink_to(tmp_path / "out")
-    found = sorted(entry.path for entry in listing.walk(str(tmp_path / "in")))
+    found = sorted(entry.path for entry in listing.walk_folder(str(tmp_path / "in")))
     real = [str(tmp_path / "in" / f"{i}-real" / "x.png") for i in range(8)]
     assert found == [*real, str(tmp_path / "in" / "a" / "sub" / "x.png")]
 
@@ -594,7 +599,8 @@ def test_an_image_that_kills_processes_is_named(
 def test_a_part_that_kills_processes_as_they_write_it_is_named(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.prediction.part_job.noted", lambda *content: os.kill(os.getpid(), signal.SIGKILL))
+    kill = lambda *content: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    monkeypatch.setattr("vitrail.prediction.part_job.part_manifest", kill)
     with pytest.raises(VitrailError, match="a process died 3 times while it wrote part 0: killed by SIGKILL"):
         vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch=24, workers=1)
 
@@ -752,7 +758,7 @@ def test_reading_processes_beside_one_that_predicts_give_the_same(
     """As it is done on a GPU."""
 
     def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
-        local.in_this_process(task, pieces, 2, tell)
+        local.stream_to_gpu(task, pieces, 2, tell)
 
     monkeypatch.setattr("vitrail.prediction.predict.predict_locally", with_readers)
     found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64)
@@ -767,7 +773,7 @@ def test_a_fault_of_ours_in_a_reading_process_is_not_called_its_death(
         raise RuntimeError("a fault of ours")
 
     def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
-        local.in_this_process(task, pieces, 1, tell)
+        local.stream_to_gpu(task, pieces, 1, tell)
 
     monkeypatch.setattr("vitrail.prediction.rows.decode", faulty)
     monkeypatch.setattr("vitrail.prediction.predict.predict_locally", with_readers)
@@ -786,15 +792,15 @@ def test_without_ray_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch
 
 
 def test_threads_that_no_node_has_cores_for_are_refused():
-    from vitrail.prediction.ray import room_for
+    from vitrail.prediction.ray import count_actor_slots
 
     nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
-    assert [room_for(nodes, threads, on_gpu=False) for threads in (1, 2, 3, 4)] == [6, 3, 1, 1]
-    assert room_for(nodes, 2, on_gpu=True) == 1
+    assert [count_actor_slots(nodes, threads, on_gpu=False) for threads in (1, 2, 3, 4)] == [6, 3, 1, 1]
+    assert count_actor_slots(nodes, 2, on_gpu=True) == 1
     for threads, on_gpu in ((5, False), (3, True)):
         with pytest.raises(UsageError, match=f"no node of the Ray cluster has {threads} cores"):
-            room_for(nodes, threads, on_gpu)
-    assert room_for([{"memory": 1.0}], 8, on_gpu=False) == 0  # nodes that have cores may come
+            count_actor_slots(nodes, threads, on_gpu)
+    assert count_actor_slots([{"memory": 1.0}], 8, on_gpu=False) == 0  # nodes that have cores may come
 
 
 def test_without_pyarrow_csv_is_left(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -26,9 +26,9 @@ TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "b
 def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     pytest.importorskip("optuna")
-    from vitrail.ray_cluster import connected
+    from vitrail.ray_cluster import connect_ray
 
-    with connected(None, cores=2) as ray:
+    with connect_ray(None, cores=2) as ray:
         yield ray
 
 

@@ -44,11 +44,11 @@ def port(run: vitrail.Run) -> Iterator[int]:
     pytest.importorskip("ray")
     from ray import serve
 
-    from vitrail.ray_cluster import connected
+    from vitrail.ray_cluster import connect_ray
     from vitrail.serving.ray import deployment
     from vitrail.serving.settings import Settings
 
-    with connected(None, cores=2):
+    with connect_ray(None, cores=2):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         serve.start(http_options={"port": port, "host": "127.0.0.1"})

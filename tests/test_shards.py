@@ -33,11 +33,10 @@ from vitrail.data.check import check
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import training_batches
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.shards import is_shards, storage
-from vitrail.data.shards import images
-from vitrail.data.shards import tar_index
-from vitrail.data.shards.address import braces, called
-from vitrail.data.shards.index import FILE, KEY, loaded, save
+from vitrail.data.shards import images as shard_images
+from vitrail.data.shards import is_shards, storage, tar_index
+from vitrail.data.shards.address import expand_braces, shard_set_name
+from vitrail.data.shards.index import INDEX_FILE, METADATA_KEY, parse_index, save_index
 from vitrail.data.shards.storage import cache_limit
 from vitrail.data.shards.writer import write_shards
 from vitrail.data.sources import find, fingerprint, open_data
@@ -68,7 +67,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(photos: Path, tmp_path: Path) -> Path:
-    return sharded(photos, tmp_path / "shards", images=10)
+    return sharded(photos, tmp_path / "shards", images_per_shard=10)
 
 
 def rewritten(path: Path, change: Callable[[bytearray], object]) -> None:
@@ -81,7 +80,7 @@ def rewritten(path: Path, change: Callable[[bytearray], object]) -> None:
 
 def place_of(address: Path, name: str) -> tuple[Path, int, int]:
     """(shard, offset, length) of an image in shards with an index of ours."""
-    index = loaded((address / FILE).read_bytes(), "index")
+    index = parse_index((address / INDEX_FILE).read_bytes(), "index")
     row = list(index.names).index(name)
     c = index.columns
     return address / index.shards[c["shard"][row]].address, int(c["offset"][row]), int(c["length"][row])
@@ -94,7 +93,7 @@ def test_names_labels_splits_order_bytes_and_fingerprint_are_those_of_the_folder
     (photos / "train" / "red" / "a.b.c.png").write_bytes((photos / "train" / "red" / "3.png").read_bytes())
     (photos / "train" / "blue" / "Größe 1.jpeg").write_bytes(b"no image, and kept as it is")
     shutil.rmtree(shards)
-    for options in ({"images": 7}, {"size": 0.02, "seed": 5}, {"seed": None}):
+    for options in ({"images_per_shard": 7}, {"shard_mib": 0.02, "seed": 5}, {"seed": None}):
         ours, theirs = find(sharded(photos, shards, **options)), find(photos)
         assert (ours.name, ours.channels, ours.flippable) == (theirs.name, theirs.channels, theirs.flippable)
         assert ours.splits.keys() == theirs.splits.keys()
@@ -112,7 +111,7 @@ def test_names_labels_splits_order_bytes_and_fingerprint_are_those_of_the_folder
 def test_training_from_shards_gives_the_folders_artefact_to_the_last_bit(divided: bool, tmp_path: Path):
     folder = fill(tmp_path / "photos", {"train": 12, "test": 6} if divided else 14, ("red", "green"), (16, 16))
     shutil.copy(sorted(folder.rglob("0.png"))[0], sorted(folder.rglob("red"))[-1] / "copy.png")  # copies stay together
-    shards = sharded(folder, tmp_path / "shards", images=5)
+    shards = sharded(folder, tmp_path / "shards", images_per_shard=5)
     pattern = (
         f"{shards}/{'{train-{000000..000004},test-{000000..000002}}' if divided else 'shards-{000000..000005}'}.tar"
     )
@@ -148,7 +147,7 @@ def test_batches_from_any_step_on_are_those_of_the_folder(photos: Path, shards: 
 @pytest.mark.scale
 def test_a_run_on_shards_that_is_killed_at_random_ends_as_the_folders_run_undisturbed(tmp_path: Path):
     folder = kills.make_data(tmp_path / "photos")
-    shards = sharded(folder, tmp_path / "shards", images=7)
+    shards = sharded(folder, tmp_path / "shards", images_per_shard=7)
     whole = vitrail.train(folder, out=tmp_path / "whole", **kills.OPTIONS)
     draw = random.Random(1)
     deaths = resumes = 0
@@ -180,7 +179,7 @@ def test_digits_from_shards_train_to_the_same_weights(tmp_path: Path):
 
 
 def test_every_verb_takes_shards(run: vitrail.Run, colours: Path, tmp_path: Path, capsys, own_cache: Path):
-    shards = sharded(colours, tmp_path / "colours", images=20)
+    shards = sharded(colours, tmp_path / "colours", images_per_shard=20)
 
     def said(*words: object) -> dict:
         assert main([*map(str, words), "--json"]) == 0
@@ -216,17 +215,17 @@ def test_the_same_data_give_the_same_shards_and_another_seed_another_order(photo
     def all_bytes(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
-    first, again = (all_bytes(sharded(photos, tmp_path / name, images=10)) for name in ("a", "b"))
+    first, again = (all_bytes(sharded(photos, tmp_path / name, images_per_shard=10)) for name in ("a", "b"))
     assert first == again
-    assert list(first) == [FILE, "test-000000.tar", "test-000001.tar", *(f"train-{i:06d}.tar" for i in range(3))]
-    other = all_bytes(sharded(photos, tmp_path / "c", images=10, seed=1))
+    assert list(first) == [INDEX_FILE, "test-000000.tar", "test-000001.tar", *(f"train-{i:06d}.tar" for i in range(3))]
+    other = all_bytes(sharded(photos, tmp_path / "c", images_per_shard=10, seed=1))
     assert other.keys() == first.keys() and other != first
     labels = [json.loads(text)["label"] for text in members(tmp_path / "a" / "train-000000.tar", ".json")]
     assert len(set(labels)) == 2  # a stream sees mixed classes
-    in_order = sharded(photos, tmp_path / "d", images=12, seed=None)
+    in_order = sharded(photos, tmp_path / "d", images_per_shard=12, seed=None)
     kept = [json.loads(text)["name"] for text in members(in_order / "train-000000.tar", ".json")]
     assert kept == list(find(photos).splits["train"].names)[:12]
-    tarred = sharded(photos, tmp_path / "e", size=0.03)
+    tarred = sharded(photos, tmp_path / "e", shard_mib=0.03)
     assert all(path.stat().st_size <= 0.03 * 2**20 + 10240 for path in tarred.glob("*.tar"))
     assert len(list(tarred.glob("train-*.tar"))) > 1
 
@@ -342,7 +341,7 @@ def test_shards_that_webdataset_wrote_are_read(photos: Path, tmp_path: Path, own
 
 
 def test_shards_without_their_index_are_still_all_there(photos: Path, shards: Path, own_cache: Path):
-    (shards / FILE).unlink()
+    (shards / INDEX_FILE).unlink()
     found = find(shards)
     for split in ("train", "test"):
         listing = found.splits[split]
@@ -408,7 +407,7 @@ def test_a_flipped_bit_is_named(shards: Path, tmp_path: Path, capsys):
 
 
 def test_a_shard_that_is_cut_short_is_named_and_what_is_left_is_used(shards: Path, tmp_path: Path, capsys):
-    index = loaded((shards / FILE).read_bytes(), "")
+    index = parse_index((shards / INDEX_FILE).read_bytes(), "")
     path = shards / "train-000001.tar"
     number = [shard.address for shard in index.shards].index(path.name)
     ends = index.columns["offset"] + index.columns["length"]
@@ -422,7 +421,7 @@ def test_a_shard_that_is_cut_short_is_named_and_what_is_left_is_used(shards: Pat
     assert all("ends before" in named[name] for name in gone)
     assert any("train-000001.tar has" in sentence and "its index says" in sentence for sentence in named)
     assert read_and_refused(shards) == (36 - 5, 5)
-    (shards / FILE).unlink()  # the same without the index: what follows the tear is unknown
+    (shards / INDEX_FILE).unlink()  # the same without the index: what follows the tear is unknown
     again = unreadable(shards)
     assert all("train-000001.tar: " in said for said in again) and any(": after" in said for said in again)
     assert len(find(shards, missing_ok=True).splits["train"]) == 24 - 5
@@ -457,26 +456,26 @@ def test_a_shard_that_goes_away_during_the_run_stops_it(shards: Path, tmp_path: 
 def test_a_shard_that_is_another_is_found_out(photos: Path, shards: Path, tmp_path: Path):
     for path in (photos / "train" / "red").iterdir():
         picture((9, 9, 9), int(path.stem) + 999).save(path)
-    other = sharded(photos, tmp_path / "other", images=10)
+    other = sharded(photos, tmp_path / "other", images_per_shard=10)
     shutil.copy(other / "train-000000.tar", shards / "train-000000.tar")
     assert len(unreadable(shards)) >= 4  # images of red, for blue ones may lie where they lay
 
 
 def test_an_index_that_is_damaged_anywhere_is_refused(shards: Path):
-    whole, before = (shards / FILE).read_bytes(), fingerprint(find(shards))
+    whole, before = (shards / INDEX_FILE).read_bytes(), fingerprint(find(shards))
     draw = random.Random(0)
     for at in [0, 7, 8, 9, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(60))]:
         spoilt = bytearray(whole)
         spoilt[at] ^= 1 << draw.randrange(8)
-        (shards / FILE).write_bytes(spoilt)
+        (shards / INDEX_FILE).write_bytes(spoilt)
         try:
             found = find(shards)
         except VitrailError as error:
-            assert FILE in error.sentence and "\n" not in error.sentence
+            assert INDEX_FILE in error.sentence and "\n" not in error.sentence
         else:  # in the padding of safetensors' header, say
             assert fingerprint(found) == before
     for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
-        (shards / FILE).write_bytes(whole[:cut])
+        (shards / INDEX_FILE).write_bytes(whole[:cut])
         with pytest.raises(VitrailError, match="not a whole index"):
             find(shards)
 
@@ -507,25 +506,25 @@ def test_an_index_that_is_damaged_anywhere_is_refused(shards: Path):
     ],
 )
 def test_an_index_that_verifies_and_makes_no_sense_is_refused(shards: Path, change: dict):
-    from vitrail.data.shards.index import digest
+    from vitrail.data.shards.index import index_digest
 
-    arrays = load_file(shards / FILE)
-    content = (shards / FILE).read_bytes()
+    arrays = load_file(shards / INDEX_FILE)
+    content = (shards / INDEX_FILE).read_bytes()
     size = int.from_bytes(content[:8], "little")
-    document = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][KEY])
+    document = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][METADATA_KEY])
     document |= change.pop("document", {})
     arrays |= {name: spoil(arrays[name]) for name, spoil in change.items()}
-    document["sha256"] = digest(arrays, document)
-    save_file(arrays, shards / FILE, metadata={KEY: json.dumps(document)})
+    document["sha256"] = index_digest(arrays, document)
+    save_file(arrays, shards / INDEX_FILE, metadata={METADATA_KEY: json.dumps(document)})
     with pytest.raises(VitrailError, match="not a whole index"):
         find(shards)
 
 
 def test_lengths_without_end_in_an_index_are_not_read(shards: Path):
-    index = loaded((shards / FILE).read_bytes(), "")
+    index = parse_index((shards / INDEX_FILE).read_bytes(), "")
     index.columns["length"][0] = 2**62
     index.columns["offset"][1] = 2**62
-    save(index, shards / FILE)
+    save_index(index, shards / INDEX_FILE)
     named = unreadable(shards)
     assert len(named) == 2
     assert any("more than the" in said for said in named.values())
@@ -584,20 +583,20 @@ def test_a_member_smaller_than_a_patch_is_named_and_little_is_read_for_it(
     large, dot = io.BytesIO(), io.BytesIO()
     Image.fromarray(noise).save(large, "PNG")
     Image.new("RGB", (2, 2)).save(dot, "PNG")
-    assert len(large.getvalue()) > 2 * images.HEAD
+    assert len(large.getvalue()) > 2 * shard_images.HEAD
     rows = [(f"{label}/{i}.png", large.getvalue()) for label in "ab" for i in range(4)]
     shard = pack(tmp_path / "set" / "0.tar", *rows, ("b/dot.png", dot.getvalue()), end=True)
     splits = find(shard.parent).splits["all"]
     lengths: list[int] = []
-    real = images.read_range
+    real = shard_images.read_range
 
     def seen(shard, start: int, length: int) -> bytes:
         lengths.append(length)
         return real(shard, start, length)
 
-    monkeypatch.setattr(read, "read_range", seen)
+    monkeypatch.setattr(shard_images, "read_range", seen)
     assert [splits.pixels.size(i) for i in range(len(splits))] == [(256, 256)] * 8 + [(2, 2)]
-    assert max(lengths) == images.HEAD
+    assert max(lengths) == shard_images.HEAD
     with pytest.raises(ImageError, match=r"0\.tar:0/b/dot\.png: 2x2 pixels are fewer than a patch"):
         vitrail.train(
             shard.parent,
@@ -640,7 +639,7 @@ def test_hostile_members_are_named_and_never_followed(tmp_path: Path, own_cache:
 
 def test_members_of_enormous_size_are_named_and_not_read(tmp_path: Path, own_cache: Path, monkeypatch):
     good = [(f"{label}/{i}.png", png(i)) for label in ("a", "b") for i in range(3)]
-    monkeypatch.setattr(tar, "MOST", 5000)
+    monkeypatch.setattr(tar_index, "MAX_IMAGE_BYTES", 5000)
     pack(tmp_path / "big" / "x.tar", *good, ("a/big.png", png(1) + b"\0" * 6000))
     named = unreadable(tmp_path / "big")
     assert list(named) == ["x/a/big.png"] and "more than the" in named["x/a/big.png"]
@@ -728,16 +727,16 @@ def test_a_shard_torn_anywhere_is_never_taken_for_whole(tmp_path: Path, own_cach
 
 
 def test_braces_mean_what_a_shell_makes_of_them():
-    assert braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert braces("a-{9..11}.tar") == ["a-9.tar", "a-10.tar", "a-11.tar"]
-    assert braces("{x,y}-{1..0}.tar") == ["x-1.tar", "x-0.tar", "y-1.tar", "y-0.tar"]
-    assert braces("{x-{1..2},y}.tar") == ["x-1.tar", "x-2.tar", "y.tar"]
+    assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand_braces("a-{9..11}.tar") == ["a-9.tar", "a-10.tar", "a-11.tar"]
+    assert expand_braces("{x,y}-{1..0}.tar") == ["x-1.tar", "x-0.tar", "y-1.tar", "y-0.tar"]
+    assert expand_braces("{x-{1..2},y}.tar") == ["x-1.tar", "x-2.tar", "y.tar"]
     with pytest.raises(UsageError, match="more than 1,000,000 shards"):
-        braces("x-{0..999999999}.tar")
+        expand_braces("x-{0..999999999}.tar")
     with pytest.raises(UsageError, match="more than"):
-        braces("x-{0..9999}{0..9999}.tar")
+        expand_braces("x-{0..9999}{0..9999}.tar")
     with pytest.raises(UsageError, match="neither a range nor a list"):
-        braces("x-{abc}.tar")
+        expand_braces("x-{abc}.tar")
 
 
 @pytest.mark.parametrize(
@@ -751,7 +750,7 @@ def test_braces_mean_what_a_shell_makes_of_them():
     ],
 )
 def test_a_set_is_called_by_what_it_is(address: str, name: str):
-    assert called(address) == name
+    assert shard_set_name(address) == name
 
 
 def test_a_folder_with_classes_is_one_of_images_whatever_archive_lies_beside(photos: Path, tmp_path: Path):
@@ -903,7 +902,7 @@ def test_the_cache_stays_within_its_limit_and_keeps_the_first_shards(photos, sha
                 images[i]
         kept = list((own_cache / "shards").glob("*.tar"))
         assert kept and sum(path.stat().st_size for path in kept) <= limit
-    other = serve(sharded(photos, shards.parent / "other", images=10, seed=4))  # another set takes the room
+    other = serve(sharded(photos, shards.parent / "other", images_per_shard=10, seed=4))  # another set takes the room
     train = open_data(other.address).train
     for i in range(len(train)):
         train[i]
@@ -935,7 +934,7 @@ def test_a_damaged_copy_that_another_process_drops_first_is_let_go(shards, serve
     pixels = [train[i] for i in range(len(train))]
     for path in (own_cache / "shards").glob("*.tar"):
         rewritten(path, lambda content: content.__setitem__(slice(0, None), bytes(len(content))))
-    really = images.read_range
+    really = shard_images.read_range
 
     def and_another_drops_it(*place):
         found = really(*place)
@@ -943,30 +942,30 @@ def test_a_damaged_copy_that_another_process_drops_first_is_let_go(shards, serve
             path.unlink()
         return found
 
-    monkeypatch.setattr(read, "read_range", and_another_drops_it)
+    monkeypatch.setattr(shard_images, "read_range", and_another_drops_it)
     assert all(torch.equal(train[i], pixels[i]) for i in range(len(train)))
 
 
 def test_a_copy_that_another_process_makes_room_of_is_done_without(shards, serve, own_cache, monkeypatch):
     train = open_data(serve(shards).address).train
-    really = storage.fetched
+    really = storage.fetch_copy
 
     def and_another_makes_room(shard):
         path = really(shard)
         path.unlink()
         return path
 
-    monkeypatch.setattr(storage, "fetched", and_another_makes_room)
+    monkeypatch.setattr(storage, "fetch_copy", and_another_makes_room)
     assert train[0].shape == (3, 16, 16)
     shard = train.pixels.where.shards[0]
-    with storage.whole(shard) as file:
+    with storage.open_shard(shard) as file:
         assert len(file.read()) == shard.size
 
 
 def test_an_address_that_fails_for_a_moment_is_asked_again_and_one_that_stays_away_is_said(
     shards, serve, own_cache, monkeypatch
 ):
-    monkeypatch.setattr(storage, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01, 0.01))
     monkeypatch.setenv("VITRAIL_CACHE_GIB", "0")
     server = serve(shards)
     train = open_data(server.address).train
@@ -986,7 +985,7 @@ def test_predictions_stop_at_an_outage_and_go_on_after_it(
     run: vitrail.Run, shards, serve, own_cache, monkeypatch, tmp_path: Path, capsys
 ):
     """No image has a row that says of it what is true of the address alone."""
-    monkeypatch.setattr(storage, "WAITS", (0.01,))
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01,))
     monkeypatch.setenv("VITRAIL_CACHE_GIB", "0")
     server = serve(shards)
     words = (run.folder, [server.address, server.address])  # 72 images: a part of 64, and one of 8

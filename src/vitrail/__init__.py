@@ -10,7 +10,7 @@ from vitrail.classifier import Classifier, Prediction, load
 from vitrail.errors import UsageError, VitrailError
 from vitrail.explanation import Explanation, recording
 from vitrail.model import ViT, ViTConfig
-from vitrail.prediction import Predicted, predict_all
+from vitrail.prediction import PredictSummary, predict_all
 from vitrail.runs.end import Run
 from vitrail.runs.train import train
 from vitrail.sweeps import Sweep, sweep
@@ -19,7 +19,7 @@ from vitrail.version import __version__ as __version__
 __all__ = [
     "Classifier",
     "Explanation",
-    "Predicted",
+    "PredictSummary",
     "Prediction",
     "Run",
     "Sweep",

@@ -11,11 +11,11 @@ from typing import Any
 
 from vitrail.errors import UsageError, VitrailError, first_line
 
-Node = dict[str, float]  # what a node has: CPU, GPU, ...
+NodeResources = dict[str, float]  # what a node has: CPU, GPU, ...
 
 
 @contextmanager
-def connected(address: str | None, cores: int | None = None) -> Iterator[Any]:
+def connect_ray(address: str | None, cores: int | None = None) -> Iterator[Any]:
     """Ray, connected to a cluster, which is let go at the end.
 
     It is the one that this process has joined before, the one at the address, or one of this machine's own with so many
@@ -47,11 +47,11 @@ def connected(address: str | None, cores: int | None = None) -> Iterator[Any]:
             shutil.rmtree(home, ignore_errors=True)
 
 
-def alive(ray: Any) -> list[Node]:
+def node_resources(ray: Any) -> list[NodeResources]:
     """What each node has that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def places(nodes: Sequence[Node], cores: int, gpu: bool) -> int:
+def count_slots(nodes: Sequence[NodeResources], cores: int, gpu: bool) -> int:
     """How many processes of so many cores, and a GPU if so, have room at once; each lies on one node as a whole."""
     return sum(int(min(has.get("CPU", 0) // cores, has.get("GPU", 0) if gpu else math.inf)) for has in nodes)

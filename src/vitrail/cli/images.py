@@ -9,8 +9,8 @@ from torch import Tensor
 from vitrail.data.decode import decode
 from vitrail.data.folder import images_below, refuse_strange
 from vitrail.errors import UsageError
-from vitrail.prediction.listing import means_shards, readable
-from vitrail.prediction.shard_members import Member, content, members
+from vitrail.prediction.listing import is_shard_source, translate_read_errors
+from vitrail.prediction.shard_members import ShardMember, list_shard_members, read_shard_member
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Named:
     """An image by its path; one in a tar shard is called SHARD:NAME, and `member` says where it lies."""
 
     path: str
-    member: Member | None = None
+    member: ShardMember | None = None
 
     def read(self, channels: int) -> Tensor:
         """uint8 pixels (C, h, w); raises `ImageError`."""
-        return decode(content(self.path, self.member) if self.member else self.path, channels, self.path)
+        return decode(read_shard_member(self.path, self.member) if self.member else self.path, channels, self.path)
 
 
 def named_images(words: Sequence[str]) -> list[Named]:
@@ -32,8 +32,8 @@ def named_images(words: Sequence[str]) -> list[Named]:
     """
     found: list[Named] = []
     for word in words:
-        if means_shards(word):
-            found += [Named(path, member) for path, member in readable(word, members(word))]
+        if is_shard_source(word):
+            found += [Named(path, member) for path, member in translate_read_errors(word, list_shard_members(word))]
         else:
             found += [Named(str(path)) for path in named_files([word])]
     return found

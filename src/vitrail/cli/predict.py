@@ -22,7 +22,7 @@ from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters, progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
-from vitrail.prediction.predict import Predicted, Wanted, predict_all
+from vitrail.prediction.predict import PredictOptions, PredictSummary, predict_all
 
 SHOWN = 10  # classes in the table of what was found
 
@@ -65,7 +65,7 @@ slice_of.__name__ = "I/N"  # what argparse calls it in a sentence
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Predicts into a folder, or file by file, a batch at a time."""
-    names = {each.name for each in fields(Wanted)}
+    names = {each.name for each in fields(PredictOptions)}
     if arguments.out is not None:
         asked = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
         return into_folder(predict_all(arguments.model, arguments.images, arguments.out, **asked))
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     return at_once(arguments)
 
 
-def into_folder(predicted: Predicted) -> Answer:
+def into_folder(predicted: PredictSummary) -> Answer:
     """What came of it, with the classes that were found most."""
     document = predicted.to_json()
     lines: list[Any] = [f"{predicted.images:,} images in {predicted.parts_done:,} parts: {predicted.out}"]

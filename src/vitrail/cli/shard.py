@@ -17,7 +17,7 @@ from pathlib import Path
 from vitrail.cli.main import Answer
 from vitrail.console import progress_bar
 from vitrail.data.shards.storage import is_remote
-from vitrail.data.shards.writer import SIZE, total, unlike, write_shards
+from vitrail.data.shards.writer import DEFAULT_SHARD_MIB, count_images, mixed_formats_note, write_shards
 from vitrail.data.sources import find
 from vitrail.errors import UsageError
 
@@ -28,7 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("out", metavar="OUT", help="a folder that is not there yet")
-    parser.add_argument("--size", type=float, default=SIZE, metavar="MIB", help=f"MiB of a shard ({SIZE})")
+    parser.add_argument(
+        "--size", type=float, default=DEFAULT_SHARD_MIB, metavar="MIB", help=f"MiB of a shard ({DEFAULT_SHARD_MIB})"
+    )
     parser.add_argument("--images", type=int, metavar="N", help="images of a shard at most (as many as --size takes)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the order of images in the shards (0)")
     parser.add_argument("--keep-order", action="store_true", help="leave the images in the order of DATA")
@@ -41,12 +43,12 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise UsageError("shards are written to a disk of this machine", "copy the folder to where it should lie")
     began = time.perf_counter()
     found = find(arguments.data, missing_ok=arguments.skip_unreadable)
-    with progress_bar("writing shards", total(found)) as progress:
+    with progress_bar("writing shards", count_images(found)) as progress:
         written = write_shards(
             found,
             Path(arguments.out),
-            size=arguments.size,
-            images=arguments.images,
+            shard_mib=arguments.size,
+            images_per_shard=arguments.images,
             seed=None if arguments.keep_order else arguments.seed,
             skip_unreadable=arguments.skip_unreadable,
             tick=progress.advance,
@@ -61,6 +63,6 @@ def run(arguments: argparse.Namespace) -> Answer:
     shown += [f"  left out, since it cannot be read: {name}" for name in written.unreadable[:MOST]]
     if (more := len(written.unreadable) - MOST) > 0:
         shown.append(f"  {more} more; --json lists them all")
-    if note := unlike(list(written.formats)):
+    if note := mixed_formats_note(list(written.formats)):
         shown.append(note)
     return Answer({**asdict(written), "seconds": round(time.perf_counter() - began, 3)}, shown)

@@ -23,7 +23,7 @@ from vitrail.data.found import Found, Listing
 from vitrail.data.hf import PREFIX, read_hf
 from vitrail.data.images import Images
 from vitrail.data.randomness import derive
-from vitrail.data.shards import is_shards, read_shards
+from vitrail.data.shards import is_shards, list_shards
 from vitrail.data.table import TABLES, read_table
 from vitrail.data.words import coded
 from vitrail.errors import UsageError, VitrailError, did_you_mean
@@ -87,7 +87,7 @@ def _find(address: str | Path) -> Found:
     if str(address).startswith(PREFIX):
         return read_hf(str(address))
     if is_shards(address):
-        return read_shards(address)
+        return list_shards(address)
     path = Path(address)
     if os.path.isdir(path):  # os.path's own: pathlib raises where a name is too long
         return read_folder(path)

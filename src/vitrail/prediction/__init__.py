@@ -4,6 +4,6 @@ The work is cut into parts of so many images. A part is read, predicted and writ
 all, so that killing anything costs a part in work, and doing a part twice changes nothing.
 """
 
-from vitrail.prediction.predict import Predicted, predict_all
+from vitrail.prediction.predict import PredictSummary, predict_all
 
-__all__ = ["Predicted", "predict_all"]
+__all__ = ["PredictSummary", "predict_all"]

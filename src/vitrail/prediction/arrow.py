@@ -7,7 +7,7 @@ from vitrail.errors import UsageError
 FORMULA = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet computes
 
 
-def arrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[Any, Any]:
     """pyarrow and its parquet; raises `UsageError` where it is not installed."""
     try:
         import pyarrow

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import fsync, remove_folder, write_atomically, write_json
-from vitrail.prediction.listing import Listing, Piece
+from vitrail.prediction.listing import ListingFile, Part
 
 try:
     import fcntl
@@ -60,7 +60,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Done:
+class PartManifest:
     """A part that is written."""
 
     part: int
@@ -73,107 +73,107 @@ class Done:
 
 
 @dataclass(frozen=True)
-class PartsFolder:
+class PredictionFolder:
     """A folder of parts."""
 
     path: Path
 
     @property
-    def inner(self) -> Path:
+    def metadata(self) -> Path:
         """Where the notes lie."""
         return self.path / "_vitrail"
 
-    def data(self, part: int, format: str) -> Path:
+    def rows_path(self, part: int, format: str) -> Path:
         """The file with a part's rows."""
         return self.path / f"part-{part:06}.{format}"
 
-    def note(self, part: int) -> Path:
+    def manifest_path(self, part: int) -> Path:
         """The file that says that a part is done."""
-        return self.inner / f"part-{part:06}.json"
+        return self.metadata / f"part-{part:06}.json"
 
-    def make(self) -> None:
+    def create(self) -> None:
         """The folder, which must be empty or hold predictions; raises `UsageError` where it holds something else."""
         try:
-            if self.path.exists() and not self.inner.is_dir() and any(self.path.iterdir()):
+            if self.path.exists() and not self.metadata.is_dir() and any(self.path.iterdir()):
                 raise UsageError(f"{self.path} has other files in it", "choose another --out")
-            self.inner.mkdir(parents=True, exist_ok=True)
+            self.metadata.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"{self.path} is not a folder", "choose another --out") from None
         except OSError as error:
             raise VitrailError(f"{self.path} cannot be written: {error.strerror}", "choose another --out") from None
 
-    def plan(self) -> Plan | None:
+    def read_plan(self) -> Plan | None:
         """What was asked for, if anything was; raises `VitrailError` for a note that cannot be read."""
         try:
-            return Plan(**json.loads((self.inner / "plan.json").read_text(encoding="utf-8")))
+            return Plan(**json.loads((self.metadata / "plan.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
-            raise VitrailError(f"{self.inner / 'plan.json'} cannot be read", "choose another --out") from None
+            raise VitrailError(f"{self.metadata / 'plan.json'} cannot be read", "choose another --out") from None
 
     def claim(self, plan: Plan) -> None:
         """Takes the folder for this plan; raises `UsageError` where it is taken for another."""
-        if self.plan() is None:
-            aside = self.inner / f".plan-{uuid4().hex}.json"  # processes of two containers may have one number
+        if self.read_plan() is None:
+            aside = self.metadata / f".plan-{uuid4().hex}.json"  # processes of two containers may have one number
             write_json(aside, asdict(plan))
             try:
-                os.link(aside, self.inner / "plan.json")
+                os.link(aside, self.metadata / "plan.json")
             except FileExistsError:  # another machine was quicker
                 pass
             except OSError:  # a file system without links
-                os.rename(aside, self.inner / "plan.json")
+                os.rename(aside, self.metadata / "plan.json")
             finally:
                 aside.unlink(missing_ok=True)
-            fsync(self.inner)
-        if (before := self.plan()) is not None and (said := before.differences(plan)):
+            fsync(self.metadata)
+        if (before := self.read_plan()) is not None and (said := before.differences(plan)):
             raise UsageError(
                 f"{self.path} has predictions that were asked for otherwise: {'; '.join(said)}",
                 "ask as before, or choose another --out",
             )
 
-    def keep_listing(self, listing: Listing) -> Listing:
+    def store_listing(self, listing: ListingFile) -> ListingFile:
         """The listing under a name that every process of this work knows."""
-        place = self.inner / f"listing-{listing.fingerprint[:16]}"
+        place = self.metadata / f"listing-{listing.fingerprint[:16]}"
         os.replace(listing.file, place)
         return replace(listing, file=place)
 
-    def write(self, done: Done, content: bytes, format: str) -> None:
+    def write_part(self, done: PartManifest, content: bytes, format: str) -> None:
         """A part's rows, then the note that they are there; raises `VitrailError` where they cannot be written."""
-        write_atomically(self.data(done.part, format), lambda aside: aside.write_bytes(content))
-        write_json(self.note(done.part), asdict(done))
+        write_atomically(self.rows_path(done.part, format), lambda aside: aside.write_bytes(content))
+        write_json(self.manifest_path(done.part), asdict(done))
 
-    def done(self, piece: Piece, format: str) -> Done | None:
+    def read_manifest(self, piece: Part, format: str) -> PartManifest | None:
         """The note of a part that is there with all its rows and bytes."""
         try:
-            done = Done(**json.loads(self.note(piece.number).read_text(encoding="utf-8")))
-            size = self.data(piece.number, format).stat().st_size
+            done = PartManifest(**json.loads(self.manifest_path(piece.number).read_text(encoding="utf-8")))
+            size = self.rows_path(piece.number, format).stat().st_size
         except (OSError, ValueError, TypeError):
             return None
         return done if done.rows == piece.images and done.bytes == size else None
 
-    def tidy(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Takes away what only work under way needs, and what killed processes left."""
-        for left in (*self.inner.glob("listing-*"), *self.path.glob(".part-*")):
+        for left in (*self.metadata.glob("listing-*"), *self.path.glob(".part-*")):
             left.unlink(missing_ok=True)
-        for left in self.inner.glob(".*"):
+        for left in self.metadata.glob(".*"):
             remove_folder(left)
             if left.is_file():
                 left.unlink()
 
     @contextmanager
-    def held(self, share: tuple[int, int], resume: bool) -> Iterator[None]:
+    def lock(self, share: tuple[int, int], resume: bool) -> Iterator[None]:
         """The right to work on a share of the parts; raises `UsageError` where it was begun before, or is being done.
 
         The lock goes with the process that holds it, however that ends.
         """
-        path = self.inner / f"slice-{share[0]}-of-{share[1]}"
+        path = self.metadata / f"slice-{share[0]}-of-{share[1]}"
         what = str(self.path) if share == (1, 1) else f"slice {share[0]}/{share[1]} of {self.path}"
-        if path.exists() and self.plan() and not resume:
+        if path.exists() and self.read_plan() and not resume:
             raise UsageError(f"{what} has predictions already", "--resume goes on with them, or choose another --out")
         try:
             lock = path.open("w")
         except OSError as error:
-            raise VitrailError(f"{self.inner} cannot be written: {error.strerror}", "choose another --out") from None
+            raise VitrailError(f"{self.metadata} cannot be written: {error.strerror}", "choose another --out") from None
         with lock:
             try:
                 if fcntl is not None:
@@ -187,7 +187,9 @@ class PartsFolder:
             yield
 
 
-def noted(part: int, content: bytes, labels: dict[str, int], errors: list[tuple[str, str]], rows: int) -> Done:
+def part_manifest(
+    part: int, content: bytes, labels: dict[str, int], errors: list[tuple[str, str]], rows: int
+) -> PartManifest:
     """The note for a part with this content."""
     examples = [list(each) for each in errors[:EXAMPLES]]
-    return Done(part, rows, len(errors), len(content), hashlib.sha256(content).hexdigest(), labels, examples)
+    return PartManifest(part, rows, len(errors), len(content), hashlib.sha256(content).hexdigest(), labels, examples)

@@ -21,8 +21,8 @@ from vitrail.data.decode import EXTENSIONS, PASSING
 from vitrail.data.shards import is_shards
 from vitrail.data.table import PATH_COLUMNS, TABLES, column
 from vitrail.errors import UsageError, VitrailError
-from vitrail.prediction.shard_members import Member, members
-from vitrail.prediction.arrow import arrow
+from vitrail.prediction.arrow import import_pyarrow
+from vitrail.prediction.shard_members import ShardMember, list_shard_members
 
 RUN = 50_000  # entries that are sorted in memory
 RUNS = 64  # sorted files that are merged into one
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     path: str
     size: int
     changed: int
-    member: Member | None = None
+    member: ShardMember | None = None
 
     def line(self) -> str:
         """The entry as a line of a listing."""
@@ -48,11 +48,11 @@ class Entry(NamedTuple):
     def of_line(cls, line: str | bytes) -> Self:
         """What `line` wrote."""
         path, size, changed, *more = json.loads(line)
-        return cls(path, size, changed, Member(*more[0]) if more else None)
+        return cls(path, size, changed, ShardMember(*more[0]) if more else None)
 
 
 @dataclass(frozen=True)
-class Piece:
+class Part:
     """A part of the work: so many images, and where their lines stand in the listing."""
 
     number: int
@@ -62,28 +62,28 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListingFile:
     """A file with a line per image; `marks` are where its lines number 0, MARK, 2 MARK, ... begin, and its end."""
 
     file: Path
     images: int
     fingerprint: str  # SHA-256 of the lines: paths, sizes, times
-    marks: "array[int]"
+    offsets: "array[int]"
 
-    def pieces(self, size: int) -> list[Piece]:
+    def parts(self, size: int) -> list[Part]:
         """The parts of `size` images, which is a multiple of MARK; the last may be smaller."""
-        step = size // MARK
-        starts = [*self.marks[:-1:step], self.marks[-1]]
+        step = size // LISTING_STRIDE
+        starts = [*self.offsets[:-1:step], self.offsets[-1]]
         return [
-            Piece(number, min(size, self.images - number * size), start, end)
+            Part(number, min(size, self.images - number * size), start, end)
             for number, (start, end) in enumerate(pairwise(starts))
         ]
 
 
-MARK = 64  # images between two places that are remembered; parts are a multiple of it
+LISTING_STRIDE = 64  # images between two places that are remembered; parts are a multiple of it
 
 
-def write_listing(sources: Sequence[str], file: Path, tick: Callable[[int], object] = lambda n: None) -> Listing:
+def write_listing(sources: Sequence[str], file: Path, tick: Callable[[int], object] = lambda n: None) -> ListingFile:
     """Lists the sources into a file; `tick` is told now and then how many images there are.
 
     Raises `UsageError` for a folder without images, `VitrailError` for what cannot be listed.
@@ -93,9 +93,9 @@ def write_listing(sources: Sequence[str], file: Path, tick: Callable[[int], obje
         with file.open("wb") as lines:
             for source in sources:
                 before = images
-                for entry in entries(source, file.parent):
+                for entry in list_source(source, file.parent):
                     line = entry.line().encode()
-                    if images % MARK == 0:
+                    if images % LISTING_STRIDE == 0:
                         marks.append(at)
                     lines.write(line)
                     sha.update(line)
@@ -109,10 +109,10 @@ def write_listing(sources: Sequence[str], file: Path, tick: Callable[[int], obje
             f"{file.parent} cannot be written: {error.strerror}", "make room, or choose another"
         ) from None
     marks.append(at)
-    return Listing(file, images, sha.hexdigest(), marks)
+    return ListingFile(file, images, sha.hexdigest(), marks)
 
 
-def read_entries(file: Path, piece: Piece) -> list[Entry]:
+def read_entries(file: Path, piece: Part) -> list[Entry]:
     """The entries of a part; raises `VitrailError` where the listing is not what it was."""
     try:
         with file.open("rb") as lines:
@@ -125,27 +125,30 @@ def read_entries(file: Path, piece: Piece) -> list[Entry]:
     return found
 
 
-def entries(source: str, aside: Path) -> Iterator[Entry]:
+def list_source(source: str, aside: Path) -> Iterator[Entry]:
     """The images at a source: tar shards, a folder and all below it, a table with a column of paths, or one file."""
     path = str(Path(source))
     folder = os.path.isdir(path)
-    if means_shards(source):  # a folder of shards is asked as a whole
-        return (Entry(name, member.length, -1, member) for name, member in readable(source, members(source)))
+    if is_shard_source(source):  # a folder of shards is asked as a whole
+        return (
+            Entry(name, member.length, -1, member)
+            for name, member in translate_read_errors(source, list_shard_members(source))
+        )
     if folder:
-        return in_order(walk(path), aside)
+        return in_order(walk_folder(path), aside)
     if os.path.splitext(path)[1].lower() in TABLES and os.path.isfile(path):
-        return (stated(name) for name in readable(path, table_paths(Path(path))))
+        return (stat_entry(name) for name in translate_read_errors(path, table_paths(Path(path))))
     if not os.path.lexists(path) and not is_image(os.path.basename(path)):  # a slip, not a file that has gone
         raise UsageError(f"there is no folder, table or file {path}")
-    return iter([stated(path)])
+    return iter([stat_entry(path)])
 
 
-def means_shards(source: str) -> bool:
+def is_shard_source(source: str) -> bool:
     """Whether a source is asked for what is in its tar shards; a folder with images in it is not."""
     return not (os.path.isdir(source) and holds_images(source)) and is_shards(source)  # which lists a folder in memory
 
 
-def readable(source: str, found: Iterator[Item]) -> Iterator[Item]:
+def translate_read_errors(source: str, found: Iterator[Item]) -> Iterator[Item]:
     """What is found at a source; raises `VitrailError` where it cannot be read."""
     try:
         yield from found
@@ -165,7 +168,7 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def stated(path: str) -> Entry:
+def stat_entry(path: str) -> Entry:
     """An entry with the size and time of the file that is there; raises `VitrailError` where the disk fails."""
     try:
         status = os.stat(path)
@@ -176,7 +179,7 @@ def stated(path: str) -> Entry:
     return Entry(path, status.st_size, int(status.st_mtime))
 
 
-def walk(root: str) -> Iterator[Entry]:
+def walk_folder(root: str) -> Iterator[Entry]:
     """All image files below a folder as they come; links are followed, each folder is entered once, none hidden.
 
     A folder that links lead to is called by its own path, else by the first of theirs, whatever the disk's order.
@@ -201,7 +204,7 @@ def walk(root: str) -> Iterator[Entry]:
                         if not each.name.startswith((".", "__")):
                             (linked if each.is_symlink() else folders).append(path)
                     elif is_image(each.name):
-                        yield stated(path)
+                        yield stat_entry(path)
         except OSError as error:
             raise VitrailError(f"{folder} cannot be listed: {error.strerror}", "change its permissions") from None
 
@@ -270,7 +273,7 @@ def csv_rows(file: Path) -> Iterator[dict[str, object]]:
 
 def parquet_rows(file: Path) -> Iterator[dict[str, object]]:
     """The rows of a parquet file, a group of them in memory at a time."""
-    _, parquet = arrow()
+    _, parquet = import_pyarrow()
     try:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=1024):

@@ -22,27 +22,27 @@ from vitrail.data.loader import reader_died
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
 from vitrail.machine import count_cores
-from vitrail.prediction.folder import Done
-from vitrail.prediction.listing import Entry, Piece
-from vitrail.prediction.rows import Reading, Rows, read, rows_of
-from vitrail.prediction.part_job import Task
+from vitrail.prediction.folder import PartManifest
+from vitrail.prediction.listing import Entry, Part
+from vitrail.prediction.part_job import PartJob
+from vitrail.prediction.rows import ImageBatch, Rows, predict_rows, read_batch
 
 DEATHS = 3  # processes that one part may cost, or that may die before their first
 # Forked processes are there at once; elsewhere than on Linux libraries do not bear it.
 CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
-Tell = Callable[[int, Done | None], object]  # images predicted since the last time, and a part that is done
+Tell = Callable[[int, PartManifest | None], object]  # images predicted since the last time, and a part that is done
 
 
-def predict_locally(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
+def predict_locally(task: PartJob, pieces: Sequence[Part], workers: int | None, tell: Tell) -> None:
     """Does the parts; raises `VitrailError` for what keeps one from being done, and stops the others then."""
-    if task.address.kind != "cpu":
-        in_this_process(task, pieces, max(1, count_cores() - 1) if workers is None else workers, tell)
+    if task.model.device_type != "cpu":
+        stream_to_gpu(task, pieces, max(1, count_cores() - 1) if workers is None else workers, tell)
     else:
-        threads = task.address.threads or 1
+        threads = task.model.threads or 1
         Crew(task, min(len(pieces), workers or max(1, count_cores() // threads)), deque(pieces), tell).run()
 
 
-def work(task: Task, connection: Connection, parent: int) -> None:
+def work(task: PartJob, connection: Connection, parent: int) -> None:
     """A process: does the parts it is given, until the parent wants no more or is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what to do
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -53,7 +53,7 @@ def work(task: Task, connection: Connection, parent: int) -> None:
         connection.send(n)
 
     try:
-        torch.set_num_threads(task.address.threads or 1)
+        torch.set_num_threads(task.model.threads or 1)
         classifier = task.open()
         connection.send(None)
         while True:
@@ -62,7 +62,7 @@ def work(task: Task, connection: Connection, parent: int) -> None:
             piece = connection.recv()
             if piece is None:
                 return
-            connection.send(task.do(classifier, piece, tick))
+            connection.send(task.predict_part(classifier, piece, tick))
     except (BrokenPipeError, ConnectionResetError, EOFError):
         return
     except Exception as error:
@@ -77,7 +77,7 @@ class Worker:
 
     process: Any
     connection: Connection
-    piece: Piece | None = None
+    piece: Part | None = None
     images: int = 0  # of this part that are predicted
     ready: bool = False
 
@@ -86,9 +86,9 @@ class Worker:
 class Crew:
     """Processes that share the parts; one that dies is replaced, and what it had in hand is done again."""
 
-    task: Task
+    task: PartJob
     size: int
-    waiting: deque[Piece]
+    waiting: deque[Part]
     tell: Tell
     workers: list[Worker] = field(default_factory=list)
     deaths: Counter[int] = field(default_factory=Counter)
@@ -139,7 +139,7 @@ class Crew:
             worker.images += said
             self.tell(said, None)
             return
-        if isinstance(said, Done):
+        if isinstance(said, PartManifest):
             self.tell(0, said)
         worker.ready, worker.piece, worker.images = True, None, 0
 
@@ -159,7 +159,7 @@ class Crew:
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         where = "before its first image"
         if worker.piece:
-            batches, at = self.task.batches(worker.piece), worker.images // self.task.batch
+            batches, at = self.task.batches(worker.piece), worker.images // self.task.batch_size
             where = f"while it wrote part {worker.piece.number}"
             if at < len(batches):
                 where = f"with images from {batches[at][0].path} to {batches[at][-1].path}"
@@ -169,16 +169,16 @@ class Crew:
         )
 
 
-class Batches(Dataset[tuple[Piece, list[Entry], Reading | VitrailError]]):
+class Batches(Dataset[tuple[Part, list[Entry], ImageBatch | VitrailError]]):
     """Batches of images by the part they belong to; asked for one, it gives it as pixels, or says why it cannot."""
 
     def __init__(self, preprocess: Preprocess):
         self.preprocess = preprocess
 
-    def __getitems__(self, batch: tuple[Piece, list[Entry]]) -> tuple[Piece, list[Entry], Reading | VitrailError]:
+    def __getitems__(self, batch: tuple[Part, list[Entry]]) -> tuple[Part, list[Entry], ImageBatch | VitrailError]:
         piece, entries = batch
         try:
-            return piece, entries, read(entries, self.preprocess)
+            return piece, entries, read_batch(entries, self.preprocess)
         except VitrailError as error:  # raised, torch would put the traceback into its sentence
             return piece, entries, error
 
@@ -186,19 +186,19 @@ class Batches(Dataset[tuple[Piece, list[Entry], Reading | VitrailError]]):
 class Keys:
     """All batches of all parts, one after another, none made before it is wanted."""
 
-    def __init__(self, task: Task, pieces: Iterable[Piece]):
+    def __init__(self, task: PartJob, pieces: Iterable[Part]):
         self.task, self.pieces = task, pieces
 
-    def __iter__(self) -> Iterator[tuple[Piece, list[Entry]]]:
+    def __iter__(self) -> Iterator[tuple[Part, list[Entry]]]:
         for piece in self.pieces:
             for entries in self.task.batches(piece):
                 yield piece, entries
 
 
-def in_this_process(task: Task, pieces: Sequence[Piece], readers: int, tell: Tell) -> None:
+def stream_to_gpu(task: PartJob, pieces: Sequence[Part], readers: int, tell: Tell) -> None:
     """Does the parts one after another, while `readers` processes read ahead."""
-    if task.address.threads:
-        torch.set_num_threads(task.address.threads)
+    if task.model.threads:
+        torch.set_num_threads(task.model.threads)
     classifier = task.open()
     loader: DataLoader[Any] = DataLoader(
         Batches(classifier.preprocess),
@@ -214,10 +214,10 @@ def in_this_process(task: Task, pieces: Sequence[Piece], readers: int, tell: Tel
         for piece, entries, reading in batches:
             if isinstance(reading, VitrailError):
                 raise reading
-            found.append(rows_of(classifier, entries, reading, task.plan.top, task.plan.embedding))
+            found.append(predict_rows(classifier, entries, reading, task.plan.top, task.plan.embedding))
             tell(len(entries), None)
             if sum(map(len, found)) == piece.images:
-                tell(0, task.write(classifier, piece, found))
+                tell(0, task.write_part(classifier, piece, found))
                 found = []
     except RuntimeError as error:
         if not reader_died(error):

@@ -14,7 +14,7 @@ from vitrail.weights.artifact import weights_sha256
 
 
 @dataclass(frozen=True)
-class Address:
+class ModelSpec:
     """A model as it is named, with how it is run; it travels to other processes without the model."""
 
     model: str
@@ -24,19 +24,19 @@ class Address:
     fast: bool = False
 
     @property
-    def is_graph(self) -> bool:
+    def is_onnx(self) -> bool:
         """Whether this is an ONNX file, which ONNX Runtime runs."""
         return Path(self.model).suffix.lower() == ".onnx" and not Path(self.model).is_dir()
 
     @property
-    def kind(self) -> str:
+    def device_type(self) -> str:
         """The device's type: cpu, cuda, mps."""
-        return (parse_device(self.device or "cpu") if self.is_graph else pick_device(self.device)).type
+        return (parse_device(self.device or "cpu") if self.is_onnx else pick_device(self.device)).type
 
     @cached_property
     def _opened(self) -> tuple[BaseClassifier, str]:
         classifier: BaseClassifier
-        if self.is_graph:
+        if self.is_onnx:
             from vitrail.exporting.running import OnnxClassifier
 
             if self.fast:
@@ -44,26 +44,26 @@ class Address:
             classifier = OnnxClassifier.load(self.model, threads=1, device=self.device or "cpu")
             return classifier, hashlib.sha256(Path(self.model).read_bytes()).hexdigest()
         classifier = load(self.model, device=pick_device(self.device), torch_files=self.torch_files)
-        key = key_of(classifier)
+        key = classifier_digest(classifier)
         return (classifier.fast() if self.fast else classifier), key
 
-    def open(self) -> BaseClassifier:
+    def load(self) -> BaseClassifier:
         """The classifier, opened once in a process; raises as loading does.
 
         It has no threads of its own, for these would not live on in a process that is forked.
         """
         return self._opened[0]
 
-    def with_threads(self) -> BaseClassifier:
+    def load_with_threads(self) -> BaseClassifier:
         """The classifier for a process that forks no other: a session of ONNX Runtime has all its threads."""
-        if self.is_graph and (self.threads or 1) > 1:
+        if self.is_onnx and (self.threads or 1) > 1:
             from vitrail.exporting.running import OnnxClassifier
 
             return OnnxClassifier.load(self.model, threads=self.threads, device=self.device or "cpu")
-        return self.open()
+        return self.load()
 
     @property
-    def key(self) -> str:
+    def digest(self) -> str:
         """A digest of everything in the model that decides an answer."""
         return self._opened[1]
 
@@ -71,7 +71,7 @@ class Address:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
-def key_of(classifier: Classifier) -> str:
+def classifier_digest(classifier: Classifier) -> str:
     """A digest of a classifier's weights, config, preprocessing, classes and temperature."""
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     said = [classifier.vit.config.to_json(), classifier.preprocess.to_json(), classifier.classes]

@@ -18,11 +18,11 @@ import torch
 
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.machine import count_cores
-from vitrail.prediction.folder import Done
-from vitrail.prediction.listing import Piece
+from vitrail.prediction.folder import PartManifest
+from vitrail.prediction.listing import Part
 from vitrail.prediction.local import Tell
-from vitrail.prediction.part_job import Task
-from vitrail.ray_cluster import Node, alive, connected, places
+from vitrail.prediction.part_job import PartJob
+from vitrail.ray_cluster import NodeResources, connect_ray, count_slots, node_resources
 
 TRIES = 2  # times in a row that Ray may get nothing done before it is said to have given up
 REPEATS = 5  # times that Ray does a part again whose process or machine died
@@ -35,10 +35,10 @@ def ray_engine(address: str | None) -> Any:
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
 
-    def engine(task: Task, pieces: Sequence[Piece], workers: int | None, tell: Tell) -> None:
+    def engine(task: PartJob, pieces: Sequence[Part], workers: int | None, tell: Tell) -> None:
         with (
             redirect_stdout(sys.stderr),
-            connected(address, count_cores()),
+            connect_ray(address, count_cores()),
         ):  # Ray tells of dead processes where results go
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             left, in_vain = list(pieces), 0
@@ -66,16 +66,16 @@ def gave_up(error: Exception) -> VitrailError:
     )
 
 
-def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) -> Iterator[dict[str, Any]]:
+def results(ray: Any, task: PartJob, pieces: Sequence[Part], workers: int | None) -> Iterator[dict[str, Any]]:
     """What became of each part, as it is done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    threads = task.address.threads or 1
-    nodes = alive(ray)
-    on_gpu = not task.address.is_graph and task.address.device is None and any(has.get("GPU", 0) >= 1 for has in nodes)
-    on_gpu = on_gpu or (task.address.device or "").startswith("cuda")
-    room = room_for(nodes, threads, on_gpu)
+    threads = task.model.threads or 1
+    nodes = node_resources(ray)
+    on_gpu = not task.model.is_onnx and task.model.device is None and any(has.get("GPU", 0) >= 1 for has in nodes)
+    on_gpu = on_gpu or (task.model.device or "").startswith("cuda")
+    room = count_actor_slots(nodes, threads, on_gpu)
     size = min(len(pieces), workers or max(1, room))
     yield from (
         ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
@@ -93,56 +93,56 @@ def results(ray: Any, task: Task, pieces: Sequence[Piece], workers: int | None) 
     )
 
 
-def room_for(nodes: Sequence[Node], threads: int, on_gpu: bool) -> int:
+def count_actor_slots(nodes: Sequence[NodeResources], threads: int, on_gpu: bool) -> int:
     """How many processes have room at once; raises `UsageError` where it is for their threads that none has."""
-    room = places(nodes, threads, on_gpu)
-    if not room and places(nodes, 1, on_gpu):
+    room = count_slots(nodes, threads, on_gpu)
+    if not room and count_slots(nodes, 1, on_gpu):
         raise UsageError(f"no node of the Ray cluster has {threads} cores for a process", "take fewer --threads")
     return room
 
 
-def actor_of(task: Task) -> type:
+def actor_of(task: PartJob) -> type:
     """An actor for this task, which Ray can make again on any machine without asking for the task."""
 
-    class Bound(Actor):
+    class Bound(PartActor):
         def __init__(self) -> None:
             super().__init__(task)
 
     return Bound
 
 
-def at_home(task: Task) -> None:
+def at_home(task: PartJob) -> None:
     """Goes where the task's relative paths are meant from; raises `VitrailError` where that is not on this machine."""
     try:
-        if task.home is not None:
-            os.chdir(task.home)
+        if task.working_directory is not None:
+            os.chdir(task.working_directory)
     except OSError as error:
         raise VitrailError(
-            f"relative paths are meant from {task.home}, which is not on {platform.node()}: {error.strerror}",
+            f"relative paths start at {task.working_directory}, which is not on {platform.node()}: {error.strerror}",
             "name everything by its full path, as every machine sees it",
         ) from None
 
 
-class Actor:
+class PartActor:
     """A process of Ray's that holds the model."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: PartJob):
         self.task = task
-        torch.set_num_threads(task.address.threads or 1)
-        self.refused: VitrailError | None = None
+        torch.set_num_threads(task.model.threads or 1)
+        self.startup_error: VitrailError | None = None
         try:
             at_home(task)
             self.classifier = task.open()
         except VitrailError as error:
-            self.refused = error
+            self.startup_error = error
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Does one part; what goes wrong is said in the row, for Ray would repeat it for ever."""
-        piece = Piece(**{name: int(values[0]) for name, values in batch.items()})
+        piece = Part(**{name: int(values[0]) for name, values in batch.items()})
         try:
-            if self.refused:
-                raise self.refused
-            done: Done = self.task.do(self.classifier, piece, lambda n: None)
+            if self.startup_error:
+                raise self.startup_error
+            done: PartManifest = self.task.predict_part(self.classifier, piece, lambda n: None)
             said = {"part": done.part, "rows": done.rows, "sentence": "", "hint": ""}
         except VitrailError as error:
             said = {"part": piece.number, "rows": 0, "sentence": error.sentence, "hint": error.hint or ""}

@@ -13,9 +13,9 @@ from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
 from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
-from vitrail.prediction.listing import Entry
-from vitrail.prediction.shard_members import content
 from vitrail.prediction.arrow import FORMULA
+from vitrail.prediction.listing import Entry
+from vitrail.prediction.shard_members import read_shard_member
 
 SMALLER = "take fewer --workers or a smaller --batch, then --resume"
 NOT_A_NUMBER = "the model's answer is not a finite number"
@@ -36,14 +36,14 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImageBatch:
     """A batch of images as pixels, and why some of them are missing."""
 
     pixels: list[Tensor | None]
     errors: list[str | None]
 
 
-def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
+def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
     """The images fitted to the model's size; what cannot be read is None beside the reason.
 
     Raises `VitrailError` where it is not an image that is at fault: a row would say so for ever.
@@ -52,7 +52,7 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
     errors: list[str | None] = []
     for entry in entries:
         try:
-            file = content(entry.path, entry.member) if entry.member else entry.path
+            file = read_shard_member(entry.path, entry.member) if entry.member else entry.path
             pixels.append(preprocess.fitted(decode(file, preprocess.channels)))
             errors.append(None)
         except Unreachable as error:
@@ -64,10 +64,12 @@ def read(entries: Sequence[Entry], preprocess: Preprocess) -> Reading:
         except (ImageError, ValueError) as error:
             pixels.append(None)
             errors.append(error.reason if isinstance(error, ImageError) else str(error))
-    return Reading(pixels, errors)
+    return ImageBatch(pixels, errors)
 
 
-def rows_of(classifier: BaseClassifier, entries: Sequence[Entry], reading: Reading, top: int, embedding: bool) -> Rows:
+def predict_rows(
+    classifier: BaseClassifier, entries: Sequence[Entry], reading: ImageBatch, top: int, embedding: bool
+) -> Rows:
     """What the model says of a batch; an image for which that is no finite number has an error, and no other.
 
     Raises `VitrailError` where the memory does not suffice for it.
@@ -91,7 +93,7 @@ def rows_of(classifier: BaseClassifier, entries: Sequence[Entry], reading: Readi
 
 
 def answerable(
-    classifier: BaseClassifier, reading: Reading, there: list[int], errors: list[str | None], embedding: bool
+    classifier: BaseClassifier, reading: ImageBatch, there: list[int], errors: list[str | None], embedding: bool
 ) -> list[tuple[list[int], Tensor, Tensor | None]]:
     """Indices with their logits and features: all at once, or one by one where an answer is no finite number."""
     if not there:
@@ -113,7 +115,7 @@ def answerable(
         raise VitrailError(f"the memory does not suffice for {len(there)} images at a time", SMALLER) from None
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def concatenate_rows(parts: Sequence[Rows]) -> Rows:
     """The rows of several batches."""
     widths = {rows.features.shape[1] for rows in parts if rows.features is not None}
     features = None

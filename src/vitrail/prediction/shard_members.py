@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitrail.data.shards import read_shards
-from vitrail.data.shards.index import Index, empty
-from vitrail.data.shards.images import Members
+from vitrail.data.shards import list_shards
+from vitrail.data.shards.images import ShardImages
+from vitrail.data.shards.index import ShardIndex, empty_columns
 from vitrail.data.shards.storage import Shard, is_remote
 from vitrail.data.words import Names
 from vitrail.errors import VitrailError
 
 
-class Member(NamedTuple):
+class ShardMember(NamedTuple):
     """An image in a shard, and what the index knows of it."""
 
     shard: str
@@ -26,32 +26,32 @@ class Member(NamedTuple):
     fault: int
 
 
-def members(address: str) -> Iterator[tuple[str, Member]]:
+def list_shard_members(address: str) -> Iterator[tuple[str, ShardMember]]:
     """All images of a set of shards with their places, shard by shard as they lie there.
 
     Raises `VitrailError` where a shard is not there and nobody knows what it held.
     """
-    found = read_shards(address)
+    found = list_shards(address)
     if found.lost:
         raise VitrailError(found.lost[0], found.advice)
     for images in (listing.pixels for listing in found.splits.values()):
-        assert isinstance(images, Members)
-        columns = images.where.columns
+        assert isinstance(images, ShardImages)
+        columns = images.index.columns
         order = np.lexsort((columns["offset"][images.rows], columns["shard"][images.rows]))
         for i in map(int, order):
             row = images.rows[i]
-            shard = images.where.shards[columns["shard"][row]]
+            shard = images.index.shards[columns["shard"][row]]
             offset, length, fault = (int(columns[name][row]) for name in ("offset", "length", "fault"))
             digest = columns["sha256"][row].tobytes().hex()
-            yield images.place(i), Member(shard.address, shard.size, shard.stamp, offset, length, digest, fault)
+            yield images.place(i), ShardMember(shard.address, shard.size, shard.stamp, offset, length, digest, fault)
 
 
-def content(path: str, member: Member) -> BytesIO:
+def read_shard_member(path: str, member: ShardMember) -> BytesIO:
     """The bytes of an image in a shard, held to the index; raises `ImageError`."""
-    columns = empty(1)
+    columns = empty_columns(1)
     for name in ("offset", "length", "fault"):
         columns[name][0] = getattr(member, name)
     columns["sha256"][0] = np.frombuffer(bytes.fromhex(member.sha256), np.uint8)
-    shard = Shard(member.shard, member.shard_size, member.stamp, keep=is_remote(member.shard))
-    index = Index("", (shard,), (), columns, Names.of([path.removeprefix(f"{member.shard}:")]))
-    return BytesIO(Members(index, np.zeros(1, np.int64)).content(0))
+    shard = Shard(member.shard, member.shard_size, member.stamp, cacheable=is_remote(member.shard))
+    index = ShardIndex("", (shard,), (), columns, Names.of([path.removeprefix(f"{member.shard}:")]))
+    return BytesIO(ShardImages(index, np.zeros(1, np.int64)).content(0))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vitrail.errors import UsageError
+from vitrail.prediction.arrow import FORMULA, import_pyarrow
 from vitrail.prediction.rows import Rows
-from vitrail.prediction.arrow import FORMULA, arrow
 
 
 def columns(top: int) -> list[str]:
@@ -21,7 +21,7 @@ def columns(top: int) -> list[str]:
 
 def parquet(rows: Rows, classes: Sequence[str], top: int, width: int | None) -> bytes:
     """A parquet file; `width` is that of the column `embedding`, if there is one."""
-    pa, pq = arrow()
+    pa, pq = import_pyarrow()
     missing = np.array([error is not None for error in rows.errors], bool)
     nothing = np.ones(len(rows), bool)
     names: dict[str, Any] = {"path": pa.array(rows.paths, pa.string())}

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vitrail.classifier import ARTIFACT_NAME
-from vitrail.data.shards.address import called, is_shards
+from vitrail.data.shards.address import is_shards, shard_set_name
 from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import describe_write_error, fsync, save_json, write_text
@@ -352,6 +352,10 @@ def begun_by(
 
 def numbered(data: str | Path) -> list[Path]:
     """runs/NAME, runs/NAME-2, ... after the data's own name."""
-    name = called(str(data)) if is_shards(data) else (Path(data).resolve() if Path(data).exists() else Path(data)).stem
+    name = (
+        shard_set_name(str(data))
+        if is_shards(data)
+        else (Path(data).resolve() if Path(data).exists() else Path(data)).stem
+    )
     name = name.strip() or "run"
     return [Path("runs", name), *(Path("runs", f"{name}-{i}") for i in range(2, 10_000))]

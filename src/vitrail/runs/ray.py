@@ -18,7 +18,7 @@ from vitrail.data.sources import in_full
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists
 from vitrail.machine import count_cores
-from vitrail.ray_cluster import connected
+from vitrail.ray_cluster import connect_ray
 from vitrail.runs.end import Run
 from vitrail.runs.folder import RunFolder, numbered, old_run, refuse_taken
 from vitrail.runs.train import train
@@ -55,7 +55,7 @@ def train_on_ray(
         options["model"] = absolute_if_exists(options["model"])
     if options.get("recipe") is not None:
         options["recipe"] = find_recipe(options["recipe"])
-    with connected(ray_address, max(count_cores(), most)) as ray, told(folder):
+    with connect_ray(ray_address, max(count_cores(), most)) as ray, told(folder):
         answer = fitted(ray, folder.path, (least, most), restarts, {"data": in_full(data), "options": options})
     if "sentence" in answer:
         raise (UsageError if answer["usage"] else VitrailError)(answer["sentence"], answer["hint"])

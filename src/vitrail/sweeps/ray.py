@@ -15,7 +15,7 @@ import torch
 from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
-from vitrail.ray_cluster import Node, alive, connected, places
+from vitrail.ray_cluster import NodeResources, connect_ray, count_slots, node_resources
 from vitrail.sweeps.worker import work
 
 RETRIES = 20  # that a task is started again after its worker or node has died
@@ -66,17 +66,17 @@ def cluster(out: Path, n: int | None, trials: int, address: str | None) -> Itera
 
     `n` tasks at a time, or as many as the cluster has cores (or GPUs, where it has any), and no more than trials.
     """
-    with connected(address) as ray:
-        nodes = alive(ray)
+    with connect_ray(address) as ray:
+        nodes = node_resources(ray)
         n, cpus, gpu = shared(nodes, n, trials)
         console.log(f"{n} tasks of {cpus} cores{' and a GPU' if gpu else ''} on {len(nodes)} node(s)")
         yield Tasks(ray, out, n, cpus, gpu)
 
 
-def shared(nodes: Sequence[Node], n: int | None, trials: int) -> tuple[int, int, bool]:
+def shared(nodes: Sequence[NodeResources], n: int | None, trials: int) -> tuple[int, int, bool]:
     """How many tasks, of how many cores, and whether with a GPU each: as many cores as all can have at once."""
     gpu = any(has.get("GPU", 0) >= 1 for has in nodes)
-    room = max(1, places(nodes, 1, gpu))
+    room = max(1, count_slots(nodes, 1, gpu))
     n = min(n or room, trials)
     most = max((int(has.get("CPU", 0)) for has in nodes), default=0)
-    return n, next((cpus for cpus in range(most, 1, -1) if places(nodes, cpus, gpu) >= min(n, room)), 1), gpu
+    return n, next((cpus for cpus in range(most, 1, -1) if count_slots(nodes, cpus, gpu) >= min(n, room)), 1), gpu

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from vitrail.data.found import SPLIT_NAMES
-from vitrail.data.shards.index import FILE
-from vitrail.data.shards.storage import is_remote, local, patiently, reached
+from vitrail.data.shards.index import INDEX_FILE
+from vitrail.data.shards.storage import is_remote, local, resolve_filesystem, with_retries
 from vitrail.errors import UsageError
 
 MOST = 1_000_000  # shards that braces may mean
@@ -26,7 +26,7 @@ def is_shards(address: str | Path) -> bool:
         return True
     folder = Path(said)
     try:
-        if (folder / FILE).is_file():
+        if (folder / INDEX_FILE).is_file():
             return True
         inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
     except OSError:
@@ -46,9 +46,9 @@ def holds_only_tars(folder: Path) -> bool:
     return any(path.suffix == ".tar" for path in inside) and not any(path.is_dir() for path in inside)
 
 
-def expanded(address: str) -> list[str]:
+def expand_address(address: str) -> list[str]:
     """The addresses that braces and stars mean: {000..009} counts, {a,b} lists. Raises `UsageError`."""
-    found = braces(address)
+    found = expand_braces(address)
     if not any(c in pattern for pattern in found for c in "*?["):
         return found
     return [name for pattern in found for name in matching(pattern)]
@@ -58,11 +58,11 @@ def matching(pattern: str) -> list[str]:
     """The files that a pattern with stars means, in order."""
     if not is_remote(pattern):
         return sorted(glob.glob(str(local(pattern))))
-    system, path = reached(pattern)
-    return [str(system.unstrip_protocol(name)) for name in sorted(patiently(pattern, lambda: system.glob(path)))]
+    system, path = resolve_filesystem(pattern)
+    return [str(system.unstrip_protocol(name)) for name in sorted(with_retries(pattern, lambda: system.glob(path)))]
 
 
-def braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """What a shell would make of the braces in a pattern; raises `UsageError`."""
     found = list(itertools.islice(unfolded(pattern), MOST + 1))
     if len(found) > MOST:
@@ -106,17 +106,17 @@ def numbers(first: str, last: str) -> Iterator[str]:
     return (f"{number:0{digits}d}" for number in range(a, b + (1 if a <= b else -1), 1 if a <= b else -1))
 
 
-def folder_of(address: str) -> str:
+def parent_folder(address: str) -> str:
     """The folder that a shard lies in."""
     return address.rpartition("/")[0] if is_remote(address) else str(local(address).parent)
 
 
-def beside(folder: str, file: str) -> str:
+def join_address(folder: str, file: str) -> str:
     """The address of a file in a folder."""
     return f"{folder.rstrip('/')}/{file}" if is_remote(folder) else str(local(folder) / file)
 
 
-def called(address: str) -> str:
+def shard_set_name(address: str) -> str:
     """A name for a set of shards: of the folder, or of the files without their numbers."""
     if not is_remote(address) and local(address).is_dir():
         return local(address).resolve().name

@@ -13,22 +13,33 @@ from vitrail.console import log, progress_bar
 from vitrail.data.decode import PASSING, ImageError, Unreachable, read_size
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Found, Listing
-from vitrail.data.shards.address import beside, called, expanded, folder_of
-from vitrail.data.shards.index import CUT, FAULTS, FILE, LONGEST, SPLITS, Index, chosen, joined, loaded, save
-from vitrail.data.shards.storage import (
-    OutOfReach,
-    Shard,
-    forget,
-    is_remote,
-    key_of,
-    listed,
-    local,
-    looked_at,
-    read_range,
-    small_file,
-    with_kept,
+from vitrail.data.shards.address import expand_address, join_address, parent_folder, shard_set_name
+from vitrail.data.shards.index import (
+    CUT,
+    FAULTS,
+    INDEX_FILE,
+    MAX_INDEX_BYTES,
+    SPLITS,
+    ShardIndex,
+    concatenate_indices,
+    parse_index,
+    save_index,
+    select_shards,
 )
-from vitrail.data.shards.tar_index import indexed
+from vitrail.data.shards.storage import (
+    Shard,
+    StorageUnreachable,
+    cache_key,
+    drop_copy,
+    is_remote,
+    list_tars,
+    local,
+    mark_cacheable,
+    read_range,
+    read_small_file,
+    stat_shard,
+)
+from vitrail.data.shards.tar_index import index_tar
 from vitrail.data.words import Coded
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import cache_folder
@@ -38,10 +49,10 @@ HEAD = 1 << 16  # bytes of an image in which most say their size
 
 
 @dataclass(frozen=True)
-class Members(Encoded):
+class ShardImages(Encoded):
     """Images in tar shards: `rows` of an index that says where they are, in order."""
 
-    where: Index
+    index: ShardIndex
     rows: np.ndarray
     channels: int = 3
 
@@ -51,36 +62,36 @@ class Members(Encoded):
     def place(self, i: int) -> str:
         """SHARD:NAME."""
         row = self.rows[i]
-        return f"{self.where.shards[self.where.columns['shard'][row]].address}:{self.where.names[row]}"
+        return f"{self.index.shards[self.index.columns['shard'][row]].address}:{self.index.names[row]}"
 
     def content(self, i: int) -> bytes:
         """The bytes of an image, which are those that were indexed, or `ImageError` says why not."""
         row = self.rows[i]
         shard = self.refuse_lost(i)
-        length = int(self.where.columns["length"][row])
-        digest = self.where.columns["sha256"][row].tobytes()
+        length = int(self.index.columns["length"][row])
+        digest = self.index.columns["sha256"][row].tobytes()
         for again in (False, True):
             try:
-                found = read_range(shard, int(self.where.columns["offset"][row]), length)
+                found = read_range(shard, int(self.index.columns["offset"][row]), length)
             except FileNotFoundError:
                 raise ImageError(self.place(i), "the shard is not there") from None
             except OSError as error:
-                passing = isinstance(error, OutOfReach) or error.errno in PASSING
+                passing = isinstance(error, StorageUnreachable) or error.errno in PASSING
                 kind = Unreachable if passing else ImageError
                 raise kind(self.place(i), error.strerror or str(error)) from None
             if hashlib.sha256(found).digest() == digest:
                 return found
-            if again or not shard.keep:
+            if again or not shard.cacheable:
                 break
-            forget(shard)  # the copy may be damaged: the shard itself is asked once more
+            drop_copy(shard)  # the copy may be damaged: the shard itself is asked once more
         reason = "its bytes are not those that were indexed (SHA-256)" if len(found) == length else FAULTS[CUT]
         raise ImageError(self.place(i), reason)
 
     def refuse_lost(self, i: int) -> Shard:
         """The shard of an image; raises `ImageError` for an image of which it is known that it cannot be read."""
         row = self.rows[i]
-        columns = self.where.columns
-        shard = self.where.shards[columns["shard"][row]]
+        columns = self.index.columns
+        shard = self.index.shards[columns["shard"][row]]
         if fault := int(columns["fault"][row]):
             raise ImageError(self.place(i), FAULTS[fault])
         if shard.size < 0:
@@ -92,38 +103,38 @@ class Members(Encoded):
     def sizes(self) -> np.ndarray:
         """As the index says; -1 where the shard is not there, or not as long."""
         offset, length, shard, fault = (
-            self.where.columns[c][self.rows] for c in ("offset", "length", "shard", "fault")
+            self.index.columns[c][self.rows] for c in ("offset", "length", "shard", "fault")
         )
-        ends = np.array([shard.size for shard in self.where.shards], dtype=np.int64)[shard]
+        ends = np.array([shard.size for shard in self.index.shards], dtype=np.int64)[shard]
         return np.where((offset + length > ends) | (fault > 0), -1, length)
 
     def digests(self, places: np.ndarray) -> np.ndarray:
         """As the index says; what is read is held to it."""
-        return self.where.columns["sha256"][self.rows[places]]
+        return self.index.columns["sha256"][self.rows[places]]
 
     def stamp(self, i: int) -> tuple[str, int, int]:
         """Another if the shard was written to since, or the image is another."""
         shard = self.refuse_lost(i)
         row = self.rows[i]
-        known = hashlib.sha256(shard.stamp.encode() + self.where.columns["sha256"][row].tobytes()).digest()
-        return self.place(i), int(self.where.columns["length"][row]), int.from_bytes(known[:7], "big")
+        known = hashlib.sha256(shard.stamp.encode() + self.index.columns["sha256"][row].tobytes()).digest()
+        return self.place(i), int(self.index.columns["length"][row]), int.from_bytes(known[:7], "big")
 
     def size(self, i: int) -> tuple[int, int]:
         """As its header says, of which the first bytes are read; all of them where those do not say."""
         row = self.rows[i]
-        shard, start = self.refuse_lost(i), int(self.where.columns["offset"][row])
+        shard, start = self.refuse_lost(i), int(self.index.columns["offset"][row])
         try:
-            head = read_range(shard, start, min(int(self.where.columns["length"][row]), HEAD))
+            head = read_range(shard, start, min(int(self.index.columns["length"][row]), HEAD))
             return read_size(BytesIO(head), self.place(i))
         except (ImageError, OSError):  # more is needed, or it cannot be read, which the whole of it says better
             return super().size(i)
 
-    def take(self, places: np.ndarray) -> "Members":
+    def take(self, places: np.ndarray) -> "ShardImages":
         """The images at these places; the index is shared."""
         return replace(self, rows=self.rows[places])
 
 
-def read_shards(address: str | Path) -> Found:
+def list_shards(address: str | Path) -> Found:
     """The images of tar shards, by split; shards without an index of ours are read once for one, kept in the cache.
 
     Raises `UsageError` where there are none, `VitrailError` where an index is damaged or a file is no shard.
@@ -135,7 +146,7 @@ def read_shards(address: str | Path) -> Found:
     for number in numbers[np.argsort(first)].tolist():
         rows = np.flatnonzero(columns["split"] == number)
         labels = Coded(index.classes, columns["label"][rows])
-        splits[SPLITS[number]] = Listing(Members(index, rows, index.channels), index.names.take(rows), labels)
+        splits[SPLITS[number]] = Listing(ShardImages(index, rows, index.channels), index.names.take(rows), labels)
     if not splits and not index.lost:
         raise VitrailError(f"{address} has no images", "a sample is KEY.jpg (or .png, ...) with KEY.cls or KEY.json")
     if "all" in splits and len(splits) > 1:
@@ -161,13 +172,13 @@ def read_shards(address: str | Path) -> Found:
     )
 
 
-def index_of(address: str) -> Index:
+def index_of(address: str) -> ShardIndex:
     """The index of all shards at an address."""
-    name = called(address)
+    name = shard_set_name(address)
     if not address.lower().endswith(".tar"):  # a folder
         found = own_index(address)
-        files = [beside(address, shard.address) for shard in found.shards] if found else listed(address)
-        if found and not is_remote(address) and (more := sorted(set(listed(address)) - set(files))):
+        files = [join_address(address, shard.address) for shard in found.shards] if found else list_tars(address)
+        if found and not is_remote(address) and (more := sorted(set(list_tars(address)) - set(files))):
             strangers = (
                 f"{address}: {len(more)} tar files are not in its index and left out, {Path(more[0]).name} first"
             )
@@ -176,10 +187,10 @@ def index_of(address: str) -> Index:
             raise UsageError(f"there are no tar files in {address}", "give a folder of shards, or a pattern of them")
         own = {address.rstrip("/") if is_remote(address) else str(local(address)): found}
     else:
-        files = expanded(address)
-        own = {folder: own_index(folder) for folder in dict.fromkeys(map(folder_of, files))}
+        files = expand_address(address)
+        own = {folder: own_index(folder) for folder in dict.fromkeys(map(parent_folder, files))}
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        shards = with_kept(list(pool.map(looked_at, files)))
+        shards = mark_cacheable(list(pool.map(stat_shard, files)))
     parts, strangers_too = known(own, shards)
     there = [shard for shard in strangers_too if shard.size >= 0]
     if not parts and not there:
@@ -188,34 +199,34 @@ def index_of(address: str) -> Index:
         )
     absent = tuple(f"there is no shard {shard.address}" for shard in strangers_too if shard.size < 0)
     parts += indexed_all(there)
-    whole_set = joined(name if len(parts) > 1 else parts[0].name if not there else name, parts)
+    whole_set = concatenate_indices(name if len(parts) > 1 else parts[0].name if not there else name, parts)
     return replace(whole_set, lost=(*whole_set.lost, *absent))
 
 
-def own_index(folder: str) -> Index | None:
+def own_index(folder: str) -> ShardIndex | None:
     """The index that `vitrail shard` wrote into a folder, if there is one."""
-    where = beside(folder, FILE)
+    where = join_address(folder, INDEX_FILE)
     try:
-        content = small_file(where, LONGEST)
+        content = read_small_file(where, MAX_INDEX_BYTES)
     except OSError as error:
         raise VitrailError(f"{where} cannot be read: {error}") from None
-    return None if content is None else loaded(content, where)
+    return None if content is None else parse_index(content, where)
 
 
-def known(own: dict[str, Index | None], shards: Sequence[Shard]) -> tuple[list[Index], list[Shard]]:
+def known(own: dict[str, ShardIndex | None], shards: Sequence[Shard]) -> tuple[list[ShardIndex], list[Shard]]:
     """What the folders' own indices say of these shards, and the shards that they do not know."""
     parts, strangers = [], list(shards)
     for folder, index in own.items():
         if index is None:
             continue
         full = replace(
-            index, shards=tuple(replace(shard, address=beside(folder, shard.address)) for shard in index.shards)
+            index, shards=tuple(replace(shard, address=join_address(folder, shard.address)) for shard in index.shards)
         )
         sizes = {shard.address: shard.size for shard in full.shards}
         mine = [shard for shard in strangers if shard.address in sizes]
         strangers = [shard for shard in strangers if shard.address not in sizes]
         if mine:
-            part = chosen(full, mine)
+            part = select_shards(full, mine)
             changed = tuple(
                 f"{shard.address} has {shard.size:,} bytes where its index says {sizes[shard.address]:,}: "
                 "it is damaged, or another"
@@ -226,14 +237,14 @@ def known(own: dict[str, Index | None], shards: Sequence[Shard]) -> tuple[list[I
     return parts, strangers
 
 
-def indexed_all(shards: Sequence[Shard]) -> list[Index]:
+def indexed_all(shards: Sequence[Shard]) -> list[ShardIndex]:
     """The indices of shards that came without one: those kept from before, and new ones."""
     found = {shard: kept(shard) for shard in shards}
     new = [shard for shard, index in found.items() if index is None]
     if new:
         log(f"{len(new)} shard{'s are' if len(new) > 1 else ' is'} read once for an index")
     with progress_bar("reading shards", len(new)) as progress, ThreadPoolExecutor(2) as pool:
-        for shard, index in zip(new, pool.map(indexed, new), strict=True):
+        for shard, index in zip(new, pool.map(index_tar, new), strict=True):
             keep(shard, index)
             found[shard] = index
             progress.advance()
@@ -242,26 +253,26 @@ def indexed_all(shards: Sequence[Shard]) -> list[Index]:
 
 def index_file(shard: Shard) -> Path:
     """Where the index of a shard without one is kept."""
-    return cache_folder() / "shards" / f"{key_of(shard)}.safetensors"
+    return cache_folder() / "shards" / f"{cache_key(shard)}.safetensors"
 
 
-def kept(shard: Shard) -> Index | None:
+def kept(shard: Shard) -> ShardIndex | None:
     """The index of a shard as it is now, from an earlier time; None where there is none or it is damaged."""
     path = index_file(shard)
     if not shard.stamp:  # nothing would say that it has changed
         return None
     try:
-        index = loaded(path.read_bytes(), str(path))
+        index = parse_index(path.read_bytes(), str(path))
     except (OSError, VitrailError):
         return None
     return replace(index, shards=(shard,)) if len(index.shards) == 1 else None
 
 
-def keep(shard: Shard, index: Index) -> None:
+def keep(shard: Shard, index: ShardIndex) -> None:
     """Keeps an index for the next time, unless something in the shard is lost; without a cache nothing else is."""
     if index.lost or not shard.stamp:
         return
     try:
-        save(replace(index, shards=(Shard("shard.tar", shard.size),)), index_file(shard))
+        save_index(replace(index, shards=(Shard("shard.tar", shard.size),)), index_file(shard))
     except VitrailError as error:
         log(f"the index is not kept: {error.sentence}")

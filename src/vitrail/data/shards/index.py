@@ -22,16 +22,16 @@ from vitrail.data.words import Names
 from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
 
-FILE = "index.safetensors"
-KEY = "vitrail-shards"
+INDEX_FILE = "index.safetensors"
+METADATA_KEY = "vitrail-shards"
 FORMAT = 1
-LONGEST = 8 << 30  # bytes of an index that are read: a hundred million images
-MOST = 256 << 20  # bytes of an image that are read
+MAX_INDEX_BYTES = 8 << 30  # bytes of an index that are read: a hundred million images
+MAX_IMAGE_BYTES = 256 << 20  # bytes of an image that are read
 SPLITS = ("all", "train", "validation", "test")
 FAULTS = (  # why an image is listed and yet cannot be read; the first is none
     "",
     "its name leads out of the shard",
-    f"more than the {MOST:,} bytes that are read",
+    f"more than the {MAX_IMAGE_BYTES:,} bytes that are read",
     "the shard ends before it does",
     "a link, not a file",
     "its name is not UTF-8",
@@ -50,7 +50,7 @@ COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Index:
+class ShardIndex:
     """Where the images of some shards lie: `columns` as in COLUMNS, a row an image."""
 
     name: str
@@ -73,12 +73,12 @@ class Index:
         return int(letters + sum(column.nbytes for column in self.columns.values()))
 
 
-def empty(n: int) -> dict[str, np.ndarray]:
+def empty_columns(n: int) -> dict[str, np.ndarray]:
     """The columns of `n` images, to be filled."""
     return {name: np.zeros((n, *shape), dtype=kind) for name, (kind, shape) in COLUMNS.items()}
 
 
-def save(index: Index, path: Path) -> None:
+def save_index(index: ShardIndex, path: Path) -> None:
     """Writes an index, whole or not at all; shards are named by where they lie from it."""
     arrays = {**index.columns, "names": index.names.letters, "bounds": index.names.bounds}
     document = {
@@ -91,12 +91,12 @@ def save(index: Index, path: Path) -> None:
         "notes": index.notes,
         "lost": index.lost,
     }
-    document["sha256"] = digest(arrays, document)
-    metadata = {KEY: json.dumps(document, ensure_ascii=False)}
+    document["sha256"] = index_digest(arrays, document)
+    metadata = {METADATA_KEY: json.dumps(document, ensure_ascii=False)}
     write_atomically(path, lambda aside: save_file(arrays, aside, metadata=metadata))
 
 
-def digest(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> str:
+def index_digest(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> str:
     """SHA-256 over the document and the names, shapes, types and bytes of the arrays, in the order of names."""
     said = {name: value for name, value in document.items() if name != "sha256"}
     sha = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
@@ -107,15 +107,15 @@ def digest(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> str:
     return sha.hexdigest()
 
 
-def loaded(content: bytes, where: str) -> Index:
+def parse_index(content: bytes, where: str) -> ShardIndex:
     """The index in a file's bytes; raises `VitrailError` where it is damaged or says what cannot be."""
     try:
         size = int.from_bytes(content[:8], "little")
-        document = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][KEY])
+        document = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][METADATA_KEY])
         arrays = load(content)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r} is of another version of vitrail")
-        if document["sha256"] != digest(arrays, document):
+        if document["sha256"] != index_digest(arrays, document):
             raise ValueError("its SHA-256 is not what it says")
         return checked(arrays, document)
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
@@ -125,7 +125,7 @@ def loaded(content: bytes, where: str) -> Index:
         ) from None
 
 
-def checked(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Index:
+def checked(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> ShardIndex:
     """The index of these arrays; raises `ValueError` where they do not fit one another."""
     columns = {name: arrays[name] for name in COLUMNS}
     bounds, letters = arrays["bounds"], arrays["names"]
@@ -144,13 +144,15 @@ def checked(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Index:
             raise ValueError(f"{name} points at what is not there")
     if n and min(columns["offset"].min(), columns["length"].min()) < 0:
         raise ValueError("images lie before their shard")
-    columns["fault"] = np.where(columns["length"] > MOST, np.maximum(columns["fault"], TOO_LARGE), columns["fault"])
+    columns["fault"] = np.where(
+        columns["length"] > MAX_IMAGE_BYTES, np.maximum(columns["fault"], TOO_LARGE), columns["fault"]
+    )
     channels = document["channels"]
     if channels not in (1, 3):
         raise ValueError(f"{channels!r} channels")
     notes, lost = (tuple(map(str, document[key])) for key in ("notes", "lost"))
     flippable = bool(document["flippable"])
-    return Index(
+    return ShardIndex(
         str(document["name"]), shards, classes, columns, Names(letters, bounds), channels, flippable, notes, lost
     )
 
@@ -163,7 +165,7 @@ def plain(file: str) -> str:
     return file
 
 
-def chosen(index: Index, shards: Sequence[Shard]) -> Index:
+def select_shards(index: ShardIndex, shards: Sequence[Shard]) -> ShardIndex:
     """The part of an index that lies in these shards, in the order of the index; `shards` as they lie now."""
     place = {shard.address: number for number, shard in enumerate(shards)}
     number = np.array([place.get(shard.address, -1) for shard in index.shards], dtype=np.int32)
@@ -174,7 +176,7 @@ def chosen(index: Index, shards: Sequence[Shard]) -> Index:
     return replace(index, shards=tuple(shards), columns=columns, names=index.names.take(rows))
 
 
-def joined(name: str, parts: Sequence[Index]) -> Index:
+def concatenate_indices(name: str, parts: Sequence[ShardIndex]) -> ShardIndex:
     """The images of several indices as one, in their order."""
     if len(parts) == 1:
         return replace(parts[0], name=name)
@@ -190,7 +192,7 @@ def joined(name: str, parts: Sequence[Index]) -> Index:
             columns[column].append(found)
         before += len(part.shards)
     letters = [part.names for part in parts]
-    return Index(
+    return ShardIndex(
         name,
         tuple(shard for part in parts for shard in part.shards),
         classes,

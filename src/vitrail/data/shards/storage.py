@@ -26,7 +26,7 @@ except ImportError:  # Windows: two processes may fetch the same shard, and one 
     fcntl = None  # type: ignore[assignment]
 
 OPEN = 128  # shards on disk that a process holds open
-WAITS = (0.2, 1.0, 3.0)  # seconds before an address that did not answer is asked again
+RETRY_DELAYS = (0.2, 1.0, 3.0)  # seconds before an address that did not answer is asked again
 LIMIT = 10.0  # GiB of shards from elsewhere that are kept, unless $VITRAIL_CACHE_GIB says otherwise
 
 
@@ -37,10 +37,10 @@ class Shard:
     address: str
     size: int  # bytes; -1 where it is not there
     stamp: str = ""
-    keep: bool = False  # a copy in the cache is worth its room
+    cacheable: bool = False  # a copy in the cache is worth its room
 
 
-class OutOfReach(OSError):
+class StorageUnreachable(OSError):
     """An address that does not answer; the words say why."""
 
 
@@ -54,14 +54,14 @@ def local(address: str) -> Path:
     return Path(address.removeprefix("file://"))
 
 
-def looked_at(address: str) -> Shard:
+def stat_shard(address: str) -> Shard:
     """The shard with its size and what would change if it did; a size of -1 where it is not there."""
     try:
         if not is_remote(address):
             status = local(address).stat()
             return Shard(address, status.st_size, str(status.st_mtime_ns))
-        system, path = reached(address)
-        known = patiently(address, lambda: system.info(path))
+        system, path = resolve_filesystem(address)
+        known = with_retries(address, lambda: system.info(path))
     except FileNotFoundError:
         return Shard(address, -1)
     signs = ("etag", "content-md5", "digest", "last-modified", "mtime", "created", "updated", "generation", "md5hash")
@@ -69,17 +69,17 @@ def looked_at(address: str) -> Shard:
     return Shard(address, int(known.get("size") or -1), stamp)
 
 
-def listed(folder: str) -> list[str]:
+def list_tars(folder: str) -> list[str]:
     """The addresses of tar files in a folder and in its folders, in order."""
     if not is_remote(folder):
         root = local(folder)
         return [str(path) for path in sorted({*root.glob("*.tar"), *root.glob("*/*.tar")}) if path.is_file()]
-    system, path = reached(folder)
-    found = patiently(folder, lambda: {*system.glob(f"{path}/*.tar"), *system.glob(f"{path}/*/*.tar")})
+    system, path = resolve_filesystem(folder)
+    found = with_retries(folder, lambda: {*system.glob(f"{path}/*.tar"), *system.glob(f"{path}/*/*.tar")})
     return [str(system.unstrip_protocol(name)) for name in sorted(found)]
 
 
-def with_kept(shards: Sequence[Shard]) -> list[Shard]:
+def mark_cacheable(shards: Sequence[Shard]) -> list[Shard]:
     """The shards, with those marked that are worth keeping: from the first on, as long as they fit into the cache."""
     room = cache_limit()
     marked = []
@@ -103,24 +103,24 @@ def read_range(shard: Shard, start: int, length: int) -> bytes:
     """These bytes of a shard, fewer where it ends before; raises `OSError`."""
     if not is_remote(shard.address):
         return _open(local(shard.address), shard.stamp).read(start, length)
-    if shard.keep and (path := fetched(shard)):
+    if shard.cacheable and (path := fetch_copy(shard)):
         with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
             return _open(path, shard.stamp).read(start, length)
-    system, path_there = reached(shard.address)
-    found: bytes = patiently(shard.address, lambda: system.cat_file(path_there, start=start, end=start + length))
+    system, path_there = resolve_filesystem(shard.address)
+    found: bytes = with_retries(shard.address, lambda: system.cat_file(path_there, start=start, end=start + length))
     if len(found) > length:  # a server that knows no ranges sends everything
         found = found[start : start + length]
     return found
 
 
-def fetched(shard: Shard) -> Path | None:
+def fetch_copy(shard: Shard) -> Path | None:
     """The copy of a shard in the cache, fetched where it is not there; None where it cannot be kept."""
-    path = cache_folder() / "shards" / f"{key_of(shard)}.tar"
+    path = cache_folder() / "shards" / f"{cache_key(shard)}.tar"
     if path.exists():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(path.with_suffix(".lock")):
+        with exclusive_lock(path.with_suffix(".lock")):
             if not path.exists():
                 make_room(path.parent, shard.size)
                 _fetch(shard.address, path, shard.size)
@@ -129,15 +129,15 @@ def fetched(shard: Shard) -> Path | None:
     return path
 
 
-def forget(shard: Shard) -> None:
+def drop_copy(shard: Shard) -> None:
     """Drops the copy of a shard whose bytes have turned out wrong, and lets go of one that another has dropped."""
-    path = cache_folder() / "shards" / f"{key_of(shard)}.tar"
+    path = cache_folder() / "shards" / f"{cache_key(shard)}.tar"
     with _lock:
         _handles.pop((path, shard.stamp), None)
     path.unlink(missing_ok=True)
 
 
-def key_of(shard: Shard) -> str:
+def cache_key(shard: Shard) -> str:
     """A name for a shard as it is now."""
     where = shard.address if is_remote(shard.address) else str(local(shard.address).resolve())
     return hashlib.sha256(f"{where}\0{shard.size}\0{shard.stamp}".encode(errors="replace")).hexdigest()[:32]
@@ -158,14 +158,14 @@ def make_room(folder: Path, need: int) -> None:
 
 
 @contextmanager
-def whole(shard: Shard) -> Iterator[BinaryIO]:
+def open_shard(shard: Shard) -> Iterator[BinaryIO]:
     """The shard as a file that can be read from any place; raises `OSError`."""
     if not is_remote(shard.address):
         with local(shard.address).open("rb") as file:
             yield file
         return
     kept = None
-    if shard.keep and (path := fetched(shard)):
+    if shard.cacheable and (path := fetch_copy(shard)):
         with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
             kept = path.open("rb")
     if kept:
@@ -179,21 +179,21 @@ def whole(shard: Shard) -> Iterator[BinaryIO]:
                 yield file
 
 
-def small_file(address: str, most: int) -> bytes | None:
+def read_small_file(address: str, most: int) -> bytes | None:
     """A whole file of at most so many bytes; None where there is none. Raises `OSError` and `VitrailError`."""
-    shard = looked_at(address)
+    shard = stat_shard(address)
     if shard.size < 0:
         return None
     if shard.size > most:
         raise VitrailError(f"{address} has {shard.size:,} bytes, more than an index takes", "remove it")
     if not is_remote(address):
         return local(address).read_bytes()
-    system, path = reached(address)
-    found: bytes = patiently(address, lambda: system.cat_file(path))
+    system, path = resolve_filesystem(address)
+    found: bytes = with_retries(address, lambda: system.cat_file(path))
     return found
 
 
-def reached(address: str) -> tuple[Any, str]:
+def resolve_filesystem(address: str) -> tuple[Any, str]:
     """The file system of an address and the path in it; raises `UsageError` for one that nobody here knows."""
     import fsspec
     from fsspec.core import url_to_fs
@@ -209,16 +209,16 @@ def reached(address: str) -> tuple[Any, str]:
         raise UsageError(f"{protocol}:// is no kind of address that fsspec knows", hint) from None
 
 
-def patiently(address: str, ask: Callable[[], Any]) -> Any:
+def with_retries(address: str, ask: Callable[[], Any]) -> Any:
     """What was asked for, after some tries; raises `FileNotFoundError`, or `OutOfReach` saying why."""
-    for wait in (*WAITS, None):
+    for wait in (*RETRY_DELAYS, None):
         try:
             return ask()
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # every protocol has errors of its own
             if wait is None:
-                raise OutOfReach(f"{address} does not answer ({type(error).__name__}: {error})") from None
+                raise StorageUnreachable(f"{address} does not answer ({type(error).__name__}: {error})") from None
             time.sleep(wait)
     raise AssertionError  # the last try returns or raises
 
@@ -227,17 +227,17 @@ def _fetch(address: str, path: Path, size: int) -> None:
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".fetch-")
     os.close(handle)
     try:
-        system, there = reached(address)
-        patiently(address, lambda: system.get_file(there, aside))
+        system, there = resolve_filesystem(address)
+        with_retries(address, lambda: system.get_file(there, aside))
         if (got := os.path.getsize(aside)) != size:
-            raise OutOfReach(f"{address} gave {got:,} bytes of {size:,}")
+            raise StorageUnreachable(f"{address} gave {got:,} bytes of {size:,}")
         os.replace(aside, path)
     finally:
         Path(aside).unlink(missing_ok=True)
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Inside, no other process is."""
     with path.open("w") as lock:
         if fcntl:

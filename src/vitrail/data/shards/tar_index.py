@@ -17,8 +17,19 @@ import numpy as np
 
 from vitrail.data.decode import EXTENSIONS
 from vitrail.data.found import SPLIT_NAMES
-from vitrail.data.shards.index import CUT, HOLES, LEADS_OUT, LINK, MOST, NOT_UTF8, SPLITS, TOO_LARGE, Index, empty
-from vitrail.data.shards.storage import OutOfReach, Shard, whole
+from vitrail.data.shards.index import (
+    CUT,
+    HOLES,
+    LEADS_OUT,
+    LINK,
+    MAX_IMAGE_BYTES,
+    NOT_UTF8,
+    SPLITS,
+    TOO_LARGE,
+    ShardIndex,
+    empty_columns,
+)
+from vitrail.data.shards.storage import Shard, StorageUnreachable, open_shard
 from vitrail.data.table import LABEL_COLUMNS
 from vitrail.data.words import Names
 from vitrail.errors import VitrailError
@@ -57,7 +68,7 @@ class _Guarded:
         return self.file.read(n)
 
 
-def indexed(shard: Shard) -> Index:
+def index_tar(shard: Shard) -> ShardIndex:
     """The index of a shard, by reading all of it once; a tear in it is in `lost`, images before it are listed.
 
     Raises `VitrailError` where nothing in it is a tar file.
@@ -68,7 +79,7 @@ def indexed(shard: Shard) -> Index:
     without_image = 0
     split = SPLITS.index(split_of(shard.address))
     try:
-        with whole(shard) as file:
+        with open_shard(shard) as file:
             for sample in samples(shard, file, lost):
                 if sample.image is None:
                     without_image += 1
@@ -81,19 +92,19 @@ def indexed(shard: Shard) -> Index:
                 names.append(f"{PurePosixPath(shard.address).stem}/{shown(sample.image.name)}")
                 labels.append(label)
     except OSError as error:
-        reason = str(error) if isinstance(error, OutOfReach) else error.strerror or str(error)
+        reason = str(error) if isinstance(error, StorageUnreachable) else error.strerror or str(error)
         lost.append(f"{shard.address} cannot be read: {reason}")
     if without_image:
         notes.append(f"{shard.address}: {without_image} samples without an image are left out")
     classes = tuple(sorted(set(labels)))
     code = {label: number for number, label in enumerate(classes)}
-    arrays = empty(len(columns))
+    arrays = empty_columns(len(columns))
     for i, (offset, length, part, fault, sha256) in enumerate(columns):
         row = {"offset": offset, "length": length, "split": part, "fault": fault, "label": code[labels[i]]}
         for column, value in row.items():
             arrays[column][i] = value
         arrays["sha256"][i] = np.frombuffer(sha256.ljust(32, b"\0"), dtype=np.uint8)
-    return Index(shard.address, (shard,), classes, arrays, Names.of(names), notes=tuple(notes), lost=tuple(lost))
+    return ShardIndex(shard.address, (shard,), classes, arrays, Names.of(names), notes=tuple(notes), lost=tuple(lost))
 
 
 def samples(shard: Shard, file: BinaryIO, lost: list[str]) -> Iterator[Sample]:
@@ -168,7 +179,7 @@ def fault_of(member: tarfile.TarInfo, size: int) -> int:
         return LINK
     if member.offset_data + member.size > size:
         return CUT
-    return TOO_LARGE if member.size > MOST else 0
+    return TOO_LARGE if member.size > MAX_IMAGE_BYTES else 0
 
 
 def split_key(name: str) -> tuple[str, str, str]:

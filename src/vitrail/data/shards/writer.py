@@ -27,20 +27,20 @@ from vitrail.data.decode import EXTENSIONS, ImageError
 from vitrail.data.encoded import Encoded
 from vitrail.data.found import Found, Listing
 from vitrail.data.randomness import order
-from vitrail.data.shards.index import FILE, MOST, SPLITS, Index, empty, save
+from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns, save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.words import Names, coded
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import fsync
 
 MIB = 1 << 20
-SIZE = 256  # MiB of a shard: large enough to be read in a stream, small enough to be fetched again
+DEFAULT_SHARD_MIB = 256  # MiB of a shard: large enough to be read in a stream, small enough to be fetched again
 BLOCK, RECORD = 512, 10240  # of a tar file
 ONE_SPELLING = {"jpeg": "jpg", "jfif": "jpg", "tif": "tiff", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm"}
 
 
 @dataclass
-class Written:
+class ShardSummary:
     """What was written, and what could not be."""
 
     out: str
@@ -57,12 +57,12 @@ def write_shards(
     found: Found,
     out: Path,
     *,
-    size: float = SIZE,
-    images: int | None = None,
+    shard_mib: float = DEFAULT_SHARD_MIB,
+    images_per_shard: int | None = None,
     seed: int | None = 0,
     skip_unreadable: bool = False,
     tick: Callable[[int], object] = lambda n: None,
-) -> Written:
+) -> ShardSummary:
     """Writes the folder `out`: SPLIT-000000.tar (or shards-000000.tar), ... and index.safetensors.
 
     A shard ends before it has more than `size` MiB or `images` images. Its images come in an order drawn by `seed`, so
@@ -71,7 +71,7 @@ def write_shards(
     `UsageError` where `out` exists, `ImageError` naming a file that is not there (with `skip_unreadable` left out and
     counted), `VitrailError` where the place is too small.
     """
-    if size <= 0 or (images is not None and images < 1):
+    if shard_mib <= 0 or (images_per_shard is not None and images_per_shard < 1):
         raise UsageError("a shard holds at least one image", "take a larger --size or --images")
     refuse_taken(out)
     refuse_full(found, out)
@@ -79,7 +79,9 @@ def write_shards(
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
         try:
-            writer = _Writer(aside, found, int(size * MIB), images or np.iinfo(np.int64).max, skip_unreadable)
+            writer = _Writer(
+                aside, found, int(shard_mib * MIB), images_per_shard or np.iinfo(np.int64).max, skip_unreadable
+            )
             for split, listing in found.splits.items():
                 writer.write(split, listing, seed, tick)
             written = writer.close()
@@ -132,7 +134,7 @@ class _Writer:
         self.skip_unreadable = skip_unreadable
         self.classes = class_names(found)
         self.number = {label: i for i, label in enumerate(self.classes)}
-        self.columns = empty(sum(map(len, found.splits.values())))
+        self.columns = empty_columns(sum(map(len, found.splits.values())))
         self.filled = np.zeros(len(self.columns["shard"]), dtype=bool)
         self.shards: list[Shard] = []
         self.formats: Counter[str] = Counter()
@@ -180,7 +182,7 @@ class _Writer:
         self.filled[row] = True
         self.formats[sample.extension] += 1
 
-    def close(self) -> Written:
+    def close(self) -> ShardSummary:
         """Writes the index; returns what there is."""
         if not self.filled.any():
             raise VitrailError(f"not one image of {self.found.name} can be read", "vitrail check says why")
@@ -190,12 +192,12 @@ class _Writer:
             names = Names.of(names.take(rows))
         columns = {name: column[rows] for name, column in self.columns.items()}
         found = self.found
-        index = Index(
+        index = ShardIndex(
             found.name, tuple(self.shards), self.classes, columns, names, channels=found.channels,
             flippable=found.flippable,
         )  # fmt: skip
-        save(index, self.folder / FILE)
-        return Written(
+        save_index(index, self.folder / INDEX_FILE)
+        return ShardSummary(
             "",
             images=len(index),
             bytes=sum(shard.size for shard in self.shards),
@@ -273,9 +275,9 @@ def encoded(listing: Listing, i: int) -> tuple[str, bytes]:
     if not isinstance(listing.pixels, Encoded):
         return "png", png(listing.pixels[i])
     content = listing.pixels.content(i)
-    if len(content) > MOST:
+    if len(content) > MAX_IMAGE_BYTES:
         raise ImageError(
-            listing.pixels.place(i), f"{len(content):,} bytes are more than the {MOST:,} of a shard's image"
+            listing.pixels.place(i), f"{len(content):,} bytes are more than the {MAX_IMAGE_BYTES:,} of a shard's image"
         )
     extension = PurePosixPath(listing.names[i]).suffix.lower()
     extension = extension[1:] if extension in EXTENSIONS else form_of(content)
@@ -300,12 +302,12 @@ def png(pixels_CHW: Tensor) -> bytes:
     return file.getvalue()
 
 
-def total(found: Found) -> int:
+def count_images(found: Found) -> int:
     """Images in all splits."""
     return sum(map(len, found.splits.values()))
 
 
-def unlike(formats: Sequence[str]) -> str | None:
+def mixed_formats_note(formats: Sequence[str]) -> str | None:
     """What to say where a set has more than one format."""
     if len(formats) < 2:
         return None
