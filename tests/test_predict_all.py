@@ -289,7 +289,7 @@ def test_relative_paths_are_found_by_processes_that_run_elsewhere(
     rows = rows_in(colours / "test" / "out")
     shutil.rmtree(colours / "test" / "out")
     assert rows[0]["path"] == "test/blue/0.png"  # as it was typed
-    gone = PartActor(replace(given[0], home=str(tmp_path / "gone")))
+    gone = PartActor(replace(given[0], working_directory=str(tmp_path / "gone")))
     assert gone.startup_error and "relative paths start at" in gone.startup_error.sentence
     monkeypatch.chdir(colours)
     assert (

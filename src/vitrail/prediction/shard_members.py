@@ -36,11 +36,11 @@ def list_shard_members(address: str) -> Iterator[tuple[str, ShardMember]]:
         raise VitrailError(found.lost[0], found.advice)
     for images in (listing.pixels for listing in found.splits.values()):
         assert isinstance(images, ShardImages)
-        columns = images.index.columns
+        columns = images.shard_index.columns
         order = np.lexsort((columns["offset"][images.rows], columns["shard"][images.rows]))
         for i in map(int, order):
             row = images.rows[i]
-            shard = images.index.shards[columns["shard"][row]]
+            shard = images.shard_index.shards[columns["shard"][row]]
             offset, length, fault = (int(columns[name][row]) for name in ("offset", "length", "fault"))
             digest = columns["sha256"][row].tobytes().hex()
             yield images.place(i), ShardMember(shard.address, shard.size, shard.stamp, offset, length, digest, fault)

@@ -52,7 +52,7 @@ HEAD = 1 << 16  # bytes of an image in which most say their size
 class ShardImages(Encoded):
     """Images in tar shards: `rows` of an index that says where they are, in order."""
 
-    index: ShardIndex
+    shard_index: ShardIndex
     rows: np.ndarray
     channels: int = 3
 
@@ -62,17 +62,17 @@ class ShardImages(Encoded):
     def place(self, i: int) -> str:
         """SHARD:NAME."""
         row = self.rows[i]
-        return f"{self.index.shards[self.index.columns['shard'][row]].address}:{self.index.names[row]}"
+        return f"{self.shard_index.shards[self.shard_index.columns['shard'][row]].address}:{self.shard_index.names[row]}"
 
     def content(self, i: int) -> bytes:
         """The bytes of an image, which are those that were indexed, or `ImageError` says why not."""
         row = self.rows[i]
         shard = self.refuse_lost(i)
-        length = int(self.index.columns["length"][row])
-        digest = self.index.columns["sha256"][row].tobytes()
+        length = int(self.shard_index.columns["length"][row])
+        digest = self.shard_index.columns["sha256"][row].tobytes()
         for again in (False, True):
             try:
-                found = read_range(shard, int(self.index.columns["offset"][row]), length)
+                found = read_range(shard, int(self.shard_index.columns["offset"][row]), length)
             except FileNotFoundError:
                 raise ImageError(self.place(i), "the shard is not there") from None
             except OSError as error:
@@ -90,8 +90,8 @@ class ShardImages(Encoded):
     def refuse_lost(self, i: int) -> Shard:
         """The shard of an image; raises `ImageError` for an image of which it is known that it cannot be read."""
         row = self.rows[i]
-        columns = self.index.columns
-        shard = self.index.shards[columns["shard"][row]]
+        columns = self.shard_index.columns
+        shard = self.shard_index.shards[columns["shard"][row]]
         if fault := int(columns["fault"][row]):
             raise ImageError(self.place(i), FAULTS[fault])
         if shard.size < 0:
@@ -103,28 +103,28 @@ class ShardImages(Encoded):
     def sizes(self) -> np.ndarray:
         """As the index says; -1 where the shard is not there, or not as long."""
         offset, length, shard, fault = (
-            self.index.columns[c][self.rows] for c in ("offset", "length", "shard", "fault")
+            self.shard_index.columns[c][self.rows] for c in ("offset", "length", "shard", "fault")
         )
-        ends = np.array([shard.size for shard in self.index.shards], dtype=np.int64)[shard]
+        ends = np.array([shard.size for shard in self.shard_index.shards], dtype=np.int64)[shard]
         return np.where((offset + length > ends) | (fault > 0), -1, length)
 
     def digests(self, places: np.ndarray) -> np.ndarray:
         """As the index says; what is read is held to it."""
-        return self.index.columns["sha256"][self.rows[places]]
+        return self.shard_index.columns["sha256"][self.rows[places]]
 
     def stamp(self, i: int) -> tuple[str, int, int]:
         """Another if the shard was written to since, or the image is another."""
         shard = self.refuse_lost(i)
         row = self.rows[i]
-        known = hashlib.sha256(shard.stamp.encode() + self.index.columns["sha256"][row].tobytes()).digest()
-        return self.place(i), int(self.index.columns["length"][row]), int.from_bytes(known[:7], "big")
+        known = hashlib.sha256(shard.stamp.encode() + self.shard_index.columns["sha256"][row].tobytes()).digest()
+        return self.place(i), int(self.shard_index.columns["length"][row]), int.from_bytes(known[:7], "big")
 
     def size(self, i: int) -> tuple[int, int]:
         """As its header says, of which the first bytes are read; all of them where those do not say."""
         row = self.rows[i]
-        shard, start = self.refuse_lost(i), int(self.index.columns["offset"][row])
+        shard, start = self.refuse_lost(i), int(self.shard_index.columns["offset"][row])
         try:
-            head = read_range(shard, start, min(int(self.index.columns["length"][row]), HEAD))
+            head = read_range(shard, start, min(int(self.shard_index.columns["length"][row]), HEAD))
             return read_size(BytesIO(head), self.place(i))
         except (ImageError, OSError):  # more is needed, or it cannot be read, which the whole of it says better
             return super().size(i)
