@@ -1,4 +1,4 @@
-"""Multi-head self-attention, and the one place where its kernel is chosen."""
+"""Multi-head self-attention, and the one place that chooses its kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -7,33 +7,12 @@ from torch import Tensor, nn
 from vitrail.model.config import ViTConfig
 from vitrail.model.position import Rotate
 
-# With AMX, the matrix unit of newer Intel processors, torch's fused bf16 kernel is fast on CPU, though only forwards.
-AMX = torch.cpu._is_amx_tile_supported()
-
-
-def attend(q_BNTK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v with the fastest kernel for this device and dtype -> (B, N, T, K).
-
-    On CPU in bf16 three plain operations are faster than torch's fused kernel, several times so where a gradient is
-    wanted; without one the fused kernel wins on processors with AMX (docs/log.md has the figures). It wins everywhere
-    else.
-    """
-    graded = torch.is_grad_enabled() and q_BNTK.requires_grad
-    if q_BNTK.device.type == "cpu" and q_BNTK.dtype == torch.bfloat16 and (graded or not AMX):
-        return F.dropout(attention_weights(q_BNTK, k_BNSK), dropout, training=dropout > 0) @ v_BNSK
-    return F.scaled_dot_product_attention(q_BNTK, k_BNSK, v_BNSK, dropout_p=dropout)
-
-
-def attention_weights(q_BNTK: Tensor, k_BNSK: Tensor) -> Tensor:
-    """The explicit matrix: softmax(q k^T / sqrt(K)) -> (B, N, T, S), each row summing to one."""
-    return (q_BNTK * q_BNTK.shape[-1] ** -0.5 @ k_BNSK.mT).softmax(dim=-1).to(q_BNTK.dtype)
-
 
 class Attention(nn.Module):
-    """Every token looks at every token: (B, T, D) -> (B, T, D).
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762): (B, T, D) -> (B, T, D).
 
-    `attend` is an ordinary function held by the module: whoever wants to see q and k puts a function of the
-    same signature there and takes it away again (`vitrail.recording`); the forward knows nothing of it.
+    `attend` is a function that the module holds. `vitrail.recording` replaces it for a while to read q and k;
+    the forward stays the same.
     """
 
     def __init__(self, config: ViTConfig):
@@ -49,11 +28,33 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, rotate: Rotate | None = None) -> Tensor:
+        # (B, T, 3D) -> (B, T, 3, N, K) -> (3, B, N, T, K)
         q_BNTK, k_BNTK, v_BNTK = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q_BNTK, k_BNTK = self.q_norm(q_BNTK), self.k_norm(k_BNTK)
         if rotate:
             q_BNTK, k_BNTK = rotate(q_BNTK), rotate(k_BNTK)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed_BNTK = self.attend(q_BNTK, k_BNTK, v_BNTK, dropout)
-        mixed: Tensor = self.proj_drop(self.proj(mixed_BNTK.transpose(1, 2).flatten(2)))
-        return mixed
+        out_BNTK = self.attend(q_BNTK, k_BNTK, v_BNTK, dropout)
+        out_BTD: Tensor = self.proj_drop(self.proj(out_BNTK.transpose(1, 2).flatten(2)))
+        return out_BTD
+
+
+def attention_weights(q_BNTK: Tensor, k_BNSK: Tensor) -> Tensor:
+    """Returns softmax(q k^T / sqrt(K)), (B, N, T, S); each row sums to one."""
+    return (q_BNTK * q_BNTK.shape[-1] ** -0.5 @ k_BNSK.mT).softmax(dim=-1).to(q_BNTK.dtype)
+
+
+# torch's fused bf16 kernel is fast on CPUs with AMX (Intel's matrix unit), but only in the forward pass.
+HAS_AMX = torch.cpu._is_amx_tile_supported()
+
+
+def attend(q_BNTK: Tensor, k_BNSK: Tensor, v_BNSK: Tensor, dropout: float = 0.0) -> Tensor:
+    """Returns softmax(q k^T / sqrt(K)) v, (B, N, T, K), from the fastest kernel for this device and dtype.
+
+    On a CPU in bf16, three plain operations beat torch's fused kernel when a gradient is needed, or without AMX
+    (figures in docs/log.md). Everywhere else the fused kernel is faster.
+    """
+    needs_grad = torch.is_grad_enabled() and q_BNTK.requires_grad
+    if q_BNTK.device.type == "cpu" and q_BNTK.dtype == torch.bfloat16 and (needs_grad or not HAS_AMX):
+        return F.dropout(attention_weights(q_BNTK, k_BNSK), dropout, training=dropout > 0) @ v_BNSK
+    return F.scaled_dot_product_attention(q_BNTK, k_BNSK, v_BNSK, dropout_p=dropout)

@@ -1,28 +1,51 @@
-"""The pre-norm encoder block: attention, then MLP, each added to what came in."""
+"""The pre-norm encoder block: x + attention(norm(x)), then x + MLP(norm(x))."""
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.model.attention import Attention
 from vitrail.model.config import ViTConfig
-from vitrail.model.mlp import MLPS
+from vitrail.model.mlp import make_mlp
 from vitrail.model.position import Rotate
+
+
+class Block(nn.Module):
+    """One encoder layer: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: ViTConfig, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
+        self.attn = Attention(config)
+        self.ls1 = make_layer_scale(config)
+        self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
+        self.mlp = make_mlp(config)
+        self.ls2 = make_layer_scale(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BTD: Tensor, rotate: Rotate | None = None) -> Tensor:
+        x_BTD = x_BTD + self.drop_path(self.ls1(self.attn(self.norm1(x_BTD), rotate)))
+        x_BTD = x_BTD + self.drop_path(self.ls2(self.mlp(self.norm2(x_BTD))))
+        return x_BTD
 
 
 class LayerScale(nn.Module):
     """A learned factor for each channel of a branch (Touvron et al. 2021, arXiv 2103.17239)."""
 
-    def __init__(self, width: int, start: float):
+    def __init__(self, width: int, init: float):
         super().__init__()
-        self.start = start
-        self.gamma = nn.Parameter(torch.full((width,), start))
+        self.init = init
+        self.gamma = nn.Parameter(torch.full((width,), init))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return x_BTD * self.gamma
 
 
+def make_layer_scale(config: ViTConfig) -> nn.Module:
+    return nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
+
+
 class DropPath(nn.Module):
-    """Stochastic depth: in training a branch is left out for some images (Huang et al. 2016, arXiv 1603.09382)."""
+    """Stochastic depth: in training, drops a branch for a random fraction of the images (arXiv 1603.09382)."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -33,26 +56,3 @@ class DropPath(nn.Module):
             return x_BTD
         keep = 1 - self.rate
         return x_BTD * x_BTD.new_empty(len(x_BTD), 1, 1).bernoulli_(keep) / keep
-
-
-class Block(nn.Module):
-    """One layer of the encoder: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, config: ViTConfig, drop_path: float):
-        super().__init__()
-
-        def scale() -> nn.Module:
-            return nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
-
-        self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
-        self.attn = Attention(config)
-        self.ls1 = scale()
-        self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config)
-        self.ls2 = scale()
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x_BTD: Tensor, rotate: Rotate | None = None) -> Tensor:
-        x_BTD = x_BTD + self.drop_path(self.ls1(self.attn(self.norm1(x_BTD), rotate)))
-        x_BTD = x_BTD + self.drop_path(self.ls2(self.mlp(self.norm2(x_BTD))))
-        return x_BTD

@@ -1,6 +1,4 @@
-"""The MLP of a block, by name."""
-
-from collections.abc import Callable
+"""The MLP of a block."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +7,8 @@ from torch import Tensor, nn
 from vitrail.model.config import ViTConfig
 
 
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the stand-in for GELU that OpenAI's CLIP was trained with (arXiv 2103.00020)."""
-
-    def forward(self, x_BTM: Tensor) -> Tensor:
-        return x_BTM * torch.sigmoid(1.702 * x_BTM)
-
-
 class Mlp(nn.Module):
-    """Two layers with a GELU between, exact (erf), in its tanh form or CLIP's: (B, T, D) -> (B, T, D)."""
+    """Two linear layers with an activation between them: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: ViTConfig, act: nn.Module):
         super().__init__()
@@ -32,7 +23,7 @@ class Mlp(nn.Module):
 
 
 class SwiGluMlp(nn.Module):
-    """A gate times a value (Shazeer 2020, arXiv 2002.05202); `fc1` holds the gate's rows over the value's."""
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202); the rows of `fc1` are the gate's, then the value's."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -46,9 +37,15 @@ class SwiGluMlp(nn.Module):
         return x
 
 
-MLPS: dict[str, Callable[[ViTConfig], nn.Module]] = {
-    "gelu": lambda config: Mlp(config, nn.GELU()),
-    "gelu_tanh": lambda config: Mlp(config, nn.GELU(approximate="tanh")),
-    "quick_gelu": lambda config: Mlp(config, QuickGELU()),
-    "swiglu": SwiGluMlp,
-}
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU in OpenAI's CLIP (arXiv 2103.00020)."""
+
+    def forward(self, x_BTM: Tensor) -> Tensor:
+        return x_BTM * torch.sigmoid(1.702 * x_BTM)
+
+
+ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU}
+
+
+def make_mlp(config: ViTConfig) -> nn.Module:
+    return SwiGluMlp(config) if config.mlp == "swiglu" else Mlp(config, ACTIVATIONS[config.mlp]())

@@ -1,4 +1,4 @@
-"""Tokens -> one vector per image, by name."""
+"""Pooling: all tokens -> one vector per image."""
 
 from collections.abc import Callable
 
@@ -7,68 +7,54 @@ from torch import Tensor, nn
 
 from vitrail.model.attention import attend
 from vitrail.model.config import ViTConfig
-from vitrail.model.mlp import MLPS
+from vitrail.model.mlp import make_mlp
 
 
-class ClassToken(nn.Module):
-    """The first token: (B, T, D) -> (B, D)."""
+def class_token(x_BTD: Tensor, prefix_tokens: int) -> Tensor:
+    return x_BTD[:, 0]
+
+
+def patch_mean(x_BTD: Tensor, prefix_tokens: int) -> Tensor:
+    return x_BTD[:, prefix_tokens:].mean(dim=1)
+
+
+def class_and_distillation_token(x_BTD: Tensor, prefix_tokens: int) -> Tensor:
+    """DeiT (arXiv 2012.12877): (B, T, D) -> (B, 2D)."""
+    return x_BTD[:, :2].flatten(1)
+
+
+def class_token_and_patch_mean(x_BTD: Tensor, prefix_tokens: int) -> Tensor:
+    """DINOv2's linear head: (B, T, D) -> (B, 2D)."""
+    return torch.cat([x_BTD[:, 0], patch_mean(x_BTD, prefix_tokens)], dim=-1)
+
+
+POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "cls": class_token,
+    "cls+dist": class_and_distillation_token,
+    "mean": patch_mean,
+    "mean_norm": patch_mean,
+    "cls+mean": class_token_and_patch_mean,
+}
+
+
+class Pool(nn.Module):
+    """One function of `POOLS`, then a norm for `mean_norm` (MAE's fine-tuning, arXiv 2111.06377)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD[:, 0]
-
-
-class Mean(nn.Module):
-    """The mean of the patches; prefix tokens do not count: (B, T, D) -> (B, D)."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
+        self.function = POOLS[config.pool]
         self.prefix_tokens = config.prefix_tokens
+        self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.pool == "mean_norm" else nn.Identity()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD[:, self.prefix_tokens :].mean(dim=1)
-
-
-class MeanNorm(nn.Module):
-    """The mean of the patches, normed after pooling (MAE's fine-tuning, arXiv 2111.06377): (B, T, D) -> (B, D)."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.mean = Mean(config)
-        self.norm = nn.LayerNorm(config.width, config.norm_eps)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BD: Tensor = self.norm(self.mean(x_BTD))
-        return x_BD
-
-
-class ClassAndDistillation(nn.Module):
-    """The class and the distillation token side by side (DeiT, arXiv 2012.12877): (B, T, D) -> (B, 2D)."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD[:, :2].flatten(1)
-
-
-class ClassAndMean(nn.Module):
-    """The class token and the mean of the patches side by side (DINOv2's linear head): (B, T, D) -> (B, 2D)."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.mean = Mean(config)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return torch.cat([x_BTD[:, 0], self.mean(x_BTD)], dim=-1)
+        pooled_BD: Tensor = self.norm(self.function(x_BTD, self.prefix_tokens))
+        return pooled_BD
 
 
 class AttentionPool(nn.Module):
     """A learned query attends to all tokens, then an MLP (Zhai et al. 2022, arXiv 2106.04560): (B, T, D) -> (B, D).
 
-    `attend` is held here for the same reason as in `Attention`.
+    `attend` can be replaced as in `Attention`.
     """
 
     def __init__(self, config: ViTConfig):
@@ -80,7 +66,7 @@ class AttentionPool(nn.Module):
         self.attend = attend
         self.proj = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config)
+        self.mlp = make_mlp(config)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q_BN1K = self.q(self.query).expand(x_BTD.shape[0], -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -91,11 +77,5 @@ class AttentionPool(nn.Module):
         return x_BD
 
 
-POOLS: dict[str, Callable[[ViTConfig], nn.Module]] = {
-    "cls": ClassToken,
-    "cls+dist": ClassAndDistillation,
-    "mean": Mean,
-    "mean_norm": MeanNorm,
-    "cls+mean": ClassAndMean,
-    "map": AttentionPool,
-}
+def make_pool(config: ViTConfig) -> nn.Module:
+    return AttentionPool(config) if config.pool == "map" else Pool(config)

@@ -1,23 +1,22 @@
-"""A trained ViT for images or patches of another size."""
+"""Adapts a trained ViT to another image size or patch size."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.model.config import ViTConfig
-from vitrail.model.position import LearnedPosition
+from vitrail.model.position import LearnedEmbedding
 from vitrail.model.vit import ViT
 
 
 def resize_vit(vit: ViT, config: ViTConfig) -> ViT:
-    """A ViT of this config, which differs in `image_size` or `patch` at most, with the same weights.
+    """Returns a ViT of this config, which may differ in `image_size` and `patch`, with the weights adapted.
 
-    Learned positions are resized by their own rule, as the forward does at run time; the patch projection so that a
-    resized patch gives what the patch gave.
+    Learned positions are resized as the forward does it, the patch projection as in `resize_patch_projection`.
     """
     weights = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    if isinstance(vit.position, LearnedPosition) and vit.config.grid != config.grid:
-        weights["position.grid"] = vit.position.resized(*config.grid).detach()
+    if isinstance(vit.position, LearnedEmbedding) and vit.config.grid != config.grid:
+        weights["position.grid"] = vit.position.resize(*config.grid).detach()
     if vit.config.patch != config.patch:
         weights["patch_embed.proj.weight"] = resize_patch_projection(weights["patch_embed.proj.weight"], config.patch)
     new = ViT(config).to(vit.prefix.device, vit.prefix.dtype)
@@ -26,10 +25,10 @@ def resize_vit(vit: ViT, config: ViTConfig) -> ViT:
 
 
 def resize_patch_projection(weight_DCpp: Tensor, patch: int) -> Tensor:
-    """The patch projection for patches of another side, by the pseudo-inverse of resizing (FlexiViT, arXiv 2212.08013).
+    """Returns the projection for another patch size, by the pseudo-inverse of resizing (FlexiViT, arXiv 2212.08013).
 
-    The new weights give a resized patch the vector that the old ones gave the patch: exactly where the patch grows, as
-    nearly as can be where it shrinks.
+    It maps a resized patch to the vector that the old weights gave for the patch: exactly if the patch grows, by least
+    squares if it shrinks.
     """
     old = weight_DCpp.shape[-1]
     basis = torch.eye(old * old, dtype=torch.float64).view(-1, 1, old, old)

@@ -6,61 +6,56 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.model.block import Block
 from vitrail.model.config import ViTConfig
-from vitrail.model.head import head_module
 from vitrail.model.init import initialize
-from vitrail.model.patches import PatchEmbed
-from vitrail.model.pool import POOLS
-from vitrail.model.position import Rotate, position_module
+from vitrail.model.pool import make_pool
+from vitrail.model.position import Rotate, make_position
 
 
 class ViT(nn.Module):
-    """Image (B, C, H, W), normalised -> logits (B, Y); the pooled vector when the config has no classes.
+    """Normalized image (B, C, H, W) -> logits (B, Y); the pooled vector if the config has no classes.
 
-    Any H and W that are multiples of the patch work, square or not: positions are resized to the grid.
+    H and W can be any multiples of the patch, equal or not: positions are resized to the grid.
     """
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = (
-            False  # in training: keep only the blocks' inputs and compute the rest again (less memory)
-        )
+        self.gradient_checkpointing = False
         self.patch_embed = PatchEmbed(config)
-        self.prefix = nn.Parameter(torch.zeros(config.prefix_tokens, config.width))
-        self.position = position_module(config)
+        self.prefix = nn.Parameter(torch.zeros(config.prefix_tokens, config.width))  # class token, then registers
+        self.position = make_position(config)
         self.embedding_drop = nn.Dropout(config.embedding_dropout)
         self.pre_norm = nn.LayerNorm(config.width, config.norm_eps) if config.pre_norm else nn.Identity()
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
-        self.pool = POOLS[config.pool](config)
-        self.head = head_module(config)
+        self.pool = make_pool(config)
+        self.head = make_head(config)
         initialize(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.classify(self.tokens(image_BCHW))
-
-    def features(self, image_BCHW: Tensor) -> Tensor:
-        """The vector that the head reads: (B, C, H, W) -> (B, D), or (B, 2D) where a pool puts two side by side."""
-        pooled_BD: Tensor = self.pool(self.tokens(image_BCHW))
-        return pooled_BD
+        x_BTD = self.tokens(image_BCHW)
+        x_BD = self.pool(x_BTD)
+        logits_BY: Tensor = self.head(x_BD)
+        return logits_BY
 
     def tokens(self, image_BCHW: Tensor) -> Tensor:
-        """All tokens after the last block and norm: (B, C, H, W) -> (B, R + h*w, D), prefix tokens first."""
-        h, w = (side // self.config.patch for side in image_BCHW.shape[-2:])
-        return self.encode(self.embed(image_BCHW), self.position.rotation(h, w))
+        """Returns all tokens after the last block and norm, (B, R + h*w, D), prefix tokens first."""
+        h, w = (size // self.config.patch for size in image_BCHW.shape[-2:])
+        x_BTD = self.embed(image_BCHW)
+        return self.encode(x_BTD, self.position.rotation(h, w))
 
     def embed(self, image_BCHW: Tensor) -> Tensor:
-        """The prefix tokens, then the patches in their places: (B, C, H, W) -> (B, R + h*w, D)."""
+        """Returns the tokens before the first block, (B, R + h*w, D): prefix tokens, then patches plus positions."""
         x_BhwD = self.patch_embed(image_BCHW)
         x_BPD = self.position.add(x_BhwD).flatten(1, 2)
-        x_BTD = torch.cat([self.prefix.expand(x_BPD.shape[0], -1, -1), x_BPD], dim=1).to(self.prefix.dtype)
-        return x_BTD
+        prefix_BRD = self.prefix.expand(x_BPD.shape[0], -1, -1)
+        return torch.cat([prefix_BRD, x_BPD], dim=1).to(self.prefix.dtype)
 
     def encode(self, x_BTD: Tensor, rotate: Rotate | None) -> Tensor:
-        """Embedded tokens, or only some of them, through the blocks and the norm: (B, T, D) -> (B, T, D).
+        """Applies the blocks and the final norm: (B, T, D) -> (B, T, D).
 
-        `rotate` is the position's rotation of just these tokens (`position.rotation(h, w, keep_BP)`).
+        The tokens may be a subset; then `rotate` comes from `position.rotation(h, w, keep_BP)` of the same subset.
         """
         x_BTD = self.pre_norm(self.embedding_drop(x_BTD))
         for block in self.blocks:
@@ -75,3 +70,48 @@ class ViT(nn.Module):
         """Encoded tokens -> logits: (B, T, D) -> (B, Y)."""
         logits_BY: Tensor = self.head(self.pool(x_BTD))
         return logits_BY
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """Returns the pooled vector that the head reads: (B, D), or (B, 2D) for `cls+dist` and `cls+mean`."""
+        pooled_BD: Tensor = self.pool(self.tokens(image_BCHW))
+        return pooled_BD
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of each flattened patch, as a strided convolution: (B, C, H, W) -> (B, h, w, D)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.patch = config.patch
+        self.proj = nn.Conv2d(config.channels, config.width, kernel_size=config.patch, stride=config.patch)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        check_divisible(image_BCHW, self.patch)
+        patches_BDhw: Tensor = self.proj(image_BCHW)
+        return patches_BDhw.permute(0, 2, 3, 1)
+
+
+def check_divisible(image_BCHW: Tensor, patch: int) -> None:
+    """Raises `ValueError` if the image does not divide into whole patches."""
+    height, width = image_BCHW.shape[-2:]
+    if height % patch or width % patch or min(height, width) < patch:
+        raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {patch}")
+
+
+class MlpHead(nn.Module):
+    """One hidden layer with tanh, the paper's head during pre-training: pooled vector -> (B, Y)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.pooled_width, config.width)
+        self.fc2 = nn.Linear(config.width, config.classes)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        logits_BY: Tensor = self.fc2(torch.tanh(self.fc1(x_BD)))
+        return logits_BY
+
+
+def make_head(config: ViTConfig) -> nn.Module:
+    if config.classes == 0:
+        return nn.Identity()
+    return MlpHead(config) if config.head == "mlp" else nn.Linear(config.pooled_width, config.classes)
