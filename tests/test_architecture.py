@@ -39,6 +39,7 @@ SHARED = {  # modules that belong to no stage
     "intervals",
     "processes",
     "comparison",
+    "fast",
 }
 
 

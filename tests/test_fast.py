@@ -26,10 +26,10 @@ from vitrail.benchmarking.memory import peaks
 from vitrail.benchmarking.peers import PEERS, installed
 from vitrail.benchmarking.table import disturbed, race
 from vitrail.data import Preprocess
+from vitrail.fast import PackedLinear, make_fast_vit
 from vitrail.machine import measure_steal_time
 from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend
-from vitrail.model.fast import PackedLinear, make_fast_vit
 
 TINY = dict(width=48, depth=3, heads=3, mlp_width=96, patch=4, image_size=16, classes=7)
 CPU = torch.device("cpu")

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,8 +24,7 @@ from vitrail.explanation.faithfulness import faithfulness
 from vitrail.explanation.recording import Record, recording
 from vitrail.explanation.scene import Scene, block_inputs, undisturbed
 from vitrail.model import ViT
-from vitrail.model.mlp import MLPS
-from vitrail.model.pool import POOLS
+from vitrail.model.config import MlpKind, PoolKind
 
 KNOWING = [name for name, row in METHODS.items() if not row.class_blind]
 
@@ -176,8 +176,8 @@ def test_the_balanced_gradient_equals_a_backward_with_factors_held_still(dtype, 
 
 EVERY_PART = {
     **MODELS,
-    **{f"mlp {name}": {"mlp": name} for name in MLPS},
-    **{f"pool {name}": {"pool": name, "prefix_tokens": 2} for name in POOLS},
+    **{f"mlp {name}": {"mlp": name} for name in get_args(MlpKind)},
+    **{f"pool {name}": {"pool": name, "prefix_tokens": 2} for name in get_args(PoolKind)},
     "mlp head": {"head": "mlp", "pool": "mean"},
     "pre-norm": {"pre_norm": True},
     "no final norm": {"final_norm": False},

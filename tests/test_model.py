@@ -18,10 +18,10 @@ from vitrail.errors import UsageError
 from vitrail.model import Learned, NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend, attention_weights
 from vitrail.model.block import DropPath
-from vitrail.model.config import position_from_json
 from vitrail.model.init import initialize
 from vitrail.model.pool import AttentionPool
-from vitrail.model.position import LearnedPosition, position_module
+from vitrail.model.position import LearnedEmbedding, make_position
+from vitrail.weights.config_json import config_from_json, config_to_json, position_from_json
 
 TINY = dict(width=32, depth=3, heads=4, mlp_width=64, patch=4, image_size=16, classes=5)
 WIDE = (12, 20)  # a grid of 3 x 5
@@ -195,13 +195,13 @@ def test_sincos_positions_equal_a_loop_over_sines_and_cosines():
     for y, x, i in itertools.product(range(h), range(w), range(width // 4)):
         frequency = 10_000.0 ** (-i / (width // 4 - 1))
         expected[y, x, i::8] = [f(v * frequency) for v in (x, y) for f in (math.sin, math.cos)]
-    found = position_module(config(position=SinCos())).add(torch.zeros(2, h, w, width))
+    found = make_position(config(position=SinCos())).add(torch.zeros(2, h, w, width))
     np.testing.assert_allclose(found.numpy(), np.stack([expected] * 2), atol=1e-6)
 
 
 def test_sincos_temperature_is_the_configs():
-    plain = position_module(config(position=SinCos())).add(torch.zeros(1, 3, 5, 32))
-    cold = position_module(config(position=SinCos(temperature=100.0))).add(torch.zeros(1, 3, 5, 32))
+    plain = make_position(config(position=SinCos())).add(torch.zeros(1, 3, 5, 32))
+    cold = make_position(config(position=SinCos(temperature=100.0))).add(torch.zeros(1, 3, 5, 32))
     assert difference(plain, cold) > 0.1
     assert cold[0, 0, 1, 7].item() == pytest.approx(math.sin(1 / 100), abs=1e-6)
 
@@ -209,7 +209,7 @@ def test_sincos_temperature_is_the_configs():
 def test_rotary_scores_depend_on_the_difference_of_places_only():
     """One query and one key everywhere: the score of two patches is a function of how far apart they stand."""
     h, w = 3, 5
-    rotate = position_module(config(position=Rotary(), prefix_tokens=0, pool="mean")).rotation(h, w)
+    rotate = make_position(config(position=Rotary(), prefix_tokens=0, pool="mean")).rotation(h, w)
     q, k = images(2, 1, 4, 1, 8).expand(2, 1, 4, h * w, 8)
     scores = (rotate(q) @ rotate(k).mT)[0]
     apart: dict[tuple[int, int], list[Tensor]] = {}
@@ -232,7 +232,7 @@ def test_only_positions_tell_where_a_patch_stands():
 
 def test_rotary_equals_turning_pairs_as_complex_numbers():
     h, w, prefix = 3, 5, 2
-    rotate = position_module(config(position=Rotary(), prefix_tokens=prefix)).rotation(h, w)
+    rotate = make_position(config(position=Rotary(), prefix_tokens=prefix)).rotation(h, w)
     q = images(2, 4, prefix + h * w, 8, dtype=torch.float64)
     turned = rotate(q)
     pairs = torch.complex(q[..., :4], q[..., 4:]).numpy()  # channel i turns with channel i + K/2
@@ -248,14 +248,14 @@ def test_rotary_equals_turning_pairs_as_complex_numbers():
 def test_rotary_keeps_lengths_and_leaves_prefix_tokens_alone(prefix):
     vit_config = config(position=Rotary(), prefix_tokens=prefix, pool="mean")
     q = images(2, 4, prefix + 15, 8)
-    turned = position_module(vit_config).rotation(3, 5)(q)
+    turned = make_position(vit_config).rotation(3, 5)(q)
     assert torch.equal(turned[:, :, :prefix], q[:, :, :prefix])
     assert difference(turned.norm(dim=-1), q.norm(dim=-1)) < 1e-5
     assert ((turned - q)[:, :, prefix:].norm(dim=-1) > 1e-3).sum() >= 2 * 4 * 14  # all but the middle patch turn
 
 
 def test_rotary_works_in_the_precision_of_its_input():
-    rotate = position_module(config(position=Rotary(), prefix_tokens=0, pool="mean")).rotation(4, 4)
+    rotate = make_position(config(position=Rotary(), prefix_tokens=0, pool="mean")).rotation(4, 4)
     q = images(1, 4, 16, 8, dtype=torch.float64)
     assert difference(rotate(q)[:, :, 5].norm(dim=-1), q[:, :, 5].norm(dim=-1)) < 1e-6
     tiny = q * 1e-60  # below what float32 holds
@@ -266,7 +266,7 @@ def test_rotary_works_in_the_precision_of_its_input():
 @pytest.mark.parametrize("position", [SinCos(), Rotary()], ids=["sincos", "rotary"])
 def test_fixed_positions_stay_exact_in_a_bf16_model(position):
     """Only their result is rounded: rounded frequencies would put patches of a large grid in wrong places."""
-    exact, rounded = position_module(config(position=position)), position_module(config(position=position)).bfloat16()
+    exact, rounded = make_position(config(position=position)), make_position(config(position=position)).bfloat16()
     if isinstance(position, Rotary):
         q = images(1, 4, 1 + 64 * 64, 8)
         assert difference(rounded.rotation(64, 64)(q), exact.rotation(64, 64)(q)) < 1e-5
@@ -298,7 +298,7 @@ def test_any_size_that_divides_into_patches_works(position, size, dtype):
 
 def test_patches_are_ordered_row_by_row():
     """Each token of a model without blocks' mixing is its own patch, projected."""
-    vit = initialised(ViT(config(position=NoPosition(), final_norm=False)), zero_branches=True).eval()
+    vit = initialised(ViT(config(position=NoPosition(), final_norm=False)), zero_init_residual=True).eval()
     x = images(1, 3, *WIDE)
     tokens = vit.tokens(x)[0, 1:]
     for y, column in itertools.product(range(3), range(5)):
@@ -308,13 +308,13 @@ def test_patches_are_ordered_row_by_row():
 
 
 def test_positions_of_the_trained_size_are_untouched():
-    position = shaken(position_module(config(image_size=WIDE)))
+    position = shaken(make_position(config(image_size=WIDE)))
     assert torch.equal(position.add(torch.zeros(1, 3, 5, 32))[0], position.grid)
 
 
 def test_a_transposed_grid_is_another_grid():
     """5 x 3 has as many patches as 3 x 5; it is resized all the same, not reread."""
-    position = shaken(position_module(config(image_size=WIDE)))
+    position = shaken(make_position(config(image_size=WIDE)))
     added = position.add(torch.zeros(1, 5, 3, 32))[0]
     assert not torch.allclose(added.flatten(0, 1), position.grid.flatten(0, 1), atol=0.01)
     expected = F.interpolate(position.grid.permute(2, 0, 1)[None], (5, 3), mode="bicubic", antialias=True)
@@ -331,14 +331,14 @@ def test_resizing_follows_the_familys_rule():
     """Antialias and offset change the result; an offset goes into the scale and not into the size (DINOv2)."""
     grids = []
     for options in (Learned(), Learned(antialias=False), Learned(antialias=False, offset=0.1)):
-        position = position_module(config(position=options))
-        assert isinstance(position, LearnedPosition)
+        position = make_position(config(position=options))
+        assert isinstance(position, LearnedEmbedding)
         shaken(position)
-        grids.append(position.resized(3, 2))
+        grids.append(position.resize(3, 2))
         assert grids[-1].shape == (3, 2, 32)
     assert all(difference(a, b) > 1e-3 for a, b in itertools.combinations(grids, 2))
     as_dinov2 = F.interpolate(
-        shaken(position_module(config())).grid.permute(2, 0, 1)[None], scale_factor=(3.1 / 4, 2.1 / 4), mode="bicubic"
+        shaken(make_position(config())).grid.permute(2, 0, 1)[None], scale_factor=(3.1 / 4, 2.1 / 4), mode="bicubic"
     )
     assert difference(grids[2], as_dinov2[0].permute(1, 2, 0)) < 1e-6
 
@@ -406,11 +406,11 @@ def test_a_config_cannot_be_changed_and_takes_keywords_only():
 )
 def test_json_gives_the_same_config_back(position, size):
     start = config(position=position, image_size=size, layer_scale=0.5, pool="mean", qk_norm=True)
-    assert ViTConfig.from_json(json.loads(json.dumps(start.to_json()))) == start
+    assert config_from_json(json.loads(json.dumps(config_to_json(start)))) == start
 
 
 def test_json_without_a_field_takes_its_default():
-    assert ViTConfig.from_json({"width": 96, "heads": 3}) == ViTConfig(width=96, heads=3)
+    assert config_from_json({"width": 96, "heads": 3}) == ViTConfig(width=96, heads=3)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_json_without_a_field_takes_its_default():
 )
 def test_json_that_does_not_fit_is_refused_with_a_hint(document, sentence):
     with pytest.raises(UsageError) as caught:
-        ViTConfig.from_json(document)
+        config_from_json(document)
     assert sentence in str(caught.value)
 
 
@@ -513,13 +513,13 @@ def test_recomputing_gives_the_same_gradients(position):
     vit = shaken(ViT(config(position=position, dropout=0.1, attention_dropout=0.1, drop_path=0.3))).train()
     x, gradients, calls = images(4, 3, 16, 16), [], []
     vit.blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
-    for vit.recompute in (False, True):
+    for vit.gradient_checkpointing in (False, True):
         torch.manual_seed(0)
         calls.clear()
         vit.zero_grad()
         F.cross_entropy(vit(x), torch.arange(4)).backward()
         gradients.append({name: p.grad.clone() for name, p in vit.named_parameters()})
-        assert len(calls) == 1 + vit.recompute  # it did recompute
+        assert len(calls) == 1 + vit.gradient_checkpointing  # it did recompute
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     assert all(gradient.abs().sum() > 0 for gradient in gradients[0].values())
 
@@ -564,8 +564,8 @@ def test_a_new_vit_is_initialised():
     assert vit.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_std_and_patch_std_are_as_asked():
-    vit = initialised(ViT(config()), std=0.1, patch_std=0.5)
+def test_std_and_patch_init_std_are_as_asked():
+    vit = initialised(ViT(config()), std=0.1, patch_init_std=0.5)
     assert vit.blocks[2].mlp.fc1.weight.std().item() == pytest.approx(0.1, rel=0.1)
     assert vit.patch_embed.proj.weight.std().item() == pytest.approx(0.5, rel=0.1)
     assert vit.position.grid.std().item() == pytest.approx(0.02, rel=0.2)
@@ -573,10 +573,10 @@ def test_std_and_patch_std_are_as_asked():
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_zero_branches_make_each_block_the_identity(mlp):
-    vit = initialised(ViT(config(mlp=mlp, layer_scale=0.5)), zero_branches=True)
+    vit = initialised(ViT(config(mlp=mlp, layer_scale=0.5)), zero_init_residual=True)
     x = images(2, 17, 32)
     for block in vit.blocks:
         assert torch.equal(block(x), x)
     assert not torch.equal(ViT(config(mlp=mlp)).blocks[0](x), x)
-    pooling = initialised(ViT(config(pool="map")), zero_branches=True).pool
+    pooling = initialised(ViT(config(pool="map")), zero_init_residual=True).pool
     assert all(weight.any() for name, weight in pooling.named_parameters() if name.endswith("fc2.weight"))

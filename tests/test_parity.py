@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from vitrail.errors import VitrailError
 from vitrail.model import ViT, ViTConfig
-from vitrail.model.config import position_to_json
 from vitrail.weights import layouts
+from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
 from vitrail.weights.configs import described
 from vitrail.weights.containers import read_tensors
 from vitrail.weights.layouts import LAYOUTS, fitting
@@ -201,7 +201,7 @@ def to_npz(model: nn.Module, folder: Path) -> Path:
 
 def google_config(model: nn.Module, folder: Path) -> ViTConfig:
     _, config = timm_config(model)
-    return ViTConfig.from_json(config.to_json() | {"position": LAYOUTS["google"].learned})
+    return config_from_json(config_to_json(config) | {"position": LAYOUTS["google"].learned})
 
 
 def google_answer(model: nn.Module, x: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def meta_case(layout: str, architecture: str, pooled: int = 0) -> Case:
 
     def config(model: nn.Module, folder: Path) -> ViTConfig:
         _, made = timm_config(model)
-        return ViTConfig.from_json(made.to_json() | {"position": position_to_json(rule)})
+        return config_from_json(config_to_json(made) | {"position": position_to_json(rule)})
 
     def save(model: nn.Module, folder: Path) -> Path:
         known, made = timm_config(model)

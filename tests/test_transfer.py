@@ -17,7 +17,6 @@ from vitrail.data import Preprocess, open_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.model import Learned, ViT, ViTConfig
-from vitrail.model.resize import resize_patch_projection, resize_vit
 from vitrail.runs import epochs
 from vitrail.runs.pretrained import verdict
 from vitrail.training.loop import init_train_state, train_steps
@@ -26,6 +25,7 @@ from vitrail.training.optimizers import parameter_groups
 from vitrail.training.recipes import RECIPES, Recipe, find_recipe
 from vitrail.training.transfer import describe_head, resolve_transfer_recipe, transfer_weights
 from vitrail.weights.artifact import read_artifact, weights_sha256
+from vitrail.weights.resize import resize_patch_projection, resize_vit
 
 TINY = ViTConfig(width=16, depth=3, heads=2, mlp_width=32, patch=4, image_size=16, classes=3)
 

@@ -24,7 +24,8 @@ from torch import nn
 
 from vitrail.errors import VitrailError
 from vitrail.model import ViTConfig
-from vitrail.model.config import Rotary, position_to_json
+from vitrail.model.config import Rotary
+from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
 from vitrail.weights.layouts import LAYOUTS, skeleton, write
 
 OUT = Path(__file__).parent.parent / "src/vitrail/weights/cards.jsonl"
@@ -59,7 +60,7 @@ def preparation(
 def differences(config: ViTConfig, layout: str) -> dict[str, Any]:
     """The config without what the defaults and the layout say."""
     defaults = {f.name: f.default for f in fields(ViTConfig) if f.default is not MISSING}
-    document = config.to_json()
+    document = config_to_json(config)
     position = position_to_json(config.position)
     document.pop("position")
     kept = {name: value for name, value in document.items() if value != defaults[name]}
@@ -169,7 +170,7 @@ def timm_cards(results: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
             continue
         size = cfg.input_size[1]
         if size != config.image_size:
-            config = ViTConfig.from_json({**config.to_json(), "image_size": size})
+            config = config_from_json({**config_to_json(config), "image_size": size})
         labels = SETS.get(cfg.num_classes, "")
         if "clip" in name and cfg.num_classes not in (1000, 11821, 21841):
             labels = ""
@@ -209,12 +210,12 @@ def original(row: dict[str, Any], cfg: Any, config: ViTConfig) -> list[dict[str,
     for place, (owner, layouts) in ORIGINALS.items():
         if place in (cfg.url or "") and row["layout"] in layouts:
             layout = layouts[row["layout"]]
-            document = config.to_json() | {"position": position_to_json(LAYOUTS[layout].learned)}
+            document = config_to_json(config) | {"position": position_to_json(LAYOUTS[layout].learned)}
             stem = cfg.url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
             hashed = re.search(r"-([0-9a-f]{8})$", stem)
-            their = ViTConfig.from_json(document)
+            their = config_from_json(document)
             if place.endswith("/mae/"):
-                their = ViTConfig.from_json(document | {"classes": 0})
+                their = config_from_json(document | {"classes": 0})
             return [
                 row
                 | {

@@ -14,16 +14,16 @@ from torch import Tensor
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
+from vitrail.fast import make_fast_vit
 from vitrail.machine import has_native_bf16
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import to_pair
-from vitrail.model.fast import make_fast_vit
-from vitrail.model.resize import resize_vit
 from vitrail.weights.artifact import Artifact, is_artifact, read_artifact, write_artifact
 from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.find import find_foreign
 from vitrail.weights.foreign import settled
 from vitrail.weights.layouts import skeleton
+from vitrail.weights.resize import resize_vit
 
 if TYPE_CHECKING:
     from vitrail.evaluation import Evaluation

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request, so that a run can finish its step and save."""
+"""SIGINT and SIGTERM as a request to stop, so that a run can finish its step and save."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -11,60 +11,60 @@ from vitrail.errors import VitrailError
 
 
 class Interrupted(VitrailError):
-    """A signal asked the run to stop; it was saved and can be resumed."""
+    """A signal stopped the run. The run was saved and can be resumed."""
 
     exit_code = 130
 
 
 @dataclass
 class StopRequest:
-    """Whether a signal has come."""
+    """Whether a signal has requested a stop."""
 
     requested: bool = False
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Inside, SIGINT and SIGTERM ask instead of killing; the next one stops at once."""
+    """Within the block, the first SIGINT or SIGTERM sets the request; the second raises `KeyboardInterrupt`."""
     stop = StopRequest()
 
-    def ask() -> None:
+    def request() -> None:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        log("stopping after this step; once more to stop at once")
+        log("stopping after this step; press Ctrl-C again to stop at once")
 
-    with handle_signals(ask):
+    with handle_signals(request):
         yield stop
 
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises `KeyboardInterrupt` as SIGINT does."""
+    """Within the block, SIGTERM raises `KeyboardInterrupt`, as SIGINT does."""
 
-    def stop() -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with handle_signals(stop):
+    with handle_signals(interrupt):
         yield
 
 
 @contextmanager
 def handle_signals(handler: Callable[[], None]) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM call `react`.
+    """Within the block, SIGINT and SIGTERM call `handler`.
 
-    In a thread other than the main one, which may not set signal handlers, nothing changes; nor where a handler is none
-    of Python's, which could not be put back.
+    Nothing changes in a thread other than the main one, which may not set signal handlers, nor for a signal whose
+    handler was not set from Python, since it could not be restored.
     """
-    before: dict[signal.Signals, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not None:
-                before[number] = signal.signal(number, lambda number, frame: handler())
+                previous[number] = signal.signal(number, lambda number, frame: handler())
     except ValueError:
-        before.clear()
+        previous.clear()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old_handler in previous.items():
+            signal.signal(number, old_handler)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.benchmarking.peers import PEERS
+from vitrail.fast import make_fast_vit
 from vitrail.machine import has_native_bf16
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import to_pair
-from vitrail.model.fast import make_fast_vit
 
 OURS = "vitrail"
 Run = Callable[[], object]

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vitrail.model.config import POSITIONS, Position
+from vitrail.model.config import Position
 from vitrail.options import literal_values, option_parser
+from vitrail.weights.config_json import POSITIONS
 
 
 def add_fields(parser: argparse.ArgumentParser, title: str, kind: type, names: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from vitrail.errors import UsageError, did_you_mean
 from vitrail.training.recipes import RECIPES
 from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
 from vitrail.weights.cards import Card, cards
+from vitrail.weights.config_json import config_to_json
 from vitrail.weights.sizes import rows, size_name
 
 
@@ -75,7 +76,7 @@ def card_row(card: Card) -> dict[str, Any]:
     config = card.vit_config()
     return {
         "card": card.name,
-        "size": size_name(config.to_json()),
+        "size": size_name(config_to_json(config)),
         "image_size": config.image_size,
         "layout": card.of_layout().about,
         "labels": card.labels,

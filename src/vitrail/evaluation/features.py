@@ -25,6 +25,7 @@ from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NothingRead
 from vitrail.files import cache_folder, write_atomically
 from vitrail.weights.artifact import read_safetensors, weights_sha256
+from vitrail.weights.config_json import config_to_json
 
 CHUNK = 256  # images in a file of the cache
 HEAD_FIELDS = ("classes", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")  # change no feature
@@ -85,7 +86,7 @@ def features_of(
 def model_key(classifier: Classifier) -> str:
     """A digest of everything that decides an image's features."""
     weights = {name: t.cpu() for name, t in classifier.vit.state_dict().items() if not name.startswith("head.")}
-    config = {name: value for name, value in classifier.vit.config.to_json().items() if name not in HEAD_FIELDS}
+    config = {name: value for name, value in config_to_json(classifier.vit.config).items() if name not in HEAD_FIELDS}
     described = json.dumps([weights_sha256(weights), config, classifier.preprocess.to_json()], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 

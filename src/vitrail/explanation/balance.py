@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from vitrail.explanation.recording import alone
 from vitrail.model import ViT
 from vitrail.model.attention import Attention
-from vitrail.model.head import MlpHead
 from vitrail.model.mlp import QuickGELU, SwiGluMlp
 from vitrail.model.pool import AttentionPool
+from vitrail.model.vit import MlpHead
 
 
 class _Gated(torch.autograd.Function):

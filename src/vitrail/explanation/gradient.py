@@ -109,7 +109,7 @@ def legrad(scene: Scene) -> tuple[Tensor, Tensor]:
             z_BTD = vit.norm(block(inputs[layer].detach().requires_grad_(), scene.rotate))
             if vit.config.pool != "map":  # every pool reads copies of the mean token as that token
                 z_BTD = z_BTD.mean(dim=1, keepdim=True).expand_as(z_BTD)
-            score = scene.score(wide(vit.classify(z_BTD))).sum()
+            score = scene.score(wide(vit.head(vit.pool(z_BTD)))).sum()
         (gradient_BNTK,) = torch.autograd.grad(score, record.mixed[layer])
         with torch.no_grad():
             total_BT += record.gradient(layer, gradient_BNTK).relu().mean(dim=(1, 2))

@@ -23,7 +23,7 @@ def logit_lens(scene: Scene, layer: int = -1) -> tuple[Tensor, Tensor]:
     z_BPD = vit.norm(seen[0])[:, vit.config.prefix_tokens :]
     copies = vit.config.prefix_tokens + 1  # every pool reads copies of one token as that token
     z_MTD = z_BPD.flatten(0, 1).unsqueeze(1).expand(-1, copies, -1)
-    lens_BPY = wide(vit.classify(z_MTD)).view(*z_BPD.shape[:2], -1)
+    lens_BPY = wide(vit.head(vit.pool(z_MTD))).view(*z_BPD.shape[:2], -1)
     weights_BY = scene.settle(logits_BY)
     centred_BPY = lens_BPY - lens_BPY.mean(dim=-1, keepdim=True)
     return torch.einsum("bpy,by->bp", centred_BPY, weights_BY), logits_BY

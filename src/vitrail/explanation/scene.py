@@ -40,7 +40,7 @@ class Scene:
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """The rest of the forward, in float32: (B, T, D) -> (B, Y)."""
-        logits_BY = self.vit.classify(self.vit.encode(x_BTD, self.rotate))
+        logits_BY = self.vit.head(self.vit.pool(self.vit.encode(x_BTD, self.rotate)))
         return wide(logits_BY)
 
     def logits_of(self, keep_BP: Tensor, x_BTD: Tensor | None = None) -> Tensor:
@@ -54,7 +54,9 @@ class Scene:
         first = torch.arange(prefix, device=keep_BP.device).expand(len(keep_BP), -1)
         index_BT1 = torch.cat([first, keep_BP + prefix], dim=1).unsqueeze(-1)
         kept_BTD = x_BTD.gather(1, index_BT1.expand(-1, -1, x_BTD.shape[-1]))
-        return wide(self.vit.classify(self.vit.encode(kept_BTD, self.vit.position.rotation(*self.grid, keep_BP))))
+        return wide(
+            self.vit.head(self.vit.pool(self.vit.encode(kept_BTD, self.vit.position.rotation(*self.grid, keep_BP))))
+        )
 
     @cached_property
     def rotate(self) -> Rotate | None:

@@ -4,7 +4,7 @@
 | ------------------------------- | -------------------------------------------------------------- |
 | weights of linear layers        | normal, `std` (0.02)                                           |
 | last linear layer of a branch   | zero with `zero_init_residual`: each block starts as identity  |
-| patch projection                | normal, 1/sqrt(values in a patch), or `patch_std`              |
+| patch projection                | normal, 1/sqrt(values in a patch), or `patch_init_std`              |
 | tokens, positions, pool's query | truncated normal, 0.02                                         |
 | norms                           | weight one, bias zero                                          |
 | biases                          | zero                                                           |
@@ -19,14 +19,14 @@ EMBEDDING_NAMES = ("prefix", "position.grid", "pool.query")
 
 
 def initialize(
-    vit: nn.Module, *, std: float = 0.02, patch_std: float | None = None, zero_init_residual: bool = False
+    vit: nn.Module, *, std: float = 0.02, patch_init_std: float | None = None, zero_init_residual: bool = False
 ) -> None:
     """Draws every parameter of a ViT from torch's global generator."""
     for module in vit.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=patch_std or module.weight[0].numel() ** -0.5)
+            nn.init.normal_(module.weight, std=patch_init_std or module.weight[0].numel() ** -0.5)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, LayerScale):

@@ -1,5 +1,7 @@
 """The MLP of a block."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +46,11 @@ class QuickGELU(nn.Module):
         return x_BTM * torch.sigmoid(1.702 * x_BTM)
 
 
-ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+}
 
 
 def make_mlp(config: ViTConfig) -> nn.Module:

@@ -63,7 +63,7 @@ class LearnedEmbedding(PositionEmbedding):
 class SinCosEmbedding(PositionEmbedding):
     """Fixed sines and cosines of the row and of the column, a quarter of the width each (arXiv 2205.01580).
 
-    The buffer holds integers: `vit.bfloat16()` leaves them as they are, while rounded frequencies would shift positions.
+    The buffer holds integers, which `vit.bfloat16()` does not round: rounded frequencies would shift the positions.
     """
 
     def __init__(self, config: ViTConfig):

@@ -66,11 +66,6 @@ class ViT(nn.Module):
         x_BTD = self.norm(x_BTD)
         return x_BTD
 
-    def classify(self, x_BTD: Tensor) -> Tensor:
-        """Encoded tokens -> logits: (B, T, D) -> (B, Y)."""
-        logits_BY: Tensor = self.head(self.pool(x_BTD))
-        return logits_BY
-
     def features(self, image_BCHW: Tensor) -> Tensor:
         """Returns the pooled vector that the head reads: (B, D), or (B, 2D) for `cls+dist` and `cls+mean`."""
         pooled_BD: Tensor = self.pool(self.tokens(image_BCHW))

@@ -11,6 +11,7 @@ from vitrail.classifier import BaseClassifier, Classifier, load
 from vitrail.errors import UsageError
 from vitrail.machine import parse_device, pick_device
 from vitrail.weights.artifact import weights_sha256
+from vitrail.weights.config_json import config_to_json
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,6 @@ class ModelSpec:
 def classifier_digest(classifier: Classifier) -> str:
     """A digest of a classifier's weights, config, preprocessing, classes and temperature."""
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
-    said = [classifier.vit.config.to_json(), classifier.preprocess.to_json(), classifier.classes]
+    said = [config_to_json(classifier.vit.config), classifier.preprocess.to_json(), classifier.classes]
     described = json.dumps([weights_sha256(weights), *said, classifier.temperature], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()

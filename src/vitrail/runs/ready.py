@@ -139,7 +139,7 @@ def starting_vit(config: ViTConfig, recipe: Recipe) -> ViT:
     """The weights that training starts from: drawn by the recipe's seed."""
     torch.manual_seed(recipe.seed)
     vit = ViT(config)
-    initialize(vit, patch_std=recipe.patch_init_std, zero_branches=recipe.zero_init_residual)
+    initialize(vit, patch_init_std=recipe.patch_init_std, zero_init_residual=recipe.zero_init_residual)
     return vit
 
 

@@ -13,6 +13,7 @@ from vitrail.exporting.proof import images_for
 from vitrail.files import cache_folder
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256 as digest_of
+from vitrail.weights.config_json import config_to_json
 
 
 def graph_folder() -> Path:
@@ -23,7 +24,7 @@ def graph_folder() -> Path:
 def graph_name(classifier: Classifier) -> str:
     """What the file of exactly this classifier is called."""
     digest = hashlib.sha256(f"{__version__} {torch.__version__} {classifier.temperature}\n".encode())
-    digest.update(json.dumps([classifier.vit.config.to_json(), classifier.preprocess.to_json()]).encode())
+    digest.update(json.dumps([config_to_json(classifier.vit.config), classifier.preprocess.to_json()]).encode())
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     digest.update(digest_of(weights).encode())
     return f"{digest.hexdigest()[:40]}.onnx"

@@ -20,9 +20,10 @@ from typing import Any
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
-from vitrail.model.config import POSITIONS, Position
+from vitrail.model.config import Position
 from vitrail.options import check_values, field_types, option_parser
 from vitrail.training.recipes import RECIPE_FIELDS, Recipe
+from vitrail.weights.config_json import POSITIONS
 from vitrail.weights.sizes import SIZES
 
 Plain = str | int | float | bool | None  # a value as the study, JSON and tables hold it

@@ -14,8 +14,8 @@ from vitrail.data.augment import Augment
 from vitrail.data.preprocess import Fit, Interpolation
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
-from vitrail.model.config import position_to_json, values_from_json
 from vitrail.options import check_fields, option
+from vitrail.weights.config_json import config_values_from_json, position_to_json
 from vitrail.weights.sizes import SIZES
 from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
 
@@ -114,7 +114,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "model", values_from_json(self.model))
+        object.__setattr__(self, "model", config_values_from_json(self.model))
         if self.lora_rank and self.freeze == "backbone":
             raise UsageError("LoRA trains the backbone that freeze 'backbone' would keep", "choose one of them")
         if self.train_on == "features" and (

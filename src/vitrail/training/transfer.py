@@ -10,11 +10,11 @@ from vitrail.data import Preprocess, Splits
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import to_pair
-from vitrail.model.resize import resize_vit
 from vitrail.training.data_defaults import resolve_epochs_and_batch_size, with_normalization
 from vitrail.training.freezing import check_freeze
 from vitrail.training.lora import check_peft
 from vitrail.training.recipes import Recipe
+from vitrail.weights.resize import resize_vit
 
 # Fields of a model that can change without making its weights meaningless; the others are the weights' own.
 CHANGEABLE = ("image_size", "patch", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")

@@ -21,6 +21,7 @@ from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
 from vitrail.model import ViTConfig
 from vitrail.options import check_fields, option
+from vitrail.weights.config_json import config_from_json, config_to_json
 from vitrail.weights.origin import check_origin
 
 FORMAT = 1
@@ -42,7 +43,7 @@ class Artifact:
         """The document that stands in a file's metadata."""
         return {
             "format": FORMAT,
-            "config": self.config.to_json(),
+            "config": config_to_json(self.config),
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_json(),
             "temperature": self.temperature,
@@ -86,7 +87,7 @@ def parse_artifact(document: dict[str, Any], path: Path) -> Artifact:
             f"{path} has format {document.get('format')!r}, this vitrail reads {FORMAT}", "update vitrail"
         )
     try:
-        config = ViTConfig.from_json(document["config"])
+        config = config_from_json(document["config"])
         preprocess = Preprocess.from_json(document["preprocess"])
         classes = tuple(require_list(document["classes"]))
         artefact = Artifact(config, classes, preprocess, document["temperature"], document["origin"])

@@ -13,8 +13,8 @@ from typing import Any
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
-from vitrail.model.config import position_to_json
 from vitrail.weights.classes import class_names
+from vitrail.weights.config_json import config_from_json, position_to_json
 from vitrail.weights.layouts import LAYOUTS, Layout
 
 
@@ -40,7 +40,7 @@ class Card:
     def vit_config(self) -> ViTConfig:
         """The ViT's config, positions resized by the family's rule."""
         learned = position_to_json(LAYOUTS[self.layout].learned)
-        return ViTConfig.from_json({"position": learned, **self.config})
+        return config_from_json({"position": learned, **self.config})
 
     def preparation(self) -> Preprocess:
         """How images are prepared."""

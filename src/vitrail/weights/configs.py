@@ -12,6 +12,7 @@ from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model import Rotary, ViTConfig
 from vitrail.weights.cards import Card, cards
 from vitrail.weights.classes import class_names
+from vitrail.weights.config_json import config_from_json, config_to_json
 from vitrail.weights.layouts import LAYOUTS
 
 Document = dict[str, Any]
@@ -289,7 +290,7 @@ def timm(document: Document) -> Described:
     name = document["architecture"]
     card = architecture(name)
     base = card.vit_config()
-    values = base.to_json()
+    values = config_to_json(base)
     values["classes"] = document.get("num_classes", base.classes)
     given = dict(document.get("model_args") or {})
     known = (*ARGUMENTS, *OTHERS, *IGNORED)
@@ -313,7 +314,7 @@ def timm(document: Document) -> Described:
     layout = timm_tokens(card.layout, given, values)
     if values["image_size"][0] == values["image_size"][1] if isinstance(values["image_size"], list) else False:
         values["image_size"] = values["image_size"][0]
-    config = ViTConfig.from_json(values)
+    config = config_from_json(values)
     names = prepared.get("label_names") or []
     classes = unique(tuple(map(str, names))) if len(names) == config.classes else ()
     if not classes and config.classes:

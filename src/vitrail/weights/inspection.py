@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.weights.artifact import is_artifact, read_artifact, read_safetensors
+from vitrail.weights.config_json import config_to_json
 from vitrail.weights.containers import read_tensors
 from vitrail.weights.foreign import candidates
 from vitrail.weights.layouts import LAYOUTS, fitting
@@ -32,7 +33,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
     if document:
         artefact, _ = read_artifact(path)
         facts |= {
-            "config": artefact.config.to_json(),
+            "config": config_to_json(artefact.config),
             "classes": list(artefact.classes),
             "preprocess": artefact.preprocess.to_json(),
             "temperature": artefact.temperature,
@@ -42,7 +43,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
         fits = [card for card, _ in candidates(weights)]
         facts |= {
             "layouts": [LAYOUTS[key].about for key, _ in fitting(weights)],
-            "sizes": sorted({size_name(card.vit_config().to_json()) for card in fits}),
+            "sizes": sorted({size_name(config_to_json(card.vit_config())) for card in fits}),
             "cards": sorted(card.name for card in fits),
         }
     return facts

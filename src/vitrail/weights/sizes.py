@@ -28,16 +28,15 @@ def rows() -> list[dict[str, Any]]:
     """Each size with its parameters at 224 pixels, patch 16 (from So400m on 14), 1000 classes."""
     import torch
 
-    from vitrail.model import ViT, ViTConfig
+    from vitrail.model import ViT
+    from vitrail.weights.config_json import config_from_json
 
     found = []
     for name, size in SIZES.items():
         patch = 14 if name in ("So400m", "H", "g") else 16
         with torch.device("meta"):
             vit = ViT(
-                ViTConfig.from_json(
-                    {**size, "patch": patch, "classes": 1000, "mlp": "swiglu" if name == "g" else "gelu"}
-                )
+                config_from_json({**size, "patch": patch, "classes": 1000, "mlp": "swiglu" if name == "g" else "gelu"})
             )
         found.append({"size": name, **size, "patch": patch, "parameters": sum(p.numel() for p in vit.parameters())})
     return found

@@ -113,5 +113,5 @@ def lens_of(classifier: Classifier, pixels_1CHW: Tensor) -> Tensor:
     with torch.no_grad():
         z_1TD = vit.tokens(classifier.normalize(pixels_1CHW))
         copies_PTD = z_1TD[0, prefix:, None].expand(-1, prefix + 1, -1)
-        lens_Y: Tensor = vit.classify(copies_PTD).float().mean(dim=0).cpu()
+        lens_Y: Tensor = vit.head(vit.pool(copies_PTD)).float().mean(dim=0).cpu()
         return lens_Y

@@ -61,9 +61,9 @@ class Look(Part):
             for block in vit.blocks:
                 x_1TD = block(x_1TD, rotate)
                 z_1TD = vit.norm(x_1TD)
-                answers.append(vit.classify(z_1TD))
+                answers.append(vit.head(vit.pool(z_1TD)))
                 copies_PTD = z_1TD[0, self.prefix :, None].expand(-1, self.prefix + 1, -1)
-                lens.append(vit.classify(copies_PTD))  # every pool reads copies of one token as that token
+                lens.append(vit.head(vit.pool(copies_PTD)))  # every pool reads copies of one token as that token
         return answers[-1], torch.cat(attention), torch.stack(lens), torch.cat(answers)
 
 
@@ -77,7 +77,7 @@ class Keep(Part):
         x_BTD = torch.cat([prefix_BRD, x_BKD], dim=1)
         with explicit(self.vit):
             rotate = self.rotation(keep_BK)
-            return self.vit.classify(self.vit.encode(x_BTD, rotate))
+            return self.vit.head(self.vit.pool(self.vit.encode(x_BTD, rotate)))
 
 
 @dataclass(frozen=True)
