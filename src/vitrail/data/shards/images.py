@@ -62,7 +62,9 @@ class ShardImages(Encoded):
     def place(self, i: int) -> str:
         """SHARD:NAME."""
         row = self.rows[i]
-        return f"{self.shard_index.shards[self.shard_index.columns['shard'][row]].address}:{self.shard_index.names[row]}"
+        return (
+            f"{self.shard_index.shards[self.shard_index.columns['shard'][row]].address}:{self.shard_index.names[row]}"
+        )
 
     def content(self, i: int) -> bytes:
         """The bytes of an image, which are those that were indexed, or `ImageError` says why not."""
