@@ -40,7 +40,7 @@ def test_messages_errors_and_exits_reach_the_parent(method):
     assert (message.error.sentence, message.error.hint) == ("-1 is negative", "send a positive number")
     assert failing.receive() == Exited(1) and failing.exit_code == 1
     assert str(dying.receive()) == "killed by SIGKILL"
-    dying.send(Number(1))  # to nobody
+    dying.send(Number(1))  # has no effect
     assert good.exit_code is None
     good.terminate()
     for worker in (good, failing, dying):

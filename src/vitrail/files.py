@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 
 
 def cache_folder() -> Path:
@@ -36,9 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.close(handle)
         try:
             write(Path(aside))
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(aside, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
+            set_default_mode(Path(aside), 0o666)
             fsync(Path(aside))
             os.replace(aside, path)
             fsync(path.parent)
@@ -48,6 +47,79 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise VitrailError(
             f"{path} cannot be written: {describe_write_error(error)}", "make room, or choose another place"
         ) from None
+
+
+@contextmanager
+def write_folder_atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `path` at the end; after an error, nothing of it remains.
+
+    `path` may be an empty folder. Raises `UsageError` if it is anything else that exists, `VitrailError` if the disk
+    refuses.
+    """
+    check_new_folder(path)
+    parent = path.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{path.name}-"))
+        try:
+            yield temporary
+            set_default_mode(temporary, 0o777)
+            fsync(temporary)
+            check_new_folder(path)
+            if path.is_dir():
+                path.rmdir()
+            os.rename(temporary, path)
+            fsync(parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise VitrailError(
+            f"{path} cannot be written: {describe_write_error(error)}", "free some space, or choose another folder"
+        ) from None
+
+
+def check_new_folder(path: Path) -> None:
+    """Raises `UsageError` if something other than an empty folder exists at the path."""
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"{path} already exists", "choose another path, or move it away")
+
+
+def set_default_mode(path: Path, mode: int) -> None:
+    """Gives a temporary file or folder, which only its owner may read, the mode that the umask allows."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, mode & ~mask)
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself if it exists, else the nearest folder above it that does."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def check_writable(path: Path, hint: str = "choose another folder") -> None:
+    """Raises `VitrailError` if no file can be made in a folder, or in the nearest one above it that exists."""
+    folder = existing_parent(path)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+            file.flush()
+    except OSError as error:
+        raise VitrailError(f"{folder} cannot be written: {describe_write_error(error)}", hint) from None
+
+
+def check_free_space(path: Path, needed_bytes: int, hint: str = "free some space, or choose another folder") -> None:
+    """Raises `VitrailError` if the disk of a path has fewer free bytes; the path need not exist."""
+    folder = existing_parent(path)
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise VitrailError(
+            f"{path} needs {format_bytes(needed_bytes)} and {folder} has {format_bytes(free_bytes)} left", hint
+        )
+
+
+def format_bytes(size: int) -> str:
+    """A number of bytes in GB, or in MB below one GB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def describe_write_error(error: Exception) -> str:
