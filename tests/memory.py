@@ -18,7 +18,8 @@ from vitrail import console
 from vitrail.data import Images, open_data
 from vitrail.data.encoded import Files
 from vitrail.evaluation import classify
-from vitrail.runs import epochs, ready
+from vitrail.runs import epochs
+from vitrail.runs import start
 
 
 def resident() -> float:
@@ -74,7 +75,7 @@ def evaluation(folder: Path, count: int) -> list[float]:
 
 if __name__ == "__main__":
     console.quiet = True
-    ready.keep_freed_memory = lambda: True  # which would hide what grows in memory that was freed and kept
+    start.keep_freed_memory = lambda: True  # which would hide what grows in memory that was freed and kept
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         used = {"training": training(folder, int(sys.argv[1]))}

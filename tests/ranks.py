@@ -17,7 +17,9 @@ import vitrail
 from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
-from vitrail.runs import end, epochs, measuring
+from vitrail.runs import epochs
+from vitrail.runs import validation
+from vitrail.runs import finish
 from vitrail.runs import train as runs
 from vitrail.training import loop
 from vitrail.training.distributed import join_world
@@ -34,7 +36,7 @@ def digests(images, targets):
 def observed(data, out, damaged=(), stop=None, **options):
     """A run of vitrail.train with everything it saw; it may be stopped after an epoch."""
     seen = {"steps": [], "parts": [], "scored": []}
-    mix, add, classify, seed_part = loop.mix, epochs.State.add, measuring.classify, loop.seed_micro_batch
+    mix, add, classify, seed_part = loop.mix, epochs.State.add, validation.classify, loop.seed_micro_batch
     at = []
 
     def seeing_seed(seed, step, number, rank=0):
@@ -72,7 +74,7 @@ def observed(data, out, damaged=(), stop=None, **options):
 
     train_epochs, trainee = runs.train_epochs, runs.init_train_state
     runs.train_epochs, runs.init_train_state = damaging, elsewhere
-    loop.mix, epochs.State.add, measuring.classify, loop.seed_micro_batch = (
+    loop.mix, epochs.State.add, validation.classify, loop.seed_micro_batch = (
         seeing_mix,
         seeing_add,
         seeing_classify,
@@ -84,7 +86,7 @@ def observed(data, out, damaged=(), stop=None, **options):
         return seen
     finally:
         runs.train_epochs, runs.init_train_state = train_epochs, trainee
-        loop.mix, epochs.State.add, measuring.classify, loop.seed_micro_batch = mix, add, classify, seed_part
+        loop.mix, epochs.State.add, validation.classify, loop.seed_micro_batch = mix, add, classify, seed_part
     return {
         **seen,
         "rows": epochs.RunFolder(run.folder).metrics(),
@@ -97,7 +99,7 @@ def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
     """Runs the scenarios one after another in one process group, as a foreign engine would call them."""
     torch.set_num_threads(1)
     console.quiet = True
-    epochs.draw_curves = end.draw_pictures = lambda *arguments: None  # of the main process alone, and shown elsewhere
+    epochs.draw_curves = finish.draw_pictures = lambda *arguments: None  # of the main process alone, and shown elsewhere
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     for name, options in scenarios.items():

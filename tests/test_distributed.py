@@ -236,11 +236,12 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.runs import end, epochs
+    from vitrail.runs import epochs
+    from vitrail.runs import finish
     from vitrail.runs.folder import begun_by, numbered
 
     monkeypatch.chdir(tmp_path)
-    for module, name in ((end, "draw_pictures"), (epochs, "draw_curves")):  # others show them
+    for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # others show them
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
     assert launch_id() is None

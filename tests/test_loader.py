@@ -22,7 +22,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import uniform
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
-from vitrail.runs.measuring import as_many_calls, scored
+from vitrail.runs.validation import as_many_calls, scored
 from vitrail.training.distributed import World
 
 N = 11

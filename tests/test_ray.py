@@ -16,7 +16,7 @@ import vitrail
 from test_serve_ray import descendants
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.folder import RunFolder
-from vitrail.sweeps.asked import SweepFolder
+from vitrail.sweeps.config import SweepFolder
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 12, "optimizer": "adamw"}

@@ -25,12 +25,13 @@ from vitrail import console
 from vitrail.cli.main import Parser, main
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
-from vitrail.runs import end, epochs
+from vitrail.runs import epochs
+from vitrail.runs import finish
 from vitrail.runs.folder import RunFolder
 from vitrail.sweeps import lease
 from vitrail.sweeps import study as studies
 from vitrail.sweeps import worker as workers
-from vitrail.sweeps.asked import Asked, SweepFolder, new_sweep
+from vitrail.sweeps.config import Asked, SweepFolder, new_sweep
 from vitrail.sweeps.lease import Watch
 from vitrail.sweeps.results import command
 from vitrail.sweeps.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
@@ -46,7 +47,7 @@ VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
 def _no_pictures():
     """What a run draws is tested elsewhere, and is most of the work of a run as small as these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(end, "draw_pictures", lambda *arguments: None)
+        patch.setattr(finish, "draw_pictures", lambda *arguments: None)
         patch.setattr(epochs, "draw_curves", lambda *arguments: None)
         yield
 

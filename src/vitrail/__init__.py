@@ -11,7 +11,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.explanation import Explanation, recording
 from vitrail.model import ViT, ViTConfig
 from vitrail.prediction import PredictSummary, predict_all
-from vitrail.runs.end import Run
+from vitrail.runs.finish import Run
 from vitrail.runs.train import train
 from vitrail.sweeps import Sweep, sweep
 from vitrail.version import __version__ as __version__

@@ -19,7 +19,7 @@ from vitrail.cli.main import Answer
 from vitrail.cli.train import add_start, given_fields, scores_in_words
 from vitrail.errors import UsageError
 from vitrail.sweeps import sweep
-from vitrail.sweeps.asked import By, Prune, Search
+from vitrail.sweeps.config import By, Prune, Search
 from vitrail.sweeps.results import FEW
 from vitrail.sweeps.space import read_file, read_words, shown
 

@@ -20,7 +20,7 @@ from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import images_said
 from vitrail.model import ViTConfig
-from vitrail.runs.end import Run
+from vitrail.runs.finish import Run
 from vitrail.runs.pretrained import beside
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost

@@ -21,7 +21,7 @@ from vitrail.interrupts import Interrupted, StopRequest, catch_stop_signals
 from vitrail.machine import describe_numerics
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.measuring import score
+from vitrail.runs.validation import score
 from vitrail.training import Recipe
 from vitrail.training.batch_sharding import epoch_batches
 from vitrail.training.checkpoint import collect_tensors, find_newest_checkpoint, load_checkpoint, save_checkpoint

@@ -19,7 +19,7 @@ from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists
 from vitrail.machine import count_cores
 from vitrail.ray_cluster import connect_ray
-from vitrail.runs.end import Run
+from vitrail.runs.finish import Run
 from vitrail.runs.folder import RunFolder, numbered, old_run, refuse_taken
 from vitrail.runs.train import train
 from vitrail.training.checkpoint import read_json_object

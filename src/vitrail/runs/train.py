@@ -19,13 +19,13 @@ from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
 from vitrail.model import ViT
-from vitrail.runs.asked import wanted
+from vitrail.runs.resolve import wanted
 from vitrail.runs.data import show_data
-from vitrail.runs.end import Ended, Run, finish
+from vitrail.runs.finish import Ended, Run, finish
 from vitrail.runs.epochs import Row, Training, go_on, train_epochs
 from vitrail.runs.folder import RunFolder, new_run, refuse_full
 from vitrail.runs.pretrained import Model, fit_head, probed, start_head
-from vitrail.runs.ready import Ready, prepared
+from vitrail.runs.start import Ready, prepared
 from vitrail.training import Recipe
 from vitrail.training.distributed import World, join_world, launch_id
 from vitrail.training.loop import TrainState, autocast_dtype, init_train_state

@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vitrail.files import write_json, write_text
-from vitrail.sweeps.asked import Asked, SweepFolder
+from vitrail.sweeps.config import Asked, SweepFolder
 from vitrail.sweeps.space import dashed, shown
 from vitrail.sweeps.study import total, trials_of
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, RECIPES, Recipe

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrail import console
 from vitrail.errors import UsageError, VitrailError
-from vitrail.sweeps.asked import Asked, SweepFolder
+from vitrail.sweeps.config import Asked, SweepFolder
 from vitrail.sweeps.space import Axis, Choice, Values, changes, count, points
 
 if TYPE_CHECKING:

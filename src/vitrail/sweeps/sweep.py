@@ -23,10 +23,10 @@ from vitrail.files import absolute_if_exists, save_json, write_json
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
 from vitrail.runs.data import checked, unreadable_in, without
-from vitrail.runs.end import Run
+from vitrail.runs.finish import Run
 from vitrail.runs.epochs import Row
 from vitrail.runs.train import train
-from vitrail.sweeps.asked import (
+from vitrail.sweeps.config import (
     Asked,
     By,
     Prune,
@@ -37,7 +37,7 @@ from vitrail.sweeps.asked import (
     refuse_changed,
     refuse_taken,
 )
-from vitrail.sweeps.crew import Crew, Processes
+from vitrail.sweeps.local_workers import Crew, Processes
 from vitrail.sweeps.results import sentence, table, write_table
 from vitrail.sweeps.space import count, space_from
 from vitrail.sweeps.study import (
@@ -316,7 +316,7 @@ def follow(asked: Asked, study: "optuna.Study", crew: Crew) -> None:
 
 def through(folder: SweepFolder, asked: Asked, study: "optuna.Study") -> dict[str, Any]:
     """The table with importances, and the pictures."""
-    from vitrail.sweeps.figures import draw_parallel, draw_slices
+    from vitrail.sweeps.plots import draw_parallel, draw_slices
 
     asked = folder.asked()
     with folder.locked():

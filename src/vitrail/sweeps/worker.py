@@ -20,7 +20,7 @@ from vitrail.intervals import wilson_interval
 from vitrail.runs.epochs import Row
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.train import train
-from vitrail.sweeps.asked import Asked, SweepFolder
+from vitrail.sweeps.config import Asked, SweepFolder
 from vitrail.sweeps.lease import Lease, Watch
 from vitrail.sweeps.results import write_table
 from vitrail.sweeps.space import changes

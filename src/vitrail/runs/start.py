@@ -15,7 +15,7 @@ from vitrail.errors import UsageError
 from vitrail.machine import GIB, keep_freed_memory
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialize
-from vitrail.runs.asked import SAME_BITS
+from vitrail.runs.resolve import SAME_BITS
 from vitrail.runs.data import checked, in_memory, refuse_small, unreadable_in, without
 from vitrail.runs.folder import RunFolder, Unreadable
 from vitrail.runs.pretrained import Model, Pretrained, begin, pretrained, pretrained_again
