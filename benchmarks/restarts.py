@@ -109,7 +109,7 @@ def launch(number: int, name: str, end: str, out: Path) -> list[str]:
 def between(out: Path, kill: Callable[[], None]) -> float:
     """Seconds from a kill, after two epochs, to the second epoch after it."""
     wait_for(out, 2)
-    there = len(RunFolder(out).metrics())
+    there = len(RunFolder(out).load_metrics())
     began = time.monotonic()
     kill()
     wait_for(out, there + 2)
@@ -119,7 +119,7 @@ def between(out: Path, kill: Callable[[], None]) -> float:
 def wait_for(out: Path, epochs: int) -> None:
     """Until so many epochs are recorded."""
     deadline = time.monotonic() + PATIENCE
-    while not (out / "metrics.jsonl").exists() or len(RunFolder(out).metrics()) < epochs:
+    while not (out / "metrics.jsonl").exists() or len(RunFolder(out).load_metrics()) < epochs:
         if time.monotonic() > deadline:
             raise SystemExit(f"no epoch {epochs} within {PATIENCE:.0f} s")
         time.sleep(0.02)

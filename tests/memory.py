@@ -18,8 +18,7 @@ from vitrail import console
 from vitrail.data import Images, open_data
 from vitrail.data.encoded import Files
 from vitrail.evaluation import classify
-from vitrail.runs import epochs
-from vitrail.runs import start
+from vitrail.runs import epochs, start
 
 
 def resident() -> float:
@@ -32,14 +31,14 @@ def resident() -> float:
 def training(folder: Path, count: int) -> list[float]:
     """Memory after each tenth of the epochs."""
     used: list[float] = []
-    real = epochs.keep
+    real = epochs.end_epoch
 
     def keep(training: Any, row: dict[str, Any]) -> None:
         real(training, row)
         if row["epoch"] % max(count // 10, 1) == 0:
             used.append(resident())
 
-    epochs.keep = keep
+    epochs.end_epoch = keep
     data = make_data(folder / "data")
     options = dict(
         epochs=count, batch_size=8, width=32, depth=2, heads=2, mlp_width=64, policy="randaugment", mixup=0.2

@@ -17,9 +17,7 @@ import vitrail
 from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
-from vitrail.runs import epochs
-from vitrail.runs import validation
-from vitrail.runs import finish
+from vitrail.runs import epochs, finish, validation
 from vitrail.runs import train as runs
 from vitrail.training import loop
 from vitrail.training.distributed import join_world
@@ -36,7 +34,7 @@ def digests(images, targets):
 def observed(data, out, damaged=(), stop=None, **options):
     """A run of vitrail.train with everything it saw; it may be stopped after an epoch."""
     seen = {"steps": [], "parts": [], "scored": []}
-    mix, add, classify, seed_part = loop.mix, epochs.State.add, validation.classify, loop.seed_micro_batch
+    mix, add, classify, seed_part = loop.mix, epochs.Progress.add, validation.classify, loop.seed_micro_batch
     at = []
 
     def seeing_seed(seed, step, number, rank=0):
@@ -74,22 +72,22 @@ def observed(data, out, damaged=(), stop=None, **options):
 
     train_epochs, trainee = runs.train_epochs, runs.init_train_state
     runs.train_epochs, runs.init_train_state = damaging, elsewhere
-    loop.mix, epochs.State.add, validation.classify, loop.seed_micro_batch = (
+    loop.mix, epochs.Progress.add, validation.classify, loop.seed_micro_batch = (
         seeing_mix,
         seeing_add,
         seeing_classify,
         seeing_seed,
     )
     try:
-        run = vitrail.train(data, out=out, make_report=False, watchers=[stopping], **options)
+        run = vitrail.train(data, out=out, report=False, epoch_callbacks=[stopping], **options)
     except Interrupted:
         return seen
     finally:
         runs.train_epochs, runs.init_train_state = train_epochs, trainee
-        loop.mix, epochs.State.add, validation.classify, loop.seed_micro_batch = mix, add, classify, seed_part
+        loop.mix, epochs.Progress.add, validation.classify, loop.seed_micro_batch = mix, add, classify, seed_part
     return {
         **seen,
-        "rows": epochs.RunFolder(run.folder).metrics(),
+        "rows": epochs.RunFolder(run.folder).load_metrics(),
         "result": run.result,
         "classes": run.classifier.classes,
     }
@@ -99,7 +97,7 @@ def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
     """Runs the scenarios one after another in one process group, as a foreign engine would call them."""
     torch.set_num_threads(1)
     console.quiet = True
-    epochs.draw_curves = finish.draw_pictures = lambda *arguments: None  # of the main process alone, and shown elsewhere
+    epochs.draw_curves = finish.draw_pictures = lambda *arguments: None
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     for name, options in scenarios.items():

@@ -26,7 +26,7 @@ from vitrail.training.rendezvous import agree_on_attempt
 pytestmark = pytest.mark.scale
 
 EPOCHS = 14
-TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "check_data": False}
+TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "check": False}
 MIXED = {
     "mixup": 0.4,
     "cutmix": 1.0,
@@ -163,7 +163,7 @@ def test_a_sharded_model_trains_as_a_copied_one(photos: Path, tmp_path: Path):
 def start(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose weights others start from."""
     out = tmp_path_factory.mktemp("start") / "run"
-    return vitrail.train(photos, out=out, epochs=1, batch_size=16, make_report=False, **TINY).folder
+    return vitrail.train(photos, out=out, epochs=1, batch_size=16, report=False, **TINY).folder
 
 
 LORA = {
@@ -172,7 +172,7 @@ LORA = {
     "lora_target": "blocks",
     "ema_decay": 0.9,
     "precision": "fp32",
-    "check_data": False,
+    "check": False,
 }
 SHARED = {"lora": LORA, "recomputed": {**TINY, "gradient_checkpointing": True}}
 FOR_SHARED = {"batch_size": 16, "epochs": 2}
@@ -186,7 +186,7 @@ def pair(photos: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) ->
     scenarios = {
         "whole": sharded,
         "half": {**sharded, "stop": 1},
-        "again": {"data": str(photos), "out": "half", "resume": True, "fsdp": True, "check_data": False},
+        "again": {"data": str(photos), "out": "half", "resume": True, "fsdp": True, "check": False},
         **{name: {"data": str(photos), **FOR_SHARED, **options} for name, options in SHARED.items()},
     }
     scenarios["lora"]["model"] = str(start)
@@ -203,7 +203,7 @@ def test_a_sharded_run_that_was_stopped_goes_on_to_the_same_bits(pair):
 @pytest.mark.parametrize("name", SHARED)
 def test_what_saves_memory_is_shared_too(pair, photos: Path, start: Path, tmp_path: Path, name: str):
     model = {"model": start} if name == "lora" else {}
-    alone = vitrail.train(photos, out=tmp_path / "run", make_report=False, **FOR_SHARED, **SHARED[name], **model)
+    alone = vitrail.train(photos, out=tmp_path / "run", report=False, **FOR_SHARED, **SHARED[name], **model)
     for mine, theirs in zip(pair[name][0]["rows"], rows(alone.folder), strict=True):
         for score in ("train_loss", "validation_loss"):
             assert mine[score] == pytest.approx(theirs[score], abs=2e-4)
@@ -236,9 +236,8 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.runs import epochs
-    from vitrail.runs import finish
-    from vitrail.runs.folder import begun_by, numbered
+    from vitrail.runs import epochs, finish
+    from vitrail.runs.folder import candidate_folders, find_run_of_job
 
     monkeypatch.chdir(tmp_path)
     for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # others show them
@@ -246,25 +245,25 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     out = tmp_path / "run"
     assert launch_id() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
-    recipe = {"epochs": 1, "make_report": False, **TINY}
+    recipe = {"epochs": 1, "report": False, **TINY}
     first = vitrail.train(photos, out=out, **recipe)
-    assert begun_by("this one", photos, out).path == out
-    assert begun_by("another", photos, out) is None
+    assert find_run_of_job("this one", photos, out).path == out
+    assert find_run_of_job("another", photos, out) is None
     again = vitrail.train(photos, out=out, **recipe)  # the same words: it is gone on with, and all is done
     assert again.result["test"] == first.result["test"]
-    second = numbered(photos)[1]
-    for copy in (numbered(photos)[0], second):
+    second = candidate_folders(photos)[1]
+    for copy in (candidate_folders(photos)[0], second):
         shutil.copytree(out, copy)
     earlier = launcher_start_time() - 1
-    for finished in (out, numbered(photos)[0]):  # before this launcher: last week's launch had the same name
+    for finished in (out, candidate_folders(photos)[0]):  # before this launcher: last week's launch had the same name
         os.utime(finished / "result.json", (earlier, earlier))
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
-    assert begun_by("this one", photos, None, launcher_start_time()).path == second
+    assert find_run_of_job("this one", photos, None, launcher_start_time()).path == second
     os.utime(second / "result.json", (earlier, earlier))
-    assert begun_by("this one", photos, None, launcher_start_time()) is None
+    assert find_run_of_job("this one", photos, None, launcher_start_time()) is None
     (out / "result.json").unlink()  # it was never finished, so whichever launcher comes takes it up
-    assert begun_by("this one", photos, out, launcher_start_time()).path == out
+    assert find_run_of_job("this one", photos, out, launcher_start_time()).path == out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
@@ -297,7 +296,7 @@ def test_places_of_all_processes_are_the_batch():
 
 
 def rows(run: Path) -> list[dict]:
-    return RunFolder(run).metrics()
+    return RunFolder(run).load_metrics()
 
 
 def command(data: Path, out: Path, *more: object) -> list[str]:

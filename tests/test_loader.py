@@ -22,7 +22,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import uniform
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
-from vitrail.runs.validation import as_many_calls, scored
+from vitrail.runs.validation import evaluate_shard, pad_forward_calls
 from vitrail.training.distributed import World
 
 N = 11
@@ -252,7 +252,7 @@ def test_what_is_read_into_memory_is_never_there_twice(odd: int | None):
 
 def test_an_error_while_a_sharded_model_is_scored_leaves_no_hook():
     vit = ViT(ViTConfig(width=8, depth=1, heads=2, mlp_width=8, patch=4, image_size=8, classes=2))
-    with pytest.raises(RuntimeError), as_many_calls(Classifier(vit, ("a", "b"), PREPROCESS), 3):
+    with pytest.raises(RuntimeError), pad_forward_calls(Classifier(vit, ("a", "b"), PREPROCESS), 3):
         raise RuntimeError
     assert not vit._forward_pre_hooks
 
@@ -299,7 +299,7 @@ def test_processes_that_score_together_share_the_cores(clf, tmp_path: Path, monk
 
     monkeypatch.setattr(loader, "cores", lambda: 8)
     monkeypatch.setattr(loader, "_read_by", counting)
-    part = scored(clf, files(tmp_path, n=3), World(size=4, local_size=2), None, False)
+    part = evaluate_shard(clf, files(tmp_path, n=3), World(size=4, local_size=2), None, False)
     assert (part.images, part.error, started) == (3, None, [3])
 
 

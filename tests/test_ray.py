@@ -64,8 +64,8 @@ def test_a_sweep_by_ray_tasks_one_of_which_is_killed(cluster: Any, colours: Path
     def kill() -> None:
         def busy() -> int | None:
             for path in sorted((out / "trials").glob("*")):
-                said = SweepFolder(out).lock(int(path.name)).read_text()
-                if said and 2 <= len(RunFolder(path).metrics()) < 10:
+                said = SweepFolder(out).lock_path(int(path.name)).read_text()
+                if said and 2 <= len(RunFolder(path).load_metrics()) < 10:
                     killed.append(int(path.name))
                     return int(json.loads(said)["process"])
             return None
@@ -73,8 +73,8 @@ def test_a_sweep_by_ray_tasks_one_of_which_is_killed(cluster: Any, colours: Path
         os.kill(until(busy), signal.SIGKILL)
 
     thread, raised = meanwhile(kill)
-    done = vitrail.sweep(colours, vary={"lr": "1e-4..1e-2:log"}, trials=4, prune="none", out=out, engine="ray",
-                         processes=2, epochs=14, check_data=False, **TINY)  # fmt: skip
+    done = vitrail.sweep(colours, vary={"lr": "1e-4..1e-2:log"}, trials=4, pruner="none", out=out, engine="ray",
+                         processes=2, epochs=14, check=False, **TINY)  # fmt: skip
     thread.join()
     assert not raised
     rows = done.result["rows"]
@@ -82,7 +82,7 @@ def test_a_sweep_by_ray_tasks_one_of_which_is_killed(cluster: Any, colours: Path
     assert {row["state"] for row in rows} == {"complete"}
     assert next(row for row in rows if row["trial"] == killed[0])["taken_up_again"] == 1
     for row in rows:
-        assert [each["epoch"] for each in RunFolder(out / row["run"]).metrics()] == list(range(1, 15))
+        assert [each["epoch"] for each in RunFolder(out / row["run"]).load_metrics()] == list(range(1, 15))
     again = vitrail.sweep(colours, out=out, resume=True)  # without Ray, it is the same sweep
     assert again.result["rows"] == rows
 
@@ -96,23 +96,23 @@ def test_ray_train_goes_on_after_a_worker_is_killed(cluster: Any, colours: Path,
 
     def kill() -> None:
         def trained() -> bool:
-            return 3 <= len(RunFolder(out).metrics()) < 15
+            return 3 <= len(RunFolder(out).load_metrics()) < 15
 
         until(trained)
-        seen.append(len(RunFolder(out).metrics()))
+        seen.append(len(RunFolder(out).load_metrics()))
         os.kill(descendants(b"RayTrainWorker")[-1], signal.SIGKILL)
 
     thread, raised = meanwhile(kill)
-    options = {"epochs": 24, "make_report": False, "check_data": False, "precision": "fp32", **TINY}
+    options = {"epochs": 24, "report": False, "check": False, "precision": "fp32", **TINY}
     done = train_on_ray(colours, out=out, processes=2, restarts=2, **options)
     thread.join()
     assert not raised
-    rows = RunFolder(out).metrics()
+    rows = RunFolder(out).load_metrics()
     assert [row["epoch"] for row in rows] == list(range(1, 25))
     assert done.result["test"]["images"] == 24
     assert not list(out.parent.glob(".ray-*"))
     alone = vitrail.train(colours, out=tmp_path / "alone", **options)  # the same global batches in one process
-    for ours, theirs in zip(rows, RunFolder(alone.folder).metrics(), strict=True):
+    for ours, theirs in zip(rows, RunFolder(alone.folder).load_metrics(), strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
@@ -120,7 +120,7 @@ def test_what_a_restart_would_not_help_is_said_at_once(cluster: Any, colours: Pa
     from vitrail.runs.ray import train_on_ray
 
     with pytest.raises(VitrailError, match="diverged"):
-        train_on_ray(colours, out=tmp_path / "out", processes=1, epochs=2, make_report=False, check_data=False,
+        train_on_ray(colours, out=tmp_path / "out", processes=1, epochs=2, report=False, check=False,
                      **{**TINY, "lr": 1e30})  # fmt: skip
     with pytest.raises(UsageError, match="is not empty"):
         train_on_ray(colours, out=tmp_path / "out", processes=1, **TINY)

@@ -436,7 +436,7 @@ def test_no_report_when_none_is_wanted(make_folder, tmp_path: Path):
         depth=1,
         heads=2,
         mlp_width=16,
-        make_report=False,
+        report=False,
     )
     assert not (run.folder / "report.html").exists()
     assert (run.folder / "confusion.png").exists()

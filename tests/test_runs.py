@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import vitrail
 from vitrail.errors import UsageError, VitrailError
-from vitrail.runs.folder import RunFolder, new_run
+from vitrail.runs.folder import RunFolder, create_run
 from vitrail.training import Recipe
 from vitrail.training.checkpoint import find_newest_checkpoint, list_checkpoints
 from vitrail.training.loop import TrainingDiverged
@@ -250,31 +250,31 @@ def test_resume_refuses_a_recipe_file_that_was_edited(make_folder):
 
 def test_a_run_without_very_many_images_can_be_resumed(tmp_path: Path):
     names = [f"train/a class with a long name/{number:012}.jpeg" for number in range(30_000)]
-    new_run("photos", tmp_path / "run", "", Recipe(epochs=3), unreadable={"train": names})
+    create_run("photos", tmp_path / "run", "", Recipe(epochs=3), unreadable={"train": names})
     again = RunFolder(tmp_path / "run")
-    assert again.recipe() == Recipe(epochs=3)
-    assert again.unreadable() == {"train": names}
+    assert again.load_recipe() == Recipe(epochs=3)
+    assert again.load_unreadable() == {"train": names}
     document = json.loads((again.path / "recipe.json").read_text())
     (again.path / "recipe.json").write_text(json.dumps({**document, "unreadable": names}))  # as older runs noted it
-    assert again.unreadable() == dict.fromkeys(("all", "train", "validation", "test"), names)
+    assert again.load_unreadable() == dict.fromkeys(("all", "train", "validation", "test"), names)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_disk_without_links_holds_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "link", unsupported(number))
-    assert new_run("photos", tmp_path / "run", "", Recipe(), unreadable={}).recipe() == Recipe()
+    assert create_run("photos", tmp_path / "run", "", Recipe(), unreadable={}).load_recipe() == Recipe()
     with pytest.raises(UsageError, match="is not empty"):
-        new_run("photos", tmp_path / "run", "", Recipe(), unreadable={})
+        create_run("photos", tmp_path / "run", "", Recipe(), unreadable={})
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_disk_without_locks_holds_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import fcntl
 
-    folder = new_run("photos", tmp_path / "run", "", Recipe(), unreadable={})
+    folder = create_run("photos", tmp_path / "run", "", Recipe(), unreadable={})
     monkeypatch.setattr(fcntl, "flock", unsupported(number))
-    with folder.alone():
-        assert folder.recipe() == Recipe()
+    with folder.lock():
+        assert folder.load_recipe() == Recipe()
 
 
 def unsupported(number: int) -> Callable[..., object]:
@@ -364,13 +364,13 @@ def test_a_run_folder_that_vanishes_is_said(make_folder, monkeypatch: pytest.Mon
 
     data = make_folder("few", 6)
     out = data.parent / "run"
-    real = epochs.measured
+    real = epochs.validate
 
     def vanish(training):
         shutil.rmtree(out)
         return real(training)
 
-    monkeypatch.setattr(epochs, "measured", vanish)
+    monkeypatch.setattr(epochs, "validate", vanish)
     with pytest.raises(VitrailError, match="has vanished"):
         vitrail.train(data, out=out, epochs=2, **SMALL)
     assert not out.exists()
@@ -435,17 +435,17 @@ def test_a_stop_while_the_last_epoch_is_measured_is_kept_to(make_folder, monkeyp
     from vitrail.runs import epochs
 
     folder = make_folder("short", 8)
-    real = epochs.measured
+    real = epochs.validate
 
     def stop(training):
         os.kill(os.getpid(), signal.SIGINT)
         return real(training)
 
-    monkeypatch.setattr(epochs, "measured", stop)
+    monkeypatch.setattr(epochs, "validate", stop)
     with pytest.raises(Interrupted, match="stopped at step 1 and saved"):
         vitrail.train(folder, out=folder.parent / "run", epochs=1, batch_size=100, **SMALL)
     assert not (folder.parent / "run" / "result.json").exists()
-    again = vitrail.train(folder, out=folder.parent / "run", resume=True, make_report=False)  # nothing is left to train
+    again = vitrail.train(folder, out=folder.parent / "run", resume=True, report=False)  # nothing is left to train
     assert again.result["test"]["images"]
 
 
@@ -472,7 +472,7 @@ def test_a_finished_run_without_its_checkpoints_keeps_what_it_has_and_an_unfinis
     import shutil
 
     folder = make_folder("few", 6)
-    run = vitrail.train(folder, out=folder.parent / "run", epochs=2, make_report=False, **SMALL)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=2, report=False, **SMALL)
     there = ("classifier.safetensors", "metrics.jsonl", "result.json")
     before = [(run.folder / name).read_bytes() for name in there]
     for emptied in (True, False):
@@ -483,7 +483,7 @@ def test_a_finished_run_without_its_checkpoints_keeps_what_it_has_and_an_unfinis
             vitrail.train(folder, out=run.folder, resume=True)
         assert [(run.folder / name).read_bytes() for name in there] == before
     (run.folder / "result.json").unlink()
-    vitrail.train(folder, out=run.folder, resume=True, make_report=False)
+    vitrail.train(folder, out=run.folder, resume=True, report=False)
     assert (run.folder / "classifier.safetensors").read_bytes() == before[0]
     assert find_newest_checkpoint(run.folder / "checkpoint") is not None
 
@@ -499,27 +499,27 @@ def test_a_row_of_metrics_is_on_the_disk_before_the_checkpoint_that_follows(make
         real(handle)
 
     monkeypatch.setattr(os, "fsync", seen)
-    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, batch_size=100, make_report=False, **SMALL)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, batch_size=100, report=False, **SMALL)
     names = [Path(path).relative_to(run.folder).as_posix() for path in synced if Path(path).is_relative_to(run.folder)]
     row, saved = names.index("metrics.jsonl"), names.index("checkpoint")
     assert row < saved and "." in names[row:saved]  # the file, the name of the file, then the checkpoint's own name
 
 
 def test_the_command_that_goes_on_says_how_the_run_was_started(tmp_path: Path):
-    from vitrail.runs.train import options_of
+    from vitrail.runs.train import resume_options
     from vitrail.training.distributed import World
 
     alone, two, spread = World(), World(size=2, local_size=2, is_sharded=True), World(size=4, local_size=2)
-    assert options_of(alone, torch_files=False) == options_of(spread, torch_files=False) == []
-    options = options_of(two, torch_files=True)
-    run = new_run("my photos", tmp_path / "run", "", Recipe(), unreadable={}, options=options)
-    assert run.command() == (
+    assert resume_options(alone, torch_files=False) == resume_options(spread, torch_files=False) == []
+    options = resume_options(two, torch_files=True)
+    run = create_run("my photos", tmp_path / "run", "", Recipe(), unreadable={}, options=options)
+    assert run.resume_command() == (
         f"vitrail train 'my photos' --resume --out {tmp_path / 'run'} --torch-files --processes 2 --fsdp"
     )
     document = json.loads((run.path / "recipe.json").read_text())
     del document["options"]  # an older run noted none
     (run.path / "recipe.json").write_text(json.dumps(document))
-    assert run.command() == f"vitrail train 'my photos' --resume --out {tmp_path / 'run'}"
+    assert run.resume_command() == f"vitrail train 'my photos' --resume --out {tmp_path / 'run'}"
 
 
 def test_one_process_has_nobody_to_shard_with(make_folder):
@@ -561,7 +561,7 @@ def test_a_run_that_is_training_is_not_resumed_by_another_process(make_folder):
 
     folder = make_folder("busy", 6)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)
-    with RunFolder(run.folder).alone(), pytest.raises(UsageError, match="another process is training"):
+    with RunFolder(run.folder).lock(), pytest.raises(UsageError, match="another process is training"):
         vitrail.train(folder, out=run.folder, resume=True)
 
 

@@ -42,7 +42,7 @@ from vitrail.data.shards.writer import write_shards
 from vitrail.data.sources import find, fingerprint, open_data
 from vitrail.data.words import Coded, Names, Numbered, coded
 from vitrail.errors import UsageError, VitrailError
-from vitrail.runs.data import without
+from vitrail.runs.data import drop_unreadable
 from vitrail.runs.folder import RunFolder
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
@@ -115,7 +115,7 @@ def test_training_from_shards_gives_the_folders_artefact_to_the_last_bit(divided
     pattern = (
         f"{shards}/{'{train-{000000..000004},test-{000000..000002}}' if divided else 'shards-{000000..000005}'}.tar"
     )
-    options = {"epochs": 2, "batch_size": 8, "policy": "randaugment", "crop": "resized", "make_report": False, **SMALL}
+    options = {"epochs": 2, "batch_size": 8, "policy": "randaugment", "crop": "resized", "report": False, **SMALL}
     reading = {"image_cache_gib": 0.0, "workers": 2} if divided else {}
     runs = [
         vitrail.train(folder, out=tmp_path / "a", **options),
@@ -365,9 +365,9 @@ def unreadable(address: object) -> dict[str, str]:
 def trained(address: object, out: Path, capsys, **options) -> vitrail.Run:
     """Training stops and names the damage; told to, it goes on without what is damaged."""
     with pytest.raises(VitrailError) as caught:
-        vitrail.train(str(address), out=out, epochs=1, make_report=False, **SMALL)
+        vitrail.train(str(address), out=out, epochs=1, report=False, **SMALL)
     assert "\n" not in caught.value.sentence and caught.value.hint and not out.exists()
-    return vitrail.train(str(address), out=out, epochs=1, skip_unreadable=True, make_report=False, **SMALL)
+    return vitrail.train(str(address), out=out, epochs=1, skip_unreadable=True, report=False, **SMALL)
 
 
 def read_and_refused(address: object) -> tuple[int, int]:
@@ -551,15 +551,15 @@ def test_a_damaged_member_takes_none_of_its_name_in_another_split_with_it(tmp_pa
     rows = [(f"{label}/{i}.png", png(i + 100 * (label == "b"))) for label in "ab" for i in range(6)]
     pack(tmp_path / "set" / "train" / "00000.tar", ("a/0.png", b"no image"), *rows[1:])
     pack(tmp_path / "set" / "val" / "00000.tar", *rows)
-    options = {"epochs": 1, "make_report": False, "skip_unreadable": True, **SMALL}
+    options = {"epochs": 1, "report": False, "skip_unreadable": True, **SMALL}
     run = vitrail.train(tmp_path / "set", out=tmp_path / "run", **options)
     origin = run.classifier.origin["data"]
     assert origin["images"] == {"train": 11, "validation": 12} and origin["unreadable"] == {"train": 1}
     noted = json.loads((run.folder / "recipe.json").read_text())
     assert noted["unreadable"] == {"train": ["00000/a/0.png"]}
-    vitrail.train(tmp_path / "set", out=run.folder, resume=True, make_report=False)
+    vitrail.train(tmp_path / "set", out=run.folder, resume=True, report=False)
     (run.folder / "recipe.json").write_text(json.dumps({**noted, "unreadable": ["00000/a/0.png"]}))
-    left = without(open_data(tmp_path / "set"), RunFolder(run.folder).unreadable())  # as older runs left it out
+    left = drop_unreadable(open_data(tmp_path / "set"), RunFolder(run.folder).load_unreadable())
     assert left.unreadable == {"train": 1, "validation": 1}
 
 
@@ -570,9 +570,9 @@ def test_a_split_that_is_divided_off_loses_what_its_source_lost(tmp_path: Path, 
         )
         validation = splits.parts()["validation"].names[0]
         assert splits.listed_in["validation"] == split
-        left = without(splits, {split: [validation]})
+        left = drop_unreadable(splits, {split: [validation]})
         assert left.unreadable == {"validation": 1} and len(left.train) == len(splits.train)
-        assert without(splits, {"validation": [validation]}) is splits
+        assert drop_unreadable(splits, {"validation": [validation]}) is splits
 
 
 @pytest.mark.parametrize("check_data", [True, False])
@@ -603,7 +603,7 @@ def test_a_member_smaller_than_a_patch_is_named_and_little_is_read_for_it(
             out=tmp_path / "run",
             epochs=1,
             image_cache_gib=0.0,
-            check_data=check_data,
+            check=check_data,
             normalize="half",
             **SMALL,
         )
@@ -866,7 +866,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_over_http_is_training_from_the_folder(photos, shards, serve, tmp_path, own_cache, workers: int):
     server = serve(shards)
-    options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "make_report": False, "check_data": False, **SMALL}
+    options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "report": False, "check": False, **SMALL}
     address = f"{server.address}/{{train-{{000000..000002}},test-{{000000..000001}}}}.tar"
     runs = [
         vitrail.train(photos, out=tmp_path / "a", workers=0, **options),
@@ -1079,7 +1079,7 @@ def test_a_folder_a_parquet_set_and_a_saved_set_of_datasets_are_read(photos: Pat
     assert fingerprint(find(f"hf:{photos}")) == fingerprint(find(photos))
     lone = find(f"hf:{data}/train-00000-of-00001.parquet")
     assert lone.splits.keys() == {"all"} and len(lone.splits["all"]) == 24
-    options = {"epochs": 1, "make_report": False, "image_cache_gib": 0.0, **SMALL}
+    options = {"epochs": 1, "report": False, "image_cache_gib": 0.0, **SMALL}
     bits = {
         vitrail.train(address, out=tmp_path / f"run{i}", workers=i % 2, **options)
         .folder.joinpath("classifier.safetensors")

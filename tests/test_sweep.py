@@ -25,16 +25,24 @@ from vitrail import console
 from vitrail.cli.main import Parser, main
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
-from vitrail.runs import epochs
-from vitrail.runs import finish
+from vitrail.runs import epochs, finish
 from vitrail.runs.folder import RunFolder
 from vitrail.sweeps import lease
 from vitrail.sweeps import study as studies
 from vitrail.sweeps import worker as workers
-from vitrail.sweeps.config import Asked, SweepFolder, new_sweep
-from vitrail.sweeps.lease import Watch
-from vitrail.sweeps.results import command
-from vitrail.sweeps.space import Choice, Range, count, points, read_file, read_words, space_from, space_to_json
+from vitrail.sweeps.config import SweepConfig, SweepFolder, create_sweep
+from vitrail.sweeps.lease import LeaseObserver
+from vitrail.sweeps.results import train_command
+from vitrail.sweeps.space import (
+    Choice,
+    Range,
+    count_points,
+    iterate_points,
+    load_space,
+    parse_space,
+    parse_vary,
+    space_to_json,
+)
 from vitrail.sweeps.study import distributions, impossible
 from vitrail.training.checkpoint import find_newest_checkpoint
 from vitrail.training.recipes import find_recipe
@@ -70,10 +78,10 @@ def came_to(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in kept} for row in rows]
 
 
-def asked_for(colours: Path, vary: dict[str, Any], **more: Any) -> Asked:
+def asked_for(colours: Path, vary: dict[str, Any], **more: Any) -> SweepConfig:
     recipe = find_recipe("small", **TINY)
     given = {"data": str(colours), "fingerprint": "x", "images": 6, "epochs": 3, "recipe": recipe}
-    return Asked(**{**given, "space": space_from(vary), **more})
+    return SweepConfig(**{**given, "space": parse_space(vary), **more})
 
 
 # What may be varied
@@ -99,9 +107,9 @@ def asked_for(colours: Path, vary: dict[str, Any], **more: Any) -> Asked:
     ],
 )
 def test_a_field_and_its_values(field: str, said: Any, means: Range | Choice):
-    space = space_from({field: said})
+    space = parse_space({field: said})
     assert space == {field: means}
-    assert space_from(json.loads(json.dumps(space_to_json(space)))) == space
+    assert parse_space(json.loads(json.dumps(space_to_json(space)))) == space
 
 
 @pytest.mark.parametrize(
@@ -144,34 +152,34 @@ def test_a_field_and_its_values(field: str, said: Any, means: Range | Choice):
 )
 def test_what_no_trial_could_have_is_refused(field: str, said: Any, error: str):
     with pytest.raises(UsageError) as caught:
-        space_from({field: said})
+        parse_space({field: said})
     assert error in str(caught.value)
 
 
 def test_words_and_files(tmp_path: Path):
-    assert read_words(["lr=1..2", "mlp-width=3", "--depth=1"]) == {"lr": "1..2", "mlp_width": "3", "depth": "1"}
+    assert parse_vary(["lr=1..2", "mlp-width=3", "--depth=1"]) == {"lr": "1..2", "mlp_width": "3", "depth": "1"}
     with pytest.raises(UsageError, match="twice"):
-        read_words(["lr=1", "lr=2"])
+        parse_vary(["lr=1", "lr=2"])
     file = tmp_path / "space.toml"
     file.write_text('lr = "1e-4..1e-2:log"\nwidth = [96, 128]\nwarmup = {from = 0, to = 0.3}\n')
-    assert space_from(read_file(file)) == {
+    assert parse_space(load_space(file)) == {
         "lr": Range(1e-4, 1e-2, log=True), "width": Choice((96, 128)), "warmup_fraction": Range(0.0, 0.3)
     }  # fmt: skip
     file.write_text("lr = ")
     with pytest.raises(UsageError, match="is no space"):
-        read_file(file)
+        load_space(file)
     with pytest.raises(UsageError, match="cannot be read"):
-        read_file(tmp_path / "nowhere.toml")
+        load_space(tmp_path / "nowhere.toml")
 
 
 def test_points_that_can_be_counted():
-    space = space_from({"width": "96..192:32", "depth": "1..2", "flip": "0..1:0.25"})
-    every = list(points(space) or ())
-    assert len(every) == count(space) == 4 * 2 * 5
+    space = parse_space({"width": "96..192:32", "depth": "1..2", "flip": "0..1:0.25"})
+    every = list(iterate_points(space) or ())
+    assert len(every) == count_points(space) == 4 * 2 * 5
     assert every[0] == {"width": 96, "depth": 1, "flip": 0.0}
     assert every[-1] == {"width": 192, "depth": 2, "flip": 1.0}
-    assert count(space_from({"lr": "1e-4..1e-2:log"})) is None
-    assert points(space_from({"lr": "1e-4..1e-2:log"})) is None
+    assert count_points(parse_space({"lr": "1e-4..1e-2:log"})) is None
+    assert iterate_points(parse_space({"lr": "1e-4..1e-2:log"})) is None
 
 
 def test_every_draw_is_within_the_space_and_none_comes_twice(colours: Path):
@@ -208,7 +216,7 @@ def test_a_large_space_is_not_gone_through_point_by_point(
     colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """One point in a hundred is possible, and none of the first draws."""
-    monkeypatch.setattr(studies, "points", None)
+    monkeypatch.setattr(studies, "iterate_points", None)
     monkeypatch.setattr(studies, "DRAWS", 2)
     asked = asked_for(colours, {"width": "16..300", "heads": "16..300"})
     assert all(impossible(asked, studies.drawn(asked, [], 0, draw)) for draw in range(2))
@@ -237,11 +245,11 @@ def test_the_table(whole: vitrail.Sweep, colours: Path):
         low, high = row["accuracy_interval"]
         assert low <= row["accuracy"] <= high
         run = RunFolder(whole.folder / row["run"])
-        trained = run.metrics()
+        trained = run.load_metrics()
         best = max(trained, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))
         assert row["accuracy"] == best["validation_accuracy"]
         assert row["epochs"] == len(trained) == (3 if row["state"] == "complete" else row["epochs"])
-        recipe = run.recipe()
+        recipe = run.load_recipe()
         assert (recipe.lr, recipe.optimizer, recipe.model["depth"]) == (
             row["values"]["lr"], row["values"]["optimizer"], row["values"]["depth"]
         )  # fmt: skip
@@ -275,7 +283,7 @@ def test_the_command_trains_the_best(whole: vitrail.Sweep):
     verb.arguments(parser)
     arguments = parser.parse(words[2:])
     recipe = find_recipe(arguments.recipe or "small", **verb.given_fields(arguments))
-    assert recipe == RunFolder(whole.folder / whole.best["run"]).recipe()
+    assert recipe == RunFolder(whole.folder / whole.best["run"]).load_recipe()
 
 
 def test_commands_for_other_recipes(colours: Path):
@@ -285,7 +293,7 @@ def test_commands_for_other_recipes(colours: Path):
         "tutorial", qk_norm=True, position="rotary", image_size=(16, 32), max_grad_norm=2.0, validation_fraction=0.1
     )
     asked = asked_for(colours, {"ema_decay": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model")
-    words = shlex.split(command(asked, {"ema_decay": None, "qkv_bias": False}))
+    words = shlex.split(train_command(asked, {"ema_decay": None, "qkv_bias": False}))
     parser = Parser(allow_abbrev=False)
     verb.arguments(parser)
     arguments = parser.parse(words[2:])
@@ -296,16 +304,16 @@ def test_commands_for_other_recipes(colours: Path):
 
 
 def test_trials_look_at_no_test_image(make_folder: Callable[..., Path], tmp_path: Path):
-    """They are not even readable; whoever looked would fail. Only --finish looks."""
+    """They are not even readable; whoever looked would fail. Only --score-test looks."""
     data = make_folder("data", {"train": 12, "test": 4})
     for image in (data / "test").rglob("*.png"):
         image.write_bytes(image.read_bytes()[:60])
-    done = vitrail.sweep(data, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", check_data=False, **changed(epochs=1))
+    done = vitrail.sweep(data, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", check=False, **changed(epochs=1))
     assert done.result["complete"] == 2
     for row in done.result["rows"]:
         assert "test" not in json.loads((done.folder / row["run"] / "result.json").read_text())
     with pytest.raises(VitrailError, match="test"):
-        vitrail.sweep(data, out=done.folder, resume=True, finish=True)
+        vitrail.sweep(data, out=done.folder, resume=True, score_test=True)
 
 
 def copied(whole: vitrail.Sweep, tmp_path: Path) -> Path:
@@ -316,8 +324,8 @@ def copied(whole: vitrail.Sweep, tmp_path: Path) -> Path:
 
 def test_the_best_is_scored_once(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
     out = copied(whole, tmp_path)
-    done = vitrail.sweep(colours, out=out, resume=True, finish=True)
-    assert done.finished is not None and done.best is not None
+    done = vitrail.sweep(colours, out=out, resume=True, score_test=True)
+    assert done.test_run is not None and done.best is not None
     scores = done.result["finished"]
     assert scores["trial"] == done.best["trial"] and scores["test"]["images"] == 24
     assert (out / "best" / "report.html").exists()
@@ -326,14 +334,14 @@ def test_the_best_is_scored_once(whole: vitrail.Sweep, colours: Path, tmp_path: 
     assert vitrail.sweep(colours, out=out, resume=True).result["finished"] == scores  # and it stays in the table
     (out / "best" / "trial.json").write_text(json.dumps({"trial": done.best["trial"] + 1}))
     with pytest.raises(UsageError, match="has been scored on test"):
-        vitrail.sweep(colours, out=out, resume=True, finish=True)
+        vitrail.sweep(colours, out=out, resume=True, score_test=True)
 
 
 # What goes wrong
 
 
 def test_a_trial_that_diverges_is_a_failed_trial(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["sweep", str(colours), "--vary", "lr=1e-3,1e30", "--optimizer", "adamw", "--by", "loss"]
+    words = ["sweep", str(colours), "--vary", "lr=1e-3,1e30", "--optimizer", "adamw", "--metric", "loss"]
     words += ["--out", str(tmp_path / "out")]
     assert main([*words, *options(epochs=2), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -390,7 +398,7 @@ def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_pat
         pid = os.fork()
         if not pid:
             workers.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
-            workers.work(out)
+            workers.run_worker(out)
             os._exit(1)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     done = vitrail.sweep(colours, out=out, resume=True)
@@ -409,8 +417,8 @@ def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_pat
         ({"vary": {"lr": "1..2"}, "ray_address": "head:6379"}, "--ray-address is for Ray"),
         ({"vary": {"lr": "1..2"}, "validation_fraction": 0.0}, "keeps no validation images"),
         ({"vary": {"width": [17, 19]}}, "no trial can have such values: width 17"),
-        ({"vary": {"epochs": "1..3"}, "prune": "median"}, "different lengths"),
-        ({"vary": {"lr": "1..2"}, "by": "luck"}, "by 'luck' is not known"),
+        ({"vary": {"epochs": "1..3"}, "pruner": "median"}, "different lengths"),
+        ({"vary": {"lr": "1..2"}, "metric": "luck"}, "metric 'luck' is not known"),
         ({"vary": {"lr": "1..2"}, "device": "abacus"}, "there is no device"),
         ({"vary": {"lr": "1..2"}, "resume": True}, "not a sweep that can be resumed"),
     ],
@@ -436,7 +444,7 @@ def test_a_resume_must_ask_for_the_same(
         ({"vary": {**VARY, "lr": "1e-4..1e-2:log"}}, r"another space \(it differs in lr\)"),
         ({"width": 32}, "another recipe"),
         ({"recipe": "tutorial"}, "another recipe"),
-        ({"search": "random"}, "with search tpe, not random"),
+        ({"sampler": "random"}, "with sampler tpe, not random"),
         ({"trials": 3}, "has 5 trials already"),
         ({"model": "cifar10-small"}, r"with model none, not cifar10-small \(resume it without --from\)"),
         ({"device": "cpu"}, "with device none, not cpu"),
@@ -450,7 +458,7 @@ def test_a_resume_must_ask_for_the_same(
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.sweep(colours, vary=VARY, out=whole.folder)
     for more in ({"mlp_width": 16}, {"recipe": "small", **changed(depth=None)}):
-        again = vitrail.sweep(colours, out=whole.folder, resume=True, vary=VARY, search="tpe", **more)
+        again = vitrail.sweep(colours, out=whole.folder, resume=True, vary=VARY, sampler="tpe", **more)
         assert came_to(again.result["rows"]) == came_to(whole.result["rows"])
 
 
@@ -508,18 +516,18 @@ def test_killed_at_any_moment_a_sweep_comes_to_the_same(whole: vitrail.Sweep, co
 
 def test_a_trial_is_in_one_pair_of_hands(tmp_path: Path):
     path = tmp_path / "locks" / "000"
-    first = Watch().take(path)
-    assert first is not None and not first.died
-    assert Watch().take(path) is None
-    first.give_back()
-    second = Watch().take(path)
-    assert second is not None and not second.died
-    second.give_back()
+    first = LeaseObserver().take(path)
+    assert first is not None and not first.was_abandoned
+    assert LeaseObserver().take(path) is None
+    first.release()
+    second = LeaseObserver().take(path)
+    assert second is not None and not second.was_abandoned
+    second.release()
 
 
 def test_a_trial_of_another_machine_is_left_until_it_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where locks do not reach other machines, the lock is free while somebody is at work."""
-    path, watch = tmp_path / "000", Watch()
+    path, watch = tmp_path / "000", LeaseObserver()
     path.write_text(json.dumps({"machine": "another", "process": 1}))
     monkeypatch.setattr(lease, "SILENCE", 0.2)
     assert watch.take(path) is None  # seen for the first time
@@ -528,28 +536,28 @@ def test_a_trial_of_another_machine_is_left_until_it_is_silent(tmp_path: Path, m
     assert watch.take(path) is None
     time.sleep(0.3)
     taken = watch.take(path)
-    assert taken is not None and taken.died
-    taken.give_back()
+    assert taken is not None and taken.was_abandoned
+    taken.release()
 
 
 def test_a_trial_that_another_machine_took_and_finished_is_left_to_it(colours: Path, tmp_path: Path):
     """It took this process for dead, as where locks do not reach other machines."""
     out = tmp_path / "out"
-    asked = asked_for(colours, {"lr": [1e-3]}, prune="none", fingerprint=open_data(colours).fingerprint)
-    folder = new_sweep(asked, out)
+    asked = asked_for(colours, {"lr": [1e-3]}, pruner="none", fingerprint=open_data(colours).fingerprint)
+    folder = create_sweep(asked, out)
     theirs = json.dumps({"machine": "another", "process": 1})
 
     def heard(number: int, row: Any) -> None:
         if number == 0 and row is not None:
-            folder.lock(0).write_text(theirs)
+            folder.lock_path(0).write_text(theirs)
             study = studies.open_study(folder, asked)
             scores = {"accuracy": 0.25, "accuracy_interval": [0.1, 0.5], "loss": 1.0, "epochs": 3, "seconds": 1.0}
             studies.trial_again(study, 0).set_user_attr("scores", scores)
             study.tell(0, 0.25)
             studies.close_study(study)
 
-    workers.work(out, heard)
-    assert folder.lock(0).read_text() == theirs  # nor is it given back in their name
+    workers.run_worker(out, heard)
+    assert folder.lock_path(0).read_text() == theirs  # nor is it given back in their name
     (row,) = json.loads((out / "sweep.json").read_text())["rows"]
     assert (row["state"], row["accuracy"]) == ("complete", 0.25)
 
@@ -577,7 +585,7 @@ def test_a_task_of_ray_is_no_larger_than_a_node(nodes: list[Any], n: int | None,
 def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path):
     """Two processes of the command line's own, one of them killed in a trial: every trial once, and it is said."""
     out = tmp_path / "out"
-    words = ["--vary", "lr=1e-4..1e-1:log", "--prune", "none", "--trials", "4", "--processes", "2", "--json"]
+    words = ["--vary", "lr=1e-4..1e-1:log", "--pruner", "none", "--trials", "4", "--processes", "2", "--json"]
     with begun(colours, out, *words, *options(epochs=12)) as running:
         number, victim = at_work(out)
         os.kill(victim, signal.SIGKILL)
@@ -589,7 +597,7 @@ def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path
     assert {row["state"] for row in rows} == {"complete"}
     assert next(row for row in rows if row["trial"] == number)["taken_up_again"] == 1
     for row in rows:
-        assert [each["epoch"] for each in RunFolder(out / row["run"]).metrics()] == list(range(1, 13))
+        assert [each["epoch"] for each in RunFolder(out / row["run"]).load_metrics()] == list(range(1, 13))
 
 
 @contextmanager
@@ -615,8 +623,8 @@ def at_work(out: Path) -> tuple[int, int]:
     until = time.monotonic() + 200
     while time.monotonic() < until:
         for path in sorted((out / "trials").glob("*")):
-            lock = SweepFolder(out).lock(int(path.name))
-            done = len(RunFolder(path).metrics())
+            lock = SweepFolder(out).lock_path(int(path.name))
+            done = len(RunFolder(path).load_metrics())
             if 1 <= done < 10 and lock.exists() and (held := lock.read_text()):
                 return int(path.name), json.loads(held)["process"]
         time.sleep(0.01)
@@ -635,9 +643,9 @@ def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(colours: Path, tmp_path: P
     assert running.returncode == 130
     assert f"vitrail sweep {colours} --resume --out {out}" in said
     assert find_newest_checkpoint(out / "trials" / f"{number:03d}" / "checkpoint") is not None
-    taken = Watch().take(SweepFolder(out).lock(number))
-    assert taken is not None and not taken.died  # it was given back
-    taken.give_back()
+    taken = LeaseObserver().take(SweepFolder(out).lock_path(number))
+    assert taken is not None and not taken.was_abandoned  # it was given back
+    taken.release()
 
 
 def test_more_trials_extend_a_sweep(whole: vitrail.Sweep, colours: Path, tmp_path: Path):

@@ -18,7 +18,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.model import Learned, ViT, ViTConfig
 from vitrail.runs import epochs
-from vitrail.runs.pretrained import verdict
+from vitrail.runs.pretrained import compare_with_probes
 from vitrail.training.loop import init_train_state, train_steps
 from vitrail.training.lora import merge_lora
 from vitrail.training.optimizers import parameter_groups
@@ -417,7 +417,7 @@ def test_the_check_judges_by_the_fit_that_the_weights_bring(make_folder, tmp_pat
     preprocess = Preprocess(image_size=(16, 16), fit="crop")
     model = Classifier(vit_of(), ("a", "b", "c"), preprocess)
     folder = make_folder("wide", 6, ("warm", "cold"), size=(16, 60))
-    run = vitrail.train(folder, model=model, recipe="linear", out=tmp_path / "run", make_report=False)
+    run = vitrail.train(folder, model=model, recipe="linear", out=tmp_path / "run", report=False)
     found = json.loads((run.folder / "check.json").read_text())["findings"]
     assert {each["then"] for each in found if each["kind"] == "long"} == {"only their middle is seen"}
 
@@ -510,14 +510,14 @@ def test_the_verdict():
         vit_of(), ("a", "b", "c"), Preprocess(image_size=(16, 16)), origin={"recipe": {"train_on": "images"}}
     )
     probes = {"knn": figures(0.7, 0.6, 0.8), "linear": figures(0.9, 0.85, 0.95)}
-    assert verdict(classifier, figures(0.92, 0.9, 0.94), probes) is None
-    assert "gained nothing over the linear probe" in verdict(classifier, figures(0.9, 0.85, 0.95), probes)
-    assert "loses to the linear probe by 0.0200 (their intervals overlap" in verdict(
+    assert compare_with_probes(classifier, figures(0.92, 0.9, 0.94), probes) is None
+    assert "gained nothing over the linear probe" in compare_with_probes(classifier, figures(0.9, 0.85, 0.95), probes)
+    assert "loses to the linear probe by 0.0200 (their intervals overlap" in compare_with_probes(
         classifier, figures(0.88, 0.8, 0.9), probes
     )
-    assert "chance" not in verdict(classifier, figures(0.5, 0.4, 0.6), probes)
+    assert "chance" not in compare_with_probes(classifier, figures(0.5, 0.4, 0.6), probes)
     classifier.origin["recipe"]["train_on"] = "features"
-    assert verdict(classifier, figures(0.5, 0.4, 0.6), probes) is None
+    assert compare_with_probes(classifier, figures(0.5, 0.4, 0.6), probes) is None
 
 
 def test_recipes_for_transfer_are_said_to_be_that():

@@ -122,7 +122,7 @@ def test_probes_count_what_they_cannot_read(run: vitrail.Run, torn: Path, monkey
 
 
 def test_training_from_weights_probes_without_what_it_cannot_read(run: vitrail.Run, torn: Path):
-    options = {"model": run.folder, "recipe": "linear", "check_data": False, "workers": 0, "make_report": False}
+    options = {"model": run.folder, "recipe": "linear", "check": False, "workers": 0, "report": False}
     with pytest.raises(ImageError, match=r"(red/0|blue/5|green/2)\.png"):
         vitrail.train(torn, out=torn.parent / "run", **options)
     found = vitrail.train(torn, out=torn.parent / "run", skip_unreadable=True, **options)
@@ -156,26 +156,26 @@ def test_a_file_that_disappears_during_the_run_stops_it_or_is_counted(make_folde
     victim, kept = folder / "train" / "red" / "5.png", (folder / "train" / "red" / "5.png").read_bytes()
     options = {"epochs": 3, "batch_size": 8, "image_cache_gib": 0.0, "workers": workers, **SMALL}
     whole = vitrail.train(folder, out=folder.parent / "whole", **options)
-    real = epochs.measured
+    real = epochs.validate
 
     def fade(training):
         victim.unlink(missing_ok=True)
         return real(training)
 
-    monkeypatch.setattr(epochs, "measured", fade)
+    monkeypatch.setattr(epochs, "validate", fade)
     with pytest.raises(ImageError, match=r"red/5\.png: there is no such file") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
     assert "vitrail train" in str(caught.value.hint) and "--resume" in str(caught.value.hint)
     saved = find_newest_checkpoint(folder.parent / "run" / "checkpoint")
     assert saved is not None and 3 <= int(saved.name[5:13]) < 6
     victim.write_bytes(kept)  # brought back: the run goes on to the same bits
-    monkeypatch.setattr(epochs, "measured", real)
+    monkeypatch.setattr(epochs, "validate", real)
     again = vitrail.train(folder, out=folder.parent / "run", resume=True)
     assert (
         again.folder.joinpath("classifier.safetensors").read_bytes()
         == whole.folder.joinpath("classifier.safetensors").read_bytes()
     )
-    monkeypatch.setattr(epochs, "measured", fade)
+    monkeypatch.setattr(epochs, "validate", fade)
     capsys.readouterr()
     run = vitrail.train(folder, out=folder.parent / "skipped", skip_unreadable=True, **options)
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -189,7 +189,7 @@ def test_without_a_check_unreadable_images_are_left_out_too(make_folder, memory:
     for name in ("train/blue/0.png", "train/red/9.png"):  # the first and the last
         cut(folder / name)
     (folder / "test/blue/1.png").write_text("no image")
-    options = {"epochs": 1, "check_data": False, "image_cache_gib": memory, "workers": 0, "make_report": False, **SMALL}
+    options = {"epochs": 1, "check": False, "image_cache_gib": memory, "workers": 0, "report": False, **SMALL}
     with pytest.raises(ImageError, match=r"(blue/[01]|red/9)\.png"):
         vitrail.train(folder, out=folder.parent / "run", **options)
     run = vitrail.train(folder, out=folder.parent / "run", skip_unreadable=True, **options)
@@ -206,20 +206,20 @@ def test_without_a_check_unreadable_images_are_left_out_too(make_folder, memory:
 def test_a_disk_that_goes_while_the_run_is_measured_leaves_a_run_that_goes_on(make_folder, monkeypatch):
     folder = make_folder("fading", {"train": 8, "val": 2})
     away = folder.parent / "val"
-    real = epochs.measured
+    real = epochs.validate
 
     def unmount(training):
         (folder / "val").rename(away)
         return real(training)
 
-    monkeypatch.setattr(epochs, "measured", unmount)
+    monkeypatch.setattr(epochs, "validate", unmount)
     options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "skip_unreadable": True, **SMALL}
     with pytest.raises(NothingRead, match="not one of 4 images") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
     assert "saved at step 2, go on with: vitrail train" in str(caught.value.hint)
     away.rename(folder / "val")
-    monkeypatch.setattr(epochs, "measured", real)
-    again = vitrail.train(folder, out=folder.parent / "run", resume=True, make_report=False)
+    monkeypatch.setattr(epochs, "validate", real)
+    again = vitrail.train(folder, out=folder.parent / "run", resume=True, report=False)
     assert again.result["validation"]["images"] == 4
 
 
@@ -233,7 +233,7 @@ def test_a_test_image_that_disappears_is_left_out_of_scores_and_pictures(make_fo
         batch_size=8,
         image_cache_gib=0.0,
         skip_unreadable=True,
-        watchers=[lambda *row: victim.unlink(missing_ok=True)],
+        epoch_callbacks=[lambda *row: victim.unlink(missing_ok=True)],
         **SMALL,
     )
     assert (run.result["test"]["images"], run.result["test"]["unreadable"]) == (7, 1)
@@ -274,7 +274,7 @@ def test_with_no_workers_nobody_else_reads_images_up_to_the_end_of_the_run(make_
         return real(*rest, **more)
 
     monkeypatch.setattr(Image, "open", deadly)
-    options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "make_report": False, **SMALL}
+    options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "report": False, **SMALL}
     assert vitrail.train(folder, out=folder.parent / "run", **options).result["test"]["images"] == 8
 
 

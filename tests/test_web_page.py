@@ -650,13 +650,13 @@ def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.C
 
 
 def test_examples_are_images_that_training_kept_back(run: vitrail.Run, colours: Path):
-    found = chosen(run.classifier, data=RunFolder(run.folder).data)
+    found = chosen(run.classifier, data=RunFolder(run.folder).data_source)
     assert len(found) == 8
     assert {example.truth for example in found} == set(run.classifier.classes)
     kept = [run.classifier.read_image(path) for path in sorted((colours / "test").rglob("*.png"))]
     assert all(any(torch.equal(example.pixels, pixels) for pixels in kept) for example in found)
     assert chosen(run.classifier, data="gone/away")[0].name == "cat.jpg"
-    assert RunFolder(colours).data is None
+    assert RunFolder(colours).data_source is None
 
 
 def test_a_model_that_is_a_name_takes_no_examples_from_the_folder_it_is_named_in(

@@ -166,7 +166,7 @@ def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argpars
         evaluation,
         split=split,
         parts=parts,
-        curves=RunFolder(Path(arguments.model)).metrics() if Path(arguments.model).is_dir() else [],
+        curves=RunFolder(Path(arguments.model)).load_metrics() if Path(arguments.model).is_dir() else [],
         model=str(arguments.model),
         command=command(arguments.model, arguments.data, [option for option, given in named.items() if given]),
         skip_unreadable=skip,

@@ -3,7 +3,7 @@
   vitrail sweep photos --vary lr=1e-4..1e-2:log --vary width=96,128,192 --trials 20
 
 Each trial is an ordinary run folder under OUT/trials. Trials choose by validation alone; no test image is scored
-until --finish scores the best one, once. Every field of a recipe can be varied, and every other one set for all trials.
+until --score-test scores the best one, once. Every field of a recipe can be varied, or set for all trials.
 A field is LOW..HIGH, LOW..HIGH:log (evenly in powers), LOW..HIGH:STEP, or A,B,C. A TOML file says the same:
   lr = "1e-4..1e-2:log"
   width = [96, 128, 192]
@@ -19,9 +19,9 @@ from vitrail.cli.main import Answer
 from vitrail.cli.train import add_start, given_fields, scores_in_words
 from vitrail.errors import UsageError
 from vitrail.sweeps import sweep
-from vitrail.sweeps.config import By, Prune, Search
-from vitrail.sweeps.results import FEW
-from vitrail.sweeps.space import read_file, read_words, shown
+from vitrail.sweeps.config import Metric, Pruner, Sampler
+from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE
+from vitrail.sweeps.space import format_value, load_space, parse_vary
 
 MOST = 20  # lines of the table that are shown
 
@@ -32,21 +32,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vary", action="append", default=[], metavar="FIELD=VALUES", help="a field; may be repeated")
     parser.add_argument("--space", metavar="FILE", help="the fields to vary, as TOML")
     parser.add_argument("--trials", type=int, metavar="N", help="trials in all (20); more of them extend a sweep")
-    parser.add_argument("--search", choices=get_args(Search), help="tpe learns from the trials before (tpe)")
-    parser.add_argument("--prune", choices=get_args(Prune), help="end trials early by their epochs so far (median)")
-    parser.add_argument("--by", choices=get_args(By), help="what of validation is compared (accuracy)")
+    parser.add_argument("--sampler", choices=get_args(Sampler), help="tpe learns from the trials before (tpe)")
+    parser.add_argument("--pruner", choices=get_args(Pruner), help="end trials early by their epochs so far (median)")
+    parser.add_argument("--metric", choices=get_args(Metric), help="what of validation is compared (accuracy)")
     parser.add_argument("--sweep-seed", type=int, metavar="N", help="decides which points are tried (0)")
     parser.add_argument("--processes", type=int, metavar="N", help="trials at a time (1; with ray all of its cores)")
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
     parser.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)")
-    parser.add_argument("--finish", action="store_true", help="score the best one on test, once, with a report")
+    parser.add_argument("--score-test", action="store_true", help="score the best one on test, once, with a report")
     add_start(parser, out="the sweep's folder (sweeps/NAME)", resume="go on with the sweep in --out, or join it")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Sweeps and shows the table."""
-    from_file = read_file(arguments.space) if arguments.space else {}
-    in_words = read_words(arguments.vary)
+    from_file = load_space(arguments.space) if arguments.space else {}
+    in_words = parse_vary(arguments.vary)
     if both := sorted(set(from_file) & set(in_words)):
         raise UsageError(f"{both[0]} is varied in {arguments.space} and by --vary", "name its values once")
     vary, changes = {**from_file, **in_words}, given_fields(arguments)
@@ -65,13 +65,13 @@ def run(arguments: argparse.Namespace) -> Answer:
         processes=arguments.processes,
         engine=arguments.engine,
         ray_address=arguments.ray_address,
-        search=arguments.search,
-        prune=arguments.prune,
-        by=arguments.by,
+        sampler=arguments.sampler,
+        pruner=arguments.pruner,
+        metric=arguments.metric,
         sweep_seed=arguments.sweep_seed,
-        finish=arguments.finish,
+        score_test=arguments.score_test,
         device=arguments.device,
-        check_data=not arguments.no_check,
+        check=not arguments.no_check,
         torch_files=arguments.torch_files,
         **changes,
     )
@@ -99,7 +99,7 @@ def in_lines(result: dict[str, Any], folder: Path) -> list[str]:
     if result["importance"]:
         parts = ", ".join(f"{name} {part:.0%}" for name, part in result["importance"].items())
         n = result["complete"]
-        caution = f", of {n} trials: little more than a guess" if n < FEW else f", of {n} trials"
+        caution = f", of {n} trials: little more than a guess" if n < MIN_TRIALS_FOR_IMPORTANCE else f", of {n} trials"
         lines.append(f"what the differences come from (fANOVA): {parts}{caution}")
     if finished := result.get("finished"):
         lines.append(f"trial {finished['trial']}, scored once on test: {scores_in_words('test', finished['test'])}")
@@ -127,7 +127,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             scores = [f"{row['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['loss']:.4f}", str(row["epochs"])]
             scores.append(f"{row['seconds']:.0f}")
         note = "" if row["state"] == "complete" else row["state"]
-        values = [shown(row["values"].get(name)) for name in fields]
+        values = [format_value(row["values"].get(name)) for name in fields]
         cells.append([str(row["rank"] or "-"), str(row["trial"]), *values, *scores, note])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.rjust, line[:-1], widths)) + f"  {line[-1]}".rstrip() for line in cells]

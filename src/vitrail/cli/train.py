@@ -21,7 +21,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import images_said
 from vitrail.model import ViTConfig
 from vitrail.runs.finish import Run
-from vitrail.runs.pretrained import beside
+from vitrail.runs.pretrained import describe_probes
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, RECIPES, Recipe
@@ -138,8 +138,8 @@ def trained(arguments: argparse.Namespace) -> Answer:
         resume=arguments.resume,
         device=arguments.device,
         tensorboard=arguments.tensorboard,
-        make_report=not arguments.no_report,
-        check_data=not arguments.no_check,
+        report=not arguments.no_report,
+        check=not arguments.no_check,
         fsdp=arguments.fsdp,
         **options,
         **given_fields(arguments),
@@ -149,7 +149,7 @@ def trained(arguments: argparse.Namespace) -> Answer:
         if scores := finished.result.get(split):
             shown.append(scores_in_words(split, scores))
     if finished.result.get("probe"):
-        shown += beside(finished.result["probe"])
+        shown += describe_probes(finished.result["probe"])
     if finished.result.get("verdict"):
         shown.append(finished.result["verdict"])
     shown.append(f"trained in {finished.result['seconds']:.0f} s; everything is in {finished.folder}")

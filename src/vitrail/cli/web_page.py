@@ -48,4 +48,4 @@ def run(arguments: argparse.Namespace) -> Answer:
 def data_of(model: str) -> str | None:
     """What the run that MODEL lies in was trained on; None where it is a name and no path, whatever lies here."""
     path = Path(model)
-    return RunFolder(path if path.is_dir() else path.parent).data if path.exists() else None
+    return RunFolder(path if path.is_dir() else path.parent).data_source if path.exists() else None

@@ -23,7 +23,7 @@ from vitrail.training import Recipe
 WARNINGS = 8  # that are said before training
 
 
-def checked(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> Report:
+def check_before_training(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> Report:
     """What a check finds before training: warnings are said, errors raise `VitrailError`.
 
     `fit` is what is done with other proportions where the recipe does not say.
@@ -45,7 +45,7 @@ def checked(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> Report:
     return report
 
 
-def unreadable_in(report: Report | None) -> Unreadable:
+def list_unreadable(report: Report | None) -> Unreadable:
     """The images that a check could not read."""
     found: Unreadable = defaultdict(list)
     for place in report.seen.unreadable if report and report.seen else ():
@@ -53,7 +53,7 @@ def unreadable_in(report: Report | None) -> Unreadable:
     return dict(found)
 
 
-def without(splits: Splits, unreadable: Unreadable) -> Splits:
+def drop_unreadable(splits: Splits, unreadable: Unreadable) -> Splits:
     """The splits less these images; raises `VitrailError` where fewer than two classes are left to train on."""
     parts = {
         name: less(images, {*unreadable.get(splits.listed_in.get(name, name), ())})

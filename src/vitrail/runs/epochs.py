@@ -21,7 +21,7 @@ from vitrail.interrupts import Interrupted, StopRequest, catch_stop_signals
 from vitrail.machine import describe_numerics
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.validation import score
+from vitrail.runs.validation import evaluate_all_ranks
 from vitrail.training import Recipe
 from vitrail.training.batch_sharding import epoch_batches
 from vitrail.training.checkpoint import collect_tensors, find_newest_checkpoint, load_checkpoint, save_checkpoint
@@ -37,7 +37,7 @@ REDRAW = 10.0  # seconds between two drawings of the curves while a run is under
 
 
 @dataclass
-class State:
+class Progress:
     """How far a run has come, beside the weights; a checkpoint keeps it as JSON."""
 
     epoch: int = 0  # epochs that are done
@@ -71,7 +71,7 @@ class Training:
     splits: Splits
     recipe: Recipe  # settled: with sizes, epochs and batch
     folder: RunFolder
-    state: State = field(default_factory=State)
+    state: Progress = field(default_factory=Progress)
     watchers: list[Callable[[Path, Row], None]] = field(default_factory=list)  # each is shown every row of metrics
     watch: LossMonitor | None = None  # warns of a loss that climbs or stands still
     drawn: float = -REDRAW  # when the curves were drawn last
@@ -119,7 +119,7 @@ class Training:
         guess = replace(guess, vit=gather_model(guess.vit, self.world))
         with self.world.raise_on_all():
             if self.world.is_main:
-                guess.save(self.folder.artefact)
+                guess.save(self.folder.artifact)
 
 
 def conditions_of(training: Training) -> dict[str, Any]:
@@ -127,14 +127,14 @@ def conditions_of(training: Training) -> dict[str, Any]:
     return {**describe_numerics(training.classifier.device), "the number of processes": training.world.size}
 
 
-def go_on(training: Training) -> None:
+def resume(training: Training) -> None:
     """Puts a run where its newest whole checkpoint left it, and says where its result may differ in the last bits."""
     world = training.world
     found = None
     with world.raise_on_all():
         if world.is_main:
             training.folder.probe()
-            training.folder.find_checkpoints()
+            training.folder.require_checkpoints()
             found = find_newest_checkpoint(training.folder.checkpoints)
     name = world.broadcast(found.name if found else None)
     if name is None:
@@ -156,13 +156,13 @@ def go_on(training: Training) -> None:
             log(f"warning: {'; '.join(changed)}: the result will be as good, but not the same to the last bit")
     with world.raise_on_all():
         if world.is_main:
-            training.folder.forget_after(training.state.epoch)
+            training.folder.drop_metrics_after(training.state.epoch)
 
 
-def state_from_json(document: dict[str, Any], training: Training, path: Path) -> State:
+def state_from_json(document: dict[str, Any], training: Training, path: Path) -> Progress:
     """The state in a checkpoint; raises `VitrailError` where it does not belong to this run."""
     try:
-        state = State(**document)
+        state = Progress(**document)
     except (TypeError, UsageError) as error:
         raise VitrailError(f"the checkpoint {path} is not of this vitrail: {error}", "start a new run") from None
     begun, end = state.epoch * training.steps_per_epoch, (state.epoch + 1) * training.steps_per_epoch
@@ -179,10 +179,10 @@ def train_epochs(training: Training) -> None:
         while training.state.epoch < training.epochs:
             try:
                 row = train_epoch(training, stop)
-                row |= measured(training)
+                row |= validate(training)
             except (ImageError, NothingRead, WorkerDied) as error:
                 raise halted(error, training, stop) from None
-            keep(training, row)
+            end_epoch(training, row)
             if any(training.world.any(stop.requested)):
                 raise stopped(training)
 
@@ -255,7 +255,7 @@ def halted(error: ImageError | NothingRead | WorkerDied, training: Training, sto
     training.save()
     if any(training.world.any(stop.requested)):  # the signal reached the workers too
         return stopped(training)
-    error.hint = f"{error.hint}; saved at step {training.learner.step}, go on with: {training.folder.command()}"
+    error.hint = f"{error.hint}; saved at step {training.learner.step}, go on with: {training.folder.resume_command()}"
     return error
 
 
@@ -281,14 +281,14 @@ def watched(training: Training) -> LossMonitor:
     return LossMonitor(counts, training.recipe.label_smoothing, round(training.recipe.warmup_fraction * steps))
 
 
-def measured(training: Training) -> Row:
+def validate(training: Training) -> Row:
     """Loss and accuracy on validation; without one the test set is recorded, and chooses nothing."""
     name = "validation" if training.splits.validation is not None else "test"
     images = training.splits.parts().get(name)
     if images is None:
         return {}
     try:
-        loss, accuracy = score(
+        loss, accuracy = evaluate_all_ranks(
             training.guess,
             images,
             training.world,
@@ -303,20 +303,20 @@ def measured(training: Training) -> Row:
     return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
 
 
-def keep(training: Training, row: Row) -> None:
+def end_epoch(training: Training, row: Row) -> None:
     """An epoch is over: its weights are kept if they are the best, its row is recorded, all of it is saved."""
     world = training.world
     with world.raise_on_all():
         if world.is_main:
             training.folder.refuse_vanished()
     world.check_replicas(training.learner.replicas)
-    state = training.state = State(training.state.epoch + 1, training.state.seconds, training.state.best)
+    state = training.state = Progress(training.state.epoch + 1, training.state.seconds, training.state.best)
     if is_better(row, state.best):
         state.best = row
         training.save_guess()
     with world.raise_on_all():
         if world.is_main:
-            training.folder.record(row)
+            training.folder.append_metrics(row)
     log(sentence(row, training.epochs, time_left(training, row)))
     training.save("-measured")
     with world.raise_on_all():
@@ -324,7 +324,7 @@ def keep(training: Training, row: Row) -> None:
             for watcher in training.watchers:  # once all is saved: one of them may end the run
                 watcher(training.folder.path, row)
             if time.monotonic() - training.drawn > REDRAW or state.epoch == training.epochs:
-                draw_curves(training.folder.metrics(), training.folder.picture("curves"))
+                draw_curves(training.folder.load_metrics(), training.folder.picture("curves"))
                 training.drawn = time.monotonic()
 
 
@@ -364,4 +364,6 @@ def sentence(row: Row, epochs: int, left: float) -> str:
 
 def stopped(training: Training) -> Interrupted:
     """What is said when a signal has ended the run for now."""
-    return Interrupted(f"stopped at step {training.learner.step} and saved", f"go on with: {training.folder.command()}")
+    return Interrupted(
+        f"stopped at step {training.learner.step} and saved", f"go on with: {training.folder.resume_command()}"
+    )

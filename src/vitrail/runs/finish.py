@@ -20,7 +20,7 @@ from vitrail.explanation import explain_batch
 from vitrail.explanation.pictures import save_gallery
 from vitrail.files import write_json
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.pretrained import verdict
+from vitrail.runs.pretrained import compare_with_probes
 from vitrail.training import Recipe
 
 
@@ -96,8 +96,8 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
         classifier.origin["metrics"] = {name: summary}
         if probes:
             result["probe"] = probes.to_json()
-            result["verdict"] = verdict(classifier, result[name], result["probe"])
-        classifier.save(folder.artefact)
+            result["verdict"] = compare_with_probes(classifier, result[name], result["probe"])
+        classifier.save(folder.artifact)
         draw_pictures(classifier, images, evaluation, folder)
     write_json(folder.path / "result.json", result)
     return Run(folder.path, classifier, result), evaluation
@@ -129,7 +129,7 @@ def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) 
         split=split,
         parts=ended.splits.parts(),
         skip_unreadable=skip,
-        curves=RunFolder(run.folder).metrics(),
+        curves=RunFolder(run.folder).load_metrics(),
         model=str(run.folder),
         command=command(run.folder, data, ["--skip-unreadable"] if skip else []),
     )

@@ -34,12 +34,12 @@ from vitrail.training.recipes import Recipe, recipe_from_json
 
 LONGEST = 1 << 30  # bytes of recipe.json that are read: it names every image that could not be
 Unreadable = dict[str, list[str]]  # names of images by the source's split: two of its splits may name theirs alike
-held: set[IO[bytes]] = set()  # what this process has locked
+locked_files: set[IO[bytes]] = set()  # what this process has locked
 
 
 def let_go() -> None:
     """Closes in a forked process what its parent has locked: workers outlive a parent that is killed by seconds."""
-    for file in held:
+    for file in locked_files:
         file.close()
 
 
@@ -54,7 +54,7 @@ class RunFolder:
     path: Path
 
     @property
-    def artefact(self) -> Path:
+    def artifact(self) -> Path:
         """The classifier."""
         return self.path / ARTIFACT_NAME
 
@@ -64,7 +64,7 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
-    def data(self) -> str | None:
+    def data_source(self) -> str | None:
         """The DATA that training was asked for; None where this folder does not say."""
         try:
             return str(self._document()["data"])
@@ -75,7 +75,7 @@ class RunFolder:
         """classes, curves, confusion or attention."""
         return self.path / f"{name}.png"
 
-    def started_from(self) -> dict[str, Any] | None:
+    def start_note(self) -> dict[str, Any] | None:
         """What was noted of the weights that it starts from."""
         return self._document().get("from")
 
@@ -87,7 +87,7 @@ class RunFolder:
                 "resume on the same files, or start a new run on these",
             )
 
-    def command(self) -> str:
+    def resume_command(self) -> str:
         """What to type to go on with the run."""
         document = self._document()
         words = ["vitrail", "train", str(document.get("data")), "--resume", "--out", str(self.path)]
@@ -106,12 +106,12 @@ class RunFolder:
         result = self.path / "result.json"
         return result.exists() and result.stat().st_mtime < moment
 
-    def unreadable(self) -> Unreadable:
+    def load_unreadable(self) -> Unreadable:
         """The images that the run was started without; an older run left those of a name out of every split."""
         noted = self._document().get("unreadable") or {}
         return noted if isinstance(noted, dict) else {split: list(map(str, noted)) for split in SPLITS}
 
-    def recipe(self) -> Recipe:
+    def load_recipe(self) -> Recipe:
         """The recipe that the run was started with; raises `UsageError` if there is none."""
         document = self._document()
         try:
@@ -129,7 +129,7 @@ class RunFolder:
         return document
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Holds the run for this process; raises `UsageError` where another one is training in it.
 
         On a disk that knows no locks nothing is held.
@@ -146,13 +146,13 @@ class RunFolder:
                 raise UsageError(f"another process is training in {self.path}", "wait for it, or stop it") from None
             except OSError:  # some network disks
                 pass
-            held.add(file)
+            locked_files.add(file)
             try:
                 yield
             finally:
-                held.discard(file)
+                locked_files.discard(file)
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def load_metrics(self) -> list[dict[str, Any]]:
         """A row per epoch."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
@@ -165,7 +165,7 @@ class RunFolder:
                 break  # a killed run may leave half a line; its epoch will come again
         return rows
 
-    def record(self, row: dict[str, Any]) -> None:
+    def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds an epoch's row; raises `VitrailError` where it cannot be written."""
         path = self.path / "metrics.jsonl"
         try:
@@ -187,7 +187,7 @@ class RunFolder:
         """Raises `VitrailError` where nothing can be written into the folder."""
         refuse_unwritable(self.checkpoints if self.checkpoints.is_dir() else self.path)
 
-    def find_checkpoints(self) -> None:
+    def require_checkpoints(self) -> None:
         """Makes the folder of checkpoints where it is gone; raises `UsageError` where the run of none is finished.
 
         Such a run would begin again, over everything that it has.
@@ -199,11 +199,11 @@ class RunFolder:
             )
         self.checkpoints.mkdir(exist_ok=True)
 
-    def forget_after(self, epoch: int) -> None:
+    def drop_metrics_after(self, epoch: int) -> None:
         """Drops the rows of later epochs: a resumed run will write them again."""
-        self.rewrite([row for row in self.metrics() if row["epoch"] <= epoch])
+        self.write_metrics([row for row in self.load_metrics() if row["epoch"] <= epoch])
 
-    def rewrite(self, rows: list[dict[str, Any]]) -> None:
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Puts these rows in the place of all that were there."""
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
@@ -254,7 +254,7 @@ def refuse_full(out: str | Path | None, need: int) -> None:
 CLAIM = ".recipe-"
 
 
-def new_run(
+def create_run(
     data: str | Path,
     out: str | Path | None,
     fingerprint: str,
@@ -281,11 +281,11 @@ def new_run(
     try:
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)
-            return claimed(RunFolder(Path(out)), document)
-        for path in numbered(data):
+            return claim(RunFolder(Path(out)), document)
+        for path in candidate_folders(data):
             try:
                 path.mkdir(parents=True)
-                return claimed(RunFolder(path), document)
+                return claim(RunFolder(path), document)
             except FileExistsError:
                 continue
     except FileExistsError:
@@ -297,7 +297,7 @@ def new_run(
     raise UsageError("every name for the run is taken", "choose one with --out")
 
 
-def claimed(folder: RunFolder, document: dict[str, Any]) -> RunFolder:
+def claim(folder: RunFolder, document: dict[str, Any]) -> RunFolder:
     """The folder with its note; raises `FileExistsError` where another run was quicker."""
     folder.checkpoints.mkdir(exist_ok=True)
     aside = folder.path / f"{CLAIM}{os.getpid()}.json"
@@ -317,11 +317,11 @@ def claimed(folder: RunFolder, document: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def old_run(data: str | Path, out: str | Path | None) -> RunFolder:
+def find_run(data: str | Path, out: str | Path | None) -> RunFolder:
     """The run to go on with: `out`, or the last of runs/NAME, runs/NAME-2, ... that was begun."""
     if out is not None:
         return RunFolder(Path(out))
-    first, *rest = numbered(data)
+    first, *rest = candidate_folders(data)
     last = first
     for path in rest:
         if not path.exists():
@@ -331,7 +331,7 @@ def old_run(data: str | Path, out: str | Path | None) -> RunFolder:
     return RunFolder(last)
 
 
-def begun_by(
+def find_run_of_job(
     job: str | None, data: str | Path, out: str | Path | None, launched: float | None = None
 ) -> RunFolder | None:
     """The run that this launch began before its processes were started again; None where it began none.
@@ -341,7 +341,7 @@ def begun_by(
     """
     if job is None:
         return None
-    for path in [Path(out)] if out is not None else numbered(data):
+    for path in [Path(out)] if out is not None else candidate_folders(data):
         if not path.exists():
             return None
         run = RunFolder(path)
@@ -350,7 +350,7 @@ def begun_by(
     return None
 
 
-def numbered(data: str | Path) -> list[Path]:
+def candidate_folders(data: str | Path) -> list[Path]:
     """runs/NAME, runs/NAME-2, ... after the data's own name."""
     name = (
         shard_set_name(str(data))

@@ -61,7 +61,7 @@ def pretrained_again(
     folder: RunFolder, model: Model | None, recipe: Recipe, place: torch.device, torch_files: bool = False
 ) -> Pretrained | None:
     """The weights that a run was started from; raises `VitrailError` where they are not the same any more."""
-    note = folder.started_from()
+    note = folder.start_note()
     if not note:
         if model is not None:
             raise UsageError(f"{folder.path} was started from nothing", "resume it without --from")
@@ -117,7 +117,7 @@ def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
             skip_unreadable=recipe.skip_unreadable,
             tick=go_on,
         )
-    for line in beside(found.to_json()):
+    for line in describe_probes(found.to_json()):
         log(line)
     return found
 
@@ -135,12 +135,12 @@ def start_head(classifier: Classifier, found: Probe, recipe: Recipe) -> None:
 def fit_head(classifier: Classifier, found: Probe, folder: RunFolder) -> None:
     """The whole training where only a head is fitted: the linear probe becomes the classifier's head."""
     set_head(classifier.vit, torch.from_numpy(found.head.weight), torch.from_numpy(found.head.bias))
-    classifier.save(folder.artefact)
-    folder.rewrite(found.head.tried)
-    draw_curves(folder.metrics(), folder.picture("curves"), x_key="penalty")
+    classifier.save(folder.artifact)
+    folder.write_metrics(found.head.tried)
+    draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty")
 
 
-def beside(figures: dict[str, Any]) -> list[str]:
+def describe_probes(figures: dict[str, Any]) -> list[str]:
     """What the probes reach, a line for each."""
     lines: list[str] = []
     if figures["on"] is None:
@@ -154,7 +154,7 @@ def beside(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
-def verdict(classifier: Classifier, scores: dict[str, Any], figures: dict[str, Any]) -> str | None:
+def compare_with_probes(classifier: Classifier, scores: dict[str, Any], figures: dict[str, Any]) -> str | None:
     """A sentence where a trained model does no better than a probe, which costs next to nothing."""
     if classifier.origin["recipe"]["train_on"] == "features":
         return None

@@ -20,7 +20,7 @@ from vitrail.files import absolute_if_exists
 from vitrail.machine import count_cores
 from vitrail.ray_cluster import connect_ray
 from vitrail.runs.finish import Run
-from vitrail.runs.folder import RunFolder, numbered, old_run, refuse_taken
+from vitrail.runs.folder import RunFolder, candidate_folders, find_run, refuse_taken
 from vitrail.runs.train import train
 from vitrail.training.checkpoint import read_json_object
 from vitrail.training.distributed import PeerLost
@@ -69,13 +69,13 @@ def train_on_ray(
 def begun(data: str | Path, out: str | Path | None, resume: bool, options: dict[str, Any]) -> RunFolder:
     """The run's folder, in full; raises `UsageError` where the processes would only find out later."""
     if resume:
-        folder = old_run(data, out)
-        folder.recipe()
+        folder = find_run(data, out)
+        folder.load_recipe()
     else:
         recipe = options.get("recipe") or (DEFAULT_RECIPE if options.get("model") is None else DEFAULT_TRANSFER_RECIPE)
         find_recipe(recipe, **{name: options[name] for name in (*RECIPE_FIELDS, "size") if name in options})
         refuse_taken(out)
-        free = (path for path in numbered(data) if not path.exists())
+        free = (path for path in candidate_folders(data) if not path.exists())
         folder = RunFolder(Path(out) if out is not None else next(free))
     return RunFolder(folder.path.resolve())
 
@@ -126,12 +126,12 @@ def join(asked: dict[str, Any]) -> dict[str, Any]:
 def told(folder: RunFolder) -> Iterator[None]:
     """Inside, every epoch that the processes record is said here."""
     over = threading.Event()
-    known = len(folder.metrics())
+    known = len(folder.load_metrics())
 
     def tell() -> None:
         nonlocal known
         while not over.wait(LOOK):
-            for row in folder.metrics()[known:]:
+            for row in folder.load_metrics()[known:]:
                 known += 1
                 scores = "  ".join(
                     f"{name.replace('_', ' ')} {row[name]:.3f}" for name in row if name.endswith(("_loss", "_accuracy"))

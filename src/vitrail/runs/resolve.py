@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.runs.folder import RunFolder, begun_by, old_run, refuse_taken
+from vitrail.runs.folder import RunFolder, find_run, find_run_of_job, refuse_taken
 from vitrail.runs.pretrained import Model
 from vitrail.training import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, Recipe, find_recipe
 from vitrail.training.distributed import launch_id, launcher_start_time
@@ -25,7 +25,7 @@ def wanted(
 
     A launcher that starts dead processes again says the same words again: what they began is gone on with.
     """
-    folder = old_run(data, out) if resume else begun_by(launch_id(), data, out, launcher_start_time())
+    folder = find_run(data, out) if resume else find_run_of_job(launch_id(), data, out, launcher_start_time())
     if folder:
         return folder, asked_again(folder, recipe, changes)
     refuse_taken(out)
@@ -40,7 +40,7 @@ def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: 
     What leaves every bit as it is may be changed: where images are kept and who reads them. The name of a built-in
     recipe stands for whatever the run made of it; a file or a `Recipe` says every field.
     """
-    asked = folder.recipe().with_changes(**{name: changes[name] for name in SAME_BITS if name in changes})
+    asked = folder.load_recipe().with_changes(**{name: changes[name] for name in SAME_BITS if name in changes})
     if recipe is None or str(recipe) in RECIPES:
         wished = replace(asked, name=asked.name if recipe is None else str(recipe)).with_changes(**changes)
     else:

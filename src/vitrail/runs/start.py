@@ -15,10 +15,10 @@ from vitrail.errors import UsageError
 from vitrail.machine import GIB, keep_freed_memory
 from vitrail.model import ViT, ViTConfig
 from vitrail.model.init import initialize
-from vitrail.runs.resolve import SAME_BITS
-from vitrail.runs.data import checked, in_memory, refuse_small, unreadable_in, without
+from vitrail.runs.data import check_before_training, drop_unreadable, in_memory, list_unreadable, refuse_small
 from vitrail.runs.folder import RunFolder, Unreadable
 from vitrail.runs.pretrained import Model, Pretrained, begin, pretrained, pretrained_again
+from vitrail.runs.resolve import SAME_BITS
 from vitrail.training import Recipe
 from vitrail.training.data_defaults import resolve_recipe
 from vitrail.training.distributed import World
@@ -50,7 +50,7 @@ def prepared(
     fsdp: bool,
     check_data: bool,
     torch_files: bool,
-    spare_test: bool,
+    score_test: bool,
 ) -> Ready:
     """The data, opened and checked, and the model before its first step; `folder` is the run to go on with."""
     place = torch.device("cpu") if world.is_sharded else world.device  # where a model is made before it is spread
@@ -71,16 +71,16 @@ def prepared(
             split_seed=asked.split_seed,
             missing_ok=asked.skip_unreadable,
         )
-        if spare_test:
+        if not score_test:
             splits = replace(splits, test=None)
         if folder:
             folder.check_data(splits.fingerprint)
     with world.raise_on_all():
         fit = start.classifier.preprocess.fit if start else "pad"
-        report = checked(data, asked, fit) if check_data and world.is_main else None
-    unreadable = world.broadcast(folder.unreadable() if folder else unreadable_in(report))
+        report = check_before_training(data, asked, fit) if check_data and world.is_main else None
+    unreadable = world.broadcast(folder.load_unreadable() if folder else list_unreadable(report))
     with world.raise_on_all():
-        splits = without(splits, unreadable)
+        splits = drop_unreadable(splits, unreadable)
         splits = in_memory(splits, int(asked.image_cache_gib * GIB) // world.local_size, asked.skip_unreadable)
         theirs = start.classifier if start else None
         full, config, preprocess = (

@@ -19,18 +19,18 @@ from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
 from vitrail.model import ViT
-from vitrail.runs.resolve import wanted
 from vitrail.runs.data import show_data
+from vitrail.runs.epochs import Row, Training, train_epochs
 from vitrail.runs.finish import Ended, Run, finish
-from vitrail.runs.epochs import Row, Training, go_on, train_epochs
-from vitrail.runs.folder import RunFolder, new_run, refuse_full
+from vitrail.runs.folder import RunFolder, create_run, refuse_full
 from vitrail.runs.pretrained import Model, fit_head, probed, start_head
+from vitrail.runs.resolve import wanted
 from vitrail.runs.start import Ready, prepared
 from vitrail.training import Recipe
 from vitrail.training.distributed import World, join_world, launch_id
 from vitrail.training.loop import TrainState, autocast_dtype, init_train_state
 
-Watcher = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
+EpochCallback = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
 ROOM = 4 << 20  # bytes for a run's pictures and tables
 
 
@@ -43,12 +43,12 @@ def train(
     resume: bool = False,
     device: str | None = None,
     tensorboard: bool = False,
-    make_report: bool = True,
-    check_data: bool = True,
+    report: bool = True,
+    check: bool = True,
     torch_files: bool = False,
     fsdp: bool = False,
-    spare_test: bool = False,
-    watchers: Sequence[Watcher] = (),
+    score_test: bool = True,
+    epoch_callbacks: Sequence[EpochCallback] = (),
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images at `data` and writes the run folder.
@@ -57,8 +57,8 @@ def train(
     training starts from nothing.
     `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
     its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
-    that is an error. The data are checked before and a report is written at the end, unless told otherwise. With
-    `spare_test` the test images are not scored, and the scores are of validation. `watchers` are shown the run
+    that is an error. The data are checked before and a report is written at the end, unless told otherwise. Without
+    `score_test` the test images are not scored, and the scores are of validation. `epoch_callbacks` are shown the run
     folder and every row of metrics. Raises `VitrailError` where data or training go wrong.
 
     Called by every process of a group (torchrun's, or one that is initialised already), it trains one model by all of
@@ -70,7 +70,7 @@ def train(
         folder, asked = told(folder, world), world.broadcast(asked)
         assert asked is not None
         with world.raise_on_all():
-            watching = [*watchers, *([board_writer(asked)] if tensorboard else [])]
+            watching = [*epoch_callbacks, *([board_writer(asked)] if tensorboard else [])]
         ready = prepared(
             world,
             folder,
@@ -78,32 +78,32 @@ def train(
             asked,
             model,
             fsdp=fsdp,
-            check_data=check_data,
+            check_data=check,
             torch_files=torch_files,
-            spare_test=spare_test,
+            score_test=score_test,
         )
         with world.raise_on_all():
-            log(plan(ready.classifier, ready.splits, ready.recipe, world))
+            log(describe_plan(ready.classifier, ready.splits, ready.recipe, world))
             if world.is_main and folder is None:
-                folder = begun_folder(ready, data, out, asked, options_of(world, torch_files))
+                folder = begun_folder(ready, data, out, asked, resume_options(world, torch_files))
         folder = told(folder, world)
         assert folder is not None
         with owned(folder, world):
             with world.raise_on_all():
-                probes = first_look(ready, folder) if world.is_main else None
+                probes = prepare_main_process(ready, folder) if world.is_main else None
             if probes and asked.train_on == "features":
                 fit_head(ready.classifier, probes, folder)
                 ended = Ended(folder, ready.splits, ready.recipe, world.device, probes.seconds, probes)
-                return finish(ended, data, make_report)
+                return finish(ended, data, report)
             learner = init_train_state(ready.classifier.vit, ready.recipe, world)
             training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watching)
             say_what_trains(learner)
             if ready.goes_on:
-                go_on(training)
+                resume(training)
             train_epochs(training)
             ended = Ended(folder, ready.splits, ready.recipe, world.device, training.state.seconds, probes)
             with world.raise_on_all():
-                run = finish(ended, data, make_report) if world.is_main else None
+                run = finish(ended, data, report) if world.is_main else None
             return everywhere(run, world)
 
 
@@ -112,7 +112,7 @@ def begun_folder(
 ) -> RunFolder:
     """A new run folder, on a disk that has room for it."""
     refuse_full(out, room_for(ready.classifier.vit, ready.recipe))
-    return new_run(
+    return create_run(
         data,
         out,
         ready.splits.fingerprint,
@@ -124,7 +124,7 @@ def begun_folder(
     )
 
 
-def options_of(world: World, torch_files: bool) -> list[str]:
+def resume_options(world: World, torch_files: bool) -> list[str]:
     """What the command that goes on has to say of how the run was started; several machines have no one command."""
     options = ["--torch-files"] if torch_files else []
     if 1 < world.size == world.local_size:
@@ -132,7 +132,7 @@ def options_of(world: World, torch_files: bool) -> list[str]:
     return options + (["--fsdp"] if world.is_sharded else [])
 
 
-def first_look(ready: Ready, folder: RunFolder) -> Probe | None:
+def prepare_main_process(ready: Ready, folder: RunFolder) -> Probe | None:
     """What the main process does before the first step: shows the data, probes the weights, starts a new head."""
     if ready.report and not folder.picture("classes").exists():
         show_data(ready.report, folder)
@@ -166,7 +166,7 @@ def owned(folder: RunFolder, world: World) -> Iterator[None]:
     with ExitStack() as stack:
         with world.raise_on_all():
             if world.is_main:
-                stack.enter_context(folder.alone())
+                stack.enter_context(folder.lock())
         with resumable(folder):
             yield
 
@@ -178,7 +178,7 @@ def resumable(folder: RunFolder) -> Iterator[None]:
         with interrupt_on_sigterm():
             yield
     except KeyboardInterrupt:
-        raise Interrupted("stopped; what was saved last is kept", f"go on with: {folder.command()}") from None
+        raise Interrupted("stopped; what was saved last is kept", f"go on with: {folder.resume_command()}") from None
 
 
 def room_for(vit: ViT, recipe: Recipe) -> int:
@@ -188,7 +188,7 @@ def room_for(vit: ViT, recipe: Recipe) -> int:
     return 3 * checkpoint + 2 * weights + ROOM
 
 
-def plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -> str:
+def describe_plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -> str:
     """What is about to be trained, on what and how, in a line."""
     config = classifier.vit.config
     number_format = str(autocast_dtype(recipe.precision, world.device)).removeprefix("torch.")
@@ -212,7 +212,7 @@ def say_what_trains(learner: TrainState) -> None:
         log(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
 
 
-def board_writer(recipe: Recipe) -> Watcher:
+def board_writer(recipe: Recipe) -> EpochCallback:
     """A function that writes a row of metrics as TensorBoard files.
 
     Raises `UsageError` without TensorBoard, and for a recipe that has no epochs.

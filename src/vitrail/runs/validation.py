@@ -27,7 +27,7 @@ class Part:
     error: VitrailError | None = None
 
 
-def score(
+def evaluate_all_ranks(
     classifier: Classifier,
     images: Images,
     world: World,
@@ -44,8 +44,8 @@ def score(
         return outcome.loss, outcome.accuracy
     low, high = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     calls = ceil(ceil(len(images) / world.size) / BATCH)  # of the model, by the process with most images
-    with as_many_calls(classifier, calls if world.is_sharded else 0):
-        part = scored(classifier, images.subset(range(low, high)), world, workers, skip_unreadable)
+    with pad_forward_calls(classifier, calls if world.is_sharded else 0):
+        part = evaluate_shard(classifier, images.subset(range(low, high)), world, workers, skip_unreadable)
     parts = world.all_gather(part)
     errors = [part.error for part in parts if part.error]
     n = sum(part.images for part in parts)
@@ -58,7 +58,9 @@ def score(
     return sum(part.loss for part in parts) / n, sum(part.correct for part in parts) / n
 
 
-def scored(classifier: Classifier, images: Images, world: World, workers: int | None, skip_unreadable: bool) -> Part:
+def evaluate_shard(
+    classifier: Classifier, images: Images, world: World, workers: int | None, skip_unreadable: bool
+) -> Part:
     """What a process finds on its images; an error is part of it, so that the others hear of it."""
     if not len(images):
         return Part()
@@ -78,7 +80,7 @@ def scored(classifier: Classifier, images: Images, world: World, workers: int | 
 
 
 @contextmanager
-def as_many_calls(classifier: Classifier, calls: int) -> Iterator[None]:
+def pad_forward_calls(classifier: Classifier, calls: int) -> Iterator[None]:
     """Afterwards the model has been called at least so often: processes that share its weights must call it alike."""
     made = 0
 

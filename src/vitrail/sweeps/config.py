@@ -22,17 +22,17 @@ from uuid import uuid4
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import describe_write_error, fsync, save_json, write_json
 from vitrail.options import check_fields, option
-from vitrail.runs.folder import held, numbered, refuse_unwritable
-from vitrail.sweeps.space import dashed, shown, space_from, space_to_json
+from vitrail.runs.folder import candidate_folders, locked_files, refuse_unwritable
+from vitrail.sweeps.space import format_value, option_name, parse_space, space_to_json
 from vitrail.training.recipes import Recipe, recipe_from_json
 
-Prune = Literal["median", "hyperband", "none"]
-Search = Literal["tpe", "random"]
-By = Literal["accuracy", "loss"]
+Pruner = Literal["median", "hyperband", "none"]
+Sampler = Literal["tpe", "random"]
+Metric = Literal["accuracy", "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class SweepConfig:
     """A sweep as a value: everything that a process needs to join it."""
 
     data: str
@@ -45,9 +45,9 @@ class Asked:
     torch_files: bool = False
     device: str | None = None
     trials: int = option(20, "trials in all", ge=1, le=100_000)
-    search: Search = option("tpe", "tpe learns from the trials before, random does not; few points are all tried")
-    prune: Prune = option("median", "end a trial early by its epochs so far: median, hyperband, or none")
-    by: By = option("accuracy", "what of validation is compared")
+    sampler: Sampler = option("tpe", "tpe learns from the trials before, random does not; few points are all tried")
+    pruner: Pruner = option("median", "end a trial early by its epochs so far: median, hyperband, or none")
+    metric: Metric = option("accuracy", "what of validation is compared")
     seed: int = option(0, "decides which points are tried", ge=0)
 
     def __post_init__(self) -> None:
@@ -56,16 +56,22 @@ class Asked:
     @property
     def direction(self) -> str:
         """As Optuna says it."""
-        return "maximize" if self.by == "accuracy" else "minimize"
+        return "maximize" if self.metric == "accuracy" else "minimize"
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
         return {**vars(self), "recipe": self.recipe.to_json(), "space": space_to_json(self.space)}
 
 
-def asked_from_json(document: dict[str, Any]) -> Asked:
-    """What `to_json` wrote; raises `TypeError`, `KeyError` or `UsageError` where something else is there."""
-    return Asked(**{**document, "recipe": recipe_from_json(document["recipe"]), "space": space_from(document["space"])})
+OLD_KEYS = {"search": "sampler", "prune": "pruner", "by": "metric"}  # keys of the first format
+
+
+def config_from_json(document: dict[str, Any]) -> SweepConfig:
+    """Reads what `to_json` wrote; raises `TypeError`, `KeyError` or `UsageError` for anything else."""
+    document = {OLD_KEYS.get(key, key): value for key, value in document.items()}
+    return SweepConfig(
+        **{**document, "recipe": recipe_from_json(document["recipe"]), "space": parse_space(document["space"])}
+    )
 
 
 @dataclass(frozen=True)
@@ -84,18 +90,18 @@ class SweepFolder:
         """Where Optuna keeps the trials."""
         return f"sqlite:///{(self.path / 'study.db').resolve()}"
 
-    def trial(self, number: int) -> Path:
+    def trial_folder(self, number: int) -> Path:
         """A trial's run folder."""
         return self.path / "trials" / f"{number:03d}"
 
-    def lock(self, number: int) -> Path:
+    def lock_path(self, number: int) -> Path:
         """The file that whoever is at work on a trial holds."""
         return self.path / "locks" / f"{number:03d}"
 
-    def asked(self) -> Asked:
+    def load_config(self) -> SweepConfig:
         """What was asked for; raises `UsageError` where this is no sweep, `VitrailError` where it is damaged."""
         try:
-            return asked_from_json(json.loads(self.note.read_text(encoding="utf-8")))
+            return config_from_json(json.loads(self.note.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.path} is not a sweep that can be resumed", "start it without --resume") from None
         except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
@@ -108,26 +114,28 @@ class SweepFolder:
 
         with (self.path / "locks" / "sweep").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            held.add(file)
+            locked_files.add(file)
             try:
                 yield
             finally:
-                held.discard(file)
+                locked_files.discard(file)
 
     def extend(self, trials: int) -> None:
         """Raises the number of trials; one that is not more is left as it is."""
         with self.locked():
-            asked = self.asked()
+            asked = self.load_config()
             if trials > asked.trials:
                 write_json(self.note, replace(asked, trials=trials).to_json())
 
 
-def new_sweep(asked: Asked, out: str | Path | None) -> SweepFolder:
+def create_sweep(asked: SweepConfig, out: str | Path | None) -> SweepFolder:
     """A folder that no other sweep has, with what was asked for noted in it: `out`, or sweeps/NAME with a number.
 
     The note appears whole, in one moment, so a sweep that is killed before can be started again.
     """
-    places = [Path(out)] if out is not None else [Path("sweeps", *path.parts[1:]) for path in numbered(asked.data)]
+    places = (
+        [Path(out)] if out is not None else [Path("sweeps", *path.parts[1:]) for path in candidate_folders(asked.data)]
+    )
     for path in places:
         try:
             if out is None and path.exists():
@@ -164,11 +172,11 @@ def refuse_taken(path: Path) -> None:
         raise UsageError(f"{path} is not empty", "go on with --resume, or choose another --out")
 
 
-def old_sweep(data: str | Path, out: str | Path | None) -> SweepFolder:
+def find_sweep(data: str | Path, out: str | Path | None) -> SweepFolder:
     """The sweep to go on with: `out`, or the last of sweeps/NAME, sweeps/NAME-2, ... that was begun."""
     if out is not None:
         return SweepFolder(Path(out))
-    first, *rest = (SweepFolder(Path("sweeps", *path.parts[1:])) for path in numbered(data))
+    first, *rest = (SweepFolder(Path("sweeps", *path.parts[1:])) for path in candidate_folders(data))
     last = first
     for folder in rest:
         if not folder.path.exists():
@@ -178,7 +186,7 @@ def old_sweep(data: str | Path, out: str | Path | None) -> SweepFolder:
     return last
 
 
-def refuse_changed(folder: SweepFolder, asked: Asked, wished: dict[str, Any]) -> None:
+def refuse_changed(folder: SweepFolder, asked: SweepConfig, wished: dict[str, Any]) -> None:
     """Raises `UsageError` naming what a resume wishes otherwise than the sweep was started with."""
     for name, value in wished.items():
         before = getattr(asked, name)
@@ -192,7 +200,8 @@ def refuse_changed(folder: SweepFolder, asked: Asked, wished: dict[str, Any]) ->
             )
         if name == "recipe":
             raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
-        flag = {"model": "from", "seed": "sweep-seed"}.get(name, dashed(name))
+        flag = {"model": "from", "seed": "sweep-seed"}.get(name, option_name(name))
         raise UsageError(
-            f"{folder.path} was started with {name} {shown(before)}, not {shown(value)}", f"resume it without --{flag}"
+            f"{folder.path} was started with {name} {format_value(before)}, not {format_value(value)}",
+            f"resume it without --{flag}",
         )

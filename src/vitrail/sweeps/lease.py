@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from vitrail.runs.folder import held
+from vitrail.runs.folder import locked_files
 
 BEAT = 10.0  # seconds between two signs of life
 SILENCE = 120.0  # seconds without one, after which another machine's trial is taken up
@@ -33,10 +33,10 @@ class Lease:
     """The right to work on a trial; `died` says that whoever had it before did not give it back."""
 
     def __init__(self, path: Path, file: IO[str], died: bool):
-        self.path, self.file, self.died = path, file, died
+        self.path, self.file, self.was_abandoned = path, file, died
         self.over = threading.Event()
         self.said = json.dumps({"machine": this_machine(), "process": os.getpid(), "lease": uuid4().hex})
-        held.add(file)  # type: ignore[arg-type]
+        locked_files.add(file)  # type: ignore[arg-type]
         self.write(self.said)
         threading.Thread(target=self.beat, daemon=True).start()
 
@@ -60,17 +60,17 @@ class Lease:
         except OSError:  # a folder that has vanished is found out where something is written
             return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Lets anyone else take the trial up."""
         self.over.set()
         if self.ours():
             self.write("")
-        held.discard(self.file)
+        locked_files.discard(self.file)
         self.file.close()
 
 
 @dataclass
-class Watch:
+class LeaseObserver:
     """What one process has seen of the leases of others."""
 
     seen: dict[Path, tuple[float, float]] = field(default_factory=dict)  # file -> its time, and since when by our clock

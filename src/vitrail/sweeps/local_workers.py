@@ -14,7 +14,7 @@ import torch
 from vitrail import console
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import count_cores
-from vitrail.sweeps.worker import orphaned, work
+from vitrail.sweeps.worker import orphaned, run_worker
 
 PATIENCE = 3  # processes, for each that there should be, that may die in a row without a trial being finished
 
@@ -91,7 +91,7 @@ def join(out: str, parent: int, threads: int, pipe: Connection) -> None:
     console.quiet = True
     torch.set_num_threads(threads)
     try:
-        work(out, going_on=lambda: not orphaned(parent))
+        run_worker(out, going_on=lambda: not orphaned(parent))
     except VitrailError as error:
         tell(pipe, (type(error).__name__, error.sentence, error.hint))
         raise SystemExit(1) from None

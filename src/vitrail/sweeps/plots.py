@@ -8,7 +8,7 @@ import numpy as np
 
 from vitrail.files import write_atomically
 from vitrail.sweeps.results import Line
-from vitrail.sweeps.space import Axis, Range, Space, shown
+from vitrail.sweeps.space import Axis, Range, Space, format_value
 
 ACROSS = 3  # panels in a row
 COLOURS = "viridis"
@@ -25,9 +25,9 @@ def ticks(each: Axis) -> tuple[list[float], list[str]]:
     """Places on an axis and what stands there: every value where there are few, else five numbers."""
     counted = each.counted()
     if counted is not None and len(counted) <= 6:
-        return [place(each, value) for value in counted], [shown(value) for value in counted]
+        return [place(each, value) for value in counted], [format_value(value) for value in counted]
     if not isinstance(each, Range):
-        return list(map(float, range(len(each.values)))), [shown(value) for value in each.values]
+        return list(map(float, range(len(each.values)))), [format_value(value) for value in each.values]
     low, high = place(each, each.low), place(each, each.high)
     values = [10**x if each.log else x for x in (low + (high - low) * i / 4 for i in range(5))]
     if each.whole:

@@ -16,7 +16,7 @@ from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.ray_cluster import NodeResources, connect_ray, count_slots, node_resources
-from vitrail.sweeps.worker import work
+from vitrail.sweeps.worker import run_worker
 
 RETRIES = 20  # that a task is started again after its worker or node has died
 
@@ -55,7 +55,7 @@ def join(out: str, threads: int) -> None:
     console.quiet = True
     torch.set_num_threads(threads)
     try:
-        work(out)
+        run_worker(out)
     except Interrupted:  # the sweep is being stopped; the trial is saved and given back
         return
 

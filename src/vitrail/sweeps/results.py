@@ -6,8 +6,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vitrail.files import write_json, write_text
-from vitrail.sweeps.config import Asked, SweepFolder
-from vitrail.sweeps.space import dashed, shown
+from vitrail.sweeps.config import SweepConfig, SweepFolder
+from vitrail.sweeps.space import format_value, option_name
 from vitrail.sweeps.study import total, trials_of
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, RECIPES, Recipe
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "running"}
 Line = dict[str, Any]  # a trial in the table
-FEW = 30  # trials below which importances are little more than a guess
+MIN_TRIALS_FOR_IMPORTANCE = 30  # trials below which importances are little more than a guess
 
 
-def table(asked: Asked, study: "optuna.Study") -> list[Line]:
+def table(asked: SweepConfig, study: "optuna.Study") -> list[Line]:
     """A line for each trial: complete ones by score, then pruned, failed and running ones."""
     lines = [line(trial) for trial in trials_of(study)]
     order = {name: i for i, name in enumerate(("complete", "pruned", "failed", "running"))}
@@ -30,12 +30,12 @@ def table(asked: Asked, study: "optuna.Study") -> list[Line]:
     return lines
 
 
-def worth(asked: Asked, each: Line) -> tuple[float, float]:
+def worth(asked: SweepConfig, each: Line) -> tuple[float, float]:
     """What complete and pruned trials are ordered by, the better the less."""
     if each["accuracy"] is None:
         return 0.0, 0.0
     by_accuracy = -each["accuracy"], each["loss"]
-    return by_accuracy if asked.by == "accuracy" else (by_accuracy[1], by_accuracy[0])
+    return by_accuracy if asked.metric == "accuracy" else (by_accuracy[1], by_accuracy[0])
 
 
 def line(trial: "FrozenTrial") -> Line:
@@ -60,7 +60,7 @@ def line(trial: "FrozenTrial") -> Line:
     return found
 
 
-def write_table(folder: SweepFolder, asked: Asked, study: "optuna.Study", **more: Any) -> dict[str, Any]:
+def write_table(folder: SweepFolder, asked: SweepConfig, study: "optuna.Study", **more: Any) -> dict[str, Any]:
     """Writes sweep.json and sweep.csv; returns the former. Only under the sweep's lock."""
     lines = table(asked, study)
     document = {**summary(folder, asked, lines), **more}
@@ -69,21 +69,21 @@ def write_table(folder: SweepFolder, asked: Asked, study: "optuna.Study", **more
     return document
 
 
-def summary(folder: SweepFolder, asked: Asked, lines: list[Line]) -> dict[str, Any]:
+def summary(folder: SweepFolder, asked: SweepConfig, lines: list[Line]) -> dict[str, Any]:
     """All that sweep.json says of these lines."""
     best = lines[0] if lines and lines[0]["state"] == "complete" else None
     return {
         "sweep": str(folder.path),
         "data": asked.data,
         "recipe": asked.recipe.name,
-        "chosen_by": f"validation {asked.by}",
+        "chosen_by": f"validation {asked.metric}",
         "validation_images": asked.images,
         "trials": total(asked),
         **{state: sum(each["state"] == state for each in lines) for state in ("complete", "pruned", "failed")},
         "seconds": round(sum(each["seconds"] or 0.0 for each in lines), 3),
         "best": best,
         "alike": alike(lines),
-        "command": command(asked, best["values"]) if best else None,
+        "command": train_command(asked, best["values"]) if best else None,
         "rows": lines,
     }
 
@@ -94,7 +94,7 @@ def alike(lines: list[Line]) -> int:
     return sum(each["accuracy"] >= complete[0]["accuracy_interval"][0] for each in complete[1:]) if complete else 0
 
 
-def as_csv(asked: Asked, lines: list[Line]) -> str:
+def as_csv(asked: SweepConfig, lines: list[Line]) -> str:
     """The table for a spreadsheet: a column for each field."""
     fields = list(asked.space)
     buffer = io.StringIO()
@@ -114,7 +114,7 @@ def full(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def command(asked: Asked, values: dict[str, Any]) -> str:
+def train_command(asked: SweepConfig, values: dict[str, Any]) -> str:
     """What to type to train with these values by itself, with a report and a score on test."""
     words = ["vitrail", "train", shlex.quote(asked.data)]
     usual = DEFAULT_RECIPE if asked.model is None else DEFAULT_TRANSFER_RECIPE
@@ -124,9 +124,9 @@ def command(asked: Asked, values: dict[str, Any]) -> str:
     if base != usual:
         words += ["--recipe", base]
     for name, value in {**differences(asked.recipe, RECIPES[base]), **values}.items():
-        flag = f"--{dashed(name)}"
+        flag = f"--{option_name(name)}"
         if isinstance(value, bool):
-            words.append(flag if value else f"--no-{dashed(name)}")
+            words.append(flag if value else f"--no-{option_name(name)}")
         else:
             words += [flag, full(value)]
     return " ".join(words)
@@ -146,15 +146,15 @@ def differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:
     return found
 
 
-def sentence(asked: Asked, each: Line) -> str:
+def sentence(asked: SweepConfig, each: Line) -> str:
     """A trial that has ended, in a line."""
-    values = "  ".join(f"{name} {shown(value)}" for name, value in each["values"].items())
+    values = "  ".join(f"{name} {format_value(value)}" for name, value in each["values"].items())
     said = f"trial {each['trial']}  {values}: "
     if each["state"] == "failed":
         return f"{said}failed: {each['error'].split('; ')[0]}"  # the table has all of it
     low, high = each["accuracy_interval"]
     ended = f"pruned after {each['epochs']} epochs" if each["state"] == "pruned" else f"{each['epochs']} epochs"
     scores = f"accuracy {each['accuracy']:.4f} ({low:.4f} to {high:.4f})"
-    if asked.by == "loss":
+    if asked.metric == "loss":
         scores = f"loss {each['loss']:.4f}, {scores}"
     return f"{said}{scores}, {ended}, {each['seconds']:.0f} s"

@@ -87,14 +87,14 @@ Axis = Choice | Range
 Space = dict[str, Axis]
 
 
-def space_from(vary: Mapping[str, Any]) -> Space:
+def parse_space(vary: Mapping[str, Any]) -> Space:
     """Field -> what it may be, as text, a list, or a table with from, to, log, step; raises `UsageError`."""
     if not vary:
         raise UsageError("a sweep needs a field to vary", FORMS)
     return {name: axis(name, said) for name, said in vary.items()}
 
 
-def read_words(words: Iterable[str]) -> dict[str, str]:
+def parse_vary(words: Iterable[str]) -> dict[str, str]:
     """FIELD=VALUES of the command line; raises `UsageError` for anything else, and for a field named twice."""
     found: dict[str, str] = {}
     for word in words:
@@ -108,7 +108,7 @@ def read_words(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
+def load_space(path: str | Path) -> dict[str, Any]:
     """The fields that a TOML file varies; raises `UsageError` where it cannot be read."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def axis(name: str, said: Any) -> Axis:
     if name != "size" and name not in RECIPE_FIELDS:
         raise UsageError(f"a recipe has no field {name!r}", did_you_mean(name, [*RECIPE_FIELDS, "size"]))
     if name in HELD:
-        raise UsageError(f"{name} cannot be varied: {HELD[name]}", f"set it for all trials with --{dashed(name)}")
+        raise UsageError(f"{name} cannot be varied: {HELD[name]}", f"set it for all trials with --{option_name(name)}")
     if isinstance(said, str) and ".." in said:
         said = range_in_words(name, said)
     if isinstance(said, Mapping):
@@ -242,7 +242,7 @@ def changes(values: Mapping[str, Plain]) -> dict[str, Any]:
     return {name: read(name, value) if isinstance(value, str) else value for name, value in values.items()}
 
 
-def points(space: Space) -> Iterator[Values] | None:
+def iterate_points(space: Space) -> Iterator[Values] | None:
     """Every point of a space that can be counted, in order; None for any other."""
     lists = [each.counted() for each in space.values()]
     if any(values is None for values in lists):
@@ -250,7 +250,7 @@ def points(space: Space) -> Iterator[Values] | None:
     return (dict(zip(space, values, strict=True)) for values in itertools.product(*filter(None, lists)))
 
 
-def count(space: Space) -> int | None:
+def count_points(space: Space) -> int | None:
     """How many points a space has; None where they cannot be counted."""
     lists = [each.counted() for each in space.values()]
     return None if any(values is None for values in lists) else math.prod(len(values or ()) for values in lists)
@@ -261,13 +261,13 @@ def space_to_json(space: Space) -> dict[str, Any]:
     return {name: each.to_json() for name, each in space.items()}
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value in a table or a sentence."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def dashed(name: str) -> str:
+def option_name(name: str) -> str:
     """A field as an option."""
     return name.replace("_", "-")

@@ -13,8 +13,8 @@ import numpy as np
 
 from vitrail import console
 from vitrail.errors import UsageError, VitrailError
-from vitrail.sweeps.config import Asked, SweepFolder
-from vitrail.sweeps.space import Axis, Choice, Values, changes, count, points
+from vitrail.sweeps.config import SweepConfig, SweepFolder
+from vitrail.sweeps.space import Axis, Choice, Values, changes, count_points, iterate_points
 
 if TYPE_CHECKING:
     import optuna
@@ -38,7 +38,7 @@ def import_optuna() -> Any:
     return optuna
 
 
-def open_study(folder: SweepFolder, asked: Asked) -> "optuna.Study":
+def open_study(folder: SweepFolder, asked: SweepConfig) -> "optuna.Study":
     """The study in a sweep's folder, made where it is not there yet."""
     optuna = import_optuna()
     with folder.locked():
@@ -65,12 +65,12 @@ def close_study(study: "optuna.Study") -> None:
     backend.engine.dispose()
 
 
-def pruner(asked: Asked) -> "optuna.pruners.BasePruner":
+def pruner(asked: SweepConfig) -> "optuna.pruners.BasePruner":
     """What ends trials early: Optuna's, no sooner than after a quarter of the epochs."""
     optuna = import_optuna()
-    if asked.prune == "median":
+    if asked.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=STARTUP[0], n_warmup_steps=max(1, asked.epochs // 4))
-    if asked.prune == "hyperband":
+    if asked.pruner == "hyperband":
         least = max(1, asked.epochs // 9)
         return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=asked.epochs, reduction_factor=3)
     return optuna.pruners.NopPruner()
@@ -81,7 +81,7 @@ def trials_of(study: "optuna.Study") -> "list[FrozenTrial]":
     return sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
 
 
-def begin_trial(study: "optuna.Study", asked: Asked) -> int | None:
+def begin_trial(study: "optuna.Study", asked: SweepConfig) -> int | None:
     """Writes the next trial, as under way, and returns its number; None where the space has no other point.
 
     Only under the sweep's lock.
@@ -104,19 +104,19 @@ def trial_again(study: "optuna.Study", number: int) -> "optuna.Trial":
     return optuna.Trial(study, found._trial_id)
 
 
-def propose(asked: Asked, known: "list[FrozenTrial]") -> Values | None:
+def propose(asked: SweepConfig, known: "list[FrozenTrial]") -> Values | None:
     """A point that is possible and has not been tried; None where there is none left."""
     tried = {key(trial.params) for trial in known}
     number = len(known)
     if all_tried(asked):
-        return next((each for each in points(asked.space) or () if is_open(asked, each, tried)), None)
+        return next((each for each in iterate_points(asked.space) or () if is_open(asked, each, tried)), None)
     for draw in range(DRAWS):
         values = drawn(asked, known, number, draw)
         if is_open(asked, values, tried):
             return values
-    n = count(asked.space)
+    n = count_points(asked.space)
     if n is not None and n <= MANY:
-        rest = [each for each in points(asked.space) or () if is_open(asked, each, tried)]
+        rest = [each for each in iterate_points(asked.space) or () if is_open(asked, each, tried)]
         return rest[int(np.random.default_rng((asked.seed, number)).integers(len(rest)))] if rest else None
     found = next((each for each in at_random(asked, number) if is_open(asked, each, tried)), None)
     if found is None:
@@ -124,7 +124,7 @@ def propose(asked: Asked, known: "list[FrozenTrial]") -> Values | None:
     return found
 
 
-def at_random(asked: Asked, number: int) -> Iterator[Values]:
+def at_random(asked: SweepConfig, number: int) -> Iterator[Values]:
     """Many points drawn evenly from the space, for a trial of this number."""
     optuna = import_optuna()
     seed = int(np.random.SeedSequence((asked.seed, number, DRAWS)).generate_state(1)[0])
@@ -133,20 +133,20 @@ def at_random(asked: Asked, number: int) -> Iterator[Values]:
     return (study.ask(space).params for _ in range(MANY))
 
 
-def all_tried(asked: Asked) -> bool:
+def all_tried(asked: SweepConfig) -> bool:
     """Whether the space has so few points that every one of them is tried, in order."""
-    n = count(asked.space)
+    n = count_points(asked.space)
     return n is not None and n <= asked.trials
 
 
-def drawn(asked: Asked, known: "list[FrozenTrial]", number: int, draw: int) -> Values:
+def drawn(asked: SweepConfig, known: "list[FrozenTrial]", number: int, draw: int) -> Values:
     """A point as the sampler proposes it, given what is known: Optuna's TPE (Bergstra et al. 2011), or at random."""
     optuna = import_optuna()
     seed = int(np.random.SeedSequence((asked.seed, number, draw)).generate_state(1)[0])
     startup = int(np.clip(asked.trials // 4, *STARTUP))
     sampler = (
         optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-        if asked.search == "tpe"
+        if asked.sampler == "tpe"
         else optuna.samplers.RandomSampler(seed=seed)
     )
     study = optuna.create_study(sampler=sampler, direction=asked.direction)
@@ -155,12 +155,12 @@ def drawn(asked: Asked, known: "list[FrozenTrial]", number: int, draw: int) -> V
     return values
 
 
-def is_open(asked: Asked, values: Values, tried: set[str]) -> bool:
+def is_open(asked: SweepConfig, values: Values, tried: set[str]) -> bool:
     """Whether a point is possible and not among those that were tried."""
     return key(values) not in tried and impossible(asked, values) is None
 
 
-def impossible(asked: Asked, values: Values) -> str | None:
+def impossible(asked: SweepConfig, values: Values) -> str | None:
     """Why no trial can have these values, if so, as far as it can be said without the data."""
     from vitrail.model import ViTConfig
 
@@ -174,19 +174,19 @@ def impossible(asked: Asked, values: Values) -> str | None:
     return None
 
 
-def refuse_impossible(asked: Asked) -> None:
+def refuse_impossible(asked: SweepConfig) -> None:
     """Raises `UsageError` where no point of a space is possible; of a large one some points are drawn."""
-    every = points(asked.space) if (count(asked.space) or MANY) < MANY else None
+    every = iterate_points(asked.space) if (count_points(asked.space) or MANY) < MANY else None
     reasons = [impossible(asked, v) for v in every or (drawn(asked, [], 0, draw) for draw in range(DRAWS))]
     if all(reasons):
         raise UsageError(f"no trial can have such values: {reasons[0]}", "vary other fields, or other values of them")
 
 
-def total(asked: Asked) -> int:
+def total(asked: SweepConfig) -> int:
     """How many trials there will be: as many as were asked for, or as there are possible points, if these are fewer."""
     if not all_tried(asked):
         return asked.trials
-    return sum(impossible(asked, each) is None for each in points(asked.space) or ())
+    return sum(impossible(asked, each) is None for each in iterate_points(asked.space) or ())
 
 
 def key(values: dict[str, Any]) -> str:
@@ -194,7 +194,7 @@ def key(values: dict[str, Any]) -> str:
     return repr(sorted(values.items()))
 
 
-def distributions(asked: Asked) -> "dict[str, BaseDistribution]":
+def distributions(asked: SweepConfig) -> "dict[str, BaseDistribution]":
     """The space as Optuna says it."""
     return {name: distribution(each) for name, each in asked.space.items()}
 
@@ -213,7 +213,7 @@ def distribution(each: Axis) -> "BaseDistribution":
     return kind(each.low, last, step=each.step)
 
 
-def importance(study: "optuna.Study", asked: Asked) -> dict[str, float] | None:
+def importance(study: "optuna.Study", asked: SweepConfig) -> dict[str, float] | None:
     """The part of the differences in score that each field explains (fANOVA, Hutter et al. 2014).
 
     None where fewer than four trials are complete, or all score alike.

@@ -22,24 +22,24 @@ from vitrail.errors import UsageError
 from vitrail.files import absolute_if_exists, save_json, write_json
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
-from vitrail.runs.data import checked, unreadable_in, without
-from vitrail.runs.finish import Run
+from vitrail.runs.data import check_before_training, drop_unreadable, list_unreadable
 from vitrail.runs.epochs import Row
+from vitrail.runs.finish import Run
 from vitrail.runs.train import train
 from vitrail.sweeps.config import (
-    Asked,
-    By,
-    Prune,
-    Search,
+    Metric,
+    Pruner,
+    Sampler,
+    SweepConfig,
     SweepFolder,
-    new_sweep,
-    old_sweep,
+    create_sweep,
+    find_sweep,
     refuse_changed,
     refuse_taken,
 )
 from vitrail.sweeps.local_workers import Crew, Processes
 from vitrail.sweeps.results import sentence, table, write_table
-from vitrail.sweeps.space import count, space_from
+from vitrail.sweeps.space import count_points, parse_space
 from vitrail.sweeps.study import (
     all_tried,
     close_study,
@@ -50,7 +50,7 @@ from vitrail.sweeps.study import (
     total,
     trials_of,
 )
-from vitrail.sweeps.worker import work
+from vitrail.sweeps.worker import run_worker
 from vitrail.training.data_defaults import resolve_epochs_and_batch_size
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, Recipe, find_recipe
 
@@ -67,7 +67,7 @@ class Sweep:
 
     folder: Path
     result: dict[str, Any]
-    finished: Run | None = None  # the best one, scored on test
+    test_run: Run | None = None  # the best one, scored on test
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -92,13 +92,13 @@ def sweep(
     processes: int | None = None,
     engine: Engine = "local",
     ray_address: str | None = None,
-    search: Search | None = None,
-    prune: Prune | None = None,
-    by: By | None = None,
+    sampler: Sampler | None = None,
+    pruner: Pruner | None = None,
+    metric: Metric | None = None,
     sweep_seed: int | None = None,
-    finish: bool = False,
+    score_test: bool = False,
     device: str | None = None,
-    check_data: bool = True,
+    check: bool = True,
     torch_files: bool = False,
     **changes: Any,
 ) -> Sweep:
@@ -106,10 +106,10 @@ def sweep(
 
     `vary` maps fields of the recipe to what they may be: `"1e-4..1e-2:log"`, `"96..192:32"`, `[96, 128]`, or a table
     with from, to, log, step. Trials are ordinary runs in OUT/trials, trained by `processes` of this machine, or by
-    tasks of a Ray cluster. `search` is tpe or random, but a space of no more points than trials is tried in full.
-    `prune` ends trials early: median, hyperband or none. `by` is accuracy or loss. `resume` goes on with a sweep, or
+    tasks of a Ray cluster. `sampler` is tpe or random, but a space of no more points than trials is tried in full.
+    `pruner` ends trials early: median, hyperband or none. `metric` is accuracy or loss. `resume` goes on with a sweep, or
     joins one that others are at work on; more `trials` extend it. A script that asks for several `processes` needs the
-    usual `if __name__ == "__main__":`. `finish` scores the best one on test.
+    usual `if __name__ == "__main__":`. `score_test` scores the best one on test.
     The rest is as in `train`. Raises `VitrailError` where data or every trial go wrong.
     """
     import_optuna()
@@ -119,10 +119,10 @@ def sweep(
         raise UsageError("--ray-address is for Ray", "add --engine ray")
     pick_device(device)
     if resume:
-        folder = old_sweep(data, out)
+        folder = find_sweep(data, out)
         asked = asked_again(
             folder, data, vary, recipe, changes, model=None if model is None else absolute_if_exists(model), device=device,
-            torch_files=torch_files or None, search=search, prune=prune, by=by, seed=sweep_seed,
+            torch_files=torch_files or None, sampler=sampler, pruner=pruner, metric=metric, seed=sweep_seed,
         )  # fmt: skip
         if trials is not None and trials < asked.trials:
             raise UsageError(f"{folder.path} has {asked.trials} trials already", "leave out --trials, or ask for more")
@@ -134,10 +134,10 @@ def sweep(
         asked = first_asked(
             data, find_recipe(usual if recipe is None else recipe, **changes), vary or {},
             20 if trials is None else trials, None if model is None else absolute_if_exists(model), torch_files, device,
-            search, prune, by, sweep_seed, check_data,
+            sampler, pruner, metric, sweep_seed, check,
         )  # fmt: skip
-        folder = new_sweep(asked, out)
-    asked = folder.asked()
+        folder = create_sweep(asked, out)
+    asked = folder.load_config()
     study = open_study(folder, asked)
     try:
         log(plan(folder, asked))
@@ -154,7 +154,7 @@ def sweep(
         result = through(folder, asked, study)
     finally:
         close_study(study)
-    run = finish_best(folder, asked, result) if finish and result["best"] else None
+    run = finish_best(folder, asked, result) if score_test and result["best"] else None
     if run and "test" not in run.result:
         log("there is no test image to score the best one on")
     if scores := scored_on_test(folder):
@@ -165,10 +165,10 @@ def sweep(
 
 def first_asked(
     data: str | Path, recipe: Recipe, vary: Mapping[str, Any], trials: int, model: str | None, torch_files: bool,
-    device: str | None, search: Search | None, prune: Prune | None, by: By | None, seed: int | None, check_data: bool,
-) -> Asked:  # fmt: skip
+    device: str | None, sampler: Sampler | None, pruner: Pruner | None, metric: Metric | None, seed: int | None, check: bool,
+) -> SweepConfig:  # fmt: skip
     """A new sweep as a value, once the data have been looked at; raises `VitrailError` for what no trial could do."""
-    space = space_from(vary)
+    space = parse_space(vary)
     splits = open_data(
         data,
         validation=recipe.validation_fraction,
@@ -181,15 +181,15 @@ def first_asked(
             f"recipe {recipe.name} keeps no validation images of {data}, and a sweep chooses by them",
             "add --validation-fraction 0.1",
         )
-    report = checked(data, recipe) if check_data else None
-    splits = without(splits, unreadable_in(report))
+    report = check_before_training(data, recipe) if check else None
+    splits = drop_unreadable(splits, list_unreadable(report))
     if splits.validation is None:
         raise UsageError(f"not one validation image of {data} can be read, and a sweep chooses by them")
     settled = resolve_epochs_and_batch_size(recipe, splits)
     uneven = "epochs" in space or recipe.train_on == "features"
-    if uneven and prune not in (None, "none"):
-        raise UsageError("trials of different lengths cannot be pruned beside one another", "use --prune none")
-    asked = Asked(
+    if uneven and pruner not in (None, "none"):
+        raise UsageError("trials of different lengths cannot be pruned beside one another", "use --pruner none")
+    asked = SweepConfig(
         data=in_full(data),
         fingerprint=splits.fingerprint,
         images=len(splits.validation),
@@ -200,9 +200,9 @@ def first_asked(
         torch_files=torch_files,
         device=device,
         trials=trials,
-        search=search or "tpe",
-        prune=prune or ("none" if uneven else "median"),
-        by=by or "accuracy",
+        sampler=sampler or "tpe",
+        pruner=pruner or ("none" if uneven else "median"),
+        metric=metric or "accuracy",
         seed=seed or 0,
     )
     refuse_impossible(asked)
@@ -216,31 +216,31 @@ def asked_again(
     recipe: str | Path | Recipe | None,
     changes: dict[str, Any],
     **how: Any,
-) -> Asked:
+) -> SweepConfig:
     """What a sweep was started with; raises `UsageError` where a resume wishes for something else."""
-    asked = folder.asked()
+    asked = folder.load_config()
     if in_full(data) != asked.data:
         raise UsageError(f"{folder.path} was started on {asked.data}", "resume it on the same data")
     wished = asked.recipe.with_changes(**changes) if recipe is None else find_recipe(recipe, **changes)
-    refuse_changed(folder, asked, {"space": space_from(vary) if vary else None, "recipe": wished, **how})
+    refuse_changed(folder, asked, {"space": parse_space(vary) if vary else None, "recipe": wished, **how})
     return asked
 
 
-def plan(folder: SweepFolder, asked: Asked) -> str:
+def plan(folder: SweepFolder, asked: SweepConfig) -> str:
     """What is about to be done, in a line."""
-    n = count(asked.space)
-    how = "every point" if all_tried(asked) else {"tpe": "chosen by TPE", "random": "drawn at random"}[asked.search]
+    n = count_points(asked.space)
+    how = "every point" if all_tried(asked) else {"tpe": "chosen by TPE", "random": "drawn at random"}[asked.sampler]
     points = f"{n:,} points" if n is not None and n < 1_000_000 else "a space without end"
-    pruned = "no pruning" if asked.prune == "none" else f"{asked.prune} pruning"
+    pruned = "no pruning" if asked.pruner == "none" else f"{asked.pruner} pruning"
     return (
         f"sweep of {', '.join(asked.space)} ({points}): {total(asked)} trials of recipe {asked.recipe.name}, {how}, "
-        f"{asked.epochs} epochs, {pruned}; chosen by {asked.by} on {asked.images} validation images, no test image is "
+        f"{asked.epochs} epochs, {pruned}; chosen by {asked.metric} on {asked.images} validation images, no test image is "
         f"scored; in {folder.path}"
     )
 
 
 @contextmanager
-def going_on_with(folder: SweepFolder, asked: Asked) -> Iterator[None]:
+def going_on_with(folder: SweepFolder, asked: SweepConfig) -> Iterator[None]:
     """Inside, a signal ends the sweep for now, with the command that goes on."""
     hint = f"go on with: vitrail sweep {shlex.quote(asked.data)} --resume --out {shlex.quote(str(folder.path))}"
     try:
@@ -253,7 +253,7 @@ def going_on_with(folder: SweepFolder, asked: Asked) -> Iterator[None]:
 class Progress:
     """What is said of a sweep while it goes on: a line for each trial that ends, the best so far, the time left."""
 
-    def __init__(self, asked: Asked, study: "optuna.Study", shown: ProgressBar):
+    def __init__(self, asked: SweepConfig, study: "optuna.Study", shown: ProgressBar):
         self.asked, self.study, self.shown, self.total = asked, study, shown, total(asked)
         self.known = {trial.number for trial in trials_of(study) if trial.state.is_finished()}
         self.before = len(self.known)
@@ -279,7 +279,7 @@ class Progress:
         """The best complete trial in a few words."""
         if not lines or lines[0]["state"] != "complete":
             return ""
-        return f"best {lines[0][self.asked.by]:.4f} (trial {lines[0]['trial']})"
+        return f"best {lines[0][self.asked.metric]:.4f} (trial {lines[0]['trial']})"
 
     def beside(self, lines: list[dict[str, Any]]) -> str:
         """The best so far and the time left, as the end of a line."""
@@ -296,13 +296,13 @@ class Progress:
             self.shown.advance(0, note=f"trial {number} epoch {row['epoch']} accuracy {row['validation_accuracy']:.4f}")
 
 
-def alone(folder: SweepFolder, asked: Asked, study: "optuna.Study") -> None:
+def alone(folder: SweepFolder, asked: SweepConfig, study: "optuna.Study") -> None:
     """Works on the sweep in this process."""
     with progress_bar("trials", total(asked)) as shown:
-        work(folder.path, Progress(asked, study, shown).epoch)
+        run_worker(folder.path, Progress(asked, study, shown).epoch)
 
 
-def follow(asked: Asked, study: "optuna.Study", crew: Crew) -> None:
+def follow(asked: SweepConfig, study: "optuna.Study", crew: Crew) -> None:
     """Watches others at work until they are through."""
     try:
         with progress_bar("trials", total(asked)) as shown:
@@ -314,11 +314,11 @@ def follow(asked: Asked, study: "optuna.Study", crew: Crew) -> None:
         crew.stop()
 
 
-def through(folder: SweepFolder, asked: Asked, study: "optuna.Study") -> dict[str, Any]:
+def through(folder: SweepFolder, asked: SweepConfig, study: "optuna.Study") -> dict[str, Any]:
     """The table with importances, and the pictures."""
     from vitrail.sweeps.plots import draw_parallel, draw_slices
 
-    asked = folder.asked()
+    asked = folder.load_config()
     with folder.locked():
         result = write_table(folder, asked, study, importance=importance(study, asked))
     if any(each["accuracy"] is not None for each in result["rows"]):
@@ -327,7 +327,7 @@ def through(folder: SweepFolder, asked: Asked, study: "optuna.Study") -> dict[st
     return result
 
 
-def finish_best(folder: SweepFolder, asked: Asked, result: dict[str, Any]) -> Run:
+def finish_best(folder: SweepFolder, asked: SweepConfig, result: dict[str, Any]) -> Run:
     """The best trial's classifier scored on test, with its report, in OUT/best; its own folder is left as it is.
 
     Raises `UsageError` where another trial has been scored: to score several and take the best is to choose on test.
@@ -337,16 +337,16 @@ def finish_best(folder: SweepFolder, asked: Asked, result: dict[str, Any]) -> Ru
         if not best.exists():
             aside = folder.path / ".best"
             shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-            shutil.copytree(folder.trial(number), aside)
+            shutil.copytree(folder.trial_folder(number), aside)
             save_json(aside / "trial.json", {"trial": number})
             os.rename(aside, best)
     if (before := json.loads((best / "trial.json").read_text(encoding="utf-8"))["trial"]) != number:
         raise UsageError(
             f"trial {before} of {folder.path} has been scored on test, and trial {number} is now the best",
-            f"a second score would be a choice on test; vitrail evaluate {folder.trial(number)} makes it none the less",
+            f"a second score would be a choice on test; vitrail evaluate {folder.trial_folder(number)} makes it none the less",
         )
     return train(asked.data, model=asked.model, torch_files=asked.torch_files, out=best, resume=True,
-                 device=asked.device, check_data=asked.recipe.skip_unreadable)  # fmt: skip
+                 device=asked.device, check=asked.recipe.skip_unreadable)  # fmt: skip
 
 
 def scored_on_test(folder: SweepFolder) -> dict[str, Any] | None:

@@ -20,8 +20,8 @@ from vitrail.intervals import wilson_interval
 from vitrail.runs.epochs import Row
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.train import train
-from vitrail.sweeps.config import Asked, SweepFolder
-from vitrail.sweeps.lease import Lease, Watch
+from vitrail.sweeps.config import SweepConfig, SweepFolder
+from vitrail.sweeps.lease import Lease, LeaseObserver
 from vitrail.sweeps.results import write_table
 from vitrail.sweeps.space import changes
 from vitrail.sweeps.study import begin_trial, close_study, import_optuna, open_study, trial_again, trials_of
@@ -54,22 +54,24 @@ class Taken:
     lease: Lease
 
 
-def work(out: str | Path, heard: Heard = lambda number, row: None, going_on: Callable[[], bool] = lambda: True) -> None:
+def run_worker(
+    out: str | Path, heard: Heard = lambda number, row: None, going_on: Callable[[], bool] = lambda: True
+) -> None:
     """Works on the sweep in `out` until no trial is left for anyone.
 
     `going_on` is asked at every epoch's end; where it says no, the trial is given back and `Interrupted` raised.
     Raises `VitrailError` for what would stop every trial: a full disk, an image that cannot be read.
     """
     folder = SweepFolder(Path(out))
-    asked = folder.asked()
+    asked = folder.load_config()
     study = open_study(folder, asked)
-    watch = Watch()
+    watch = LeaseObserver()
     failures = 0
     try:
         while True:
             if not going_on():
                 raise Interrupted("stopped; every trial is saved")
-            asked = folder.asked()
+            asked = folder.load_config()
             taken = take(folder, asked, study, watch)
             if taken is None:
                 if not any(not trial.state.is_finished() for trial in trials_of(study)):
@@ -81,7 +83,7 @@ def work(out: str | Path, heard: Heard = lambda number, row: None, going_on: Cal
                 with unless_taken_over(taken.lease):
                     error = one_trial(folder, asked, study, taken, heard, going_on)
             finally:
-                taken.lease.give_back()
+                taken.lease.release()
             with folder.locked():
                 write_table(folder, asked, study)
             heard(taken.number, None)
@@ -94,19 +96,19 @@ def work(out: str | Path, heard: Heard = lambda number, row: None, going_on: Cal
         close_study(study)
 
 
-def take(folder: SweepFolder, asked: Asked, study: "optuna.Study", watch: Watch) -> Taken | None:
+def take(folder: SweepFolder, asked: SweepConfig, study: "optuna.Study", watch: LeaseObserver) -> Taken | None:
     """A trial that has lost its process, else a new one; None where all that are left are in other hands."""
     with folder.locked():
         known = trials_of(study)
         for trial in known:
-            if not trial.state.is_finished() and (lease := watch.take(folder.lock(trial.number))):
+            if not trial.state.is_finished() and (lease := watch.take(folder.lock_path(trial.number))):
                 return Taken(trial.number, lease)
         if len(known) >= asked.trials:
             return None
         number = begin_trial(study, asked)
         if number is None:
             return None
-        lease = watch.take(folder.lock(number))
+        lease = watch.take(folder.lock_path(number))
         assert lease is not None, "a new trial is nobody else's"
         return Taken(number, lease)
 
@@ -128,7 +130,7 @@ def unless_taken_over(lease: Lease) -> Iterator[None]:
 
 def one_trial(
     folder: SweepFolder,
-    asked: Asked,
+    asked: SweepConfig,
     study: "optuna.Study",
     taken: Taken,
     heard: Heard,
@@ -139,9 +141,9 @@ def one_trial(
     Raises `TakenOver` where it is another machine's by now, and writes nothing.
     """
     trial = trial_again(study, taken.number)
-    run = RunFolder(folder.trial(taken.number))
+    run = RunFolder(folder.trial_folder(taken.number))
     begun = (run.path / "recipe.json").exists()
-    stuck = count_death(trial, run) if taken.lease.died else 0
+    stuck = count_death(trial, run) if taken.lease.was_abandoned else 0
     try:
         if stuck >= DEATHS:
             raise MemoryError(f"its process died {stuck} times, as it does where the memory does not suffice")
@@ -161,7 +163,7 @@ def one_trial(
         tell(study, trial, taken.lease, "FAIL", error=said)
         return error
     scores = result["validation"]
-    rows = run.metrics()
+    rows = run.load_metrics()
     kept = {
         "accuracy": scores["accuracy"],
         "accuracy_interval": scores["accuracy_interval"],
@@ -169,13 +171,13 @@ def one_trial(
         "epochs": max((row.get("epoch", 0) for row in rows), default=0),
         "seconds": result["seconds"],
     }
-    tell(study, trial, taken.lease, "COMPLETE", kept[asked.by], scores=kept)
+    tell(study, trial, taken.lease, "COMPLETE", kept[asked.metric], scores=kept)
     return None
 
 
 def count_death(trial: "optuna.Trial", run: RunFolder) -> int:
     """Writes down that a trial has lost its process; returns how often it has without an epoch being done between."""
-    epochs = len(run.metrics())
+    epochs = len(run.load_metrics())
     stuck, before = trial.user_attrs.get("stuck", (0, epochs))
     stuck = stuck + 1 if epochs == before else 1
     trial.set_user_attr("stuck", (stuck, epochs))
@@ -195,7 +197,7 @@ def tell(
 
 
 def trained(
-    asked: Asked, trial: "optuna.Trial", run: RunFolder, lease: Lease, heard: Heard, going_on: Callable[[], bool]
+    asked: SweepConfig, trial: "optuna.Trial", run: RunFolder, lease: Lease, heard: Heard, going_on: Callable[[], bool]
 ) -> dict[str, Any]:
     """The result of a trial's run; raises `Pruned` where its epochs so far say that it is not worth more."""
     begun = (run.path / "recipe.json").exists()
@@ -214,7 +216,7 @@ def trained(
         if not going_on():
             raise Interrupted("stopped; every trial is saved")
 
-    if begun and (rows := run.metrics()):
+    if begun and (rows := run.load_metrics()):
         report(trial, run, asked)
         if rows[-1].get("epoch", last) < last and trial.should_prune():
             raise Pruned
@@ -227,31 +229,31 @@ def trained(
             out=run.path,
             resume=begun,
             device=asked.device,
-            make_report=False,
-            check_data=recipe.skip_unreadable,
-            spare_test=True,
-            watchers=[see],
+            report=False,
+            check=recipe.skip_unreadable,
+            score_test=False,
+            epoch_callbacks=[see],
         )
     return finished.result
 
 
-def epochs_of(asked: Asked, values: dict[str, Any]) -> int:
+def epochs_of(asked: SweepConfig, values: dict[str, Any]) -> int:
     """How many epochs a trial takes."""
     return int(values.get("epochs") or asked.epochs)
 
 
-def report(trial: "optuna.Trial", run: RunFolder, asked: Asked) -> None:
+def report(trial: "optuna.Trial", run: RunFolder, asked: SweepConfig) -> None:
     """Tells the study of every epoch that it has not heard of."""
     known = trial.study.get_trials(deepcopy=False)
     heard = next(each for each in known if each.number == trial.number).intermediate_values
-    for row in run.metrics():
+    for row in run.load_metrics():
         if "epoch" in row and row["epoch"] not in heard:
-            trial.report(row[f"validation_{asked.by}"], row["epoch"])
+            trial.report(row[f"validation_{asked.metric}"], row["epoch"])
 
 
-def scores_so_far(run: RunFolder, asked: Asked) -> dict[str, Any]:
+def scores_so_far(run: RunFolder, asked: SweepConfig) -> dict[str, Any]:
     """The best epoch of a run that was ended early."""
-    rows = run.metrics()
+    rows = run.load_metrics()
     best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
     accuracy = best["validation_accuracy"]
     return {
