@@ -13,7 +13,7 @@ from vitrail.cli import main
 from vitrail.data.sources import OPTIMISTIC
 from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k
 from vitrail.evaluation.outcome import Outcome
-from vitrail.exporting.card import model_card
+from vitrail.exporting.model_card import model_card
 from vitrail.intervals import wilson_interval
 
 

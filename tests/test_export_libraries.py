@@ -15,7 +15,7 @@ import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
-from vitrail.exporting.agreement import probes
+from vitrail.exporting.library_check import probes
 from vitrail.exporting.folder import export_library
 from vitrail.model import Learned, NoPosition, Rotary, SinCos
 

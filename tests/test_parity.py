@@ -29,7 +29,7 @@ from vitrail.model import ViT, ViTConfig
 from vitrail.weights import layouts
 from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
 from vitrail.weights.configs import described
-from vitrail.weights.containers import read_tensors
+from vitrail.weights.tensor_files import read_tensors
 from vitrail.weights.layouts import LAYOUTS, fitting
 
 hf.utils.logging.set_verbosity_error()

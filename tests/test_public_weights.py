@@ -33,8 +33,8 @@ from vitrail.data.decode import decode
 from vitrail.weights.cards import cards, find_card
 from vitrail.weights.classes import imagenet
 from vitrail.weights.config_json import config_to_json
-from vitrail.weights.containers import read_tensors
-from vitrail.weights.foreign import candidates, read_file
+from vitrail.weights.tensor_files import read_tensors
+from vitrail.weights.weight_files import candidates, read_file
 from vitrail.weights.hub import cached_folder
 from vitrail.weights.inspection import inspect_file
 from vitrail.weights.layouts import LAYOUTS, skeleton, write

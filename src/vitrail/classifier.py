@@ -20,8 +20,8 @@ from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import to_pair
 from vitrail.weights.artifact import Artifact, is_artifact, read_artifact, write_artifact
 from vitrail.weights.bundled import bundled_classifiers
-from vitrail.weights.find import find_foreign
-from vitrail.weights.foreign import settled
+from vitrail.weights.public import find_foreign
+from vitrail.weights.weight_files import settled
 from vitrail.weights.layouts import skeleton
 from vitrail.weights.resize import resize_vit
 

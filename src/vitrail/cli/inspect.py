@@ -11,7 +11,7 @@ from vitrail.classifier import ARTIFACT_NAME
 from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters
 from vitrail.evaluation.evaluation import images_said
-from vitrail.weights.foreign import FILES
+from vitrail.weights.weight_files import FILES
 from vitrail.weights.inspection import inspect_file
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.exporting.agreement import PACKAGES, agreement
-from vitrail.exporting.card import model_card
+from vitrail.exporting.library_check import PACKAGES, agreement
+from vitrail.exporting.model_card import model_card
 from vitrail.exporting.libraries import FORMATS, given
 from vitrail.files import write_json, write_text
 

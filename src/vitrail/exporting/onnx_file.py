@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError
-from vitrail.exporting.card import model_card
+from vitrail.exporting.model_card import model_card
 from vitrail.exporting.graph import Extras
 from vitrail.exporting.int8 import quantised
 from vitrail.exporting.proof import Agreed, Check, compared, demand, demand_extras

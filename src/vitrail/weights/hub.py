@@ -9,7 +9,7 @@ from pathlib import Path
 from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError, did_you_mean, first_line
 from vitrail.weights.cards import Card, cards
-from vitrail.weights.containers import INDEX, listed_shards
+from vitrail.weights.tensor_files import INDEX, listed_shards
 
 WHOLE, PREPARATION = "model.safetensors", "preprocessor_config.json"
 

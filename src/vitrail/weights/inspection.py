@@ -5,8 +5,8 @@ from typing import Any
 
 from vitrail.weights.artifact import is_artifact, read_artifact, read_safetensors
 from vitrail.weights.config_json import config_to_json
-from vitrail.weights.containers import read_tensors
-from vitrail.weights.foreign import candidates
+from vitrail.weights.tensor_files import read_tensors
+from vitrail.weights.weight_files import candidates
 from vitrail.weights.layouts import LAYOUTS, fitting
 from vitrail.weights.sizes import size_name
 

@@ -18,7 +18,7 @@ from vitrail.model import ViTConfig
 from vitrail.weights import layouts
 from vitrail.weights.cards import Card, cards
 from vitrail.weights.configs import described
-from vitrail.weights.containers import INDEX, read_tensors
+from vitrail.weights.tensor_files import INDEX, read_tensors
 from vitrail.weights.layouts import LAYOUTS, fitting
 
 FILES = ("model.safetensors", INDEX, "pytorch_model.bin", "weights.npz")

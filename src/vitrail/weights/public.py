@@ -5,7 +5,7 @@ from pathlib import Path
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.cards import cards, find_card
-from vitrail.weights.foreign import Foreign, read_file, read_folder
+from vitrail.weights.weight_files import Foreign, read_file, read_folder
 from vitrail.weights.hub import fetch_file, fetch_folder
 
 
