@@ -13,7 +13,7 @@ from vitrail.cli import main
 from vitrail.data.sources import OPTIMISTIC
 from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k
 from vitrail.evaluation.outcome import Outcome
-from vitrail.exporting.model_card import model_card
+from vitrail.exporting.model_card import write_model_card
 from vitrail.intervals import wilson_interval
 
 
@@ -122,7 +122,7 @@ def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_f
     assert report["summary"]["optimistic"] is True
     clf = vitrail.load(out)
     assert clf.origin["metrics"]["validation"]["optimistic"] is True
-    assert f"The validation images are those {OPTIMISTIC}." in model_card(clf, "timm", "", None)
+    assert f"The validation images are those {OPTIMISTIC}." in write_model_card(clf, "timm", "", None)
     assert main(["inspect", str(out)]) == 0
     assert f"on 8 images, {OPTIMISTIC}\n" in capsys.readouterr().out
     assert main(["evaluate", str(out), str(folder), "--quiet"]) == 0

@@ -15,7 +15,7 @@ import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
-from vitrail.exporting.library_check import probes
+from vitrail.exporting.library_check import make_probe_images
 from vitrail.exporting.folder import export_library
 from vitrail.model import Learned, NoPosition, Rotary, SinCos
 
@@ -77,13 +77,13 @@ def classifier(**options: object) -> Classifier:
 def test_the_library_gives_the_same_logits_and_so_do_we_again(name: str, form: str, tmp_path: Path):
     clf = classifier(**GIVEN[name][0])
     exported = export_library(clf, form, tmp_path / "given")
-    assert exported.agreed is not None
-    assert exported.agreed["max_difference"] < (1e-4 if name == "tiny epsilon" else 2e-5)  # timm's own is 1e-6
+    assert exported.comparison is not None
+    assert exported.comparison["max_difference"] < (1e-4 if name == "tiny epsilon" else 2e-5)  # timm's own is 1e-6
     if form == "torchvision":
         return  # its folder has no config.json of a kind that others read
     again = vitrail.load(tmp_path / "given")
     assert again.classes == clf.classes
-    x = probes(clf)
+    x = make_probe_images(clf)
     with torch.inference_mode():
         expected = clf.vit(x) / clf.temperature if clf.vit.config.classes else clf.vit(x)
         assert (again.vit(x) - expected).abs().max() < 1e-4
@@ -151,8 +151,8 @@ def test_what_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.
     def tampered(clf, config, state):
         return right(clf, config, {**state, "head.bias": state["head.bias"] + 0.01})
 
-    right = libraries.FORMATS["timm"]
-    monkeypatch.setitem(libraries.FORMATS, "timm", tampered)
+    right = libraries.LIBRARIES["timm"]
+    monkeypatch.setitem(libraries.LIBRARIES, "timm", tampered)
     with pytest.raises(VitrailError, match="does not agree"):
         export_library(classifier(), "timm", tmp_path / "given")
     assert not list(tmp_path.iterdir())
@@ -191,7 +191,7 @@ def test_what_is_compared_is_real_images_too(tmp_path: Path):
     clf = classifier()
     photo = resources.files("vitrail.exporting.web").joinpath("photos", "rocket.jpg")
     seen = clf.preprocess.normalise(clf.read_image(str(photo))[None])[0]
-    assert any(torch.equal(each, seen) for each in probes(clf))
+    assert any(torch.equal(each, seen) for each in make_probe_images(clf))
 
 
 def test_where_the_library_is_not_installed_the_folder_is_unproven_and_says_so(
@@ -215,17 +215,17 @@ def test_the_snippet_of_the_card_runs(tmp_path: Path):
     clf = classifier()
     for form in ("timm", "hf", "torchvision"):
         exported = export_library(clf, form, tmp_path / form)
-        x = probes(clf)
+        x = make_probe_images(clf)
         names = {}
         if form == "torchvision":
             document = json.loads((tmp_path / form / "torchvision.json").read_text())
             names = {"arguments": document["arguments"], "norm_eps": document["norm_eps"]}
             exec("import torchvision, safetensors.torch\nfrom functools import partial\nfrom torch import nn", names)
-            exec(exported.loads, names)
+            exec(exported.load_code, names)
             model = names["vit"]
         else:
             exec("import timm, transformers", names)
-            model = eval(exported.loads, names)
+            model = eval(exported.load_code, names)
         with torch.inference_mode():
             theirs = model(x)
         theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.logits
@@ -233,7 +233,7 @@ def test_the_snippet_of_the_card_runs(tmp_path: Path):
 
 
 def test_pushing_without_a_login_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.exporting.push import push
+    from vitrail.exporting.push import push_to_hub
 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -241,7 +241,7 @@ def test_pushing_without_a_login_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(UsageError, match="logged in"):
-        push(tmp_path, "somebody/something")
+        push_to_hub(tmp_path, "somebody/something")
 
 
 def test_a_given_file_with_a_tensor_changed_is_refused(tmp_path: Path):

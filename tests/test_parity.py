@@ -28,9 +28,9 @@ from vitrail.errors import VitrailError
 from vitrail.model import ViT, ViTConfig
 from vitrail.weights import layouts
 from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
-from vitrail.weights.configs import described
+from vitrail.weights.configs import parse_config
 from vitrail.weights.tensor_files import read_tensors
-from vitrail.weights.layouts import LAYOUTS, fitting
+from vitrail.weights.layouts import LAYOUTS, find_layouts
 
 hf.utils.logging.set_verbosity_error()
 hf.utils.logging.disable_progress_bar()
@@ -141,7 +141,7 @@ def timm_case(layout: str, architecture: str, resized_in: str = "float32", **opt
 def hub_config(model: nn.Module, folder: Path) -> ViTConfig:
     import json
 
-    return described(json.loads((folder / "config.json").read_text()), folder).config
+    return parse_config(json.loads((folder / "config.json").read_text()), folder).config
 
 
 def hf_case(
@@ -186,8 +186,8 @@ def google_make() -> nn.Module:
 def to_npz(model: nn.Module, folder: Path) -> Path:
     """A file in Google's names with the model's numbers, which timm must read back as this model."""
     _, config = timm_config(model)
-    ours = layouts.read(LAYOUTS["timm"], "", config, model.state_dict())
-    theirs = layouts.write(LAYOUTS["google"], "", config, ours)
+    ours = layouts.import_weights(LAYOUTS["timm"], "", config, model.state_dict())
+    theirs = layouts.export_weights(LAYOUTS["google"], "", config, ours)
     np.savez(folder / "google.npz", **{name: tensor.numpy() for name, tensor in theirs.items()})
     again = google_make().double()
     again.load_pretrained(folder / "google.npz")
@@ -231,8 +231,8 @@ def meta_case(layout: str, architecture: str, pooled: int = 0) -> Case:
 
     def save(model: nn.Module, folder: Path) -> Path:
         known, made = timm_config(model)
-        ours = layouts.read(LAYOUTS[known], "", made, model.state_dict())
-        theirs = layouts.write(LAYOUTS[layout], "", made, ours)
+        ours = layouts.import_weights(LAYOUTS[known], "", made, model.state_dict())
+        theirs = layouts.export_weights(LAYOUTS[layout], "", made, ours)
         if layout.startswith("dinov2"):
             theirs["mask_token"] = torch.zeros(1, made.width)
         torch.save({"model": theirs} if layout.startswith("deit") else theirs, folder / "model.pth")
@@ -519,7 +519,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
                 path = case.save(model, folder)
             tensors = read_tensors(path, torch_files=True)
             config = case.config(model, folder)
-            root = dict(fitting(tensors))[case.layout]
+            root = dict(find_layouts(tensors))[case.layout]
             known[name] = model, tensors, config, root, path
         return known[name]
 
@@ -532,7 +532,7 @@ def test_a_family_equals_its_reference(name: str, made):
     case = CASES[name]
     model, tensors, config, root, _ = made(name)
     ours = ViT(config).double().eval()
-    ours.load_state_dict(layouts.read(LAYOUTS[case.layout], root, config, tensors))
+    ours.load_state_dict(layouts.import_weights(LAYOUTS[case.layout], root, config, tensors))
     for size in case.sizes:
         x = pixels(SIZES[size])
         expected, found = case.answer(model, x), ours(x)
@@ -550,13 +550,13 @@ def test_a_family_is_given_back(name: str, made):
     case = CASES[name]
     model, tensors, config, root, _ = made(name)
     layout = LAYOUTS[case.layout]
-    ours = layouts.read(layout, root, config, tensors)
-    written = layouts.write(layout, root, config, ours)
-    for again, tensor in layouts.read(layout, root, config, written).items():
+    ours = layouts.import_weights(layout, root, config, tensors)
+    written = layouts.export_weights(layout, root, config, ours)
+    for again, tensor in layouts.import_weights(layout, root, config, written).items():
         assert torch.equal(ours[again], tensor), again
     if case.reference != "timm" and case.layout not in ("torchvision", "openai-clip"):
         kept = {key for key in tensors if key not in written}
-        drop = [layouts.full(pattern, root) for pattern in layout.drop]
+        drop = [layouts.full_name(pattern, root) for pattern in layout.drop]
         assert all(any(layouts.fnmatchcase(key, pattern) for pattern in drop) for key in kept)
         return  # the strict load is the export's, in test_export_libraries.py; names and shapes are compared here
     state = model.state_dict()
@@ -574,19 +574,19 @@ def test_any_missing_strange_or_misshapen_tensor_is_refused(name: str, made):
     case = CASES[name]
     _, tensors, config, root, _ = made(name)
     layout = LAYOUTS[case.layout]
-    drop = [layouts.full(pattern, root) for pattern in layout.drop]
+    drop = [layouts.full_name(pattern, root) for pattern in layout.drop]
     needed = [key for key in tensors if not any(layouts.fnmatchcase(key, pattern) for pattern in drop)]
     for key in needed:
         without = {other: tensor for other, tensor in tensors.items() if other != key}
         with pytest.raises(VitrailError, match=r"lacks|expected|cannot be made"):
-            layouts.read(layout, root, config, without)
+            layouts.import_weights(layout, root, config, without)
         with pytest.raises(VitrailError):
-            layouts.read(layout, root, config, {**without, key + "x": tensors[key]})
+            layouts.import_weights(layout, root, config, {**without, key + "x": tensors[key]})
         for reshaped in (tensors[key].flatten()[:-1], tensors[key][None], tensors[key].repeat_interleave(2, 0)):
             with pytest.raises(VitrailError):
-                layouts.read(layout, root, config, {**without, key: reshaped})
+                layouts.import_weights(layout, root, config, {**without, key: reshaped})
     with pytest.raises(VitrailError, match="stray"):
-        layouts.read(layout, root, config, {**tensors, "stray": torch.zeros(1)})
+        layouts.import_weights(layout, root, config, {**tensors, "stray": torch.zeros(1)})
 
 
 @torch.no_grad()
@@ -596,7 +596,7 @@ def test_two_equal_tensors_in_each_others_place_are_seen(name: str, made):
     case = CASES[name]
     model, tensors, config, root, _ = made(name)
     layout = LAYOUTS[case.layout]
-    state = layouts.read(layout, root, config, tensors)
+    state = layouts.import_weights(layout, root, config, tensors)
     x = pixels(SIZES["native"])
     expected = case.answer(model, x)
     for first, second in (

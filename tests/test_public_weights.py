@@ -30,14 +30,14 @@ import vitrail
 from vitrail import UsageError, VitrailError
 from vitrail.cli import main
 from vitrail.data.decode import decode
-from vitrail.weights.cards import cards, find_card
-from vitrail.weights.classes import imagenet
+from vitrail.weights.cards import load_cards, find_card
+from vitrail.weights.classes import load_imagenet_classes
 from vitrail.weights.config_json import config_to_json
 from vitrail.weights.tensor_files import read_tensors
-from vitrail.weights.weight_files import candidates, read_file
-from vitrail.weights.hub import cached_folder
+from vitrail.weights.weight_files import match_cards, load_weight_file
+from vitrail.weights.hub import find_cached_folder
 from vitrail.weights.inspection import inspect_file
-from vitrail.weights.layouts import LAYOUTS, skeleton, write
+from vitrail.weights.layouts import LAYOUTS, meta_state_dict, export_weights
 
 REAL = Path(os.environ.get("VITRAIL_DINOV2", Path(__file__).parents[2] / "shared/weights/dinov2-small-saliency"))
 real_file = pytest.mark.skipif(not REAL.is_dir(), reason="the real DINOv2 file is not here; VITRAIL_DINOV2 says where")
@@ -47,13 +47,13 @@ real_file = pytest.mark.skipif(not REAL.is_dir(), reason="the real DINOv2 file i
 
 
 def test_every_card_describes_a_vit_and_its_preprocessing():
-    assert len(cards()) > 400
-    for card in cards().values():
-        config, preprocess = card.vit_config(), card.preparation()
+    assert len(load_cards()) > 400
+    for card in load_cards().values():
+        config, preprocess = card.build_config(), card.build_preprocess()
         assert preprocess.channels == config.channels
         assert not any(side % config.patch for side in preprocess.image_size)
-        assert len(card.classes()) == (config.classes if card.labels else 0)
-        assert card.licence
+        assert len(card.list_classes()) == (config.classes if card.labels else 0)
+        assert card.license
         assert card.source
         assert set(card.accuracy) <= {"top1", "top5"}
 
@@ -65,7 +65,7 @@ def test_torchvisions_cards_say_what_torchvision_says(name: str):
         card = find_card(f"torchvision/{name}" + ("" if tag == "v1" else f".{tag}"))
         prepared = weights.transforms()
         assert card.source == weights.url
-        assert card.file.rsplit("-")[1].startswith(card.sha256)
+        assert card.file_name.rsplit("-")[1].startswith(card.sha256)
         assert card.preprocess["image_size"] == [prepared.crop_size[0]] * 2
         assert round(prepared.crop_size[0] / card.preprocess["crop_fraction"]) == prepared.resize_size[0]
         assert card.preprocess["interpolation"] == prepared.interpolation.value
@@ -92,22 +92,25 @@ def test_timms_cards_say_what_timm_says(name: str):
         model = timm.create_model(name, num_classes=cfg.num_classes)
     card = find_card(f"timm/{name}")
     layout, config = timm_config(model)
-    assert (card.layout, config_to_json(card.vit_config()) | {"image_size": 0}) == (
+    assert (card.layout, config_to_json(card.build_config()) | {"image_size": 0}) == (
         layout,
         config_to_json(config) | {"image_size": 0},
     )
-    assert card.vit_config().image_size == cfg.input_size[1]
+    assert card.build_config().image_size == cfg.input_size[1]
     assert tuple(card.preprocess["mean"]) == cfg.mean
     assert card.preprocess["interpolation"] == cfg.interpolation
     theirs = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    ours = {key: tensor.shape for key, tensor in write(LAYOUTS[layout], "", config, skeleton(config)).items()}
+    ours = {
+        key: tensor.shape
+        for key, tensor in export_weights(LAYOUTS[layout], "", config, meta_state_dict(config)).items()
+    }
     assert ours == theirs
 
 
 def test_the_names_of_imagenet_are_a_thousand_and_in_order():
-    assert len(set(imagenet())) == 1000
-    assert imagenet()[0] == "tench"
-    assert imagenet()[207] == "golden retriever"
+    assert len(set(load_imagenet_classes())) == 1000
+    assert load_imagenet_classes()[0] == "tench"
+    assert load_imagenet_classes()[207] == "golden retriever"
 
 
 # Files
@@ -526,9 +529,9 @@ def test_where_it_cannot_be_had_that_is_said(
     (snapshot / "model.safetensors").rename(snapshot / "model-1.safetensors")
     index = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert cached_folder("somebody/tiny") is None  # a part is missing
+    assert find_cached_folder("somebody/tiny") is None  # a part is missing
     (snapshot / "model-2.safetensors").touch()
-    assert cached_folder("somebody/tiny") == snapshot
+    assert find_cached_folder("somebody/tiny") == snapshot
 
 
 # Features without classes
@@ -563,9 +566,9 @@ def test_the_real_file_equals_transformers_on_real_images():
     with torch.inference_mode(), vitrail.recording(clf.vit) as record:
         clf.vit(x)
         assert record.attention(-1, rows=0)[..., 1:].unflatten(-1, (16, 16)).shape == (2, 6, 1, 16, 16)
-    (card, _), *others = candidates(read_tensors(REAL / "model.safetensors"))
+    (card, _), *others = match_cards(read_tensors(REAL / "model.safetensors"))
     assert (card.name, others) == ("facebook/dinov2-small", [])
-    again = read_file(REAL / "model.safetensors")
+    again = load_weight_file(REAL / "model.safetensors")
     assert again.config == clf.vit.config
 
 
@@ -634,7 +637,7 @@ def fifty(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_images_are_prepared_as_the_reference_does(name: str, fifty: list[Path]):
     """Not a level of difference. The references neither turn by EXIF nor know our background: they get it done."""
-    preprocess = find_card(name).preparation()
+    preprocess = find_card(name).build_preprocess()
     std = torch.tensor(preprocess.std)[:, None, None]
     for path in fifty:
         image = ImageOps.exif_transpose(Image.open(path))

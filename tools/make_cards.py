@@ -26,7 +26,7 @@ from vitrail.errors import VitrailError
 from vitrail.model import ViTConfig
 from vitrail.model.config import Rotary
 from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
-from vitrail.weights.layouts import LAYOUTS, skeleton, write
+from vitrail.weights.layouts import LAYOUTS, export_weights, meta_state_dict
 
 OUT = Path(__file__).parent.parent / "src/vitrail/weights/cards.jsonl"
 REPORTED = Path(__file__).parent / "reported.csv"
@@ -73,7 +73,8 @@ def shapes(layout: str, config: ViTConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a file of this layout and config."""
     root = LAYOUTS[layout].roots[0]
     return {
-        name: tuple(tensor.shape) for name, tensor in write(LAYOUTS[layout], root, config, skeleton(config)).items()
+        name: tuple(tensor.shape)
+        for name, tensor in export_weights(LAYOUTS[layout], root, config, meta_state_dict(config)).items()
     }
 
 
@@ -182,7 +183,7 @@ def timm_cards(results: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
             "config": differences(config, layout),
             "preprocess": preparation(size, resize, cfg.interpolation, norm, cfg.crop_mode == "squash"),
             "labels": labels,
-            "licence": cfg.license or "unknown",
+            "license": cfg.license or "unknown",
             "source": cfg.hf_hub_id or cfg.url,
             "accuracy": results.get(name, {}),
         }
@@ -263,7 +264,7 @@ def torchvision_cards() -> list[dict[str, Any]]:
                     "config": differences(config, "torchvision-published"),
                     "preprocess": preparation(size, transforms.resize_size[0], transforms.interpolation.value, norm),
                     "labels": "imagenet-1k",
-                    "licence": "CC-BY-NC-4.0 (SWAG)" if "swag" in tag else "BSD-3-Clause",
+                    "license": "CC-BY-NC-4.0 (SWAG)" if "swag" in tag else "BSD-3-Clause",
                     "source": weights.url,
                     "sha256": re.search(r"-([0-9a-f]{8})\.pth", weights.url)[1],
                     "accuracy": {"top1": scores["acc@1"], "top5": scores["acc@5"]},
@@ -287,7 +288,7 @@ APACHE = "apache-2.0"
 
 
 def hub_card(
-    name: str, layout: str, size: str, prepared: dict[str, Any], labels: str = "", licence: str = APACHE, **config: Any
+    name: str, layout: str, size: str, prepared: dict[str, Any], labels: str = "", license: str = APACHE, **config: Any
 ) -> dict[str, Any]:
     """A card for a repository in transformers' layout; its own config.json is read when it is loaded."""
     fields_of_layout = {"position": LAYOUTS[layout].learned} if "position" not in config else {}
@@ -298,7 +299,7 @@ def hub_card(
         "config": differences(made, layout),
         "preprocess": prepared,
         "labels": labels,
-        "licence": licence,
+        "license": license,
         "source": name,
     }
 
@@ -317,7 +318,7 @@ def hub_cards() -> list[dict[str, Any]]:
         norm: dict[str, Any] = HALF,
         layout: str = "hf-vit",
         resize: int | None = None,
-        licence: str = APACHE,
+        license: str = APACHE,
         interpolation: str = "bilinear",
         **more: Any,
     ) -> None:
@@ -330,7 +331,7 @@ def hub_cards() -> list[dict[str, Any]]:
                 size,
                 prepared,
                 labels,
-                licence,
+                license,
                 patch=patch,
                 image_size=px,
                 classes=classes,
@@ -381,7 +382,7 @@ def hub_cards() -> list[dict[str, Any]]:
             f"facebook/dinov3-vit{stem}-pretrain-lvd1689m", "hf-dinov3", size, whole, "", "dinov3-license",
             position=Rotary(), prefix_tokens=5, layer_scale=1.0, norm_eps=1e-5, mlp="swiglu" if gated else "gelu",
         ))  # fmt: skip
-    clip = dict(layout="hf-clip", licence="mit", pre_norm=True, mlp="quick_gelu", norm_eps=1e-5)
+    clip = dict(layout="hf-clip", license="mit", pre_norm=True, mlp="quick_gelu", norm_eps=1e-5)
     for name, size, patch, px, out in (
         ("base-patch32", "base", 32, 224, 512),
         ("base-patch16", "base", 16, 224, 512),
@@ -430,7 +431,7 @@ def openai_cards() -> list[dict[str, Any]]:
         )
         rows.append({
             "name": f"openai/{name}", "layout": "openai-clip", "config": differences(config, "openai-clip"),
-            "preprocess": preparation(px, px, "bicubic", OPENAI), "licence": "mit", "source": url,
+            "preprocess": preparation(px, px, "bicubic", OPENAI), "license": "mit", "source": url,
             "sha256": url.split("/")[-2],
         })  # fmt: skip
     return rows

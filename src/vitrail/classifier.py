@@ -20,9 +20,8 @@ from vitrail.model import ViT, ViTConfig
 from vitrail.model.config import to_pair
 from vitrail.weights.artifact import Artifact, is_artifact, read_artifact, write_artifact
 from vitrail.weights.bundled import bundled_classifiers
-from vitrail.weights.public import find_foreign
-from vitrail.weights.weight_files import settled
-from vitrail.weights.layouts import skeleton
+from vitrail.weights.public import load_public_model
+from vitrail.weights.layouts import meta_state_dict
 from vitrail.weights.resize import resize_vit
 
 if TYPE_CHECKING:
@@ -237,7 +236,7 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: 
             raise UsageError(f"{path} has no {ARTIFACT_NAME}{unfinished}", "name a run folder or an artefact")
         path = path / ARTIFACT_NAME
     if not (path.is_file() and is_artifact(path)):
-        found = settled(find_foreign(str(model), torch_files=torch_files))
+        found = load_public_model(str(model), torch_files=torch_files)
         vit = build_vit(found.config, found.weights, Path(model))
         vit.eval().requires_grad_(False)
         return Classifier(vit.to(device), found.classes, found.preprocess, origin=found.origin)
@@ -256,7 +255,7 @@ def build_vit(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
     if f"blocks.{config.depth - 1}.norm1.weight" not in weights:
         raise VitrailError(f"{path} lacks the tensor blocks.{config.depth - 1}.norm1.weight")
     try:
-        ours = skeleton(config)
+        ours = meta_state_dict(config)
     except VitrailError as error:
         raise VitrailError(f"{path}: {error.sentence}") from None
     for name, tensor in ours.items():

@@ -28,7 +28,7 @@ from vitrail.errors import UsageError
 from vitrail.files import write_json
 from vitrail.machine import describe_hardware, keep_freed_memory
 from vitrail.weights.config_json import config_to_json
-from vitrail.weights.sizes import size_name
+from vitrail.weights.sizes import get_size_name
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +116,7 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
             log(f"warning: {title}: {said}; repeat it at a quieter time, or use --clock cpu")
     machine = describe_hardware(classifier.device)
     document: dict[str, Any] = {
-        "model": str(arguments.model), "size": size_name(config_to_json(config)), **machine, "clock": arguments.clock,
+        "model": str(arguments.model), "size": get_size_name(config_to_json(config)), **machine, "clock": arguments.clock,
         "rounds": arguments.rounds, "missing": missing, "failed": failed, "taken_away": taken,
         "races": {title: [row.to_json() for row in rows] for title, rows in races.items()},
     }  # fmt: skip

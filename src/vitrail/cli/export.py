@@ -21,10 +21,10 @@ from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.exporting.folder import export_library
 from vitrail.exporting.graph import Extras
-from vitrail.exporting.libraries import FORMATS
+from vitrail.exporting.libraries import LIBRARIES
 from vitrail.exporting.onnx_file import export_onnx
 from vitrail.exporting.proof import images_for
-from vitrail.exporting.push import push
+from vitrail.exporting.push import push_to_hub
 from vitrail.exporting.torch_file import export_torch
 from vitrail.exporting.triton import export_triton
 
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser)
     parser.add_argument(
-        "--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *FORMATS, 'web'])}"
+        "--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *LIBRARIES, 'web'])}"
     )
     parser.add_argument(
         "--out", required=True, metavar="PATH",
@@ -62,15 +62,15 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.private and not arguments.push:
         raise UsageError("--private is for a repository made by --push", "add --push OWNER/NAME")
     if arguments.push and arguments.format in (*PROGRAMS, "web"):
-        raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(FORMATS)}")
+        raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(LIBRARIES)}")
     if arguments.format == "web":
         refuse(arguments, (*program_options(), *CHECK), f"use --format {', '.join(PROGRAMS)}")
         return web_page.run(arguments)
     refuse(arguments, web_page.OPTIONS, "use --format web")
     if arguments.format in PROGRAMS:
         return program(arguments)
-    if arguments.format not in FORMATS:
-        hint = did_you_mean(arguments.format, [*PROGRAMS, *FORMATS, "web"])
+    if arguments.format not in LIBRARIES:
+        hint = did_you_mean(arguments.format, [*PROGRAMS, *LIBRARIES, "web"])
         raise UsageError(f"there is no format {arguments.format!r}", hint)
     return library(arguments)
 
@@ -105,18 +105,20 @@ def library(arguments: argparse.Namespace) -> Answer:
     refuse(arguments, (*program_options(), *CHECK), f"use --format {', '.join(PROGRAMS)}")
     exported = export_library(loaded(arguments), arguments.format, arguments.out)
     document = exported.to_json()
-    shown = [f"written: {exported.folder}, which is read by: {exported.loads}"]
-    if exported.agreed:
+    shown = [f"written: {exported.folder}, which is read by: {exported.load_code}"]
+    if exported.comparison:
         shown.append(
             f"{arguments.format} read it back: largest difference {document['max_difference']:.1e} on "
             f"{document['compared_on']}, the same class for {document['agreement']:.0%}"
         )
     else:
-        shown.append(f"not compared: {exported.unproven}, so nothing but vitrail's own tables vouches for the folder")
+        shown.append(
+            f"not compared: {exported.reason_not_compared}, so nothing but vitrail's own tables vouches for the folder"
+        )
     if exported.note:
         shown.append(f"mind that {exported.note}")
     if arguments.push:
         log(f"uploading to {arguments.push}")
-        document["pushed"] = push(exported.folder, arguments.push, private=arguments.private)
+        document["pushed"] = push_to_hub(exported.folder, arguments.push, private=arguments.private)
         shown.append(f"pushed: {document['pushed']}")
     return Answer(document, shown)

@@ -11,7 +11,7 @@ from vitrail.classifier import ARTIFACT_NAME
 from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters
 from vitrail.evaluation.evaluation import images_said
-from vitrail.weights.weight_files import FILES
+from vitrail.weights.weight_files import WEIGHT_FILES
 from vitrail.weights.inspection import inspect_file
 
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Reads the file and shows what it holds."""
     path = Path(arguments.file)
     if path.is_dir():
-        path = next((path / name for name in (ARTIFACT_NAME, *FILES) if (path / name).is_file()), path / ARTIFACT_NAME)
+        path = next((path / name for name in (ARTIFACT_NAME, *WEIGHT_FILES) if (path / name).is_file()), path / ARTIFACT_NAME)
     facts = facts_of(path, arguments.torch_files)
     shown: list[object] = [f"{facts['kind']}, {facts['bytes']:,} bytes, {facts['parameters']:,} parameters"]
     if "config" in facts:

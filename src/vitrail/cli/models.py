@@ -14,9 +14,9 @@ from vitrail.cli.main import Answer
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.training.recipes import RECIPES
 from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
-from vitrail.weights.cards import Card, cards
+from vitrail.weights.cards import Card, load_cards
 from vitrail.weights.config_json import config_to_json
-from vitrail.weights.sizes import rows, size_name
+from vitrail.weights.sizes import list_sizes, get_size_name
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,26 +28,26 @@ def run(arguments: argparse.Namespace) -> Answer:
     """The tables."""
     found = [
         card_row(card)
-        for card in cards().values()
+        for card in load_cards().values()
         if all(word.lower() in card.name.lower() for word in arguments.words)
     ]
     inside = [name for name in bundled_classifiers() if all(word.lower() in name for word in arguments.words)]
     if arguments.words and not found and not inside:
-        near = did_you_mean(arguments.words[0], [*cards(), *bundled_classifiers()])
+        near = did_you_mean(arguments.words[0], [*load_cards(), *bundled_classifiers()])
         raise UsageError(f"no model is called {' '.join(arguments.words)!r}", near)
     ours = [{"name": name, "card": read_bundled_card(name)} for name in inside]
     listed = Table(
-        Column("card", no_wrap=True), "size", "pixels", "outputs", "top-1", "licence", box=None, header_style="bold"
+        Column("card", no_wrap=True), "size", "pixels", "outputs", "top-1", "license", box=None, header_style="bold"
     )
     for each in found:
         top1 = f"{each['accuracy']['top1']:.1f}" if each["accuracy"] else "-"
         outputs = each["labels"] or ("embedding" if each["outputs"] else "features")
-        listed.add_row(each["card"], each["size"], str(each["image_size"]), outputs, top1, each["licence"])
+        listed.add_row(each["card"], each["size"], str(each["image_size"]), outputs, top1, each["license"])
     if arguments.words:
         return Answer(
             {"ours": ours, "cards": found}, [*(Markdown(each["card"]) for each in ours), *[listed][: len(found)]]
         )
-    sizes = rows()
+    sizes = list_sizes()
     recipes = [
         {"recipe": name, "about": " ".join(r.description.split()), "model": r.model} for name, r in RECIPES.items()
     ]
@@ -73,15 +73,15 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def card_row(card: Card) -> dict[str, Any]:
     """A card in a line; its accuracy is what its publisher reports on ImageNet-1k."""
-    config = card.vit_config()
+    config = card.build_config()
     return {
         "card": card.name,
-        "size": size_name(config_to_json(config)),
+        "size": get_size_name(config_to_json(config)),
         "image_size": config.image_size,
-        "layout": card.of_layout().about,
+        "layout": card.get_layout().about,
         "labels": card.labels,
         "outputs": config.classes,
-        "licence": card.licence,
+        "license": card.license,
         "source": card.source,
         "accuracy": card.accuracy,
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig
-from vitrail.weights.layouts import LAYOUTS, write
+from vitrail.weights.layouts import LAYOUTS, export_weights
 
 Document = dict[str, Any]
 State = dict[str, Tensor]
@@ -169,7 +169,7 @@ def timm_given(
         "model_args": arguments,
         "pretrained_cfg": prepared,
     }
-    tensors = write(LAYOUTS[layout], "", config, state)
+    tensors = export_weights(LAYOUTS[layout], "", config, state)
     return Given(tensors, {"config.json": document}, 'timm.create_model("local-dir:{folder}", pretrained=True).eval()')
 
 
@@ -202,7 +202,7 @@ def hf(classifier: Classifier, config: ViTConfig, state: State) -> Given:
             "export it as timm or onnx",
         )
     root = "" if architecture.endswith("Model") else LAYOUTS[layout].roots[0]
-    tensors = write(LAYOUTS[layout], root, config, state)
+    tensors = export_weights(LAYOUTS[layout], root, config, state)
     document |= {"architectures": [architecture], "num_channels": config.channels, "torch_dtype": "float32"}
     if classifier.classes:
         names = list(classifier.classes)
@@ -421,10 +421,10 @@ def torchvision(classifier: Classifier, config: ViTConfig, state: State) -> Give
         "vit = torchvision.models.VisionTransformer(**arguments, norm_layer=norm).eval(); "
         'vit.load_state_dict(safetensors.torch.load_file("{folder}/model.safetensors"))'
     )
-    return Given(write(LAYOUTS["torchvision"], "", config, state), {"torchvision.json": document}, code)
+    return Given(export_weights(LAYOUTS["torchvision"], "", config, state), {"torchvision.json": document}, code)
 
 
-FORMATS: dict[str, Callable[[Classifier, ViTConfig, State], Given]] = {
+LIBRARIES: dict[str, Callable[[Classifier, ViTConfig, State], Given]] = {
     "timm": timm,
     "hf": hf,
     "torchvision": torchvision,
@@ -434,5 +434,5 @@ FORMATS: dict[str, Callable[[Classifier, ViTConfig, State], Given]] = {
 def given(classifier: Classifier, form: str) -> Given:
     """What a library gets; raises `UsageError` or `VitrailError` naming what it has no word for."""
     config, state = tabled(classifier.vit)
-    found = FORMATS[form](classifier, config, cooled(state, classifier.temperature))
+    found = LIBRARIES[form](classifier, config, cooled(state, classifier.temperature))
     return replace(found, tensors={name: tensor.cpu().clone() for name, tensor in found.tensors.items()})

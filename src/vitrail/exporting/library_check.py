@@ -60,7 +60,7 @@ READERS = {"timm": timm_answer, "hf": hf_answer, "torchvision": torchvision_answ
 PACKAGES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
 
 
-def probes(classifier: Classifier) -> Tensor:
+def make_probe_images(classifier: Classifier) -> Tensor:
     """Images as the model sees them, (B, C, H, W), the same each time: noise of every contrast, then photographs."""
     height, width = classifier.preprocess.image_size
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +71,7 @@ def probes(classifier: Classifier) -> Tensor:
 
 
 @torch.inference_mode()
-def agreement(classifier: Classifier, form: str, folder: Path) -> dict[str, Any] | None:
+def compare_with_library(classifier: Classifier, form: str, folder: Path) -> dict[str, Any] | None:
     """How far the library's answers are from the classifier's; None where the library is not installed.
 
     Raises `VitrailError` where they differ by more than `TOLERANCE` of the largest answer.
@@ -80,7 +80,7 @@ def agreement(classifier: Classifier, form: str, folder: Path) -> dict[str, Any]
         answer = READERS[form](folder)
     except ImportError:
         return None
-    images = probes(classifier)
+    images = make_probe_images(classifier)
     ours = classifier.vit.eval()(images.to(classifier.device)).float().cpu()
     if classifier.vit.config.classes:  # the temperature is the head's
         ours = ours / classifier.temperature

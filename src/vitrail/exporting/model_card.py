@@ -6,14 +6,16 @@ from vitrail.classifier import Classifier
 from vitrail.data.sources import OPTIMISTIC
 
 
-def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[str, Any] | None, note: str = "") -> str:
+def write_model_card(
+    classifier: Classifier, library: str, load_code: str, comparison: dict[str, Any] | None, note: str = ""
+) -> str:
     """A README in the hub's form: YAML between dashes, then Markdown; without `agreed` it says that nobody compared."""
     origin, config = classifier.origin, classifier.vit.config
-    licence = origin.get("licence")
+    license = origin.get("license")
     task = "image-classification" if classifier.classes else "image-feature-extraction"
     head = ["---", f"library_name: {library}", f"pipeline_tag: {task}"]
-    if isinstance(licence, str):
-        head.append(f"license: {quoted(licence.lower())}")
+    if isinstance(license, str):
+        head.append(f"license: {quoted(license.lower())}")
     head += ["tags: [vision-transformer, vitrail]", "---", ""]
     size = config.image_size if isinstance(config.image_size, int) else "x".join(map(str, config.image_size))
     parameters = sum(parameter.numel() for parameter in classifier.vit.parameters())
@@ -25,7 +27,7 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
         "## How to use",
         "",
         "```python",
-        *loads.split("; "),
+        *load_code.split("; "),
         "```",
         "",
     ]
@@ -38,8 +40,8 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
     ]
     if note:
         lines += [f"Mind that {note}.", ""]
-    if agreed:
-        compared = f"on {agreed['compared_on']}: largest difference {agreed['max_difference']:.1e}"
+    if comparison:
+        compared = f"on {comparison['compared_on']}: largest difference {comparison['max_difference']:.1e}"
         lines += [f"Its answers were compared with vitrail's {compared}.", ""]
     else:
         lines += [f"Its answers were not compared with vitrail's: {library} was not there when it was written.", ""]
@@ -54,7 +56,7 @@ def model_card(classifier: Classifier, library: str, loads: str, agreed: dict[st
                 lines += [f"The {split} images are those {OPTIMISTIC}.", ""]
     if classifier.classes:
         lines += ["## Classes", "", ", ".join(plain(name) for name in classifier.classes), ""]
-    for key, title in (("card", "Started from"), ("source", "Source"), ("licence", "Licence")):
+    for key, title in (("card", "Started from"), ("source", "Source"), ("license", "License")):
         if isinstance(origin.get(key), str) and origin[key]:
             lines += [f"{title}: {plain(origin[key])}", ""]
     return "\n".join([*head, *lines])

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError
-from vitrail.exporting.model_card import model_card
 from vitrail.exporting.graph import Extras
 from vitrail.exporting.int8 import quantised
+from vitrail.exporting.model_card import write_model_card
 from vitrail.exporting.proof import Agreed, Check, compared, demand, demand_extras
 from vitrail.exporting.running import LARGEST, OnnxClassifier, digest, onnx_packages, session_of
 from vitrail.exporting.shipped import Shipped, fresh
@@ -111,7 +111,7 @@ def describe(model: Any, classifier: Classifier, exported: dict[str, Any]) -> No
     entry.key, entry.value = "vitrail", json.dumps(document, ensure_ascii=False)
     height, width = prepare.image_size
     loads = LOADS.format(file="model.onnx", channels=prepare.channels, height=height, width=width)
-    model.doc_string = model_card(classifier, "onnx", loads, exported)
+    model.doc_string = write_model_card(classifier, "onnx", loads, exported)
     model.producer_name = "vitrail"
 
 

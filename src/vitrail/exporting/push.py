@@ -5,7 +5,7 @@ from pathlib import Path
 from vitrail.errors import UsageError, VitrailError, first_line
 
 
-def push(folder: Path, name: str, *, private: bool = False) -> str:
+def push_to_hub(folder: Path, name: str, *, private: bool = False) -> str:
     """Uploads a folder to `owner/name`, made if it is not there; returns its address.
 
     Raises `UsageError` where the name or the login is wrong, `VitrailError` where the hub cannot be reached.

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.exporting.folder import whole_folder
+from vitrail.exporting.folder import atomic_folder
 from vitrail.exporting.graph import LOGITS, Extras
 from vitrail.exporting.onnx_file import proven_model, write_model
 from vitrail.exporting.proof import Check
@@ -33,7 +33,7 @@ def export_triton(
     folder = Path(out)
     if not re.fullmatch(r"[\w.-]+", folder.name):
         raise UsageError(f"{folder.name!r} is no name for a model", "use letters, digits, - and _")
-    with whole_folder(folder) as inside:
+    with atomic_folder(folder) as inside:
         model, agreed, made = proven_model(classifier, extras, check, tick)
         (inside / "1").mkdir()
         write_model(inside / "1" / "model.onnx", model, classifier, check)

@@ -13,7 +13,7 @@ from typing import Any
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
-from vitrail.weights.classes import class_names
+from vitrail.weights.classes import get_class_names
 from vitrail.weights.config_json import config_from_json, position_to_json
 from vitrail.weights.layouts import LAYOUTS, Layout
 
@@ -27,36 +27,36 @@ class Card:
     config: dict[str, Any]  # what differs from ViT-B/16 without classes
     preprocess: dict[str, Any]
     labels: str = ""  # the set whose names the outputs bear; "" for a backbone or an embedding
-    licence: str = "unknown"
+    license: str = "unknown"
     source: str = ""  # a hub id, or the address of one file
     sha256: str = ""  # of the file, or the beginning of it
     accuracy: dict[str, float] = field(default_factory=dict)  # as its publisher reports it: top1, top5 on ImageNet-1k
 
     @property
-    def file(self) -> str:
+    def file_name(self) -> str:
         """The name of the file where the source is one."""
         return self.source.rsplit("/", 1)[-1] if "://" in self.source else ""
 
-    def vit_config(self) -> ViTConfig:
+    def build_config(self) -> ViTConfig:
         """The ViT's config, positions resized by the family's rule."""
         learned = position_to_json(LAYOUTS[self.layout].learned)
         return config_from_json({"position": learned, **self.config})
 
-    def preparation(self) -> Preprocess:
+    def build_preprocess(self) -> Preprocess:
         """How images are prepared."""
         return Preprocess.from_json(self.preprocess)
 
-    def classes(self) -> tuple[str, ...]:
+    def list_classes(self) -> tuple[str, ...]:
         """The outputs' names; none for a backbone or an embedding."""
-        return class_names(self.labels, self.vit_config().classes)
+        return get_class_names(self.labels, self.build_config().classes)
 
-    def of_layout(self) -> Layout:
+    def get_layout(self) -> Layout:
         """The layout of its file."""
         return LAYOUTS[self.layout]
 
 
 @cache
-def cards() -> dict[str, Card]:
+def load_cards() -> dict[str, Card]:
     """All cards by name."""
     lines = files("vitrail.weights").joinpath("cards.jsonl").read_text(encoding="utf-8").splitlines()
     return {card.name: card for card in (Card(**json.loads(line)) for line in lines)}
@@ -67,7 +67,7 @@ def find_card(name: str) -> Card:
 
     Raises `UsageError` with the nearest names.
     """
-    known = cards()
+    known = load_cards()
     if name in known:
         return known[name]
     tagged = [each for each in known if each.rpartition(".")[0] == name]

@@ -10,8 +10,8 @@ from typing import Any
 from vitrail.data.preprocess import Fit, Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model import Rotary, ViTConfig
-from vitrail.weights.cards import Card, cards
-from vitrail.weights.classes import class_names
+from vitrail.weights.cards import Card, load_cards
+from vitrail.weights.classes import get_class_names
 from vitrail.weights.config_json import config_from_json, config_to_json
 from vitrail.weights.layouts import LAYOUTS
 
@@ -20,7 +20,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "ge
 
 
 @dataclass(frozen=True)
-class Described:
+class ParsedConfig:
     """What a `config.json` says."""
 
     layout: str
@@ -29,7 +29,7 @@ class Described:
     preprocess: Preprocess
 
 
-def described(document: Document, folder: Path) -> Described:
+def parse_config(document: Document, folder: Path) -> ParsedConfig:
     """What the `config.json` in a folder says, be it transformers' or timm's.
 
     Raises `VitrailError` for a model that is no ViT of ours, naming what stands in the way.
@@ -192,7 +192,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def transformers(document: Document, prepared: Document | None) -> Described:
+def transformers(document: Document, prepared: Document | None) -> ParsedConfig:
     """What transformers' `config.json` and `preprocessor_config.json` say."""
     kind = document.get("model_type")
     if kind not in READERS:
@@ -205,7 +205,7 @@ def transformers(document: Document, prepared: Document | None) -> Described:
         names = {str(number): f"LABEL_{number}" for number in range(2)}  # transformers leaves its own default out
     classes = unique(tuple(str(names[key]) for key in sorted(names, key=int))) if names else ()
     layout, config = READERS[kind](document, architecture, len(classes))
-    return Described(layout, config, classes, preparation(prepared, config))
+    return ParsedConfig(layout, config, classes, preparation(prepared, config))
 
 
 def unique(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -285,11 +285,11 @@ OTHERS = ("mlp_ratio", "act_layer", "rope_temperature", "swiglu_align_to", *TOKE
 IGNORED = ("dynamic_img_size", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate")
 
 
-def timm(document: Document) -> Described:
+def timm(document: Document) -> ParsedConfig:
     """What timm's `config.json` says: an architecture by name, and what differs from it."""
     name = document["architecture"]
     card = architecture(name)
-    base = card.vit_config()
+    base = card.build_config()
     values = config_to_json(base)
     values["classes"] = document.get("num_classes", base.classes)
     given = dict(document.get("model_args") or {})
@@ -318,8 +318,8 @@ def timm(document: Document) -> Described:
     names = prepared.get("label_names") or []
     classes = unique(tuple(map(str, names))) if len(names) == config.classes else ()
     if not classes and config.classes:
-        classes = class_names(card.labels if config.classes == base.classes else "class", config.classes)
-    return Described(layout, config, classes, timm_preparation(prepared, card, config))
+        classes = get_class_names(card.labels if config.classes == base.classes else "class", config.classes)
+    return ParsedConfig(layout, config, classes, timm_preparation(prepared, card, config))
 
 
 def timm_tokens(layout: str, given: Document, values: Document) -> str:
@@ -355,7 +355,7 @@ def architecture(name: str) -> Card:
     """A card of this architecture of timm's; raises `VitrailError` where there is none."""
     known = {
         card.name.removeprefix("timm/").rpartition(".")[0]: card
-        for card in cards().values()
+        for card in load_cards().values()
         if card.name.startswith("timm/")
     }
     if name not in known:
@@ -368,7 +368,7 @@ CROP_MODES: dict[Any, Fit] = {"squash": "squash", "border": "pad"}  # every othe
 
 def timm_preparation(document: Document, card: Card, config: ViTConfig) -> Preprocess:
     """The preprocessing in timm's `pretrained_cfg`."""
-    base = card.preparation()
+    base = card.build_preprocess()
     h, w = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     if document.get("interpolation", "bicubic") not in RESAMPLE.values():
         raise UsageError(f"the interpolation {document['interpolation']!r} is not known", "bilinear and bicubic are")

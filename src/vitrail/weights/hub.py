@@ -8,17 +8,17 @@ from pathlib import Path
 
 from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError, did_you_mean, first_line
-from vitrail.weights.cards import Card, cards
-from vitrail.weights.tensor_files import INDEX, listed_shards
+from vitrail.weights.cards import Card, load_cards
+from vitrail.weights.tensor_files import SHARD_INDEX, read_shard_index
 
 WHOLE, PREPARATION = "model.safetensors", "preprocessor_config.json"
 
 
-def cached_url(card: Card) -> Path:
+def cached_path(card: Card) -> Path:
     """Where the one file of a card lies once it is downloaded: torch's own cache."""
     import torch
 
-    return Path(torch.hub.get_dir()) / "checkpoints" / card.file
+    return Path(torch.hub.get_dir()) / "checkpoints" / card.file_name
 
 
 def fetch_file(card: Card) -> Path:
@@ -29,7 +29,7 @@ def fetch_file(card: Card) -> Path:
     """
     import torch
 
-    path = cached_url(card)
+    path = cached_path(card)
     if path.is_file():
         return path
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
@@ -60,7 +60,7 @@ def fetch_folder(name: str) -> Path:
         import huggingface_hub as hub
     except ImportError:
         raise UsageError("huggingface_hub is not installed", "pip install 'vitrail[hub]'") from None
-    folder = cached_folder(name) or download_folder(name)
+    folder = find_cached_folder(name) or download_folder(name)
     commit = folder.name
     if not prepared(folder) and hub.try_to_load_from_cache(name, PREPARATION, revision=commit) is None:
         with suppress(Exception):  # where the hub says that there is none, the cache knows it from now on
@@ -70,7 +70,7 @@ def fetch_folder(name: str) -> Path:
     return folder
 
 
-def cached_folder(name: str) -> Path | None:
+def find_cached_folder(name: str) -> Path | None:
     """The folder of a hub repository in the cache, if its `config.json` and all its weights are there."""
     import huggingface_hub as hub
 
@@ -81,8 +81,8 @@ def cached_folder(name: str) -> Path | None:
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    if (folder / INDEX).is_file() and not (folder / WHOLE).is_file():
-        wanted = {*listed_shards(folder / INDEX).values()}
+    if (folder / SHARD_INDEX).is_file() and not (folder / WHOLE).is_file():
+        wanted = {*read_shard_index(folder / SHARD_INDEX).values()}
     else:
         wanted = {WHOLE}
     return folder if all((folder / file).is_file() for file in wanted) else None
@@ -105,23 +105,23 @@ def download_folder(name: str) -> Path:
 
     try:
         log(f"downloading {name} from the Hugging Face hub")
-        wanted = ["config.json", PREPARATION, "model*.safetensors", INDEX]
+        wanted = ["config.json", PREPARATION, "model*.safetensors", SHARD_INDEX]
         folder: str = hub.snapshot_download(name, allow_patterns=wanted)
     except errors.GatedRepoError:
         raise VitrailError(
             f"{name} asks for its licence to be accepted", f"accept it at huggingface.co/{name} and run: hf auth login"
         ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise UsageError(f"there is no model {name!r}", did_you_mean(name, cards())) from None
+        raise UsageError(f"there is no model {name!r}", did_you_mean(name, load_cards())) from None
     except Exception as error:  # the hub's client raises what its transport raises
-        near = "" if name in cards() else did_you_mean(name, cards()) or ""
+        near = "" if name in load_cards() else did_you_mean(name, load_cards()) or ""
         raise VitrailError(
             f"{name} is not in the cache and cannot be downloaded ({first_line(error)})",
             near
             if near.startswith("did")
             else f"download it elsewhere and name its folder; the cache is {hub.constants.HF_HUB_CACHE}",
         ) from None
-    if not any(Path(folder, file).is_file() for file in (WHOLE, INDEX)):
+    if not any(Path(folder, file).is_file() for file in (WHOLE, SHARD_INDEX)):
         raise VitrailError(
             f"{name} has no weights as safetensors", "vitrail reads safetensors from the hub and nothing else"
         )

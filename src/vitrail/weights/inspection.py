@@ -5,10 +5,10 @@ from typing import Any
 
 from vitrail.weights.artifact import is_artifact, read_artifact, read_safetensors
 from vitrail.weights.config_json import config_to_json
+from vitrail.weights.layouts import LAYOUTS, find_layouts
+from vitrail.weights.sizes import get_size_name
 from vitrail.weights.tensor_files import read_tensors
-from vitrail.weights.weight_files import candidates
-from vitrail.weights.layouts import LAYOUTS, fitting
-from vitrail.weights.sizes import size_name
+from vitrail.weights.weight_files import match_cards
 
 
 def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
@@ -40,10 +40,10 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
             "origin": artefact.origin,
         }
     else:
-        fits = [card for card, _ in candidates(weights)]
+        fits = [card for card, _ in match_cards(weights)]
         facts |= {
-            "layouts": [LAYOUTS[key].about for key, _ in fitting(weights)],
-            "sizes": sorted({size_name(config_to_json(card.vit_config())) for card in fits}),
+            "layouts": [LAYOUTS[key].about for key, _ in find_layouts(weights)],
+            "sizes": sorted({get_size_name(config_to_json(card.build_config())) for card in fits}),
             "cards": sorted(card.name for card in fits),
         }
     return facts

@@ -289,26 +289,26 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def full(name: str, root: str) -> str:
+def full_name(name: str, root: str) -> str:
     """A table's name as it stands in the file."""
     return name[1:] if name.startswith("/") else root + name
 
 
-def fitting(names: Iterable[str]) -> list[tuple[str, str]]:
+def find_layouts(names: Iterable[str]) -> list[tuple[str, str]]:
     """The layouts that tensors of these names may have, each with the root it would have."""
     names = set(names)
     found = []
     for key, layout in LAYOUTS.items():
         for root in layout.roots:
-            if all(full(mark, root) in names for mark in layout.marks) and not any(
-                full(name, root) in names for name in layout.without
+            if all(full_name(mark, root) in names for mark in layout.marks) and not any(
+                full_name(name, root) in names for name in layout.without
             ):
                 found.append((key, root))
                 break
     return found
 
 
-def source_of(name: str, layout: Layout, config: ViTConfig) -> tuple[Source, Callable[[str], str]] | None:
+def find_source(name: str, layout: Layout, config: ViTConfig) -> tuple[Source, Callable[[str], str]] | None:
     """Where a tensor of ours comes from, and how to fill in the names; None if the layout does not know it."""
     rows = layout.rows | layout.gated if config.mlp == "swiglu" else layout.rows
     stem, _, kind = name.rpartition(".")
@@ -324,7 +324,7 @@ def source_of(name: str, layout: Layout, config: ViTConfig) -> tuple[Source, Cal
 
 
 @lru_cache(maxsize=512)
-def skeleton(config: ViTConfig) -> dict[str, Tensor]:
+def meta_state_dict(config: ViTConfig) -> dict[str, Tensor]:
     """The tensors of a config's ViT by name, without memory; raises `VitrailError` where no machine could hold them."""
     try:
         with torch.device("meta"):
@@ -333,22 +333,22 @@ def skeleton(config: ViTConfig) -> dict[str, Tensor]:
         raise VitrailError("its config describes a model that no machine can hold") from None
 
 
-def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def import_weights(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors -> ours, every one of both accounted for.
 
     Raises `VitrailError` naming a tensor that is missing, misshapen or unknown.
     """
-    refuse_deeper(layout, root, config, tensors)
+    check_depth(layout, root, config, tensors)
     used: set[str] = set()
     filled: dict[str, Tensor] = {}
-    for name, wanted in skeleton(config).items():
-        found = source_of(name, layout, config)
+    for name, wanted in meta_state_dict(config).items():
+        found = find_source(name, layout, config)
         if found is None:
             raise VitrailError(f"{layout.about} has no place for {name}")
         source, fill = found
 
         def get(template: str, fill: Callable[[str], str] = fill) -> Tensor:
-            theirs = full(fill(template), root)
+            theirs = full_name(fill(template), root)
             if theirs not in tensors:
                 raise VitrailError(f"the file lacks the tensor {theirs}", f"it was read as {layout.about}")
             used.add(theirs)
@@ -363,7 +363,7 @@ def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Ten
                 f"{name} would be {tuple(tensor.shape)}, expected {tuple(wanted.shape)}", f"read as {layout.about}"
             )
         filled[name] = tensor.contiguous()
-    drop = [full(pattern, root) for pattern in layout.drop]
+    drop = [full_name(pattern, root) for pattern in layout.drop]
     unknown = sorted(
         name for name in tensors if name not in used and not any(fnmatchcase(name, pattern) for pattern in drop)
     )
@@ -376,20 +376,20 @@ def read(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Ten
     return filled
 
 
-def refuse_deeper(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> None:
+def check_depth(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> None:
     """Raises `VitrailError` where the last block is missing, before a model of a claimed depth is made."""
-    found = source_of(f"blocks.{config.depth - 1}.norm1.weight", layout, config)
+    found = find_source(f"blocks.{config.depth - 1}.norm1.weight", layout, config)
     if found and isinstance(found[0], Copy):
-        theirs = full(found[1](found[0].name), root)
+        theirs = full_name(found[1](found[0].name), root)
         if theirs not in tensors:
             raise VitrailError(f"the file lacks the tensor {theirs}", f"it was read as {layout.about}")
 
 
-def write(layout: Layout, root: str, config: ViTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def export_weights(layout: Layout, root: str, config: ViTConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors -> theirs; raises `VitrailError` naming what has no place there."""
     gathered: dict[str, list[tuple[int, Tensor]]] = {}
     for name, tensor in ours.items():
-        found = source_of(name, layout, config)
+        found = find_source(name, layout, config)
         if found is None:
             raise VitrailError(f"{layout.about} has no place for {name}")
         source, fill = found
@@ -398,7 +398,7 @@ def write(layout: Layout, root: str, config: ViTConfig, ours: Mapping[str, Tenso
         except ValueError as error:
             raise VitrailError(f"{name} {error}, so it cannot be written as {layout.about}") from None
         for template, piece in pieces.items():
-            gathered.setdefault(full(fill(template), root), []).append(piece)
+            gathered.setdefault(full_name(fill(template), root), []).append(piece)
     joined = {}
     for name, pieces_of_one in gathered.items():
         tensors = [tensor for _, tensor in sorted(pieces_of_one, key=lambda piece: piece[0])]

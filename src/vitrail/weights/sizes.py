@@ -18,13 +18,13 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def size_name(config: dict[str, Any]) -> str:
+def get_size_name(config: dict[str, Any]) -> str:
     """What the field calls this size, with its patch (`S/14`); width x depth where it has no name."""
     found = [name for name, size in SIZES.items() if all(config[field] == size[field] for field in ("width", "depth"))]
     return f"{found[0] if found else '{width}x{depth}'.format(**config)}/{config['patch']}"
 
 
-def rows() -> list[dict[str, Any]]:
+def list_sizes() -> list[dict[str, Any]]:
     """Each size with its parameters at 224 pixels, patch 16 (from So400m on 14), 1000 classes."""
     import torch
 

@@ -14,7 +14,7 @@ from vitrail.weights.torchscript import is_archive, read_archive
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 WRAPPERS = ("model", "state_dict", "teacher", "target_encoder")  # keys under which trainers put their weights
-INDEX = "model.safetensors.index.json"
+SHARD_INDEX = "model.safetensors.index.json"
 
 
 def read_tensors(path: Path, *, torch_files: bool = False) -> dict[str, Tensor]:
@@ -32,15 +32,15 @@ def read_tensors(path: Path, *, torch_files: bool = False) -> dict[str, Tensor]:
             )
         return read_torch(path)
     if path.name.endswith(".index.json"):
-        return read_shards(path)
+        return read_sharded_safetensors(path)
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     return read_safetensors(path)[1]
 
 
-def read_shards(path: Path) -> dict[str, Tensor]:
+def read_sharded_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of several safetensors files, by their index."""
-    listed = listed_shards(path)
+    listed = read_shard_index(path)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(listed.values())):
         tensors |= read_safetensors(path.parent / name)[1]
@@ -49,7 +49,7 @@ def read_shards(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def listed_shards(path: Path) -> dict[str, str]:
+def read_shard_index(path: Path) -> dict[str, str]:
     """The file of each tensor, as an index says; raises `VitrailError` where it is none or leads out of its folder."""
     try:
         listed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
