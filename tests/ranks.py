@@ -47,7 +47,7 @@ def observed(data, out, damaged=(), stop=None, **options):
         return images, targets
 
     def seeing_add(self, step):
-        seen["steps"].append([step.number, step.loss, step.correct, step.images, step.gradient])
+        seen["steps"].append([step.step, step.loss, step.correct, step.images, step.grad_norm])
         add(self, step)
 
     def seeing_classify(*arguments, **options):
