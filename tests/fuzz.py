@@ -19,12 +19,13 @@ import torch
 with atheris.instrument_imports(include=["vitrail", "PIL"]):
     from PIL import Image
 
-    from vitrail.classifier import Classifier, load
+    from vitrail.classifier import Classifier
     from vitrail.data import Preprocess
     from vitrail.data.check import check
     from vitrail.data.decode import ImageError, decode
     from vitrail.data.sources import find
     from vitrail.errors import VitrailError
+    from vitrail.loading import load
     from vitrail.model import ViT, ViTConfig
 
 PLACE = Path(tempfile.mkdtemp())

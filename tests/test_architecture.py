@@ -1,4 +1,4 @@
-"""The tree says how data flows; these tests hold it to that."""
+"""The structure that ARCHITECTURE.md describes: layers, no import cycles, short files and functions, public names."""
 
 import ast
 import subprocess
@@ -7,74 +7,89 @@ from pathlib import Path
 
 import vitrail
 
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+
+from import_cycles import find_cycles, find_imports
+
 ROOT = Path(vitrail.__file__).parent
 
-# A folder may import from itself, from those named here, and from what belongs to no stage.
-MAY_IMPORT = {
-    "model": set(),
-    "data": {"model"},
-    "weights": {"model", "data"},
-    "training": {"model", "data", "weights"},
-    "evaluation": {"model", "data", "weights", "classifier"},
-    "explanation": {"model", "data", "weights", "classifier"},
-    "exporting": {"model", "data", "weights", "classifier", "explanation"},
-    "prediction": {"data", "weights", "classifier", "exporting"},
-    "serving": {"model", "data", "weights", "classifier", "explanation", "exporting"},
-    "benchmarking": {"model", "data", "weights", "classifier"},
-    "report": {"model", "data", "weights", "classifier", "evaluation", "explanation"},
-    "runs": {"model", "data", "weights", "classifier", "training", "evaluation", "explanation", "report"},
-    "sweeps": {"model", "data", "weights", "classifier", "training", "evaluation", "runs"},
-    # its methods `evaluate`, `probe` and `explain` reach forward, for the sake of who types; by imports inside them
-    "classifier.py": {"model", "data", "weights", "evaluation", "explanation"},
-}
-SHARED = {  # modules that belong to no stage
-    "errors",
-    "files",
-    "console",
-    "machine",
-    "options",
-    "interrupts",
-    "ray_cluster",
-    "version",
-    "intervals",
-    "processes",
-    "comparison",
-    "fast",
-}
+# A package or module imports only from itself and from the layers above it in this list.
+LAYERS = [
+    {
+        "version",
+        "errors",
+        "options",
+        "console",
+        "files",
+        "interrupts",
+        "machine",
+        "intervals",
+        "processes",
+        "ray_cluster",
+    },
+    {"model"},
+    {"fast", "data"},
+    {"weights"},
+    {"classifier"},
+    {"comparison", "evaluation", "explanation", "training"},
+    {"exporting", "report"},
+    {"loading"},
+    {"benchmarking", "prediction", "runs", "serving"},
+    {"api", "sweeps"},
+    {"cli"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
-def imports(file: Path) -> set[str]:
-    """The second word of every `vitrail.x...` that a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("vitrail.")}
-    return found
-
-
-def test_arrows_run_one_way():
-    wrong = [
-        f"{file.relative_to(ROOT)} imports {name}"
-        for stage, allowed in MAY_IMPORT.items()
-        for file in ([ROOT / stage] if stage.endswith(".py") else (ROOT / stage).rglob("*.py"))
-        for name in imports(file) - allowed - SHARED - {stage}
-    ]
+def test_imports_go_down_the_layers():
+    wrong = []
+    for each in find_imports():
+        if "vitrail" in (each.importer, each.imported) or each.importer == "vitrail.__main__":
+            continue
+        importer, imported = each.importer.split(".")[1], each.imported.split(".")[1]
+        if (importer != imported and LAYER[imported] >= LAYER[importer] > 0) or LAYER[importer] == 0 < LAYER[imported]:
+            wrong.append(f"{each.importer} imports {each.imported}")
     assert not wrong
 
 
-def test_the_model_knows_neither_files_nor_training():
-    for file in (ROOT / "model").glob("*.py"):
-        assert imports(file) <= {"model", "errors", "options"}, file.name
+def test_there_are_no_import_cycles():
+    """Eager, lazy, for types only, or through the package root; `python tools/import_cycles.py` prints them."""
+    assert find_cycles(find_imports()) == []
+
+
+def test_the_model_depends_on_errors_and_options_alone():
+    for each in find_imports():
+        if each.importer.startswith("vitrail.model"):
+            assert each.imported.split(".")[1] in ("model", "errors", "options"), each
+
+
+def test_the_model_is_short():
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "model").glob("*.py")) <= 650
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 400:
+            long.append(str(path))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
+                long.append(f"{path}:{node.lineno} {node.name}")
+    assert not long
+
+
+def test_javascript_lines_are_short():
+    for path in ROOT.rglob("*.js"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert len(line) <= 120, f"{path}:{number}"
 
 
 def test_the_public_names():
     assert set(vitrail.__all__) == {
         "Classifier", "Explanation", "PredictSummary", "Prediction", "Run", "Sweep", "UsageError", "ViT", "ViTConfig",
-        "VitrailError", "load", "predict_all", "recording", "sweep", "train",
+        "VitrailError", "evaluate", "explain", "load", "load_any", "predict_all", "probe", "recording", "sweep",
+        "train",
     }  # fmt: skip
     assert callable(vitrail.train)
     assert all(hasattr(vitrail, name) for name in vitrail.__all__)

@@ -317,7 +317,7 @@ def test_a_class_missing_in_validation_scores_the_same_as_with_the_training_clas
     for path in (folder / "val" / "blue").iterdir():
         path.unlink()
     (folder / "val" / "blue").rmdir()
-    scored = run.classifier.evaluate(folder / "val")
+    scored = vitrail.evaluate(run.classifier, folder / "val")
     by_hand = [run.classifier.predict(path, top=1)[0].label == path.parent.name for path in folder.glob("val/*/*")]
     assert scored.images == len(by_hand) == 12
     assert scored.accuracy == sum(by_hand) / len(by_hand)

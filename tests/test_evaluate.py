@@ -80,7 +80,7 @@ def test_the_interval_is_wilsons():
 
 
 def test_an_evaluation_has_all_its_numbers(run: vitrail.Run, colours: Path):
-    evaluation = run.classifier.evaluate(colours)
+    evaluation = vitrail.evaluate(run.classifier, colours)
     document = evaluation.to_json()
     assert document["images"] == 24  # the test split
     assert len(document["predictions"]) == 24
@@ -103,11 +103,11 @@ def test_the_batch_size_changes_no_prediction(run: vitrail.Run, colours: Path):
 def test_an_undivided_folder_is_scored_on_what_training_kept_back(make_folder):
     folder = make_folder("flat", 20)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=2, width=32, depth=1, heads=2, mlp_width=32)
-    again = run.classifier.evaluate(folder)
+    again = vitrail.evaluate(run.classifier, folder)
     assert again.images == run.result["test"]["images"] == 8
     assert again.accuracy == run.result["test"]["accuracy"]
     other = make_folder("other", 5)
-    assert run.classifier.evaluate(other).images == 10
+    assert vitrail.evaluate(run.classifier, other).images == 10
 
 
 def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_folder, capsys):
@@ -127,11 +127,11 @@ def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_f
     assert f"on 8 images, {OPTIMISTIC}\n" in capsys.readouterr().out
     assert main(["evaluate", str(out), str(folder), "--quiet"]) == 0
     assert f"the 8 validation images of both, {OPTIMISTIC}\n" in capsys.readouterr().out
-    assert clf.evaluate(folder).summary()["optimistic"] is True
+    assert vitrail.evaluate(clf, folder).summary()["optimistic"] is True
     other = make_folder("other", {"val": 3})
-    assert "optimistic" not in clf.evaluate(other).summary()  # nothing was chosen by these
+    assert "optimistic" not in vitrail.evaluate(clf, other).summary()  # nothing was chosen by these
     shutil.copytree(folder / "val", folder / "test")
-    assert "optimistic" not in clf.evaluate(folder).summary()
+    assert "optimistic" not in vitrail.evaluate(clf, folder).summary()
 
 
 def test_a_probe_says_where_its_penalty_was_chosen_by_what_is_scored(run: vitrail.Run, make_folder, capsys):

@@ -496,7 +496,7 @@ def test_explaining_leaves_the_model_as_it_was(method):
 def test_a_file_and_its_pixels_are_explained_alike(tmp_path):
     clf, pixels = classifier(), photos(1)[0]
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
-    by_path, by_pixels = clf.explain(tmp_path / "photo.png"), clf.explain(pixels)
+    by_path, by_pixels = vitrail.explain(clf, tmp_path / "photo.png"), vitrail.explain(clf, pixels)
     assert (by_path.map == by_pixels.map).all()
     assert (by_path.image == by_pixels.image).all()
     assert (by_path.map == explain_batch(clf, pixels[None])[0].map).all()

@@ -15,11 +15,11 @@ from PIL import Image
 
 from test_battery import FILES
 from test_decode import VICTIMS
-from vitrail.classifier import load
 from vitrail.data.check import check
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.sources import find
 from vitrail.errors import VitrailError
+from vitrail.loading import load
 from vitrail.training.checkpoint import CHECKPOINT_FILES, find_damage
 from vitrail.training.recipes import find_recipe
 

@@ -216,7 +216,7 @@ def test_the_cache_knows_what_features_depend_on(tmp_path: Path):
 
 
 def test_both_probes_say_what_they_reach_and_how_sure(run: vitrail.Run, colours: Path):
-    found = run.classifier.probe(colours)
+    found = vitrail.probe(run.classifier, colours)
     document = found.to_json()
     json.dumps(document, allow_nan=False)
     assert (document["on"], document["train_images"]) == ("test", 54)

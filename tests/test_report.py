@@ -210,7 +210,7 @@ def test_every_number_of_the_page_is_in_the_json(page_text: str, document):
 
 
 def test_the_numbers_are_those_of_the_evaluation(reported: vitrail.Run, document, hostile: Path):
-    evaluation = reported.classifier.evaluate(hostile)
+    evaluation = vitrail.evaluate(reported.classifier, hostile)
     assert document["summary"]["accuracy"] == reported.result["test"]["accuracy"] == evaluation.accuracy
     assert document["summary"]["images"] == 61
     assert document["confusion"]["matrix"] == confusion(evaluation.outcome).tolist()

@@ -151,7 +151,7 @@ def test_explanations_as_tensors(server: Running, clf: vitrail.Classifier):
         "parameters": {"class": "red", "against": "blue"},
     }
     answer = {o["name"]: o for o in server.post("/v2/models/colours/explain", json.dumps(document)).json["outputs"]}
-    expected = clf.explain(decode(io.BytesIO(file)), target=("red", "blue"))
+    expected = vitrail.explain(clf, decode(io.BytesIO(file)), target=("red", "blue"))
     assert answer["map"]["shape"] == [1, *expected.map.shape]
     np.testing.assert_allclose(answer["map"]["data"], expected.map.ravel(), atol=2e-6)
     assert answer["label"]["data"] == ["red"]

@@ -127,8 +127,10 @@ def test_training_from_shards_gives_the_folders_artefact_to_the_last_bit(divided
     ours, theirs = ([{k: v for k, v in row.items() if "second" not in k} for row in each] for each in rows)
     assert ours == theirs
     # shards of a source that training divided are scored on what was kept back, whoever asks
-    said = {runs[0].classifier.evaluate(address).said.replace(str(tmp_path), "") for address in (folder, shards)}
-    scores = {runs[0].classifier.evaluate(address).accuracy for address in (folder, shards, pattern)}
+    said = {
+        vitrail.evaluate(runs[0].classifier, address).said.replace(str(tmp_path), "") for address in (folder, shards)
+    }
+    scores = {vitrail.evaluate(runs[0].classifier, address).accuracy for address in (folder, shards, pattern)}
     assert len(said) == len(scores) == 1
     assert divided or "that training kept back" in said.pop()
 

@@ -290,7 +290,7 @@ def test_a_run_from_weights(recipe: str, warm: Path, make_folder, capsys):
         assert not moved
         assert run.result["test"]["accuracy"] == probes["linear"]["accuracy"]
         assert all("penalty" in json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
-        scores = run.classifier.evaluate(folder)
+        scores = vitrail.evaluate(run.classifier, folder)
         assert scores.outcome.loss == pytest.approx(run.result["test"]["loss"], abs=1e-6)
     elif recipe == "lora":
         assert moved == {n for n in weights if n.endswith(("attn.qkv.weight", "attn.proj.weight"))}

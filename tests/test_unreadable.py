@@ -108,17 +108,17 @@ def test_probes_count_what_they_cannot_read(run: vitrail.Run, torn: Path, monkey
     for document in found:
         assert (document["train_images"], document["unreadable"]) == (22, {"train": 2, "test": 1})
         assert document["knn"]["images"] == document["linear"]["images"] == 17
-    probe = run.classifier.probe(torn, skip_unreadable=True)
+    probe = vitrail.probe(run.classifier, torn, skip_unreadable=True)
     for name in ("train/red/0.png", "train/blue/5.png", "test/green/2.png"):
         (torn / name).unlink()
-    whole = run.classifier.probe(torn)
+    whole = vitrail.probe(run.classifier, torn)
     assert probe.knn.outcome.paths == whole.knn.outcome.paths  # nobody got a neighbour's features or label
     np.testing.assert_array_equal(probe.knn.outcome.labels, whole.knn.outcome.labels)
     np.testing.assert_allclose(probe.knn.outcome.logits, whole.knn.outcome.logits, atol=1e-3)
     for file in (torn / "test").rglob("*.png"):
         cut(file)
     with pytest.raises(NothingRead, match="not one of 17 images"):
-        run.classifier.probe(torn, skip_unreadable=True)
+        vitrail.probe(run.classifier, torn, skip_unreadable=True)
 
 
 def test_training_from_weights_probes_without_what_it_cannot_read(run: vitrail.Run, torn: Path):
@@ -128,7 +128,7 @@ def test_training_from_weights_probes_without_what_it_cannot_read(run: vitrail.R
     found = vitrail.train(torn, out=torn.parent / "run", skip_unreadable=True, **options)
     assert found.result["probe"]["unreadable"] == {"train": 2, "test": 1}
     assert (found.result["test"]["images"], found.result["test"]["unreadable"]) == (17, 1)
-    assert found.classifier.evaluate(torn, skip_unreadable=True).images == 17
+    assert vitrail.evaluate(found.classifier, torn, skip_unreadable=True).images == 17
 
 
 def test_explanations_are_scored_without_what_cannot_be_read(run: vitrail.Run, torn: Path, capsys):

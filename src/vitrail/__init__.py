@@ -1,20 +1,51 @@
 """Vision Transformers you can see through: train, understand and ship an image classifier, on one ViT you can read."""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# Read once, when torch loads its threads: idle ones sleep instead of spinning. With another process on the same cores
-# spinning makes a step more than ten times slower (docs/log.md); on a quiet machine it gains nothing measurable.
+from vitrail.version import __version__ as __version__
+
+# torch reads it once, when it starts its threads: idle threads sleep instead of spinning. Spinning makes a step more
+# than ten times slower if another process uses the same cores (docs/log.md); sleeping costs nothing measurable.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from vitrail.classifier import Classifier, Prediction, load
-from vitrail.errors import UsageError, VitrailError
-from vitrail.explanation import Explanation, recording
-from vitrail.model import ViT, ViTConfig
-from vitrail.prediction import PredictSummary, predict_all
-from vitrail.runs.finish import Run
-from vitrail.runs.train import train
-from vitrail.sweeps import Sweep, sweep
-from vitrail.version import __version__ as __version__
+if TYPE_CHECKING:
+    from vitrail.api import evaluate, probe
+    from vitrail.classifier import Classifier, Prediction
+    from vitrail.errors import UsageError, VitrailError
+    from vitrail.explanation import Explanation, explain
+    from vitrail.explanation.recording import recording
+    from vitrail.loading import load, load_any
+    from vitrail.model import ViT, ViTConfig
+    from vitrail.prediction import PredictSummary, predict_all
+    from vitrail.runs.finish import Run
+    from vitrail.runs.train import train
+    from vitrail.sweeps import Sweep
+    from vitrail.sweeps.sweep import sweep
+
+# Public names and their modules. A module is imported when its name is first used, so `import vitrail` is fast.
+_MODULES = {
+    "Classifier": "vitrail.classifier",
+    "Explanation": "vitrail.explanation",
+    "PredictSummary": "vitrail.prediction",
+    "Prediction": "vitrail.classifier",
+    "Run": "vitrail.runs.finish",
+    "Sweep": "vitrail.sweeps",
+    "UsageError": "vitrail.errors",
+    "ViT": "vitrail.model",
+    "ViTConfig": "vitrail.model",
+    "VitrailError": "vitrail.errors",
+    "evaluate": "vitrail.api",
+    "explain": "vitrail.explanation",
+    "load": "vitrail.loading",
+    "load_any": "vitrail.loading",
+    "predict_all": "vitrail.prediction",
+    "probe": "vitrail.api",
+    "recording": "vitrail.explanation.recording",
+    "sweep": "vitrail.sweeps",
+    "train": "vitrail.runs.train",
+}
 
 __all__ = [
     "Classifier",
@@ -27,9 +58,25 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "VitrailError",
+    "evaluate",
+    "explain",
     "load",
+    "load_any",
     "predict_all",
+    "probe",
     "recording",
     "sweep",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

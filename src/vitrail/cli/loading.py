@@ -1,12 +1,12 @@
 """MODEL on the command line, the same for every verb."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
-from vitrail.classifier import BaseClassifier, Classifier, load
+from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError
+from vitrail.loading import is_onnx, load
 from vitrail.machine import pick_device
 
 WHAT = "a run folder, an artefact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
@@ -37,7 +37,7 @@ def loaded_any(arguments: argparse.Namespace) -> BaseClassifier:
     """The same, or the classifier in an ONNX file, for verbs that need logits alone."""
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; it must be at least 1")
-    if Path(arguments.model).suffix.lower() == ".onnx" and not Path(arguments.model).is_dir():
+    if is_onnx(arguments.model):
         from vitrail.exporting.running import OnnxClassifier
 
         return OnnxClassifier.load(arguments.model, threads=arguments.threads, device=arguments.device or "cpu")

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.classifier import Classifier
+from vitrail.classifier import Classifier, top_predictions
 from vitrail.cli.images import named_images
 from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
@@ -127,9 +127,8 @@ def at_once(arguments: argparse.Namespace) -> Answer:
             readable = [row for row in some if row["error"] is None]
             if readable:
                 for row, logits_Y in zip(readable, classifier.logits(torch.stack(pixels)), strict=True):
-                    row["top"] = [
-                        vars(prediction) for prediction in classifier.top_predictions(logits_Y, arguments.top)
-                    ]
+                    predictions = top_predictions(logits_Y, classifier.classes, arguments.top)
+                    row["top"] = [vars(prediction) for prediction in predictions]
             rows += some
             progress.advance(len(some))
     shown = []

@@ -11,8 +11,7 @@ from vitrail.model.position import Rotate
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762): (B, T, D) -> (B, T, D).
 
-    `attend` is a function that the module holds. `vitrail.recording` replaces it for a while to read q and k;
-    the forward stays the same.
+    `attend` is a function that `vitrail.recording` replaces for a while to read q and k.
     """
 
     def __init__(self, config: ViTConfig):
@@ -35,8 +34,7 @@ class Attention(nn.Module):
             q_BNTK, k_BNTK = rotate(q_BNTK), rotate(k_BNTK)
         dropout = self.attention_dropout if self.training else 0.0
         out_BNTK = self.attend(q_BNTK, k_BNTK, v_BNTK, dropout)
-        out_BTD: Tensor = self.proj_drop(self.proj(out_BNTK.transpose(1, 2).flatten(2)))
-        return out_BTD
+        return self.proj_drop(self.proj(out_BNTK.transpose(1, 2).flatten(2)))
 
 
 def attention_weights(q_BNTK: Tensor, k_BNSK: Tensor) -> Tensor:

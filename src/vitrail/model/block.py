@@ -16,10 +16,10 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
         self.attn = Attention(config)
-        self.ls1 = make_layer_scale(config)
+        self.ls1 = nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
         self.mlp = make_mlp(config)
-        self.ls2 = make_layer_scale(config)
+        self.ls2 = nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BTD: Tensor, rotate: Rotate | None = None) -> Tensor:
@@ -38,10 +38,6 @@ class LayerScale(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return x_BTD * self.gamma
-
-
-def make_layer_scale(config: ViTConfig) -> nn.Module:
-    return nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
 
 
 class DropPath(nn.Module):

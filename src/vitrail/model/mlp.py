@@ -20,8 +20,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x_BTD)))))
-        return x
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x_BTD)))))
 
 
 class SwiGluMlp(nn.Module):
@@ -35,8 +34,7 @@ class SwiGluMlp(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate, value = self.fc1(x_BTD).chunk(2, dim=-1)
-        x: Tensor = self.drop(self.fc2(self.drop(F.silu(gate) * value)))
-        return x
+        return self.drop(self.fc2(self.drop(F.silu(gate) * value)))
 
 
 class QuickGELU(nn.Module):

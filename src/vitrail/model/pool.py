@@ -47,8 +47,7 @@ class Pool(nn.Module):
         self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.pool == "mean_norm" else nn.Identity()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        pooled_BD: Tensor = self.norm(self.function(x_BTD, self.prefix_tokens))
-        return pooled_BD
+        return self.norm(self.function(x_BTD, self.prefix_tokens))
 
 
 class AttentionPool(nn.Module):

@@ -1,11 +1,9 @@
 """Position embeddings on the patch grid (h, w): learned, sin-cos, rotary or none.
 
-Each has two methods. `add` adds the positions to the patches. `rotation` returns a function that rotates queries and
-keys, or None. A grid of another size needs no special case: learned positions are resized, the others are computed.
+`add` adds the positions to the patches; `rotation` returns a function that rotates queries and keys, or None.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +17,6 @@ Rotate = Callable[[Tensor], Tensor]
 class PositionEmbedding(nn.Module):
     """No position: the patches are a set. The base class of the others."""
 
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-
     def add(self, x_BhwD: Tensor) -> Tensor:
         return x_BhwD
 
@@ -34,7 +29,7 @@ class LearnedEmbedding(PositionEmbedding):
     """A parameter (h, w, D). The config's `Learned` says how it is resized for another grid."""
 
     def __init__(self, config: ViTConfig):
-        super().__init__(config)
+        super().__init__()
         assert isinstance(config.position, Learned)
         self.options = config.position
         self.grid = nn.Parameter(torch.zeros(*config.grid, config.width))
@@ -49,14 +44,10 @@ class LearnedEmbedding(PositionEmbedding):
         old_h, old_w = self.grid.shape[:2]
         options = self.options
         scale = ((h + options.offset) / old_h, (w + options.offset) / old_w) if options.offset else None
-        new_1Dhw = F.interpolate(
-            self.grid.to(dtype).permute(2, 0, 1).unsqueeze(0),
-            size=None if scale else (h, w),
-            scale_factor=scale,
-            mode=options.interpolation,
-            align_corners=options.align_corners,
-            antialias=options.antialias,
-        )
+        size = None if scale else (h, w)
+        old_1Dhw = self.grid.to(dtype).permute(2, 0, 1).unsqueeze(0)
+        rule = {"align_corners": options.align_corners, "antialias": options.antialias}
+        new_1Dhw = F.interpolate(old_1Dhw, size=size, scale_factor=scale, mode=options.interpolation, **rule)
         return new_1Dhw[0].permute(1, 2, 0).to(self.grid.dtype)
 
 
@@ -67,7 +58,7 @@ class SinCosEmbedding(PositionEmbedding):
     """
 
     def __init__(self, config: ViTConfig):
-        super().__init__(config)
+        super().__init__()
         assert isinstance(config.position, SinCos)
         self.temperature = config.position.temperature
         self.index: Tensor
@@ -89,7 +80,7 @@ class RotaryEmbedding(PositionEmbedding):
     """
 
     def __init__(self, config: ViTConfig):
-        super().__init__(config)
+        super().__init__()
         assert isinstance(config.position, Rotary)
         self.prefix_tokens = config.prefix_tokens
         self.base = config.position.base
@@ -116,14 +107,13 @@ class RotaryEmbedding(PositionEmbedding):
         return rotate
 
 
-EMBEDDINGS: dict[type[Position], Any] = {
+EMBEDDINGS: dict[type[Position], Callable[[ViTConfig], PositionEmbedding]] = {
     Learned: LearnedEmbedding,
     SinCos: SinCosEmbedding,
     Rotary: RotaryEmbedding,
-    NoPosition: PositionEmbedding,
 }
 
 
 def make_position(config: ViTConfig) -> PositionEmbedding:
-    embedding: PositionEmbedding = EMBEDDINGS[type(config.position)](config)
-    return embedding
+    kind = type(config.position)
+    return PositionEmbedding() if kind is NoPosition else EMBEDDINGS[kind](config)

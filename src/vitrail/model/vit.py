@@ -36,8 +36,7 @@ class ViT(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         x_BTD = self.tokens(image_BCHW)
         x_BD = self.pool(x_BTD)
-        logits_BY: Tensor = self.head(x_BD)
-        return logits_BY
+        return self.head(x_BD)
 
     def tokens(self, image_BCHW: Tensor) -> Tensor:
         """Returns all tokens after the last block and norm, (B, R + h*w, D), prefix tokens first."""
@@ -63,13 +62,11 @@ class ViT(nn.Module):
                 x_BTD = checkpoint(block, x_BTD, rotate, use_reentrant=False)
             else:
                 x_BTD = block(x_BTD, rotate)
-        x_BTD = self.norm(x_BTD)
-        return x_BTD
+        return self.norm(x_BTD)
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """Returns the pooled vector that the head reads: (B, D), or (B, 2D) for `cls+dist` and `cls+mean`."""
-        pooled_BD: Tensor = self.pool(self.tokens(image_BCHW))
-        return pooled_BD
+        return self.pool(self.tokens(image_BCHW))
 
 
 class PatchEmbed(nn.Module):
@@ -102,8 +99,7 @@ class MlpHead(nn.Module):
         self.fc2 = nn.Linear(config.width, config.classes)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        logits_BY: Tensor = self.fc2(torch.tanh(self.fc1(x_BD)))
-        return logits_BY
+        return self.fc2(torch.tanh(self.fc1(x_BD)))
 
 
 def make_head(config: ViTConfig) -> nn.Module:

@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vitrail.classifier import BaseClassifier, Classifier, load
+from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError
+from vitrail.loading import is_onnx, load
 from vitrail.machine import parse_device, pick_device
 from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.config_json import config_to_json
@@ -27,7 +28,7 @@ class ModelSpec:
     @property
     def is_onnx(self) -> bool:
         """Whether this is an ONNX file, which ONNX Runtime runs."""
-        return Path(self.model).suffix.lower() == ".onnx" and not Path(self.model).is_dir()
+        return is_onnx(self.model)
 
     @property
     def device_type(self) -> str:

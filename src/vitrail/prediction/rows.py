@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
+from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput, top_probabilities
 from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
@@ -83,7 +83,7 @@ def predict_rows(
     for some in answerable(classifier, reading, there, errors, embedding):
         indices, logits_BY, features_BD = some
         if width:
-            probability, number = logits_BY.softmax(1).topk(width)
+            probability, number = top_probabilities(logits_BY, width)
             labels[indices], probabilities[indices] = number.cpu().numpy(), probability.cpu().numpy()
         if features_BD is not None:
             if features is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.classifier import Classifier, load
+from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data import Images, Splits
 from vitrail.data.sources import CHOSE
@@ -19,6 +19,7 @@ from vitrail.evaluation.probe import Probe
 from vitrail.explanation import explain_batch
 from vitrail.explanation.pictures import save_gallery
 from vitrail.files import write_json
+from vitrail.loading import load
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.pretrained import compare_with_probes
 from vitrail.training import Recipe

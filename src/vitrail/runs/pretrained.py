@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from vitrail.classifier import Classifier, load
+from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data import Splits
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import images_said
 from vitrail.evaluation.probe import Probe, probe
 from vitrail.interrupts import Interrupted, catch_stop_signals
+from vitrail.loading import load
 from vitrail.model import ViT, ViTConfig
 from vitrail.runs.folder import RunFolder
 from vitrail.training import Recipe

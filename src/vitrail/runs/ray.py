@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitrail.classifier import load
 from vitrail.console import log
 from vitrail.data.sources import in_full
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists
+from vitrail.loading import load
 from vitrail.machine import count_cores
 from vitrail.ray_cluster import connect_ray
 from vitrail.runs.finish import Run

@@ -15,11 +15,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
-from vitrail.classifier import Classifier, load
+from vitrail.classifier import Classifier
+from vitrail.loading import is_onnx, load
 from vitrail.serving.logs import log
 from vitrail.serving.worker import Duty, work
 
@@ -40,7 +40,7 @@ class Source:
     @property
     def is_graph(self) -> bool:
         """Whether this is an ONNX file."""
-        return Path(self.model).suffix.lower() == ".onnx" and not Path(self.model).is_dir()
+        return is_onnx(self.model)
 
 
 class Nursery:

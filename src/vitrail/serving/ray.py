@@ -1,7 +1,8 @@
 """The same predictor as a Ray Serve deployment: past one machine, Ray places, restarts and balances the replicas.
 
     from ray import serve
-    from vitrail.serving.ray import deployment
+    from vitrail.classifier import top_predictions
+from vitrail.serving.ray import deployment
 
     serve.run(deployment("runs/photos", num_replicas=4, ray_actor_options={"num_cpus": 2}))
 
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.classifier import load
+from vitrail.classifier import top_predictions
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
+from vitrail.loading import load
 from vitrail.serving.predictor import Predictor
 from vitrail.serving.reading import LARGE, area_of, fitted
 from vitrail.serving.settings import MIB, Settings
@@ -86,7 +88,7 @@ def deployment(
             row_Y = torch.from_numpy(await self.logits(pixels_CHW))
             if not row_Y.isfinite().all():
                 return JSONResponse({"error": "the model's answer is not a finite number"}, 500)
-            top = [vars(each) for each in self.classifier.top_predictions(row_Y)]
+            top = [vars(each) for each in top_predictions(row_Y, self.classifier.classes)]
             return JSONResponse({"predictions": [{"name": "image", "top": top, "error": None}]})
 
     application: Any = Deployment

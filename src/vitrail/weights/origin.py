@@ -1,29 +1,29 @@
-"""Where weights came from, as an artefact says it: anything may stand there, but what is read of it has these types."""
+"""Checks an artifact's `origin`: it may hold anything, but the fields that vitrail reads must have these types."""
 
 from typing import Any
 
 from vitrail.errors import VitrailError
 from vitrail.options import matches_type
 
-Kinds = dict[str, Any]  # names and types
-RECIPE: Kinds = {"name": str | None, "epochs": float | None}
-DATA: Kinds = {"name": str | None, "fingerprint": str | None, "images": dict | None, "split": dict | None}
-SPLIT: Kinds = {"test": float, "validation": float, "seed": int}
-SCORES: Kinds = {
+Types = dict[str, Any]  # field name -> type
+RECIPE: Types = {"name": str | None, "epochs": float | None}
+DATA: Types = {"name": str | None, "fingerprint": str | None, "images": dict | None, "split": dict | None}
+SPLIT: Types = {"test": float, "validation": float, "seed": int}
+SCORES: Types = {
     "accuracy": float, "images": int, "accuracy_interval": tuple[float, float] | None, "optimistic": bool | None,
 }  # fmt: skip
-CALIBRATION: Kinds = {
+CALIBRATION: Types = {
     "temperature": float, "fitted_on": str, "images": int, "why": str | None, "thresholds": tuple[dict[str, Any], ...],
 }  # fmt: skip
-THRESHOLD: Kinds = {"wanted": float, "threshold": float, "coverage": float, "accuracy": float}
+THRESHOLD: Types = {"wanted": float, "threshold": float, "coverage": float, "accuracy": float}
 
 
 def check_origin(origin: dict[str, Any]) -> None:
-    """Raises `VitrailError` for the first part that is not as vitrail writes it; one that is not there is no harm."""
-    parts: dict[str, Kinds] = {"recipe": RECIPE, "data": DATA, "metrics": {}, "calibration": CALIBRATION}
-    for name, kinds in parts.items():
+    """Raises `VitrailError` for the first field of the wrong type; missing sections are allowed."""
+    sections: dict[str, Types] = {"recipe": RECIPE, "data": DATA, "metrics": {}, "calibration": CALIBRATION}
+    for name, types in sections.items():
         if name in origin:
-            check_types(origin[name], kinds, name)
+            check_types(origin[name], types, name)
     for split, scores in origin.get("metrics", {}).items():
         check_types(scores, SCORES, f"metrics of {split!r}")
     for row in origin.get("calibration", {}).get("thresholds", []):
@@ -35,11 +35,10 @@ def check_origin(origin: dict[str, Any]) -> None:
     check_types(counts, dict.fromkeys(counts, int), "images")
 
 
-def check_types(found: Any, kinds: Kinds, what: str) -> None:
-    """Raises `VitrailError` unless this is an object with these names and types."""
-    if not isinstance(found, dict):
-        raise VitrailError(f"its origin cannot be read: {what} is no object")
-    for name, kind in kinds.items():
-        value = found.get(name)
-        if not matches_type(tuple(value) if isinstance(value, list) else value, kind):
-            raise VitrailError(f"its origin cannot be read: {name} of {what} is {repr(value)[:40]}")
+def check_types(section: Any, types: Types, name: str) -> None:
+    if not isinstance(section, dict):
+        raise VitrailError(f"its origin cannot be read: {name} is not an object")
+    for field, expected in types.items():
+        value = section.get(field)
+        if not matches_type(tuple(value) if isinstance(value, list) else value, expected):
+            raise VitrailError(f"its origin cannot be read: {field} of {name} is {repr(value)[:40]}")

@@ -1,6 +1,6 @@
-"""Upgrades documents that an earlier version wrote: keys of artifacts, recipes and preprocessing that have new names.
+"""Upgrades JSON documents that an earlier version wrote. Tables map an old key to its new name.
 
-Each reader calls its function before it checks the document. A table maps an old key to the new one.
+Artifacts of format 1 were written before version 0.2. Each reader upgrades a document before it checks it.
 """
 
 from typing import Any
@@ -29,6 +29,9 @@ RECIPE_KEYS: dict[str, str] = {
     "memory": "image_cache_gib",
 }
 PREPROCESS_KEYS: dict[str, str] = {}
+THRESHOLD_KEYS: dict[str, str] = {}  # rows of origin["calibration"]["thresholds"]
+CALIBRATION_KEYS: dict[str, str] = {}
+SCORE_KEYS: dict[str, str] = {}  # origin["metrics"][split]
 
 
 def rename_keys(document: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
@@ -39,3 +42,37 @@ def rename_keys(document: dict[str, Any], keys: dict[str, str]) -> dict[str, Any
 def upgrade_recipe(document: dict[str, Any]) -> dict[str, Any]:
     """Returns a recipe's JSON document with today's field names."""
     return rename_keys(document, RECIPE_KEYS)
+
+
+def upgrade_preprocess(document: dict[str, Any]) -> dict[str, Any]:
+    return rename_keys(document, PREPROCESS_KEYS)
+
+
+def upgrade_artifact(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns the document of an artifact or an ONNX file of format 1 as a document of today's format."""
+    new = dict(document)
+    new["preprocess"] = upgrade_preprocess(document["preprocess"])
+    new["origin"] = upgrade_origin(document["origin"])
+    return new
+
+
+def upgrade_origin(origin: dict[str, Any]) -> dict[str, Any]:
+    """Returns where the weights came from with today's keys; also of the classifier that training started from."""
+    new = dict(origin)
+    if isinstance(recipe := origin.get("recipe"), dict):
+        new["recipe"] = upgrade_recipe(recipe)
+    if isinstance(metrics := origin.get("metrics"), dict):
+        new["metrics"] = {
+            split: rename_keys(scores, SCORE_KEYS) if isinstance(scores, dict) else scores
+            for split, scores in metrics.items()
+        }
+    if isinstance(calibration := origin.get("calibration"), dict):
+        new["calibration"] = rename_keys(calibration, CALIBRATION_KEYS)
+        rows = new["calibration"].get("thresholds")
+        if isinstance(rows, list):
+            new["calibration"]["thresholds"] = [
+                rename_keys(row, THRESHOLD_KEYS) if isinstance(row, dict) else row for row in rows
+            ]
+    if isinstance(start := origin.get("from"), dict) and isinstance(start.get("origin"), dict):
+        new["from"] = {**start, "origin": upgrade_origin(start["origin"])}
+    return new

@@ -76,7 +76,7 @@ def test_cut_anywhere_it_is_refused(file: Path):
     content = file.read_bytes()
     for cut in (0, 4, 8, 100, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:cut])
-        with pytest.raises(VitrailError, match=r"c\.safetensors is cut short"):
+        with pytest.raises(VitrailError, match=r"c\.safetensors is truncated"):
             vitrail.load(file)
 
 
@@ -89,10 +89,10 @@ def test_a_flipped_bit_is_noticed(file: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda d, t: d.update(format=99), "format 99"),
-        (lambda d, t: d.pop("classes"), "not a whole artefact"),
+        (lambda d, t: d.pop("classes"), "not a complete artifact"),
         (lambda d, t: d["classes"].append("x"), "names 4 classes for 3"),
         (lambda d, t: d["config"].update(wdith=3), "wdith.*did you mean width"),
         (lambda d, t: d["config"].update(heads=5), "does not divide"),
@@ -101,9 +101,9 @@ def test_a_flipped_bit_is_noticed(file: Path):
         (lambda d, t: t.pop("norm.weight"), "checksum"),
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(file: Path, change, said: str):
+def test_a_description_that_does_not_fit_is_refused(file: Path, change, message: str):
     rewritten(file, change)
-    with pytest.raises(VitrailError, match=said):
+    with pytest.raises(VitrailError, match=message):
         vitrail.load(file)
 
 
@@ -219,7 +219,7 @@ def test_an_origin_of_a_strangers_making_is_a_sentence_for_every_verb(
 
 
 def test_what_json_has_no_number_for_is_not_written(run: vitrail.Run, tmp_path: Path):
-    with pytest.raises(VitrailError, match="a number that is not finite"):
+    with pytest.raises(VitrailError, match="NaN or infinity"):
         replace(run.classifier, origin={"loss": float("nan")}).save(tmp_path / "c.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,97 @@
+"""Loads a classifier from a run folder, an artifact, public weights or an ONNX file."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
+from vitrail.errors import UsageError, VitrailError
+from vitrail.model import ViT, ViTConfig
+from vitrail.weights.artifact import is_artifact, read_artifact
+from vitrail.weights.bundled import bundled_classifiers
+from vitrail.weights.layouts import meta_state_dict
+from vitrail.weights.public import load_public_model
+
+
+def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
+    """Returns a classifier. `model` is one of:
+
+    - a run folder, or an artifact (`classifier.safetensors`)
+    - the name of a bundled classifier (`cifar10-small`)
+    - public weights: a card (`timm/...`), `CARD@FILE`, a file, a folder, or a Hugging Face hub id
+
+    `torch_files` allows reading plain tensors from torch's own files (.pt, .pth, .bin). Raises `VitrailError` for a
+    damaged file, `UsageError` if the model does not exist.
+    """
+    path = Path(model)
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        raise UsageError(
+            f"{path} is an ONNX file, whose weights cannot be read", "vitrail predict, evaluate and serve run it"
+        )
+    if str(model) in bundled_classifiers() and not path.exists():
+        path = bundled_classifiers()[str(model)]
+    if path.is_dir() and not (path / "config.json").is_file():
+        if not (path / ARTIFACT_NAME).is_file():
+            unfinished = " yet" if (path / "checkpoint").is_dir() else ""
+            raise UsageError(f"{path} has no {ARTIFACT_NAME}{unfinished}", "name a run folder or an artifact")
+        path = path / ARTIFACT_NAME
+    if path.is_file() and is_artifact(path):
+        classifier = load_artifact(path)
+    else:
+        classifier = load_public_weights(model, torch_files=torch_files)
+    classifier.vit.eval().requires_grad_(False)
+    return classifier.to(device)
+
+
+def load_any(
+    model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False, threads: int | None = None
+) -> BaseClassifier:
+    """Returns a classifier as `load` does, or one that ONNX Runtime runs if `model` is an ONNX file."""
+    if not is_onnx(model):
+        return load(model, device, torch_files=torch_files)
+    from vitrail.exporting.running import OnnxClassifier  # needs ONNX Runtime
+
+    return OnnxClassifier.load(model, threads=threads, device=str(device))
+
+
+def is_onnx(model: str | Path) -> bool:
+    """Returns whether a model is named by a file that ends in .onnx; the file may be missing."""
+    return Path(model).suffix.lower() == ".onnx" and not Path(model).is_dir()
+
+
+def load_artifact(path: Path) -> Classifier:
+    artifact, weights = read_artifact(path)
+    weights = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in weights.items()}
+    vit = build_vit(artifact.config, weights, path)
+    return Classifier(vit, artifact.classes, artifact.preprocess, artifact.temperature, artifact.origin)
+
+
+def load_public_weights(model: str | Path, *, torch_files: bool = False) -> Classifier:
+    public = load_public_model(str(model), torch_files=torch_files)
+    vit = build_vit(public.config, public.weights, Path(model))
+    return Classifier(vit, public.classes, public.preprocess, origin=public.origin)
+
+
+def build_vit(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
+    """Returns a ViT with these weights; raises `VitrailError` naming a missing, unknown or misshaped tensor.
+
+    Names and shapes are compared with a model on the meta device first, so that a hostile config allocates no memory.
+    """
+    last_block = f"blocks.{config.depth - 1}.norm1.weight"
+    if last_block not in weights:
+        raise VitrailError(f"{path} lacks the tensor {last_block}")
+    try:
+        expected = meta_state_dict(config)
+    except VitrailError as error:
+        raise VitrailError(f"{path}: {error.sentence}") from None
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise VitrailError(f"{path} lacks the tensor {name}")
+        if weights[name].shape != tensor.shape or weights[name].dtype != tensor.dtype:
+            raise VitrailError(f"{path}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
+    if unknown := sorted(set(weights) - set(expected)):
+        raise VitrailError(f"{path} has tensors that the model does not know: {', '.join(unknown[:5])}")
+    vit = ViT(config)
+    vit.load_state_dict(weights)
+    return vit
