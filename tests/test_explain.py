@@ -503,7 +503,7 @@ def test_a_file_and_its_pixels_are_explained_alike(tmp_path):
 
 
 def test_an_image_of_another_shape_is_fitted_first():
-    found = classifier().explain(photos(1, size=(31, 17))[0], method="rollout")
+    found = vitrail.explain(classifier(), photos(1, size=(31, 17))[0], method="rollout")
     assert found.map.shape == (3, 5)
     assert found.image.shape == (12, 20, 3)
 
@@ -523,14 +523,14 @@ def test_an_image_of_another_shape_is_fitted_first():
 )
 def test_a_method_layer_or_head_that_is_not_there_is_refused(options, sentence):
     with pytest.raises(UsageError) as caught:
-        classifier().explain(photos(1)[0], **options)
+        vitrail.explain(classifier(), photos(1)[0], **options)
     assert sentence in str(caught.value)
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ImageError, match=r"text\.png"):
-        classifier().explain(tmp_path / "text.png")
+        vitrail.explain(classifier(), tmp_path / "text.png")
 
 
 # Pictures.
@@ -546,7 +546,7 @@ def opened(path) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_explanation_is_saved_as_a_picture(tmp_path, channels, method):
-    found = classifier(channels=channels).explain(photos(1, channels)[0], method=method)
+    found = vitrail.explain(classifier(channels=channels), photos(1, channels)[0], method=method)
     path = found.save(str(tmp_path / "new folder" / "map.png"))
     assert path == tmp_path / "new folder" / "map.png"
     assert len(np.unique(opened(path))) > 50  # something is drawn

@@ -109,7 +109,7 @@ def test_a_fast_classifier_gives_the_same_labels(run: vitrail.Run, colours: Path
     assert apart(quick.logits(pixels), plain.logits(pixels)) < 0.04
     assert apart(quick.features(pixels), plain.features(pixels)) < 0.04
     assert quick.predict(images[0])[0].label == plain.predict(images[0])[0].label
-    assert quick.evaluate(colours).accuracy == plain.evaluate(colours).accuracy
+    assert vitrail.evaluate(quick, colours).accuracy == vitrail.evaluate(plain, colours).accuracy
 
 
 def test_what_a_fast_classifier_cannot_do_is_said(run: vitrail.Run, tmp_path: Path):
@@ -117,7 +117,7 @@ def test_what_a_fast_classifier_cannot_do_is_said(run: vitrail.Run, tmp_path: Pa
     pixels = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     for refused in (
         lambda: quick.save(tmp_path / "x.safetensors"),
-        lambda: quick.explain(pixels[0]),
+        lambda: vitrail.explain(quick, pixels[0]),
         lambda: quick.fast(),
         lambda: quick.to("cpu"),
         lambda: quick.with_image_size(32),

@@ -308,7 +308,7 @@ def test_a_model_without_classes_says_what_it_can_do(colours: Path, tmp_path: Pa
         error = capsys.readouterr().err
         assert "gives features and knows no classes" in error
         assert "--from MODEL" in error
-    assert vitrail.load(tmp_path / "backbone.safetensors").probe(colours).linear.accuracy > 0.3
+    assert vitrail.probe(vitrail.load(tmp_path / "backbone.safetensors"), colours).linear.accuracy > 0.3
 
 
 def test_an_unreadable_image_is_named(run: vitrail.Run, make_folder):

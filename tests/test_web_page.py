@@ -212,7 +212,7 @@ def test_answers_attention_and_maps_are_pythons(fresh, model: Classifier, images
         best = model.predict(path, top=5)
         assert [row["label"] for row in found["top"]] == [p.label for p in best]
         assert near([row["probability"] for row in found["top"]], [p.probability for p in best])
-        explanation = model.explain(path)
+        explanation = vitrail.explain(model, path)
         assert near(found["map"], explanation.map)
         assert found["summary"].lower() == explanation.summary.lower() + "."
         with torch.no_grad(), vitrail.recording(model.vit) as record:
@@ -222,10 +222,10 @@ def test_answers_attention_and_maps_are_pythons(fresh, model: Classifier, images
     for label in CLASSES[:3]:
         page.locator("#asked").select_option(label=label)
         settled(page)
-        assert near(numbers(page)["map"], model.explain(images[-1], target=label).map)
+        assert near(numbers(page)["map"], vitrail.explain(model, images[-1], target=label).map)
     page.locator("#rather").select_option(label="dog")
     settled(page)
-    found, explanation = numbers(page), model.explain(images[-1], target=(CLASSES[2], "dog"))
+    found, explanation = numbers(page), vitrail.explain(model, images[-1], target=(CLASSES[2], "dog"))
     assert near(found["map"], explanation.map)
     assert (found["label"], found["against"]) == (CLASSES[2], "dog")
     assert found["summary"].lower() == explanation.summary.lower() + "."
@@ -277,7 +277,7 @@ def test_hiding_leaves_tokens_out(fresh, model: Classifier, images: list[Path]):
     assert len(found["patches"]) == 7
     scene = open_scene(model, model.read_image(images[0])[None], [None])
     label = model.logits(model.read_image(images[0])[None])[0].argmax()
-    order = model.explain(images[0]).map.ravel().argsort()[::-1]
+    order = vitrail.explain(model, images[0]).map.ravel().argsort()[::-1]
     assert sorted(found["patches"]) == sorted(order[:7].tolist())
 
     def left(hidden: list[int]) -> float:
@@ -301,7 +301,7 @@ def test_the_layers_are_the_lens(fresh, model: Classifier, images: list[Path]):
     page.locator("#tab-layers").click()
     for layer in range(2):
         page.locator("#strip button").nth(layer).click()
-        ours = model.explain(images[0], method="lens", layer=layer)
+        ours = vitrail.explain(model, images[0], method="lens", layer=layer)
         assert near(numbers(page)["map"], ours.map)
     answers = numbers(page)["answers"]
     assert near(answers[-1], numbers(page)["logits"])
@@ -418,7 +418,7 @@ def test_a_view_is_kept_and_sent(fresh, browser, model: Classifier, images: list
     with page.expect_download() as given:
         page.locator("#json").click()
     document = json.loads(Path(given.value.path()).read_text())
-    ours = model.explain(images[0], target=label).to_json()
+    ours = vitrail.explain(model, images[0], target=label).to_json()
     assert near(document["map"], ours["map"])
     assert {k: document[k] for k in ("label", "predicted", "against", "method", "signed")} == {
         k: ours[k] for k in ("label", "predicted", "against", "method", "signed")
@@ -463,7 +463,7 @@ def test_examples_are_drawn_before_the_model_is_there(browser, model: Classifier
     page.add_init_script("window.Worker = class { postMessage() {} }")  # one that never answers
     page.goto(file.as_uri())
     page.locator("#top button").first.wait_for()
-    explanation = model.explain(noise[0])
+    explanation = vitrail.explain(model, noise[0])
     assert page.locator("#answer").inner_text() == f"{explanation.label} {explanation.probability:.0%}".replace(
         "%", "\u00a0%"
     )
