@@ -322,14 +322,14 @@ def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, c
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(console, "EVERY", 0.0)
     assert main(words) == 0
-    line = r"predicting: (8|16) of 24, [\d,]+ a second, \d:\d\d:\d\d left"
+    line = r"predicting: (8|16) of 24, [\d,]+ per second, \d:\d\d:\d\d left"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all(re.fullmatch(line, each) for each in said)
     with console.progress_bar("scoring", 10) as progress:
         progress.start_from(4)
         assert capsys.readouterr().err == ""  # of those it is not known how long they took
         progress.advance(note="lens")
-        assert re.fullmatch(r"scoring: 5 of 10,( [\d,]+ a second,)? 0:00:00 left, lens\n", capsys.readouterr().err)
+        assert re.fullmatch(r"scoring: 5 of 10,( [\d,]+ per second,)? 0:00:00 left, lens\n", capsys.readouterr().err)
         monkeypatch.setattr(console, "EVERY", 1e9)
         progress.advance()
         assert capsys.readouterr().err == ""

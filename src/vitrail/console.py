@@ -1,4 +1,4 @@
-"""Talk goes to stderr: progress on a terminal, plain lines elsewhere. Results go to stdout, elsewhere."""
+"""Progress and messages on stderr: progress bars on a terminal, plain lines elsewhere. Results go to stdout."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 stderr = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 quiet = False
-LINE_INTERVAL_S = 30.0  # seconds without a line after which work that goes on says how far it is
-last_log_time = 0.0  # when the last one was said
+LINE_INTERVAL_S = 30.0  # without a terminal, progress prints a line if nothing was printed for this long
+last_log_time = 0.0
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def log(text: str) -> None:
-    """A line of talk."""
+    """Prints a line to stderr, unless `quiet` is set."""
     global last_log_time
     if not quiet:
         stderr.print(escape_control_characters(text), markup=False)
@@ -26,20 +26,20 @@ def log(text: str) -> None:
 
 
 def escape_control_characters(text: str) -> str:
-    """The text with control characters written out: a class name of a stranger must not steer the terminal.
+    """Returns the text with control characters escaped, so that a class name or path cannot control the terminal.
 
-    Bytes of a name that is not UTF-8 are written out too, for no terminal can show them.
+    Undecodable bytes of file names are escaped too.
     """
     return escape_undecodable_bytes(text.translate(CONTROL))
 
 
 def escape_undecodable_bytes(text: str) -> str:
-    """The text with each byte that is not UTF-8 written out as JSON does, \\udcff for 255."""
+    """Returns the text with undecodable bytes (surrogates) escaped as in JSON: \\udcff for 255."""
     return text.encode(errors="backslashreplace").decode()
 
 
 class ProgressBar:
-    """How far a piece of work is: a bar on a terminal, elsewhere a line after `EVERY` seconds without one."""
+    """A progress bar on a terminal; elsewhere a line when nothing was printed for `LINE_INTERVAL_S`."""
 
     def __init__(self, description: str, total: int | None, progress: Progress | None = None):
         self.description = description
@@ -51,18 +51,17 @@ class ProgressBar:
         self.task = progress.add_task(description, total=total, note="") if progress else TaskID(0)
 
     def start_from(self, done: int) -> None:
-        """So many were done before: they say nothing of how fast it goes."""
+        """Sets what was done earlier, which does not count for the speed."""
         self.initial = done
         self.advance(done)
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
-        """`n` more are done."""
         self.done += n
         self.note = self.note if note is None else note
         self._show()
 
     def update(self, done: int, total: int | None) -> None:
-        """`done` of `total` are done, where the total was not known before; None where it is not known yet."""
+        """Sets both numbers, for work whose total becomes known later; None if it is still unknown."""
         self.done, self.total = done, total
         self._show()
 
@@ -71,16 +70,17 @@ class ProgressBar:
             self.progress.update(self.task, completed=self.done, total=self.total, note=self.note)
             return
         now = time.monotonic()
-        over = self.total is not None and self.done >= self.total
-        if now - max(self.started, last_log_time) >= LINE_INTERVAL_S and self.done > self.initial and not over:
+        finished = self.total is not None and self.done >= self.total
+        is_due = now - max(self.started, last_log_time) >= LINE_INTERVAL_S
+        if is_due and self.done > self.initial and not finished:
             log(self._line(now - self.started))
 
     def _line(self, seconds: float) -> str:
-        """What is being done, how far it is, how fast it goes, the time that is left."""
+        """Returns the description, the progress, the speed and the time left."""
         rate = (self.done - self.initial) / max(seconds, 1e-9)
         parts = [f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")]
         if rate >= 1:
-            parts.append(f"{rate:,.0f} a second")
+            parts.append(f"{rate:,.0f} per second")
         if self.total:
             parts.append(f"{timedelta(seconds=round((self.total - self.done) / rate))} left")
         return ", ".join([*parts, self.note] if self.note else parts)
@@ -88,7 +88,7 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[ProgressBar]:
-    """A progress bar on a terminal, elsewhere a plain line now and then; `total` is None where it is not known."""
+    """Shows the progress of the block; `total` is None if it is unknown."""
     if quiet or not stderr.is_terminal:
         yield ProgressBar(description, total)
         return

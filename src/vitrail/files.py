@@ -1,4 +1,4 @@
-"""Writing so that a file is either whole or not there."""
+"""Atomic writes of files and folders, and checks of disk space and permissions."""
 
 import json
 import os
@@ -17,35 +17,35 @@ from vitrail.errors import UsageError, VitrailError
 
 
 def cache_folder() -> Path:
-    """Where things lie that can be computed again: $VITRAIL_CACHE, or ~/.cache/vitrail. It may be emptied at will."""
+    """Returns the folder for results that can be recomputed: $VITRAIL_CACHE, or ~/.cache/vitrail."""
     return Path(os.environ.get("VITRAIL_CACHE") or Path.home() / ".cache" / "vitrail")
 
 
 def absolute_if_exists(path: str | Path) -> str:
-    """A path that is there in full, so that it is found from any folder; anything else, such as a name, as it is."""
+    """Returns an existing path as an absolute path, and anything else, such as a model's name, unchanged."""
     return str(Path(path).resolve()) if os.path.exists(path) else str(path)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file aside, then moves it to `path`; an existing file stays whole until that moment.
+    """Lets `write` fill a temporary file, then renames it to `path`; an existing file stays intact until then.
 
-    Raises `VitrailError` where the place cannot be written.
+    Raises `VitrailError` if the path cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
         try:
-            write(Path(aside))
-            set_default_mode(Path(aside), 0o666)
-            fsync(Path(aside))
-            os.replace(aside, path)
+            write(Path(temporary))
+            set_default_mode(Path(temporary), 0o666)
+            fsync(Path(temporary))
+            os.replace(temporary, path)
             fsync(path.parent)
         finally:
-            Path(aside).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise VitrailError(
-            f"{path} cannot be written: {describe_write_error(error)}", "make room, or choose another place"
+            f"{path} cannot be written: {describe_write_error(error)}", "free some space, or choose another path"
         ) from None
 
 
@@ -92,12 +92,12 @@ def set_default_mode(path: Path, mode: int) -> None:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself if it exists, else the nearest folder above it that does."""
+    """Returns the path itself if it exists, else the nearest existing folder above it."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def check_writable(path: Path, hint: str = "choose another folder") -> None:
-    """Raises `VitrailError` if no file can be made in a folder, or in the nearest one above it that exists."""
+    """Raises `VitrailError` if no file can be created in a folder, or in the nearest existing one above it."""
     folder = existing_parent(path)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -118,28 +118,28 @@ def check_free_space(path: Path, needed_bytes: int, hint: str = "free some space
 
 
 def format_bytes(size: int) -> str:
-    """A number of bytes in GB, or in MB below one GB."""
+    """Returns a number of bytes in GB, or in MB below one GB."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def describe_write_error(error: Exception) -> str:
-    """Why a file could not be written, in words; safetensors wraps the system's own error in its text."""
+    """Returns why a file could not be written; safetensors wraps the system's error in its own text."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return text.rsplit("I/O error: ", 1)[-1]
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    """Writes a text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, document: Any) -> None:
-    """A JSON file, whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def fsync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Waits until a file's content, or a folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -147,29 +147,25 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-# The single operations that a checkpoint is made of: tests let each of them fail in turn.
+# The single operations of a checkpoint. Tests make each of them fail in turn.
 
 
 def make_folder(path: Path) -> None:
-    """A new folder in one that is there."""
     path.mkdir()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file."""
     save_file(tensors, path)
 
 
 def save_json(path: Path, document: Any) -> None:
-    """A JSON file."""
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def rename(old: Path, new: Path) -> None:
-    """The same file or folder under a name that is free."""
     os.rename(old, new)
 
 
 def remove_folder(path: Path) -> None:
-    """A folder with everything in it is gone; what cannot be removed stays."""
+    """Removes a folder with its content; what cannot be removed stays."""
     shutil.rmtree(path, ignore_errors=True)

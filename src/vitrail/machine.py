@@ -1,4 +1,4 @@
-"""Settings of this machine: the device to use, and an allocator that keeps what it has."""
+"""This machine: devices, CPU cores, native bf16, steal time, and the memory allocator."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 
 def parse_device(name: str) -> torch.device:
-    """The device of this name, be it here or not; raises `UsageError` where no device is called so."""
+    """Returns the device of this name, present or not; raises `UsageError` if torch knows no such device."""
     try:
         return torch.device(name)
     except RuntimeError:
@@ -24,14 +24,13 @@ def parse_device(name: str) -> torch.device:
 
 
 def missing_device_error(name: str) -> UsageError:
-    """What is said of a device that cannot be had."""
-    return UsageError(f"there is no device {name!r} here", "leave it out to use the best there is")
+    return UsageError(f"there is no device {name!r} here", "leave it out to use the best available device")
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or the best there is; raises `UsageError` for one that this machine lacks.
+    """Returns the named device, or the best available one; raises `UsageError` for one that this machine lacks.
 
-    Nothing is put on it: of several processes each would take memory of the first GPU.
+    Allocates nothing: otherwise each of several processes would take memory of the first GPU.
     """
     if name:
         device = parse_device(name)
@@ -44,14 +43,14 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def count_devices(kind: str) -> int:
-    """How many devices of a kind this machine has that vitrail can use."""
+    """Returns the number of usable devices of a type: cpu, cuda, mps."""
     if kind == "cuda":
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
     return int(kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
 
 
 def count_cores() -> int:
-    """The cores that this process may use: fewer than there are where it or its container is held to some."""
+    """Returns the cores that this process may use, with its CPU affinity and its container's CPU quota."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -61,14 +60,14 @@ def count_cores() -> int:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether this device computes in bf16 natively, and so faster than in float32."""
+    """Returns whether this device computes in bf16 natively, and so faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def describe_numerics(device: torch.device) -> dict[str, str | int]:
-    """What decides the last bits of a sum beside the numbers in it."""
+    """Returns what the last bits of a sum depend on, besides its terms."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "vitrail": __version__,
@@ -79,26 +78,26 @@ def describe_numerics(device: torch.device) -> dict[str, str | int]:
 
 
 def describe_hardware(device: torch.device) -> dict[str, str | int]:
-    """What a timing should say it was made on."""
+    """Returns what to report beside a timing."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def processor_name() -> str:
-    """The processor's name, and what it has for bf16."""
+    """Returns the processor's name and its bf16 units."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = named[0] if named else platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
     units = [("AMX", torch.cpu._is_amx_tile_supported()), ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported())]
-    return ", ".join([name, *(unit for unit, here in units if here)])
+    return ", ".join([name, *(unit for unit, is_present in units if is_present)])
 
 
 def measure_steal_time(stat: Path = Path("/proc/stat")) -> Callable[[], float | None]:
-    """Begins to count the time that the host of a virtual machine keeps its processors from work that they have.
+    """Starts to measure CPU steal time; returns a function that returns it as a fraction of busy time, 0 to 1.
 
-    The function that comes back says what part it was of all the time in which they had work, 0 to 1, whoever gave it
-    to them; None where the system does not say it: only Linux does, as `steal` (proc(5)).
+    Steal time is the time that a hypervisor withholds from CPUs that have work, of all processes. Only Linux reports it
+    (proc(5)); elsewhere the function returns None.
     """
     before = read_cpu_ticks(stat)
 
@@ -106,26 +105,26 @@ def measure_steal_time(stat: Path = Path("/proc/stat")) -> Callable[[], float | 
         after = read_cpu_ticks(stat)
         if before is None or after is None:
             return None
-        taken, worked = (later - earlier for later, earlier in zip(after, before, strict=True))
-        return taken / (taken + worked) if taken + worked > 0 else 0.0
+        stolen, busy = (later - earlier for later, earlier in zip(after, before, strict=True))
+        return stolen / (stolen + busy) if stolen + busy > 0 else 0.0
 
     return fraction
 
 
 def read_cpu_ticks(stat: Path) -> tuple[int, int] | None:
-    """Of all processors together since the start: ticks that the host took, ticks of work."""
+    """Returns (stolen, busy) ticks of all CPUs since boot; None if the system does not report them."""
     try:
-        user, nice, system, _, _, interrupts, soft, taken = map(int, stat.read_text().split("\n")[0].split()[1:9])
+        user, nice, system, _, _, interrupts, soft, stolen = map(int, stat.read_text().split("\n")[0].split()[1:9])
     except (OSError, ValueError):
         return None
-    return taken, user + nice + system + interrupts + soft
+    return stolen, user + nice + system + interrupts + soft
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory; returns whether it did.
+    """Makes glibc keep freed memory; returns whether it did.
 
-    By default large blocks go back to the kernel after each step and come again page by page, which costs a tenth of
-    a small model's step, and several times its length when other processes compete for the cores.
+    By default glibc returns large blocks to the kernel after each step and faults them in again page by page. That costs
+    a tenth of a small model's step, and several times the step if other processes compete for the cores.
     """
     if not sys.platform.startswith("linux"):
         return False

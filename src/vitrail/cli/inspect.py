@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     """Reads the file and shows what it holds."""
     path = Path(arguments.file)
     if path.is_dir():
-        path = next((path / name for name in (ARTIFACT_NAME, *WEIGHT_FILES) if (path / name).is_file()), path / ARTIFACT_NAME)
+        path = next(
+            (path / name for name in (ARTIFACT_NAME, *WEIGHT_FILES) if (path / name).is_file()), path / ARTIFACT_NAME
+        )
     facts = facts_of(path, arguments.torch_files)
     shown: list[object] = [f"{facts['kind']}, {facts['bytes']:,} bytes, {facts['parameters']:,} parameters"]
     if "config" in facts:
