@@ -17,11 +17,11 @@ import torch
 from onnxruntime.quantization import quantize_dynamic
 
 import vitrail
-from vitrail.exporting.graph import Extras
+from vitrail.exporting.program import Extras
 from vitrail.exporting.int8 import quantised
-from vitrail.exporting.onnx_file import describe, onnx_model
-from vitrail.exporting.proof import Agreed, compared, images_for
-from vitrail.exporting.running import OnnxClassifier, session_of
+from vitrail.exporting.onnx_format import describe, onnx_model
+from vitrail.exporting.verify import Agreed, compared, images_for
+from vitrail.exporting.onnx_classifier import OnnxClassifier, session_of
 
 BATCHES = (1, 32)
 

@@ -15,12 +15,13 @@ from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation import explain_batch
-from vitrail.exporting import int8, onnx_file
-from vitrail.exporting.graph import ATTENTION, MAP, Extras, Program
-from vitrail.exporting.map_graph import map_program
-from vitrail.exporting.onnx_file import describe, export_onnx, onnx_model, running
-from vitrail.exporting.proof import Agreed, demand, images_for, map_difference
-from vitrail.exporting.running import OnnxClassifier
+from vitrail.exporting import int8
+from vitrail.exporting import onnx_format
+from vitrail.exporting.program import ATTENTION, MAP, Extras, Program
+from vitrail.exporting.map_program import map_program
+from vitrail.exporting.onnx_format import describe, export_onnx, onnx_model, running
+from vitrail.exporting.verify import Agreed, demand, images_for, map_difference
+from vitrail.exporting.onnx_classifier import OnnxClassifier
 from vitrail.model import Rotary, SinCos
 from vitrail.prediction.model_spec import ModelSpec
 

@@ -28,7 +28,7 @@ from vitrail.cli.web_page import data_of
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation.explanation import explain_batch, open_scene
 from vitrail.exporting.web import web_page
-from vitrail.exporting.web.agreement import agreement
+from vitrail.exporting.web.verify import agreement
 from vitrail.exporting.web.examples import chosen, named, png
 from vitrail.exporting.web.graphs import Graphs, packed, traced
 from vitrail.exporting.web.page import PAGE, site

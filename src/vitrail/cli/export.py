@@ -20,13 +20,13 @@ from vitrail.cli.main import Answer
 from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.exporting.folder import export_library
-from vitrail.exporting.graph import Extras
+from vitrail.exporting.program import Extras
 from vitrail.exporting.libraries import LIBRARIES
-from vitrail.exporting.onnx_file import export_onnx
-from vitrail.exporting.proof import images_for
+from vitrail.exporting.onnx_format import export_onnx
+from vitrail.exporting.verify import images_for
 from vitrail.exporting.push import push_to_hub
-from vitrail.exporting.torch_file import export_torch
-from vitrail.exporting.triton import export_triton
+from vitrail.exporting.torch_format import export_torch
+from vitrail.exporting.triton_format import export_triton
 
 PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
 CHECK = ("check", "skip_unreadable")

@@ -27,7 +27,7 @@ def facts_of(path: Path, torch_files: bool) -> dict[str, Any]:
     """What the file is, by its kind."""
     if path.suffix.lower() != ".onnx":
         return inspect_file(path, torch_files=torch_files)
-    from vitrail.exporting.running import inspect_onnx
+    from vitrail.exporting.onnx_classifier import inspect_onnx
 
     return inspect_onnx(path)
 

@@ -38,7 +38,7 @@ def loaded_any(arguments: argparse.Namespace) -> BaseClassifier:
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; it must be at least 1")
     if is_onnx(arguments.model):
-        from vitrail.exporting.running import OnnxClassifier
+        from vitrail.exporting.onnx_classifier import OnnxClassifier
 
         return OnnxClassifier.load(arguments.model, threads=arguments.threads, device=arguments.device or "cpu")
     if arguments.threads:

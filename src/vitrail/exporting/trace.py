@@ -3,8 +3,8 @@
 import torch
 
 from vitrail.classifier import Classifier
-from vitrail.exporting.graph import Extras, Program
-from vitrail.exporting.map_graph import example, map_program
+from vitrail.exporting.program import Extras, Program
+from vitrail.exporting.map_program import example, map_program
 
 
 def traced(classifier: Classifier, extras: Extras) -> torch.export.ExportedProgram:

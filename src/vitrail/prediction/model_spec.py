@@ -39,7 +39,7 @@ class ModelSpec:
     def _opened(self) -> tuple[BaseClassifier, str]:
         classifier: BaseClassifier
         if self.is_onnx:
-            from vitrail.exporting.running import OnnxClassifier
+            from vitrail.exporting.onnx_classifier import OnnxClassifier
 
             if self.fast:
                 raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
@@ -59,7 +59,7 @@ class ModelSpec:
     def load_with_threads(self) -> BaseClassifier:
         """The classifier for a process that forks no other: a session of ONNX Runtime has all its threads."""
         if self.is_onnx and (self.threads or 1) > 1:
-            from vitrail.exporting.running import OnnxClassifier
+            from vitrail.exporting.onnx_classifier import OnnxClassifier
 
             return OnnxClassifier.load(self.model, threads=self.threads, device=self.device or "cpu")
         return self.load()

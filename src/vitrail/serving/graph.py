@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from vitrail.classifier import Classifier
-from vitrail.exporting.graph import Extras
-from vitrail.exporting.onnx_file import export_onnx
-from vitrail.exporting.proof import images_for
+from vitrail.exporting.program import Extras
+from vitrail.exporting.onnx_format import export_onnx
+from vitrail.exporting.verify import images_for
 from vitrail.files import cache_folder
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256 as digest_of

@@ -56,7 +56,7 @@ def opened(classifier: Classifier | None, duty: Duty) -> BaseClassifier:
     """The classifier in the runtime and on the device that the duty names."""
     device = pick_device(duty.device)
     if duty.graph is not None:
-        from vitrail.exporting.running import OnnxClassifier
+        from vitrail.exporting.onnx_classifier import OnnxClassifier
 
         return OnnxClassifier.load(duty.graph, threads=duty.threads, device=str(device))
     assert classifier is not None
@@ -121,7 +121,7 @@ def page(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer
 
 def graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
     """Writes the model as an ONNX file, and says how fast torch and ONNX Runtime run it."""
-    from vitrail.exporting.running import OnnxClassifier
+    from vitrail.exporting.onnx_classifier import OnnxClassifier
     from vitrail.serving.graph import graph_name, write_graph
 
     assert isinstance(predictor.classifier, Classifier)

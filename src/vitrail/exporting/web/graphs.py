@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.classifier import Classifier
-from vitrail.exporting.graph import Program, explicit
-from vitrail.exporting.map_graph import answers
-from vitrail.exporting.onnx_file import OPSET, quiet
+from vitrail.exporting.program import Program, explicit
+from vitrail.exporting.map_program import answers
+from vitrail.exporting.onnx_format import OPSET, quiet
 from vitrail.model.position import Rotate
 
 WEIGHTS = "weights"  # the file that all graphs refer to

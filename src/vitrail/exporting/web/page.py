@@ -15,8 +15,8 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.explanation.methods import DEFAULT, METHODS
-from vitrail.exporting.running import onnx_packages
-from vitrail.exporting.web.agreement import agreement
+from vitrail.exporting.onnx_classifier import onnx_packages
+from vitrail.exporting.web.verify import agreement
 from vitrail.exporting.web.examples import chosen, precomputed
 from vitrail.exporting.web.graphs import Graphs, packed, traced
 from vitrail.files import write_atomically

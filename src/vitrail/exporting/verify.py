@@ -21,7 +21,7 @@ from vitrail.data.sources import SCORED, find, open_for_evaluation
 from vitrail.errors import VitrailError
 from vitrail.explanation import explain_batch
 from vitrail.explanation.recording import recording
-from vitrail.exporting.graph import ATTENTION, MAP, Extras
+from vitrail.exporting.program import ATTENTION, MAP, Extras
 from vitrail.intervals import normal_interval
 
 TOLERANCE = 1e-4  # of the largest logit, for a program of the same numbers

@@ -9,10 +9,10 @@ from typing import Any
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.exporting.folder import atomic_folder
-from vitrail.exporting.graph import LOGITS, Extras
-from vitrail.exporting.onnx_file import proven_model, write_model
-from vitrail.exporting.proof import Check
-from vitrail.exporting.shipped import Shipped
+from vitrail.exporting.program import LOGITS, Extras
+from vitrail.exporting.onnx_format import proven_model, write_model
+from vitrail.exporting.verify import Check
+from vitrail.exporting.result import Shipped
 from vitrail.files import write_text
 
 MOST_AT_ONCE = 64  # images that Triton may put into one batch

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.exporting.proof import MOST_LOST, Agreed
+from vitrail.exporting.verify import MOST_LOST, Agreed
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError
-from vitrail.exporting.graph import Extras
+from vitrail.exporting.program import Extras
 from vitrail.exporting.int8 import quantised
 from vitrail.exporting.model_card import write_model_card
-from vitrail.exporting.proof import Agreed, Check, compared, demand, demand_extras
-from vitrail.exporting.running import LARGEST, OnnxClassifier, digest, onnx_packages, session_of
-from vitrail.exporting.shipped import Shipped, fresh
+from vitrail.exporting.verify import Agreed, Check, compared, demand, demand_extras
+from vitrail.exporting.onnx_classifier import LARGEST, OnnxClassifier, digest, onnx_packages, session_of
+from vitrail.exporting.result import Shipped, fresh
 from vitrail.exporting.trace import traced
 from vitrail.files import write_atomically
 from vitrail.weights.artifact import Artifact

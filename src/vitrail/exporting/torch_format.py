@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.exporting.graph import LOGITS, TARGET, Extras
-from vitrail.exporting.onnx_file import quiet
-from vitrail.exporting.proof import Check, compared, demand, demand_extras
-from vitrail.exporting.shipped import Shipped, fresh
+from vitrail.exporting.program import LOGITS, TARGET, Extras
+from vitrail.exporting.onnx_format import quiet
+from vitrail.exporting.verify import Check, compared, demand, demand_extras
+from vitrail.exporting.result import Shipped, fresh
 from vitrail.exporting.trace import traced
 from vitrail.files import write_atomically
 from vitrail.weights.artifact import Artifact

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.explanation.gradient import balanced_gradient
 from vitrail.explanation.scene import Scene
-from vitrail.exporting.graph import Program, explicit
+from vitrail.exporting.program import Program, explicit
 
 
 def map_program(program: Program) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor
 from vitrail.classifier import BaseClassifier, check_finite
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, first_line
-from vitrail.exporting.graph import LOGITS, PIXELS, TARGET
+from vitrail.exporting.program import LOGITS, PIXELS, TARGET
 from vitrail.machine import parse_device
 from vitrail.weights.artifact import MAX_DOCUMENT_BYTES, Artifact, parse_artifact, parse_strict_json
 
