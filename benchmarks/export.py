@@ -17,11 +17,11 @@ import torch
 from onnxruntime.quantization import quantize_dynamic
 
 import vitrail
-from vitrail.exporting.program import Extras
-from vitrail.exporting.int8 import quantised
-from vitrail.exporting.onnx_format import describe, onnx_model
-from vitrail.exporting.verify import Agreed, compared, images_for
-from vitrail.exporting.onnx_classifier import OnnxClassifier, session_of
+from vitrail.exporting.int8 import quantize
+from vitrail.exporting.onnx_classifier import OnnxClassifier, create_session
+from vitrail.exporting.onnx_format import add_metadata, build_onnx_model
+from vitrail.exporting.program import ProgramOptions
+from vitrail.exporting.verify import Verification, compare_program, load_probes
 
 BATCHES = (1, 32)
 
@@ -36,25 +36,25 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     classifier = vitrail.load(arguments.model)
-    whole = onnx_model(classifier, Extras())
-    describe(whole, classifier, {"images": 0, "max_difference": float("nan")})
-    files = {"float32": whole.SerializeToString(), "int8, vitrail's": quantised(whole).SerializeToString()}
+    whole = build_onnx_model(classifier, ProgramOptions())
+    add_metadata(whole, classifier, {"images": 0, "max_difference": float("nan")})
+    files = {"float32": whole.SerializeToString(), "int8, vitrail's": quantize(whole).SerializeToString()}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "float.onnx").write_bytes(files["float32"])
         quantize_dynamic(Path(folder, "float.onnx"), Path(folder, "default.onnx"))
         files["int8, `quantize_dynamic`'s default"] = Path(folder, "default.onnx").read_bytes()
-    check = images_for(classifier, arguments.data)
+    check = load_probes(classifier, arguments.data)
     pixels, _ = next(check.batches(classifier))
     runners = {
         name: OnnxClassifier(
-            session_of(data, Path(name), arguments.threads, "cpu"), classifier.classes, classifier.preprocess,
+            create_session(data, Path(name), arguments.threads, "cpu"), classifier.classes, classifier.preprocess,
             classifier.temperature,
         )
         for name, data in files.items()
     }  # fmt: skip
-    agreed = {name: compared(classifier, runner.logits, check) for name, runner in runners.items()}
+    agreed = {name: compare_program(classifier, runner.logits, check) for name, runner in runners.items()}
     times = {batch: in_turns({"torch": classifier, **runners}, pixels[:batch], arguments.rounds) for batch in BATCHES}
-    print(f"{arguments.model}, {check.said}, {arguments.threads} thread(s), {arguments.rounds} rounds\n")
+    print(f"{arguments.model}, {check.description}, {arguments.threads} thread(s), {arguments.rounds} rounds\n")
     print(
         "| file | MB | largest difference | same class | one image alone or among others | accuracy | points lost |",
         end="",
@@ -69,13 +69,13 @@ def main() -> None:
         print("| " + " | ".join(row) + " |")
 
 
-def said(agreed: Agreed) -> list[str]:
+def said(agreed: Verification) -> list[str]:
     """The columns of agreement."""
-    row = [f"{agreed.max_difference:.1e}", f"{agreed.agreement:.2%}", f"{agreed.alone_difference:.1e}"]
-    if agreed.lost is None or agreed.lost_interval is None:
+    row = [f"{agreed.max_difference:.1e}", f"{agreed.agreement:.2%}", f"{agreed.batch_difference:.1e}"]
+    if agreed.accuracy_drop is None or agreed.accuracy_drop_interval is None:
         return [*row, "", ""]
-    low, high = (100 * each for each in agreed.lost_interval)
-    return [*row, f"{agreed.exported_accuracy:.4f}", f"{100 * agreed.lost:.2f} ({low:.2f} to {high:.2f})"]
+    low, high = (100 * each for each in agreed.accuracy_drop_interval)
+    return [*row, f"{agreed.exported_accuracy:.4f}", f"{100 * agreed.accuracy_drop:.2f} ({low:.2f} to {high:.2f})"]
 
 
 def in_turns(runners: dict, pixels: torch.Tensor, rounds: int) -> dict[str, float]:

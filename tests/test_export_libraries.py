@@ -15,8 +15,8 @@ import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
-from vitrail.exporting.library_check import make_probe_images
 from vitrail.exporting.folder import export_library
+from vitrail.exporting.library_check import make_probe_images
 from vitrail.model import Learned, NoPosition, Rotary, SinCos
 
 TINY = dict(width=32, depth=2, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
@@ -189,7 +189,7 @@ def test_the_command_line_writes_says_and_protects(tmp_path: Path, capsys: pytes
 
 def test_what_is_compared_is_real_images_too(tmp_path: Path):
     clf = classifier()
-    photo = resources.files("vitrail.exporting.web").joinpath("photos", "rocket.jpg")
+    photo = resources.files("vitrail.exporting.sample_photos").joinpath("rocket.jpg")
     seen = clf.preprocess.normalise(clf.read_image(str(photo))[None])[0]
     assert any(torch.equal(each, seen) for each in make_probe_images(clf))
 

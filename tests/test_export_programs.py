@@ -15,13 +15,12 @@ from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation import explain_batch
-from vitrail.exporting import int8
-from vitrail.exporting import onnx_format
-from vitrail.exporting.program import ATTENTION, MAP, Extras, Program
-from vitrail.exporting.map_program import map_program
-from vitrail.exporting.onnx_format import describe, export_onnx, onnx_model, running
-from vitrail.exporting.verify import Agreed, demand, images_for, map_difference
+from vitrail.exporting import int8, onnx_format
+from vitrail.exporting.map_program import trace_map_program
 from vitrail.exporting.onnx_classifier import OnnxClassifier
+from vitrail.exporting.onnx_format import add_metadata, build_onnx_model, classifier_in_memory, export_onnx
+from vitrail.exporting.program import ATTENTION, MAP, Program, ProgramOptions
+from vitrail.exporting.verify import Verification, check_tolerance, load_probes, map_difference
 from vitrail.model import Rotary, SinCos
 from vitrail.prediction.model_spec import ModelSpec
 
@@ -78,8 +77,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Path]:
 @pytest.mark.parametrize("name", SHAPES)
 def test_onnx_gives_the_same_logits_and_attention_and_int8_nearly(name: str):
     clf = classifier(**SHAPES[name])
-    model = onnx_model(clf, Extras(attention=True))
-    runner = running(model, clf)
+    model = build_onnx_model(clf, ProgramOptions(attention=True))
+    runner = classifier_in_memory(model, clf)
     x = pixels_for(clf)
     expected, attention = clf.logits(x), attention_of(clf, x)
     assert (runner.logits(x) - expected).abs().max() < 1e-4
@@ -88,10 +87,10 @@ def test_onnx_gives_the_same_logits_and_attention_and_int8_nearly(name: str):
     domains = {node.domain for node in model.graph.node}
     assert domains == {""}  # standard operators alone: any runtime knows them
 
-    small_model = int8.quantised(model)
+    small_model = int8.quantize(model)
     onnx.checker.check_model(small_model)
     assert {node.domain for node in small_model.graph.node} == {""}
-    small = running(small_model, clf)
+    small = classifier_in_memory(small_model, clf)
     assert (small.logits(x) - expected).square().mean().sqrt() < 0.1 * expected.std()
     assert (small.logits(x[:1]) - small.logits(x)[:1]).abs().max() < 1e-3  # a token's scale is its own
     integers = [node for node in small_model.graph.node if node.op_type == "MatMulInteger"]
@@ -110,7 +109,7 @@ def differences(clf: Classifier, run) -> list[float]:
 
 def test_the_map_in_the_graph_is_explains():
     clf = classifier(depth=2, classes=2)  # two: as many as images often are
-    runner = running(onnx_model(clf, Extras(map=True)), clf)
+    runner = classifier_in_memory(build_onnx_model(clf, ProgramOptions(map=True)), clf)
     assert max(differences(clf, runner.run)) < 1e-5
     x = pixels_for(clf)
     each = torch.eye(2)[torch.arange(len(x)) % 2]  # another class for each image
@@ -122,7 +121,7 @@ def test_the_map_in_the_graph_is_explains():
 def test_every_rule_of_the_map_is_in_the_graph():
     """Gates, attention pooling and normed queries, whose gradients are balanced by rules of their own."""
     clf = classifier(**SHAPES[[*SHAPES][1]])
-    graph = map_program(Program(clf))
+    graph = trace_map_program(Program(clf))
     assert max(differences(clf, lambda pixels, _, target: graph(pixels, target)[-1])) < 1e-5
 
 
@@ -239,7 +238,7 @@ def test_what_does_not_agree_is_refused_with_the_figures_and_nothing_written(
     saved: tuple[Classifier, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     clf, path = saved
-    check = images_for(clf, None)
+    check = load_probes(clf, None)
     bare = onnx.load(path)
 
     def tampered(*_: object) -> onnx.ModelProto:
@@ -249,32 +248,34 @@ def test_what_does_not_agree_is_refused_with_the_figures_and_nothing_written(
         head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head) + np.float32(0.1), head.name))
         return model
 
-    monkeypatch.setattr(onnx_file, "onnx_model", tampered)
+    monkeypatch.setattr(onnx_format, "build_onnx_model", tampered)
     with pytest.raises(VitrailError, match=r"differ by 5\.88e-02 .* 64 images of digits"):  # 0.1 over the temperature
-        export_onnx(clf, tmp_path / "a.onnx", Extras(), check)
-    monkeypatch.setattr(onnx_file, "onnx_model", lambda *_: bare)
-    monkeypatch.setattr(int8, "MOST", 1)
+        export_onnx(clf, tmp_path / "a.onnx", ProgramOptions(), check)
+    monkeypatch.setattr(onnx_format, "build_onnx_model", lambda *_: bare)
+    monkeypatch.setattr(int8, "MAX_WEIGHT", 1)
     with pytest.raises(VitrailError, match=r"off by \d+\.\d% of their spread"):
-        export_onnx(clf, tmp_path / "b.onnx", Extras(int8=True), check)
+        export_onnx(clf, tmp_path / "b.onnx", ProgramOptions(int8=True), check)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_demands():
-    good = Agreed("x", 100, 1e-6, 1.0, 1e-6, 1e-6, 5.0)
-    demand(good, exact=True)
+    good = Verification("x", 100, 1e-6, 1.0, 1e-6, 1e-6, 5.0)
+    check_tolerance(good, exact=True)
     for worse, sentence in (
         ({"max_difference": 1e-3}, "does not agree"),
         ({"max_difference": float("nan")}, "does not agree"),
-        ({"alone_difference": 1e-3}, "images beside it"),
+        ({"batch_difference": 1e-3}, "images beside it"),
     ):
         with pytest.raises(VitrailError, match=sentence):
-            demand(Agreed(**{**vars(good), **worse}), exact=True)
-    rounded = {**vars(good), "max_difference": 0.2, "spread": 0.02, "accuracy": 0.8}
-    demand(Agreed(**{**rounded, "exported_accuracy": 0.797, "lost": 0.003}), exact=False)
-    lost = {**rounded, "exported_accuracy": 0.794, "lost": 0.006}
-    demand(Agreed(**{**lost, "lost_interval": (-0.01, 0.022)}), exact=False)  # too few images to say that any is lost
+            check_tolerance(Verification(**{**vars(good), **worse}), exact=True)
+    rounded = {**vars(good), "max_difference": 0.2, "rms_ratio": 0.02, "accuracy": 0.8}
+    check_tolerance(Verification(**{**rounded, "exported_accuracy": 0.797, "accuracy_drop": 0.003}), exact=False)
+    lost = {**rounded, "exported_accuracy": 0.794, "accuracy_drop": 0.006}
+    check_tolerance(
+        Verification(**{**lost, "accuracy_drop_interval": (-0.01, 0.022)}), exact=False
+    )  # too few images to say that any is lost
     with pytest.raises(VitrailError, match=r"costs 0\.60 points of accuracy \(0\.8000 to 0\.7940\)"):
-        demand(Agreed(**{**lost, "lost_interval": (0.003, 0.009)}), exact=False)
+        check_tolerance(Verification(**{**lost, "accuracy_drop_interval": (0.003, 0.009)}), exact=False)
 
 
 def test_weights_as_whole_numbers_are_as_near_as_can_be_and_cannot_overflow():
@@ -282,9 +283,9 @@ def test_weights_as_whole_numbers_are_as_near_as_can_be_and_cannot_overflow():
         -6, 2, 40, dtype=np.float32
     )
     weight[:, 7] = 0
-    whole, scale = int8.whole_numbers(weight)
-    assert np.abs(whole).max() == int8.MOST
-    assert 2 * 255 * int8.MOST < 2**15
+    whole, scale = int8.quantize_weight(weight)
+    assert np.abs(whole).max() == int8.MAX_WEIGHT
+    assert 2 * 255 * int8.MAX_WEIGHT < 2**15
     assert (np.abs(whole * scale - weight) <= scale / 2 * 1.001).all()
 
 
@@ -399,9 +400,9 @@ def test_pixels_of_another_size_and_answers_that_are_no_numbers(saved: tuple[Cla
     model = onnx.load(path)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias"))
     bias.CopyFrom(numpy_helper.from_array(np.full(3, np.nan, dtype=np.float32), bias.name))
-    describe(model, clf, {"images": 0, "max_difference": 0.0, "compared_on": "nothing"})
+    add_metadata(model, clf, {"images": 0, "max_difference": 0.0, "compared_on": "nothing"})
     with pytest.raises(VitrailError, match="not finite"):
-        running(model, clf).logits(pixels_for(clf))
+        classifier_in_memory(model, clf).logits(pixels_for(clf))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
@@ -410,7 +411,7 @@ def test_a_missing_package_is_a_sentence(
 ):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(UsageError, match=rf"{package} is not installed .*vitrail\[export\]"):
-        export_onnx(saved[0], tmp_path / "a.onnx", Extras(), images_for(saved[0], None))
+        export_onnx(saved[0], tmp_path / "a.onnx", ProgramOptions(), load_probes(saved[0], None))
     assert not list(tmp_path.iterdir())
 
 

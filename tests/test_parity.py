@@ -29,8 +29,8 @@ from vitrail.model import ViT, ViTConfig
 from vitrail.weights import layouts
 from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
 from vitrail.weights.configs import parse_config
-from vitrail.weights.tensor_files import read_tensors
 from vitrail.weights.layouts import LAYOUTS, find_layouts
+from vitrail.weights.tensor_files import read_tensors
 
 hf.utils.logging.set_verbosity_error()
 hf.utils.logging.disable_progress_bar()

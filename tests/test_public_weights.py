@@ -30,14 +30,14 @@ import vitrail
 from vitrail import UsageError, VitrailError
 from vitrail.cli import main
 from vitrail.data.decode import decode
-from vitrail.weights.cards import load_cards, find_card
+from vitrail.weights.cards import find_card, load_cards
 from vitrail.weights.classes import load_imagenet_classes
 from vitrail.weights.config_json import config_to_json
-from vitrail.weights.tensor_files import read_tensors
-from vitrail.weights.weight_files import match_cards, load_weight_file
 from vitrail.weights.hub import find_cached_folder
 from vitrail.weights.inspection import inspect_file
-from vitrail.weights.layouts import LAYOUTS, meta_state_dict, export_weights
+from vitrail.weights.layouts import LAYOUTS, export_weights, meta_state_dict
+from vitrail.weights.tensor_files import read_tensors
+from vitrail.weights.weight_files import load_weight_file, match_cards
 
 REAL = Path(os.environ.get("VITRAIL_DINOV2", Path(__file__).parents[2] / "shared/weights/dinov2-small-saliency"))
 real_file = pytest.mark.skipif(not REAL.is_dir(), reason="the real DINOv2 file is not here; VITRAIL_DINOV2 says where")

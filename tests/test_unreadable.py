@@ -18,7 +18,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NothingRead
-from vitrail.exporting.verify import images_for
+from vitrail.exporting.verify import load_probes
 from vitrail.runs import epochs
 from vitrail.training.checkpoint import find_newest_checkpoint
 from vitrail.training.loop import TrainingDiverged
@@ -141,13 +141,13 @@ def test_explanations_are_scored_without_what_cannot_be_read(run: vitrail.Run, t
 
 
 def test_exports_are_compared_without_what_cannot_be_read(run: vitrail.Run, torn: Path):
-    check = images_for(run.classifier, torn, skip_unreadable=True)
-    assert check.said == "the 18 test images of torn, less 1 that cannot be read"
+    check = load_probes(run.classifier, torn, skip_unreadable=True)
+    assert check.description == "the 18 test images of torn, less 1 that cannot be read"
     assert sum(len(labels) for _, labels in check.batches(run.classifier)) == 17
     for file in (torn / "test").rglob("*.png"):
         cut(file)
     with pytest.raises(ImageError, match=r"test/blue/0\.png"):
-        images_for(run.classifier, torn, skip_unreadable=True)
+        load_probes(run.classifier, torn, skip_unreadable=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

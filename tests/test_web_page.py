@@ -27,11 +27,11 @@ from vitrail.cli import main
 from vitrail.cli.web_page import data_of
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation.explanation import explain_batch, open_scene
-from vitrail.exporting.web import web_page
-from vitrail.exporting.web.verify import agreement
-from vitrail.exporting.web.examples import chosen, named, png
-from vitrail.exporting.web.graphs import Graphs, packed, traced
-from vitrail.exporting.web.page import PAGE, site
+from vitrail.exporting.web import render_page
+from vitrail.exporting.web.examples import choose_examples, load_examples, png_data_url
+from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
+from vitrail.exporting.web.page import PAGE_MODULES, read_site_file
+from vitrail.exporting.web.verify import verify_graphs
 from vitrail.model import Rotary
 from vitrail.runs.folder import RunFolder
 
@@ -147,7 +147,7 @@ def place(request, model: Classifier, tmp_path_factory: pytest.TempPathFactory) 
         return
     path = tmp_path_factory.mktemp("served") / "mine.safetensors"
     model.save(path)
-    photos = Path(str(resources.files("vitrail.exporting.web").joinpath("photos")))
+    photos = Path(str(resources.files("vitrail.exporting.sample_photos")))
     with Running([path]) as server:
         shown = [photos / name for name in ("cat.jpg", "coffee.jpg", "rocket.jpg", "astronaut.jpg")]
         yield Place(f"http://127.0.0.1:{server.port}/", shown, offline=False)
@@ -599,20 +599,20 @@ def test_nothing_leads_outside_and_names_are_text(file: Path, model: Classifier)
 )
 def test_every_kind_of_vit_agrees_or_is_refused(options: dict[str, Any]):
     other = classifier(seed=1, **options)
-    pixels = [example.pixels for example in chosen(other)]  # photographs, as it knows no data
+    pixels = [example.pixels for example in choose_examples(other)]  # photographs, as it knows no data
     assert len(pixels) == 4
-    models = traced(other)
-    graphs, halved = packed(models), packed(models, half=True)
-    assert max(agreement(other, graphs, pixels)["relative"].values()) < 1e-4
+    models = trace_graphs(other)
+    graphs, halved = pack_graphs(models), pack_graphs(models, half=True)
+    assert max(verify_graphs(other, graphs, pixels)["relative"].values()) < 1e-4
     assert len(halved.weights) < 0.55 * len(graphs.weights)
-    found = agreement(other, halved, pixels)
+    found = verify_graphs(other, halved, pixels)
     assert 1e-5 < max(found["relative"].values()) < 2e-2
     with pytest.raises(VitrailError, match="does not agree"):
-        agreement(other, Graphs(halved.graphs, halved.weights), pixels)
+        verify_graphs(other, Graphs(halved.graphs, halved.weights), pixels)
     spoilt = np.frombuffer(graphs.weights, dtype=np.float32).copy()
     spoilt[: len(spoilt) // 2] *= 1.01
     with pytest.raises(VitrailError, match="does not agree"):
-        agreement(other, Graphs(graphs.graphs, spoilt.tobytes()), pixels)
+        verify_graphs(other, Graphs(graphs.graphs, spoilt.tobytes()), pixels)
 
 
 def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -650,12 +650,12 @@ def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.C
 
 
 def test_examples_are_images_that_training_kept_back(run: vitrail.Run, colours: Path):
-    found = chosen(run.classifier, data=RunFolder(run.folder).data_source)
+    found = choose_examples(run.classifier, data=RunFolder(run.folder).data_source)
     assert len(found) == 8
     assert {example.truth for example in found} == set(run.classifier.classes)
     kept = [run.classifier.read_image(path) for path in sorted((colours / "test").rglob("*.png"))]
     assert all(any(torch.equal(example.pixels, pixels) for pixels in kept) for example in found)
-    assert chosen(run.classifier, data="gone/away")[0].name == "cat.jpg"
+    assert choose_examples(run.classifier, data="gone/away")[0].name == "cat.jpg"
     assert RunFolder(colours).data_source is None
 
 
@@ -669,18 +669,18 @@ def test_a_model_that_is_a_name_takes_no_examples_from_the_folder_it_is_named_in
 
 def test_a_model_without_classes_is_refused():
     with pytest.raises(UsageError, match="knows no classes"):
-        web_page(classifier(classes=0))
+        render_page(classifier(classes=0))
 
 
 def test_the_picture_in_the_page_is_what_the_model_sees(model: Classifier, noise: list[Path]):
-    example = named(model, noise)[1]
-    shown = Image.open(io.BytesIO(base64.b64decode(png(example.pixels).split(",")[1])))
+    example = load_examples(model, noise)[1]
+    shown = Image.open(io.BytesIO(base64.b64decode(png_data_url(example.pixels).split(",")[1])))
     assert np.array_equal(np.asarray(shown), model.read_image(noise[1]).permute(1, 2, 0).numpy())
 
 
 def test_modules_import_what_others_export():
     """The page joins them into one scope, where a wrong import would not show."""
-    sources = {f"{name}.js": site(f"{name}.js") for name in PAGE}
+    sources = {f"{name}.js": read_site_file(f"{name}.js") for name in PAGE_MODULES}
     given = {}
     for name, source in sources.items():
         simple = re.findall(r"^export (?:async )?(?:function|class|const|let) ([\w$]+)", source, re.M)

@@ -20,13 +20,13 @@ from vitrail.cli.main import Answer
 from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.exporting.folder import export_library
-from vitrail.exporting.program import Extras
 from vitrail.exporting.libraries import LIBRARIES
 from vitrail.exporting.onnx_format import export_onnx
-from vitrail.exporting.verify import images_for
+from vitrail.exporting.program import ProgramOptions
 from vitrail.exporting.push import push_to_hub
 from vitrail.exporting.torch_format import export_torch
 from vitrail.exporting.triton_format import export_triton
+from vitrail.exporting.verify import load_probes
 
 PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
 CHECK = ("check", "skip_unreadable")
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def program_options() -> list[str]:
     """What a program takes beside its name."""
-    return [field.name for field in fields(Extras)]
+    return [field.name for field in fields(ProgramOptions)]
 
 
 def refuse(arguments: argparse.Namespace, names: Sequence[str], hint: str) -> None:
@@ -91,13 +91,13 @@ def program(arguments: argparse.Namespace) -> Answer:
     """A graph for another runtime."""
     if arguments.skip_unreadable and not arguments.check:
         raise UsageError("--skip-unreadable is for the images of --check", "add --check DATA")
-    extras = Extras(**{each.name: getattr(arguments, each.name) for each in fields(Extras)})
+    extras = ProgramOptions(**{each.name: getattr(arguments, each.name) for each in fields(ProgramOptions)})
     classifier = loaded(arguments)
-    check = images_for(classifier, arguments.check, arguments.skip_unreadable)
-    log(f"tracing the model, which is then compared on {check.said}")
+    check = load_probes(classifier, arguments.check, arguments.skip_unreadable)
+    log(f"tracing the model, which is then compared on {check.description}")
     with progress_bar("comparing", len(check.images)) as progress:
         shipped = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.advance)
-    return Answer(shipped.to_json(), [*shipped.said()])
+    return Answer(shipped.to_json(), [*shipped.summary()])
 
 
 def library(arguments: argparse.Namespace) -> Answer:

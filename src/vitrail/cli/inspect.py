@@ -11,8 +11,8 @@ from vitrail.classifier import ARTIFACT_NAME
 from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters
 from vitrail.evaluation.evaluation import images_said
-from vitrail.weights.weight_files import WEIGHT_FILES
 from vitrail.weights.inspection import inspect_file
+from vitrail.weights.weight_files import WEIGHT_FILES
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

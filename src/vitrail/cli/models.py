@@ -16,7 +16,7 @@ from vitrail.training.recipes import RECIPES
 from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
 from vitrail.weights.cards import Card, load_cards
 from vitrail.weights.config_json import config_to_json
-from vitrail.weights.sizes import list_sizes, get_size_name
+from vitrail.weights.sizes import get_size_name, list_sizes
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,14 +26,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     """Traces, compares and writes the page."""
-    from vitrail.exporting.web.page import LIMIT, export_web
+    from vitrail.exporting.web.page import MAX_PAGE_MB, export_web
 
     classifier = loaded(arguments)
     examples = named_files(arguments.examples) if arguments.examples else None
     log("tracing the model and comparing the page's answers with PyTorch's")
     document = export_web(
         classifier, arguments.out, examples, model=arguments.model, half=arguments.half,
-        title=arguments.title, limit=LIMIT if arguments.limit is None else arguments.limit,
+        title=arguments.title, limit=MAX_PAGE_MB if arguments.limit is None else arguments.limit,
         data=data_of(arguments.model),
     )  # fmt: skip
     difference, same = f"{document['max_difference']:.1e}", f"{document['agreement']:.0%}"

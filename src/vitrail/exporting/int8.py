@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-MOST = 64  # of a weight's size as an integer: 2 * 255 * 64 is less than 2**15
-LEAST = 1e-30  # a row or a channel of zeros has no scale
+MAX_WEIGHT = 64  # of a weight's size as an integer: 2 * 255 * 64 is less than 2**15
+MIN_RANGE = 1e-30  # a row or a channel of zeros has no scale
 
 
 @dataclass(frozen=True)
-class Product:
+class MatMul:
     """A node `x @ weight (+ bias)` with a constant weight (D, E)."""
 
     node: Any
@@ -30,7 +30,7 @@ class Product:
     bias: str | None = None
 
 
-def quantised(model: Any) -> Any:
+def quantize(model: Any) -> Any:
     """A copy of an ONNX model with eight-bit weights, activations quantised on the way, in standard operators alone."""
     import onnx
     from onnx import helper, numpy_helper
@@ -38,8 +38,8 @@ def quantised(model: Any) -> Any:
     small = onnx.ModelProto()
     small.CopyFrom(model)
     graph = small.graph
-    products = {product.node.output[0]: product for product in products_of(graph)}
-    constants = {"int8/most": np.float32(127), "int8/least": np.float32(LEAST), "int8/one": np.float32(1),
+    products = {product.node.output[0]: product for product in find_matmuls(graph)}
+    constants = {"int8/most": np.float32(127), "int8/least": np.float32(MIN_RANGE), "int8/one": np.float32(1),
                  "int8/middle": np.uint8(128), "int8/last": np.array([-1])}  # fmt: skip
     nodes: list[Any] = []
     for node in graph.node:
@@ -47,7 +47,7 @@ def quantised(model: Any) -> Any:
             nodes.append(node)
             continue
         product, name = products[node.output[0]], node.output[0]
-        weight_DE, scale_E = whole_numbers(product.weight_DE)
+        weight_DE, scale_E = quantize_weight(product.weight_DE)
         constants |= {f"{name}/weight": weight_DE, f"{name}/scale": scale_E}
         # token by token x is spread over -127 to 127 and moved to 1 to 255; what came of it is taken back at the end
         steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
@@ -79,7 +79,7 @@ def quantised(model: Any) -> Any:
     return small
 
 
-def products_of(graph: Any) -> Iterator[Product]:
+def find_matmuls(graph: Any) -> Iterator[MatMul]:
     """The products with a constant matrix, as the exporter writes them."""
     from onnx import helper, numpy_helper
 
@@ -93,13 +93,13 @@ def products_of(graph: Any) -> Iterator[Product]:
         weight = numpy_helper.to_array(constant[node.input[1]])
         if weight.ndim == 2:
             bias = node.input[2] if len(node.input) > 2 else None
-            yield Product(node, weight.T if options.get("transB", 0) else weight, bias)
+            yield MatMul(node, weight.T if options.get("transB", 0) else weight, bias)
 
 
-def whole_numbers(weight_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_weight(weight_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A matrix as integers from -`MOST` to `MOST`, (D, E), and the float32 scale of each output channel, (E,)."""
-    scale_E = np.maximum(np.abs(weight_DE).max(axis=0), LEAST).astype(np.float32) / MOST
-    return np.rint(weight_DE / scale_E).clip(-MOST, MOST).astype(np.int8), scale_E.astype(np.float32)
+    scale_E = np.maximum(np.abs(weight_DE).max(axis=0), MIN_RANGE).astype(np.float32) / MAX_WEIGHT
+    return np.rint(weight_DE / scale_E).clip(-MAX_WEIGHT, MAX_WEIGHT).astype(np.int8), scale_E.astype(np.float32)
 
 
 def copied(node: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitrail.classifier import Classifier
 from vitrail.errors import VitrailError
-from vitrail.exporting.web.examples import photos
+from vitrail.exporting.sample_photos import read_sample_photos
 
 TOLERANCE = 1e-4  # of the largest logit
 NOISE = 8  # images of noise that are compared besides the photographs
@@ -66,7 +66,7 @@ def make_probe_images(classifier: Classifier) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     contrast = torch.linspace(0.2, 2.0, NOISE).view(-1, 1, 1, 1)
     noise = torch.randn(NOISE, classifier.preprocess.channels, height, width, generator=generator) * contrast
-    pixels = torch.stack([photo.pixels for photo in photos(classifier)])
+    pixels = torch.stack([*read_sample_photos(classifier).values()])
     return torch.cat([noise, classifier.preprocess.normalise(pixels)])
 
 

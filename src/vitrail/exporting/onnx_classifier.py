@@ -22,7 +22,7 @@ from vitrail.exporting.program import LOGITS, PIXELS, TARGET
 from vitrail.machine import parse_device
 from vitrail.weights.artifact import MAX_DOCUMENT_BYTES, Artifact, parse_artifact, parse_strict_json
 
-LARGEST = 2 << 30  # bytes that a protobuf message, which an ONNX file is, can hold
+MAX_BYTES = 2 << 30  # bytes that a protobuf message, which an ONNX file is, can hold
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
 
 
@@ -43,10 +43,10 @@ class OnnxClassifier(BaseClassifier):
 
         Raises `VitrailError` saying what is wrong with the file, `UsageError` where there is none or no runtime.
         """
-        data = read_bytes(Path(path))
-        artefact, exported = checked(data, Path(path))
-        session = session_of(data, Path(path), threads, device)
-        check_surface(session, artefact, Path(path))
+        data = read_onnx_bytes(Path(path))
+        artefact, exported = parse_onnx(data, Path(path))
+        session = create_session(data, Path(path), threads, device)
+        check_signature(session, artefact, Path(path))
         return cls(session, artefact.classes, artefact.preprocess, artefact.temperature, artefact.origin, exported)
 
     @property
@@ -73,7 +73,7 @@ class OnnxClassifier(BaseClassifier):
             raise VitrailError(f"ONNX Runtime cannot run the model ({first_line(error)})") from None
 
 
-def onnx_packages() -> tuple[Any, Any]:
+def import_onnx() -> tuple[Any, Any]:
     """onnx and onnxruntime; raises `UsageError` where one is not installed."""
     try:
         import onnx
@@ -83,11 +83,11 @@ def onnx_packages() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
-def read_bytes(path: Path) -> bytes:
+def read_onnx_bytes(path: Path) -> bytes:
     """The file; raises `UsageError` where there is none, `VitrailError` where it cannot be read or is too large."""
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    if path.stat().st_size >= LARGEST:
+    if path.stat().st_size >= MAX_BYTES:
         raise VitrailError(f"{path} is larger than 2 GiB, which no ONNX file of one piece is")
     try:
         return path.read_bytes()
@@ -95,9 +95,9 @@ def read_bytes(path: Path) -> bytes:
         raise VitrailError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def checked(data: bytes, path: Path) -> tuple[Artifact, dict[str, Any]]:
+def parse_onnx(data: bytes, path: Path) -> tuple[Artifact, dict[str, Any]]:
     """What the file says of itself and of its making; raises `VitrailError` for what is not ours or not whole."""
-    onnx, _ = onnx_packages()
+    onnx, _ = import_onnx()
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -115,7 +115,7 @@ def checked(data: bytes, path: Path) -> tuple[Artifact, dict[str, Any]]:
         raise VitrailError(
             f"{path} is not a whole artefact: its description is longer than {MAX_DOCUMENT_BYTES:,} bytes"
         )
-    for tensor in tensors_of(model, onnx):
+    for tensor in iterate_tensors(model, onnx):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise VitrailError(f"{path} keeps the weight {tensor.name!r} in another file, which is not read")
         if tensor.data_type not in onnx.TensorProto.DataType.values():
@@ -128,7 +128,7 @@ def checked(data: bytes, path: Path) -> tuple[Artifact, dict[str, Any]]:
         raise VitrailError(f"{path} is not a whole artefact: its description is not a JSON object")
     artefact = parse_artifact(document, path)
     try:
-        found = digest(model)
+        found = weights_digest(model)
     except Exception:  # onnx raises whatever the damage to a weight brings up
         found = None
     if found is None or document.get("sha256") != found:
@@ -141,9 +141,9 @@ def checked(data: bytes, path: Path) -> tuple[Artifact, dict[str, Any]]:
 
 def inspect_onnx(path: Path) -> dict[str, Any]:
     """What the file is, as `vitrail inspect` says it; raises as loading does."""
-    data = read_bytes(path)
-    artefact, exported = checked(data, path)
-    onnx, _ = onnx_packages()
+    data = read_onnx_bytes(path)
+    artefact, exported = parse_onnx(data, path)
+    onnx, _ = import_onnx()
     graph = onnx.load_model_from_string(data).graph
     tensors = {
         tensor.name: {"shape": list(tensor.dims), "dtype": onnx.TensorProto.DataType.Name(tensor.data_type).lower()}
@@ -162,7 +162,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     }
 
 
-def tensors_of(message: Any, onnx: Any) -> Iterator[Any]:
+def iterate_tensors(message: Any, onnx: Any) -> Iterator[Any]:
     """Every tensor in a model, in graphs within graphs too."""
     if isinstance(message, onnx.TensorProto):
         yield message
@@ -172,10 +172,10 @@ def tensors_of(message: Any, onnx: Any) -> Iterator[Any]:
             continue
         parts = [value] if hasattr(value, "ListFields") else value
         for part in parts:
-            yield from tensors_of(part, onnx)
+            yield from iterate_tensors(part, onnx)
 
 
-def digest(model: Any) -> str:
+def weights_digest(model: Any) -> str:
     """SHA-256 over the weights of a graph: names, shapes, types and bytes, in the order of names."""
     from onnx import numpy_helper
 
@@ -186,9 +186,9 @@ def digest(model: Any) -> str:
     return sha.hexdigest()
 
 
-def session_of(data: bytes, path: Path, threads: int | None, device: str) -> Any:
+def create_session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
     """A session of ONNX Runtime on this graph; raises `VitrailError` where it does not take it."""
-    _, ort = onnx_packages()
+    _, ort = import_onnx()
     provider = PROVIDERS.get(parse_device(device).type)
     if provider not in ort.get_available_providers():
         raise UsageError(f"ONNX Runtime has no device {device!r} here", "leave --device out to use the processor")
@@ -205,7 +205,7 @@ def session_of(data: bytes, path: Path, threads: int | None, device: str) -> Any
         raise VitrailError(f"ONNX Runtime does not take {path} ({first_line(error)})", "export it again") from None
 
 
-def check_surface(session: Any, artefact: Artifact, path: Path) -> None:
+def check_signature(session: Any, artefact: Artifact, path: Path) -> None:
     """Raises `VitrailError` where the graph does not take and give what the file says."""
     taken = {each.name: (each.type, each.shape[1:]) for each in session.get_inputs()}
     pixels = ("tensor(uint8)", [artefact.preprocess.channels, *artefact.preprocess.image_size])

@@ -25,7 +25,7 @@ LOGITS, ATTENTION, MAP = "logits", "attention", "map"  # outputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extras:
+class ProgramOptions:
     """What a program gives beside logits, and whether its weights are whole numbers of eight bits."""
 
     attention: bool = False
@@ -69,14 +69,14 @@ class Program(nn.Module):
         self.attention = attention
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
-        with explicit(self.vit) as kept:
+        with plain_attention(self.vit) as kept:
             logits_BY = self.vit(self.preprocess.normalise(pixels_BCHW)) / self.temperature
         if not self.attention:
             return (logits_BY,)
         return logits_BY, torch.stack(kept, dim=1)
 
     @property
-    def example(self) -> Tensor:
+    def example_pixels(self) -> Tensor:
         """Pixels to trace with: as many images as nothing else counts, lest the batch be taken for something else."""
         shape = (self.preprocess.channels, *self.preprocess.image_size)
         batch = next(n for n in range(2, 9) if n not in (*shape, self.vit.config.classes))
@@ -84,7 +84,7 @@ class Program(nn.Module):
 
 
 @contextmanager
-def explicit(vit: ViT) -> Iterator[list[Tensor]]:
+def plain_attention(vit: ViT) -> Iterator[list[Tensor]]:
     """Inside, attention is three plain operations, which any runtime knows; the list gets each block's weights."""
     kept: list[Tensor] = []
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.exporting.program import LOGITS, TARGET, Extras
-from vitrail.exporting.onnx_format import quiet
-from vitrail.exporting.verify import Check, compared, demand, demand_extras
-from vitrail.exporting.result import Shipped, fresh
-from vitrail.exporting.trace import traced
+from vitrail.exporting.onnx_format import silence_exporter
+from vitrail.exporting.program import LOGITS, TARGET, ProgramOptions
+from vitrail.exporting.result import ExportResult, new_path
+from vitrail.exporting.trace import trace_program
+from vitrail.exporting.verify import Probes, check_tolerance, compare_program, verify_extra_outputs
 from vitrail.files import write_atomically
 from vitrail.weights.artifact import Artifact
 
@@ -26,38 +26,38 @@ DOCUMENT = "vitrail.json"  # beside the program in the file: classes, preprocess
 def export_torch(
     classifier: Classifier,
     out: str | Path,
-    extras: Extras,
-    check: Check,
+    extras: ProgramOptions,
+    check: Probes,
     tick: Callable[[int], object] = lambda n: None,
-) -> Shipped:
+) -> ExportResult:
     """Writes a file that `torch.export.load` reads and that answers as the classifier does, or nothing.
 
     Raises `UsageError` where `out` exists, `VitrailError` with the figures where the program does not agree.
     """
-    path = fresh(out, ".pt2")
+    path = new_path(out, ".pt2")
     extras.check(classifier)
     if extras.int8:
         raise UsageError("--int8 is for ONNX files", "use --format onnx or triton")
     artefact = Artifact(
         classifier.vit.config, classifier.classes, classifier.preprocess, classifier.temperature, classifier.origin
     )
-    with quiet():
+    with silence_exporter():
         whole = BytesIO()
         document = json.dumps(artefact.to_json(), ensure_ascii=False)
-        torch.export.save(traced(classifier, extras), whole, extra_files={DOCUMENT: document})
+        torch.export.save(trace_program(classifier, extras), whole, extra_files={DOCUMENT: document})
         whole.seek(0)
         run = Loaded(torch.export.load(whole).module(), extras, len(classifier.classes))
-    agreed = compared(classifier, lambda pixels: run(pixels, LOGITS), check, tick)
-    demand(agreed, exact=True)
-    agreed = replace(agreed, others=demand_extras(classifier, run, check, extras))
+    agreed = compare_program(classifier, lambda pixels: run(pixels, LOGITS), check, tick)
+    check_tolerance(agreed, exact=True)
+    agreed = replace(agreed, other_differences=verify_extra_outputs(classifier, run, check, extras))
     write_atomically(path, lambda aside: aside.write_bytes(whole.getbuffer()))
-    return Shipped(path, "torch", extras.outputs, agreed, path.stat().st_size)
+    return ExportResult(path, "torch", extras.outputs, agreed, path.stat().st_size)
 
 
 class Loaded:
     """A program as it was read back: pixels -> one of its outputs."""
 
-    def __init__(self, module: Any, extras: Extras, classes: int):
+    def __init__(self, module: Any, extras: ProgramOptions, classes: int):
         self.module = module
         self.extras = extras
         self.classes = classes

@@ -9,10 +9,10 @@ from typing import Any
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.exporting.folder import atomic_folder
-from vitrail.exporting.program import LOGITS, Extras
 from vitrail.exporting.onnx_format import proven_model, write_model
-from vitrail.exporting.verify import Check
-from vitrail.exporting.result import Shipped
+from vitrail.exporting.program import LOGITS, ProgramOptions
+from vitrail.exporting.result import ExportResult
+from vitrail.exporting.verify import Probes
 from vitrail.files import write_text
 
 MOST_AT_ONCE = 64  # images that Triton may put into one batch
@@ -22,10 +22,10 @@ WAIT = 1000  # microseconds that it may wait for more of them
 def export_triton(
     classifier: Classifier,
     out: str | Path,
-    extras: Extras,
-    check: Check,
+    extras: ProgramOptions,
+    check: Probes,
     tick: Callable[[int], object] = lambda n: None,
-) -> Shipped:
+) -> ExportResult:
     """Writes the folder of one model, which its name names; `tritonserver --model-repository` takes the folder above.
 
     Raises `UsageError` where `out` exists or is no name for a model, `VitrailError` where the program does not agree.
@@ -41,7 +41,7 @@ def export_triton(
         write_text(inside / "config.pbtxt", config_text(folder.name, model, bool(classifier.classes)))
         if classifier.classes:
             write_text(inside / "labels.txt", "".join(f"{' '.join(name.split())}\n" for name in classifier.classes))
-    return Shipped(folder, "triton", extras.outputs, agreed, size, made)
+    return ExportResult(folder, "triton", extras.outputs, agreed, size, made)
 
 
 def config_text(name: str, model: Any, labelled: bool) -> str:

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
-from vitrail.exporting.web import web_page
-from vitrail.exporting.web.page import LIMIT, check_size
+from vitrail.exporting.web import render_page
+from vitrail.exporting.web.page import MAX_PAGE_MB, check_page_size
 from vitrail.serving.logs import log
 
 # Only what the page itself brings: its own scripts and WebAssembly, in a worker made from a blob, and pictures that it
@@ -51,7 +51,7 @@ def why_plain(classifier: BaseClassifier | None) -> str | None:
         return "an ONNX file has no inside to show; serve the classifier that it was made from"
     try:
         classifier.require_classes()
-        check_size(classifier, half=False, limit=LIMIT)
+        check_page_size(classifier, half=False, limit=MAX_PAGE_MB)
     except UsageError as error:
         return error.sentence
     missing = [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]
@@ -63,7 +63,7 @@ def page_of(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
     if why_plain(classifier) is None:
         assert isinstance(classifier, Classifier)
         try:
-            return web_page(classifier, model=name)
+            return render_page(classifier, model=name)
         except VitrailError as error:
             log("plain_page", model=name, why=str(error))
     return plain_page(classifier, name, explains)

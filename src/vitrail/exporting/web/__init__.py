@@ -6,9 +6,8 @@ examples   the images that it shows before anyone brings their own
 agreement  whether the graphs answer as the classifier does
 site/      the page itself: HTML, CSS and JavaScript as a reader of the source wants them; nothing builds them
 vendor/    ONNX Runtime's WebAssembly build, with its licence
-photos/    images for those who have none at hand
 """
 
-from vitrail.exporting.web.page import export_web, web_page
+from vitrail.exporting.web.page import export_web, render_page
 
-__all__ = ["export_web", "web_page"]
+__all__ = ["export_web", "render_page"]

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.sources import open_for_evaluation
 from vitrail.errors import VitrailError
 from vitrail.explanation.explanation import explain_batch
+from vitrail.exporting.sample_photos import read_sample_photos
 
 MOST = 12  # examples of a page
 WANTED = 8  # examples where none are named
@@ -33,12 +33,12 @@ class Example:
     truth: str | None = None
 
 
-def named(classifier: Classifier, images: Sequence[str | Path]) -> list[Example]:
+def load_examples(classifier: Classifier, images: Sequence[str | Path]) -> list[Example]:
     """The images of these files; raises `ImageError` for one that cannot be read."""
     return [Example(Path(image).name, classifier.read_image(image)) for image in images]
 
 
-def held_out(classifier: Classifier, data: str | Path) -> list[Example]:
+def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]:
     """Images that training kept back, spread over the classes; raises `VitrailError` where the data are not there."""
     images, _ = open_for_evaluation(
         data, classifier.classes, classifier.preprocess.channels, classifier.origin.get("data", {})
@@ -58,34 +58,23 @@ def held_out(classifier: Classifier, data: str | Path) -> list[Example]:
     return found
 
 
-def photos(classifier: Classifier) -> list[Example]:
-    """The photographs that come with vitrail; photos/README.md says whose they are."""
-    folder = files("vitrail.exporting.web").joinpath("photos")
-    names = ("cat.jpg", "coffee.jpg", "rocket.jpg", "astronaut.jpg")
-    found = []
-    for name in names:
-        with as_file(folder.joinpath(name)) as path:
-            found.append(Example(name, classifier.read_image(path)))
-    return found
-
-
-def chosen(
+def choose_examples(
     classifier: Classifier, images: Sequence[str | Path] | None = None, data: str | Path | None = None
 ) -> list[Example]:
     """The named images; else some that training kept back, where its data are at hand; else photographs."""
     if images:
-        return named(classifier, images)[:MOST]
+        return load_examples(classifier, images)[:MOST]
     known = classifier.origin.get("data", {}).get("name")
     address = data if data is not None else known if known in ALWAYS_THERE else None
     if address is not None:
         try:
-            return held_out(classifier, address)
+            return held_out_examples(classifier, address)
         except (ImageError, VitrailError, OSError):  # moved, changed or gone since training: the page does without
             pass
-    return photos(classifier)
+    return [Example(name, pixels) for name, pixels in read_sample_photos(classifier).items()]
 
 
-def precomputed(classifier: Classifier, examples: Sequence[Example]) -> list[dict[str, Any]]:
+def precompute_examples(classifier: Classifier, examples: Sequence[Example]) -> list[dict[str, Any]]:
     """What the page draws before its runtime is awake: each image, its logits, and the map of its likeliest class."""
     pixels_BCHW = torch.stack([example.pixels for example in examples])
     logits_BY = classifier.logits(pixels_BCHW) * classifier.temperature
@@ -94,7 +83,7 @@ def precomputed(classifier: Classifier, examples: Sequence[Example]) -> list[dic
         {
             "name": example.name,
             "truth": example.truth,
-            "image": png(example.pixels),
+            "image": png_data_url(example.pixels),
             "logits": [float(f"{value:.7g}") for value in logits_Y.tolist()],
             "map": [float(f"{value:.7g}") for value in explanation.map.ravel().tolist()],
         }
@@ -102,7 +91,7 @@ def precomputed(classifier: Classifier, examples: Sequence[Example]) -> list[dic
     ]
 
 
-def png(pixels_CHW: Tensor) -> str:
+def png_data_url(pixels_CHW: Tensor) -> str:
     """The pixels as a PNG that lies in the page itself."""
     array = pixels_CHW.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()

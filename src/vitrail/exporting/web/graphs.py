@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.classifier import Classifier
-from vitrail.exporting.program import Program, explicit
-from vitrail.exporting.map_program import answers
-from vitrail.exporting.onnx_format import OPSET, quiet
+from vitrail.exporting.map_program import logits_and_map
+from vitrail.exporting.onnx_format import OPSET, silence_exporter
+from vitrail.exporting.program import Program, plain_attention
 from vitrail.model.position import Rotate
 
 WEIGHTS = "weights"  # the file that all graphs refer to
@@ -57,7 +57,7 @@ class Look(Part):
         x_1TD = vit.pre_norm(vit.embedding_drop(self.embed(pixels_1CHW)))
         rotate = self.rotation()
         lens, answers = [], []
-        with explicit(vit) as attention:
+        with plain_attention(vit) as attention:
             for block in vit.blocks:
                 x_1TD = block(x_1TD, rotate)
                 z_1TD = vit.norm(x_1TD)
@@ -75,7 +75,7 @@ class Keep(Part):
         x_BKD = x_1TD[0, self.prefix :][keep_BK]
         prefix_BRD = x_1TD[:, : self.prefix].expand(keep_BK.shape[0], -1, -1)
         x_BTD = torch.cat([prefix_BRD, x_BKD], dim=1)
-        with explicit(self.vit):
+        with plain_attention(self.vit):
             rotate = self.rotation(keep_BK)
             return self.vit.head(self.vit.pool(self.vit.encode(x_BTD, rotate)))
 
@@ -110,17 +110,17 @@ class Graphs:
         return {name: session(graph) for name, graph in self.graphs.items()}
 
 
-def traced(classifier: Classifier) -> dict[str, Any]:
+def trace_graphs(classifier: Classifier) -> dict[str, Any]:
     """The graphs of a classifier as ONNX models, in float32; the classifier is left as it is."""
     program = Program(classifier)
     config = classifier.vit.config
     patches = config.grid[0] * config.grid[1]
-    pixels_1CHW = program.example[:1]
+    pixels_1CHW = program.example_pixels[:1]
     target_1Y = torch.eye(config.classes)[:1]
     keep_BK = torch.arange(min(patches, 5)).expand(3, -1).contiguous()
     batch, left = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("left", min=1, max=max(patches, 2))
     dynamic = {"pixels_1CHW": None, "keep_BK": None if patches == 1 else {0: batch, 1: left}}
-    back: Any = make_fx(lambda pixels, target: answers(program, pixels, target)[-1])
+    back: Any = make_fx(lambda pixels, target: logits_and_map(program, pixels, target)[-1])
     with torch.enable_grad():
         back = back(pixels_1CHW, target_1Y)
     return {
@@ -130,7 +130,7 @@ def traced(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def packed(models: dict[str, Any], half: bool = False) -> Graphs:
+def pack_graphs(models: dict[str, Any], half: bool = False) -> Graphs:
     """The models as files that share their weights, stored in float16 if `half`; they compute in float32 anyway."""
     from onnx import ModelProto
 
@@ -147,7 +147,7 @@ def onnx_of(
     module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dynamic: Any = None
 ) -> Any:
     """The module as an ONNX model, just as it was traced: transposed weights stay one tensor and a Transpose."""
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), silence_exporter():
         program = torch.onnx.export(
             module, given, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=inputs,
             output_names=outputs, dynamic_shapes=dynamic,

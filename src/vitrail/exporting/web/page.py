@@ -15,16 +15,16 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.explanation.methods import DEFAULT, METHODS
-from vitrail.exporting.onnx_classifier import onnx_packages
-from vitrail.exporting.web.verify import agreement
-from vitrail.exporting.web.examples import chosen, precomputed
-from vitrail.exporting.web.graphs import Graphs, packed, traced
+from vitrail.exporting.onnx_classifier import import_onnx
+from vitrail.exporting.web.examples import choose_examples, precompute_examples
+from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
+from vitrail.exporting.web.verify import verify_graphs
 from vitrail.files import write_atomically
 from vitrail.version import __version__
 
-LIMIT = 40.0  # megabytes of a page, unless said
+MAX_PAGE_MB = 40.0  # megabytes of a page, unless said
 RUNTIME = {"runtime": "ort.wasm.bundle.min.mjs.gz", "wasm": "ort-wasm-simd-threaded.wasm.gz"}
-PAGE = (  # in this order
+PAGE_MODULES = (  # in this order
     *("words", "fit", "read", "colours", "model", "window", "curves", "hash", "share"),  # know nothing of the page
     *("state", "facts", "draw", "ask", "build", "act", "address", "camera", "keep", "main"),
 )
@@ -45,7 +45,7 @@ class WebPage:
         return {"format": "web", "bytes": len(self.html), "half": self.half, "examples": self.examples, **self.agreed}
 
 
-def web_page(
+def render_page(
     classifier: Classifier, examples: Sequence[str | Path] | None = None, *, model: str = "", **options: Any
 ) -> bytes:
     """The page as bytes: to be written to a file, or answered at `/`; options as in `make_page`."""
@@ -75,7 +75,7 @@ def make_page(
     title: str | None = None,
     data: str | Path | None = None,
     half: bool = False,
-    limit: float = LIMIT,
+    limit: float = MAX_PAGE_MB,
 ) -> WebPage:
     """The page of a classifier, with these images as examples (or others, see `examples.chosen`).
 
@@ -85,17 +85,17 @@ def make_page(
     with the classifier.
     """
     classifier.require_classes()
-    onnx_packages()
-    check_size(classifier, half, limit)
+    import_onnx()
+    check_page_size(classifier, half, limit)
     floats = replace(classifier, vit=deepcopy(classifier.vit).to("cpu", torch.float32).eval().requires_grad_(False))
-    shown = chosen(floats, examples, data)
-    graphs = packed(traced(floats), half)
-    agreed = agreement(floats, graphs, [example.pixels for example in shown])
-    about = {**described(floats, model, title, half, agreed), "examples": precomputed(floats, shown)}
+    shown = choose_examples(floats, examples, data)
+    graphs = pack_graphs(trace_graphs(floats), half)
+    agreed = verify_graphs(floats, graphs, [example.pixels for example in shown])
+    about = {**described(floats, model, title, half, agreed), "examples": precompute_examples(floats, shown)}
     return WebPage(assembled(about, graphs).encode(), agreed, len(shown), half)
 
 
-def check_size(classifier: Classifier, half: bool, limit: float) -> None:
+def check_page_size(classifier: Classifier, half: bool, limit: float) -> None:
     """Raises `UsageError` where the page would be larger than the limit, before any work."""
     numbers = sum(parameter.numel() for parameter in classifier.vit.parameters())
     weights = numbers * (2 if half else 4) * 0.93  # what gzip leaves of trained weights
@@ -155,12 +155,16 @@ def assembled(about: dict[str, Any], graphs: Graphs) -> str:
     payloads |= {f"graph-{name}": zipped(graph) for name, graph in graphs.graphs.items()}
     payloads["weights"] = zipped(graphs.weights)
     environment = Environment(
-        loader=FunctionLoader(site), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(read_site_file),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page: str = environment.get_template("index.html").render(
         about=about,
-        style=Markup(site("style.css")),
-        script=Markup(script(PAGE)),
+        style=Markup(read_site_file("style.css")),
+        script=Markup(script(PAGE_MODULES)),
         worker=Markup(script(WORKER)),
         payloads=payloads,
         licence=vendored("LICENSE").decode(),
@@ -174,7 +178,9 @@ def script(modules: Sequence[str]) -> str:
     A page that is opened from disk may not load modules; as names are unique, leaving out `import` and `export` is all
     that joining them takes.
     """
-    joined = "\n".join(re.sub(r"^import .*?;\n", "", site(f"{name}.js"), flags=re.M | re.S) for name in modules)
+    joined = "\n".join(
+        re.sub(r"^import .*?;\n", "", read_site_file(f"{name}.js"), flags=re.M | re.S) for name in modules
+    )
     return re.sub(r"^export ", "", joined, flags=re.M)
 
 
@@ -183,7 +189,7 @@ def zipped(content: bytes) -> str:
     return b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
-def site(name: str) -> str:
+def read_site_file(name: str) -> str:
     """A file of the page's source."""
     return files("vitrail.exporting.web").joinpath("site", name).read_text(encoding="utf-8")
 

@@ -18,7 +18,7 @@ HALF_TOLERANCE = 2e-2  # where weights are stored in float16
 NOISE = 4  # images of noise that are compared besides the examples
 
 
-def agreement(classifier: Classifier, graphs: Graphs, examples: Sequence[Tensor]) -> dict[str, Any]:
+def verify_graphs(classifier: Classifier, graphs: Graphs, examples: Sequence[Tensor]) -> dict[str, Any]:
     """The largest differences of logits, attention and maps, as parts of the largest value, over examples and noise.
 
     Logits are compared with all patches and with half of them, maps for a class and for one rather than another.
