@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.data.sources import open_data
-from vitrail.explanation.faithfulness import faithfulness
-from vitrail.explanation.pictures import draw_faithfulness
+from vitrail.explanation.faithfulness import evaluate_faithfulness
+from vitrail.explanation.figures import save_faithfulness
 from vitrail.files import write_json, write_text
 
 Rival = Callable[[nn.Module, Tensor, list[int]], Tensor]  # model, normalised images, classes -> (B, H, W) or (B, h, w)
@@ -122,7 +122,7 @@ def markdown(document: dict[str, Any]) -> str:
             half = 0 if score is None else (score["interval"][1] - score["interval"][0]) / 2
             text = "-" if score is None else f"{score['mean']:.3f} ± {half:.3f}"
             cells.append(f"**{text}**" if score and score["best"] else text)
-        cost = "" if row["control"] else f"{row['forwards']:.1f}"
+        cost = "" if row["control"] else f"{row['forward_passes']:.1f}"
         lines.append(f"| {'*' + name + '*' if row['control'] else name} | {' | '.join(cells)} | {cost} |")
     return "\n".join(lines) + "\n"
 
@@ -146,21 +146,21 @@ def main() -> None:
     classifier = vitrail.load(asked.model)
     images = open_data(asked.data, validation=0.1).parts()[asked.split]
     began = time.time()
-    found = faithfulness(
+    found = evaluate_faithfulness(
         classifier,
         images,
         methods=asked.methods.split(",") if asked.methods else None,
-        most=asked.images,
+        max_images=asked.images,
         steps=asked.steps,
         seed=asked.seed,
-        others={name: mapper(rival) for name, rival in RIVALS.items()} if asked.rivals else {},
-        said=f"{asked.images} {asked.split} images of {images.classes[0]} ... {images.classes[-1]}, 1 thread",
-        tick=lambda name: print(f"{time.time() - began:7.0f} s  {name}", flush=True),
+        extra_methods={name: mapper(rival) for name, rival in RIVALS.items()} if asked.rivals else {},
+        description=f"{asked.images} {asked.split} images of {images.classes[0]} ... {images.classes[-1]}, 1 thread",
+        on_step=lambda name: print(f"{time.time() - began:7.0f} s  {name}", flush=True),
     )
     asked.out.mkdir(parents=True, exist_ok=True)
     write_json(asked.out / "explanations.json", found.to_json())
     write_text(asked.out / "explanations.md", markdown(found.to_json()))
-    draw_faithfulness(found, asked.out / "explanations.png")
+    save_faithfulness(found, asked.out / "explanations.png")
     print(f"{time.time() - began:7.0f} s  written: {asked.out}")
 
 

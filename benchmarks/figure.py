@@ -15,8 +15,8 @@ import torch
 import vitrail
 from vitrail.data.sources import open_data
 from vitrail.explanation import explain_batch
-from vitrail.explanation.pictures import blank, show, title, write_figure
-from vitrail.explanation.render import AGAINST, FOR, overlay, picture
+from vitrail.explanation.figures import new_figure, save_figure, set_title, show_image
+from vitrail.explanation.render import AGAINST_COLOR, FOR_COLOR, overlay_map, to_rgb
 
 
 def wavering(
@@ -49,18 +49,21 @@ def main() -> None:
     classifier = vitrail.load(asked.model)
     pixels, first, second = wavering(classifier, open_data(asked.data).parts()["test"], asked.seed, 8)
     maps = [explain_batch(classifier, pixels, target=names) for names in (first, second)]
-    figure = blank(12.6, 9.6, layout="constrained")
+    figure = new_figure(12.6, 9.6, layout="constrained")
     grid = figure.subplots(4, 6)
     for i in range(len(pixels)):
         row, left = i % 4, 3 * (i // 4)
-        show(grid[row, left], picture(maps[0][i].image))
+        show_image(grid[row, left], to_rgb(maps[0][i].image))
         for column, found in enumerate(maps, start=1):
-            show(grid[row, left + column], overlay(found[i]))
-            title(grid[row, left + column], f"{found[i].label}?  {found[i].probability:.0%}", size=12)
-    signs = [Patch(color=FOR, label="speaks for the class"), Patch(color=AGAINST, label="speaks against it")]
+            show_image(grid[row, left + column], overlay_map(found[i]))
+            set_title(grid[row, left + column], f"{found[i].label}?  {found[i].probability:.0%}", size=12)
+    signs = [
+        Patch(color=FOR_COLOR, label="speaks for the class"),
+        Patch(color=AGAINST_COLOR, label="speaks against it"),
+    ]
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
     figure.legend(handles=signs, loc="outside lower center", ncols=2, frameon=False, fontsize=12)
-    write_figure(figure, asked.out, dpi=80)
+    save_figure(figure, asked.out, dpi=80)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,19 @@ from typing import Any
 
 import torch
 
-from vitrail.benchmarking import Row, Task, inference_contenders, installed, markdown, race, training_contenders
-from vitrail.benchmarking.contenders import OURS
-from vitrail.benchmarking.figures import draw_races
-from vitrail.benchmarking.memory import peaks
-from vitrail.benchmarking.table import Result, disturbed, ratio_said, with_memory
+from vitrail.benchmarking import (
+    BenchmarkRow,
+    Workload,
+    find_installed_peers,
+    format_markdown,
+    inference_candidates,
+    run_benchmark,
+    training_candidates,
+)
+from vitrail.benchmarking.candidates import VITRAIL
+from vitrail.benchmarking.figures import save_benchmark_chart
+from vitrail.benchmarking.memory import measure_peak_memory
+from vitrail.benchmarking.results import BenchmarkResult, add_peak_memory, describe_steal, format_ratio
 from vitrail.console import log
 from vitrail.files import write_json, write_text
 from vitrail.machine import describe_hardware, keep_freed_memory, pick_device
@@ -50,16 +58,16 @@ BATCHES = {  # images of a training step; of inference
 def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The races of one size: title -> rows."""
     config = QUICK if name == "quick" else CONFIGS[name]
-    peers, missing = installed(config)
+    peers, missing = find_installed_peers(config)
     step_batch, batches = BATCHES[device.type][name]
-    step = Task(config, step_batch, device)
-    races = {f"training step, batch {step_batch}": (step, training_contenders(step, peers))}
+    step = Workload(config, step_batch, device)
+    races = {f"training step, batch {step_batch}": (step, training_candidates(step, peers))}
     for batch in batches:
-        task = Task(config, batch, device)
+        task = Workload(config, batch, device)
         wanted = [
             each
-            for each in inference_contenders(task, peers, compile=name in asked.compile, onnx=asked.onnx)
-            if each.way != "bf16, compiled" or device.type == "cuda"
+            for each in inference_candidates(task, peers, compile=name in asked.compile, onnx=asked.onnx)
+            if each.mode != "bf16, compiled" or device.type == "cuda"
         ]
         races[f"inference, batch {batch}"] = (task, wanted)
     found: dict[str, Any] = {"missing": missing, "failed": {}, "taken_away": {}, "races": {}}
@@ -67,26 +75,26 @@ def measure(name: str, asked: argparse.Namespace, device: torch.device) -> dict[
         if not title.startswith(tuple(asked.tasks.split(","))):
             continue
         began = time.time()
-        result = race(
-            contenders, task.batch, rounds=asked.rounds, turn=asked.turn, clock=asked.clock, device=device,
+        result = run_benchmark(
+            contenders, task.batch_size, rounds=asked.rounds, min_seconds=asked.turn, clock=asked.clock, device=device,
         )  # fmt: skip
         rows = result.rows
         if asked.memory:
-            rows = with_memory(rows, contenders, peaks(contenders, device, torch.get_num_threads()))
+            rows = add_peak_memory(rows, contenders, measure_peak_memory(contenders, device, torch.get_num_threads()))
         found["failed"] |= result.failed
-        found["taken_away"][title] = result.taken
+        found["taken_away"][title] = result.steal_fraction
         found["races"][title] = rows
         log(f"{NAMES[name]}, {title}: {time.time() - began:.0f} s, {' '.join(goal_said(rows))}")
     return found
 
 
-def goal_said(rows: list[Row]) -> list[str]:
+def goal_said(rows: list[BenchmarkRow]) -> list[str]:
     """Ours beside the best of the peers, whichever way it is run, in words, for each of our ways."""
-    best = Result(rows, {}).best_peer
+    best = BenchmarkResult(rows, {}).best_peer
     if best is None:
         return ["no peers"]
-    said = [f"best peer {best.who} {best.way} {best.images_per_second:,.1f} images/s;"]
-    return said + [f"{row.way} {ratio_said(row)};" for row in rows if row.who == OURS]
+    said = [f"best peer {best.library} {best.mode} {best.images_per_second:,.1f} images/s;"]
+    return said + [f"{row.mode} {format_ratio(row)};" for row in rows if row.library == VITRAIL]
 
 
 def main() -> None:
@@ -116,7 +124,7 @@ def main() -> None:
     document: dict[str, Any] = {
         **describe_hardware(device), "clock": asked.clock, "rounds": asked.rounds, "turn": asked.turn, "sizes": {},
     }  # fmt: skip
-    panels: dict[str, list[Row]] = {}
+    panels: dict[str, list[BenchmarkRow]] = {}
     lines = [f"{', '.join(f'{k} {v}' for k, v in document.items() if k != 'sizes')}", ""]
     for name in sizes:
         found = measure(name, asked, device)
@@ -125,12 +133,12 @@ def main() -> None:
         }  # fmt: skip
         for title, rows in found["races"].items():
             panels[f"{NAMES[name]}: {title}"] = rows
-            about = [*goal_said(rows), *filter(None, [disturbed(found["taken_away"][title])])]
-            lines += [f"#### {NAMES[name]}: {title}", "", " ".join(about), "", markdown(rows)]
+            about = [*goal_said(rows), *filter(None, [describe_steal(found["taken_away"][title])])]
+            lines += [f"#### {NAMES[name]}: {title}", "", " ".join(about), "", format_markdown(rows)]
         document["seconds"] = round(time.time() - began)
         write_json(asked.out / "throughput.json", document)
         write_text(asked.out / "throughput.md", "\n".join(lines))
-        draw_races(panels, asked.out / "throughput.png")
+        save_benchmark_chart(panels, asked.out / "throughput.png")
     print(json.dumps({"out": str(asked.out), "seconds": document["seconds"]}))
 
 

@@ -166,7 +166,7 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         (["--layer", "all", "--head", "all"], "do not fit"),
         (["--layer", "all", "--picture", "overlay"], "--picture overlay is for one map"),
         (["--head", "all", "--smooth"], "--smooth is for one map"),
-        (["--method", "balanced", "--layer", "0"], "balanced takes no layer"),
+        (["--method", "balanced", "--layer", "0"], "libragrad takes no layer"),
     ],
 )
 def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colours, words, said, capsys, tmp_path):
@@ -449,7 +449,7 @@ def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
         return found
 
     default = row()
-    assert (default["label"], default["method"], default["signed"]) == ("red", "balanced", True)
+    assert (default["label"], default["method"], default["signed"]) == ("red", "libragrad", True)
     assert default["files"][0].endswith("0.balanced.png")
     blue = row("--class", "blue")
     assert (blue["label"], blue["predicted"]) == ("blue", "red")
@@ -462,7 +462,7 @@ def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
     for words, titles in (("--layer all --head 1", "layer"), ("--layer 1 --head all", "head")):
         drawn = Path(row(*words.split(), "--format", "svg")["files"][0]).read_text()
         assert re.findall("<!-- ((?:layer|head) .*) -->", drawn) == [f"{titles} 0", f"{titles} 1"]
-    assert "half of it lies in" in default["summary"]
+    assert "half of it is in" in default["summary"]
 
 
 def test_explain_names_a_picture_after_any_class(tmp_path: Path, run: vitrail.Run, colours: Path, capsys):
@@ -482,9 +482,9 @@ def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.
     code, document, _ = ask(capsys, *words, "--out", tmp_path / "scores")
     assert code == 0
     assert document["images"] == 12
-    assert list(document["methods"]) == ["balanced", "attention", "random", "centre", "edges"]
-    assert document["methods"]["balanced"]["deletion"]["mean"] < document["methods"]["random"]["deletion"]["mean"]
-    assert document["methods"]["balanced"]["mosaic"] is None  # three classes make no mosaic of four
+    assert list(document["methods"]) == ["libragrad", "attention", "random", "center", "edges"]
+    assert document["methods"]["libragrad"]["deletion"]["mean"] < document["methods"]["random"]["deletion"]["mean"]
+    assert document["methods"]["libragrad"]["mosaic"] is None  # three classes make no mosaic of four
     assert document["data"] == "the 24 test images of colours"
     assert json.loads((tmp_path / "scores" / "faithfulness.json").read_text()) == document
     Image.open(tmp_path / "scores" / "faithfulness.png").verify()
@@ -497,7 +497,7 @@ def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--methods", "balancd"], "no method 'balancd'"),
+        (["--methods", "libragrd"], "no method 'libragrd'"),
         (["--images", "0"], "--images is 0"),
         (["--steps", "-1"], "--steps is -1"),
     ],

@@ -18,9 +18,9 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
 from vitrail.evaluation.figures import draw_confusion
 from vitrail.explanation import METHODS, Explanation, Record, explain_batch
-from vitrail.explanation.balance import balanced
-from vitrail.explanation.pictures import save_gallery, save_heads
-from vitrail.explanation.render import overlay, scaled
+from vitrail.explanation.figures import save_gallery, save_heads
+from vitrail.explanation.libragrad import balanced_gradients
+from vitrail.explanation.render import overlay_map, scale_map
 from vitrail.model import Learned, Rotary, ViT, ViTConfig
 from vitrail.model.attention import attend
 
@@ -151,10 +151,10 @@ def test_recorded_attention_equals_attention_written_out(options, size):
         assert found.std(-1).mean() > 0.02  # far from even, so a mix-up would show
         assert torch.equal(record.attention(layer - 3), found)
     if vit.config.pool == "map":
-        assert record.pool.shape == (3, 4, 1, tokens)
-        np.testing.assert_allclose(record.pool.numpy(), expected[3], atol=1e-5)
+        assert record.pool_attention.shape == (3, 4, 1, tokens)
+        np.testing.assert_allclose(record.pool_attention.numpy(), expected[3], atol=1e-5)
     else:
-        assert record.pool is None
+        assert record.pool_attention is None
 
 
 @any_model
@@ -269,7 +269,7 @@ def test_recordings_nest():
     assert len(outer.attention()) == 1
 
 
-@pytest.mark.parametrize("inside", [vitrail.recording, balanced])
+@pytest.mark.parametrize("inside", [vitrail.recording, balanced_gradients])
 def test_threads_look_inside_one_after_the_other(inside):
     vit, entered, left = random_vit(pool="map"), threading.Event(), []
 
@@ -342,7 +342,7 @@ def test_a_layer_that_is_not_there_is_refused(layer):
 def test_asking_before_any_call_is_refused():
     with vitrail.recording(random_vit()) as record, pytest.raises(UsageError, match="call the model inside"):
         record.attention(0)
-    assert record.pool is None
+    assert record.pool_attention is None
 
 
 # Maps: recomputed in numpy from the attention written out above.
@@ -513,7 +513,7 @@ def test_an_image_of_another_shape_is_fitted_first():
     [
         ({"method": "attenton"}, "there is no method 'attenton' (did you mean attention?)"),
         ({"method": "attention", "layer": 3}, "there is no layer 3 (the model has 3, from 0 to 2)"),
-        ({"method": "lens", "layer": -4}, "there is no layer -4"),
+        ({"method": "logit_lens", "layer": -4}, "there is no layer -4"),
         ({"method": "rollout", "layer": 7}, "there is no layer 7"),
         ({"method": "attention", "head": 4}, "there is no head 4 (the model has 4, from 0 to 3)"),
         ({"method": "attention", "head": -1}, "there is no head -1"),
@@ -573,7 +573,7 @@ def test_a_name_that_no_picture_has_is_refused(tmp_path):
 @pytest.mark.parametrize("label", ["$5 and $6", r"$\frac$ $^$", "a_b^c", "50%", "<b>&amp;", ""])
 def test_any_label_can_be_drawn(tmp_path, label):
     """A class may be called what it wants: titles are text, not formulas."""
-    found = an_explanation(label=label, predicted=label, method="balanced")
+    found = an_explanation(label=label, predicted=label, method="libragrad")
     for number, save in enumerate((save_heads, lambda some, path: save_gallery(some, [label], path))):
         opened(save([found], tmp_path / f"{number}.png"))
     opened(found.save(tmp_path / "single.png"))
@@ -606,7 +606,7 @@ def test_the_overlay_brightens_what_the_map_weighs_and_keeps_the_image():
     weights[1, 3] = 1.0
     image = np.full((12, 20, 3), 100, np.uint8)
     image[:6] = 200
-    shown = overlay(an_explanation(map=weights, image=image))
+    shown = overlay_map(an_explanation(map=weights, image=image))
     assert shown.shape == (12, 20, 3)
     assert shown.min() >= 0
     assert shown.max() <= 1
@@ -621,10 +621,10 @@ def test_scaling_survives_one_loud_patch_and_an_even_map():
     map_hw = np.linspace(0, 1, 400).reshape(20, 20)
     loud = map_hw.copy()
     loud[3, 3] = 1000.0
-    assert np.abs(scaled(loud) - scaled(map_hw)).max(initial=0, where=loud < 1000) < 0.02
-    assert scaled(loud).max() == 1
-    assert scaled(map_hw).min() == 0
-    assert (scaled(np.full((3, 5), 0.2)) == 0).all()
+    assert np.abs(scale_map(loud) - scale_map(map_hw)).max(initial=0, where=loud < 1000) < 0.02
+    assert scale_map(loud).max() == 1
+    assert scale_map(map_hw).min() == 0
+    assert (scale_map(np.full((3, 5), 0.2)) == 0).all()
 
 
 def test_a_record_without_layers_recorded_says_so():

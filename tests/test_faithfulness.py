@@ -12,23 +12,25 @@ from test_explain import held
 from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT, METHODS, explain_batch
+from vitrail.explanation import DEFAULT_METHOD, METHODS, explain_batch
+from vitrail.explanation.composites import make_mosaics, make_pairs
 from vitrail.explanation.controls import CONTROLS
-from vitrail.explanation.explanation import open_scene
-from vitrail.explanation.faithfulness import Faithfulness, faithfulness, resampled, scored, shuffled_models
-from vitrail.explanation.known_truth import mosaics, pairs
+from vitrail.explanation.faithfulness import count_steps, evaluate_faithfulness
+from vitrail.explanation.figures import save_faithfulness
+from vitrail.explanation.inputs import embed_images
 from vitrail.explanation.measures import (
     MEASURES,
-    agreement,
-    area,
-    curve,
-    left,
+    area_under_curve,
+    perturbation_curve,
+    positive_share,
     rank_correlation,
-    ranking,
+    rank_patches,
+    remaining_counts,
     saco,
-    share,
+    saco_from_groups,
 )
-from vitrail.explanation.pictures import draw_faithfulness
+from vitrail.explanation.randomization import SHUFFLED_MODELS, shuffled_models
+from vitrail.explanation.scores import Faithfulness, make_score
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +69,7 @@ def own_share(clf: Classifier, data: Planted, method: str) -> float:
     found = []
     for asked in (0, 1):
         map_of = maps(clf, data.pixels, names(data.labels[:, asked]), method)
-        found.append(share(map_of, data.truth[:, asked], data.truth[:, 1 - asked], chance=0.5))
+        found.append(positive_share(map_of, data.truth[:, asked], data.truth[:, 1 - asked], chance=0.5))
     return float(np.mean(found))
 
 
@@ -77,12 +79,12 @@ def test_the_judge_has_learnt_the_planted_objects(judge, single):
 
 
 def test_the_default_finds_the_object_among_distractors(judge, single):
-    assert precision(judge, single, DEFAULT) >= 0.85
-    assert precision(judge, single, DEFAULT) > precision(judge, single, "gradient")
+    assert precision(judge, single, DEFAULT_METHOD) >= 0.85
+    assert precision(judge, single, DEFAULT_METHOD) > precision(judge, single, "input_x_gradient")
 
 
 def test_the_default_puts_the_evidence_on_the_asked_object(judge, double):
-    assert own_share(judge, double, DEFAULT) >= 0.95
+    assert own_share(judge, double, DEFAULT_METHOD) >= 0.95
 
 
 @pytest.mark.parametrize("method", ["attention", "rollout"])
@@ -92,31 +94,37 @@ def test_class_blind_maps_give_the_asked_object_a_half(judge, double, method):
 
 def test_other_weights_give_other_maps(judge, single):
     labels = names(single.labels[:, 0])
-    before = maps(judge, single.pixels, labels, DEFAULT)
+    before = maps(judge, single.pixels, labels, DEFAULT_METHOD)
     assert rank_correlation(before, before).min() == pytest.approx(1)
     for model in shuffled_models(judge, seed=0, draws=1):  # its head, its upper half, everything
-        after = maps(model, single.pixels, labels, DEFAULT)
+        after = maps(model, single.pixels, labels, DEFAULT_METHOD)
         assert rank_correlation(before, after).mean() < 0.4
 
 
 @pytest.fixture(scope="session")
 def scores(judge, single) -> Faithfulness:
-    return faithfulness(judge, single.images(), methods=["balanced", "rollout", "gradient"], most=48, said="planted")
+    return evaluate_faithfulness(
+        judge,
+        single.images(),
+        methods=["libragrad", "rollout", "input_x_gradient"],
+        max_images=48,
+        description="planted",
+    )
 
 
 def test_the_default_is_more_faithful_than_rollout_and_any_control(scores):
     def mean(name: str, measure: str) -> float:
-        return scores.rows[name].scores[measure].mean
+        return scores.methods[name].scores[measure].mean
 
     for other in ("rollout", *CONTROLS):
-        assert mean(DEFAULT, "deletion") < mean(other, "deletion")
-        assert mean(DEFAULT, "insertion") > mean(other, "insertion")
-        assert mean(DEFAULT, "saco") > mean(other, "saco")
-        assert mean(DEFAULT, "pair") > mean(other, "pair")
+        assert mean(DEFAULT_METHOD, "deletion") < mean(other, "deletion")
+        assert mean(DEFAULT_METHOD, "insertion") > mean(other, "insertion")
+        assert mean(DEFAULT_METHOD, "saco") > mean(other, "saco")
+        assert mean(DEFAULT_METHOD, "pair") > mean(other, "pair")
     assert mean("rollout", "pair") == pytest.approx(0.5, abs=1e-6)
     assert mean("rollout", "mosaic") == pytest.approx(0.25, abs=1e-6)
     assert abs(mean("random", "saco")) < 0.3
-    assert mean("centre", "randomised") == 1
+    assert mean("center", "randomization") == 1
 
 
 # The result.
@@ -125,99 +133,109 @@ def test_the_default_is_more_faithful_than_rollout_and_any_control(scores):
 def test_the_document_has_every_number(scores):
     document = json.loads(json.dumps(scores.to_json(), allow_nan=False))
     assert (document["images"], document["data"]) == (48, "planted")
-    assert list(document["methods"]) == ["balanced", "rollout", "gradient", *CONTROLS]
+    assert list(document["methods"]) == ["libragrad", "rollout", "input_x_gradient", *CONTROLS]
     assert document["measures"].keys() == MEASURES.keys()
     for name, row in document["methods"].items():
         assert row["control"] == (name in CONTROLS)
-        assert len(row["curves"]["deletion"]) == len(row["curves"]["insertion"]) == len(document["left"]) == 13
+        assert len(row["curves"]["deletion"]) == len(row["curves"]["insertion"]) == len(document["remaining"]) == 13
         for measure in MEASURES:
             low, high = row[measure]["interval"]
             assert low <= row[measure]["mean"] <= high
         assert row["deletion"]["images"] == row["mosaic"]["images"] == row["pair"]["images"] == 48
     assert document["methods"]["rollout"]["class_blind"]
-    assert document["methods"]["balanced"]["signed"]
-    assert document["methods"]["balanced"]["milliseconds"] > 0
+    assert document["methods"]["libragrad"]["signed"]
+    assert document["methods"]["libragrad"]["milliseconds"] > 0
 
 
 def test_in_every_measure_a_method_is_best_and_no_control_is(scores):
     for measure, about in MEASURES.items():
-        found = {name: row.scores[measure] for name, row in scores.rows.items() if not row.control}
+        found = {name: row.scores[measure] for name, row in scores.methods.items() if not row.is_control}
         pick = min if about.better == "lower" else max
         top = pick(found, key=lambda name: found[name].mean)
-        assert found[top].best
-        assert not any(row.scores[measure].best for row in scores.rows.values() if row.control)
-    assert not scores.rows["gradient"].scores["deletion"].best
+        assert found[top].is_best
+        assert not any(row.scores[measure].is_best for row in scores.methods.values() if row.is_control)
+    assert not scores.methods["input_x_gradient"].scores["deletion"].is_best
 
 
 def test_the_same_seed_gives_the_same_scores(judge, single):
-    one, other = (faithfulness(judge, single.images(), methods=["balanced"], most=12) for _ in range(2))
+    one, other = (evaluate_faithfulness(judge, single.images(), methods=["libragrad"], max_images=12) for _ in range(2))
     for measure in MEASURES:
-        assert (one.rows["balanced"].scores[measure].values == other.rows["balanced"].scores[measure].values).all()
+        assert (
+            one.methods["libragrad"].scores[measure].values == other.methods["libragrad"].scores[measure].values
+        ).all()
 
 
 def test_scoring_leaves_the_model_as_it_was(judge, single):
     before = {name: tensor.clone() for name, tensor in judge.vit.state_dict().items()}
     kernels, seen = held(judge.vit), []
-    faithfulness(judge, single.images(), methods=["generic"], most=4, steps=3, tick=seen.append)
-    assert seen == ["generic", *CONTROLS]
+    evaluate_faithfulness(judge, single.images(), methods=["chefer"], max_images=4, steps=3, on_step=seen.append)
+    assert seen[: 1 + len(CONTROLS)] == ["chefer", *CONTROLS]
+    assert seen[-1] == f"shuffled weights {SHUFFLED_MODELS} of {SHUFFLED_MODELS}"
+    assert len(seen) == count_steps(1)
     assert all(torch.equal(before[name], tensor) for name, tensor in judge.vit.state_dict().items())
     assert held(judge.vit) == kernels
 
 
 def test_a_method_from_elsewhere_is_scored_alike(judge, single):
     def theirs(classifier: Classifier, pixels: torch.Tensor, labels: list[str]) -> np.ndarray:
-        return maps(classifier, pixels, labels, "balanced")
+        return maps(classifier, pixels, labels, "libragrad")
 
-    found = faithfulness(judge, single.images(), methods=["balanced"], most=8, others={"theirs": theirs})
+    found = evaluate_faithfulness(
+        judge, single.images(), methods=["libragrad"], max_images=8, extra_methods={"theirs": theirs}
+    )
     for measure in MEASURES:
-        ours, other = (found.rows[name].scores[measure] for name in ("balanced", "theirs"))
+        ours, other = (found.methods[name].scores[measure] for name in ("libragrad", "theirs"))
         assert ours.mean == other.mean
-        assert ours.best and other.best
+        assert ours.is_best and other.is_best
 
 
 def test_what_cannot_be_measured_is_none(judge, single):
     """Mosaics want four classes, pairs two; a single image has neither."""
     only = single.images().subset([0])
-    found = faithfulness(judge, only, methods=["balanced"])
-    assert found.rows["balanced"].scores["mosaic"] is None
-    assert found.rows["balanced"].scores["pair"] is None
-    assert found.rows["balanced"].scores["deletion"].interval[0] == found.rows["balanced"].scores["deletion"].mean
+    found = evaluate_faithfulness(judge, only, methods=["libragrad"])
+    assert found.methods["libragrad"].scores["mosaic"] is None
+    assert found.methods["libragrad"].scores["pair"] is None
+    assert (
+        found.methods["libragrad"].scores["deletion"].interval[0] == found.methods["libragrad"].scores["deletion"].mean
+    )
     json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_it_is_drawn(scores, judge, single, tmp_path):
-    draw_faithfulness(scores, tmp_path / "scores.png")
+    save_faithfulness(scores, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 10_000
-    draw_faithfulness(faithfulness(judge, single.images().subset([0]), methods=["lens"]), tmp_path / "one.svg")
+    save_faithfulness(
+        evaluate_faithfulness(judge, single.images().subset([0]), methods=["logit_lens"]), tmp_path / "one.svg"
+    )
     assert (tmp_path / "one.svg").read_text().startswith("<?xml")
 
 
 def test_wrong_questions_are_refused(judge, single):
-    with pytest.raises(UsageError, match="no method 'balancd'.*balanced"):
-        faithfulness(judge, single.images(), methods=["balancd"])
+    with pytest.raises(UsageError, match="no method 'libragrd'.*libragrad"):
+        evaluate_faithfulness(judge, single.images(), methods=["libragrd"])
     with pytest.raises(UsageError, match="no images"):
-        faithfulness(judge, single.images(), most=0)
+        evaluate_faithfulness(judge, single.images(), max_images=0)
     empty = Images(single.pixels[:0], [], np.array([], int), CLASSES)
     with pytest.raises(UsageError, match="no images"):
-        faithfulness(judge, empty)
+        evaluate_faithfulness(judge, empty)
 
 
 # The measures.
 
 
 def test_a_curve_is_the_probability_with_the_first_patches_gone(judge, single):
-    scene = open_scene(judge, single.pixels[:3], [(2, None)] * 3)
+    scene = embed_images(judge, single.pixels[:3], [(2, None)] * 3)
     order = np.stack([np.random.default_rng(i).permutation(36) for i in range(3)])
-    found = curve(scene, order, steps=5)
-    painted = curve(scene, order, steps=5, painted=True)
-    assert left(36, 5) == [36, 29, 22, 15, 8, 1]
+    found = perturbation_curve(scene, order, steps=5)
+    painted = perturbation_curve(scene, order, steps=5, use_baseline=True)
+    assert remaining_counts(36, 5) == [36, 29, 22, 15, 8, 1]
     for image in range(3):
-        for point, n in enumerate(left(36, 5)):
+        for point, n in enumerate(remaining_counts(36, 5)):
             keep = torch.from_numpy(np.sort(order[image, 36 - n :]))[None]
-            alone = open_scene(judge, single.pixels[image : image + 1], [(2, None)])
+            alone = embed_images(judge, single.pixels[image : image + 1], [(2, None)])
             with torch.no_grad():
-                expected = alone.logits_of(keep).softmax(1)[0, 2]
-                pixels = judge.normalised(single.pixels[image : image + 1])
+                expected = alone.logits_of_patches(keep).softmax(1)[0, 2]
+                pixels = judge.normalize(single.pixels[image : image + 1])
                 for patch in order[image, : 36 - n]:
                     y, x = PATCH * (patch // 6), PATCH * (patch % 6)
                     pixels[:, :, y : y + PATCH, x : x + PATCH] = 0
@@ -227,33 +245,33 @@ def test_a_curve_is_the_probability_with_the_first_patches_gone(judge, single):
 
 
 def test_a_curve_of_few_patches_has_as_many_points_as_it_can():
-    assert left(4, 12) == [4, 3, 2, 1]
-    assert left(1, 12) == [1]
-    assert left(196, 12)[:2] == [196, 180]
-    assert area(np.array([[1.0, 0.5, 0.0], [1.0, 1.0, 1.0]])).tolist() == [0.5, 1.0]
-    assert area(np.array([[0.3]])).tolist() == [0.3]
+    assert remaining_counts(4, 12) == [4, 3, 2, 1]
+    assert remaining_counts(1, 12) == [1]
+    assert remaining_counts(196, 12)[:2] == [196, 180]
+    assert area_under_curve(np.array([[1.0, 0.5, 0.0], [1.0, 1.0, 1.0]])).tolist() == [0.5, 1.0]
+    assert area_under_curve(np.array([[0.3]])).tolist() == [0.3]
 
 
 def test_insertion_is_deletion_of_the_turned_map(judge, single):
     clf, pixels = judge, single.pixels[:4]
     map_of = np.random.default_rng(0).random((4, 36))
-    scene = open_scene(clf, pixels, [(1, None)] * 4)
-    least_first = curve(scene, ranking(map_of)[:, ::-1].copy(), 6)
-    np.testing.assert_allclose(least_first, curve(scene, ranking(-map_of), 6), atol=1e-6)
+    scene = embed_images(clf, pixels, [(1, None)] * 4)
+    least_first = perturbation_curve(scene, rank_patches(map_of)[:, ::-1].copy(), 6)
+    np.testing.assert_allclose(least_first, perturbation_curve(scene, rank_patches(-map_of), 6), atol=1e-6)
 
 
 def test_saco_equals_its_definition(judge, single):
-    scene = open_scene(judge, single.pixels[:3], [(i, None) for i in single.labels[:3, 0]])
-    map_of = maps(judge, single.pixels[:3], names(single.labels[:3, 0]), "balanced").astype(float)
-    found = saco(scene, map_of, ranking(map_of), groups=6)
+    scene = embed_images(judge, single.pixels[:3], [(i, None) for i in single.labels[:3, 0]])
+    map_of = maps(judge, single.pixels[:3], names(single.labels[:3, 0]), "libragrad").astype(float)
+    found = saco(scene, map_of, rank_patches(map_of), groups=6)
     for image in range(3):
         order, wanted = np.argsort(-map_of[image]), int(single.labels[image, 0])
         groups = order.reshape(6, 6)
-        alone = open_scene(judge, single.pixels[image : image + 1], [(wanted, None)])
+        alone = embed_images(judge, single.pixels[image : image + 1], [(wanted, None)])
         with torch.no_grad():
             whole = alone.logits(alone.x_BTD).softmax(1)[0, wanted]
             keeps = [torch.tensor([sorted(set(range(36)) - set(group.tolist()))]) for group in groups]
-            costs = [float(whole - alone.logits_of(keep).softmax(1)[0, wanted]) for keep in keeps]
+            costs = [float(whole - alone.logits_of_patches(keep).softmax(1)[0, wanted]) for keep in keeps]
         faith = total = 0.0
         for i in range(6):
             for j in range(i + 1, 6):
@@ -265,22 +283,22 @@ def test_saco_equals_its_definition(judge, single):
 
 def test_saco_of_a_right_a_wrong_and_an_empty_claim():
     cost = np.array([[3.0, 2.0, 1.0]])
-    assert agreement(np.array([[9.0, 5.0, 1.0]]), cost) == pytest.approx(1)
-    assert agreement(np.array([[9.0, 5.0, 1.0]]), cost[:, ::-1]) == pytest.approx(-1)
-    assert agreement(np.array([[2.0, 2.0, 2.0]]), cost) == pytest.approx(0)
+    assert saco_from_groups(np.array([[9.0, 5.0, 1.0]]), cost) == pytest.approx(1)
+    assert saco_from_groups(np.array([[9.0, 5.0, 1.0]]), cost[:, ::-1]) == pytest.approx(-1)
+    assert saco_from_groups(np.array([[2.0, 2.0, 2.0]]), cost) == pytest.approx(0)
 
 
 def test_ties_fall_by_lot_and_not_by_place():
-    order = ranking(np.zeros((200, 9)))
+    order = rank_patches(np.zeros((200, 9)))
     assert all(sorted(row) == list(range(9)) for row in order)
     assert 2.5 < order[:, 0].mean() < 5.5
-    assert (ranking(np.arange(9.0)[None]) == np.arange(9)[::-1]).all()
+    assert (rank_patches(np.arange(9.0)[None]) == np.arange(9)[::-1]).all()
 
 
 def test_the_share_counts_positive_evidence_alone():
     own, other = np.array([[1, 1, 0, 0]], bool), np.array([[0, 0, 1, 0]], bool)
-    assert share(np.array([[3.0, -9.0, 1.0, 50.0]]), own, other, 0.5) == pytest.approx(0.75)
-    assert share(np.array([[-1.0, 0.0, -1.0, 0.0]]), own, other, 0.25) == pytest.approx(0.25)
+    assert positive_share(np.array([[3.0, -9.0, 1.0, 50.0]]), own, other, 0.5) == pytest.approx(0.75)
+    assert positive_share(np.array([[-1.0, 0.0, -1.0, 0.0]]), own, other, 0.25) == pytest.approx(0.25)
 
 
 def test_rank_correlation_is_spearmans():
@@ -297,10 +315,9 @@ def test_rank_correlation_is_spearmans():
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     covered = 0
     for seed in range(200):
-        low, high = scored(np.random.default_rng(seed).normal(0.3, 1, 60), seed).interval
+        low, high = make_score(np.random.default_rng(seed).normal(0.3, 1, 60), seed).interval
         covered += low <= 0.3 <= high
     assert 0.88 <= covered / 200 <= 0.99
-    assert resampled(np.arange(5.0), 0).shape == (1000,)
 
 
 # Composed images.
@@ -308,36 +325,36 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 def test_a_mosaic_holds_four_classes_each_asked_for_in_its_corner(single):
     labels = names(single.labels[:, 0])
-    found = mosaics(single.pixels, labels, PATCH, count=5, seed=0)
+    found = make_mosaics(single.pixels, labels, PATCH, count=5, seed=0)
     assert found.pixels.shape == (20, 3, SIDE, SIDE)
     for first in range(0, 20, 4):
-        assert len(set(found.asked[first : first + 4])) == 4
+        assert len(set(found.labels[first : first + 4])) == 4
         assert (found.pixels[first] == found.pixels[first + 3]).all()
-        assert (found.own[first : first + 4].sum(0) == 1).all()
-    assert (found.own ^ found.other).all()
-    assert found.own[0].reshape(6, 6)[:3, :3].all()
+        assert (found.object_MP[first : first + 4].sum(0) == 1).all()
+    assert (found.object_MP ^ found.other_MP).all()
+    assert found.object_MP[0].reshape(6, 6)[:3, :3].all()
 
 
 def test_a_pair_stands_in_both_orders(single):
     labels = names(single.labels[:, 0])
-    found = pairs(single.pixels, labels, PATCH, count=4, seed=0)
-    assert found.asked[0] == found.asked[3]
-    assert found.asked[1] == found.asked[2] != found.asked[0]
+    found = make_pairs(single.pixels, labels, PATCH, count=4, seed=0)
+    assert found.labels[0] == found.labels[3]
+    assert found.labels[1] == found.labels[2] != found.labels[0]
     assert (found.pixels[0][:, :, : SIDE // 2] == found.pixels[2][:, :, SIDE // 2 :]).all()
-    assert found.own[0].reshape(6, 6)[:, :3].all()
-    assert not (found.own & found.other).any()
+    assert found.object_MP[0].reshape(6, 6)[:, :3].all()
+    assert not (found.object_MP & found.other_MP).any()
 
 
 def test_a_patch_across_the_border_belongs_to_nobody(single):
     pixels = single.pixels[..., :20]  # five patches wide
-    found = pairs(pixels, names(single.labels[:, 0]), PATCH, count=2, seed=0)
-    assert not (found.own | found.other).reshape(-1, 6, 5)[:, :, 2].any()
+    found = make_pairs(pixels, names(single.labels[:, 0]), PATCH, count=2, seed=0)
+    assert not (found.object_MP | found.other_MP).reshape(-1, 6, 5)[:, :, 2].any()
 
 
 def test_too_few_classes_make_no_composition(single):
-    assert mosaics(single.pixels[:3], ["a", "a", "b"], PATCH, 4, 0) is None
-    assert pairs(single.pixels[:2], ["a", "a"], PATCH, 4, 0) is None
-    assert pairs(single.pixels[:0], [], PATCH, 4, 0) is None
+    assert make_mosaics(single.pixels[:3], ["a", "a", "b"], PATCH, 4, 0) is None
+    assert make_pairs(single.pixels[:2], ["a", "a"], PATCH, 4, 0) is None
+    assert make_pairs(single.pixels[:0], [], PATCH, 4, 0) is None
 
 
 def test_shuffling_keeps_each_tensors_values_and_the_original(judge):
@@ -348,4 +365,4 @@ def test_shuffling_keeps_each_tensors_values_and_the_original(judge):
         assert torch.equal(everything[name].flatten().sort().values, tensor.flatten().sort().values)
         assert torch.equal(head[name], tensor) == (not name.startswith("head."))
         assert torch.equal(upper[name], tensor) == (name.startswith(("blocks.0", "blocks.1", "patch", "pos", "prefix")))
-    assert METHODS.keys() >= {DEFAULT}
+    assert METHODS.keys() >= {DEFAULT_METHOD}

@@ -13,18 +13,18 @@ import torch
 
 import vitrail
 from test_cli import ask
-from vitrail.benchmarking.alternate import Timing, alternate
-from vitrail.benchmarking.contenders import (
-    OURS,
-    Contender,
-    Task,
-    in_onnx_runtime,
-    inference_contenders,
-    training_contenders,
+from vitrail.benchmarking.candidates import (
+    VITRAIL,
+    Candidate,
+    Workload,
+    inference_candidates,
+    prepare_onnx_runtime,
+    training_candidates,
 )
-from vitrail.benchmarking.memory import peaks
-from vitrail.benchmarking.peers import PEERS, installed
-from vitrail.benchmarking.table import disturbed, race
+from vitrail.benchmarking.memory import measure_peak_memory
+from vitrail.benchmarking.peers import PEERS, find_installed_peers
+from vitrail.benchmarking.results import describe_steal, run_benchmark
+from vitrail.benchmarking.timing import Timing, time_alternately
 from vitrail.data import Preprocess
 from vitrail.fast import PackedLinear, make_fast_vit
 from vitrail.machine import measure_steal_time
@@ -146,7 +146,7 @@ def test_ratios_are_taken_round_by_round():
 
 def test_everyone_takes_turns_and_none_always_follows_the_same():
     calls: list[int] = []
-    found = alternate([lambda i=i: calls.append(i) for i in range(3)], rounds=3, turn=0)
+    found = time_alternately([lambda i=i: calls.append(i) for i in range(3)], rounds=3, min_seconds=0)
     assert [len(timing.seconds) for timing in found] == [3, 3, 3]
     assert calls[6:] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
 
@@ -162,18 +162,18 @@ def test_a_peer_is_the_same_size_and_gives_logits(name: str):
 
 
 def test_onnx_runtime_is_given_the_peer_itself():
-    task = Task(ViTConfig(**TINY), 3, CPU)
+    task = Workload(ViTConfig(**TINY), 3, CPU)
     with torch.inference_mode():
         theirs = task.model("timm").eval()(task.images())
-    (fp32,), (int8,) = (in_onnx_runtime(task, "timm", int8=int8)() for int8 in (False, True))
+    (fp32,), (int8,) = (prepare_onnx_runtime(task, "timm", int8=int8)() for int8 in (False, True))
     assert apart(torch.from_numpy(fp32), theirs) < 1e-4
     assert 1e-4 < apart(torch.from_numpy(int8), theirs) < 0.2
 
 
 def test_training_steps_train():
-    task = Task(ViTConfig(**TINY), 4, CPU)
-    for each in training_contenders(task, ["timm"]):
-        step = each.make()
+    task = Workload(ViTConfig(**TINY), 4, CPU)
+    for each in training_candidates(task, ["timm"]):
+        step = each.build()
         model = next(cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, torch.nn.Module))
         before = [p.detach().clone() for p in model.parameters()]
         step()
@@ -184,13 +184,13 @@ def test_who_cannot_be_built_is_named_and_the_race_goes_on():
     def broken() -> None:
         raise RuntimeError("no compiler\nat line 7")
 
-    good = Contender(OURS, "fp32", lambda: lambda: None)
-    found = race([good, Contender("timm", "x", broken)], 1, rounds=2, turn=0, clock="cpu", device=CPU)
-    assert [row.who for row in found.rows] == [OURS]
+    good = Candidate(VITRAIL, "fp32", lambda: lambda: None)
+    found = run_benchmark([good, Candidate("timm", "x", broken)], 1, rounds=2, min_seconds=0, clock="cpu", device=CPU)
+    assert [row.library for row in found.rows] == [VITRAIL]
     assert found.failed == {"timm x": "no compiler"}
     assert found.best_peer is None
     with pytest.raises(vitrail.VitrailError, match="nothing could be run"):
-        race([Contender("timm", "x", broken)], 1, rounds=2, turn=0, clock="cpu", device=CPU)
+        run_benchmark([Candidate("timm", "x", broken)], 1, rounds=2, min_seconds=0, clock="cpu", device=CPU)
 
 
 def test_what_the_host_takes_is_told(tmp_path: Path):
@@ -200,17 +200,17 @@ def test_what_the_host_takes_is_told(tmp_path: Path):
     assert taken() == 0.0
     stat.write_text("cpu  140 10 70 9000 7 4 11 65 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
     assert taken() == 20 / (20 + 40 + 10 + 20 + 2 + 8)  # idle time and waiting for a disk are nobody's
-    assert "took 20% of the processors" in (disturbed(taken()) or "")
+    assert "took 20% of the processors" in (describe_steal(taken()) or "")
     stat.write_text("an other system\n")
     assert taken() is measure_steal_time(tmp_path / "nothing")() is None
-    assert disturbed(None) is disturbed(0.01) is None
+    assert describe_steal(None) is describe_steal(0.01) is None
     here = measure_steal_time()()
     assert here is None or 0 <= here <= 1
 
 
 def test_a_peer_that_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(PEERS, "nobody-s-vit", lambda config: None)
-    here, missing = installed(ViTConfig(**{**TINY, "image_size": (16, 24)}))
+    here, missing = find_installed_peers(ViTConfig(**{**TINY, "image_size": (16, 24)}))
     assert "torchvision" not in here
     assert missing["torchvision"] == "torchvision takes square colour images alone"
     assert missing["nobody-s-vit"] == "not installed (pip install nobody-s-vit)"
@@ -219,10 +219,10 @@ def test_a_peer_that_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.Monk
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
 def test_memory_grows_with_the_model():
     small, large = (
-        inference_contenders(Task(ViTConfig(**{**TINY, "width": w, "mlp_width": 4 * w, "depth": 6}), 1, CPU), [])[0]
+        inference_candidates(Workload(ViTConfig(**{**TINY, "width": w, "mlp_width": 4 * w, "depth": 6}), 1, CPU), [])[0]
         for w in (48, 768)
     )
-    low, high = peaks([small, large], CPU, 1)
+    low, high = measure_peak_memory([small, large], CPU, 1)
     assert low is not None
     assert high is not None
     assert high - low > 100 * 2**20  # 42 million parameters of four bytes
@@ -230,15 +230,15 @@ def test_memory_grows_with_the_model():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
 def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vitrail.cli.bench.installed", lambda config: ([], {}))
+    monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
     vit = ViT(ViTConfig(**{**TINY, "width": 768, "mlp_width": 3072, "depth": 6}))
     names = tuple("abcdefg")
     vitrail.Classifier(vit, names, Preprocess(image_size=(16, 16))).save(tmp_path / "m.safetensors")
     words = ["bench", tmp_path / "m.safetensors", "--batch", 1, "--rounds", 1, "--turn", 0.001, "--threads", 1]
     _, document, _ = ask(capsys, *words, "--memory")
-    (plain,) = (row for row in document["races"]["inference, batch 1"] if row["way"] == "fp32")
+    (plain,) = (row for row in document["races"]["inference, batch 1"] if row["mode"] == "fp32")
     weights = sum(4 * parameter.numel() for parameter in vit.parameters())
-    assert weights < plain["memory"] < 1.6 * weights
+    assert weights < plain["peak_memory"] < 1.6 * weights
 
 
 def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
@@ -250,12 +250,12 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
     assert set(document["races"]) == {"inference, batch 2", "training step, batch 2"}
     rows = document["races"]["inference, batch 2"]
     assert {("vitrail", "fast"), ("timm", "fp32"), ("timm", "ONNX Runtime int8")} <= {
-        (r["who"], r["way"]) for r in rows
+        (r["library"], r["mode"]) for r in rows
     }
     assert all(row["images_per_second"] > 0 and len(row["seconds"]) == 2 for row in rows)
-    best = max((r for r in rows if r["who"] != "vitrail"), key=lambda r: r["images_per_second"])
+    best = max((r for r in rows if r["library"] != "vitrail"), key=lambda r: r["images_per_second"])
     assert best["ratio"] == [1, 1, 1]
-    ours = next(row for row in rows if row["way"] == "fast")
+    ours = next(row for row in rows if row["mode"] == "fast")
     assert ours["ratio"][0] == pytest.approx(np.median(np.divide(best["seconds"], ours["seconds"])))
     assert document["agreement"]["images"] == 12
     assert document["agreement"]["same"] == 1
@@ -266,13 +266,13 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
 def test_bench_compares_before_it_times_and_needs_no_model(
     run: vitrail.Run, make_folder, capsys, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.cli.bench.installed", lambda config: ([], {}))
+    monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
     quick = ["--batch", 1, "--rounds", 1, "--turn", 0.001, "--threads", 1]
     code, document, _ = ask(capsys, "bench", *quick, "--data", "digits", "--images", 2)  # grey, for a model of colours
     assert (code, document["model"], document["agreement"]["images"]) == (0, "cifar10-small", 2)
     data = make_folder("bad", {"train": 2, "test": 2})
     (data / "test/red/0.png").write_bytes(b"no image")
-    monkeypatch.setattr("vitrail.cli.bench.race", lambda *given, **options: pytest.fail("timed too early"))
+    monkeypatch.setattr("vitrail.cli.bench.run_benchmark", lambda *given, **options: pytest.fail("timed too early"))
     code, document, _ = ask(capsys, "bench", run.folder, *quick, "--data", data)
     assert (code, "0.png" in document["error"]) == (1, True)
 

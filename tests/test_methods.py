@@ -17,12 +17,12 @@ from vitrail.classifier import Classifier, NonFiniteOutput
 from vitrail.data import Images
 from vitrail.errors import UsageError
 from vitrail.explanation import METHODS, explain_batch
-from vitrail.explanation.attention import readout
-from vitrail.explanation.balance import balanced
-from vitrail.explanation.explanation import open_scene
-from vitrail.explanation.faithfulness import faithfulness
+from vitrail.explanation.attention import readout_weights
+from vitrail.explanation.faithfulness import evaluate_faithfulness
+from vitrail.explanation.hooks import eval_mode, record_block_inputs
+from vitrail.explanation.inputs import TokenInputs, embed_images
+from vitrail.explanation.libragrad import balanced_gradients
 from vitrail.explanation.recording import Record, recording
-from vitrail.explanation.scene import Scene, block_inputs, undisturbed
 from vitrail.model import ViT
 from vitrail.model.config import MlpKind, PoolKind
 
@@ -35,8 +35,8 @@ def double(**options) -> Classifier:
     return clf
 
 
-def scene_of(clf: Classifier, targets=None) -> Scene:
-    return open_scene(clf, photos(), targets or [(2, None)] * 3)
+def scene_of(clf: Classifier, targets=None) -> TokenInputs:
+    return embed_images(clf, photos(), targets or [(2, None)] * 3)
 
 
 def close(found: np.ndarray | Tensor, expected: np.ndarray | Tensor, tolerance: float) -> None:
@@ -82,13 +82,13 @@ def test_recomputed_attention_and_its_gradient_equal_explicit_ones(options, dtyp
     x = scene.x_BTD.requires_grad_()
     with recording(clf.vit) as record:
         found = scene.logits(x)
-    mixed = [record.mixed[layer] for layer in sorted(record.mixed)]
+    mixed = [record.attended[layer] for layer in sorted(record.attended)]
     found_gradients = torch.autograd.grad(found[:, 2].sum(), mixed)
     with Explicit(clf.vit) as explicit:
         score = scene.logits(x)[:, 2].sum()
     gradients = torch.autograd.grad(score, explicit.matrices)
     for layer, (matrix, gradient) in enumerate(zip(explicit.matrices, gradients, strict=True)):
-        recomputed = record.attention(layer) if layer < 3 else record.pool
+        recomputed = record.attention(layer) if layer < 3 else record.pool_attention
         close(recomputed.detach(), matrix.detach(), tolerance)
         close(record.gradient(layer, found_gradients[layer]).detach(), gradient, tolerance)
 
@@ -100,7 +100,7 @@ def pooled(vit: ViT, row_of: Tensor) -> Tensor:
     """What a pool without weights reads of rows (T, T) -> (T,)."""
     record = Record(1)
     record.queries[0] = row_of[None, None]
-    return readout(record, vit.config, len(row_of))[0] @ row_of
+    return readout_weights(record, vit.config, len(row_of))[0] @ row_of
 
 
 @any_model
@@ -120,7 +120,7 @@ def test_generic_attention_equals_its_reference(options):
         else:
             row = pooled(clf.vit, relevance - torch.eye(len(relevance)))
         expected.append(row[clf.vit.config.prefix_tokens :].detach())
-    found = explain_batch(clf, photos(), method="generic", target=CLASSES[2])
+    found = explain_batch(clf, photos(), method="chefer", target=CLASSES[2])
     close(maps(found).reshape(3, -1), torch.stack(expected), 1e-10)
 
 
@@ -131,7 +131,7 @@ def test_legrad_equals_its_reference(options):
     x, expected = scene.x_BTD, torch.zeros(3, scene.x_BTD.shape[1], dtype=torch.float64)
     for block in vit.blocks:
         with Explicit(vit) as explicit:
-            x = block(x.detach().requires_grad_(), scene.rotate)
+            x = block(x.detach().requires_grad_(), scene.rotation)
             read = vit.pool(vit.norm(x)) if vit.config.pool == "map" else vit.norm(x).mean(dim=1)
             logits = vit.head(read)
         (gradient,) = torch.autograd.grad(logits[:, 2].sum(), explicit.matrices[:1])
@@ -170,7 +170,7 @@ def test_the_balanced_gradient_equals_a_backward_with_factors_held_still(dtype, 
     gradients = torch.autograd.grad((chance / (1 - chance)).log().sum(), inputs)
     layers = [(x * gradient).sum(-1)[:, 2:].detach() for x, gradient in zip(inputs, gradients, strict=True)]
     expected = sum(layers) / 3
-    found = explain_batch(clf, photos(), method="balanced", target=CLASSES[2])
+    found = explain_batch(clf, photos(), method="libragrad", target=CLASSES[2])
     close(maps(found).reshape(3, -1), expected, tolerance)
 
 
@@ -194,7 +194,7 @@ def test_balanced_maps_add_up_to_the_score(options):
                 parameter.zero_()
     scene = scene_of(clf)
     plain = scene.logits(scene.x_BTD).detach()
-    with balanced(clf.vit), block_inputs(clf.vit) as inputs:
+    with balanced_gradients(clf.vit), record_block_inputs(clf.vit) as inputs:
         logits = scene.logits(scene.x_BTD.requires_grad_())
     gradients = torch.autograd.grad(logits[:, 2].sum(), inputs)
     close(logits.detach(), plain, 1e-12)
@@ -216,7 +216,7 @@ def test_balanced_gradients_change_the_answers_by_rounding_alone(options):
     vit = random_vit(**options)
     with torch.no_grad():
         outside = vit(images())
-        with balanced(vit):
+        with balanced_gradients(vit):
             inside = vit(images())
     assert (inside - outside).abs().max() <= 1e-5 * outside.abs().max()
 
@@ -231,7 +231,7 @@ def test_integrated_gradients_equal_captums_on_pixels(options):
     x = clf.normalize(photos())
     pixels = captum_attr.IntegratedGradients(clf.vit).attribute(x, target=2, n_steps=20)
     expected = F.avg_pool2d(pixels.sum(1, keepdim=True), 4)[:, 0] * 16
-    found = explain_batch(clf, photos(), method="integrated", target=CLASSES[2])
+    found = explain_batch(clf, photos(), method="integrated_gradients", target=CLASSES[2])
     close(maps(found), expected.detach(), 1e-6)  # captum steps in float32
 
 
@@ -239,7 +239,7 @@ def test_integrated_gradients_add_up_to_what_the_image_changes():
     clf = classifier(pool="mean")
     grey = clf.vit(torch.zeros(1, 3, *WIDE))[0, 2]
     change = clf.vit(clf.normalize(photos()))[:, 2] - grey
-    found = maps(explain_batch(clf, photos(), method="integrated", target=CLASSES[2]))
+    found = maps(explain_batch(clf, photos(), method="integrated_gradients", target=CLASSES[2]))
     assert np.abs(found.sum((1, 2)) - change.detach().numpy()).max() < 0.05 * change.abs().max()
 
 
@@ -287,7 +287,7 @@ def test_a_dropped_patch_is_as_one_that_nobody_sees(name):
     clf = double(**MODELS[name])
     keep = torch.stack([torch.randperm(15, generator=torch.Generator().manual_seed(i))[:6] for i in range(3)])
     with torch.no_grad():
-        found = scene_of(clf).logits_of(keep)
+        found = scene_of(clf).logits_of_patches(keep)
         expected = with_only(clf.vit, clf.normalize(photos()), keep)
         whole = clf.vit(clf.normalize(photos()))
     close(found, expected, 1e-12)
@@ -298,7 +298,7 @@ def test_a_dropped_patch_is_as_one_that_nobody_sees(name):
 def test_keeping_every_patch_changes_nothing(options):
     clf = double(**options)
     with torch.no_grad():
-        found = scene_of(clf).logits_of(torch.arange(15).expand(3, -1))
+        found = scene_of(clf).logits_of_patches(torch.arange(15).expand(3, -1))
         close(found, clf.vit(clf.normalize(photos())), 1e-12)
 
 
@@ -310,7 +310,7 @@ def test_occlusion_is_what_each_patchs_absence_costs(name):
     with torch.no_grad():
         for patch in range(15):
             keep = torch.tensor([[i for i in range(15) if i != patch]] * 3)
-            drop = scene.logits(scene.x_BTD).softmax(1) - scene.logits_of(keep).softmax(1)
+            drop = scene.logits(scene.x_BTD).softmax(1) - scene.logits_of_patches(keep).softmax(1)
             expected[:, patch] = (drop[:, 2] - drop[:, 4]).numpy()
     found = explain_batch(clf, photos(), method="occlusion", target=(CLASSES[2], CLASSES[4]))
     close(maps(found).reshape(3, -1), expected, 1e-10)
@@ -326,7 +326,7 @@ def test_rise_is_the_mean_over_random_halves_that_hold_the_patch():
         for _ in range(100):
             order = torch.randperm(15, generator=generator)
             for half in (order[:7], order[7:14]):
-                probability = scene.logits_of(half.expand(3, -1)).softmax(1)[:, 2].numpy()
+                probability = scene.logits_of_patches(half.expand(3, -1)).softmax(1)[:, 2].numpy()
                 values.append(probability)
                 for patch in half.tolist():
                     held_by[patch].append(probability)
@@ -338,14 +338,14 @@ def test_rise_is_the_mean_over_random_halves_that_hold_the_patch():
 def test_under_mean_pooling_the_lens_averages_to_the_answer():
     clf = double(pool="mean", prefix_tokens=0)
     logits = clf.vit(clf.normalize(photos())).detach()
-    found = maps(explain_batch(clf, photos(), method="lens", target=CLASSES[1]))
+    found = maps(explain_batch(clf, photos(), method="logit_lens", target=CLASSES[1]))
     close(found.mean((1, 2)), logits[:, 1] - logits.mean(1), 1e-10)
 
 
 @any_model
 def test_the_lens_reads_the_last_norm_pool_and_head(options):
     clf = double(**options)
-    found = explain_batch(clf, photos(), method="lens", target=CLASSES[1], layer=0)
+    found = explain_batch(clf, photos(), method="logit_lens", target=CLASSES[1], layer=0)
     seen: list[Tensor] = []
     hook = clf.vit.blocks[0].register_forward_hook(lambda module, given, out: seen.append(out))
     with torch.no_grad():
@@ -366,7 +366,7 @@ def test_a_querys_map_is_its_row_of_the_attention_matrix(options):
     for head, weights in ((None, expected.mean(1)), (2, expected[:, 2])):
         found = explain_batch(clf, photos(), method="attention", layer=1, head=head, query=(2, 3))
         close(maps(found).reshape(3, -1), weights, 1e-5)
-    assert found[0].question == "what row 2, column 3 attends to"
+    assert found[0].question == "what the patch in row 2, column 3 attends to"
 
 
 # Targets.
@@ -394,7 +394,7 @@ def test_classes_have_different_maps(method):
     assert np.abs(ant - bee).max() > 1e-3 * np.abs(ant).max()
 
 
-@pytest.mark.parametrize("method", ["gradient", "integrated", "occlusion", "rise", "lens"])
+@pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients", "occlusion", "rise", "logit_lens"])
 def test_this_rather_than_that_is_the_difference_of_their_maps(method):
     clf = double()
     ant, bee, rather = (
@@ -412,7 +412,7 @@ def test_balanced_maps_of_a_pair_are_each_others_negative():
 def test_log_odds_are_those_of_the_probability():
     logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
     scene = scene_of(classifier())
-    scene.weights_BY = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
+    scene.target_BY = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
     chance = logits.softmax(1)
     expected = torch.stack([(chance[0, 1] / (1 - chance[0, 1])).log(), logits[1, 2] - logits[1, 0]])
     close(scene.log_odds(logits), expected, 1e-6)
@@ -430,9 +430,9 @@ def test_class_blind_methods_say_so_and_are(method):
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ("dgo", "the model knows no class 'dgo' (did you mean dog?)"),
-        (("dog", "cta"), "knows no class 'cta'"),
-        (("dog", "dog"), "'dog' is held against itself"),
+        ("dgo", "the model has no class 'dgo' (did you mean dog?)"),
+        (("dog", "cta"), "has no class 'cta'"),
+        (("dog", "dog"), "'dog' is compared with itself"),
         (["dog", "cat"], "there are 2 targets for 3 images"),
     ],
     ids=str,
@@ -497,11 +497,11 @@ def test_the_model_is_left_exactly_as_it_was(method, fails, monkeypatch):
         def fail(self, logits):
             raise Failure
 
-        monkeypatch.setattr(Scene, "score", fail)
-        monkeypatch.setattr(Scene, "log_odds", fail)
-        monkeypatch.setattr(Scene, "settle", fail)
+        monkeypatch.setattr(TokenInputs, "score", fail)
+        monkeypatch.setattr(TokenInputs, "log_odds", fail)
+        monkeypatch.setattr(TokenInputs, "fix_target", fail)
         if METHODS[method].class_blind:
-            monkeypatch.setattr(Scene, "of_patches", fail)
+            monkeypatch.setattr(TokenInputs, "drop_prefix", fail)
         with pytest.raises(Failure):
             explain_batch(clf, photos(), method=method)
     else:
@@ -547,7 +547,7 @@ def test_weights_made_in_inference_mode_are_refused_in_a_sentence():
 
 def test_a_long_batch_is_cut_into_pieces(monkeypatch):
     expected = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
-    monkeypatch.setattr("vitrail.explanation.explanation.PIECE_TOKENS", 32)  # two images
+    monkeypatch.setattr("vitrail.explanation.inputs.MAX_BATCH_TOKENS", 32)  # two images
     found = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
     close(found, expected, 1e-5)
 
@@ -577,7 +577,7 @@ def test_the_default_makes_no_matrix_of_tokens_by_tokens_and_keeps_the_fused_ker
     assert any("scaled_dot_product" in name for name in watched.operators)
     assert watched.largest < 577 * 577  # an image's matrix of a single head
     with Watched() as other:
-        explain_batch(clf, pixels, method="generic")
+        explain_batch(clf, pixels, method="chefer")
     assert any("scaled_dot_product" in name for name in other.operators)
     assert other.largest == 2 * 4 * 577 * 577  # one layer's, made and dropped
 
@@ -586,10 +586,10 @@ def test_undisturbed_restores_every_mode():
     vit = random_vit().train()
     vit.blocks[0].mlp.eval()
     before = [module.training for module in vit.modules()]
-    with undisturbed(vit):
+    with eval_mode(vit):
         assert not any(module.training for module in vit.modules())
     assert [module.training for module in vit.modules()] == before
-    with pytest.raises(Failure), undisturbed(vit):
+    with pytest.raises(Failure), eval_mode(vit):
         raise Failure
     assert [module.training for module in vit.modules()] == before
 
@@ -602,4 +602,6 @@ def test_an_image_of_one_patch_cannot_lose_any(method: str, pool: str):
     with pytest.raises(UsageError, match="as one patch"):
         explain_batch(clf, photos(2, size=(8, 8)), method=method)
     with pytest.raises(UsageError, match="as one patch"):
-        faithfulness(clf, Images(photos(4, size=(8, 8)), list("abcd"), np.arange(4), CLASSES), methods=[method])
+        evaluate_faithfulness(
+            clf, Images(photos(4, size=(8, 8)), list("abcd"), np.arange(4), CLASSES), methods=[method]
+        )

@@ -240,7 +240,7 @@ def test_the_planted_copy_is_found_and_mistakes_have_both_maps(document):
         assert np.abs(row["predicted"]["map"]).shape == tuple(document["looks"]["grid"])
     assert document["labels"]["suspected"] > 0
     table = document["faithfulness"]
-    assert {"balanced", "random"} <= table["methods"].keys()
+    assert {"libragrad", "random"} <= table["methods"].keys()
     assert document["properties"]["by"]["size"]["rows"][0]["images"] == 61
     assert document["made"]["command"].startswith("vitrail evaluate ")
     for row in document["looks"]["classes"]:

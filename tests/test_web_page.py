@@ -26,7 +26,8 @@ from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.cli.web_page import data_of
 from vitrail.data.preprocess import Preprocess
-from vitrail.explanation.explanation import explain_batch, open_scene
+from vitrail.explanation import explain_batch
+from vitrail.explanation.inputs import embed_images
 from vitrail.exporting.web import render_page
 from vitrail.exporting.web.examples import choose_examples, load_examples, png_data_url
 from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
@@ -275,14 +276,14 @@ def test_hiding_leaves_tokens_out(fresh, model: Classifier, images: list[Path]):
     settled(page)
     found = numbers(page)["hidden"]
     assert len(found["patches"]) == 7
-    scene = open_scene(model, model.read_image(images[0])[None], [None])
+    scene = embed_images(model, model.read_image(images[0])[None], [None])
     label = model.logits(model.read_image(images[0])[None])[0].argmax()
     order = vitrail.explain(model, images[0]).map.ravel().argsort()[::-1]
     assert sorted(found["patches"]) == sorted(order[:7].tolist())
 
     def left(hidden: list[int]) -> float:
         keep = torch.tensor([[p for p in range(20) if p not in set(hidden)]])
-        return float((scene.logits_of(keep) / model.temperature).softmax(1)[0, label])
+        return float((scene.logits_of_patches(keep) / model.temperature).softmax(1)[0, label])
 
     assert found["probability"] == pytest.approx(left(found["patches"]), abs=1e-4)
     orders = page.evaluate("vitrail.scene().chances")
@@ -301,7 +302,7 @@ def test_the_layers_are_the_lens(fresh, model: Classifier, images: list[Path]):
     page.locator("#tab-layers").click()
     for layer in range(2):
         page.locator("#strip button").nth(layer).click()
-        ours = vitrail.explain(model, images[0], method="lens", layer=layer)
+        ours = vitrail.explain(model, images[0], method="logit_lens", layer=layer)
         assert near(numbers(page)["map"], ours.map)
     answers = numbers(page)["answers"]
     assert near(answers[-1], numbers(page)["logits"])

@@ -1,17 +1,17 @@
 """How fast a ViT is on this machine, beside other libraries' ViTs of the same size, in one run."""
 
-from vitrail.benchmarking.contenders import Contender, Task, inference_contenders, training_contenders
-from vitrail.benchmarking.peers import installed
-from vitrail.benchmarking.table import Result, Row, markdown, race
+from vitrail.benchmarking.candidates import Candidate, Workload, inference_candidates, training_candidates
+from vitrail.benchmarking.peers import find_installed_peers
+from vitrail.benchmarking.results import BenchmarkResult, BenchmarkRow, format_markdown, run_benchmark
 
 __all__ = [
-    "Contender",
-    "Result",
-    "Row",
-    "Task",
-    "inference_contenders",
-    "installed",
-    "markdown",
-    "race",
-    "training_contenders",
+    "BenchmarkResult",
+    "BenchmarkRow",
+    "Candidate",
+    "Workload",
+    "find_installed_peers",
+    "format_markdown",
+    "inference_candidates",
+    "run_benchmark",
+    "training_candidates",
 ]

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from vitrail.benchmarking.contenders import OURS
-from vitrail.benchmarking.table import Row, in_order
+from vitrail.benchmarking.candidates import VITRAIL
+from vitrail.benchmarking.results import BenchmarkRow, sort_rows
 from vitrail.files import write_atomically
 
 
-def draw_races(races: dict[str, list[Row]], path: Path) -> None:
+def save_benchmark_chart(races: dict[str, list[BenchmarkRow]], path: Path) -> None:
     """Images a second by contender, a panel for each race by its title; ours in colour."""
     from matplotlib.figure import Figure
 
@@ -15,10 +15,10 @@ def draw_races(races: dict[str, list[Row]], path: Path) -> None:
     figure = Figure(figsize=(9, height), layout="constrained")
     panels = figure.subplots(len(races), 1, squeeze=False, height_ratios=[3 + len(rows) for rows in races.values()])
     for axes, (title, rows) in zip(panels[:, 0], races.items(), strict=True):
-        rows = in_order(rows)[::-1]
+        rows = sort_rows(rows)[::-1]
         speeds = [row.images_per_second for row in rows]
-        colours = ["#1f5fa8" if row.who == OURS else "#b9bec6" for row in rows]
-        axes.barh([f"{row.who}, {row.way}" for row in rows], speeds, color=colours)
+        colours = ["#1f5fa8" if row.library == VITRAIL else "#b9bec6" for row in rows]
+        axes.barh([f"{row.library}, {row.mode}" for row in rows], speeds, color=colours)
         for place, row in enumerate(rows):
             beside = "" if row.ratio is None else f"  {row.ratio[0]:.2f} times"
             axes.text(row.images_per_second, place, f" {row.images_per_second:,.1f}{beside}", va="center", fontsize=8)

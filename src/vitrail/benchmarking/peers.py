@@ -32,7 +32,7 @@ def torchvision_vit(config: ViTConfig) -> nn.Module:
     from torchvision.models import VisionTransformer
 
     model: nn.Module = VisionTransformer(
-        image_size=square(config, "torchvision"),
+        image_size=square_image_size(config, "torchvision"),
         patch_size=config.patch,
         num_layers=config.depth,
         num_heads=config.heads,
@@ -43,7 +43,7 @@ def torchvision_vit(config: ViTConfig) -> nn.Module:
     return model
 
 
-class Logits(nn.Module):
+class LogitsOnly(nn.Module):
     """transformers' models take and give things by name; this one takes images and gives logits."""
 
     def __init__(self, model: nn.Module):
@@ -60,7 +60,7 @@ def transformers_vit(config: ViTConfig) -> nn.Module:
     from transformers import ViTConfig as TheirConfig
     from transformers import ViTForImageClassification
 
-    return Logits(
+    return LogitsOnly(
         ViTForImageClassification(
             TheirConfig(
                 hidden_size=config.width,
@@ -96,7 +96,7 @@ def vit_pytorch_vit(config: ViTConfig) -> nn.Module:
     return model
 
 
-def square(config: ViTConfig, who: str) -> int:
+def square_image_size(config: ViTConfig, who: str) -> int:
     """The side of a square colour image; raises `UsageError` for another, which this library does not take."""
     height, width = to_pair(config.image_size)
     if height != width or config.channels != 3:
@@ -112,14 +112,14 @@ PEERS: dict[str, Callable[[ViTConfig], nn.Module]] = {  # by the name of their p
 }
 
 
-def installed(config: ViTConfig) -> tuple[list[str], dict[str, str]]:
+def find_installed_peers(config: ViTConfig) -> tuple[list[str], dict[str, str]]:
     """The peers that can be set beside this config, and why others cannot."""
     here, missing = [], {}
     for name in PEERS:
         try:
             version(name)
             if name == "torchvision":
-                square(config, name)
+                square_image_size(config, name)
         except PackageNotFoundError:
             missing[name] = f"not installed (pip install {name})"
         except UsageError as error:

@@ -14,12 +14,19 @@ from typing import Any
 import torch
 from rich.table import Column, Table
 
-from vitrail.benchmarking.agreement import agreement
-from vitrail.benchmarking.contenders import OURS, Contender, Task, inference_contenders, training_contenders
-from vitrail.benchmarking.figures import draw_races
-from vitrail.benchmarking.memory import peaks
-from vitrail.benchmarking.peers import installed
-from vitrail.benchmarking.table import Row, disturbed, in_order, race, ratio_said, with_memory
+from vitrail.benchmarking.candidates import VITRAIL, Candidate, Workload, inference_candidates, training_candidates
+from vitrail.benchmarking.fast_path import compare_fast_path
+from vitrail.benchmarking.figures import save_benchmark_chart
+from vitrail.benchmarking.memory import measure_peak_memory
+from vitrail.benchmarking.peers import find_installed_peers
+from vitrail.benchmarking.results import (
+    BenchmarkRow,
+    add_peak_memory,
+    describe_steal,
+    format_ratio,
+    run_benchmark,
+    sort_rows,
+)
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import log, progress_bar
@@ -77,42 +84,42 @@ def run(arguments: argparse.Namespace) -> Answer:
 def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
     """The races, one after the other."""
     config = classifier.vit.config
-    peers, missing = installed(config)
+    peers, missing = find_installed_peers(config)
     for name, why in missing.items():
         log(f"without {name}: {why}")
-    inference = partial(inference_contenders, peers=peers, compile=arguments.compile)
-    kinds: dict[str, tuple[int, Callable[[Task], list[Contender]]]] = {
+    inference = partial(inference_candidates, peers=peers, compile=arguments.compile)
+    kinds: dict[str, tuple[int, Callable[[Workload], list[Candidate]]]] = {
         f"inference, batch {n}": (n, inference) for n in arguments.batch
     }
     if arguments.train:
-        kinds[f"training step, batch {arguments.train}"] = (arguments.train, partial(training_contenders, peers=peers))
+        kinds[f"training step, batch {arguments.train}"] = (arguments.train, partial(training_candidates, peers=peers))
     agreed: dict[str, Any] | None = None
     if arguments.data:  # first: what is wrong with the images must not cost the timings
         images = any_images(arguments.data, config.channels)
-        agreed = agreement(classifier, images, most=arguments.images or 500)
-    races: dict[str, list[Row]] = {}
+        agreed = compare_fast_path(classifier, images, max_images=arguments.images or 500)
+    races: dict[str, list[BenchmarkRow]] = {}
     failed: dict[str, str] = {}
     taken: dict[str, float | None] = {}
     with progress_bar("timing", len(kinds)) as progress:
         for title, (batch, contenders_of) in kinds.items():
-            task = Task(config, batch, classifier.device, classifier.vit)
-            found = race(
-                contenders_of(task), batch, rounds=arguments.rounds, turn=arguments.turn, clock=arguments.clock,
-                device=task.device, tick=lambda doing: progress.advance(0, note=doing),
+            task = Workload(config, batch, classifier.device, classifier.vit)
+            found = run_benchmark(
+                contenders_of(task), batch, rounds=arguments.rounds, min_seconds=arguments.turn, clock=arguments.clock,
+                device=task.device, on_step=lambda doing: progress.advance(0, note=doing),
             )  # fmt: skip
             failed |= found.failed
-            taken[title] = found.taken
+            taken[title] = found.steal_fraction
             rows = found.rows
             if arguments.memory:
                 progress.advance(0, note="memory")
                 alike = contenders_of(replace(task, vit=None))  # with its weights they would be counted twice
-                rows = with_memory(rows, alike, peaks(alike, task.device, torch.get_num_threads()))
-            races[title] = in_order(rows)
+                rows = add_peak_memory(rows, alike, measure_peak_memory(alike, task.device, torch.get_num_threads()))
+            races[title] = sort_rows(rows)
             progress.advance()
     for name, why in failed.items():
         log(f"without {name}: {why}")
     for title, part in taken.items():
-        if said := disturbed(part):
+        if said := describe_steal(part):
             log(f"warning: {title}: {said}; repeat it at a quieter time, or use --clock cpu")
     machine = describe_hardware(classifier.device)
     document: dict[str, Any] = {
@@ -132,7 +139,7 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
         shown += ["", agreement_said(agreed)]
     if arguments.out:
         folder = Path(arguments.out)
-        draw_races(races, folder / "bench.png")
+        save_benchmark_chart(races, folder / "bench.png")
         write_json(folder / "bench.json", document)
         shown += ["", f"written: {folder / 'bench.json'}, {folder / 'bench.png'}"]
     return Answer(document, shown)
@@ -146,16 +153,16 @@ def agreement_said(agreed: dict[str, Any]) -> str:
     )
 
 
-def table_of(title: str, rows: list[Row]) -> Table:
+def table_of(title: str, rows: list[BenchmarkRow]) -> Table:
     """A race as a table."""
     right = [Column(name, justify="right") for name in ("images/s", "ms a batch", "times the best other")]
-    memory = any(row.memory is not None for row in rows)
+    memory = any(row.peak_memory is not None for row in rows)
     extra = [Column("peak MiB", justify="right")] if memory else []
     table = Table(title, "how", *right, *extra, box=None, header_style="bold")
     for row in rows:
-        peak = [f"{row.memory / 2**20:,.0f}" if row.memory is not None else "-"] if memory else []
-        speeds = (f"{row.images_per_second:,.1f}", f"{row.milliseconds:,.2f}", ratio_said(row))
-        table.add_row(row.who, row.way, *speeds, *peak, style="bold" if row.who == OURS else "")
+        peak = [f"{row.peak_memory / 2**20:,.0f}" if row.peak_memory is not None else "-"] if memory else []
+        speeds = (f"{row.images_per_second:,.1f}", f"{row.milliseconds:,.2f}", format_ratio(row))
+        table.add_row(row.library, row.mode, *speeds, *peak, style="bold" if row.library == VITRAIL else "")
     return table
 
 

@@ -16,9 +16,9 @@ from vitrail.cli.main import Answer
 from vitrail.console import progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT, METHODS, Explanation, explain
-from vitrail.explanation.explanation import Target, read_target
-from vitrail.explanation.pictures import save_explanation, save_heads, save_layers, save_overlay
+from vitrail.explanation import DEFAULT_METHOD, METHODS, Explanation, explain
+from vitrail.explanation.figures import save_explanation, save_heads, save_layers, save_overlay
+from vitrail.explanation.targets import Target, parse_target
 
 MOST_BYTES = 200  # of a picture's name: disks take 255, and a number and an ending come behind it
 FIGURES = (  # what a row says of an image; nothing of each where it cannot be read
@@ -31,14 +31,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     rows = "\n".join(
-        f"  {name:11}{row.about}{' (knows no class)' if row.class_blind else ''}: {row.cost}"
+        f"  {name:11}{row.description}{' (knows no class)' if row.class_blind else ''}: {row.cost}"
         for name, row in METHODS.items()
     )
     parser.epilog = f"methods, and what a map takes:\n{rows}"
     add_model(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards")
     parser.add_argument(
-        "--method", metavar="M", help=f"one of those below ({DEFAULT}; with a layer or head, attention)"
+        "--method", metavar="M", help=f"one of those below ({DEFAULT_METHOD}; with a layer or head, attention)"
     )
     parser.add_argument("--class", dest="label", metavar="LABEL", help="the class to explain (the predicted one)")
     parser.add_argument("--against", metavar="LABEL", help="explain the class rather than this one")
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     classifier = loaded(arguments)
     config = classifier.vit.config
     target = read_class(arguments.label, arguments.against)
-    read_target(classifier.classes, target)  # a wrong name is said before any work
+    parse_target(classifier.classes, target)  # a wrong name is said before any work
     layers, heads = read_layers(arguments.layer, config.depth), read_heads(arguments.head, config.heads)
     if len(layers) > 1 and len(heads) > 1:
         raise UsageError("all layers of all heads do not fit into a picture", "choose one layer or one head")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> Answer:
                 raise UsageError(f"--{option} is for one map, not for a picture of many", "name one layer or one head")
     query = read_query(arguments.query)
     inside = arguments.layer or arguments.head != "mean" or query
-    method = arguments.method or ("attention" if inside else DEFAULT)
+    method = arguments.method or ("attention" if inside else DEFAULT_METHOD)
     rows: list[dict[str, Any]] = []
     several = ["heads"] if len(heads) > 1 else ["layers"] if len(layers) > 1 else []
     images = named_images(arguments.images)

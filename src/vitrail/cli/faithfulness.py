@@ -18,11 +18,11 @@ from vitrail.console import progress_bar
 from vitrail.errors import UsageError
 from vitrail.evaluation import images_to_score
 from vitrail.explanation import METHODS
-from vitrail.explanation.controls import CONTROLS
-from vitrail.explanation.faithfulness import Faithfulness, faithfulness
+from vitrail.explanation.faithfulness import count_steps, evaluate_faithfulness
+from vitrail.explanation.figures import save_faithfulness
 from vitrail.explanation.measures import MEASURES
 from vitrail.explanation.methods import find_method
-from vitrail.explanation.pictures import draw_faithfulness
+from vitrail.explanation.scores import Faithfulness
 from vitrail.files import write_json
 
 
@@ -51,26 +51,27 @@ def run(arguments: argparse.Namespace) -> Answer:
         find_method(name)
     classifier = loaded(arguments)
     images, said = images_to_score(classifier, arguments.data, arguments.skip_unreadable)
-    with progress_bar("scoring", len(methods) + len(CONTROLS)) as progress:
+    with progress_bar("scoring", count_steps(len(methods))) as progress:
         begun: list[str] = []
 
         def tick(name: str) -> None:
             progress.advance(1 if begun else 0, note=name)
             begun.append(name)
 
-        found = faithfulness(
-            classifier, images, methods=methods, most=arguments.images,
-            steps=arguments.steps, seed=arguments.seed, said=said, tick=tick, skip_unreadable=arguments.skip_unreadable,
+        found = evaluate_faithfulness(
+            classifier, images, methods=methods, max_images=arguments.images,
+            steps=arguments.steps, seed=arguments.seed, description=said, on_step=tick,
+            skip_unreadable=arguments.skip_unreadable,
         )  # fmt: skip
     document = found.to_json()
     gone = f", {found.unreadable} more could not be read" if found.unreadable else ""
     shown: list[Any] = [f"{found.images} of {said}{gone}", table(found)]
-    shown += [f"{name.replace('_', ', ')}: {row.about}; {row.better} is better" for name, row in MEASURES.items()]
+    shown += [f"{name.replace('_', ', ')}: {row.description}; {row.better} is better" for name, row in MEASURES.items()]
     shown.append("* best, or not to be told from the best; cost in forward passes of this model, as measured")
     if arguments.out:
         folder = Path(arguments.out)
         write_json(folder / "faithfulness.json", document)
-        draw_faithfulness(found, folder / "faithfulness.png")
+        save_faithfulness(found, folder / "faithfulness.png")
         shown.append(f"written: {folder / 'faithfulness.json'}, {folder / 'faithfulness.png'}")
     return Answer(document, shown)
 
@@ -78,11 +79,11 @@ def run(arguments: argparse.Namespace) -> Answer:
 def table(found: Faithfulness) -> Table:
     """A row per method and control, a column per measure: the mean over half the 95 % interval."""
     shown = Table("method", *(name.replace("_", "\n") for name in MEASURES), "cost", box=None, header_style="bold")
-    for name, row in found.rows.items():
+    for name, row in found.methods.items():
         cells = []
         for score in row.scores.values():
             half = 0.0 if score is None else (score.interval[1] - score.interval[0]) / 2
-            cells.append("-" if score is None else f"{score.mean:.3f}{'*' if score.best else ' '}\n±{half:.3f}")
-        cost = "" if row.control or row.forwards is None else f"{row.forwards:.1f}"
-        shown.add_row(Text(name, style="dim" if row.control else ""), *cells, cost)
+            cells.append("-" if score is None else f"{score.mean:.3f}{'*' if score.is_best else ' '}\n±{half:.3f}")
+        cost = "" if row.is_control or row.forward_passes is None else f"{row.forward_passes:.1f}"
+        shown.add_row(Text(name, style="dim" if row.is_control else ""), *cells, cost)
     return shown

@@ -1,7 +1,18 @@
-"""Weights + image -> map: the methods, how far each can be believed, and their pictures."""
+"""Explanation methods, their faithfulness, and figures of their maps."""
 
-from vitrail.explanation.explanation import Explanation, explain, explain_batch
-from vitrail.explanation.methods import DEFAULT, METHODS
+from vitrail.explanation.api import explain, explain_batch
+from vitrail.explanation.explanation import Explanation
+from vitrail.explanation.methods import DEFAULT_METHOD, METHOD_ALIASES, METHODS, find_method
 from vitrail.explanation.recording import Record, recording
 
-__all__ = ["DEFAULT", "METHODS", "Explanation", "Record", "explain", "explain_batch", "recording"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "METHODS",
+    "METHOD_ALIASES",
+    "Explanation",
+    "Record",
+    "explain",
+    "explain_batch",
+    "find_method",
+    "recording",
+]

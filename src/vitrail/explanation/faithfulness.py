@@ -1,309 +1,192 @@
-"""Scores the explanations of one classifier on labelled images: whether its maps can be believed."""
+"""Scores explanation methods on the images of a classifier: whether their maps show what its outputs depend on."""
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.data.augment import fitting
-from vitrail.data.loader import read
 from vitrail.errors import UsageError
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.controls import CONTROLS
-from vitrail.explanation.explanation import Target, explain_batch, grid_of, open_scene, piece_size, read_target
-from vitrail.explanation.known_truth import Composed, mosaics, pairs
+from vitrail.explanation.evaluation_set import MAX_BATCH_IMAGES, EvaluationSet, draw_evaluation_set
+from vitrail.explanation.inputs import embed_images, patch_grid
 from vitrail.explanation.measures import (
+    CURVES,
     MEASURES,
-    area,
-    curve,
-    left,
+    area_under_curve,
+    positive_share,
     rank_correlation,
-    ranking,
+    rank_patches,
+    remaining_counts,
     saco,
-    share,
 )
 from vitrail.explanation.methods import METHODS, find_method
+from vitrail.explanation.randomization import SHUFFLED_MODELS, shuffled_models
+from vitrail.explanation.scores import Faithfulness, MethodScores, make_score, mark_best
+from vitrail.explanation.targets import Target, parse_targets
 
-Mapper = Callable[[Classifier, Tensor, list[str]], np.ndarray]  # pixels (B, C, H, W), classes asked -> map (B, P)
-PIECE = 64  # images that are scored at once, fewer where they have many patches
-
-
-@dataclass(frozen=True)
-class Score:
-    """A measure of a method: the mean over images, its 95 % bootstrap interval, and each image's value."""
-
-    mean: float
-    interval: tuple[float, float]
-    values: np.ndarray = field(repr=False)
-    best: bool = False  # best of the methods, or not to be told from the best
-
-    def to_json(self) -> dict[str, Any]:
-        """Mean, interval, number of images."""
-        return {"mean": self.mean, "interval": list(self.interval), "images": len(self.values), "best": self.best}
+Mapper = Callable[[Classifier, Tensor, list[str]], np.ndarray]  # pixels (B, C, H, W), classes -> maps (B, P)
+WARM_UP_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is known of a method: its scores, its curves (points,), and milliseconds for an image's map."""
+class Measurements:
+    """The maps of one method (N, P), the seconds for one, the values by measure, and the mean curves."""
 
-    scores: dict[str, Score | None]  # None where it cannot be measured on these images
+    maps: np.ndarray
+    seconds: float
+    values: dict[str, np.ndarray]
     curves: dict[str, list[float]]
-    milliseconds: float | None
-    forwards: float | None  # the same time in forward passes of this model
-    control: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Every number but the images' own."""
-        return {
-            **{name: None if score is None else score.to_json() for name, score in self.scores.items()},
-            "curves": self.curves,
-            "milliseconds": self.milliseconds,
-            "forwards": self.forwards,
-            "control": self.control,
-        }
 
 
-@dataclass(frozen=True)
-class Faithfulness:
-    """The scores of each method, and of controls that know nothing of the model."""
-
-    rows: dict[str, Row]
-    images: int
-    left: list[float]  # part of the patches left at each point of the curves
-    said: str = ""  # which images these are, in words
-    unreadable: int = 0  # images that were drawn and are left out
-
-    def to_json(self) -> dict[str, Any]:
-        """`methods` by name with every score; `measures` say what they are."""
-        return {
-            "images": self.images,
-            "unreadable": self.unreadable,
-            "data": self.said,
-            "measures": {name: {"about": row.about, "better": row.better} for name, row in MEASURES.items()},
-            "left": self.left,
-            "methods": {
-                name: {
-                    **row.to_json(),
-                    "class_blind": row.control or (name in METHODS and METHODS[name].class_blind),
-                    "signed": name in METHODS and METHODS[name].signed,
-                    "cost": METHODS[name].cost if name in METHODS else None,
-                }
-                for name, row in self.rows.items()
-            },
-        }
-
-
-def faithfulness(
+def evaluate_faithfulness(
     classifier: Classifier,
     images: Images,
     *,
     methods: Iterable[str] | None = None,
-    most: int = 200,
+    max_images: int = 200,
     steps: int = 12,
     seed: int = 0,
-    others: Mapping[str, Mapper] | None = None,
-    said: str = "",
-    tick: Callable[[str], object] = lambda doing: None,
+    extra_methods: Mapping[str, Mapper] | None = None,
+    description: str = "",
+    on_step: Callable[[str], object] = lambda name: None,
     skip_unreadable: bool = False,
 ) -> Faithfulness:
-    """Scores `methods` (all unless said) on `most` images at most, drawn by `seed`.
+    """Scores `methods` (default: all), `extra_methods` and the controls on at most `max_images` images.
 
-    The predicted class is explained. Curves and SaCo take all drawn images; mosaics and pairs are made of those that
-    are classified rightly; a sixth of the images meets shuffled weights. `others` are methods from elsewhere, scored
-    alike. `tick` is called with the name of each row when it begins. The model is left as it was. Raises `UsageError`
-    for a method that is not there and for a model to which an image is one patch, `ImageError` naming a file that
-    cannot be read, or with `skip_unreadable` counts it.
+    The predicted class is explained. Curves and SaCo use all images, mosaics and pairs those that are classified
+    correctly, and the randomization test a sixth of all. `steps` is the number of steps of a curve; `description` of
+    the images goes into the result. `on_step` is called with the name of each of the `count_steps` steps before it
+    starts. The model stays as it was.
+
+    Raises `UsageError` for an unknown method, for no images and for a model whose images are a single patch. Raises
+    `ImageError` for an image that cannot be read; with `skip_unreadable` such images are counted instead.
     """
     classifier.require_classes()
-    mappers: dict[str, Mapper] = {name: ours(name) for name in (METHODS if methods is None else methods)}
-    mappers |= others or {}
-    if not len(images) or most < 1:
+    names = [find_method(name).name for name in (METHODS if methods is None else methods)]
+    mappers = {name: method_mapper(name) for name in names} | dict(extra_methods or {})
+    mappers |= {name: control_mapper(name, seed) for name in CONTROLS}
+    if not len(images) or max_images < 1:
         raise UsageError("there are no images to score explanations on")
-    stage = Stage.of(classifier, images, most, steps, seed, skip_unreadable)
-    if stage.grid == (1, 1):
-        raise UsageError("this model sees an image as one patch: a map of it says nothing")
-    rows: dict[str, Row] = {}
+    data = draw_evaluation_set(classifier, images, max_images, seed, skip_unreadable)
+    if data.patch_count == 1:
+        raise UsageError("this model sees an image as one patch, so a map of it has no content")
+    measured: dict[str, Measurements] = {}
     for name, mapper in mappers.items():
-        tick(name)
-        rows[name] = stage.row(mapper, seed)
-    for name in CONTROLS:
-        tick(name)
-        rows[name] = replace(stage.row(control(name, seed), seed), control=True)
-    patches = stage.grid[0] * stage.grid[1]
-    parts = [n / patches for n in left(patches, steps)]
-    return Faithfulness(with_best(rows, seed), len(stage.pixels), parts, said, stage.unreadable)
-
-
-def ours(method: str) -> Mapper:
-    """A method of the table, as a function."""
-    find_method(method)
-
-    def map_of(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
-        targets: list[Target] = list(labels)
-        return np.stack([each.map.ravel() for each in explain_batch(classifier, pixels, method=method, target=targets)])
-
-    return map_of
-
-
-def control(name: str, seed: int) -> Mapper:
-    """A control, as a function."""
-
-    def map_of(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
-        return CONTROLS[name](pixels, *grid_of(classifier, pixels), seed)
-
-    return map_of
-
-
-@dataclass
-class Stage:
-    """What all methods are scored on: the same images, compositions and shuffled models for each."""
-
-    classifier: Classifier
-    pixels: Tensor
-    labels: list[str]  # the predicted classes
-    grid: tuple[int, int]
-    steps: int
-    composed: dict[str, tuple[Composed | None, float]]  # with the chance value
-    shuffled: list[Classifier]
-    forward: float  # seconds for an image
-    unreadable: int  # images that were drawn and could not be read
-
-    @staticmethod
-    def of(
-        classifier: Classifier, images: Images, most: int, steps: int, seed: int, skip_unreadable: bool = False
-    ) -> "Stage":
-        """Draws the images and puts the compositions together."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
-        (pixels, truth), refused = read(images, fitting(classifier.preprocess), chosen, seed, epoch=0)
-        if refused and not (skip_unreadable and len(pixels)):
-            raise refused[0]
-        piece = min(PIECE, piece_size(pixels.shape[-2] * pixels.shape[-1] // classifier.vit.config.patch**2))
-        classifier.logits(pixels[:piece])  # so that the first timing is no slower
-        began = time.perf_counter()
-        logits_BY = torch.cat([classifier.logits(some) for some in torch.split(pixels, piece)])
-        predicted = logits_BY.argmax(dim=1).cpu().numpy()
-        forward = (time.perf_counter() - began) / len(pixels)
-        labels = [classifier.classes[i] for i in predicted]
-        right = np.flatnonzero(predicted == truth.numpy())
-        sound, names = pixels[right], [labels[i] for i in right]
-        patch = classifier.vit.config.patch
-        return Stage(
-            classifier,
-            pixels,
-            labels,
-            grid_of(classifier, pixels),
-            steps,
-            {
-                "mosaic": (mosaics(sound, names, patch, -(-most // 4), seed), 0.25),
-                "pair": (pairs(sound, names, patch, 2 * -(-most // 4), seed), 0.5),
-            },
-            shuffled_models(classifier, seed),
-            forward,
-            len(refused),
+        on_step(name)
+        measured[name] = measure_method(mapper, data, steps, seed)
+    maps = {name: measurements.maps for name, measurements in measured.items()}
+    for name, values in measure_randomization(data, mappers, maps, seed, on_step).items():
+        measured[name].values["randomization"] = values
+    scores = {
+        name: MethodScores(
+            {measure: make_score(measurements.values.get(measure), seed) for measure in MEASURES},
+            measurements.curves,
+            1000 * measurements.seconds,
+            measurements.seconds / data.seconds_per_forward,
+            is_control=name in CONTROLS,
         )
-
-    def row(self, mapper: Mapper, seed: int) -> Row:
-        """Everything about one method."""
-        maps = mapped(mapper, self.classifier, self.pixels[:8], self.labels[:8])  # so that the timing is of warm code
-        began = time.perf_counter()
-        maps = mapped(mapper, self.classifier, self.pixels, self.labels)
-        seconds = (time.perf_counter() - began) / len(maps)
-        values, curves = self.dropped(maps, seed)
-        for name, (composed, chance) in self.composed.items():
-            values[name] = None
-            if composed is not None:
-                found = mapped(mapper, self.classifier, composed.pixels, composed.asked)
-                values[name] = share(found, composed.own, composed.other, chance)
-        some = slice(0, -(-len(self.pixels) // 6))
-        again = [mapped(mapper, model, self.pixels[some], self.labels[some]) for model in self.shuffled]
-        values["randomised"] = np.mean([np.abs(rank_correlation(maps[some], other)) for other in again], axis=0)
-        scores = {name: scored(values[name], seed) for name in MEASURES}
-        return Row(scores, curves, 1000 * seconds, seconds / self.forward)
-
-    def dropped(self, maps: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray | None], dict[str, list[float]]]:
-        """The measures that leave patches out, and the two curves."""
-        order = ranking(maps, seed)
-        deletion, insertion, grey, groups = [], [], [], []
-        size = min(PIECE, piece_size(maps.shape[1]))
-        for at in range(0, len(maps), size):
-            piece = slice(at, at + size)
-            targets = [read_target(self.classifier.classes, label) for label in self.labels[piece]]
-            scene = open_scene(self.classifier, self.pixels[piece], targets)
-            deletion.append(curve(scene, order[piece], self.steps))
-            insertion.append(curve(scene, order[piece, ::-1].copy(), self.steps))
-            grey.append(curve(scene, order[piece], self.steps, painted=True))
-            groups.append(saco(scene, maps[piece], order[piece]))
-        found = {"deletion": np.concatenate(deletion), "insertion": np.concatenate(insertion)}
-        values: dict[str, np.ndarray | None] = {name: area(curves) for name, curves in found.items()}
-        values |= {"deletion_grey": area(np.concatenate(grey)), "saco": np.concatenate(groups)}
-        return values, {name: curves.mean(axis=0).tolist() for name, curves in found.items()}
+        for name, measurements in measured.items()
+    }
+    remaining = [count / data.patch_count for count in remaining_counts(data.patch_count, steps)]
+    return Faithfulness(mark_best(scores, seed), len(data.pixels), remaining, description, data.unreadable)
 
 
-def mapped(mapper: Mapper, classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
-    """The maps of many images, (n, P), in pieces."""
-    pieces = range(0, len(pixels), PIECE)
-    found = [mapper(classifier, pixels[at : at + PIECE], labels[at : at + PIECE]) for at in pieces]
-    return np.concatenate(found).astype(np.float64)
+def count_steps(methods: int) -> int:
+    """How often `evaluate_faithfulness` calls `on_step` for this number of methods."""
+    return methods + len(CONTROLS) + SHUFFLED_MODELS
 
 
-def shuffled_models(classifier: Classifier, seed: int, draws: int = 3) -> list[Classifier]:
-    """Copies of the classifier with the weights of its head, of its upper half, of everything shuffled, `draws` times.
+def method_mapper(method: str) -> Mapper:
+    """The function that computes the maps of a method of `METHODS`."""
 
-    Adebayo et al. 2018 (arXiv 1810.03292), with each tensor's own values in another order: what made them is gone,
-    while their spread stays. One draw says little: another shuffled head moves the score more than other images do.
+    def compute(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
+        targets: list[Target] = list(labels)
+        explanations = explain_batch(classifier, pixels, method=method, target=targets)
+        return np.stack([explanation.map.ravel() for explanation in explanations])
+
+    return compute
+
+
+def control_mapper(name: str, seed: int) -> Mapper:
+    """The function that computes the control maps of this name."""
+
+    def compute(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
+        return CONTROLS[name](pixels, *patch_grid(classifier, pixels), seed)
+
+    return compute
+
+
+def measure_method(mapper: Mapper, data: EvaluationSet, steps: int, seed: int) -> Measurements:
+    """Everything about one method that needs only the classifier itself."""
+    maps, seconds = compute_maps_timed(mapper, data)
+    values, curves = measure_perturbations(data, maps, steps, seed)
+    return Measurements(maps, seconds, values | measure_composites(data, mapper), curves)
+
+
+def compute_maps(mapper: Mapper, classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
+    """The maps of many images, (N, P), in batches."""
+    batches = [slice(start, start + MAX_BATCH_IMAGES) for start in range(0, len(pixels), MAX_BATCH_IMAGES)]
+    return np.concatenate([mapper(classifier, pixels[batch], labels[batch]) for batch in batches]).astype(np.float64)
+
+
+def compute_maps_timed(mapper: Mapper, data: EvaluationSet) -> tuple[np.ndarray, float]:
+    """The maps of all images, (N, P), and the seconds for one map."""
+    compute_maps(mapper, data.classifier, data.pixels[:WARM_UP_IMAGES], data.labels[:WARM_UP_IMAGES])
+    started = time.perf_counter()
+    maps = compute_maps(mapper, data.classifier, data.pixels, data.labels)
+    return maps, (time.perf_counter() - started) / len(maps)
+
+
+def measure_perturbations(
+    data: EvaluationSet, maps: np.ndarray, steps: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
+    """The measures that remove patches, one value per image, and the mean deletion and insertion curve."""
+    order = rank_patches(maps, seed)
+    batches: dict[str, list[np.ndarray]] = {name: [] for name in (*CURVES, "saco")}
+    for start in range(0, len(maps), data.batch_size):
+        batch = slice(start, start + data.batch_size)
+        labels: list[Target] = list(data.labels[batch])
+        targets = parse_targets(data.classifier.classes, labels, len(labels))
+        inputs = embed_images(data.classifier, data.pixels[batch], targets)
+        for name, compute_curve in CURVES.items():
+            batches[name].append(compute_curve(inputs, order[batch], steps))
+        batches["saco"].append(saco(inputs, maps[batch], order[batch]))
+    results = {name: np.concatenate(parts) for name, parts in batches.items()}
+    values = {name: area_under_curve(results[name]) for name in CURVES} | {"saco": results["saco"]}
+    return values, {name: results[name].mean(axis=0).tolist() for name in ("deletion", "insertion")}
+
+
+def measure_composites(data: EvaluationSet, mapper: Mapper) -> dict[str, np.ndarray]:
+    """The measures on composite images, one value per object; a measure without composites is left out."""
+    values = {}
+    for name, composites in data.composites.items():
+        if composites is not None:
+            maps = compute_maps(mapper, data.classifier, composites.pixels, composites.labels)
+            values[name] = positive_share(maps, composites.object_MP, composites.other_MP, composites.chance)
+    return values
+
+
+def measure_randomization(
+    data: EvaluationSet,
+    mappers: Mapping[str, Mapper],
+    maps: Mapping[str, np.ndarray],
+    seed: int,
+    on_step: Callable[[str], object],
+) -> dict[str, np.ndarray]:
+    """For each method, the mean absolute rank correlation with the maps of the shuffled models, one value per image.
+
+    Only one shuffled model is in memory at a time.
     """
-    blocks = list(range(len(classifier.vit.blocks)))
-    upper = [f"blocks.{i}." for i in blocks[len(blocks) // 2 :]] + ["norm.", "pool.", "head."]
-    found = []
-    for number, names in enumerate([("head.",), tuple(upper), ("",)] * draws):
-        vit = copy.deepcopy(classifier.vit)
-        shuffle(vit, names, 1000 * seed + number)
-        found.append(replace(classifier, vit=vit))
-    return found
-
-
-@torch.no_grad()
-def shuffle(vit: nn.Module, names: tuple[str, ...], seed: int) -> None:
-    """Puts the values of each parameter whose name begins so into another order, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in vit.named_parameters():
-        if name.startswith(names):
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
-
-
-def scored(values: np.ndarray | None, seed: int) -> Score | None:
-    """Mean and bootstrap interval of one number per image; None where there is none."""
-    if values is None or not np.isfinite(values).all():
-        return None
-    means = resampled(values, seed)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Score(float(values.mean()), (float(low), float(high)), values)
-
-
-def resampled(values: np.ndarray, seed: int, times: int = 1000) -> np.ndarray:
-    """Means of `times` bootstrap samples; the same images are drawn for every method, so differences are paired."""
-    draws = np.random.default_rng(seed).integers(len(values), size=(times, len(values)))
-    means: np.ndarray = values[draws].mean(axis=1)
-    return means
-
-
-def with_best(rows: dict[str, Row], seed: int) -> dict[str, Row]:
-    """The rows with each measure's best method marked, and those whose paired difference from it may be nothing."""
-    marked = {name: dict(row.scores) for name, row in rows.items()}
-    for measure, about in MEASURES.items():
-        sign = 1 if about.better == "higher" else -1
-        there = {n: s for n, row in rows.items() if not row.control and (s := row.scores[measure]) is not None}
-        if not there:
-            continue
-        top = max(there.values(), key=lambda score: sign * score.mean)
-        for name, score in there.items():
-            behind = resampled(sign * (top.values - score.values), seed)
-            marked[name][measure] = replace(score, best=bool(score is top or np.percentile(behind, 2.5) <= 0))
-    return {name: replace(row, scores=marked[name]) for name, row in rows.items()}
+    subset = data.randomization_subset
+    correlations: dict[str, list[np.ndarray]] = {name: [] for name in mappers}
+    for number, model in enumerate(shuffled_models(data.classifier, seed), start=1):
+        on_step(f"shuffled weights {number} of {SHUFFLED_MODELS}")
+        for name, mapper in mappers.items():
+            shuffled_maps = compute_maps(mapper, model, data.pixels[subset], data.labels[subset])
+            correlations[name].append(np.abs(rank_correlation(maps[name][subset], shuffled_maps)))
+    return {name: np.mean(values, axis=0) for name, values in correlations.items()}

@@ -1,140 +1,139 @@
-"""Methods that follow the score backwards: one backward pass, or a few.
+"""Gradient-based methods: one backward pass or a few.
 
-Each takes a scene and gives the map (B, P) and the logits (B, Y). Gradients come from `torch.autograd.grad`, so no
-parameter's `.grad` is touched.
+Each takes `TokenInputs` and returns the map (B, P) and the logits (B, Y). Gradients come from `torch.autograd.grad`, so
+no parameter's `.grad` changes.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.explanation.attention import readout
-from vitrail.explanation.balance import balanced
-from vitrail.explanation.recording import recording, wide
-from vitrail.explanation.scene import Scene, block_inputs
+from vitrail.explanation.attention import readout_weights
+from vitrail.explanation.hooks import record_block_inputs, record_outputs
+from vitrail.explanation.inputs import TokenInputs
+from vitrail.explanation.libragrad import balanced_gradients
+from vitrail.explanation.recording import promote_to_float32, recording
+
+
+def input_times_gradient(x_BTD: Tensor, gradient_BTD: Tensor) -> Tensor:
+    """The sum over channels of x * ds/dx, (B, T)."""
+    return (promote_to_float32(x_BTD.detach()) * promote_to_float32(gradient_BTD)).sum(dim=-1)
 
 
 @torch.enable_grad()
-def input_gradient(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Each embedded patch times the score's gradient by it: signed.
+def input_x_gradient(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+    """Input x gradient of the embedded patches, summed over channels: signed.
 
-    Token by token the sum over channels of x * ds/dx (Shrikumar et al. 2016, arXiv 1605.01713).
+    Shrikumar et al. 2016 (arXiv 1605.01713).
     """
-    x_BTD = scene.x_BTD.detach().requires_grad_()
-    logits_BY = scene.logits(x_BTD)
-    (gradient_BTD,) = torch.autograd.grad(scene.score(logits_BY).sum(), x_BTD)
-    map_BT = (wide(x_BTD.detach()) * wide(gradient_BTD)).sum(dim=-1)
-    return scene.of_patches(map_BT), logits_BY.detach()
+    x_BTD = inputs.x_BTD.detach().requires_grad_()
+    logits_BY = inputs.logits(x_BTD)
+    (gradient_BTD,) = torch.autograd.grad(inputs.score(logits_BY).sum(), x_BTD)
+    return inputs.drop_prefix(input_times_gradient(x_BTD, gradient_BTD)), logits_BY.detach()
 
 
 @torch.enable_grad()
-def balanced_gradient(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Input times balanced gradient (`balance.py`) of the log-odds, averaged over the inputs of all blocks: signed.
+def libragrad(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+    """Input x LibraGrad gradient (`libragrad.py`) of the log odds, mean over the inputs of all blocks: signed.
 
-    Every block's input shares out the same score over the tokens; their mean was more faithful than the first alone,
-    and log-odds more than the logit, on training images of two models (docs/log.md).
+    Mehri et al. 2025 (arXiv 2411.16760). The map of every block's input sums to the same score. Their mean is more
+    faithful than the map of the first input, and the log odds more than the logit: measured on training images of two
+    models (docs/log.md).
     """
-    with balanced(scene.vit), block_inputs(scene.vit) as inputs:
-        logits_BY = scene.logits(scene.x_BTD.detach().requires_grad_())
-    gradients = torch.autograd.grad(scene.log_odds(logits_BY).sum(), inputs)
-    layers = [(wide(x.detach()) * wide(d)).sum(dim=-1) for x, d in zip(inputs, gradients, strict=True)]
-    return scene.of_patches(torch.stack(layers).mean(dim=0)), logits_BY.detach()
+    with balanced_gradients(inputs.vit), record_block_inputs(inputs.vit) as block_inputs:
+        logits_BY = inputs.logits(inputs.x_BTD.detach().requires_grad_())
+    gradients = torch.autograd.grad(inputs.log_odds(logits_BY).sum(), block_inputs)
+    layers = [input_times_gradient(x, d) for x, d in zip(block_inputs, gradients, strict=True)]
+    return inputs.drop_prefix(torch.stack(layers).mean(dim=0)), logits_BY.detach()
 
 
 @torch.enable_grad()
-def integrated_gradients(scene: Scene, steps: int = 20) -> tuple[Tensor, Tensor]:
-    """The gradient averaged on the straight way from a mean-coloured image, times the difference: signed.
+def integrated_gradients(inputs: TokenInputs, steps: int = 20) -> tuple[Tensor, Tensor]:
+    """The mean gradient on the straight path from the baseline to the image, times their difference: signed.
 
-    Sundararajan et al. 2017 (arXiv 1703.01365), with Gauss-Legendre points. Embedding is linear, so the way through
-    tokens is the way through pixels, and a patch's sum over channels is its sum over pixels.
+    Sundararajan et al. 2017 (arXiv 1703.01365) with Gauss-Legendre quadrature; the baseline is the mean color. The
+    embedding is linear, so the path through tokens is the path through pixels, and the sum over the channels of a patch
+    is the sum over its pixels.
     """
-    points, shares = np.polynomial.legendre.leggauss(steps)
-    grey_1TD = scene.grey_1TD
-    away_BTD = scene.x_BTD - grey_1TD
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    baseline_1TD = inputs.baseline_1TD
+    delta_BTD = inputs.x_BTD - baseline_1TD
     with torch.no_grad():
-        logits_BY = scene.logits(scene.x_BTD)
-        scene.settle(logits_BY)
-    mean_BTD = torch.zeros_like(wide(away_BTD))
-    for point, share in zip((points + 1) / 2, shares / 2, strict=True):
-        x_BTD = (grey_1TD + point * away_BTD).detach().requires_grad_()
-        (gradient_BTD,) = torch.autograd.grad(scene.score(scene.logits(x_BTD)).sum(), x_BTD)
-        mean_BTD += share * gradient_BTD
-    return scene.of_patches((away_BTD * mean_BTD).sum(dim=-1)), logits_BY
+        logits_BY = inputs.logits(inputs.x_BTD)
+        inputs.fix_target(logits_BY)
+    mean_BTD = torch.zeros_like(promote_to_float32(delta_BTD))
+    for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
+        x_BTD = (baseline_1TD + point * delta_BTD).detach().requires_grad_()
+        (gradient_BTD,) = torch.autograd.grad(inputs.score(inputs.logits(x_BTD)).sum(), x_BTD)
+        mean_BTD += weight * gradient_BTD
+    return inputs.drop_prefix((delta_BTD * mean_BTD).sum(dim=-1)), logits_BY
 
 
 @torch.enable_grad()
-def generic_attention(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Relevance carried through all layers by attention whose gradient favours the score: not signed.
+def chefer(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+    """Relevance propagated through all layers by the positive part of attention x gradient: not signed.
 
     Chefer et al. 2021 (arXiv 2103.15679): R = I, then R += mean over heads of relu(A * dA) @ R, layer by layer. The
-    pool reads R as it reads tokens; attention pooling does one such step of its own.
+    pool reads R as it reads tokens; attention pooling is one more such step.
     """
-    x_BTD = scene.x_BTD.detach().requires_grad_()
-    depth = len(scene.vit.blocks)
-    with recording(scene.vit) as record:
-        logits_BY = scene.logits(x_BTD)
-    layers = sorted(record.mixed)  # attention pooling, where there is one, comes after the last block
-    gradients = torch.autograd.grad(scene.score(logits_BY).sum(), [record.mixed[layer] for layer in layers])
+    x_BTD = inputs.x_BTD.detach().requires_grad_()
+    depth = len(inputs.vit.blocks)
+    with recording(inputs.vit) as record:
+        logits_BY = inputs.logits(x_BTD)
+    layers = sorted(record.attended)  # attention pooling, if any, comes after the last block
+    gradients = torch.autograd.grad(inputs.score(logits_BY).sum(), [record.attended[layer] for layer in layers])
     with torch.no_grad():
-        eye_TT = torch.eye(x_BTD.shape[1], device=x_BTD.device, dtype=wide(x_BTD).dtype)
+        eye_TT = torch.eye(x_BTD.shape[1], device=x_BTD.device, dtype=promote_to_float32(x_BTD).dtype)
         relevance_BTT = eye_TT.expand(len(x_BTD), -1, -1)
         for layer in range(depth):
             positive_BTT = (record.attention(layer) * record.gradient(layer, gradients[layer])).relu().mean(dim=1)
             relevance_BTT = relevance_BTT + positive_BTT @ relevance_BTT
-        if record.pool is not None:
-            positive_B1T = (record.pool * record.gradient(depth, gradients[depth])).relu().mean(dim=1)
+        if record.pool_attention is not None:
+            positive_B1T = (record.pool_attention * record.gradient(depth, gradients[depth])).relu().mean(dim=1)
             map_BT = (positive_B1T @ relevance_BTT)[:, 0]
         else:
-            row_BT = readout(record, scene.vit.config, x_BTD.shape[1])
-            carried_BTT = relevance_BTT - eye_TT  # what attention brought
-            map_BT = torch.einsum("bt,bts->bs", row_BT, carried_BTT)
-    return scene.of_patches(map_BT), logits_BY.detach()
+            row_BT = readout_weights(record, inputs.vit.config, x_BTD.shape[1])
+            map_BT = torch.einsum("bt,bts->bs", row_BT, relevance_BTT - eye_TT)
+    return inputs.drop_prefix(map_BT), logits_BY.detach()
 
 
 @torch.enable_grad()
-def legrad(scene: Scene) -> tuple[Tensor, Tensor]:
-    """How attention would have to change for the score that each layer's mean token gets, averaged: not signed.
+def legrad(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+    """The positive gradient of each layer's score with respect to its attention, mean over layers: not signed.
 
-    Bousselham et al. 2025 (LeGrad, arXiv 2404.03214): per layer the positive part of the score's gradient by attention,
-    mean over heads and rows. The score of a layer is that of its mean token, or with attention pooling its pooled
-    tokens'. Each block is differentiated alone, so memory is one block's.
+    Bousselham et al. 2025 (LeGrad, arXiv 2404.03214): the mean over heads and rows of the positive part. The score of a
+    layer is that of its mean token, or of its pooled tokens with attention pooling. Each block is differentiated on its
+    own, so memory is that of one block.
     """
-    vit = scene.vit
-    with torch.no_grad(), block_inputs(vit) as inputs:
-        logits_BY = scene.logits(scene.x_BTD)
-    scene.settle(logits_BY)
-    total_BT = torch.zeros_like(wide(scene.x_BTD[..., 0]))
+    vit = inputs.vit
+    with torch.no_grad(), record_block_inputs(vit) as block_inputs:
+        logits_BY = inputs.logits(inputs.x_BTD)
+    inputs.fix_target(logits_BY)
+    total_BT = torch.zeros_like(promote_to_float32(inputs.x_BTD[..., 0]))
     for layer, block in enumerate(vit.blocks):
         with recording(vit) as record:
-            z_BTD = vit.norm(block(inputs[layer].detach().requires_grad_(), scene.rotate))
-            if vit.config.pool != "map":  # every pool reads copies of the mean token as that token
+            z_BTD = vit.norm(block(block_inputs[layer].detach().requires_grad_(), inputs.rotation))
+            if vit.config.pool != "map":  # every other pool returns the mean token when all tokens are copies of it
                 z_BTD = z_BTD.mean(dim=1, keepdim=True).expand_as(z_BTD)
-            score = scene.score(wide(vit.head(vit.pool(z_BTD)))).sum()
-        (gradient_BNTK,) = torch.autograd.grad(score, record.mixed[layer])
+            score = inputs.score(inputs.classify(z_BTD)).sum()
+        (gradient_BNTK,) = torch.autograd.grad(score, record.attended[layer])
         with torch.no_grad():
             total_BT += record.gradient(layer, gradient_BNTK).relu().mean(dim=(1, 2))
-    return scene.of_patches(total_BT / len(vit.blocks)), logits_BY
+    return inputs.drop_prefix(total_BT / len(vit.blocks)), logits_BY
 
 
 @torch.enable_grad()
-def gradcam(scene: Scene, layer: int = -1) -> tuple[Tensor, Tensor]:
-    """Grad-CAM on tokens: a block's normed input, its channels weighed by their mean gradient: not signed.
+def gradcam(inputs: TokenInputs, layer: int = -1) -> tuple[Tensor, Tensor]:
+    """Grad-CAM on tokens: the normalized input of a block, channels weighted by their mean gradient: not signed.
 
-    Selvaraju et al. 2017 (arXiv 1610.02391) at `norm1`, since behind the last block a class token gives patches no
-    gradient.
+    Selvaraju et al. 2017 (arXiv 1610.02391) at `norm1`: after the last block, the patches of a model with a class token
+    have no gradient.
     """
-    norm = scene.vit.blocks[layer].norm1
-    seen: list[Tensor] = []
-
-    def keep(_: object, given: object, out: Tensor) -> None:
-        seen.append(out)
-
-    hook = norm.register_forward_hook(keep)  # type: ignore[union-attr]
-    try:
-        logits_BY = scene.logits(scene.x_BTD.detach().requires_grad_())
-    finally:
-        hook.remove()
-    prefix = scene.vit.config.prefix_tokens
-    (gradient_BTD,) = torch.autograd.grad(scene.score(logits_BY).sum(), seen[0])
-    a_BPD, gradient_BPD = wide(seen[0].detach()[:, prefix:]), wide(gradient_BTD[:, prefix:])
+    norm1 = inputs.vit.blocks[layer].get_submodule("norm1")
+    with record_outputs(norm1) as outputs:
+        logits_BY = inputs.logits(inputs.x_BTD.detach().requires_grad_())
+    prefix = inputs.vit.config.prefix_tokens
+    (gradient_BTD,) = torch.autograd.grad(inputs.score(logits_BY).sum(), outputs[0])
+    a_BPD = promote_to_float32(outputs[0].detach()[:, prefix:])
+    gradient_BPD = promote_to_float32(gradient_BTD[:, prefix:])
     return (a_BPD * gradient_BPD.mean(dim=1, keepdim=True)).sum(dim=-1).relu(), logits_BY.detach()

@@ -1,129 +1,191 @@
-"""How far a map can be believed: measures, each a number per image.
+"""Measures of faithfulness: functions of a map and the model that return one number per image.
 
-Patches are left out for real (`Scene.logits_of`), so nothing is judged on pictures that the model has never been near.
+Patches are removed from the token sequence (`TokenInputs.logits_of_patches`), so the model never sees an artificial
+replacement, except in `deletion_baseline`. Shapes: S points of a curve, G groups of patches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from vitrail.explanation.scene import Scene
+from vitrail.explanation.inputs import TokenInputs
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number says, and which way is better."""
+    """The name of a measure in tables and figures, what it measures, and which direction is better."""
 
-    about: str
+    label: str
+    description: str
     better: str  # lower or higher
 
 
 MEASURES: dict[str, Measure] = {
-    "deletion": Measure("probability while the most relevant patches go first", "lower"),
-    "insertion": Measure("probability while the most relevant patches stay longest", "higher"),
-    "deletion_grey": Measure("deletion with patches painted in the mean colour instead of left out", "lower"),
-    "saco": Measure("whether groups of patches cost as much probability as the map claims (-1 to 1)", "higher"),
-    "mosaic": Measure("part of the positive evidence on the asked one of four images (chance 0.25)", "higher"),
-    "pair": Measure("part of the positive evidence on the asked one of two objects (chance 0.5)", "higher"),
-    "randomised": Measure("rank correlation with the maps of the model with shuffled weights", "lower"),
+    "deletion": Measure(
+        "deletion AUC",
+        "area under the curve of the class's probability while patches are removed, most relevant first "
+        "(Petsiuk et al. 2018)",
+        "lower",
+    ),
+    "insertion": Measure(
+        "insertion AUC",
+        "the same while patches are removed, least relevant first (Petsiuk et al. 2018)",
+        "higher",
+    ),
+    "deletion_baseline": Measure(
+        "deletion AUC, baseline",
+        "deletion AUC with patches replaced by the mean color instead of removed",
+        "lower",
+    ),
+    "saco": Measure(
+        "SaCo",
+        "salience-guided faithfulness coefficient, -1 to 1: whether groups of patches with more relevance cost more "
+        "probability (Wu et al. 2024)",
+        "higher",
+    ),
+    "mosaic": Measure(
+        "grid pointing game",
+        "fraction of the positive relevance on the image of the class in a mosaic of four; chance: 0.25 "
+        "(Rao et al. 2022)",
+        "higher",
+    ),
+    "pair": Measure(
+        "pair",
+        "fraction of the positive relevance on the object of the class, of two side by side; chance: 0.5",
+        "higher",
+    ),
+    "randomization": Measure(
+        "randomization",
+        "absolute rank correlation with the maps of models with shuffled weights (Adebayo et al. 2018)",
+        "lower",
+    ),
 }
 
 
-def ranking(map_BP: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Patches from the most to the least relevant, (B, P); ties fall by lot, not by place."""
-    lot_BP = np.random.default_rng(seed).random(map_BP.shape)
-    order: np.ndarray = np.lexsort((lot_BP, -map_BP), axis=1)
-    return order
+def rank_patches(map_BP: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Patch indices from the most to the least relevant, (B, P); ties are in random order."""
+    tie_break_BP = np.random.default_rng(seed).random(map_BP.shape)
+    order_BP: np.ndarray = np.lexsort((tie_break_BP, -map_BP), axis=1)
+    return order_BP
 
 
-def left(patches: int, steps: int) -> list[int]:
-    """How many patches are left at each point of a curve: from all to one, which a mean over patches needs."""
+def remaining_counts(patches: int, steps: int) -> list[int]:
+    """The number of remaining patches at each point of a curve: from all to one, since a mean pool needs one."""
     return [int(n) for n in np.linspace(patches, 1, min(steps, patches - 1) + 1).round()] if patches > 1 else [1]
 
 
 @torch.inference_mode()
-def curve(scene: Scene, order_BP: np.ndarray, steps: int, painted: bool = False) -> np.ndarray:
-    """The score's probability while patches go in this order, (B, steps + 1).
+def perturbation_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int, use_baseline: bool = False) -> np.ndarray:
+    """The probability of the explained class while patches are removed in this order, (B, S).
 
-    They are left out, or painted in the mean colour.
+    With `use_baseline` the tokens of an image of the mean color replace them.
     """
-    order = torch.from_numpy(order_BP).to(scene.x_BTD.device)
-    weights_BY = scene.settle(scene.logits(scene.x_BTD))
+    order = torch.from_numpy(order_BP).to(inputs.x_BTD.device)
+    inputs.fix_target(inputs.intact_logits)
     points = []
-    for n in left(scene.patches, steps):
-        gone, keep = order[:, : scene.patches - n], order[:, scene.patches - n :].sort(dim=1).values
-        if painted:
-            index = (gone + scene.vit.config.prefix_tokens).unsqueeze(-1).expand(-1, -1, scene.x_BTD.shape[-1])
-            grey_BTD = scene.grey_1TD.expand(len(scene.x_BTD), -1, -1)
-            logits_BY = scene.logits(scene.x_BTD.scatter(1, index, grey_BTD.gather(1, index)))
+    for remaining in remaining_counts(inputs.patch_count, steps):
+        removed_BP, keep_BP = order.split([inputs.patch_count - remaining, remaining], dim=1)
+        if use_baseline:
+            logits_BY = inputs.logits(replace_by_baseline(inputs, removed_BP))
         else:
-            logits_BY = scene.logits_of(keep)
-        points.append((logits_BY.softmax(dim=1) * weights_BY).sum(dim=1))
+            logits_BY = inputs.logits_of_patches(keep_BP.sort(dim=1).values)
+        points.append(inputs.probability(logits_BY))
     curve_BS: np.ndarray = torch.stack(points, dim=1).double().cpu().numpy()
     return curve_BS
 
 
-def area(curve_BS: np.ndarray) -> np.ndarray:
-    """The mean height of each curve, (B,), by the trapezium rule."""
-    areas: np.ndarray = (
-        (curve_BS[:, 1:] + curve_BS[:, :-1]).mean(axis=1) / 2 if curve_BS.shape[1] > 1 else curve_BS[:, 0]
-    )
-    return areas
+def replace_by_baseline(inputs: TokenInputs, patches_BP: Tensor) -> Tensor:
+    """The tokens with some patches replaced by those of the baseline, (B, T, D)."""
+    index_BPD = (patches_BP + inputs.vit.config.prefix_tokens).unsqueeze(-1).expand(-1, -1, inputs.x_BTD.shape[-1])
+    baseline_BTD = inputs.baseline_1TD.expand(len(inputs.x_BTD), -1, -1)
+    return inputs.x_BTD.scatter(1, index_BPD, baseline_BTD.gather(1, index_BPD))
+
+
+def deletion_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int) -> np.ndarray:
+    """The perturbation curve with the most relevant patches removed first."""
+    return perturbation_curve(inputs, order_BP, steps)
+
+
+def insertion_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int) -> np.ndarray:
+    """The perturbation curve with the least relevant patches removed first: insertion, read from right to left."""
+    return perturbation_curve(inputs, order_BP[:, ::-1].copy(), steps)
+
+
+def baseline_deletion_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int) -> np.ndarray:
+    """The deletion curve with patches replaced by the baseline."""
+    return perturbation_curve(inputs, order_BP, steps, use_baseline=True)
+
+
+CURVES: dict[str, Callable[[TokenInputs, np.ndarray, int], np.ndarray]] = {  # measures that are areas under a curve
+    "deletion": deletion_curve,
+    "insertion": insertion_curve,
+    "deletion_baseline": baseline_deletion_curve,
+}
+
+
+def area_under_curve(curve_BS: np.ndarray) -> np.ndarray:
+    """The area under each curve by the trapezoidal rule, with equal steps of total width 1: (B,)."""
+    if curve_BS.shape[1] == 1:
+        return curve_BS[:, 0]
+    area_B: np.ndarray = (curve_BS[:, 1:] + curve_BS[:, :-1]).mean(axis=1) / 2
+    return area_B
 
 
 @torch.inference_mode()
-def saco(scene: Scene, map_BP: np.ndarray, order_BP: np.ndarray, groups: int = 8) -> np.ndarray:
-    """Salience-guided faithfulness, (B,), from -1 to 1 (Wu et al. 2024, arXiv 2404.01415).
+def saco(inputs: TokenInputs, map_BP: np.ndarray, order_BP: np.ndarray, groups: int = 8) -> np.ndarray:
+    """The salience-guided faithfulness coefficient (Wu et al. 2024, arXiv 2404.01415), from -1 to 1: (B,).
 
-    Patches are put into groups by rank; each group is left out alone. A pair of groups counts by how far the map
-    claims they differ: for the map where the one it holds higher costs more probability, against it elsewhere.
+    Patches are grouped by rank, and each group is removed alone. A pair of groups has the weight of their difference in
+    relevance; it counts +1 where the group with more relevance costs more probability, else -1. NaN where removing a
+    group leaves no patch.
     """
-    order = torch.from_numpy(order_BP).to(scene.x_BTD.device)
-    logits_BY = scene.logits(scene.x_BTD)
-    weights_BY = scene.settle(logits_BY)
-    whole_B = (logits_BY.softmax(dim=1) * weights_BY).sum(dim=1)
-    bounds = np.linspace(0, scene.patches, min(groups, scene.patches) + 1).round().astype(int)
-    claimed, cost = [], []
+    order = torch.from_numpy(order_BP).to(inputs.x_BTD.device)
+    intact_B = inputs.probability(inputs.intact_logits)
+    bounds = np.linspace(0, inputs.patch_count, min(groups, inputs.patch_count) + 1).round().astype(int)
+    relevance, drop = [], []
     for low, high in pairwise(bounds):
-        keep = torch.cat([order[:, :low], order[:, high:]], dim=1).sort(dim=1).values
-        if keep.shape[1] == 0:
+        keep_BP = torch.cat([order[:, :low], order[:, high:]], dim=1).sort(dim=1).values
+        if keep_BP.shape[1] == 0:
             return np.full(len(map_BP), np.nan)
-        cost.append((whole_B - (scene.logits_of(keep).softmax(dim=1) * weights_BY).sum(dim=1)).cpu().numpy())
-        claimed.append(np.take_along_axis(map_BP, order_BP[:, low:high], axis=1).sum(axis=1))
-    return agreement(np.stack(claimed, axis=1), np.stack(cost, axis=1))
+        drop.append((intact_B - inputs.probability(inputs.logits_of_patches(keep_BP))).cpu().numpy())
+        relevance.append(np.take_along_axis(map_BP, order_BP[:, low:high], axis=1).sum(axis=1))
+    return saco_from_groups(np.stack(relevance, axis=1), np.stack(drop, axis=1))
 
 
-def agreement(claimed_BG: np.ndarray, cost_BG: np.ndarray) -> np.ndarray:
-    """SaCo from what each group claims and what it costs, (B,); 0 where the map claims nothing."""
-    first, second = np.triu_indices(claimed_BG.shape[1], k=1)
-    gap = claimed_BG[:, first] - claimed_BG[:, second]
-    right = np.where(cost_BG[:, first] >= cost_BG[:, second], 1.0, -1.0)
-    total = np.abs(gap).sum(axis=1)
-    found: np.ndarray = np.divide((gap * right).sum(axis=1), total, out=np.zeros(len(gap)), where=total > 0)
-    return found
+def saco_from_groups(relevance_BG: np.ndarray, drop_BG: np.ndarray) -> np.ndarray:
+    """SaCo from each group's relevance and its drop in probability, (B,); 0 where all groups have equal relevance."""
+    first, second = np.triu_indices(relevance_BG.shape[1], k=1)
+    difference = relevance_BG[:, first] - relevance_BG[:, second]
+    sign = np.where(drop_BG[:, first] >= drop_BG[:, second], 1.0, -1.0)
+    total = np.abs(difference).sum(axis=1)
+    zeros = np.zeros(len(difference))
+    coefficient_B: np.ndarray = np.divide((difference * sign).sum(axis=1), total, out=zeros, where=total > 0)
+    return coefficient_B
 
 
-def share(map_BP: np.ndarray, own_BP: np.ndarray, other_BP: np.ndarray, chance: float) -> np.ndarray:
-    """Part of the positive evidence on the own patches of what is on own and others together, (B,).
+def positive_share(map_BP: np.ndarray, object_BP: np.ndarray, other_BP: np.ndarray, chance: float) -> np.ndarray:
+    """The fraction of the positive relevance on the object, of that on the object and the others together: (B,).
 
-    A map without positive evidence says nothing, and gets the chance value.
+    A map without positive relevance on either gets the chance value.
     """
     positive = np.maximum(map_BP, 0)
-    own, other = (positive * own_BP).sum(axis=1), (positive * other_BP).sum(axis=1)
-    total = own + other
-    found: np.ndarray = np.divide(own, total, out=np.full(len(total), chance), where=total > 0)
-    return found
+    on_object, on_other = (positive * object_BP).sum(axis=1), (positive * other_BP).sum(axis=1)
+    total = on_object + on_other
+    share_B: np.ndarray = np.divide(on_object, total, out=np.full(len(total), chance), where=total > 0)
+    return share_B
 
 
-def rank_correlation(a_BP: np.ndarray, b_BP: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each map with its counterpart, (B,); 1 for two even maps, 0 where one is even."""
+def rank_correlation(first_BP: np.ndarray, second_BP: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of each pair of maps, (B,): 1 for two constant maps, 0 for one constant map."""
     from scipy.stats import rankdata
 
-    a, b = rankdata(a_BP, axis=1), rankdata(b_BP, axis=1)
+    a, b = rankdata(first_BP, axis=1), rankdata(second_BP, axis=1)
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    both_even = ((a**2).sum(axis=1) == 0) & ((b**2).sum(axis=1) == 0)
-    found = np.divide((a * b).sum(axis=1), scale, out=np.zeros(len(a)), where=scale > 0)
-    return np.where(both_even, 1.0, found)
+    both_constant = ((a**2).sum(axis=1) == 0) & ((b**2).sum(axis=1) == 0)
+    correlation_B = np.divide((a * b).sum(axis=1), scale, out=np.zeros(len(a)), where=scale > 0)
+    return np.where(both_constant, 1.0, correlation_B)

@@ -1,6 +1,6 @@
-"""The methods, each a row: what it does, what it costs, whether it knows the class, what it can be asked."""
+"""The explanation methods: for each its name, its source, its cost, and the options that it takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,95 +8,116 @@ from torch import Tensor
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.explanation.attention import attention, attention_rollout
 from vitrail.explanation.gradient import (
-    balanced_gradient,
-    generic_attention,
+    chefer,
     gradcam,
-    input_gradient,
+    input_x_gradient,
     integrated_gradients,
     legrad,
+    libragrad,
 )
-from vitrail.explanation.lens import logit_lens
+from vitrail.explanation.logit_lens import logit_lens
 from vitrail.explanation.perturbation import occlusion, rise
 from vitrail.model import ViTConfig
 
 
 @dataclass(frozen=True)
 class Method:
-    """`run` takes a scene and the options named in `takes`; it gives the map (B, P) and the logits (B, Y).
+    """`run` takes `TokenInputs` and the options named in `options`; it returns the map (B, P) and the logits (B, Y).
 
-    `class_blind`: the map is the same whatever class is asked for. `signed`: below zero speaks against the class.
+    `class_blind`: the map is the same for every class. `signed`: values below zero are evidence against the class.
     """
 
-    about: str
+    name: str
+    description: str
     run: Callable[..., tuple[Tensor, Tensor]]
     cost: str
     class_blind: bool = False
     signed: bool = False
-    takes: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()
 
 
-METHODS: dict[str, Method] = {
-    "balanced": Method(
-        "input times balanced gradient, over all layers", balanced_gradient, "1 forward, 1 backward", signed=True
+_METHODS = (
+    Method(
+        "libragrad", "LibraGrad input x gradient of the log odds, mean over all layers (Mehri et al. 2025)",
+        libragrad, "1 forward, 1 backward", signed=True,
     ),
-    "attention": Method(
-        "one layer's attention, the last unless said", attention, "1 forward",
-        class_blind=True, takes=frozenset({"layer", "head", "query"}),
+    Method(
+        "attention", "attention weights of one layer, by default the last",
+        attention, "1 forward", class_blind=True, options=frozenset({"layer", "head", "query"}),
     ),
-    "rollout": Method(
-        "attention followed through all layers", attention_rollout, "1 forward",
-        class_blind=True, takes=frozenset({"layer"}),
+    Method(
+        "rollout", "attention rollout through all layers (Abnar & Zuidema 2020)",
+        attention_rollout, "1 forward", class_blind=True, options=frozenset({"layer"}),
     ),
-    "generic": Method(
-        "attention where its gradient favours the class, carried through all layers (Chefer et al.)",
-        generic_attention, "1 forward, 1 backward",
+    Method(
+        "chefer", "attention x its gradient, accumulated through all layers (Chefer et al. 2021)",
+        chefer, "1 forward, 1 backward",
     ),
-    "legrad": Method(
-        "how attention would have to change for the class, layer by layer", legrad, "2 forwards, 1 backward"
+    Method(
+        "legrad", "LeGrad: positive gradient of the attention of every layer (Bousselham et al. 2025)",
+        legrad, "2 forwards, 1 backward",
     ),
-    "gradcam": Method(
-        "Grad-CAM on a block's normed tokens, the last unless said", gradcam, "1 forward, 1 backward",
-        takes=frozenset({"layer"}),
+    Method(
+        "gradcam", "Grad-CAM on the normalized input of a block, by default the last (Selvaraju et al. 2017)",
+        gradcam, "1 forward, 1 backward", options=frozenset({"layer"}),
     ),
-    "gradient": Method("input times plain gradient", input_gradient, "1 forward, 1 backward", signed=True),
-    "integrated": Method(
-        "integrated gradients from the mean colour", integrated_gradients, "21 forwards, 20 backwards", signed=True
+    Method(
+        "input_x_gradient", "input x gradient of the patch embeddings (Shrikumar et al. 2016)",
+        input_x_gradient, "1 forward, 1 backward", signed=True,
     ),
-    "occlusion": Method(
-        "what each patch's absence costs in probability", occlusion, "1 forward for each patch", signed=True
+    Method(
+        "integrated_gradients", "integrated gradients, baseline: mean color (Sundararajan et al. 2017)",
+        integrated_gradients, "21 forwards, 20 backwards", signed=True,
     ),
-    "rise": Method(
-        "mean probability over random halves that hold the patch", rise, "200 forwards of half the patches", signed=True
+    Method(
+        "occlusion", "drop in probability without a patch (Zeiler & Fergus 2014)",
+        occlusion, "1 forward for each patch", signed=True,
     ),
-    "lens": Method(
-        "what each patch's token answers, after the last layer unless said", logit_lens, "1 forward",
-        signed=True, takes=frozenset({"layer"}),
+    Method(
+        "rise", "RISE: mean probability over random halves that contain a patch (Petsiuk et al. 2018)",
+        rise, "200 forwards of half the patches", signed=True,
     ),
-}  # fmt: skip
-DEFAULT = "balanced"
+    Method(
+        "logit_lens", "head applied to each patch token after a layer, by default the last (Vilas et al. 2023)",
+        logit_lens, "1 forward", signed=True, options=frozenset({"layer"}),
+    ),
+)  # fmt: skip
+METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
+DEFAULT_METHOD = "libragrad"
+METHOD_ALIASES = {  # the names in earlier versions
+    "balanced": "libragrad",
+    "generic": "chefer",
+    "gradient": "input_x_gradient",
+    "integrated": "integrated_gradients",
+    "lens": "logit_lens",
+}
 
 
 def find_method(name: str) -> Method:
-    """The row of this name; raises `UsageError` where there is none."""
+    """The method of this name or old name; raises `UsageError` for an unknown one."""
+    name = METHOD_ALIASES.get(name, name)
     if name not in METHODS:
         raise UsageError(f"there is no method {name!r}", did_you_mean(name, METHODS))
     return METHODS[name]
 
 
 def check_options(
-    name: str,
+    method: Method,
     config: ViTConfig,
     grid: tuple[int, int],
     layer: int | None,
     head: int | None,
     query: tuple[int, int] | None,
 ) -> dict[str, object]:
-    """The options to call a method with; raises `UsageError` for one that it does not take or the model has not."""
-    given = {k: v for k, v in {"layer": layer, "head": head, "query": query}.items() if v is not None}
-    for option in given:
-        if option not in METHODS[name].takes:
-            able = ", ".join(other for other, row in METHODS.items() if option in row.takes)
-            raise UsageError(f"{name} takes no {option}", f"{able} {'does' if ',' not in able else 'do'}")
+    """The options to call a method with.
+
+    Raises `UsageError` for one that the method does not take or the model does not have.
+    """
+    options = {name: value for name, value in (("layer", layer), ("head", head), ("query", query)) if value is not None}
+    for name in options:
+        if name not in method.options:
+            able = [other.name for other in METHODS.values() if name in other.options]
+            raise UsageError(f"{method.name} takes no {name}", f"{', '.join(able)} {'do' if len(able) > 1 else 'does'}")
     if layer is not None and not -config.depth <= layer < config.depth:
         raise UsageError(f"there is no layer {layer}", f"the model has {config.depth}, from 0 to {config.depth - 1}")
     if head is not None and not 0 <= head < config.heads:
@@ -106,4 +127,4 @@ def check_options(
             f"there is no patch in row {query[0]}, column {query[1]}",
             f"rows run from 0 to {grid[0] - 1}, columns from 0 to {grid[1] - 1}",
         )
-    return dict(given)
+    return options

@@ -1,73 +1,71 @@
-"""Methods that leave patches out and look what becomes of the answer; they are really gone (`Scene.logits_of`)."""
+"""Perturbation-based methods: they remove patches (`TokenInputs.logits_of_patches`) and measure the probability.
+
+M counts sets of patches. Probabilities are those at temperature 1.
+"""
 
 import torch
 from torch import Tensor
 
 from vitrail.errors import UsageError
-from vitrail.explanation.scene import Scene
-
-BATCH_TOKENS = 1 << 14  # tokens that go through the model at once
+from vitrail.explanation.inputs import TokenInputs, max_batch_size
 
 
 @torch.no_grad()
-def occlusion(scene: Scene) -> tuple[Tensor, Tensor]:
-    """How much probability goes when a patch is left out, patch by patch: signed.
+def occlusion(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+    """The drop in probability when a patch is removed, patch by patch: signed.
 
-    The change of the asked class's probability, less that of the other class where there is one (Zeiler & Fergus 2014,
-    arXiv 1311.2901, with a dropped token for the grey square). Raises `UsageError` where an image is one patch.
+    Zeiler & Fergus 2014 (arXiv 1311.2901), with a removed token in place of the gray square. With a compared class, the
+    drop of the difference of both probabilities. Raises `UsageError` where an image is a single patch.
     """
-    refuse_one_patch(scene)
-    logits_BY = scene.logits(scene.x_BTD)
-    whole_B = value(logits_BY, scene.settle(logits_BY))
-    all_P = torch.arange(scene.patches, device=logits_BY.device)
-    keep_MP = torch.stack([torch.cat([all_P[:j], all_P[j + 1 :]]) for j in range(scene.patches)])
-    return whole_B[:, None] - values_of(scene, keep_MP), logits_BY
+    require_several_patches(inputs)
+    logits_BY = inputs.logits(inputs.x_BTD)
+    intact_B = inputs.probability(logits_BY)
+    all_P = torch.arange(inputs.patch_count, device=logits_BY.device)
+    keep_MP = torch.stack([torch.cat([all_P[:j], all_P[j + 1 :]]) for j in range(inputs.patch_count)])
+    return intact_B[:, None] - probabilities_of_sets(inputs, keep_MP), logits_BY
 
 
 @torch.no_grad()
-def rise(scene: Scene, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The mean probability over random halves of the image that hold a patch, less that over all: signed.
+def rise(inputs: TokenInputs, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The mean probability over random halves of the image that contain a patch, minus the mean over all: signed.
 
-    Petsiuk et al. 2018 (RISE, arXiv 1806.07421) with dropped tokens. Masks come in complementary pairs, so each patch
-    is held by half of them (of an odd number of patches one is in neither of a pair). Raises `UsageError` where an
-    image is one patch.
+    Petsiuk et al. 2018 (RISE, arXiv 1806.07421) with removed tokens. Masks come in complementary pairs, so each patch
+    is in half of them (with an odd number of patches, each pair leaves one out). Raises `UsageError` where an image is
+    a single patch.
     """
-    refuse_one_patch(scene)
-    logits_BY = scene.logits(scene.x_BTD)
-    scene.settle(logits_BY)
-    half = scene.patches // 2
+    require_several_patches(inputs)
+    logits_BY = inputs.logits(inputs.x_BTD)
+    inputs.fix_target(logits_BY)
+    half = inputs.patch_count // 2
     generator = torch.Generator().manual_seed(seed)
     keep: list[Tensor] = []
     for _ in range(-(-masks // 2)):
-        order = torch.randperm(scene.patches, generator=generator)
+        order = torch.randperm(inputs.patch_count, generator=generator)
         keep += [order[:half].sort().values, order[half : 2 * half].sort().values]
     keep_MP = torch.stack(keep).to(logits_BY.device)
-    held_MP = logits_BY.new_zeros(len(keep_MP), scene.patches).scatter_(1, keep_MP, 1.0)
-    values_BM = values_of(scene, keep_MP)
-    mean_BP = values_BM @ held_MP / held_MP.sum(dim=0).clamp(min=1)
-    return mean_BP - values_BM.mean(dim=1, keepdim=True), logits_BY
+    mask_MP = logits_BY.new_zeros(len(keep_MP), inputs.patch_count).scatter_(1, keep_MP, 1.0)
+    probability_BM = probabilities_of_sets(inputs, keep_MP)
+    mean_BP = probability_BM @ mask_MP / mask_MP.sum(dim=0).clamp(min=1)
+    return mean_BP - probability_BM.mean(dim=1, keepdim=True), logits_BY
 
 
-def refuse_one_patch(scene: Scene) -> None:
-    """Raises `UsageError` where nothing would be left of an image without a patch."""
-    if scene.patches == 1:
-        raise UsageError("this model sees an image as one patch, and none can be left out", "use method gradient")
+def require_several_patches(inputs: TokenInputs) -> None:
+    """Raises `UsageError` where an image is a single patch, so that none can be removed."""
+    if inputs.patch_count == 1:
+        raise UsageError(
+            "this model sees an image as one patch, which cannot be removed", "use method input_x_gradient"
+        )
 
 
-def value(logits_BY: Tensor, weights_BY: Tensor) -> Tensor:
-    """The asked class's probability, less the other's where there is one, (B,)."""
-    return (logits_BY.softmax(dim=1) * weights_BY).sum(dim=1)
-
-
-def values_of(scene: Scene, keep_MP: Tensor) -> Tensor:
-    """The value of every image with each of M sets of patches kept, (B, M)."""
-    weights_BY = scene.weights_BY
-    assert weights_BY is not None
-    found = []
-    for i in range(len(scene.x_BTD)):
-        rows = []
-        for keep in torch.split(keep_MP, max(1, BATCH_TOKENS // scene.x_BTD.shape[1])):
-            logits_MY = scene.logits_of(keep, scene.x_BTD[i : i + 1].expand(len(keep), -1, -1))
-            rows.append(value(logits_MY, weights_BY[i : i + 1]))
-        found.append(torch.cat(rows))
-    return torch.stack(found)
+def probabilities_of_sets(inputs: TokenInputs, keep_MP: Tensor) -> Tensor:
+    """The probability (`TokenInputs.probability`) of every image with each of M sets of patches, (B, M)."""
+    target_BY = inputs.target_BY
+    assert target_BY is not None
+    rows = []
+    for i in range(len(inputs.x_BTD)):
+        parts = []
+        for keep in torch.split(keep_MP, max_batch_size(inputs.x_BTD.shape[1])):
+            logits_MY = inputs.logits_of_patches(keep, inputs.x_BTD[i : i + 1].expand(len(keep), -1, -1))
+            parts.append((logits_MY.softmax(dim=1) * target_BY[i : i + 1]).sum(dim=1))
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vitrail.explanation.gradient import balanced_gradient
-from vitrail.explanation.scene import Scene
+from vitrail.explanation.gradient import libragrad
+from vitrail.explanation.inputs import TokenInputs
 from vitrail.exporting.program import Program, plain_attention
 
 
@@ -45,8 +45,8 @@ def logits_and_map(program: Program, pixels_BCHW: Tensor, target_BY: Tensor) -> 
     h, w = vit.config.grid
     with plain_attention(vit) as kept:
         x_BTD = vit.embed(program.preprocess.normalise(pixels_BCHW))
-        scene = Scene(vit, x_BTD, (h, w), lambda logits_BY: target_BY, x_BTD)
-        map_BP, logits_BY = balanced_gradient(scene)
+        scene = TokenInputs(vit, x_BTD, (h, w), lambda logits_BY: target_BY, x_BTD)
+        map_BP, logits_BY = libragrad(scene)
     map_Bhw = map_BP.view(-1, h, w)
     attention = [torch.stack(kept, dim=1).detach()] if program.attention else []
     return (logits_BY / program.temperature, *attention, map_Bhw)

@@ -240,7 +240,7 @@ def curve_chart(rows: list[dict[str, Any]], what: str) -> Markup:
 
 def deletion_chart(table: dict[str, Any]) -> Markup:
     """The probability while patches are left out, the most relevant first: each method and chance."""
-    left = table["left"]
+    left = table["remaining"]
     shown = {name: row for name, row in table["methods"].items() if not row["control"] or name == "random"}
     plot = Plot(
         "Deletion", "Probability of the class while patches go, the most relevant first; lower is better",

@@ -8,8 +8,8 @@ import numpy as np
 from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.evaluation.outcome import Outcome
-from vitrail.explanation import DEFAULT, METHODS, Explanation, explain_batch
-from vitrail.explanation.render import AGAINST, FOR, picture, rgb
+from vitrail.explanation import DEFAULT_METHOD, METHODS, Explanation, explain_batch
+from vitrail.explanation.render import AGAINST_COLOR, FOR_COLOR, parse_color, to_rgb
 from vitrail.intervals import bootstrap_means, percentile_interval
 
 SIDE = 128  # longest side of a drawn map, in pixels
@@ -107,9 +107,9 @@ def mean_maps(
         )
     highest = max((float(mean.max()) for mean in means), default=0.0)
     document = {
-        "method": DEFAULT,
-        "about": METHODS[DEFAULT].about,
-        "signed": METHODS[DEFAULT].signed,
+        "method": DEFAULT_METHOD,
+        "about": METHODS[DEFAULT_METHOD].description,
+        "signed": METHODS[DEFAULT_METHOD].signed,
         "images": len(chosen),
         "grid": [h, w],
         "border_area": area if known else None,
@@ -159,9 +159,9 @@ def drawn_size(height: int, width: int) -> tuple[int, int]:
 def painted(explanation: Explanation, limit: float) -> np.ndarray:
     """The image in grey under its map between -limit and limit, uint8 (H, W, 3); near zero it shows through."""
     h, w = drawn_size(*explanation.image.shape[:2])
-    grey = enlarged(picture(explanation.image).mean(axis=2), h, w)[..., None] / 255
+    grey = enlarged(to_rgb(explanation.image).mean(axis=2), h, w)[..., None] / 255
     value = np.clip(enlarged(explanation.map.astype(np.float64), h, w) / limit, -1, 1)[..., None]
-    colour = np.where(value >= 0, rgb(FOR), rgb(AGAINST)) * (0.75 + 0.35 * grey)
+    colour = np.where(value >= 0, parse_color(FOR_COLOR), parse_color(AGAINST_COLOR)) * (0.75 + 0.35 * grey)
     cover = 0.9 * np.abs(value) ** 0.8
     mixed = (1 - cover) * (0.2 + 0.7 * grey) + cover * colour
     return (255 * mixed).round().clip(0, 255).astype(np.uint8)

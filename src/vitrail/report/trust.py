@@ -3,11 +3,11 @@
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT, METHODS
-from vitrail.explanation.faithfulness import faithfulness
+from vitrail.explanation import DEFAULT_METHOD, METHODS
+from vitrail.explanation.faithfulness import evaluate_faithfulness
 from vitrail.report.subject import Depth, Subject
 
-FAITHFUL = (DEFAULT, "generic", "attention", "rollout")  # cheap enough to be scored in every report
+FAITHFUL = (DEFAULT_METHOD, "chefer", "attention", "rollout")  # cheap enough to be scored in every report
 FEWEST_SCORED = 30  # images below which scores of maps are chance
 
 
@@ -19,9 +19,13 @@ def believed(subject: Subject, depth: Depth) -> tuple[dict[str, Any] | None, str
         return None, f"it takes {FEWEST_SCORED} images to say anything"
     methods = [name for name in FAITHFUL if name in METHODS]
     try:
-        scored = faithfulness(
-            subject.classifier, subject.images, methods=methods, most=depth.scored, said=subject.evaluation.said
+        scored = evaluate_faithfulness(
+            subject.classifier,
+            subject.images,
+            methods=methods,
+            max_images=depth.scored,
+            description=subject.evaluation.said,
         )
     except UsageError as error:
         return None, error.sentence
-    return scored.to_json() | {"default": DEFAULT}, None
+    return scored.to_json() | {"default": DEFAULT_METHOD}, None

@@ -17,7 +17,7 @@ from vitrail.evaluation.figures import draw_confusion
 from vitrail.evaluation.metrics import confusion
 from vitrail.evaluation.probe import Probe
 from vitrail.explanation import explain_batch
-from vitrail.explanation.pictures import save_gallery
+from vitrail.explanation.figures import save_gallery
 from vitrail.files import write_json
 from vitrail.loading import load
 from vitrail.runs.folder import RunFolder

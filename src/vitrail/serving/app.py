@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from vitrail.data.decode import ImageError
+from vitrail.explanation import DEFAULT_METHOD
 from vitrail.serving import page, schema
 from vitrail.serving.body import Bodies, files_of
 from vitrail.serving.logs import refused
@@ -283,7 +284,9 @@ def explain_options(
 ) -> dict[str, Any]:  # fmt: skip
     """What a worker is asked for; raises `Refusal` for what makes no sense whatever the model."""
     inside = layer is not None or head is not None or query is not None
-    options: dict[str, Any] = {"method": method or ("attention" if inside or not served.known.classes else "balanced")}
+    options: dict[str, Any] = {
+        "method": method or ("attention" if inside or not served.known.classes else DEFAULT_METHOD)
+    }
     options.update({k: v for k, v in (("layer", layer), ("head", head)) if v is not None})
     if query is not None:
         row, _, column = query.partition(",")

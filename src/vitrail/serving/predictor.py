@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
 from vitrail.errors import UsageError
-from vitrail.explanation.explanation import Target, explain_batch
-from vitrail.explanation.methods import DEFAULT
+from vitrail.explanation import DEFAULT_METHOD, explain_batch
+from vitrail.explanation.targets import Target
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 NEARLY = 0.95  # a batch half as long is worth a rate that is so much of the best
@@ -45,9 +45,9 @@ class Predictor:
         document = {**found.to_json(), "summary": found.summary}
         if picture is None:
             return document, b""
-        from vitrail.explanation.pictures import png_of
+        from vitrail.explanation.figures import render_png
 
-        return document, png_of(found, overlay_alone=picture == "overlay")
+        return document, render_png(found, overlay_only=picture == "overlay")
 
     def warm(self, batch: int = 1) -> float:
         """Runs a grey batch; returns the seconds it took."""
@@ -58,7 +58,7 @@ class Predictor:
 
     def warm_explanation(self) -> None:
         """Draws an explanation of grey: what that imports is imported now."""
-        method = DEFAULT if self.classifier.classes else "attention"
+        method = DEFAULT_METHOD if self.classifier.classes else "attention"
         self.explain(self.grey[0], None, {"method": method}, "overlay")
 
     @property

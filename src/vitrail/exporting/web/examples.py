@@ -16,7 +16,7 @@ from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.sources import open_for_evaluation
 from vitrail.errors import VitrailError
-from vitrail.explanation.explanation import explain_batch
+from vitrail.explanation import explain_batch
 from vitrail.exporting.sample_photos import read_sample_photos
 
 MOST = 12  # examples of a page

@@ -14,7 +14,7 @@ import torch
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.explanation.methods import DEFAULT, METHODS
+from vitrail.explanation.methods import DEFAULT_METHOD, METHODS
 from vitrail.exporting.onnx_classifier import import_onnx
 from vitrail.exporting.web.examples import choose_examples, precompute_examples
 from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
@@ -133,8 +133,8 @@ def described(
         "accuracy_interval": scores.get("accuracy_interval"),
         "images": scores.get("images"),
         "data": origin.get("data", {}).get("name"),
-        "method": DEFAULT,
-        "about": METHODS[DEFAULT].about,
+        "method": DEFAULT_METHOD,
+        "about": METHODS[DEFAULT_METHOD].description,
         "half": half,
         "agreed": agreed,
         "vitrail": __version__,

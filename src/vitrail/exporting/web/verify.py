@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import VitrailError
-from vitrail.explanation import recording
-from vitrail.explanation.explanation import explain_batch, open_scene
+from vitrail.explanation import explain_batch, recording
+from vitrail.explanation.inputs import embed_images
 from vitrail.exporting.web.graphs import Graphs
 
 TOLERANCE = 1e-4  # of the largest value that is compared
@@ -96,8 +96,8 @@ def reference(classifier: Classifier, pixels_1CHW: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def kept(classifier: Classifier, pixels_1CHW: Tensor, keep_1K: Tensor) -> Tensor:
     """Its logits where only some patches are there."""
-    scene = open_scene(classifier, pixels_1CHW, [None])
-    return scene.logits_of(keep_1K.to(classifier.device)).cpu()
+    scene = embed_images(classifier, pixels_1CHW, [None])
+    return scene.logits_of_patches(keep_1K.to(classifier.device)).cpu()
 
 
 def mapped(classifier: Classifier, pixels_1CHW: Tensor, this: int, that: int | None = None) -> Tensor:

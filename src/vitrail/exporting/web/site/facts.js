@@ -37,7 +37,7 @@ export function attentionOf(layer, head, patch, way) {
   return { patches: mean.subarray(prefix), prefix: mean.subarray(0, prefix).reduce((a, b) => a + b, 0) };
 }
 
-// What each patch would answer after a layer, as explanation/lens.py: the asked logit less the mean of all.
+// What each patch would answer after a layer, as explanation/logit_lens.py: the asked logit less the mean of all.
 export function lensOf(layer) {
   const [this_, that, count] = [asked(), rather(), classes.length];
   return Float32Array.from({ length: patches }, (_, p) => {
@@ -48,7 +48,7 @@ export function lensOf(layer) {
   });
 }
 
-const question = () => `what speaks for ${classes[asked()]}${rather() === null ? "" : ` rather than ${classes[rather()]}`}`;
+const question = () => `evidence for ${classes[asked()]}${rather() === null ? "" : ` rather than ${classes[rather()]}`}`;
 
 // What the window shows now: a map or none, whether it is signed, and words for it.
 export function shownMap() {
@@ -61,8 +61,8 @@ export function shownMap() {
   if (state.view === "layers") {
     if (!scene.lens) return { map: null, signed: true, said: "The layers come with the model, which is waking up." };
     const map = lensOf(state.layer);
-    const said = `Layer ${state.layer}: ${summary(question(), probability, "lens", map, grid)}.`;
-    return { map, signed: true, method: "lens", said: said + valueSaid(map), unit: rather() === null ? "logit above the mean of all" : "difference of logits" };
+    const said = `Layer ${state.layer}: ${summary(question(), probability, "logit_lens", map, grid)}.`;
+    return { map, signed: true, method: "logit_lens", said: said + valueSaid(map), unit: rather() === null ? "logit above the mean of all" : "difference of logits" };
   }
   const map = mapNow();
   if (!map) return { map: null, signed: true, said: "The map comes with the model, which is waking up." };

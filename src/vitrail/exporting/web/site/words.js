@@ -42,7 +42,7 @@ export function gathered(map, [h, w]) {
     let part = 0;
     for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) part += positive[y * w + x];
     if (part / total > best.part) {
-      best = { place: `${["upper", "middle", "lower"][i]} ${["left", "centre", "right"][j]}`, part: part / total };
+      best = { place: `${["upper", "middle", "lower"][i]} ${["left", "center", "right"][j]}`, part: part / total };
     }
   }));
   return { few, ...best };
@@ -54,7 +54,7 @@ export function summary(question, probability, method, map, grid) {
   const found = gathered(map, grid);
   if (!found) return `${start}nothing in the image`;
   const { few, place, part } = found;
-  return `${start}half of it lies in ${few} of ${grid[0] * grid[1]} patches, most in the ${place} (${(100 * part).toFixed(0)}%)`;
+  return `${start}half of it is in ${few} of ${grid[0] * grid[1]} patches, most in the ${place} (${(100 * part).toFixed(0)}%)`;
 }
 
 export const placeOf = (patch, [, w]) => `row ${Math.floor(patch / w)}, column ${patch % w}`;

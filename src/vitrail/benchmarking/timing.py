@@ -33,11 +33,11 @@ class Timing:
         return float(middle), float(low), float(high)
 
 
-def alternate(
+def time_alternately(
     runs: Sequence[Run],
     *,
     rounds: int = 7,
-    turn: float = 0.2,
+    min_seconds: float = 0.2,
     clock: str = "wall",
     device: torch.device | None = None,
     tick: Callable[[], object] = lambda: None,
@@ -60,7 +60,7 @@ def alternate(
     calls = []
     for run in runs:
         timed(run, 1)
-        calls.append(max(1, round(turn / max(timed(run, 1), 1e-6))))
+        calls.append(max(1, round(min_seconds / max(timed(run, 1), 1e-6))))
     seconds: list[list[float]] = [[] for _ in runs]
     for number in range(rounds):
         for place in range(len(runs)):

@@ -8,13 +8,13 @@ from vitrail.classifier import Classifier
 from vitrail.data import Images
 
 
-def agreement(classifier: Classifier, images: Images, *, most: int, batch: int = 8) -> dict[str, Any]:
+def compare_fast_path(classifier: Classifier, images: Images, *, max_images: int, batch: int = 8) -> dict[str, Any]:
     """The fast path beside the plain one on the first `most` images of a fixed order.
 
     `same` is the part of images with the same first label, or of features with the same nearest other image; `apart`
     the largest difference of a logit or feature, in parts of the largest one.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].numpy()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:max_images].numpy()
     quick = classifier.fast()
     plain, fast = [], []
     for at in range(0, len(order), batch):

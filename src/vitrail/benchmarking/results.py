@@ -6,24 +6,26 @@ from typing import Any
 
 import torch
 
-from vitrail.benchmarking.alternate import Timing, alternate
-from vitrail.benchmarking.contenders import OURS, Contender, Run
+from vitrail.benchmarking.candidates import VITRAIL, Candidate, Run
+from vitrail.benchmarking.timing import Timing, time_alternately
 from vitrail.errors import VitrailError, first_line
 from vitrail.machine import measure_steal_time
 
-QUIET = 0.05  # part of the processors that a host may take away before timings have to be told as disturbed
+MAX_STEAL_FRACTION = (
+    0.05  # part of the processors that a host may take away before timings have to be told as disturbed
+)
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A contender's figures; ratios are medians of the rounds' ratios with their quartiles."""
 
-    who: str
-    way: str
+    library: str
+    mode: str
     images_per_second: float
     milliseconds: float  # of a batch
     ratio: tuple[float, float, float] | None  # times as fast as the best peer; of the best peer itself one
-    memory: int | None = None
+    peak_memory: int | None = None
     seconds: tuple[float, ...] = ()  # of each round, for whoever wants to compute something else
 
     def to_json(self) -> dict[str, Any]:
@@ -32,59 +34,59 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchmarkResult:
     """The rows of one race, and who could not take part and why."""
 
-    rows: list[Row]
+    rows: list[BenchmarkRow]
     failed: dict[str, str]
-    taken: float | None = None  # part of the processors that the host took away while it was timed
+    steal_fraction: float | None = None  # part of the processors that the host took away while it was timed
 
     @property
-    def best_peer(self) -> Row | None:
+    def best_peer(self) -> BenchmarkRow | None:
         """The fastest row that is not ours."""
-        theirs = [row for row in self.rows if row.who != OURS]
+        theirs = [row for row in self.rows if row.library != VITRAIL]
         return max(theirs, key=lambda row: row.images_per_second, default=None)
 
 
-def race(
-    contenders: Sequence[Contender],
-    batch: int,
+def run_benchmark(
+    contenders: Sequence[Candidate],
+    batch_size: int,
     *,
     rounds: int,
-    turn: float,
+    min_seconds: float,
     clock: str,
     device: torch.device,
-    tick: Callable[[str], object] = lambda doing: None,
-) -> Result:
+    on_step: Callable[[str], object] = lambda doing: None,
+) -> BenchmarkResult:
     """Builds the contenders and times them in turn; one that cannot be built or run is named with its reason."""
     torch._dynamo.reset()  # code compiled for an earlier race would count against the compiler's limit for one function
-    runs: dict[Contender, Run] = {}
+    runs: dict[Candidate, Run] = {}
     failed: dict[str, str] = {}
     for each in contenders:
-        tick(f"building {each.who} {each.way}")
+        on_step(f"building {each.library} {each.mode}")
         try:
-            run = each.make()
+            run = each.build()
             run()
         except Exception as error:  # whatever another library raises: a compiler that is missing, an operator unknown
-            failed[f"{each.who} {each.way}"] = first_line(error)
+            failed[f"{each.library} {each.mode}"] = first_line(error)
         else:
             runs[each] = run
     if not runs:
         raise VitrailError("nothing could be run", next(iter(failed.values()), None))
-    tick(f"timing {len(runs)} contenders")
+    on_step(f"timing {len(runs)} contenders")
     taken = measure_steal_time()
-    timings = alternate(list(runs.values()), rounds=rounds, turn=turn, clock=clock, device=device)
-    return Result(rows_of(dict(zip(runs, timings, strict=True)), batch), failed, taken())
+    timings = time_alternately(list(runs.values()), rounds=rounds, min_seconds=min_seconds, clock=clock, device=device)
+    return BenchmarkResult(make_rows(dict(zip(runs, timings, strict=True)), batch_size), failed, taken())
 
 
-def rows_of(timings: dict[Contender, Timing], batch: int) -> list[Row]:
+def make_rows(timings: dict[Candidate, Timing], batch: int) -> list[BenchmarkRow]:
     """A row for each, beside the peer with the shortest median."""
-    theirs = [timing for each, timing in timings.items() if each.who != OURS]
+    theirs = [timing for each, timing in timings.items() if each.library != VITRAIL]
     best = min(theirs, key=lambda timing: timing.median, default=None)
     return [
-        Row(
-            each.who,
-            each.way,
+        BenchmarkRow(
+            each.library,
+            each.mode,
             images_per_second=batch / timing.median,
             milliseconds=1000 * timing.median,
             ratio=timing.ratio(best) if best else None,
@@ -94,37 +96,39 @@ def rows_of(timings: dict[Contender, Timing], batch: int) -> list[Row]:
     ]
 
 
-def disturbed(taken: float | None) -> str | None:
+def describe_steal(taken: float | None) -> str | None:
     """A sentence for timings that the machine's host disturbed, else None."""
-    if taken is None or taken < QUIET:
+    if taken is None or taken < MAX_STEAL_FRACTION:
         return None
     return f"the host took {taken:.0%} of the processors away while it was timed"
 
 
-def with_memory(rows: Sequence[Row], contenders: Sequence[Contender], peaks: Sequence[int | None]) -> list[Row]:
+def add_peak_memory(
+    rows: Sequence[BenchmarkRow], contenders: Sequence[Candidate], peaks: Sequence[int | None]
+) -> list[BenchmarkRow]:
     """The rows with their peaks of memory, which were measured in the order of the contenders."""
-    known = {(each.who, each.way): peak for each, peak in zip(contenders, peaks, strict=True)}
-    return [replace(row, memory=known[row.who, row.way]) for row in rows]
+    known = {(each.library, each.mode): peak for each, peak in zip(contenders, peaks, strict=True)}
+    return [replace(row, memory=known[row.library, row.mode]) for row in rows]
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def format_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """The rows as a table, ours first, then by speed."""
     lines = [
         "| who | how | images/s | times the best peer (quartiles) | peak memory, MiB |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
-    for row in in_order(rows):
-        memory = "-" if row.memory is None else f"{row.memory / 2**20:,.0f}"
-        lines.append(f"| {row.who} | {row.way} | {row.images_per_second:,.1f} | {ratio_said(row)} | {memory} |")
+    for row in sort_rows(rows):
+        memory = "-" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.0f}"
+        lines.append(f"| {row.library} | {row.mode} | {row.images_per_second:,.1f} | {format_ratio(row)} | {memory} |")
     return "\n".join(lines) + "\n"
 
 
-def in_order(rows: Sequence[Row]) -> list[Row]:
+def sort_rows(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     """Ours first, then by speed."""
-    return sorted(rows, key=lambda row: (row.who != OURS, -row.images_per_second))
+    return sorted(rows, key=lambda row: (row.library != VITRAIL, -row.images_per_second))
 
 
-def ratio_said(row: Row) -> str:
+def format_ratio(row: BenchmarkRow) -> str:
     """A ratio with its quartiles."""
     if row.ratio is None:
         return "-"

@@ -9,7 +9,15 @@ import numpy as np
 
 from vitrail.errors import UsageError
 from vitrail.explanation.measures import MEASURES
-from vitrail.explanation.render import AGAINST, FOR, colour_map, enlarged, limits, overlay, picture
+from vitrail.explanation.render import (
+    AGAINST_COLOR,
+    FOR_COLOR,
+    color_limits,
+    color_map,
+    enlarge_map,
+    overlay_map,
+    to_rgb,
+)
 from vitrail.files import write_atomically
 
 if TYPE_CHECKING:
@@ -24,50 +32,50 @@ WRONG = "#b03000"
 
 def save_explanation(explanation: "Explanation", path: Path, smooth: bool = False) -> Path:
     """Image, map with its numbered scale, and overlay side by side."""
-    return write_figure(panels(explanation, smooth), path, dpi=120)
+    return save_figure(draw_panels(explanation, smooth), path, dpi=120)
 
 
-def png_of(explanation: "Explanation", overlay_alone: bool = False) -> bytes:
+def render_png(explanation: "Explanation", overlay_only: bool = False) -> bytes:
     """The same picture as PNG bytes, for a notebook; or the overlay alone."""
     buffer = io.BytesIO()
-    draw = overlay_figure if overlay_alone else panels
+    draw = draw_overlay_figure if overlay_only else draw_panels
     draw(explanation).savefig(buffer, dpi=100, format="png")
     return buffer.getvalue()
 
 
 def save_overlay(explanation: "Explanation", path: Path, smooth: bool = False) -> Path:
     """The overlay alone, without a frame."""
-    return write_figure(overlay_figure(explanation, smooth), path, dpi=100)
+    return save_figure(draw_overlay_figure(explanation, smooth), path, dpi=100)
 
 
-def overlay_figure(explanation: "Explanation", smooth: bool = False, side: int = 448) -> "Figure":
+def draw_overlay_figure(explanation: "Explanation", smooth: bool = False, side: int = 448) -> "Figure":
     """The overlay alone, at least `side` pixels long."""
     height, width = explanation.image.shape[:2]
     times = max(1, round(side / max(height, width)))
-    figure = blank(width * times / 100, height * times / 100)
+    figure = new_figure(width * times / 100, height * times / 100)
     axes = figure.add_axes((0, 0, 1, 1))
-    show(axes, overlay(explanation, smooth=smooth))
+    show_image(axes, overlay_map(explanation, smooth=smooth))
     return figure
 
 
-def panels(explanation: "Explanation", smooth: bool = False) -> "Figure":
+def draw_panels(explanation: "Explanation", smooth: bool = False) -> "Figure":
     """Image, map and overlay in a row."""
-    figure = blank(10.4, 3.7, layout="constrained")
+    figure = new_figure(10.4, 3.7, layout="constrained")
     seen, map_axes, over = figure.subplots(1, 3)
     height, width = explanation.image.shape[:2]
-    show(seen, picture(explanation.image))
-    show(over, overlay(explanation, smooth=smooth))
-    low, high = limits(explanation.map, explanation.signed)
+    show_image(seen, to_rgb(explanation.image))
+    show_image(over, overlay_map(explanation, smooth=smooth))
+    low, high = color_limits(explanation.map, explanation.signed)
     shown = map_axes.imshow(
-        enlarged(explanation.map, height, width, smooth),
-        cmap=colour_map(explanation.signed), vmin=low, vmax=high, interpolation="nearest",
+        enlarge_map(explanation.map, height, width, smooth),
+        cmap=color_map(explanation.signed), vmin=low, vmax=high, interpolation="nearest",
     )  # fmt: skip
     map_axes.set_axis_off()
     for axes in (seen, map_axes, over):
         mark_query(axes, explanation)
-    title(seen, answer(explanation))
-    title(map_axes, named(explanation) + (", smoothed" if smooth else ""))
-    title(over, explanation.question)
+    set_title(seen, answer(explanation))
+    set_title(map_axes, named(explanation) + (", smoothed" if smooth else ""))
+    set_title(over, explanation.question)
     bar = figure.colorbar(shown, ax=map_axes, shrink=0.82, extend="both")
     bar.set_label(unit(explanation), parse_math=False)
     bar.ax.tick_params(labelsize=8)
@@ -95,55 +103,57 @@ def save_grid(explanations: "Sequence[Explanation]", titles: Sequence[str], path
 
     columns = min(len(explanations) + 1, columns)
     rows = -(-(len(explanations) + 1) // columns)
-    figure = blank(2.0 * columns, 2.2 * rows + 0.4, layout="constrained")
+    figure = new_figure(2.0 * columns, 2.2 * rows + 0.4, layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes in grid:
         axes.set_axis_off()
     first = explanations[0]
-    show(grid[0], picture(first.image))
+    show_image(grid[0], to_rgb(first.image))
     mark_query(grid[0], first)
-    title(grid[0], answer(first), size=9)
+    set_title(grid[0], answer(first), size=9)
     for axes, explanation, words in zip(grid[1:], explanations, titles, strict=False):
-        show(axes, overlay(explanation))
+        show_image(axes, overlay_map(explanation))
         mark_query(axes, explanation)
-        title(axes, words, size=9)
+        set_title(axes, words, size=9)
     figure.suptitle(first.question, fontsize=10, parse_math=False)
     if first.signed:
-        signs = [Patch(color=FOR, label="for"), Patch(color=AGAINST, label="against")]
+        signs = [Patch(color=FOR_COLOR, label="for"), Patch(color=AGAINST_COLOR, label="against")]
         figure.legend(handles=signs, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return write_figure(figure, path, dpi=120)
+    return save_figure(figure, path, dpi=120)
 
 
 def save_gallery(explanations: "Sequence[Explanation]", truths: Sequence[str], path: Path) -> Path:
     """Many images, each beside its overlay, with truth and prediction; mistakes are marked in words and colour."""
     columns = 5
     rows = -(-len(explanations) // columns)
-    figure = blank(3.0 * columns, 1.9 * rows, layout="constrained")
+    figure = new_figure(3.0 * columns, 1.9 * rows, layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, explanation, truth in zip(grid, explanations, truths, strict=False):
-        show(axes, np.concatenate([picture(explanation.image) / 255, overlay(explanation)], axis=1))
+        show_image(axes, np.concatenate([to_rgb(explanation.image) / 255, overlay_map(explanation)], axis=1))
         right = explanation.label == truth
         said = f"{truth} ✓" if right else f"{truth} ✗ {explanation.label}"
-        title(axes, f"{said}  {explanation.probability:.0%}", size=8, colour="black" if right else WRONG)
-    return write_figure(figure, path, dpi=110)
+        set_title(axes, f"{said}  {explanation.probability:.0%}", size=8, colour="black" if right else WRONG)
+    return save_figure(figure, path, dpi=110)
 
 
-def draw_faithfulness(found: "Faithfulness", path: Path) -> Path:
+def save_faithfulness(found: "Faithfulness", path: Path) -> Path:
     """The two curves of each method, and every measure with its interval."""
     from matplotlib import colormaps
 
-    names = list(found.rows)
+    names = list(found.methods)
     palette = colormaps["tab10"].colors + colormaps["Dark2"].colors  # type: ignore[attr-defined]
-    colours = {name: "0.6" if found.rows[name].control else palette[i % len(palette)] for i, name in enumerate(names)}
-    figure = blank(15, 5.2 + 0.24 * len(names), layout="constrained")
+    colours = {
+        name: "0.6" if found.methods[name].is_control else palette[i % len(palette)] for i, name in enumerate(names)
+    }
+    figure = new_figure(15, 5.2 + 0.24 * len(names), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[4.6, 1 + 0.24 * len(names)])  # type: ignore[misc]
     for axes, kind in zip(upper.subplots(1, 2), ("deletion", "insertion"), strict=True):
-        for i, (name, row) in enumerate(found.rows.items()):
+        for i, (name, row) in enumerate(found.methods.items()):
             style = ("-", "--", ":")[i // 10 % 3]
             axes.plot(
-                100 * (1 - np.array(found.left)), row.curves[kind], style, color=colours[name], label=name, lw=1.6
+                100 * (1 - np.array(found.remaining)), row.curves[kind], style, color=colours[name], label=name, lw=1.6
             )
         gone = "the most relevant first: lower is better" if kind == "deletion" else "the least first: higher is better"
         axes.set(xlabel=f"% of patches left out, {gone}", ylabel="mean probability of the class", ylim=(0, 1))
@@ -151,9 +161,9 @@ def draw_faithfulness(found: "Faithfulness", path: Path) -> Path:
     upper.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     for axes, (measure, about) in zip(lower.subplots(1, len(MEASURES), sharey=True), MEASURES.items(), strict=True):
         for place, name in enumerate(names):
-            score = found.rows[name].scores[measure]
+            score = found.methods[name].scores[measure]
             if score is not None:
-                face = colours[name] if score.best else "white"
+                face = colours[name] if score.is_best else "white"
                 axes.plot(score.interval, [place] * 2, color=colours[name], lw=1.8)
                 axes.plot(score.mean, place, "o", color=colours[name], mfc=face, ms=6)
         axes.set_yticks(range(len(names)), names, fontsize=9)
@@ -165,7 +175,7 @@ def draw_faithfulness(found: "Faithfulness", path: Path) -> Path:
     lower.supxlabel(
         f"mean and 95 % interval, {found.images} images; filled: best, or not to be told from the best", fontsize=9
     )
-    return write_figure(figure, path, dpi=110)
+    return save_figure(figure, path, dpi=110)
 
 
 def answer(explanation: "Explanation") -> str:
@@ -211,25 +221,25 @@ def mark_query(axes: "Axes", explanation: "Explanation") -> None:
         axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#00e5ff", linewidth=2))
 
 
-def show(axes: "Axes", pixels: np.ndarray) -> None:
+def show_image(axes: "Axes", pixels: np.ndarray) -> None:
     """An image, pixel for pixel, without axes."""
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()
 
 
-def title(axes: "Axes", text: str, size: float = 11, colour: str = "black") -> None:
+def set_title(axes: "Axes", text: str, size: float = 11, colour: str = "black") -> None:
     """A title that is text, not a formula."""
     axes.set_title(text, fontsize=size, color=colour, parse_math=False)
 
 
-def blank(width: float, height: float, **options: Any) -> "Figure":
+def new_figure(width: float, height: float, **options: Any) -> "Figure":
     """An empty figure of so many inches, of no window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), **options)
 
 
-def write_figure(figure: "Figure", path: Path, dpi: int) -> Path:
+def save_figure(figure: "Figure", path: Path, dpi: int) -> Path:
     """The figure in the format of the name's ending, PNG where there is none; raises `UsageError` for another."""
     kind = path.suffix[1:].lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():

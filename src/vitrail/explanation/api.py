@@ -1,0 +1,95 @@
+"""Explains images: weights + image -> a map over the patches, with the settings that made it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitrail.classifier import Classifier, NonFiniteOutput
+from vitrail.explanation.explanation import Explanation
+from vitrail.explanation.hooks import eval_mode
+from vitrail.explanation.inputs import embed_images, max_batch_size, patch_grid
+from vitrail.explanation.methods import DEFAULT_METHOD, check_options, find_method
+from vitrail.explanation.targets import Target, parse_targets
+
+
+def explain(
+    classifier: Classifier,
+    image: str | Path | Tensor,
+    *,
+    method: str = DEFAULT_METHOD,
+    target: Target = None,
+    layer: int | None = None,
+    head: int | None = None,
+    query: tuple[int, int] | None = None,
+) -> Explanation:
+    """Explains the classifier's answer to one image: a file, or uint8 pixels (C, h, w) of any size.
+
+    `target` is a class, a pair (class, other class) for "the class rather than the other", or None for the predicted
+    class. `layer` and `head` count from 0, layers also from -1 backwards; without `head` the map is the mean over
+    heads. `query` is the (row, column) of a patch whose attention is shown.
+
+    Raises `ImageError` for an image that cannot be read, and `UsageError` for an unknown class, method, layer, head or
+    patch, and for an option that the method does not take. The model's weights, mode and gradients stay as they were.
+    """
+    pixels_1CHW = classifier.read_image(image).unsqueeze(0)
+    return explain_batch(classifier, pixels_1CHW, method=method, target=target, layer=layer, head=head, query=query)[0]
+
+
+def explain_batch(
+    classifier: Classifier,
+    pixels_BCHW: Tensor,
+    *,
+    method: str = DEFAULT_METHOD,
+    target: Target | Sequence[Target] = None,
+    layer: int | None = None,
+    head: int | None = None,
+    query: tuple[int, int] | None = None,
+) -> list[Explanation]:
+    """An explanation for each image of a batch of uint8 pixels (B, C, H, W) of the model's size.
+
+    `target` is one target for all images, or a list with one for each. The other options and the errors are those of
+    `explain`. Long batches are split, so memory does not grow with the batch.
+    """
+    classifier.require_plain_weights("explain")
+    config = classifier.vit.config
+    chosen = find_method(method)
+    grid = patch_grid(classifier, pixels_BCHW)
+    options = check_options(chosen, config, grid, layer, head, query)
+    if target is not None or not chosen.class_blind:
+        classifier.require_classes()
+    targets = parse_targets(classifier.classes, target, len(pixels_BCHW))
+    layer_index = None if "layer" not in chosen.options else (-1 if layer is None else layer) % config.depth
+    explanations: list[Explanation] = []
+    size = max_batch_size(grid[0] * grid[1])
+    for start in range(0, len(pixels_BCHW), size):
+        pixels, batch_targets = pixels_BCHW[start : start + size], targets[start : start + size]
+        with eval_mode(classifier.vit), torch.inference_mode(False):
+            map_BP, logits_BY = chosen.run(embed_images(classifier, pixels, batch_targets), **options)
+        if not (logits_BY.isfinite().all() and map_BP.isfinite().all()):
+            raise NonFiniteOutput(
+                "the model's outputs are not finite numbers", "its weights are damaged; train it again"
+            )
+        classes = classifier.classes or ("",) * logits_BY.shape[1]
+        probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
+        if not classifier.classes:
+            probabilities_BY = torch.full_like(logits_BY, torch.nan)
+        predicted_B = logits_BY.argmax(dim=1).tolist()
+        for i, (class_target, predicted) in enumerate(zip(batch_targets, predicted_B, strict=True)):
+            label, against = class_target or (predicted, None)
+            explanations.append(
+                Explanation(
+                    map=map_BP[i].detach().view(grid).cpu().numpy(),
+                    label=classes[label],
+                    probability=float(probabilities_BY[i, label]),
+                    method=chosen.name,
+                    image=pixels[i].permute(1, 2, 0).cpu().numpy(),
+                    predicted=classes[predicted],
+                    against=None if against is None else classes[against],
+                    layer=layer_index,
+                    head=head,
+                    query=query,
+                )
+            )
+    return explanations

@@ -1,0 +1,129 @@
+"""A batch of embedded images and the question about them: the input of every explanation method.
+
+Shapes: B batch, T tokens, R prefix tokens, P patches, D width, Y classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vitrail.classifier import Classifier
+from vitrail.errors import UsageError
+from vitrail.explanation.recording import promote_to_float32
+from vitrail.explanation.targets import ClassTarget, TargetRule, make_target_rule
+from vitrail.model import ViT
+from vitrail.model.position import Rotate
+
+MAX_BATCH_TOKENS = 1 << 14  # tokens that pass through the model at once, so that memory does not grow with the batch
+
+
+@dataclass
+class TokenInputs:
+    """Embedded tokens (B, R + P, D), the ViT that continues from them, and the explained score.
+
+    The score of an image is the sum of its logits weighted by `target_BY`: 1 for the explained class, -1 for the class
+    that it is compared with, if any. `target_rule` computes these weights from the logits of the intact images, so that
+    the predicted class stays the same while patches are removed.
+    """
+
+    vit: ViT
+    x_BTD: Tensor
+    grid: tuple[int, int]
+    target_rule: TargetRule
+    baseline_1TD: Tensor  # the tokens of an image of the mean color
+    target_BY: Tensor | None = field(default=None, repr=False)  # set by the first call of `fix_target`
+
+    @property
+    def patch_count(self) -> int:
+        """The number of patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @cached_property
+    def rotation(self) -> Rotate | None:
+        """The rotary position of all tokens; None for other positions."""
+        return self.vit.position.rotation(*self.grid)
+
+    @cached_property
+    def intact_logits(self) -> Tensor:
+        """The logits of the images with all patches, (B, Y), computed once, without a gradient."""
+        with torch.inference_mode():
+            return self.logits(self.x_BTD)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """The rest of the forward pass, in float32 at least: (B, T, D) -> (B, Y)."""
+        return self.classify(self.vit.encode(x_BTD, self.rotation))
+
+    def classify(self, x_BTD: Tensor) -> Tensor:
+        """The pool and the head, in float32 at least: (B, T, D) -> (B, Y)."""
+        return promote_to_float32(self.vit.head(self.vit.pool(x_BTD)))
+
+    def logits_of_patches(self, keep_BP: Tensor, x_BTD: Tensor | None = None) -> Tensor:
+        """The logits with only some patches, each at its own position, and all prefix tokens: (B, Y).
+
+        `keep_BP` holds patch indices, row by row, the same number for each image. A ViT takes any set of tokens, so
+        the other patches are removed and need no gray or blurred replacement (Jain et al. 2022, arXiv 2204.08945).
+        """
+        x_BTD = self.x_BTD if x_BTD is None else x_BTD
+        prefix = self.vit.config.prefix_tokens
+        prefix_BR = torch.arange(prefix, device=keep_BP.device).expand(len(keep_BP), -1)
+        index_BT1 = torch.cat([prefix_BR, keep_BP + prefix], dim=1).unsqueeze(-1)
+        kept_BTD = x_BTD.gather(1, index_BT1.expand(-1, -1, x_BTD.shape[-1]))
+        rotation = self.vit.position.rotation(*self.grid, keep_BP)
+        return self.classify(self.vit.encode(kept_BTD, rotation))
+
+    def fix_target(self, logits_BY: Tensor) -> Tensor:
+        """The weight of each logit in the score, (B, Y); the first call computes it from the given logits."""
+        if self.target_BY is None:
+            self.target_BY = self.target_rule(logits_BY.detach())
+        return self.target_BY
+
+    def score(self, logits_BY: Tensor) -> Tensor:
+        """The logit of the explained class, minus that of the class it is compared with, if any: (B,)."""
+        return (logits_BY * self.fix_target(logits_BY)).sum(dim=1)
+
+    def log_odds(self, logits_BY: Tensor) -> Tensor:
+        """log p / (1 - p) of the explained class, or its log odds against the compared class, if any: (B,)."""
+        if logits_BY.shape[1] == 1:
+            return self.score(logits_BY)
+        target_BY = self.fix_target(logits_BY)
+        has_rival_B1 = (target_BY < 0).any(dim=1, keepdim=True)
+        rivals_BY = (target_BY < 0) | ((target_BY == 0) & ~has_rival_B1)
+        explained_B = (logits_BY * (target_BY > 0)).sum(dim=1)
+        return explained_B - logits_BY.masked_fill(~rivals_BY, -torch.inf).logsumexp(dim=1)
+
+    def probability(self, logits_BY: Tensor) -> Tensor:
+        """The probability of the explained class, minus that of the compared class, if any, at temperature 1: (B,)."""
+        return (logits_BY.softmax(dim=1) * self.fix_target(logits_BY)).sum(dim=1)
+
+    def drop_prefix(self, x_BT: Tensor) -> Tensor:
+        """The values of the patches alone: (B, R + P) -> (B, P)."""
+        return x_BT[:, self.vit.config.prefix_tokens :]
+
+
+def embed_images(classifier: Classifier, pixels_BCHW: Tensor, targets: Sequence[ClassTarget | None]) -> TokenInputs:
+    """Embeds uint8 pixels of the model's size; a target of None is the predicted class.
+
+    Raises `UsageError` where the weights are inference tensors, which have no gradients.
+    """
+    vit = classifier.vit
+    if next(vit.parameters()).is_inference():
+        raise UsageError("the weights were made under torch.inference_mode", "load the model outside of it")
+    mean_color = torch.zeros(1, *pixels_BCHW.shape[1:], device=classifier.device, dtype=vit.prefix.dtype)
+    with torch.inference_mode(False), torch.no_grad():
+        x_BTD = vit.embed(classifier.normalize(pixels_BCHW))
+        grid = patch_grid(classifier, pixels_BCHW)
+        return TokenInputs(vit, x_BTD, grid, make_target_rule(targets), vit.embed(mean_color))
+
+
+def patch_grid(classifier: Classifier, pixels_BCHW: Tensor) -> tuple[int, int]:
+    """The number of rows and columns of patches."""
+    patch = classifier.vit.config.patch
+    return pixels_BCHW.shape[-2] // patch, pixels_BCHW.shape[-1] // patch
+
+
+def max_batch_size(tokens: int) -> int:
+    """The number of images of this many tokens that pass through the model at once."""
+    return max(1, MAX_BATCH_TOKENS // tokens)
