@@ -50,7 +50,7 @@ def load_any(
     """Returns a classifier as `load` does, or one that ONNX Runtime runs if `model` is an ONNX file."""
     if not is_onnx(model):
         return load(model, device, torch_files=torch_files)
-    from vitrail.exporting.running import OnnxClassifier  # needs ONNX Runtime
+    from vitrail.exporting.onnx_classifier import OnnxClassifier  # needs ONNX Runtime
 
     return OnnxClassifier.load(model, threads=threads, device=str(device))
 
