@@ -17,7 +17,7 @@ from kills import make_data
 from vitrail import console
 from vitrail.data import Images, open_data
 from vitrail.data.encoded import Files
-from vitrail.evaluation import classify
+from vitrail.evaluation import compute_outcome
 from vitrail.runs import epochs, start
 
 
@@ -68,7 +68,7 @@ def evaluation(folder: Path, count: int) -> list[float]:
             used.append(resident())
         done += n
 
-    classify(classifier, many, batch=32, workers=0, tick=tick)
+    compute_outcome(classifier, many, batch_size=32, workers=0, tick=tick)
     return used
 
 

@@ -9,20 +9,20 @@ import torch
 import vitrail
 from vitrail.data import Images, Preprocess
 from vitrail.evaluation.calibration import (
-    answered,
-    brier,
+    apply_temperature,
+    brier_score,
     calibrate,
-    cooled,
+    find_threshold,
     fit_temperature,
-    risk_coverage,
-    threshold_for,
+    risk_coverage_curve,
+    selective_accuracy,
 )
-from vitrail.evaluation.corruptions import CORRUPTIONS, robustness
-from vitrail.evaluation.labels import confident_class, suspected_labels
-from vitrail.evaluation.metrics import bootstrap, calibration_error, reliability
-from vitrail.evaluation.neighbours import flat_map, purity
+from vitrail.evaluation.corruptions import CORRUPTIONS, measure_robustness
+from vitrail.evaluation.embedding import neighbor_purity, project_to_2d
+from vitrail.evaluation.label_errors import confident_classes, find_label_errors
+from vitrail.evaluation.metrics import bootstrap_scores, expected_calibration_error, reliability_bins
 from vitrail.evaluation.outcome import Outcome
-from vitrail.evaluation.properties import accuracy_by, brightness, sharpness
+from vitrail.evaluation.properties import accuracy_by_quantile, brightness, sharpness
 
 
 def drawn(n: int, temperature: float, classes: int = 5, seed: int = 0) -> Outcome:
@@ -39,8 +39,8 @@ def test_a_planted_temperature_is_found(temperature: float):
     outcome = drawn(20_000, temperature)
     found = fit_temperature(outcome)
     assert found == pytest.approx(temperature, rel=0.04)
-    assert (cooled(outcome, found).predicted == outcome.predicted).all()
-    assert calibration_error(cooled(outcome, found)) < 0.012
+    assert (apply_temperature(outcome, found).predicted == outcome.predicted).all()
+    assert expected_calibration_error(apply_temperature(outcome, found)) < 0.012
 
 
 def test_the_temperature_is_where_torch_finds_it():
@@ -74,11 +74,11 @@ def test_a_temperature_is_not_fitted_where_it_would_say_nothing():
 def test_brier_is_its_definition_and_reliability_adds_up_to_the_error():
     outcome = drawn(400, 2.0)
     truth = np.eye(5)[outcome.labels]
-    assert brier(outcome) == pytest.approx(np.mean(((outcome.probabilities - truth) ** 2).sum(1)))
-    rows = reliability(outcome)
+    assert brier_score(outcome) == pytest.approx(np.mean(((outcome.probabilities - truth) ** 2).sum(1)))
+    rows = reliability_bins(outcome)
     assert sum(row["images"] for row in rows) == 400
     gap = sum(row["images"] / 400 * abs(row["confidence"] - row["accuracy"]) for row in rows)
-    assert gap == pytest.approx(calibration_error(outcome))
+    assert gap == pytest.approx(expected_calibration_error(outcome))
     assert all(row["interval"][0] <= row["accuracy"] <= row["interval"][1] for row in rows)
 
 
@@ -86,32 +86,32 @@ def test_risk_and_thresholds_are_what_counting_gives():
     outcome = drawn(500, 1.5, seed=5)
     confidence = outcome.probabilities.max(1)
     wrong = outcome.predicted != outcome.labels
-    curve = risk_coverage(outcome)
+    curve = risk_coverage_curve(outcome)
     for coverage, risk in zip(curve["coverage"], curve["risk"], strict=True):
         surest = np.argsort(-confidence)[: round(coverage * 500)]
         assert risk == pytest.approx(wrong[surest].mean())
     assert curve["risk"][-1] == pytest.approx(1 - outcome.accuracy)
-    row = threshold_for(outcome, 0.9)
+    row = find_threshold(outcome, 0.9)
     accuracies = {t: 1 - wrong[confidence >= t].mean() for t in confidence if (confidence >= t).sum() >= 20}
     assert row["threshold"] == min(t for t, accuracy in accuracies.items() if accuracy >= 0.9)
-    kept = answered(outcome, row["threshold"])
+    kept = selective_accuracy(outcome, row["threshold"])
     assert kept["accuracy"] == pytest.approx(row["accuracy"])
     assert kept["coverage"] == pytest.approx(row["coverage"])
-    assert threshold_for(outcome, 1.1) is None
+    assert find_threshold(outcome, 1.1) is None
 
 
 def test_images_as_sure_as_one_another_are_answered_together():
     logits = np.tile([1.0, 0.0], (60, 1))
     outcome = Outcome(["x"] * 60, np.array([0] * 40 + [1] * 20), logits, ("a", "b"))
-    assert threshold_for(outcome, 0.9) is None  # no threshold tells the 40 from the 20
-    assert threshold_for(outcome, 0.6)["coverage"] == 1
+    assert find_threshold(outcome, 0.9) is None  # no threshold tells the 40 from the 20
+    assert find_threshold(outcome, 0.6)["coverage"] == 1
 
 
 def test_averages_are_scikit_learns_and_their_intervals_hold_them():
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
     outcome = drawn(300, 1.0)
-    found = bootstrap(outcome)
+    found = bootstrap_scores(outcome)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(outcome.labels, outcome.predicted))
     assert found["macro_f1"] == pytest.approx(f1_score(outcome.labels, outcome.predicted, average="macro"))
     each = f1_score(outcome.labels, outcome.predicted, average=None)
@@ -122,14 +122,14 @@ def test_averages_are_scikit_learns_and_their_intervals_hold_them():
     for name, f1 in zip(outcome.classes, each, strict=True):
         low, high = found["f1_intervals"][name]
         assert low < f1 < high
-    assert bootstrap(outcome) == found
+    assert bootstrap_scores(outcome) == found
 
 
 def test_confident_learning_is_the_papers():
     outcome = drawn(400, 1.0, seed=2)
     p = outcome.probabilities
     thresholds = [np.mean([p[i, j] for i in range(400) if outcome.labels[i] == j]) for j in range(5)]
-    for i, found in enumerate(confident_class(outcome)):
+    for i, found in enumerate(confident_classes(outcome)):
         above = [j for j in range(5) if p[i, j] >= thresholds[j]]
         assert found == (max(above, key=lambda j: p[i, j]) if above else -1)
 
@@ -142,14 +142,14 @@ def test_planted_label_errors_are_named_first():
     labels = truth.copy()
     planted = rng.permutation(500)[:25]
     labels[planted] = (truth[planted] + 1) % 4
-    rows = suspected_labels(Outcome([str(i) for i in range(500)], labels, logits, tuple("abcd")))
+    rows = find_label_errors(Outcome([str(i) for i in range(500)], labels, logits, tuple("abcd")))
     first = {row["image"] for row in rows[:25]}
     assert len(first & set(planted.tolist())) >= 22
     for row in rows[:10]:
         assert row["label"] == "abcd"[labels[row["image"]]] != row["suggested"]
         assert row["label_probability"] < row["suggested_probability"]
     certain = np.where(np.eye(4)[truth] > 0, 9.0, 0.0)
-    assert suspected_labels(Outcome(["x"] * 500, truth, certain, tuple("abcd"))) == []
+    assert find_label_errors(Outcome(["x"] * 500, truth, certain, tuple("abcd"))) == []
 
 
 def test_brightness_and_sharpness_are_what_the_eye_says():
@@ -164,13 +164,13 @@ def test_brightness_and_sharpness_are_what_the_eye_says():
 def test_accuracy_by_a_property_counts_each_image_once():
     values = np.random.default_rng(0).normal(size=101)
     correct = values > 0
-    rows = accuracy_by(values, correct)
+    rows = accuracy_by_quantile(values, correct)
     assert len(rows) == 5
     assert sum(row["images"] for row in rows) == 101
     assert rows[0]["accuracy"] == 0
     assert rows[-1]["accuracy"] == 1
     assert sum(row["images"] * row["accuracy"] for row in rows) == pytest.approx(correct.sum())
-    assert len(accuracy_by(np.full(10, 3.0), np.ones(10, dtype=bool))) == 1
+    assert len(accuracy_by_quantile(np.full(10, 3.0), np.ones(10, dtype=bool))) == 1
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -189,10 +189,10 @@ def test_a_corruption_grows_with_its_strength(name: str):
 
 
 def test_robustness_repeats_itself(run: vitrail.Run, colours):
-    from vitrail.evaluation import images_to_score
+    from vitrail.evaluation import open_scored_images
 
-    images, _ = images_to_score(run.classifier, colours)
-    once, again = (robustness(run.classifier, images, most=12) for _ in range(2))
+    images, _ = open_scored_images(run.classifier, colours)
+    once, again = (measure_robustness(run.classifier, images, max_images=12) for _ in range(2))
     assert once == again
     assert once["images"] == 12
     assert set(once["corruptions"]) == set(CORRUPTIONS)
@@ -209,20 +209,20 @@ def test_the_flat_map_keeps_groups_apart_and_purity_counts_neighbours():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 40)
     vectors = np.eye(3)[labels] @ rng.normal(size=(3, 16)) * 5 + rng.normal(size=(120, 16)) * 0.3
-    places, made_by = flat_map(vectors)
+    places, made_by = project_to_2d(vectors)
     assert "t-SNE" in made_by
     assert places.min() == 0
     assert places.max() == 1
     nearest = np.argsort(((places[:, None] - places[None]) ** 2).sum(2), axis=1)[:, 1:6]
     assert (labels[nearest] == labels[:, None]).mean() > 0.98
-    rows = purity(vectors, labels, ("a", "b", "c"))
+    rows = neighbor_purity(vectors, labels, ("a", "b", "c"))
     assert [row["own"] for row in rows] == [1, 1, 1]
     assert rows[0]["next"] is None
     for n in (1, 2, 3, 10):
-        places, _ = flat_map(vectors[:n])
+        places, _ = project_to_2d(vectors[:n])
         assert places.shape == (n, 2)
         assert np.isfinite(places).all()
-    assert flat_map(np.ones((5, 4)))[1].startswith("in a row")
+    assert project_to_2d(np.ones((5, 4)))[1].startswith("in a row")
 
 
 def test_a_run_fits_its_temperature_on_validation_and_keeps_it(run: vitrail.Run, make_folder):
@@ -243,10 +243,10 @@ def test_logits_are_divided_by_the_temperature_and_labels_stay(run: vitrail.Run)
 
 
 def test_properties_of_images_of_any_shape():
-    from vitrail.evaluation.properties import properties
+    from vitrail.evaluation.properties import measure_properties
 
     pixels = [torch.zeros(3, 10, 40, dtype=torch.uint8), torch.full((3, 20, 20), 255, dtype=torch.uint8)]
     images = Images(pixels, ["a", "b"], np.array([0, 1]), ("x", "y"))
-    found = properties(images, Preprocess(image_size=(16, 16)), np.array([0, 1]))
+    found = measure_properties(images, Preprocess(image_size=(16, 16)), np.array([0, 1]))
     assert found["size"].tolist() == [20, 20]
     assert found["brightness"] == pytest.approx([0, 1])

@@ -11,7 +11,13 @@ import torch
 import vitrail
 from vitrail.cli import main
 from vitrail.data.sources import OPTIMISTIC
-from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k
+from vitrail.evaluation.metrics import (
+    confusion_matrix,
+    expected_calibration_error,
+    most_confused_pairs,
+    per_class_scores,
+    top_k_accuracy,
+)
 from vitrail.evaluation.outcome import Outcome
 from vitrail.exporting.model_card import write_model_card
 from vitrail.intervals import wilson_interval
@@ -37,19 +43,19 @@ def test_calibration_error_and_top5_are_torchmetrics(outcome: Outcome):
     torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
     logits, labels = torch.from_numpy(outcome.probabilities), torch.from_numpy(outcome.labels)
     theirs = torchmetrics.multiclass_calibration_error(logits, labels, num_classes=7, n_bins=15, norm="l1")
-    assert calibration_error(outcome) == pytest.approx(theirs.item(), abs=1e-6)
+    assert expected_calibration_error(outcome) == pytest.approx(theirs.item(), abs=1e-6)
     theirs = torchmetrics.multiclass_accuracy(logits, labels, num_classes=7, top_k=5, average="micro")
-    assert top_k(outcome) == pytest.approx(theirs.item())
+    assert top_k_accuracy(outcome) == pytest.approx(theirs.item())
 
 
 def test_top_k_of_fewer_classes_is_everything():
     outcome = Outcome(["x"], np.array([1]), np.array([[2.0, 1.0]]), ("a", "b"))
-    assert top_k(outcome) == 1
-    assert top_k(outcome, 1) == 0
+    assert top_k_accuracy(outcome) == 1
+    assert top_k_accuracy(outcome, 1) == 0
 
 
 def test_per_class_says_none_where_nothing_can_be_said(outcome: Outcome):
-    rows = per_class(outcome)
+    rows = per_class_scores(outcome)
     assert rows["f"] == {"precision": None, "recall": 0.0, "f1": 0.0, "images": int((outcome.labels == 5).sum())}
     assert rows["g"]["recall"] is None
     hits = ((outcome.predicted == 0) & (outcome.labels == 0)).sum()
@@ -58,12 +64,12 @@ def test_per_class_says_none_where_nothing_can_be_said(outcome: Outcome):
 
 
 def test_the_confusion_matrix_counts_every_image_once(outcome: Outcome):
-    matrix = confusion(outcome)
+    matrix = confusion_matrix(outcome)
     assert matrix.shape == (7, 7)
     assert matrix.sum() == 400
     assert np.trace(matrix) / 400 == pytest.approx(outcome.accuracy)
     assert (matrix.sum(axis=1) == np.bincount(outcome.labels, minlength=7)).all()
-    pairs = most_confused(matrix, outcome.classes)
+    pairs = most_confused_pairs(matrix, outcome.classes)
     assert [pair["images"] for pair in pairs] == sorted((p["images"] for p in pairs), reverse=True)
     first = pairs[0]
     assert first["true"] != first["predicted"]
@@ -92,10 +98,10 @@ def test_an_evaluation_has_all_its_numbers(run: vitrail.Run, colours: Path):
 
 
 def test_the_batch_size_changes_no_prediction(run: vitrail.Run, colours: Path):
-    from vitrail.evaluation import evaluate, images_to_score
+    from vitrail.evaluation import evaluate, open_scored_images
 
-    images, _ = images_to_score(run.classifier, colours)
-    one, many = (evaluate(run.classifier, images, batch=n).outcome for n in (1, 24))
+    images, _ = open_scored_images(run.classifier, colours)
+    one, many = (evaluate(run.classifier, images, batch_size=n).outcome for n in (1, 24))
     assert (one.predicted == many.predicted).all()
     np.testing.assert_allclose(one.logits, many.logits, atol=1e-5)
 

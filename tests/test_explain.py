@@ -16,7 +16,7 @@ from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
-from vitrail.evaluation.figures import draw_confusion
+from vitrail.evaluation.figures import draw_confusion_matrix
 from vitrail.explanation import METHODS, Explanation, Record, explain_batch
 from vitrail.explanation.figures import save_gallery, save_heads
 from vitrail.explanation.libragrad import balanced_gradients
@@ -577,7 +577,7 @@ def test_any_label_can_be_drawn(tmp_path, label):
     for number, save in enumerate((save_heads, lambda some, path: save_gallery(some, [label], path))):
         opened(save([found], tmp_path / f"{number}.png"))
     opened(found.save(tmp_path / "single.png"))
-    draw_confusion(np.eye(2, dtype=int), (label, "other"), tmp_path / "confusion.png")
+    draw_confusion_matrix(np.eye(2, dtype=int), (label, "other"), tmp_path / "confusion.png")
     opened(tmp_path / "confusion.png")
 
 

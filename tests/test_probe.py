@@ -14,9 +14,9 @@ from vitrail.cli import main
 from vitrail.data import Images, Preprocess
 from vitrail.data.encoded import Files
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluation import classify
-from vitrail.evaluation.features import content_key, features_of, model_key
-from vitrail.evaluation.probe import PENALTY, data_to_probe, fit_linear, knn, probe
+from vitrail.evaluation import compute_outcome
+from vitrail.evaluation.features import content_key, extract_features, model_key
+from vitrail.evaluation.probe import DEFAULT_PENALTY, fit_linear_head, knn_votes, open_probe_data, probe
 from vitrail.intervals import wilson_interval
 from vitrail.model import ViT, ViTConfig
 
@@ -50,14 +50,14 @@ def test_the_votes_are_scikit_learns(k: int):
     (bank, labels), (asked, _) = clouds(60, 4), clouds(33, 4, seed=1)
     theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     expected = theirs.fit(bank, labels).predict_proba(asked)
-    np.testing.assert_allclose(knn(bank, labels, asked, 4, k, 0.07), expected, atol=1e-4)
+    np.testing.assert_allclose(knn_votes(bank, labels, asked, 4, k, 0.07), expected, atol=1e-4)
 
 
 def test_votes_do_not_overflow_at_the_coldest():
     (bank, labels), (asked, _) = clouds(60, 4), clouds(33, 4, seed=1)
-    cold = knn(bank, labels, asked, 4, 20, 1e-8)
+    cold = knn_votes(bank, labels, asked, 4, 20, 1e-8)
     assert np.isfinite(cold).all()
-    assert (cold.argmax(1) == knn(bank, labels, asked, 4, 1).argmax(1)).mean() > 0.9  # the nearest alone decides
+    assert (cold.argmax(1) == knn_votes(bank, labels, asked, 4, 1).argmax(1)).mean() > 0.9  # the nearest alone decides
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -67,7 +67,7 @@ def test_the_linear_head_is_scikit_learns_with_the_scaling_folded_in(classes: in
     from sklearn.preprocessing import StandardScaler
 
     (points, labels), (asked, _) = clouds(120, classes), clouds(50, classes, seed=1)
-    head = fit_linear(points, labels, None, classes, penalty=0.02)
+    head = fit_linear_head(points, labels, None, classes, penalty=0.02)
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (0.02 * 120), max_iter=1000, tol=1e-8))
     expected = theirs.fit(points.astype(np.float64), labels).predict_proba(asked.astype(np.float64))
     ours = torch.from_numpy(head.logits(asked)).softmax(1).numpy()
@@ -77,7 +77,7 @@ def test_the_linear_head_is_scikit_learns_with_the_scaling_folded_in(classes: in
 def test_the_penalty_means_what_its_docstring_says():
     """At the optimum the gradient of mean cross-entropy + penalty / 2 |W|^2 is zero, W on standardised features."""
     points, labels = clouds(150, 4)
-    head = fit_linear(points, labels, None, 4, penalty=0.1)
+    head = fit_linear_head(points, labels, None, 4, penalty=0.1)
     mean, std = points.mean(0, dtype=np.float64), points.std(0, dtype=np.float64)
     standard = torch.from_numpy((points - mean) / std)
     weight = torch.from_numpy(head.weight * std).requires_grad_()
@@ -90,18 +90,18 @@ def test_the_penalty_means_what_its_docstring_says():
 
 def test_the_penalty_is_the_best_on_validation():
     (points, labels), held_back = clouds(40, 4), clouds(200, 4, seed=1)
-    head = fit_linear(points, labels, held_back, 4)
-    best = max(head.tried, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    head = fit_linear_head(points, labels, held_back, 4)
+    best = max(head.scores_by_penalty, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
     assert head.penalty == best["penalty"]
     assert (head.logits(held_back[0]).argmax(1) == held_back[1]).mean() == best["validation_accuracy"]
-    assert len(head.tried) > 5
-    assert fit_linear(points, labels, None, 4).penalty == PENALTY
+    assert len(head.scores_by_penalty) > 5
+    assert fit_linear_head(points, labels, None, 4).penalty == DEFAULT_PENALTY
 
 
 def test_a_feature_that_never_changes_is_no_trouble():
     points, labels = clouds(40, 3)
     points[:, 4] = 7.0
-    head = fit_linear(points, labels, None, 3)
+    head = fit_linear_head(points, labels, None, 3)
     assert np.isfinite(head.weight).all()
     assert (head.weight[:, 4] == 0).all()
 
@@ -127,14 +127,14 @@ def pictures(n: int = 300, seed: int = 0) -> Images:
 def test_features_are_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
     classifier, images = tiny(), pictures()
     ticks: list[int] = []
-    first = features_of(classifier, images, tick=ticks.append)
+    first = extract_features(classifier, images, tick=ticks.append)
     assert sum(ticks) == 300
     assert len(list(cache.rglob("*.safetensors"))) == 2
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "features", None)  # whoever computes now fails
-        again = features_of(classifier, images)
+        again = extract_features(classifier, images)
     assert (first == again).all()
-    assert (features_of(classifier, images, cache=False) == first).all()
+    assert (extract_features(classifier, images, cache=False) == first).all()
     assert first[7] == pytest.approx(classifier.features(images[7].unsqueeze(0))[0].numpy(), abs=1e-5)
 
 
@@ -145,17 +145,17 @@ def test_what_is_missing_is_computed_alone_and_from_files_by_workers_too(cache: 
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, compress_level=0)
     listed = Images(Files(files), images.names, images.labels, images.classes)
     classifier = tiny()
-    first = features_of(classifier, listed, workers=2, batch=100)
+    first = extract_features(classifier, listed, workers=2, batch_size=100)
     middle = sorted(cache.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)[1]
     middle.unlink()
-    assert (features_of(classifier, listed, workers=2, batch=64) == first).all()
+    assert (extract_features(classifier, listed, workers=2, batch_size=64) == first).all()
     assert "the features of 344 of 600 images were kept" in capsys.readouterr().err
-    np.testing.assert_allclose(features_of(classifier, images, cache=False), first, atol=1e-5)
+    np.testing.assert_allclose(extract_features(classifier, images, cache=False), first, atol=1e-5)
 
 
 def test_a_stop_keeps_what_was_computed(cache: Path, monkeypatch: pytest.MonkeyPatch):
     classifier, images = tiny(), pictures()
-    whole = features_of(classifier, images, cache=False)
+    whole = extract_features(classifier, images, cache=False)
     done = 0
 
     def stop(n: int) -> None:
@@ -165,24 +165,24 @@ def test_a_stop_keeps_what_was_computed(cache: Path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features_of(classifier, images, tick=stop)
+        extract_features(classifier, images, tick=stop)
     assert len(list(cache.rglob("*.safetensors"))) == 1
-    assert (features_of(classifier, images) == whole).all()  # to the last bit
+    assert (extract_features(classifier, images) == whole).all()  # to the last bit
 
 
 def test_a_damaged_file_of_the_cache_is_computed_again(cache: Path):
     classifier, images = tiny(), pictures(20)
-    first = features_of(classifier, images)
+    first = extract_features(classifier, images)
     (file,) = cache.rglob("*.safetensors")
     for damage in (lambda b: b[:40], lambda b: b[:-1] + bytes([b[-1] ^ 64]), lambda b: b""):
         file.write_bytes(damage(file.read_bytes()))
-        assert (features_of(classifier, images) == first).all()
+        assert (extract_features(classifier, images) == first).all()
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_no_more(tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file"))
-    assert features_of(tiny(), pictures(600)).shape == (600, 16)
+    assert extract_features(tiny(), pictures(600)).shape == (600, 16)
     assert capsys.readouterr().err.count("not kept") == 1
 
 
@@ -228,12 +228,12 @@ def test_both_probes_say_what_they_reach_and_how_sure(run: vitrail.Run, colours:
         hits = round(scores["accuracy"] * 24)
         assert scores["accuracy"] == hits / 24 > 0.8
         assert scores["accuracy_interval"] == pytest.approx(wilson_interval(hits, 24))
-    splits = data_to_probe(run.classifier, colours)
+    splits = open_probe_data(run.classifier, colours)
     head = torch.nn.Linear(32, 3, dtype=torch.float64)
     head.load_state_dict({"weight": torch.from_numpy(found.head.weight), "bias": torch.from_numpy(found.head.bias)})
     run.classifier.vit.head, kept = head.float(), run.classifier.vit.head
     try:
-        assert classify(run.classifier, splits.test).accuracy == document["linear"]["accuracy"]
+        assert compute_outcome(run.classifier, splits.test).accuracy == document["linear"]["accuracy"]
     finally:
         run.classifier.vit.head = kept
 
@@ -251,7 +251,7 @@ def test_data_that_a_model_was_trained_on_are_divided_as_they_were(make_folder):
         test_fraction=0.4,
         split_seed=3,
     )
-    ours = data_to_probe(run.classifier, folder)
+    ours = open_probe_data(run.classifier, folder)
     assert (len(ours.test), len(ours.train)) == (16, run.classifier.origin["data"]["images"]["train"])
 
 
@@ -315,4 +315,4 @@ def test_an_unreadable_image_is_named(run: vitrail.Run, make_folder):
     folder = make_folder("bad", {"train": 4, "test": 2}, ("red", "blue"))
     (folder / "train" / "red" / "1.png").write_bytes(b"no image")
     with pytest.raises(VitrailError, match=r"red/1\.png"):
-        probe(run.classifier, data_to_probe(run.classifier, folder))
+        probe(run.classifier, open_probe_data(run.classifier, folder))

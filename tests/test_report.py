@@ -23,13 +23,13 @@ from vitrail.cli import main
 from vitrail.cli.evaluate import with_temperature
 from vitrail.data import Images, Preprocess
 from vitrail.evaluation import Evaluation, Outcome, evaluate
-from vitrail.evaluation.evaluation import images_beside
-from vitrail.evaluation.metrics import confusion
-from vitrail.report import Depth, Subject, write_report
+from vitrail.evaluation.evaluation import open_splits
+from vitrail.evaluation.metrics import confusion_matrix
+from vitrail.report import SampleSizes, Subject, write_report
 from vitrail.report.collect import collect
 from vitrail.report.images import embedded
-from vitrail.report.page import render
-from vitrail.report.sheets import TILES, sheets
+from vitrail.report.page import render_page
+from vitrail.report.sprite_sheets import TILES, sheets
 
 HOSTILE = ("<img src=x onerror=window.pwned=1>", "\"><script>window.pwned=1; alert('&amp;')", "blue {{ 7*7 }} https:")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -213,7 +213,7 @@ def test_the_numbers_are_those_of_the_evaluation(reported: vitrail.Run, document
     evaluation = vitrail.evaluate(reported.classifier, hostile)
     assert document["summary"]["accuracy"] == reported.result["test"]["accuracy"] == evaluation.accuracy
     assert document["summary"]["images"] == 61
-    assert document["confusion"]["matrix"] == confusion(evaluation.outcome).tolist()
+    assert document["confusion"]["matrix"] == confusion_matrix(evaluation.outcome).tolist()
     assert sum(cell["images"] for cell in document["confusion"]["cells"]) == 61
     known = reported.classifier.origin["calibration"]
     assert known["fitted_on"] == "validation"
@@ -248,14 +248,14 @@ def test_the_planted_copy_is_found_and_mistakes_have_both_maps(document):
 
 
 def test_the_page_is_made_from_the_json_and_the_pictures_alone(reported: vitrail.Run, hostile: Path):
-    split, parts = images_beside(reported.classifier, hostile)
+    split, parts = open_splits(reported.classifier, hostile)
     evaluation = evaluate(reported.classifier, parts[split])
     subject = Subject(reported.classifier, parts[split], evaluation, split=split, parts=parts)
-    document, pictures = collect(subject, Depth(scored=0, corruptions=10))
+    document, pictures = collect(subject, SampleSizes(scored=0, corruptions=10))
     again = json.loads(json.dumps(document, allow_nan=False))
-    assert render(again, pictures) == render(document, pictures)
-    assert "When images get worse" in render(document, pictures)
-    assert "vitrail faithfulness" in render(document, pictures)
+    assert render_page(again, pictures) == render_page(document, pictures)
+    assert "When images get worse" in render_page(document, pictures)
+    assert "vitrail faithfulness" in render_page(document, pictures)
 
 
 def test_evaluate_writes_a_report_and_replaces_none(
@@ -369,12 +369,12 @@ def test_odd_sets_have_reports_too(n: int, classes: int, shape, right: float, tm
 def test_copies_are_not_said_to_be_absent_where_the_scored_images_are_too_many_to_compare():
     subject, _ = made_up(40, 2)
     subject = replace(subject, parts={"train": made_up(10, 2)[0].images})
-    document, pictures = collect(subject, Depth(scored=0, compared=20, embedded=10, maps=8))
+    document, pictures = collect(subject, SampleSizes(scored=0, compared=20, embedded=10, maps=8))
     assert document["copies"]["looked_at"] == {}
     assert document["copies"]["left_out"] == ["test", "train"]
     assert "copies" not in {row["part"] for row in document["findings"]}
     assert any("Copies were not looked for in test and train" in sentence for sentence in document["limits"])
-    assert "Not looked for: 40 test images are too many." in render(document, pictures)
+    assert "Not looked for: 40 test images are too many." in render_page(document, pictures)
 
 
 def test_points_lie_where_their_images_are_drawn():
@@ -382,7 +382,7 @@ def test_points_lie_where_their_images_are_drawn():
     colours = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)  # alike images: all but one of a colour must move
     pixels = colours[torch.from_numpy(subject.images.labels)].view(n, 3, 1, 1).expand(n, 3, 16, 16)
     images = Images(pixels, subject.images.names, subject.images.labels, subject.images.classes)
-    document, pictures = embedded(replace(subject, images=images), Depth())
+    document, pictures = embedded(replace(subject, images=images), SampleSizes())
     drawn = np.asarray(Image.open(io.BytesIO(pictures["embedding"])).convert("RGB")).astype(int)
     for point in document["points"]:
         seen = drawn[int(point["y"] * drawn.shape[0]), int(point["x"] * drawn.shape[1])]
@@ -391,7 +391,7 @@ def test_points_lie_where_their_images_are_drawn():
 
 def test_thumbnails_are_each_there_once_and_within_bounds():
     subject, _ = made_up(80, 4)
-    document, pictures = collect(subject, Depth(scored=0, thumbnails=25, embedded=10, maps=8))
+    document, pictures = collect(subject, SampleSizes(scored=0, thumbnails=25, embedded=10, maps=8))
     sheet = document["thumbnails"]
     assert sheet["tiles"] == len(sheet["images"]) == 25
     shown = [n for cell in document["confusion"]["cells"] for n in cell["shown"]]
@@ -418,12 +418,12 @@ def test_many_tiles_take_several_sheets():
 
 def test_a_large_model_on_a_cpu_is_not_explained_for_hours():
     subject, _ = made_up(3, 2)
-    small = Depth.fitting(subject.classifier)
-    assert small == Depth()
+    small = SampleSizes.for_model(subject.classifier)
+    assert small == SampleSizes()
     config = vitrail.ViTConfig(width=768, depth=12, heads=12, mlp_width=3072, patch=16, image_size=224, classes=2)
     with torch.device("meta"):
         vit = vitrail.ViT(config)
-    large = Depth.fitting(replace(subject.classifier, vit=vit, preprocess=Preprocess(image_size=(224, 224))))
+    large = SampleSizes.for_model(replace(subject.classifier, vit=vit, preprocess=Preprocess(image_size=(224, 224))))
     assert large.maps < small.maps
 
 

@@ -48,12 +48,12 @@ def test_the_kept_weights_are_those_of_the_best_validation_epoch(run: vitrail.Ru
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
     from vitrail.data import open_data
-    from vitrail.evaluation import classify
+    from vitrail.evaluation import compute_outcome
 
     split = run.classifier.origin["data"]["split"]
     address = json.loads((run.folder / "recipe.json").read_text())["data"]
     splits = open_data(address, validation=split["validation"], test=split["test"], split_seed=split["seed"])
-    outcome = classify(run.classifier, splits.validation)
+    outcome = compute_outcome(run.classifier, splits.validation)
     assert outcome.accuracy == best["validation_accuracy"]
     assert outcome.loss == pytest.approx(best["validation_loss"], abs=1e-5)
 

@@ -128,7 +128,8 @@ def test_training_from_shards_gives_the_folders_artefact_to_the_last_bit(divided
     assert ours == theirs
     # shards of a source that training divided are scored on what was kept back, whoever asks
     said = {
-        vitrail.evaluate(runs[0].classifier, address).said.replace(str(tmp_path), "") for address in (folder, shards)
+        vitrail.evaluate(runs[0].classifier, address).description.replace(str(tmp_path), "")
+        for address in (folder, shards)
     }
     scores = {vitrail.evaluate(runs[0].classifier, address).accuracy for address in (folder, shards, pattern)}
     assert len(said) == len(scores) == 1

@@ -17,7 +17,7 @@ from vitrail.data.augment import Augmentation
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
-from vitrail.evaluation.outcome import NothingRead
+from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.exporting.verify import load_probes
 from vitrail.runs import epochs
 from vitrail.training.checkpoint import find_newest_checkpoint
@@ -117,7 +117,7 @@ def test_probes_count_what_they_cannot_read(run: vitrail.Run, torn: Path, monkey
     np.testing.assert_allclose(probe.knn.outcome.logits, whole.knn.outcome.logits, atol=1e-3)
     for file in (torn / "test").rglob("*.png"):
         cut(file)
-    with pytest.raises(NothingRead, match="not one of 17 images"):
+    with pytest.raises(NoReadableImages, match="not one of 17 images"):
         vitrail.probe(run.classifier, torn, skip_unreadable=True)
 
 
@@ -214,7 +214,7 @@ def test_a_disk_that_goes_while_the_run_is_measured_leaves_a_run_that_goes_on(ma
 
     monkeypatch.setattr(epochs, "validate", unmount)
     options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "skip_unreadable": True, **SMALL}
-    with pytest.raises(NothingRead, match="not one of 4 images") as caught:
+    with pytest.raises(NoReadableImages, match="not one of 4 images") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
     assert "saved at step 2, go on with: vitrail train" in str(caught.value.hint)
     away.rename(folder / "val")

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import vitrail
-from vitrail.evaluation import evaluate, images_to_score
+from vitrail.evaluation import evaluate, open_scored_images
 from vitrail.evaluation.evaluation import Evaluation
 
 BOX = Path(__file__).parent.parent / "src" / "vitrail" / "weights" / "bundled_files"
@@ -70,9 +70,9 @@ def main(run: str, data: str, name: str) -> None:
         if size > MOST:
             raise SystemExit(f"{name} has {size:,} bytes, more than {MOST:,}")
         classifier = vitrail.load(path)
-        images, said = images_to_score(classifier, data)
+        images, said = open_scored_images(classifier, data)
         about = path.with_suffix(".md")
-        about.write_text(card(name, classifier, evaluate(classifier, images, said=said), size), encoding="utf-8")
+        about.write_text(card(name, classifier, evaluate(classifier, images, description=said), size), encoding="utf-8")
         for made in (path, about):
             made.replace(BOX / made.name)
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from vitrail.classifier import BaseClassifier, Classifier
-from vitrail.evaluation import Evaluation, images_to_score
+from vitrail.evaluation import Evaluation, open_scored_images
 from vitrail.evaluation import evaluate as evaluate_images
-from vitrail.evaluation.probe import TEMPERATURE, K, Probe, data_to_probe
+from vitrail.evaluation.probe import DEFAULT_K, DEFAULT_TEMPERATURE, Probe, open_probe_data
 from vitrail.evaluation.probe import probe as probe_splits
 
 
@@ -14,21 +14,21 @@ def evaluate(classifier: BaseClassifier, data: str | Path, *, skip_unreadable: b
 
     Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are counted and skipped.
     """
-    images, said = images_to_score(classifier, data, skip_unreadable)
-    return evaluate_images(classifier, images, said=said, skip_unreadable=skip_unreadable)
+    images, said = open_scored_images(classifier, data, skip_unreadable)
+    return evaluate_images(classifier, images, description=said, skip_unreadable=skip_unreadable)
 
 
 def probe(
     classifier: Classifier,
     data: str | Path,
     *,
-    k: int = K,
-    temperature: float = TEMPERATURE,
+    k: int = DEFAULT_K,
+    temperature: float = DEFAULT_TEMPERATURE,
     skip_unreadable: bool = False,
 ) -> Probe:
     """Returns the scores of k-NN and of a linear head on a classifier's features, without training the model.
 
     Raises as `evaluate` does.
     """
-    splits = data_to_probe(classifier, data, skip_unreadable)
+    splits = open_probe_data(classifier, data, skip_unreadable)
     return probe_splits(classifier, splits, k=k, temperature=temperature, skip_unreadable=skip_unreadable)

@@ -21,10 +21,10 @@ from vitrail.console import escape_control_characters, progress_bar
 from vitrail.data.sources import CHOSE, OPTIMISTIC
 from vitrail.errors import UsageError
 from vitrail.evaluation.calibration import calibrate
-from vitrail.evaluation.evaluation import Evaluation, evaluate, images_beside, images_to_score
-from vitrail.evaluation.figures import draw_confusion
-from vitrail.evaluation.metrics import confusion
-from vitrail.evaluation.outcome import classify
+from vitrail.evaluation.evaluation import Evaluation, evaluate, open_scored_images, open_splits
+from vitrail.evaluation.figures import draw_confusion_matrix
+from vitrail.evaluation.metrics import confusion_matrix
+from vitrail.evaluation.outcome import compute_outcome
 from vitrail.files import write_json
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.artifact import is_artifact
@@ -60,13 +60,18 @@ def run(arguments: argparse.Namespace) -> Answer:
             "--report and --fit-temperature take the classifier that it was made from",
         )
     skip = arguments.skip_unreadable
-    images, said = images_to_score(classifier, arguments.data, skip_unreadable=skip)
+    images, said = open_scored_images(classifier, arguments.data, skip_unreadable=skip)
     shown: list[object] = []
     if arguments.fit_temperature and isinstance(classifier, Classifier):
         classifier = with_temperature(classifier, arguments)
     with progress_bar("evaluating", len(images)) as progress:
         evaluation = evaluate(
-            classifier, images, said=said, batch=arguments.batch, tick=progress.advance, skip_unreadable=skip
+            classifier,
+            images,
+            description=said,
+            batch_size=arguments.batch,
+            tick=progress.advance,
+            skip_unreadable=skip,
         )
     document = evaluation.to_json()
     low, high = evaluation.accuracy_interval
@@ -91,7 +96,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         shown.append(f"most confused: {', '.join(pairs)}")
     if folder:
         write_json(folder / "evaluation.json", document)
-        draw_confusion(confusion(evaluation.outcome), classifier.classes, folder / "confusion.png")
+        draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder / "confusion.png")
         shown.append(f"written: {folder / 'evaluation.json'}, {folder / 'confusion.png'}")
     if arguments.report:
         assert folder is not None and isinstance(classifier, Classifier)
@@ -122,7 +127,7 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
     if not (path.is_file() and is_artifact(path)):
         raise UsageError(f"{arguments.model} is no artefact of yours to change", "save it first")
     skip = arguments.skip_unreadable
-    split, parts = images_beside(classifier, arguments.data, skip)
+    split, parts = open_splits(classifier, arguments.data, skip)
     if split == "validation" or "validation" not in parts:
         raise UsageError(
             f"{arguments.data} has no validation images beside those that are scored",
@@ -130,8 +135,8 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
         )
     plain = replace(classifier, temperature=1.0)
     with progress_bar("fitting the temperature", len(parts["validation"])) as progress:
-        held_out = classify(
-            plain, parts["validation"], batch=arguments.batch, tick=progress.advance, skip_unreadable=skip
+        held_out = compute_outcome(
+            plain, parts["validation"], batch_size=arguments.batch, tick=progress.advance, skip_unreadable=skip
         )
     fitted = calibrate(held_out)
     origin = {**classifier.origin, "calibration": fitted.to_json()}
@@ -154,24 +159,24 @@ def temperature_said(classifier: BaseClassifier) -> str:
 
 def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argparse.Namespace, folder: Path) -> Path:
     """Writes the report and returns where the page is."""
-    from vitrail.report import Depth, Subject, command, write_report
-    from vitrail.report.collect import STEPS
+    from vitrail.report import SampleSizes, Subject, report_command, write_report
+    from vitrail.report.collect import REPORT_STEPS
 
     skip = arguments.skip_unreadable
-    split, parts = images_beside(classifier, arguments.data, skip)
+    split, parts = open_splits(classifier, arguments.data, skip)
     named = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
     subject = Subject(
         classifier,
-        evaluation.outcome.read_of(parts[split]),
+        evaluation.outcome.readable_images(parts[split]),
         evaluation,
         split=split,
         parts=parts,
         curves=RunFolder(Path(arguments.model)).load_metrics() if Path(arguments.model).is_dir() else [],
         model=str(arguments.model),
-        command=command(arguments.model, arguments.data, [option for option, given in named.items() if given]),
+        command=report_command(arguments.model, arguments.data, [option for option, given in named.items() if given]),
         skip_unreadable=skip,
     )
-    depth = Depth.fitting(classifier, corruptions=arguments.corruptions)
-    with progress_bar("writing the report", STEPS + arguments.corruptions) as progress:
+    depth = SampleSizes.for_model(classifier, corruptions=arguments.corruptions)
+    with progress_bar("writing the report", REPORT_STEPS + arguments.corruptions) as progress:
         write_report(subject, folder, depth=depth, tick=lambda doing: progress.advance(note=doing))
     return folder / "report.html"

@@ -16,7 +16,7 @@ from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import progress_bar
 from vitrail.errors import UsageError
-from vitrail.evaluation import images_to_score
+from vitrail.evaluation import open_scored_images
 from vitrail.explanation import METHODS
 from vitrail.explanation.faithfulness import count_steps, evaluate_faithfulness
 from vitrail.explanation.figures import save_faithfulness
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     for name in methods:
         find_method(name)
     classifier = loaded(arguments)
-    images, said = images_to_score(classifier, arguments.data, arguments.skip_unreadable)
+    images, said = open_scored_images(classifier, arguments.data, arguments.skip_unreadable)
     with progress_bar("scoring", count_steps(len(methods))) as progress:
         begun: list[str] = []
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from vitrail.classifier import ARTIFACT_NAME
 from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters
-from vitrail.evaluation.evaluation import images_said
+from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.weights.inspection import inspect_file
 from vitrail.weights.weight_files import WEIGHT_FILES
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         if "outputs" in facts:
             shown.append(f"takes {', '.join(facts['inputs'])}, gives {', '.join(facts['outputs'])}")
         for split, scores in facts["origin"].get("metrics", {}).items():
-            shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {images_said(scores)}")
+            shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {describe_scored_images(scores)}")
     else:
         shown.append(f"written like {' or '.join(facts['layouts']) or 'no ViT that vitrail knows'}")
         if facts["cards"]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError
-from vitrail.evaluation.evaluation import images_said
-from vitrail.evaluation.probe import TEMPERATURE, K, data_to_probe, probe
+from vitrail.evaluation.evaluation import describe_scored_images
+from vitrail.evaluation.probe import DEFAULT_K, DEFAULT_TEMPERATURE, open_probe_data, probe
 from vitrail.files import write_json
 from vitrail.options import option_parser
 
@@ -21,9 +21,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_model(parser)
     parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--k", type=int, default=K, metavar="N", help=f"neighbours that vote ({K})")
+    parser.add_argument("--k", type=int, default=DEFAULT_K, metavar="N", help=f"neighbours that vote ({DEFAULT_K})")
     parser.add_argument(
-        "--temperature", type=float, default=TEMPERATURE, metavar="X", help=f"of their votes ({TEMPERATURE})"
+        "--temperature",
+        type=float,
+        default=DEFAULT_TEMPERATURE,
+        metavar="X",
+        help=f"of their votes ({DEFAULT_TEMPERATURE})",
     )
     parser.add_argument("--penalty", type=float, metavar="X", help="of the linear head (the best on validation)")
     parser.add_argument(
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     classifier = loaded(arguments)
     if arguments.image_size is not None:
         classifier = classifier.with_image_size(arguments.image_size)
-    splits = data_to_probe(classifier, arguments.data, arguments.skip_unreadable)
+    splits = open_probe_data(classifier, arguments.data, arguments.skip_unreadable)
     if splits.test is None and splits.validation is None:
         raise UsageError(f"{arguments.data} keeps no image back to score on", "add a folder named test")
     found = probe(
@@ -59,14 +63,14 @@ def run(arguments: argparse.Namespace) -> Answer:
         k=arguments.k,
         temperature=arguments.temperature,
         penalty=arguments.penalty,
-        batch=arguments.batch,
+        batch_size=arguments.batch,
         cache=not arguments.no_cache,
         skip_unreadable=arguments.skip_unreadable,
     )
     document = found.to_json()
     chosen = "given" if arguments.penalty else "chosen on validation" if splits.validation else "not chosen"
     shown = [
-        f"{document['train_images']} training images, {found.on} scored; the linear head took {found.seconds:.1f} s"
+        f"{document['train_images']} training images, {found.split} scored; the linear head took {found.seconds:.1f} s"
     ]
     if gone := ", ".join(f"{n} of {name}" for name, n in found.unreadable.items()):
         shown.append(f"could not be read and count for nothing: {gone}")
@@ -77,7 +81,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         scores = document[name]
         low, high = scores["accuracy_interval"]
         interval = f"95 % interval {low:.4f} to {high:.4f}"
-        shown.append(f"{how}: accuracy {scores['accuracy']:.4f} ({interval}), {images_said(scores)}")
+        shown.append(f"{how}: accuracy {scores['accuracy']:.4f} ({interval}), {describe_scored_images(scores)}")
     if arguments.out:
         write_json(Path(arguments.out), document)
         shown.append(f"written: {arguments.out}")

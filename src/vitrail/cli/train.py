@@ -18,7 +18,7 @@ from vitrail.cli.main import Answer
 from vitrail.console import log
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluation.evaluation import images_said
+from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.model import ViTConfig
 from vitrail.runs.finish import Run
 from vitrail.runs.pretrained import describe_probes
@@ -84,7 +84,7 @@ def scores_in_words(split: str, scores: dict[str, Any]) -> str:
     low, high = scores["accuracy_interval"]
     return (
         f"{split} accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-        f"loss {scores['loss']:.4f}, {images_said(scores)}"
+        f"loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
     )
 
 

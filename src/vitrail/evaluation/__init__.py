@@ -1,6 +1,6 @@
 """Weights -> numbers: the outcome on every image, metrics with intervals, the confusion matrix."""
 
-from vitrail.evaluation.evaluation import Evaluation, evaluate, images_to_score
-from vitrail.evaluation.outcome import Outcome, classify
+from vitrail.evaluation.evaluation import Evaluation, evaluate, open_scored_images
+from vitrail.evaluation.outcome import Outcome, compute_outcome
 
-__all__ = ["Evaluation", "Outcome", "classify", "evaluate", "images_to_score"]
+__all__ = ["Evaluation", "Outcome", "compute_outcome", "evaluate", "open_scored_images"]

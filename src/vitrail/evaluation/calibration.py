@@ -9,10 +9,10 @@ import numpy as np
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import wilson_interval
 
-WANTED = (0.8, 0.9, 0.95, 0.98, 0.99)  # accuracies that people ask of the images that are answered
-FEWEST = 30  # images below which a temperature says nothing
-FEWEST_KEPT = 20  # answered images below which an accuracy is chance
-COLDEST, HOTTEST = 0.05, 20.0
+TARGET_ACCURACIES = (0.8, 0.9, 0.95, 0.98, 0.99)  # accuracies that people ask of the images that are answered
+MIN_IMAGES = 30  # images below which a temperature says nothing
+MIN_ANSWERED = 20  # answered images below which an accuracy is chance
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ def calibrate(outcome: Outcome, fitted_on: str = "validation") -> Calibration:
     """Temperature and thresholds from held-out images; `outcome` has the logits before any temperature."""
     why = None
     temperature = 1.0
-    if len(outcome.labels) < FEWEST:
-        why = f"{len(outcome.labels)} images are too few; it takes {FEWEST}"
+    if len(outcome.labels) < MIN_IMAGES:
+        why = f"{len(outcome.labels)} images are too few; it takes {MIN_IMAGES}"
     elif outcome.accuracy == 1:
         why = "no image was mistaken, so nothing says how sure is too sure"
     else:
         temperature = fit_temperature(outcome)
-    after = cooled(outcome, temperature)
+    after = apply_temperature(outcome, temperature)
     return Calibration(
         temperature=temperature,
         fitted_on=fitted_on,
@@ -54,7 +54,7 @@ def calibrate(outcome: Outcome, fitted_on: str = "validation") -> Calibration:
         why=why,
         nll_before=outcome.loss,
         nll_after=after.loss,
-        thresholds=thresholds(after),
+        thresholds=find_thresholds(after),
     )
 
 
@@ -66,27 +66,27 @@ def fit_temperature(outcome: Outcome) -> float:
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda log_t: cooled(outcome, math.exp(log_t)).loss,
-        bounds=(math.log(COLDEST), math.log(HOTTEST)),
+        lambda log_t: apply_temperature(outcome, math.exp(log_t)).loss,
+        bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)),
         method="bounded",
         options={"xatol": 1e-5},
     )
     return math.exp(found.x)
 
 
-def cooled(outcome: Outcome, temperature: float) -> Outcome:
+def apply_temperature(outcome: Outcome, temperature: float) -> Outcome:
     """The same answers with the logits divided by `temperature`."""
     return outcome if temperature == 1 else replace(outcome, logits=outcome.logits / temperature)
 
 
-def brier(outcome: Outcome) -> float:
+def brier_score(outcome: Outcome) -> float:
     """Mean squared distance of the probabilities from the truth (Brier 1950), over all classes: 0 is best, 2 worst."""
     wrong = outcome.probabilities
     wrong[np.arange(len(wrong)), outcome.labels] -= 1
     return float((wrong**2).sum(axis=1).mean())
 
 
-def risk_coverage(outcome: Outcome, points: int = 101) -> dict[str, Any]:
+def risk_coverage_curve(outcome: Outcome, points: int = 101) -> dict[str, Any]:
     """The error among the surest part of the images, for parts from small to all, and the mean over them (AURC).
 
     Geifman & El-Yaniv 2017 (arXiv 1705.08500).
@@ -102,7 +102,7 @@ def risk_coverage(outcome: Outcome, points: int = 101) -> dict[str, Any]:
     }
 
 
-def threshold_for(outcome: Outcome, wanted: float) -> dict[str, Any] | None:
+def find_threshold(outcome: Outcome, wanted: float) -> dict[str, Any] | None:
     """The least probability at which the answered images are right in `wanted` of the cases, and their part.
 
     None where no threshold reaches it, or only one that answers next to nothing.
@@ -112,7 +112,7 @@ def threshold_for(outcome: Outcome, wanted: float) -> dict[str, Any] | None:
     right = (outcome.predicted == outcome.labels)[order].cumsum()
     n = np.arange(1, len(order) + 1)
     ends = np.append(confidence[order][1:] < confidence[order][:-1], True)  # images as sure as one another go together
-    reached = np.flatnonzero(ends & (right / n >= wanted) & (n >= FEWEST_KEPT))
+    reached = np.flatnonzero(ends & (right / n >= wanted) & (n >= MIN_ANSWERED))
     if not len(reached):
         return None
     last = int(reached[-1])
@@ -124,12 +124,12 @@ def threshold_for(outcome: Outcome, wanted: float) -> dict[str, Any] | None:
     }
 
 
-def thresholds(outcome: Outcome) -> list[dict[str, Any]]:
+def find_thresholds(outcome: Outcome) -> list[dict[str, Any]]:
     """A row for each wanted accuracy that some threshold reaches."""
-    return [row for wanted in WANTED if (row := threshold_for(outcome, wanted)) is not None]
+    return [row for wanted in TARGET_ACCURACIES if (row := find_threshold(outcome, wanted)) is not None]
 
 
-def answered(outcome: Outcome, threshold: float) -> dict[str, Any]:
+def selective_accuracy(outcome: Outcome, threshold: float) -> dict[str, Any]:
     """What becomes of images when only those at least this sure are answered: part, accuracy, its 95 % interval."""
     kept = outcome.probabilities.max(axis=1) >= threshold
     n = int(kept.sum())

@@ -25,12 +25,12 @@ from vitrail.intervals import wilson_interval
 class Corruption:
     """What happens to uint8 pixels (B, C, H, W), and the three strengths of it, mild to severe."""
 
-    about: str
+    description: str
     apply: Callable[[Tensor, float, torch.Generator], Tensor]
     strengths: tuple[float, float, float]
 
 
-def noise(pixels: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+def add_noise(pixels: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Gaussian noise of this deviation, as a part of the full range."""
     return _eight_bit(pixels + 255 * deviation * torch.randn(pixels.shape, generator=generator))
 
@@ -47,7 +47,7 @@ def brighten(pixels: Tensor, amount: float, generator: torch.Generator) -> Tenso
     return _eight_bit(pixels + 255 * amount)
 
 
-def flatten(pixels: Tensor, kept: float, generator: torch.Generator) -> Tensor:
+def lower_contrast(pixels: Tensor, kept: float, generator: torch.Generator) -> Tensor:
     """Contrast lowered to this part of what it was."""
     mean = pixels.float().mean(dim=(1, 2, 3), keepdim=True)
     return _eight_bit((pixels - mean) * kept + mean)
@@ -60,7 +60,7 @@ def pixelate(pixels: Tensor, part: float, generator: torch.Generator) -> Tensor:
     return F.resize(small, [h, w], interpolation=F.InterpolationMode.NEAREST_EXACT)
 
 
-def jpeg(pixels: Tensor, quality: float, generator: torch.Generator) -> Tensor:
+def compress_jpeg(pixels: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     """Through JPEG of this quality."""
     made = []
     for image_CHW in pixels:
@@ -77,42 +77,42 @@ def _eight_bit(pixels: Tensor) -> Tensor:
 
 
 CORRUPTIONS: dict[str, Corruption] = {
-    "noise": Corruption("Gaussian noise", noise, (0.04, 0.08, 0.16)),
+    "noise": Corruption("Gaussian noise", add_noise, (0.04, 0.08, 0.16)),
     "blur": Corruption("Gaussian blur", blur, (0.02, 0.04, 0.08)),
     "bright": Corruption("more light", brighten, (0.1, 0.25, 0.4)),
-    "contrast": Corruption("less contrast", flatten, (0.6, 0.4, 0.2)),
+    "contrast": Corruption("less contrast", lower_contrast, (0.6, 0.4, 0.2)),
     "pixelate": Corruption("fewer pixels", pixelate, (0.7, 0.5, 0.3)),
-    "jpeg": Corruption("JPEG compression", jpeg, (50, 20, 8)),
+    "jpeg": Corruption("JPEG compression", compress_jpeg, (50, 20, 8)),
 }
 
 
-def robustness(
+def measure_robustness(
     classifier: Classifier,
     images: Images,
     *,
-    most: int = 2000,
+    max_images: int = 2000,
     seed: int = 0,
-    batch: int = 250,
+    batch_size: int = 250,
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Accuracy on `most` images, drawn by `seed`, clean and under each corruption in three strengths.
 
     `tick` is called once a corruption. Raises `ImageError` naming a file that cannot be read.
     """
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:max_images])
     pixels = images.fitted(classifier.preprocess, chosen)
     labels = torch.from_numpy(images.labels[chosen])
-    clean = _right(classifier, pixels, labels, batch)
+    clean = _right(classifier, pixels, labels, batch_size)
     rows: dict[str, dict[str, Any]] = {}
     for name, corruption in CORRUPTIONS.items():
         levels = []
         for level, strength in enumerate(corruption.strengths):
             generator = torch.Generator().manual_seed(derive("corruption", seed, name, level))
-            parts = [corruption.apply(part, strength, generator) for part in torch.split(pixels, batch)]
-            right = _right(classifier, torch.cat(parts), labels, batch)
+            parts = [corruption.apply(part, strength, generator) for part in torch.split(pixels, batch_size)]
+            right = _right(classifier, torch.cat(parts), labels, batch_size)
             interval = list(wilson_interval(right, len(labels)))
             levels.append({"strength": strength, "accuracy": right / len(labels), "interval": interval})
-        rows[name] = {"about": corruption.about, "levels": levels}
+        rows[name] = {"about": corruption.description, "levels": levels}
         tick()
     accuracies = [level["accuracy"] for row in rows.values() for level in row["levels"]]
     return {

@@ -8,9 +8,15 @@ from typing import Any
 from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
 from vitrail.data.sources import CHOSE, OPTIMISTIC, SCORED, kept_beside, open_for_evaluation
-from vitrail.evaluation.calibration import brier
-from vitrail.evaluation.metrics import calibration_error, confusion, most_confused, per_class, top_k
-from vitrail.evaluation.outcome import Outcome, classify
+from vitrail.evaluation.calibration import brier_score
+from vitrail.evaluation.metrics import (
+    confusion_matrix,
+    expected_calibration_error,
+    most_confused_pairs,
+    per_class_scores,
+    top_k_accuracy,
+)
+from vitrail.evaluation.outcome import Outcome, compute_outcome
 from vitrail.intervals import wilson_interval
 
 
@@ -19,7 +25,7 @@ class Evaluation:
     """The numbers of a classifier on labelled images; `to_json` has them all."""
 
     outcome: Outcome
-    said: str = ""  # which images these are, in words
+    description: str = ""  # which images these are, in words
     temperature: float = 1.0  # what the logits were divided by
 
     @property
@@ -40,18 +46,18 @@ class Evaluation:
     @property
     def optimistic(self) -> bool:
         """Whether training made its choices by these very images, as the words for them say."""
-        return self.said.endswith(CHOSE)
+        return self.description.endswith(CHOSE)
 
     def summary(self) -> dict[str, Any]:
         """The headline numbers; `optimistic` is among them where it is true."""
         return {
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
-            "top5": top_k(self.outcome),
+            "top5": top_k_accuracy(self.outcome),
             "loss": self.outcome.loss,
-            "ece": calibration_error(self.outcome),
+            "ece": expected_calibration_error(self.outcome),
             "nll": self.outcome.loss,
-            "brier": brier(self.outcome),
+            "brier": brier_score(self.outcome),
             "temperature": self.temperature,
             "images": self.images,
             "unreadable": len(self.outcome.unreadable),  # with `images` as many as were listed
@@ -60,15 +66,15 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Everything: the summary, per class, the confusion matrix, and every image's prediction."""
-        matrix = confusion(self.outcome)
+        matrix = confusion_matrix(self.outcome)
         probabilities = self.outcome.probabilities
         classes = self.outcome.classes
         return {
             **self.summary(),
-            "data": self.said,
-            "per_class": per_class(self.outcome),
+            "data": self.description,
+            "per_class": per_class_scores(self.outcome),
             "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
-            "most_confused": most_confused(matrix, classes),
+            "most_confused": most_confused_pairs(matrix, classes),
             "unreadable_files": [{"path": error.name, "error": error.reason} for error in self.outcome.unreadable],
             "predictions": [
                 {"path": name, "true": classes[label], "label": classes[best], "probability": float(p[best])}
@@ -79,12 +85,14 @@ class Evaluation:
         }
 
 
-def images_said(scores: dict[str, Any]) -> str:
+def describe_scored_images(scores: dict[str, Any]) -> str:
     """How many images gave these scores, and what is to be said where they are optimistic."""
     return f"{scores['images']} images" + (f", {OPTIMISTIC}" if scores.get("optimistic") else "")
 
 
-def images_to_score(classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False) -> tuple[Images, str]:
+def open_scored_images(
+    classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False
+) -> tuple[Images, str]:
     """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
 
     Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
@@ -95,7 +103,7 @@ def images_to_score(classifier: BaseClassifier, data: str | Path, skip_unreadabl
     return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
-def images_beside(
+def open_splits(
     classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False
 ) -> tuple[str, dict[str, Images]]:
     """The name of the split that is scored, and every split of the data, divided as training did."""
@@ -108,8 +116,8 @@ def evaluate(
     classifier: BaseClassifier,
     images: Images,
     *,
-    said: str = "",
-    batch: int = 256,
+    description: str = "",
+    batch_size: int = 256,
     workers: int | None = None,
     tick: Callable[[int], object] = lambda n: None,
     skip_unreadable: bool = False,
@@ -118,5 +126,7 @@ def evaluate(
 
     Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
     """
-    outcome = classify(classifier, images, batch=batch, workers=workers, tick=tick, skip_unreadable=skip_unreadable)
-    return Evaluation(outcome, said or f"{len(images)} images", classifier.temperature)
+    outcome = compute_outcome(
+        classifier, images, batch_size=batch_size, workers=workers, tick=tick, skip_unreadable=skip_unreadable
+    )
+    return Evaluation(outcome, description or f"{len(images)} images", classifier.temperature)

@@ -22,7 +22,7 @@ from vitrail.data import Images
 from vitrail.data.encoded import Encoded
 from vitrail.data.loader import Refuse, default_workers, evaluation_batches
 from vitrail.errors import VitrailError
-from vitrail.evaluation.outcome import NothingRead
+from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import cache_folder, write_atomically
 from vitrail.weights.artifact import read_safetensors, weights_sha256
 from vitrail.weights.config_json import config_to_json
@@ -31,11 +31,11 @@ CHUNK = 256  # images in a file of the cache
 HEAD_FIELDS = ("classes", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")  # change no feature
 
 
-def features_of(
+def extract_features(
     classifier: Classifier,
     images: Images,
     *,
-    batch: int = 64,
+    batch_size: int = 64,
     workers: int | None = None,
     cache: bool = True,
     tick: Callable[[int], object] = lambda n: None,
@@ -46,7 +46,9 @@ def features_of(
     `tick` is called with the images done after each batch. An image that cannot be read raises `ImageError`, or where
     `refuse` is given has no row and `refuse` is told. Raises `NothingRead` where none is left.
     """
-    batch = 1 << min(batch, CHUNK).bit_length() - 1  # batches end where files end, so that a stop changes no bit
+    batch_size = (
+        1 << min(batch_size, CHUNK).bit_length() - 1
+    )  # batches end where files end, so that a stop changes no bit
     places = [range(at, min(at + CHUNK, len(images))) for at in range(0, len(images), CHUNK)]
     found: dict[int, Tensor] = {}
     paths: list[Path] = []
@@ -54,7 +56,7 @@ def features_of(
         folder = cache_folder() / "features" / model_key(classifier)
         for number, chunk in enumerate(places):
             paths.append(folder / f"{content_key(images, chunk)}.safetensors")
-            if (features_BD := kept(paths[-1], len(chunk))) is not None:
+            if (features_BD := read_cached(paths[-1], len(chunk))) is not None:
                 found[number] = features_BD
                 tick(len(chunk))
     if found:
@@ -64,22 +66,22 @@ def features_of(
     workers = default_workers(rest) if workers is None else workers
     parts: list[Tensor] = []
     seen = 0  # images of the chunk under way, those that cannot be read too
-    batches = evaluation_batches(rest, classifier.preprocess, batch=batch, workers=workers, refuse=refuse)
+    batches = evaluation_batches(rest, classifier.preprocess, batch=batch_size, workers=workers, refuse=refuse)
     for pixels, _ in batches if missing else ():
         if len(pixels):
             parts.append(classifier.features(pixels).cpu())
         number = missing[0]
-        listed = min(batch, len(places[number]) - seen)
+        listed = min(batch_size, len(places[number]) - seen)
         seen += listed
         if seen == len(places[number]):
             if parts:
                 found[number] = torch.cat(parts)
-                if paths and len(found[number]) == seen and not keep(paths[number], found[number]):
+                if paths and len(found[number]) == seen and not write_cached(paths[number], found[number]):
                     paths = []
             missing, parts, seen = missing[1:], [], 0
         tick(listed)
     if not found:
-        raise NothingRead(f"not one of {len(images)} images can be read", "vitrail check says why")
+        raise NoReadableImages(f"not one of {len(images)} images can be read", "vitrail check says why")
     return torch.cat([found[number] for number in sorted(found)]).numpy()
 
 
@@ -103,7 +105,7 @@ def content_key(images: Images, places: Sequence[int]) -> str:
     return sha.hexdigest()[:32]
 
 
-def kept(path: Path, n: int) -> Tensor | None:
+def read_cached(path: Path, n: int) -> Tensor | None:
     """The features in a file of the cache; None where it is not there or not whole."""
     try:
         document, tensors = read_safetensors(path)
@@ -113,7 +115,7 @@ def kept(path: Path, n: int) -> Tensor | None:
         return None
 
 
-def keep(path: Path, features_BD: Tensor) -> bool:
+def write_cached(path: Path, features_BD: Tensor) -> bool:
     """Writes features into the cache; where it cannot be written that is said, and nothing else is lost."""
     tensors = {"features": features_BD.contiguous()}
     metadata = {"vitrail": json.dumps({"sha256": weights_sha256(tensors)})}

@@ -7,7 +7,7 @@ import numpy as np
 from vitrail.files import write_atomically
 
 
-def draw_confusion(matrix: np.ndarray, classes: tuple[str, ...], path: Path) -> None:
+def draw_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], path: Path) -> None:
     """Rows are true classes, columns predicted ones; colour is the part of the row, numbers are images."""
     from matplotlib.figure import Figure
 

@@ -8,13 +8,13 @@ from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import bootstrap_counts, percentile_interval, wilson_interval
 
 
-def calibration_error(outcome: Outcome, bins: int = 15) -> float:
+def expected_calibration_error(outcome: Outcome, bins: int = 15) -> float:
     """Expected calibration error (Naeini et al. 2015): mean gap of confidence and accuracy over equal-width bins."""
-    rows = reliability(outcome, bins)
+    rows = reliability_bins(outcome, bins)
     return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(outcome.labels)
 
 
-def reliability(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
+def reliability_bins(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
     """For each bin of confidence with images in it: how many, their mean confidence and their accuracy."""
     confidence = outcome.probabilities.max(axis=1)
     correct = outcome.predicted == outcome.labels
@@ -37,14 +37,14 @@ def reliability(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
     return rows
 
 
-def top_k(outcome: Outcome, k: int = 5) -> float:
+def top_k_accuracy(outcome: Outcome, k: int = 5) -> float:
     """The part of the images whose true class is among the `k` most probable."""
     k = min(k, len(outcome.classes))
     best = np.argpartition(-outcome.logits, k - 1, axis=1)[:, :k]
     return float((best == outcome.labels[:, None]).any(axis=1).mean())
 
 
-def confusion(outcome: Outcome) -> np.ndarray:
+def confusion_matrix(outcome: Outcome) -> np.ndarray:
     """Images by true class (rows) and predicted class (columns), (Y, Y)."""
     from sklearn.metrics import confusion_matrix
 
@@ -52,7 +52,7 @@ def confusion(outcome: Outcome) -> np.ndarray:
     return matrix
 
 
-def per_class(outcome: Outcome) -> dict[str, dict[str, Any]]:
+def per_class_scores(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """Precision, recall, F1 and number of images for each class; None where a class was not seen or not predicted."""
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -69,7 +69,7 @@ def per_class(outcome: Outcome) -> dict[str, dict[str, Any]]:
     }
 
 
-def most_confused(matrix: np.ndarray, classes: tuple[str, ...], most: int = 10) -> list[dict[str, Any]]:
+def most_confused_pairs(matrix: np.ndarray, classes: tuple[str, ...], most: int = 10) -> list[dict[str, Any]]:
     """The pairs (true, predicted) that are mistaken most often, with the number of images."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
@@ -78,7 +78,7 @@ def most_confused(matrix: np.ndarray, classes: tuple[str, ...], most: int = 10) 
     return [{"true": classes[i], "predicted": classes[j], "images": int(wrong[i, j])} for i, j in pairs if wrong[i, j]]
 
 
-def bootstrap(outcome: Outcome, times: int = 1000, seed: int = 0) -> dict[str, Any]:
+def bootstrap_scores(outcome: Outcome, times: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Balanced accuracy, macro-F1 and every class's F1, each with its 95 % percentile bootstrap interval.
 
     Images are drawn with replacement `times` times; drawing images is drawing cells of the confusion matrix.

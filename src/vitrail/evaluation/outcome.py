@@ -13,7 +13,7 @@ from vitrail.data.loader import evaluation_batches
 from vitrail.errors import VitrailError
 
 
-class NothingRead(VitrailError):
+class NoReadableImages(VitrailError):
     """Of all images that were to be answered for, not one can be read."""
 
 
@@ -27,7 +27,7 @@ class Outcome:
     classes: tuple[str, ...]
     unreadable: tuple[ImageError, ...] = ()  # images that were listed and are in none of the arrays
 
-    def read_of(self, images: Images) -> Images:
+    def readable_images(self, images: Images) -> Images:
         """The images that this is of: those of the listed that could be read."""
         return images.without(self.unreadable)
 
@@ -63,11 +63,11 @@ class Outcome:
         return float(self.losses.mean())
 
 
-def classify(
+def compute_outcome(
     classifier: BaseClassifier,
     images: Images,
     *,
-    batch: int = 256,
+    batch_size: int = 256,
     workers: int | None = None,
     processes: int = 1,
     tick: Callable[[int], object] = lambda n: None,
@@ -88,7 +88,7 @@ def classify(
     batches = evaluation_batches(
         images,
         classifier.preprocess,
-        batch=batch,
+        batch=batch_size,
         workers=workers,
         processes=processes,
         refuse=refuse if skip_unreadable else None,
@@ -99,7 +99,7 @@ def classify(
             labels.append(labels_B)
             tick(len(pixels))
     if not logits:
-        raise NothingRead(f"not one of {len(images)} images can be read", str(refused[0]))
+        raise NoReadableImages(f"not one of {len(images)} images can be read", str(refused[0]))
     gone = {error.name for error in refused}
     paths = [path for path in images.paths if path not in gone]
     scores = torch.cat(logits).double().numpy()

@@ -22,14 +22,14 @@ from vitrail.data.decode import ImageError
 from vitrail.data.sources import find, fingerprint
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import Evaluation
-from vitrail.evaluation.features import features_of
+from vitrail.evaluation.features import extract_features
 from vitrail.evaluation.outcome import Outcome
 
-K, TEMPERATURE = 20, 0.07  # those of DINO (Caron et al. 2021, arXiv 2104.14294)
+DEFAULT_K, DEFAULT_TEMPERATURE = 20, 0.07  # those of DINO (Caron et al. 2021, arXiv 2104.14294)
 PENALTIES = tuple(float(f"{10**e:.3g}") for e in np.arange(1, -5.5, -0.5))  # 10 to 0.00001, two in each decade
 PATIENCE = 4  # weaker penalties are tried until so many in a row are no better: from there on they only fit noise
-COSINES = 1 << 26  # that k-NN has in memory at once
-PENALTY = 0.01  # where there is no validation to choose by
+MAX_COSINES = 1 << 26  # that k-NN has in memory at once
+DEFAULT_PENALTY = 0.01  # where there is no validation to choose by
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LinearHead:
     weight: np.ndarray
     bias: np.ndarray
     penalty: float
-    tried: list[dict[str, float]]  # a row for each penalty: losses and accuracies
+    scores_by_penalty: list[dict[str, float]]  # a row for each penalty: losses and accuracies
 
     def logits(self, features_ND: np.ndarray) -> np.ndarray:
         """(n, D) -> (n, Y)."""
@@ -54,7 +54,7 @@ class Probe:
     knn: Evaluation | None
     linear: Evaluation | None
     head: LinearHead
-    on: str | None  # the split that was scored: test, or validation where there is no test
+    split: str | None  # the split that was scored: test, or validation where there is no test
     k: int
     temperature: float
     train_images: int
@@ -63,22 +63,24 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         """The figures, with what they depend on."""
-        optimistic = self.on == "validation" and len(self.head.tried) > 1  # the penalty was chosen by what is scored
+        optimistic = (
+            self.split == "validation" and len(self.head.scores_by_penalty) > 1
+        )  # the penalty was chosen by what is scored
         return {
-            "on": self.on,
+            "on": self.split,
             "train_images": self.train_images,
             "unreadable": self.unreadable,
             "seconds": round(self.seconds, 3),
-            "knn": {**figures(self.knn), "k": self.k, "temperature": self.temperature},
+            "knn": {**summarize_scores(self.knn), "k": self.k, "temperature": self.temperature},
             "linear": {
-                **figures(self.linear),
+                **summarize_scores(self.linear),
                 "penalty": self.head.penalty,
                 **({"optimistic": True} if optimistic else {}),
             },
         }
 
 
-def figures(evaluation: Evaluation | None) -> dict[str, Any]:
+def summarize_scores(evaluation: Evaluation | None) -> dict[str, Any]:
     """What is said of either probe."""
     if evaluation is None:
         return {}
@@ -89,7 +91,7 @@ def figures(evaluation: Evaluation | None) -> dict[str, Any]:
     }
 
 
-def data_to_probe(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> Splits:
+def open_probe_data(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> Splits:
     """The splits at a DATA address in the classifier's channels; divided as it was if it was trained on these data."""
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
@@ -103,10 +105,10 @@ def probe(
     classifier: Classifier,
     splits: Splits,
     *,
-    k: int = K,
-    temperature: float = TEMPERATURE,
+    k: int = DEFAULT_K,
+    temperature: float = DEFAULT_TEMPERATURE,
     penalty: float | None = None,
-    batch: int = 64,
+    batch_size: int = 64,
     workers: int | None = None,
     cache: bool = True,
     skip_unreadable: bool = False,
@@ -125,19 +127,21 @@ def probe(
     refused: dict[str, list[ImageError]] = {}
 
     def compute(listed: dict[str, Images]) -> None:
-        options: dict[str, Any] = {"batch": batch, "workers": workers, "cache": cache}
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "cache": cache}
         with progress_bar(f"computing features ({', '.join(listed)})", sum(map(len, listed.values()))) as progress:
             for name, images in listed.items():
                 gone: list[ImageError] = []
                 refuse = gone.append if skip_unreadable else None
-                features[name] = features_of(classifier, images, tick=ticker(progress, tick), refuse=refuse, **options)
+                features[name] = extract_features(
+                    classifier, images, tick=ticker(progress, tick), refuse=refuse, **options
+                )
                 refused[name], parts[name] = gone, images.without(gone)
 
     parts = splits.parts()
     compute({name: images for name, images in parts.items() if name != "test"})
     validation = (features["validation"], parts["validation"].labels) if "validation" in parts else None
     labels = parts["train"].labels
-    head = fit_linear(features["train"], labels, validation, len(splits.classes), penalty)
+    head = fit_linear_head(features["train"], labels, validation, len(splits.classes), penalty)
     seconds = time.perf_counter() - began
     on = next((name for name in ("test", "validation") if name in parts), None)
     k = min(k, len(labels))
@@ -145,9 +149,9 @@ def probe(
     if on:
         if on == "test":
             compute({"test": parts["test"]})
-        votes_NY = knn(features["train"], labels, features[on], len(splits.classes), k, temperature)
-        by_neighbours = scores(parts[on], np.log(votes_NY.clip(1e-12)), splits.classes, refused[on])
-        by_head = scores(parts[on], head.logits(features[on]), splits.classes, refused[on])
+        votes_NY = knn_votes(features["train"], labels, features[on], len(splits.classes), k, temperature)
+        by_neighbours = make_evaluation(parts[on], np.log(votes_NY.clip(1e-12)), splits.classes, refused[on])
+        by_head = make_evaluation(parts[on], head.logits(features[on]), splits.classes, refused[on])
     unreadable = {name: len(gone) for name, gone in refused.items() if gone}
     return Probe(by_neighbours, by_head, head, on, k, temperature, len(labels), seconds, unreadable)
 
@@ -162,7 +166,7 @@ def ticker(progress: ProgressBar, tick: Callable[[], object]) -> Callable[[int],
     return move
 
 
-def scores(
+def make_evaluation(
     images: Images, logits_NY: np.ndarray, classes: tuple[str, ...], unreadable: Sequence[ImageError]
 ) -> Evaluation:
     """The evaluation of these answers to the images that could be read."""
@@ -170,13 +174,13 @@ def scores(
     return Evaluation(Outcome(list(images.paths), images.labels, logits, classes, tuple(unreadable)))
 
 
-def knn(
+def knn_votes(
     bank_ND: np.ndarray,
     labels_N: np.ndarray,
     asked_MD: np.ndarray,
     classes: int,
-    k: int = K,
-    temperature: float = TEMPERATURE,
+    k: int = DEFAULT_K,
+    temperature: float = DEFAULT_TEMPERATURE,
 ) -> np.ndarray:
     """The share of each class among the `k` nearest images, (M, Y), each voting with exp(cosine / temperature).
 
@@ -185,7 +189,7 @@ def knn(
     bank = F.normalize(torch.from_numpy(bank_ND), dim=1)
     labels = torch.from_numpy(labels_N)
     shares: list[Tensor] = []
-    at_once = max(1, min(1024, COSINES // max(1, len(bank))))
+    at_once = max(1, min(1024, MAX_COSINES // max(1, len(bank))))
     for some in torch.split(F.normalize(torch.from_numpy(asked_MD), dim=1), at_once):
         cosine, nearest = (some @ bank.T).topk(k)
         weights = ((cosine - cosine[:, :1]) / temperature).double().exp()  # the nearest weighs one: nothing overflows
@@ -194,7 +198,7 @@ def knn(
     return torch.cat(shares).numpy()
 
 
-def fit_linear(
+def fit_linear_head(
     features_ND: np.ndarray,
     labels_N: np.ndarray,
     validation: tuple[np.ndarray, np.ndarray] | None,
@@ -209,7 +213,7 @@ def fit_linear(
     if penalty is not None:
         penalties: tuple[float, ...] = (penalty,)
     else:
-        penalties = PENALTIES if validation else (PENALTY,)
+        penalties = PENALTIES if validation else (DEFAULT_PENALTY,)
     mean_D, std_D = features_ND.mean(0, dtype=np.float64), features_ND.std(0, dtype=np.float64)
     std_D[std_D < 1e-6 * std_D.max(initial=1e-12)] = np.inf  # a feature that never changes says nothing
     standard_ND = ((features_ND - mean_D) / std_D).astype(np.float64 if features_ND.size < 1e8 else np.float32)
@@ -217,7 +221,7 @@ def fit_linear(
     heads: list[LinearHead] = []
     rows: list[dict[str, float]] = []
     with progress_bar("fitting the linear head", len(penalties)) as progress:
-        for weight_YD, bias_Y, each in regressions(standard_ND, labels_N, classes, penalties):
+        for weight_YD, bias_Y, each in fit_regressions(standard_ND, labels_N, classes, penalties):
             folded_YD = weight_YD / std_D
             head = LinearHead(folded_YD, bias_Y - folded_YD @ mean_D, each, rows)
             row = {"penalty": each}
@@ -236,7 +240,7 @@ def fit_linear(
     return heads[best] if validation else heads[0]
 
 
-def regressions(features_ND: np.ndarray, labels_N: np.ndarray, classes: int, penalties: tuple[float, ...]) -> Any:
+def fit_regressions(features_ND: np.ndarray, labels_N: np.ndarray, classes: int, penalties: tuple[float, ...]) -> Any:
     """For each penalty (weight (Y, D), bias (Y,), penalty), each starting where the one before ended."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

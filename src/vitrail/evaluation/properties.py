@@ -19,7 +19,7 @@ PROPERTIES = {  # name -> what the number is
 }
 
 
-def properties(
+def measure_properties(
     images: Images, preprocess: Preprocess, chosen: np.ndarray, tick: Callable[[], object] = lambda: None
 ) -> dict[str, np.ndarray]:
     """Brightness, sharpness and size of these images, each (n,)."""
@@ -31,7 +31,7 @@ def properties(
     return dict(zip(PROPERTIES, np.array(rows).reshape(-1, len(PROPERTIES)).T, strict=True))
 
 
-def grey(image_CHW: Tensor) -> Tensor:
+def grayscale(image_CHW: Tensor) -> Tensor:
     """uint8 (C, H, W) -> floats (H, W) from 0 to 1."""
     weights = torch.tensor(LUMA if len(image_CHW) == 3 else (1.0,)).view(-1, 1, 1)
     return (image_CHW * weights).sum(0) / 255
@@ -48,10 +48,10 @@ def sharpness(image_CHW: Tensor) -> float:
     if min(image_CHW.shape[-2:]) < 3:
         return 0.0
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
-    return float(F.conv2d(grey(image_CHW)[None, None], kernel[None, None]).std(correction=0))
+    return float(F.conv2d(grayscale(image_CHW)[None, None], kernel[None, None]).std(correction=0))
 
 
-def accuracy_by(values: np.ndarray, correct: np.ndarray, bins: int = 5) -> list[dict[str, Any]]:
+def accuracy_by_quantile(values: np.ndarray, correct: np.ndarray, bins: int = 5) -> list[dict[str, Any]]:
     """Accuracy in equally large parts of the images from the least to the most; one row where all are alike."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
     places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))

@@ -1,6 +1,6 @@
 """Everything worth knowing of a classifier on labelled images: report.json, and report.html made from it."""
 
-from vitrail.report.subject import Depth, Subject, command
+from vitrail.report.subject import SampleSizes, Subject, report_command
 from vitrail.report.write import write_report
 
-__all__ = ["Depth", "Subject", "command", "write_report"]
+__all__ = ["SampleSizes", "Subject", "report_command", "write_report"]

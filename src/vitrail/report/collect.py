@@ -5,39 +5,39 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.evaluation.corruptions import robustness
+from vitrail.evaluation.corruptions import measure_robustness
 from vitrail.evaluation.outcome import Outcome
-from vitrail.report.about import described, made
+from vitrail.report.attribution import mean_maps, mistake_maps, worst
+from vitrail.report.calibration import sureness
+from vitrail.report.caveats import limits
+from vitrail.report.faithfulness import believed
 from vitrail.report.findings import findings
 from vitrail.report.images import by_property, copies, embedded, suspected
-from vitrail.report.limits import limits
-from vitrail.report.looks import mean_maps, mistake_maps, worst
+from vitrail.report.provenance import described, made
 from vitrail.report.scores import confused, scores
-from vitrail.report.sheets import Shown, Thumbnails, sheets
-from vitrail.report.subject import Depth, Subject
-from vitrail.report.sureness import sureness
-from vitrail.report.trust import believed
+from vitrail.report.sprite_sheets import ThumbnailIndex, Thumbnails, sheets
+from vitrail.report.subject import SampleSizes, Subject
 
 FORMAT = 1
-STEPS = 10  # calls of `tick`, and one more with corruptions
+REPORT_STEPS = 10  # calls of `tick`, and one more with corruptions
 
 Pictures = dict[str, bytes]  # WebP by name
 Tick = Callable[[str], object]
 
 
-def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> tuple[dict[str, Any], Pictures]:
+def collect(subject: Subject, depth: SampleSizes, tick: Tick = lambda doing: None) -> tuple[dict[str, Any], Pictures]:
     """Everything that is said of the subject; `tick` is called with what is being done as it begins."""
     outcome = subject.evaluation.outcome
     parts = subject.parts | {subject.split: subject.images}
     thumbnails = Thumbnails(parts, subject.classifier.preprocess, depth.thumbnails)
-    show = Shown(thumbnails, subject.split)
+    show = ThumbnailIndex(thumbnails, subject.split)
     tick("counting")
     document: dict[str, Any] = {
         "format": FORMAT,
         "made": made(subject),
         "model": described(subject),
         "data": {
-            "said": subject.evaluation.said,
+            "said": subject.evaluation.description,
             "split": subject.split,
             "images": len(outcome.labels),
             "parts": {name: len(images) for name, images in parts.items()},
@@ -71,7 +71,7 @@ def collect(subject: Subject, depth: Depth, tick: Tick = lambda doing: None) -> 
     document["corruptions"] = None
     if depth.corruptions:
         tick("corrupting images")
-        document["corruptions"] = robustness(subject.classifier, subject.images, most=depth.corruptions)
+        document["corruptions"] = measure_robustness(subject.classifier, subject.images, max_images=depth.corruptions)
     tick("mapping what looks alike")
     document["embedding"], scatter = embedded(subject, depth)
     tick("drawing")

@@ -6,18 +6,18 @@ import numpy as np
 
 from vitrail.data import Images
 from vitrail.data.copies import copies_across
-from vitrail.evaluation.labels import suspected_labels
-from vitrail.evaluation.neighbours import flat_map, pooled, purity
+from vitrail.evaluation.embedding import neighbor_purity, pooled_features, project_to_2d
+from vitrail.evaluation.label_errors import find_label_errors
 from vitrail.evaluation.outcome import Outcome
-from vitrail.evaluation.properties import PROPERTIES, accuracy_by, properties
-from vitrail.report.scatter import draw_scatter
-from vitrail.report.sheets import Shown
-from vitrail.report.subject import Depth, Subject
+from vitrail.evaluation.properties import PROPERTIES, accuracy_by_quantile, measure_properties
+from vitrail.report.embedding_map import draw_scatter
+from vitrail.report.sprite_sheets import ThumbnailIndex
+from vitrail.report.subject import SampleSizes, Subject
 
 
-def suspected(outcome: Outcome, show: Shown, depth: Depth) -> dict[str, Any]:
+def suspected(outcome: Outcome, show: ThumbnailIndex, depth: SampleSizes) -> dict[str, Any]:
     """Labels that are worth a second look, the clearest with a thumbnail."""
-    found = suspected_labels(outcome)
+    found = find_label_errors(outcome)
     return {
         "suspected": len(found),
         "shown": [row | {"thumbnail": show(row["image"])} for row in found[: depth.suspects]],
@@ -25,7 +25,7 @@ def suspected(outcome: Outcome, show: Shown, depth: Depth) -> dict[str, Any]:
     }
 
 
-def copies(subject: Subject, parts: dict[str, Images], show: Shown, depth: Depth) -> dict[str, Any]:
+def copies(subject: Subject, parts: dict[str, Images], show: ThumbnailIndex, depth: SampleSizes) -> dict[str, Any]:
     """Images of the scored split that are also in another split, or that are in it twice under two labels."""
     looked: dict[str, Images] = {}
     left_out = []
@@ -73,26 +73,29 @@ def copies(subject: Subject, parts: dict[str, Images], show: Shown, depth: Depth
     }
 
 
-def by_property(subject: Subject, depth: Depth) -> dict[str, Any]:
+def by_property(subject: Subject, depth: SampleSizes) -> dict[str, Any]:
     """Accuracy in fifths of the images by what they are like."""
     outcome = subject.evaluation.outcome
     order = np.random.Generator(np.random.Philox(0)).permutation(len(outcome.labels))
     chosen = np.sort(order[: depth.properties])
     correct = (outcome.predicted == outcome.labels)[chosen]
-    values = properties(subject.images, subject.classifier.preprocess, chosen)
+    values = measure_properties(subject.images, subject.classifier.preprocess, chosen)
     return {
         "images": len(chosen),
-        "by": {name: {"about": PROPERTIES[name], "rows": accuracy_by(values[name], correct)} for name in PROPERTIES},
+        "by": {
+            name: {"about": PROPERTIES[name], "rows": accuracy_by_quantile(values[name], correct)}
+            for name in PROPERTIES
+        },
     }
 
 
-def embedded(subject: Subject, depth: Depth) -> tuple[dict[str, Any], dict[str, bytes]]:
+def embedded(subject: Subject, depth: SampleSizes) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The flat map of what the model holds alike, and how pure each class's neighbourhood is."""
     outcome = subject.evaluation.outcome
     order = np.random.Generator(np.random.Philox(1)).permutation(len(outcome.labels))
     chosen = np.sort(order[: depth.embedded])
-    vectors = pooled(subject.classifier, subject.images, chosen)
-    places, made_by = flat_map(vectors)
+    vectors = pooled_features(subject.classifier, subject.images, chosen)
+    places, made_by = project_to_2d(vectors)
     right = (outcome.predicted == outcome.labels)[chosen]
     labels = outcome.labels[chosen]
     picture, middles = draw_scatter(subject.images, subject.classifier.preprocess, chosen, places, labels, right)
@@ -105,6 +108,6 @@ def embedded(subject: Subject, depth: Depth) -> tuple[dict[str, Any], dict[str, 
              "predicted": int(outcome.predicted[i])}
             for i, (x, y) in zip(chosen, middles, strict=True)
         ],
-        "purity": purity(vectors, labels, outcome.classes),
+        "purity": neighbor_purity(vectors, labels, outcome.classes),
     }  # fmt: skip
     return document, {"embedding": picture}

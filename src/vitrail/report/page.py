@@ -8,11 +8,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitrail.report import charts
-from vitrail.report.scatter import COLOURS
-from vitrail.report.window import window
+from vitrail.report.embedding_map import COLOURS
+from vitrail.report.recall_window import window
 
 
-def render(document: dict[str, Any], pictures: dict[str, bytes]) -> str:
+def render_page(document: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """The page; nothing in it leads outside, and every name in it is escaped."""
     environment = Environment(
         loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

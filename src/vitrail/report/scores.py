@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.evaluation.metrics import bootstrap, confusion, most_confused, per_class
+from vitrail.evaluation.metrics import bootstrap_scores, confusion_matrix, most_confused_pairs, per_class_scores
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import wilson_interval
-from vitrail.report.sheets import Shown
-from vitrail.report.subject import Depth, Subject
+from vitrail.report.sprite_sheets import ThumbnailIndex
+from vitrail.report.subject import SampleSizes, Subject
 
 MATRIX_CLASSES = 30  # above it a matrix is a carpet: the largest confusions are listed instead
 LISTED = 60
@@ -18,12 +18,12 @@ def scores(subject: Subject) -> dict[str, Any]:
     """The headline and each class, with intervals; the classes mistaken most often for one another."""
     evaluation = subject.evaluation
     outcome = evaluation.outcome
-    resampled = bootstrap(outcome)
+    resampled = bootstrap_scores(outcome)
     f1_intervals = resampled.pop("f1_intervals")
-    matrix = confusion(outcome)
+    matrix = confusion_matrix(outcome)
     right = np.diag(matrix)
     rows = []
-    for i, (name, row) in enumerate(per_class(outcome).items()):
+    for i, (name, row) in enumerate(per_class_scores(outcome).items()):
         true, predicted = int(matrix[i].sum()), int(matrix[:, i].sum())
         rows.append(
             {
@@ -37,16 +37,16 @@ def scores(subject: Subject) -> dict[str, Any]:
     return {
         "summary": evaluation.summary() | resampled,
         "per_class": rows,
-        "most_confused": most_confused(matrix, outcome.classes),
+        "most_confused": most_confused_pairs(matrix, outcome.classes),
     }
 
 
-def confused(outcome: Outcome, show: Shown, depth: Depth) -> dict[str, Any]:
+def confused(outcome: Outcome, show: ThumbnailIndex, depth: SampleSizes) -> dict[str, Any]:
     """The matrix and, for each of its cells, the images to show: the surest mistakes, and the least sure hits.
 
     Mistakes get their thumbnails first, the rarest cells before the frequent ones.
     """
-    matrix = confusion(outcome)
+    matrix = confusion_matrix(outcome)
     few = len(matrix) <= MATRIX_CLASSES
     cells = [(int(i), int(j)) for i, j in zip(*np.nonzero(matrix), strict=True) if few or i != j]
     if not few:

@@ -39,13 +39,13 @@ class Subject:
         return self.parts.get("validation") if self.split != "validation" else None
 
 
-def command(model: str | Path, data: str | Path, options: list[str]) -> str:
+def report_command(model: str | Path, data: str | Path, options: list[str]) -> str:
     """What to type to make the report."""
     return shlex.join(["vitrail", "evaluate", str(model), str(data), "--report", *options])
 
 
 @dataclass(frozen=True)
-class Depth:
+class SampleSizes:
     """How many images each part of the report looks at."""
 
     thumbnails: int = 2400  # in all
@@ -60,7 +60,7 @@ class Depth:
     corruptions: int = 0  # 0 leaves them out
 
     @classmethod
-    def fitting(cls, classifier: Classifier, corruptions: bool = False) -> "Depth":
+    def for_model(cls, classifier: Classifier, corruptions: bool = False) -> "SampleSizes":
         """As deep as the model's size allows: maps of a large model on a CPU would take hours.
 
         What is left out is so by the model's size and the kind of device, not by a clock, so a report can be repeated.

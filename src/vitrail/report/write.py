@@ -6,15 +6,15 @@ from typing import Any
 
 from vitrail.files import write_json, write_text
 from vitrail.report.collect import collect
-from vitrail.report.page import render
-from vitrail.report.subject import Depth, Subject
+from vitrail.report.page import render_page
+from vitrail.report.subject import SampleSizes, Subject
 
 
 def write_report(
     subject: Subject,
     folder: Path,
     *,
-    depth: Depth | None = None,
+    depth: SampleSizes | None = None,
     tick: Callable[[str], object] = lambda doing: None,
 ) -> dict[str, Any]:
     """Writes report.json and report.html into `folder` and returns the document of the former.
@@ -22,8 +22,8 @@ def write_report(
     `depth` says how many images each part looks at; what fits the model's size unless said. `tick` is called with what
     is being done as it begins. Raises `ImageError` naming a file that cannot be read.
     """
-    document, pictures = collect(subject, depth or Depth.fitting(subject.classifier), tick)
-    page = render(document, pictures)
+    document, pictures = collect(subject, depth or SampleSizes.for_model(subject.classifier), tick)
+    page = render_page(document, pictures)
     write_json(folder / "report.json", document)
     write_text(folder / "report.html", page)
     return document

@@ -15,7 +15,7 @@ from vitrail.data import Splits
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluation.outcome import NothingRead
+from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import write_json
 from vitrail.interrupts import Interrupted, StopRequest, catch_stop_signals
 from vitrail.machine import describe_numerics
@@ -180,7 +180,7 @@ def train_epochs(training: Training) -> None:
             try:
                 row = train_epoch(training, stop)
                 row |= validate(training)
-            except (ImageError, NothingRead, WorkerDied) as error:
+            except (ImageError, NoReadableImages, WorkerDied) as error:
                 raise halted(error, training, stop) from None
             end_epoch(training, row)
             if any(training.world.any(stop.requested)):
@@ -250,7 +250,7 @@ def steps_left(training: Training, done: int) -> Iterator[StepStats]:
         raise with_files(error, training) from None
 
 
-def halted(error: ImageError | NothingRead | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
+def halted(error: ImageError | NoReadableImages | WorkerDied, training: Training, stop: StopRequest) -> VitrailError:
     """The error that ended the run for now, which is saved, with the command that goes on."""
     training.save()
     if any(training.world.any(stop.requested)):  # the signal reached the workers too

@@ -11,10 +11,10 @@ from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data import Images, Splits
 from vitrail.data.sources import CHOSE
-from vitrail.evaluation import Evaluation, classify, evaluate
+from vitrail.evaluation import Evaluation, compute_outcome, evaluate
 from vitrail.evaluation.calibration import calibrate
-from vitrail.evaluation.figures import draw_confusion
-from vitrail.evaluation.metrics import confusion
+from vitrail.evaluation.figures import draw_confusion_matrix
+from vitrail.evaluation.metrics import confusion_matrix
 from vitrail.evaluation.probe import Probe
 from vitrail.explanation import explain_batch
 from vitrail.explanation.figures import save_gallery
@@ -86,7 +86,7 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
             evaluation = evaluate(
                 classifier,
                 images,
-                said=said,
+                description=said,
                 workers=ended.recipe.workers,
                 tick=progress.advance,
                 skip_unreadable=skip,
@@ -109,7 +109,7 @@ def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool
     plain = replace(classifier, temperature=1.0)
     with progress_bar("fitting the temperature", len(validation)) as progress:
         fitted = calibrate(
-            classify(plain, validation, workers=workers, tick=progress.advance, skip_unreadable=skip_unreadable)
+            compute_outcome(plain, validation, workers=workers, tick=progress.advance, skip_unreadable=skip_unreadable)
         )
     origin = {**classifier.origin, "calibration": fitted.to_json()}
     return replace(classifier, temperature=fitted.temperature, origin=origin)
@@ -117,24 +117,24 @@ def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool
 
 def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) -> None:
     """Writes report.html and report.json into the run folder; everything else has been written before."""
-    from vitrail.report import Subject, command, write_report
-    from vitrail.report.collect import STEPS
+    from vitrail.report import Subject, report_command, write_report
+    from vitrail.report.collect import REPORT_STEPS
 
     split, images = held_out(ended.splits)
     assert images is not None
     skip = ended.recipe.skip_unreadable
     subject = Subject(
         run.classifier,
-        evaluation.outcome.read_of(images),
+        evaluation.outcome.readable_images(images),
         evaluation,
         split=split,
         parts=ended.splits.parts(),
         skip_unreadable=skip,
         curves=RunFolder(run.folder).load_metrics(),
         model=str(run.folder),
-        command=command(run.folder, data, ["--skip-unreadable"] if skip else []),
+        command=report_command(run.folder, data, ["--skip-unreadable"] if skip else []),
     )
-    with progress_bar("writing the report", STEPS) as progress:
+    with progress_bar("writing the report", REPORT_STEPS) as progress:
         write_report(subject, run.folder, tick=lambda doing: progress.advance(note=doing))
 
 
@@ -146,8 +146,8 @@ def held_out(splits: Splits) -> tuple[str, Images | None]:
 
 def draw_pictures(classifier: Classifier, images: Images, evaluation: Evaluation, folder: RunFolder) -> None:
     """What a run shows of its classifier without being asked."""
-    draw_confusion(confusion(evaluation.outcome), classifier.classes, folder.picture("confusion"))
-    draw_attention(classifier, evaluation.outcome.read_of(images), folder.picture("attention"))
+    draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder.picture("confusion"))
+    draw_attention(classifier, evaluation.outcome.readable_images(images), folder.picture("attention"))
 
 
 def draw_attention(classifier: Classifier, images: Images, path: Path, most: int = 30) -> None:

@@ -10,7 +10,7 @@ from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data import Splits
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluation.evaluation import images_said
+from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.evaluation.probe import Probe, probe
 from vitrail.interrupts import Interrupted, catch_stop_signals
 from vitrail.loading import load
@@ -137,7 +137,7 @@ def fit_head(classifier: Classifier, found: Probe, folder: RunFolder) -> None:
     """The whole training where only a head is fitted: the linear probe becomes the classifier's head."""
     set_head(classifier.vit, torch.from_numpy(found.head.weight), torch.from_numpy(found.head.bias))
     classifier.save(folder.artifact)
-    folder.write_metrics(found.head.tried)
+    folder.write_metrics(found.head.scores_by_penalty)
     draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty")
 
 
@@ -150,7 +150,7 @@ def describe_probes(figures: dict[str, Any]) -> list[str]:
         low, high = figures[name]["accuracy_interval"]
         lines.append(
             f"{how.format(**figures[name])} on the weights' own features: {figures['on']} accuracy "
-            f"{figures[name]['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), {images_said(figures[name])}"
+            f"{figures[name]['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), {describe_scored_images(figures[name])}"
         )
     return lines
 

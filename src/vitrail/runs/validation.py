@@ -10,8 +10,8 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.errors import VitrailError
-from vitrail.evaluation import classify
-from vitrail.evaluation.outcome import NothingRead
+from vitrail.evaluation import compute_outcome
+from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.training.distributed import World
 
 BATCH = 256  # images that a process scores at once
@@ -40,7 +40,7 @@ def evaluate_all_ranks(
     Raises what `classify` raises.
     """
     if world.size == 1:
-        outcome = classify(classifier, images, workers=workers, skip_unreadable=skip_unreadable)
+        outcome = compute_outcome(classifier, images, workers=workers, skip_unreadable=skip_unreadable)
         return outcome.loss, outcome.accuracy
     low, high = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     calls = ceil(ceil(len(images) / world.size) / BATCH)  # of the model, by the process with most images
@@ -49,10 +49,10 @@ def evaluate_all_ranks(
     parts = world.all_gather(part)
     errors = [part.error for part in parts if part.error]
     n = sum(part.images for part in parts)
-    if nothing_read := [error for error in errors if isinstance(error, NothingRead)]:
+    if nothing_read := [error for error in errors if isinstance(error, NoReadableImages)]:
         errors = [error for error in errors if error not in nothing_read]
         if not n and not errors:
-            raise NothingRead(f"not one of {len(images)} images can be read", nothing_read[0].hint)
+            raise NoReadableImages(f"not one of {len(images)} images can be read", nothing_read[0].hint)
     if errors:
         raise errors[0]
     return sum(part.loss for part in parts) / n, sum(part.correct for part in parts) / n
@@ -65,10 +65,10 @@ def evaluate_shard(
     if not len(images):
         return Part()
     try:
-        outcome = classify(
+        outcome = compute_outcome(
             classifier,
             images,
-            batch=BATCH,
+            batch_size=BATCH,
             workers=workers,
             processes=world.local_size,
             skip_unreadable=skip_unreadable,

@@ -5,15 +5,15 @@ from typing import Any
 
 from vitrail.evaluation.calibration import (
     Calibration,
-    answered,
-    brier,
+    apply_temperature,
+    brier_score,
     calibrate,
-    cooled,
-    risk_coverage,
-    thresholds,
+    find_thresholds,
+    risk_coverage_curve,
+    selective_accuracy,
 )
-from vitrail.evaluation.metrics import calibration_error, reliability
-from vitrail.evaluation.outcome import Outcome, classify
+from vitrail.evaluation.metrics import expected_calibration_error, reliability_bins
+from vitrail.evaluation.outcome import Outcome, compute_outcome
 from vitrail.report.subject import Subject
 
 
@@ -25,7 +25,7 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     outcome = subject.evaluation.outcome
     stored = subject.evaluation.temperature
-    plain = cooled(outcome, 1 / stored)
+    plain = apply_temperature(outcome, 1 / stored)
     known = subject.classifier.origin.get("calibration")
     kept = known is not None
     fitted: Calibration | None = None
@@ -34,10 +34,10 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
         fitted = Calibration(**{each.name: known.get(each.name) for each in fields(Calibration)})
         chosen = fitted.thresholds
     elif subject.validation is not None and stored == 1:
-        held_out = classify(subject.classifier, subject.validation, skip_unreadable=subject.skip_unreadable)
-        fitted, chosen = calibrate(held_out), thresholds(held_out)
+        held_out = compute_outcome(subject.classifier, subject.validation, skip_unreadable=subject.skip_unreadable)
+        fitted, chosen = calibrate(held_out), find_thresholds(held_out)
     temperature = fitted.temperature if fitted else stored
-    mended = cooled(plain, temperature)
+    mended = apply_temperature(plain, temperature)
     calibration = {
         "temperature": temperature,
         "kept": kept or stored != 1,
@@ -54,12 +54,12 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
             "threshold": row["threshold"],
             "coverage_chosen": row["coverage"],
             "accuracy_chosen": row["accuracy"],
-            **answered(outcome, row["threshold"]),
+            **selective_accuracy(outcome, row["threshold"]),
         }
         for row in chosen
     ]
     abstain = {
-        "curve": risk_coverage(outcome),
+        "curve": risk_coverage_curve(outcome),
         "chosen_on": fitted.fitted_on if fitted else None,
         "advised": advised(rows, outcome.accuracy),
         "thresholds": rows,
@@ -70,11 +70,11 @@ def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
 def sure(outcome: Outcome) -> dict[str, Any]:
     """How sure and how right: the three numbers and the diagram."""
     return {
-        "ece": calibration_error(outcome),
+        "ece": expected_calibration_error(outcome),
         "nll": outcome.loss,
-        "brier": brier(outcome),
+        "brier": brier_score(outcome),
         "confidence": float(outcome.probabilities.max(axis=1).mean()),
-        "bins": reliability(outcome),
+        "bins": reliability_bins(outcome),
     }
 
 

@@ -57,7 +57,7 @@ class Thumbnails:
         ]
 
 
-class Shown:
+class ThumbnailIndex:
     """Gives images of the scored split a thumbnail."""
 
     def __init__(self, thumbnails: Thumbnails, split: str):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from vitrail.report.scatter import COLOURS
+from vitrail.report.embedding_map import COLOURS
 
 WIDTH, HEIGHT = 60, 112
 SPRING = 38  # where the arch begins to bend

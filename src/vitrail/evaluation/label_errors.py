@@ -7,7 +7,7 @@ import numpy as np
 from vitrail.evaluation.outcome import Outcome
 
 
-def confident_class(outcome: Outcome) -> np.ndarray:
+def confident_classes(outcome: Outcome) -> np.ndarray:
     """For each image the class it confidently belongs to, or -1: (n,).
 
     A class is confident for an image when its probability is at least the class's threshold, the mean probability of
@@ -22,13 +22,13 @@ def confident_class(outcome: Outcome) -> np.ndarray:
     return np.where(confident.any(axis=1), best, -1)
 
 
-def suspected_labels(outcome: Outcome) -> list[dict[str, Any]]:
+def find_label_errors(outcome: Outcome) -> list[dict[str, Any]]:
     """Images that confidently belong to another class than their label says, the clearest first.
 
     Ranked by the normalised margin: the label's probability less that of the other class. The probabilities must be
     of images that the model was not trained on.
     """
-    found = confident_class(outcome)
+    found = confident_classes(outcome)
     probabilities = outcome.probabilities
     suspects = np.flatnonzero((found >= 0) & (found != outcome.labels))
     margin = probabilities[suspects, outcome.labels[suspects]] - probabilities[suspects, found[suspects]]

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitrail.data import Images, Preprocess
-from vitrail.report.sheets import resized, tile_size, to_rgb, webp
+from vitrail.report.sprite_sheets import resized, tile_size, to_rgb, webp
 
 WIDTH, HEIGHT = 1600, 1100
 TILE = 34  # longest side of an image in the map, in pixels

@@ -5,13 +5,13 @@ from typing import Any
 from vitrail.errors import UsageError
 from vitrail.explanation import DEFAULT_METHOD, METHODS
 from vitrail.explanation.faithfulness import evaluate_faithfulness
-from vitrail.report.subject import Depth, Subject
+from vitrail.report.subject import SampleSizes, Subject
 
 FAITHFUL = (DEFAULT_METHOD, "chefer", "attention", "rollout")  # cheap enough to be scored in every report
 FEWEST_SCORED = 30  # images below which scores of maps are chance
 
 
-def believed(subject: Subject, depth: Depth) -> tuple[dict[str, Any] | None, str | None]:
+def believed(subject: Subject, depth: SampleSizes) -> tuple[dict[str, Any] | None, str | None]:
     """How far this model's maps can be believed; or None, and why that was left out or cannot be measured."""
     if not depth.scored:
         return None, "for a model of this size on this device it would take long"
@@ -24,7 +24,7 @@ def believed(subject: Subject, depth: Depth) -> tuple[dict[str, Any] | None, str
             subject.images,
             methods=methods,
             max_images=depth.scored,
-            description=subject.evaluation.said,
+            description=subject.evaluation.description,
         )
     except UsageError as error:
         return None, error.sentence

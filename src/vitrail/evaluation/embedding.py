@@ -10,7 +10,7 @@ from vitrail.data import Images
 
 
 @torch.inference_mode()
-def pooled(classifier: Classifier, images: Images, chosen: np.ndarray, batch: int = 250) -> np.ndarray:
+def pooled_features(classifier: Classifier, images: Images, chosen: np.ndarray, batch: int = 250) -> np.ndarray:
     """The vector that the head gets for each of these images, (n, D)."""
     found = []
     for at in range(0, len(chosen), batch):
@@ -18,7 +18,7 @@ def pooled(classifier: Classifier, images: Images, chosen: np.ndarray, batch: in
     return torch.cat(found).numpy()
 
 
-def flat_map(vectors_nD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
+def project_to_2d(vectors_nD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
     """A place in the plane for each vector, from 0 to 1, and what made it: t-SNE, or PCA for few images."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -41,7 +41,9 @@ def flat_map(vectors_nD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
     return (places - low) / np.maximum(high - low, 1e-9), made_by
 
 
-def purity(vectors_nD: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], k: int = 10) -> list[dict[str, Any]]:
+def neighbor_purity(
+    vectors_nD: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], k: int = 10
+) -> list[dict[str, Any]]:
     """For each class the part of its images' `k` nearest others (by cosine) that are of it, and the next class."""
     k = min(k, len(labels) - 1)
     if k < 1:
