@@ -1,4 +1,4 @@
-"""Predictions into a folder: the rows of `predict`, whole whatever is killed, and nothing done twice."""
+"""`predict_all`: the same rows as `predict`, complete whatever is killed, and nothing predicted twice."""
 
 import csv
 import hashlib
@@ -27,45 +27,53 @@ import torch
 import vitrail
 from conftest import COLOURS, picture
 from vitrail.cli import main
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
-from vitrail.prediction import listing, local
+from vitrail.prediction import external_sort, gpu_stream
+from vitrail.prediction.folder import Plan
+from vitrail.prediction.listing import Part, read_entries, write_listing
+from vitrail.prediction.model_spec import classifier_digest
+from vitrail.prediction.options import PredictOptions
 from vitrail.prediction.part_job import PartJob
 from vitrail.prediction.predict import working_directory
+from vitrail.prediction.ray import PartActor, count_actor_slots
+from vitrail.prediction.rows import predict_rows, read_batch
+from vitrail.prediction.sources import stat_entry, walk_folder
 
 IMAGES = 2000
 PARTS = 32  # of 64 images
-BROKEN = 1234
+TRUNCATED = 1234
 
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,000 names for thirty pictures, in three folders; one is cut short."""
+    """2,000 names for 30 images in three folders; one file is truncated."""
     root = tmp_path_factory.mktemp("many")
-    pictures = []
+    originals = []
     for i in range(30):
-        pictures.append(root / f".{i}.png")
-        picture(list(COLOURS.values())[i % 3], i).save(pictures[-1])
+        originals.append(root / f".{i}.png")
+        picture(list(COLOURS.values())[i % 3], i).save(originals[-1])
     for name in ("a", "b", "c"):
         (root / "images" / name).mkdir(parents=True)
     for i in range(IMAGES):
-        os.link(pictures[i % 30], root / "images" / "abc"[i % 3] / f"{i:05}.png")
-    broken = root / "images" / "abc"[BROKEN % 3] / f"{BROKEN:05}.png"
-    broken.unlink()
-    broken.write_bytes(pictures[0].read_bytes()[:60])
+        os.link(originals[i % 30], root / "images" / "abc"[i % 3] / f"{i:05}.png")
+    truncated = root / "images" / "abc"[TRUNCATED % 3] / f"{TRUNCATED:05}.png"
+    truncated.unlink()
+    truncated.write_bytes(originals[0].read_bytes()[:60])
     return root / "images"
 
 
 @pytest.fixture(scope="session")
-def undisturbed(run: vitrail.Run, many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The predictions of all of them when nobody interferes."""
+def uninterrupted(run: vitrail.Run, many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The predictions of all of them, without interruption."""
     out = tmp_path_factory.mktemp("predictions") / "out"
-    found = vitrail.predict_all(run.folder, many, out, part_images=64, workers=2)
-    assert (found.images, found.unreadable, found.parts, found.complete) == (IMAGES, 1, PARTS, True)
+    summary = vitrail.predict_all(run.folder, many, out, part_images=64, processes=2)
+    assert (summary.images, summary.unreadable, summary.parts, summary.complete) == (IMAGES, 1, PARTS, True)
     return out
 
 
 def rows_in(out: Path, format: str = "parquet") -> list[dict[str, Any]]:
-    """All rows in the order of the parts, as text where they come from CSV."""
+    """All rows in the order of the parts; values from CSV are text."""
     rows: list[dict[str, Any]] = []
     for file in sorted(out.glob(f"part-*.{format}")):
         if format == "parquet":
@@ -76,30 +84,30 @@ def rows_in(out: Path, format: str = "parquet") -> list[dict[str, Any]]:
     return rows
 
 
-def hashes(out: Path) -> dict[str, str]:
-    """What each part holds, by its own bytes; and the notes agree."""
-    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.glob("part-*")}
-    notes = {file.stem: json.loads(file.read_text())["sha256"] for file in (out / "_vitrail").glob("part-*")}
-    assert {name.split(".")[0]: value for name, value in found.items()} == notes
-    return found
+def part_digests(out: Path) -> dict[str, str]:
+    """SHA-256 of each part, which its manifest has too."""
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.glob("part-*")}
+    manifests = {file.stem: json.loads(file.read_text())["sha256"] for file in (out / "_vitrail").glob("part-*")}
+    assert {name.split(".")[0]: digest for name, digest in digests.items()} == manifests
+    return digests
 
 
-def notes(out: Path) -> int:
+def count_manifests(out: Path) -> int:
     return len(list((out / "_vitrail").glob("part-*.json")))
 
 
 class Command:
-    """`vitrail predict --json` in a process of its own: a fork of this one, which is quick to start, or a fresh one."""
+    """`vitrail predict --json` in its own process: a fork of this one, which starts faster, or a fresh interpreter."""
 
-    def __init__(self, words: tuple[object, ...], place: Path, fresh: bool):
-        self.out, self.err = place / "out", place / "err"
+    def __init__(self, words: tuple[object, ...], folder: Path, fresh: bool):
+        self.out, self.err = folder / "out", folder / "err"
         self.code: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        everything = ["predict", *map(str, words), "--json"]
+        arguments = ["predict", *map(str, words), "--json"]
         with self.out.open("w") as out, self.err.open("w") as err:
             if fresh:
                 command, environment = (
-                    [sys.executable, "-m", "vitrail", *everything],
+                    [sys.executable, "-m", "vitrail", *arguments],
                     {**os.environ, "OMP_NUM_THREADS": "1"},
                 )
                 self.process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
@@ -114,12 +122,12 @@ class Command:
                 os.dup2(err.fileno(), 2)
                 sys.stdout, sys.stderr = out, err
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-                code = main(everything)
+                code = main(arguments)
                 out.flush()
             finally:
                 os._exit(code)
 
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         if self.code is None:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if done else None
@@ -127,27 +135,27 @@ class Command:
                 self.process.returncode = self.code
         return self.code is None
 
-    def until(self, true: Callable[[], bool], seconds: float = 200) -> None:
-        """Waits for something to become true while the command is at work."""
-        stop = time.monotonic() + seconds
-        while not true():
-            assert self.running(), f"it ended: {self.code} {self.out.read_text()} {self.err.read_text()}"
-            assert time.monotonic() < stop
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 200) -> None:
+        """Waits for a condition while the command runs."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.is_running(), f"it ended: {self.code} {self.out.read_text()} {self.err.read_text()}"
+            assert time.monotonic() < deadline
             time.sleep(0.005)
 
-    def ended(self, seconds: float = 250) -> tuple[int, dict[str, Any], str]:
-        """The exit code, the document and the talk."""
-        stop = time.monotonic() + seconds
-        while self.running():
-            assert time.monotonic() < stop
+    def wait(self, seconds: float = 250) -> tuple[int, dict[str, Any], str]:
+        """Returns the exit code, the JSON document and stderr."""
+        deadline = time.monotonic() + seconds
+        while self.is_running():
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         assert self.code is not None
         return self.code, json.loads(self.out.read_text() or "{}"), self.err.read_text()
 
     def kill(self) -> None:
-        if self.running():
+        if self.is_running():
             os.kill(self.pid, signal.SIGKILL)
-            self.ended()
+            self.wait()
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -158,20 +166,20 @@ class Command:
 
 
 @pytest.fixture
-def begin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
-    """begin(MODEL, SOURCE, ...) starts the command; whatever a test leaves running ends with it."""
-    begun: list[Command] = []
+def start_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
+    """start_command(MODEL, SOURCE, ...) starts the command; it is killed at the end of the test if it still runs."""
+    commands: list[Command] = []
 
     def start(*words: object, fresh: bool = False) -> Command:
-        begun.append(Command(words, tmp_path_factory.mktemp("talk"), fresh))
-        return begun[-1]
+        commands.append(Command(words, tmp_path_factory.mktemp("output"), fresh))
+        return commands[-1]
 
     yield start
-    for command in begun:
+    for command in commands:
         command.kill()
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -179,18 +187,18 @@ def alive(pid: int) -> bool:
         return False
 
 
-# what the rows are
+# rows
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv"])
-def test_the_same_rows_as_predict_says_one_by_one(
+def test_rows_equal_those_of_predict_without_a_folder(
     run: vitrail.Run, colours: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "cut.png").write_bytes((colours / "test/red/0.png").read_bytes()[:50])
-    sources = [str(colours / "test"), str(tmp_path / "cut.png"), str(tmp_path / "gone.png")]
+    (tmp_path / "truncated.png").write_bytes((colours / "test/red/0.png").read_bytes()[:50])
+    sources = [str(colours / "test"), str(tmp_path / "truncated.png"), str(tmp_path / "gone.png")]
     assert main(["predict", str(run.folder), *sources, "--top", "2", "--json"]) == 1
     expected = json.loads(capsys.readouterr().out)["predictions"]
-    words = [*sources, "--top", "2", "--out", str(tmp_path / "out"), "--format", format, "--workers", "2", "--json"]
+    words = [*sources, "--top", "2", "--out", str(tmp_path / "out"), "--format", format, "--processes", "2", "--json"]
     assert main(["predict", str(run.folder), *words]) == 1
     document = json.loads(capsys.readouterr().out)
     rows = rows_in(tmp_path / "out", format)
@@ -210,14 +218,14 @@ def test_the_same_rows_as_predict_says_one_by_one(
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv"])
-def test_an_embedding_is_what_features_gives(
+def test_an_embedding_equals_features(
     run: vitrail.Run, clf: vitrail.Classifier, colours: Path, tmp_path: Path, format: str
 ):
-    (colours_and_broken := tmp_path / "in").mkdir()
+    (images := tmp_path / "in").mkdir()
     for i, path in enumerate(sorted((colours / "test").rglob("*.png"))[::4]):
-        os.link(path, colours_and_broken / f"{i}.png")
-    (colours_and_broken / "9.png").write_bytes(b"no image")
-    vitrail.predict_all(run.folder, colours_and_broken, tmp_path / "out", embedding=True, format=format, workers=1)
+        os.link(path, images / f"{i}.png")
+    (images / "9.png").write_bytes(b"no image")
+    vitrail.predict_all(run.folder, images, tmp_path / "out", embedding=True, format=format, processes=1)
     rows = rows_in(tmp_path / "out", format)
     assert len(rows) == 7
     for row in rows[:-1]:
@@ -227,10 +235,10 @@ def test_an_embedding_is_what_features_gives(
     assert not rows[-1]["embedding"] and "not an image" in rows[-1]["error"]
 
 
-def test_a_model_without_classes_gives_embeddings_alone(clf: vitrail.Classifier, colours: Path, tmp_path: Path):
+def test_a_model_without_classes_has_embeddings_only(clf: vitrail.Classifier, colours: Path, tmp_path: Path):
     config = vitrail.ViTConfig(width=32, depth=1, heads=2, mlp_width=32, patch=4, image_size=16, classes=0)
-    nameless = vitrail.Classifier(vitrail.ViT(config), (), clf.preprocess)
-    nameless.save(tmp_path / "features.safetensors")
+    classless = vitrail.Classifier(vitrail.ViT(config), (), clf.preprocess)
+    classless.save(tmp_path / "features.safetensors")
     with pytest.raises(UsageError, match="knows no classes"):
         vitrail.predict_all(tmp_path / "features.safetensors", colours / "test", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -238,59 +246,60 @@ def test_a_model_without_classes_gives_embeddings_alone(clf: vitrail.Classifier,
     rows = rows_in(tmp_path / "out")
     assert len(rows) == 24
     assert all(row["label"] is None and row["error"] is None for row in rows)
-    np.testing.assert_allclose(rows[5]["embedding"], nameless.features(rows[5]["path"])[0], atol=1e-5)
+    np.testing.assert_allclose(rows[5]["embedding"], classless.features(rows[5]["path"])[0], atol=1e-5)
 
 
 def test_an_onnx_file_predicts_into_a_folder_and_has_no_embedding(run: vitrail.Run, colours: Path, tmp_path: Path):
     pytest.importorskip("onnxruntime")
     graph = tmp_path / "colours.onnx"
     assert main(["export", str(run.folder), "--format", "onnx", "--out", str(graph), "--quiet"]) == 0
-    vitrail.predict_all(graph, colours / "test", tmp_path / "graph", workers=2)
-    vitrail.predict_all(run.folder, colours / "test", tmp_path / "torch", workers=2)
+    vitrail.predict_all(graph, colours / "test", tmp_path / "graph", processes=2)
+    vitrail.predict_all(run.folder, colours / "test", tmp_path / "torch", processes=2)
     for ours, theirs in zip(rows_in(tmp_path / "graph"), rows_in(tmp_path / "torch"), strict=True):
         assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
-    vitrail.predict_all(graph, colours / "test", tmp_path / "threads", workers=2, threads=2)
+    vitrail.predict_all(graph, colours / "test", tmp_path / "threads", processes=2, threads=2)
     for ours, theirs in zip(rows_in(tmp_path / "threads"), rows_in(tmp_path / "graph"), strict=True):
         assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
-    with pytest.raises(UsageError, match="answers alone"):
+    with pytest.raises(UsageError, match="no embedding, only logits"):
         vitrail.predict_all(graph, colours / "test", tmp_path / "none", embedding=True)
 
 
-def test_processes_of_several_threads(begin: Callable[..., Command], colours: Path, tmp_path: Path):
-    """A process that has had threads forks others in which these are missing, and would be waited for in vain."""
+def test_processes_of_several_threads(start_command: Callable[..., Command], colours: Path, tmp_path: Path):
+    """A process that has started threads must not fork: the children would wait for these threads for ever."""
     (tmp_path / "list.csv").write_text("path\n" + f"{colours / 'test/red/0.png'}\n" * 65)
-    words = ("--out", tmp_path / "out", "--workers", 2, "--threads", 2)
-    code, document, _ = begin("cifar10-small", tmp_path / "list.csv", *words).ended(100)
+    words = ("--out", tmp_path / "out", "--processes", 2, "--threads", 2)
+    code, document, _ = start_command("cifar10-small", tmp_path / "list.csv", *words).wait(100)
     assert (code, document["images"], document["parts"], len(document["labels"])) == (0, 65, 2, 1)
 
 
-def test_relative_paths_are_found_by_processes_that_run_elsewhere(
+def test_relative_paths_work_in_processes_with_another_working_directory(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """As Ray's do, whose processes on other machines begin in a folder of their own."""
-    from vitrail.prediction.ray import PartActor
+    """As those of Ray on other machines."""
 
-    given: list[PartJob] = []
+    jobs: list[PartJob] = []
 
-    def engine(task: PartJob, pieces: Sequence[listing.Part], workers: int | None, tell: local.Tell) -> None:
-        given.append(pickle.loads(pickle.dumps(task)))
+    def engine(
+        job: PartJob, parts: Sequence[Part], options: PredictOptions, on_images: Callable[[int], object]
+    ) -> None:
+        jobs.append(pickle.loads(pickle.dumps(job)))
         monkeypatch.chdir(tmp_path)
-        actor = PartActor(given[0])
-        for piece in pieces:
-            said = actor({name: np.array([value]) for name, value in vars(piece).items()})
-            assert not said["sentence"][0]
+        actor = PartActor(jobs[0])
+        for part in parts:
+            result = actor({name: np.array([value]) for name, value in vars(part).items()})
+            assert not result["error"][0]
 
-    monkeypatch.setattr("vitrail.prediction.predict.predict_locally", engine)
+    monkeypatch.setattr("vitrail.prediction.predict.resolve_engine", lambda options: engine)
     monkeypatch.chdir(colours)
     model = os.path.relpath(run.folder)
-    found = vitrail.predict_all(model, "test", colours / "test" / "out")
-    assert (found.images, found.unreadable) == (24, 0)
+    summary = vitrail.predict_all(model, "test", colours / "test" / "out")
+    assert (summary.images, summary.unreadable) == (24, 0)
     rows = rows_in(colours / "test" / "out")
     shutil.rmtree(colours / "test" / "out")
-    assert rows[0]["path"] == "test/blue/0.png"  # as it was typed
-    gone = PartActor(replace(given[0], working_directory=str(tmp_path / "gone")))
-    assert gone.startup_error and "relative paths start at" in gone.startup_error.sentence
+    assert rows[0]["path"] == "test/blue/0.png"  # as the user typed it
+    elsewhere = PartActor(replace(jobs[0], working_directory=str(tmp_path / "gone")))
+    assert elsewhere.startup_error and "relative paths start at" in elsewhere.startup_error.sentence
     monkeypatch.chdir(colours)
     assert (
         working_directory(["test"])
@@ -301,13 +310,13 @@ def test_relative_paths_are_found_by_processes_that_run_elsewhere(
     assert working_directory([colours, "cifar10-small", "timm/vit", "s3://x/y.tar"]) is None
 
 
-def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, tmp_path: Path):
+def test_a_non_finite_output_is_an_error_of_one_row_only(run: vitrail.Run, tmp_path: Path):
     clf = vitrail.load(run.folder)
     colour = torch.tensor([255, 0, 255]).reshape(3, 1, 1)
 
     def logits(pixels_BCHW: torch.Tensor) -> torch.Tensor:
         if (pixels_BCHW == colour).all(dim=(1, 2, 3)).any():
-            raise vitrail.classifier.NotFinite("the model's answers are not finite numbers")
+            raise vitrail.classifier.NonFiniteOutput("the model's answers are not finite numbers")
         return vitrail.Classifier.logits(clf, pixels_BCHW)
 
     clf.logits = logits  # type: ignore[method-assign]
@@ -316,26 +325,26 @@ def test_an_answer_that_is_no_number_is_one_row_and_no_other(run: vitrail.Run, t
     for i in range(3):
         picture(COLOURS["red"], i).save(tmp_path / f"{i}.png")
     Image.new("RGB", (16, 16), (255, 0, 255)).save(tmp_path / "1.png")
-    from vitrail.prediction.rows import predict_rows, read_batch
 
-    entries = [listing.stat_entry(str(tmp_path / f"{i}.png")) for i in range(3)]
+    entries = [stat_entry(str(tmp_path / f"{i}.png")) for i in range(3)]
     rows = predict_rows(clf, entries, read_batch(entries, clf.preprocess), 1, False)
-    assert rows.errors == [None, "the model's answer is not a finite number", None]
+    assert rows.errors == [None, "the model's output is not a finite number", None]
     assert [clf.classes[i] for i in rows.labels[[0, 2], 0]] == ["red", "red"]
 
 
-def test_a_batch_that_the_memory_does_not_suffice_for_is_said_and_has_no_rows(run: vitrail.Run, tmp_path: Path):
+def test_running_out_of_memory_is_an_error_and_not_a_row(run: vitrail.Run, tmp_path: Path):
     clf = vitrail.load(run.folder)
 
     def logits(pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")  # a GPU that is too small is not at hand
+        raise torch.OutOfMemoryError("CUDA out of memory")  # as on a GPU that is too small
 
     clf.logits = logits  # type: ignore[method-assign]
     picture(COLOURS["red"], 0).save(tmp_path / "0.png")
-    from vitrail.prediction.rows import predict_rows, read_batch
 
-    entries = [listing.stat_entry(str(tmp_path / "0.png"))]
-    with pytest.raises(VitrailError, match=r"for 1 images at a time \(.*smaller --batch, then --resume\)"):
+    entries = [stat_entry(str(tmp_path / "0.png"))]
+    with pytest.raises(
+        VitrailError, match=r"not enough memory for a batch of 1 \(.*smaller --batch-size, then --resume\)"
+    ):
         predict_rows(clf, entries, read_batch(entries, clf.preprocess), 1, False)
 
 
@@ -361,7 +370,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("format", ["parquet", "csv"])
 @pytest.mark.parametrize("relative", [True, False])
-def test_hostile_names_come_back_byte_for_byte(
+def test_hostile_file_names_are_preserved_byte_for_byte(
     run: vitrail.Run, tmp_path: Path, format: str, relative: bool, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "in").mkdir()
@@ -369,41 +378,39 @@ def test_hostile_names_come_back_byte_for_byte(
     for i, name in enumerate(HOSTILE):
         with open(name, "wb") as file:
             picture(COLOURS["red"], i).save(file, "PNG")
-    vitrail.predict_all(run.folder, "." if relative else tmp_path / "in", tmp_path / "out", format=format, workers=1)
+    vitrail.predict_all(run.folder, "." if relative else tmp_path / "in", tmp_path / "out", format=format, processes=1)
     rows = rows_in(tmp_path / "out", format)
-    found = set()
+    names = set()
     for row in rows:
         path = row["path"]
-        assert not path.startswith(("=", "+", "-", "@", "\t", "\r"))  # no spreadsheet computes it
+        assert not path.startswith(("=", "+", "-", "@", "\t", "\r"))  # no spreadsheet takes it for a formula
         path.encode()
         name = unquote_to_bytes(urlparse(path).path) if path.startswith("file://") else os.fsencode(path)
         assert os.path.isfile(name)
-        found.add(os.path.basename(name))
+        names.add(os.path.basename(name))
         assert row["label"] == "red" and not row["error"]
-    assert found == set(HOSTILE)
+    assert names == set(HOSTILE)
 
 
-def test_a_class_that_a_spreadsheet_would_compute_is_for_parquet(
-    clf: vitrail.Classifier, colours: Path, tmp_path: Path
-):
+def test_a_class_name_that_is_a_formula_needs_parquet(clf: vitrail.Classifier, colours: Path, tmp_path: Path):
     vitrail.Classifier(clf.vit, ("=1+1", "b", "c"), clf.preprocess).save(tmp_path / "evil.safetensors")
-    with pytest.raises(UsageError, match="spreadsheet would compute"):
+    with pytest.raises(UsageError, match="spreadsheet would run the class"):
         vitrail.predict_all(tmp_path / "evil.safetensors", colours / "test", tmp_path / "out", format="csv")
     vitrail.predict_all(tmp_path / "evil.safetensors", colours / "test", tmp_path / "out")
     assert {row["label"] for row in rows_in(tmp_path / "out")} == {"=1+1", "b", "c"}
 
 
-# what is listed
+# listing
 
 
-def test_folders_are_listed_in_order_through_files(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(listing, "RUN", 10)  # 200 sorted files, merged 64 at a time
-    found = listing.write_listing([str(many)], tmp_path / "listing")
-    entries = [e for piece in found.parts(64) for e in listing.read_entries(found.file, piece)]
+def test_large_folders_are_sorted_through_files(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(external_sort, "RUN_LENGTH", 10)  # 200 sorted files, merged 64 at a time
+    listing = write_listing([str(many)], tmp_path / "listing")
+    entries = [entry for part in listing.parts(64) for entry in read_entries(listing.file, part)]
     assert [entry.path for entry in entries] == [str(path) for path in sorted(many.rglob("*.png"))]
-    assert [piece.images for piece in found.parts(128)] == [128] * 15 + [80]
-    again = listing.write_listing([str(many)], tmp_path / "again")
-    assert again.fingerprint == found.fingerprint
+    assert [part.images for part in listing.parts(128)] == [128] * 15 + [80]
+    again = write_listing([str(many)], tmp_path / "again")
+    assert again.fingerprint == listing.fingerprint
     assert not list(tmp_path.glob(".sorting-*"))
 
 
@@ -415,7 +422,7 @@ def test_a_table_lists_paths_and_may_repeat_them(run: vitrail.Run, colours: Path
     pq.write_table(pa.table({"image": names}), colours / "test" / "list.parquet")
     try:
         for table in ("list.csv", "list.parquet"):
-            vitrail.predict_all(run.folder, colours / "test" / table, tmp_path / table, workers=1)
+            vitrail.predict_all(run.folder, colours / "test" / table, tmp_path / table, processes=1)
             rows = rows_in(tmp_path / table)
             assert [row["path"] for row in rows] == [str(colours / "test" / name) for name in names]
             assert [row["label"] for row in rows] == ["red", "blue", "red", None]
@@ -427,9 +434,9 @@ def test_a_table_lists_paths_and_may_repeat_them(run: vitrail.Run, colours: Path
         (colours / "test" / "list.parquet").unlink()
 
 
-def test_listing_takes_no_more_memory_for_more_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(listing, "RUN", 200)
-    monkeypatch.setattr(listing, "RUNS", 4)
+def test_the_memory_of_listing_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(external_sort, "RUN_LENGTH", 200)
+    monkeypatch.setattr(external_sort, "MAX_RUNS", 4)
     picture(COLOURS["red"], 0).save(tmp_path / "one.png")
     peaks = []
     for n in (1000, 10_000):
@@ -438,13 +445,13 @@ def test_listing_takes_no_more_memory_for_more_images(tmp_path: Path, monkeypatc
         for i in range(n):
             os.link(tmp_path / "one.png", folder / f"{i}.png")
         tracemalloc.start()
-        assert listing.write_listing([str(folder)], tmp_path / f"listing-{n}").images == n
+        assert write_listing([str(folder)], tmp_path / f"listing-{n}").images == n
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 8 * 10_000 / 64
 
 
-def test_links_are_followed_once_and_hidden_things_left_out(tmp_path: Path):
+def test_links_are_followed_once_and_hidden_files_are_skipped(tmp_path: Path):
     picture(COLOURS["red"], 0).save(tmp_path / "a.png")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
@@ -452,11 +459,11 @@ def test_links_are_followed_once_and_hidden_things_left_out(tmp_path: Path):
     (tmp_path / "sub" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     for hidden in (".c.png", "notes.txt"):
         (tmp_path / hidden).write_bytes(b"")
-    found = sorted(entry.path for entry in listing.walk_folder(str(tmp_path)))
-    assert found == [str(tmp_path / name) for name in ("a.png", "sub/b.PNG", "sub/dangling.jpg")]
+    paths = sorted(entry.path for entry in walk_folder(str(tmp_path)))
+    assert paths == [str(tmp_path / name) for name in ("a.png", "sub/b.PNG", "sub/dangling.jpg")]
 
 
-def test_a_folder_has_its_own_path_however_many_links_lead_to_it(tmp_path: Path):
+def test_a_folder_keeps_its_own_path_whatever_links_lead_to_it(tmp_path: Path):
     for i in range(8):
         (tmp_path / "in" / f"{i}-real").mkdir(parents=True)
         picture(COLOURS["red"], i).save(tmp_path / "in" / f"{i}-real" / "x.png")
@@ -465,14 +472,14 @@ def test_a_folder_has_its_own_path_however_many_links_lead_to_it(tmp_path: Path)
     picture(COLOURS["red"], 9).save(tmp_path / "out" / "sub" / "x.png")
     for name in "cab":
         (tmp_path / "in" / name).symlink_to(tmp_path / "out")
-    found = sorted(entry.path for entry in listing.walk_folder(str(tmp_path / "in")))
+    paths = sorted(entry.path for entry in walk_folder(str(tmp_path / "in")))
     real = [str(tmp_path / "in" / f"{i}-real" / "x.png") for i in range(8)]
-    assert found == [*real, str(tmp_path / "in" / "a" / "sub" / "x.png")]
+    assert paths == [*real, str(tmp_path / "in" / "a" / "sub" / "x.png")]
 
 
-def test_tar_shards_give_the_rows_of_the_folder_they_hold(run: vitrail.Run, colours: Path, tmp_path: Path):
+def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail.Run, colours: Path, tmp_path: Path):
     assert main(["shard", str(colours), str(tmp_path / "shards"), "--images", "15", "--quiet"]) == 0
-    vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "out", workers=2)
+    vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "out", processes=2)
     shards = sorted((tmp_path / "shards").rglob("*.tar"))
     assert len(shards) > 2
     expected = {}
@@ -481,8 +488,8 @@ def test_tar_shards_give_the_rows_of_the_folder_they_hold(run: vitrail.Run, colo
         expected[path.relative_to(colours).with_suffix("").as_posix()] = (best.label, best.probability)
     rows = rows_in(tmp_path / "out")
     assert len(rows) == len(expected) == 84
-    in_turn = [shard for shard, _ in groupby(row["path"].rsplit(":", 1)[0] for row in rows)]
-    assert sorted(in_turn) == list(map(str, shards))  # each is read from its begin to its end
+    read_order = [shard for shard, _ in groupby(row["path"].rsplit(":", 1)[0] for row in rows)]
+    assert sorted(read_order) == list(map(str, shards))  # each is read in one go
     for row in rows:
         name = row["path"].rsplit(":", 1)[1].removesuffix(".png")
         label, probability = next(expected[key] for key in expected if name.endswith(key) or key.endswith(name))
@@ -492,88 +499,88 @@ def test_tar_shards_give_the_rows_of_the_folder_they_hold(run: vitrail.Run, colo
     content[at + 10] ^= 1
     shards[0].write_bytes(content)
     shards[1].unlink()
-    found = vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "damaged", workers=1)
+    summary = vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "damaged", processes=1)
     errors = {row["error"] for row in rows_in(tmp_path / "damaged")}
     assert errors == {None, "its bytes are not those that were indexed (SHA-256)", "the shard is not there"}
-    assert (found.images, found.unreadable) == (84, 1 + sum(str(shards[1]) in row["path"] for row in rows))
+    assert (summary.images, summary.unreadable) == (84, 1 + sum(str(shards[1]) in row["path"] for row in rows))
 
 
-# what is killed
+# kills
 
 
-def test_a_killed_worker_costs_nothing(
-    begin: Callable[..., Command], run: vitrail.Run, many: Path, undisturbed: Path, tmp_path: Path
+def test_a_killed_worker_loses_nothing(
+    start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
-    words = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--workers", 2)
-    command = begin(*words, fresh=True)
+    words = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 2)
+    command = start_command(*words, fresh=True)
     for parts in (2, 10, 20):
-        command.until(lambda parts=parts: notes(tmp_path / "out") >= parts)
+        command.wait_until(lambda parts=parts: count_manifests(tmp_path / "out") >= parts)
         os.kill(random.Random(parts).choice(command.workers), signal.SIGKILL)
-    code, document, _ = command.ended()
+    code, document, _ = command.wait()
     assert (code, document["images"], document["unreadable"], document["parts"]) == (1, IMAGES, 1, PARTS)
-    assert hashes(tmp_path / "out") == hashes(undisturbed)
+    assert part_digests(tmp_path / "out") == part_digests(uninterrupted)
 
 
-def test_a_killed_command_goes_on_where_it_was(
-    begin: Callable[..., Command], run: vitrail.Run, many: Path, undisturbed: Path, tmp_path: Path
+def test_a_killed_command_resumes(
+    start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
     out = tmp_path / "out"
-    words = (run.folder, many, "--out", out, "--part-images", 64, "--workers", 2)
-    kept: dict[Path, int] = {}
+    words = (run.folder, many, "--out", out, "--part-images", 64, "--processes", 2)
+    finished: dict[Path, int] = {}
     for parts in (1, 12):
-        command = begin(*words, "--resume")
-        command.until(lambda parts=parts: notes(out) >= parts)
+        command = start_command(*words, "--resume")
+        command.wait_until(lambda parts=parts: count_manifests(out) >= parts)
         workers = command.workers
         command.kill()
-        command_left = time.monotonic() + 30
-        while any(map(alive, workers)):  # they notice that nobody wants their parts any more
-            assert time.monotonic() < command_left
+        deadline = time.monotonic() + 30
+        while any(map(is_alive, workers)):  # they notice that their parent is gone
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-        now = {file: file.stat().st_mtime_ns for file in out.glob("part-*") if has_note(out, file)}
-        assert all(now[file] == changed for file, changed in kept.items())  # what was done was not done again
-        kept = now
-    code, document, _ = begin(*words, "--resume").ended()
-    assert (code, document["images"], document["resumed"]) == (1, IMAGES, len(kept))
-    assert all(file.stat().st_mtime_ns == changed for file, changed in kept.items())
-    assert hashes(out) == hashes(undisturbed)
+        now = {file: file.stat().st_mtime_ns for file in out.glob("part-*") if has_manifest(out, file)}
+        assert all(now[file] == changed for file, changed in finished.items())  # finished parts are not predicted again
+        finished = now
+    code, document, _ = start_command(*words, "--resume").wait()
+    assert (code, document["images"], document["resumed"]) == (1, IMAGES, len(finished))
+    assert all(file.stat().st_mtime_ns == changed for file, changed in finished.items())
+    assert part_digests(out) == part_digests(uninterrupted)
     assert len({row["path"] for row in rows_in(out)}) == len(rows_in(out)) == IMAGES
-    assert not (list(out.rglob(".*")) or list(out.rglob("listing*")))  # nothing is left lying about
-    code, document, _ = begin(*words, "--resume").ended()
+    assert not (list(out.rglob(".*")) or list(out.rglob("listing*")))  # no temporary files remain
+    code, document, _ = start_command(*words, "--resume").wait()
     assert (document["resumed"], document["images_per_second"]) == (PARTS, 0)
 
 
-def has_note(out: Path, file: Path) -> bool:
+def has_manifest(out: Path, file: Path) -> bool:
     return (out / "_vitrail" / f"{file.stem}.json").exists()
 
 
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
-    begin: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path
+def test_ctrl_c_keeps_finished_parts_and_explains_how_to_resume(
+    start_command: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path
 ):
-    command = begin(run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--workers", 2)
-    command.until(lambda: notes(tmp_path / "out") >= 2)
+    command = start_command(run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 2)
+    command.wait_until(lambda: count_manifests(tmp_path / "out") >= 2)
     workers = command.workers
     command.send(signal.SIGINT)
-    code, document, _ = command.ended()
+    code, document, _ = command.wait()
     assert code == 130
-    assert document["error"].startswith("stopped; ") and f"of {PARTS} parts are done and kept" in document["error"]
+    assert document["error"].startswith("stopped; ") and f"of {PARTS} parts are done" in document["error"]
     assert "--resume" in document["hint"]
-    assert not any(map(alive, workers))
+    assert not any(map(is_alive, workers))
 
 
-def test_a_part_without_its_note_or_its_bytes_is_done_again(
-    run: vitrail.Run, many: Path, undisturbed: Path, tmp_path: Path
+def test_a_part_without_manifest_or_bytes_is_predicted_again(
+    run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
     out = tmp_path / "out"
-    options = {"part_images": 448, "workers": 2}
+    options = {"part_images": 448, "processes": 2}
     vitrail.predict_all(run.folder, many, out, **options)
-    before = hashes(out)
+    before = part_digests(out)
     (out / "_vitrail/part-000001.json").unlink()
     (out / "part-000002.parquet").write_bytes((out / "part-000002.parquet").read_bytes()[:-1])
     (out / "part-000003.parquet").unlink()
     (out / "_vitrail/part-000004.json").write_text("{")
-    found = vitrail.predict_all(run.folder, many, out, resume=True, **options)
-    assert (found.parts, found.resumed) == (5, 1)
-    assert hashes(out) == before
+    summary = vitrail.predict_all(run.folder, many, out, resume=True, **options)
+    assert (summary.parts, summary.resumed) == (5, 1)
+    assert part_digests(out) == before
 
 
 def test_an_image_that_kills_processes_is_named(
@@ -581,77 +588,77 @@ def test_an_image_that_kills_processes_is_named(
 ):
     decode = vitrail.prediction.rows.decode
 
-    def deadly(path: str, channels: int) -> torch.Tensor:
+    def decode_or_die(path: str, channels: int) -> torch.Tensor:
         if path.endswith("01100.png"):
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(path, channels)
 
-    monkeypatch.setattr("vitrail.prediction.rows.decode", deadly)
-    words = r"a process died 3 times with images from .*/01\d+.png to .*/01\d+.png: killed by SIGKILL"
+    monkeypatch.setattr("vitrail.prediction.rows.decode", decode_or_die)
+    words = r"a process died 3 times on the images from .*/01\d+.png to .*/01\d+.png: killed by SIGKILL"
     with pytest.raises(VitrailError, match=words):
-        vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, workers=2, batch=16)
+        vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, processes=2, batch_size=16)
     monkeypatch.undo()
-    kept = notes(tmp_path / "out")
-    found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, workers=2, resume=True)
-    assert found.resumed == kept > 0
+    finished = count_manifests(tmp_path / "out")
+    summary = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, processes=2, resume=True)
+    assert summary.resumed == finished > 0
 
 
-def test_a_part_that_kills_processes_as_they_write_it_is_named(
+def test_a_part_that_kills_processes_during_writing_is_named(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     kill = lambda *content: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
     monkeypatch.setattr("vitrail.prediction.part_job.part_manifest", kill)
     with pytest.raises(VitrailError, match="a process died 3 times while it wrote part 0: killed by SIGKILL"):
-        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch=24, workers=1)
+        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch_size=24, processes=1)
 
 
-def test_what_a_dead_process_had_in_hand_goes_to_one_that_has_nothing_to_do(
+def test_the_part_of_a_dead_process_goes_to_an_idle_one(
     run: vitrail.Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     decode, once = vitrail.prediction.rows.decode, tmp_path / "once"
 
-    def deadly(path: str, channels: int) -> torch.Tensor:
+    def decode_or_die(path: str, channels: int) -> torch.Tensor:
         if path.endswith("01999.png") and not once.exists():
             once.touch()
-            time.sleep(3)  # the other one has done all the rest by now
+            time.sleep(3)  # the other one has finished all other parts by now
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(path, channels)
 
-    monkeypatch.setattr("vitrail.prediction.rows.decode", deadly)
-    found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=500, workers=2, batch=250)
+    monkeypatch.setattr("vitrail.prediction.rows.decode", decode_or_die)
+    summary = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=500, processes=2, batch_size=250)
     assert once.exists()
-    assert found.images == IMAGES
+    assert summary.images == IMAGES
 
 
-# what is refused
+# refusals
 
 
-def test_what_was_asked_for_otherwise_is_refused_and_nothing_is_lost(
+def test_other_options_are_refused_and_nothing_is_lost(
     run: vitrail.Run, clf: vitrail.Classifier, make_folder: Callable[..., Path], tmp_path: Path
 ):
     photos, out = make_folder("photos", 4), tmp_path / "out"
-    vitrail.predict_all(run.folder, photos, out, workers=1)
-    before = hashes(out)
-    with pytest.raises(UsageError, match="has predictions already"):
+    vitrail.predict_all(run.folder, photos, out, processes=1)
+    before = part_digests(out)
+    with pytest.raises(UsageError, match="already has predictions"):
         vitrail.predict_all(run.folder, photos, out)
     other = vitrail.Classifier(clf.vit, clf.classes, clf.preprocess, clf.temperature * 2)
     other.save(tmp_path / "other.safetensors")
-    for words, said in (
+    for change, message in (
         ({"model": tmp_path / "other.safetensors"}, "the model is another"),
-        ({"top": 2}, "top is 2, and was 1"),
-        ({"format": "csv"}, "format is csv, and was parquet"),
-        ({"embedding": True}, "embedding is True, and was False"),
-        ({"part_images": 100}, "part-images is 128, and was 64"),
-        ({"fast": True}, "fast is True"),
-        ({"sources": [photos, photos]}, "there are 16 images, and were 8"),
+        ({"top": 2}, "top is 2, before 1"),
+        ({"format": "csv"}, "format is csv, before parquet"),
+        ({"embedding": True}, "embedding is True, before False"),
+        ({"part_images": 100}, "part-images is 128, before 64"),
+        ({"precision": "bf16"}, "precision is bf16, before fp32"),
+        ({"sources": [photos, photos]}, "there are 16 images, before 8"),
     ):
-        asked = {"model": run.folder, "sources": photos, "out": out, "resume": True, **words}
-        with pytest.raises(UsageError, match=said):
-            vitrail.predict_all(**asked)
+        arguments = {"model": run.folder, "sources": photos, "out": out, "resume": True, **change}
+        with pytest.raises(UsageError, match=message):
+            vitrail.predict_all(**arguments)
     picture(COLOURS["blue"], 99, (20, 20)).save(photos / "red" / "1.png")
     with pytest.raises(UsageError, match="some images have another path, size or time"):
         vitrail.predict_all(run.folder, photos, out, resume=True)
-    assert hashes(out) == before
+    assert part_digests(out) == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="other files"):
@@ -663,25 +670,27 @@ def test_what_was_asked_for_otherwise_is_refused_and_nothing_is_lost(
         vitrail.predict_all(run.folder, tmp_path / "empty", tmp_path / "new")
     with pytest.raises(UsageError, match="there is no folder, table or file"):
         vitrail.predict_all(run.folder, tmp_path / "fotos", tmp_path / "new")
-    found = vitrail.predict_all(run.folder, photos, tmp_path / "new", workers=1)  # the mistake took no place
-    assert found.images == 8
+    summary = vitrail.predict_all(run.folder, photos, tmp_path / "new", processes=1)  # the failed attempt left nothing
+    assert summary.images == 8
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"format": "xlsx"}, "format 'xlsx' is not known"),
         ({"top": 0}, "top is 0"),
         ({"slice": (3, 2)}, "slice is 3/2"),
         ({"slice": (0, 2)}, "slice is 0/2"),
-        ({"workers": 0}, "workers is 0"),
+        ({"processes": 0}, "processes is 0"),
         ({"part_images": 0}, "part_images is 0"),
-        ({"ray_address": "auto"}, "is for --engine ray"),
+        ({"ray_address": "auto"}, "needs --engine ray"),
+        ({"workers": 2}, "use --processes"),
+        ({"workers": 2, "engine": "ray"}, "not for Ray"),
         ({"engine": "spark"}, "engine 'spark' is not known"),
     ],
 )
-def test_options_out_of_bounds_are_refused(tmp_path: Path, options: dict[str, Any], said: str):
-    with pytest.raises(UsageError, match=said):
+def test_options_out_of_bounds_are_refused(tmp_path: Path, options: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
         vitrail.predict_all("nowhere", tmp_path, tmp_path / "out", **options)
 
 
@@ -693,24 +702,26 @@ def test_options_for_a_folder_need_one(capsys: pytest.CaptureFixture[str]):
     assert "I/N" in json.loads(capsys.readouterr().out)["error"]
 
 
-def test_two_at_once_are_refused(begin: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path):
-    words = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--workers", 1, "--resume")
-    first = begin(*words)
-    first.until(lambda: notes(tmp_path / "out") >= 1)
+def test_two_commands_at_once_are_refused(
+    start_command: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path
+):
+    words = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 1, "--resume")
+    first = start_command(*words)
+    first.wait_until(lambda: count_manifests(tmp_path / "out") >= 1)
     first.send(signal.SIGSTOP)
-    code, document, _ = begin(*words).ended()
-    assert code == 2 and "another process is at work" in document["error"]
+    code, document, _ = start_command(*words).wait()
+    assert code == 2 and "another process is predicting into" in document["error"]
 
 
-def test_machines_share_the_parts(run: vitrail.Run, many: Path, undisturbed: Path, tmp_path: Path):
-    out, found = tmp_path / "out", []
+def test_machines_share_the_parts_by_slices(run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path):
+    out, summaries = tmp_path / "out", []
     for i in (3, 1, 2):
-        found.append(vitrail.predict_all(run.folder, many, out, part_images=64, workers=2, slice=(i, 3)))
-    assert [each.parts_done for each in found] == [10, 11, 11]
-    assert [each.complete for each in found] == [False, False, True]
-    assert sum(each.images for each in found) == IMAGES
-    assert hashes(out) == hashes(undisturbed)
-    with pytest.raises(UsageError, match="slice 2/3 of .* has predictions already"):
+        summaries.append(vitrail.predict_all(run.folder, many, out, part_images=64, processes=2, slice=(i, 3)))
+    assert [each.parts_done for each in summaries] == [10, 11, 11]
+    assert [each.complete for each in summaries] == [False, False, True]
+    assert sum(each.images for each in summaries) == IMAGES
+    assert part_digests(out) == part_digests(uninterrupted)
+    with pytest.raises(UsageError, match="slice 2/3 of .* already has predictions"):
         vitrail.predict_all(run.folder, many, out, part_images=64, slice=(2, 3))
 
 
@@ -725,122 +736,183 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_keeps_what_is_done(
+def test_a_full_disk_keeps_finished_parts(
     run: vitrail.Run, colours: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = small_disk / "list.csv"
     table.write_text("path\n" + f"{colours / 'test/red/0.png'}\n" * 1000)
-    out, options = small_disk / "out", {"part_images": 64, "workers": 2, "embedding": True}
+    out, options = small_disk / "out", {"part_images": 64, "processes": 2, "embedding": True}
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"0" * 40_000)
     with pytest.raises(VitrailError, match="cannot be written: No space left on device"):
         vitrail.predict_all(run.folder, table, out, **options)
-    said = capsys.readouterr().err
-    kept = notes(out)
-    assert f"{kept} of 16 parts are done and kept; the same command with --resume goes on" in said
+    finished = count_manifests(out)
+    message = f"{finished} of 16 parts are done; run the same command with --resume"
+    assert message in capsys.readouterr().err
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=3m", small_disk], check=True)
-    found = vitrail.predict_all(run.folder, table, out, resume=True, **options)
-    assert (found.images, found.resumed) == (1000, kept)
+    summary = vitrail.predict_all(run.folder, table, out, resume=True, **options)
+    assert (summary.images, summary.resumed) == (1000, finished)
     assert len(rows_in(out)) == 1000
-    hashes(out)
+    part_digests(out)
 
 
-def test_a_folder_that_may_not_be_written_is_said_in_a_sentence(run: vitrail.Run, colours: Path, small_disk: Path):
+def test_a_read_only_folder_is_an_error_of_one_sentence(run: vitrail.Run, colours: Path, small_disk: Path):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(VitrailError, match="out cannot be written: Read-only file system"):
         vitrail.predict_all(run.folder, colours / "test", small_disk / "out")
 
 
-def test_reading_processes_beside_one_that_predicts_give_the_same(
-    run: vitrail.Run, many: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def stream_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicts as on a GPU: in one process, with data-loading workers."""
+
+    def engine(
+        job: PartJob, parts: Sequence[Part], options: PredictOptions, on_images: Callable[[int], object]
+    ) -> None:
+        gpu_stream.predict_in_stream(job, parts, 2, on_images)
+
+    monkeypatch.setattr("vitrail.prediction.predict.resolve_engine", lambda options: engine)
+
+
+@pytest.mark.usefixtures("stream_engine")
+@pytest.mark.parametrize("batch_size", [64, 50])
+def test_a_stream_with_data_loading_workers_gives_the_same(
+    run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path, batch_size: int
 ):
-    """As it is done on a GPU."""
+    summary = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, batch_size=batch_size)
+    assert (summary.images, summary.unreadable) == (IMAGES, 1)
+    if batch_size == 64:  # another size may change the last bit of a probability
+        assert part_digests(tmp_path / "out") == part_digests(uninterrupted)
+    ours, theirs = rows_in(tmp_path / "out"), rows_in(uninterrupted)
+    assert [(row["path"], row["label"], row["error"]) for row in ours] == [
+        (row["path"], row["label"], row["error"]) for row in theirs
+    ]
 
-    def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
-        local.stream_to_gpu(task, pieces, 2, tell)
 
-    monkeypatch.setattr("vitrail.prediction.predict.predict_locally", with_readers)
-    found = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64)
-    assert (found.images, found.unreadable) == (IMAGES, 1)
-    assert hashes(tmp_path / "out") == hashes(undisturbed)
-
-
-def test_a_fault_of_ours_in_a_reading_process_is_not_called_its_death(
+@pytest.mark.usefixtures("stream_engine")
+def test_an_error_in_a_data_loading_worker_is_not_reported_as_its_death(
     run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def faulty(path: str, channels: int) -> torch.Tensor:
-        raise RuntimeError("a fault of ours")
+    def fail(path: str, channels: int) -> torch.Tensor:
+        raise RuntimeError("an error of ours")
 
-    def with_readers(task: Any, pieces: Any, workers: Any, tell: Any) -> None:
-        local.stream_to_gpu(task, pieces, 1, tell)
-
-    monkeypatch.setattr("vitrail.prediction.rows.decode", faulty)
-    monkeypatch.setattr("vitrail.prediction.predict.predict_locally", with_readers)
-    with pytest.raises(RuntimeError, match="a fault of ours"):
+    monkeypatch.setattr("vitrail.prediction.rows.decode", fail)
+    with pytest.raises(RuntimeError, match="an error of ours"):
         vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
+
+
+@pytest.mark.usefixtures("stream_engine")
+def test_a_data_loading_worker_that_dies_is_an_error_of_one_sentence(
+    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vitrail.prediction.rows.decode", lambda path, channels: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(VitrailError, match="a data-loading worker died"):
+        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
+
+
+# folders of earlier versions
+
+
+def test_a_plan_of_version_1_is_read():
+    old = {
+        "model": "m",
+        "images": 1,
+        "fingerprint": "f",
+        "part_images": 64,
+        "format": "csv",
+        "top": 1,
+        "embedding": False,
+    }
+    assert [Plan.from_json({**old, "fast": fast}).precision for fast in (False, True)] == ["fp32", "bf16"]
+    plan = Plan.from_json({**old, "fast": True})
+    assert Plan.from_json(plan.to_json()) == plan
+    for document in (old, {**old, "precision": "fp32", "version": 99}, {**plan.to_json(), "fast": True}):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            Plan.from_json(document)
+
+
+def test_predictions_of_version_1_resume(run: vitrail.Run, colours: Path, tmp_path: Path):
+    vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", processes=1)
+    plan_path = tmp_path / "out" / "_vitrail" / "plan.json"
+    plan = json.loads(plan_path.read_text())
+    assert (plan.pop("version"), plan.pop("precision")) == (2, "fp32")
+    plan_path.write_text(json.dumps({**plan, "fast": False}))
+    summary = vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", resume=True)
+    assert (summary.resumed, summary.images) == (1, 24)
+    with pytest.raises(UsageError, match="precision is bf16, before fp32"):
+        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", resume=True, precision="bf16")
+
+
+def test_the_digest_of_a_model_does_not_change_from_version_to_version():
+    config = vitrail.ViTConfig(width=32, depth=1, heads=2, mlp_width=64, patch=8, image_size=16, classes=2)
+    vit = vitrail.ViT(config)
+    with torch.no_grad():
+        for tensor in vit.state_dict().values():
+            tensor.fill_(0.25)
+    classifier = vitrail.Classifier(vit, ("a", "b"), Preprocess(image_size=(16, 16)), 1.5)
+    assert classifier_digest(classifier) == "4935ca5aa3d61a87e14e4ec1eb314cf4618bd2b6a1cba34ac708a954e07e80bf"
 
 
 # Ray
 
 
-def test_without_ray_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_ray_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(UsageError, match="ray.* is not installed"):
         vitrail.predict_all("cifar10-small", tmp_path, tmp_path / "out", engine="ray")
 
 
-def test_threads_that_no_node_has_cores_for_are_refused():
-    from vitrail.prediction.ray import count_actor_slots
+def test_more_threads_than_any_node_has_cores_are_refused():
 
     nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
-    assert [count_actor_slots(nodes, threads, on_gpu=False) for threads in (1, 2, 3, 4)] == [6, 3, 1, 1]
-    assert count_actor_slots(nodes, 2, on_gpu=True) == 1
-    for threads, on_gpu in ((5, False), (3, True)):
+    assert [count_actor_slots(nodes, threads, use_gpu=False) for threads in (1, 2, 3, 4)] == [6, 3, 1, 1]
+    assert count_actor_slots(nodes, 2, use_gpu=True) == 1
+    for threads, use_gpu in ((5, False), (3, True)):
         with pytest.raises(UsageError, match=f"no node of the Ray cluster has {threads} cores"):
-            count_actor_slots(nodes, threads, on_gpu)
-    assert count_actor_slots([{"memory": 1.0}], 8, on_gpu=False) == 0  # nodes that have cores may come
+            count_actor_slots(nodes, threads, use_gpu)
+    assert count_actor_slots([{"memory": 1.0}], 8, use_gpu=False) == 0  # nodes with cores may join later
 
 
-def test_without_pyarrow_csv_is_left(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_csv_works_without_pyarrow(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="needs pyarrow"):
         vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
-    found = vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", format="csv", workers=1)
-    assert found.images == len(rows_in(tmp_path / "out", "csv")) == 24
+    summary = vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", format="csv", processes=1)
+    assert summary.images == len(rows_in(tmp_path / "out", "csv")) == 24
 
 
-def processes_below(pid: int) -> list[int]:
-    """A process's children, and theirs."""
-    found = []
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    pids = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
         try:
-            found += [int(word) for word in (task / "children").read_text().split()]
+            pids += [int(word) for word in (task / "children").read_text().split()]
         except OSError:
             continue
-    return found + [below for child in found for below in processes_below(child)]
+    return pids + [below for child in pids for below in descendants(child)]
 
 
-def actors(pid: int) -> list[int]:
-    """Ray's processes below this one that hold a model."""
-    found = []
-    for each in processes_below(pid):
+def actor_pids(pid: int) -> list[int]:
+    """The Ray actors among the descendants of a process."""
+    pids = []
+    for each in descendants(pid):
         try:
             if b"MapWorker" in Path(f"/proc/{each}/cmdline").read_bytes():
-                found.append(each)
+                pids.append(each)
         except OSError:
             continue
-    return found
+    return pids
 
 
 @pytest.mark.scale
 @pytest.mark.filterwarnings("ignore")
 def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
-    begin: Callable[..., Command],
+    start_command: Callable[..., Command],
     run: vitrail.Run,
     many: Path,
-    undisturbed: Path,
+    uninterrupted: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -849,53 +921,58 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
 
     from ray.cluster_utils import Cluster
 
-    place = tempfile.mkdtemp(prefix="ray-")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else its processes stand behind all others of a busy machine
+    folder = tempfile.mkdtemp(prefix="ray-")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else its processes wait for all others on a busy machine
     options = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "temp_dir": place})
+    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "temp_dir": folder})
     nodes = [cluster.add_node(**options) for _ in range(2)]
     words = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
     try:
-        code, document, _ = begin(
+        code, document, _ = start_command(
             run.folder, many, "--out", tmp_path / "none", *words, "--threads", 2, fresh=True
-        ).ended()
+        ).wait()
         assert (code, document["error"]) == (2, "no node of the Ray cluster has 2 cores for a process")
 
         out = tmp_path / "worker"
-        command = begin(run.folder, many, "--out", out, *words, fresh=True)
-        command.until(lambda: notes(out) >= 2 and len(actors(os.getpid())) >= 2)
-        os.kill(actors(os.getpid())[0], signal.SIGKILL)
-        code, document, said = command.ended()
+        command = start_command(run.folder, many, "--out", out, *words, fresh=True)
+        command.wait_until(lambda: count_manifests(out) >= 2 and len(actor_pids(os.getpid())) >= 2)
+        os.kill(actor_pids(os.getpid())[0], signal.SIGKILL)
+        code, document, err = command.wait()
         assert "error" not in document, document
-        assert (code, document["images"], document["unreadable"], document["complete"]) == (1, IMAGES, 1, True), said
-        assert hashes(out) == hashes(undisturbed)
+        assert (code, document["images"], document["unreadable"], document["complete"]) == (1, IMAGES, 1, True), err
+        assert part_digests(out) == part_digests(uninterrupted)
 
         out = tmp_path / "node"
-        command = begin(run.folder, many, "--out", out, *words, fresh=True)
-        command.until(lambda: notes(out) >= 2 and len(actors(os.getpid())) >= 3)
+        command = start_command(run.folder, many, "--out", out, *words, fresh=True)
+        command.wait_until(lambda: count_manifests(out) >= 2 and len(actor_pids(os.getpid())) >= 3)
         cluster.remove_node(nodes[0], allow_graceful=False)
-        code, document, said = command.ended()
+        code, document, err = command.wait()
         assert "error" not in document, document
-        assert (code, document["images"], document["unreadable"], document["complete"]) == (1, IMAGES, 1, True), said
-        assert hashes(out) == hashes(undisturbed)
+        assert (code, document["images"], document["unreadable"], document["complete"]) == (1, IMAGES, 1, True), err
+        assert part_digests(out) == part_digests(uninterrupted)
     finally:
         cluster.shutdown()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.scale
 @pytest.mark.filterwarnings("ignore")
-def test_ray_says_what_is_wrong_and_another_engine_goes_on(
-    begin: Callable[..., Command], run: vitrail.Run, many: Path, undisturbed: Path, small_disk: Path, tmp_path: Path
+def test_ray_reports_a_failure_and_another_engine_resumes(
+    start_command: Callable[..., Command],
+    run: vitrail.Run,
+    many: Path,
+    uninterrupted: Path,
+    small_disk: Path,
+    tmp_path: Path,
 ):
     pytest.importorskip("ray.data")
     out = small_disk / "out"
     words = (run.folder, many, "--out", out, "--part-images", 64)
-    code, document, said = begin(*words, "--engine", "ray", "--workers", 1, fresh=True).ended()
-    assert (code, document["error"].rsplit(": ")[-1]) == (1, "No space left on device"), said
-    kept = notes(out)
-    assert f"{kept} of {PARTS} parts are done and kept" in said
+    code, document, err = start_command(*words, "--engine", "ray", "--processes", 1, fresh=True).wait()
+    assert (code, document["error"].rsplit(": ")[-1]) == (1, "No space left on device"), err
+    finished = count_manifests(out)
+    assert f"{finished} of {PARTS} parts are done" in err
     subprocess.run(["mount", "-o", "remount,size=5m", small_disk], check=True)
-    code, document, _ = begin(*words, "--resume", "--workers", 2).ended()
-    assert (code, document["images"], document["resumed"]) == (1, IMAGES, kept)
-    assert hashes(out) == hashes(undisturbed)
+    code, document, _ = start_command(*words, "--resume", "--processes", 2).wait()
+    assert (code, document["images"], document["resumed"]) == (1, IMAGES, finished)
+    assert part_digests(out) == part_digests(uninterrupted)

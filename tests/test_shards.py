@@ -992,18 +992,18 @@ def test_predictions_stop_at_an_outage_and_go_on_after_it(
     monkeypatch.setenv("VITRAIL_CACHE_GIB", "0")
     server = serve(shards)
     words = (run.folder, [server.address, server.address])  # 72 images: a part of 64, and one of 8
-    found = vitrail.predict_all(*words, tmp_path / "undisturbed", part_images=64, workers=1)
+    found = vitrail.predict_all(*words, tmp_path / "undisturbed", part_images=64, processes=1)
     assert (found.images, found.unreadable, found.parts) == (72, 0, 2)
     server.last = 2 * len(server.asked) - 1  # the last shard of the second part is out of reach
     with pytest.raises(VitrailError, match="does not answer") as caught:
-        vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1)
+        vitrail.predict_all(*words, tmp_path / "out", part_images=64, processes=1)
     assert "--resume" in caught.value.hint
     assert "1 of 2 parts are done and kept" in capsys.readouterr().err
     server.last = len(server.asked) + 1  # the index alone
     with pytest.raises(VitrailError, match=r"http://127.*cannot be read: .* does not answer"):
         vitrail.predict_all(*words, tmp_path / "out", part_images=64, resume=True)
     server.last = math.inf
-    again = vitrail.predict_all(*words, tmp_path / "out", part_images=64, workers=1, resume=True)
+    again = vitrail.predict_all(*words, tmp_path / "out", part_images=64, processes=1, resume=True)
     assert (again.images, again.unreadable, again.resumed) == (72, 0, 1)
     for part in sorted((tmp_path / "undisturbed").glob("part-*")):
         assert (tmp_path / "out" / part.name).read_bytes() == part.read_bytes()

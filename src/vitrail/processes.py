@@ -7,6 +7,7 @@ send `Failed`; the parent reads `Exited` once a worker is gone.
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -17,6 +18,8 @@ from typing import Any, Literal
 
 from vitrail.errors import VitrailError
 
+# A fork starts at once and shares memory. On other systems than Linux some libraries do not survive it.
+FORK_ON_LINUX: Literal["fork", "spawn"] = "fork" if sys.platform.startswith("linux") else "spawn"
 POLL_SECONDS = 1.0  # how often an idle worker checks that its parent is alive
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from vitrail.data.decode import decode
 from vitrail.data.folder import images_below, refuse_strange
 from vitrail.errors import UsageError
-from vitrail.prediction.listing import is_shard_source, translate_read_errors
 from vitrail.prediction.shard_members import ShardMember, list_shard_members, read_shard_member
+from vitrail.prediction.sources import is_shard_source, translate_read_errors
 
 
 @dataclass(frozen=True)

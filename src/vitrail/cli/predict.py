@@ -22,7 +22,8 @@ from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters, progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
-from vitrail.prediction.predict import PredictOptions, PredictSummary, predict_all
+from vitrail.prediction import PredictSummary, predict_all
+from vitrail.prediction.options import PredictOptions
 
 SHOWN = 10  # classes in the table of what was found
 
@@ -34,8 +35,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "images", metavar="SOURCE", nargs="+", help="image files, folders, tar shards; with --out tables too"
     )
     parser.add_argument("--top", type=int, metavar="N", help="classes to name for each image (5; 1 with --out)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time")
-    parser.add_argument("--fast", action="store_true", help="in bf16, weights packed: the same labels but for rounding")
+    parser.add_argument("--batch", dest="batch_size", type=int, default=64, metavar="N", help="images at a time")
+    parser.add_argument(
+        "--fast",
+        dest="precision",
+        action="store_const",
+        const="bf16",
+        default="fp32",
+        help="in bf16, weights packed: the same labels but for rounding",
+    )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
     many = parser.add_argument_group("for many images")
     given: dict[str, Any] = {"default": argparse.SUPPRESS}
@@ -43,7 +51,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--format", choices=["parquet", "csv"], help="what the parts are (parquet)", **given)
     many.add_argument("--embedding", action="store_true", help="add the model's features as a column", **given)
     many.add_argument("--resume", action="store_true", help="go on with what was begun in FOLDER", **given)
-    many.add_argument("--workers", type=int, metavar="N", help="processes (as many as cores)", **given)
+    many.add_argument("--processes", type=int, metavar="N", help="model processes on the CPU (one per core)", **given)
+    many.add_argument("--workers", type=int, metavar="N", help="data-loading workers for a GPU (cores - 1)", **given)
     many.add_argument(
         "--part-images", type=int, metavar="N", help="images in a part, which is what a kill costs a process", **given
     )
@@ -69,13 +78,23 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.out is not None:
         asked = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
         return into_folder(predict_all(arguments.model, arguments.images, arguments.out, **asked))
-    for name in ("format", "embedding", "resume", "workers", "part_images", "slice", "engine", "ray_address"):
+    for name in (
+        "format",
+        "embedding",
+        "resume",
+        "processes",
+        "workers",
+        "part_images",
+        "slice",
+        "engine",
+        "ray_address",
+    ):
         if name in vars(arguments):
             raise UsageError(f"--{name.replace('_', '-')} is for predictions into a folder", "add --out FOLDER")
     arguments.top = 5 if arguments.top is None else arguments.top
-    for name in ("top", "batch"):
+    for option, name in (("--top", "top"), ("--batch", "batch_size")):
         if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+            raise UsageError(f"{option} is {getattr(arguments, name)}; it must be at least 1")
     return at_once(arguments)
 
 
@@ -107,19 +126,19 @@ def into_folder(predicted: PredictSummary) -> Answer:
 def at_once(arguments: argparse.Namespace) -> Answer:
     """Predicts images that fit into one answer."""
     classifier = loaded_any(arguments)
-    if arguments.fast:
+    if arguments.precision == "bf16":
         if not isinstance(classifier, Classifier):
             raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
         classifier = classifier.fast()
     images = named_images(arguments.images)
     rows: list[dict[str, Any]] = []
     with progress_bar("predicting", len(images)) as progress:
-        for at in range(0, len(images), arguments.batch):
+        for at in range(0, len(images), arguments.batch_size):
             some: list[dict[str, Any]] = [
-                {"path": image.path, "top": [], "error": None} for image in images[at : at + arguments.batch]
+                {"path": image.path, "top": [], "error": None} for image in images[at : at + arguments.batch_size]
             ]
             pixels = []
-            for image, row in zip(images[at : at + arguments.batch], some, strict=True):
+            for image, row in zip(images[at : at + arguments.batch_size], some, strict=True):
                 try:
                     pixels.append(classifier.read_image(image.read(classifier.preprocess.channels)))
                 except ImageError as error:

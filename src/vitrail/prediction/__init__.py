@@ -1,9 +1,10 @@
-"""Images -> rows on disk: predictions for more images than anybody would hold in memory.
+"""Images -> rows on disk, for more images than fit into memory.
 
-The work is cut into parts of so many images. A part is read, predicted and written by one process, whole or not at
-all, so that killing anything costs a part in work, and doing a part twice changes nothing.
+The work is cut into parts. One process reads, predicts and writes a part. A part is written completely or not at all:
+whatever is killed, at most the work on unfinished parts is lost, and predicting a part twice changes nothing.
 """
 
-from vitrail.prediction.predict import PredictSummary, predict_all
+from vitrail.prediction.predict import predict_all
+from vitrail.prediction.summary import PredictSummary
 
 __all__ = ["PredictSummary", "predict_all"]

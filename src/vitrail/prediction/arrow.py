@@ -1,17 +1,15 @@
-"""What every table of paths or predictions needs: pyarrow, and what no cell of a CSV file may begin with."""
+"""pyarrow, which only parquet needs."""
 
 from typing import Any
 
 from vitrail.errors import UsageError
 
-FORMULA = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet computes
-
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """pyarrow and its parquet; raises `UsageError` where it is not installed."""
+    """Returns `pyarrow` and `pyarrow.parquet`; raises `UsageError` if they are not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UsageError("parquet needs pyarrow", "pip install 'vitrail[parquet]', or take --format csv") from None
+        raise UsageError("parquet needs pyarrow", "pip install 'vitrail[parquet]', or use --format csv") from None
     return pyarrow, pyarrow.parquet

@@ -1,21 +1,22 @@
-"""The folder that predictions are written into: what was asked for, and which parts of it are done.
+"""The folder that predictions are written into: the plan, the parts, and which of them are done.
 
     part-000000.parquet ...      the rows, in the order of the listing
-    _summary.json                how many, and of which class, once all parts are there
-    _vitrail/plan.json           what was asked for; nothing else is ever added to it
-    _vitrail/part-000000.json    a part that is done: its rows, bytes and SHA-256
-    _vitrail/listing-...         the images by part, while the work is under way
+    _summary.json                totals, once all parts are done
+    _vitrail/plan.json           the options that decide the rows; written once
+    _vitrail/part-000000.json    the manifest of a part that is done: its rows, bytes and SHA-256
+    _vitrail/listing-...         the images to predict, until all parts are done
 
-Names that begin with an underscore are passed over by whatever reads a folder of parquet files.
+Readers of parquet folders skip names that begin with an underscore.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from vitrail.errors import UsageError, VitrailError
@@ -24,52 +25,80 @@ from vitrail.prediction.listing import ListingFile, Part
 
 try:
     import fcntl
-except ImportError:  # Windows: two commands at once would do the same work twice, to the same end
+except ImportError:  # Windows: two commands at once do the same work twice, with the same result
     fcntl = None  # type: ignore[assignment]
 
-EXAMPLES = 3  # images that a part names among those that could not be read
+PLAN_VERSION = 2
+MAX_EXAMPLES = 3  # unreadable images that a manifest names
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides every byte of the results; whoever goes on must want the same."""
+    """What decides every byte of the results. A resumed run must have the same plan."""
 
-    model: str  # a digest of the weights and of all that goes with them
+    model: str  # digest of the weights and everything else that decides the output
     images: int
     fingerprint: str  # of the images' paths, sizes and times
     part_images: int
     format: str
     top: int
     embedding: bool
-    fast: bool
+    precision: str
 
     def differences(self, other: "Plan") -> list[str]:
-        """What another plan has otherwise, in words."""
-        said = []
+        """Describes how another plan differs from this one."""
+        texts = []
         if self.model != other.model:
-            said.append("the model is another")
+            texts.append("the model is another")
         if self.images != other.images:
-            said.append(f"there are {other.images:,} images, and were {self.images:,}")
+            texts.append(f"there are {other.images:,} images, before {self.images:,}")
         elif self.fingerprint != other.fingerprint:
-            said.append("some images have another path, size or time")
-        for name in ("part_images", "format", "top", "embedding", "fast"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                said.append(f"{name.replace('_', '-')} is {theirs}, and was {mine}")
-        return said
+            texts.append("some images have another path, size or time")
+        for name in ("part_images", "format", "top", "embedding", "precision"):
+            before, now = getattr(self, name), getattr(other, name)
+            if before != now:
+                texts.append(f"{name.replace('_', '-')} is {now}, before {before}")
+        return texts
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": PLAN_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Plan":
+        """Raises `ValueError`, `TypeError` or `KeyError` for a document that is not a plan."""
+        return cls(**upgrade_plan(document))
+
+
+def upgrade_plan(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a plan; version 1 had `fast` in place of `precision`, and no version."""
+    values = dict(document)
+    version = values.pop("version", 1)
+    if version not in (1, PLAN_VERSION):
+        raise ValueError(f"version {version} is not known")
+    if version == 1:
+        values["precision"] = "bf16" if values.pop("fast") else "fp32"
+    return values
 
 
 @dataclass(frozen=True)
 class PartManifest:
-    """A part that is written."""
+    """What a finished part contains."""
 
     part: int
     rows: int
     unreadable: int
     bytes: int
     sha256: str
-    labels: dict[str, int]  # how many images of each class it found
-    examples: list[list[str]]  # some that could not be read, with the reason
+    labels: dict[str, int]  # images per predicted class
+    examples: list[list[str]]  # some of the unreadable images: path, error
+
+
+def part_manifest(
+    part: int, content: bytes, labels: dict[str, int], errors: Sequence[tuple[str, str]], rows: int
+) -> PartManifest:
+    """Describes a part; `errors` are (path, error) of its unreadable images."""
+    examples = [list(each) for each in errors[:MAX_EXAMPLES]]
+    return PartManifest(part, rows, len(errors), len(content), hashlib.sha256(content).hexdigest(), labels, examples)
 
 
 @dataclass(frozen=True)
@@ -80,19 +109,16 @@ class PredictionFolder:
 
     @property
     def metadata(self) -> Path:
-        """Where the notes lie."""
         return self.path / "_vitrail"
 
     def rows_path(self, part: int, format: str) -> Path:
-        """The file with a part's rows."""
         return self.path / f"part-{part:06}.{format}"
 
     def manifest_path(self, part: int) -> Path:
-        """The file that says that a part is done."""
         return self.metadata / f"part-{part:06}.json"
 
     def create(self) -> None:
-        """The folder, which must be empty or hold predictions; raises `UsageError` where it holds something else."""
+        """Makes the folder; raises `UsageError` if it holds anything but predictions."""
         try:
             if self.path.exists() and not self.metadata.is_dir() and any(self.path.iterdir()):
                 raise UsageError(f"{self.path} has other files in it", "choose another --out")
@@ -103,93 +129,89 @@ class PredictionFolder:
             raise VitrailError(f"{self.path} cannot be written: {error.strerror}", "choose another --out") from None
 
     def read_plan(self) -> Plan | None:
-        """What was asked for, if anything was; raises `VitrailError` for a note that cannot be read."""
+        """Returns the plan, None before there is one; raises `VitrailError` if it is damaged."""
+        path = self.metadata / "plan.json"
         try:
-            return Plan(**json.loads((self.metadata / "plan.json").read_text(encoding="utf-8")))
+            return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError):
-            raise VitrailError(f"{self.metadata / 'plan.json'} cannot be read", "choose another --out") from None
+        except (OSError, ValueError, TypeError, KeyError):
+            raise VitrailError(f"{path} cannot be read", "choose another --out") from None
 
     def claim(self, plan: Plan) -> None:
-        """Takes the folder for this plan; raises `UsageError` where it is taken for another."""
+        """Writes the plan if there is none yet; raises `UsageError` if there is another one.
+
+        Several machines may claim a folder at once: the first link wins, and all of them read the winner.
+        """
         if self.read_plan() is None:
-            aside = self.metadata / f".plan-{uuid4().hex}.json"  # processes of two containers may have one number
-            write_json(aside, asdict(plan))
+            temporary = self.metadata / f".plan-{uuid4().hex}.json"  # a process ID is not unique across containers
+            write_json(temporary, plan.to_json())
             try:
-                os.link(aside, self.metadata / "plan.json")
-            except FileExistsError:  # another machine was quicker
+                os.link(temporary, self.metadata / "plan.json")
+            except FileExistsError:
                 pass
             except OSError:  # a file system without links
-                os.rename(aside, self.metadata / "plan.json")
+                os.rename(temporary, self.metadata / "plan.json")
             finally:
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
             fsync(self.metadata)
-        if (before := self.read_plan()) is not None and (said := before.differences(plan)):
+        if (existing := self.read_plan()) is not None and (differences := existing.differences(plan)):
             raise UsageError(
-                f"{self.path} has predictions that were asked for otherwise: {'; '.join(said)}",
-                "ask as before, or choose another --out",
+                f"{self.path} has predictions with other options: {'; '.join(differences)}",
+                "use the same options, or choose another --out",
             )
 
     def store_listing(self, listing: ListingFile) -> ListingFile:
-        """The listing under a name that every process of this work knows."""
-        place = self.metadata / f"listing-{listing.fingerprint[:16]}"
-        os.replace(listing.file, place)
-        return replace(listing, file=place)
+        """Moves the listing into the folder, under a name that every process of this job derives from it."""
+        path = self.metadata / f"listing-{listing.fingerprint[:16]}"
+        os.replace(listing.file, path)
+        return replace(listing, file=path)
 
-    def write_part(self, done: PartManifest, content: bytes, format: str) -> None:
-        """A part's rows, then the note that they are there; raises `VitrailError` where they cannot be written."""
-        write_atomically(self.rows_path(done.part, format), lambda aside: aside.write_bytes(content))
-        write_json(self.manifest_path(done.part), asdict(done))
+    def write_part(self, manifest: PartManifest, content: bytes, format: str) -> None:
+        """Writes a part's rows, then its manifest; raises `VitrailError` if they cannot be written."""
+        write_atomically(self.rows_path(manifest.part, format), lambda path: path.write_bytes(content))
+        write_json(self.manifest_path(manifest.part), asdict(manifest))
 
-    def read_manifest(self, piece: Part, format: str) -> PartManifest | None:
-        """The note of a part that is there with all its rows and bytes."""
+    def read_manifest(self, part: Part, format: str) -> PartManifest | None:
+        """Returns the manifest of a part whose rows are on disk in full, else None."""
         try:
-            done = PartManifest(**json.loads(self.manifest_path(piece.number).read_text(encoding="utf-8")))
-            size = self.rows_path(piece.number, format).stat().st_size
+            manifest = PartManifest(**json.loads(self.manifest_path(part.number).read_text(encoding="utf-8")))
+            size = self.rows_path(part.number, format).stat().st_size
         except (OSError, ValueError, TypeError):
             return None
-        return done if done.rows == piece.images and done.bytes == size else None
+        return manifest if manifest.rows == part.images and manifest.bytes == size else None
 
     def remove_temporary_files(self) -> None:
-        """Takes away what only work under way needs, and what killed processes left."""
-        for left in (*self.metadata.glob("listing-*"), *self.path.glob(".part-*")):
-            left.unlink(missing_ok=True)
-        for left in self.metadata.glob(".*"):
-            remove_folder(left)
-            if left.is_file():
-                left.unlink()
+        """Removes the listing and what killed processes have left."""
+        for path in (*self.metadata.glob("listing-*"), *self.path.glob(".part-*")):
+            path.unlink(missing_ok=True)
+        for path in self.metadata.glob(".*"):
+            remove_folder(path)
+            if path.is_file():
+                path.unlink()
 
     @contextmanager
-    def lock(self, share: tuple[int, int], resume: bool) -> Iterator[None]:
-        """The right to work on a share of the parts; raises `UsageError` where it was begun before, or is being done.
+    def lock(self, slice: tuple[int, int], resume: bool) -> Iterator[None]:
+        """Locks one slice of the parts; the lock ends with the process, however that ends.
 
-        The lock goes with the process that holds it, however that ends.
+        Raises `UsageError` if another process holds it, or if the slice was started before and `resume` is false.
         """
-        path = self.metadata / f"slice-{share[0]}-of-{share[1]}"
-        what = str(self.path) if share == (1, 1) else f"slice {share[0]}/{share[1]} of {self.path}"
+        path = self.metadata / f"slice-{slice[0]}-of-{slice[1]}"
+        work = str(self.path) if slice == (1, 1) else f"slice {slice[0]}/{slice[1]} of {self.path}"
         if path.exists() and self.read_plan() and not resume:
-            raise UsageError(f"{what} has predictions already", "--resume goes on with them, or choose another --out")
+            raise UsageError(f"{work} already has predictions", "continue with --resume, or choose another --out")
         try:
-            lock = path.open("w")
+            file = path.open("w")
         except OSError as error:
             raise VitrailError(f"{self.metadata} cannot be written: {error.strerror}", "choose another --out") from None
-        with lock:
+        with file:
             try:
                 if fcntl is not None:
-                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
-                    f"another process is at work on {what}", "wait for it, or choose another --out"
+                    f"another process is predicting into {work}", "wait for it, or choose another --out"
                 ) from None
             except OSError:  # a file system without locks
                 pass
             yield
-
-
-def part_manifest(
-    part: int, content: bytes, labels: dict[str, int], errors: list[tuple[str, str]], rows: int
-) -> PartManifest:
-    """The note for a part with this content."""
-    examples = [list(each) for each in errors[:EXAMPLES]]
-    return PartManifest(part, rows, len(errors), len(content), hashlib.sha256(content).hexdigest(), labels, examples)

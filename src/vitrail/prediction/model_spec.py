@@ -1,4 +1,4 @@
-"""Where a model comes from and how it is run: what a process needs in order to open it for itself."""
+"""Which model predicts and how it runs: what a process needs to load it for itself."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from vitrail.weights.config_json import config_to_json
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as it is named, with how it is run; it travels to other processes without the model."""
+    """A model by name or path, and how to run it. Pickling leaves the loaded model behind."""
 
     model: str
     device: str | None = None
     threads: int | None = None
     torch_files: bool = False
-    fast: bool = False
+    precision: str = "fp32"  # or bf16
 
     @property
     def is_onnx(self) -> bool:
@@ -32,32 +32,32 @@ class ModelSpec:
 
     @property
     def device_type(self) -> str:
-        """The device's type: cpu, cuda, mps."""
+        """cpu, cuda or mps; raises `UsageError` for a device that is not available."""
         return (parse_device(self.device or "cpu") if self.is_onnx else pick_device(self.device)).type
 
     @cached_property
-    def _opened(self) -> tuple[BaseClassifier, str]:
+    def _loaded(self) -> tuple[BaseClassifier, str]:
         classifier: BaseClassifier
         if self.is_onnx:
             from vitrail.exporting.onnx_classifier import OnnxClassifier
 
-            if self.fast:
-                raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
+            if self.precision != "fp32":
+                raise UsageError("--precision is for PyTorch models, not for an .onnx file", "leave it out")
             classifier = OnnxClassifier.load(self.model, threads=1, device=self.device or "cpu")
             return classifier, hashlib.sha256(Path(self.model).read_bytes()).hexdigest()
         classifier = load(self.model, device=pick_device(self.device), torch_files=self.torch_files)
-        key = classifier_digest(classifier)
-        return (classifier.fast() if self.fast else classifier), key
+        digest = classifier_digest(classifier)
+        return (classifier.fast() if self.precision == "bf16" else classifier), digest
 
     def load(self) -> BaseClassifier:
-        """The classifier, opened once in a process; raises as loading does.
+        """Returns the classifier, loaded once per process, without threads of its own; raises as `vitrail.load` does.
 
-        It has no threads of its own, for these would not live on in a process that is forked.
+        A process that forks others needs it so: threads do not survive a fork.
         """
-        return self._opened[0]
+        return self._loaded[0]
 
     def load_with_threads(self) -> BaseClassifier:
-        """The classifier for a process that forks no other: a session of ONNX Runtime has all its threads."""
+        """Returns the classifier for a process that forks no others: ONNX Runtime gets all its threads."""
         if self.is_onnx and (self.threads or 1) > 1:
             from vitrail.exporting.onnx_classifier import OnnxClassifier
 
@@ -66,16 +66,19 @@ class ModelSpec:
 
     @property
     def digest(self) -> str:
-        """A digest of everything in the model that decides an answer."""
-        return self._opened[1]
+        """SHA-256 of everything in the model that decides its output."""
+        return self._loaded[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 def classifier_digest(classifier: Classifier) -> str:
-    """A digest of a classifier's weights, config, preprocessing, classes and temperature."""
+    """SHA-256 of a classifier's weights, config, preprocessing, classes and temperature.
+
+    Prediction folders hold it, so it must stay the same from version to version.
+    """
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
-    said = [config_to_json(classifier.vit.config), classifier.preprocess.to_json(), classifier.classes]
-    described = json.dumps([weights_sha256(weights), *said, classifier.temperature], sort_keys=True)
-    return hashlib.sha256(described.encode()).hexdigest()
+    documents = [config_to_json(classifier.vit.config), classifier.preprocess.to_json(), classifier.classes]
+    text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,14 +1,14 @@
-"""The same parts through Ray Data: past one machine, Ray places the work and repeats what a dead node had in hand.
+"""The engine for a Ray cluster: Ray Data places the parts on nodes and repeats those of a node that dies.
 
-A row of the data set is a part; an actor holds the model and writes the part itself, so a part that Ray does twice is
-the same file twice. The folder of results, and the images, must be where every machine sees them.
+A row of the Ray data set is a part. An actor holds the model and writes the part itself: a part that Ray runs twice is
+written twice, with the same content. Every machine must see the images and the folder of results under the same paths.
 """
 
 import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Any
@@ -18,132 +18,132 @@ import torch
 
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.machine import count_cores
-from vitrail.prediction.folder import PartManifest
 from vitrail.prediction.listing import Part
-from vitrail.prediction.local import Tell
+from vitrail.prediction.options import PredictOptions
 from vitrail.prediction.part_job import PartJob
 from vitrail.ray_cluster import NodeResources, connect_ray, count_slots, node_resources
 
-TRIES = 2  # times in a row that Ray may get nothing done before it is said to have given up
-REPEATS = 5  # times that Ray does a part again whose process or machine died
+MAX_ROUNDS_WITHOUT_PROGRESS = 2
+MAX_TASK_RETRIES = 5  # per part, if its process or its machine dies
 
 
-def ray_engine(address: str | None) -> Any:
-    """An engine on the cluster at this address, or on one of its own; raises `UsageError` where Ray is missing."""
+def make_ray_engine(address: str | None) -> Any:
+    """Returns an engine on the cluster at `address`, or on one of its own; raises `UsageError` if Ray is missing."""
     try:
         import ray.data
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
 
-    def engine(task: PartJob, pieces: Sequence[Part], workers: int | None, tell: Tell) -> None:
-        with (
-            redirect_stdout(sys.stderr),
-            connect_ray(address, count_cores()),
-        ):  # Ray tells of dead processes where results go
+    def run_on_ray(
+        job: PartJob, parts: Sequence[Part], options: PredictOptions, on_images: Callable[[int], object]
+    ) -> None:
+        with redirect_stdout(sys.stderr), connect_ray(address, count_cores()):  # Ray prints on stdout, where results go
             logging.getLogger("ray.data").setLevel(logging.ERROR)
-            left, in_vain = list(pieces), 0
-            while left:
+            remaining, rounds_without_progress = list(parts), 0
+            while remaining:
                 done: set[int] = set()
                 try:
-                    for row in results(ray, task, left, workers):
-                        if row["sentence"]:
-                            raise VitrailError(str(row["sentence"]), str(row["hint"]) or None)
+                    for row in run_parts(ray, job, remaining, options.processes):
+                        if row["error"]:
+                            raise VitrailError(str(row["error"]), str(row["hint"]) or None)
                         done.add(int(row["part"]))
-                        tell(int(row["rows"]), None)
-                except ray.exceptions.RayError as error:  # a lost node, or a part that ended its process six times
-                    in_vain = 0 if done else in_vain + 1
-                    if in_vain == TRIES:
-                        raise gave_up(error) from None
-                left = [piece for piece in left if piece.number not in done]
+                        on_images(int(row["rows"]))
+                except ray.exceptions.RayError as error:  # a lost node, or a part that keeps killing its process
+                    rounds_without_progress = 0 if done else rounds_without_progress + 1
+                    if rounds_without_progress == MAX_ROUNDS_WITHOUT_PROGRESS:
+                        raise VitrailError(
+                            f"Ray gave up: {first_line(error)}",
+                            "memory may be short: use fewer --processes, then --resume",
+                        ) from None
+                remaining = [part for part in remaining if part.number not in done]
 
-    return engine
-
-
-def gave_up(error: Exception) -> VitrailError:
-    """What is said where Ray does not get the work done."""
-    return VitrailError(
-        f"Ray gave up: {first_line(error)}", "often the memory is short: take fewer --workers, then --resume"
-    )
+    return run_on_ray
 
 
-def results(ray: Any, task: PartJob, pieces: Sequence[Part], workers: int | None) -> Iterator[dict[str, Any]]:
-    """What became of each part, as it is done."""
+def run_parts(ray: Any, job: PartJob, parts: Sequence[Part], processes: int | None) -> Iterator[dict[str, Any]]:
+    """Yields the result of each part, as `PartActor` returns it, in the order in which they are done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    threads = task.model.threads or 1
+    threads = job.model.threads or 1
     nodes = node_resources(ray)
-    on_gpu = not task.model.is_onnx and task.model.device is None and any(has.get("GPU", 0) >= 1 for has in nodes)
-    on_gpu = on_gpu or (task.model.device or "").startswith("cuda")
-    room = count_actor_slots(nodes, threads, on_gpu)
-    size = min(len(pieces), workers or max(1, room))
+    use_gpu = wants_gpu(job, nodes)
+    slots = count_actor_slots(nodes, threads, use_gpu)
+    size = min(len(parts), processes or max(1, slots))
     yield from (
-        ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
+        ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts))
         .map_batches(
-            actor_of(task),
+            bind_actor(job),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
             ),
             num_cpus=threads,
-            num_gpus=1 if on_gpu else 0,
-            ray_remote_args_fn=lambda: {"max_task_retries": REPEATS},
+            num_gpus=1 if use_gpu else 0,
+            ray_remote_args_fn=lambda: {"max_task_retries": MAX_TASK_RETRIES},
         )
         .iter_rows()
     )
 
 
-def count_actor_slots(nodes: Sequence[NodeResources], threads: int, on_gpu: bool) -> int:
-    """How many processes have room at once; raises `UsageError` where it is for their threads that none has."""
-    room = count_slots(nodes, threads, on_gpu)
-    if not room and count_slots(nodes, 1, on_gpu):
-        raise UsageError(f"no node of the Ray cluster has {threads} cores for a process", "take fewer --threads")
-    return room
+def wants_gpu(job: PartJob, nodes: Sequence[NodeResources]) -> bool:
+    """Whether actors need a GPU: if the device is cuda, or is left open for a PyTorch model and a node has one."""
+    if (job.model.device or "").startswith("cuda"):
+        return True
+    return not job.model.is_onnx and job.model.device is None and any(node.get("GPU", 0) >= 1 for node in nodes)
 
 
-def actor_of(task: PartJob) -> type:
-    """An actor for this task, which Ray can make again on any machine without asking for the task."""
+def count_actor_slots(nodes: Sequence[NodeResources], threads: int, use_gpu: bool) -> int:
+    """How many actors fit at once; raises `UsageError` if none fits because of its threads."""
+    slots = count_slots(nodes, threads, use_gpu)
+    if not slots and count_slots(nodes, 1, use_gpu):
+        raise UsageError(f"no node of the Ray cluster has {threads} cores for a process", "use fewer --threads")
+    return slots
 
-    class Bound(PartActor):
+
+def bind_actor(job: PartJob) -> type:
+    """Returns an actor class without arguments, which Ray can start again on any machine."""
+
+    class BoundActor(PartActor):
         def __init__(self) -> None:
-            super().__init__(task)
+            super().__init__(job)
 
-    return Bound
-
-
-def at_home(task: PartJob) -> None:
-    """Goes where the task's relative paths are meant from; raises `VitrailError` where that is not on this machine."""
-    try:
-        if task.working_directory is not None:
-            os.chdir(task.working_directory)
-    except OSError as error:
-        raise VitrailError(
-            f"relative paths start at {task.working_directory}, which is not on {platform.node()}: {error.strerror}",
-            "name everything by its full path, as every machine sees it",
-        ) from None
+    return BoundActor
 
 
 class PartActor:
-    """A process of Ray's that holds the model."""
+    """A Ray process with the model."""
 
-    def __init__(self, task: PartJob):
-        self.task = task
-        torch.set_num_threads(task.model.threads or 1)
+    def __init__(self, job: PartJob):
+        self.job = job
+        torch.set_num_threads(job.model.threads or 1)
         self.startup_error: VitrailError | None = None
         try:
-            at_home(task)
-            self.classifier = task.open()
+            enter_working_directory(job)
+            self.classifier = job.load_classifier()
         except VitrailError as error:
             self.startup_error = error
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Does one part; what goes wrong is said in the row, for Ray would repeat it for ever."""
-        piece = Part(**{name: int(values[0]) for name, values in batch.items()})
+        """Predicts one part. An error becomes part of the result: Ray would retry an exception."""
+        part = Part(**{name: int(values[0]) for name, values in batch.items()})
         try:
             if self.startup_error:
                 raise self.startup_error
-            done: PartManifest = self.task.predict_part(self.classifier, piece, lambda n: None)
-            said = {"part": done.part, "rows": done.rows, "sentence": "", "hint": ""}
+            manifest = self.job.predict_part(self.classifier, part)
+            result = {"part": manifest.part, "rows": manifest.rows, "error": "", "hint": ""}
         except VitrailError as error:
-            said = {"part": piece.number, "rows": 0, "sentence": error.sentence, "hint": error.hint or ""}
-        return {name: np.array([value]) for name, value in said.items()}
+            result = {"part": part.number, "rows": 0, "error": error.sentence, "hint": error.hint or ""}
+        return {name: np.array([value]) for name, value in result.items()}
+
+
+def enter_working_directory(job: PartJob) -> None:
+    """Changes to the folder where relative paths start; raises `VitrailError` if this machine does not have it."""
+    try:
+        if job.working_directory is not None:
+            os.chdir(job.working_directory)
+    except OSError as error:
+        raise VitrailError(
+            f"relative paths start at {job.working_directory}, which is not on {platform.node()}: {error.strerror}",
+            "use absolute paths, valid on every machine",
+        ) from None

@@ -1,9 +1,8 @@
-"""Image files -> what the model says of them, a batch at a time."""
+"""Images -> predicted rows, a batch at a time."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,23 +12,23 @@ from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput, top_
 from vitrail.data.decode import ImageError, Unreachable, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
-from vitrail.prediction.arrow import FORMULA
-from vitrail.prediction.listing import Entry
+from vitrail.prediction.entry import Entry
 from vitrail.prediction.shard_members import read_shard_member
+from vitrail.prediction.spreadsheets import portable_path
 
-SMALLER = "take fewer --workers or a smaller --batch, then --resume"
-NOT_A_NUMBER = "the model's answer is not a finite number"
+MEMORY_HINT = "use fewer --processes or a smaller --batch-size, then --resume"
+NON_FINITE = "the model's output is not a finite number"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Results: n images, the k likeliest classes of each. Where `errors` says why not, the rest means nothing."""
+    """Predictions for n images. The values of a row with an error mean nothing."""
 
     paths: list[str]
     errors: list[str | None]
-    labels: np.ndarray  # (n, k) int64, numbers of classes; k is 0 for a model that knows none
+    labels: np.ndarray  # (n, k) int64, indices of the k most probable classes; k is 0 for a model without classes
     probabilities: np.ndarray  # (n, k) float32
-    features: np.ndarray | None  # (n, D) float32, where they were asked for
+    features: np.ndarray | None  # (n, D) float32, if embeddings are wanted and any image could be read
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,110 +36,116 @@ class Rows:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """A batch of images as pixels, and why some of them are missing."""
+    """The images of some entries that could be read, and the errors of the others."""
 
-    pixels: list[Tensor | None]
-    errors: list[str | None]
+    pixels_BCHW: Tensor  # uint8; empty if no image could be read
+    errors: list[str | None]  # one per entry
+
+    @property
+    def readable(self) -> list[int]:
+        """The entries that `pixels_BCHW` holds."""
+        return [i for i, error in enumerate(self.errors) if error is None]
 
 
 def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
-    """The images fitted to the model's size; what cannot be read is None beside the reason.
+    """Decodes images and fits them to the model's size.
 
-    Raises `VitrailError` where it is not an image that is at fault: a row would say so for ever.
+    Raises `VitrailError` for a failure that is not of an image, such as a disk's: it must not become a row.
     """
-    pixels: list[Tensor | None] = []
+    pixels: list[Tensor] = []
     errors: list[str | None] = []
     for entry in entries:
         try:
-            file = read_shard_member(entry.path, entry.member) if entry.member else entry.path
-            pixels.append(preprocess.fitted(decode(file, preprocess.channels)))
+            with explain_out_of_memory(entry.path):
+                file = read_shard_member(entry.path, entry.member) if entry.member else entry.path
+                pixels.append(preprocess.fitted(decode(file, preprocess.channels)))
             errors.append(None)
         except Unreachable as error:
-            raise VitrailError(error.sentence, "once it can be read, --resume goes on") from None
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise VitrailError(f"the memory does not suffice for {entry.path}", SMALLER) from None
+            raise VitrailError(error.sentence, "continue with --resume once it can be read") from None
         except (ImageError, ValueError) as error:
-            pixels.append(None)
             errors.append(error.reason if isinstance(error, ImageError) else str(error))
-    return ImageBatch(pixels, errors)
+    return ImageBatch(torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8), errors)
 
 
 def predict_rows(
-    classifier: BaseClassifier, entries: Sequence[Entry], reading: ImageBatch, top: int, embedding: bool
+    classifier: BaseClassifier, entries: Sequence[Entry], batch: ImageBatch, top: int, embedding: bool
 ) -> Rows:
-    """What the model says of a batch; an image for which that is no finite number has an error, and no other.
+    """Predicts a batch. Only an image with a non-finite output gets an error; the others keep their rows.
 
-    Raises `VitrailError` where the memory does not suffice for it.
+    Raises `VitrailError` if memory runs out.
     """
-    errors = list(reading.errors)
-    width = min(top, len(classifier.classes))
-    labels = np.zeros((len(entries), width), np.int64)
-    probabilities = np.zeros((len(entries), width), np.float32)
+    k = min(top, len(classifier.classes))
+    labels = np.zeros((len(entries), k), np.int64)
+    probabilities = np.zeros((len(entries), k), np.float32)
     features: np.ndarray | None = None
-    there = [i for i, pixels in enumerate(reading.pixels) if pixels is not None]
-    for some in answerable(classifier, reading, there, errors, embedding):
-        indices, logits_BY, features_BD = some
-        if width:
-            probability, number = top_probabilities(logits_BY, width)
-            labels[indices], probabilities[indices] = number.cpu().numpy(), probability.cpu().numpy()
+    errors = [NON_FINITE if error is None else error for error in batch.errors]
+    for indices, logits_BY, features_BD in compute_outputs(classifier, batch, embedding):
+        if k:
+            probabilities_BK, labels_BK = top_probabilities(logits_BY, k)
+            labels[indices], probabilities[indices] = labels_BK.cpu().numpy(), probabilities_BK.cpu().numpy()
         if features_BD is not None:
             if features is None:
                 features = np.zeros((len(entries), features_BD.shape[1]), np.float32)
             features[indices] = features_BD.cpu().numpy()
-    return Rows([written(entry.path) for entry in entries], errors, labels, probabilities, features)
+        for i in indices:
+            errors[i] = None
+    return Rows([portable_path(entry.path) for entry in entries], errors, labels, probabilities, features)
 
 
-def answerable(
-    classifier: BaseClassifier, reading: ImageBatch, there: list[int], errors: list[str | None], embedding: bool
-) -> list[tuple[list[int], Tensor, Tensor | None]]:
-    """Indices with their logits and features: all at once, or one by one where an answer is no finite number."""
-    if not there:
+Outputs = tuple[list[int], Tensor, Tensor | None]  # indices of entries, their logits and their features
+
+
+def compute_outputs(classifier: BaseClassifier, batch: ImageBatch, embedding: bool) -> list[Outputs]:
+    """Returns the outputs of all readable images in one batch, or image by image if one output is not finite."""
+    readable = batch.readable
+    if not readable:
         return []
-    pixels_BCHW = torch.stack([pixels for i in there if (pixels := reading.pixels[i]) is not None])
     try:
+        return [(readable, *forward(classifier, batch.pixels_BCHW, embedding))]
+    except NonFiniteOutput:
+        outputs: list[Outputs] = []
+        for i, pixels_CHW in zip(readable, batch.pixels_BCHW, strict=True):
+            try:
+                outputs.append(([i], *forward(classifier, pixels_CHW.unsqueeze(0), embedding)))
+            except NonFiniteOutput:
+                continue
+        return outputs
+
+
+def forward(classifier: BaseClassifier, pixels_BCHW: Tensor, embedding: bool) -> tuple[Tensor, Tensor | None]:
+    """Returns logits and, for an embedding, features."""
+    with explain_out_of_memory(f"a batch of {len(pixels_BCHW)}"):
         if embedding:
             assert isinstance(classifier, Classifier)
-            return [(there, *classifier.logits_and_features(pixels_BCHW))]
-        return [(there, classifier.logits(pixels_BCHW), None)]
-    except NonFiniteOutput:
-        if len(there) > 1:
-            return [found for i in there for found in answerable(classifier, reading, [i], errors, embedding)]
-        errors[there[0]] = NOT_A_NUMBER
-        return []
+            return classifier.logits_and_features(pixels_BCHW)
+        return classifier.logits(pixels_BCHW), None
+
+
+@contextmanager
+def explain_out_of_memory(work: str) -> Iterator[None]:
+    """Turns an out-of-memory error into a `VitrailError` with a hint."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise VitrailError(f"the memory does not suffice for {len(there)} images at a time", SMALLER) from None
+        raise VitrailError(f"not enough memory for {work}", MEMORY_HINT) from None
 
 
-def concatenate_rows(parts: Sequence[Rows]) -> Rows:
-    """The rows of several batches."""
-    widths = {rows.features.shape[1] for rows in parts if rows.features is not None}
+def concatenate_rows(batches: Sequence[Rows]) -> Rows:
+    """Joins the rows of several batches."""
+    widths = {rows.features.shape[1] for rows in batches if rows.features is not None}
     features = None
-    if widths:  # a batch in which nothing could be read has none
+    if widths:  # a batch without a readable image has no features
         (width,) = widths
-        empty = [np.zeros((len(rows), width), np.float32) if rows.features is None else rows.features for rows in parts]
-        features = np.concatenate(empty)
+        filled = [
+            np.zeros((len(rows), width), np.float32) if rows.features is None else rows.features for rows in batches
+        ]
+        features = np.concatenate(filled)
     return Rows(
-        [path for rows in parts for path in rows.paths],
-        [error for rows in parts for error in rows.errors],
-        np.concatenate([rows.labels for rows in parts]),
-        np.concatenate([rows.probabilities for rows in parts]),
+        [path for rows in batches for path in rows.paths],
+        [error for rows in batches for error in rows.errors],
+        np.concatenate([rows.labels for rows in batches]),
+        np.concatenate([rows.probabilities for rows in batches]),
         features,
     )
-
-
-def written(path: str) -> str:
-    """A path as it stands in the results.
-
-    A name that is not UTF-8 becomes a file: address, which keeps every byte; one that a spreadsheet would compute gets
-    `./` before it, which leads to the same file.
-    """
-    path = f"./{path}" if path.startswith(FORMULA) else path
-    try:
-        path.encode()
-        return path
-    except UnicodeEncodeError:
-        return Path(os.path.abspath(path)).as_uri()

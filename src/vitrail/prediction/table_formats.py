@@ -1,75 +1,65 @@
-"""Rows -> the bytes of a table: the same columns as parquet and as CSV."""
+"""Rows -> the bytes of a table. Parquet and CSV have the same columns."""
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from vitrail.errors import UsageError
-from vitrail.prediction.arrow import FORMULA, import_pyarrow
+from vitrail.prediction.arrow import import_pyarrow
 from vitrail.prediction.rows import Rows
 
 
-def columns(top: int) -> list[str]:
-    """The names of the columns: path, label, probability, label_2, probability_2, ..., error."""
-    more = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
-    return ["path", "label", "probability", *more, "error"]
+def column_names(top: int) -> list[str]:
+    """Returns path, label, probability, label_2, probability_2, ..., error."""
+    others = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
+    return ["path", "label", "probability", *others, "error"]
 
 
-def parquet(rows: Rows, classes: Sequence[str], top: int, width: int | None) -> bytes:
-    """A parquet file; `width` is that of the column `embedding`, if there is one."""
+def encode_parquet(rows: Rows, classes: Sequence[str], top: int, embedding_width: int | None) -> bytes:
+    """Returns a parquet file; it has a column `embedding` unless `embedding_width` is None."""
     pa, pq = import_pyarrow()
-    missing = np.array([error is not None for error in rows.errors], bool)
-    nothing = np.ones(len(rows), bool)
-    names: dict[str, Any] = {"path": pa.array(rows.paths, pa.string())}
+    is_missing = np.array([error is not None for error in rows.errors], bool)
+    all_missing = np.ones(len(rows), bool)
+    columns: dict[str, Any] = {"path": pa.array(rows.paths, pa.string())}
     dictionary = pa.array(list(classes), pa.string())
     for k in range(top):
         suffix = "" if k == 0 else f"_{k + 1}"
-        known = k < rows.labels.shape[1]
-        numbers = rows.labels[:, k] if known else np.zeros(len(rows), np.int64)
-        values = rows.probabilities[:, k] if known else np.zeros(len(rows), np.float32)
-        indices = pa.array(numbers.astype(np.int32), pa.int32(), mask=missing if known else nothing)
-        names[f"label{suffix}"] = pa.DictionaryArray.from_arrays(indices, dictionary).cast(pa.string())
-        names[f"probability{suffix}"] = pa.array(values, pa.float32(), mask=missing if known else nothing)
-    names["error"] = pa.array(rows.errors, pa.string())
-    if width is not None:
-        vectors = np.zeros((len(rows), width), np.float32) if rows.features is None else rows.features
-        flat = pa.array(vectors.reshape(-1), pa.float32())
-        names["embedding"] = pa.FixedSizeListArray.from_arrays(flat, width, mask=pa.array(missing))
-    sink = io.BytesIO()
-    pq.write_table(pa.table(names), sink, compression="zstd")
-    return sink.getvalue()
+        has_values = k < rows.labels.shape[1]
+        labels = rows.labels[:, k] if has_values else np.zeros(len(rows), np.int64)
+        probabilities = rows.probabilities[:, k] if has_values else np.zeros(len(rows), np.float32)
+        mask = is_missing if has_values else all_missing
+        indices = pa.array(labels.astype(np.int32), pa.int32(), mask=mask)
+        columns[f"label{suffix}"] = pa.DictionaryArray.from_arrays(indices, dictionary).cast(pa.string())
+        columns[f"probability{suffix}"] = pa.array(probabilities, pa.float32(), mask=mask)
+    columns["error"] = pa.array(rows.errors, pa.string())
+    if embedding_width is not None:
+        vectors = np.zeros((len(rows), embedding_width), np.float32) if rows.features is None else rows.features
+        values = pa.array(vectors.reshape(-1), pa.float32())
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, embedding_width, mask=pa.array(is_missing))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
-def comma_separated(rows: Rows, classes: Sequence[str], top: int, width: int | None) -> bytes:
-    """A CSV file in UTF-8 with a header; an embedding is a JSON list."""
-    sink = io.StringIO(newline="")
-    table = csv.writer(sink)  # lines end in CR LF (RFC 4180); with LF alone a CR in a name would not be quoted
-    table.writerow(columns(top) + ["embedding"] * (width is not None))
+def encode_csv(rows: Rows, classes: Sequence[str], top: int, embedding_width: int | None) -> bytes:
+    """Returns a CSV file in UTF-8 with a header; an embedding is a JSON list."""
+    buffer = io.StringIO(newline="")
+    table = csv.writer(buffer)  # lines end in CR LF (RFC 4180): with LF alone a CR in a name would not be quoted
+    table.writerow(column_names(top) + ["embedding"] * (embedding_width is not None))
     for i, (path, error) in enumerate(zip(rows.paths, rows.errors, strict=True)):
-        said: list[Any] = []
+        cells: list[Any] = []
         for k in range(top):
-            known = error is None and k < rows.labels.shape[1]
-            said += [classes[rows.labels[i, k]], str(rows.probabilities[i, k])] if known else ["", ""]
-        line = [path, *said, error or ""]
-        if width is not None:
-            known = error is None and rows.features is not None
-            line.append(f"[{','.join(map(str, rows.features[i]))}]" if known and rows.features is not None else "")
+            has_values = error is None and k < rows.labels.shape[1]
+            cells += [classes[rows.labels[i, k]], str(rows.probabilities[i, k])] if has_values else ["", ""]
+        line = [path, *cells, error or ""]
+        if embedding_width is not None:
+            has_features = error is None and rows.features is not None
+            line.append(f"[{','.join(map(str, rows.features[i]))}]" if has_features else "")  # type: ignore[index]
         table.writerow(line)
-    return sink.getvalue().encode()
+    return buffer.getvalue().encode()
 
 
-Form = Callable[[Rows, Sequence[str], int, int | None], bytes]
-FORMS: dict[str, Form] = {"parquet": parquet, "csv": comma_separated}
-
-
-def refuse_formulas(classes: Sequence[str]) -> None:
-    """Raises `UsageError` for a class that a spreadsheet would take for a formula: CSV has no way to say it is none."""
-    for name in classes:
-        if name.startswith(FORMULA):
-            raise UsageError(
-                f"a spreadsheet would compute the class {json.dumps(name)} in a CSV file", "take --format parquet"
-            )
+Encoder = Callable[[Rows, Sequence[str], int, int | None], bytes]
+TABLE_FORMATS: dict[str, Encoder] = {"parquet": encode_parquet, "csv": encode_csv}

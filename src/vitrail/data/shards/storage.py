@@ -86,7 +86,7 @@ def mark_cacheable(shards: Sequence[Shard]) -> list[Shard]:
     for shard in shards:
         keep = is_remote(shard.address) and 0 <= shard.size <= room
         room -= shard.size if keep else 0
-        marked.append(replace(shard, keep=keep))
+        marked.append(replace(shard, cacheable=keep))
     return marked
 
 

@@ -1,0 +1,140 @@
+"""A source -> its images, one at a time: a folder, tar shards, a table of paths, or one image file.
+
+The images of a folder come in the order of their paths, whatever the order on disk: parts are the same on any machine.
+"""
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from vitrail.data.decode import EXTENSIONS, PASSING
+from vitrail.data.shards import is_shards
+from vitrail.data.table import PATH_COLUMNS, TABLES, column
+from vitrail.errors import UsageError, VitrailError
+from vitrail.prediction.arrow import import_pyarrow
+from vitrail.prediction.entry import Entry
+from vitrail.prediction.external_sort import path_components, sort_entries
+from vitrail.prediction.shard_members import list_shard_members
+
+Item = TypeVar("Item")
+
+
+def list_source(source: str, temporary_folder: Path) -> Iterator[Entry]:
+    """Yields the images of a source; a folder includes all folders below it.
+
+    Raises `UsageError` if there is no such source, `VitrailError` if it cannot be read, and `OSError` if a large folder
+    cannot be sorted in `temporary_folder`.
+    """
+    path = str(Path(source))
+    if is_shard_source(source):
+        members = translate_read_errors(source, list_shard_members(source))
+        return (Entry(name, member.length, -1, member) for name, member in members)
+    if os.path.isdir(path):
+        return sort_entries(walk_folder(path), temporary_folder)
+    if os.path.splitext(path)[1].lower() in TABLES and os.path.isfile(path):
+        return (stat_entry(name) for name in translate_read_errors(path, read_path_column(Path(path))))
+    if not os.path.lexists(path) and not is_image_name(os.path.basename(path)):  # else the row of the image says it
+        raise UsageError(f"there is no folder, table or file {path}")
+    return iter([stat_entry(path)])
+
+
+def is_shard_source(source: str) -> bool:
+    """Whether a source is read as tar shards; a folder with images in it is not."""
+    return not (os.path.isdir(source) and has_images(source)) and is_shards(source)  # the latter lists a whole folder
+
+
+def translate_read_errors(source: str, items: Iterator[Item]) -> Iterator[Item]:
+    """Yields the items of a source; an `OSError` becomes a `VitrailError` that names it."""
+    try:
+        yield from items
+    except OSError as error:
+        raise VitrailError(f"{source} cannot be read: {error.strerror or error}") from None
+
+
+def has_images(folder: str) -> bool:
+    """Whether a folder has images of its own, not only in other folders."""
+    with suppress(OSError), os.scandir(folder) as entries:  # listing the folder reports the error
+        return any(is_image_name(entry.name) for entry in entries)
+    return False
+
+
+def is_image_name(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def stat_entry(path: str) -> Entry:
+    """Returns an entry with the size and time of its file; raises `VitrailError` if the disk fails."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # the row of the image will have the error
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise VitrailError(f"{path} cannot be read: {error.strerror}", "try again later") from None
+        return Entry(path, -1, -1)
+    return Entry(path, status.st_size, int(status.st_mtime))
+
+
+def walk_folder(root: str) -> Iterator[Entry]:
+    """Yields all image files below a folder, unordered. Hidden folders are skipped, links are followed, each folder is
+    entered once.
+
+    A folder that several links lead to is named by its own path if that is below `root`, else by the first link in the
+    order of paths. This does not depend on the order on disk.
+    """
+    visited: set[tuple[int, int]] = set()
+    folders = [root]
+    linked_folders: list[str] = []
+    while folders or linked_folders:
+        if not folders:
+            linked_folders.sort(key=path_components, reverse=True)
+            folders.append(linked_folders.pop())
+        folder = folders.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = entry.name if folder == "." else os.path.join(folder, entry.name)
+                    if entry.is_dir():
+                        if not entry.name.startswith((".", "__")):
+                            (linked_folders if entry.is_symlink() else folders).append(path)
+                    elif is_image_name(entry.name):
+                        yield stat_entry(path)
+        except OSError as error:
+            raise VitrailError(f"{folder} cannot be listed: {error.strerror}", "change its permissions") from None
+
+
+def read_path_column(table: Path) -> Iterator[str]:
+    """Yields the paths in a table, which are relative to its folder, row by row."""
+    rows = read_parquet_rows(table) if table.suffix.lower() == ".parquet" else read_csv_rows(table)
+    name = None
+    for number, row in enumerate(rows, start=1):
+        name = name or column(table, row, PATH_COLUMNS)
+        if not row.get(name):
+            raise VitrailError(f"{table}, row {number}: the column {name!r} is empty", "fill it in or remove the row")
+        yield str(table.parent / str(row[name]))
+
+
+def read_csv_rows(table: Path) -> Iterator[dict[str, object]]:
+    """Yields the rows of a comma- or tab-separated file."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            for row in csv.DictReader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ","):
+                yield dict(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise VitrailError(f"{table} is not a table in UTF-8 ({error})", "save it as CSV in UTF-8") from None
+
+
+def read_parquet_rows(table: Path) -> Iterator[dict[str, object]]:
+    """Yields the rows of a parquet file, of which 1,024 at a time are in memory."""
+    _, parquet = import_pyarrow()
+    try:
+        with parquet.ParquetFile(table) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise VitrailError(f"{table} is not a parquet file ({error})") from None

@@ -1,0 +1,53 @@
+"""The totals of a prediction run."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.prediction.folder import MAX_EXAMPLES, PredictionFolder
+from vitrail.prediction.listing import Part
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """The result of `predict_all`. `parts_done` counts this slice's parts, `parts` those of all slices."""
+
+    out: Path
+    images: int  # in the parts that are done
+    unreadable: int
+    examples: list[list[str]]  # some of the unreadable images: path, error
+    labels: dict[str, int]  # images per predicted class
+    parts: int
+    parts_done: int
+    resumed: int = 0  # parts that were done before
+    seconds: float = 0.0
+    images_now: int = 0  # images predicted in these seconds
+    complete: bool = False  # whether all slices are done
+
+    def to_json(self) -> dict[str, Any]:
+        rate = self.images_now / self.seconds if self.seconds else 0.0
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("out", "examples", "images_now")},
+            "out": str(self.out),
+            "images_per_second": round(rate, 2),
+            "unreadable_files": [{"path": path, "error": error} for path, error in self.examples],
+        }
+
+
+def summarize(
+    folder: PredictionFolder, format: str, parts: Sequence[Part], total_parts: int, **fields: Any
+) -> PredictSummary:
+    """Adds up the manifests of those `parts` that are done; `fields` are further fields of the summary."""
+    images = parts_done = unreadable = 0
+    labels: Counter[str] = Counter()
+    examples: list[list[str]] = []
+    for part in parts:
+        if manifest := folder.read_manifest(part, format):
+            images, parts_done = images + manifest.rows, parts_done + 1
+            unreadable += manifest.unreadable
+            labels.update(manifest.labels)
+            examples += manifest.examples[: MAX_EXAMPLES - len(examples)]
+    labels_by_count = dict(labels.most_common())
+    return PredictSummary(folder.path, images, unreadable, examples, labels_by_count, total_parts, parts_done, **fields)
