@@ -239,7 +239,7 @@ def test_a_model_without_classes_has_embeddings_only(clf: vitrail.Classifier, co
     config = vitrail.ViTConfig(width=32, depth=1, heads=2, mlp_width=32, patch=4, image_size=16, classes=0)
     classless = vitrail.Classifier(vitrail.ViT(config), (), clf.preprocess)
     classless.save(tmp_path / "features.safetensors")
-    with pytest.raises(UsageError, match="knows no classes"):
+    with pytest.raises(UsageError, match="has no classes"):
         vitrail.predict_all(tmp_path / "features.safetensors", colours / "test", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     vitrail.predict_all(tmp_path / "features.safetensors", colours / "test", tmp_path / "out", embedding=True)
