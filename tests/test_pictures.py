@@ -90,7 +90,7 @@ def words(explanation: Explanation) -> list[str]:
 
 def test_the_panels_say_class_probability_method_and_have_a_numbered_scale():
     said = words(with_map(np.linspace(-2, 1, 15).reshape(3, 5)))
-    assert any(re.fullmatch(r"(\w+; asked: )?cat  [\d.]+%", text) for text in said)
+    assert any(re.fullmatch(r"(predicted \w+; )?cat  [\d.]+%", text) for text in said)
     assert {"libragrad", "evidence for cat", "against  ←  cat  →  for"} <= set(said)
     numbers = [float(text.replace("−", "-")) for text in said if re.fullmatch(r"[−-]?\d+\.\d+", text)]
     assert min(numbers) <= -1 and max(numbers) >= 1  # the scale is even about zero

@@ -108,7 +108,7 @@ def add_peak_memory(
 ) -> list[BenchmarkRow]:
     """The rows with their peaks of memory, which were measured in the order of the contenders."""
     known = {(each.library, each.mode): peak for each, peak in zip(contenders, peaks, strict=True)}
-    return [replace(row, memory=known[row.library, row.mode]) for row in rows]
+    return [replace(row, peak_memory=known[row.library, row.mode]) for row in rows]
 
 
 def format_markdown(rows: Sequence[BenchmarkRow]) -> str:
