@@ -36,7 +36,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.machine import describe_hardware
 from vitrail.training import find_recipe
 from vitrail.training.distributed import join_world
-from vitrail.training.loop import init_train_state, train_steps
+from vitrail.training.loop import train_steps
+from vitrail.training.train_state import init_train_state
 from vitrail.weights.sizes import SIZES
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
@@ -135,7 +136,11 @@ def steps_here(rank: int, size: int, folder: Path, model: str, steps: int, batch
         labels = torch.randint(0, 1000, (batch * size,))
         learner = init_train_state(vit, recipe, world)
         going = train_steps(
-            learner, ((pixels, labels) for _ in range(steps + 2)), recipe, Preprocess(image_size=(224, 224)), steps=100
+            learner,
+            ((pixels, labels) for _ in range(steps + 2)),
+            recipe,
+            Preprocess(image_size=(224, 224)),
+            total_steps=100,
         )
         next(going), next(going)
         before, wall, cpu = sent_here(), time.perf_counter(), time.process_time()

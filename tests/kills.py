@@ -42,7 +42,7 @@ OPTIONS: dict[str, Any] = dict(
     mixup=0.2,
     policy="randaugment",
 )
-OPERATIONS = ("make_folder", "put_tensors", "put_json", "sync", "rename", "remove_folder", "write_atomically")
+OPERATIONS = ("make_folder", "save_tensors", "save_json", "fsync", "rename", "remove_folder", "write_atomically")
 
 
 def make_data(folder: Path, per_class: int = 20) -> Path:

@@ -24,7 +24,7 @@ from vitrail.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from vitrail.training.loop import TrainState, init_train_state
+from vitrail.training.train_state import TrainState, init_train_state
 
 OPERATIONS = ("make_folder", "put_tensors", "put_json", "sync", "rename", "remove_folder")
 CONFIG = ViTConfig(width=8, depth=1, heads=2, mlp_width=16, image_size=8, patch=4, classes=2)

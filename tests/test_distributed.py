@@ -20,7 +20,7 @@ import vitrail
 from conftest import COLOURS, fill
 from vitrail.errors import UsageError
 from vitrail.runs.folder import RunFolder
-from vitrail.training.distributed import launch_id, launcher_start_time
+from vitrail.training.launch import current_launch
 from vitrail.training.rendezvous import agree_on_attempt
 
 pytestmark = pytest.mark.scale
@@ -243,7 +243,7 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # others show them
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
-    assert launch_id() is None
+    assert current_launch() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
     recipe = {"epochs": 1, "report": False, **TINY}
     first = vitrail.train(photos, out=out, **recipe)
@@ -254,22 +254,22 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     second = candidate_folders(photos)[1]
     for copy in (candidate_folders(photos)[0], second):
         shutil.copytree(out, copy)
-    earlier = launcher_start_time() - 1
+    earlier = current_launch().started_at - 1
     for finished in (out, candidate_folders(photos)[0]):  # before this launcher: last week's launch had the same name
         os.utime(finished / "result.json", (earlier, earlier))
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
-    assert find_run_of_job("this one", photos, None, launcher_start_time()).path == second
+    assert find_run_of_job("this one", photos, None, current_launch().started_at).path == second
     os.utime(second / "result.json", (earlier, earlier))
-    assert find_run_of_job("this one", photos, None, launcher_start_time()) is None
+    assert find_run_of_job("this one", photos, None, current_launch().started_at) is None
     (out / "result.json").unlink()  # it was never finished, so whichever launcher comes takes it up
-    assert find_run_of_job("this one", photos, out, launcher_start_time()).path == out
+    assert find_run_of_job("this one", photos, out, current_launch().started_at).path == out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun on one machine: its process names the launch
-    assert str(os.getppid()) in launch_id()
-    assert launch_id() == launch_id()
+    assert str(os.getppid()) in current_launch().id
+    assert current_launch().id == current_launch().id
 
 
 def test_places_of_all_processes_are_the_batch():

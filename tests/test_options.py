@@ -7,7 +7,8 @@ import pytest
 
 from vitrail.errors import UsageError, first_line
 from vitrail.options import check_fields, option
-from vitrail.training.recipes import Recipe, find_recipe
+from vitrail.training.recipe import Recipe
+from vitrail.training.recipes import find_recipe
 
 
 @dataclass(frozen=True, kw_only=True)

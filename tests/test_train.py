@@ -15,10 +15,13 @@ from vitrail.errors import UsageError
 from vitrail.machine import pick_device
 from vitrail.model import ViT, ViTConfig
 from vitrail.training.data_defaults import mean_and_std, pixel_histogram
-from vitrail.training.loop import autocast_dtype, downscale, image_scale, init_train_state, train_steps
+from vitrail.training.loop import train_steps
 from vitrail.training.muon import Muon
-from vitrail.training.optimizers import has_weight_decay, lr_factor
-from vitrail.training.recipes import RECIPES, Recipe, find_recipe, recipe_from_json
+from vitrail.training.optimizers import has_weight_decay
+from vitrail.training.recipe import Recipe, recipe_from_json
+from vitrail.training.recipes import RECIPES, find_recipe
+from vitrail.training.schedules import downscale, image_scale, lr_factor
+from vitrail.training.train_state import autocast_dtype, init_train_state
 
 TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -40,7 +43,7 @@ def trained(n: int = 3, **changes: object) -> tuple[dict[str, torch.Tensor], lis
     torch.manual_seed(0)
     vit = ViT(TINY)
     learner = init_train_state(vit, recipe)
-    steps = list(train_steps(learner, batches(n), recipe, PREPROCESS, steps=n))
+    steps = list(train_steps(learner, batches(n), recipe, PREPROCESS, total_steps=n))
     return {k: v.clone() for k, v in learner.eval_model.state_dict().items()}, steps
 
 
@@ -70,7 +73,8 @@ def test_the_average_follows_the_weights_by_its_formula():
     torch.manual_seed(0)
     learner = init_train_state(ViT(TINY), recipe)
     seen = [
-        learner.vit.head.weight.detach().clone() for _ in train_steps(learner, batches(4), recipe, PREPROCESS, steps=4)
+        learner.vit.head.weight.detach().clone()
+        for _ in train_steps(learner, batches(4), recipe, PREPROCESS, total_steps=4)
     ]
     expected = seen[0]
     for n, weight in enumerate(seen[1:], start=1):
@@ -104,7 +108,7 @@ def test_every_optimizer_lowers_the_loss_and_reaches_every_parameter(optimizer: 
     torch.manual_seed(0)
     learner = init_train_state(ViT(TINY), recipe)
     before = {name: p.detach().clone() for name, p in learner.vit.named_parameters()}
-    steps = list(train_steps(learner, batches(1) * 30, recipe, PREPROCESS, steps=30))
+    steps = list(train_steps(learner, batches(1) * 30, recipe, PREPROCESS, total_steps=30))
     assert steps[-1].loss < steps[0].loss - 0.1
     still = [name for name, p in learner.vit.named_parameters() if torch.equal(p, before[name])]
     assert not still
@@ -324,7 +328,7 @@ def test_a_growing_run_sees_fewer_tokens_first_and_ends_like_any_other():
     torch.manual_seed(0)
     learner = init_train_state(ViT(TINY), recipe)
     learner.vit.blocks[0].register_forward_pre_hook(look)
-    list(train_steps(learner, batches(4), recipe, PREPROCESS, steps=4))
+    list(train_steps(learner, batches(4), recipe, PREPROCESS, total_steps=4))
     assert seen == [1 + 1, 1 + 1, 1 + 4, 1 + 4]
 
 

@@ -19,10 +19,12 @@ from vitrail.interrupts import Interrupted
 from vitrail.model import Learned, ViT, ViTConfig
 from vitrail.runs import epochs
 from vitrail.runs.pretrained import compare_with_probes
-from vitrail.training.loop import init_train_state, train_steps
+from vitrail.training.loop import train_steps
 from vitrail.training.lora import merge_lora
 from vitrail.training.optimizers import parameter_groups
-from vitrail.training.recipes import RECIPES, Recipe, find_recipe
+from vitrail.training.recipe import Recipe
+from vitrail.training.recipes import RECIPES, find_recipe
+from vitrail.training.train_state import init_train_state
 from vitrail.training.transfer import describe_head, resolve_transfer_recipe, transfer_weights
 from vitrail.weights.artifact import read_artifact, weights_sha256
 from vitrail.weights.resize import resize_patch_projection, resize_vit
@@ -48,7 +50,7 @@ def steps(vit: ViT, recipe: Recipe, n: int = 3):
         for _ in range(n)
     ]
     learner = init_train_state(vit, recipe)
-    list(train_steps(learner, batches, recipe, Preprocess(image_size=(16, 16)), steps=n))
+    list(train_steps(learner, batches, recipe, Preprocess(image_size=(16, 16)), total_steps=n))
     return learner
 
 

@@ -133,6 +133,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_json_object(path: Path, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    """Reads a JSON object; raises `ValueError` if the file is larger than `max_bytes` or holds anything else."""
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path.name} is larger than {max_bytes:,} bytes")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return document
+
+
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON file atomically."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

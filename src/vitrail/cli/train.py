@@ -24,7 +24,8 @@ from vitrail.runs.finish import Run
 from vitrail.runs.pretrained import describe_probes
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost
-from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, RECIPES, Recipe
+from vitrail.training.recipe import RECIPE_FIELDS, Recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES
 from vitrail.weights.sizes import SIZES
 
 

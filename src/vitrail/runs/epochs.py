@@ -26,9 +26,13 @@ from vitrail.training import Recipe
 from vitrail.training.batch_sharding import epoch_batches
 from vitrail.training.checkpoint import collect_tensors, find_newest_checkpoint, load_checkpoint, save_checkpoint
 from vitrail.training.curves import draw_curves
-from vitrail.training.distributed import World, gather_model
-from vitrail.training.loop import StepStats, TrainingDiverged, TrainState, image_scale, train_steps
+from vitrail.training.distributed import World
+from vitrail.training.loop import StepStats, TrainingDiverged, train_steps
 from vitrail.training.loss_monitor import LossMonitor
+from vitrail.training.losses import LOSSES
+from vitrail.training.parallel import check_replicas, gather_model
+from vitrail.training.schedules import count_warmup_steps, image_scale
+from vitrail.training.train_state import TrainState
 
 Row = dict[str, Any]  # a line of metrics.jsonl
 SAVE_EVERY = 600.0  # seconds after which a step is followed by a checkpoint, beside the one at each epoch's end
@@ -245,7 +249,7 @@ def steps_left(training: Training, done: int) -> Iterator[StepStats]:
     )
     steps = training.epochs * training.steps_per_epoch
     try:
-        yield from train_steps(training.learner, batches, recipe, preprocess, steps=steps)
+        yield from train_steps(training.learner, batches, recipe, preprocess, total_steps=steps)
     except TrainingDiverged as error:
         raise with_files(error, training) from None
 
@@ -275,10 +279,11 @@ def with_files(error: TrainingDiverged, training: Training) -> TrainingDiverged:
 
 
 def watched(training: Training) -> LossMonitor:
-    """An eye on the loss of this run."""
+    """Returns the monitor of this run's loss."""
+    recipe = training.recipe
     counts = np.bincount(training.splits.train.labels, minlength=len(training.splits.classes))
-    steps = training.epochs * training.steps_per_epoch
-    return LossMonitor(counts, training.recipe.label_smoothing, round(training.recipe.warmup_fraction * steps))
+    chance_loss = LOSSES[recipe.loss].chance_level(counts, recipe.label_smoothing)
+    return LossMonitor(chance_loss, count_warmup_steps(training.epochs * training.steps_per_epoch, recipe))
 
 
 def validate(training: Training) -> Row:
@@ -309,7 +314,7 @@ def end_epoch(training: Training, row: Row) -> None:
     with world.raise_on_all():
         if world.is_main:
             training.folder.refuse_vanished()
-    world.check_replicas(training.learner.replicas)
+    check_replicas(training.learner.replicas, world)
     state = training.state = Progress(training.state.epoch + 1, training.state.seconds, training.state.best)
     if is_better(row, state.best):
         state.best = row

@@ -28,9 +28,9 @@ from vitrail.classifier import ARTIFACT_NAME
 from vitrail.data.shards.address import is_shards, shard_set_name
 from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import describe_write_error, fsync, save_json, write_text
-from vitrail.training.checkpoint import list_checkpoints, read_json_object
-from vitrail.training.recipes import Recipe, recipe_from_json
+from vitrail.files import describe_write_error, fsync, read_json_object, save_json, write_text
+from vitrail.training.checkpoint import list_checkpoints
+from vitrail.training.recipe import Recipe, recipe_from_json
 
 LONGEST = 1 << 30  # bytes of recipe.json that are read: it names every image that could not be
 Unreadable = dict[str, list[str]]  # names of images by the source's split: two of its splits may name theirs alike

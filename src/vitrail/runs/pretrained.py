@@ -138,7 +138,7 @@ def fit_head(classifier: Classifier, found: Probe, folder: RunFolder) -> None:
     set_head(classifier.vit, torch.from_numpy(found.head.weight), torch.from_numpy(found.head.bias))
     classifier.save(folder.artifact)
     folder.write_metrics(found.head.scores_by_penalty)
-    draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty")
+    draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty", log_x=True)
 
 
 def describe_probes(figures: dict[str, Any]) -> list[str]:

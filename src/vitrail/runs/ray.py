@@ -15,16 +15,16 @@ from typing import Any
 from vitrail.console import log
 from vitrail.data.sources import in_full
 from vitrail.errors import UsageError, VitrailError, first_line
-from vitrail.files import absolute_if_exists
+from vitrail.files import absolute_if_exists, read_json_object
 from vitrail.loading import load
 from vitrail.machine import count_cores
 from vitrail.ray_cluster import connect_ray
 from vitrail.runs.finish import Run
 from vitrail.runs.folder import RunFolder, candidate_folders, find_run, refuse_taken
 from vitrail.runs.train import train
-from vitrail.training.checkpoint import read_json_object
 from vitrail.training.distributed import PeerLost
-from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, find_recipe
+from vitrail.training.recipe import RECIPE_FIELDS
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, find_recipe
 
 LOOK = 1.0  # seconds between two looks at what the processes have recorded
 

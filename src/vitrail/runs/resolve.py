@@ -8,7 +8,7 @@ from vitrail.errors import UsageError
 from vitrail.runs.folder import RunFolder, find_run, find_run_of_job, refuse_taken
 from vitrail.runs.pretrained import Model
 from vitrail.training import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, Recipe, find_recipe
-from vitrail.training.distributed import launch_id, launcher_start_time
+from vitrail.training.launch import current_launch
 
 SAME_BITS = ("workers", "image_cache_gib")  # fields of a recipe that leave every bit as it is
 
@@ -25,7 +25,9 @@ def wanted(
 
     A launcher that starts dead processes again says the same words again: what they began is gone on with.
     """
-    folder = find_run(data, out) if resume else find_run_of_job(launch_id(), data, out, launcher_start_time())
+    launch = current_launch()
+    job, launched_at = (launch.id, launch.started_at) if launch else (None, None)
+    folder = find_run(data, out) if resume else find_run_of_job(job, data, out, launched_at)
     if folder:
         return folder, asked_again(folder, recipe, changes)
     refuse_taken(out)

@@ -22,6 +22,7 @@ from vitrail.runs.resolve import SAME_BITS
 from vitrail.training import Recipe
 from vitrail.training.data_defaults import resolve_recipe
 from vitrail.training.distributed import World
+from vitrail.training.optimizers import OPTIMIZERS
 from vitrail.training.transfer import resolve_transfer_recipe
 from vitrail.version import __version__
 
@@ -101,7 +102,7 @@ def refuse_unshared(recipe: Recipe, world: World) -> None:
     """Raises `UsageError` where a recipe does not go with several processes, or not with a sharded model."""
     if world.size > 1 and recipe.train_on == "features":
         raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
-    if world.is_sharded and recipe.optimizer == "muon":
+    if world.is_sharded and OPTIMIZERS[recipe.optimizer].needs_full_matrices:
         raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
     if world.is_sharded and recipe.lora_rank:
         raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")

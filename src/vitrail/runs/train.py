@@ -27,8 +27,10 @@ from vitrail.runs.pretrained import Model, fit_head, probed, start_head
 from vitrail.runs.resolve import wanted
 from vitrail.runs.start import Ready, prepared
 from vitrail.training import Recipe
-from vitrail.training.distributed import World, join_world, launch_id
-from vitrail.training.loop import TrainState, autocast_dtype, init_train_state
+from vitrail.training.distributed import World, join_world
+from vitrail.training.launch import current_launch
+from vitrail.training.optimizers import OPTIMIZERS
+from vitrail.training.train_state import TrainState, autocast_dtype, init_train_state
 
 EpochCallback = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
 ROOM = 4 << 20  # bytes for a run's pictures and tables
@@ -119,7 +121,7 @@ def begun_folder(
         asked,
         unreadable=ready.unreadable,
         start=ready.start.note() if ready.start else None,
-        job=launch_id(),
+        job=launch.id if (launch := current_launch()) else None,
         options=options,
     )
 
@@ -184,7 +186,7 @@ def resumable(folder: RunFolder) -> Iterator[None]:
 def room_for(vit: ViT, recipe: Recipe) -> int:
     """Bytes that a run takes at most: three checkpoints (two are kept), two artefacts, pictures and tables."""
     weights = 4 * sum(p.numel() for p in vit.parameters())
-    checkpoint = weights * (1 + bool(recipe.ema_decay) + 2)  # no optimiser keeps more than two numbers a weight
+    checkpoint = weights * (1 + bool(recipe.ema_decay) + OPTIMIZERS[recipe.optimizer].state_per_weight)
     return 3 * checkpoint + 2 * weights + ROOM
 
 

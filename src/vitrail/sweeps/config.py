@@ -24,7 +24,7 @@ from vitrail.files import describe_write_error, fsync, save_json, write_json
 from vitrail.options import check_fields, option
 from vitrail.runs.folder import candidate_folders, locked_files, refuse_unwritable
 from vitrail.sweeps.space import format_value, option_name, parse_space, space_to_json
-from vitrail.training.recipes import Recipe, recipe_from_json
+from vitrail.training.recipe import Recipe, recipe_from_json
 
 Pruner = Literal["median", "hyperband", "none"]
 Sampler = Literal["tpe", "random"]

@@ -9,7 +9,8 @@ from vitrail.files import write_json, write_text
 from vitrail.sweeps.config import SweepConfig, SweepFolder
 from vitrail.sweeps.space import format_value, option_name
 from vitrail.sweeps.study import total, trials_of
-from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPE_FIELDS, RECIPES, Recipe
+from vitrail.training.recipe import RECIPE_FIELDS, Recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES
 
 if TYPE_CHECKING:
     import optuna

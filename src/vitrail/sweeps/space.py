@@ -22,7 +22,7 @@ from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
 from vitrail.model.config import Position
 from vitrail.options import check_values, field_types, option_parser
-from vitrail.training.recipes import RECIPE_FIELDS, Recipe
+from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.weights.config_json import POSITIONS
 from vitrail.weights.sizes import SIZES
 

@@ -52,7 +52,8 @@ from vitrail.sweeps.study import (
 )
 from vitrail.sweeps.worker import run_worker
 from vitrail.training.data_defaults import resolve_epochs_and_batch_size
-from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, Recipe, find_recipe
+from vitrail.training.recipe import Recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, find_recipe
 
 if TYPE_CHECKING:
     import optuna

@@ -1,5 +1,6 @@
-"""Batches -> weights: recipes, optimisers, schedules, the loop, checkpoints."""
+"""Training: recipes, losses, optimizers, schedules, the loop, checkpoints."""
 
-from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, Recipe, find_recipe
+from vitrail.training.recipe import Recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, find_recipe
 
 __all__ = ["DEFAULT_RECIPE", "DEFAULT_TRANSFER_RECIPE", "RECIPES", "Recipe", "find_recipe"]

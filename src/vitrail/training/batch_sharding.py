@@ -1,11 +1,13 @@
-"""A batch cut over processes: together they see the very batch that one process alone would see.
+"""Sharding a batch over processes: together they train on exactly the batch that a single process would see.
 
-Which images a batch holds, and what is drawn for each, depends on seeds and numbers alone, so a process reads only its
-cut. MixUp and CutMix mix an image with the one before it in its part of the batch (the first with the last): with them
-a process reads that one too, a spare one, and drops it when all is mixed.
+Which images a batch has, and what is drawn for each, depends only on seeds and indices, so a process reads only its own
+shard. MixUp and CutMix mix each image with its predecessor in the micro-batch (the first with the last). With them a
+process also reads the predecessor of its first image, an overlap of one with the shard before, and drops it after
+mixing.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,33 +17,42 @@ from vitrail.data import Images, Preprocess
 from vitrail.data.augment import augmentation
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import Batch, Refuse, WorkerDied, batch_indices, read, training_batches
-from vitrail.errors import VitrailError
 from vitrail.training.distributed import World
-from vitrail.training.recipes import Recipe
+from vitrail.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of a batch whose gradient is computed at once."""
+
+    pixels: Tensor  # uint8 (B, C, H, W)
+    labels: Tensor  # int64 (B,)
+    overlap: int = 0  # number of first images that belong to the shard before and are only mixing partners
 
 
 def shard_positions(n: int, recipe: Recipe, world: World) -> list[tuple[Tensor, int]]:
-    """For each part of a batch of `n` images the places of this process's cut; so many at the front are spare."""
-    cuts = []
-    for part in torch.arange(n).chunk(recipe.accumulation_steps):
-        low, high = (len(part) * rank // world.size for rank in (world.rank, world.rank + 1))
-        spare = int(recipe.augment.mixes and low < high)
-        cuts.append((part[torch.arange(low - spare, high) % max(len(part), 1)], spare))
-    return cuts
+    """Returns, for each micro-batch of a batch of `n` images, the positions of this process's shard and its overlap."""
+    shards = []
+    for micro_batch in torch.arange(n).chunk(recipe.accumulation_steps):
+        start, stop = (len(micro_batch) * rank // world.size for rank in (world.rank, world.rank + 1))
+        overlap = int(recipe.augment.mixes and start < stop)
+        shards.append((micro_batch[torch.arange(start - overlap, stop) % max(len(micro_batch), 1)], overlap))
+    return shards
 
 
-def micro_batches(pixels: Tensor, labels: Tensor, recipe: Recipe, world: World) -> list[tuple[Tensor, Tensor, int]]:
-    """The parts that a batch is computed in: pixels, labels, and how many images at the front are spare.
+def split_micro_batches(pixels: Tensor, labels: Tensor, recipe: Recipe, world: World) -> list[MicroBatch]:
+    """Splits a batch for gradient accumulation.
 
-    `labels` are those of the whole batch, `pixels` what this process has read of it.
+    `labels` are those of the whole batch, `pixels` those of this process's shard.
     """
     if world.size == 1:
         chunks = zip(pixels.chunk(recipe.accumulation_steps), labels.chunk(recipe.accumulation_steps), strict=True)
-        return [(some_pixels, some_labels, 0) for some_pixels, some_labels in chunks]
-    cuts = shard_positions(len(labels), recipe, world)
-    ends = np.cumsum([len(where) for where, _ in cuts]).tolist()
+        return [MicroBatch(*chunk) for chunk in chunks]
+    shards = shard_positions(len(labels), recipe, world)
+    pixel_chunks = torch.split(pixels, [len(positions) for positions, _ in shards])
     return [
-        (pixels[end - len(where) : end], labels[where], spare) for end, (where, spare) in zip(ends, cuts, strict=True)
+        MicroBatch(chunk, labels[positions], overlap)
+        for chunk, (positions, overlap) in zip(pixel_chunks, shards, strict=True)
     ]
 
 
@@ -55,12 +66,15 @@ def epoch_batches(
     start: int = 0,
     refuse: Refuse | None = None,
 ) -> Iterator[Batch]:
-    """The batches of an epoch from number `start` on, or where several processes train, this one's cuts of them."""
+    """Yields the batches of an epoch from index `start` on: all labels, and the pixels of this process's shard.
+
+    An image that cannot be read is reported to `refuse` and left out of its batch; without `refuse` its `ImageError` is
+    raised. Raises `WorkerDied` if a data-loading worker of any process dies.
+    """
     if world.size > 1:
-        yield from sharded_batches(images, preprocess, recipe, world, epoch=epoch, start=start, refuse=refuse)
-        return
+        return ShardedEpoch(images, preprocess, recipe, world, epoch, refuse).batches(start)
     assert recipe.batch_size is not None
-    yield from training_batches(
+    return training_batches(
         images,
         augmentation(recipe.augment, preprocess),
         batch=recipe.batch_size,
@@ -72,64 +86,76 @@ def epoch_batches(
     )
 
 
-def sharded_batches(
-    images: Images,
-    preprocess: Preprocess,
-    recipe: Recipe,
-    world: World,
-    *,
-    epoch: int,
-    start: int = 0,
-    refuse: Refuse | None = None,
-) -> Iterator[Batch]:
-    """The batches of an epoch: the labels of each whole batch, and the pixels of this process's cut of it.
+class ShardedEpoch:
+    """This process's shards of the batches of an epoch.
 
-    What cannot be read is left out of the batch on all processes alike, and `refuse` is told on all of them, or all
-    raise `ImageError`. Raises `WorkerDied` on all where it happens to one.
+    The processes agree on which images cannot be read, so that all of them shard the same batch.
     """
-    assert recipe.batch_size is not None
-    augment = augmentation(recipe.augment, preprocess)
-    errors: list[ImageError] = []
 
-    def mine(indices: np.ndarray) -> np.ndarray:
-        where = torch.cat([where for where, _ in shard_positions(len(indices), recipe, world)])
-        return indices[where.numpy()]
+    def __init__(
+        self, images: Images, preprocess: Preprocess, recipe: Recipe, world: World, epoch: int, refuse: Refuse | None
+    ):
+        assert recipe.batch_size is not None
+        self.images, self.recipe, self.world, self.epoch, self.refuse = images, recipe, world, epoch, refuse
+        self.batch_size = recipe.batch_size
+        self.augmentation = augmentation(recipe.augment, preprocess)
+        self.no_pixels = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
+        self.errors: list[ImageError] = []  # of the images of the current shard that could not be read
 
-    reading = training_batches(
-        images,
-        augment,
-        batch=recipe.batch_size,
-        seed=recipe.seed,
-        epoch=epoch,
-        start=start,
-        workers=recipe.workers,
-        processes=world.local_size,
-        refuse=errors.append,
-        mine=mine,
-    )
-    nothing = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
-    for indices in batch_indices(len(images), recipe.batch_size, recipe.seed, epoch)[start:]:
-        errors.clear()
-        died: VitrailError | None = None
-        pixels = nothing
-        try:
-            pixels, _ = next(reading)
-        except WorkerDied as error:
-            died = error
-        while world.any(bool(errors or died))[0]:  # seldom: the batch is cut anew, without what cannot be read
-            known = world.all_gather((died, list(errors)))
-            if dead := next((each for each, _ in known if each), None):
-                raise dead
-            unread = {error.name: error for _, theirs in known for error in theirs}
-            if refuse is None:
-                raise next(iter(unread.values()))
-            gone = [i for i in indices if images.paths[i] in unread]
-            if not gone:  # an error about none of the batch's images: nothing can be left out
-                raise next(iter(unread.values()))
-            for i in gone:
-                refuse(unread[images.paths[i]])
-            indices = indices[~np.isin(indices, gone)]
-            pixels, errors[:] = nothing, []
-            if len(mine(indices)):
-                (pixels, _), errors[:] = read(images, augment, mine(indices), recipe.seed, epoch)
-        yield pixels if len(pixels) else nothing, torch.from_numpy(images.labels[indices].astype(np.int64))
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Yields the shards from batch `start` on."""
+        reader = training_batches(
+            self.images,
+            self.augmentation,
+            batch=self.batch_size,
+            seed=self.recipe.seed,
+            epoch=self.epoch,
+            start=start,
+            workers=self.recipe.workers,
+            processes=self.world.local_size,
+            refuse=self.errors.append,
+            mine=self.shard_indices,
+        )
+        for indices in batch_indices(len(self.images), self.batch_size, self.recipe.seed, self.epoch)[start:]:
+            self.errors.clear()
+            pixels = self.no_pixels
+            worker_died: WorkerDied | None = None
+            try:
+                pixels, _ = next(reader)
+            except WorkerDied as error:
+                worker_died = error
+            while self.world.any(bool(self.errors or worker_died))[0]:  # rare
+                indices = self.drop_unreadable(indices, worker_died)
+                pixels = self.read_shard(indices)
+            labels = torch.from_numpy(self.images.labels[indices].astype(np.int64))
+            yield pixels if len(pixels) else self.no_pixels, labels
+
+    def shard_indices(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the image indices of this process's shard of a batch, micro-batch by micro-batch."""
+        shards = shard_positions(len(indices), self.recipe, self.world)
+        return indices[torch.cat([positions for positions, _ in shards]).numpy()]
+
+    def drop_unreadable(self, indices: np.ndarray, worker_died: WorkerDied | None) -> np.ndarray:
+        """Returns the indices of a batch without the images that some process could not read; a collective.
+
+        Raises the `WorkerDied` of any process, and the `ImageError` if unreadable images are not to be left out.
+        """
+        by_rank = self.world.all_gather((worker_died, list(self.errors)))
+        if first_death := next((death for death, _ in by_rank if death), None):
+            raise first_death
+        errors = {error.name: error for _, errors in by_rank for error in errors}
+        unreadable = [i for i in indices if self.images.paths[i] in errors]
+        if self.refuse is None or not unreadable:  # an error that concerns no image of this batch cannot be skipped
+            raise next(iter(errors.values()))
+        for i in unreadable:
+            self.refuse(errors[self.images.paths[i]])
+        return indices[~np.isin(indices, unreadable)]
+
+    def read_shard(self, indices: np.ndarray) -> Tensor:
+        """Reads this process's shard of a batch again, in this process."""
+        self.errors.clear()
+        own = self.shard_indices(indices)
+        if not len(own):
+            return self.no_pixels
+        (pixels, _), self.errors[:] = read(self.images, self.augmentation, own, self.recipe.seed, self.epoch)
+        return pixels

@@ -1,39 +1,39 @@
-"""Which parts of a ViT keep their weights while the rest is trained."""
+"""Freezing parameters of a ViT while the rest is trained."""
 
 from torch import nn
 
 from vitrail.errors import UsageError
 from vitrail.model import ViT
-from vitrail.training.recipes import Recipe
+from vitrail.training.recipe import Recipe
 
 
-def check_freeze(recipe: Recipe, blocks: int) -> None:
-    """Raises `UsageError` where more blocks are to be frozen than there are, or none is left for LoRA."""
+def check_freeze(recipe: Recipe, depth: int) -> None:
+    """Raises `UsageError` if a recipe freezes more blocks than there are, or leaves none for LoRA."""
     if recipe.freeze == "backbone":
         return
-    if recipe.freeze > blocks:
+    if recipe.freeze > depth:
         raise UsageError(
-            f"freeze is {recipe.freeze}, but the model has {blocks} blocks", "freeze fewer, or the backbone"
+            f"freeze is {recipe.freeze}, but the model has {depth} blocks", "freeze fewer, or the backbone"
         )
-    if recipe.lora_rank and recipe.freeze == blocks:
-        raise UsageError(f"freeze {blocks} leaves no block for LoRA to update", "freeze fewer blocks")
+    if recipe.lora_rank and recipe.freeze == depth:
+        raise UsageError(f"freeze {depth} leaves no block for LoRA to update", "freeze fewer blocks")
 
 
 def freeze_parameters(vit: ViT, recipe: Recipe) -> list[nn.Module]:
-    """Takes the frozen parameters out of training; returns the frozen modules, which belong in eval mode.
+    """Freezes the embedding and the first blocks, or everything but the head, as the recipe's `freeze` tells.
 
-    With a number the embedding and so many blocks stand still, with `backbone` everything but the head.
+    Returns the frozen modules, which must stay in eval mode. Raises `UsageError` as `check_freeze` does.
     """
     check_freeze(recipe, len(vit.blocks))
     children = dict(vit.named_children())
     if recipe.freeze == "backbone":
-        modules = [module for name, module in children.items() if name != "head"]
+        frozen = [module for name, module in children.items() if name != "head"]
     elif recipe.freeze:
-        embedding = list(children)[: list(children).index("blocks")]  # everything before the blocks
-        modules = [*(children[name] for name in embedding), *vit.blocks[: recipe.freeze]]
+        embedding_names = list(children)[: list(children).index("blocks")]  # modules before the blocks
+        frozen = [*(children[name] for name in embedding_names), *vit.blocks[: recipe.freeze]]
     else:
         return []
     vit.prefix.requires_grad_(False)
-    for module in modules:
+    for module in frozen:
         module.requires_grad_(False)
-    return modules
+    return frozen

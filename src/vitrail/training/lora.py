@@ -1,6 +1,6 @@
-"""LoRA: matrices get an update of low rank, which is trained in their stead (Hu et al. 2021, arXiv 2106.09685).
+"""LoRA: low-rank updates of matrices, trained instead of the matrices (Hu et al. 2021, arXiv 2106.09685).
 
-The `peft` library puts the updates into the ViT and merges them; what leaves training is an ordinary ViT.
+The `peft` library adds the updates to the ViT and merges them; after training the ViT is an ordinary one.
 """
 
 import copy
@@ -9,7 +9,7 @@ from torch import nn
 
 from vitrail.errors import UsageError
 from vitrail.model import ViT
-from vitrail.training.recipes import Recipe
+from vitrail.training.recipe import Recipe
 
 LORA_TARGETS = {
     "qkv": ("attn.qkv",),
@@ -19,7 +19,7 @@ LORA_TARGETS = {
 
 
 def check_peft() -> None:
-    """Raises `UsageError` where the library is not installed."""
+    """Raises `UsageError` if the library is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError:
@@ -27,35 +27,34 @@ def check_peft() -> None:
 
 
 def add_lora(vit: ViT, recipe: Recipe) -> None:
-    """Puts updates into the blocks that are not frozen; they and the head are what is left to train.
+    """Adds LoRA updates to the blocks that are not frozen; only they and the head are then trainable.
 
-    At first an update changes nothing: one of its two factors is zero. Raises `UsageError` without peft.
+    At first an update changes nothing, because one of its two factors is zero. Raises `UsageError` without peft.
     """
     check_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     assert recipe.lora_rank is not None
-    first = recipe.freeze if isinstance(recipe.freeze, int) else 0
+    names = LORA_TARGETS[recipe.lora_target]
+    first_block = recipe.freeze if isinstance(recipe.freeze, int) else 0
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=recipe.lora_dropout,
-        target_modules=[
-            f"blocks.{i}.{m}" for i in range(first, len(vit.blocks)) for m in LORA_TARGETS[recipe.lora_target]
-        ],
+        target_modules=[f"blocks.{i}.{name}" for i in range(first_block, len(vit.blocks)) for name in names],
     )
     inject_adapter_in_model(config, vit)
     vit.head.requires_grad_(True)
 
 
 def merge_lora(vit: ViT) -> ViT:
-    """A copy in which every update is part of its matrix."""
+    """Returns a copy of the ViT with every LoRA update added to its matrix."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    plain = copy.deepcopy(vit)
-    for name, layer in list(plain.named_modules()):
+    merged = copy.deepcopy(vit)
+    for name, layer in list(merged.named_modules()):
         if isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module):
             layer.merge()
-            parent, _, last = name.rpartition(".")
-            setattr(plain.get_submodule(parent), last, layer.get_base_layer())
-    return plain
+            parent, _, attribute = name.rpartition(".")
+            setattr(merged.get_submodule(parent), attribute, layer.get_base_layer())
+    return merged

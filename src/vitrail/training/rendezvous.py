@@ -1,9 +1,10 @@
-"""Where the processes of one attempt find one another, and nobody of an attempt before.
+"""Rendezvous of the processes of one attempt, through a key-value store at torchrun's address.
 
-A launcher that starts dead workers again may keep one store for all attempts (torchrun does unless
-TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), in which gloo finds addresses of processes that are gone. Restart counts differ
-from node to node, so they name no attempt. Here process 0 names it: each of the others shows a word of its own, and
-goes on only when process 0 has answered that very word.
+A launcher that restarts dead workers may keep one store for all attempts (torchrun does, unless
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and gloo would then find the addresses of dead processes in it. The restart count
+does not identify an attempt, because it differs between nodes. Instead rank 0 announces a random attempt id, each other
+rank registers a nonce under it, and continues only when rank 0 has acknowledged that nonce. The store's keys are then
+prefixed with the attempt id.
 """
 
 import os
@@ -13,21 +14,22 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-POLL_SECONDS = 0.02  # seconds between two looks
-TIMEOUT = timedelta(minutes=10)  # that processes wait for one another
+POLL_SECONDS = 0.02
+TIMEOUT = timedelta(minutes=10)
+ATTEMPT_KEY = "vitrail/attempt"
 
 
 def rendezvous_store(rank: int, size: int) -> Store:
-    """A store that the `size` processes of this attempt share, at the address in torchrun's environment.
+    """Returns a store that only the `size` processes of this attempt share.
 
-    Raises `TimeoutError` where one of them does not come.
+    Reads torchrun's environment variables. Raises `TimeoutError` if a process does not come.
     """
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the launcher
+    is_hosted_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size=None,
-        is_master=rank == 0 and not hosted,
+        is_master=rank == 0 and not is_hosted_by_launcher,
         timeout=TIMEOUT,
         wait_for_workers=False,
         multi_tenant=True,
@@ -36,30 +38,45 @@ def rendezvous_store(rank: int, size: int) -> Store:
 
 
 def agree_on_attempt(store: Store, rank: int, size: int) -> str:
-    """The name of this attempt, the same for its processes and no others."""
-    mine = uuid.uuid4().hex
+    """Returns the id of this attempt, the same in all of its processes; raises `TimeoutError`."""
     deadline = time.monotonic() + TIMEOUT.total_seconds()
+    return _lead_attempt(store, size, deadline) if rank == 0 else _join_attempt(store, rank, deadline)
 
-    def wait_for(key: str) -> None:
-        while not store.check([key]):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nobody wrote {key}")
-            time.sleep(POLL_SECONDS)
 
-    if rank == 0:
-        store.set("vitrail/offer", mine)
-        for other in range(1, size):
-            wait_for(f"vitrail/{mine}/word/{other}")
-        for other in range(1, size):
-            word = store.get(f"vitrail/{mine}/word/{other}").decode()
-            store.set(f"vitrail/{mine}/answer/{word}", "")
-        return mine
-    wait_for("vitrail/offer")
+def _lead_attempt(store: Store, size: int, deadline: float) -> str:
+    attempt = uuid.uuid4().hex
+    store.set(ATTEMPT_KEY, attempt)
+    for rank in range(1, size):
+        _wait_for_key(store, _nonce_key(attempt, rank), deadline)
+    for rank in range(1, size):
+        nonce = store.get(_nonce_key(attempt, rank)).decode()
+        store.set(_acknowledgment_key(attempt, nonce), "")
+    return attempt
+
+
+def _join_attempt(store: Store, rank: int, deadline: float) -> str:
+    nonce = uuid.uuid4().hex
+    _wait_for_key(store, ATTEMPT_KEY, deadline)
     while True:
-        offer = store.get("vitrail/offer").decode()  # perhaps of an attempt before: it will not answer
-        store.set(f"vitrail/{offer}/word/{rank}", mine)
-        if store.check([f"vitrail/{offer}/answer/{mine}"]):
-            return offer
+        attempt = store.get(ATTEMPT_KEY).decode()  # may be an earlier attempt, whose rank 0 never acknowledges
+        store.set(_nonce_key(attempt, rank), nonce)
+        if store.check([_acknowledgment_key(attempt, nonce)]):
+            return attempt
         if time.monotonic() > deadline:
             raise TimeoutError("process 0 does not answer")
         time.sleep(POLL_SECONDS)
+
+
+def _wait_for_key(store: Store, key: str, deadline: float) -> None:
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no process wrote {key}")
+        time.sleep(POLL_SECONDS)
+
+
+def _nonce_key(attempt: str, rank: int) -> str:
+    return f"vitrail/{attempt}/nonce/{rank}"
+
+
+def _acknowledgment_key(attempt: str, nonce: str) -> str:
+    return f"vitrail/{attempt}/acknowledged/{nonce}"

@@ -1,7 +1,7 @@
-"""Training that starts from weights: what the model brings, and what data and recipe change about it."""
+"""Training from pretrained weights: which model and preprocessing result, and how the weights are transferred."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,30 +13,24 @@ from vitrail.model.config import to_pair
 from vitrail.training.data_defaults import resolve_epochs_and_batch_size, with_normalization
 from vitrail.training.freezing import check_freeze
 from vitrail.training.lora import check_peft
-from vitrail.training.recipes import Recipe
+from vitrail.training.recipe import Recipe
 from vitrail.weights.resize import resize_vit
 
-# Fields of a model that can change without making its weights meaningless; the others are the weights' own.
+HeadTransfer = Literal["kept", "reordered", "new"]
+
+# Fields of a model that a recipe may change; a change of any other makes the weights meaningless.
 CHANGEABLE = ("image_size", "patch", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")
 
 
 def resolve_transfer_recipe(
     recipe: Recipe, splits: Splits, config: ViTConfig, preprocess: Preprocess
 ) -> tuple[Recipe, ViTConfig, Preprocess]:
-    """The recipe with sizes, epochs and batch; the model and preprocessing are the given ones unless it says otherwise.
+    """Returns the recipe with sizes, epochs and batch size, and the model and preprocessing.
 
-    Raises `UsageError` naming every field of the recipe's model that the weights contradict.
+    The model and preprocessing are the pretrained ones, where the recipe does not change them. Raises `UsageError`
+    naming every field of the recipe's model that contradicts the weights.
     """
-    against = [
-        name for name, value in recipe.model.items() if name not in CHANGEABLE and value != getattr(config, name)
-    ]
-    if against:
-        asked = ", ".join(f"{name} {format_value(recipe.model[name])}" for name in against)
-        have = ", ".join(f"{name} {format_value(getattr(config, name))}" for name in against)
-        raise UsageError(
-            f"recipe {recipe.name} asks for {asked}, but the weights to start from have {have}",
-            "leave that to the weights: use finetune, linear or lora, and name no such field",
-        )
+    check_same_architecture(recipe, config)
     check_freeze(recipe, config.depth)
     if recipe.lora_rank:
         check_peft()
@@ -45,11 +39,11 @@ def resolve_transfer_recipe(
         changes["head"] = "linear"
     height, width = to_pair(recipe.model.get("image_size", preprocess.image_size))
     changes["image_size"] = height if height == width else (height, width)
-    new = replace(config, **changes, classes=len(splits.classes))
+    new_config = replace(config, **changes, classes=len(splits.classes))
     preprocess = replace(
         preprocess,
         image_size=(height, width),
-        smallest=preprocess.smallest if new.patch == config.patch else new.patch,
+        smallest=preprocess.smallest if new_config.patch == config.patch else new_config.patch,
         fit=recipe.fit or preprocess.fit,
         interpolation=recipe.interpolation or preprocess.interpolation,
         crop_fraction=recipe.crop_fraction or preprocess.crop_fraction,
@@ -58,63 +52,78 @@ def resolve_transfer_recipe(
         preprocess = with_normalization(
             preprocess, recipe.normalize, splits.train, skip_unreadable=recipe.skip_unreadable
         )
-    return (
-        resolve_epochs_and_batch_size(recipe.with_changes(image_size=new.image_size, patch=new.patch), splits),
-        new,
-        preprocess,
-    )
+    recipe = recipe.with_changes(image_size=new_config.image_size, patch=new_config.patch)
+    return resolve_epochs_and_batch_size(recipe, splits), new_config, preprocess
+
+
+def check_same_architecture(recipe: Recipe, config: ViTConfig) -> None:
+    """Raises `UsageError` if the recipe sets a field of the model that contradicts the weights."""
+    different = [
+        name for name, value in recipe.model.items() if name not in CHANGEABLE and value != getattr(config, name)
+    ]
+    if different:
+        in_recipe = ", ".join(f"{name} {format_value(recipe.model[name])}" for name in different)
+        in_weights = ", ".join(f"{name} {format_value(getattr(config, name))}" for name in different)
+        raise UsageError(
+            f"recipe {recipe.name} has {in_recipe}, but the weights to start from have {in_weights}",
+            "leave out these fields and use finetune, linear or lora",
+        )
 
 
 def format_value(value: Any) -> str:
-    """A field's value in a sentence."""
+    """Formats a field's value for a sentence."""
     return type(value).__name__ if hasattr(value, "__dataclass_fields__") else str(value).lower()
 
 
-def transfer_weights(vit: ViT, theirs: tuple[str, ...], config: ViTConfig, ours: tuple[str, ...]) -> tuple[ViT, str]:
-    """A ViT of this config with the weights of `vit`, and what became of its head: kept, reordered or new.
+def transfer_weights(
+    vit: ViT, old_classes: tuple[str, ...], config: ViTConfig, new_classes: tuple[str, ...]
+) -> tuple[ViT, HeadTransfer]:
+    """Returns a ViT of this config with the weights of `vit`, and whether its head is kept, reordered or new.
 
-    The same class names keep their rows of the head, in whatever order; other names get a new head, drawn from torch's
+    If the class names are the same, the head keeps its rows, in the new order; otherwise it is initialized from torch's
     global generator.
     """
-    body = resize_vit(vit, replace(vit.config, image_size=config.image_size, patch=config.patch))
-    same = len(theirs) == vit.config.classes and set(theirs) == set(ours) and vit.config.head == config.head
-    new = ViT(config).to(vit.prefix.device)
-    weights = body.state_dict()
-    if not same:
-        kept = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-        fresh = {f"head.{name}": tensor for name, tensor in new.head.state_dict().items()}
-        new.load_state_dict(kept | fresh)
-        return new, "new"
-    if theirs != ours:
-        last = "head" if config.head == "linear" else "head.fc2"
-        places = torch.tensor([theirs.index(name) for name in ours], device=vit.prefix.device)
-        for name in (f"{last}.weight", f"{last}.bias"):
-            weights[name] = weights[name][places]
-    new.load_state_dict(weights)
-    return new, "kept" if theirs == ours else "reordered"
+    pretrained = resize_vit(vit, replace(vit.config, image_size=config.image_size, patch=config.patch))
+    has_same_classes = len(old_classes) == vit.config.classes and set(old_classes) == set(new_classes)
+    device = vit.prefix.device
+    new_vit = ViT(config).to(device)
+    weights = pretrained.state_dict()
+    if not (has_same_classes and vit.config.head == config.head):
+        backbone = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+        new_head = {f"head.{name}": tensor for name, tensor in new_vit.head.state_dict().items()}
+        new_vit.load_state_dict(backbone | new_head)
+        return new_vit, "new"
+    if old_classes != new_classes:
+        output_layer = "head" if config.head == "linear" else "head.fc2"
+        rows = torch.tensor([old_classes.index(name) for name in new_classes], device=device)
+        for name in (f"{output_layer}.weight", f"{output_layer}.bias"):
+            weights[name] = weights[name][rows]
+    new_vit.load_state_dict(weights)
+    return new_vit, "kept" if old_classes == new_classes else "reordered"
 
 
-def describe_head(fate: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
-    """What became of the head, in a sentence."""
-    if fate == "kept":
-        return f"the data have the model's own {len(ours)} classes; its head is kept"
-    if fate == "reordered":
-        return f"the data have the model's own {len(ours)} classes in another order; its head's rows follow them"
-    if not theirs:
-        return f"the model has no classes of its own; it gets a head of {len(ours)} ({join_names(ours)})"
-    if set(theirs) == set(ours):
-        return f"the classes are the model's own {len(ours)}; a head of another kind takes the place of its own"
-    old, new = (f"{len(names)} classes ({join_names(names)})" for names in (theirs, ours))
+def describe_head(transfer: HeadTransfer, old_classes: tuple[str, ...], new_classes: tuple[str, ...]) -> str:
+    """Returns a sentence on where the weights of the head come from."""
+    n = len(new_classes)
+    if transfer == "kept":
+        return f"the data has the same {n} classes as the model; the head is kept"
+    if transfer == "reordered":
+        return f"the data has the same {n} classes as the model in another order; the rows of the head are reordered"
+    if not old_classes:
+        return f"the model has no classes; it gets a new head of {n} classes ({join_names(new_classes)})"
+    if set(old_classes) == set(new_classes):
+        return f"the data has the same {n} classes as the model; a head of another kind replaces its head"
+    old, new = (f"{len(names)} classes ({join_names(names)})" for names in (old_classes, new_classes))
     return f"a new head of {new} replaces that of {old}"
 
 
-def join_names(names: tuple[str, ...], most: int = 4) -> str:
-    """The first names."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def join_names(names: tuple[str, ...], max_names: int = 4) -> str:
+    """Joins the first names, with an ellipsis if there are more."""
+    return ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")
 
 
 def set_head(vit: ViT, weight_YD: Tensor, bias_Y: Tensor) -> None:
-    """Gives a linear head these weights."""
+    """Sets the weights of a linear head."""
     head = vit.head
     assert isinstance(head, torch.nn.Linear)
     with torch.no_grad():

@@ -1,0 +1,189 @@
+"""The recipe: everything about a training that its user may choose, as a value that is checked when it is made."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from vitrail.data.augment import Augment
+from vitrail.data.preprocess import Fit, Interpolation
+from vitrail.errors import UsageError, did_you_mean
+from vitrail.model import ViTConfig
+from vitrail.options import check_fields, option
+from vitrail.weights.config_json import config_values_from_json, position_to_json
+from vitrail.weights.sizes import SIZES
+from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
+
+OptimizerName = Literal["adamw", "sgd", "muon"]
+LossName = Literal["cross_entropy"]
+ScheduleName = Literal["cosine", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+WeightDecayOn = Literal["matrices", "all"]
+NormalizeBy = Literal["half", "imagenet", "data"]
+TrainOn = Literal["images", "features"]
+HeadInit = Literal["random", "probe"]
+LoraTarget = Literal["qkv", "attention", "blocks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train. `model` has the fields of `ViTConfig` that the recipe sets; the data determines the others.
+
+    Raises `UsageError` if a field is impossible.
+    """
+
+    name: str = "custom"
+    description: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    augment: Augment = Augment()
+    seed: int = option(0, "seed of the initial weights, the order of images and the augmentation", ge=0)
+    epochs: int | None = option(
+        None, "passes over the training images; none: chosen from the number of training images", ge=1
+    )
+    batch_size: int | None = option(None, "images per step; none: chosen from the number of training images", ge=1)
+    accumulation_steps: int = option(
+        1, "micro-batches that a batch is split into, to save memory (gradient accumulation)", ge=1
+    )
+    optimizer: OptimizerName = option("adamw", "optimizer")
+    lr: float = option(1e-3, "peak learning rate", gt=0)
+    muon_lr: float = option(0.02, "peak learning rate of Muon, for the matrices of the blocks", gt=0)
+    weight_decay: float = option(0.05, "weight decay", ge=0)
+    weight_decay_on: WeightDecayOn = option(
+        "matrices", "parameters that decay: matrices (no norms, biases, tokens or positions), or all"
+    )
+    momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
+    muon_momentum: float = option(0.95, "momentum of Muon", ge=0, lt=1)
+    schedule: ScheduleName = option("cosine", "learning rate schedule after the warmup")
+    warmup_fraction: float = option(
+        0.1, "fraction of all steps in which the learning rate rises to its peak", ge=0, lt=1
+    )
+    loss: LossName = option("cross_entropy", "training loss")
+    max_grad_norm: float | None = option(1.0, "maximum gradient norm, or none for no clipping", gt=0)
+    label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
+    ema_decay: float | None = option(None, "decay of the EMA weights, or none for no averaging", gt=0, lt=1)
+    initial_image_scale: float = option(
+        1.0, "image size at the first step, as a fraction of the full size (progressive resizing)", gt=0, le=1
+    )
+    image_growth_fraction: float = option(
+        0.7, "fraction of all steps after which images have their full size", gt=0, le=1
+    )
+    zero_init_residual: bool = option(False, "zero-init residual branches: each block starts as the identity")
+    patch_init_std: float | None = option(
+        None, "standard deviation of the initial patch projection; none: from its fan-in", gt=0
+    )
+    precision: Precision = option(
+        "auto", "number format of the forward pass; auto: bf16 where the device computes it natively"
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    normalize: NormalizeBy | None = option(
+        None, "mean and std of the pixels; none: the model's, else measured on the training images"
+    )
+    fit: Fit | None = option(None, "how images of another aspect ratio are fitted; none: the model's, else pad")
+    interpolation: Interpolation | None = option(None, "interpolation of resizing; none: the model's, else bilinear")
+    crop_fraction: float | None = option(
+        None, "fraction of the resized image that the center crop keeps; none: the model's, else 1", gt=0, le=1
+    )
+    train_on: TrainOn = option("images", "images, or features: compute features once and fit a linear head on them")
+    probe_l2: float | None = option(None, "L2 penalty of a head fitted on features; none: the best on validation", gt=0)
+    layer_decay: float = option(1.0, "learning rate of a block, as a fraction of the next block's", gt=0, le=1)
+    freeze: int | Literal["backbone"] = option(0, "number of first blocks to freeze, or backbone", ge=0)
+    head_init: HeadInit = option("random", "initial weights of a new head: random, or those of a linear probe")
+    lora_rank: int | None = option(None, "rank of LoRA updates; none: no LoRA", ge=1)
+    lora_alpha: float = option(16.0, "LoRA updates are scaled by lora_alpha / lora_rank", gt=0)
+    lora_dropout: float = option(0.0, "dropout before LoRA updates", ge=0, lt=1)
+    lora_target: LoraTarget = option("attention", "matrices of the blocks that LoRA updates")
+    validation_fraction: float = option(
+        0.1,
+        "fraction of the training images held out for validation, where the data has no such split",
+        ge=0,
+        lt=1,
+    )
+    test_fraction: float = option(
+        0.2, "fraction of the images held out for test, where the data has no such split", ge=0, lt=1
+    )
+    split_seed: int = option(0, "seed of the random split into training, validation and test", ge=0)
+    image_cache_gib: float = option(2.0, "memory for decoded images, in GiB", ge=0)
+    workers: int | None = option(None, "data-loading processes; none: chosen from the data and the CPU cores", ge=0)
+    skip_unreadable: bool = option(False, "skip and count images that cannot be read, instead of stopping")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        object.__setattr__(self, "model", config_values_from_json(self.model))
+        if self.lora_rank and self.freeze == "backbone":
+            raise UsageError("LoRA trains the backbone, and freeze 'backbone' freezes it", "choose one of them")
+        if self.train_on == "features" and (
+            self.lora_rank or self.freeze or self.model.get("head", "linear") != "linear"
+        ):
+            raise UsageError(
+                "on features only a linear head is trained, so lora_rank, freeze and another head cannot be used",
+                "use --train-on images",
+            )
+
+    @property
+    def needs_pretrained_weights(self) -> bool:
+        """Whether the recipe makes sense only for a pretrained model."""
+        return (
+            self.train_on == "features"
+            or self.freeze != 0
+            or self.lora_rank is not None
+            or self.head_init == "probe"
+            or self.layer_decay != 1.0
+        )
+
+    def with_changes(self, **changes: Any) -> "Recipe":
+        """Returns the recipe with other values for any fields of its own, its augmentation or its model.
+
+        `size` stands for the model fields of a named size. Raises `UsageError` for an unknown field.
+        """
+        by_group: dict[str, dict[str, Any]] = {"recipe": {}, "augment": {}, "model": {}}
+        if "size" in changes:
+            size = str(changes.pop("size"))
+            if size not in SIZES:
+                raise UsageError(f"there is no size {size!r}", did_you_mean(size, SIZES))
+            by_group["model"] |= SIZES[size]
+        for name, value in changes.items():
+            if name not in RECIPE_FIELDS:
+                raise UsageError(f"a recipe has no field {name!r}", _hint_for_unknown_field(name, value))
+            by_group[RECIPE_FIELDS[name]][name] = value
+        own, augment, model = by_group["recipe"], by_group["augment"], by_group["model"]
+        changed = replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
+        if changed.train_on == "features" and (unused := sorted(({*own} - FEATURE_FIELDS) | {*augment})):
+            raise UsageError(
+                f"recipe {self.name} fits its head on features, where {', '.join(unused)} has no effect",
+                f"it uses {', '.join(sorted(FEATURE_FIELDS))}, or use --train-on images",
+            )
+        return changed
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the recipe as a JSON document."""
+        document = asdict(self)
+        if "position" in self.model:
+            document["model"]["position"] = position_to_json(self.model["position"])
+        return document
+
+
+def recipe_from_json(document: dict[str, Any]) -> Recipe:
+    """Returns the recipe that `to_json`, of this version or an older one, wrote.
+
+    Raises `TypeError`, `KeyError` or `UsageError` for any other document.
+    """
+    document = upgrade_recipe(document)
+    return Recipe(**{**document, "augment": Augment(**document["augment"])})
+
+
+def _hint_for_unknown_field(name: str, value: Any) -> str | None:
+    if isinstance(value, dict):
+        return "write its fields at the top level"
+    return f"it is now called {RECIPE_KEYS[name]}" if name in RECIPE_KEYS else did_you_mean(name, RECIPE_FIELDS)
+
+
+# The fields that a user may set, and the dataclass that has each; names are unique across the three.
+RECIPE_FIELDS: dict[str, str] = {
+    **{f.name: "model" for f in fields(ViTConfig) if f.name not in ("classes", "channels")},
+    **{f.name: "augment" for f in fields(Augment)},
+    **{f.name: "recipe" for f in fields(Recipe) if f.name not in ("name", "description", "model", "augment")},
+}
+
+# The recipe's own fields that have an effect when only a head is fitted, on features.
+FEATURE_FIELDS = {
+    "train_on", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
+    "test_fraction", "split_seed", "image_cache_gib", "workers", "skip_unreadable",
+}  # fmt: skip

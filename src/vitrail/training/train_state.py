@@ -1,0 +1,102 @@
+"""What training changes: the model, its EMA weights, the optimizers and the step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from vitrail.machine import has_native_bf16
+from vitrail.model import ViT
+from vitrail.training.distributed import SINGLE_PROCESS, World
+from vitrail.training.freezing import freeze_parameters
+from vitrail.training.lora import add_lora, merge_lora
+from vitrail.training.optimizers import OPTIMIZERS
+from vitrail.training.parallel import broadcast_parameters, local_shard, shard_model, wrap_ddp
+from vitrail.training.recipe import Recipe
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+@dataclass
+class TrainState:
+    """The model in training, its EMA weights, the optimizers and the number of steps done."""
+
+    vit: ViT
+    ema: AveragedModel | None
+    optimizers: list[Optimizer]
+    step: int = 0
+    frozen: list[nn.Module] = field(default_factory=list)
+    has_lora: bool = False
+    world: World = SINGLE_PROCESS
+    ddp_model: nn.Module | None = None
+
+    @property
+    def train_model(self) -> nn.Module:
+        """The module to call in training: the ViT, or its DDP wrapper."""
+        return self.ddp_model or self.vit
+
+    @property
+    def eval_model(self) -> ViT:
+        """The weights to evaluate and save: the EMA weights if there are any, with LoRA updates merged."""
+        averaged: ViT = self.ema.module if self.ema else self.vit  # type: ignore[assignment]
+        return merge_lora(averaged) if self.has_lora else averaged
+
+    @property
+    def replicas(self) -> dict[str, nn.Module]:
+        """The modules that every process holds a copy of, by name."""
+        return {"model": self.vit, **({"averaged model": self.ema} if self.ema else {})}
+
+    def set_train_mode(self) -> None:
+        """Turns on dropout and stochastic depth, except in frozen modules."""
+        self.vit.train()
+        for module in self.frozen:
+            module.eval()
+
+
+def init_train_state(vit: ViT, recipe: Recipe, world: World = SINGLE_PROCESS) -> TrainState:
+    """Prepares a model for training by a recipe, in all processes of the world."""
+    vit.gradient_checkpointing = recipe.gradient_checkpointing
+    if recipe.lora_rank:
+        add_lora(vit, recipe)
+    frozen = freeze_parameters(vit, recipe)
+    broadcast_parameters(vit, world)  # including LoRA weights, which each process initialized by itself
+    ema = AveragedModel(vit, multi_avg_fn=ema_update(recipe.ema_decay)) if recipe.ema_decay else None
+    if world.is_sharded:
+        for module in (vit, ema.module) if ema else (vit,):
+            shard_model(module, world)
+    optimizers = OPTIMIZERS[recipe.optimizer].build(vit, recipe)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["initial_lr"] = group["lr"]
+    if world.is_sharded:
+        for parameter in vit.parameters():  # an empty parameter cannot be sharded and needs no gradient
+            parameter.requires_grad_(parameter.requires_grad and parameter.numel() > 0)
+    return TrainState(
+        vit,
+        ema,
+        optimizers,
+        frozen=frozen,
+        has_lora=bool(recipe.lora_rank),
+        world=world,
+        ddp_model=wrap_ddp(vit, world),
+    )
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype of the forward pass; `auto` is bf16 where the device computes it natively, else float32."""
+    if precision == "auto":
+        return torch.bfloat16 if has_native_bf16(device) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Returns an EMA update with a warmup: after n updates the decay is min(decay, (1 + n) / (10 + n))."""
+
+    @torch.no_grad()
+    def update(averages: Tensors, weights: Tensors, n: Tensor | int) -> None:
+        current_decay = min(decay, (1 + int(n)) / (10 + int(n)))
+        torch._foreach_lerp_([*map(local_shard, averages)], [*map(local_shard, weights)], 1 - current_decay)
+
+    return update
