@@ -26,7 +26,7 @@ from vitrail.training.checkpoint import (
 )
 from vitrail.training.train_state import TrainState, init_train_state
 
-OPERATIONS = ("make_folder", "put_tensors", "put_json", "sync", "rename", "remove_folder")
+OPERATIONS = ("make_folder", "save_tensors", "save_json", "fsync", "rename", "remove_folder")
 CONFIG = ViTConfig(width=8, depth=1, heads=2, mlp_width=16, image_size=8, patch=4, classes=2)
 
 
@@ -64,7 +64,7 @@ class Fault:
             if len(self.done) == at:
                 if half:
                     operation(path, *rest)
-                    if name.startswith("put"):
+                    if name.startswith("save"):
                         os.truncate(path, path.stat().st_size // 2)
                 fail()
             operation(path, *rest)
@@ -133,11 +133,11 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_old_ones_
         made = Fault(patch, -1, lambda: None, False)
         save_checkpoint(tmp_path, learner(3), {})
     aside = f".step-00000003-{os.getpid()}"
-    order = [made.done.index(f"sync {name}") for name in (*CHECKPOINT_FILES, "manifest.json", aside)]
-    assert made.done.index("put_json manifest.json") < made.done.index("sync manifest.json")
+    order = [made.done.index(f"fsync {name}") for name in (*CHECKPOINT_FILES, "manifest.json", aside)]
+    assert made.done.index("save_json manifest.json") < made.done.index("fsync manifest.json")
     assert max(order) < made.done.index(f"rename {aside}")
-    assert made.done.index(f"rename {aside}") < made.done.index(f"sync {tmp_path.name}")
-    assert made.done.index(f"sync {tmp_path.name}") < made.done.index("remove_folder step-00000001")
+    assert made.done.index(f"rename {aside}") < made.done.index(f"fsync {tmp_path.name}")
+    assert made.done.index(f"fsync {tmp_path.name}") < made.done.index("remove_folder step-00000001")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -244,14 +244,14 @@ def test_tensors_of_another_model_and_misshapen_optimiser_state_are_refused(tmp_
     tensors["0.0.exp_avg"] = torch.zeros(1, 2, 3)
     save_file(tensors, path / CHECKPOINT_FILES[1])
     reseal(path, json.loads((path / CHECKPOINT_FILES[2]).read_text()))
-    with pytest.raises(VitrailError, match=r"the optimiser's 0\.exp_avg is \(1, 2, 3\)"):
+    with pytest.raises(VitrailError, match=r"the optimizer's 0\.exp_avg is \(1, 2, 3\)"):
         load_checkpoint(path, learner(0))
 
 
 def test_a_checkpoint_that_this_node_does_not_see_is_said(tmp_path: Path):
     path = save_checkpoint(tmp_path, learner(1), {})
     shutil.rmtree(path)
-    with pytest.raises(VitrailError, match=f"{path} cannot be read: No such file.*a disk that all nodes see"):
+    with pytest.raises(VitrailError, match=f"{path} cannot be read: No such file.*a disk that all nodes share"):
         load_checkpoint(path, learner(0))
 
 

@@ -227,8 +227,8 @@ def agreed(store: HashStore, size: int) -> set[str]:
 
 def test_an_attempt_meets_nobody_of_an_earlier_one():
     store = HashStore()
-    store.set("vitrail/offer", "dead")  # a process 0 that died before the others came
-    store.set("vitrail/dead/word/1", "dead too")
+    store.set("vitrail/attempt", "dead")  # a process 0 that died before the others came
+    store.set("vitrail/dead/nonce/1", "dead too")
     names = [agreed(store, size) for size in (3, 3, 2, 4)]  # all in the store that the launcher keeps
     assert all(len(name) == 1 for name in names)
     assert len(set.union(*names)) == 4

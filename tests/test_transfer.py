@@ -139,8 +139,8 @@ def test_other_classes_get_a_new_head_on_the_same_body(theirs: tuple[str, ...]):
     torch.testing.assert_close(new.eval().features(images), vit.features(images), rtol=0, atol=0)
     assert new(images).shape == (2, 3)
     said = describe_head(fate, theirs, ("a", "b", "c"))
-    assert "head of 3" in said
-    assert (", ".join(theirs) or "no classes of its own") in said
+    assert "new head of 3" in said
+    assert (", ".join(theirs) or "the model has no classes") in said
 
 
 def test_the_preprocessing_is_the_models_own_unless_the_recipe_says_otherwise(colours: Path):
@@ -162,14 +162,14 @@ def test_the_preprocessing_is_the_models_own_unless_the_recipe_says_otherwise(co
 def test_fields_that_the_weights_contradict_are_named_on_both_sides(colours: Path):
     splits = open_data(colours)
     for changes, said in (
-        ({"width": 32}, "asks for width 32, but the weights to start from have width 16"),
+        ({"width": 32}, "has width 32, but the weights to start from have width 16"),
         ({"pool": "mean", "depth": 9}, "depth 9, pool mean|pool mean, depth 9"),
         ({"layer_scale": 0.1}, "layer_scale 0.1.*layer_scale none"),
         ({"position": "rotary"}, "position Rotary.*position Learned"),
     ):
         with pytest.raises(UsageError, match=said):
             resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, Preprocess(image_size=(16, 16)))
-    with pytest.raises(UsageError, match=r"recipe small asks for .*width 96"):
+    with pytest.raises(UsageError, match=r"recipe small has .*width 96"):
         resolve_transfer_recipe(find_recipe("small"), splits, TINY, Preprocess(image_size=(16, 16)))
     with pytest.raises(UsageError, match="does not divide into patches"):
         resolve_transfer_recipe(find_recipe("finetune", image_size=18), splits, TINY, Preprocess(image_size=(16, 16)))
@@ -324,7 +324,7 @@ def test_a_new_head_starts_as_the_probe_or_at_random(warm: Path, make_folder):
 def test_the_same_classes_and_another_size(warm: Path, colours: Path, tmp_path: Path, capsys):
     run = vitrail.train(colours, model=warm, out=tmp_path / "run", epochs=1, image_size=(24, 20), freeze=1)
     said = capsys.readouterr().err
-    assert "the model's own 3 classes; its head is kept" in said
+    assert "the same 3 classes as the model; the head is kept" in said
     assert "stand still" in said
     assert run.classifier.vit.config.image_size == (24, 20)
     assert run.classifier.preprocess.image_size == (24, 20)
@@ -458,7 +458,7 @@ def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folde
         (["--from", "WARM", "--freeze", "9"], "freeze is 9, but the model has 2 blocks"),
         (["--from", "WARM", "--freeze", "tail"], "--freeze"),
         (["--from", "WARM", "--recipe", "linear", "--epochs", "3"], "fits its head on features, where epochs"),
-        (["--from", "WARM", "--recipe", "linear", "--flip", "0"], "where flip means nothing"),
+        (["--from", "WARM", "--recipe", "linear", "--flip", "0"], "where flip has no effect"),
         (["--from", "WARM", "--recipe", "linear", "--tensorboard"], "no epochs for TensorBoard"),
         (["--from", "WARM", "--recipe", "linear", "--head", "mlp"], "only a linear head"),
         (["--from", "WARM", "--lora-rank", "0"], "lora_rank is 0"),

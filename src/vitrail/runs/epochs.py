@@ -131,7 +131,7 @@ def conditions_of(training: Training) -> dict[str, Any]:
     return {**describe_numerics(training.classifier.device), "the number of processes": training.world.size}
 
 
-def resume(training: Training) -> None:
+def resume_training(training: Training) -> None:
     """Puts a run where its newest whole checkpoint left it, and says where its result may differ in the last bits."""
     world = training.world
     found = None

@@ -20,7 +20,7 @@ from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
 from vitrail.model import ViT
 from vitrail.runs.data import show_data
-from vitrail.runs.epochs import Row, Training, train_epochs
+from vitrail.runs.epochs import Row, Training, resume_training, train_epochs
 from vitrail.runs.finish import Ended, Run, finish
 from vitrail.runs.folder import RunFolder, create_run, refuse_full
 from vitrail.runs.pretrained import Model, fit_head, probed, start_head
@@ -101,7 +101,7 @@ def train(
             training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watching)
             say_what_trains(learner)
             if ready.goes_on:
-                resume(training)
+                resume_training(training)
             train_epochs(training)
             ended = Ended(folder, ready.splits, ready.recipe, world.device, training.state.seconds, probes)
             with world.raise_on_all():
