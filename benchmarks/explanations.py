@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import vitrail
-from vitrail.data.sources import open_data
+from vitrail.data.open import open_data
 from vitrail.explanation.faithfulness import evaluate_faithfulness
 from vitrail.explanation.figures import save_faithfulness
 from vitrail.files import write_json, write_text
@@ -144,7 +144,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     classifier = vitrail.load(asked.model)
-    images = open_data(asked.data, validation=0.1).parts()[asked.split]
+    images = open_data(asked.data, validation=0.1).as_dict()[asked.split]
     began = time.time()
     found = evaluate_faithfulness(
         classifier,

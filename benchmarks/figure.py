@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import vitrail
-from vitrail.data.sources import open_data
+from vitrail.data.open import open_data
 from vitrail.explanation import explain_batch
 from vitrail.explanation.figures import new_figure, save_figure, set_title, show_image
 from vitrail.explanation.render import AGAINST_COLOR, FOR_COLOR, overlay_map, to_rgb
@@ -24,7 +24,7 @@ def wavering(
 ) -> tuple[torch.Tensor, list[str], list[str]]:
     """Pixels, first answers (the truth) and second answers of `count` images of different classes."""
     order = np.random.default_rng(seed).permutation(len(images))[:1000]
-    pixels = images.fitted(classifier.preprocess, order)
+    pixels = images.load_batch(classifier.preprocess, order)
     chance, best = classifier.logits(pixels).softmax(dim=1).topk(2)
     chosen: dict[int, int] = {}
     for i, number in enumerate(order):
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("explanations.png"))
     asked = parser.parse_args()
     classifier = vitrail.load(asked.model)
-    pixels, first, second = wavering(classifier, open_data(asked.data).parts()["test"], asked.seed, 8)
+    pixels, first, second = wavering(classifier, open_data(asked.data).as_dict()["test"], asked.seed, 8)
     maps = [explain_batch(classifier, pixels, target=names) for names in (first, second)]
     figure = new_figure(12.6, 9.6, layout="constrained")
     grid = figure.subplots(4, 6)

@@ -37,12 +37,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from benchmarks.document import put
 from vitrail.data.augment import Augmentation
 from vitrail.data.loader import evaluation_batches, training_batches
+from vitrail.data.open import encode_labels, open_data, open_source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.shards.index import INDEX_FILE, ShardIndex, empty_columns, save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.shards.writer import write_shards
-from vitrail.data.sources import find, index, open_data
-from vitrail.data.words import Names
+from vitrail.data.strings import StringArray
 from vitrail.machine import count_cores, processor_name
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
@@ -71,14 +71,14 @@ def as_pixels(image: Image.Image) -> Tensor:
 
 def ours(address: Path, side: int) -> Pass:
     """vitrail's own loader on a folder or on shards."""
-    listing = find(address).splits["all"]
-    images = index(listing, tuple(sorted(set(listing.labels))), str(address))
+    listing = open_source(address).splits["all"]
+    images = encode_labels(listing, tuple(sorted(set(listing.labels))), str(address))
     preprocess = Preprocess(image_size=(side, side))
 
     def batches(shuffled: bool, workers: int) -> Iterable[Any]:
         if not shuffled:
-            return evaluation_batches(images, preprocess, batch=BATCH, workers=workers)
-        return training_batches(images, Augmentation(lambda x: x), batch=BATCH, seed=0, epoch=0, workers=workers)
+            return evaluation_batches(images, preprocess, batch_size=BATCH, workers=workers)
+        return training_batches(images, Augmentation(lambda x: x), batch_size=BATCH, seed=0, epoch=0, workers=workers)
 
     return batches
 
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         root = Path(place)
         os.environ["VITRAIL_CACHE"] = str(root / "cache")
         folder = make_folder(root / "photos", n, arguments.side)
-        written = write_shards(find(folder), root / "shards", shard_mib=arguments.size)
+        written = write_shards(open_source(folder), root / "shards", shard_mib=arguments.size)
         readers: dict[str, Pass] = {
             "ImageFolder": imagefolder(folder),
             "vitrail, folder": ours(folder, arguments.side),
@@ -212,7 +212,7 @@ def made_up(n: int) -> ShardIndex:
     columns["offset"][:] = 512 + (np.arange(n) % 5000) * 30_000
     columns["label"][:] = np.arange(n) * 1000 // n
     columns["sha256"][:] = np.random.default_rng(0).integers(0, 256, (n, 32), dtype=np.uint8)
-    names = Names.of(f"n{i * 1000 // n:08d}/image_{i:08d}.jpg" for i in range(n))
+    names = StringArray.from_strings(f"n{i * 1000 // n:08d}/image_{i:08d}.jpg" for i in range(n))
     shards = tuple(Shard(f"shards-{i:06d}.tar", 5000 * 30_000) for i in range(-(-n // 5000)))
     return ShardIndex("made-up", shards, tuple(f"n{i:08d}" for i in range(1000)), columns, names)
 
@@ -246,7 +246,9 @@ def memory(n: int) -> dict[str, float]:
             splits = open_data(address)
             opened = time.process_time() - began
             after, peak = resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            batches = training_batches(splits.train, Augmentation(lambda x: x), batch=256, seed=0, epoch=0, workers=0)
+            batches = training_batches(
+                splits.train, Augmentation(lambda x: x), batch_size=256, seed=0, epoch=0, workers=0
+            )
             found = {
                 "images": n,
                 "index_bytes_per_image": (address / INDEX_FILE).stat().st_size / n,

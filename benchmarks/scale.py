@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 import vitrail
 from benchmarks.document import put
-from vitrail.data.augment import augmentation
+from vitrail.data.augment import build_augmentation
 from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import describe_hardware
@@ -187,10 +187,10 @@ def measured(size: int, model: str, steps: int, batch: int) -> dict[str, Any]:
 
 def decoded(seconds: float = 5.0) -> float:
     """Photographs that a core decodes and crops in a second, by CPU time."""
-    change = augmentation(find_recipe("small", crop="resized").augment, Preprocess(image_size=(224, 224)))
+    change = build_augmentation(find_recipe("small", crop="resized").augment, Preprocess(image_size=(224, 224)))
     began, n = time.process_time(), 0
     while time.process_time() - began < seconds:
-        change.one(decode(PHOTO))
+        change.augment_image(decode(PHOTO))
         n += 1
     return n / (time.process_time() - began)
 

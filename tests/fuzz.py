@@ -21,9 +21,9 @@ with atheris.instrument_imports(include=["vitrail", "PIL"]):
 
     from vitrail.classifier import Classifier
     from vitrail.data import Preprocess
-    from vitrail.data.check import check
+    from vitrail.data.check import check_data
     from vitrail.data.decode import ImageError, decode
-    from vitrail.data.sources import find
+    from vitrail.data.open import open_source
     from vitrail.errors import VitrailError
     from vitrail.loading import load
     from vitrail.model import ViT, ViTConfig
@@ -58,8 +58,8 @@ def table(data: bytes) -> None:
     path = PLACE / "list.csv"
     path.write_bytes(data)
     with contextlib.suppress(VitrailError):
-        find(path)
-    check(path, fresh=True)
+        open_source(path)
+    check_data(path, fresh=True)
 
 
 TARGETS = {"decoder": decoder, "artefact": artefact, "table": table}

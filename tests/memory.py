@@ -16,7 +16,7 @@ import vitrail
 from kills import make_data
 from vitrail import console
 from vitrail.data import Images, open_data
-from vitrail.data.encoded import Files
+from vitrail.data.encoded import ImageFiles
 from vitrail.evaluation import compute_outcome
 from vitrail.runs import epochs, start
 
@@ -51,10 +51,10 @@ def evaluation(folder: Path, count: int) -> list[float]:
     """Memory after each tenth of the images: a few files, each listed many times."""
     classifier = vitrail.load(folder / "run")
     train = open_data(folder / "data").train
-    assert isinstance(train.pixels, Files)
+    assert isinstance(train.pixels, ImageFiles)
     again = [i % len(train) for i in range(count)]
     many = Images(
-        Files([train.pixels.paths[i] for i in again]),
+        ImageFiles([train.pixels.paths[i] for i in again]),
         [str(i) for i in range(count)],
         train.labels[again],
         train.classes,

@@ -69,7 +69,7 @@ def trained(steps: int = 300, batch: int = 64) -> Classifier:
     for step in range(steps):
         data = planted(batch, seed=1000 + step)
         loss = torch.nn.functional.cross_entropy(
-            vit(preprocess.normalise(data.pixels)), torch.from_numpy(data.labels[:, 0])
+            vit(preprocess.normalize(data.pixels)), torch.from_numpy(data.labels[:, 0])
         )
         optimiser.zero_grad()
         loss.backward()

@@ -34,7 +34,7 @@ def digests(images, targets):
 def observed(data, out, damaged=(), stop=None, **options):
     """A run of vitrail.train with everything it saw; it may be stopped after an epoch."""
     seen = {"steps": [], "parts": [], "scored": []}
-    mix, add, classify, seed_part = loop.mix, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch
+    mix, add, classify, seed_part = loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch
     at = []
 
     def seeing_seed(seed, step, number, rank=0):
@@ -72,7 +72,7 @@ def observed(data, out, damaged=(), stop=None, **options):
 
     train_epochs, trainee = runs.train_epochs, runs.init_train_state
     runs.train_epochs, runs.init_train_state = damaging, elsewhere
-    loop.mix, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = (
+    loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = (
         seeing_mix,
         seeing_add,
         seeing_classify,
@@ -84,7 +84,7 @@ def observed(data, out, damaged=(), stop=None, **options):
         return seen
     finally:
         runs.train_epochs, runs.init_train_state = train_epochs, trainee
-        loop.mix, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = mix, add, classify, seed_part
+        loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = mix, add, classify, seed_part
     return {
         **seen,
         "rows": epochs.RunFolder(run.folder).load_metrics(),

@@ -171,7 +171,7 @@ def test_a_write_that_fails_leaves_the_old_file(file: Path):
         lambda d, t: d["preprocess"].update(image_size=[10**6, 10**6]),
         lambda d, t: d["preprocess"].update(mean=[0.5], std=[0.5]),
         lambda d, t: d["preprocess"].update(mean=["a", "b", "c"]),
-        lambda d, t: d["preprocess"].update(smallest="x"),
+        lambda d, t: d["preprocess"].update(min_size="x"),
         lambda d, t: d.update(origin=[]),
         lambda d, t: d.update(classes="abc"),
         lambda d, t: d.update(classes=["a", "a", "b"]),

@@ -17,7 +17,7 @@ from PIL import Image
 
 import vitrail
 from vitrail.cli.main import main
-from vitrail.data.check import check
+from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import VitrailError
 
@@ -243,7 +243,7 @@ BAD = len(REFUSED) + len(LINKS)
 
 @pytest.mark.filterwarnings("ignore")
 def test_check_names_exactly_the_files_that_cannot_be_read(battery: Path):
-    report = check(battery)
+    report = check_data(battery)
     assert {Path(name).name for name in report.unreadable} == REFUSED | LINKS
     assert report.splits["test"] == LISTED
     assert sum(finding.kind == "unreadable" for finding in report.findings) == BAD

@@ -14,9 +14,9 @@ from PIL import Image
 import vitrail
 from test_copies import jpeg, noisy, scenes
 from vitrail.cli.main import main
-from vitrail.data import look as looking
+from vitrail.data import facts as looking
 from vitrail.data import open_data
-from vitrail.data.check import Report, check
+from vitrail.data.check import CheckReport, check_data
 from vitrail.data.clean import write_clean
 from vitrail.errors import UsageError
 
@@ -36,15 +36,15 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def kinds(report: Report) -> dict[str, str]:
+def kinds(report: CheckReport) -> dict[str, str]:
     return {finding.kind: str(finding) for finding in report.findings}
 
 
 def test_sound_data_have_no_findings(photos: Path):
-    report = check(photos)
+    report = check_data(photos)
     assert report.findings == []
     assert (report.images, report.splits) == (60, {"train": 48, "test": 12})
-    assert report.kinds == {"colour": 60}
+    assert report.color_types == {"colour": 60}
 
 
 def save(image: Image.Image, path: Path, **options: object) -> None:
@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
 def test_each_finding_names_what_it_found_and_says_what_will_be_done(photos: Path, case: str):
     harm, kind, said, then = CASES[case]
     harm(photos)
-    report = check(photos)
+    report = check_data(photos)
     found = kinds(report)
     assert kind in found, found
     assert said in found[kind] and then in found[kind]
@@ -164,13 +164,16 @@ def test_each_finding_names_what_it_found_and_says_what_will_be_done(photos: Pat
 
 def test_what_a_crop_cuts_away_is_said_where_a_crop_is_asked_for(photos: Path):
     save(NEW[0].resize((100, 50)), photos / TRAIN / "w.png")
-    assert "crop" not in kinds(check(photos))
-    assert "50% of train/barn/w.png" in kinds(check(photos, fit="crop"))["crop"]
+    assert "crop" not in kinds(check_data(photos))
+    assert "50% of train/barn/w.png" in kinds(check_data(photos, fit="crop"))["crop"]
 
 
 def test_fewer_images_than_a_batch_are_said_and_train(make_folder, capsys):
     folder = make_folder("twelve", 6)
-    assert "12 training images are fewer than a batch of 128" in kinds(check(folder, batch=128))["fewer than a batch"]
+    assert (
+        "12 training images are fewer than a batch of 128"
+        in kinds(check_data(folder, batch_size=128))["fewer than a batch"]
+    )
     run = vitrail.train(
         folder, out=folder.parent / "run", epochs=3, batch_size=128, width=16, depth=1, heads=2, mlp_width=16
     )
@@ -183,7 +186,7 @@ def test_the_rows_of_a_table(photos: Path, tmp_path: Path):
     rows = [f"photos/train/{label}/{i:02}.png,{label}" for label in ("barn", "lake") for i in range(12)]
     table = tmp_path / "list.csv"
     table.write_text("path,label\n" + "\n".join([*rows, rows[0], "photos/train/lake/00.png,barn", "lost.png,barn"]))
-    report = check(table)
+    report = check_data(table)
     found = kinds(report)
     assert "2 images are listed more than once" in found["listed twice"]
     assert "1 of them under different classes" in found["listed twice"]
@@ -205,35 +208,35 @@ def test_errors_stop_training_before_anything_is_written_and_warnings_are_said(p
 
 
 def test_what_has_not_changed_is_not_read_again_and_what_has_is(photos: Path, monkeypatch: pytest.MonkeyPatch):
-    first = check(photos)
+    first = check_data(photos)
     read: list[str] = []
-    real = looking.look_at_file
+    real = looking.read_file_facts
     monkeypatch.setattr(looking, "look_at_file", lambda images, i: (read.append(images.place(i)), real(images, i))[1])
-    assert check(photos).to_json() == first.to_json()
+    assert check_data(photos).to_json() == first.to_json()
     assert read == []
     save(NEW[0], photos / TRAIN / "05.png")
     save(NEW[1], photos / TRAIN / "new.png")
-    check(photos)
+    check_data(photos)
     assert sorted(Path(place).name for place in read) == ["05.png", "new.png"]
     read.clear()
-    assert check(photos, fresh=True).images == 61
+    assert check_data(photos, fresh=True).images == 61
     assert len(read) == 61
 
 
 @pytest.mark.parametrize("damage", [b"", b"no database", b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_damaged_cache_is_made_anew(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes):
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
-    first = check(photos).to_json()
+    first = check_data(photos).to_json()
     file = next((tmp_path / "cache").iterdir())
     file.write_bytes(damage)
-    assert check(photos).to_json() == first
+    assert check_data(photos).to_json() == first
     assert sqlite3.connect(file).execute("SELECT count(*) FROM looks").fetchone() == (60,)
 
 
 def test_without_a_place_for_a_cache_a_check_works(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file" / "cache"))
-    assert check(photos).findings == []
+    assert check_data(photos).findings == []
 
 
 def test_a_check_leaves_the_data_as_they_are_and_its_cache_elsewhere(photos: Path, tmp_path: Path):
@@ -263,15 +266,15 @@ def test_a_clean_list_lacks_what_is_wrong_keeps_the_rest_and_trains(photos: Path
     gone = {"barn/00.png", "barn/again.png", "lake/torn.png", "barn/02.png", "barn/03.png", "lake/00.png"}
     assert not names & gone
     assert {"barn/01.png", "barn/kept.png", "barn/04.png", 'lake/a, "quoted" name.png'} <= names
-    report = check(file)
+    report = check_data(file)
     assert report.errors == []
     assert set(kinds(report)) == {"nearly the same image more than once"}
     splits = open_data(file)
     assert (len(splits.train), len(splits.test or ())) == (59 - 14 - 4, 14)  # four of them choose
     with pytest.raises(UsageError, match="is there already"):
-        write_clean(check(photos), file)
+        write_clean(check_data(photos), file)
     moved = tmp_path / "clean.csv"
-    write_clean(check(photos), moved)
+    write_clean(check_data(photos), moved)
     assert "photos/test/barn/00.png,barn,test" in moved.read_text()  # below the list: relative to it
 
 
@@ -281,7 +284,7 @@ def test_a_near_copy_of_an_image_that_is_in_both_splits_is_left_out(photos: Path
     save(SCENES[60], photos / "train/barn" / again)
     save(SCENES[60], photos / "test/barn/there.png")  # the very same image
     save(noisy(SCENES[60]), photos / "train/barn" / near)
-    report = check(photos)
+    report = check_data(photos)
     said = kinds(report)["nearly the same image in different splits"]
     assert f"train/barn/{near}" in said and "test/barn/there.png" in said
     assert write_clean(report, tmp_path / "clean.csv") == {"copies": 1, "nearly the same as an image kept back": 1}
@@ -291,7 +294,7 @@ def test_a_near_copy_of_an_image_that_is_in_both_splits_is_left_out(photos: Path
 
 def test_a_clean_list_is_for_files(tmp_path: Path):
     with pytest.raises(UsageError, match="not files of their own"):
-        write_clean(check("digits"), tmp_path / "clean.csv")
+        write_clean(check_data("digits"), tmp_path / "clean.csv")
 
 
 def test_pictures_of_the_classes_and_the_copies(photos: Path, tmp_path: Path):

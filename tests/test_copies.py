@@ -9,7 +9,15 @@ from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits, load_sample_images
 
 from vitrail.data import Images
-from vitrail.data.copies import ALIKE, ALIKE_INSIDE, MOST, copies_across, near_duplicates, signature, unit
+from vitrail.data.near_duplicates import (
+    MAX_PAIRS,
+    MIN_INNER_SIMILARITY,
+    MIN_SIMILARITY,
+    center_and_normalize,
+    compute_signature,
+    find_near_duplicates,
+    near_duplicate_pairs,
+)
 
 
 def scenes(n: int, side: int = 64) -> list[Image.Image]:
@@ -65,9 +73,9 @@ def test_every_copy_is_found_across_splits_and_nothing_else(kind: str):
     originals = scenes(60)
     splits = {"train": images(originals), "test": images([COPIES[kind](p) for p in originals[::3]])}
     ticks = []
-    pairs = copies_across(splits, lambda: ticks.append(1))
+    pairs = find_near_duplicates(splits, lambda: ticks.append(1))
     assert {(pair.a, pair.b) for pair in pairs} == {(("train", 3 * i), ("test", i)) for i in range(20)}
-    assert all(ALIKE <= pair.likeness <= 1.0001 for pair in pairs)
+    assert all(MIN_SIMILARITY <= pair.similarity <= 1.0001 for pair in pairs)
     assert len(ticks) == 80
 
 
@@ -80,7 +88,7 @@ def test_different_parts_of_one_photo_are_no_copies():
             for x in range(0, width - 100, 100)
         ]
         assert len(tiles) == 24
-        assert copies_across({"all": images(tiles)}) == []
+        assert find_near_duplicates({"all": images(tiles)}) == []
 
 
 def test_two_pictures_in_the_same_frame_are_no_copies():
@@ -90,9 +98,9 @@ def test_two_pictures_in_the_same_frame_are_no_copies():
         canvas.paste("black", (4, 4, 60, 60))
         canvas.paste(picture.resize((48, 48)), (8, 8))
         framed.append(canvas)
-    assert copies_across({"all": images(framed)}) == []
+    assert find_near_duplicates({"all": images(framed)}) == []
     framed.append(jpeg(framed[2], 60))
-    assert [(pair.a[1], pair.b[1]) for pair in copies_across({"all": images(framed)})] == [(2, 6)]
+    assert [(pair.a[1], pair.b[1]) for pair in find_near_duplicates({"all": images(framed)})] == [(2, 6)]
 
 
 def test_the_first_look_loses_no_pair():
@@ -102,13 +110,13 @@ def test_the_first_look_loses_no_pair():
     near = base[:300] + rng.normal(size=(300, 256)) * rng.uniform(0.1, 0.6, (300, 1))  # around the limit
     stack = np.concatenate([base, near])
     signatures = (stack * 127 / np.abs(stack).max(1, keepdims=True)).round().astype(np.int8)
-    fine = unit(torch.from_numpy(signatures).float())
-    inside = unit(fine.view(-1, 16, 16)[:, 4:12, 4:12].flatten(1))
-    whole = ((fine @ fine.T >= ALIKE) & (inside @ inside.T >= ALIKE_INSIDE)).triu(1).nonzero()
+    fine = center_and_normalize(torch.from_numpy(signatures).float())
+    inside = center_and_normalize(fine.view(-1, 16, 16)[:, 4:12, 4:12].flatten(1))
+    whole = ((fine @ fine.T >= MIN_SIMILARITY) & (inside @ inside.T >= MIN_INNER_SIMILARITY)).triu(1).nonzero()
     expected = {(int(i), int(j)) for i, j in whole}
     assert 50 < len(expected) < 300
     for block in (64, 333, 5000):
-        assert {(i, j) for i, j, _ in near_duplicates(signatures, block=block)} == expected
+        assert {(i, j) for i, j, _ in near_duplicate_pairs(signatures, block=block)} == expected
 
 
 def test_a_crowd_is_not_paired_in_full_and_nobody_in_it_is_forgotten():
@@ -119,30 +127,30 @@ def test_a_crowd_is_not_paired_in_full_and_nobody_in_it_is_forgotten():
     signatures = (stack * 127 / np.abs(stack).max(1, keepdims=True)).round().astype(np.int8)
     kinds = ["test" if i % 100 == 7 else "train" for i in range(n)]
     for block in (600, 2048):
-        pairs = [(i, j) for i, j, _ in near_duplicates(signatures, kinds, block)]
-        assert len(pairs) == len(set(pairs)) <= 4 * MOST * n
+        pairs = [(i, j) for i, j, _ in near_duplicate_pairs(signatures, kinds, block)]
+        assert len(pairs) == len(set(pairs)) <= 4 * MAX_PAIRS * n
         for kind in ("train", "test"):
             partners = {i for i, j in pairs if kinds[j] == kind} | {j for i, j in pairs if kinds[i] == kind}
             assert partners == set(range(n))
-    few = 2 * MOST + 1  # so many have all their pairs
-    assert len(near_duplicates(signatures[:few])) == few * (few - 1) / 2
-    assert len(near_duplicates(signatures[: few + 1])) == (few + 1) * few / 2 - 1
+    few = 2 * MAX_PAIRS + 1  # so many have all their pairs
+    assert len(near_duplicate_pairs(signatures[:few])) == few * (few - 1) / 2
+    assert len(near_duplicate_pairs(signatures[: few + 1])) == (few + 1) * few / 2 - 1
 
 
 def test_what_has_no_fine_structure_or_too_few_pixels_is_not_compared():
-    assert signature(torch.full((3, 40, 40), 200, dtype=torch.uint8)) is None
+    assert compute_signature(torch.full((3, 40, 40), 200, dtype=torch.uint8)) is None
     slope = torch.linspace(0, 255, 64).to(torch.uint8).expand(3, 64, 64)
-    assert signature(slope) is None  # a plain gradient, as of a sky
+    assert compute_signature(slope) is None  # a plain gradient, as of a sky
     digits = torch.from_numpy((load_digits().images * 15).astype(np.uint8)).unsqueeze(1)
-    assert all(signature(digit) is None for digit in digits[:50])
-    assert copies_across({"all": images([])}) == []
-    assert near_duplicates(np.zeros((0, 256), dtype=np.int8)) == []
+    assert all(compute_signature(digit) is None for digit in digits[:50])
+    assert find_near_duplicates({"all": images([])}) == []
+    assert near_duplicate_pairs(np.zeros((0, 256), dtype=np.int8)) == []
 
 
 def test_the_most_alike_come_first_and_a_signature_is_small():
     first, second = scenes(2)
-    pairs = copies_across({"all": images([first, second, jpeg(first, 30), first.copy(), noisy(second)])})
-    assert [pair.likeness for pair in pairs] == sorted((pair.likeness for pair in pairs), reverse=True)
+    pairs = find_near_duplicates({"all": images([first, second, jpeg(first, 30), first.copy(), noisy(second)])})
+    assert [pair.similarity for pair in pairs] == sorted((pair.similarity for pair in pairs), reverse=True)
     assert pairs[0].a == ("all", 0) and pairs[0].b == ("all", 3)
-    kept = signature(images([first])[0])
+    kept = compute_signature(images([first])[0])
     assert kept is not None and kept.dtype == np.int8 and kept.shape == (256,)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFile
 
 from vitrail.data import decode as decoding
-from vitrail.data.decode import EXTENSIONS, ImageError, Unreachable, decode
+from vitrail.data.decode import EXTENSIONS, ImageError, ImageUnreachable, decode
 from vitrail.errors import VitrailError
 
 RED, GREEN, BLUE, WHITE, BLACK, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (0,) * 3, (128,) * 3
@@ -391,15 +391,15 @@ def test_an_image_that_cannot_be_read_for_now_is_not_called_a_bad_one(tmp_path: 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
-        with pytest.raises(Unreachable, match="good.png: Too many open files") as caught:
+        with pytest.raises(ImageUnreachable, match="good.png: Too many open files") as caught:
             decode(tmp_path / "good.png")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     again = pickle.loads(pickle.dumps(caught.value))
-    assert (type(again), str(again)) == (Unreachable, str(caught.value))
+    assert (type(again), str(again)) == (ImageUnreachable, str(caught.value))
     with pytest.raises(ImageError) as gone:
         decode(tmp_path / "gone.png")
-    assert not isinstance(gone.value, Unreachable)
+    assert not isinstance(gone.value, ImageUnreachable)
 
 
 def test_memory_that_does_not_suffice_is_not_called_a_bad_image(tmp_path: Path):

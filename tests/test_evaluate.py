@@ -10,7 +10,7 @@ import torch
 
 import vitrail
 from vitrail.cli import main
-from vitrail.data.sources import OPTIMISTIC
+from vitrail.data.open import OPTIMISTIC
 from vitrail.evaluation.metrics import (
     confusion_matrix,
     expected_calibration_error,

@@ -371,7 +371,7 @@ def maps(explanations: list[Explanation]) -> np.ndarray:
 @pytest.mark.parametrize("layer", [0, 1, -1])
 def test_the_attention_map_is_what_the_pooled_tokens_attend_to(options, head, layer):
     clf = classifier(**options)
-    config, by_hand = clf.vit.config, attention_by_hand(clf.vit, clf.preprocess.normalise(photos()))
+    config, by_hand = clf.vit.config, attention_by_hand(clf.vit, clf.preprocess.normalize(photos()))
     if config.pool == "map":
         counts_BT = by_hand[3][:, :, 0].mean(1)
     else:
@@ -386,7 +386,7 @@ def test_the_attention_map_is_what_the_pooled_tokens_attend_to(options, head, la
 @pytest.mark.parametrize("layer", [0, 1, -1])
 def test_rollout_multiplies_attention_and_residual_of_all_layers(options, layer):
     clf = classifier(**options)
-    config, by_hand = clf.vit.config, attention_by_hand(clf.vit, clf.preprocess.normalise(photos()))
+    config, by_hand = clf.vit.config, attention_by_hand(clf.vit, clf.preprocess.normalize(photos()))
     expected = []
     for image in range(3):
         mixed = np.eye(by_hand[0].shape[-1])

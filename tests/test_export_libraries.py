@@ -114,7 +114,7 @@ def test_timm_pads_as_we_do_and_so_do_we_again(shape: tuple[int, int], tmp_path:
 
     clf, again, _ = prepared("pad", "timm", tmp_path / "given")
     picture = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    ours = clf.preprocess.normalise(clf.preprocess.fitted(picture)[None])[0]
+    ours = clf.preprocess.normalize(clf.preprocess.fit_image(picture)[None])[0]
     assert again.preprocess == clf.preprocess
     model = timm.create_model(f"local-dir:{tmp_path / 'given'}", pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
@@ -136,8 +136,8 @@ def test_transformers_prepares_square_images_alike_and_where_it_cannot_pad_it_is
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "given")
     picture = torch.randint(0, 256, (channels, 32, 32), dtype=torch.uint8)
     theirs = processor(to_pil_image(picture), return_tensors="pt")["pixel_values"]
-    assert (theirs - clf.preprocess.normalise(clf.preprocess.fitted(picture)[None])).abs().max() < 1e-5
-    assert "Mind that" not in prepared("squash", "hf", tmp_path / "bent")[2]
+    assert (theirs - clf.preprocess.normalize(clf.preprocess.fit_image(picture)[None])).abs().max() < 1e-5
+    assert "Mind that" not in prepared("stretch", "hf", tmp_path / "bent")[2]
 
 
 def test_a_key_bias_that_dinov3_has_not_is_refused(tmp_path: Path):
@@ -190,7 +190,7 @@ def test_the_command_line_writes_says_and_protects(tmp_path: Path, capsys: pytes
 def test_what_is_compared_is_real_images_too(tmp_path: Path):
     clf = classifier()
     photo = resources.files("vitrail.exporting.sample_photos").joinpath("rocket.jpg")
-    seen = clf.preprocess.normalise(clf.read_image(str(photo))[None])[0]
+    seen = clf.preprocess.normalize(clf.read_image(str(photo))[None])[0]
     assert any(torch.equal(each, seen) for each in make_probe_images(clf))
 
 

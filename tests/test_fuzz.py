@@ -15,9 +15,9 @@ from PIL import Image
 
 from test_battery import FILES
 from test_decode import VICTIMS
-from vitrail.data.check import check
+from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError, decode
-from vitrail.data.sources import find
+from vitrail.data.open import open_source
 from vitrail.errors import VitrailError
 from vitrail.loading import load
 from vitrail.training.checkpoint import CHECKPOINT_FILES, find_damage
@@ -132,8 +132,8 @@ def test_the_table_reader(tmp_path: Path, text: bytes, end: str):
     table = tmp_path / f"list.{end}sv"
     table.write_bytes(text)
     with contextlib.suppress(VitrailError):
-        find(table)
-    check(table)  # raises for nothing that is in the table
+        open_source(table)
+    check_data(table)  # raises for nothing that is in the table
 
 
 @MANY

@@ -13,13 +13,13 @@ from torchvision.transforms import v2
 
 from vitrail.classifier import Classifier
 from vitrail.data import loader
-from vitrail.data.augment import Augment, augmentation, mix, moved
+from vitrail.data.augment import Augment, build_augmentation, mix_batch, shift_images
 from vitrail.data.decode import ImageError
-from vitrail.data.encoded import Files
+from vitrail.data.encoded import ImageFiles
 from vitrail.data.images import Images, load_into_memory
 from vitrail.data.loader import default_workers, evaluation_batches, steps_per_epoch, training_batches
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.randomness import uniform
+from vitrail.data.randomness import keyed_uniform
 from vitrail.errors import UsageError
 from vitrail.model import ViT, ViTConfig
 from vitrail.runs.validation import evaluate_shard, pad_forward_calls
@@ -27,7 +27,7 @@ from vitrail.training.distributed import World
 
 N = 11
 PREPROCESS = Preprocess(image_size=(8, 8))
-EVERYTHING = Augment(crop="resized", policy="randaugment", erasing=0.5)
+EVERYTHING = Augment(crop="resized", policy="randaugment", random_erasing=0.5)
 
 
 def files(folder: Path, n: int = N, size: tuple[int, int] = (12, 10)) -> Images:
@@ -38,7 +38,7 @@ def files(folder: Path, n: int = N, size: tuple[int, int] = (12, 10)) -> Images:
         pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(paths[-1])
     classes = tuple(f"{i:02d}" for i in range(n))
-    return Images(Files(paths), [path.name for path in paths], np.arange(n), classes)
+    return Images(ImageFiles(paths), [path.name for path in paths], np.arange(n), classes)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def images(tmp_path: Path) -> Images:
 
 
 def batches(images: Images, **options) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    transform = augmentation(options.pop("augment", EVERYTHING), PREPROCESS)
+    transform = build_augmentation(options.pop("augment", EVERYTHING), PREPROCESS)
     wanted = {"batch": 4, "seed": 0, "epoch": 0, "workers": 0} | options
     return list(training_batches(images, transform, **wanted))
 
@@ -115,7 +115,7 @@ def test_pixels_belong_to_their_labels(images: Images):
     plain = Augment(flip=0)
     for x, y in batches(images, augment=plain):
         for pixels, label in zip(x, y, strict=True):
-            assert torch.equal(pixels, PREPROCESS.fitted(images[int(label)]))
+            assert torch.equal(pixels, PREPROCESS.fit_image(images[int(label)]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -123,15 +123,15 @@ def test_loading_leaves_the_global_generators_as_they_were(workers: int, images:
     torch.manual_seed(5)
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     batches(images, workers=workers)
-    list(evaluation_batches(images, PREPROCESS, batch=4, workers=workers))
+    list(evaluation_batches(images, PREPROCESS, batch_size=4, workers=workers))
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
 
 def test_the_global_generator_is_given_back_even_in_the_middle_of_an_epoch(images: Images):
-    transform = augmentation(EVERYTHING, PREPROCESS)
+    transform = build_augmentation(EVERYTHING, PREPROCESS)
     before = torch.get_rng_state()
-    loading = training_batches(images, transform, batch=4, seed=0, epoch=0, workers=0)
+    loading = training_batches(images, transform, batch_size=4, seed=0, epoch=0, workers=0)
     next(loading)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -151,27 +151,27 @@ def test_a_corrupt_file_stops_training_and_evaluation_by_name(workers: int, imag
         batches(images, workers=workers)
     assert caught.value.name == str(path) and caught.value.reason.startswith("damaged")
     with pytest.raises(ImageError, match=r"07\.png"):
-        list(evaluation_batches(images, PREPROCESS, batch=4, workers=workers))
+        list(evaluation_batches(images, PREPROCESS, batch_size=4, workers=workers))
 
 
 @pytest.mark.parametrize("crop", ["none", "resized", "padded"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_smaller_than_a_patch_is_named(crop: str, workers: int, images: Images):
     Image.new("RGB", (3, 20)).save(images.pixels.paths[2])
-    transform = augmentation(Augment(crop=crop), Preprocess(image_size=(8, 8), smallest=4))
+    transform = build_augmentation(Augment(crop=crop), Preprocess(image_size=(8, 8), min_size=4))
     with pytest.raises(ImageError, match=r"02\.png: 3x20 pixels are fewer"):
-        list(training_batches(images, transform, batch=4, seed=0, epoch=0, workers=workers))
+        list(training_batches(images, transform, batch_size=4, seed=0, epoch=0, workers=workers))
 
 
 def test_draws_are_even_and_belong_to_the_index_alone():
-    numbers = uniform(range(20_000), 3, "together", 7, 1)
+    numbers = keyed_uniform(range(20_000), 3, "together", 7, 1)
     assert numbers.shape == (20_000, 3) and numbers.min() >= 0 and numbers.max() < 1
     counts = np.stack([np.histogram(column, 16, (0, 1))[0] for column in numbers.T])
     assert np.abs(counts - 1250).max() < 5 * 1250**0.5
     assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.03
     assert abs(np.corrcoef(numbers[1:, 0], numbers[:-1, 0])[0, 1]) < 0.03
-    assert np.array_equal(uniform([5, 3], 3, "together", 7, 1), numbers[[5, 3]])
-    assert not np.array_equal(uniform([5], 3, "together", 7, 2), numbers[[5]])
+    assert np.array_equal(keyed_uniform([5, 3], 3, "together", 7, 1), numbers[[5, 3]])
+    assert not np.array_equal(keyed_uniform([5], 3, "together", 7, 2), numbers[[5]])
 
 
 @pytest.mark.parametrize("augment", [Augment(), Augment(crop="padded"), Augment(flip=0)], ids=repr)
@@ -185,7 +185,7 @@ def test_a_set_that_fits_and_lies_in_memory_takes_the_fast_way_to_the_same_batch
 def test_moving_and_mirroring_agree_with_torchvision():
     pixels = torch.randint(0, 256, (5, 3, 9, 7), dtype=torch.uint8)
     corners = torch.tensor([[0, 0], [4, 4], [2, 2], [1, 3], [4, 0]])
-    ours = moved(pixels, corners, border=2)
+    ours = shift_images(pixels, corners, border=2)
     padded = v2.functional.pad(pixels, [2, 2, 2, 2], padding_mode="reflect")
     for image, big, (y, x) in zip(ours, padded, corners.tolist(), strict=True):
         assert torch.equal(image, v2.functional.crop(big, y, x, 9, 7))
@@ -196,10 +196,10 @@ def test_moving_and_mirroring_agree_with_torchvision():
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_evaluation_keeps_the_order_and_changes_nothing(workers: int, images: Images):
-    ours = list(evaluation_batches(images, PREPROCESS, batch=4, workers=workers))
+    ours = list(evaluation_batches(images, PREPROCESS, batch_size=4, workers=workers))
     assert [len(y) for _, y in ours] == [4, 4, 3]
     assert torch.cat([y for _, y in ours]).tolist() == list(range(N))
-    expected = torch.stack([PREPROCESS.fitted(images[i]) for i in range(N)])
+    expected = torch.stack([PREPROCESS.fit_image(images[i]) for i in range(N)])
     assert torch.equal(torch.cat([x for x, _ in ours]), expected)
 
 
@@ -207,8 +207,8 @@ def test_evaluation_keeps_the_order_and_changes_nothing(workers: int, images: Im
 
 
 def test_memory_and_files_give_identical_batches(images: Images):
-    loaded = load_into_memory(images, budget=10**9)
-    assert loaded.in_memory and not images.in_memory
+    loaded = load_into_memory(images, max_bytes=10**9)
+    assert loaded.is_in_memory and not images.is_in_memory
     assert loaded.names == images.names and loaded.classes == images.classes
     assert identical(batches(loaded), batches(images))
     assert identical(list(evaluation_batches(loaded, PREPROCESS)), list(evaluation_batches(images, PREPROCESS)))
@@ -216,12 +216,12 @@ def test_memory_and_files_give_identical_batches(images: Images):
 
 def test_images_of_several_sizes_are_kept_in_memory_too(images: Images):
     Image.new("RGB", (30, 9), (1, 2, 3)).save(images.pixels.paths[4])
-    loaded = load_into_memory(images, budget=10**9)
-    assert loaded.in_memory and loaded[4].shape == (3, 9, 30)
+    loaded = load_into_memory(images, max_bytes=10**9)
+    assert loaded.is_in_memory and loaded[4].shape == (3, 9, 30)
     assert identical(batches(loaded), batches(images))
     assert identical(batches(loaded, workers=2), batches(images))
     part = loaded.subset([4, 0])
-    assert part.in_memory and part[0].shape == (3, 9, 30) and part.labels.tolist() == [4, 0]
+    assert part.is_in_memory and part[0].shape == (3, 9, 30) and part.labels.tolist() == [4, 0]
 
 
 @pytest.mark.parametrize("odd", [None, 4], ids=["of one shape", "one of another"])
@@ -259,7 +259,7 @@ def test_an_error_while_a_sharded_model_is_scored_leaves_no_hook():
 
 def test_the_memory_budget_is_kept_to_the_byte(images: Images):
     exactly = N * 3 * 12 * 10
-    assert load_into_memory(images, exactly).in_memory
+    assert load_into_memory(images, exactly).is_in_memory
     assert load_into_memory(images, exactly - 1) is images
 
 
@@ -316,11 +316,11 @@ def test_a_subset_keeps_pixels_names_and_labels_together(images: Images):
 
 def sample_transform(augment: Augment, preprocess: Preprocess) -> Callable[[torch.Tensor], torch.Tensor]:
     """One image through all of an augmentation, another draw each time."""
-    whole = augmentation(augment, preprocess)
+    whole = build_augmentation(augment, preprocess)
     count = itertools.count()
 
     def transform(image: torch.Tensor) -> torch.Tensor:
-        return whole.together(whole.one(image).unsqueeze(0), uniform([next(count)], 3, "test"))[0]
+        return whole.augment_batch(whole.augment_image(image).unsqueeze(0), keyed_uniform([next(count)], 3, "test"))[0]
 
     return transform
 
@@ -328,18 +328,18 @@ def sample_transform(augment: Augment, preprocess: Preprocess) -> Callable[[torc
 OPTIONS = [
     Augment(),
     Augment(crop="resized"),
-    Augment(crop="resized", crop_area=0.05),
+    Augment(crop="resized", crop_scale=0.05),
     Augment(crop="padded"),
     Augment(crop="padded", crop_padding=0.5),
     Augment(policy="randaugment"),
-    Augment(policy="randaugment", policy_changes=4, policy_strength=30),
+    Augment(policy="randaugment", policy_ops=4, policy_magnitude=30),
     Augment(policy="trivialaugment"),
-    Augment(erasing=1.0),
-    Augment(crop="padded", policy="trivialaugment", erasing=1.0),
+    Augment(random_erasing=1.0),
+    Augment(crop="padded", policy="trivialaugment", random_erasing=1.0),
 ]
 
 
-@pytest.mark.parametrize("augment", OPTIONS, ids=lambda a: f"{a.crop}-{a.policy}-{a.erasing}")
+@pytest.mark.parametrize("augment", OPTIONS, ids=lambda a: f"{a.crop}-{a.policy}-{a.random_erasing}")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -369,14 +369,16 @@ def test_flipping_happens_as_often_as_asked(flip: float, expected: set[bool]):
 
 def test_erasing_blanks_with_the_mean_colour():
     preprocess = Preprocess(image_size=(16, 16), mean=(0.2, 0.4, 0.6))
-    image = sample_transform(Augment(flip=0, erasing=1.0), preprocess)(torch.full((3, 16, 16), 255, dtype=torch.uint8))
+    image = sample_transform(Augment(flip=0, random_erasing=1.0), preprocess)(
+        torch.full((3, 16, 16), 255, dtype=torch.uint8)
+    )
     colours = {tuple(colour) for colour in image.flatten(1).T.tolist()}
     assert colours == {(255, 255, 255), (51, 102, 153)}
 
 
 def test_a_resized_crop_shows_at_least_the_area_asked_for():
     ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
-    transform = sample_transform(Augment(flip=0, crop="resized", crop_area=0.8), Preprocess(image_size=(64, 64)))
+    transform = sample_transform(Augment(flip=0, crop="resized", crop_scale=0.8), Preprocess(image_size=(64, 64)))
     spans = []
     for _ in range(30):
         image = transform(ramp)
@@ -399,7 +401,7 @@ def test_mixing_gives_soft_targets_that_sum_to_one(augment: Augment):
     images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
     changed = 0
     for _ in range(10):
-        mixed, targets = mix(augment, images, labels, 5)
+        mixed, targets = mix_batch(augment, images, labels, 5)
         assert mixed.shape == images.shape and mixed.dtype == images.dtype
         assert targets.shape == (8, 5) and (targets >= 0).all()
         assert torch.allclose(targets.sum(1), torch.ones(8))
@@ -412,17 +414,17 @@ def test_mixup_mixes_pixels_by_the_same_share_as_targets():
     torch.manual_seed(0)
     labels = torch.arange(4)
     images = torch.eye(4)[:, :, None, None].expand(4, 4, 2, 2)  # channel c of image i is 1 where c == i
-    mixed, targets = mix(Augment(mixup=0.8), images, labels, 4)
+    mixed, targets = mix_batch(Augment(mixup=0.8), images, labels, 4)
     assert torch.allclose(mixed[:, :, 0, 0], targets)
 
 
 def test_no_mixing_leaves_images_and_labels_as_they_are():
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
-    same_images, same_labels = mix(Augment(), images, labels, 4)
+    same_images, same_labels = mix_batch(Augment(), images, labels, 4)
     assert same_images is images and same_labels is labels
 
 
-@pytest.mark.parametrize("field", ["flip", "erasing"])
+@pytest.mark.parametrize("field", ["flip", "random_erasing"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_probabilities_lie_between_0_and_1(field: str, value: float):
     with pytest.raises(UsageError, match=f"{field} is .* at least 0 and at most 1"):
@@ -432,13 +434,13 @@ def test_probabilities_lie_between_0_and_1(field: str, value: float):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("crop_area", 0.0),
-        ("crop_area", 1.5),
+        ("crop_scale", 0.0),
+        ("crop_scale", 1.5),
         ("crop_padding", -0.1),
         ("crop_padding", 0.6),
-        ("policy_changes", -1),
-        ("policy_strength", 31),
-        ("policy_strength", -1),
+        ("policy_ops", -1),
+        ("policy_magnitude", 31),
+        ("policy_magnitude", -1),
         ("mixup", -0.2),
         ("cutmix", -1.0),
     ],

@@ -34,7 +34,7 @@ def colours(pixels: torch.Tensor) -> set[tuple[int, ...]]:
     ids=["wide", "tall"],
 )
 def test_padding_keeps_the_whole_image_between_borders_in_the_mean_colour(height: int, width: int, content: tuple):
-    image = Preprocess(image_size=(40, 40), mean=MEAN, std=STD).fitted(white(height, width))
+    image = Preprocess(image_size=(40, 40), mean=MEAN, std=STD).fit_image(white(height, width))
     assert image.shape == (3, 40, 40) and image.dtype == torch.uint8
     assert colours(image[(slice(None), *content)]) == {(255, 255, 255)}
     border = torch.ones(40, 40, dtype=torch.bool)
@@ -44,11 +44,11 @@ def test_padding_keeps_the_whole_image_between_borders_in_the_mean_colour(height
 
 def test_padding_puts_the_very_pixels_in_the_middle_where_nothing_is_resized():
     image = noise(20, 40)
-    assert torch.equal(Preprocess(image_size=(40, 40)).fitted(image)[:, 10:30], image)
+    assert torch.equal(Preprocess(image_size=(40, 40)).fit_image(image)[:, 10:30], image)
 
 
 def test_padding_to_a_model_that_is_not_square():
-    image = Preprocess(image_size=(16, 48), mean=MEAN, std=STD).fitted(white(16, 16))
+    image = Preprocess(image_size=(16, 48), mean=MEAN, std=STD).fit_image(white(16, 16))
     assert image.shape == (3, 16, 48)
     assert colours(image[..., 16:32]) == {(255, 255, 255)}
     assert colours(image[..., :16]) == colours(image[..., 32:]) == {MEAN_COLOUR}
@@ -57,37 +57,37 @@ def test_padding_to_a_model_that_is_not_square():
 def test_padding_keeps_proportions():
     image = white(20, 40)
     image[:, 5:15, 15:25] = 0  # a black square of 10x10
-    small = Preprocess(image_size=(20, 20)).fitted(image)
+    small = Preprocess(image_size=(20, 20)).fit_image(image)
     black = (small[0] < 64).nonzero()
     height, width = (black.max(0).values - black.min(0).values + 1).tolist()
     assert abs(height - width) <= 1 and height == pytest.approx(5, abs=1)
 
 
-@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 5), (33, 32), (64, 64)])
 @pytest.mark.parametrize("size", [(32, 32), (16, 48)])
 def test_any_shape_becomes_the_models(fit: str, shape: tuple[int, int], size: tuple[int, int]):
-    image = Preprocess(image_size=size, fit=fit, crop_fraction=0.875).fitted(noise(*shape))
+    image = Preprocess(image_size=size, fit=fit, crop_fraction=0.875).fit_image(noise(*shape))
     assert image.shape == (3, *size) and image.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 def test_an_image_of_the_models_size_is_left_alone(fit: str):
     image = noise(32, 32)
-    assert torch.equal(Preprocess(image_size=(32, 32), fit=fit).fitted(image), image)
+    assert torch.equal(Preprocess(image_size=(32, 32), fit=fit).fit_image(image), image)
 
 
 def test_squashing_keeps_the_whole_image_and_adds_nothing():
     image = white(20, 40)
     image[..., :20] = 0
-    squashed = Preprocess(image_size=(20, 20), fit="squash").fitted(image)
+    squashed = Preprocess(image_size=(20, 20), fit="stretch").fit_image(image)
     assert colours(squashed[..., :9]) == {(0, 0, 0)} and colours(squashed[..., 11:]) == {(255, 255, 255)}
 
 
 def test_cropping_takes_the_middle_and_adds_nothing():
     image = white(20, 40)
     image[..., :10] = image[..., 30:] = 0  # white only in the middle
-    cropped = Preprocess(image_size=(20, 20), fit="crop").fitted(image)
+    cropped = Preprocess(image_size=(20, 20), fit="crop").fit_image(image)
     assert colours(cropped) == {(255, 255, 255)}
 
 
@@ -95,7 +95,9 @@ def test_cropping_takes_the_middle_and_adds_nothing():
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_crop_fraction_of_0875_is_resize_256_and_crop_224(shape: tuple[int, int], interpolation: str):
     image = noise(*shape)
-    ours = Preprocess(image_size=(224, 224), fit="crop", crop_fraction=0.875, interpolation=interpolation).fitted(image)
+    ours = Preprocess(image_size=(224, 224), fit="crop", crop_fraction=0.875, interpolation=interpolation).fit_image(
+        image
+    )
     mode = InterpolationMode(interpolation)
     theirs = v2.Compose([v2.Resize(256, interpolation=mode, antialias=True), v2.CenterCrop(224)])(image)
     assert (ours.int() - theirs.int()).abs().max() <= 1
@@ -106,7 +108,7 @@ def test_a_smaller_crop_fraction_shows_less():
     seen = [
         int(image.max()) - int(image.min())
         for fraction in (1.0, 0.75, 0.5)
-        for image in [Preprocess(image_size=(64, 64), fit="crop", crop_fraction=fraction).fitted(ramp)]
+        for image in [Preprocess(image_size=(64, 64), fit="crop", crop_fraction=fraction).fit_image(ramp)]
     ]
     assert seen == [63, pytest.approx(47, abs=1), pytest.approx(31, abs=1)]
 
@@ -114,26 +116,26 @@ def test_a_smaller_crop_fraction_shows_less():
 def test_shrinking_averages_instead_of_skipping():
     stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
     stripes[..., ::2] = 255
-    small = Preprocess(image_size=(8, 8)).fitted(stripes)
+    small = Preprocess(image_size=(8, 8)).fit_image(stripes)
     assert (small.float() - 127.5).abs().max() < 8
 
 
 def test_one_channel_stays_one_channel():
     preprocess = Preprocess(image_size=(16, 16), mean=(0.4,), std=(0.2,))
-    image = preprocess.fitted(white(8, 16, channels=1))
+    image = preprocess.fit_image(white(8, 16, channels=1))
     assert preprocess.channels == 1 and image.shape == (1, 16, 16)
     assert colours(image[:, :4]) == {(102,)}
 
 
-@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize("shape", [(3, 20), (20, 3), (3, 3)])
 def test_an_image_smaller_than_a_patch_is_refused(fit: str, shape: tuple[int, int]):
-    preprocess = Preprocess(image_size=(16, 16), fit=fit, smallest=4)
+    preprocess = Preprocess(image_size=(16, 16), fit=fit, min_size=4)
     with pytest.raises(ValueError, match=f"{shape[1]}x{shape[0]} pixels are fewer than a patch of 4"):
-        preprocess.fitted(white(*shape))
+        preprocess.fit_image(white(*shape))
     with pytest.raises(ValueError, match="fewer"):
-        preprocess.frame(white(*shape))
-    assert preprocess.fitted(white(4, 4)).shape == (3, 16, 16)
+        preprocess.fit_canvas(white(*shape))
+    assert preprocess.fit_image(white(4, 4)).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (16, 3_125_000)])
@@ -141,14 +143,14 @@ def test_a_small_file_cannot_ask_for_gigabytes(shape: tuple[int, int]):
     """Cropped, 100,000 x 1 pixels would first be resized to 22,400,000 x 224."""
     crop = Preprocess(image_size=(224, 224), fit="crop")
     with pytest.raises(ValueError, match=f"{shape[1]}x{shape[0]} pixels are too thin"):
-        crop.fitted(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, *shape))
-    for fit in ("pad", "squash"):
+        crop.fit_image(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, *shape))
+    for fit in ("pad", "stretch"):
         Preprocess(image_size=(224, 224), fit=fit).check_size(*shape)
 
 
 def test_what_is_thin_is_cropped_where_it_is_not_blown_up():
     crop = Preprocess(image_size=(224, 224), fit="crop", crop_fraction=0.875)
-    assert crop.fitted(noise(4, 400)).shape == (3, 224, 224)  # a hundred times as long as it is high
+    assert crop.fit_image(noise(4, 400)).shape == (3, 224, 224)  # a hundred times as long as it is high
     crop.check_size(300, 200_000)  # longer, but made smaller
     Preprocess(image_size=(8000, 8000), fit="crop").check_size(100, 180)  # an ordinary image for a large model
     with pytest.raises(ValueError, match=r"^2100x4 pixels are too thin: a crop would have to make them 134400x256$"):
@@ -160,7 +162,7 @@ def test_what_is_thin_is_cropped_where_it_is_not_blown_up():
 
 def test_normalising_is_subtracting_the_mean_and_dividing_by_the_deviation():
     pixels = torch.stack([noise(5, 7), noise(5, 7).flip(-1)])
-    ours = Preprocess(image_size=(5, 7), mean=MEAN, std=STD).normalise(pixels)
+    ours = Preprocess(image_size=(5, 7), mean=MEAN, std=STD).normalize(pixels)
     assert ours.dtype == torch.float32 and ours.shape == (2, 3, 5, 7)
     for channel in range(3):
         expected = (pixels[:, channel].double() / 255 - MEAN[channel]) / STD[channel]
@@ -170,19 +172,19 @@ def test_normalising_is_subtracting_the_mean_and_dividing_by_the_deviation():
 def test_normalising_agrees_with_torchvision():
     pixels = noise(9, 9)[None]
     theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])(pixels)
-    assert torch.allclose(Preprocess(image_size=(9, 9), mean=MEAN, std=STD).normalise(pixels), theirs, atol=1e-6)
+    assert torch.allclose(Preprocess(image_size=(9, 9), mean=MEAN, std=STD).normalize(pixels), theirs, atol=1e-6)
 
 
 def test_padding_is_nearly_zero_once_normalised():
     preprocess = Preprocess(image_size=(40, 40), mean=MEAN, std=STD)
-    normalised = preprocess.normalise(preprocess.fitted(white(20, 40))[None])
+    normalised = preprocess.normalize(preprocess.fit_image(white(20, 40))[None])
     assert normalised[0, :, 0, 0].abs().max() < 0.02
 
 
 # the document
 
 SAMPLE = Preprocess(
-    image_size=(96, 128), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=MEAN, std=STD, smallest=16
+    image_size=(96, 128), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=MEAN, std=STD, min_size=16
 )
 
 
@@ -196,7 +198,7 @@ def test_a_preprocessing_survives_json():
 def test_the_same_pixels_come_out_after_json():
     image = noise(100, 120)
     again = Preprocess.from_json(json.loads(json.dumps(SAMPLE.to_json())))
-    assert torch.equal(again.fitted(image), SAMPLE.fitted(image))
+    assert torch.equal(again.fit_image(image), SAMPLE.fit_image(image))
 
 
 def test_an_unknown_field_is_named_with_the_nearest_one():
@@ -224,8 +226,8 @@ def test_what_makes_no_sense_is_refused(change: dict, said: str):
 def test_a_long_thin_image_takes_no_more_memory_than_the_model_sees():
     """Padded at its own size, 40,000 x 8 pixels would be a canvas of 4.8 GB."""
     thin = torch.full((3, 8, 40_000), 200, dtype=torch.uint8)
-    preprocess = Preprocess(image_size=(32, 32), smallest=4)
-    assert preprocess.frame(thin).numel() <= 3 * (4 * 32) ** 2 * 1.1
-    fitted = preprocess.fitted(thin)
+    preprocess = Preprocess(image_size=(32, 32), min_size=4)
+    assert preprocess.fit_canvas(thin).numel() <= 3 * (4 * 32) ** 2 * 1.1
+    fitted = preprocess.fit_image(thin)
     assert fitted.shape == (3, 32, 32)
     assert (fitted == 200).any()

@@ -12,7 +12,7 @@ import vitrail
 from vitrail.classifier import Classifier
 from vitrail.cli import main
 from vitrail.data import Images, Preprocess
-from vitrail.data.encoded import Files
+from vitrail.data.encoded import ImageFiles
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.features import content_key, extract_features, model_key
@@ -143,7 +143,7 @@ def test_what_is_missing_is_computed_alone_and_from_files_by_workers_too(cache: 
     files = [tmp_path / f"{i:03d}.png" for i in range(600)]
     for file, pixels in zip(files, images.pixels, strict=True):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, compress_level=0)
-    listed = Images(Files(files), images.names, images.labels, images.classes)
+    listed = Images(ImageFiles(files), images.names, images.labels, images.classes)
     classifier = tiny()
     first = extract_features(classifier, listed, workers=2, batch_size=100)
     middle = sorted(cache.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)[1]
@@ -196,7 +196,7 @@ def test_the_cache_knows_what_features_depend_on(tmp_path: Path):
         assert model_key(same) == key  # none of it changes a feature
     assert model_key(tiny(classes=3, norm_eps=1e-5)) != key
     other = tiny(classes=3)
-    other.preprocess = Preprocess(image_size=(16, 16), fit="squash")
+    other.preprocess = Preprocess(image_size=(16, 16), fit="stretch")
     assert model_key(other) != key
     with torch.no_grad():
         base.vit.blocks[1].mlp.fc2.bias[3] += 1e-7
@@ -209,7 +209,7 @@ def test_the_cache_knows_what_features_depend_on(tmp_path: Path):
     files = [tmp_path / f"{i}.png" for i in range(2)]
     for i, file in enumerate(files):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(file)
-    as_files = Images(Files(files), ["a", "b"], np.zeros(2, dtype=int), ("a",))
+    as_files = Images(ImageFiles(files), ["a", "b"], np.zeros(2, dtype=int), ("a",))
     before = content_key(as_files, range(2))
     Image.new("RGB", (16, 16), (9, 0, 0)).save(files[1])  # the same name and size
     assert content_key(as_files, range(2)) != before

@@ -519,7 +519,7 @@ def test_where_it_cannot_be_had_that_is_said(
     hub.files = {}
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert vitrail.load("somebody/tiny").preprocess.fit == "squash"
+        assert vitrail.load("somebody/tiny").preprocess.fit == "stretch"
         assert "no preprocessor_config.json of somebody/tiny here" in capsys.readouterr().err
     vitrail.load("somebody/tiny")
     assert asked and "no preprocessor_config.json" in capsys.readouterr().err
@@ -558,7 +558,7 @@ def test_the_real_file_equals_transformers_on_real_images():
     theirs = hf.AutoModel.from_pretrained(REAL, dtype=torch.float32).eval()
     digits = sklearn.datasets.load_sample_images().images
     images = torch.stack([clf.read_image(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in digits])
-    x = clf.preprocess.normalise(images)
+    x = clf.preprocess.normalize(images)
     with torch.inference_mode():
         for some in (x, x[:, :, :112, :196]):
             expected = theirs(some).last_hidden_state
@@ -644,7 +644,7 @@ def test_images_are_prepared_as_the_reference_does(name: str, fifty: list[Path])
         if image.mode == "RGBA":
             image = Image.fromarray(decode(path, 3).permute(1, 2, 0).numpy())
         expected = PROCESSORS[name](image.convert("RGB"))
-        found = preprocess.normalise(preprocess.fitted(decode(path, 3))[None])[0]
+        found = preprocess.normalize(preprocess.fit_image(decode(path, 3))[None])[0]
         assert found.shape == expected.shape
         assert ((found - expected) * std * 255).abs().max() < 1e-3, path.name
 

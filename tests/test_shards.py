@@ -28,10 +28,11 @@ import kills
 import vitrail
 from conftest import fill, picture
 from vitrail.cli.main import main
-from vitrail.data.augment import Augment, augmentation
-from vitrail.data.check import check
+from vitrail.data.augment import Augment, build_augmentation
+from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import training_batches
+from vitrail.data.open import compute_fingerprint, open_data, open_source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.shards import images as shard_images
 from vitrail.data.shards import is_shards, storage, tar_index
@@ -39,8 +40,7 @@ from vitrail.data.shards.address import expand_braces, shard_set_name
 from vitrail.data.shards.index import INDEX_FILE, METADATA_KEY, parse_index, save_index
 from vitrail.data.shards.storage import cache_limit
 from vitrail.data.shards.writer import write_shards
-from vitrail.data.sources import find, fingerprint, open_data
-from vitrail.data.words import Coded, Names, Numbered, coded
+from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.data import drop_unreadable
 from vitrail.runs.folder import RunFolder
@@ -49,7 +49,7 @@ SMALL = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
 
 
 def sharded(data: Path | str, out: Path, **options) -> Path:
-    write_shards(find(data), out, **options)
+    write_shards(open_source(data), out, **options)
     return out
 
 
@@ -94,16 +94,16 @@ def test_names_labels_splits_order_bytes_and_fingerprint_are_those_of_the_folder
     (photos / "train" / "blue" / "Größe 1.jpeg").write_bytes(b"no image, and kept as it is")
     shutil.rmtree(shards)
     for options in ({"images_per_shard": 7}, {"shard_mib": 0.02, "seed": 5}, {"seed": None}):
-        ours, theirs = find(sharded(photos, shards, **options)), find(photos)
-        assert (ours.name, ours.channels, ours.flippable) == (theirs.name, theirs.channels, theirs.flippable)
+        ours, theirs = open_source(sharded(photos, shards, **options)), open_source(photos)
+        assert (ours.name, ours.channels, ours.can_flip) == (theirs.name, theirs.channels, theirs.can_flip)
         assert ours.splits.keys() == theirs.splits.keys()
         for split, listing in theirs.splits.items():
             there = ours.splits[split]
             assert list(there.names) == list(listing.names)
             assert list(there.labels) == list(listing.labels)
             for i in range(len(listing)):
-                assert there.pixels.content(i) == listing.pixels.content(i)
-        assert fingerprint(ours) == fingerprint(theirs)
+                assert there.pixels.read_bytes(i) == listing.pixels.read_bytes(i)
+        assert compute_fingerprint(ours) == compute_fingerprint(theirs)
         shutil.rmtree(shards)
 
 
@@ -137,7 +137,9 @@ def test_training_from_shards_gives_the_folders_artefact_to_the_last_bit(divided
 
 
 def test_batches_from_any_step_on_are_those_of_the_folder(photos: Path, shards: Path):
-    transform = augmentation(Augment(crop="resized", policy="randaugment", erasing=0.5), Preprocess(image_size=(8, 8)))
+    transform = build_augmentation(
+        Augment(crop="resized", policy="randaugment", random_erasing=0.5), Preprocess(image_size=(8, 8))
+    )
     ask = {"batch": 5, "seed": 3, "epoch": 1}
     whole = list(training_batches(open_data(photos).train, transform, workers=0, **ask))
     for start, workers in ((0, 0), (0, 2), (2, 0), (3, 1)):
@@ -171,11 +173,11 @@ def test_a_run_on_shards_that_is_killed_at_random_ends_as_the_folders_run_undist
 
 def test_digits_from_shards_train_to_the_same_weights(tmp_path: Path):
     shards = sharded("digits", tmp_path / "digits")
-    found = find(shards)
-    assert (found.name, found.channels, found.flippable) == ("digits", 1, False)
+    found = open_source(shards)
+    assert (found.name, found.channels, found.can_flip) == ("digits", 1, False)
     ours, theirs = open_data(shards), open_data("digits")
-    for split, images in theirs.parts().items():
-        there = ours.parts()[split]
+    for split, images in theirs.as_dict().items():
+        there = ours.as_dict()[split]
         assert list(there.names) == list(images.names)
         assert there.labels.tolist() == images.labels.tolist()
         assert all(torch.equal(there[i], images[i]) for i in range(0, len(images), 50))
@@ -227,7 +229,7 @@ def test_the_same_data_give_the_same_shards_and_another_seed_another_order(photo
     assert len(set(labels)) == 2  # a stream sees mixed classes
     in_order = sharded(photos, tmp_path / "d", images_per_shard=12, seed=None)
     kept = [json.loads(text)["name"] for text in members(in_order / "train-000000.tar", ".json")]
-    assert kept == list(find(photos).splits["train"].names)[:12]
+    assert kept == list(open_source(photos).splits["train"].names)[:12]
     tarred = sharded(photos, tmp_path / "e", shard_mib=0.03)
     assert all(path.stat().st_size <= 0.03 * 2**20 + 10240 for path in tarred.glob("*.tar"))
     assert len(list(tarred.glob("train-*.tar"))) > 1
@@ -260,16 +262,16 @@ def test_the_command_says_what_it_wrote_and_refuses_what_is_there(photos: Path, 
 
 
 def test_a_file_that_goes_away_meanwhile_leaves_nothing_or_is_counted(photos: Path, tmp_path: Path):
-    found = find(photos)
+    found = open_source(photos)
     (photos / "train" / "red" / "3.png").unlink()
     with pytest.raises(ImageError, match=r"red/3\.png: there is no such file"):
         write_shards(found, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"photos"}
     written = write_shards(found, tmp_path / "out", skip_unreadable=True)
     assert (written.images, len(written.unreadable)) == (35, 1)
-    ours, theirs = find(tmp_path / "out"), find(photos)
+    ours, theirs = open_source(tmp_path / "out"), open_source(photos)
     assert list(ours.splits["train"].names) == list(theirs.splits["train"].names)
-    assert fingerprint(ours) == fingerprint(theirs)
+    assert compute_fingerprint(ours) == compute_fingerprint(theirs)
 
 
 def test_a_table_is_sharded_with_missing_files_counted(photos: Path, tmp_path: Path, capsys):
@@ -286,7 +288,7 @@ def test_a_full_disk_is_said_before_and_leaves_nothing(photos: Path, tmp_path: P
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(VitrailError, match="needs .* GB and"):
-        write_shards(find(photos), tmp_path / "out")
+        write_shards(open_source(photos), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"photos"}
 
 
@@ -331,24 +333,24 @@ def test_shards_that_webdataset_wrote_are_read(photos: Path, tmp_path: Path, own
                 label = {"cls": 7 + (path.parent.name == "red")}
                 writer.write({"__key__": f"sample{i:04d}", "png": path.read_bytes(), **label})
     for _ in range(2):  # the second time from the index that was kept
-        found = find(out)
+        found = open_source(out)
         for split, listing in found.splits.items():
             seen = [
-                (hashlib.sha256(listing.pixels.content(i)).hexdigest(), {"7": "blue", "8": "red"}[listing.labels[i]])
+                (hashlib.sha256(listing.pixels.read_bytes(i)).hexdigest(), {"7": "blue", "8": "red"}[listing.labels[i]])
                 for i in range(len(listing))
             ]
             assert sorted(seen) == contents(photos, split)
-    assert not found.lost and not list(out.glob("*.safetensors"))
+    assert not found.damaged and not list(out.glob("*.safetensors"))
     assert len(list((own_cache / "shards").glob("*.safetensors"))) == 5
     assert open_data(out).classes == ("7", "8")
 
 
 def test_shards_without_their_index_are_still_all_there(photos: Path, shards: Path, own_cache: Path):
     (shards / INDEX_FILE).unlink()
-    found = find(shards)
+    found = open_source(shards)
     for split in ("train", "test"):
         listing = found.splits[split]
-        seen = [hashlib.sha256(listing.pixels.content(i)).hexdigest() for i in range(len(listing))]
+        seen = [hashlib.sha256(listing.pixels.read_bytes(i)).hexdigest() for i in range(len(listing))]
         assert sorted(zip(seen, listing.labels, strict=True)) == contents(photos, split)
     first = next(iter(found.splits["train"].names))
     assert re.fullmatch(r"train-000000/\d{9}\.png", first)
@@ -359,7 +361,7 @@ def test_shards_without_their_index_are_still_all_there(photos: Path, shards: Pa
 
 def unreadable(address: object) -> dict[str, str]:
     """What a check says of each image that it cannot read, and what else is lost."""
-    report = check(str(address))
+    report = check_data(str(address))
     named = {f.files[0] if f.files else f.sentence: f.sentence for f in report.findings if f.kind == "unreadable"}
     assert report.unreadable == [name for name in named if named[name] != name]
     return named
@@ -375,17 +377,19 @@ def trained(address: object, out: Path, capsys, **options) -> vitrail.Run:
 
 def read_and_refused(address: object) -> tuple[int, int]:
     """How many images of all splits come in batches, and how many are refused."""
-    transform = augmentation(Augment(), Preprocess(image_size=(8, 8)))
+    transform = build_augmentation(Augment(), Preprocess(image_size=(8, 8)))
     refused: list[ImageError] = []
     read = 0
-    for images in open_data(str(address), missing_ok=True).parts().values():
-        for x, _ in training_batches(images, transform, batch=5, seed=0, epoch=0, workers=0, refuse=refused.append):
+    for images in open_data(str(address), missing_ok=True).as_dict().values():
+        for x, _ in training_batches(
+            images, transform, batch_size=5, seed=0, epoch=0, workers=0, on_error=refused.append
+        ):
             read += len(x)
     return read, len(refused)
 
 
 def test_a_flipped_bit_is_named(shards: Path, tmp_path: Path, capsys):
-    check(shards)
+    check_data(shards)
     victim = "train/red/3.png"
     path, offset, length = place_of(shards, victim)
 
@@ -427,7 +431,7 @@ def test_a_shard_that_is_cut_short_is_named_and_what_is_left_is_used(shards: Pat
     (shards / INDEX_FILE).unlink()  # the same without the index: what follows the tear is unknown
     again = unreadable(shards)
     assert all("train-000001.tar: " in said for said in again) and any(": after" in said for said in again)
-    assert len(find(shards, missing_ok=True).splits["train"]) == 24 - 5
+    assert len(open_source(shards, missing_ok=True).splits["train"]) == 24 - 5
 
 
 def test_a_shard_that_is_missing_is_named_and_left_out(shards: Path, tmp_path: Path, capsys):
@@ -465,22 +469,22 @@ def test_a_shard_that_is_another_is_found_out(photos: Path, shards: Path, tmp_pa
 
 
 def test_an_index_that_is_damaged_anywhere_is_refused(shards: Path):
-    whole, before = (shards / INDEX_FILE).read_bytes(), fingerprint(find(shards))
+    whole, before = (shards / INDEX_FILE).read_bytes(), compute_fingerprint(open_source(shards))
     draw = random.Random(0)
     for at in [0, 7, 8, 9, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(60))]:
         spoilt = bytearray(whole)
         spoilt[at] ^= 1 << draw.randrange(8)
         (shards / INDEX_FILE).write_bytes(spoilt)
         try:
-            found = find(shards)
+            found = open_source(shards)
         except VitrailError as error:
             assert INDEX_FILE in error.sentence and "\n" not in error.sentence
         else:  # in the padding of safetensors' header, say
-            assert fingerprint(found) == before
+            assert compute_fingerprint(found) == before
     for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         (shards / INDEX_FILE).write_bytes(whole[:cut])
         with pytest.raises(VitrailError, match="not a whole index"):
-            find(shards)
+            open_source(shards)
 
 
 @pytest.mark.parametrize(
@@ -520,7 +524,7 @@ def test_an_index_that_verifies_and_makes_no_sense_is_refused(shards: Path, chan
     document["sha256"] = index_digest(arrays, document)
     save_file(arrays, shards / INDEX_FILE, metadata={METADATA_KEY: json.dumps(document)})
     with pytest.raises(VitrailError, match="not a whole index"):
-        find(shards)
+        open_source(shards)
 
 
 def test_lengths_without_end_in_an_index_are_not_read(shards: Path):
@@ -571,8 +575,8 @@ def test_a_split_that_is_divided_off_loses_what_its_source_lost(tmp_path: Path, 
         splits = open_data(
             fill(tmp_path / split, {"train": 20, "test": 4} if split == "train" else 24, ("a", "b"), (16, 16))
         )
-        validation = splits.parts()["validation"].names[0]
-        assert splits.listed_in["validation"] == split
+        validation = splits.as_dict()["validation"].names[0]
+        assert splits.source_splits["validation"] == split
         left = drop_unreadable(splits, {split: [validation]})
         assert left.unreadable == {"validation": 1} and len(left.train) == len(splits.train)
         assert drop_unreadable(splits, {"validation": [validation]}) is splits
@@ -589,7 +593,7 @@ def test_a_member_smaller_than_a_patch_is_named_and_little_is_read_for_it(
     assert len(large.getvalue()) > 2 * shard_images.HEAD
     rows = [(f"{label}/{i}.png", large.getvalue()) for label in "ab" for i in range(4)]
     shard = pack(tmp_path / "set" / "0.tar", *rows, ("b/dot.png", dot.getvalue()), end=True)
-    splits = find(shard.parent).splits["all"]
+    splits = open_source(shard.parent).splits["all"]
     lengths: list[int] = []
     real = shard_images.read_range
 
@@ -655,7 +659,7 @@ def test_members_of_enormous_size_are_named_and_not_read(tmp_path: Path, own_cac
     path.write_bytes(content[:at] + info.tobuf(tarfile.GNU_FORMAT) + content[at + 512 :])
     named = unreadable(tmp_path / "liar")
     assert any("a/liar.png" in sentence and "ends before" in sentence for sentence in named.values())
-    assert len(find(tmp_path / "liar", missing_ok=True).splits["all"]) == 7
+    assert len(open_source(tmp_path / "liar", missing_ok=True).splits["all"]) == 7
     # an extended header that would fill the memory
     bomb = tarfile.TarInfo("PaxHeaders/a")
     bomb.type, bomb.size = tarfile.XHDTYPE, 2 << 20
@@ -679,14 +683,14 @@ def test_names_that_are_not_utf8_labels_in_every_form_and_samples_without(tmp_pa
         ("6.png", png(6)),
         (b"cat/\xff7.png".decode(errors="surrogateescape"), png(7)),
     )  # fmt: skip
-    found = find(tmp_path / "set", missing_ok=True)
+    found = open_source(tmp_path / "set", missing_ok=True)
     listing = found.splits["all"]
     assert list(listing.labels) == ["cat", "12", "dog", "cat", "cat", "cat"]
     assert [name.removeprefix("shard/") for name in listing.names[:5]] == [
         "0.png", "1.JPG", "dog/2.png", "3.seg.png", "cat/4.png",
     ]  # fmt: skip
     assert any("1 samples without an image" in note for note in found.notes)
-    assert len(found.lost) == 1 and "6.png has no label" in found.lost[0]
+    assert len(found.damaged) == 1 and "6.png has no label" in found.damaged[0]
     assert "not UTF-8" in next(iter(v for k, v in unreadable(tmp_path / "set").items() if "7.png" in k))
     with pytest.raises(VitrailError, match=r"6\.png has no label"):
         open_data(tmp_path / "set")
@@ -705,7 +709,7 @@ def test_names_that_are_not_utf8_labels_in_every_form_and_samples_without(tmp_pa
 def test_what_is_no_shard_is_said(tmp_path: Path, own_cache: Path, content: bytes, said: str):
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(VitrailError, match=said):
-        find(tmp_path / "x.tar")
+        open_source(tmp_path / "x.tar")
 
 
 def test_a_shard_torn_anywhere_is_never_taken_for_whole(tmp_path: Path, own_cache: Path):
@@ -715,15 +719,15 @@ def test_a_shard_torn_anywhere_is_never_taken_for_whole(tmp_path: Path, own_cach
     for cut in (512, 1024, useful - useful % 512, *(draw.randrange(600, useful) for _ in range(40))):
         (tmp_path / "x.tar").write_bytes(whole[:cut])
         try:
-            found = find(tmp_path / "x.tar", missing_ok=True)
+            found = open_source(tmp_path / "x.tar", missing_ok=True)
         except VitrailError:
             continue
-        assert found.lost
+        assert found.damaged
     broken = bytearray(whole)
     broken[whole.index(b"b/0.png") + 3] ^= 64  # in a header: its checksum is wrong
     (tmp_path / "x.tar").write_bytes(broken)
-    found = find(tmp_path / "x.tar", missing_ok=True)
-    assert len(found.splits["all"]) == 3 and "damaged" in found.lost[0]
+    found = open_source(tmp_path / "x.tar", missing_ok=True)
+    assert len(found.splits["all"]) == 3 and "damaged" in found.damaged[0]
 
 
 # addresses
@@ -759,23 +763,23 @@ def test_a_set_is_called_by_what_it_is(address: str, name: str):
 def test_a_folder_with_classes_is_one_of_images_whatever_archive_lies_beside(photos: Path, tmp_path: Path):
     pack(photos / "train.tar", ("a/0.png", png()))
     assert not is_shards(photos)
-    assert find(photos).splits["train"].names[0] == "train/blue/0.png"
+    assert open_source(photos).splits["train"].names[0] == "train/blue/0.png"
     for split in ("train", "test"):
         pack(tmp_path / "nested" / split / "0.tar", ("a/0.png", png()), ("b/0.png", png(1)))
     assert is_shards(tmp_path / "nested")
-    assert set(find(tmp_path / "nested").splits) == {"train", "test"}
+    assert set(open_source(tmp_path / "nested").splits) == {"train", "test"}
     assert not is_shards(tmp_path / "nowhere") and not is_shards("digits")
 
 
 def test_stars_a_part_of_the_shards_and_strangers_beside(shards: Path, own_cache: Path):
-    part = find(f"{shards}/train-00000[01].tar")
+    part = open_source(f"{shards}/train-00000[01].tar")
     assert len(part.splits["train"]) == 20 and part.splits.keys() == {"train"}
     assert list(part.splits["train"].names) == sorted(part.splits["train"].names)
     pack(shards / "train-other.tar", ("red/x.png", png()))
-    found = find(shards)
+    found = open_source(shards)
     assert len(found.splits["train"]) == 24
     assert any("1 tar files are not in its index and left out, train-other.tar" in note for note in found.notes)
-    both = find(f"{shards}/{{test-000000,train-other}}.tar")  # one by our index, one by a new one
+    both = open_source(f"{shards}/{{test-000000,train-other}}.tar")  # one by our index, one by a new one
     assert {split: len(listing) for split, listing in both.splits.items()} == {"test": 10, "train": 1}
 
 
@@ -788,14 +792,14 @@ def test_shards_in_fsspecs_memory(photos: Path, shards: Path, own_cache: Path):
     memory.put(str(shards), "/far", recursive=True)
     try:
         for address in ("memory://far", "memory://far/{train-{000000..000002},test-{000000..000001}}.tar"):
-            found = find(address)
-            assert fingerprint(found) == fingerprint(find(photos))
+            found = open_source(address)
+            assert compute_fingerprint(found) == compute_fingerprint(open_source(photos))
             train = open_data(address).train
             assert torch.equal(train[3], open_data(photos).train[3])
             assert train.paths[0].startswith("memory://") and "train-" in train.paths[0]
-        assert find("memory://far/train-*.tar").splits["train"].names[0] == "train/blue/0.png"
+        assert open_source("memory://far/train-*.tar").splits["train"].names[0] == "train/blue/0.png"
         with pytest.raises(UsageError, match="no shard"):
-            find("memory://far/none-{0..1}.tar")
+            open_source("memory://far/none-{0..1}.tar")
     finally:
         memory.rm("/far", recursive=True)
 
@@ -890,7 +894,7 @@ def test_without_room_in_the_cache_each_image_is_asked_for(photos, shards, serve
     before = server.given
     assert all(torch.equal(train[i], theirs[i]) for i in range(4))
     if ranges:
-        assert server.given - before == sum(theirs.pixels.sizes()[:4])
+        assert server.given - before == sum(theirs.pixels.byte_sizes()[:4])
     assert not list((own_cache / "shards").glob("*.tar")) if own_cache.exists() else True
 
 
@@ -900,7 +904,7 @@ def test_the_cache_stays_within_its_limit_and_keeps_the_first_shards(photos, sha
     monkeypatch.setenv("VITRAIL_CACHE_GIB", str(limit / 2**30))
     server = serve(shards)
     for _ in range(2):
-        for images in open_data(server.address).parts().values():
+        for images in open_data(server.address).as_dict().values():
             for i in range(len(images)):
                 images[i]
         kept = list((own_cache / "shards").glob("*.tar"))
@@ -927,9 +931,9 @@ def test_a_copy_in_the_cache_that_is_damaged_is_dropped_and_a_changed_shard_is_f
     assert all(torch.equal(train[i], pixels[i]) for i in range(len(train)))
     path, offset, _ = place_of(shards, "train/red/3.png")
     rewritten(path, lambda content: content.__setitem__(offset + 60, content[offset + 60] ^ 1))
-    fresh = find(server.address).splits["train"]
+    fresh = open_source(server.address).splits["train"]
     with pytest.raises(ImageError, match="SHA-256"):
-        fresh.pixels.content(list(fresh.names).index("train/red/3.png"))
+        fresh.pixels.read_bytes(list(fresh.names).index("train/red/3.png"))
 
 
 def test_a_damaged_copy_that_another_process_drops_first_is_let_go(shards, serve, own_cache, monkeypatch):
@@ -979,9 +983,9 @@ def test_an_address_that_fails_for_a_moment_is_asked_again_and_one_that_stays_aw
         train[0]
     server.failing = 0
     with pytest.raises(VitrailError, match=r"http://127\.0\.0\.1:1/x"):
-        find("http://127.0.0.1:1/x-{0..1}.tar")
+        open_source("http://127.0.0.1:1/x-{0..1}.tar")
     with pytest.raises(UsageError, match="no kind of address"):
-        find("htp://somewhere/x.tar")
+        open_source("htp://somewhere/x.tar")
 
 
 def test_predictions_stop_at_an_outage_and_go_on_after_it(
@@ -1012,8 +1016,8 @@ def test_predictions_stop_at_an_outage_and_go_on_after_it(
 def test_foreign_shards_over_http_are_indexed_once(tmp_path: Path, serve, own_cache: Path):
     pack(tmp_path / "far" / "x-0.tar", *((f"{label}/{i}.png", png(i)) for label in "ab" for i in range(5)))
     server = serve(tmp_path / "far")
-    first = find(f"{server.address}/x-0.tar")
-    again = find(f"{server.address}/x-0.tar")
+    first = open_source(f"{server.address}/x-0.tar")
+    again = open_source(f"{server.address}/x-0.tar")
     assert list(first.splits["all"].labels) == list(again.splits["all"].labels) == ["a"] * 5 + ["b"] * 5
     assert server.asked.count("/x-0.tar") == 1
 
@@ -1029,29 +1033,29 @@ def test_an_index_takes_few_bytes_an_image_and_so_do_its_splits(tmp_path: Path, 
     open_data(made_up_set(tmp_path / "few", 100))  # what is imported now is not counted
     tracemalloc.start()
     splits = open_data(tmp_path / "set")
-    batches = training_batches(splits.train, lambda x: x, batch=256, seed=0, epoch=0, workers=0)  # type: ignore[arg-type]
+    batches = training_batches(splits.train, lambda x: x, batch_size=256, seed=0, epoch=0, workers=0)  # type: ignore[arg-type]
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert batches is not None
-    assert sum(map(len, splits.parts().values())) == n
+    assert sum(map(len, splits.as_dict().values())) == n
     assert held / n < 300 and peak / n < 900
     images = splits.train
-    assert isinstance(images.names, Names) and not isinstance(images.paths, list)
+    assert isinstance(images.names, StringArray) and not isinstance(images.paths, list)
 
 
 def test_words_are_the_strings_that_were_given():
     words = ["train/ä.png", "", "b", "漢字" * 3]
-    names = Names.of(words)
+    names = StringArray.from_strings(words)
     assert list(names) == words and names[-1] == words[-1] and names[1:3] == words[1:3]
     assert list(names.take(np.array([3, 0]))) == [words[3], words[0]]
     assert list(names.take(np.array([3, 0])).take(np.array([1]))) == [words[0]]
-    numbered = Numbered("x-", np.arange(5), 3).take(np.array([4, 1]))
+    numbered = NumberedNames("x-", np.arange(5), 3).take(np.array([4, 1]))
     assert list(numbered) == ["x-004", "x-001"] and numbered[:1] == ["x-004"]
-    labels = Coded(("b", "a", "c"), np.array([0, 1, 0]))
+    labels = Categorical(("b", "a", "c"), np.array([0, 1, 0]))
     assert list(labels) == ["b", "a", "b"]
-    table, codes = coded(labels)
+    table, codes = factorize(labels)
     assert (table, codes.tolist()) == (["a", "b"], [1, 0, 1])
-    assert coded(["b", "a", "b"])[0] == table and coded(["b", "a", "b"])[1].tolist() == codes.tolist()
+    assert factorize(["b", "a", "b"])[0] == table and factorize(["b", "a", "b"])[1].tolist() == codes.tolist()
 
 
 # Hugging Face datasets
@@ -1072,15 +1076,15 @@ def test_a_folder_a_parquet_set_and_a_saved_set_of_datasets_are_read(photos: Pat
         tables[split].to_parquet(str(data / f"{split}-00000-of-00001.parquet"))
     tables.save_to_disk(str(tmp_path / "saved"))
     for address in (f"hf:{photos}", f"hf:{tmp_path}/set", f"hf:{tmp_path}/saved"):
-        found = find(address)
+        found = open_source(address)
         for split, listing in found.splits.items():
-            seen = [hashlib.sha256(listing.pixels.content(i)).hexdigest() for i in range(len(listing))]
+            seen = [hashlib.sha256(listing.pixels.read_bytes(i)).hexdigest() for i in range(len(listing))]
             assert sorted(zip(seen, listing.labels, strict=True)) == contents(photos, split)
             assert len(set(listing.names)) == len(listing)
-        assert check(address).errors == []
-        assert find(address, channels=1).splits["train"].pixels[0].shape == (1, 16, 16)
-    assert fingerprint(find(f"hf:{photos}")) == fingerprint(find(photos))
-    lone = find(f"hf:{data}/train-00000-of-00001.parquet")
+        assert check_data(address).errors == []
+        assert open_source(address, channels=1).splits["train"].pixels[0].shape == (1, 16, 16)
+    assert compute_fingerprint(open_source(f"hf:{photos}")) == compute_fingerprint(open_source(photos))
+    lone = open_source(f"hf:{data}/train-00000-of-00001.parquet")
     assert lone.splits.keys() == {"all"} and len(lone.splits["all"]) == 24
     options = {"epochs": 1, "report": False, "image_cache_gib": 0.0, **SMALL}
     bits = {
@@ -1109,7 +1113,7 @@ def test_columns_splits_and_labels_as_they_come(tmp_path: Path, hub, capsys):
     kinds = {"coarse": hub.ClassLabel(names=["x", "y"]), "fine_label": hub.ClassLabel(names=["d", "c", "b", "a"])}
     save("train", rows(8, coarse=[0] * 8, fine_label=[3, 2, 1, 0] * 2), kinds)
     save("validation", rows(4, coarse=[0] * 4, fine_label=[0, -1, 1, None]), kinds)
-    found = find(f"hf:{folder}")
+    found = open_source(f"hf:{folder}")
     assert list(found.splits["train"].labels) == ["a", "b", "c", "d"] * 2
     assert list(found.splits["validation"].labels) == ["d", "c"]
     assert list(found.splits["train"].names[:2]) == ["train-0000000", "train-0000001"]
@@ -1120,13 +1124,13 @@ def test_columns_splits_and_labels_as_they_come(tmp_path: Path, hub, capsys):
     hub.Dataset.from_dict(
         rows(3, label=["cat", "dog", "cat"]), features=hub.Features({**features, "label": hub.Value("string")})
     ).to_parquet(str(words))
-    assert list(find(f"hf:{words}").splits["all"].labels) == ["cat", "dog", "cat"]
+    assert list(open_source(f"hf:{words}").splits["all"].labels) == ["cat", "dog", "cat"]
     hub.Dataset.from_dict({"label": [1, 2]}).to_parquet(str(tmp_path / "bare.parquet"))
     with pytest.raises(UsageError, match="no column of images"):
-        find(f"hf:{tmp_path}/bare.parquet")
+        open_source(f"hf:{tmp_path}/bare.parquet")
     hub.Dataset.from_dict(rows(2), features=hub.Features(features)).to_parquet(str(tmp_path / "mute.parquet"))
     with pytest.raises(UsageError, match="no column of classes"):
-        find(f"hf:{tmp_path}/mute.parquet")
+        open_source(f"hf:{tmp_path}/mute.parquet")
 
 
 def test_a_damaged_row_is_an_image_that_cannot_be_read(tmp_path: Path, hub, capsys):

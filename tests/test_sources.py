@@ -15,10 +15,19 @@ from PIL import Image
 from torchvision import datasets
 
 from vitrail.data import builtin, folder, table
-from vitrail.data.builtin import BUILTIN, Pictures
-from vitrail.data.found import Found, Listing
+from vitrail.data.builtin import BUILTIN_DATASETS, TorchvisionImages
 from vitrail.data.images import Images
-from vitrail.data.sources import Splits, divide, find, fingerprint, in_full, index, open_data, open_for_evaluation
+from vitrail.data.open import (
+    Splits,
+    absolute_address,
+    compute_fingerprint,
+    encode_labels,
+    open_data,
+    open_evaluation_images,
+    open_source,
+    split_listing,
+)
+from vitrail.data.source import Listing, Source
 from vitrail.errors import UsageError, VitrailError
 
 
@@ -73,8 +82,8 @@ def test_a_missing_validation_comes_off_training_and_leaves_the_test_alone(tmp_p
     paint_classes(tmp_path / "test", {"cat": 2, "dog": 2})
     splits = open_data(tmp_path)
     assert splits.validation is not None and splits.test is not None
-    assert splits.validation.counts() == {"cat": 2, "dog": 1}
-    assert splits.train.counts() == {"cat": 18, "dog": 9}
+    assert splits.validation.count_by_class() == {"cat": 2, "dog": 1}
+    assert splits.train.count_by_class() == {"cat": 18, "dog": 9}
     assert len(splits.test) == 4
     assert not set(splits.train.names) & set(splits.validation.names)
     assert any("3 images (10% of each class) choose the weights" in note for note in splits.notes)
@@ -117,7 +126,7 @@ def test_a_class_missing_from_validation_keeps_every_label_in_its_place(tmp_path
     assert splits.validation is not None
     assert splits.validation.labels.tolist() == [1, 1, 2]
     assert label_names(splits.validation) == [Path(name).parts[1] for name in splits.validation.names]
-    assert splits.validation.counts() == {"a": 0, "b": 2, "c": 1}
+    assert splits.validation.count_by_class() == {"a": 0, "b": 2, "c": 1}
     assert any("no image of a" in note for note in splits.notes)
 
 
@@ -150,17 +159,17 @@ def test_the_division_loses_nothing_and_shares_nothing(pets: Path):
 def test_the_division_takes_the_documented_share_of_each_class(pets: Path):
     splits = open_data(pets, test=0.2, validation=0.1)
     assert splits.test is not None and splits.validation is not None
-    assert splits.test.counts() == {"cat": 6, "dog": 2, "eel": 1, "fox": 0, "gnu": 0}
+    assert splits.test.count_by_class() == {"cat": 6, "dog": 2, "eel": 1, "fox": 0, "gnu": 0}
     # a tenth of what the test left; a class of two gives none, nor is the last image of a class taken
-    assert splits.validation.counts() == {"cat": 2, "dog": 1, "eel": 0, "fox": 0, "gnu": 0}
-    assert min(splits.train.counts().values()) == 1
+    assert splits.validation.count_by_class() == {"cat": 2, "dog": 1, "eel": 0, "fox": 0, "gnu": 0}
+    assert min(splits.train.count_by_class().values()) == 1
     assert any("9 images (20% of each class)" in note for note in splits.notes)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
 def test_a_class_of_three_is_always_on_both_sides(fraction: float):
     listing = Listing(torch.arange(3.0).view(3, 1, 1, 1), ["x", "y", "z"], ["a", "a", "a"])
-    rest, part = divide(listing, fraction, 0)
+    rest, part = split_listing(listing, fraction, 0)
     assert len(rest) >= 1 and len(part) >= 1
 
 
@@ -174,8 +183,8 @@ def test_the_division_does_not_depend_on_the_order_of_listing():
     listing = Listing(torch.arange(60).view(60, 1, 1, 1), [f"image {i}" for i in range(60)], labels)
     shuffled = listing.subset([int(i) for i in np.random.default_rng(1).permutation(60)])
     assert shuffled.names != listing.names
-    _, part = divide(listing, 0.2, 5)
-    _, again = divide(shuffled, 0.2, 5)
+    _, part = split_listing(listing, 0.2, 5)
+    _, again = split_listing(shuffled, 0.2, 5)
     assert set(part.names) == set(again.names)
     for kept in (part, again):  # pixels and labels went along with the names
         numbers = [int(name.split()[1]) for name in kept.names]
@@ -309,7 +318,7 @@ def test_images_in_nested_folders_belong_to_the_class_on_top(tmp_path: Path):
     paint(tmp_path / "cat" / "2024" / "may" / "a.png")
     paint(tmp_path / "cat" / "b.png")
     splits = open_data(tmp_path, test=0, validation=0)
-    assert splits.train.counts() == {"cat": 2, "dog": 2}
+    assert splits.train.count_by_class() == {"cat": 2, "dog": 2}
     assert "cat/2024/may/a.png" in splits.train.names
 
 
@@ -325,7 +334,7 @@ def test_a_loop_of_links_ends_and_counts_every_image_once(tmp_path: Path):
     (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat", target_is_directory=True)
     (tmp_path / "cat" / "self").symlink_to("self")
     (tmp_path / "dog" / "up").symlink_to(tmp_path / "dog", target_is_directory=True)
-    assert open_data(tmp_path, test=0, validation=0).train.counts() == {"cat": 2, "dog": 2}
+    assert open_data(tmp_path, test=0, validation=0).train.count_by_class() == {"cat": 2, "dog": 2}
 
 
 def test_linked_classes_and_images_are_followed(tmp_path: Path):
@@ -334,27 +343,27 @@ def test_linked_classes_and_images_are_followed(tmp_path: Path):
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "store" / "x", target_is_directory=True)
     paint(tmp_path / "data" / "dog" / "a.png")
     (tmp_path / "data" / "dog" / "b.png").symlink_to(tmp_path / "store" / "y" / "000.png")
-    assert open_data(tmp_path / "data", test=0, validation=0).train.counts() == {"cat": 2, "dog": 2}
+    assert open_data(tmp_path / "data", test=0, validation=0).train.count_by_class() == {"cat": 2, "dog": 2}
 
 
 def test_what_counts_as_an_image_goes_by_the_name():
-    assert folder.is_image(Path("a.JPG")) and folder.is_image(Path("a.b.tiff"))
-    assert not any(folder.is_image(Path(name)) for name in ("a.txt", ".a.png", "png", "a.png.bak"))
+    assert folder.has_image_extension(Path("a.JPG")) and folder.has_image_extension(Path("a.b.tiff"))
+    assert not any(folder.has_image_extension(Path(name)) for name in ("a.txt", ".a.png", "png", "a.png.bak"))
 
 
 # fingerprint and evaluation
 
 
 def test_the_fingerprint_survives_a_move_and_sees_every_change(pets: Path, tmp_path: Path):
-    before = fingerprint(find(pets))
+    before = compute_fingerprint(open_source(pets))
     pets.rename(tmp_path / "moved")
-    assert fingerprint(find(tmp_path / "moved")) == before
+    assert compute_fingerprint(open_source(tmp_path / "moved")) == before
     paint(tmp_path / "moved" / "cat" / "zzz.png")
-    added = fingerprint(find(tmp_path / "moved"))
+    added = compute_fingerprint(open_source(tmp_path / "moved"))
     (tmp_path / "moved" / "cat" / "zzz.png").rename(tmp_path / "moved" / "dog" / "zzz.png")
-    relabelled = fingerprint(find(tmp_path / "moved"))
+    relabelled = compute_fingerprint(open_source(tmp_path / "moved"))
     Image.new("RGB", (40, 40), (9, 9, 9)).save(tmp_path / "moved" / "dog" / "zzz.png")
-    resized = fingerprint(find(tmp_path / "moved"))
+    resized = compute_fingerprint(open_source(tmp_path / "moved"))
     assert len({before, added, relabelled, resized}) == 4
 
 
@@ -372,7 +381,7 @@ def test_the_folder_that_was_trained_on_is_scored_on_exactly_what_training_kept_
     pets: Path, test: float, seed: int
 ):
     splits, origin = trained_on(pets, test, seed)
-    images, said = open_for_evaluation(pets, splits.classes, 3, origin)
+    images, said = open_evaluation_images(pets, splits.classes, 3, origin)
     assert splits.test is not None
     assert images.names == splits.test.names
     assert images.labels.tolist() == splits.test.labels.tolist()
@@ -382,38 +391,38 @@ def test_the_folder_that_was_trained_on_is_scored_on_exactly_what_training_kept_
 def test_another_folder_is_scored_whole(pets: Path, tmp_path: Path):
     splits, origin = trained_on(pets)
     other = paint_classes(tmp_path / "other", {"cat": 4, "dog": 3})
-    images, said = open_for_evaluation(other, splits.classes, 3, origin)
+    images, said = open_evaluation_images(other, splits.classes, 3, origin)
     assert len(images) == 7 and images.classes == splits.classes and "all 7" in said
 
 
 def test_a_folder_with_splits_is_scored_on_its_test_then_its_validation(tmp_path: Path):
     for split, n in (("train", 3), ("val", 2), ("test", 1)):
         paint_classes(tmp_path / split, {"cat": n, "dog": n})
-    images, said = open_for_evaluation(tmp_path, ("cat", "dog"), 3, {})
+    images, said = open_evaluation_images(tmp_path, ("cat", "dog"), 3, {})
     assert len(images) == 2 and "test" in said
     for path in sorted((tmp_path / "test").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     (tmp_path / "test").rmdir()
-    images, said = open_for_evaluation(tmp_path, ("cat", "dog"), 3, {})
+    images, said = open_evaluation_images(tmp_path, ("cat", "dog"), 3, {})
     assert len(images) == 4 and "validation" in said
 
 
 def test_evaluation_names_a_class_the_classifier_does_not_know(tmp_path: Path):
     paint_classes(tmp_path, {"cat": 2, "yak": 2})
     with pytest.raises(VitrailError, match="'yak' is not among the classes trained on"):
-        open_for_evaluation(tmp_path, ("cat", "dog"), 3, {})
+        open_evaluation_images(tmp_path, ("cat", "dog"), 3, {})
 
 
 def test_evaluation_uses_the_channels_and_labels_of_the_classifier(tmp_path: Path):
     paint_classes(tmp_path, {"dog": 2})
-    images, _ = open_for_evaluation(tmp_path, ("ant", "cat", "dog"), 1, {})
+    images, _ = open_evaluation_images(tmp_path, ("ant", "cat", "dog"), 1, {})
     assert images.labels.tolist() == [2, 2] and images[0].shape == (1, 4, 4)
 
 
 def test_digits_are_scored_on_what_training_kept_back():
     splits = open_data("digits")
     origin = {"fingerprint": splits.fingerprint, "split": {"test": 0.2, "validation": 0.1, "seed": 0}}
-    images, _ = open_for_evaluation("digits", splits.classes, 1, origin)
+    images, _ = open_evaluation_images("digits", splits.classes, 1, origin)
     assert splits.test is not None and images.names == splits.test.names
     assert torch.equal(torch.as_tensor(images.pixels), torch.as_tensor(splits.test.pixels))
 
@@ -568,11 +577,11 @@ def test_digits_are_all_there_in_grey():
     assert splits.validation is not None and splits.test is not None
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 1797
     assert splits.classes == tuple("0123456789")
-    assert splits.channels == 1 and not splits.flippable
+    assert splits.channels == 1 and not splits.can_flip
     pixels = torch.as_tensor(splits.train.pixels)
     assert pixels.shape[1:] == (1, 8, 8) and pixels.dtype == torch.uint8 and int(pixels.max()) == 255
     assert not set(splits.train.names) & (set(splits.test.names) | set(splits.validation.names))
-    assert min(splits.test.counts().values()) >= 34
+    assert min(splits.test.count_by_class().values()) >= 34
 
 
 def test_digits_in_colour_have_three_equal_planes():
@@ -582,7 +591,7 @@ def test_digits_in_colour_have_three_equal_planes():
     assert torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
 
 
-@pytest.mark.parametrize("name", sorted(set(BUILTIN) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(set(BUILTIN_DATASETS) - {"digits"}))
 def test_without_a_network_one_sentence_says_where_it_looked(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -624,7 +633,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 def test_cifar_files_that_are_there_are_read_without_a_network(small_cifar: np.ndarray):
     splits = open_data("cifar10", validation=0)
-    assert splits.classes == tuple(f"kind {i}" for i in range(10)) and splits.flippable and splits.channels == 3
+    assert splits.classes == tuple(f"kind {i}" for i in range(10)) and splits.can_flip and splits.channels == 3
     assert splits.test is not None
     assert np.array_equal(torch.as_tensor(splits.train.pixels).numpy(), small_cifar[:10])
     assert np.array_equal(torch.as_tensor(splits.test.pixels).numpy(), small_cifar[10:])
@@ -660,11 +669,11 @@ class Album:
 def test_a_large_set_is_divided_without_reading_its_images(channels: int, monkeypatch: pytest.MonkeyPatch):
     album = Album(40)
     listing = builtin._listing(album, "train")
-    assert isinstance(listing.pixels, Pictures)
-    monkeypatch.setattr("vitrail.data.sources.read_builtin", lambda name: Found(name, {"train": listing}))
+    assert isinstance(listing.pixels, TorchvisionImages)
+    monkeypatch.setattr("vitrail.data.open.read_builtin", lambda name: Source(name, {"train": listing}))
     splits = open_data("pets", channels=channels, validation=0.25)
     assert album.opened == []
-    assert splits.validation is not None and len(splits.validation) == 10 and not splits.train.in_memory
+    assert splits.validation is not None and len(splits.validation) == 10 and not splits.train.is_in_memory
     for images in (splits.train, splits.validation):
         for i in range(len(images)):
             assert images[i].shape == (channels, 4, 4)
@@ -674,9 +683,9 @@ def test_a_large_set_is_divided_without_reading_its_images(channels: int, monkey
 
 def test_index_takes_labels_by_name_whatever_their_order():
     listing = Listing(torch.zeros(3, 1, 1, 1), ["x", "y", "z"], ["b", "a", "b"])
-    assert index(listing, ("a", "b"), "here").labels.tolist() == [1, 0, 1]
+    assert encode_labels(listing, ("a", "b"), "here").labels.tolist() == [1, 0, 1]
     with pytest.raises(VitrailError, match=r"here: the classes 'a', 'b' are not among"):
-        index(listing, ("c",), "here")
+        encode_labels(listing, ("c",), "here")
 
 
 def test_copies_of_an_image_are_never_on_both_sides(tmp_path: Path):
@@ -690,14 +699,14 @@ def test_copies_of_an_image_are_never_on_both_sides(tmp_path: Path):
     splits = open_data(tmp_path / "thrice")
     contents = [
         {(Path(file).parent.name, Path(file).read_bytes()) for file in images.paths}
-        for images in splits.parts().values()
+        for images in splits.as_dict().values()
     ]
     for i, some in enumerate(contents):
         for others in contents[i + 1 :]:
             assert not some & others
     assert splits.test is not None and len(splits.test) == 12  # 20 % of 36 is 7, and whole triples fit 6
     pixels = torch.arange(8, dtype=torch.uint8).repeat(5).view(40, 1, 1, 1)
-    rest, part = divide(Listing(pixels, [f"{i:02d}" for i in range(40)], ["a"] * 40), 0.25, 0)
+    rest, part = split_listing(Listing(pixels, [f"{i:02d}" for i in range(40)], ["a"] * 40), 0.25, 0)
     assert len(part) == 10
     assert not set(rest.pixels.flatten().tolist()) & set(part.pixels.flatten().tolist())
 
@@ -707,18 +716,18 @@ def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path):
     strange = os.fsencode(tmp_path / "pets") + b"/caf\xe9"
     os.rename(os.fsencode(tmp_path / "pets" / "cat"), strange)
     with pytest.raises(VitrailError, match="not UTF-8"):
-        find(tmp_path / "pets")
+        open_source(tmp_path / "pets")
 
 
 def test_data_that_changed_since_training_are_scored_with_a_warning(pets: Path):
     splits, origin = trained_on(pets, 0.2, 0)
     extra = next((pets / splits.classes[0]).iterdir())
     extra.with_name("new.png").write_bytes(extra.read_bytes())
-    _, said = open_for_evaluation(pets, splits.classes, 3, origin)
+    _, said = open_evaluation_images(pets, splits.classes, 3, origin)
     assert "changed since training" in said
     origin["split"] = {"test": 0.0, "validation": 0.0, "seed": 0}
     extra.with_name("new.png").unlink()
-    _, said = open_for_evaluation(pets, splits.classes, 3, origin)
+    _, said = open_evaluation_images(pets, splits.classes, 3, origin)
     assert said.endswith("which the model was trained on")
 
 
@@ -726,9 +735,9 @@ def test_an_address_in_full_means_the_same_from_anywhere(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "digits"):
         (tmp_path / name).mkdir()
-    assert in_full("photos") == in_full(Path("photos")) == str(tmp_path / "photos")
-    assert in_full("shards/train-{000..009}.tar") == str(tmp_path / "shards/train-{000..009}.tar")
-    assert in_full("../*.tar") == str(tmp_path.parent / "*.tar")
-    assert in_full("hf:photos") == f"hf:{tmp_path / 'photos'}"
+    assert absolute_address("photos") == absolute_address(Path("photos")) == str(tmp_path / "photos")
+    assert absolute_address("shards/train-{000..009}.tar") == str(tmp_path / "shards/train-{000..009}.tar")
+    assert absolute_address("../*.tar") == str(tmp_path.parent / "*.tar")
+    assert absolute_address("hf:photos") == f"hf:{tmp_path / 'photos'}"
     for name in ("digits", "hf:cifar10", "s3://x/y-{0..9}.tar", "nowhere"):
-        assert in_full(name) == name
+        assert absolute_address(name) == name

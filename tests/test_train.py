@@ -197,7 +197,7 @@ def test_changes_go_to_the_part_they_belong_to():
         ({"label_smoothing": 1.0}, "label_smoothing is 1"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5"),
         ({"size": "XXL"}, "size 'XXL'"),
-        ({"crop_area": 0.0}, "crop_area is 0"),
+        ({"crop_scale": 0.0}, "crop_scale is 0"),
     ],
 )
 def test_an_impossible_recipe_is_refused_by_field(changes: dict, said: str):

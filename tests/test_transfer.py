@@ -154,7 +154,7 @@ def test_the_preprocessing_is_the_models_own_unless_the_recipe_says_otherwise(co
     assert (config.image_size, config.patch, config.grid) == (32, 8, (4, 4))
     assert other == replace(
         own, image_size=(32, 32), fit="pad", crop_fraction=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        smallest=8,
+        min_size=8,
     )  # fmt: skip
     assert full.model["image_size"] == 32
 

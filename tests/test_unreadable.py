@@ -321,7 +321,7 @@ def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_f
 
     train = open_data(folder).train
     per_epoch = -(-len(train) // 8)
-    keys = list(training_batches(train, Augmentation(lambda image: image), batch=8, seed=0, epoch=4 // per_epoch))[
+    keys = list(training_batches(train, Augmentation(lambda image: image), batch_size=8, seed=0, epoch=4 // per_epoch))[
         4 % per_epoch
     ]
     there = torch.stack([train[train.paths.index(file)] for file in document["files"]])

@@ -539,7 +539,7 @@ def test_the_same_bytes_are_served(browser, file: Path, model: Classifier, noise
 
 FITS = [
     (fit, engine, interpolation, crop)
-    for fit in ("pad", "crop", "squash")
+    for fit in ("pad", "crop", "stretch")
     for engine in ("torch", "pillow", "transformers")
     for interpolation, crop in (("bilinear", 1.0), ("bicubic", 0.875))
 ]
@@ -559,7 +559,7 @@ def test_images_are_fitted_as_python_fits_them(page):
                   Array.from(vitrail.fitted({ planes: Uint8Array.from(planes), height, width }, how).planes)""",
                 [pixels.flatten().tolist(), h, w, preprocess.to_json()],
             )
-            away = np.abs(np.array(theirs) - preprocess.fitted(pixels).flatten().numpy().astype(int))
+            away = np.abs(np.array(theirs) - preprocess.fit_image(pixels).flatten().numpy().astype(int))
             assert away.max() <= (0 if exact() or engine == "pillow" else 1), (part, h, w, away.max())
 
 

@@ -49,7 +49,7 @@ def preparation(
     """The preprocessing of a card: the short side to `resize`, the middle `size` of it."""
     return {
         "image_size": [size, size],
-        "fit": "squash" if squash else "crop",
+        "fit": "stretch" if squash else "crop",
         "crop_fraction": size / resize,
         "interpolation": PIL[interpolation],
         "engine": engine,

@@ -61,7 +61,7 @@ class BaseClassifier(ABC):
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.preprocess.channels:
             raise ImageError(name, f"pixels must be uint8 ({self.preprocess.channels}, h, w)")
         try:
-            return self.preprocess.fitted(pixels)
+            return self.preprocess.fit_image(pixels)
         except ValueError as error:
             raise ImageError(name, str(error)) from None
 
@@ -117,7 +117,7 @@ class Classifier(BaseClassifier):
 
     def normalize(self, pixels_BCHW: Tensor) -> Tensor:
         """Returns the ViT's input for uint8 pixels of the model's size, on its device and in its dtype."""
-        return self.preprocess.normalise(pixels_BCHW.to(self.device)).to(self.vit.prefix.dtype)
+        return self.preprocess.normalize(pixels_BCHW.to(self.device)).to(self.vit.prefix.dtype)
 
     @torch.inference_mode()
     def logits(self, pixels_BCHW: Tensor) -> Tensor:

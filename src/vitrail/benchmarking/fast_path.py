@@ -18,7 +18,7 @@ def compare_fast_path(classifier: Classifier, images: Images, *, max_images: int
     quick = classifier.fast()
     plain, fast = [], []
     for at in range(0, len(order), batch):
-        pixels = images.fitted(classifier.preprocess, order[at : at + batch])
+        pixels = images.load_batch(classifier.preprocess, order[at : at + batch])
         plain.append(classifier.logits(pixels).cpu())
         fast.append(quick.logits(pixels).cpu())
     a, b = torch.cat(plain), torch.cat(fast)

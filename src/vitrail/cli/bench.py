@@ -30,7 +30,7 @@ from vitrail.benchmarking.results import (
 from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import log, progress_bar
-from vitrail.data.sources import open_data
+from vitrail.data.open import open_data
 from vitrail.errors import UsageError
 from vitrail.files import write_json
 from vitrail.machine import describe_hardware, keep_freed_memory
@@ -168,5 +168,5 @@ def table_of(title: str, rows: list[BenchmarkRow]) -> Table:
 
 def any_images(data: str, channels: int) -> Any:
     """The images of DATA in so many channels: its test images, else those of validation, else those of training."""
-    parts = open_data(data, channels=channels).parts()
+    parts = open_data(data, channels=channels).as_dict()
     return next(parts[name] for name in ("test", "validation", "train") if name in parts)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from vitrail.cli.main import Answer
 from vitrail.console import progress_bar
-from vitrail.data.check import Finding, Report, check
+from vitrail.data.check import CheckReport, Finding, check_data
 from vitrail.data.clean import write_clean
-from vitrail.data.sheets import draw_classes, draw_copies
+from vitrail.data.contact_sheets import draw_class_sheet, draw_near_duplicate_sheet
 from vitrail.files import write_json
 
 MOST = 20  # findings of a kind that are printed; --json has them all
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     """Reads everything and lists what was found."""
     with progress_bar("reading images", 0) as progress:
-        report = check(arguments.data, lambda done, total: progress.update(done, total), fresh=arguments.fresh)
+        report = check_data(arguments.data, lambda done, total: progress.update(done, total), fresh=arguments.fresh)
     document, shown = report.to_json(), in_words(report)
     if arguments.fix is not None:
         name = Path(arguments.data).resolve().stem if Path(arguments.data).exists() else arguments.data
@@ -50,16 +50,16 @@ def run(arguments: argparse.Namespace) -> Answer:
         folder = Path(arguments.out)
         write_json(folder / "check.json", document)
         shown.append(f"written: {folder / 'check.json'}")
-        if report.seen and report.seen.read:
-            draw_classes(report.seen, folder / "classes.png")
+        if report.survey and report.survey.readable:
+            draw_class_sheet(report.survey, folder / "classes.png")
             shown.append(f"written: {folder / 'classes.png'}, some images of every class")
-        if report.seen and report.seen.near_copies:
-            draw_copies(report.seen, folder / "copies.png")
+        if report.survey and report.survey.near_duplicates:
+            draw_near_duplicate_sheet(report.survey, folder / "copies.png")
             shown.append(f"written: {folder / 'copies.png'}, images that are nearly the same")
     return Answer(document, shown, code=1 if report.errors else 0)
 
 
-def in_words(report: Report) -> list[object]:
+def in_words(report: CheckReport) -> list[object]:
     """What was found, line by line."""
     shown: list[object] = []
     if report.images:

@@ -18,7 +18,7 @@ from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
 from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters, progress_bar
-from vitrail.data.sources import CHOSE, OPTIMISTIC
+from vitrail.data.open import CHOSE, OPTIMISTIC
 from vitrail.errors import UsageError
 from vitrail.evaluation.calibration import calibrate
 from vitrail.evaluation.evaluation import Evaluation, evaluate, open_scored_images, open_splits

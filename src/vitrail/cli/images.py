@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vitrail.data.decode import decode
-from vitrail.data.folder import images_below, refuse_strange
+from vitrail.data.folder import check_utf8_name, walk_images
 from vitrail.errors import UsageError
 from vitrail.prediction.shard_members import ShardMember, list_shard_members, read_shard_member
 from vitrail.prediction.sources import is_shard_source, translate_read_errors
@@ -46,12 +46,12 @@ def named_files(words: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for word in words:
-        refuse_strange("the command line", word)
+        check_utf8_name("the command line", word)
         path = Path(word)
         if not path.is_dir():
             found.append(path)
             continue
-        below, _ = images_below(path)
+        below, _ = walk_images(path)
         if not below:
             raise UsageError(f"the folder {path} has no images")
         found += below

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vitrail.cli.main import Answer
 from vitrail.console import progress_bar
+from vitrail.data.open import open_source
 from vitrail.data.shards.storage import is_remote
 from vitrail.data.shards.writer import DEFAULT_SHARD_MIB, count_images, mixed_formats_note, write_shards
-from vitrail.data.sources import find
 from vitrail.errors import UsageError
 
 MOST = 20  # unreadable images that are printed; --json has them all
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if is_remote(arguments.out):
         raise UsageError("shards are written to a disk of this machine", "copy the folder to where it should lie")
     began = time.perf_counter()
-    found = find(arguments.data, missing_ok=arguments.skip_unreadable)
+    found = open_source(arguments.data, missing_ok=arguments.skip_unreadable)
     with progress_bar("writing shards", count_images(found)) as progress:
         written = write_shards(
             found,

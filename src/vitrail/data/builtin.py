@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.found import Found, Listing
+from vitrail.data.source import Listing, Source
 from vitrail.errors import VitrailError
 
 
 @dataclass(frozen=True)
-class BuiltinSet:
+class BuiltinDataset:
     """A row of the table: where it comes from, how it is described."""
 
-    about: str
+    description: str
     read: Callable[[], dict[str, Listing]]
-    flippable: bool = True
+    can_flip: bool = True
     channels: int = 3
 
 
-class Pictures(Sequence[Tensor]):
+class TorchvisionImages(Sequence[Tensor]):
     """The images of a torchvision set that decodes files when asked."""
 
     def __init__(self, dataset: Any):
@@ -71,13 +71,13 @@ def _torchvision(name: str, make: Callable[[Any, str], dict[str, Any]]) -> Calla
 
 def _listing(dataset: Any, split: str) -> Listing:
     raw = getattr(dataset, "data", None)
-    pixels: Tensor | Pictures
+    pixels: Tensor | TorchvisionImages
     if isinstance(raw, np.ndarray):  # CIFAR: (N, H, W, C)
         pixels = torch.from_numpy(raw).permute(0, 3, 1, 2).contiguous()
     elif isinstance(raw, Tensor):  # MNIST: (N, H, W)
         pixels = raw.unsqueeze(1)
     else:
-        pixels = Pictures(dataset)
+        pixels = TorchvisionImages(dataset)
     targets = next(getattr(dataset, name) for name in ("targets", "_labels") if hasattr(dataset, name))
     classes = getattr(dataset, "classes", None) or [f"{i:03d}" for i in range(int(max(targets)) + 1)]
     return Listing(pixels, [f"{split}-{i:05d}" for i in range(len(targets))], [classes[int(t)] for t in targets])
@@ -102,32 +102,32 @@ def _by_split(name: str, **splits: str) -> Callable[[Any, str], dict[str, Any]]:
     return make
 
 
-BUILTIN: dict[str, BuiltinSet] = {
-    "digits": BuiltinSet("1,797 digits, 8x8, grey; always there", digits, flippable=False, channels=1),
-    "cifar10": BuiltinSet("60,000 photos, 32x32", _torchvision("cifar10", _two_parts("CIFAR10"))),
-    "cifar100": BuiltinSet("60,000 photos, 32x32, 100 classes", _torchvision("cifar100", _two_parts("CIFAR100"))),
-    "mnist": BuiltinSet(
-        "70,000 digits, 28x28, grey", _torchvision("mnist", _two_parts("MNIST")), flippable=False, channels=1
+BUILTIN_DATASETS: dict[str, BuiltinDataset] = {
+    "digits": BuiltinDataset("1,797 digits, 8x8, grey; always there", digits, can_flip=False, channels=1),
+    "cifar10": BuiltinDataset("60,000 photos, 32x32", _torchvision("cifar10", _two_parts("CIFAR10"))),
+    "cifar100": BuiltinDataset("60,000 photos, 32x32, 100 classes", _torchvision("cifar100", _two_parts("CIFAR100"))),
+    "mnist": BuiltinDataset(
+        "70,000 digits, 28x28, grey", _torchvision("mnist", _two_parts("MNIST")), can_flip=False, channels=1
     ),
-    "fashion-mnist": BuiltinSet(
+    "fashion-mnist": BuiltinDataset(
         "70,000 clothes, 28x28, grey", _torchvision("fashion-mnist", _two_parts("FashionMNIST")), channels=1
     ),
-    "flowers102": BuiltinSet(
+    "flowers102": BuiltinDataset(
         "8,189 photos of 102 flowers",
         _torchvision("flowers102", _by_split("Flowers102", train="train", validation="val", test="test")),
     ),
-    "pets": BuiltinSet(
+    "pets": BuiltinDataset(
         "7,349 photos of 37 breeds",
         _torchvision("pets", _by_split("OxfordIIITPet", train="trainval", test="test")),
     ),
-    "food101": BuiltinSet(
+    "food101": BuiltinDataset(
         "101,000 photos of 101 dishes",
         _torchvision("food101", _by_split("Food101", train="train", test="test")),
     ),
 }
 
 
-def read_builtin(name: str) -> Found:
+def read_builtin_dataset(name: str) -> Source:
     """The set of this name; raises `VitrailError` where it cannot be had."""
-    row = BUILTIN[name]
-    return Found(name, row.read(), flippable=row.flippable, channels=row.channels)
+    row = BUILTIN_DATASETS[name]
+    return Source(name, row.read(), can_flip=row.can_flip, channels=row.channels)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitrail.data.copies import MOST
-from vitrail.data.decode import DEEP, ImageError
-from vitrail.data.encoded import Files
-from vitrail.data.found import Found, Listing
-from vitrail.data.look import Look, Looks, Seen
-from vitrail.data.sources import find
+from vitrail.data.decode import GRAY_16_BIT, ImageError
+from vitrail.data.encoded import ImageFiles
+from vitrail.data.facts import FactsCache, FactsOrError, ImageFacts
+from vitrail.data.near_duplicates import MAX_PAIRS
+from vitrail.data.open import open_source
+from vitrail.data.source import Listing, Source
 from vitrail.errors import UsageError, VitrailError
 
 TINY_CLASS = 10  # images; below it neither training nor a test score says much
@@ -36,11 +36,11 @@ EXTENSIONS_OF = {
 
 
 @dataclass(frozen=True)
-class Place:
+class ImageRecord:
     """An image: its split, its number in the split, its name and class."""
 
     split: str
-    number: int
+    index: int
     name: str
     label: str
 
@@ -60,7 +60,7 @@ class Finding:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What was found: errors stop training, warnings do not."""
 
     data: str
@@ -68,12 +68,12 @@ class Report:
     classes: dict[str, int] = field(default_factory=dict)  # images per class over all splits
     splits: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)  # smallest, median, largest of height and width
-    kinds: dict[str, int] = field(default_factory=dict)  # images per kind: colour, grey, palette, ...
+    color_types: dict[str, int] = field(default_factory=dict)  # images per kind: colour, grey, palette, ...
     findings: list[Finding] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-    copies: list[list[dict[str, Any]]] = field(default_factory=list)  # groups of the very same image
-    near_copies: list[dict[str, Any]] = field(default_factory=list)  # pairs
-    seen: "Survey | None" = None  # what it was made from; not part of the JSON
+    duplicates: list[list[dict[str, Any]]] = field(default_factory=list)  # groups of the very same image
+    near_duplicates: list[dict[str, Any]] = field(default_factory=list)  # pairs
+    survey: "Survey | None" = None  # what it was made from; not part of the JSON
 
     @property
     def errors(self) -> list[str]:
@@ -96,8 +96,8 @@ class Report:
 class Survey:
     """What lies at an address with a look at every image, and how training will use it."""
 
-    found: Found
-    looks: dict[str, list[Seen]]
+    source: Source
+    facts: dict[str, list[FactsOrError]]
     pairs: Callable[[list[bytes], list[str]], list[tuple[int, int, float]]]
     batch: int | None = None
     fit: str = "pad"
@@ -105,7 +105,7 @@ class Survey:
     @cached_property
     def training(self) -> Listing | None:
         """The listing that training takes."""
-        return self.found.splits.get("train", self.found.splits.get("all"))
+        return self.source.splits.get("train", self.source.splits.get("all"))
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -113,41 +113,41 @@ class Survey:
         return Counter(self.training.labels if self.training else ())
 
     @cached_property
-    def read(self) -> list[tuple[Place, Look]]:
+    def readable(self) -> list[tuple[ImageRecord, ImageFacts]]:
         """Every image that can be read."""
-        return [(place, look) for place, look in self.everything if isinstance(look, Look)]
+        return [(place, look) for place, look in self.images if isinstance(look, ImageFacts)]
 
     @cached_property
-    def everything(self) -> list[tuple[Place, Seen]]:
+    def images(self) -> list[tuple[ImageRecord, FactsOrError]]:
         """Every image that is listed."""
         return [
-            (Place(split, i, listing.names[i], listing.labels[i]), look)
-            for split, listing in self.found.splits.items()
-            for i, look in enumerate(self.looks[split])
+            (ImageRecord(split, i, listing.names[i], listing.labels[i]), look)
+            for split, listing in self.source.splits.items()
+            for i, look in enumerate(self.facts[split])
         ]
 
     @cached_property
-    def unreadable(self) -> list[Place]:
+    def unreadable(self) -> list[ImageRecord]:
         """Every image that is listed and cannot be read."""
-        return [place for place, look in self.everything if isinstance(look, ImageError)]
+        return [place for place, look in self.images if isinstance(look, ImageError)]
 
     @cached_property
-    def copies(self) -> list[list[Place]]:
+    def duplicates(self) -> list[list[ImageRecord]]:
         """Groups of the very same image."""
-        groups: dict[bytes, list[Place]] = defaultdict(list)
-        for place, look in self.read:
+        groups: dict[bytes, list[ImageRecord]] = defaultdict(list)
+        for place, look in self.readable:
             groups[look.digest].append(place)
         return [group for group in groups.values() if len(group) > 1]
 
     @cached_property
-    def near_copies(self) -> list[tuple[Place, Place, float]]:
+    def near_duplicates(self) -> list[tuple[ImageRecord, ImageRecord, float]]:
         """Pairs of images that are copies though their files differ.
 
         Of the very same image the first of each split and class is paired.
         """
-        twins: dict[bytes, dict[tuple[str, str], Place]] = defaultdict(dict)
+        twins: dict[bytes, dict[tuple[str, str], ImageRecord]] = defaultdict(dict)
         signatures: dict[bytes, bytes] = {}
-        for place, look in self.read:
+        for place, look in self.readable:
             if look.signature:
                 twins[look.digest].setdefault((place.split, place.label), place)
                 signatures[look.digest] = look.signature
@@ -156,29 +156,29 @@ class Survey:
         found = self.pairs(list(signatures.values()), splits)
         return [(a, b, likeness) for i, j, likeness in found for a in listed[i] for b in listed[j]]
 
-    def path(self, place: Place) -> Path | None:
+    def path(self, place: ImageRecord) -> Path | None:
         """The file of an image; None where it has none of its own."""
-        pixels = self.found.splits[place.split].pixels
-        return pixels.paths[place.number] if isinstance(pixels, Files) else None
+        pixels = self.source.splits[place.split].pixels
+        return pixels.paths[place.index] if isinstance(pixels, ImageFiles) else None
 
 
-def check(
+def check_data(
     address: str | Path,
     tick: Callable[[int, int], object] = lambda done, total: None,
     *,
-    batch: int | None = None,
+    batch_size: int | None = None,
     fit: str = "pad",
     fresh: bool = False,
-) -> Report:
+) -> CheckReport:
     """Reads every image at an address and reports what would hurt training or its score.
 
     `batch` and `fit` are the recipe's. What has not changed since an earlier check is not read again, unless `fresh`.
     `tick` is called with (done, total). Raises `UsageError` where nothing lies at the address; everything else is in
     the report.
     """
-    report = Report(str(address))
+    report = CheckReport(str(address))
     try:
-        found = find(address, missing_ok=True)
+        found = open_source(address, missing_ok=True)
     except UsageError:
         raise
     except VitrailError as error:
@@ -187,23 +187,23 @@ def check(
     report.splits = {split: len(listing) for split, listing in found.splits.items()}
     report.images = sum(report.splits.values())
     report.classes = dict(sorted(Counter(c for listing in found.splits.values() for c in listing.labels).items()))
-    looks = Looks(fresh)
+    looks = FactsCache(fresh)
     done = iter(range(1, report.images + 1))
     seen = {
         split: looks.of(listing, f"{found.name}:{split}", lambda: tick(next(done), report.images))
         for split, listing in found.splits.items()
     }
-    survey = report.seen = Survey(found, seen, looks.pairs, batch, fit)
+    survey = report.survey = Survey(found, seen, looks.pairs, batch_size, fit)
     for finder in FINDERS:
         report.findings += finder(survey)
     report.unreadable = [place.name for place in survey.unreadable]
-    report.kinds = dict(Counter(look.kind for _, look in survey.read).most_common())
-    report.copies = [[asdict(place) for place in group] for group in survey.copies]
-    report.near_copies = [
-        {"a": asdict(a), "b": asdict(b), "likeness": round(likeness, 4)} for a, b, likeness in survey.near_copies
+    report.color_types = dict(Counter(look.color_type for _, look in survey.readable).most_common())
+    report.duplicates = [[asdict(place) for place in group] for group in survey.duplicates]
+    report.near_duplicates = [
+        {"a": asdict(a), "b": asdict(b), "likeness": round(likeness, 4)} for a, b, likeness in survey.near_duplicates
     ]
-    if survey.read:
-        shapes = np.array([(look.height, look.width) for _, look in survey.read])
+    if survey.readable:
+        shapes = np.array([(look.height, look.width) for _, look in survey.readable])
         for side, values in zip(("height", "width"), shapes.T, strict=True):
             report.sizes[side] = [int(values.min()), int(np.median(values)), int(values.max())]
     return report
@@ -211,7 +211,7 @@ def check(
 
 def unreadable(survey: Survey) -> Iterator[Finding]:
     """Files that no decoder takes, one finding each."""
-    for place, look in survey.everything:
+    for place, look in survey.images:
         if isinstance(look, ImageError):
             then = "training stops, or goes on without it with --skip-unreadable"
             yield Finding("error", UNREADABLE, f"{place.name}: {look.reason}", then, [place.name])
@@ -219,20 +219,20 @@ def unreadable(survey: Survey) -> Iterator[Finding]:
 
 def lost(survey: Survey) -> Iterator[Finding]:
     """What cannot even be listed: images behind a tear in a shard."""
-    for sentence in survey.found.lost:
+    for sentence in survey.source.damaged:
         yield Finding("error", UNREADABLE, sentence, "training stops, or goes on without with --skip-unreadable")
 
 
 def classes_of_splits(survey: Survey) -> Iterator[Finding]:
     """No training images, one class only, classes that are not in every split."""
     if survey.training is None:
-        splits = " and ".join(survey.found.splits)
+        splits = " and ".join(survey.source.splits)
         yield Finding("error", "no training images", f"there are {splits} but no training images", "training stops")
         return
     if len(survey.counts) == 1:
         only = next(iter(survey.counts))
         yield Finding("error", "one class", f"there is only the class {only!r}; two are needed", "training stops")
-    for split, listing in survey.found.splits.items():
+    for split, listing in survey.source.splits.items():
         strangers = sorted(set(listing.labels) - set(survey.counts))
         missing = sorted(set(survey.counts) - set(listing.labels))
         if strangers:
@@ -263,7 +263,7 @@ def class_sizes(survey: Survey) -> Iterator[Finding]:
 def alike_names(survey: Survey) -> Iterator[Finding]:
     """Classes whose names differ in case, accents, spaces or punctuation only."""
     alike = defaultdict(list)
-    for name in sorted({label for listing in survey.found.splits.values() for label in listing.labels}):
+    for name in sorted({label for listing in survey.source.splits.values() for label in listing.labels}):
         plain = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if c.isalnum())
         alike[plain or name].append(name)
     for names in alike.values():
@@ -274,7 +274,7 @@ def alike_names(survey: Survey) -> Iterator[Finding]:
 
 def strange_notes(survey: Survey) -> Iterator[Finding]:
     """What lies at the address and belongs to no class."""
-    for note in survey.found.notes:
+    for note in survey.source.notes:
         if "left out" in note or "takes in" in note:
             yield Finding("warning", "left out", note, "nothing is done with them")
 
@@ -283,19 +283,19 @@ def extensions(survey: Survey) -> Iterator[Finding]:
     """Files whose name says another format than their content."""
     wrong = [
         (place, look)
-        for place, look in survey.read
-        if look.form in EXTENSIONS_OF and Path(place.name).suffix.lower() not in ("", *EXTENSIONS_OF[look.form])
+        for place, look in survey.readable
+        if look.format in EXTENSIONS_OF and Path(place.name).suffix.lower() not in ("", *EXTENSIONS_OF[look.format])
     ]
     if wrong:
         place, look = wrong[0]
-        said = f"{count(wrong)} named after another format, for instance {place.name}, which is a {look.form}"
+        said = f"{count(wrong)} named after another format, for instance {place.name}, which is a {look.format}"
         yield Finding("warning", "extension", said, "they are read as what they are", names(wrong))
 
 
 def listed_twice(survey: Survey) -> Iterator[Finding]:
     """Files that a table lists more than once."""
-    rows: dict[Path, list[Place]] = defaultdict(list)
-    for place, _ in survey.everything:
+    rows: dict[Path, list[ImageRecord]] = defaultdict(list)
+    for place, _ in survey.images:
         if (path := survey.path(place)) is not None:
             rows[path].append(place)
     twice = [places for places in rows.values() if len(places) > 1]
@@ -308,13 +308,13 @@ def listed_twice(survey: Survey) -> Iterator[Finding]:
 
 def exact_copies(survey: Survey) -> Iterator[Finding]:
     """The very same image more than once: under different classes, in different splits, in one."""
-    kinds: tuple[tuple[str, Callable[[list[Place]], bool], str], ...] = (
+    kinds: tuple[tuple[str, Callable[[list[ImageRecord]], bool], str], ...] = (
         ("the same image under different classes", torn, "both labels are trained on; --fix leaves all of them out"),
         ("the same image in different splits", apart, "the score flatters; --fix leaves the training copy out"),
         ("the same image more than once", together, "it counts more than others; --fix keeps one"),
     )
     for kind, differ, then in kinds:
-        hit = [group for group in survey.copies if differ(group)]
+        hit = [group for group in survey.duplicates if differ(group)]
         if hit:
             example = " = ".join(place.name for place in hit[0][:NAMED])
             said = f"{kind}, {times(hit)}, for instance {example}"
@@ -323,47 +323,47 @@ def exact_copies(survey: Survey) -> Iterator[Finding]:
 
 def near_copies(survey: Survey) -> Iterator[Finding]:
     """The same picture again, re-encoded, resized or slightly changed."""
-    kinds: tuple[tuple[str, Callable[[list[Place]], bool], str], ...] = (
+    kinds: tuple[tuple[str, Callable[[list[ImageRecord]], bool], str], ...] = (
         ("nearly the same image under different classes", torn, "both are trained on as labelled"),
         ("nearly the same image in different splits", apart, "the score flatters; --fix leaves the training copy out"),
         ("nearly the same image more than once", together, "all are kept"),
     )
-    pairs_of = Counter(place for a, b, _ in survey.near_copies for place in (a, b))
-    about = "at least " if max(pairs_of.values(), default=0) >= MOST else ""  # crowds are not paired in full
+    pairs_of = Counter(place for a, b, _ in survey.near_duplicates for place in (a, b))
+    about = "at least " if max(pairs_of.values(), default=0) >= MAX_PAIRS else ""  # crowds are not paired in full
     for kind, differ, then in kinds:
-        hit = [(a, b) for a, b, _ in survey.near_copies if differ([a, b])]
+        hit = [(a, b) for a, b, _ in survey.near_duplicates if differ([a, b])]
         if hit:
             examples = ", ".join(f"{a.name} ~ {b.name}" for a, b in hit[:NAMED])
             said = f"{kind}, {about}{times(hit)}, for instance {examples}"
             yield Finding("warning", kind, said, then, [place.name for pair in hit for place in pair])
 
 
-def torn(places: list[Place]) -> bool:
+def torn(places: list[ImageRecord]) -> bool:
     """Whether copies have different classes."""
     return len({place.label for place in places}) > 1
 
 
-def apart(places: list[Place]) -> bool:
+def apart(places: list[ImageRecord]) -> bool:
     """Whether copies lie in different splits."""
     return len({place.split for place in places}) > 1
 
 
-def together(places: list[Place]) -> bool:
+def together(places: list[ImageRecord]) -> bool:
     """Whether copies lie in one split."""
     return not apart(places)
 
 
 def mixed_kinds(survey: Survey) -> Iterator[Finding]:
     """Grey and colour side by side, 16 bits, transparency."""
-    kinds = Counter(look.kind for _, look in survey.read)
+    kinds = Counter(look.color_type for _, look in survey.readable)
     if "grey" in kinds and len(kinds) > 1:
-        said = f"{kinds['grey']} of {len(survey.read)} images are grey, others in colour"
+        said = f"{kinds['grey']} of {len(survey.readable)} images are grey, others in colour"
         yield Finding("warning", "mixed kinds", said, "grey ones become colour images: a class may be known by it")
-    if DEEP in kinds:
-        deep = [(place, look) for place, look in survey.read if look.kind == DEEP]
+    if GRAY_16_BIT in kinds:
+        deep = [(place, look) for place, look in survey.readable if look.color_type == GRAY_16_BIT]
         said = f"{count(deep)} in 16 bits or floats, for instance {deep[0][0].name}"
         yield Finding("warning", "16 bits", said, "their whole range is scaled to 8 bits", names(deep))
-    clear = [(place, look) for place, look in survey.read if look.transparent]
+    clear = [(place, look) for place, look in survey.readable if look.is_transparent]
     if clear:
         said = f"{count(clear)} with transparency, for instance {clear[0][0].name}"
         yield Finding("warning", "transparency", said, "white shows through", names(clear))
@@ -371,11 +371,11 @@ def mixed_kinds(survey: Survey) -> Iterator[Finding]:
 
 def turned(survey: Survey) -> Iterator[Finding]:
     """Photos stored lying down, and animations."""
-    lying = [(place, look) for place, look in survey.read if look.turned]
+    lying = [(place, look) for place, look in survey.readable if look.is_rotated]
     if lying:
         said = f"{count(lying)} stored turned or mirrored, for instance {lying[0][0].name}"
         yield Finding("warning", "orientation", said, "EXIF says how, and they are put upright", names(lying))
-    moving = [(place, look) for place, look in survey.read if look.animated]
+    moving = [(place, look) for place, look in survey.readable if look.is_animated]
     if moving:
         said = f"{count(moving)} with more than one frame, for instance {moving[0][0].name}"
         yield Finding("warning", "animation", said, "the first frame is taken", names(moving))
@@ -383,11 +383,11 @@ def turned(survey: Survey) -> Iterator[Finding]:
 
 def sizes(survey: Survey) -> Iterator[Finding]:
     """Images far smaller than the others, enormous ones, long thin ones, and what a crop would cut away."""
-    if not survey.read:
+    if not survey.readable:
         return
-    shapes = np.array([(look.height, look.width) for _, look in survey.read])
+    shapes = np.array([(look.height, look.width) for _, look in survey.readable])
     short = shapes.min(axis=1)
-    dwarfs = [survey.read[i] for i in np.flatnonzero(short * TOO_SMALL < np.median(short))]
+    dwarfs = [survey.readable[i] for i in np.flatnonzero(short * TOO_SMALL < np.median(short))]
     if dwarfs:
         place, look = dwarfs[0]
         said = (
@@ -395,12 +395,12 @@ def sizes(survey: Survey) -> Iterator[Finding]:
             f"with {look.width}x{look.height} pixels"
         )
         yield Finding("warning", "small", said, "training refuses one that is smaller than a patch", names(dwarfs))
-    giants = [survey.read[i] for i in np.flatnonzero(shapes.prod(axis=1) > TOO_LARGE)]
+    giants = [survey.readable[i] for i in np.flatnonzero(shapes.prod(axis=1) > TOO_LARGE)]
     if giants:
         place, look = giants[0]
         said = f"{count(giants)} enormous, for instance {place.name} with {look.width}x{look.height} pixels"
         yield Finding("warning", "large", said, "they are read all the same, slowly", names(giants))
-    long = [survey.read[i] for i in np.flatnonzero(shapes.max(axis=1) > TOO_LONG * short)]
+    long = [survey.readable[i] for i in np.flatnonzero(shapes.max(axis=1) > TOO_LONG * short)]
     if long:
         place, look = long[0]
         said = (
@@ -410,7 +410,7 @@ def sizes(survey: Survey) -> Iterator[Finding]:
         yield Finding("warning", "long", said, FITS[survey.fit], names(long))
     lost = 1 - short / shapes.max(axis=1)
     if survey.fit == "crop" and lost.max() > CUT:
-        place, _ = survey.read[int(lost.argmax())]
+        place, _ = survey.readable[int(lost.argmax())]
         said = f"a square crop cuts away {lost.mean():.0%} of the average image and {lost.max():.0%} of {place.name}"
         yield Finding("warning", "crop", said, "use fit pad to keep everything")
 
@@ -418,13 +418,13 @@ def sizes(survey: Survey) -> Iterator[Finding]:
 FITS = {
     "pad": "they are shrunk to fit, with a border",
     "crop": "only their middle is seen",
-    "squash": "their proportions are bent",
+    "stretch": "their proportions are bent",
 }
 
 
 def constant(survey: Survey) -> Iterator[Finding]:
     """Images of one colour."""
-    plain = [(place, look) for place, look in survey.read if look.constant]
+    plain = [(place, look) for place, look in survey.readable if look.is_constant]
     if plain:
         said = f"{count(plain)} of one colour all over, for instance {plain[0][0].name}"
         yield Finding("warning", "constant", said, "they are trained on like the others", names(plain))
@@ -446,6 +446,6 @@ def times(things: list[Any]) -> str:
     return f"{len(things)} time{'s' if len(things) > 1 else ''}"
 
 
-def names(images: list[tuple[Place, Look]]) -> list[str]:
+def names(images: list[tuple[ImageRecord, ImageFacts]]) -> list[str]:
     """What images are called."""
     return [place.name for place, _ in images]

@@ -24,10 +24,12 @@ EXTENSIONS = frozenset(
 MAX_PIXELS = 100_000_000  # read from the header, before anything is decoded
 STRIP = 1 << 20  # pixels of a deep image that are float64 at a time
 ORIENTATION = 0x0112  # EXIF
-DEEP = "16-bit grey"
-KINDS = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "palette", "PA": "palette",
-         "I": DEEP, "F": DEEP, "I;16": DEEP, "I;16B": DEEP, "I;16L": DEEP, "I;16N": DEEP}  # fmt: skip
-PASSING = frozenset((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # no fault of the file's
+GRAY_16_BIT = "16-bit grey"
+COLOR_TYPES = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "palette", "PA": "palette",
+         "I": GRAY_16_BIT, "F": GRAY_16_BIT, "I;16": GRAY_16_BIT, "I;16B": GRAY_16_BIT, "I;16L": GRAY_16_BIT, "I;16N": GRAY_16_BIT}  # fmt: skip
+TRANSIENT_ERRNOS = frozenset(
+    (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+)  # no fault of the file's
 BACKGROUND = (255, 255, 255)  # what shows through where an image is transparent
 
 
@@ -44,7 +46,7 @@ class ImageError(VitrailError):
         return type(self), (self.name, self.reason)
 
 
-class Unreachable(ImageError):
+class ImageUnreachable(ImageError):
     """An image that cannot be read now, though nothing is known to be wrong with it: its disk or address fails."""
 
     def __init__(self, name: str, reason: str):
@@ -53,14 +55,14 @@ class Unreachable(ImageError):
 
 
 @dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """What a file is, before it becomes 8-bit pixels."""
 
-    form: str  # JPEG, PNG, ...
-    kind: str  # grey, colour, 16-bit grey, palette, CMYK, ...
-    transparent: bool
-    turned: bool  # stored lying down, with an orientation in EXIF
-    animated: bool
+    format: str  # JPEG, PNG, ...
+    color_type: str  # grey, colour, 16-bit grey, palette, CMYK, ...
+    is_transparent: bool
+    is_rotated: bool  # stored lying down, with an orientation in EXIF
+    is_animated: bool
 
 
 def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
@@ -74,18 +76,18 @@ def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = No
 
 def decode_with_header(
     file: str | Path | BinaryIO, channels: int = 3, name: str | None = None
-) -> tuple[Tensor, Header]:
+) -> tuple[Tensor, ImageHeader]:
     """What `decode` gives, and what the file is."""
-    with opened(file, name) as image:
-        header = Header(
-            form=str(image.format),
-            kind=KINDS.get(image.mode, image.mode),
-            transparent=image.has_transparency_data,
-            turned=image.getexif().get(ORIENTATION, 1) in range(2, 9),
-            animated=bool(getattr(image, "is_animated", False)),
+    with open_image(file, name) as image:
+        header = ImageHeader(
+            format=str(image.format),
+            color_type=COLOR_TYPES.get(image.mode, image.mode),
+            is_transparent=image.has_transparency_data,
+            is_rotated=image.getexif().get(ORIENTATION, 1) in range(2, 9),
+            is_animated=bool(getattr(image, "is_animated", False)),
         )
         if image.mode == "LAB":  # Pillow cannot turn it into RGB without a profile
-            raise ImageError(name_of(file, name), "its colours are in LAB; save it as RGB")
+            raise ImageError(display_name(file, name), "its colours are in LAB; save it as RGB")
         image.load()
         upright = _eight_bit(ImageOps.exif_transpose(image))
         array = np.array(upright.convert("L" if channels == 1 else "RGB"))
@@ -94,19 +96,19 @@ def decode_with_header(
 
 def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
     """Height and width as the file's header says, before EXIF turns it; raises `ImageError` naming the file."""
-    with opened(file, name) as image:
+    with open_image(file, name) as image:
         return image.height, image.width
 
 
-def name_of(file: str | Path | BinaryIO, name: str | None) -> str:
+def display_name(file: str | Path | BinaryIO, name: str | None) -> str:
     """What a file is called in a sentence."""
     return name or (str(file) if isinstance(file, str | Path) else "image")
 
 
 @contextmanager
-def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
+def open_image(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever goes wrong inside is an `ImageError` that names it and says why."""
-    name = name_of(file, name)
+    name = display_name(file, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning: our own limit is lower, and raises
@@ -130,7 +132,7 @@ def opened(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Ima
     except Image.DecompressionBombError:  # raised by Pillow on opening, above a limit higher than ours
         raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
     except OSError as error:  # Pillow's own have no number
-        blamed = Unreachable if error.errno in PASSING else ImageError
+        blamed = ImageUnreachable if error.errno in TRANSIENT_ERRNOS else ImageError
         raise blamed(name, error.strerror or f"damaged or cut short ({error})") from None
     except MemoryError:  # whose it is nobody knows
         raise

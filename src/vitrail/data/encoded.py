@@ -20,81 +20,81 @@ from vitrail.data.decode import ImageError, decode, read_size
 DIGEST = 32  # bytes of a SHA-256
 
 
-class Encoded(Sequence[Tensor], ABC):
+class EncodedImages(Sequence[Tensor], ABC):
     """Images as bytes in a format of their own; indexing decodes one into uint8 (C, H, W)."""
 
     channels: int
 
     @abstractmethod
-    def place(self, i: int) -> str:
+    def location(self, i: int) -> str:
         """Where an image lies, in words that its owner would use."""
 
     @abstractmethod
-    def content(self, i: int) -> bytes:
+    def read_bytes(self, i: int) -> bytes:
         """The bytes of an image; raises `ImageError` naming it."""
 
     @abstractmethod
-    def sizes(self) -> np.ndarray:
+    def byte_sizes(self) -> np.ndarray:
         """How many bytes each image has, int64 (n,); -1 where it is not there."""
 
     @abstractmethod
-    def stamp(self, i: int) -> tuple[str, int, int]:
+    def cache_key(self, i: int) -> tuple[str, int, int]:
         """(place, size, time of change) by which an image is known to be what it was; raises `ImageError`."""
 
     @abstractmethod
     def take(self, places: np.ndarray) -> Self:
         """The images at these places, in this order."""
 
-    def source(self, i: int) -> Path | BinaryIO:
+    def decoder_input(self, i: int) -> Path | BinaryIO:
         """What `decode` reads an image from; raises `ImageError`."""
-        return BytesIO(self.content(i))
+        return BytesIO(self.read_bytes(i))
 
-    def digests(self, places: np.ndarray) -> np.ndarray:
+    def sha256(self, places: np.ndarray) -> np.ndarray:
         """SHA-256 of the bytes of these images, uint8 (k, 32); of nothing where one cannot be read."""
         found = np.empty((len(places), DIGEST), dtype=np.uint8)
         for row, i in zip(found, places.tolist(), strict=True):
             try:
-                content = self.content(i)
+                content = self.read_bytes(i)
             except ImageError:
                 content = b""
             row[:] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
         return found
 
-    def in_channels(self, channels: int) -> Self:
+    def with_channels(self, channels: int) -> Self:
         """The same images, decoded into this many channels."""
         return replace(self, channels=channels)  # type: ignore[type-var]  # those that there are, are dataclasses
 
-    def places(self) -> Sequence[str]:
+    def locations(self) -> Sequence[str]:
         """Where each image lies."""
-        return Places(self)
+        return Locations(self)
 
-    def size(self, i: int) -> tuple[int, int]:
+    def read_size(self, i: int) -> tuple[int, int]:
         """Height and width of an image as its header says."""
-        return read_size(self.source(i), self.place(i))
+        return read_size(self.decoder_input(i), self.location(i))
 
     def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
-        return decode(self.source(i), self.channels, self.place(i))
+        return decode(self.decoder_input(i), self.channels, self.location(i))
 
 
 @dataclass(frozen=True)
-class Places(Sequence[str]):
+class Locations(Sequence[str]):
     """The places of images, put into words when asked."""
 
-    images: Encoded
+    images: EncodedImages
 
     def __getitem__(self, i: int | slice) -> str | list[str]:  # type: ignore[override]
         if isinstance(i, slice):
-            return [self.images.place(k) for k in range(*i.indices(len(self)))]
+            return [self.images.location(k) for k in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
             raise IndexError(i)
-        return self.images.place(i)
+        return self.images.location(i)
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 @dataclass(frozen=True)
-class Files(Encoded):
+class ImageFiles(EncodedImages):
     """Images that are files of their own."""
 
     paths: list[Path]
@@ -103,44 +103,44 @@ class Files(Encoded):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def place(self, i: int) -> str:
+    def location(self, i: int) -> str:
         """The path."""
         return str(self.paths[i])
 
-    def places(self) -> list[str]:
+    def locations(self) -> list[str]:
         """The paths."""
         return [str(path) for path in self.paths]
 
-    def source(self, i: int) -> Path:
+    def decoder_input(self, i: int) -> Path:
         """The file itself: what is not an image is not read to its end."""
         return self.paths[i]
 
-    def content(self, i: int) -> bytes:
+    def read_bytes(self, i: int) -> bytes:
         """The file's bytes."""
         try:
             return self.paths[i].read_bytes()
         except (OSError, ValueError):
-            raise why_not(self.paths[i]) from None
+            raise explain_unreadable(self.paths[i]) from None
 
-    def sizes(self) -> np.ndarray:
+    def byte_sizes(self) -> np.ndarray:
         """As the disk says."""
         found = (path.stat().st_size if os.path.isfile(path) else -1 for path in self.paths)
         return np.fromiter(found, dtype=np.int64, count=len(self.paths))
 
-    def stamp(self, i: int) -> tuple[str, int, int]:
+    def cache_key(self, i: int) -> tuple[str, int, int]:
         """The real path with its size and time in nanoseconds."""
         try:
             status = os.stat(self.paths[i])
             return os.path.realpath(self.paths[i]), status.st_size, status.st_mtime_ns
         except (OSError, ValueError):  # no such file, or no possible name of one: the decoder says which
-            raise why_not(self.paths[i]) from None
+            raise explain_unreadable(self.paths[i]) from None
 
-    def take(self, places: np.ndarray) -> "Files":
+    def take(self, places: np.ndarray) -> "ImageFiles":
         """The files at these places."""
         return replace(self, paths=[self.paths[i] for i in places.tolist()])
 
 
-def why_not(path: Path) -> ImageError:
+def explain_unreadable(path: Path) -> ImageError:
     """Why a file cannot be read."""
     try:
         decode(path)

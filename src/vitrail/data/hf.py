@@ -16,49 +16,49 @@ import numpy as np
 
 from vitrail import console
 from vitrail.data.decode import ImageError
-from vitrail.data.encoded import Encoded
-from vitrail.data.found import SPLIT_NAMES, Found, Listing
+from vitrail.data.encoded import EncodedImages
+from vitrail.data.source import SPLIT_NAMES, Listing, Source
+from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
 from vitrail.data.table import LABEL_COLUMNS
-from vitrail.data.words import Coded, Names, Numbered, coded
 from vitrail.errors import UsageError, VitrailError, first_line
 
-PREFIX = "hf:"
+HF_PREFIX = "hf:"
 LABELS = (*LABEL_COLUMNS, "labels", "fine_label")  # columns that are taken first where there are several
 DIGITS = 7  # of a row's number in its name
 
 
 @dataclass(frozen=True)
-class Rows(Encoded):
+class DatasetRows(EncodedImages):
     """Images in rows of a `datasets.Dataset`, `rows` of them in order."""
 
     table: Any
     column: str
     where: str
-    names: Names | Numbered
+    names: StringArray | NumberedNames
     rows: np.ndarray
     channels: int = 3
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def place(self, i: int) -> str:
+    def location(self, i: int) -> str:
         """SET:NAME."""
         return f"{self.where}:{self.names[i]}"
 
-    def content(self, i: int) -> bytes:
+    def read_bytes(self, i: int) -> bytes:
         """The bytes in the row, or in the file that it names."""
         try:
             image = self.table[int(self.rows[i])][self.column]
             if image is None:
-                raise ImageError(self.place(i), "the row has no image")
+                raise ImageError(self.location(i), "the row has no image")
             found: bytes = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         except FileNotFoundError as error:
-            raise ImageError(self.place(i), f"there is no file {error.filename}") from None
+            raise ImageError(self.location(i), f"there is no file {error.filename}") from None
         except OSError as error:
-            raise ImageError(self.place(i), error.strerror or str(error)) from None
+            raise ImageError(self.location(i), error.strerror or str(error)) from None
         return found
 
-    def sizes(self) -> np.ndarray:
+    def byte_sizes(self) -> np.ndarray:
         """As the table says, which has the lengths beside the bytes; a batch at a time."""
         import pyarrow.compute as pc
 
@@ -72,23 +72,23 @@ class Rows(Encoded):
             parts.append(there)
         return np.concatenate(parts)[self.rows]
 
-    def stamp(self, i: int) -> tuple[str, int, int]:
+    def cache_key(self, i: int) -> tuple[str, int, int]:
         """By the library's own fingerprint of the table."""
         known = int(str(self.table._fingerprint)[:14], 16)
-        return f"{PREFIX}{self.place(i)}", int(self.rows[i]), known
+        return f"{HF_PREFIX}{self.location(i)}", int(self.rows[i]), known
 
-    def take(self, places: np.ndarray) -> "Rows":
+    def take(self, places: np.ndarray) -> "DatasetRows":
         """The images at these places; the table is shared."""
         return replace(self, names=self.names.take(places), rows=self.rows[places])
 
 
-def read_hf(address: str) -> Found:
+def read_hf_dataset(address: str) -> Source:
     """The images at hf:NAME, hf:NAME:CONFIG, or hf:PATH (a folder or a parquet file in the library's layouts).
 
     Raises `UsageError` where the library is not installed or the set is none of labelled images, `VitrailError` where
     it cannot be had.
     """
-    said = address.removeprefix(PREFIX)
+    said = address.removeprefix(HF_PREFIX)
     tables = opened(said)
     notes: list[str] = []
     splits: dict[str, Listing] = {}
@@ -103,7 +103,7 @@ def read_hf(address: str) -> Found:
         splits = {"all": splits["train"]}
     if not splits:
         raise VitrailError(f"{address} has no labelled images in train, validation or test")
-    return Found(Path(said).stem if Path(said).exists() else said.replace(":", "-"), splits, notes=notes)
+    return Source(Path(said).stem if Path(said).exists() else said.replace(":", "-"), splits, notes=notes)
 
 
 def opened(said: str) -> dict[str, Any]:
@@ -134,13 +134,13 @@ def opened(said: str) -> dict[str, Any]:
         raise
     except ConnectionError as error:
         raise VitrailError(
-            f"{PREFIX}{said} is not here and the hub cannot be reached ({first_line(error)})",
+            f"{HF_PREFIX}{said} is not here and the hub cannot be reached ({first_line(error)})",
             "what was fetched once is found again without a network; hf:PATH reads a folder or a parquet file",
         ) from None
     except Exception as error:  # the library raises nearly anything
         cause = error.__cause__ or error
         raise VitrailError(
-            f"{PREFIX}{said} cannot be loaded by datasets: {first_line(cause)}",
+            f"{HF_PREFIX}{said} cannot be loaded by datasets: {first_line(cause)}",
             "a set with several configurations is asked for as hf:NAME:CONFIG" if "onfig" in str(error) else None,
         ) from None
     return dict(found) if isinstance(found, dict) else {"train": found}
@@ -153,15 +153,15 @@ def listing(said: str, split: str, table: Any, notes: list[str]) -> Listing:
     features = dict(table.features)
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     if not images:
-        raise UsageError(f"{PREFIX}{said} has no column of images", f"its columns are {', '.join(features)}")
+        raise UsageError(f"{HF_PREFIX}{said} has no column of images", f"its columns are {', '.join(features)}")
     column, label = images[0], label_column(said, features, notes)
     classes, codes = codes_of(table, label, features[label])
     kept = np.flatnonzero(codes >= 0)
     if len(kept) < len(codes):
-        notes.append(f"{PREFIX}{said}: {len(codes) - len(kept)} images of {split} have no label and are left out")
+        notes.append(f"{HF_PREFIX}{said}: {len(codes) - len(kept)} images of {split} have no label and are left out")
     bare = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     names = names_of(said, split, bare, column).take(kept)
-    return Listing(Rows(bare, column, said, names, kept), names, Coded(classes, codes[kept]))
+    return Listing(DatasetRows(bare, column, said, names, kept), names, Categorical(classes, codes[kept]))
 
 
 def label_column(said: str, features: dict[str, Any], notes: list[str]) -> str:
@@ -171,9 +171,9 @@ def label_column(said: str, features: dict[str, Any], notes: list[str]) -> str:
     typed = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     fitting = typed or [name for name in features if name.lower() in LABELS]
     if not fitting:
-        raise UsageError(f"{PREFIX}{said} has no column of classes", f"its columns are {', '.join(features)}")
+        raise UsageError(f"{HF_PREFIX}{said} has no column of classes", f"its columns are {', '.join(features)}")
     chosen = next((name for name in LABELS if name in fitting), fitting[0])
-    note = f"{PREFIX}{said}: the class is what {chosen} says, not {', '.join(f for f in fitting if f != chosen)}"
+    note = f"{HF_PREFIX}{said}: the class is what {chosen} says, not {', '.join(f for f in fitting if f != chosen)}"
     if len(fitting) > 1 and note not in notes:
         notes.append(note)
     return chosen
@@ -189,27 +189,27 @@ def codes_of(table: Any, column: str, kind: Any) -> tuple[tuple[str, ...], np.nd
         return tuple(kind.names), pc.fill_null(values, -1).to_numpy().astype(np.int64)
     words = pc.dictionary_encode(values.cast("string")).combine_chunks()
     words = words.chunk(0) if hasattr(words, "chunk") else words
-    table_of, _ = coded(words.dictionary.to_pylist())
+    table_of, _ = factorize(words.dictionary.to_pylist())
     number = {word: i for i, word in enumerate(table_of)}
     renumbered = np.array([number[word] for word in words.dictionary.to_pylist()] or [0], dtype=np.int64)
     codes = pc.fill_null(words.indices.cast("int64"), -1).to_numpy()
     return tuple(table_of), np.where(codes < 0, -1, renumbered[codes])
 
 
-def names_of(said: str, split: str, table: Any, column: str) -> Names | Numbered:
+def names_of(said: str, split: str, table: Any, column: str) -> StringArray | NumberedNames:
     """The paths that the rows carry, where each has one of its own; else the split and a number."""
     import pyarrow.compute as pc
 
     chunks = [chunk.field("path") for chunk in table.data.column(column).chunks]
     total = sum(map(len, chunks))
-    numbered = Numbered(f"{split}-", np.arange(total), DIGITS)
+    numbered = NumberedNames(f"{split}-", np.arange(total), DIGITS)
     if any(chunk.null_count for chunk in chunks) or not total:
         return numbered
     column_of_paths = pc.struct_field(table.data.column(column), "path")
     if pc.count_distinct(column_of_paths).as_py() < total:
         return numbered
     root = os.path.abspath(said) + os.sep
-    return Names.of(path.removeprefix(root) for chunk in chunks for path in chunk.to_pylist())
+    return StringArray.from_strings(path.removeprefix(root) for chunk in chunks for path in chunk.to_pylist())
 
 
 @contextmanager

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitrail.data.augment import Augmentation, fitting
+from vitrail.data.augment import Augmentation, build_resizing
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.randomness import borrowed_generator, derive, order, uniform
+from vitrail.data.randomness import borrowed_generator, derive_seed, epoch_permutation, keyed_uniform
 from vitrail.errors import VitrailError
 from vitrail.machine import count_cores
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
-Refuse = Callable[[ImageError], object]  # told of every image that is left out because it cannot be read
+OnImageError = Callable[[ImageError], object]  # told of every image that is left out because it cannot be read
 
 
 class WorkerDied(VitrailError):
@@ -38,23 +38,23 @@ class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Batch, list[ImageError]]:
         augmentation, epoch = self.augmentation, keys[0][0] if keys else 0
         pixels, kept, errors = self._one_by_one(keys)
-        if len(kept) and (augmentation.border or augmentation.flip):
-            pixels = augmentation.together(pixels, uniform(kept, 3, "together", self.seed, epoch))
+        if len(kept) and (augmentation.max_shift or augmentation.flip):
+            pixels = augmentation.augment_batch(pixels, keyed_uniform(kept, 3, "together", self.seed, epoch))
         return (pixels, torch.from_numpy(self.images.labels[kept].astype(np.int64))), errors
 
     def _one_by_one(self, keys: list[tuple[int, int]]) -> tuple[Tensor, np.ndarray, list[ImageError]]:
         """The images by themselves, which of them could be read, and what was wrong with the others."""
         indices = np.array([i for _, i in keys], dtype=np.int64)
         whole = self.images.pixels
-        if isinstance(whole, Tensor) and whole.shape[1:] == self.augmentation.unchanged:
+        if isinstance(whole, Tensor) and whole.shape[1:] == self.augmentation.identity_shape:
             return whole[indices], indices, []
         pixels, kept, errors = [], [], []
         with borrowed_generator() as generator:
             for epoch, i in keys:
-                if self.augmentation.draws:
-                    generator.manual_seed(derive("sample", self.seed, epoch, i))
+                if self.augmentation.is_random:
+                    generator.manual_seed(derive_seed("sample", self.seed, epoch, i))
                 try:
-                    pixels.append(self.augmentation.one(self.images[i]))
+                    pixels.append(self.augmentation.augment_image(self.images[i]))
                     kept.append(i)
                 except ImageError as error:
                     errors.append(error)
@@ -66,11 +66,11 @@ class _Samples(Dataset[tuple[Batch, list[ImageError]]]):
 
 def default_workers(images: Images, processes: int = 1) -> int:
     """No processes for sets in memory, else one for each core but one, shared by so many processes that train."""
-    return 0 if images.in_memory else max(1, min(8, count_cores() // processes - 1))
+    return 0 if images.is_in_memory else max(1, min(8, count_cores() // processes - 1))
 
 
 def _batches(
-    samples: _Samples, keys: Iterable[list[tuple[int, int]]], workers: int, refuse: Refuse | None
+    samples: _Samples, keys: Iterable[list[tuple[int, int]]], workers: int, refuse: OnImageError | None
 ) -> Iterator[Batch]:
     """The batches; raises the first error where nobody wants to be told, else tells and goes on without the image."""
     for batch, errors in map(samples.__getitems__, keys) if workers == 0 else _read_by(workers, samples, keys):
@@ -97,7 +97,7 @@ def _read_by(
     try:
         yield from batches
     except RuntimeError as error:
-        if not reader_died(error):
+        if not is_worker_death(error):
             raise
         codes = [process.exitcode for process in getattr(batches, "_workers", ())]
         killed = [signal.Signals(-code).name for code in codes if code and code < 0]
@@ -108,7 +108,7 @@ def _read_by(
         ) from None
 
 
-def reader_died(error: RuntimeError) -> bool:
+def is_worker_death(error: RuntimeError) -> bool:
     """Whether torch says that a process has ended; that one has raised an error it says in nearly the same words."""
     return "DataLoader worker (pid" in str(error)
 
@@ -122,23 +122,23 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def steps_per_epoch(images: Images, batch: int) -> int:
+def steps_per_epoch(images: Images, batch_size: int) -> int:
     """Batches in an epoch; the last may be smaller, so that no image is left out."""
-    return -(-len(images) // batch)
+    return -(-len(images) // batch_size)
 
 
 def training_batches(
     images: Images,
     augmentation: Augmentation,
     *,
-    batch: int,
+    batch_size: int,
     seed: int,
     epoch: int,
     start: int = 0,
     workers: int | None = None,
     processes: int = 1,
-    refuse: Refuse | None = None,
-    mine: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
+    on_error: OnImageError | None = None,
+    select: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
 ) -> Iterator[Batch]:
     """The batches of one epoch from number `start` on, shuffled and augmented.
 
@@ -146,37 +146,37 @@ def training_batches(
     cannot be read raises `ImageError`, or where `refuse` is given is left out and `refuse` told: its batch is smaller
     by one, even empty. Raises `WorkerDied` where a worker was killed.
     """
-    numbers = batch_indices(len(images), batch, seed, epoch)[start:]
-    keys = ([(epoch, int(i)) for i in mine(indices)] for indices in numbers)
+    numbers = batch_indices(len(images), batch_size, seed, epoch)[start:]
+    keys = ([(epoch, int(i)) for i in select(indices)] for indices in numbers)
     workers = default_workers(images, processes) if workers is None else workers
-    return _batches(_Samples(images, augmentation, seed), keys, workers, refuse)
+    return _batches(_Samples(images, augmentation, seed), keys, workers, on_error)
 
 
-def read(
+def read_batch(
     images: Images, augmentation: Augmentation, indices: np.ndarray, seed: int, epoch: int
 ) -> tuple[Batch, list[ImageError]]:
     """These images as a batch of an epoch, read by this process now, and what was wrong with those left out."""
     return _Samples(images, augmentation, seed).__getitems__([(epoch, int(i)) for i in indices])
 
 
-def batch_indices(n: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+def batch_indices(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Which of `n` images each batch of an epoch holds."""
-    return np.array_split(order(n, seed, epoch), range(batch, n, batch))
+    return np.array_split(epoch_permutation(n, seed, epoch), range(batch_size, n, batch_size))
 
 
 def evaluation_batches(
     images: Images,
     preprocess: Preprocess,
     *,
-    batch: int = 256,
+    batch_size: int = 256,
     workers: int | None = None,
     processes: int = 1,
-    refuse: Refuse | None = None,
+    on_error: OnImageError | None = None,
 ) -> Iterator[Batch]:
     """All images in their order, unaugmented; what becomes of one that cannot be read is as in training.
 
     `processes` on this machine do the same at the same time.
     """
-    keys = ([(0, i) for i in range(at, min(at + batch, len(images)))] for at in range(0, len(images), batch))
-    samples = _Samples(images, fitting(preprocess), seed=0)
-    return _batches(samples, keys, default_workers(images, processes) if workers is None else workers, refuse)
+    keys = ([(0, i) for i in range(at, min(at + batch_size, len(images)))] for at in range(0, len(images), batch_size))
+    samples = _Samples(images, build_resizing(preprocess), seed=0)
+    return _batches(samples, keys, default_workers(images, processes) if workers is None else workers, on_error)

@@ -12,24 +12,24 @@ import numpy as np
 import torch
 
 
-def derive(*key: int | str) -> int:
+def derive_seed(*key: int | str) -> int:
     """A 63-bit seed for this key; other keys give unrelated seeds."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def order(n: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """The order in which `n` samples are seen in this epoch."""
-    return np.random.Generator(np.random.Philox(derive("order", seed, epoch))).permutation(n)
+    return np.random.Generator(np.random.Philox(derive_seed("order", seed, epoch))).permutation(n)
 
 
-def uniform(indices: Sequence[int] | np.ndarray, draws: int, *key: int | str) -> np.ndarray:
+def keyed_uniform(indices: Sequence[int] | np.ndarray, draws: int, *key: int | str) -> np.ndarray:
     """Numbers from 0 to 1, (B, `draws`) in float64, that depend on the key, the index and the number of the draw.
 
     A counter through a mixing function (SplitMix64, Steele et al. 2014): a whole batch at once, in any company.
     """
     counter = np.asarray(indices, np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
-    x: np.ndarray = np.uint64(derive(*key)) + counter * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
+    x: np.ndarray = np.uint64(derive_seed(*key)) + counter * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

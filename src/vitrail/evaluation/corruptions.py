@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.data.randomness import derive
+from vitrail.data.randomness import derive_seed
 from vitrail.intervals import wilson_interval
 
 
@@ -100,7 +100,7 @@ def measure_robustness(
     `tick` is called once a corruption. Raises `ImageError` naming a file that cannot be read.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:max_images])
-    pixels = images.fitted(classifier.preprocess, chosen)
+    pixels = images.load_batch(classifier.preprocess, chosen)
     labels = torch.from_numpy(images.labels[chosen])
     clean = _right(classifier, pixels, labels, batch_size)
     rows: dict[str, dict[str, Any]] = {}

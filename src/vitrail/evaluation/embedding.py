@@ -14,7 +14,7 @@ def pooled_features(classifier: Classifier, images: Images, chosen: np.ndarray, 
     """The vector that the head gets for each of these images, (n, D)."""
     found = []
     for at in range(0, len(chosen), batch):
-        found.append(classifier.features(images.fitted(classifier.preprocess, chosen[at : at + batch])).cpu())
+        found.append(classifier.features(images.load_batch(classifier.preprocess, chosen[at : at + batch])).cpu())
     return torch.cat(found).numpy()
 
 

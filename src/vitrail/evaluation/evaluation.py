@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
-from vitrail.data.sources import CHOSE, OPTIMISTIC, SCORED, kept_beside, open_for_evaluation
+from vitrail.data.open import CHOSE, OPTIMISTIC, SCORED, open_known_splits, open_evaluation_images
 from vitrail.evaluation.calibration import brier_score
 from vitrail.evaluation.metrics import (
     confusion_matrix,
@@ -100,7 +100,7 @@ def open_scored_images(
     classifier.require_classes()
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    return open_for_evaluation(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
+    return open_evaluation_images(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
 def open_splits(
@@ -108,7 +108,7 @@ def open_splits(
 ) -> tuple[str, dict[str, Images]]:
     """The name of the split that is scored, and every split of the data, divided as training did."""
     trained_on = classifier.origin.get("data", {})
-    parts = kept_beside(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
+    parts = open_known_splits(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
     return next(name for name in SCORED if name in parts), parts
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data import Images
-from vitrail.data.encoded import Encoded
-from vitrail.data.loader import Refuse, default_workers, evaluation_batches
+from vitrail.data.encoded import EncodedImages
+from vitrail.data.loader import OnImageError, default_workers, evaluation_batches
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import cache_folder, write_atomically
@@ -39,7 +39,7 @@ def extract_features(
     workers: int | None = None,
     cache: bool = True,
     tick: Callable[[int], object] = lambda n: None,
-    refuse: Refuse | None = None,
+    refuse: OnImageError | None = None,
 ) -> np.ndarray:
     """The pooled vectors of all images in their order, (n, D) float32.
 
@@ -66,7 +66,7 @@ def extract_features(
     workers = default_workers(rest) if workers is None else workers
     parts: list[Tensor] = []
     seen = 0  # images of the chunk under way, those that cannot be read too
-    batches = evaluation_batches(rest, classifier.preprocess, batch=batch_size, workers=workers, refuse=refuse)
+    batches = evaluation_batches(rest, classifier.preprocess, batch_size=batch_size, workers=workers, on_error=refuse)
     for pixels, _ in batches if missing else ():
         if len(pixels):
             parts.append(classifier.features(pixels).cpu())
@@ -96,8 +96,8 @@ def model_key(classifier: Classifier) -> str:
 def content_key(images: Images, places: Sequence[int]) -> str:
     """A digest of the bytes of the files at these places; of the pixels where they are in memory."""
     sha = hashlib.sha256()
-    if isinstance(images.pixels, Encoded):
-        sha.update(images.pixels.digests(np.asarray(places)).tobytes())
+    if isinstance(images.pixels, EncodedImages):
+        sha.update(images.pixels.sha256(np.asarray(places)).tobytes())
     else:
         for i in places:
             content = repr(tuple(images[i].shape)).encode() + images[i].numpy().tobytes()

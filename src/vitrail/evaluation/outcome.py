@@ -29,7 +29,7 @@ class Outcome:
 
     def readable_images(self, images: Images) -> Images:
         """The images that this is of: those of the listed that could be read."""
-        return images.without(self.unreadable)
+        return images.exclude(self.unreadable)
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -88,10 +88,10 @@ def compute_outcome(
     batches = evaluation_batches(
         images,
         classifier.preprocess,
-        batch=batch_size,
+        batch_size=batch_size,
         workers=workers,
         processes=processes,
-        refuse=refuse if skip_unreadable else None,
+        on_error=refuse if skip_unreadable else None,
     )
     for pixels, labels_B in batches:
         if len(labels_B):

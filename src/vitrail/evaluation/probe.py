@@ -19,7 +19,7 @@ from vitrail.classifier import Classifier
 from vitrail.console import ProgressBar, progress_bar
 from vitrail.data import Images, Splits, open_data
 from vitrail.data.decode import ImageError
-from vitrail.data.sources import find, fingerprint
+from vitrail.data.open import compute_fingerprint, open_source
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.features import extract_features
@@ -95,7 +95,7 @@ def open_probe_data(classifier: Classifier, data: str | Path, skip_unreadable: b
     """The splits at a DATA address in the classifier's channels; divided as it was if it was trained on these data."""
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    found = fingerprint(find(data, channels, skip_unreadable))
+    found = compute_fingerprint(open_source(data, channels, skip_unreadable))
     split = trained_on.get("split") if trained_on.get("fingerprint") == found else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
     return open_data(data, channels=channels, missing_ok=skip_unreadable, **options)
@@ -135,9 +135,9 @@ def probe(
                 features[name] = extract_features(
                     classifier, images, tick=ticker(progress, tick), refuse=refuse, **options
                 )
-                refused[name], parts[name] = gone, images.without(gone)
+                refused[name], parts[name] = gone, images.exclude(gone)
 
-    parts = splits.parts()
+    parts = splits.as_dict()
     compute({name: images for name, images in parts.items() if name != "test"})
     validation = (features["validation"], parts["validation"].labels) if "validation" in parts else None
     labels = parts["train"].labels

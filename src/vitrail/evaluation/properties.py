@@ -26,7 +26,7 @@ def measure_properties(
     rows = []
     for i in chosen:
         pixels = images[int(i)]
-        rows.append((brightness(pixels), sharpness(preprocess.fitted(pixels)), float(np.sqrt(pixels[0].numel()))))
+        rows.append((brightness(pixels), sharpness(preprocess.fit_image(pixels)), float(np.sqrt(pixels[0].numel()))))
         tick()
     return dict(zip(PROPERTIES, np.array(rows).reshape(-1, len(PROPERTIES)).T, strict=True))
 

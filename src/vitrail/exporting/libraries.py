@@ -150,7 +150,7 @@ def timm_given(
         "input_size": [config.channels, *preprocess.image_size],
         "interpolation": preprocess.interpolation,
         "crop_pct": 1.0 if preprocess.fit == "pad" else preprocess.crop_fraction,  # padding leaves nothing out
-        "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[preprocess.fit],
+        "crop_mode": {"crop": "center", "pad": "border", "stretch": "squash"}[preprocess.fit],
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "num_classes": config.classes,

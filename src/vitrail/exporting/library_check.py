@@ -67,7 +67,7 @@ def make_probe_images(classifier: Classifier) -> Tensor:
     contrast = torch.linspace(0.2, 2.0, NOISE).view(-1, 1, 1, 1)
     noise = torch.randn(NOISE, classifier.preprocess.channels, height, width, generator=generator) * contrast
     pixels = torch.stack([*read_sample_photos(classifier).values()])
-    return torch.cat([noise, classifier.preprocess.normalise(pixels)])
+    return torch.cat([noise, classifier.preprocess.normalize(pixels)])
 
 
 @torch.inference_mode()

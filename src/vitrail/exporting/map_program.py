@@ -44,7 +44,7 @@ def logits_and_map(program: Program, pixels_BCHW: Tensor, target_BY: Tensor) -> 
     vit = program.vit
     h, w = vit.config.grid
     with plain_attention(vit) as kept:
-        x_BTD = vit.embed(program.preprocess.normalise(pixels_BCHW))
+        x_BTD = vit.embed(program.preprocess.normalize(pixels_BCHW))
         scene = TokenInputs(vit, x_BTD, (h, w), lambda logits_BY: target_BY, x_BTD)
         map_BP, logits_BY = libragrad(scene)
     map_Bhw = map_BP.view(-1, h, w)

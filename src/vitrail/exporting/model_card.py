@@ -3,7 +3,7 @@
 from typing import Any
 
 from vitrail.classifier import Classifier
-from vitrail.data.sources import OPTIMISTIC
+from vitrail.data.open import OPTIMISTIC
 
 
 def write_model_card(

@@ -70,7 +70,7 @@ class Program(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
         with plain_attention(self.vit) as kept:
-            logits_BY = self.vit(self.preprocess.normalise(pixels_BCHW)) / self.temperature
+            logits_BY = self.vit(self.preprocess.normalize(pixels_BCHW)) / self.temperature
         if not self.attention:
             return (logits_BY,)
         return logits_BY, torch.stack(kept, dim=1)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.data.decode import ImageError
-from vitrail.data.encoded import Encoded
+from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images
 from vitrail.data.loader import evaluation_batches
-from vitrail.data.sources import SCORED, find, open_for_evaluation
+from vitrail.data.open import SCORED, open_evaluation_images, open_source
 from vitrail.errors import VitrailError
 from vitrail.explanation import explain_batch
 from vitrail.explanation.recording import recording
@@ -46,7 +46,7 @@ class Probes:
 
     def batches(self, classifier: BaseClassifier) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels as the model takes them, and labels."""
-        return evaluation_batches(self.images, classifier.preprocess, batch=BATCH_SIZE, workers=0)
+        return evaluation_batches(self.images, classifier.preprocess, batch_size=BATCH_SIZE, workers=0)
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ def load_probes(classifier: Classifier, data: str | Path | None, skip_unreadable
     if not skip_unreadable:
         return check
     refused: list[ImageError] = []
-    for _ in evaluation_batches(check.images, classifier.preprocess, batch=BATCH_SIZE, refuse=refused.append):
+    for _ in evaluation_batches(check.images, classifier.preprocess, batch_size=BATCH_SIZE, on_error=refused.append):
         pass
     if not refused:
         return check
-    images = check.images.without(refused)
+    images = check.images.exclude(refused)
     if not len(images):
         raise refused[0]
     return replace(check, images=images, description=f"{check.description}, less {len(refused)} that cannot be read")
@@ -104,13 +104,13 @@ def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: boo
     channels, trained_on = classifier.preprocess.channels, classifier.origin.get("data", {})
     known_here = trained_on.get("name") == DEFAULT_DATA and classifier.classes
     if classifier.classes and (data is not None or known_here):
-        images, said = open_for_evaluation(data or DEFAULT_DATA, classifier.classes, channels, trained_on, missing_ok)
+        images, said = open_evaluation_images(data or DEFAULT_DATA, classifier.classes, channels, trained_on, missing_ok)
         return Probes(images, said, is_labeled=True)
-    found = find(data or DEFAULT_DATA, channels, missing_ok)
+    found = open_source(data or DEFAULT_DATA, channels, missing_ok)
     listing = next(found.splits[name] for name in SCORED if len(found.splits.get(name, ())))
     listing = listing if data else listing.subset(range(min(DEFAULT_IMAGES, len(listing))))
     unlabelled = np.zeros(len(listing), dtype=np.int64)
-    files = listing.pixels.places() if isinstance(listing.pixels, Encoded) else None
+    files = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None
     images = Images(listing.pixels, listing.names, unlabelled, ("",), files)
     return Probes(images, f"{len(images)} images of {found.name}", is_labeled=False)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vitrail.data.loader import reader_died
+from vitrail.data.loader import is_worker_death
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
 from vitrail.prediction.entry import Entry
@@ -81,7 +81,7 @@ def predict_in_stream(job: PartJob, parts: Sequence[Part], workers: int, on_imag
                 job.write_part(classifier, item.part, predicted)
                 predicted = []
     except RuntimeError as error:
-        if not reader_died(error):
+        if not is_worker_death(error):
             raise
         raise VitrailError(
             "a data-loading worker died", "memory may be short: use fewer --workers, then --resume"

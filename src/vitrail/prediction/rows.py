@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput, top_probabilities
-from vitrail.data.decode import ImageError, Unreachable, decode
+from vitrail.data.decode import ImageError, ImageUnreachable, decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
 from vitrail.prediction.entry import Entry
@@ -58,9 +58,9 @@ def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
         try:
             with explain_out_of_memory(entry.path):
                 file = read_shard_member(entry.path, entry.member) if entry.member else entry.path
-                pixels.append(preprocess.fitted(decode(file, preprocess.channels)))
+                pixels.append(preprocess.fit_image(decode(file, preprocess.channels)))
             errors.append(None)
-        except Unreachable as error:
+        except ImageUnreachable as error:
             raise VitrailError(error.sentence, "continue with --resume once it can be read") from None
         except (ImageError, ValueError) as error:
             errors.append(error.reason if isinstance(error, ImageError) else str(error))

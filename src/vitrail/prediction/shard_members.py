@@ -10,7 +10,7 @@ from vitrail.data.shards import list_shards
 from vitrail.data.shards.images import ShardImages
 from vitrail.data.shards.index import ShardIndex, empty_columns
 from vitrail.data.shards.storage import Shard, is_remote
-from vitrail.data.words import Names
+from vitrail.data.strings import StringArray
 from vitrail.errors import VitrailError
 
 
@@ -32,8 +32,8 @@ def list_shard_members(address: str) -> Iterator[tuple[str, ShardMember]]:
     Raises `VitrailError` where a shard is not there and nobody knows what it held.
     """
     found = list_shards(address)
-    if found.lost:
-        raise VitrailError(found.lost[0], found.advice)
+    if found.damaged:
+        raise VitrailError(found.damaged[0], found.hint)
     for images in (listing.pixels for listing in found.splits.values()):
         assert isinstance(images, ShardImages)
         columns = images.shard_index.columns
@@ -43,7 +43,7 @@ def list_shard_members(address: str) -> Iterator[tuple[str, ShardMember]]:
             shard = images.shard_index.shards[columns["shard"][row]]
             offset, length, fault = (int(columns[name][row]) for name in ("offset", "length", "fault"))
             digest = columns["sha256"][row].tobytes().hex()
-            yield images.place(i), ShardMember(shard.address, shard.size, shard.stamp, offset, length, digest, fault)
+            yield images.location(i), ShardMember(shard.address, shard.size, shard.stamp, offset, length, digest, fault)
 
 
 def read_shard_member(path: str, member: ShardMember) -> BytesIO:
@@ -53,5 +53,5 @@ def read_shard_member(path: str, member: ShardMember) -> BytesIO:
         columns[name][0] = getattr(member, name)
     columns["sha256"][0] = np.frombuffer(bytes.fromhex(member.sha256), np.uint8)
     shard = Shard(member.shard, member.shard_size, member.stamp, cacheable=is_remote(member.shard))
-    index = ShardIndex("", (shard,), (), columns, Names.of([path.removeprefix(f"{member.shard}:")]))
-    return BytesIO(ShardImages(index, np.zeros(1, np.int64)).content(0))
+    index = ShardIndex("", (shard,), (), columns, StringArray.from_strings([path.removeprefix(f"{member.shard}:")]))
+    return BytesIO(ShardImages(index, np.zeros(1, np.int64)).read_bytes(0))

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from vitrail.data.decode import EXTENSIONS, PASSING
+from vitrail.data.decode import EXTENSIONS, TRANSIENT_ERRNOS
 from vitrail.data.shards import is_shards
-from vitrail.data.table import PATH_COLUMNS, TABLES, column
+from vitrail.data.table import PATH_COLUMNS, TABLE_EXTENSIONS, find_column
 from vitrail.errors import UsageError, VitrailError
 from vitrail.prediction.arrow import import_pyarrow
 from vitrail.prediction.entry import Entry
@@ -34,7 +34,7 @@ def list_source(source: str, temporary_folder: Path) -> Iterator[Entry]:
         return (Entry(name, member.length, -1, member) for name, member in members)
     if os.path.isdir(path):
         return sort_entries(walk_folder(path), temporary_folder)
-    if os.path.splitext(path)[1].lower() in TABLES and os.path.isfile(path):
+    if os.path.splitext(path)[1].lower() in TABLE_EXTENSIONS and os.path.isfile(path):
         return (stat_entry(name) for name in translate_read_errors(path, read_path_column(Path(path))))
     if not os.path.lexists(path) and not is_image_name(os.path.basename(path)):  # else the row of the image says it
         raise UsageError(f"there is no folder, table or file {path}")
@@ -70,7 +70,7 @@ def stat_entry(path: str) -> Entry:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # the row of the image will have the error
-        if isinstance(error, OSError) and error.errno in PASSING:
+        if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
             raise VitrailError(f"{path} cannot be read: {error.strerror}", "try again later") from None
         return Entry(path, -1, -1)
     return Entry(path, status.st_size, int(status.st_mtime))
@@ -113,9 +113,9 @@ def read_path_column(table: Path) -> Iterator[str]:
     rows = read_parquet_rows(table) if table.suffix.lower() == ".parquet" else read_csv_rows(table)
     name = None
     for number, row in enumerate(rows, start=1):
-        name = name or column(table, row, PATH_COLUMNS)
+        name = name or find_column(table, row, PATH_COLUMNS)
         if not row.get(name):
-            raise VitrailError(f"{table}, row {number}: the column {name!r} is empty", "fill it in or remove the row")
+            raise VitrailError(f"{table}, row {number}: the find_column {name!r} is empty", "fill it in or remove the row")
         yield str(table.parent / str(row[name]))
 
 

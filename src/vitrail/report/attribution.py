@@ -23,7 +23,7 @@ def explained(
     """The default method's map for each of these images and classes."""
     found: list[Explanation] = []
     for at in range(0, len(chosen), BATCH):
-        pixels = images.fitted(classifier.preprocess, chosen[at : at + BATCH])
+        pixels = images.load_batch(classifier.preprocess, chosen[at : at + BATCH])
         found += explain_batch(classifier, pixels, target=list(labels[at : at + BATCH]))
     return found
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitrail.data.sources import OPTIMISTIC
+from vitrail.data.open import OPTIMISTIC
 
 
 def limits(document: dict[str, Any]) -> list[str]:

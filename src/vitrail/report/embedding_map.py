@@ -37,7 +37,7 @@ def draw_scatter(
     for i, (row, column), label, correct in zip(chosen, cells, labels, right, strict=True):
         x, y = column * cell_w, row * cell_h
         pen.rectangle((x, y, x + cell_w - 1, y + cell_h - 1), fill=COLOURS[int(label) % len(COLOURS)])
-        pixels = resized(images.fitted(preprocess, [int(i)])[0], h, w)
+        pixels = resized(images.load_batch(preprocess, [int(i)])[0], h, w)
         canvas.paste(Image.fromarray(to_rgb(pixels)), (x + FRAME, y + FRAME))
         if not correct:
             for ends in ((x + FRAME, y + FRAME, x + FRAME + w, y + FRAME + h),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data import Images
-from vitrail.data.copies import copies_across
+from vitrail.data.near_duplicates import find_near_duplicates
 from vitrail.evaluation.embedding import neighbor_purity, pooled_features, project_to_2d
 from vitrail.evaluation.label_errors import find_label_errors
 from vitrail.evaluation.outcome import Outcome
@@ -35,7 +35,7 @@ def copies(subject: Subject, parts: dict[str, Images], show: ThumbnailIndex, dep
             looked[name] = images
         else:
             left_out.append(name)
-    pairs = copies_across(looked)
+    pairs = find_near_duplicates(looked)
     rows: list[dict[str, Any]] = []
     across: dict[str, int] = {}
     seen: set[int] = set()  # scored images with a copy in training
@@ -57,7 +57,7 @@ def copies(subject: Subject, parts: dict[str, Images], show: ThumbnailIndex, dep
                 {"split": s, "path": looked[s].paths[i], "class": label, "thumbnail": show(i, s)}
                 for (s, i), label in zip((ours, theirs), labels, strict=True)
             ]
-            rows.append({"likeness": pair.likeness, "images": both})
+            rows.append({"likeness": pair.similarity, "images": both})
     right = subject.evaluation.outcome.predicted == subject.evaluation.outcome.labels
     unseen = np.ones(len(right), dtype=bool)
     unseen[list(seen)] = False

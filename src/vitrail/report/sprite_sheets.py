@@ -46,7 +46,9 @@ class Thumbnails:
     def pixels(self) -> np.ndarray:
         """All tiles in their order, uint8 (n, h, w, 3)."""
         h, w = tile_size(self.preprocess)
-        tiles = [to_rgb(resized(self.parts[split].fitted(self.preprocess, [i])[0], h, w)) for split, i in self.places]
+        tiles = [
+            to_rgb(resized(self.parts[split].load_batch(self.preprocess, [i])[0], h, w)) for split, i in self.places
+        ]
         return np.stack(tiles) if tiles else np.zeros((0, h, w, 3), dtype=np.uint8)
 
     def names(self) -> list[dict[str, Any]]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from vitrail.console import log, progress_bar
 from vitrail.data import Images, Preprocess, Splits
-from vitrail.data.check import UNREADABLE, Report, check
+from vitrail.data.check import UNREADABLE, CheckReport, check_data
+from vitrail.data.contact_sheets import draw_class_sheet
 from vitrail.data.decode import ImageError
-from vitrail.data.encoded import Encoded
+from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import load_into_memory
 from vitrail.data.preprocess import Fit
-from vitrail.data.sheets import draw_classes
 from vitrail.errors import VitrailError
 from vitrail.files import write_json
 from vitrail.runs.folder import RunFolder, Unreadable
@@ -23,14 +23,14 @@ from vitrail.training import Recipe
 WARNINGS = 8  # that are said before training
 
 
-def check_before_training(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> Report:
+def check_before_training(data: str | Path, recipe: Recipe, fit: Fit = "pad") -> CheckReport:
     """What a check finds before training: warnings are said, errors raise `VitrailError`.
 
     `fit` is what is done with other proportions where the recipe does not say.
     """
     with progress_bar("checking the data", 0) as progress:
-        report = check(
-            data, lambda done, total: progress.update(done, total), batch=recipe.batch_size, fit=recipe.fit or fit
+        report = check_data(
+            data, lambda done, total: progress.update(done, total), batch_size=recipe.batch_size, fit=recipe.fit or fit
         )
     for finding in [finding for finding in report.findings if finding.level == "warning"][:WARNINGS]:
         log(f"warning: {finding}")
@@ -45,10 +45,10 @@ def check_before_training(data: str | Path, recipe: Recipe, fit: Fit = "pad") ->
     return report
 
 
-def list_unreadable(report: Report | None) -> Unreadable:
+def list_unreadable(report: CheckReport | None) -> Unreadable:
     """The images that a check could not read."""
     found: Unreadable = defaultdict(list)
-    for place in report.seen.unreadable if report and report.seen else ():
+    for place in report.survey.unreadable if report and report.survey else ():
         found[place.split].append(place.name)
     return dict(found)
 
@@ -56,10 +56,10 @@ def list_unreadable(report: Report | None) -> Unreadable:
 def drop_unreadable(splits: Splits, unreadable: Unreadable) -> Splits:
     """The splits less these images; raises `VitrailError` where fewer than two classes are left to train on."""
     parts = {
-        name: less(images, {*unreadable.get(splits.listed_in.get(name, name), ())})
-        for name, images in splits.parts().items()
+        name: less(images, {*unreadable.get(splits.source_splits.get(name, name), ())})
+        for name, images in splits.as_dict().items()
     }
-    counts = {name: len(images) - len(parts[name]) for name, images in splits.parts().items()}
+    counts = {name: len(images) - len(parts[name]) for name, images in splits.as_dict().items()}
     if not (gone := sum(counts.values())):
         return splits
     log(f"{gone} image{'s' if gone > 1 else ''} cannot be read and are left out, as --skip-unreadable says")
@@ -76,16 +76,16 @@ def less(images: Images, gone: set[str]) -> Images:
     return images.subset([i for i, name in enumerate(images.names) if name not in gone]) if gone else images
 
 
-def show_data(report: Report, folder: RunFolder) -> None:
+def show_data(report: CheckReport, folder: RunFolder) -> None:
     """What the check found, beside the run: in full, and as a picture of the classes."""
     write_json(folder.path / "check.json", report.to_json())
-    if report.seen:
-        draw_classes(report.seen, folder.picture("classes"))
+    if report.survey:
+        draw_class_sheet(report.survey, folder.picture("classes"))
 
 
 def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Splits:
     """The splits decoded into memory where they fit in `budget` bytes, which proves that every file can be read."""
-    parts = splits.parts()
+    parts = splits.as_dict()
     total = sum(map(len, parts.values()))
     with progress_bar("reading images", total) as progress:
         try:
@@ -101,28 +101,28 @@ def in_memory(splits: Splits, budget: int, skip_unreadable: bool = False) -> Spl
 
 
 def refuse_small(
-    splits: Splits, preprocess: Preprocess, report: Report | None = None, skip_unreadable: bool = False
+    splits: Splits, preprocess: Preprocess, report: CheckReport | None = None, skip_unreadable: bool = False
 ) -> None:
     """Raises `ImageError` for an image that is too small or too thin, before anything is written.
 
     Where a check has seen the images it knows their sizes; else as little is read of each as says its own, and nothing
     where no image is too small (one that is too thin is then found when it is read).
     """
-    if report and report.seen:
-        for place, look in report.seen.read:
+    if report and report.survey:
+        for place, look in report.survey.readable:
             if why := refusal(preprocess, look.height, look.width):
-                pixels = report.seen.found.splits[place.split].pixels
-                raise ImageError(pixels.place(place.number) if isinstance(pixels, Encoded) else place.name, why)
+                pixels = report.survey.source.splits[place.split].pixels
+                raise ImageError(pixels.location(place.index) if isinstance(pixels, EncodedImages) else place.name, why)
         return
-    if preprocess.smallest == 1:
+    if preprocess.min_size == 1:
         return
-    parts = splits.parts().values()
+    parts = splits.as_dict().values()
     with progress_bar("reading sizes", sum(map(len, parts))) as progress:
         for images in parts:
             for i in range(len(images)):
                 progress.advance()
                 try:
-                    size = images.size(i)
+                    size = images.read_size(i)
                 except ImageError:
                     if skip_unreadable:  # the loader will count it
                         continue

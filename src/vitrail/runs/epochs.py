@@ -289,7 +289,7 @@ def watched(training: Training) -> LossMonitor:
 def validate(training: Training) -> Row:
     """Loss and accuracy on validation; without one the test set is recorded, and chooses nothing."""
     name = "validation" if training.splits.validation is not None else "test"
-    images = training.splits.parts().get(name)
+    images = training.splits.as_dict().get(name)
     if images is None:
         return {}
     try:

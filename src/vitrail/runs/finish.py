@@ -10,7 +10,7 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data import Images, Splits
-from vitrail.data.sources import CHOSE
+from vitrail.data.open import CHOSE
 from vitrail.evaluation import Evaluation, compute_outcome, evaluate
 from vitrail.evaluation.calibration import calibrate
 from vitrail.evaluation.figures import draw_confusion_matrix
@@ -128,7 +128,7 @@ def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) 
         evaluation.outcome.readable_images(images),
         evaluation,
         split=split,
-        parts=ended.splits.parts(),
+        parts=ended.splits.as_dict(),
         skip_unreadable=skip,
         curves=RunFolder(run.folder).load_metrics(),
         model=str(run.folder),
@@ -141,7 +141,7 @@ def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) 
 def held_out(splits: Splits) -> tuple[str, Images | None]:
     """The images that say how good the run is: test, else validation, else none."""
     name = "test" if splits.test is not None else "validation"
-    return name, splits.parts().get(name)
+    return name, splits.as_dict().get(name)
 
 
 def draw_pictures(classifier: Classifier, images: Images, evaluation: Evaluation, folder: RunFolder) -> None:
@@ -157,6 +157,6 @@ def draw_attention(classifier: Classifier, images: Images, path: Path, most: int
         members = np.flatnonzero(images.labels == number)
         rank[members] = np.arange(len(members))
     chosen = images.subset(sorted(np.lexsort((images.labels, rank))[:most], key=lambda i: int(images.labels[i])))
-    pixels = chosen.fitted(classifier.preprocess, range(len(chosen)))
+    pixels = chosen.load_batch(classifier.preprocess, range(len(chosen)))
     truths = [images.classes[number] for number in chosen.labels]
     save_gallery(explain_batch(classifier, pixels, method="attention"), truths, path)

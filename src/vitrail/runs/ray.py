@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.console import log
-from vitrail.data.sources import in_full
+from vitrail.data.open import absolute_address
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists, read_json_object
 from vitrail.loading import load
@@ -56,7 +56,7 @@ def train_on_ray(
     if options.get("recipe") is not None:
         options["recipe"] = find_recipe(options["recipe"])
     with connect_ray(ray_address, max(count_cores(), most)) as ray, told(folder):
-        answer = fitted(ray, folder.path, (least, most), restarts, {"data": in_full(data), "options": options})
+        answer = fitted(ray, folder.path, (least, most), restarts, {"data": absolute_address(data), "options": options})
     if "sentence" in answer:
         raise (UsageError if answer["usage"] else VitrailError)(answer["sentence"], answer["hint"])
     return Run(

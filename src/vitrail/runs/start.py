@@ -10,7 +10,7 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data import Preprocess, Splits, open_data
-from vitrail.data.check import Report
+from vitrail.data.check import CheckReport
 from vitrail.errors import UsageError
 from vitrail.machine import GIB, keep_freed_memory
 from vitrail.model import ViT, ViTConfig
@@ -37,7 +37,7 @@ class Ready:
     splits: Splits
     unreadable: Unreadable
     recipe: Recipe  # settled: with sizes, epochs and batch
-    report: Report | None  # what the check of the data found; the main process has it
+    report: CheckReport | None  # what the check of the data found; the main process has it
     goes_on: bool  # whether there is a run to go on with
 
 
@@ -153,7 +153,7 @@ def origin(recipe: Recipe, splits: Splits) -> dict[str, Any]:
         "data": {
             "name": splits.name,
             "fingerprint": splits.fingerprint,
-            "images": {name: len(images) for name, images in splits.parts().items()},
+            "images": {name: len(images) for name, images in splits.as_dict().items()},
             "unreadable": splits.unreadable,
             "split": {
                 "test": recipe.test_fraction,

@@ -90,7 +90,7 @@ def area_of(file: bytes, settings: Settings) -> int:
 def fitted(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:
     """Pixels of any size -> of the model's; raises `ImageError` where they cannot be."""
     try:
-        found: Pixels = preprocess.fitted(image_CHW).contiguous().numpy()
+        found: Pixels = preprocess.fit_image(image_CHW).contiguous().numpy()
     except ValueError as error:
         raise ImageError("image", str(error)) from None
     return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.console import ProgressBar, log, progress_bar
 from vitrail.data import open_data
-from vitrail.data.sources import in_full
+from vitrail.data.open import absolute_address
 from vitrail.errors import UsageError
 from vitrail.files import absolute_if_exists, save_json, write_json
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
@@ -191,7 +191,7 @@ def first_asked(
     if uneven and pruner not in (None, "none"):
         raise UsageError("trials of different lengths cannot be pruned beside one another", "use --pruner none")
     asked = SweepConfig(
-        data=in_full(data),
+        data=absolute_address(data),
         fingerprint=splits.fingerprint,
         images=len(splits.validation),
         epochs=settled.epochs or 1,
@@ -220,7 +220,7 @@ def asked_again(
 ) -> SweepConfig:
     """What a sweep was started with; raises `UsageError` where a resume wishes for something else."""
     asked = folder.load_config()
-    if in_full(data) != asked.data:
+    if absolute_address(data) != asked.data:
         raise UsageError(f"{folder.path} was started on {asked.data}", "resume it on the same data")
     wished = asked.recipe.with_changes(**changes) if recipe is None else find_recipe(recipe, **changes)
     refuse_changed(folder, asked, {"space": parse_space(vary) if vary else None, "recipe": wished, **how})

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from vitrail.data import Images, Preprocess
-from vitrail.data.augment import augmentation
+from vitrail.data.augment import build_augmentation
 from vitrail.data.decode import ImageError
-from vitrail.data.loader import Batch, Refuse, WorkerDied, batch_indices, read, training_batches
+from vitrail.data.loader import Batch, OnImageError, WorkerDied, batch_indices, read_batch, training_batches
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
 
@@ -64,7 +64,7 @@ def epoch_batches(
     *,
     epoch: int,
     start: int = 0,
-    refuse: Refuse | None = None,
+    refuse: OnImageError | None = None,
 ) -> Iterator[Batch]:
     """Yields the batches of an epoch from index `start` on: all labels, and the pixels of this process's shard.
 
@@ -76,13 +76,13 @@ def epoch_batches(
     assert recipe.batch_size is not None
     return training_batches(
         images,
-        augmentation(recipe.augment, preprocess),
-        batch=recipe.batch_size,
+        build_augmentation(recipe.augment, preprocess),
+        batch_size=recipe.batch_size,
         seed=recipe.seed,
         epoch=epoch,
         start=start,
         workers=recipe.workers,
-        refuse=refuse,
+        on_error=refuse,
     )
 
 
@@ -93,7 +93,7 @@ class ShardedEpoch:
     """
 
     def __init__(
-        self, images: Images, preprocess: Preprocess, recipe: Recipe, world: World, epoch: int, refuse: Refuse | None
+        self, images: Images, preprocess: Preprocess, recipe: Recipe, world: World, epoch: int, refuse: OnImageError | None
     ):
         assert recipe.batch_size is not None
         self.images, self.recipe, self.world, self.epoch, self.refuse = images, recipe, world, epoch, refuse
@@ -157,5 +157,5 @@ class ShardedEpoch:
         own = self.shard_indices(indices)
         if not len(own):
             return self.no_pixels
-        (pixels, _), self.errors[:] = read(self.images, self.augmentation, own, self.recipe.seed, self.epoch)
+        (pixels, _), self.errors[:] = read_batch(self.images, self.augmentation, own, self.recipe.seed, self.epoch)
         return pixels

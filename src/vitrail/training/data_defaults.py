@@ -43,7 +43,7 @@ def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, P
         crop_fraction=recipe.crop_fraction or 1.0,
         mean=(0.5,) * splits.channels,
         std=(0.5,) * splits.channels,
-        smallest=patch,
+        min_size=patch,
     )
     preprocess = with_normalization(
         preprocess, recipe.normalize or "data", splits.train, skip_unreadable=recipe.skip_unreadable
@@ -113,7 +113,7 @@ def with_normalization(
             raise UsageError("normalize 'imagenet' is for color images, and these are gray", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET_MEAN, "std": IMAGENET_STD})
     histograms = read_sample(
-        images, lambda i: pixel_histogram(images.fitted(preprocess, [i])[0]), max_images, skip_unreadable
+        images, lambda i: pixel_histogram(images.load_batch(preprocess, [i])[0]), max_images, skip_unreadable
     )
     mean_C, std_C = mean_and_std(torch.stack(histograms).sum(0))
     mean = tuple(round(m, 4) for m in mean_C.tolist())

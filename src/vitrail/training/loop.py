@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vitrail.data import Preprocess
-from vitrail.data.augment import mix
+from vitrail.data.augment import mix_batch
 from vitrail.data.loader import Batch
-from vitrail.data.randomness import derive
+from vitrail.data.randomness import derive_seed
 from vitrail.errors import VitrailError
 from vitrail.training.batch_sharding import MicroBatch, split_micro_batches
 from vitrail.training.losses import LOSSES
@@ -106,11 +106,11 @@ def prepare_micro_batch(
     config = state.vit.config
     device = next(state.vit.parameters()).device
     seed_micro_batch(recipe.seed, state.step, index)
-    images_BCHW = preprocess.normalise(micro_batch.pixels.to(device, non_blocking=True))
+    images_BCHW = preprocess.normalize(micro_batch.pixels.to(device, non_blocking=True))
     labels_B = micro_batch.labels.to(device, non_blocking=True)
     if scale < 1:
         images_BCHW = downscale(images_BCHW, scale, config.patch)
-    images_BCHW, targets = mix(recipe.augment, images_BCHW, labels_B, config.classes, micro_batch.overlap)
+    images_BCHW, targets = mix_batch(recipe.augment, images_BCHW, labels_B, config.classes, micro_batch.overlap)
     if state.world.rank:  # all processes mix alike, but each has its own dropout
         seed_micro_batch(recipe.seed, state.step, index, state.world.rank)
     return images_BCHW, labels_B[micro_batch.overlap :], targets
@@ -159,4 +159,4 @@ def divergence_error(state: TrainState, reason: str, stats: StepStats | None) ->
 
 def seed_micro_batch(seed: int, step: int, index: int, rank: int = 0) -> None:
     """Seeds torch's global generator for one micro-batch of a step in one process."""
-    torch.manual_seed(derive("step", seed, step, *([index, rank] if index or rank else [])))
+    torch.manual_seed(derive_seed("step", seed, step, *([index, rank] if index or rank else [])))

@@ -59,7 +59,7 @@ RECIPES: dict[str, Recipe] = {
                 final_norm=False,
                 norm_eps=1e-5,
             ),
-            augment=Augment(flip=0.5, crop="resized", crop_area=0.8),
+            augment=Augment(flip=0.5, crop="resized", crop_scale=0.8),
             epochs=100,
             batch_size=256,
             optimizer="adamw",
@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
             max_grad_norm=None,
             patch_init_std=0.02,
             normalize="half",
-            fit="squash",
+            fit="stretch",
             precision="fp32",
             validation_fraction=0.0,
         ),
@@ -133,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
             the weights of the linear probe (arXiv 2202.10054), so training starts at the accuracy of the probe.
             """,
             model=dict(drop_path=0.1),
-            augment=Augment(crop="resized", crop_area=0.5),
+            augment=Augment(crop="resized", crop_scale=0.5),
             epochs=10,
             batch_size=64,
             lr=3e-4,
@@ -158,7 +158,7 @@ RECIPES: dict[str, Recipe] = {
             Optimizer and gradients need little memory, because the weights themselves are frozen; at the end the
             updates are merged into them, and the artifact is an ordinary ViT.
             """,
-            augment=Augment(crop="resized", crop_area=0.5),
+            augment=Augment(crop="resized", crop_scale=0.5),
             epochs=10,
             batch_size=64,
             lr=1e-3,

@@ -233,7 +233,7 @@ def preparation(document: Document | None, config: ViTConfig) -> Preprocess:
     h, w = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     half = (0.5,) * config.channels
     if document is None:
-        return Preprocess(image_size=(h, w), fit="squash", engine="transformers", mean=half, std=half)
+        return Preprocess(image_size=(h, w), fit="stretch", engine="transformers", mean=half, std=half)
     resample = document.get("resample", 2)
     if resample not in RESAMPLE:
         raise UsageError(f"the resampling {resample!r} is not known", "bilinear (2) and bicubic (3) are")
@@ -258,7 +258,7 @@ def preparation(document: Document | None, config: ViTConfig) -> Preprocess:
     whole = (size.get("height", h), size.get("width", w))
     final = (cropped["height"], cropped["width"]) if cropped else whole
     fraction = final[0] / whole[0]
-    return Preprocess(image_size=fitting_size(final, config), fit="squash", crop_fraction=fraction, **values)
+    return Preprocess(image_size=fitting_size(final, config), fit="stretch", crop_fraction=fraction, **values)
 
 
 def fitting_size(size: tuple[int, int], config: ViTConfig) -> tuple[int, int]:
@@ -363,7 +363,7 @@ def architecture(name: str) -> Card:
     return known[name]
 
 
-CROP_MODES: dict[Any, Fit] = {"squash": "squash", "border": "pad"}  # every other is timm's default, which crops
+CROP_MODES: dict[Any, Fit] = {"squash": "stretch", "border": "pad"}  # every other is timm's default, which crops
 
 
 def timm_preparation(document: Document, card: Card, config: ViTConfig) -> Preprocess:

@@ -66,7 +66,7 @@ def fetch_folder(name: str) -> Path:
         with suppress(Exception):  # where the hub says that there is none, the cache knows it from now on
             hub.hf_hub_download(name, PREPARATION, revision=commit)
     if not prepared(folder):
-        log(f"warning: there is no {PREPARATION} of {name} here: images are squashed, mean and deviation are 0.5")
+        log(f"warning: there is no {PREPARATION} of {name} here: images are stretched, mean and deviation are 0.5")
     return folder
 
 

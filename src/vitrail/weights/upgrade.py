@@ -28,7 +28,14 @@ RECIPE_KEYS: dict[str, str] = {
     "test": "test_fraction",
     "memory": "image_cache_gib",
 }
-PREPROCESS_KEYS: dict[str, str] = {}
+AUGMENT_KEYS: dict[str, str] = {
+    "crop_area": "crop_scale",
+    "policy_changes": "policy_ops",
+    "policy_strength": "policy_magnitude",
+    "erasing": "random_erasing",
+}
+PREPROCESS_KEYS: dict[str, str] = {"smallest": "min_size"}
+FIT_VALUES: dict[str, str] = {"squash": "stretch"}
 THRESHOLD_KEYS: dict[str, str] = {}  # rows of origin["calibration"]["thresholds"]
 CALIBRATION_KEYS: dict[str, str] = {}
 SCORE_KEYS: dict[str, str] = {}  # origin["metrics"][split]
@@ -41,11 +48,21 @@ def rename_keys(document: dict[str, Any], keys: dict[str, str]) -> dict[str, Any
 
 def upgrade_recipe(document: dict[str, Any]) -> dict[str, Any]:
     """Returns a recipe's JSON document with today's field names."""
-    return rename_keys(document, RECIPE_KEYS)
+    new = upgrade_fit(rename_keys(document, RECIPE_KEYS))
+    if isinstance(augment := new.get("augment"), dict):
+        new["augment"] = rename_keys(augment, AUGMENT_KEYS)
+    return new
 
 
 def upgrade_preprocess(document: dict[str, Any]) -> dict[str, Any]:
-    return rename_keys(document, PREPROCESS_KEYS)
+    """Returns a preprocessing's JSON document with today's field names."""
+    return upgrade_fit(rename_keys(document, PREPROCESS_KEYS))
+
+
+def upgrade_fit(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns the document with today's name for the value of `fit`."""
+    fit = document.get("fit")
+    return {**document, "fit": FIT_VALUES[fit]} if isinstance(fit, str) and fit in FIT_VALUES else document
 
 
 def upgrade_artifact(document: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from vitrail.data.found import SPLIT_NAMES
 from vitrail.data.shards.index import INDEX_FILE
 from vitrail.data.shards.storage import is_remote, local, resolve_filesystem, with_retries
+from vitrail.data.source import SPLIT_NAMES
 from vitrail.errors import UsageError
 
 MOST = 1_000_000  # shards that braces may mean

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.console import log, progress_bar
-from vitrail.data.decode import PASSING, ImageError, Unreachable, read_size
-from vitrail.data.encoded import Encoded
-from vitrail.data.found import Found, Listing
+from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable, read_size
+from vitrail.data.encoded import EncodedImages
 from vitrail.data.shards.address import expand_address, join_address, parent_folder, shard_set_name
 from vitrail.data.shards.index import (
     CUT,
@@ -40,7 +39,8 @@ from vitrail.data.shards.storage import (
     stat_shard,
 )
 from vitrail.data.shards.tar_index import index_tar
-from vitrail.data.words import Coded
+from vitrail.data.source import Listing, Source
+from vitrail.data.strings import Categorical
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import cache_folder
 
@@ -49,7 +49,7 @@ HEAD = 1 << 16  # bytes of an image in which most say their size
 
 
 @dataclass(frozen=True)
-class ShardImages(Encoded):
+class ShardImages(EncodedImages):
     """Images in tar shards: `rows` of an index that says where they are, in order."""
 
     shard_index: ShardIndex
@@ -59,14 +59,14 @@ class ShardImages(Encoded):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def place(self, i: int) -> str:
+    def location(self, i: int) -> str:
         """SHARD:NAME."""
         row = self.rows[i]
         return (
             f"{self.shard_index.shards[self.shard_index.columns['shard'][row]].address}:{self.shard_index.names[row]}"
         )
 
-    def content(self, i: int) -> bytes:
+    def read_bytes(self, i: int) -> bytes:
         """The bytes of an image, which are those that were indexed, or `ImageError` says why not."""
         row = self.rows[i]
         shard = self.refuse_lost(i)
@@ -76,18 +76,18 @@ class ShardImages(Encoded):
             try:
                 found = read_range(shard, int(self.shard_index.columns["offset"][row]), length)
             except FileNotFoundError:
-                raise ImageError(self.place(i), "the shard is not there") from None
+                raise ImageError(self.location(i), "the shard is not there") from None
             except OSError as error:
-                passing = isinstance(error, StorageUnreachable) or error.errno in PASSING
-                kind = Unreachable if passing else ImageError
-                raise kind(self.place(i), error.strerror or str(error)) from None
+                passing = isinstance(error, StorageUnreachable) or error.errno in TRANSIENT_ERRNOS
+                kind = ImageUnreachable if passing else ImageError
+                raise kind(self.location(i), error.strerror or str(error)) from None
             if hashlib.sha256(found).digest() == digest:
                 return found
             if again or not shard.cacheable:
                 break
             drop_copy(shard)  # the copy may be damaged: the shard itself is asked once more
         reason = "its bytes are not those that were indexed (SHA-256)" if len(found) == length else FAULTS[CUT]
-        raise ImageError(self.place(i), reason)
+        raise ImageError(self.location(i), reason)
 
     def refuse_lost(self, i: int) -> Shard:
         """The shard of an image; raises `ImageError` for an image of which it is known that it cannot be read."""
@@ -95,14 +95,14 @@ class ShardImages(Encoded):
         columns = self.shard_index.columns
         shard = self.shard_index.shards[columns["shard"][row]]
         if fault := int(columns["fault"][row]):
-            raise ImageError(self.place(i), FAULTS[fault])
+            raise ImageError(self.location(i), FAULTS[fault])
         if shard.size < 0:
-            raise ImageError(self.place(i), "the shard is not there")
+            raise ImageError(self.location(i), "the shard is not there")
         if columns["offset"][row] + columns["length"][row] > shard.size:
-            raise ImageError(self.place(i), FAULTS[CUT])
+            raise ImageError(self.location(i), FAULTS[CUT])
         return shard
 
-    def sizes(self) -> np.ndarray:
+    def byte_sizes(self) -> np.ndarray:
         """As the index says; -1 where the shard is not there, or not as long."""
         offset, length, shard, fault = (
             self.shard_index.columns[c][self.rows] for c in ("offset", "length", "shard", "fault")
@@ -110,33 +110,33 @@ class ShardImages(Encoded):
         ends = np.array([shard.size for shard in self.shard_index.shards], dtype=np.int64)[shard]
         return np.where((offset + length > ends) | (fault > 0), -1, length)
 
-    def digests(self, places: np.ndarray) -> np.ndarray:
+    def sha256(self, places: np.ndarray) -> np.ndarray:
         """As the index says; what is read is held to it."""
         return self.shard_index.columns["sha256"][self.rows[places]]
 
-    def stamp(self, i: int) -> tuple[str, int, int]:
+    def cache_key(self, i: int) -> tuple[str, int, int]:
         """Another if the shard was written to since, or the image is another."""
         shard = self.refuse_lost(i)
         row = self.rows[i]
         known = hashlib.sha256(shard.stamp.encode() + self.shard_index.columns["sha256"][row].tobytes()).digest()
-        return self.place(i), int(self.shard_index.columns["length"][row]), int.from_bytes(known[:7], "big")
+        return self.location(i), int(self.shard_index.columns["length"][row]), int.from_bytes(known[:7], "big")
 
-    def size(self, i: int) -> tuple[int, int]:
+    def read_size(self, i: int) -> tuple[int, int]:
         """As its header says, of which the first bytes are read; all of them where those do not say."""
         row = self.rows[i]
         shard, start = self.refuse_lost(i), int(self.shard_index.columns["offset"][row])
         try:
             head = read_range(shard, start, min(int(self.shard_index.columns["length"][row]), HEAD))
-            return read_size(BytesIO(head), self.place(i))
+            return read_size(BytesIO(head), self.location(i))
         except (ImageError, OSError):  # more is needed, or it cannot be read, which the whole of it says better
-            return super().size(i)
+            return super().read_size(i)
 
     def take(self, places: np.ndarray) -> "ShardImages":
         """The images at these places; the index is shared."""
         return replace(self, rows=self.rows[places])
 
 
-def list_shards(address: str | Path) -> Found:
+def list_shards(address: str | Path) -> Source:
     """The images of tar shards, by split; shards without an index of ours are read once for one, kept in the cache.
 
     Raises `UsageError` where there are none, `VitrailError` where an index is damaged or a file is no shard.
@@ -147,7 +147,7 @@ def list_shards(address: str | Path) -> Found:
     numbers, first = np.unique(columns["split"], return_index=True)
     for number in numbers[np.argsort(first)].tolist():
         rows = np.flatnonzero(columns["split"] == number)
-        labels = Coded(index.classes, columns["label"][rows])
+        labels = Categorical(index.classes, columns["label"][rows])
         splits[SPLITS[number]] = Listing(ShardImages(index, rows, index.channels), index.names.take(rows), labels)
     if not splits and not index.lost:
         raise VitrailError(f"{address} has no images", "a sample is KEY.jpg (or .png, ...) with KEY.cls or KEY.json")
@@ -162,15 +162,15 @@ def list_shards(address: str | Path) -> Found:
         for shard, n in zip(index.shards, counts, strict=True)
         if shard.size < 0
     ]
-    return Found(
+    return Source(
         index.name,
         splits,
         notes=list(index.notes),
-        flippable=index.flippable,
+        can_flip=index.flippable,
         channels=index.channels,
         missing=missing,
-        lost=list(index.lost),
-        advice="fetch it again, or go on without what it held with --skip-unreadable",
+        damaged=list(index.lost),
+        hint="fetch it again, or go on without what it held with --skip-unreadable",
     )
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save_file
 
 from vitrail.data.encoded import DIGEST
 from vitrail.data.shards.storage import Shard
-from vitrail.data.words import Names
+from vitrail.data.strings import StringArray
 from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
 
@@ -57,7 +57,7 @@ class ShardIndex:
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     columns: dict[str, np.ndarray]
-    names: Names
+    names: StringArray
     channels: int = 3
     flippable: bool = True
     notes: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class ShardIndex:
     @property
     def bytes(self) -> int:
         """What the arrays take."""
-        letters = self.names.letters.nbytes + self.names.bounds.nbytes + self.names.rows.nbytes
+        letters = self.names.data.nbytes + self.names.offsets.nbytes + self.names.rows.nbytes
         return int(letters + sum(column.nbytes for column in self.columns.values()))
 
 
@@ -80,7 +80,7 @@ def empty_columns(n: int) -> dict[str, np.ndarray]:
 
 def save_index(index: ShardIndex, path: Path) -> None:
     """Writes an index, whole or not at all; shards are named by where they lie from it."""
-    arrays = {**index.columns, "names": index.names.letters, "bounds": index.names.bounds}
+    arrays = {**index.columns, "names": index.names.data, "bounds": index.names.offsets}
     document = {
         "format": FORMAT,
         "name": index.name,
@@ -153,7 +153,7 @@ def checked(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> ShardInd
     notes, lost = (tuple(map(str, document[key])) for key in ("notes", "lost"))
     flippable = bool(document["flippable"])
     return ShardIndex(
-        str(document["name"]), shards, classes, columns, Names(letters, bounds), channels, flippable, notes, lost
+        str(document["name"]), shards, classes, columns, StringArray(letters, bounds), channels, flippable, notes, lost
     )
 
 
@@ -205,10 +205,10 @@ def concatenate_indices(name: str, parts: Sequence[ShardIndex]) -> ShardIndex:
     )
 
 
-def names_joined(parts: Sequence[Names]) -> Names:
+def names_joined(parts: Sequence[StringArray]) -> StringArray:
     """All names of all parts, in their order."""
-    shifts = np.cumsum([0, *(len(part.letters) for part in parts)])[:-1]
-    rows_before = np.cumsum([0, *(len(part.bounds) for part in parts)])[:-1]
-    bounds = np.concatenate([part.bounds + shift for part, shift in zip(parts, shifts, strict=True)])
+    shifts = np.cumsum([0, *(len(part.data) for part in parts)])[:-1]
+    rows_before = np.cumsum([0, *(len(part.offsets) for part in parts)])[:-1]
+    bounds = np.concatenate([part.offsets + shift for part, shift in zip(parts, shifts, strict=True)])
     rows = np.concatenate([part.rows + before for part, before in zip(parts, rows_before, strict=True)])
-    return Names(np.concatenate([part.letters for part in parts]), bounds, rows)
+    return StringArray(np.concatenate([part.data for part in parts]), bounds, rows)

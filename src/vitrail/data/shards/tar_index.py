@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vitrail.data.decode import EXTENSIONS
-from vitrail.data.found import SPLIT_NAMES
 from vitrail.data.shards.index import (
     CUT,
     HOLES,
@@ -30,8 +29,9 @@ from vitrail.data.shards.index import (
     empty_columns,
 )
 from vitrail.data.shards.storage import Shard, StorageUnreachable, open_shard
+from vitrail.data.source import SPLIT_NAMES
+from vitrail.data.strings import StringArray
 from vitrail.data.table import LABEL_COLUMNS
-from vitrail.data.words import Names
 from vitrail.errors import VitrailError
 
 SMALL = 1 << 20  # bytes of a label or of a header that are read
@@ -104,7 +104,9 @@ def index_tar(shard: Shard) -> ShardIndex:
         for column, value in row.items():
             arrays[column][i] = value
         arrays["sha256"][i] = np.frombuffer(sha256.ljust(32, b"\0"), dtype=np.uint8)
-    return ShardIndex(shard.address, (shard,), classes, arrays, Names.of(names), notes=tuple(notes), lost=tuple(lost))
+    return ShardIndex(
+        shard.address, (shard,), classes, arrays, StringArray.from_strings(names), notes=tuple(notes), lost=tuple(lost)
+    )
 
 
 def samples(shard: Shard, file: BinaryIO, lost: list[str]) -> Iterator[Sample]:

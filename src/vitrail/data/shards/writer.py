@@ -24,12 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.decode import EXTENSIONS, ImageError
-from vitrail.data.encoded import Encoded
-from vitrail.data.found import Found, Listing
-from vitrail.data.randomness import order
+from vitrail.data.encoded import EncodedImages
+from vitrail.data.randomness import epoch_permutation
 from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns, save_index
 from vitrail.data.shards.storage import Shard
-from vitrail.data.words import Names, coded
+from vitrail.data.source import Listing, Source
+from vitrail.data.strings import StringArray, factorize
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import fsync
 
@@ -54,7 +54,7 @@ class ShardSummary:
 
 
 def write_shards(
-    found: Found,
+    found: Source,
     out: Path,
     *,
     shard_mib: float = DEFAULT_SHARD_MIB,
@@ -111,15 +111,15 @@ def refuse_taken(out: Path) -> None:
         raise UsageError(f"{out} exists already", "choose another place, or move it away")
 
 
-def refuse_full(found: Found, out: Path) -> None:
+def refuse_full(found: Source, out: Path) -> None:
     """Raises `VitrailError` where the images would not fit."""
     folder = out.absolute().parent
     while not folder.exists():
         folder = folder.parent
     need = 0
     for listing in found.splits.values():
-        if isinstance(listing.pixels, Encoded):
-            need += int(np.maximum(listing.pixels.sizes(), 0).sum()) + 7 * BLOCK * len(listing)
+        if isinstance(listing.pixels, EncodedImages):
+            need += int(np.maximum(listing.pixels.byte_sizes(), 0).sum()) + 7 * BLOCK * len(listing)
     if need > (free := shutil.disk_usage(folder).free):
         raise VitrailError(
             f"{out} needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB left", "choose another place"
@@ -129,7 +129,7 @@ def refuse_full(found: Found, out: Path) -> None:
 class _Writer:
     """Shards that are being written, and what their index will say."""
 
-    def __init__(self, folder: Path, found: Found, size: int, images: int, skip_unreadable: bool):
+    def __init__(self, folder: Path, found: Source, size: int, images: int, skip_unreadable: bool):
         self.folder, self.found, self.size, self.most = folder, found, size, images
         self.skip_unreadable = skip_unreadable
         self.classes = class_names(found)
@@ -148,7 +148,7 @@ class _Writer:
         begun, shards = self.rows, len(self.shards)
         self.rows += len(listing)
         stem = "shards" if split == "all" else split
-        places = range(len(listing)) if seed is None else order(len(listing), seed, 0).tolist()
+        places = range(len(listing)) if seed is None else epoch_permutation(len(listing), seed, 0).tolist()
         with ExitStack() as stack:
             tar: _Tar | None = None
             for key, i in enumerate(places):
@@ -186,15 +186,15 @@ class _Writer:
         """Writes the index; returns what there is."""
         if not self.filled.any():
             raise VitrailError(f"not one image of {self.found.name} can be read", "vitrail check says why")
-        names = Names.of(name for listing in self.found.splits.values() for name in listing.names)
+        names = StringArray.from_strings(name for listing in self.found.splits.values() for name in listing.names)
         rows = np.flatnonzero(self.filled)
         if len(rows) < len(self.filled):
-            names = Names.of(names.take(rows))
+            names = StringArray.from_strings(names.take(rows))
         columns = {name: column[rows] for name, column in self.columns.items()}
         found = self.found
         index = ShardIndex(
             found.name, tuple(self.shards), self.classes, columns, names, channels=found.channels,
-            flippable=found.flippable,
+            flippable=found.can_flip,
         )  # fmt: skip
         save_index(index, self.folder / INDEX_FILE)
         return ShardSummary(
@@ -261,23 +261,24 @@ class _Tar:
         return Shard(self.name, size)
 
 
-def class_names(found: Found) -> tuple[str, ...]:
+def class_names(found: Source) -> tuple[str, ...]:
     """The classes in the order that training gives them, those that only other splits have behind."""
     splits = sorted(found.splits, key=lambda split: split not in ("train", "all"))
     ordered: dict[str, None] = {}
     for split in splits:
-        ordered |= dict.fromkeys(coded(found.splits[split].labels)[0])
+        ordered |= dict.fromkeys(factorize(found.splits[split].labels)[0])
     return tuple(ordered)
 
 
 def encoded(listing: Listing, i: int) -> tuple[str, bytes]:
     """(extension, bytes) of an image: as it lies there, or pixels as PNG. Raises `ImageError`."""
-    if not isinstance(listing.pixels, Encoded):
+    if not isinstance(listing.pixels, EncodedImages):
         return "png", png(listing.pixels[i])
-    content = listing.pixels.content(i)
+    content = listing.pixels.read_bytes(i)
     if len(content) > MAX_IMAGE_BYTES:
         raise ImageError(
-            listing.pixels.place(i), f"{len(content):,} bytes are more than the {MAX_IMAGE_BYTES:,} of a shard's image"
+            listing.pixels.location(i),
+            f"{len(content):,} bytes are more than the {MAX_IMAGE_BYTES:,} of a shard's image",
         )
     extension = PurePosixPath(listing.names[i]).suffix.lower()
     extension = extension[1:] if extension in EXTENSIONS else form_of(content)
@@ -302,7 +303,7 @@ def png(pixels_CHW: Tensor) -> bytes:
     return file.getvalue()
 
 
-def count_images(found: Found) -> int:
+def count_images(found: Source) -> int:
     """Images in all splits."""
     return sum(map(len, found.splits.values()))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
-from vitrail.data.sources import open_for_evaluation
+from vitrail.data.open import open_evaluation_images
 from vitrail.errors import VitrailError
 from vitrail.explanation import explain_batch
 from vitrail.exporting.sample_photos import read_sample_photos
@@ -40,7 +40,7 @@ def load_examples(classifier: Classifier, images: Sequence[str | Path]) -> list[
 
 def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]:
     """Images that training kept back, spread over the classes; raises `VitrailError` where the data are not there."""
-    images, _ = open_for_evaluation(
+    images, _ = open_evaluation_images(
         data, classifier.classes, classifier.preprocess.channels, classifier.origin.get("data", {})
     )
     generator = np.random.Generator(np.random.Philox(0))
@@ -53,7 +53,7 @@ def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]
         taken += [int(i) for i in order if images.labels[i] == label and int(i) not in taken][:1]
     found = []
     for i in taken:
-        pixels = images.fitted(classifier.preprocess, [i])[0]
+        pixels = images.load_batch(classifier.preprocess, [i])[0]
         found.append(Example(Path(images.names[i]).name, pixels, images.classes[images.labels[i]]))
     return found
 

@@ -42,7 +42,7 @@ class Part(nn.Module):
 
     def embed(self, pixels_1CHW: Tensor) -> Tensor:
         """Pixels -> the tokens that enter the first block, (1, T, D)."""
-        return self.vit.embed(self.program.preprocess.normalise(pixels_1CHW))
+        return self.vit.embed(self.program.preprocess.normalize(pixels_1CHW))
 
     def rotation(self, keep_BK: Tensor | None = None) -> Rotate | None:
         """The rotation of all patches, or of those that are left."""

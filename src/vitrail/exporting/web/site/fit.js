@@ -136,8 +136,8 @@ function middle(image, height, width, engine) {
 export function fitted(image, preprocess) {
   const [height, width] = preprocess.image_size;
   const { width: w, height: h } = image;
-  if (Math.min(w, h) < preprocess.smallest) {
-    throw new Error(`${w}x${h} pixels are fewer than a patch of ${preprocess.smallest}`);
+  if (Math.min(w, h) < preprocess.min_size) {
+    throw new Error(`${w}x${h} pixels are fewer than a patch of ${preprocess.min_size}`);
   }
   if (preprocess.fit === "pad") {
     const scale = Math.min(height / h, width / w);

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torchvision.transforms.v2.functional as F
 
-from vitrail.data.check import Place, Survey
+from vitrail.data.check import ImageRecord, Survey
 from vitrail.data.decode import ImageError
 from vitrail.files import write_atomically
 
@@ -17,12 +17,12 @@ SIDE = 96  # pixels of an image in a picture
 CLASSES, EXAMPLES, PAIRS = 30, 8, 32
 
 
-def draw_classes(survey: Survey, path: Path) -> None:
+def draw_class_sheet(survey: Survey, path: Path) -> None:
     """Up to 30 classes, each with the number of its images and eight of them, evenly spread."""
     from matplotlib.figure import Figure
 
-    classes: dict[str, list[Place]] = {}
-    for place, _ in survey.read:
+    classes: dict[str, list[ImageRecord]] = {}
+    for place, _ in survey.readable:
         classes.setdefault(place.label, []).append(place)
     shown = sorted(classes)[:CLASSES]
     figure = Figure(figsize=(1.1 * EXAMPLES + 2.2, 1.15 * max(len(shown), 1) + 0.4), layout="constrained")
@@ -34,16 +34,16 @@ def draw_classes(survey: Survey, path: Path) -> None:
         for axes, place in zip(row, chosen[: len(members)], strict=False):
             axes.imshow(thumbnail(survey, place))
     more = f", {len(classes) - len(shown)} more not shown" if len(classes) > len(shown) else ""
-    figure.suptitle(f"{len(survey.read)} images of {len(classes)} classes{more}")
+    figure.suptitle(f"{len(survey.readable)} images of {len(classes)} classes{more}")
     bare(grid)
     write(figure, path)
 
 
-def draw_copies(survey: Survey, path: Path) -> None:
+def draw_near_duplicate_sheet(survey: Survey, path: Path) -> None:
     """Up to 32 pairs of near copies side by side, those in different splits or classes first."""
     from matplotlib.figure import Figure
 
-    pairs = sorted(survey.near_copies, key=lambda p: (p[0].split == p[1].split, p[0].label == p[1].label, -p[2]))
+    pairs = sorted(survey.near_duplicates, key=lambda p: (p[0].split == p[1].split, p[0].label == p[1].label, -p[2]))
     pairs = pairs[:PAIRS]
     rows = max(-(-len(pairs) // 4), 1)
     figure = Figure(figsize=(12, 1.9 * rows), layout="constrained")
@@ -58,10 +58,10 @@ def draw_copies(survey: Survey, path: Path) -> None:
     write(figure, path)
 
 
-def thumbnail(survey: Survey, place: Place) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def thumbnail(survey: Survey, place: ImageRecord) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """An image as uint8 (h, w, 3), no side longer than 96 pixels; a blank where it has gone since."""
     try:
-        pixels = survey.found.splits[place.split].pixels[place.number]
+        pixels = survey.source.splits[place.split].pixels[place.index]
     except ImageError:
         return np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
     h, w = pixels.shape[-2:]

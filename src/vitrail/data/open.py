@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vitrail.data.builtin import BUILTIN, read_builtin
-from vitrail.data.encoded import DIGEST, Encoded
-from vitrail.data.folder import read_folder
-from vitrail.data.found import Found, Listing
-from vitrail.data.hf import PREFIX, read_hf
+from vitrail.data.builtin import BUILTIN_DATASETS, read_builtin_dataset
+from vitrail.data.encoded import DIGEST, EncodedImages
+from vitrail.data.folder import read_image_folder
+from vitrail.data.hf import HF_PREFIX, read_hf_dataset
 from vitrail.data.images import Images
-from vitrail.data.randomness import derive
+from vitrail.data.randomness import derive_seed
 from vitrail.data.shards import is_shards, list_shards
-from vitrail.data.table import TABLES, read_table
-from vitrail.data.words import coded
+from vitrail.data.source import Listing, Source
+from vitrail.data.strings import factorize
+from vitrail.data.table import TABLE_EXTENSIONS, read_table
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.files import absolute_if_exists
 
@@ -45,57 +45,59 @@ class Splits:
     test: Images | None
     channels: int
     fingerprint: str  # of names, labels and sizes of everything found
-    flippable: bool = True  # whether a mirrored image keeps its class (digits do not)
+    can_flip: bool = True  # whether a mirrored image keeps its class (digits do not)
     notes: list[str] = field(default_factory=list)  # how the splits came about, in sentences
     unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed and are left out
-    listed_in: dict[str, str] = field(default_factory=dict)  # split -> that of the source which its images are from
+    source_splits: dict[str, str] = field(default_factory=dict)  # split -> that of the source which its images are from
 
-    def parts(self) -> dict[str, Images]:
+    def as_dict(self) -> dict[str, Images]:
         """The splits that there are, by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: images for name, images in named.items() if images is not None}
 
 
-def in_full(address: str | Path) -> str:
+def absolute_address(address: str | Path) -> str:
     """An address that means the same in any folder: a path, or a pattern of paths, in full; a name as it is."""
     said = str(address)
-    if isinstance(address, str) and said in BUILTIN:  # also where a folder is called so
+    if isinstance(address, str) and said in BUILTIN_DATASETS:  # also where a folder is called so
         return said
-    if said.startswith(PREFIX):
-        return PREFIX + absolute_if_exists(said.removeprefix(PREFIX))
+    if said.startswith(HF_PREFIX):
+        return HF_PREFIX + absolute_if_exists(said.removeprefix(HF_PREFIX))
     return str(Path(said).resolve()) if "://" not in said and is_shards(said) else absolute_if_exists(said)
 
 
-def find(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Found:
+def open_source(address: str | Path, channels: int | None = None, missing_ok: bool = False) -> Source:
     """What lies at an address, in its own or in so many channels: a built-in name, a folder, a table, shards, hf:NAME.
 
     Raises `VitrailError` for a file or shard that is listed and that is not there, unless `missing_ok`.
     """
-    found = _find(address)
-    if (gone := [*found.missing, *found.lost]) and not missing_ok:
+    found = read_source(address)
+    if (gone := [*found.missing, *found.damaged]) and not missing_ok:
         more = f" (and {len(gone) - 1} more are missing)" if len(gone) > 1 else ""
-        raise VitrailError(gone[0] + more, found.advice)
+        raise VitrailError(gone[0] + more, found.hint)
     return found.in_channels(channels) if channels else found
 
 
-def _find(address: str | Path) -> Found:
-    if isinstance(address, str) and address in BUILTIN:
-        found = read_builtin(address)
+def read_source(address: str | Path) -> Source:
+    if isinstance(address, str) and address in BUILTIN_DATASETS:
+        found = read_builtin_dataset(address)
         if Path(address).exists():
             found.notes.append(f"the built-in {address} is meant; the folder of that name is ./{address}")
         return found
-    if str(address).startswith(PREFIX):
-        return read_hf(str(address))
+    if str(address).startswith(HF_PREFIX):
+        return read_hf_dataset(str(address))
     if is_shards(address):
         return list_shards(address)
     path = Path(address)
     if os.path.isdir(path):  # os.path's own: pathlib raises where a name is too long
-        return read_folder(path)
-    if path.suffix.lower() in TABLES and os.path.isfile(path):
+        return read_image_folder(path)
+    if path.suffix.lower() in TABLE_EXTENSIONS and os.path.isfile(path):
         return read_table(path)
     if os.path.isfile(path):
-        raise UsageError(f"{path} is not a folder, a table ({', '.join(TABLES)}), a tar shard or a built-in name")
-    hint = did_you_mean(str(address), BUILTIN) if "/" not in str(address) else None
+        raise UsageError(
+            f"{path} is not a folder, a table ({', '.join(TABLE_EXTENSIONS)}), a tar shard or a built-in name"
+        )
+    hint = did_you_mean(str(address), BUILTIN_DATASETS) if "/" not in str(address) else None
     raise UsageError(f"there is no folder, table or built-in data set {str(address)!r}", hint)
 
 
@@ -114,9 +116,9 @@ def open_data(
     off class by class; where only validation is missing, it comes off training. Raises `VitrailError` where
     training makes no sense.
     """
-    found = find(address, channels, missing_ok)
+    found = open_source(address, channels, missing_ok)
     notes = list(found.notes)
-    parts = divided(found.splits, test, validation, split_seed)
+    parts = complete_splits(found.splits, test, validation, split_seed)
     if "train" not in parts:
         raise VitrailError(f"{address} has {' and '.join(parts)} but no training images", "add a folder named train")
     for name, fraction, purpose in (
@@ -132,10 +134,12 @@ def open_data(
             "put each class into a folder of its own",
         )
     indexed = {
-        split: index(listing, classes, f"{address}, {split}") for split, listing in parts.items() if listing.labels
+        split: encode_labels(listing, classes, f"{address}, {split}")
+        for split, listing in parts.items()
+        if listing.labels
     }
     for split, images in indexed.items():
-        missing = [name for name, n in images.counts().items() if n == 0]
+        missing = [name for name, n in images.count_by_class().items() if n == 0]
         if split != "train" and missing:
             notes.append(f"{split} has no image of {', '.join(missing)}")
     return Splits(
@@ -145,16 +149,16 @@ def open_data(
         validation=indexed.get("validation"),
         test=indexed.get("test"),
         channels=found.channels,
-        fingerprint=fingerprint(found),
-        flippable=found.flippable,
+        fingerprint=compute_fingerprint(found),
+        can_flip=found.can_flip,
         notes=notes,
-        listed_in={
+        source_splits={
             split: split if split in found.splits else "all" if "all" in found.splits else "train" for split in indexed
         },
     )
 
 
-def open_for_evaluation(
+def open_evaluation_images(
     address: str | Path,
     classes: tuple[str, ...],
     channels: int,
@@ -166,7 +170,7 @@ def open_for_evaluation(
     The test split, else validation, else everything. Where the classifier was trained on this very source, what it
     lacks is divided off as training did, so that no training image is scored.
     """
-    found, parts, same = parts_as_trained(address, channels, trained_on, missing_ok)
+    found, parts, same = open_as_trained(address, channels, trained_on, missing_ok)
     name = next(s for s in SCORED if len(parts.get(s, ())))
     listing = parts[name]
     said = f"{'all' if name == 'all' else 'the'} {len(listing)} {'' if name == 'all' else name + ' '}images"
@@ -179,10 +183,12 @@ def open_for_evaluation(
         said += f", {CHOSE}"
     elif name in ("all", "train") and found.name == trained_on.get("name"):
         said += ", which have changed since training: images that the model was trained on may be among them"
-    return index(listing, classes, str(address), " (vitrail train DATA --from MODEL makes a head for others)"), said
+    return encode_labels(
+        listing, classes, str(address), " (vitrail train DATA --from MODEL makes a head for others)"
+    ), said
 
 
-def kept_beside(
+def open_known_splits(
     address: str | Path,
     classes: tuple[str, ...],
     channels: int,
@@ -190,37 +196,37 @@ def kept_beside(
     missing_ok: bool = False,
 ) -> dict[str, Images]:
     """Every split at an address by name, divided as training did; without those that have a class of their own."""
-    _, parts, _ = parts_as_trained(address, channels, trained_on, missing_ok)
+    _, parts, _ = open_as_trained(address, channels, trained_on, missing_ok)
     known = {name: listing for name, listing in parts.items() if len(listing) and set(listing.labels) <= set(classes)}
-    return {name: index(listing, classes, str(address)) for name, listing in known.items()}
+    return {name: encode_labels(listing, classes, str(address)) for name, listing in known.items()}
 
 
-def parts_as_trained(
+def open_as_trained(
     address: str | Path, channels: int, trained_on: dict[str, Any], missing_ok: bool
-) -> tuple[Found, dict[str, Listing], bool]:
+) -> tuple[Source, dict[str, Listing], bool]:
     """What lies at an address, its splits, and whether it is what the classifier was trained on.
 
     If so, splits that it lacks are divided off as training did.
     """
-    found = find(address, channels, missing_ok)
+    found = open_source(address, channels, missing_ok)
     split = trained_on.get("split")
-    same = bool(split) and trained_on.get("fingerprint") == fingerprint(found)
+    same = bool(split) and trained_on.get("fingerprint") == compute_fingerprint(found)
     if split and same:
-        return found, divided(found.splits, split["test"], split["validation"], split["seed"]), True
+        return found, complete_splits(found.splits, split["test"], split["validation"], split["seed"]), True
     return found, found.splits, False
 
 
-def divided(parts: dict[str, Listing], test: float, validation: float, seed: int) -> dict[str, Listing]:
+def complete_splits(parts: dict[str, Listing], test: float, validation: float, seed: int) -> dict[str, Listing]:
     """The splits with what is missing divided off: test of an undivided source, validation of training."""
     parts = dict(parts)
     if "all" in parts:
-        parts["train"], parts["test"] = divide(parts.pop("all"), test, seed)
+        parts["train"], parts["test"] = split_listing(parts.pop("all"), test, seed)
     if "train" in parts and "validation" not in parts:
-        parts["train"], parts["validation"] = divide(parts["train"], validation, seed + 1)
+        parts["train"], parts["validation"] = split_listing(parts["train"], validation, seed + 1)
     return {name: listing for name, listing in parts.items() if len(listing)}
 
 
-def divide(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listing]:
+def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listing]:
     """(rest, part): `part` has the fraction of each class, at least one image where the class has three.
 
     Which images depends on their names and the seed alone, not on how they are listed; copies of one image stay
@@ -229,41 +235,41 @@ def divide(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listi
     if not fraction:
         return listing, listing.subset([])
     part: list[int] = []
-    table, codes = coded(listing.labels)
-    copies = copies_of(listing)
+    table, codes = factorize(listing.labels)
+    copies = first_duplicates(listing)
     for members in np.split(np.argsort(codes, kind="stable"), np.bincount(codes, minlength=len(table)).cumsum()[:-1]):
         wanted = min(max(round(fraction * len(members)), 1 if len(members) >= 3 else 0), len(members) - 1)
         groups: dict[int, list[int]] = {}
         for i in sorted(members.tolist(), key=lambda i: listing.names[i]):
             groups.setdefault(int(copies[i]), []).append(i)
         chosen: list[int] = []
-        for group in sorted(groups.values(), key=lambda group: derive("split", seed, listing.names[group[0]])):
+        for group in sorted(groups.values(), key=lambda group: derive_seed("split", seed, listing.names[group[0]])):
             if len(chosen) + len(group) <= wanted:
                 chosen += group
         part += chosen
     return listing.subset(np.delete(np.arange(len(listing)), part)), listing.subset(sorted(part))
 
 
-def copies_of(listing: Listing) -> np.ndarray:
+def first_duplicates(listing: Listing) -> np.ndarray:
     """For each image the place of the first with the very same content; only files of equal size are read."""
     first = np.arange(len(listing))
     if isinstance(listing.pixels, Tensor):
         seen: dict[bytes, int] = {}
         return np.array([seen.setdefault(pixels.numpy().tobytes(), i) for i, pixels in enumerate(listing.pixels)])
-    if not isinstance(listing.pixels, Encoded):
+    if not isinstance(listing.pixels, EncodedImages):
         return first  # a set that decodes when asked: too long to read just for this
-    sizes = listing.pixels.sizes()
+    sizes = listing.pixels.byte_sizes()
     _, number, often = np.unique(sizes, return_inverse=True, return_counts=True)
     alike = np.flatnonzero((often[number] > 1) & (sizes >= 0))
-    digests = np.ascontiguousarray(listing.pixels.digests(alike)).view(f"S{DIGEST}").ravel()
+    digests = np.ascontiguousarray(listing.pixels.sha256(alike)).view(f"S{DIGEST}").ravel()
     _, earliest, which = np.unique(digests, return_index=True, return_inverse=True)
     first[alike] = alike[earliest[which]]
     return first
 
 
-def index(listing: Listing, classes: tuple[str, ...], where: str, advice: str = "") -> Images:
+def encode_labels(listing: Listing, classes: tuple[str, ...], where: str, advice: str = "") -> Images:
     """The listing with its class names as numbers; raises `VitrailError` for a class that training does not know."""
-    table, codes = coded(listing.labels)
+    table, codes = factorize(listing.labels)
     unknown = sorted(set(table) - set(classes))
     if unknown:
         raise VitrailError(
@@ -273,11 +279,11 @@ def index(listing: Listing, classes: tuple[str, ...], where: str, advice: str = 
         )
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[label] for label in table], dtype=np.int64)[codes]
-    files = listing.pixels.places() if isinstance(listing.pixels, Encoded) else None
+    files = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None
     return Images(listing.pixels, listing.names, labels, classes, files)
 
 
-def fingerprint(found: Found) -> str:
+def compute_fingerprint(found: Source) -> str:
     """SHA-256 over every split's names, labels and (for files) sizes, in an order of its own.
 
     Rows that come in order, as they mostly do, are not held in memory.
@@ -285,20 +291,24 @@ def fingerprint(found: Found) -> str:
     sha = hashlib.sha256()
     between = b""
     for split, listing in sorted(found.splits.items()):
-        sizes = listing.pixels.sizes() if isinstance(listing.pixels, Encoded) else np.zeros(len(listing), dtype=int)
-        rows = partial(rows_of, split, listing, sizes)
-        for row in rows() if in_order(rows()) else sorted(rows()):
+        sizes = (
+            listing.pixels.byte_sizes()
+            if isinstance(listing.pixels, EncodedImages)
+            else np.zeros(len(listing), dtype=int)
+        )
+        rows = partial(fingerprint_rows, split, listing, sizes)
+        for row in rows() if is_sorted(rows()) else sorted(rows()):
             sha.update(between + row.encode())
             between = b"\n"
     return sha.hexdigest()
 
 
-def rows_of(split: str, listing: Listing, sizes: np.ndarray) -> Iterator[str]:
+def fingerprint_rows(split: str, listing: Listing, sizes: np.ndarray) -> Iterator[str]:
     """A row for each image of a split: what its fingerprint is made of."""
     for name, label, size in zip(listing.names, listing.labels, sizes, strict=True):
         yield f"{split}\0{name}\0{label}\0{size}"
 
 
-def in_order(rows: Iterable[str]) -> bool:
+def is_sorted(rows: Iterable[str]) -> bool:
     """Whether each comes after the one before."""
     return all(a <= b for a, b in pairwise(rows))

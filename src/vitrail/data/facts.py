@@ -14,10 +14,10 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from vitrail.data.copies import MOST, near_duplicates, signature
 from vitrail.data.decode import ImageError, decode_with_header
-from vitrail.data.encoded import Encoded
-from vitrail.data.found import Listing
+from vitrail.data.encoded import EncodedImages
+from vitrail.data.near_duplicates import MAX_PAIRS, compute_signature, near_duplicate_pairs
+from vitrail.data.source import Listing
 from vitrail.files import cache_folder
 
 VERSION = 1  # of what a look holds: older ones are looked at again
@@ -26,37 +26,37 @@ SMALL = 64  # sides that a large image is reduced to before its fine structure i
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageFacts:
     """What one image is, as far as a check needs to know."""
 
     digest: bytes  # SHA-256 of the file, or of the pixels where there is no file
     height: int  # upright
     width: int
-    form: str
-    kind: str
-    transparent: bool
-    turned: bool
-    animated: bool
-    constant: bool  # one colour all over
+    format: str
+    color_type: str
+    is_transparent: bool
+    is_rotated: bool
+    is_animated: bool
+    is_constant: bool  # one colour all over
     signature: bytes | None  # of the fine structure
 
 
-Seen = Look | ImageError
+FactsOrError = ImageFacts | ImageError
 
 
-def look_at_file(images: Encoded, i: int) -> Look:
+def read_file_facts(images: EncodedImages, i: int) -> ImageFacts:
     """Reads and decodes one file; raises `ImageError`."""
-    pixels, header = decode_with_header(images.source(i), name=images.place(i))
-    digest = images.digests(np.array([i]))[0].tobytes()
+    pixels, header = decode_with_header(images.decoder_input(i), name=images.location(i))
+    digest = images.sha256(np.array([i]))[0].tobytes()
     height, width = pixels.shape[-2:]
-    facts = (header.form, header.kind, header.transparent, header.turned, header.animated)
-    return Look(digest, height, width, *facts, *about(pixels))
+    facts = (header.format, header.color_type, header.is_transparent, header.is_rotated, header.is_animated)
+    return ImageFacts(digest, height, width, *facts, *about(pixels))
 
 
-def look_at_pixels(pixels: Tensor, digest: bytes) -> Look:
+def compute_pixel_facts(pixels: Tensor, digest: bytes) -> ImageFacts:
     """The same of pixels that lie in no file."""
     height, width = pixels.shape[-2:]
-    return Look(
+    return ImageFacts(
         digest, height, width, "", "grey" if len(pixels) == 1 else "colour", False, False, False, *about(pixels)
     )
 
@@ -67,11 +67,11 @@ def about(pixels: Tensor) -> tuple[bool, bytes | None]:
     constant = bool((flat.amin(1) == flat.amax(1)).all())
     if min(pixels.shape[-2:]) > SMALL:
         pixels = F.resize(pixels, [SMALL, SMALL], antialias=True)
-    found = None if constant else signature(pixels)
+    found = None if constant else compute_signature(pixels)
     return constant, None if found is None else found.tobytes()
 
 
-def database() -> sqlite3.Connection | None:
+def open_database() -> sqlite3.Connection | None:
     """The database of looks, made anew where it is damaged; None where it cannot be written."""
     path = cache_folder() / f"looks-{VERSION}.sqlite"
     for _ in range(2):
@@ -98,22 +98,22 @@ def database() -> sqlite3.Connection | None:
     return None
 
 
-class Looks:
+class FactsCache:
     """The looks of earlier checks, in a database of the user's cache; without one that works, nothing is kept."""
 
     def __init__(self, fresh: bool = False):
-        self.kept = None if fresh else database()
+        self.kept = None if fresh else open_database()
 
-    def of(self, listing: Listing, where: str, tick: Callable[[], object]) -> list[Seen]:
+    def of(self, listing: Listing, where: str, tick: Callable[[], object]) -> list[FactsOrError]:
         """A look, or the error, for each image of a listing; what has not changed is not read again."""
         with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-            one = self.file if isinstance(listing.pixels, Encoded) else self.pixels
+            one = self.file if isinstance(listing.pixels, EncodedImages) else self.pixels
             keys = [(listing, i, where) for i in range(len(listing))]
-            found: list[Seen] = []
-            changed: list[tuple[str, int, int, Look]] = []
+            found: list[FactsOrError] = []
+            changed: list[tuple[str, int, int, ImageFacts]] = []
             for key, size, time_ns, seen, new in pool.map(one, keys):
                 found.append(seen)
-                if new and isinstance(seen, Look):
+                if new and isinstance(seen, ImageFacts):
                     changed.append((key, size, time_ns, seen))
                     if len(changed) >= 1000:
                         self.keep(changed)
@@ -121,18 +121,18 @@ class Looks:
             self.keep(changed)
         return found
 
-    def file(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, Seen, bool]:
+    def file(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, FactsOrError, bool]:
         """(key, size, time, look, whether it is new) of a file."""
         images, i = key[0].pixels, key[1]
-        assert isinstance(images, Encoded)
+        assert isinstance(images, EncodedImages)
         try:
-            name, size, time_ns = images.stamp(i)
+            name, size, time_ns = images.cache_key(i)
             kept = self.find(name, size, time_ns)
-            return name, size, time_ns, kept or look_at_file(images, i), kept is None
+            return name, size, time_ns, kept or read_file_facts(images, i), kept is None
         except ImageError as error:  # never kept: the disk may have been at fault
-            return images.place(i), 0, 0, error, True
+            return images.location(i), 0, 0, error, True
 
-    def pixels(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, Seen, bool]:
+    def pixels(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, FactsOrError, bool]:
         """The same of pixels, known again by what they are."""
         listing, i, where = key
         try:
@@ -140,11 +140,11 @@ class Looks:
             digest = hashlib.sha256(pixels.numpy().tobytes()).digest()
             name, stamp = f"{where}:{listing.names[i]}", int.from_bytes(digest[:7], "big")
             kept = self.find(name, pixels.numel(), stamp)
-            return name, pixels.numel(), stamp, kept or look_at_pixels(pixels, digest), kept is None
+            return name, pixels.numel(), stamp, kept or compute_pixel_facts(pixels, digest), kept is None
         except ImageError as error:
             return listing.names[i], 0, 0, error, True
 
-    def find(self, key: str, size: int, time_ns: int) -> Look | None:
+    def find(self, key: str, size: int, time_ns: int) -> ImageFacts | None:
         """The look that was kept, if the image has not changed since."""
         if self.kept is None:
             return None
@@ -156,11 +156,11 @@ class Looks:
                 return None
             digest, height, width, form, kind, transparent, turned, animated, constant, signature = row[4:]
             flags = (bool(transparent), bool(turned), bool(animated), bool(constant))
-            return Look(digest, height, width, form, kind, *flags, signature)
+            return ImageFacts(digest, height, width, form, kind, *flags, signature)
         except (sqlite3.Error, ValueError):
             return None
 
-    def keep(self, changed: list[tuple[str, int, int, Look]]) -> None:
+    def keep(self, changed: list[tuple[str, int, int, ImageFacts]]) -> None:
         """Writes new looks and empties the list."""
         today = int(time.time() // 86400)
         if self.kept is not None:
@@ -178,14 +178,14 @@ class Looks:
         """`near_duplicates` of these signatures, remembered."""
         if not signatures:
             return []
-        key = hashlib.sha256(b"".join(signatures) + json.dumps([MOST, kinds]).encode()).digest()
+        key = hashlib.sha256(b"".join(signatures) + json.dumps([MAX_PAIRS, kinds]).encode()).digest()
         if self.kept is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):
                 row = self.kept.execute("SELECT pairs FROM pairs WHERE key = ?", (key,)).fetchone()
                 if row:
                     return [(int(i), int(j), float(likeness)) for i, j, likeness in json.loads(row[0])]
         stack = np.frombuffer(b"".join(signatures), dtype=np.int8).reshape(len(signatures), -1)
-        found = near_duplicates(stack, kinds)
+        found = near_duplicate_pairs(stack, kinds)
         if self.kept is not None:
             with contextlib.suppress(sqlite3.Error), self.kept:
                 day = int(time.time() // 86400)

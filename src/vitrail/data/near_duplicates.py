@@ -18,26 +18,30 @@ from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 
 SIDE = 16
-ALIKE = 0.92  # least cosine of two copies: JPEG at quality 30 keeps it, grey for colour keeps it
-ALIKE_INSIDE = 0.90  # the same of the inner 8x8
+MIN_SIMILARITY = 0.92  # least cosine of two copies: JPEG at quality 30 keeps it, grey for colour keeps it
+MIN_INNER_SIMILARITY = 0.90  # the same of the inner 8x8
 FLAT = 2.0  # deviation in grey levels below which the fine structure is noise, in all and inside
 SMALLEST = 16  # sides in pixels below which alike and copied cannot be told apart: 8x8 digits
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
-MOST = 8  # copies before an image, and after it, that are always paired with it; crowds of more are not paired in full
+MAX_PAIRS = (
+    8  # copies before an image, and after it, that are always paired with it; crowds of more are not paired in full
+)
 CROWD = 1 << 16  # pairs in a block from which on it is cheaper, and takes less memory, to compare all of it in full
 KEPT = 64  # directions that a first look compares; the rest of the distance only adds
 
 
 @dataclass(frozen=True)
-class Pair:
+class DuplicatePair:
     """Two images that are copies of one another; `a` and `b` say (split, place in the split)."""
 
     a: tuple[str, int]
     b: tuple[str, int]
-    likeness: float  # cosine, 1 for the same fine structure
+    similarity: float  # cosine, 1 for the same fine structure
 
 
-def copies_across(splits: Mapping[str, Images], tick: Callable[[], object] = lambda: None) -> list[Pair]:
+def find_near_duplicates(
+    splits: Mapping[str, Images], tick: Callable[[], object] = lambda: None
+) -> list[DuplicatePair]:
     """Every pair of near or exact copies within and across the splits, the most alike first.
 
     `tick` is called once an image. An image that cannot be read, is flat, or has a side below 16 pixels is in no pair.
@@ -47,18 +51,18 @@ def copies_across(splits: Mapping[str, Images], tick: Callable[[], object] = lam
     for split, images in splits.items():
         for i in range(len(images)):
             try:
-                seen = signature(images[i])
+                seen = compute_signature(images[i])
             except ImageError:
                 seen = None
             if seen is not None:
                 places.append((split, i))
                 signatures.append(seen)
             tick()
-    found = near_duplicates(np.stack(signatures), [split for split, _ in places]) if signatures else []
-    return [Pair(places[i], places[j], likeness) for i, j, likeness in found]
+    found = near_duplicate_pairs(np.stack(signatures), [split for split, _ in places]) if signatures else []
+    return [DuplicatePair(places[i], places[j], likeness) for i, j, likeness in found]
 
 
-def signature(image_CHW: Tensor) -> np.ndarray | None:
+def compute_signature(image_CHW: Tensor) -> np.ndarray | None:
     """The fine structure of uint8 pixels (C, h, w) as int8 (256,); None where there is none to compare."""
     if min(image_CHW.shape[-2:]) < SMALLEST:
         return None
@@ -71,7 +75,7 @@ def signature(image_CHW: Tensor) -> np.ndarray | None:
     return (fine * (127 / fine.abs().max())).round().to(torch.int8).flatten().numpy()
 
 
-def near_duplicates(
+def near_duplicate_pairs(
     signatures: np.ndarray, kinds: Sequence[str] = (), block: int = 2048
 ) -> list[tuple[int, int, float]]:
     """The pairs (i < j) of signatures (n, 256) that are copies, with their likeness, the most alike first.
@@ -84,14 +88,14 @@ def near_duplicates(
     names = list(dict.fromkeys(kinds)) or [""]
     kind = torch.tensor([names.index(name) for name in kinds or names * len(signatures)], dtype=torch.int64)
     later, earlier = (torch.zeros(len(signatures), len(names), dtype=torch.int64) for _ in range(2))
-    fine = unit(torch.from_numpy(signatures.astype(np.float32)))
-    inside = unit(fine.view(-1, SIDE, SIDE)[:, 4:12, 4:12].flatten(1))
+    fine = center_and_normalize(torch.from_numpy(signatures.astype(np.float32)))
+    inside = center_and_normalize(fine.view(-1, SIDE, SIDE)[:, 4:12, 4:12].flatten(1))
     _, directions = torch.linalg.eigh(fine.T @ fine)
     coarse = fine @ directions[:, -KEPT:]
     half = coarse.square().sum(1, keepdim=True) / 2
     one = torch.ones_like(half)
     queries, keys = torch.cat([coarse, -half, one], 1), torch.cat([coarse, one, -half], 1)  # product: -distance² / 2
-    least = ALIKE - 1 - 1e-4  # -distance² / 2 of unit vectors at this cosine
+    least = MIN_SIMILARITY - 1 - 1e-4  # -distance² / 2 of unit vectors at this cosine
     found: list[tuple[int, int, float]] = []
     for at in range(0, len(fine), block):
         for to in range(at, len(fine), block):
@@ -103,7 +107,7 @@ def near_duplicates(
                 likeness, within = ((v[at : at + block] @ v[to : to + block].T)[i, j] for v in (fine, inside))
             else:
                 likeness, within = ((v[i + at] * v[j + to]).sum(1) for v in (fine, inside))
-            sure = (likeness >= ALIKE) & (within >= ALIKE_INSIDE)
+            sure = (likeness >= MIN_SIMILARITY) & (within >= MIN_INNER_SIMILARITY)
             i, j, likeness = i[sure] + at, j[sure] + to, likeness[sure]
             (rows, row), (columns, column) = (distinct(places, len(fine)) for places in (i, j))
             alike = torch.zeros(len(rows), len(columns), dtype=torch.bool)
@@ -124,7 +128,7 @@ def among_first(alike: Tensor, rows: Tensor, kind: Tensor, counts: Tensor) -> Te
     for number in sorted(set(kind.tolist())):
         columns = kind == number
         so_many = alike[:, columns].cumsum(1) + counts[rows, number].unsqueeze(1)
-        first[:, columns] = so_many <= MOST
+        first[:, columns] = so_many <= MAX_PAIRS
         counts[rows, number] = so_many[:, -1]
     return first
 
@@ -136,7 +140,7 @@ def distinct(places: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return there.nonzero().flatten(), (there.cumsum(0) - 1)[places]
 
 
-def unit(vectors: Tensor) -> Tensor:
+def center_and_normalize(vectors: Tensor) -> Tensor:
     """Each row less its mean, at length one."""
     centred = vectors - vectors.mean(1, keepdim=True)
     return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-6)
