@@ -140,7 +140,7 @@ def test_batches_from_any_step_on_are_those_of_the_folder(photos: Path, shards: 
     transform = build_augmentation(
         Augment(crop="resized", policy="randaugment", random_erasing=0.5), Preprocess(image_size=(8, 8))
     )
-    ask = {"batch": 5, "seed": 3, "epoch": 1}
+    ask = {"batch_size": 5, "seed": 3, "epoch": 1}
     whole = list(training_batches(open_data(photos).train, transform, workers=0, **ask))
     for start, workers in ((0, 0), (0, 2), (2, 0), (3, 1)):
         found = list(training_batches(open_data(shards).train, transform, workers=workers, start=start, **ask))
