@@ -48,7 +48,7 @@ def images(tmp_path: Path) -> Images:
 
 def batches(images: Images, **options) -> list[tuple[torch.Tensor, torch.Tensor]]:
     transform = build_augmentation(options.pop("augment", EVERYTHING), PREPROCESS)
-    wanted = {"batch": 4, "seed": 0, "epoch": 0, "workers": 0} | options
+    wanted = {"batch_size": 4, "seed": 0, "epoch": 0, "workers": 0} | options
     return list(training_batches(images, transform, **wanted))
 
 

@@ -91,7 +91,7 @@ def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation
         steps += [v2.RandomErasing(augment.random_erasing, value=fill)]
     border = round(augment.crop_padding * min(height, width)) if augment.crop == "padded" else 0
     if not steps:
-        return replace(build_resizing(preprocess), border=border, flip=augment.flip)
+        return replace(build_resizing(preprocess), max_shift=border, flip=augment.flip)
     if augment.crop != "resized":
         steps = [v2.Lambda(preprocess.fit_image), *steps]
     return Augmentation(v2.Compose(steps), is_random=True, max_shift=border, flip=augment.flip)
