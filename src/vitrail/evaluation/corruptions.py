@@ -107,7 +107,7 @@ def measure_robustness(
     for name, corruption in CORRUPTIONS.items():
         levels = []
         for level, strength in enumerate(corruption.strengths):
-            generator = torch.Generator().manual_seed(derive("corruption", seed, name, level))
+            generator = torch.Generator().manual_seed(derive_seed("corruption", seed, name, level))
             parts = [corruption.apply(part, strength, generator) for part in torch.split(pixels, batch_size)]
             right = _right(classifier, torch.cat(parts), labels, batch_size)
             interval = list(wilson_interval(right, len(labels)))

@@ -115,7 +115,7 @@ def read_path_column(table: Path) -> Iterator[str]:
     for number, row in enumerate(rows, start=1):
         name = name or find_column(table, row, PATH_COLUMNS)
         if not row.get(name):
-            raise VitrailError(f"{table}, row {number}: the find_column {name!r} is empty", "fill it in or remove the row")
+            raise VitrailError(f"{table}, row {number}: the column {name!r} is empty", "fill it in or remove the row")
         yield str(table.parent / str(row[name]))
 
 
