@@ -35,7 +35,7 @@ def shard_positions(n: int, recipe: Recipe, world: World) -> list[tuple[Tensor, 
     shards = []
     for micro_batch in torch.arange(n).chunk(recipe.accumulation_steps):
         start, stop = (len(micro_batch) * rank // world.size for rank in (world.rank, world.rank + 1))
-        overlap = int(recipe.augment.mixes and start < stop)
+        overlap = int(recipe.augment.is_mixing and start < stop)
         shards.append((micro_batch[torch.arange(start - overlap, stop) % max(len(micro_batch), 1)], overlap))
     return shards
 
@@ -98,7 +98,7 @@ class ShardedEpoch:
         assert recipe.batch_size is not None
         self.images, self.recipe, self.world, self.epoch, self.refuse = images, recipe, world, epoch, refuse
         self.batch_size = recipe.batch_size
-        self.augmentation = augmentation(recipe.augment, preprocess)
+        self.augmentation = build_augmentation(recipe.augment, preprocess)
         self.no_pixels = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
         self.errors: list[ImageError] = []  # of the images of the current shard that could not be read
 
@@ -107,14 +107,14 @@ class ShardedEpoch:
         reader = training_batches(
             self.images,
             self.augmentation,
-            batch=self.batch_size,
+            batch_size=self.batch_size,
             seed=self.recipe.seed,
             epoch=self.epoch,
             start=start,
             workers=self.recipe.workers,
             processes=self.world.local_size,
-            refuse=self.errors.append,
-            mine=self.shard_indices,
+            on_error=self.errors.append,
+            select=self.shard_indices,
         )
         for indices in batch_indices(len(self.images), self.batch_size, self.recipe.seed, self.epoch)[start:]:
             self.errors.clear()

@@ -58,7 +58,7 @@ def resolve_epochs_and_batch_size(recipe: Recipe, splits: Splits) -> Recipe:
     n = len(splits.train)
     epochs = recipe.epochs or int(np.clip(round(TARGET_SAMPLES_SEEN / n), *EPOCHS_RANGE))
     batch_size = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / STEPS_PER_EPOCH)), *BATCH_SIZE_RANGE))
-    flip = recipe.augment.flip if splits.flippable else 0.0
+    flip = recipe.augment.flip if splits.can_flip else 0.0
     return recipe.with_changes(epochs=epochs, batch_size=batch_size, flip=flip)
 
 

@@ -43,7 +43,7 @@ def resolve_transfer_recipe(
     preprocess = replace(
         preprocess,
         image_size=(height, width),
-        smallest=preprocess.min_size if new_config.patch == config.patch else new_config.patch,
+        min_size=preprocess.min_size if new_config.patch == config.patch else new_config.patch,
         fit=recipe.fit or preprocess.fit,
         interpolation=recipe.interpolation or preprocess.interpolation,
         crop_fraction=recipe.crop_fraction or preprocess.crop_fraction,
