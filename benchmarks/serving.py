@@ -76,7 +76,7 @@ def command(name: str, path: Path, port: int, batch: int) -> list[str]:
     """How a server is started."""
     if name.startswith("vitrail"):
         runtime = "onnxruntime" if "ONNX" in name else "torch"
-        limits = ["--backend", runtime, "--batch", str(batch), "--deadline", "120", "--no-explain"]
+        limits = ["--backend", runtime, "--max-batch-size", str(batch), "--timeout-s", "120", "--no-explain"]
         return [sys.executable, "-m", "vitrail", "serve", str(path), "--port", str(port), *limits]
     modules = {"LitServe": "serving_litserve", "FastAPI, plain": "serving_fastapi", "Ray Serve": "serving_ray"}
     module = modules[name]

@@ -21,7 +21,7 @@ if __name__ == "__main__":
         ray.init("local", num_cpus=count_cores(), _temp_dir=home, **quiet)
         serve.start(http_options={"port": port, "host": "127.0.0.1"})
         serve.run(
-            deployment(path, Settings(batch=batch), threads=count_cores(), ray_actor_options={"num_cpus": 1}),
+            deployment(path, Settings(max_batch_size=batch), threads=count_cores(), ray_actor_options={"num_cpus": 1}),
             route_prefix="/predict",
         )
         signal.sigwait({signal.SIGTERM, signal.SIGINT})

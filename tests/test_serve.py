@@ -519,7 +519,7 @@ def test_random_cancels_never_touch_anybody_else(server: Running, clf: vitrail.C
 
 @pytest.fixture(scope="module")
 def roomless(run: vitrail.Run) -> Iterator[Running]:
-    words = ["--host", "127.0.0.2", "--queue", QUEUE, "--readers", 1, "--workers", 1, "--backend", "torch"]
+    words = ["--host", "127.0.0.2", "--queue-size", QUEUE, "--decode-threads", 1, "--processes", 1, "--backend", "torch"]
     with Running([run.folder, *words, "--no-explain"]) as running:
         yield running
 
@@ -755,7 +755,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(guarded: Running):
         (["{run}", "--port", "99999"], "--port"),
         (["{run}", "--host", "nowhere.invalid", "--no-api-key"], "cannot listen"),
         (["{run}", "--api-key-file", "/nothing"], "cannot be read"),
-        (["{run}", "--queue", "0"], "queue"),
+        (["{run}", "--queue-size", "0"], "queue_size"),
         (["nothing-there"], "nothing-there"),
     ],
 )

@@ -135,7 +135,7 @@ def test_a_mistake_while_starting_ends_the_server(clf: vitrail.Classifier, backe
     listener = servers.listen("127.0.0.1", 0)
     nursery = Broken([], listener, 0)
     models = [known("m", 0, Source("m"), clf)]
-    settings = Settings(backend=backend, workers=1, explain=False)
+    settings = Settings(backend=backend, processes=1, explain=False)
     with listener, pytest.raises(VitrailError, match="cannot be started: .*a mistake"):
         asyncio.run(servers._serve(models, nursery, settings, listener, Duty(0, 1), None, "127.0.0.1"))
 

@@ -53,7 +53,7 @@ def port(run: vitrail.Run) -> Iterator[int]:
             port = free.getsockname()[1]
         serve.start(http_options={"port": port, "host": "127.0.0.1"})
         options = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.5}}
-        serve.run(deployment(str(run.folder), Settings(queue=2 * CLIENTS), threads=1, **options), route_prefix="/")
+        serve.run(deployment(str(run.folder), Settings(queue_size=2 * CLIENTS), threads=1, **options), route_prefix="/")
         try:
             yield port
         finally:

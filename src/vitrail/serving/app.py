@@ -41,7 +41,7 @@ def make_app(
         title="vitrail", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
         description="Image classifiers: plain images, and the Open Inference Protocol v2.",
     )  # fmt: skip
-    bodies = Bodies(settings.body * MIB)
+    bodies = Bodies(settings.max_body_mib * MIB)
 
     def refuse(request: Request, error: Refusal) -> JSONResponse:
         metrics.rejected.labels(error.reason).inc()
@@ -85,9 +85,9 @@ def make_app(
         served = find(models, model)
         if not served.known.classes:
             raise wrong(f"{served.known.name} gives features and knows no classes")
-        deadline = deadline_of(begun(request), timeout or x_request_timeout, settings.deadline)
+        deadline = deadline_of(begun(request), timeout or x_request_timeout, settings.timeout_s)
         async with bodies.read(request, deadline) as body:
-            files = await files_of(request, body, settings.at_once)
+            files = await files_of(request, body, settings.images_per_request)
             note(request, model=served.known.name, images=len(files))
 
             async def work() -> tuple[list[dict[str, Any]], bool]:
@@ -114,7 +114,7 @@ def make_app(
         """What speaks for a class in an image: the map as JSON, or a picture of it as PNG."""
         served = find(models, model)
         options = explain_options(served, method, label, against, layer, head, query)
-        deadline = deadline_of(begun(request), timeout or x_request_timeout, settings.deadline)
+        deadline = deadline_of(begun(request), timeout or x_request_timeout, settings.timeout_s)
         async with bodies.read(request, deadline) as body:
             files = await files_of(request, body, 1)
             note(request, model=served.known.name, images=1)
@@ -196,15 +196,15 @@ def make_app(
         """A request of the protocol: parsed, read, answered, counted."""
         statistics = served.predicting.statistics
         started = begun(request)
-        deadline = deadline_of(started, request.headers.get("x-request-timeout"), settings.deadline)
+        deadline = deadline_of(started, request.headers.get("x-request-timeout"), settings.timeout_s)
         try:
             async with bodies.read(request, deadline) as body:
                 length = request.headers.get(LENGTH_HEADER)
                 asked = await in_time(request, reader.run(read_request, body, length, settings), deadline)
-                if asked.images > settings.at_once:
-                    raise too_much(f"there are {asked.images} images: send {settings.at_once} at most")
+                if asked.images > settings.images_per_request:
+                    raise too_much(f"there are {asked.images} images: send {settings.images_per_request} at most")
                 note(request, model=served.known.name, images=asked.images)
-                limit = min(deadline, deadline_of(started, protocol_timeout(asked.parameters), settings.deadline))
+                limit = min(deadline, deadline_of(started, protocol_timeout(asked.parameters), settings.timeout_s))
 
                 async def work() -> tuple[bytes, dict[str, str]]:
                     read_at = asyncio.get_running_loop().time()

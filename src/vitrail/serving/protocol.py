@@ -153,8 +153,8 @@ def read_input(entry: dict[str, Any], rest: bytes, asked: Asked, settings: Setti
         raise wrong(
             f"the shape of {entry['name']} is {shape}: it must be {'[n]' if datatype == 'BYTES' else '[n, h, w, c]'}"
         )
-    if not 1 <= shape[0] <= settings.at_once:
-        raise too_much(f"there are {shape[0]} images: send 1 to {settings.at_once} at a time")
+    if not 1 <= shape[0] <= settings.images_per_request:
+        raise too_much(f"there are {shape[0]} images: send 1 to {settings.images_per_request} at a time")
     parameters = read_parameters(entry.get("parameters"), "an input")
     raw = None
     if "binary_data_size" in parameters:
@@ -222,8 +222,8 @@ def array(raw: bytes | None, data: Any, shape: Sequence[int], settings: Settings
     """Pixels (n, h, w, c) as uint8."""
     if shape[3] not in (1, 3) or 0 in shape:
         raise wrong(f"the shape of pixels is {list(shape)}: it must be [n, h, w, c] with 1 or 3 channels")
-    if shape[1] * shape[2] > settings.pixels * 1_000_000:
-        raise too_much(f"{shape[2]}x{shape[1]} pixels are more than the {settings.pixels} million that are accepted")
+    if shape[1] * shape[2] > settings.max_megapixels * 1_000_000:
+        raise too_much(f"{shape[2]}x{shape[1]} pixels are more than the {settings.max_megapixels} million that are accepted")
     size = math.prod(shape)
     if raw is not None:
         if len(raw) != size:

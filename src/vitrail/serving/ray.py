@@ -45,9 +45,9 @@ def deployment(
     from starlette.responses import JSONResponse
 
     limits = settings or Settings()
-    batch = limits.batch or 16
+    batch = limits.max_batch_size or 16
 
-    @serve.deployment(name="vitrail", max_queued_requests=limits.queue, max_ongoing_requests=2 * batch, **options)
+    @serve.deployment(name="vitrail", max_queued_requests=limits.queue_size, max_ongoing_requests=2 * batch, **options)
     class Deployment:
         """One replica."""
 
@@ -61,7 +61,7 @@ def deployment(
             self.predictor.warm(batch)
             self.large = threading.Lock()
 
-        @serve.batch(max_batch_size=batch, batch_wait_timeout_s=limits.wait / 1000)  # type: ignore[untyped-decorator, unused-ignore]
+        @serve.batch(max_batch_size=batch, batch_wait_timeout_s=limits.max_delay_ms / 1000)  # type: ignore[untyped-decorator, unused-ignore]
         async def logits(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
             """Pixels of the model's size -> logits; the event loop goes on while the model runs."""
             stacked_BCHW = torch.from_numpy(np.stack(pixels))
@@ -79,8 +79,8 @@ def deployment(
             data = bytearray()
             async for chunk in request.stream():
                 data += chunk
-                if len(data) > limits.body * MIB:
-                    return JSONResponse({"error": f"the body is longer than {limits.body} MiB"}, 413)
+                if len(data) > limits.max_body_mib * MIB:
+                    return JSONResponse({"error": f"the body is longer than {limits.max_body_mib} MiB"}, 413)
             try:
                 pixels_CHW = await asyncio.to_thread(self.pixels, bytes(data))
             except ImageError as error:

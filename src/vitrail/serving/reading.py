@@ -29,13 +29,13 @@ class Reader:
     def __init__(self, settings: Settings, metrics: Metrics):
         self.settings = settings
         self.metrics = metrics
-        self.threads = ThreadPoolExecutor(settings.readers, "reader")
+        self.threads = ThreadPoolExecutor(settings.decode_threads, "reader")
         self.large = ThreadPoolExecutor(1, "large")
         self.waiting = 0
 
     async def read(self, files: Sequence[bytes], preprocess: Preprocess) -> list[Pixels | ImageError]:
         """The pixels of each, or why there are none: one bad file says nothing about the others."""
-        if self.waiting + len(files) > self.settings.queue:
+        if self.waiting + len(files) > self.settings.queue_size:
             raise overloaded(1)
         self.waiting += len(files)
         jobs = [asyncio.create_task(self._one(file, preprocess)) for file in files]
@@ -82,7 +82,7 @@ class Reader:
 def area_of(file: bytes, settings: Settings) -> int:
     """The pixels that an image has by its header; raises `ImageError` where they are more than are accepted."""
     height, width = read_size(io.BytesIO(file))
-    if height * width > (most := settings.pixels * 1_000_000):
+    if height * width > (most := settings.max_megapixels * 1_000_000):
         raise ImageError("image", f"{width}x{height} pixels are more than the {most:,} that are accepted")
     return height * width
 

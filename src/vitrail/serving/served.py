@@ -103,16 +103,16 @@ class Served:
         self.settings = settings
         self.reader = reader
         self.duty = duty
-        self.batch = settings.batch
+        self.batch = settings.max_batch_size
         self.graph = known.graph
         self.runtime = "onnxruntime" if known.graph else "torch"
         self.made_page: bytes | None = None
         self.page_lock = asyncio.Lock()
-        batcher = Batcher(settings.batch or 1, settings.queue, settings.wait / 1000)
-        self.predicting = Lane(known.name, "predict", self._predicts, batcher, metrics, settings.workers or 1)
+        batcher = Batcher(settings.max_batch_size or 1, settings.queue_size, settings.max_delay_ms / 1000)
+        self.predicting = Lane(known.name, "predict", self._predicts, batcher, metrics, settings.processes or 1)
         self.explaining = None
         if settings.explain and known.graph is None:
-            self.explaining = Lane(known.name, "explain", self._explains, Batcher(1, settings.queue), metrics)
+            self.explaining = Lane(known.name, "explain", self._explains, Batcher(1, settings.queue_size), metrics)
 
     @property
     def ready(self) -> bool:
@@ -151,7 +151,7 @@ class Served:
         from vitrail.serving.graph import graph_folder
 
         try:
-            document, _ = await self._once({"do": "graph", "folder": str(graph_folder()), "batch": self.settings.batch})
+            document, _ = await self._once({"do": "graph", "folder": str(graph_folder()), "batch": self.settings.max_batch_size})
         except VitrailError as error:
             if wanted == "onnxruntime":
                 raise

@@ -118,7 +118,7 @@ def serve(
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     share = max(1, count_cores() // len(models))
-    workers = settings.workers or (1 if on_gpu(device) else min(share, MOST_WORKERS))
+    workers = settings.processes or (1 if on_gpu(device) else min(share, MOST_WORKERS))
     duty = Duty(0, settings.threads or max(1, share // workers), device)
     settings = replace(settings, workers=workers)
     logging.basicConfig(level=logging.WARNING, handlers=[Lines()], force=True)
@@ -170,9 +170,9 @@ async def _serve(
     app.state.draining = lambda: door.draining
     config = uvicorn.Config(
         door, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, timeout_keep_alive=IDLE, timeout_graceful_shutdown=round(settings.deadline + LAST),
+        proxy_headers=False, timeout_keep_alive=IDLE, timeout_graceful_shutdown=round(settings.timeout_s + LAST),
     )  # fmt: skip
-    server = Server(config, door, settings.drain)
+    server = Server(config, door, settings.shutdown_delay_s)
     url = f"http://{name}:{port}/"
     log("listening", url=url, models=list(served))
     await server.serve(sockets=[listener])
