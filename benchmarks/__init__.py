@@ -1,1 +1,1 @@
-"""Comparisons that print ratios: vitrail beside its peers, in one run."""
+"""Comparisons of vitrail with other libraries, in one run."""

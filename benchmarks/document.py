@@ -1,15 +1,15 @@
-"""Tables of benchmarks in the documents that show them."""
+"""Updates the tables of benchmarks inside the documents."""
 
 from pathlib import Path
 
 from vitrail.files import write_text
 
 
-def put(text: str, name: str, path: Path) -> None:
-    """Replaces what stands between the marks of this name in a document; raises `SystemExit` where it has none."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = path.read_text().partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        raise SystemExit(f"{path} has no {begin} and {end} to put the table between")
-    write_text(path, f"{before}{begin}\n{text.strip()}\n{end}{after}")
+def replace_table(text: str, name: str, path: Path) -> None:
+    """Replaces the text between the markers of this name in a document; raises `SystemExit` if they are missing."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, has_start, rest = path.read_text().partition(start)
+    _, has_end, after = rest.partition(end)
+    if not has_start or not has_end:
+        raise SystemExit(f"{path} has no {start} and {end} to put the table between")
+    write_text(path, f"{before}{start}\n{text.strip()}\n{end}{after}")

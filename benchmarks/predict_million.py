@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from benchmarks.document import put
+from benchmarks.document import replace_table
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import count_cores, processor_name
 
@@ -159,7 +159,7 @@ def main() -> None:
     text = table(found)
     print(text)
     if arguments.write:
-        put(text, "million", arguments.write)
+        replace_table(text, "million", arguments.write)
 
 
 if __name__ == "__main__":

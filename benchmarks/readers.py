@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from benchmarks.document import put
+from benchmarks.document import replace_table
 from vitrail.data.augment import Augmentation
 from vitrail.data.loader import evaluation_batches, training_batches
 from vitrail.data.open import encode_labels, open_data, open_source
@@ -287,7 +287,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
     text = table(found)
     if arguments.write:
-        put(text, "readers", arguments.write)
+        replace_table(text, "readers", arguments.write)
     print(text)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.document import put
+from benchmarks.document import replace_table
 from vitrail.machine import count_cores, processor_name
 from vitrail.runs.folder import RunFolder
 
@@ -53,7 +53,7 @@ def main() -> None:
     )
     print(table)
     if arguments.write:
-        put(table, "restarts", arguments.write)
+        replace_table(table, "restarts", arguments.write)
 
 
 def worker() -> float:

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 import vitrail
-from benchmarks.document import put
+from benchmarks.document import replace_table
 from vitrail.data.augment import build_augmentation
 from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
@@ -289,7 +289,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
     text = report(found, arguments)
     if arguments.write:
-        put(text, "scale", arguments.write)
+        replace_table(text, "scale", arguments.write)
     print(text)
 
 

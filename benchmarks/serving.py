@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from benchmarks.document import put
+from benchmarks.document import replace_table
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import count_cores
@@ -305,7 +305,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
     text = table(found)
     if arguments.write:
-        put(text, "serving", arguments.write)
+        replace_table(text, "serving", arguments.write)
     print(text)
 
 

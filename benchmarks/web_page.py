@@ -1,10 +1,10 @@
-"""How fast the web page is, in a browser, from disk, with the network off; and a picture of it.
+"""Measures how fast the exported web page is in a browser, offline and from disk; takes a picture of it.
 
     vitrail export runs/x --format web --out page.html
     python benchmarks/web_page.py page.html [--repeats 7] [--picture docs/page.webp]
 
-Needs Debian's Chromium and playwright. Times are the page's own: first paint as the browser reports it, a hover from
-the pointer's event to the frame after the window is drawn.
+Needs Debian's Chromium and playwright. The page measures the times itself: first contentful paint as the browser
+reports it, a hover from the pointer event to the first frame after the map is drawn.
 """
 
 import argparse
@@ -18,81 +18,81 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-HOVER = """() => {
+FIRST_PAINT_MS = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+MEASURE_HOVERS = """() => {
   window.hovers = [];
   document.getElementById("pane").addEventListener("pointermove", () => {
     const start = performance.now();
     requestAnimationFrame(() => setTimeout(() => window.hovers.push(performance.now() - start)));
   }, true);
 }"""
-ASK = """async () => {
+MEASURE_MODEL = """async () => {
   const { image } = vitrail.scene();
   const model = await vitrail.waking;
   const target = new Float32Array(vitrail.about.classes.length).fill(0);
   target[0] = 1;
-  const one = Array.from({ length: vitrail.scene().chances[0].length / 2 }, (_, i) => 2 * i);
-  const half = Array.from({ length: 6 }, () => one);
-  const found = {};
-  for (const [name, ask] of [["look", () => model.look(image)], ["map", () => model.map(image, target)],
+  const everySecond = Array.from({ length: vitrail.scene().chances[0].length / 2 }, (_, i) => 2 * i);
+  const half = Array.from({ length: 6 }, () => everySecond);
+  const medians = {};
+  for (const [name, run] of [["look", () => model.look(image)], ["map", () => model.map(image, target)],
                              ["hide", () => model.keep(image, half)]]) {
     const times = [];
     for (let i = 0; i < 9; i++) {
       const start = performance.now();
-      await ask();
+      await run();
       times.push(performance.now() - start);
     }
-    found[name] = times.sort((a, b) => a - b)[4];
+    medians[name] = times.sort((a, b) => a - b)[4];
   }
-  return found;
+  return medians;
 }"""
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Loads the page several times and prints a Markdown table of the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--picture", type=Path, metavar="FILE.webp")
-    parser.add_argument("--view", default="#image=2&hide=30", help="what the picture shows, as addresses say it")
+    parser.add_argument("--view", default="#image=2&hide=30", help="the page's URL fragment for the picture")
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     flags = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
     address = arguments.page.resolve().as_uri()
-    seen: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         for _ in range(arguments.repeats):
             context = browser.new_context(offline=True, viewport={"width": 1280, "height": 1060})
             page = context.new_page()
-            for name, value in measured(page, address).items():
-                seen.setdefault(name, []).append(value)
+            for name, value in measure_load(page, address).items():
+                times.setdefault(name, []).append(value)
             context.close()
         if arguments.picture:
-            take(browser.new_context(offline=True, viewport={"width": 1280, "height": 1060}).new_page(),
+            take_picture(browser.new_context(offline=True, viewport={"width": 1280, "height": 1060}).new_page(),
                  address + arguments.view, arguments.picture)  # fmt: skip
         browser.close()
     print(f"{arguments.page.stat().st_size / 1e6:.2f} MB, {arguments.repeats} loads, {os.cpu_count()} CPU cores, "
           f"load average {os.getloadavg()[0]:.1f}\n")  # fmt: skip
-    print("| what | median | from | to |\n| --- | ---: | ---: | ---: |")
-    for name, values in seen.items():
+    print("| time of | median | minimum | maximum |\n| --- | ---: | ---: | ---: |")
+    for name, values in times.items():
         print(f"| {name} | {statistics.median(values):.0f} ms | {min(values):.0f} | {max(values):.0f} |")
 
 
-def measured(page: Page, address: str) -> dict[str, float]:
-    """One load: milliseconds by name."""
+def measure_load(page: Page, address: str) -> dict[str, float]:
+    """Loads the page once; returns milliseconds by name."""
     page.goto(address, wait_until="commit")
     page.get_by_text("Answered in").wait_for(timeout=120_000)
-    found = {"first paint": float(page.evaluate(PAINT))}
-    found["model awake, after the page was asked for"] = float(page.evaluate("performance.now()"))
-    asked: dict[str, Any] = page.evaluate(ASK)
-    found |= {
-        "answer, attention and lens of an image": asked["look"],
-        "map of a class": asked["map"],
-        "half the patches hidden, by the map and five times at random": asked["hide"],
+    times = {"first contentful paint": float(page.evaluate(FIRST_PAINT_MS))}
+    times["model ready, since navigation"] = float(page.evaluate("performance.now()"))
+    model: dict[str, Any] = page.evaluate(MEASURE_MODEL)
+    times |= {
+        "logits, attention and logit lens of an image": model["look"],
+        "map of a class": model["map"],
+        "logits with half of the patches, for six sets of patches": model["hide"],
     }
     page.locator("#tab-attention").click()
-    page.evaluate(HOVER)
+    page.evaluate(MEASURE_HOVERS)
     box = page.locator("#canvas").bounding_box()
     assert box
     for step in range(24):
@@ -100,12 +100,12 @@ def measured(page: Page, address: str) -> dict[str, float]:
         page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
         page.wait_for_timeout(40)
     hovers = page.evaluate("window.hovers")
-    found["hover, median"], found["hover, slowest of 24"] = statistics.median(hovers), max(hovers)
-    return found
+    times["hover, median"], times["hover, slowest of 24"] = statistics.median(hovers), max(hovers)
+    return times
 
 
-def take(page: Page, address: str, out: Path) -> None:
-    """A picture of the page as it opens, at the size of a README."""
+def take_picture(page: Page, address: str, out: Path) -> None:
+    """Writes a picture of the page, at a size for the README."""
     page.goto(address)
     page.get_by_text("Over all steps").wait_for(timeout=120_000)
     page.wait_for_timeout(500)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import cancels, serving, time_to_accuracy
-from benchmarks.throughput import goal_said
+from benchmarks.throughput import describe_ratios
 
 from vitrail.benchmarking.candidates import VITRAIL, Candidate
 from vitrail.benchmarking.results import make_rows
@@ -41,9 +41,9 @@ def test_what_cannot_be_drawn_is_refused_before_anything_runs(
 def test_ours_is_held_against_the_fastest_of_all_rows():
     seconds = {(VITRAIL, "fast"): 2.0, ("timm", "fp32"): 4.0, ("timm", "bf16"): 1.0, ("torchvision", "fp32"): 3.0}
     timings = {Candidate(*who, lambda: lambda: None): Timing((each,) * 3) for who, each in seconds.items()}
-    assert goal_said(make_rows(timings, 8)) == ["best peer timm bf16 8.0 images/s;", "fast 0.50 (0.50 to 0.50);"]
+    assert describe_ratios(make_rows(timings, 8)) == ["best peer timm bf16 8.0 images/s;", "fast 0.50 (0.50 to 0.50);"]
     ours = {each: timing for each, timing in timings.items() if each.library == VITRAIL}
-    assert goal_said(make_rows(ours, 8)) == ["no peers"]
+    assert describe_ratios(make_rows(ours, 8)) == ["no peers"]
 
 
 def test_a_client_that_reaches_nobody_counts_a_failure():

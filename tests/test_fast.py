@@ -189,7 +189,7 @@ def test_who_cannot_be_built_is_named_and_the_race_goes_on():
     assert [row.library for row in found.rows] == [VITRAIL]
     assert found.failed == {"timm x": "no compiler"}
     assert found.best_peer is None
-    with pytest.raises(vitrail.VitrailError, match="nothing could be run"):
+    with pytest.raises(vitrail.VitrailError, match="no candidate could be run"):
         run_benchmark([Candidate("timm", "x", broken)], 1, rounds=2, min_seconds=0, clock="cpu", device=CPU)
 
 
@@ -200,7 +200,7 @@ def test_what_the_host_takes_is_told(tmp_path: Path):
     assert taken() == 0.0
     stat.write_text("cpu  140 10 70 9000 7 4 11 65 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
     assert taken() == 20 / (20 + 40 + 10 + 20 + 2 + 8)  # idle time and waiting for a disk are nobody's
-    assert "took 20% of the processors" in (describe_steal(taken()) or "")
+    assert "took 20% of the CPU time" in (describe_steal(taken()) or "")
     stat.write_text("an other system\n")
     assert taken() is measure_steal_time(tmp_path / "nothing")() is None
     assert describe_steal(None) is describe_steal(0.01) is None
@@ -212,7 +212,7 @@ def test_a_peer_that_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.Monk
     monkeypatch.setitem(PEERS, "nobody-s-vit", lambda config: None)
     here, missing = find_installed_peers(ViTConfig(**{**TINY, "image_size": (16, 24)}))
     assert "torchvision" not in here
-    assert missing["torchvision"] == "torchvision takes square colour images alone"
+    assert missing["torchvision"] == "torchvision takes only square color images"
     assert missing["nobody-s-vit"] == "not installed (pip install nobody-s-vit)"
 
 
@@ -236,7 +236,7 @@ def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, c
     vitrail.Classifier(vit, names, Preprocess(image_size=(16, 16))).save(tmp_path / "m.safetensors")
     words = ["bench", tmp_path / "m.safetensors", "--batch", 1, "--rounds", 1, "--turn", 0.001, "--threads", 1]
     _, document, _ = ask(capsys, *words, "--memory")
-    (plain,) = (row for row in document["races"]["inference, batch 1"] if row["mode"] == "fp32")
+    (plain,) = (row for row in document["benchmarks"]["inference, batch 1"] if row["mode"] == "fp32")
     weights = sum(4 * parameter.numel() for parameter in vit.parameters())
     assert weights < plain["peak_memory"] < 1.6 * weights
 
@@ -247,8 +247,8 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
     assert code == 0
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == document
     assert (tmp_path / "out" / "bench.png").stat().st_size > 5000
-    assert set(document["races"]) == {"inference, batch 2", "training step, batch 2"}
-    rows = document["races"]["inference, batch 2"]
+    assert set(document["benchmarks"]) == {"inference, batch 2", "training step, batch 2"}
+    rows = document["benchmarks"]["inference, batch 2"]
     assert {("vitrail", "fast"), ("timm", "fp32"), ("timm", "ONNX Runtime int8")} <= {
         (r["library"], r["mode"]) for r in rows
     }
@@ -258,7 +258,7 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
     ours = next(row for row in rows if row["mode"] == "fast")
     assert ours["ratio"][0] == pytest.approx(np.median(np.divide(best["seconds"], ours["seconds"])))
     assert document["agreement"]["images"] == 12
-    assert document["agreement"]["same"] == 1
+    assert document["agreement"]["agreement"] == 1
     assert document["threads"] == 1
     assert not document["failed"]
 
@@ -301,7 +301,7 @@ def test_the_benchmark_runs(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "o" / "throughput.json").read_text())
-    assert len(document["sizes"]["quick"]["races"]) == 3
+    assert len(document["sizes"]["quick"]["benchmarks"]) == 3
     table = (tmp_path / "o" / "throughput.md").read_text()
     assert re.search(r"\| vitrail \| fast \| [\d,.]+ \| [\d.]+ \([\d.]+ to [\d.]+\) \|", table)
     assert (tmp_path / "o" / "throughput.png").exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -101,3 +104,15 @@ def progress_bar(description: str, total: int | None) -> Iterator[ProgressBar]:
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
         yield ProgressBar(description, total, progress)
+
+
+@contextmanager
+def silence_output() -> Iterator[None]:
+    """Inside, other libraries print nothing: no log below errors, no warnings, nothing on stdout and stderr."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(level)

@@ -1,4 +1,4 @@
-"""How fast a ViT is on this machine, beside other libraries' ViTs of the same size, in one run."""
+"""Speed and memory of a ViT on this machine, compared with other libraries' ViTs of the same size in one run."""
 
 from vitrail.benchmarking.candidates import Candidate, Workload, inference_candidates, training_candidates
 from vitrail.benchmarking.peers import find_installed_peers

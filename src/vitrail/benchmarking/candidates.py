@@ -1,13 +1,9 @@
-"""Who is timed: our ViT and its peers, in every way each is run."""
+"""The candidates of a benchmark: vitrail's ViT and its peers, in every mode in which each can run."""
 
 import copy
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.benchmarking.peers import PEERS
+from vitrail.console import silence_output
 from vitrail.fast import make_fast_vit
 from vitrail.machine import has_native_bf16
 from vitrail.model import ViT, ViTConfig
@@ -28,62 +25,63 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A library's ViT run in one way; `make` builds it and gives a function that runs one batch."""
+    """A library's ViT in one mode; `build` makes it and returns a function that runs one batch."""
 
     library: str
     mode: str
     build: Callable[[], Run]
-
-    @property
-    def has_comparable_memory(self) -> bool:
-        """Whether running it takes more memory than building it, which a compiler or an exporter turns round."""
-        return "compiled" not in self.mode and "ONNX" not in self.mode
+    has_comparable_memory: bool = True  # False if compiling or exporting dominates its peak memory
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What all contenders of a run are given: the same size, batch and device."""
+    """The model size, the batch and the device that all candidates of a benchmark share."""
 
     config: ViTConfig
     batch_size: int
     device: torch.device
-    vit: ViT | None = None  # the trained model that is ours; without it one with random weights
+    vit: ViT | None = None  # vitrail's trained model; None for random weights
 
     def images(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalised images (B, C, H, W)."""
-        drawn = torch.Generator().manual_seed(0)
+        """Random normalized images (B, C, H, W), the same at every call."""
+        generator = torch.Generator().manual_seed(0)
         size = (self.batch_size, self.config.channels, *to_pair(self.config.image_size))
-        return torch.randn(size, generator=drawn).to(self.device, dtype)
+        return torch.randn(size, generator=generator).to(self.device, dtype)
 
-    def model(self, who: str) -> nn.Module:
-        """A library's ViT, fresh."""
+    def model(self, library: str) -> nn.Module:
+        """A new ViT of the library."""
         torch.manual_seed(0)
-        if who == VITRAIL:
+        if library == VITRAIL:
             return (copy.deepcopy(self.vit) if self.vit else ViT(self.config)).to(self.device)
-        return PEERS[who](self.config).to(self.device)
+        return PEERS[library](self.config).to(self.device)
 
 
-def training_candidates(task: Workload, peers: Sequence[str]) -> list[Candidate]:
-    """A step with AdamW on each library's ViT: forward, cross-entropy, backward, update; the optimiser is the same."""
-    ways = {
-        "fp32": partial(prepare_training_step, dtype=torch.float32),
-        "bf16 autocast": partial(prepare_training_step, dtype=torch.bfloat16),
-    }
-    if task.device.type == "cuda":
-        ways["bf16 autocast, compiled"] = partial(prepare_training_step, dtype=torch.bfloat16, compile=True)
-    return [Candidate(who, way, partial(make, task, who)) for who in (VITRAIL, *peers) for way, make in ways.items()]
+def training_candidates(workload: Workload, peers: Sequence[str]) -> list[Candidate]:
+    """A training step of each library's ViT: forward, cross-entropy, backward, the same AdamW for all."""
+    modes = [
+        ("fp32", partial(prepare_training_step, dtype=torch.float32), True),
+        ("bf16 autocast", partial(prepare_training_step, dtype=torch.bfloat16), True),
+    ]
+    if workload.device.type == "cuda":
+        compiled = partial(prepare_training_step, dtype=torch.bfloat16, compile=True)
+        modes.append(("bf16 autocast, compiled", compiled, False))
+    return [
+        Candidate(library, mode, partial(prepare, workload, library), has_comparable_memory)
+        for library in (VITRAIL, *peers)
+        for mode, prepare, has_comparable_memory in modes
+    ]
 
 
-def prepare_training_step(task: Workload, who: str, dtype: torch.dtype, compile: bool = False) -> Run:
-    """A step on one batch that is already on the device."""
-    model = task.model(who).train().requires_grad_(True)
+def prepare_training_step(workload: Workload, library: str, dtype: torch.dtype, compile: bool = False) -> Run:
+    """A training step on one batch that is already on the device."""
+    model = workload.model(library).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    images_BCHW = task.images()
-    labels_B = torch.arange(task.batch_size, device=task.device) % max(task.config.classes, 1)
+    images_BCHW = workload.images()
+    labels_B = torch.arange(workload.batch_size, device=workload.device) % max(workload.config.classes, 1)
     forward = compile_model(model) if compile else model
 
     def step() -> None:
-        with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(workload.device.type, dtype, enabled=dtype != torch.float32):
             logits_BY = forward(images_BCHW)
         F.cross_entropy(logits_BY.float(), labels_B).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -93,37 +91,38 @@ def prepare_training_step(task: Workload, who: str, dtype: torch.dtype, compile:
 
 
 def inference_candidates(
-    task: Workload, peers: Sequence[str], *, compile: bool = True, onnx: bool = True
+    workload: Workload, peers: Sequence[str], *, compile: bool = True, onnx: bool = True
 ) -> list[Candidate]:
-    """Logits of a batch: ours plainly and by the fast path, the peers eager, one of them compiled and in ONNX Runtime.
-
-    That one is the first: compiled or exported, they are all the same graph.
+    """The logits of a batch: vitrail in fp32 and by its fast path, the peers eager, the first peer also compiled and in
+    ONNX Runtime. One peer is enough for the latter: compiled or exported, all peers are the same graph.
     """
-    half = has_native_bf16(task.device)
-    on_cpu = task.device.type == "cpu"
-    ways: dict[tuple[str, str], Callable[..., Run]] = {
-        (VITRAIL, "fp32"): prepare_eager,
-        (VITRAIL, "fast"): prepare_fast,
-    }
+    has_bf16 = has_native_bf16(workload.device)
+    candidates: list[Candidate] = []
+
+    def add(library: str, mode: str, prepare: Callable[[Workload, str], Run], has_comparable_memory: bool) -> None:
+        candidates.append(Candidate(library, mode, partial(prepare, workload, library), has_comparable_memory))
+
+    add(VITRAIL, "fp32", prepare_eager, True)
+    add(VITRAIL, "fast", prepare_fast, True)
     if compile:
-        ways[VITRAIL, "fast, compiled"] = partial(prepare_fast, compile=True)
-    for who in peers:
-        ways[who, "fp32"] = prepare_eager
-        if half:
-            ways[who, "bf16"] = partial(prepare_eager, dtype=torch.bfloat16)
-    for who in peers[:1]:
+        add(VITRAIL, "fast, compiled", partial(prepare_fast, compile=True), False)
+    for library in peers:
+        add(library, "fp32", prepare_eager, True)
+        if has_bf16:
+            add(library, "bf16", partial(prepare_eager, dtype=torch.bfloat16), True)
+    for library in peers[:1]:
         if compile:
-            ways[who, "fp32, compiled"] = prepare_compiled
-        if compile and half:
-            ways[who, "bf16, compiled"] = partial(prepare_compiled, dtype=torch.bfloat16)
-        if onnx and on_cpu:
-            ways[who, "ONNX Runtime fp32"] = partial(prepare_onnx_runtime, int8=False)
-            ways[who, "ONNX Runtime int8"] = partial(prepare_onnx_runtime, int8=True)
-    return [Candidate(who, way, partial(make, task, who)) for (who, way), make in ways.items()]
+            add(library, "fp32, compiled", prepare_compiled, False)
+        if compile and has_bf16:
+            add(library, "bf16, compiled", partial(prepare_compiled, dtype=torch.bfloat16), False)
+        if onnx and workload.device.type == "cpu":
+            add(library, "ONNX Runtime fp32", partial(prepare_onnx_runtime, int8=False), False)
+            add(library, "ONNX Runtime int8", partial(prepare_onnx_runtime, int8=True), False)
+    return candidates
 
 
 def prepare_inference(model: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Run:
-    """The logits of one batch."""
+    """The forward pass of one batch, in inference mode."""
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -132,88 +131,80 @@ def prepare_inference(model: Callable[[Tensor], Tensor], images_BCHW: Tensor) ->
     return run
 
 
-def prepare_eager(task: Workload, who: str, dtype: torch.dtype = torch.float32) -> Run:
-    """The library's own forward, its weights in this dtype."""
-    return prepare_inference(task.model(who).eval().to(dtype), task.images(dtype))
+def prepare_eager(workload: Workload, library: str, dtype: torch.dtype = torch.float32) -> Run:
+    """The library's own forward pass with weights in this dtype."""
+    return prepare_inference(workload.model(library).eval().to(dtype), workload.images(dtype))
 
 
-def prepare_fast(task: Workload, who: str, compile: bool = False) -> Run:
-    """Our fast path."""
-    dtype = torch.bfloat16 if has_native_bf16(task.device) else torch.float32
-    vit = task.model(who)
+def prepare_fast(workload: Workload, library: str, compile: bool = False) -> Run:
+    """vitrail's fast path, in bf16 where the device computes it natively."""
+    dtype = torch.bfloat16 if has_native_bf16(workload.device) else torch.float32
+    vit = workload.model(library)
     assert isinstance(vit, ViT)
-    return prepare_inference(
-        make_fast_vit(vit, dtype, compile=[task.batch_size] if compile else []), task.images(dtype)
-    )
+    fast_vit = make_fast_vit(vit, dtype, compile=[workload.batch_size] if compile else [])
+    return prepare_inference(fast_vit, workload.images(dtype))
 
 
-def prepare_compiled(task: Workload, who: str, dtype: torch.dtype = torch.float32) -> Run:
-    """The library's forward through torch.compile: on CPU with its weights frozen into the code."""
+def prepare_compiled(workload: Workload, library: str, dtype: torch.dtype = torch.float32) -> Run:
+    """The library's forward pass through torch.compile; on CPU the weights are constants of the compiled code."""
     import torch._inductor.config as inductor
 
-    model = compile_model(task.model(who).eval().requires_grad_(False).to(dtype))
-    run = prepare_inference(model, task.images(dtype))
-    with inductor.patch(freezing=task.device.type == "cpu"):
+    model = compile_model(workload.model(library).eval().requires_grad_(False).to(dtype))
+    run = prepare_inference(model, workload.images(dtype))
+    with inductor.patch(freezing=workload.device.type == "cpu"):
         run()
     return run
 
 
 def compile_model(model: nn.Module) -> nn.Module:
-    """The model through torch.compile, on a GPU in CUDA graphs."""
+    """The model through torch.compile; on a GPU with CUDA graphs."""
     on_gpu = next(model.parameters()).device.type == "cuda"
-    made: nn.Module = torch.compile(model, mode="reduce-overhead" if on_gpu else "default", dynamic=False)  # type: ignore[assignment]
-    return made
+    compiled: nn.Module = torch.compile(model, mode="reduce-overhead" if on_gpu else "default", dynamic=False)  # type: ignore[assignment]
+    return compiled
 
 
-def prepare_onnx_runtime(task: Workload, who: str, *, int8: bool) -> Run:
-    """The model exported to ONNX Runtime, with as many threads as torch has.
+def prepare_onnx_runtime(workload: Workload, library: str, *, int8: bool) -> Run:
+    """The exported model in ONNX Runtime, with as many threads as torch uses.
 
-    `int8` quantises the weights by channel and the activations as they come (dynamic quantisation).
+    `int8`: weights quantized per channel, activations dynamically.
     """
     import onnxruntime
 
-    images = task.images().numpy()
+    images = workload.images().numpy()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
-    file = export_onnx(task.config, who, int8)
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    model = export_onnx(workload.config, library, int8)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"images": images})
 
 
 @lru_cache(maxsize=2)
-def export_onnx(config: ViTConfig, who: str, int8: bool) -> bytes:
+def export_onnx(config: ViTConfig, library: str, int8: bool) -> bytes:
     """The model as an ONNX file for batches of any size."""
+    if int8:
+        return quantize_onnx(export_onnx(config, library, False))
+    workload = Workload(config, 2, torch.device("cpu"))  # with one image the exporter would fix the batch size at 1
+    with silence_output():
+        model = workload.model(library).eval()
+        program: Any = torch.onnx.export(
+            model, (workload.images(),), dynamo=True, dynamic_shapes=({0: "batch"},), input_names=["images"],
+            verbose=False,
+        )  # fmt: skip
+    proto = program.model_proto
+    del proto.graph.value_info[:]  # the exporter's shape annotations, on which quantization fails
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+def quantize_onnx(model: bytes) -> bytes:
+    """The ONNX file with its linear layers in int8 by ONNX Runtime's dynamic quantization, weights per channel."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    if int8:
-        made = onnx.load_from_string(export_onnx(config, who, False))
-        with quiet(), TemporaryDirectory() as folder:
-            path = Path(folder) / "int8.onnx"
-            some = ["MatMul", "Gemm"]
-            quantize_dynamic(made, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=some)
-            return path.read_bytes()
-    two = Workload(config, 2, torch.device("cpu"))  # one image would be taken for a batch that is always one
-    with quiet():
-        model = two.model(who).eval()
-        program: Any = torch.onnx.export(
-            model, (two.images(),), dynamo=True, dynamic_shapes=({0: "batch"},), input_names=["images"], verbose=False
-        )
-    made = program.model_proto
-    del made.graph.value_info[:]  # shapes noted by the exporter, on which quantising stumbles
-    written: bytes = made.SerializeToString()
-    return written
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What exporters and quantisers say to themselves is not said."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    proto = onnx.load_from_string(model)
+    with silence_output(), TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        linear = ["MatMul", "Gemm"]
+        quantize_dynamic(proto, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=linear)
+        return path.read_bytes()

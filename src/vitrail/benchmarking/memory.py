@@ -1,8 +1,9 @@
-"""The memory that a contender takes at its highest, measured where nobody else's counts."""
+"""Peak memory of a candidate, without that of the others."""
 
 import multiprocessing
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
@@ -10,66 +11,63 @@ import torch
 from vitrail.benchmarking.candidates import Candidate
 
 CALLS = 2
-STATUS = Path("/proc/self/status")
+STATUS_FILE = Path("/proc/self/status")
 
 
-def measure_peak_memory(contenders: Sequence[Candidate], device: torch.device, threads: int) -> list[int | None]:
-    """Bytes beyond what the libraries take by being imported, at the highest of building and two calls.
+def measure_peak_memory(candidates: Sequence[Candidate], device: torch.device, threads: int) -> list[int | None]:
+    """The peak memory in bytes of building each candidate and running two batches, without the imported libraries.
 
-    On CPU resident memory, each contender in a process of its own; on a GPU what torch's allocator gave out. None
-    where the system does not say (it does on Linux), and for what is compiled or exported first.
+    On CPU it is resident memory, each candidate in a process of its own; on a GPU the memory that torch allocated. None
+    on systems other than Linux, and for candidates whose peak is that of compiling or exporting.
     """
     if device.type == "cuda":
-        return [measure_on_gpu(each, device) if each.has_comparable_memory else None for each in contenders]
-    if not STATUS.exists():
-        return [None] * len(contenders)
+        return [measure_on_gpu(each, device) if each.has_comparable_memory else None for each in candidates]
+    if not STATUS_FILE.exists():
+        return [None] * len(candidates)
     context = multiprocessing.get_context("forkserver")
-    libraries = sorted({each.library.replace("-", "_") for each in contenders})
-    context.set_forkserver_preload(
-        ["vitrail.benchmarking.candidates", *libraries]
-    )  # imported once, before anyone is measured
-    return [measure_in_process(context, each, threads) if each.has_comparable_memory else None for each in contenders]
+    libraries = sorted({candidate.library.replace("-", "_") for candidate in candidates})
+    # The fork server imports them once, so that they are not part of any candidate's memory.
+    context.set_forkserver_preload(["vitrail.benchmarking.candidates", *libraries])
+    return [measure_in_process(context, each, threads) if each.has_comparable_memory else None for each in candidates]
 
 
-def measure_on_gpu(contender: Candidate, device: torch.device) -> int:
-    """The highest that torch's allocator gave out, beyond what it held before."""
+def measure_on_gpu(candidate: Candidate, device: torch.device) -> int:
+    """The peak of torch's allocator, minus the memory allocated before."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    run = contender.build()
+    run = candidate.build()
     for _ in range(CALLS):
         run()
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def measure_in_process(
-    context: multiprocessing.context.ForkServerContext, contender: Candidate, threads: int
-) -> int | None:
-    """In a process of its own."""
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=report_peak, args=(contender, threads, theirs))
+def measure_in_process(context: ForkServerContext, candidate: Candidate, threads: int) -> int | None:
+    """The peak in a new process; None if it dies, for example of too little memory."""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=report_peak, args=(candidate, threads, sender))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        peak: int = ours.recv()
-    except EOFError:  # it died, of too much memory perhaps
+        peak: int = receiver.recv()
+    except EOFError:
         return None
     finally:
         process.join()
     return peak
 
 
-def report_peak(contender: Candidate, threads: int, answer: Connection) -> None:
-    """Sends how far the highest resident memory lies above that before the contender was built."""
+def report_peak(candidate: Candidate, threads: int, sender: Connection) -> None:
+    """Sends the peak resident memory, minus that before the candidate is built."""
     torch.set_num_threads(threads)
     before = read_resident_memory("VmRSS")
-    run = contender.build()
+    run = candidate.build()
     for _ in range(CALLS):
         run()
-    answer.send(read_resident_memory("VmHWM") - before)
+    sender.send(read_resident_memory("VmHWM") - before)
 
 
 def read_resident_memory(field: str) -> int:
-    """Bytes that this process holds now (VmRSS) or held at most (VmHWM)."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    """The resident memory of this process in bytes: now (VmRSS) or at its peak (VmHWM)."""
+    line = next(line for line in STATUS_FILE.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Other libraries' ViTs of the size that a config describes: plain ones, with a class token and random weights."""
+"""ViTs of other libraries in the size of a config: with a class token and random weights."""
 
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ def timm_vit(config: ViTConfig) -> nn.Module:
 
 
 def torchvision_vit(config: ViTConfig) -> nn.Module:
-    """torchvision's VisionTransformer, which knows square colour images alone."""
+    """torchvision's VisionTransformer, for square color images only."""
     from torchvision.models import VisionTransformer
 
     model: nn.Module = VisionTransformer(
@@ -44,7 +44,7 @@ def torchvision_vit(config: ViTConfig) -> nn.Module:
 
 
 class LogitsOnly(nn.Module):
-    """transformers' models take and give things by name; this one takes images and gives logits."""
+    """A model of transformers that takes images and returns logits, instead of named arguments and outputs."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -56,13 +56,13 @@ class LogitsOnly(nn.Module):
 
 
 def transformers_vit(config: ViTConfig) -> nn.Module:
-    """transformers' ViTForImageClassification with the fused attention that is its default."""
-    from transformers import ViTConfig as TheirConfig
+    """transformers' ViTForImageClassification with fused attention, its default."""
+    from transformers import ViTConfig as PeerConfig
     from transformers import ViTForImageClassification
 
     return LogitsOnly(
         ViTForImageClassification(
-            TheirConfig(
+            PeerConfig(
                 hidden_size=config.width,
                 num_hidden_layers=config.depth,
                 num_attention_heads=config.heads,
@@ -80,9 +80,9 @@ def transformers_vit(config: ViTConfig) -> nn.Module:
 
 def vit_pytorch_vit(config: ViTConfig) -> nn.Module:
     """vit-pytorch's ViT."""
-    from vit_pytorch import ViT as TheirViT
+    from vit_pytorch import ViT as PeerViT
 
-    model: nn.Module = TheirViT(
+    model: nn.Module = PeerViT(
         image_size=to_pair(config.image_size),
         patch_size=config.patch,
         num_classes=max(config.classes, 1),
@@ -96,15 +96,15 @@ def vit_pytorch_vit(config: ViTConfig) -> nn.Module:
     return model
 
 
-def square_image_size(config: ViTConfig, who: str) -> int:
-    """The side of a square colour image; raises `UsageError` for another, which this library does not take."""
+def square_image_size(config: ViTConfig, library: str) -> int:
+    """The height and width of a square color image; raises `UsageError` for other images."""
     height, width = to_pair(config.image_size)
     if height != width or config.channels != 3:
-        raise UsageError(f"{who} takes square colour images alone")
+        raise UsageError(f"{library} takes only square color images")
     return height
 
 
-PEERS: dict[str, Callable[[ViTConfig], nn.Module]] = {  # by the name of their package
+PEERS: dict[str, Callable[[ViTConfig], nn.Module]] = {  # by package name
     "timm": timm_vit,
     "torchvision": torchvision_vit,
     "transformers": transformers_vit,
@@ -113,8 +113,8 @@ PEERS: dict[str, Callable[[ViTConfig], nn.Module]] = {  # by the name of their p
 
 
 def find_installed_peers(config: ViTConfig) -> tuple[list[str], dict[str, str]]:
-    """The peers that can be set beside this config, and why others cannot."""
-    here, missing = [], {}
+    """The peers that have a ViT for this config, and the reason for each one that does not."""
+    available, missing = [], {}
     for name in PEERS:
         try:
             version(name)
@@ -125,5 +125,5 @@ def find_installed_peers(config: ViTConfig) -> tuple[list[str], dict[str, str]]:
         except UsageError as error:
             missing[name] = error.sentence
         else:
-            here.append(name)
-    return here, missing
+            available.append(name)
+    return available, missing

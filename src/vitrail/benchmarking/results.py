@@ -1,6 +1,6 @@
-"""Timings -> rows: images a second, and how many times the best of the peers."""
+"""Runs a benchmark and turns its timings into rows: images per second, and the ratio to the fastest peer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,22 +11,20 @@ from vitrail.benchmarking.timing import Timing, time_alternately
 from vitrail.errors import VitrailError, first_line
 from vitrail.machine import measure_steal_time
 
-MAX_STEAL_FRACTION = (
-    0.05  # part of the processors that a host may take away before timings have to be told as disturbed
-)
+MAX_STEAL_FRACTION = 0.05  # above this fraction of CPU steal time, timings are reported as disturbed
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """A contender's figures; ratios are medians of the rounds' ratios with their quartiles."""
+    """The results of one candidate; `ratio` is (median, lower quartile, upper quartile) over rounds."""
 
     library: str
     mode: str
     images_per_second: float
-    milliseconds: float  # of a batch
-    ratio: tuple[float, float, float] | None  # times as fast as the best peer; of the best peer itself one
-    peak_memory: int | None = None
-    seconds: tuple[float, ...] = ()  # of each round, for whoever wants to compute something else
+    milliseconds: float  # per batch
+    ratio: tuple[float, float, float] | None  # speed divided by that of the fastest peer; None without peers
+    peak_memory: int | None = None  # bytes
+    seconds: tuple[float, ...] = ()  # per batch, for each round
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
@@ -35,102 +33,107 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """The rows of one race, and who could not take part and why."""
+    """The rows of one benchmark, and the candidates that failed with the reason."""
 
     rows: list[BenchmarkRow]
     failed: dict[str, str]
-    steal_fraction: float | None = None  # part of the processors that the host took away while it was timed
+    steal_fraction: float | None = None  # CPU steal time during the timing, as a fraction of busy time
 
     @property
     def best_peer(self) -> BenchmarkRow | None:
-        """The fastest row that is not ours."""
-        theirs = [row for row in self.rows if row.library != VITRAIL]
-        return max(theirs, key=lambda row: row.images_per_second, default=None)
+        """The fastest row of another library."""
+        peers = [row for row in self.rows if row.library != VITRAIL]
+        return max(peers, key=lambda row: row.images_per_second, default=None)
 
 
 def run_benchmark(
-    contenders: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     batch_size: int,
     *,
     rounds: int,
     min_seconds: float,
     clock: str,
     device: torch.device,
-    on_step: Callable[[str], object] = lambda doing: None,
+    on_step: Callable[[str], object] = lambda step: None,
 ) -> BenchmarkResult:
-    """Builds the contenders and times them in turn; one that cannot be built or run is named with its reason."""
-    torch._dynamo.reset()  # code compiled for an earlier race would count against the compiler's limit for one function
+    """Builds the candidates and times them in turn; one that cannot be built or run is reported with its reason.
+
+    `on_step` is called with a description of each step. Raises `VitrailError` if no candidate runs.
+    """
+    torch._dynamo.reset()  # code compiled for an earlier benchmark would count against torch's recompilation limit
     runs: dict[Candidate, Run] = {}
     failed: dict[str, str] = {}
-    for each in contenders:
-        on_step(f"building {each.library} {each.mode}")
+    for candidate in candidates:
+        on_step(f"building {candidate.library} {candidate.mode}")
         try:
-            run = each.build()
+            run = candidate.build()
             run()
-        except Exception as error:  # whatever another library raises: a compiler that is missing, an operator unknown
-            failed[f"{each.library} {each.mode}"] = first_line(error)
+        except Exception as error:  # of any library: no compiler, an unknown operator
+            failed[f"{candidate.library} {candidate.mode}"] = first_line(error)
         else:
-            runs[each] = run
+            runs[candidate] = run
     if not runs:
-        raise VitrailError("nothing could be run", next(iter(failed.values()), None))
-    on_step(f"timing {len(runs)} contenders")
-    taken = measure_steal_time()
+        raise VitrailError("no candidate could be run", next(iter(failed.values()), None))
+    on_step(f"timing {len(runs)} candidates")
+    read_steal_fraction = measure_steal_time()
     timings = time_alternately(list(runs.values()), rounds=rounds, min_seconds=min_seconds, clock=clock, device=device)
-    return BenchmarkResult(make_rows(dict(zip(runs, timings, strict=True)), batch_size), failed, taken())
+    rows = make_rows(dict(zip(runs, timings, strict=True)), batch_size)
+    return BenchmarkResult(rows, failed, read_steal_fraction())
 
 
-def make_rows(timings: dict[Candidate, Timing], batch: int) -> list[BenchmarkRow]:
-    """A row for each, beside the peer with the shortest median."""
-    theirs = [timing for each, timing in timings.items() if each.library != VITRAIL]
-    best = min(theirs, key=lambda timing: timing.median, default=None)
+def make_rows(timings: Mapping[Candidate, Timing], batch_size: int) -> list[BenchmarkRow]:
+    """A row for each candidate, with its ratio to the peer with the shortest median."""
+    peers = [timing for candidate, timing in timings.items() if candidate.library != VITRAIL]
+    best = min(peers, key=lambda timing: timing.median, default=None)
     return [
         BenchmarkRow(
-            each.library,
-            each.mode,
-            images_per_second=batch / timing.median,
+            candidate.library,
+            candidate.mode,
+            images_per_second=batch_size / timing.median,
             milliseconds=1000 * timing.median,
             ratio=timing.ratio(best) if best else None,
             seconds=timing.seconds,
         )
-        for each, timing in timings.items()
+        for candidate, timing in timings.items()
     ]
 
 
-def describe_steal(taken: float | None) -> str | None:
-    """A sentence for timings that the machine's host disturbed, else None."""
-    if taken is None or taken < MAX_STEAL_FRACTION:
+def describe_steal(fraction: float | None) -> str | None:
+    """A warning for timings with much CPU steal time, else None."""
+    if fraction is None or fraction < MAX_STEAL_FRACTION:
         return None
-    return f"the host took {taken:.0%} of the processors away while it was timed"
+    return f"the host took {fraction:.0%} of the CPU time during the timing (steal time)"
 
 
 def add_peak_memory(
-    rows: Sequence[BenchmarkRow], contenders: Sequence[Candidate], peaks: Sequence[int | None]
+    rows: Sequence[BenchmarkRow], candidates: Sequence[Candidate], peaks: Sequence[int | None]
 ) -> list[BenchmarkRow]:
-    """The rows with their peaks of memory, which were measured in the order of the contenders."""
-    known = {(each.library, each.mode): peak for each, peak in zip(contenders, peaks, strict=True)}
-    return [replace(row, peak_memory=known[row.library, row.mode]) for row in rows]
+    """The rows with the peak memory of their candidates; `peaks` has the order of `candidates`."""
+    by_candidate = {(each.library, each.mode): peak for each, peak in zip(candidates, peaks, strict=True)}
+    return [replace(row, peak_memory=by_candidate[row.library, row.mode]) for row in rows]
+
+
+def sort_rows(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """vitrail first, then by speed."""
+    return sorted(rows, key=lambda row: (row.library != VITRAIL, -row.images_per_second))
 
 
 def format_markdown(rows: Sequence[BenchmarkRow]) -> str:
-    """The rows as a table, ours first, then by speed."""
+    """The rows as a Markdown table, sorted."""
     lines = [
-        "| who | how | images/s | times the best peer (quartiles) | peak memory, MiB |",
+        "| library | mode | images/s | ratio to the fastest peer (quartiles) | peak memory, MiB |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for row in sort_rows(rows):
         memory = "-" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.0f}"
-        lines.append(f"| {row.library} | {row.mode} | {row.images_per_second:,.1f} | {format_ratio(row)} | {memory} |")
+        speed = f"{row.images_per_second:,.1f}"
+        lines.append(f"| {row.library} | {row.mode} | {speed} | {format_ratio(row)} | {memory} |")
     return "\n".join(lines) + "\n"
-
-
-def sort_rows(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """Ours first, then by speed."""
-    return sorted(rows, key=lambda row: (row.library != VITRAIL, -row.images_per_second))
 
 
 def format_ratio(row: BenchmarkRow) -> str:
     """A ratio with its quartiles."""
     if row.ratio is None:
         return "-"
-    middle, low, high = row.ratio
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    median, low, high = row.ratio
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"

@@ -1,6 +1,6 @@
-"""Timing that is fair on a machine that is not quiet: everyone in turn, again and again, compared within a round.
+"""Fair timing on a machine with other load: all candidates in turn, for several rounds.
 
-What else the machine does falls on all alike; ratios are taken round by round and never against an older run
+Other load affects all candidates alike; ratios are computed within a round and never against an older run
 (docs/benchmarks.md).
 """
 
@@ -17,20 +17,20 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call, round by round: rounds of all contenders in one run stand beside one another."""
+    """Seconds per call in each round; the same round of two timings of one run is comparable."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The median round."""
+        """The median over rounds."""
         return float(np.median(self.seconds))
 
     def ratio(self, other: "Timing") -> tuple[float, float, float]:
-        """How many times as fast as the other: the median of the rounds' ratios, and their quartiles."""
+        """The speed divided by that of the other: median, lower and upper quartile of the rounds' ratios."""
         ratios = np.array(other.seconds) / np.array(self.seconds)
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        return float(middle), float(low), float(high)
+        low, median, high = np.percentile(ratios, [25, 50, 75])
+        return float(median), float(low), float(high)
 
 
 def time_alternately(
@@ -40,31 +40,31 @@ def time_alternately(
     min_seconds: float = 0.2,
     clock: str = "wall",
     device: torch.device | None = None,
-    tick: Callable[[], object] = lambda: None,
+    on_measurement: Callable[[], object] = lambda: None,
 ) -> list[Timing]:
-    """Each run in turn, `rounds` times; a turn lasts about `turn` seconds, at least one call.
+    """Times each run in turn, `rounds` times; a measurement lasts about `min_seconds`, and at least one call.
 
-    Every round starts with another one, so that none always follows the same. `tick` is called after each turn. Each
-    has been called twice before anything is timed. On a GPU a turn ends when the device has finished.
+    Each round starts with another run, so that no run always follows the same one. Every run is called twice before the
+    timing. `on_measurement` is called after each measurement. On a GPU a measurement ends when the device has finished.
     """
-    read = CLOCKS[clock]
+    read_clock = CLOCKS[clock]
 
-    def timed(run: Run, calls: int) -> float:
-        began = read()
+    def seconds_per_call(run: Run, calls: int) -> float:
+        started = read_clock()
         for _ in range(calls):
             run()
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (read() - began) / calls
+        return (read_clock() - started) / calls
 
     calls = []
     for run in runs:
-        timed(run, 1)
-        calls.append(max(1, round(min_seconds / max(timed(run, 1), 1e-6))))
+        seconds_per_call(run, 1)
+        calls.append(max(1, round(min_seconds / max(seconds_per_call(run, 1), 1e-6))))
     seconds: list[list[float]] = [[] for _ in runs]
-    for number in range(rounds):
-        for place in range(len(runs)):
-            at = (place + number) % len(runs)
-            seconds[at].append(timed(runs[at], calls[at]))
-            tick()
+    for first in range(rounds):
+        for offset in range(len(runs)):
+            index = (first + offset) % len(runs)
+            seconds[index].append(seconds_per_call(runs[index], calls[index]))
+            on_measurement()
     return [Timing(tuple(each)) for each in seconds]

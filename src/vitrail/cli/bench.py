@@ -123,9 +123,10 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
             log(f"warning: {title}: {said}; repeat it at a quieter time, or use --clock cpu")
     machine = describe_hardware(classifier.device)
     document: dict[str, Any] = {
-        "model": str(arguments.model), "size": get_size_name(config_to_json(config)), **machine, "clock": arguments.clock,
-        "rounds": arguments.rounds, "missing": missing, "failed": failed, "taken_away": taken,
-        "races": {title: [row.to_json() for row in rows] for title, rows in races.items()},
+        "model": str(arguments.model), "size": get_size_name(config_to_json(config)), **machine,
+        "clock": arguments.clock,
+        "rounds": arguments.rounds, "missing": missing, "failed": failed, "steal_fraction": taken,
+        "benchmarks": {title: [row.to_json() for row in rows] for title, rows in races.items()},
     }  # fmt: skip
     shown: list[object] = [
         f"{arguments.model}: {document['size']} at {config.image_size} pixels; "
@@ -148,8 +149,8 @@ def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
 def agreement_said(agreed: dict[str, Any]) -> str:
     """The agreement in a sentence."""
     return (
-        f"fast and plain give the same {agreed['of']} on {agreed['same']:.2%} of {agreed['images']} images; "
-        f"largest difference {agreed['apart']:.2%} of the largest answer"
+        f"fast and plain give the same {agreed['compared']} on {agreed['agreement']:.2%} of {agreed['images']} images; "
+        f"largest difference {agreed['relative_difference']:.2%} of the largest answer"
     )
 
 

@@ -1,13 +1,9 @@
 """A classifier -> an ONNX file with all that using it takes: weights, classes, preprocessing, temperature, card."""
 
 import json
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import Classifier
+from vitrail.console import silence_output
 from vitrail.errors import UsageError, VitrailError
 from vitrail.exporting.int8 import quantize
 from vitrail.exporting.model_card import write_model_card
@@ -79,7 +76,7 @@ def build_onnx_model(classifier: Classifier, extras: ProgramOptions) -> Any:
     weights = sum(4 * parameter.numel() for parameter in classifier.vit.parameters())
     if weights > MAX_BYTES - (64 << 20):
         raise VitrailError(f"the weights take {weights / 1e9:.1f} GB, one ONNX file holds 2", "use --format torch")
-    with silence_exporter():
+    with silence_output():
         made = torch.onnx.export(
             trace_program(classifier, extras), (), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=list(extras.inputs), output_names=list(extras.outputs),
@@ -150,15 +147,3 @@ def milliseconds(answer: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
     start = time.perf_counter()
     answer(pixels)
     return 1e3 * (time.perf_counter() - start)
-
-
-@contextmanager
-def silence_exporter() -> Iterator[None]:
-    """Inside, torch's exporter keeps its progress and the warnings about its own workings to itself."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.disable(level)

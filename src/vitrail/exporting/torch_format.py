@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import Classifier
+from vitrail.console import silence_output
 from vitrail.errors import UsageError
-from vitrail.exporting.onnx_format import silence_exporter
 from vitrail.exporting.program import LOGITS, TARGET, ProgramOptions
 from vitrail.exporting.result import ExportResult, new_path
 from vitrail.exporting.trace import trace_program
@@ -41,7 +41,7 @@ def export_torch(
     artefact = Artifact(
         classifier.vit.config, classifier.classes, classifier.preprocess, classifier.temperature, classifier.origin
     )
-    with silence_exporter():
+    with silence_output():
         whole = BytesIO()
         document = json.dumps(artefact.to_json(), ensure_ascii=False)
         torch.export.save(trace_program(classifier, extras), whole, extra_files={DOCUMENT: document})

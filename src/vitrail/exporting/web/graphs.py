@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.classifier import Classifier
+from vitrail.console import silence_output
 from vitrail.exporting.map_program import logits_and_map
-from vitrail.exporting.onnx_format import OPSET, silence_exporter
+from vitrail.exporting.onnx_format import OPSET
 from vitrail.exporting.program import Program, plain_attention
 from vitrail.model.position import Rotate
 
@@ -147,7 +148,7 @@ def onnx_of(
     module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dynamic: Any = None
 ) -> Any:
     """The module as an ONNX model, just as it was traced: transposed weights stay one tensor and a Transpose."""
-    with torch.no_grad(), silence_exporter():
+    with torch.no_grad(), silence_output():
         program = torch.onnx.export(
             module, given, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=inputs,
             output_names=outputs, dynamic_shapes=dynamic,
