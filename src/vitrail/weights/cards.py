@@ -1,7 +1,7 @@
-"""Known public checkpoints, as data: what each is, how its images are prepared, what its outputs are called.
+"""Known public checkpoints as data: config, preprocessing, class names, license and source of each.
 
-The rows are in `cards.jsonl`, made by `tools/make_cards.py` from what timm, torchvision and open_clip say of their
-weights, and checked against those libraries by the tests. A card holds facts about a checkpoint, never its weights.
+The rows are in `cards.jsonl`. `tools/make_cards.py` makes it from the metadata of timm, torchvision and open_clip, and
+the tests compare it with these libraries. A card holds facts about a checkpoint, never its weights.
 """
 
 import json
@@ -15,7 +15,8 @@ from vitrail.errors import UsageError, did_you_mean
 from vitrail.model import ViTConfig
 from vitrail.weights.classes import get_class_names
 from vitrail.weights.config_json import config_from_json, position_to_json
-from vitrail.weights.layouts import LAYOUTS, Layout
+from vitrail.weights.conversion import Layout
+from vitrail.weights.layouts import LAYOUTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,56 +24,64 @@ class Card:
     """A public checkpoint."""
 
     name: str
-    layout: str
-    config: dict[str, Any]  # what differs from ViT-B/16 without classes
+    layout: str  # a key of LAYOUTS
+    config: dict[str, Any]  # the fields that differ from ViT-B/16 without classes
     preprocess: dict[str, Any]
-    labels: str = ""  # the set whose names the outputs bear; "" for a backbone or an embedding
+    labels: str = ""  # the set of classes, such as imagenet-1k; "" for a backbone or an embedding
     license: str = "unknown"
-    source: str = ""  # a hub id, or the address of one file
-    sha256: str = ""  # of the file, or the beginning of it
-    accuracy: dict[str, float] = field(default_factory=dict)  # as its publisher reports it: top1, top5 on ImageNet-1k
+    source: str = ""  # a hub id, or the URL of one file
+    sha256: str = ""  # the hash of the file, or its first digits
+    accuracy: dict[str, float] = field(default_factory=dict)  # on ImageNet-1k, as published: top1, top5
 
     @property
     def file_name(self) -> str:
-        """The name of the file where the source is one."""
+        """The name of the file if the source is a URL, else ""."""
         return self.source.rsplit("/", 1)[-1] if "://" in self.source else ""
 
     def build_config(self) -> ViTConfig:
-        """The ViT's config, positions resized by the family's rule."""
-        learned = position_to_json(LAYOUTS[self.layout].learned)
-        return config_from_json({"position": learned, **self.config})
+        """Returns the ViT's config; positions are resized as the layout's family does."""
+        position = position_to_json(self.get_layout().position)
+        return config_from_json({"position": position, **self.config})
 
     def build_preprocess(self) -> Preprocess:
-        """How images are prepared."""
         return Preprocess.from_json(self.preprocess)
 
     def list_classes(self) -> tuple[str, ...]:
-        """The outputs' names; none for a backbone or an embedding."""
+        """Returns the names of the outputs; none for a backbone or an embedding."""
         return get_class_names(self.labels, self.build_config().classes)
 
     def get_layout(self) -> Layout:
-        """The layout of its file."""
         return LAYOUTS[self.layout]
 
 
 @cache
 def load_cards() -> dict[str, Card]:
-    """All cards by name."""
+    """Returns all cards by name."""
     lines = files("vitrail.weights").joinpath("cards.jsonl").read_text(encoding="utf-8").splitlines()
     return {card.name: card for card in (Card(**json.loads(line)) for line in lines)}
 
 
-def find_card(name: str) -> Card:
-    """The card of this name; a timm or torchvision name may stand without its default tag.
+def list_untagged(name: str) -> list[str]:
+    """Returns the cards whose name without its last part, the tag of timm and torchvision, is `name`."""
+    return [card for card in load_cards() if card.rpartition(".")[0] == name]
 
-    Raises `UsageError` with the nearest names.
+
+def is_card_name(name: str) -> bool:
+    """Whether `find_card` knows the name, be it ambiguous."""
+    return name in load_cards() or bool(list_untagged(name))
+
+
+def find_card(name: str) -> Card:
+    """Returns the card with this name; the tag of a timm or torchvision name may be omitted if it is the only one.
+
+    Raises `UsageError` with the nearest names for an unknown name, and with all tags for an ambiguous one.
     """
-    known = load_cards()
-    if name in known:
-        return known[name]
-    tagged = [each for each in known if each.rpartition(".")[0] == name]
+    cards = load_cards()
+    if name in cards:
+        return cards[name]
+    tagged = list_untagged(name)
     if len(tagged) == 1:
-        return known[tagged[0]]
+        return cards[tagged[0]]
     if tagged:
         raise UsageError(f"{name!r} is several checkpoints", f"name one of them: {', '.join(sorted(tagged))}")
-    raise UsageError(f"there is no card named {name!r}", did_you_mean(name, known) or "vitrail models lists the cards")
+    raise UsageError(f"there is no card named {name!r}", did_you_mean(name, cards) or "vitrail models lists the cards")

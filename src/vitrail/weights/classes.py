@@ -2,27 +2,24 @@
 
 from functools import cache
 
+from vitrail.weights.parsed_config import make_unique
+
 
 def get_class_names(labels: str, count: int) -> tuple[str, ...]:
-    """The names of `count` outputs trained on a set of labels; numbers where the names are not at hand."""
+    """Returns the names of `count` outputs for a set of classes; numbered names for a set that is not included."""
     if not labels or not count:
         return ()
     if labels == "imagenet-1k" and count == 1000:
         return load_imagenet_classes()
-    return tuple(f"{labels} {number}" for number in range(count))
+    return tuple(f"{labels} {index}" for index in range(count))
 
 
 @cache
 def load_imagenet_classes() -> tuple[str, ...]:
-    """The thousand names of ImageNet-1k in the order of every public head, as torchvision keeps them.
+    """Returns the names of ImageNet-1k in the order of every public head, as torchvision has them.
 
-    Two names stand for two classes each (crane, maillot); the second of each gets its number.
+    Two names (crane, maillot) occur twice; the second of each gets its index.
     """
     from torchvision.models import ViT_B_16_Weights
 
-    seen: set[str] = set()
-    names = []
-    for number, name in enumerate(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"]):
-        names.append(f"{name} ({number})" if name in seen else name)
-        seen.add(name)
-    return tuple(names)
+    return make_unique(tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"]))

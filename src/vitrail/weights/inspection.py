@@ -1,4 +1,4 @@
-"""What a weight file is, without building a model of it."""
+"""Describes a weight file without building its model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from vitrail.weights.weight_files import match_cards
 
 
 def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
-    """The kind of file, its tensors; for an artefact everything it says of itself, else the family and size it fits.
+    """Returns the kind of a file and its tensors; of an artifact its metadata, of other weights what they match.
 
-    Raises `VitrailError` for a missing or damaged file; one of torch's own is opened only with `torch_files`.
+    Raises `VitrailError` for a missing or damaged file; a file of torch's format is read only with `torch_files`.
     """
     if is_artifact(path):
         document, weights = read_safetensors(path)
@@ -22,7 +22,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
         document, weights = None, read_tensors(path, torch_files=torch_files)
     facts: dict[str, Any] = {
         "file": str(path),
-        "kind": "vitrail artefact" if document else "weights",
+        "kind": "vitrail artifact" if document else "weights",
         "bytes": path.stat().st_size,
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "tensors": {
@@ -31,19 +31,17 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
         },
     }
     if document:
-        artefact, _ = read_artifact(path)
-        facts |= {
-            "config": config_to_json(artefact.config),
-            "classes": list(artefact.classes),
-            "preprocess": artefact.preprocess.to_json(),
-            "temperature": artefact.temperature,
-            "origin": artefact.origin,
+        artifact, _ = read_artifact(path)
+        return facts | {
+            "config": config_to_json(artifact.config),
+            "classes": list(artifact.classes),
+            "preprocess": artifact.preprocess.to_json(),
+            "temperature": artifact.temperature,
+            "origin": artifact.origin,
         }
-    else:
-        fits = [card for card, _ in match_cards(weights)]
-        facts |= {
-            "layouts": [LAYOUTS[key].about for key, _ in find_layouts(weights)],
-            "sizes": sorted({get_size_name(config_to_json(card.build_config())) for card in fits}),
-            "cards": sorted(card.name for card in fits),
-        }
-    return facts
+    cards = [card for card, _ in match_cards(weights)]
+    return facts | {
+        "layouts": [LAYOUTS[key].description for key, _ in find_layouts(weights)],
+        "sizes": sorted({get_size_name(config_to_json(card.build_config())) for card in cards}),
+        "cards": sorted(card.name for card in cards),
+    }

@@ -1,4 +1,4 @@
-"""The sizes of ViTs that the field has names for."""
+"""The sizes of ViTs that have common names."""
 
 from typing import Any
 
@@ -19,24 +19,23 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def get_size_name(config: dict[str, Any]) -> str:
-    """What the field calls this size, with its patch (`S/14`); width x depth where it has no name."""
-    found = [name for name, size in SIZES.items() if all(config[field] == size[field] for field in ("width", "depth"))]
-    return f"{found[0] if found else '{width}x{depth}'.format(**config)}/{config['patch']}"
+    """Returns the common name of a config's size with its patch (`S/14`), or `{width}x{depth}/{patch}`."""
+    shape = (config["width"], config["depth"])
+    names = [name for name, size in SIZES.items() if (size["width"], size["depth"]) == shape]
+    return f"{names[0] if names else '{width}x{depth}'.format(**config)}/{config['patch']}"
 
 
 def list_sizes() -> list[dict[str, Any]]:
-    """Each size with its parameters at 224 pixels, patch 16 (from So400m on 14), 1000 classes."""
+    """Returns each size with its number of parameters at 224 pixels, 1000 classes and the patch in use for it."""
     import torch
 
-    from vitrail.model import ViT
-    from vitrail.weights.config_json import config_from_json
+    from vitrail.model import ViT, ViTConfig
 
-    found = []
+    rows = []
     for name, size in SIZES.items():
         patch = 14 if name in ("So400m", "H", "g") else 16
+        config = ViTConfig(**size, patch=patch, classes=1000, mlp="swiglu" if name == "g" else "gelu")
         with torch.device("meta"):
-            vit = ViT(
-                config_from_json({**size, "patch": patch, "classes": 1000, "mlp": "swiglu" if name == "g" else "gelu"})
-            )
-        found.append({"size": name, **size, "patch": patch, "parameters": sum(p.numel() for p in vit.parameters())})
-    return found
+            vit = ViT(config)
+        rows.append({"size": name, **size, "patch": patch, "parameters": sum(p.numel() for p in vit.parameters())})
+    return rows

@@ -1,4 +1,4 @@
-"""Files of tensors, whoever wrote them -> names and tensors. Nothing is ever unpickled but plain tensors."""
+"""Files of tensors in any format -> names and tensors. Only plain tensors are ever unpickled."""
 
 import json
 from pathlib import Path
@@ -8,29 +8,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.weights.artifact import read_safetensors
-from vitrail.weights.torchscript import is_archive, read_archive
+from vitrail.weights.torchscript import is_torchscript, read_torchscript
 
-TORCH = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-WRAPPERS = ("model", "state_dict", "teacher", "target_encoder")  # keys under which trainers put their weights
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+STATE_DICT_KEYS = ("model", "state_dict", "teacher", "target_encoder")  # keys under which trainers save weights
 SHARD_INDEX = "model.safetensors.index.json"
 
 
 def read_tensors(path: Path, *, torch_files: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, the index of several, an `.npz`, or with `torch_files` a file of torch's own.
+    """Reads a safetensors file, an index of several, an `.npz` file, or with `torch_files` a file of torch's format.
 
-    Raises `VitrailError` where the file is missing, damaged or holds anything else.
+    Raises `VitrailError` if the file is missing or damaged or holds anything but tensors.
     """
     if not path.is_file():
         raise VitrailError(f"there is no file {path}")
-    if path.suffix.lower() in TORCH:
+    if path.suffix.lower() in TORCH_SUFFIXES:
         if not torch_files:
             raise UsageError(
-                f"{path} is a file of torch's own, a format that can carry code",
+                f"{path} is a file of torch's own format, which can carry code",
                 "--torch-files reads the plain tensors in it and refuses anything else",
             )
-        return read_torch(path)
+        return read_torch_file(path)
     if path.name.endswith(".index.json"):
         return read_sharded_safetensors(path)
     if path.suffix.lower() == ".npz":
@@ -39,63 +39,62 @@ def read_tensors(path: Path, *, torch_files: bool = False) -> dict[str, Tensor]:
 
 
 def read_sharded_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of several safetensors files, by their index."""
-    listed = read_shard_index(path)
+    """Reads the safetensors files of an index; raises `VitrailError` if none of them has a listed tensor."""
+    files = read_shard_index(path)
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(listed.values())):
+    for name in sorted(set(files.values())):
         tensors |= read_safetensors(path.parent / name)[1]
-    if missing := sorted(set(listed) - set(tensors)):
+    if missing := sorted(set(files) - set(tensors)):
         raise VitrailError(f"{path} lists {missing[0]}, which is in none of its files", "download the files again")
     return tensors
 
 
 def read_shard_index(path: Path) -> dict[str, str]:
-    """The file of each tensor, as an index says; raises `VitrailError` where it is none or leads out of its folder."""
+    """Returns the file of each tensor; raises `VitrailError` for another file and for paths outside the folder."""
     try:
-        listed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = set(listed.values())
+        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = set(files.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise VitrailError(f"{path} is not an index of safetensors files") from None
-    for name in files:
+    for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise VitrailError(f"{path} names a file outside its folder: {name!r}")
-    return listed
+    return files
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """The arrays of an `.npz` file; arrays of Python objects are refused."""
+    """Reads the arrays of an `.npz` file; raises `VitrailError` for arrays of Python objects."""
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
     except MemoryError:
         raise
-    except Exception as error:  # numpy, zipfile and zlib raise whatever the damage brings up
+    except Exception as error:  # numpy, zipfile and zlib raise many types for damaged files
         raise VitrailError(f"{path} is cut short or not an .npz file of plain arrays ({error})") from None
 
 
-def read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of torch's own file, without running anything in it; trainers' wrappers are taken off."""
-    if is_archive(path):
-        return read_archive(path)
+def read_torch_file(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a file of torch's format without running anything in it."""
+    if is_torchscript(path):
+        return read_torchscript(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage brings up
-        said = str(error).split("\n")[0]
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
         raise VitrailError(
-            f"{path} holds more than plain tensors, or is damaged; nothing in it was run ({said})",
+            f"{path} holds more than plain tensors, or is damaged; nothing in it was run ({first_line(error)})",
             "get the weights as safetensors",
         ) from None
-    return unwrapped(found, path)
+    return unwrap_state_dict(loaded, path)
 
 
-def unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors in what a trainer saved: itself, or under one of the usual keys."""
-    for key in WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        raise VitrailError(f"{path} holds no dictionary of tensors but {type(found).__name__}")
-    tensors = {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+def unwrap_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of what a trainer saved: the object itself, or the value of one of the usual keys."""
+    for key in STATE_DICT_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict):
+        raise VitrailError(f"{path} holds {type(loaded).__name__} instead of a dictionary of tensors")
+    tensors = {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
     if not tensors:
-        raise VitrailError(f"{path} holds no tensors under the names that trainers use ({', '.join(WRAPPERS)})")
+        raise VitrailError(f"{path} holds no tensors under the keys that trainers use ({', '.join(STATE_DICT_KEYS)})")
     return tensors

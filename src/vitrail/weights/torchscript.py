@@ -1,7 +1,7 @@
-"""TorchScript archives (OpenAI's CLIP) -> names and tensors; the program in them is neither compiled nor run.
+"""TorchScript archives (OpenAI's CLIP) -> names and tensors, without compiling or running their program.
 
-An archive is a zip: `data.pkl` describes the modules, `data/N` holds the storages. The description is read by an
-unpickler that knows a few names and refuses every other.
+An archive is a zip file: `data.pkl` describes the modules, `data/N` holds the storages. A restricted unpickler reads
+`data.pkl`: it knows a few names and refuses all others.
 """
 
 import io
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitrail.errors import VitrailError
 
-LONGEST = 1000  # letters in the name of a tensor
+MAX_NAME_LENGTH = 1000  # of a tensor
 DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -28,15 +28,15 @@ DTYPES = {
 }
 
 
-class Module:
-    """A module of the program, of which only the attributes are kept."""
+class ScriptModule:
+    """A module of the archive, reduced to its attributes."""
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state if isinstance(state, dict) else {})
 
 
-class Description(pickle.Unpickler):
-    """Reads `data.pkl`: modules, tensors, numbers; anything else is refused."""
+class ArchiveUnpickler(pickle.Unpickler):
+    """Reads `data.pkl`: modules, tensors and numbers; raises `UnpicklingError` for anything else."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
@@ -44,19 +44,19 @@ class Description(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
-            return Module
+            return ScriptModule
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return rebuilt
+            return rebuild_tensor
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module == "torch.jit._pickle":
-            return lambda *values: None  # lists of numbers, which no weight is
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a plain archive")
+            return lambda *values: None  # lists of numbers, which are never weights
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a plain archive")
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """A storage, as a flat tensor."""
+        """Returns a storage as a flat tensor."""
         _, dtype, key, _, count = pid
         data = bytearray(self.archive.read(f"{self.root}/data/{int(key)}"))
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -65,12 +65,12 @@ class Description(pickle.Unpickler):
         return flat
 
 
-def rebuilt(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Tensor:
-    """A tensor as a view of its storage; torch refuses one that reaches beyond it."""
+def rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Tensor:
+    """Returns a tensor as a view of its storage; torch raises `RuntimeError` for one beyond the storage's end."""
     return torch.as_strided(storage, size, stride, offset)
 
 
-def is_archive(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive rather than saved tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,39 +79,39 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def read_archive(path: Path) -> dict[str, Tensor]:
-    """The tensors of an archive under their dotted names; raises `VitrailError` for damage or anything but tensors."""
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of an archive by dotted name; raises `VitrailError` for damage and anything but tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
-            return named(Description(archive, root).load())
+            return collect_tensors(ArchiveUnpickler(archive, root).load())
     except MemoryError:
         raise
-    except Exception as error:  # pickle, zipfile and zlib raise whatever the damage brings up
+    except Exception as error:  # pickle, zipfile and zlib raise many types for damaged files
         raise VitrailError(
             f"{path} holds more than plain tensors, or is damaged; nothing in it was run ({error})",
             "get the weights as safetensors",
         ) from None
 
 
-def named(top: Any) -> dict[str, Tensor]:
-    """The tensors of a module and those below it under their dotted names; a module that stands twice, by its first.
+def collect_tensors(top: Any) -> dict[str, Tensor]:
+    """Returns the tensors of a module and its submodules by dotted name; a shared module under its first name.
 
-    Raises `ValueError` where modules lie too deep for any model, `TypeError` where a name is no text.
+    Raises `ValueError` for modules nested deeper than in any model, `TypeError` for a name that is not a string.
     """
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()  # else a module that holds itself would never end, and pairs of pairs would hardly
-    waiting = deque([("", top)])
-    while waiting:
-        prefix, module = waiting.popleft()
-        if not isinstance(module, Module) or id(module) in seen:
+    tensors: dict[str, Tensor] = {}
+    visited: set[int] = set()  # a module may contain itself, and shared modules may nest exponentially
+    queue = deque([("", top)])
+    while queue:
+        prefix, module = queue.popleft()
+        if not isinstance(module, ScriptModule) or id(module) in visited:
             continue
-        if len(prefix) > LONGEST:
-            raise ValueError("modules within modules, too deep for any model")
-        seen.add(id(module))
+        if len(prefix) > MAX_NAME_LENGTH:
+            raise ValueError("modules are nested deeper than in any model")
+        visited.add(id(module))
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
-                found[prefix + name] = value
+                tensors[prefix + name] = value
             else:
-                waiting.append((f"{prefix}{name}.", value))
-    return found
+                queue.append((f"{prefix}{name}.", value))
+    return tensors

@@ -1,9 +1,10 @@
-"""A file or folder that someone else wrote -> what a classifier is made of.
+"""Weight files and folders of other libraries -> config, classes, preprocessing and weights.
 
-What the weights do not say (heads, activation, pooling, preprocessing, names of classes) comes from a card or from the
-`config.json` beside them; it is never guessed.
+Weights do not determine the number of heads, the activation, the pooling, the preprocessing or the class names. These
+come from a card or from the `config.json` beside the weights; they are never guessed.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViTConfig
-from vitrail.weights import layouts
 from vitrail.weights.cards import Card, load_cards
-from vitrail.weights.configs import parse_config
-from vitrail.weights.layouts import LAYOUTS, find_layouts
+from vitrail.weights.config_files import parse_config
+from vitrail.weights.conversion import export_weights, import_weights, meta_state_dict
+from vitrail.weights.layouts import LAYOUTS, find_layouts, is_same_model
 from vitrail.weights.tensor_files import SHARD_INDEX, read_tensors
 
 WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin", "weights.npz")
@@ -25,142 +26,157 @@ WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin", "weights.
 
 @dataclass(frozen=True)
 class PublicModel:
-    """Someone else's ViT in our terms."""
+    """A model of another library in our terms."""
 
     config: ViTConfig
     classes: tuple[str, ...]
     preprocess: Preprocess
-    weights: dict[str, Tensor]  # under our names, in the file's precision
+    weights: dict[str, Tensor]  # under our names
     origin: dict[str, Any] = field(default_factory=dict)
 
 
 def load_weight_file(path: Path, card: Card | None = None, *, torch_files: bool = False) -> PublicModel:
-    """A weight file by the card it belongs to, which is looked for if none is named.
+    """Loads a weight file with its card; without `card`, finds it by the file's name, or by names and shapes.
 
-    Raises `VitrailError` naming a tensor that is missing, misshapen or unknown, `UsageError` where several cards fit.
+    Raises `VitrailError` naming a tensor that is missing, unknown or of another shape, `UsageError` if several cards
+    match.
     """
-    pinned = card or find_card_by_file(path)
-    allowed = torch_files or (pinned is not None and matches_hash(path, pinned))
-    tensors = read_tensors(path, torch_files=allowed)
-    if pinned is None:
-        return _by_shapes(path, tensors)
-    config = pinned.build_config()
-    problems = []
-    for key in (pinned.layout, *(other for other, _ in find_layouts(tensors) if is_same_family(other, pinned.layout))):
-        for root in LAYOUTS[key].roots:
-            if not all(layouts.full_name(mark, root) in tensors for mark in LAYOUTS[key].marks):
-                continue
-            try:
-                return _by_card(path, pinned, config, layouts.import_weights(LAYOUTS[key], root, config, tensors))
-            except VitrailError as error:
-                problems.append(error)
-    if problems:
-        raise VitrailError(f"{path} is not {pinned.name}: {problems[0].sentence}", problems[0].hint)
-    raise VitrailError(
-        f"{path} is not {pinned.name}: it is not written as {LAYOUTS[pinned.layout].about} is",
-        describe_tensors(tensors),
-    )
+    card = card or find_card_by_file(path)
+    is_allowed = torch_files or (card is not None and matches_hash(path, card))
+    tensors = read_tensors(path, torch_files=is_allowed)
+    return load_by_card(path, card, tensors) if card else load_by_shapes(path, tensors)
 
 
-def is_same_family(one: str, other: str) -> bool:
-    """Whether two layouts are two ways of writing one family: torchvision's two."""
-    return one.partition("-")[0] == other.partition("-")[0] == "torchvision"
+def load_by_card(path: Path, card: Card, tensors: dict[str, Tensor]) -> PublicModel:
+    """Converts tensors with a card; raises `VitrailError` if they are not the card's model."""
+    config = card.build_config()
+    keys = [card.layout, *(key for key, _ in find_layouts(tensors) if is_same_model(key, card.layout))]
+    errors = []
+    for key in dict.fromkeys(keys):
+        if (root := LAYOUTS[key].find_root(tensors)) is None:
+            continue
+        try:
+            weights = import_weights(LAYOUTS[key], root, config, tensors)
+        except VitrailError as error:
+            errors.append(error)
+        else:
+            return build_card_model(path, card, config, weights)
+    if errors:
+        raise VitrailError(f"{path} is not {card.name}: {errors[0].sentence}", errors[0].hint)
+    layout = card.get_layout().description
+    raise VitrailError(f"{path} is not {card.name}: its tensors are not named as in {layout}", describe_tensors(tensors))
+
+
+def load_by_shapes(path: Path, tensors: dict[str, Tensor]) -> PublicModel:
+    """Converts tensors with the only card that they match; cards that describe the same model count as one.
+
+    Raises `VitrailError` if no card matches, `UsageError` if several do.
+    """
+    matches = match_cards(tensors)
+    if not matches:
+        raise VitrailError(
+            f"{path} matches no known checkpoint",
+            describe_tensors(tensors) + "; put its config.json beside it and name the folder, or use CARD@FILE",
+        )
+    card, root = matches[0]
+    models = {(each.layout, str(each.build_config()), str(each.preprocess), each.labels) for each, _ in matches}
+    if len(models) > 1:
+        names = sorted(each.name for each, _ in matches)
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        raise UsageError(
+            f"{path} could be {', '.join(names[:6])}{more}", f"name one of them, for example {names[0]}@{path.name}"
+        )
+    config = card.build_config()
+    key = next(key for key, _ in find_layouts(tensors) if is_same_model(key, card.layout))
+    return build_card_model(path, card, config, import_weights(LAYOUTS[key], root, config, tensors))
+
+
+def build_card_model(path: Path, card: Card, config: ViTConfig, weights: dict[str, Tensor]) -> PublicModel:
+    """Returns the model of a card with these weights."""
+    origin = {"card": card.name, "file": path.name, "license": card.license, "source": card.source}
+    return PublicModel(config, card.list_classes(), card.build_preprocess(), weights, origin)
 
 
 def load_weight_folder(folder: Path, *, torch_files: bool = False) -> PublicModel:
-    """A folder in the hub's layout: `config.json`, weights, perhaps `preprocessor_config.json`."""
+    """Loads a folder of a hub repository: `config.json`, weights, and `preprocessor_config.json` if it exists.
+
+    Raises `UsageError` if the folder has no `config.json`, `VitrailError` for files that cannot be read.
+    """
+    parsed = parse_config(read_config_file(folder), folder)
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        files = ", ".join(WEIGHT_FILES)
+        raise VitrailError(f"{folder} has a config.json and no weights ({files})", "download it again")
+    tensors = read_tensors(path, torch_files=torch_files)
+    layout = LAYOUTS[parsed.layout]
+    root = layout.find_root(tensors)
     try:
-        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = import_weights(layout, layout.roots[0] if root is None else root, parsed.config, tensors)
+    except VitrailError as error:
+        raise VitrailError(f"{path}: {error.sentence}", error.hint) from None
+    origin = {"source": folder.name, "layout": parsed.layout}
+    return PublicModel(parsed.config, parsed.classes, parsed.preprocess, weights, origin)
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """Returns the `config.json` of a folder; raises as `load_weight_folder`."""
+    path = folder / "config.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{folder} has neither a classifier nor a config.json", "name a file in it") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise VitrailError(f"{folder / 'config.json'} cannot be read ({error})", "download it again") from None
+        raise VitrailError(f"{path} cannot be read ({error})", "download it again") from None
     if not isinstance(document, dict):
-        raise VitrailError(f"{folder / 'config.json'} is not a JSON object")
-    found = parse_config(document, folder)
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise VitrailError(
-            f"{folder} has a config.json and no weights ({', '.join(WEIGHT_FILES)})", "download it again"
-        )
-    tensors = read_tensors(path, torch_files=torch_files)
-    roots = LAYOUTS[found.layout].roots
-    root = next(
-        (r for r in roots if all(layouts.full_name(m, r) in tensors for m in LAYOUTS[found.layout].marks)), roots[0]
-    )
-    try:
-        weights = layouts.import_weights(LAYOUTS[found.layout], root, found.config, tensors)
-    except VitrailError as error:
-        raise VitrailError(f"{path}: {error.sentence}", error.hint) from None
-    origin = {"source": folder.name, "layout": found.layout}
-    return PublicModel(found.config, found.classes, found.preprocess, weights, origin)
+        raise VitrailError(f"{path} is not a JSON object")
+    return document
+
+
+# Which card a file belongs to
 
 
 def find_card_by_file(path: Path) -> Card | None:
-    """The card whose file has this name, if there is just one."""
-    found = [card for card in load_cards().values() if card.file_name and card.file_name == path.name]
-    return found[0] if len(found) == 1 else None
+    """Returns the card whose published file has this name, if there is exactly one."""
+    matches = [card for card in load_cards().values() if card.file_name and card.file_name == path.name]
+    return matches[0] if len(matches) == 1 else None
 
 
 def matches_hash(path: Path, card: Card) -> bool:
-    """Whether the file is, byte for byte, the one that the card's publisher names."""
+    """Whether the file has the SHA-256 that the card's publisher states."""
     if not card.sha256 or not path.is_file():
         return False
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(card.sha256)
 
 
 def match_cards(tensors: dict[str, Tensor]) -> list[tuple[Card, str]]:
-    """The cards whose tensors have just these names and shapes, each with the root."""
-    found = []
+    """Returns the cards whose tensors have the names and shapes of these, each with the root in the file."""
     roots = dict(find_layouts(tensors))
     norms = ("norm.weight", "ln.weight", "norm/scale")
-    size = {tensor.shape[0] for name, tensor in tensors.items() if tensor.ndim and name.endswith(norms)}
+    widths = {tensor.shape[0] for name, tensor in tensors.items() if tensor.ndim and name.endswith(norms)}
+    matches = []
     for card in load_cards().values():
-        for key in (each for each in roots if each == card.layout or is_same_family(each, card.layout)):
-            config = card.build_config()
-            if size and config.width not in size:
-                continue
-            try:
-                theirs = layouts.export_weights(LAYOUTS[key], roots[key], config, layouts.meta_state_dict(config))
-            except VitrailError:
-                continue
-            if all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in theirs.items()):
-                found.append((card, roots[key]))
-    return found
+        for key, root in roots.items():
+            if is_same_model(key, card.layout) and has_card_shapes(tensors, card, key, root, widths):
+                matches.append((card, root))
+    return matches
 
 
-def _by_shapes(path: Path, tensors: dict[str, Tensor]) -> PublicModel:
-    """The one card that a file fits; several that say the same are one."""
-    found = match_cards(tensors)
-    if not found:
-        raise VitrailError(
-            f"{path} fits no known checkpoint",
-            describe_tensors(tensors) + "; put its config.json beside it and name the folder, or say CARD@FILE",
-        )
-    card, root = found[0]
-    same = {(other.layout, str(other.build_config()), str(other.preprocess), other.labels) for other, _ in found}
-    if len(same) > 1:
-        names = sorted(other.name for other, _ in found)
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        raise UsageError(
-            f"{path} could be {', '.join(names[:6])}{more}", f"say which, for instance {names[0]}@{path.name}"
-        )
+def has_card_shapes(tensors: dict[str, Tensor], card: Card, key: str, root: str, widths: set[int]) -> bool:
+    """Whether the file has all tensors of a card in a layout; `widths` are the lengths of the file's norms."""
     config = card.build_config()
-    key = next(each for each, _ in find_layouts(tensors) if each == card.layout or is_same_family(each, card.layout))
-    return _by_card(path, card, config, layouts.import_weights(LAYOUTS[key], root, config, tensors))
-
-
-def _by_card(path: Path, card: Card, config: ViTConfig, weights: dict[str, Tensor]) -> PublicModel:
-    origin = {"card": card.name, "file": path.name, "license": card.license, "source": card.source}
-    return PublicModel(config, card.list_classes(), card.build_preprocess(), weights, origin)
+    if widths and config.width not in widths:
+        return False
+    try:
+        expected = export_weights(LAYOUTS[key], root, config, meta_state_dict(config))
+    except VitrailError:
+        return False
+    return all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in expected.items())
 
 
 def describe_tensors(tensors: dict[str, Tensor]) -> str:
-    """A hint: the layouts a file may have, or its first tensors."""
-    found = [LAYOUTS[key].about for key, _ in find_layouts(tensors)]
-    if found:
-        return f"it is written like {' or '.join(found)}"
+    """Returns a hint with the layouts that a file may have, or with its first tensors."""
+    descriptions = [LAYOUTS[key].description for key, _ in find_layouts(tensors)]
+    if descriptions:
+        return f"its tensors are named as in {' or '.join(descriptions)}"
     return f"its tensors are {', '.join(sorted(tensors)[:4])}, ...; vitrail reads Vision Transformers only"

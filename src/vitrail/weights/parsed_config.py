@@ -1,0 +1,25 @@
+"""What the `config.json` of another library describes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vitrail.data.preprocess import Preprocess
+from vitrail.model import ViTConfig
+
+Document = dict[str, Any]
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+@dataclass(frozen=True)
+class ParsedConfig:
+    """A model as its library's `config.json` describes it; without classes it is a backbone or an embedding."""
+
+    layout: str
+    config: ViTConfig
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def make_unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Appends its index to a repeated class name: ImageNet has two cranes and two maillots."""
+    return tuple(f"{name} ({index})" if name in names[:index] else name for index, name in enumerate(names))
