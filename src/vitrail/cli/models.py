@@ -78,7 +78,7 @@ def card_row(card: Card) -> dict[str, Any]:
         "card": card.name,
         "size": get_size_name(config_to_json(config)),
         "image_size": config.image_size,
-        "layout": card.get_layout().about,
+        "layout": card.get_layout().description,
         "labels": card.labels,
         "outputs": config.classes,
         "license": card.license,

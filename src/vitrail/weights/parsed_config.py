@@ -22,4 +22,9 @@ class ParsedConfig:
 
 def make_unique(names: tuple[str, ...]) -> tuple[str, ...]:
     """Appends its index to a repeated class name: ImageNet has two cranes and two maillots."""
-    return tuple(f"{name} ({index})" if name in names[:index] else name for index, name in enumerate(names))
+    seen: set[str] = set()
+    unique = []
+    for index, name in enumerate(names):
+        unique.append(f"{name} ({index})" if name in seen else name)
+        seen.add(name)
+    return tuple(unique)
