@@ -121,9 +121,9 @@ def test_tensors_must_be_all_and_nothing_else(file: Path):
 
 def test_what_is_not_an_artefact_is_said_to_be_so(tmp_path: Path):
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(VitrailError, match="fits no known checkpoint"):
+    with pytest.raises(VitrailError, match="matches no known checkpoint"):
         vitrail.load(tmp_path / "x.safetensors")
-    with pytest.raises(UsageError, match="no run folder or artefact"):
+    with pytest.raises(UsageError, match="no run folder or artifact"):
         vitrail.load(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"has no classifier\.safetensors"):
         vitrail.load(tmp_path)

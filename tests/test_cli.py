@@ -67,8 +67,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
         (["train", "digitz"], "'digitz'", "digits"),
         (["train"], "required: DATA", "--help"),
         (["train", "digits", "--width", "50", "--heads", "3"], "width 50 does not divide into 3 heads", None),
-        (["evaluate", "nowhere", "digits"], "no run folder or artefact 'nowhere'", "train"),
-        (["predict", "nowhere", "x.png"], "no run folder or artefact", None),
+        (["evaluate", "nowhere", "digits"], "no run folder or artifact 'nowhere'", "train"),
+        (["predict", "nowhere", "x.png"], "no run folder or artifact", None),
         (["inspect", "nowhere.safetensors"], "no file nowhere.safetensors", None),
         (["inspect", "model.pth"], "there is no file model.pth", None),
     ],
@@ -207,7 +207,7 @@ def test_check_of_digits_finds_nothing_wrong(capsys):
 
 def test_inspect_and_models(run: vitrail.Run, capsys):
     _, document, _ = ask(capsys, "inspect", run.folder)
-    assert document["kind"] == "vitrail artefact"
+    assert document["kind"] == "vitrail artifact"
     assert document["classes"] == ["blue", "green", "red"]
     assert document["parameters"] == sum(p.numel() for p in run.classifier.vit.parameters())
     _, document, _ = ask(capsys, "models")
@@ -298,7 +298,7 @@ def test_a_process_of_several_leaves_the_json_to_the_one_that_started_it(monkeyp
     assert main(["predict", "nowhere", "x.png", "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "no run folder or artefact 'nowhere'" in captured.err
+    assert "no run folder or artifact 'nowhere'" in captured.err
 
 
 def test_names_that_are_not_utf8(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):

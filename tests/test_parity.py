@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 
 from vitrail.errors import VitrailError
 from vitrail.model import ViT, ViTConfig
-from vitrail.weights import layouts
+from vitrail.weights.config_files import parse_config
 from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
-from vitrail.weights.configs import parse_config
+from vitrail.weights.conversion import export_weights, full_name, import_weights
 from vitrail.weights.layouts import LAYOUTS, find_layouts
 from vitrail.weights.tensor_files import read_tensors
 
@@ -103,7 +104,7 @@ def torchvision_config(model: nn.Module, folder: Path) -> ViTConfig:
         patch=8,
         image_size=32,
         classes=5,
-        position=LAYOUTS["torchvision"].learned,
+        position=LAYOUTS["torchvision"].position,
     )
 
 
@@ -186,8 +187,8 @@ def google_make() -> nn.Module:
 def to_npz(model: nn.Module, folder: Path) -> Path:
     """A file in Google's names with the model's numbers, which timm must read back as this model."""
     _, config = timm_config(model)
-    ours = layouts.import_weights(LAYOUTS["timm"], "", config, model.state_dict())
-    theirs = layouts.export_weights(LAYOUTS["google"], "", config, ours)
+    ours = import_weights(LAYOUTS["timm"], "", config, model.state_dict())
+    theirs = export_weights(LAYOUTS["google"], "", config, ours)
     np.savez(folder / "google.npz", **{name: tensor.numpy() for name, tensor in theirs.items()})
     again = google_make().double()
     again.load_pretrained(folder / "google.npz")
@@ -201,7 +202,7 @@ def to_npz(model: nn.Module, folder: Path) -> Path:
 
 def google_config(model: nn.Module, folder: Path) -> ViTConfig:
     _, config = timm_config(model)
-    return config_from_json(config_to_json(config) | {"position": LAYOUTS["google"].learned})
+    return config_from_json(config_to_json(config) | {"position": LAYOUTS["google"].position})
 
 
 def google_answer(model: nn.Module, x: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ def google_answer(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def meta_case(layout: str, architecture: str, pooled: int = 0) -> Case:
-    rule = LAYOUTS[layout].learned
+    rule = LAYOUTS[layout].position
 
     def make() -> nn.Module:
         return timm.create_model(architecture, **{**TINY_TIMM, "num_classes": pooled, "global_pool": "token"})
@@ -231,8 +232,8 @@ def meta_case(layout: str, architecture: str, pooled: int = 0) -> Case:
 
     def save(model: nn.Module, folder: Path) -> Path:
         known, made = timm_config(model)
-        ours = layouts.import_weights(LAYOUTS[known], "", made, model.state_dict())
-        theirs = layouts.export_weights(LAYOUTS[layout], "", made, ours)
+        ours = import_weights(LAYOUTS[known], "", made, model.state_dict())
+        theirs = export_weights(LAYOUTS[layout], "", made, ours)
         if layout.startswith("dinov2"):
             theirs["mask_token"] = torch.zeros(1, made.width)
         torch.save({"model": theirs} if layout.startswith("deit") else theirs, folder / "model.pth")
@@ -532,7 +533,7 @@ def test_a_family_equals_its_reference(name: str, made):
     case = CASES[name]
     model, tensors, config, root, _ = made(name)
     ours = ViT(config).double().eval()
-    ours.load_state_dict(layouts.import_weights(LAYOUTS[case.layout], root, config, tensors))
+    ours.load_state_dict(import_weights(LAYOUTS[case.layout], root, config, tensors))
     for size in case.sizes:
         x = pixels(SIZES[size])
         expected, found = case.answer(model, x), ours(x)
@@ -550,14 +551,14 @@ def test_a_family_is_given_back(name: str, made):
     case = CASES[name]
     model, tensors, config, root, _ = made(name)
     layout = LAYOUTS[case.layout]
-    ours = layouts.import_weights(layout, root, config, tensors)
-    written = layouts.export_weights(layout, root, config, ours)
-    for again, tensor in layouts.import_weights(layout, root, config, written).items():
+    ours = import_weights(layout, root, config, tensors)
+    written = export_weights(layout, root, config, ours)
+    for again, tensor in import_weights(layout, root, config, written).items():
         assert torch.equal(ours[again], tensor), again
     if case.reference != "timm" and case.layout not in ("torchvision", "openai-clip"):
         kept = {key for key in tensors if key not in written}
-        drop = [layouts.full_name(pattern, root) for pattern in layout.drop]
-        assert all(any(layouts.fnmatchcase(key, pattern) for pattern in drop) for key in kept)
+        drop = [full_name(pattern, root) for pattern in layout.ignored]
+        assert all(any(fnmatchcase(key, pattern) for pattern in drop) for key in kept)
         return  # the strict load is the export's, in test_export_libraries.py; names and shapes are compared here
     state = model.state_dict()
     for key, tensor in written.items():
@@ -574,19 +575,19 @@ def test_any_missing_strange_or_misshapen_tensor_is_refused(name: str, made):
     case = CASES[name]
     _, tensors, config, root, _ = made(name)
     layout = LAYOUTS[case.layout]
-    drop = [layouts.full_name(pattern, root) for pattern in layout.drop]
-    needed = [key for key in tensors if not any(layouts.fnmatchcase(key, pattern) for pattern in drop)]
+    drop = [full_name(pattern, root) for pattern in layout.ignored]
+    needed = [key for key in tensors if not any(fnmatchcase(key, pattern) for pattern in drop)]
     for key in needed:
         without = {other: tensor for other, tensor in tensors.items() if other != key}
         with pytest.raises(VitrailError, match=r"lacks|expected|cannot be made"):
-            layouts.import_weights(layout, root, config, without)
+            import_weights(layout, root, config, without)
         with pytest.raises(VitrailError):
-            layouts.import_weights(layout, root, config, {**without, key + "x": tensors[key]})
+            import_weights(layout, root, config, {**without, key + "x": tensors[key]})
         for reshaped in (tensors[key].flatten()[:-1], tensors[key][None], tensors[key].repeat_interleave(2, 0)):
             with pytest.raises(VitrailError):
-                layouts.import_weights(layout, root, config, {**without, key: reshaped})
+                import_weights(layout, root, config, {**without, key: reshaped})
     with pytest.raises(VitrailError, match="stray"):
-        layouts.import_weights(layout, root, config, {**tensors, "stray": torch.zeros(1)})
+        import_weights(layout, root, config, {**tensors, "stray": torch.zeros(1)})
 
 
 @torch.no_grad()
@@ -596,7 +597,7 @@ def test_two_equal_tensors_in_each_others_place_are_seen(name: str, made):
     case = CASES[name]
     model, tensors, config, root, _ = made(name)
     layout = LAYOUTS[case.layout]
-    state = layouts.import_weights(layout, root, config, tensors)
+    state = import_weights(layout, root, config, tensors)
     x = pixels(SIZES["native"])
     expected = case.answer(model, x)
     for first, second in (

@@ -33,9 +33,10 @@ from vitrail.data.decode import decode
 from vitrail.weights.cards import find_card, load_cards
 from vitrail.weights.classes import load_imagenet_classes
 from vitrail.weights.config_json import config_to_json
+from vitrail.weights.conversion import export_weights, meta_state_dict
 from vitrail.weights.hub import find_cached_folder
 from vitrail.weights.inspection import inspect_file
-from vitrail.weights.layouts import LAYOUTS, export_weights, meta_state_dict
+from vitrail.weights.layouts import LAYOUTS
 from vitrail.weights.tensor_files import read_tensors
 from vitrail.weights.weight_files import load_weight_file, match_cards
 
@@ -292,12 +293,12 @@ def torn(data: bytearray, first: int, second: int) -> None:
 
 
 HOSTILE = {  # suffix, bytes, what is said
-    "a module in itself": (".pt", itself, "fits no known checkpoint"),
-    "pairs of pairs": (".pt", pairs_of_pairs, "fits no known checkpoint"),
-    "a number for a module": (".pt", lambda: archive(Part(inner=5)), "fits no known checkpoint"),
+    "a module in itself": (".pt", itself, "matches no known checkpoint"),
+    "pairs of pairs": (".pt", pairs_of_pairs, "matches no known checkpoint"),
+    "a number for a module": (".pt", lambda: archive(Part(inner=5)), "matches no known checkpoint"),
     "a torn stream": (".npz", lambda: npz(torn), "cut short or not an .npz"),
     "encrypted": (".npz", lambda: npz(encrypted), "cut short or not an .npz"),
-    "no dimensions": (".safetensors", lambda: save({"norm.weight": torch.tensor(1.0)}), "fits no known checkpoint"),
+    "no dimensions": (".safetensors", lambda: save({"norm.weight": torch.tensor(1.0)}), "matches no known checkpoint"),
 }
 
 
@@ -322,10 +323,10 @@ def test_a_tensor_whose_name_is_no_text_is_refused(tmp_path: Path):
 
 def test_another_architecture_is_named_as_such(tmp_path: Path):
     save_file(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(VitrailError, match="fits no known checkpoint") as caught:
+    with pytest.raises(VitrailError, match="matches no known checkpoint") as caught:
         vitrail.load(tmp_path / "model.safetensors")
     assert "Vision Transformers only" in str(caught.value)
-    with pytest.raises(VitrailError, match="not written as"):
+    with pytest.raises(VitrailError, match="not named as in"):
         vitrail.load(f"torchvision/vit_b_16@{tmp_path / 'model.safetensors'}")
     facts = inspect_file(tmp_path / "model.safetensors")
     assert (facts["layouts"], facts["cards"]) == ([], [])

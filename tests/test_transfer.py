@@ -440,7 +440,7 @@ def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folde
     with pytest.raises(VitrailError, match="does not hold the weights"):
         vitrail.train(folder, out=tmp_path / "run", resume=True)
     copy.unlink()
-    with pytest.raises(UsageError, match="no run folder or artefact"):
+    with pytest.raises(UsageError, match="no run folder or artifact"):
         vitrail.train(folder, out=tmp_path / "run", resume=True)
     with pytest.raises(UsageError, match="started from nothing"):
         vitrail.train(folder, model=warm, out=run.folder, resume=True)

@@ -26,7 +26,8 @@ from vitrail.errors import VitrailError
 from vitrail.model import ViTConfig
 from vitrail.model.config import Rotary
 from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
-from vitrail.weights.layouts import LAYOUTS, export_weights, meta_state_dict
+from vitrail.weights.conversion import export_weights, meta_state_dict
+from vitrail.weights.layouts import LAYOUTS
 
 OUT = Path(__file__).parent.parent / "src/vitrail/weights/cards.jsonl"
 REPORTED = Path(__file__).parent / "reported.csv"
@@ -64,7 +65,7 @@ def differences(config: ViTConfig, layout: str) -> dict[str, Any]:
     position = position_to_json(config.position)
     document.pop("position")
     kept = {name: value for name, value in document.items() if value != defaults[name]}
-    if position != position_to_json(LAYOUTS[layout].learned):
+    if position != position_to_json(LAYOUTS[layout].position):
         kept["position"] = position
     return kept
 
@@ -131,7 +132,7 @@ def timm_config(model: nn.Module) -> tuple[str, ViTConfig]:
         patch=model.patch_embed.patch_size[0],
         image_size=size[0] if size[0] == size[1] else tuple(size),
         prefix_tokens=count,
-        position=Rotary(base=100.0) if eva else LAYOUTS[layout].learned,
+        position=Rotary(base=100.0) if eva else LAYOUTS[layout].position,
         mlp="swiglu" if gated else act_name,
         qkv_bias=(layout == "timm-dinov3-bias") if eva else block.attn.qkv.bias is not None,
         qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
@@ -211,7 +212,7 @@ def original(row: dict[str, Any], cfg: Any, config: ViTConfig) -> list[dict[str,
     for place, (owner, layouts) in ORIGINALS.items():
         if place in (cfg.url or "") and row["layout"] in layouts:
             layout = layouts[row["layout"]]
-            document = config_to_json(config) | {"position": position_to_json(LAYOUTS[layout].learned)}
+            document = config_to_json(config) | {"position": position_to_json(LAYOUTS[layout].position)}
             stem = cfg.url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
             hashed = re.search(r"-([0-9a-f]{8})$", stem)
             their = config_from_json(document)
@@ -248,7 +249,7 @@ def torchvision_cards() -> list[dict[str, Any]]:
                 mlp_width=theirs.mlp_dim,
                 patch=theirs.patch_size,
                 image_size=size,
-                position=LAYOUTS["torchvision"].learned,
+                position=LAYOUTS["torchvision"].position,
                 norm_eps=block.ln_1.eps,
                 classes=len(meta["categories"]),
             )
@@ -291,7 +292,7 @@ def hub_card(
     name: str, layout: str, size: str, prepared: dict[str, Any], labels: str = "", license: str = APACHE, **config: Any
 ) -> dict[str, Any]:
     """A card for a repository in transformers' layout; its own config.json is read when it is loaded."""
-    fields_of_layout = {"position": LAYOUTS[layout].learned} if "position" not in config else {}
+    fields_of_layout = {"position": LAYOUTS[layout].position} if "position" not in config else {}
     made = ViTConfig(**{**SIZES[size], **fields_of_layout, **config})
     return {
         "name": name,

@@ -10,7 +10,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.model import ViT, ViTConfig
 from vitrail.weights.artifact import is_artifact, read_artifact
 from vitrail.weights.bundled import bundled_classifiers
-from vitrail.weights.layouts import meta_state_dict
+from vitrail.weights.conversion import meta_state_dict
 from vitrail.weights.public import load_public_model
 
 

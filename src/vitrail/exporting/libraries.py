@@ -14,7 +14,8 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig
-from vitrail.weights.layouts import LAYOUTS, export_weights
+from vitrail.weights.conversion import export_weights
+from vitrail.weights.layouts import LAYOUTS
 
 Document = dict[str, Any]
 State = dict[str, Tensor]
@@ -43,7 +44,7 @@ def tabled(vit: ViT) -> tuple[ViTConfig, State]:
         h, w = config.grid
         zeros = torch.zeros(1, h, w, config.width, device=vit.prefix.device)
         state["position.grid"] = vit.position.add(zeros)[0].to(vit.prefix.dtype)
-        config = replace(config, position=LAYOUTS["timm"].learned)
+        config = replace(config, position=LAYOUTS["timm"].position)
     return config, state
 
 

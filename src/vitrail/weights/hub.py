@@ -45,7 +45,9 @@ def fetch_file(card: Card) -> Path:
     except (urllib.error.URLError, OSError, TimeoutError) as error:
         raise make_download_error(card.name, path, str(getattr(error, "reason", error))) from None
     except RuntimeError as error:  # torch's error for another hash
-        raise VitrailError(f"the download of {card.source} is not the published file ({error})", "retry later") from None
+        raise VitrailError(
+            f"the download of {card.source} is not the published file ({error})", "retry later"
+        ) from None
     return path
 
 

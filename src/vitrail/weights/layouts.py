@@ -41,9 +41,7 @@ def find_layouts(names: Iterable[str]) -> list[tuple[str, str]]:
     """
     names = set(names)
     roots = {key: layout.find_root(names) for key, layout in LAYOUTS.items()}
-    mismatches = {
-        key: count_mismatches(LAYOUTS[key], root, names) for key, root in roots.items() if root is not None
-    }
+    mismatches = {key: count_mismatches(LAYOUTS[key], root, names) for key, root in roots.items() if root is not None}
     fewest = min(mismatches.values(), default=0)
     return [(key, root) for key, root in roots.items() if root is not None and mismatches[key] == fewest]
 

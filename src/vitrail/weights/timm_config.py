@@ -169,7 +169,11 @@ def parse_pool(arguments: Document, base: ViTConfig) -> tuple[PoolKind, bool]:
     fc_norm = arguments.get("fc_norm")
     if fc_norm is None:
         fc_norm = global_pool == "avg"
-    pools: dict[str, PoolKind] = {"token": "cls", "avg": "mean_norm" if fc_norm and final_norm else "mean", "map": "map"}
+    pools: dict[str, PoolKind] = {
+        "token": "cls",
+        "avg": "mean_norm" if fc_norm and final_norm else "mean",
+        "map": "map",
+    }
     return pools[global_pool], final_norm and not fc_norm
 
 

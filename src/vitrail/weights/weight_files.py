@@ -64,7 +64,9 @@ def load_by_card(path: Path, card: Card, tensors: dict[str, Tensor]) -> PublicMo
     if errors:
         raise VitrailError(f"{path} is not {card.name}: {errors[0].sentence}", errors[0].hint)
     layout = card.get_layout().description
-    raise VitrailError(f"{path} is not {card.name}: its tensors are not named as in {layout}", describe_tensors(tensors))
+    raise VitrailError(
+        f"{path} is not {card.name}: its tensors are not named as in {layout}", describe_tensors(tensors)
+    )
 
 
 def load_by_shapes(path: Path, tensors: dict[str, Tensor]) -> PublicModel:

@@ -32,9 +32,7 @@ LAYOUTS: dict[str, Layout] = {
         ignored=("head.*", "/head.*"),
         position=DINO_POSITION,
     ),
-    "deit": Layout(
-        "Meta's DeiT", "meta", VIT, marks=(*timm.MARKS, "cls_token", "pos_embed"), position=BICUBIC
-    ),
+    "deit": Layout("Meta's DeiT", "meta", VIT, marks=(*timm.MARKS, "cls_token", "pos_embed"), position=BICUBIC),
     "deit-distilled": Layout(
         "Meta's DeiT with a distillation token",
         "meta",

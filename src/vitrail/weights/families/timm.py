@@ -81,9 +81,7 @@ DINOV3_MARKS = ("blocks.0.attn.qkv.weight", "blocks.0.gamma_1", "cls_token", "re
 ROOTS = ("", "module.", "visual.trunk.")
 LAYOUTS: dict[str, Layout] = {
     "timm": Layout("timm's ViT", "timm", VIT, marks=(*MARKS, "cls_token", "pos_embed"), roots=ROOTS),
-    "timm-distilled": Layout(
-        "timm's DeiT with a distillation token", "timm", DISTILLED, marks=(*MARKS, "dist_token")
-    ),
+    "timm-distilled": Layout("timm's DeiT with a distillation token", "timm", DISTILLED, marks=(*MARKS, "dist_token")),
     "timm-deit3": Layout(
         "timm's ViT whose class token has no position (DeiT-III)",
         "timm",
