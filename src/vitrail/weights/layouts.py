@@ -79,11 +79,18 @@ def count_blocks(rows: Rows, root: str, names: set[str]) -> int:
 
 
 def expand_rows(rows: Rows) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields our name and the file's names of each row, once for weight and once for bias where a row has `{wb}`."""
+    """Yields our name and the file's names of each tensor; a row with `{wb}` stands for a weight and a bias.
+
+    A row for one of the two replaces that half.
+    """
     for ours, row in rows.items():
         templates = (row,) if isinstance(row, str) else row.names
-        for kind in ("weight", "bias") if "{wb}" in ours else ("",):
-            yield ours.replace("{wb}", kind), tuple(template.replace("{wb}", kind) for template in templates)
+        if "{wb}" not in ours:
+            yield ours, templates
+            continue
+        for kind in ("weight", "bias"):
+            if (name := ours.replace("{wb}", kind)) not in rows:
+                yield name, tuple(template.replace("{wb}", kind) for template in templates)
 
 
 def is_same_model(first: str, second: str) -> bool:
