@@ -19,8 +19,7 @@ from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.exporting.folder import export_library
-from vitrail.exporting.libraries import LIBRARIES
+from vitrail.exporting.libraries import LIBRARIES, export_library
 from vitrail.exporting.onnx_format import export_onnx
 from vitrail.exporting.program import ProgramOptions
 from vitrail.exporting.push import push_to_hub
@@ -113,10 +112,10 @@ def library(arguments: argparse.Namespace) -> Answer:
         )
     else:
         shown.append(
-            f"not compared: {exported.reason_not_compared}, so nothing but vitrail's own tables vouches for the folder"
+            f"not compared: {exported.reason_not_compared}; only vitrail's own tables were used to write the folder"
         )
     if exported.note:
-        shown.append(f"mind that {exported.note}")
+        shown.append(f"note: {exported.note}")
     if arguments.push:
         log(f"uploading to {arguments.push}")
         document["pushed"] = push_to_hub(exported.folder, arguments.push, private=arguments.private)

@@ -1,4 +1,4 @@
-"""The model card that goes with given weights: what it is, what it scored, how to load it."""
+"""The model card of exported weights: what the model is, its scores, and code that loads it."""
 
 from typing import Any
 
@@ -9,64 +9,92 @@ from vitrail.data.open import OPTIMISTIC
 def write_model_card(
     classifier: Classifier, library: str, load_code: str, comparison: dict[str, Any] | None, note: str = ""
 ) -> str:
-    """A README in the hub's form: YAML between dashes, then Markdown; without `agreed` it says that nobody compared."""
-    origin, config = classifier.origin, classifier.vit.config
-    license = origin.get("license")
+    """Returns a README for the hub, YAML between dashes and then Markdown.
+
+    `comparison` has `compared_on` and `max_difference`; without it the card states that the outputs were not compared.
+    """
+    sections = [
+        make_header(classifier, library),
+        describe_model(classifier),
+        ["## How to use", "", "```python", *load_code.split("; "), "```", ""],
+        describe_preprocessing(classifier),
+        [f"Note: {note}.", ""] if note else [],
+        describe_comparison(comparison, library),
+        list_metrics(classifier.origin.get("metrics") or {}),
+        list_classes(classifier.classes),
+        describe_origin(classifier.origin),
+    ]
+    return "\n".join(line for section in sections for line in section)
+
+
+def make_header(classifier: Classifier, library: str) -> list[str]:
+    """Returns the YAML that the hub reads."""
     task = "image-classification" if classifier.classes else "image-feature-extraction"
-    head = ["---", f"library_name: {library}", f"pipeline_tag: {task}"]
-    if isinstance(license, str):
-        head.append(f"license: {quoted(license.lower())}")
-    head += ["tags: [vision-transformer, vitrail]", "---", ""]
+    lines = ["---", f"library_name: {library}", f"pipeline_tag: {task}"]
+    if isinstance(license := classifier.origin.get("license"), str):
+        lines.append(f"license: {quote_yaml(license.lower())}")
+    return [*lines, "tags: [vision-transformer, vitrail]", "---", ""]
+
+
+def describe_model(classifier: Classifier) -> list[str]:
+    config = classifier.vit.config
     size = config.image_size if isinstance(config.image_size, int) else "x".join(map(str, config.image_size))
     parameters = sum(parameter.numel() for parameter in classifier.vit.parameters())
-    lines = [
-        f"# ViT {config.width}x{config.depth}, patch {config.patch}, {size} px",
-        "",
-        f"{parameters:,} parameters, written by vitrail.",
-        "",
-        "## How to use",
-        "",
-        "```python",
-        *load_code.split("; "),
-        "```",
-        "",
-    ]
-    prepare = classifier.preprocess
-    lines += [
-        f"Images: {prepare.fit} to {prepare.image_size[0]}x{prepare.image_size[1]} ({prepare.interpolation}, "
-        f"crop fraction {prepare.crop_fraction:.4g}), then mean {list(prepare.mean)} and standard deviation "
-        f"{list(prepare.std)} of values from 0 to 1.",
+    title = f"# ViT {config.width}x{config.depth}, patch {config.patch}, {size} px"
+    return [title, "", f"{parameters:,} parameters, written by vitrail.", ""]
+
+
+def describe_preprocessing(classifier: Classifier) -> list[str]:
+    preprocess = classifier.preprocess
+    height, width = preprocess.image_size
+    return [
+        f"Images: {preprocess.fit} to {height}x{width} ({preprocess.interpolation}, crop fraction "
+        f"{preprocess.crop_fraction:.4g}), then mean {list(preprocess.mean)} and standard deviation "
+        f"{list(preprocess.std)} of values from 0 to 1.",
         "",
     ]
-    if note:
-        lines += [f"Mind that {note}.", ""]
-    if comparison:
-        compared = f"on {comparison['compared_on']}: largest difference {comparison['max_difference']:.1e}"
-        lines += [f"Its answers were compared with vitrail's {compared}.", ""]
-    else:
-        lines += [f"Its answers were not compared with vitrail's: {library} was not there when it was written.", ""]
-    if metrics := origin.get("metrics"):
-        lines += ["## Metrics", "", "| split | images | accuracy | 95 % interval |", "| --- | --: | --: | --- |"]
-        for split, scores in metrics.items():
-            low, high = scores.get("accuracy_interval", (float("nan"),) * 2)
-            lines.append(f"| {split} | {scores['images']} | {scores['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
-        lines.append("")
-        for split, scores in metrics.items():
-            if scores.get("optimistic"):
-                lines += [f"The {split} images are those {OPTIMISTIC}.", ""]
-    if classifier.classes:
-        lines += ["## Classes", "", ", ".join(plain(name) for name in classifier.classes), ""]
+
+
+def describe_comparison(comparison: dict[str, Any] | None, library: str) -> list[str]:
+    if comparison is None:
+        return [f"Its outputs were not compared with vitrail's: {library} was not installed.", ""]
+    images, difference = comparison["compared_on"], comparison["max_difference"]
+    return [f"Its outputs were compared with vitrail's on {images}: largest difference {difference:.1e}.", ""]
+
+
+def list_metrics(metrics: dict[str, Any]) -> list[str]:
+    """Returns a table of the accuracy on each split, and which of them are optimistic."""
+    if not metrics:
+        return []
+    lines = ["## Metrics", "", "| split | images | accuracy | 95 % interval |", "| --- | --: | --: | --- |"]
+    for split, scores in metrics.items():
+        low, high = scores.get("accuracy_interval", (float("nan"),) * 2)
+        lines.append(f"| {split} | {scores['images']} | {scores['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
+    lines.append("")
+    for split, scores in metrics.items():
+        if scores.get("optimistic"):
+            lines += [f"The {split} images are those {OPTIMISTIC}.", ""]
+    return lines
+
+
+def list_classes(classes: tuple[str, ...]) -> list[str]:
+    return ["## Classes", "", ", ".join(escape_markdown(name) for name in classes), ""] if classes else []
+
+
+def describe_origin(origin: dict[str, Any]) -> list[str]:
+    """Returns a line each for the card, the source and the license of the weights that training started from."""
+    lines = []
     for key, title in (("card", "Started from"), ("source", "Source"), ("license", "License")):
-        if isinstance(origin.get(key), str) and origin[key]:
-            lines += [f"{title}: {plain(origin[key])}", ""]
-    return "\n".join([*head, *lines])
+        if isinstance(text := origin.get(key), str) and text:
+            lines += [f"{title}: {escape_markdown(text)}", ""]
+    return lines
 
 
-def quoted(text: str) -> str:
-    """Text as a YAML string."""
+def quote_yaml(text: str) -> str:
+    """Returns the text as a YAML string."""
     return '"' + text.replace("\\", "\\\\").replace('"', "'").replace("\n", " ") + '"'
 
 
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+def escape_markdown(text: str) -> str:
+    """Returns the text with Markdown's special characters escaped, on one line."""
     return "".join("\\" + letter if letter in "\\`*_{}[]<>#|" else letter for letter in text.replace("\n", " "))

@@ -8,12 +8,11 @@ from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.exporting.folder import atomic_folder
 from vitrail.exporting.onnx_format import proven_model, write_model
 from vitrail.exporting.program import LOGITS, ProgramOptions
 from vitrail.exporting.result import ExportResult
 from vitrail.exporting.verify import Probes
-from vitrail.files import write_text
+from vitrail.files import write_folder_atomically, write_text
 
 MOST_AT_ONCE = 64  # images that Triton may put into one batch
 WAIT = 1000  # microseconds that it may wait for more of them
@@ -33,7 +32,7 @@ def export_triton(
     folder = Path(out)
     if not re.fullmatch(r"[\w.-]+", folder.name):
         raise UsageError(f"{folder.name!r} is no name for a model", "use letters, digits, - and _")
-    with atomic_folder(folder) as inside:
+    with write_folder_atomically(folder) as inside:
         model, agreed, made = proven_model(classifier, extras, check, tick)
         (inside / "1").mkdir()
         write_model(inside / "1" / "model.onnx", model, classifier, check)

@@ -36,6 +36,7 @@ AUGMENT_KEYS: dict[str, str] = {
 }
 PREPROCESS_KEYS: dict[str, str] = {"smallest": "min_size"}
 FIT_VALUES: dict[str, str] = {"squash": "stretch"}
+ORIGIN_KEYS: dict[str, str] = {"licence": "license"}
 THRESHOLD_KEYS: dict[str, str] = {}  # rows of origin["calibration"]["thresholds"]
 CALIBRATION_KEYS: dict[str, str] = {}
 SCORE_KEYS: dict[str, str] = {}  # origin["metrics"][split]
@@ -75,7 +76,7 @@ def upgrade_artifact(document: dict[str, Any]) -> dict[str, Any]:
 
 def upgrade_origin(origin: dict[str, Any]) -> dict[str, Any]:
     """Returns where the weights came from with today's keys; also of the classifier that training started from."""
-    new = dict(origin)
+    new = rename_keys(origin, ORIGIN_KEYS)
     if isinstance(recipe := origin.get("recipe"), dict):
         new["recipe"] = upgrade_recipe(recipe)
     if isinstance(metrics := origin.get("metrics"), dict):

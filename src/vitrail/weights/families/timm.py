@@ -3,7 +3,7 @@
 The original files of DINO, DeiT and MAE use the same names (see `meta`).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from vitrail.errors import UsageError
 from vitrail.weights.conversion import Layout
@@ -163,4 +163,5 @@ def find_timm_layout(tokens: TimmTokens) -> str:
     for layout, known in TOKENS.items():
         if known == tokens:
             return layout
-    raise UsageError(f"timm's ViT with {tokens} is not known")
+    arguments = ", ".join(name for name, value in asdict(tokens).items() if value)
+    raise UsageError(f"no ViT of timm's with this combination is known: {arguments}")
