@@ -1,4 +1,4 @@
-"""A Ray cluster, for as long as it is needed."""
+"""Connects to a Ray cluster and counts what fits on its nodes."""
 
 import logging
 import math
@@ -16,11 +16,11 @@ NodeResources = dict[str, float]  # what a node has: CPU, GPU, ...
 
 @contextmanager
 def connect_ray(address: str | None, cores: int | None = None) -> Iterator[Any]:
-    """Ray, connected to a cluster, which is let go at the end.
+    """Yields the module `ray`, connected to a cluster until the end of the block.
 
-    It is the one that this process has joined before, the one at the address, or one of this machine's own with so many
-    cores (all of it unless said), whose files lie in a folder that goes with it. Raises `UsageError` where Ray is not
-    installed, `VitrailError` where nobody answers.
+    Without an address Ray starts on this machine, with `cores` (default: all), and leaves no files behind. A process
+    that is already connected stays so. Raises `UsageError` if Ray is not installed, `VitrailError` if there is no
+    connection.
     """
     try:
         import ray
@@ -30,28 +30,29 @@ def connect_ray(address: str | None, cores: int | None = None) -> Iterator[Any]:
         yield ray
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    home = Path(tempfile.mkdtemp(prefix="ray-")) if address is None else None  # short: sockets lie in it
+    # a short path: Ray makes sockets below it
+    temporary = Path(tempfile.mkdtemp(prefix="ray-")) if address is None else None
     try:
         try:
-            if home:
-                ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=str(home), **quiet)
+            if temporary:
+                ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=str(temporary), **quiet)
             else:
                 ray.init(address, **quiet)
-        except Exception as error:  # Ray raises plain ones too, where a busy machine is too slow for it
-            where = f"at {address} does not answer" if address else "does not start"
-            raise VitrailError(f"Ray {where}: {first_line(error)}", "see --ray-address; try again") from None
+        except Exception as error:  # Ray raises many types, plain ones too when a busy machine is too slow for it
+            failure = f"at {address} does not answer" if address else "does not start"
+            raise VitrailError(f"Ray {failure}: {first_line(error)}", "see --ray-address; try again") from None
         yield ray
     finally:
         ray.shutdown()
-        if home:
-            shutil.rmtree(home, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def node_resources(ray: Any) -> list[NodeResources]:
-    """What each node has that is alive."""
+    """Returns the resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def count_slots(nodes: Sequence[NodeResources], cores: int, gpu: bool) -> int:
-    """How many processes of so many cores, and a GPU if so, have room at once; each lies on one node as a whole."""
-    return sum(int(min(has.get("CPU", 0) // cores, has.get("GPU", 0) if gpu else math.inf)) for has in nodes)
+    """Counts the processes that fit at once if each needs `cores`, and a GPU if `gpu`, of one node."""
+    return sum(int(min(node.get("CPU", 0) // cores, node.get("GPU", 0) if gpu else math.inf)) for node in nodes)

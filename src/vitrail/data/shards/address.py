@@ -1,4 +1,4 @@
-"""What a person may write for a set of shards: a folder, a tar file, a pattern, on disk or anywhere."""
+"""The address of a set of tar shards: a path or a URL of a folder or a file, with braces or wildcards."""
 
 import glob
 import itertools
@@ -8,118 +8,123 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from vitrail.data.shards.index import INDEX_FILE
-from vitrail.data.shards.storage import is_remote, local, resolve_filesystem, with_retries
+from vitrail.data.shards.storage import is_remote, local_path, resolve_filesystem, with_retries
 from vitrail.data.source import SPLIT_NAMES
 from vitrail.errors import UsageError
 
-MOST = 1_000_000  # shards that braces may mean
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+MAX_SHARDS = 1_000_000  # that braces may expand to
+NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_shards(address: str | Path) -> bool:
-    """Whether an address means tar shards: an address of fsspec, a .tar, a pattern of them, a folder that holds them.
+    """Whether an address means tar shards: a URL, a .tar file, a pattern of them, or a folder of them.
 
-    A folder with class folders in it is one of images, whatever tar files lie beside them.
+    A folder with class folders in it is a folder of images, whatever tar files it also has.
     """
-    said = str(address)
-    if is_remote(said) or said.startswith("file://") or said.lower().endswith(".tar"):
+    text = str(address)
+    if is_remote(text) or text.startswith("file://") or text.lower().endswith(".tar"):
         return True
-    folder = Path(said)
+    folder = Path(text)
     try:
         if (folder / INDEX_FILE).is_file():
             return True
-        inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
+        entries = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
     except OSError:
         return False
-    folders = [path for path in inside if path.is_dir()]
-    if not folders:
-        return any(path.suffix == ".tar" for path in inside)
-    return all(path.name.lower() in SPLIT_NAMES and holds_only_tars(path) for path in folders)
+    subfolders = [path for path in entries if path.is_dir()]
+    if not subfolders:
+        return any(path.suffix == ".tar" for path in entries)
+    return all(path.name.lower() in SPLIT_NAMES and has_only_tars(path) for path in subfolders)
 
 
-def holds_only_tars(folder: Path) -> bool:
-    """Whether there are tar files in a folder and no folders."""
+def has_only_tars(folder: Path) -> bool:
+    """Whether a folder has tar files and no folders."""
     try:
-        inside = list(folder.iterdir())
+        entries = list(folder.iterdir())
     except OSError:
         return False
-    return any(path.suffix == ".tar" for path in inside) and not any(path.is_dir() for path in inside)
+    return any(path.suffix == ".tar" for path in entries) and not any(path.is_dir() for path in entries)
 
 
 def expand_address(address: str) -> list[str]:
-    """The addresses that braces and stars mean: {000..009} counts, {a,b} lists. Raises `UsageError`."""
-    found = expand_braces(address)
-    if not any(c in pattern for pattern in found for c in "*?["):
-        return found
-    return [name for pattern in found for name in matching(pattern)]
+    """Expands braces and wildcards into the addresses of shards; raises `UsageError` as `expand_braces` does."""
+    patterns = expand_braces(address)
+    if not any(c in pattern for pattern in patterns for c in "*?["):
+        return patterns
+    return [shard for pattern in patterns for shard in glob_shards(pattern)]
 
 
-def matching(pattern: str) -> list[str]:
-    """The files that a pattern with stars means, in order."""
+def glob_shards(pattern: str) -> list[str]:
+    """Returns the files that match wildcards, sorted."""
     if not is_remote(pattern):
-        return sorted(glob.glob(str(local(pattern))))
-    system, path = resolve_filesystem(pattern)
-    return [str(system.unstrip_protocol(name)) for name in sorted(with_retries(pattern, lambda: system.glob(path)))]
+        return sorted(glob.glob(str(local_path(pattern))))
+    filesystem, path = resolve_filesystem(pattern)
+    paths = with_retries(pattern, lambda: filesystem.glob(path))
+    return [str(filesystem.unstrip_protocol(path)) for path in sorted(paths)]
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """What a shell would make of the braces in a pattern; raises `UsageError`."""
-    found = list(itertools.islice(unfolded(pattern), MOST + 1))
-    if len(found) > MOST:
-        raise UsageError(f"{pattern} means more than {MOST:,} shards", "take a shorter range")
-    return found
+    """Expands {000..009} and {a,b} as a shell does; raises `UsageError` for other braces or too many shards."""
+    addresses = list(itertools.islice(iter_braces(pattern), MAX_SHARDS + 1))
+    if len(addresses) > MAX_SHARDS:
+        raise UsageError(f"{pattern} expands to more than {MAX_SHARDS:,} shards", "use a shorter range")
+    return addresses
 
 
-def unfolded(pattern: str) -> Iterator[str]:
-    """The same, one after the other: the first braces by what is in them, then the others behind them."""
+def iter_braces(pattern: str) -> Iterator[str]:
+    """Yields the expansions of a pattern: of its first braces, and recursively of what they contain and what follows."""
     start = pattern.find("{")
     if start < 0:
         yield pattern
         return
-    depth, commas, end = 0, [start], -1
-    for at in range(start, len(pattern)):
-        depth += (pattern[at] == "{") - (pattern[at] == "}")
-        if pattern[at] == "," and depth == 1:
-            commas.append(at)
-        if not depth:
-            end = at
-            break
-    if end < 0:
-        raise UsageError(f"{pattern}: a brace is not closed", "write {000..009} or {a,b}")
+    end, commas = find_closing_brace(pattern, start)
     inside = pattern[start + 1 : end]
-    if counted := RANGE.fullmatch(inside):
-        words: Iterable[str] = numbers(*counted.groups())
-    elif len(commas) > 1:
-        words = [pattern[a + 1 : b] for a, b in pairwise([*commas, end])]
+    if number_range := NUMBER_RANGE.fullmatch(inside):
+        choices: Iterable[str] = iter_numbers(*number_range.groups())
+    elif commas:
+        choices = [pattern[a + 1 : b] for a, b in pairwise([start, *commas, end])]
     else:
         raise UsageError(f"{pattern}: {{{inside}}} is neither a range nor a list", "write {000..009} or {a,b}")
-    for word in words:
-        for inner in unfolded(word):
-            for rest in unfolded(pattern[end + 1 :]):
-                yield pattern[:start] + inner + rest
+    for choice in choices:
+        for expanded_choice in iter_braces(choice):
+            for rest in iter_braces(pattern[end + 1 :]):
+                yield pattern[:start] + expanded_choice + rest
 
 
-def numbers(first: str, last: str) -> Iterator[str]:
-    """From one number to another, as wide as they are written where one begins with 0."""
-    a, b = int(first), int(last)
-    digits = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
-    return (f"{number:0{digits}d}" for number in range(a, b + (1 if a <= b else -1), 1 if a <= b else -1))
+def find_closing_brace(pattern: str, start: int) -> tuple[int, list[int]]:
+    """Returns the index of the brace that closes the one at `start`, and of the commas directly between them."""
+    depth, commas = 0, []
+    for i in range(start, len(pattern)):
+        depth += (pattern[i] == "{") - (pattern[i] == "}")
+        if pattern[i] == "," and depth == 1:
+            commas.append(i)
+        if depth == 0:
+            return i, commas
+    raise UsageError(f"{pattern}: a brace is not closed", "write {000..009} or {a,b}")
+
+
+def iter_numbers(first: str, last: str) -> Iterator[str]:
+    """Counts up or down from one number to another; a leading zero in either pads all to the same width."""
+    start, stop = int(first), int(last)
+    step = 1 if start <= stop else -1
+    width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    return (f"{number:0{width}d}" for number in range(start, stop + step, step))
 
 
 def parent_folder(address: str) -> str:
-    """The folder that a shard lies in."""
-    return address.rpartition("/")[0] if is_remote(address) else str(local(address).parent)
+    """Returns the folder of a shard."""
+    return address.rpartition("/")[0] if is_remote(address) else str(local_path(address).parent)
 
 
 def join_address(folder: str, file: str) -> str:
-    """The address of a file in a folder."""
-    return f"{folder.rstrip('/')}/{file}" if is_remote(folder) else str(local(folder) / file)
+    """Returns the address of a file in a folder."""
+    return f"{folder.rstrip('/')}/{file}" if is_remote(folder) else str(local_path(folder) / file)
 
 
 def shard_set_name(address: str) -> str:
-    """A name for a set of shards: of the folder, or of the files without their numbers."""
-    if not is_remote(address) and local(address).is_dir():
-        return local(address).resolve().name
+    """Names a set of shards after its folder, or after its files without their numbers."""
+    if not is_remote(address) and local_path(address).is_dir():
+        return local_path(address).resolve().name
     path = PurePosixPath(re.sub(r"\{.*\}|[*?]", "", address))
     stem = re.sub(r"[-_.\d]+$", "", path.stem if path.suffix == ".tar" else path.name)
     return stem if stem and stem not in ("shards", *SPLIT_NAMES) else path.parent.name or stem or "shards"

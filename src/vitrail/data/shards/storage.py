@@ -1,297 +1,193 @@
-"""Bytes of a shard, from a disk or from any address that fsspec knows.
-
-Shards from elsewhere are kept whole in a bounded cache, as many as fit; of the others each image is asked for by
-itself. Training wants its images in any order, so a cache that always drops the oldest would drop what comes next.
-"""
+"""Bytes of shards, from a disk or from any URL that fsspec supports."""
 
 import contextlib
-import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.files import cache_folder
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may fetch the same shard, and one of them wins
-    fcntl = None  # type: ignore[assignment]
-
-OPEN = 128  # shards on disk that a process holds open
-RETRY_DELAYS = (0.2, 1.0, 3.0)  # seconds before an address that did not answer is asked again
-LIMIT = 10.0  # GiB of shards from elsewhere that are kept, unless $VITRAIL_CACHE_GIB says otherwise
+MAX_OPEN_FILES = 128  # shards on disk that a process holds open
+RETRY_DELAYS_S = (0.2, 1.0, 3.0)
+# what a file system may report that changes with the content
+VERSION_KEYS = frozenset(
+    ("etag", "content-md5", "digest", "last-modified", "mtime", "created", "updated", "generation", "md5hash")
+)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file: where it lies, and by what it is known to be the same as before."""
+    """A tar file."""
 
     address: str
-    size: int  # bytes; -1 where it is not there
-    stamp: str = ""
-    cacheable: bool = False  # a copy in the cache is worth its room
+    size: int  # bytes; -1 if it does not exist
+    version: str = ""  # changes with the content; empty if the file system reports nothing that does
+    cacheable: bool = False  # a local copy fits into the cache
 
 
 class StorageUnreachable(OSError):
-    """An address that does not answer; the words say why."""
+    """An address that does not answer; the text says why."""
 
 
 def is_remote(address: str) -> bool:
-    """Whether it takes more than the operating system to read it."""
+    """Whether reading an address needs fsspec."""
     return "://" in address and not address.startswith("file://")
 
 
-def local(address: str) -> Path:
-    """The path of an address on this machine."""
+def local_path(address: str) -> Path:
+    """Returns the path of an address on this machine."""
     return Path(address.removeprefix("file://"))
 
 
 def stat_shard(address: str) -> Shard:
-    """The shard with its size and what would change if it did; a size of -1 where it is not there."""
+    """Returns the shard with its size and version; the size is -1 if it does not exist."""
     try:
         if not is_remote(address):
-            status = local(address).stat()
+            status = local_path(address).stat()
             return Shard(address, status.st_size, str(status.st_mtime_ns))
-        system, path = resolve_filesystem(address)
-        known = with_retries(address, lambda: system.info(path))
+        filesystem, path = resolve_filesystem(address)
+        info = with_retries(address, lambda: filesystem.info(path))
     except FileNotFoundError:
         return Shard(address, -1)
-    signs = ("etag", "content-md5", "digest", "last-modified", "mtime", "created", "updated", "generation", "md5hash")
-    stamp = "".join(f"{k}={v};" for k, v in sorted(known.items()) if k.lower().replace("lastmod", "last-mod") in signs)
-    return Shard(address, int(known.get("size") or -1), stamp)
+    version = "".join(
+        f"{key}={value};"
+        for key, value in sorted(info.items())
+        if key.lower().replace("lastmod", "last-mod") in VERSION_KEYS
+    )
+    return Shard(address, int(info.get("size") or -1), version)
 
 
 def list_tars(folder: str) -> list[str]:
-    """The addresses of tar files in a folder and in its folders, in order."""
+    """Returns the addresses of the tar files in a folder and in its subfolders, sorted."""
     if not is_remote(folder):
-        root = local(folder)
+        root = local_path(folder)
         return [str(path) for path in sorted({*root.glob("*.tar"), *root.glob("*/*.tar")}) if path.is_file()]
-    system, path = resolve_filesystem(folder)
-    found = with_retries(folder, lambda: {*system.glob(f"{path}/*.tar"), *system.glob(f"{path}/*/*.tar")})
-    return [str(system.unstrip_protocol(name)) for name in sorted(found)]
+    filesystem, path = resolve_filesystem(folder)
+    paths = with_retries(folder, lambda: {*filesystem.glob(f"{path}/*.tar"), *filesystem.glob(f"{path}/*/*.tar")})
+    return [str(filesystem.unstrip_protocol(path)) for path in sorted(paths)]
 
 
-def mark_cacheable(shards: Sequence[Shard]) -> list[Shard]:
-    """The shards, with those marked that are worth keeping: from the first on, as long as they fit into the cache."""
-    room = cache_limit()
-    marked = []
-    for shard in shards:
-        keep = is_remote(shard.address) and 0 <= shard.size <= room
-        room -= shard.size if keep else 0
-        marked.append(replace(shard, cacheable=keep))
-    return marked
+def read_remote_range(address: str, start: int, length: int) -> bytes:
+    """Reads these bytes, fewer if the file ends before."""
+    filesystem, path = resolve_filesystem(address)
+    content: bytes = with_retries(address, lambda: filesystem.cat_file(path, start=start, end=start + length))
+    if len(content) > length:  # a server without range requests sends the whole file
+        content = content[start : start + length]
+    return content
 
 
-def cache_limit() -> int:
-    """Bytes of shards that may be kept: $VITRAIL_CACHE_GIB, or 10 GiB."""
-    said = os.environ.get("VITRAIL_CACHE_GIB") or LIMIT
-    try:
-        return int(float(said) * (1 << 30))
-    except (ValueError, OverflowError):
-        raise UsageError(f"VITRAIL_CACHE_GIB is {said!r}, which is no number", "say it in GiB, as 50") from None
-
-
-def read_range(shard: Shard, start: int, length: int) -> bytes:
-    """These bytes of a shard, fewer where it ends before; raises `OSError`."""
-    if not is_remote(shard.address):
-        return _open(local(shard.address), shard.stamp).read(start, length)
-    if shard.cacheable and (path := fetch_copy(shard)):
-        with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
-            return _open(path, shard.stamp).read(start, length)
-    system, path_there = resolve_filesystem(shard.address)
-    found: bytes = with_retries(shard.address, lambda: system.cat_file(path_there, start=start, end=start + length))
-    if len(found) > length:  # a server that knows no ranges sends everything
-        found = found[start : start + length]
-    return found
-
-
-def fetch_copy(shard: Shard) -> Path | None:
-    """The copy of a shard in the cache, fetched where it is not there; None where it cannot be kept."""
-    path = cache_folder() / "shards" / f"{cache_key(shard)}.tar"
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(path.with_suffix(".lock")):
-            if not path.exists():
-                make_room(path.parent, shard.size)
-                _fetch(shard.address, path, shard.size)
-    except OSError:  # no room, or out of reach: reading will say what is wrong
+def read_small_file(address: str, max_bytes: int) -> bytes | None:
+    """Reads a whole file, None if there is none; raises `VitrailError` if it is too large, `OSError` if it fails."""
+    file = stat_shard(address)
+    if file.size < 0:
         return None
-    return path
-
-
-def drop_copy(shard: Shard) -> None:
-    """Drops the copy of a shard whose bytes have turned out wrong, and lets go of one that another has dropped."""
-    path = cache_folder() / "shards" / f"{cache_key(shard)}.tar"
-    with _lock:
-        _handles.pop((path, shard.stamp), None)
-    path.unlink(missing_ok=True)
-
-
-def cache_key(shard: Shard) -> str:
-    """A name for a shard as it is now."""
-    where = shard.address if is_remote(shard.address) else str(local(shard.address).resolve())
-    return hashlib.sha256(f"{where}\0{shard.size}\0{shard.stamp}".encode(errors="replace")).hexdigest()[:32]
-
-
-def make_room(folder: Path, need: int) -> None:
-    """Removes copies that were opened longest ago until so many bytes more are within the limit."""
-    there = []
-    for path in folder.glob("*.tar"):
-        with contextlib.suppress(OSError):
-            there.append((path.stat().st_mtime, path.stat().st_size, path))
-    over = sum(size for _, size, _ in there) + need - cache_limit()
-    for _, size, path in sorted(there):
-        if over <= 0:
-            return
-        path.unlink(missing_ok=True)
-        over -= size
-
-
-@contextmanager
-def open_shard(shard: Shard) -> Iterator[BinaryIO]:
-    """The shard as a file that can be read from any place; raises `OSError`."""
-    if not is_remote(shard.address):
-        with local(shard.address).open("rb") as file:
-            yield file
-        return
-    kept = None
-    if shard.cacheable and (path := fetch_copy(shard)):
-        with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
-            kept = path.open("rb")
-    if kept:
-        with kept:
-            yield kept
-    else:
-        with tempfile.TemporaryDirectory(prefix="vitrail-") as aside:  # once, to be indexed
-            copy = Path(aside, "shard.tar")
-            _fetch(shard.address, copy, shard.size)
-            with copy.open("rb") as file:
-                yield file
-
-
-def read_small_file(address: str, most: int) -> bytes | None:
-    """A whole file of at most so many bytes; None where there is none. Raises `OSError` and `VitrailError`."""
-    shard = stat_shard(address)
-    if shard.size < 0:
-        return None
-    if shard.size > most:
-        raise VitrailError(f"{address} has {shard.size:,} bytes, more than an index takes", "remove it")
+    if file.size > max_bytes:
+        raise VitrailError(f"{address} has {file.size:,} bytes, too many for an index", "remove it")
     if not is_remote(address):
-        return local(address).read_bytes()
-    system, path = resolve_filesystem(address)
-    found: bytes = with_retries(address, lambda: system.cat_file(path))
-    return found
+        return local_path(address).read_bytes()
+    filesystem, path = resolve_filesystem(address)
+    content: bytes = with_retries(address, lambda: filesystem.cat_file(path))
+    return content
+
+
+def download(address: str, path: Path, size: int) -> None:
+    """Copies a remote file to a local path; raises `StorageUnreachable` if it does not have the expected size."""
+    filesystem, remote_path = resolve_filesystem(address)
+    with_retries(address, lambda: filesystem.get_file(remote_path, str(path)))
+    if (received := path.stat().st_size) != size:
+        raise StorageUnreachable(f"{address} sent {received:,} bytes of {size:,}")
 
 
 def resolve_filesystem(address: str) -> tuple[Any, str]:
-    """The file system of an address and the path in it; raises `UsageError` for one that nobody here knows."""
+    """Returns the fsspec file system of a URL and the path in it; raises `UsageError` for an unknown protocol."""
     import fsspec
     from fsspec.core import url_to_fs
 
     protocol = address.split("://")[0]
     try:
-        return url_to_fs(address)  # fsspec keeps it, for this process alone
+        return url_to_fs(address)  # fsspec caches it per process
     except ImportError as error:
         extra = "s3" if protocol == "s3" else "remote"
         raise UsageError(f"{protocol}:// cannot be read: {error}", f"pip install 'vitrail[{extra}]'") from None
     except ValueError:
         hint = did_you_mean(protocol, fsspec.available_protocols())
-        raise UsageError(f"{protocol}:// is no kind of address that fsspec knows", hint) from None
+        raise UsageError(f"{protocol}:// is not a protocol that fsspec knows", hint) from None
 
 
-def with_retries(address: str, ask: Callable[[], Any]) -> Any:
-    """What was asked for, after some tries; raises `FileNotFoundError`, or `OutOfReach` saying why."""
-    for wait in (*RETRY_DELAYS, None):
+def with_retries(address: str, request: Callable[[], Result]) -> Result:
+    """Returns the result of a request, which is repeated after most errors.
+
+    Raises `FileNotFoundError`, `PermissionError`, or `StorageUnreachable` after the last attempt.
+    """
+    for delay in (*RETRY_DELAYS_S, None):
         try:
-            return ask()
+            return request()
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception as error:  # every protocol has errors of its own
-            if wait is None:
+        except Exception as error:  # every protocol raises its own types
+            if delay is None:
                 raise StorageUnreachable(f"{address} does not answer ({type(error).__name__}: {error})") from None
-            time.sleep(wait)
-    raise AssertionError  # the last try returns or raises
+            time.sleep(delay)
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _fetch(address: str, path: Path, size: int) -> None:
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".fetch-")
-    os.close(handle)
-    try:
-        system, there = resolve_filesystem(address)
-        with_retries(address, lambda: system.get_file(there, aside))
-        if (got := os.path.getsize(aside)) != size:
-            raise StorageUnreachable(f"{address} gave {got:,} bytes of {size:,}")
-        os.replace(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
-
-
-@contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Inside, no other process is."""
-    with path.open("w") as lock:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    path.unlink(missing_ok=True)
-
-
-class _Handle:
-    """A file that is open for reading at any place, by any thread or process at once; closed when nobody has it."""
+class OpenFile:
+    """A file open for reading by any thread and any forked process at once; closed when nothing refers to it."""
 
     def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def read(self, start: int, length: int) -> bytes:
-        """The bytes; fewer where the file ends."""
-        found = os.pread(self.number, length, start)
-        while 0 < len(found) < length:  # the system may give less than it has
-            more = os.pread(self.number, length - len(found), start + len(found))
+        """Reads these bytes, fewer if the file ends before."""
+        content = os.pread(self.descriptor, length, start)
+        while 0 < len(content) < length:  # the system may return less than there is
+            more = os.pread(self.descriptor, length - len(content), start + len(content))
             if not more:
                 break
-            found += more
-        return found
+            content += more
+        return content
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
-            os.close(self.number)
+            os.close(self.descriptor)
 
 
-_handles: OrderedDict[tuple[Path, str], _Handle] = OrderedDict()
-_lock = threading.Lock()
+class OpenFiles:
+    """The files that this process has open, least recently used first, at most `MAX_OPEN_FILES`."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[tuple[Path, str], OpenFile] = OrderedDict()
+        self.lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._replace_lock)
+
+    def get(self, path: Path, version: str, on_open: Callable[[Path], object] = lambda path: None) -> OpenFile:
+        """Returns the open file of this path and version; opens it first if needed and calls `on_open` then."""
+        with self.lock:
+            if file := self.files.get((path, version)):
+                self.files.move_to_end((path, version))
+                return file
+        file = OpenFile(path)
+        on_open(path)
+        with self.lock:
+            self.files[path, version] = file
+            while len(self.files) > MAX_OPEN_FILES:
+                self.files.popitem(last=False)
+        return file
+
+    def forget(self, path: Path, version: str) -> None:
+        with self.lock:
+            self.files.pop((path, version), None)
+
+    def _replace_lock(self) -> None:
+        """In a forked process: a thread that does not exist there may hold the lock."""
+        self.lock = threading.Lock()
 
 
-def _open(path: Path, stamp: str) -> _Handle:
-    with _lock:
-        if handle := _handles.get((path, stamp)):
-            _handles.move_to_end((path, stamp))
-            return handle
-    handle = _Handle(path)
-    with contextlib.suppress(OSError):
-        if path.parent == cache_folder() / "shards":
-            os.utime(path)  # it is in use: others go first
-    with _lock:
-        _handles[path, stamp] = handle
-        while len(_handles) > OPEN:
-            _handles.popitem(last=False)
-    return handle
-
-
-def _start_anew() -> None:
-    """In a forked process: another thread may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+open_files = OpenFiles()

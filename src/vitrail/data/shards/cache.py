@@ -1,0 +1,157 @@
+"""Local copies of remote shards, in a cache of bounded size.
+
+Shards are copied whole, in their order, as long as they fit; images of the other shards are read one by one. A cache
+that dropped the least recently used shard would not help training, which reads its images in random order.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from vitrail.data.shards.storage import Shard, download, is_remote, local_path, open_files, read_remote_range
+from vitrail.errors import UsageError
+from vitrail.files import cache_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may copy the same shard; one of the copies stays
+    fcntl = None  # type: ignore[assignment]
+
+DEFAULT_CACHE_GIB = 10.0
+
+
+def cache_limit() -> int:
+    """Returns the size limit in bytes: $VITRAIL_CACHE_GIB, or 10 GiB."""
+    value = os.environ.get("VITRAIL_CACHE_GIB") or DEFAULT_CACHE_GIB
+    try:
+        return int(float(value) * (1 << 30))
+    except (ValueError, OverflowError):
+        raise UsageError(f"VITRAIL_CACHE_GIB is {value!r}, which is not a number", "set it in GiB, as 50") from None
+
+
+def mark_cacheable(shards: Sequence[Shard]) -> list[Shard]:
+    """Returns the shards with the first remote ones marked, as long as they fit into the cache together."""
+    free = cache_limit()
+    marked = []
+    for shard in shards:
+        fits = is_remote(shard.address) and 0 <= shard.size <= free
+        free -= shard.size if fits else 0
+        marked.append(replace(shard, cacheable=fits))
+    return marked
+
+
+def cache_key(shard: Shard) -> str:
+    """Returns a name for this version of a shard."""
+    address = shard.address if is_remote(shard.address) else str(local_path(shard.address).resolve())
+    text = f"{address}\0{shard.size}\0{shard.version}"
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
+
+
+def copies_folder() -> Path:
+    return cache_folder() / "shards"
+
+
+def copy_path(shard: Shard) -> Path:
+    return copies_folder() / f"{cache_key(shard)}.tar"
+
+
+def read_range(shard: Shard, start: int, length: int) -> bytes:
+    """Reads these bytes of a shard, fewer if it ends before; raises `OSError`."""
+    if not is_remote(shard.address):
+        return open_files.get(local_path(shard.address), shard.version).read(start, length)
+    if shard.cacheable and (path := fetch_copy(shard)):
+        with contextlib.suppress(FileNotFoundError):  # another process has just made room
+            return open_files.get(path, shard.version, on_open=_mark_used).read(start, length)
+    return read_remote_range(shard.address, start, length)
+
+
+@contextmanager
+def open_shard(shard: Shard) -> Iterator[BinaryIO]:
+    """Yields the shard as a seekable file; raises `OSError`."""
+    if not is_remote(shard.address):
+        with local_path(shard.address).open("rb") as file:
+            yield file
+        return
+    copy: BinaryIO | None = None
+    if shard.cacheable and (path := fetch_copy(shard)):
+        with contextlib.suppress(FileNotFoundError):  # another process has just made room
+            copy = path.open("rb")
+    if copy:
+        with copy:
+            yield copy
+    else:
+        with tempfile.TemporaryDirectory(prefix="vitrail-") as folder:
+            path = Path(folder, "shard.tar")
+            download(shard.address, path, shard.size)
+            with path.open("rb") as file:
+                yield file
+
+
+def fetch_copy(shard: Shard) -> Path | None:
+    """Returns the copy of a shard, made if needed; None if it cannot be made: reading then reports the error."""
+    path = copy_path(shard)
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(path.with_suffix(".lock")):
+            if not path.exists():
+                make_room(path.parent, shard.size)
+                _download_atomically(shard, path)
+    except OSError:
+        return None
+    return path
+
+
+def drop_copy(shard: Shard) -> None:
+    """Removes a damaged copy, and closes one that another process has removed."""
+    path = copy_path(shard)
+    open_files.forget(path, shard.version)
+    path.unlink(missing_ok=True)
+
+
+def make_room(folder: Path, needed_bytes: int) -> None:
+    """Removes the copies that were opened longest ago until `needed_bytes` more are within the limit."""
+    copies = []
+    for path in folder.glob("*.tar"):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            copies.append((status.st_mtime, status.st_size, path))
+    excess = sum(size for _, size, _ in copies) + needed_bytes - cache_limit()
+    for _, size, path in sorted(copies):
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= size
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Locks a file against other processes; removes it at the end."""
+    with path.open("w") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    path.unlink(missing_ok=True)
+
+
+def _download_atomically(shard: Shard, path: Path) -> None:
+    """Raises `OSError`, unlike `write_atomically`; a copy need not survive a power failure, so nothing is synced."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".fetch-")
+    os.close(handle)
+    try:
+        download(shard.address, Path(temporary), shard.size)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _mark_used(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(path)  # `make_room` removes the oldest first
