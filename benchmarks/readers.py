@@ -39,7 +39,8 @@ from vitrail.data.augment import Augmentation
 from vitrail.data.loader import evaluation_batches, training_batches
 from vitrail.data.open import encode_labels, open_data, open_source
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.shards.index import INDEX_FILE, ShardIndex, empty_columns, save_index
+from vitrail.data.shards.index import INDEX_FILE, ShardIndex, empty_columns
+from vitrail.data.shards.index_file import save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.shards.writer import write_shards
 from vitrail.data.strings import StringArray

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             images_per_shard=arguments.images,
             seed=None if arguments.keep_order else arguments.seed,
             skip_unreadable=arguments.skip_unreadable,
-            tick=progress.advance,
+            on_images=progress.advance,
         )
     shown: list[object] = [
         f"{written.out}: {written.images} images of {written.classes} classes, {written.bytes / 1e6:,.1f} MB"

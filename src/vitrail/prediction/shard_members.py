@@ -1,4 +1,4 @@
-"""Images in tar shards, for a listing: where each lies, so that any process can read it alone."""
+"""Images in tar shards as entries of a listing: any process can read one without the index."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -15,11 +15,11 @@ from vitrail.errors import VitrailError
 
 
 class ShardMember(NamedTuple):
-    """An image in a shard, and what the index knows of it."""
+    """An image in a shard, with its row of the index."""
 
     shard: str
     shard_size: int
-    stamp: str
+    shard_version: str
     offset: int
     length: int
     sha256: str
@@ -27,31 +27,32 @@ class ShardMember(NamedTuple):
 
 
 def list_shard_members(address: str) -> Iterator[tuple[str, ShardMember]]:
-    """All images of a set of shards with their places, shard by shard as they lie there.
+    """Yields the location and the member of every image in a set of shards, in the order on disk.
 
-    Raises `VitrailError` where a shard is not there and nobody knows what it held.
+    Raises `VitrailError` if a shard without an index is missing or damaged: its images are not known.
     """
-    found = list_shards(address)
-    if found.damaged:
-        raise VitrailError(found.damaged[0], found.hint)
-    for images in (listing.pixels for listing in found.splits.values()):
+    source = list_shards(address)
+    if source.damaged:
+        raise VitrailError(source.damaged[0], source.hint)
+    for images in (listing.pixels for listing in source.splits.values()):
         assert isinstance(images, ShardImages)
-        columns = images.shard_index.columns
+        shards, columns = images.shard_index.shards, images.shard_index.columns
         order = np.lexsort((columns["offset"][images.rows], columns["shard"][images.rows]))
         for i in map(int, order):
             row = images.rows[i]
-            shard = images.shard_index.shards[columns["shard"][row]]
+            shard = shards[columns["shard"][row]]
             offset, length, fault = (int(columns[name][row]) for name in ("offset", "length", "fault"))
             digest = columns["sha256"][row].tobytes().hex()
-            yield images.location(i), ShardMember(shard.address, shard.size, shard.stamp, offset, length, digest, fault)
+            member = ShardMember(shard.address, shard.size, shard.version, offset, length, digest, fault)
+            yield images.location(i), member
 
 
-def read_shard_member(path: str, member: ShardMember) -> BytesIO:
-    """The bytes of an image in a shard, held to the index; raises `ImageError`."""
+def read_shard_member(location: str, member: ShardMember) -> BytesIO:
+    """Reads the bytes of an image and checks their SHA-256; raises `ImageError`."""
     columns = empty_columns(1)
     for name in ("offset", "length", "fault"):
         columns[name][0] = getattr(member, name)
     columns["sha256"][0] = np.frombuffer(bytes.fromhex(member.sha256), np.uint8)
-    shard = Shard(member.shard, member.shard_size, member.stamp, cacheable=is_remote(member.shard))
-    index = ShardIndex("", (shard,), (), columns, StringArray.from_strings([path.removeprefix(f"{member.shard}:")]))
-    return BytesIO(ShardImages(index, np.zeros(1, np.int64)).read_bytes(0))
+    shard = Shard(member.shard, member.shard_size, member.shard_version, cacheable=is_remote(member.shard))
+    names = StringArray.from_strings([location.removeprefix(f"{member.shard}:")])
+    return BytesIO(ShardImages(ShardIndex("", (shard,), (), columns, names), np.zeros(1, np.int64)).read_bytes(0))

@@ -72,7 +72,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def iter_braces(pattern: str) -> Iterator[str]:
-    """Yields the expansions of a pattern: of its first braces, and recursively of what they contain and what follows."""
+    """Yields the expansions of the first braces, and recursively of what is in them and what follows."""
     start = pattern.find("{")
     if start < 0:
         yield pattern

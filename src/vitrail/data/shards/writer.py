@@ -1,19 +1,17 @@
-"""Images -> tar shards in the WebDataset layout, with an index.
+"""Writes a source as tar shards in the WebDataset layout, with an index.
 
-A sample is three members: KEY.jpg (the bytes as they were), KEY.cls (number of the class) and KEY.json (the names of
-class and image). Keys are numbers, since a dot in a name would end the key. Members carry no times or owners: the same
-data give the same shards, to the last bit.
+A sample is three members: KEY.jpg (the bytes of the image), KEY.cls (its class index) and KEY.json (the names of its
+class and of the image). Keys are numbers, because a dot in a name would end the key. Members have no times or owners:
+the same source gives the same shards to the last bit.
 """
 
 import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -26,232 +24,214 @@ from torch import Tensor
 from vitrail.data.decode import EXTENSIONS, ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.randomness import epoch_permutation
-from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns, save_index
+from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns
+from vitrail.data.shards.index_file import save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.source import Listing, Source
 from vitrail.data.strings import StringArray, factorize
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import fsync
+from vitrail.files import check_free_space, check_new_folder, write_folder_atomically
 
 MIB = 1 << 20
-DEFAULT_SHARD_MIB = 256  # MiB of a shard: large enough to be read in a stream, small enough to be fetched again
-BLOCK, RECORD = 512, 10240  # of a tar file
-ONE_SPELLING = {"jpeg": "jpg", "jfif": "jpg", "tif": "tiff", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm"}
+DEFAULT_SHARD_MIB = 256  # large enough to stream, small enough to download again
+BLOCK, RECORD = 512, 10240  # bytes of a tar file
+OVERHEAD = 7 * BLOCK  # of a sample: three headers, two small members, padding
+CANONICAL_EXTENSIONS = {"jpeg": "jpg", "jfif": "jpg", "tif": "tiff", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm"}
 
 
 @dataclass
 class ShardSummary:
-    """What was written, and what could not be."""
+    """What was written."""
 
     out: str
     images: int = 0
     bytes: int = 0
     shards: dict[str, int] = field(default_factory=dict)  # per split
-    splits: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)  # images per split
     classes: int = 0
-    formats: dict[str, int] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)  # images per file format
+    unreadable: list[str] = field(default_factory=list)  # skipped images
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """An image with its label, ready to be written."""
+
+    key: str
+    extension: str
+    content: bytes
+    label: str
+    label_index: int
+    name: str
 
 
 def write_shards(
-    found: Source,
+    source: Source,
     out: Path,
     *,
     shard_mib: float = DEFAULT_SHARD_MIB,
     images_per_shard: int | None = None,
     seed: int | None = 0,
     skip_unreadable: bool = False,
-    tick: Callable[[int], object] = lambda n: None,
+    on_images: Callable[[int], object] = lambda images: None,
 ) -> ShardSummary:
     """Writes the folder `out`: SPLIT-000000.tar (or shards-000000.tar), ... and index.safetensors.
 
-    A shard ends before it has more than `size` MiB or `images` images. Its images come in an order drawn by `seed`, so
-    that who reads it as a stream sees mixed classes; without a seed they stay in their order. The index keeps the order
-    of the source in either case. `tick` is called with the images done. The folder appears when it is whole. Raises
-    `UsageError` where `out` exists, `ImageError` naming a file that is not there (with `skip_unreadable` left out and
-    counted), `VitrailError` where the place is too small.
+    A shard has at most `shard_mib` MiB and `images_per_shard` images. `seed` shuffles the images in the shards, so that
+    a reader that streams them sees mixed classes; None keeps their order. The index always has the order of the source.
+    `on_images` is called with the number of images done. The folder is written atomically. Raises `UsageError` if `out`
+    exists, `ImageError` for a missing file (skipped with `skip_unreadable`), `VitrailError` if the disk is too small.
     """
     if shard_mib <= 0 or (images_per_shard is not None and images_per_shard < 1):
-        raise UsageError("a shard holds at least one image", "take a larger --size or --images")
-    refuse_taken(out)
-    refuse_full(found, out)
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
-        try:
-            writer = _Writer(
-                aside, found, int(shard_mib * MIB), images_per_shard or np.iinfo(np.int64).max, skip_unreadable
-            )
-            for split, listing in found.splits.items():
-                writer.write(split, listing, seed, tick)
-            written = writer.close()
-            fsync(aside)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(aside, 0o777 & ~mask)
-            refuse_taken(out)
-            with_nothing = out.is_dir()  # an empty folder may be waiting for them
-            if with_nothing:
-                out.rmdir()
-            os.rename(aside, out)
-            fsync(out.absolute().parent)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise VitrailError(
-            f"{out} cannot be written: {error.strerror or error}", "make room, or choose another place"
-        ) from None
-    written.out = str(out)
-    return written
+        raise UsageError("a shard has at least one image", "use a larger --size or --images")
+    check_new_folder(out)
+    check_free_space(out, count_bytes(source), "choose another disk")
+    with write_folder_atomically(out) as folder:
+        max_images = images_per_shard or np.iinfo(np.int64).max
+        writer = _ShardWriter(folder, source, int(shard_mib * MIB), max_images, skip_unreadable, on_images)
+        for split, listing in source.splits.items():
+            writer.write_split(split, listing, seed)
+        summary = writer.finish()
+    summary.out = str(out)
+    return summary
 
 
-def refuse_taken(out: Path) -> None:
-    """Raises `UsageError` where there is something already."""
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out} exists already", "choose another place, or move it away")
+def count_bytes(source: Source) -> int:
+    """Estimates the size of the shards of encoded images; 0 for images in memory."""
+    encoded = [listing.pixels for listing in source.splits.values() if isinstance(listing.pixels, EncodedImages)]
+    return sum(int(np.maximum(images.byte_sizes(), 0).sum()) + OVERHEAD * len(images) for images in encoded)
 
 
-def refuse_full(found: Source, out: Path) -> None:
-    """Raises `VitrailError` where the images would not fit."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    need = 0
-    for listing in found.splits.values():
-        if isinstance(listing.pixels, EncodedImages):
-            need += int(np.maximum(listing.pixels.byte_sizes(), 0).sum()) + 7 * BLOCK * len(listing)
-    if need > (free := shutil.disk_usage(folder).free):
-        raise VitrailError(
-            f"{out} needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB left", "choose another place"
-        )
+class _ShardWriter:
+    """Writes shards and collects their index."""
 
-
-class _Writer:
-    """Shards that are being written, and what their index will say."""
-
-    def __init__(self, folder: Path, found: Source, size: int, images: int, skip_unreadable: bool):
-        self.folder, self.found, self.size, self.most = folder, found, size, images
-        self.skip_unreadable = skip_unreadable
-        self.classes = class_names(found)
-        self.number = {label: i for i, label in enumerate(self.classes)}
-        self.columns = empty_columns(sum(map(len, found.splits.values())))
-        self.filled = np.zeros(len(self.columns["shard"]), dtype=bool)
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        max_bytes: int,
+        max_images: int,
+        skip_unreadable: bool,
+        on_images: Callable[[int], object],
+    ):
+        self.folder, self.source, self.max_bytes, self.max_images = folder, source, max_bytes, max_images
+        self.skip_unreadable, self.on_images = skip_unreadable, on_images
+        self.classes = ordered_classes(source)
+        self.label_index_of = {label: i for i, label in enumerate(self.classes)}
+        self.columns = empty_columns(count_images(source))
+        self.is_written = np.zeros(len(self.columns["shard"]), dtype=bool)
         self.shards: list[Shard] = []
-        self.formats: Counter[str] = Counter()
-        self.unreadable: list[str] = []
         self.rows = 0
-        self.splits: dict[str, int] = {}
-        self.per_split: Counter[str] = Counter()
+        self.summary = ShardSummary("", classes=len(self.classes))
+        self.formats: Counter[str] = Counter()
 
-    def write(self, split: str, listing: Listing, seed: int | None, tick: Callable[[int], object]) -> None:
-        """All images of a split, into shards of its own."""
-        begun, shards = self.rows, len(self.shards)
+    def write_split(self, split: str, listing: Listing, seed: int | None) -> None:
+        """Writes the images of a split into shards of its own."""
+        first_row, first_shard = self.rows, len(self.shards)
         self.rows += len(listing)
         stem = "shards" if split == "all" else split
-        places = range(len(listing)) if seed is None else epoch_permutation(len(listing), seed, 0).tolist()
         with ExitStack() as stack:
-            tar: _Tar | None = None
-            for key, i in enumerate(places):
-                tick(1)
-                try:
-                    extension, content = encoded(listing, i)
-                except ImageError as error:
-                    if not self.skip_unreadable:
-                        raise
-                    self.unreadable.append(error.name)
-                    continue
-                if tar and (tar.images >= self.most or tar.bytes + len(content) + 6 * BLOCK > self.size):
+            tar: _TarWriter | None = None
+            for i, sample in self._iter_samples(listing, seed):
+                if tar and not self._fits(tar, sample):
                     self.shards.append(tar.close())
                     tar = None
-                tar = tar or _Tar(self.folder, f"{stem}-{len(self.shards) - shards:06d}.tar", stack)
-                label, name = listing.labels[i], listing.names[i]
-                row = Sample(f"{key:09d}", extension, content, label, self.number[label], name)
-                self.note(begun + i, tar.add_sample(row), row, SPLITS.index(split))
+                tar = tar or _TarWriter(self.folder, f"{stem}-{len(self.shards) - first_shard:06d}.tar", stack)
+                self._add_row(first_row + i, tar.add_sample(sample), sample, SPLITS.index(split))
             if tar:
                 self.shards.append(tar.close())
-        self.splits[split] = int(self.filled[begun : self.rows].sum())
-        self.per_split[split] = len(self.shards) - shards
+        self.summary.splits[split] = int(self.is_written[first_row : self.rows].sum())
+        self.summary.shards[split] = len(self.shards) - first_shard
 
-    def note(self, row: int, offset: int, sample: "Sample", split: int) -> None:
-        """Where an image lies now: in the shard that is being written."""
-        length, label = len(sample.content), sample.number
-        facts = {"shard": len(self.shards), "offset": offset, "length": length, "label": label, "split": split}
-        for column, value in facts.items():
+    def finish(self) -> ShardSummary:
+        """Writes the index; raises `VitrailError` if no image could be read."""
+        if not self.is_written.any():
+            raise VitrailError(f"no image of {self.source.name} can be read", "vitrail check shows the reasons")
+        names = StringArray.from_strings(name for listing in self.source.splits.values() for name in listing.names)
+        rows = np.flatnonzero(self.is_written)
+        if len(rows) < len(self.is_written):
+            names = StringArray.from_strings(names.take(rows))
+        index = ShardIndex(
+            self.source.name,
+            tuple(self.shards),
+            self.classes,
+            {name: column[rows] for name, column in self.columns.items()},
+            names,
+            channels=self.source.channels,
+            can_flip=self.source.can_flip,
+        )
+        save_index(index, self.folder / INDEX_FILE)
+        self.summary.images = len(index)
+        self.summary.bytes = sum(shard.size for shard in self.shards)
+        self.summary.formats = dict(self.formats)
+        return self.summary
+
+    def _iter_samples(self, listing: Listing, seed: int | None) -> Iterator[tuple[int, EncodedSample]]:
+        """Yields the readable images of a split in the order of its shards, each with its index in the listing."""
+        order = range(len(listing)) if seed is None else epoch_permutation(len(listing), seed, 0).tolist()
+        for key, i in enumerate(order):
+            self.on_images(1)
+            try:
+                extension, content = encode_image(listing, i)
+            except ImageError as error:
+                if not self.skip_unreadable:
+                    raise
+                self.summary.unreadable.append(error.name)
+                continue
+            label = listing.labels[i]
+            label_index = self.label_index_of[label]
+            yield i, EncodedSample(f"{key:09d}", extension, content, label, label_index, listing.names[i])
+
+    def _fits(self, tar: "_TarWriter", sample: EncodedSample) -> bool:
+        return tar.images < self.max_images and tar.bytes + len(sample.content) + 6 * BLOCK <= self.max_bytes
+
+    def _add_row(self, row: int, offset: int, sample: EncodedSample, split: int) -> None:
+        """Adds an image of the current shard to the index."""
+        values = {
+            "shard": len(self.shards),
+            "offset": offset,
+            "length": len(sample.content),
+            "label": sample.label_index,
+            "split": split,
+        }
+        for column, value in values.items():
             self.columns[column][row] = value
         self.columns["sha256"][row] = np.frombuffer(hashlib.sha256(sample.content).digest(), dtype=np.uint8)
-        self.filled[row] = True
+        self.is_written[row] = True
         self.formats[sample.extension] += 1
 
-    def close(self) -> ShardSummary:
-        """Writes the index; returns what there is."""
-        if not self.filled.any():
-            raise VitrailError(f"not one image of {self.found.name} can be read", "vitrail check says why")
-        names = StringArray.from_strings(name for listing in self.found.splits.values() for name in listing.names)
-        rows = np.flatnonzero(self.filled)
-        if len(rows) < len(self.filled):
-            names = StringArray.from_strings(names.take(rows))
-        columns = {name: column[rows] for name, column in self.columns.items()}
-        found = self.found
-        index = ShardIndex(
-            found.name, tuple(self.shards), self.classes, columns, names, channels=found.channels,
-            flippable=found.can_flip,
-        )  # fmt: skip
-        save_index(index, self.folder / INDEX_FILE)
-        return ShardSummary(
-            "",
-            images=len(index),
-            bytes=sum(shard.size for shard in self.shards),
-            shards=dict(self.per_split),
-            splits=self.splits,
-            classes=len(self.classes),
-            formats=dict(self.formats),
-            unreadable=self.unreadable,
-        )
 
-
-@dataclass(frozen=True)
-class Sample:
-    """An image with what is said of it."""
-
-    key: str
-    extension: str
-    content: bytes
-    label: str
-    number: int
-    name: str
-
-
-class _Tar:
-    """A shard that is being written; `stack` closes its file where nobody else does."""
+class _TarWriter:
+    """Writes a shard; `stack` closes its file after an error."""
 
     def __init__(self, folder: Path, name: str, stack: ExitStack):
         self.name = name
         self.file = stack.enter_context((folder / name).open("xb"))
         self.bytes = self.images = 0
 
-    def add_sample(self, sample: Sample) -> int:
-        """Writes the members of a sample; returns where the image begins."""
-        said = json.dumps({"label": sample.label, "name": sample.name}, ensure_ascii=False)
-        offset = self.add(f"{sample.key}.{sample.extension}", sample.content)
-        self.add(f"{sample.key}.cls", str(sample.number).encode())
-        self.add(f"{sample.key}.json", said.encode(errors="replace"))
+    def add_sample(self, sample: EncodedSample) -> int:
+        """Writes the members of a sample; returns the offset of the image."""
+        document = json.dumps({"label": sample.label, "name": sample.name}, ensure_ascii=False)
+        offset = self.add_member(f"{sample.key}.{sample.extension}", sample.content)
+        self.add_member(f"{sample.key}.cls", str(sample.label_index).encode())
+        self.add_member(f"{sample.key}.json", document.encode(errors="replace"))
         self.images += 1
         return offset
 
-    def add(self, name: str, content: bytes) -> int:
-        """Writes a member; returns where its bytes begin."""
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        begin = self.bytes + BLOCK
+    def add_member(self, name: str, content: bytes) -> int:
+        """Writes a member; returns the offset of its content."""
+        header = tarfile.TarInfo(name)
+        header.size = len(content)
+        offset = self.bytes + BLOCK
         padding = b"\0" * (-len(content) % BLOCK)
-        self.file.write(member.tobuf(tarfile.USTAR_FORMAT))
+        self.file.write(header.tobuf(tarfile.USTAR_FORMAT))
         self.file.write(content)
         self.file.write(padding)
         self.bytes += BLOCK + len(content) + len(padding)
-        return begin
+        return offset
 
     def close(self) -> Shard:
-        """Ends the shard as tar does, and waits until it is on the disk."""
+        """Writes the end mark and waits until the file is on the disk."""
         end = b"\0" * (2 * BLOCK)
         self.file.write(end + b"\0" * (-(self.bytes + len(end)) % RECORD))
         self.file.flush()
@@ -261,55 +241,55 @@ class _Tar:
         return Shard(self.name, size)
 
 
-def class_names(found: Source) -> tuple[str, ...]:
-    """The classes in the order that training gives them, those that only other splits have behind."""
-    splits = sorted(found.splits, key=lambda split: split not in ("train", "all"))
+def ordered_classes(source: Source) -> tuple[str, ...]:
+    """Returns the classes in the order that training gives them, then those of other splits only."""
+    splits = sorted(source.splits, key=lambda split: split not in ("train", "all"))
     ordered: dict[str, None] = {}
     for split in splits:
-        ordered |= dict.fromkeys(factorize(found.splits[split].labels)[0])
+        ordered |= dict.fromkeys(factorize(source.splits[split].labels)[0])
     return tuple(ordered)
 
 
-def encoded(listing: Listing, i: int) -> tuple[str, bytes]:
-    """(extension, bytes) of an image: as it lies there, or pixels as PNG. Raises `ImageError`."""
+def encode_image(listing: Listing, i: int) -> tuple[str, bytes]:
+    """Returns extension and bytes of an image: those of its file, or a PNG of pixels in memory.
+
+    Raises `ImageError`.
+    """
     if not isinstance(listing.pixels, EncodedImages):
-        return "png", png(listing.pixels[i])
+        return "png", encode_png(listing.pixels[i])
     content = listing.pixels.read_bytes(i)
     if len(content) > MAX_IMAGE_BYTES:
-        raise ImageError(
-            listing.pixels.location(i),
-            f"{len(content):,} bytes are more than the {MAX_IMAGE_BYTES:,} of a shard's image",
-        )
+        reason = f"{len(content):,} bytes are more than the {MAX_IMAGE_BYTES:,} that an image in a shard may have"
+        raise ImageError(listing.pixels.location(i), reason)
     extension = PurePosixPath(listing.names[i]).suffix.lower()
-    extension = extension[1:] if extension in EXTENSIONS else form_of(content)
-    return ONE_SPELLING.get(extension, extension), content
+    extension = extension[1:] if extension in EXTENSIONS else detect_extension(content)
+    return CANONICAL_EXTENSIONS.get(extension, extension), content
 
 
-def form_of(content: bytes) -> str:
-    """The extension for bytes whose name says none; those of no image become .png, and stay unreadable."""
+def detect_extension(content: bytes) -> str:
+    """Returns the extension of an image's format; `png` for bytes that are not an image and stay unreadable."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            form = (image.format or "png").lower()
+            extension = (image.format or "png").lower()
     except Exception:  # Pillow raises nearly anything
         return "png"
-    return form if f".{form}" in EXTENSIONS else "png"
+    return extension if f".{extension}" in EXTENSIONS else "png"
 
 
-def png(pixels_CHW: Tensor) -> bytes:
-    """Pixels without loss."""
+def encode_png(pixels_CHW: Tensor) -> bytes:
     array: np.ndarray[Any, Any] = pixels_CHW.permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG")
     return file.getvalue()
 
 
-def count_images(found: Source) -> int:
-    """Images in all splits."""
-    return sum(map(len, found.splits.values()))
+def count_images(source: Source) -> int:
+    """Counts the images of all splits."""
+    return sum(map(len, source.splits.values()))
 
 
 def mixed_formats_note(formats: Sequence[str]) -> str | None:
-    """What to say where a set has more than one format."""
+    """Returns a warning if there is more than one file format."""
     if len(formats) < 2:
         return None
-    return f"images are {', '.join(sorted(formats))}: Hugging Face datasets takes shards of one format only"
+    return f"images are {', '.join(sorted(formats))}: Hugging Face datasets needs shards of one format"
