@@ -11,6 +11,8 @@ from PIL import Image
 import vitrail
 from serving import BATCH, QUEUE, Running
 from vitrail import console
+from vitrail.data.open import open_source
+from vitrail.data.shards.writer import write_shards
 
 COLOURS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 
@@ -58,6 +60,26 @@ def fill(root: Path, images: int | dict[str, int], classes: tuple[str, ...], siz
             for i in range(n):
                 picture(colours[c % 3], 1000 * s + 100 * c + i, size).save(folder / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for one test."""
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two classes with 24 training and 12 test images."""
+    return fill(tmp_path / "photos", {"train": 12, "test": 6}, ("red", "blue"), (16, 16))
+
+
+@pytest.fixture
+def shards(photos: Path, tmp_path: Path) -> Path:
+    """`photos` as five shards with an index."""
+    write_shards(open_source(photos), tmp_path / "shards", images_per_shard=10)
+    return tmp_path / "shards"
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,12 @@ def digests(images, targets):
 def observed(data, out, damaged=(), stop=None, **options):
     """A run of vitrail.train with everything it saw; it may be stopped after an epoch."""
     seen = {"steps": [], "parts": [], "scored": []}
-    mix, add, classify, seed_part = loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch
+    mix, add, classify, seed_part = (
+        loop.mix_batch,
+        epochs.Progress.add,
+        validation.compute_outcome,
+        loop.seed_micro_batch,
+    )
     at = []
 
     def seeing_seed(seed, step, number, rank=0):
@@ -84,7 +89,12 @@ def observed(data, out, damaged=(), stop=None, **options):
         return seen
     finally:
         runs.train_epochs, runs.init_train_state = train_epochs, trainee
-        loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = mix, add, classify, seed_part
+        loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = (
+            mix,
+            add,
+            classify,
+            seed_part,
+        )
     return {
         **seen,
         "rows": epochs.RunFolder(run.folder).load_metrics(),

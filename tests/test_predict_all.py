@@ -99,11 +99,11 @@ def count_manifests(out: Path) -> int:
 class Command:
     """`vitrail predict --json` in its own process: a fork of this one, which starts faster, or a fresh interpreter."""
 
-    def __init__(self, words: tuple[object, ...], folder: Path, fresh: bool):
+    def __init__(self, args: tuple[object, ...], folder: Path, fresh: bool):
         self.out, self.err = folder / "out", folder / "err"
         self.code: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        arguments = ["predict", *map(str, words), "--json"]
+        arguments = ["predict", *map(str, args), "--json"]
         with self.out.open("w") as out, self.err.open("w") as err:
             if fresh:
                 command, environment = (
@@ -170,8 +170,8 @@ def start_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     """start_command(MODEL, SOURCE, ...) starts the command; it is killed at the end of the test if it still runs."""
     commands: list[Command] = []
 
-    def start(*words: object, fresh: bool = False) -> Command:
-        commands.append(Command(words, tmp_path_factory.mktemp("output"), fresh))
+    def start(*args: object, fresh: bool = False) -> Command:
+        commands.append(Command(args, tmp_path_factory.mktemp("output"), fresh))
         return commands[-1]
 
     yield start
@@ -198,8 +198,8 @@ def test_rows_equal_those_of_predict_without_a_folder(
     sources = [str(colours / "test"), str(tmp_path / "truncated.png"), str(tmp_path / "gone.png")]
     assert main(["predict", str(run.folder), *sources, "--top", "2", "--json"]) == 1
     expected = json.loads(capsys.readouterr().out)["predictions"]
-    words = [*sources, "--top", "2", "--out", str(tmp_path / "out"), "--format", format, "--processes", "2", "--json"]
-    assert main(["predict", str(run.folder), *words]) == 1
+    args = [*sources, "--top", "2", "--out", str(tmp_path / "out"), "--format", format, "--processes", "2", "--json"]
+    assert main(["predict", str(run.folder), *args]) == 1
     document = json.loads(capsys.readouterr().out)
     rows = rows_in(tmp_path / "out", format)
     assert [row["path"] for row in rows] == [row["path"] for row in expected]
@@ -268,8 +268,8 @@ def test_an_onnx_file_predicts_into_a_folder_and_has_no_embedding(run: vitrail.R
 def test_processes_of_several_threads(start_command: Callable[..., Command], colours: Path, tmp_path: Path):
     """A process that has started threads must not fork: the children would wait for these threads for ever."""
     (tmp_path / "list.csv").write_text("path\n" + f"{colours / 'test/red/0.png'}\n" * 65)
-    words = ("--out", tmp_path / "out", "--processes", 2, "--threads", 2)
-    code, document, _ = start_command("cifar10-small", tmp_path / "list.csv", *words).wait(100)
+    args = ("--out", tmp_path / "out", "--processes", 2, "--threads", 2)
+    code, document, _ = start_command("cifar10-small", tmp_path / "list.csv", *args).wait(100)
     assert (code, document["images"], document["parts"], len(document["labels"])) == (0, 65, 2, 1)
 
 
@@ -511,8 +511,8 @@ def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail
 def test_a_killed_worker_loses_nothing(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
-    words = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 2)
-    command = start_command(*words, fresh=True)
+    args = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 2)
+    command = start_command(*args, fresh=True)
     for parts in (2, 10, 20):
         command.wait_until(lambda parts=parts: count_manifests(tmp_path / "out") >= parts)
         os.kill(random.Random(parts).choice(command.workers), signal.SIGKILL)
@@ -525,10 +525,10 @@ def test_a_killed_command_resumes(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
     out = tmp_path / "out"
-    words = (run.folder, many, "--out", out, "--part-images", 64, "--processes", 2)
+    args = (run.folder, many, "--out", out, "--part-images", 64, "--processes", 2)
     finished: dict[Path, int] = {}
     for parts in (1, 12):
-        command = start_command(*words, "--resume")
+        command = start_command(*args, "--resume")
         command.wait_until(lambda parts=parts: count_manifests(out) >= parts)
         workers = command.workers
         command.kill()
@@ -539,13 +539,13 @@ def test_a_killed_command_resumes(
         now = {file: file.stat().st_mtime_ns for file in out.glob("part-*") if has_manifest(out, file)}
         assert all(now[file] == changed for file, changed in finished.items())  # finished parts are not predicted again
         finished = now
-    code, document, _ = start_command(*words, "--resume").wait()
+    code, document, _ = start_command(*args, "--resume").wait()
     assert (code, document["images"], document["resumed"]) == (1, IMAGES, len(finished))
     assert all(file.stat().st_mtime_ns == changed for file, changed in finished.items())
     assert part_digests(out) == part_digests(uninterrupted)
     assert len({row["path"] for row in rows_in(out)}) == len(rows_in(out)) == IMAGES
     assert not (list(out.rglob(".*")) or list(out.rglob("listing*")))  # no temporary files remain
-    code, document, _ = start_command(*words, "--resume").wait()
+    code, document, _ = start_command(*args, "--resume").wait()
     assert (document["resumed"], document["images_per_second"]) == (PARTS, 0)
 
 
@@ -594,8 +594,8 @@ def test_an_image_that_kills_processes_is_named(
         return decode(path, channels)
 
     monkeypatch.setattr("vitrail.prediction.rows.decode", decode_or_die)
-    words = r"a process died 3 times on the images from .*/01\d+.png to .*/01\d+.png: killed by SIGKILL"
-    with pytest.raises(VitrailError, match=words):
+    message = r"a process died 3 times on the images from .*/01\d+.png to .*/01\d+.png: killed by SIGKILL"
+    with pytest.raises(VitrailError, match=message):
         vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, processes=2, batch_size=16)
     monkeypatch.undo()
     finished = count_manifests(tmp_path / "out")
@@ -695,8 +695,8 @@ def test_options_out_of_bounds_are_refused(tmp_path: Path, options: dict[str, An
 
 
 def test_options_for_a_folder_need_one(capsys: pytest.CaptureFixture[str]):
-    for words in (["--resume"], ["--format", "csv"], ["--slice", "1/2"], ["--engine", "ray"], ["--embedding"]):
-        assert main(["predict", "cifar10-small", "a.png", *words, "--json"]) == 2
+    for args in (["--resume"], ["--format", "csv"], ["--slice", "1/2"], ["--engine", "ray"], ["--embedding"]):
+        assert main(["predict", "cifar10-small", "a.png", *args, "--json"]) == 2
         assert json.loads(capsys.readouterr().out)["hint"] == "add --out FOLDER"
     assert main(["predict", "cifar10-small", "a.png", "--out", "x", "--slice", "two", "--json"]) == 2
     assert "I/N" in json.loads(capsys.readouterr().out)["error"]
@@ -705,11 +705,11 @@ def test_options_for_a_folder_need_one(capsys: pytest.CaptureFixture[str]):
 def test_two_commands_at_once_are_refused(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path
 ):
-    words = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 1, "--resume")
-    first = start_command(*words)
+    args = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 1, "--resume")
+    first = start_command(*args)
     first.wait_until(lambda: count_manifests(tmp_path / "out") >= 1)
     first.send(signal.SIGSTOP)
-    code, document, _ = start_command(*words).wait()
+    code, document, _ = start_command(*args).wait()
     assert code == 2 and "another process is predicting into" in document["error"]
 
 
@@ -926,15 +926,15 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     options = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "temp_dir": folder})
     nodes = [cluster.add_node(**options) for _ in range(2)]
-    words = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
+    args = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
     try:
         code, document, _ = start_command(
-            run.folder, many, "--out", tmp_path / "none", *words, "--threads", 2, fresh=True
+            run.folder, many, "--out", tmp_path / "none", *args, "--threads", 2, fresh=True
         ).wait()
         assert (code, document["error"]) == (2, "no node of the Ray cluster has 2 cores for a process")
 
         out = tmp_path / "worker"
-        command = start_command(run.folder, many, "--out", out, *words, fresh=True)
+        command = start_command(run.folder, many, "--out", out, *args, fresh=True)
         command.wait_until(lambda: count_manifests(out) >= 2 and len(actor_pids(os.getpid())) >= 2)
         os.kill(actor_pids(os.getpid())[0], signal.SIGKILL)
         code, document, err = command.wait()
@@ -943,7 +943,7 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
         assert part_digests(out) == part_digests(uninterrupted)
 
         out = tmp_path / "node"
-        command = start_command(run.folder, many, "--out", out, *words, fresh=True)
+        command = start_command(run.folder, many, "--out", out, *args, fresh=True)
         command.wait_until(lambda: count_manifests(out) >= 2 and len(actor_pids(os.getpid())) >= 3)
         cluster.remove_node(nodes[0], allow_graceful=False)
         code, document, err = command.wait()
@@ -967,12 +967,12 @@ def test_ray_reports_a_failure_and_another_engine_resumes(
 ):
     pytest.importorskip("ray.data")
     out = small_disk / "out"
-    words = (run.folder, many, "--out", out, "--part-images", 64)
-    code, document, err = start_command(*words, "--engine", "ray", "--processes", 1, fresh=True).wait()
+    args = (run.folder, many, "--out", out, "--part-images", 64)
+    code, document, err = start_command(*args, "--engine", "ray", "--processes", 1, fresh=True).wait()
     assert (code, document["error"].rsplit(": ")[-1]) == (1, "No space left on device"), err
     finished = count_manifests(out)
     assert f"{finished} of {PARTS} parts are done" in err
     subprocess.run(["mount", "-o", "remount,size=5m", small_disk], check=True)
-    code, document, _ = start_command(*words, "--resume", "--processes", 2).wait()
+    code, document, _ = start_command(*args, "--resume", "--processes", 2).wait()
     assert (code, document["images"], document["resumed"]) == (1, IMAGES, finished)
     assert part_digests(out) == part_digests(uninterrupted)

@@ -519,7 +519,18 @@ def test_random_cancels_never_touch_anybody_else(server: Running, clf: vitrail.C
 
 @pytest.fixture(scope="module")
 def roomless(run: vitrail.Run) -> Iterator[Running]:
-    words = ["--host", "127.0.0.2", "--queue-size", QUEUE, "--decode-threads", 1, "--processes", 1, "--backend", "torch"]
+    words = [
+        "--host",
+        "127.0.0.2",
+        "--queue-size",
+        QUEUE,
+        "--decode-threads",
+        1,
+        "--processes",
+        1,
+        "--backend",
+        "torch",
+    ]
     with Running([run.folder, *words, "--no-explain"]) as running:
         yield running
 

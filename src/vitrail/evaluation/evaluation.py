@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
-from vitrail.data.open import CHOSE, OPTIMISTIC, SCORED, open_known_splits, open_evaluation_images
+from vitrail.data.open import CHOSE, OPTIMISTIC, SCORED, open_evaluation_images, open_known_splits
 from vitrail.evaluation.calibration import brier_score
 from vitrail.evaluation.metrics import (
     confusion_matrix,

@@ -104,7 +104,9 @@ def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: boo
     channels, trained_on = classifier.preprocess.channels, classifier.origin.get("data", {})
     known_here = trained_on.get("name") == DEFAULT_DATA and classifier.classes
     if classifier.classes and (data is not None or known_here):
-        images, said = open_evaluation_images(data or DEFAULT_DATA, classifier.classes, channels, trained_on, missing_ok)
+        images, said = open_evaluation_images(
+            data or DEFAULT_DATA, classifier.classes, channels, trained_on, missing_ok
+        )
         return Probes(images, said, is_labeled=True)
     found = open_source(data or DEFAULT_DATA, channels, missing_ok)
     listing = next(found.splits[name] for name in SCORED if len(found.splits.get(name, ())))

@@ -30,7 +30,7 @@ class PartBatch:
 
 
 class PartBatches(Dataset[PartBatch | Failed]):
-    """The batches of all parts, numbered through; each is read when it is asked for."""
+    """The batches of all parts, numbered through; each is read on access."""
 
     def __init__(self, job: PartJob, parts: Sequence[Part], preprocess: Preprocess):
         self.job = job

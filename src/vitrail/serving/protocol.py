@@ -223,7 +223,9 @@ def array(raw: bytes | None, data: Any, shape: Sequence[int], settings: Settings
     if shape[3] not in (1, 3) or 0 in shape:
         raise wrong(f"the shape of pixels is {list(shape)}: it must be [n, h, w, c] with 1 or 3 channels")
     if shape[1] * shape[2] > settings.max_megapixels * 1_000_000:
-        raise too_much(f"{shape[2]}x{shape[1]} pixels are more than the {settings.max_megapixels} million that are accepted")
+        raise too_much(
+            f"{shape[2]}x{shape[1]} pixels are more than the {settings.max_megapixels} million that are accepted"
+        )
     size = math.prod(shape)
     if raw is not None:
         if len(raw) != size:

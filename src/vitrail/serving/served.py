@@ -151,7 +151,9 @@ class Served:
         from vitrail.serving.graph import graph_folder
 
         try:
-            document, _ = await self._once({"do": "graph", "folder": str(graph_folder()), "batch": self.settings.max_batch_size})
+            document, _ = await self._once(
+                {"do": "graph", "folder": str(graph_folder()), "batch": self.settings.max_batch_size}
+            )
         except VitrailError as error:
             if wanted == "onnxruntime":
                 raise

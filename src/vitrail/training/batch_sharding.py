@@ -93,7 +93,13 @@ class ShardedEpoch:
     """
 
     def __init__(
-        self, images: Images, preprocess: Preprocess, recipe: Recipe, world: World, epoch: int, refuse: OnImageError | None
+        self,
+        images: Images,
+        preprocess: Preprocess,
+        recipe: Recipe,
+        world: World,
+        epoch: int,
+        refuse: OnImageError | None,
     ):
         assert recipe.batch_size is not None
         self.images, self.recipe, self.world, self.epoch, self.refuse = images, recipe, world, epoch, refuse
