@@ -53,7 +53,7 @@ parity: $(VENV)/ready-for-work
 	VITRAIL_PARITY=docs/parity.md $(BIN)/python -m pytest tests/test_parity.py
 
 cards: $(VENV)/ready-for-work
-	$(BIN)/python tools/make_cards.py
+	$(BIN)/python -m tools.make_cards
 
 format: $(VENV)/ready-for-work
 	$(BIN)/ruff format

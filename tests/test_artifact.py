@@ -305,16 +305,16 @@ def test_a_slip_of_the_pen_is_told_the_packages_name():
 
 def test_what_is_too_large_is_not_put_into_the_package(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
-    import make_box
+    import make_bundled
 
     box = tmp_path / "boxed"
     box.mkdir()
-    monkeypatch.setattr(make_box, "BOX", box)
+    monkeypatch.setattr(make_bundled, "BUNDLED", box)
     with monkeypatch.context() as small:
-        small.setattr(make_box, "MOST", 1000)
+        small.setattr(make_bundled, "MAX_BYTES", 1000)
         with pytest.raises(SystemExit, match="more than 1,000"):
-            make_box.main(str(run.folder), str(colours), "odd")
+            make_bundled.main(str(run.folder), str(colours), "odd")
     assert [path.name for path in tmp_path.rglob("*")] == ["boxed"]
-    make_box.main(str(run.folder), str(colours), "odd")
+    make_bundled.main(str(run.folder), str(colours), "odd")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["boxed", "odd.md", "odd.safetensors"]
     assert "of the 24 test images" in (box / "odd.md").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import torchvision
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from tools.make_cards import timm_config
+from tools.timm_cards import read_timm_model
 from torch import Tensor, nn
 
 from vitrail.errors import VitrailError
@@ -129,7 +129,7 @@ def timm_case(layout: str, architecture: str, resized_in: str = "float32", **opt
         return timm.create_model(architecture, **{**TINY_TIMM, "num_classes": 5, **options})
 
     def config(model: nn.Module, folder: Path) -> ViTConfig:
-        found, made = timm_config(model)
+        found, made = read_timm_model(model)
         assert found == layout
         return made
 
@@ -186,7 +186,7 @@ def google_make() -> nn.Module:
 
 def to_npz(model: nn.Module, folder: Path) -> Path:
     """A file in Google's names with the model's numbers, which timm must read back as this model."""
-    _, config = timm_config(model)
+    _, config = read_timm_model(model)
     ours = import_weights(LAYOUTS["timm"], "", config, model.state_dict())
     theirs = export_weights(LAYOUTS["google"], "", config, ours)
     np.savez(folder / "google.npz", **{name: tensor.numpy() for name, tensor in theirs.items()})
@@ -201,7 +201,7 @@ def to_npz(model: nn.Module, folder: Path) -> Path:
 
 
 def google_config(model: nn.Module, folder: Path) -> ViTConfig:
-    _, config = timm_config(model)
+    _, config = read_timm_model(model)
     return config_from_json(config_to_json(config) | {"position": LAYOUTS["google"].position})
 
 
@@ -227,11 +227,11 @@ def meta_case(layout: str, architecture: str, pooled: int = 0) -> Case:
         return timm.create_model(architecture, **{**TINY_TIMM, "num_classes": pooled, "global_pool": "token"})
 
     def config(model: nn.Module, folder: Path) -> ViTConfig:
-        _, made = timm_config(model)
+        _, made = read_timm_model(model)
         return config_from_json(config_to_json(made) | {"position": position_to_json(rule)})
 
     def save(model: nn.Module, folder: Path) -> Path:
-        known, made = timm_config(model)
+        known, made = read_timm_model(model)
         ours = import_weights(LAYOUTS[known], "", made, model.state_dict())
         theirs = export_weights(LAYOUTS[layout], "", made, ours)
         if layout.startswith("dinov2"):

@@ -24,7 +24,7 @@ import transformers as hf
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save, save_file
 from tests.test_parity import tiny_torchvision
-from tools.make_cards import timm_config
+from tools.timm_cards import read_timm_model
 
 import vitrail
 from vitrail import UsageError, VitrailError
@@ -92,7 +92,7 @@ def test_timms_cards_say_what_timm_says(name: str):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=cfg.num_classes)
     card = find_card(f"timm/{name}")
-    layout, config = timm_config(model)
+    layout, config = read_timm_model(model)
     assert (card.layout, config_to_json(card.build_config()) | {"image_size": 0}) == (
         layout,
         config_to_json(config) | {"image_size": 0},

@@ -1,9 +1,9 @@
-"""Fetches ONNX Runtime's WebAssembly build from npm and puts the two files that a page needs into the package.
+"""Downloads ONNX Runtime's WebAssembly build from npm and puts the two files that a web page needs into the package.
 
     python tools/vendor_web.py 1.30.0
 
-npm checks the archive against its own checksum. Afterwards run tests/test_web_page.py, and change the version in
-vendor/README.md, NOTICE and site/index.html. The licence and third-party notices are those of the `onnxruntime` wheel.
+npm checks the archive against its checksum. Afterwards run tests/test_web_page.py, and update the version in
+vendor/README.md, NOTICE and site/index.html. The license and third-party notices come from the `onnxruntime` wheel.
 """
 
 import gzip
@@ -18,10 +18,10 @@ FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def main(version: str) -> None:
-    """Downloads, picks, compresses."""
-    with tempfile.TemporaryDirectory() as aside:
-        subprocess.run(["npm", "pack", f"onnxruntime-web@{version}"], cwd=aside, check=True)
-        (archive,) = Path(aside).glob("*.tgz")
+    """Downloads the archive and writes its two files, compressed with gzip."""
+    with tempfile.TemporaryDirectory() as temporary:
+        subprocess.run(["npm", "pack", f"onnxruntime-web@{version}"], cwd=temporary, check=True)
+        (archive,) = Path(temporary).glob("*.tgz")
         with tarfile.open(archive) as package:
             for name in FILES:
                 content = package.extractfile(f"package/dist/{name}")
