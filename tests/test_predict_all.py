@@ -852,6 +852,9 @@ def test_the_digest_of_a_model_does_not_change_from_version_to_version():
             tensor.fill_(0.25)
     classifier = vitrail.Classifier(vit, ("a", "b"), Preprocess(image_size=(16, 16)), 1.5)
     assert classifier_digest(classifier) == "4935ca5aa3d61a87e14e4ec1eb314cf4618bd2b6a1cba34ac708a954e07e80bf"
+    preprocess = Preprocess(image_size=(16, 16), fit="stretch", min_size=4)
+    classifier = vitrail.Classifier(vit, ("a", "b"), preprocess, 1.5)
+    assert classifier_digest(classifier) == "d8915dbd1123bc1e6702aab93698a00ff42bd5cd205bfc7b0fee9eb68a050d31"
 
 
 # Ray

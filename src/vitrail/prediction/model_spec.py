@@ -13,6 +13,10 @@ from vitrail.loading import is_onnx, load
 from vitrail.machine import parse_device, pick_device
 from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.config_json import config_to_json
+from vitrail.weights.upgrade import FIT_VALUES, PREPROCESS_KEYS
+
+FORMAT_1_KEYS = {new: old for old, new in PREPROCESS_KEYS.items()}
+FORMAT_1_FITS = {new: old for old, new in FIT_VALUES.items()}
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,11 @@ class ModelSpec:
 def classifier_digest(classifier: Classifier) -> str:
     """SHA-256 of a classifier's weights, config, preprocessing, classes and temperature.
 
-    Prediction folders hold it, so it must stay the same from version to version.
+    Prediction folders hold it, so it must not change from version to version: it is taken over the keys of format 1.
     """
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
-    documents = [config_to_json(classifier.vit.config), classifier.preprocess.to_json(), classifier.classes]
+    preprocess = {FORMAT_1_KEYS.get(key, key): value for key, value in classifier.preprocess.to_json().items()}
+    preprocess["fit"] = FORMAT_1_FITS.get(preprocess["fit"], preprocess["fit"])
+    documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes]
     text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
