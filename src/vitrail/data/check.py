@@ -87,7 +87,7 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
-        document = {name: value for name, value in vars(self).items() if name not in ("seen", "findings")}
+        document = {name: value for name, value in vars(self).items() if name not in ("survey", "findings")}
         findings = [asdict(finding) for finding in self.findings]
         return {**document, "errors": self.errors, "warnings": self.warnings, "findings": findings}
 
