@@ -23,7 +23,7 @@ import torchvision
 import transformers as hf
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save, save_file
-from tests.test_parity import tiny_torchvision
+from tests.parity_cases import build_torchvision
 from tools.timm_cards import read_timm_model
 
 import vitrail
@@ -211,7 +211,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
 def test_damaged_files_are_said_to_be_so(tmp_path: Path, suffix: str, damage: str):
-    state = tiny_torchvision().state_dict()
+    state = build_torchvision().state_dict()
     whole = io.BytesIO()
     if suffix == ".safetensors":
         save_file(state, tmp_path / "whole.safetensors")
