@@ -36,13 +36,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from benchmarks.document import replace_table
 from vitrail.data.augment import Augmentation
-from vitrail.data.loader import evaluation_batches, training_batches
-from vitrail.data.open import encode_labels, open_data, open_source
+from vitrail.data.loader import EvaluationLoader, TrainLoader
+from vitrail.data.open import open_data, open_source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.shards.index import INDEX_FILE, ShardIndex, empty_columns
 from vitrail.data.shards.index_file import save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.shards.writer import write_shards
+from vitrail.data.source import encode_labels
 from vitrail.data.strings import StringArray
 from vitrail.machine import count_cores, processor_name
 
@@ -78,8 +79,8 @@ def ours(address: Path, side: int) -> Pass:
 
     def batches(shuffled: bool, workers: int) -> Iterable[Any]:
         if not shuffled:
-            return evaluation_batches(images, preprocess, batch_size=BATCH, workers=workers)
-        return training_batches(images, Augmentation(lambda x: x), batch_size=BATCH, seed=0, epoch=0, workers=workers)
+            return EvaluationLoader(images, preprocess, batch_size=BATCH, workers=workers)
+        return TrainLoader(images, Augmentation(lambda x: x), BATCH, seed=0, workers=workers).epoch(0)
 
     return batches
 
@@ -247,9 +248,8 @@ def memory(n: int) -> dict[str, float]:
             splits = open_data(address)
             opened = time.process_time() - began
             after, peak = resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            batches = training_batches(
-                splits.train, Augmentation(lambda x: x), batch_size=256, seed=0, epoch=0, workers=0
-            )
+            loader = TrainLoader(splits.train, Augmentation(lambda x: x), 256, seed=0, workers=0)
+            batches = loader.epoch(0)
             found = {
                 "images": n,
                 "index_bytes_per_image": (address / INDEX_FILE).stat().st_size / n,

@@ -246,13 +246,13 @@ def test_check_names_exactly_the_files_that_cannot_be_read(battery: Path):
     report = check_data(battery)
     assert {Path(name).name for name in report.unreadable} == REFUSED | LINKS
     assert report.splits["test"] == LISTED
-    assert sum(finding.kind == "unreadable" for finding in report.findings) == BAD
-    found = {finding.kind: finding.files for finding in report.findings}
-    assert {Path(name).name for name in found["extension"]} >= {"a png.jpg", "a jpeg.png", "a webp.gif"}
-    assert {"animated.gif", "animated.webp", "pages.tif"} <= {Path(name).name for name in found["animation"]}
-    assert {Path(name).name for name in found["orientation"]} == {"turned.jpg", "mirrored.jpg", "exif.png"}
-    assert "test/blue/one colour.png" in found["constant"] or "test/red/one colour.png" in found["constant"]
-    assert any("long.png" in name for name in found["long"])
+    assert sum(finding.code == "unreadable-image" for finding in report.findings) == BAD
+    paths = {finding.code: finding.paths for finding in report.findings}
+    assert {Path(name).name for name in paths["wrong-extension"]} >= {"a png.jpg", "a jpeg.png", "a webp.gif"}
+    assert {"animated.gif", "animated.webp", "pages.tif"} <= {Path(name).name for name in paths["animated"]}
+    assert {Path(name).name for name in paths["rotated"]} == {"turned.jpg", "mirrored.jpg", "exif.png"}
+    assert "test/blue/one colour.png" in paths["constant-images"] or "test/red/one colour.png" in paths["constant-images"]
+    assert any("long.png" in name for name in paths["elongated-images"])
 
 
 @pytest.mark.filterwarnings("ignore")

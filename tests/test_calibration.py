@@ -191,7 +191,7 @@ def test_a_corruption_grows_with_its_strength(name: str):
 def test_robustness_repeats_itself(run: vitrail.Run, colours):
     from vitrail.evaluation import open_scored_images
 
-    images, _ = open_scored_images(run.classifier, colours)
+    images = open_scored_images(run.classifier, colours).images
     once, again = (measure_robustness(run.classifier, images, max_images=12) for _ in range(2))
     assert once == again
     assert once["images"] == 12

@@ -123,7 +123,7 @@ def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colours
     assert a["error"] is None
     assert len(a["top"]) == 2
     assert a["top"][0]["label"] == "red"
-    for row, reason in ((b, "damaged or cut short"), (d, "fewer than a patch"), (gone, "no such file")):
+    for row, reason in ((b, "damaged or truncated"), (d, "fewer than a patch"), (gone, "no such file")):
         assert row["top"] == []
         assert reason in row["error"]
 

@@ -10,7 +10,7 @@ import torch
 
 import vitrail
 from vitrail.cli import main
-from vitrail.data.open import OPTIMISTIC
+from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.evaluation.metrics import (
     confusion_matrix,
     expected_calibration_error,
@@ -100,7 +100,7 @@ def test_an_evaluation_has_all_its_numbers(run: vitrail.Run, colours: Path):
 def test_the_batch_size_changes_no_prediction(run: vitrail.Run, colours: Path):
     from vitrail.evaluation import evaluate, open_scored_images
 
-    images, _ = open_scored_images(run.classifier, colours)
+    images = open_scored_images(run.classifier, colours).images
     one, many = (evaluate(run.classifier, images, batch_size=n).outcome for n in (1, 24))
     assert (one.predicted == many.predicted).all()
     np.testing.assert_allclose(one.logits, many.logits, atol=1e-5)
@@ -121,18 +121,18 @@ def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_f
     out = folder.parent / "run"
     small = ["--epochs", "1", "--width", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16"]
     assert main(["train", str(folder), "--out", str(out), *small, "--quiet"]) == 0
-    assert f"8 images, {OPTIMISTIC}\n" in capsys.readouterr().out
+    assert f"8 images, {OPTIMISTIC_NOTE}\n" in capsys.readouterr().out
     assert json.loads((out / "result.json").read_text())["validation"]["optimistic"] is True
     report = json.loads((out / "report.json").read_text())
-    assert f"These are the validation images {OPTIMISTIC}." in report["limits"]
+    assert f"These are the validation images {OPTIMISTIC_NOTE}." in report["limits"]
     assert report["summary"]["optimistic"] is True
     clf = vitrail.load(out)
     assert clf.origin["metrics"]["validation"]["optimistic"] is True
-    assert f"The validation images are those {OPTIMISTIC}." in write_model_card(clf, "timm", "", None)
+    assert f"The validation images are those {OPTIMISTIC_NOTE}." in write_model_card(clf, "timm", "", None)
     assert main(["inspect", str(out)]) == 0
-    assert f"on 8 images, {OPTIMISTIC}\n" in capsys.readouterr().out
+    assert f"on 8 images, {OPTIMISTIC_NOTE}\n" in capsys.readouterr().out
     assert main(["evaluate", str(out), str(folder), "--quiet"]) == 0
-    assert f"the 8 validation images of both, {OPTIMISTIC}\n" in capsys.readouterr().out
+    assert f"the 8 validation images of both, {OPTIMISTIC_NOTE}\n" in capsys.readouterr().out
     assert vitrail.evaluate(clf, folder).summary()["optimistic"] is True
     other = make_folder("other", {"val": 3})
     assert "optimistic" not in vitrail.evaluate(clf, other).summary()  # nothing was chosen by these
@@ -149,6 +149,6 @@ def test_a_probe_says_where_its_penalty_was_chosen_by_what_is_scored(run: vitrai
     assert document["linear"]["optimistic"] is True
     assert "optimistic" not in document["knn"]  # nothing of it is chosen
     assert main(words) == 0
-    assert capsys.readouterr().out.count(OPTIMISTIC) == 1
+    assert capsys.readouterr().out.count(OPTIMISTIC_NOTE) == 1
     assert main([*words, "--json", "--penalty", "0.1"]) == 0
     assert "optimistic" not in json.loads(capsys.readouterr().out)["linear"]

@@ -17,7 +17,7 @@ from vitrail.data.augment import Augment, build_augmentation, mix_batch, shift_i
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import ImageFiles
 from vitrail.data.images import Images, load_into_memory
-from vitrail.data.loader import default_workers, evaluation_batches, steps_per_epoch, training_batches
+from vitrail.data.loader import EvaluationLoader, TrainLoader, count_batches, default_workers
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import keyed_uniform
 from vitrail.errors import UsageError
@@ -27,7 +27,7 @@ from vitrail.training.distributed import World
 
 N = 11
 PREPROCESS = Preprocess(image_size=(8, 8))
-EVERYTHING = Augment(crop="resized", policy="randaugment", random_erasing=0.5)
+RANDOM_AUGMENT = Augment(crop="resized", policy="randaugment", random_erasing=0.5)
 
 
 def files(folder: Path, n: int = N, size: tuple[int, int] = (12, 10)) -> Images:
@@ -47,9 +47,10 @@ def images(tmp_path: Path) -> Images:
 
 
 def batches(images: Images, **options) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    transform = build_augmentation(options.pop("augment", EVERYTHING), PREPROCESS)
-    wanted = {"batch_size": 4, "seed": 0, "epoch": 0, "workers": 0} | options
-    return list(training_batches(images, transform, **wanted))
+    transform = build_augmentation(options.pop("augment", RANDOM_AUGMENT), PREPROCESS)
+    epoch, start = options.pop("epoch", 0), options.pop("start", 0)
+    loader = TrainLoader(images, transform, **{"batch_size": 4, "seed": 0, "workers": 0, **options})
+    return list(loader.epoch(epoch, start))
 
 
 def identical(ours: list, theirs: list) -> bool:
@@ -62,32 +63,32 @@ def identical(ours: list, theirs: list) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_batches_are_the_same_bit_by_bit_whatever_the_workers(workers: int, images: Images):
+def test_batches_are_identical_for_any_number_of_workers(workers: int, images: Images):
     for epoch in (0, 1):
         assert identical(batches(images, epoch=epoch, workers=workers), batches(images, epoch=epoch))
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
-def test_starting_later_gives_the_rest_of_the_same_batches(start: int, images: Images):
+def test_starting_later_gives_the_remaining_batches(start: int, images: Images):
     assert identical(batches(images, start=start), batches(images)[start:])
 
 
-def test_starting_later_with_workers_gives_the_rest_of_the_same_batches(images: Images):
+def test_starting_later_with_workers_gives_the_remaining_batches(images: Images):
     assert identical(batches(images, start=2, workers=2), batches(images)[2:])
 
 
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 1}])
 def test_another_epoch_or_seed_gives_another_order_and_other_pixels(change: dict, images: Images):
     ours, theirs = batches(images), batches(images, **change)
-    labels, others = (torch.cat([y for _, y in part]) for part in (ours, theirs))
+    labels, others = (torch.cat([y for _, y in loaded]) for loaded in (ours, theirs))
     assert labels.tolist() != others.tolist()
-    pixels, other_pixels = (torch.cat([x for x, _ in part]) for part in (ours, theirs))
+    pixels, other_pixels = (torch.cat([x for x, _ in loaded]) for loaded in (ours, theirs))
     assert not any(
         torch.equal(pixels[int((labels == i).nonzero())], other_pixels[int((others == i).nonzero())]) for i in range(N)
     )
 
 
-def test_every_image_comes_once_an_epoch(images: Images):
+def test_every_image_is_in_an_epoch_once(images: Images):
     for epoch in range(5):
         labels = torch.cat([y for _, y in batches(images, epoch=epoch)])
         assert sorted(labels.tolist()) == list(range(N))
@@ -95,13 +96,14 @@ def test_every_image_comes_once_an_epoch(images: Images):
 
 def test_the_last_small_batch_is_kept(images: Images):
     assert [len(y) for _, y in batches(images)] == [4, 4, 3]
-    assert steps_per_epoch(images, 4) == 3
+    assert count_batches(len(images), 4) == 3
 
 
-@pytest.mark.parametrize("batch", [1, 10, 11, 12, 128])
-def test_the_number_of_batches_is_never_zero_and_as_announced(batch: int, images: Images):
-    ours = batches(images, batch=batch)
-    assert len(ours) == steps_per_epoch(images, batch) > 0
+@pytest.mark.parametrize("batch_size", [1, 10, 11, 12, 128])
+def test_the_number_of_batches_is_known_in_advance_and_never_zero(batch_size: int, images: Images):
+    ours = batches(images, batch_size=batch_size)
+    loader = TrainLoader(images, build_augmentation(RANDOM_AUGMENT, PREPROCESS), batch_size, seed=0)
+    assert len(ours) == count_batches(len(images), batch_size) == len(loader) > 0
     assert sum(len(y) for _, y in ours) == N
 
 
@@ -112,27 +114,26 @@ def test_batches_are_uint8_pixels_and_int64_labels(images: Images):
 
 
 def test_pixels_belong_to_their_labels(images: Images):
-    plain = Augment(flip=0)
-    for x, y in batches(images, augment=plain):
+    for x, y in batches(images, augment=Augment(flip=0)):
         for pixels, label in zip(x, y, strict=True):
             assert torch.equal(pixels, PREPROCESS.fit_image(images[int(label)]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loading_leaves_the_global_generators_as_they_were(workers: int, images: Images):
+def test_loading_does_not_change_the_global_generators(workers: int, images: Images):
     torch.manual_seed(5)
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     batches(images, workers=workers)
-    list(evaluation_batches(images, PREPROCESS, batch_size=4, workers=workers))
+    list(EvaluationLoader(images, PREPROCESS, batch_size=4, workers=workers))
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
 
-def test_the_global_generator_is_given_back_even_in_the_middle_of_an_epoch(images: Images):
-    transform = build_augmentation(EVERYTHING, PREPROCESS)
+def test_the_global_generator_is_restored_after_each_batch(images: Images):
+    transform = build_augmentation(RANDOM_AUGMENT, PREPROCESS)
     before = torch.get_rng_state()
-    loading = training_batches(images, transform, batch_size=4, seed=0, epoch=0, workers=0)
-    next(loading)
+    loaded = TrainLoader(images, transform, batch_size=4, seed=0, workers=0).epoch(0)
+    next(loaded)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -144,14 +145,14 @@ def test_batches_do_not_depend_on_the_global_generator(images: Images):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_corrupt_file_stops_training_and_evaluation_by_name(workers: int, images: Images):
+def test_a_corrupt_file_stops_training_and_evaluation_and_is_named(workers: int, images: Images):
     path = images.pixels.paths[7]
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ImageError, match=r"07\.png") as caught:
         batches(images, workers=workers)
     assert caught.value.name == str(path) and caught.value.reason.startswith("damaged")
     with pytest.raises(ImageError, match=r"07\.png"):
-        list(evaluation_batches(images, PREPROCESS, batch_size=4, workers=workers))
+        list(EvaluationLoader(images, PREPROCESS, batch_size=4, workers=workers))
 
 
 @pytest.mark.parametrize("crop", ["none", "resized", "padded"])
@@ -160,10 +161,10 @@ def test_an_image_smaller_than_a_patch_is_named(crop: str, workers: int, images:
     Image.new("RGB", (3, 20)).save(images.pixels.paths[2])
     transform = build_augmentation(Augment(crop=crop), Preprocess(image_size=(8, 8), min_size=4))
     with pytest.raises(ImageError, match=r"02\.png: 3x20 pixels are fewer"):
-        list(training_batches(images, transform, batch_size=4, seed=0, epoch=0, workers=workers))
+        list(TrainLoader(images, transform, batch_size=4, seed=0, workers=workers).epoch(0))
 
 
-def test_draws_are_even_and_belong_to_the_index_alone():
+def test_keyed_numbers_are_uniform_and_depend_only_on_the_index():
     numbers = keyed_uniform(range(20_000), 3, "together", 7, 1)
     assert numbers.shape == (20_000, 3) and numbers.min() >= 0 and numbers.max() < 1
     counts = np.stack([np.histogram(column, 16, (0, 1))[0] for column in numbers.T])
@@ -175,14 +176,14 @@ def test_draws_are_even_and_belong_to_the_index_alone():
 
 
 @pytest.mark.parametrize("augment", [Augment(), Augment(crop="padded"), Augment(flip=0)], ids=repr)
-def test_a_set_that_fits_and_lies_in_memory_takes_the_fast_way_to_the_same_batches(augment: Augment, tmp_path: Path):
-    fitting_files = files(tmp_path, size=(8, 8))
-    kept = load_into_memory(fitting_files, 10**9)
-    assert isinstance(kept.pixels, torch.Tensor)
-    assert identical(batches(kept, augment=augment), batches(fitting_files, augment=augment))
+def test_images_in_memory_of_the_models_size_take_a_fast_path_to_the_same_batches(augment: Augment, tmp_path: Path):
+    model_size_files = files(tmp_path, size=(8, 8))
+    in_memory = load_into_memory(model_size_files, 10**9)
+    assert isinstance(in_memory.pixels, torch.Tensor)
+    assert identical(batches(in_memory, augment=augment), batches(model_size_files, augment=augment))
 
 
-def test_moving_and_mirroring_agree_with_torchvision():
+def test_shifts_agree_with_torchvision():
     pixels = torch.randint(0, 256, (5, 3, 9, 7), dtype=torch.uint8)
     corners = torch.tensor([[0, 0], [4, 4], [2, 2], [1, 3], [4, 0]])
     ours = shift_images(pixels, corners, border=2)
@@ -195,8 +196,8 @@ def test_moving_and_mirroring_agree_with_torchvision():
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_evaluation_keeps_the_order_and_changes_nothing(workers: int, images: Images):
-    ours = list(evaluation_batches(images, PREPROCESS, batch_size=4, workers=workers))
+def test_evaluation_keeps_the_order_and_does_not_augment(workers: int, images: Images):
+    ours = list(EvaluationLoader(images, PREPROCESS, batch_size=4, workers=workers))
     assert [len(y) for _, y in ours] == [4, 4, 3]
     assert torch.cat([y for _, y in ours]).tolist() == list(range(N))
     expected = torch.stack([PREPROCESS.fit_image(images[i]) for i in range(N)])
@@ -211,59 +212,59 @@ def test_memory_and_files_give_identical_batches(images: Images):
     assert loaded.is_in_memory and not images.is_in_memory
     assert loaded.names == images.names and loaded.classes == images.classes
     assert identical(batches(loaded), batches(images))
-    assert identical(list(evaluation_batches(loaded, PREPROCESS)), list(evaluation_batches(images, PREPROCESS)))
+    assert identical(list(EvaluationLoader(loaded, PREPROCESS)), list(EvaluationLoader(images, PREPROCESS)))
 
 
-def test_images_of_several_sizes_are_kept_in_memory_too(images: Images):
+def test_images_of_several_sizes_can_be_in_memory(images: Images):
     Image.new("RGB", (30, 9), (1, 2, 3)).save(images.pixels.paths[4])
     loaded = load_into_memory(images, max_bytes=10**9)
     assert loaded.is_in_memory and loaded[4].shape == (3, 9, 30)
     assert identical(batches(loaded), batches(images))
     assert identical(batches(loaded, workers=2), batches(images))
-    part = loaded.subset([4, 0])
-    assert part.is_in_memory and part[0].shape == (3, 9, 30) and part.labels.tolist() == [4, 0]
+    subset = loaded.subset([4, 0])
+    assert subset.is_in_memory and subset[0].shape == (3, 9, 30) and subset.labels.tolist() == [4, 0]
 
 
 @pytest.mark.parametrize("odd", [None, 4], ids=["of one shape", "one of another"])
-def test_what_is_read_into_memory_is_never_there_twice(odd: int | None):
-    alive: list[weakref.ref[torch.Tensor]] = []
+def test_images_are_never_in_memory_twice(odd: int | None):
+    references: list[weakref.ref[torch.Tensor]] = []
     most = []
 
     class Watched(Sequence[torch.Tensor]):
-        """Images that know how many of them somebody still holds as they were read."""
+        """Images that count how many of the tensors they returned are still referenced."""
 
         def __len__(self) -> int:
             return N
 
         def __getitem__(self, i: int) -> torch.Tensor:
-            most.append(sum(each() is not None for each in alive))
+            most.append(sum(each() is not None for each in references))
             pixels = torch.full((3, 12, 30 if i == odd else 10), i, dtype=torch.uint8)
-            alive.append(weakref.ref(pixels))
+            references.append(weakref.ref(pixels))
             return pixels
 
     loaded = load_into_memory(Images(Watched(), list("abcdefghijk"), np.arange(N), tuple("abcdefghijk")), 10**9)
     assert [int(loaded[i].max()) for i in range(N)] == [int(loaded[i].min()) for i in range(N)] == list(range(N))
     if odd is None:
-        assert max(most) <= 1  # beside the place where it stays: the one that was read last
+        assert max(most) <= 1  # besides the copy in the array, only the image that was read last
         assert loaded.pixels.untyped_storage().nbytes() == N * 3 * 12 * 10
     else:
         assert loaded[odd].shape == (3, 12, 30) and loaded[0].shape == (3, 12, 10)
 
 
-def test_an_error_while_a_sharded_model_is_scored_leaves_no_hook():
+def test_an_error_while_scoring_a_sharded_model_leaves_no_hook():
     vit = ViT(ViTConfig(width=8, depth=1, heads=2, mlp_width=8, patch=4, image_size=8, classes=2))
     with pytest.raises(RuntimeError), pad_forward_calls(Classifier(vit, ("a", "b"), PREPROCESS), 3):
         raise RuntimeError
     assert not vit._forward_pre_hooks
 
 
-def test_the_memory_budget_is_kept_to_the_byte(images: Images):
+def test_the_memory_limit_is_exact_to_the_byte(images: Images):
     exactly = N * 3 * 12 * 10
     assert load_into_memory(images, exactly).is_in_memory
     assert load_into_memory(images, exactly - 1) is images
 
 
-def test_a_set_far_too_large_is_given_up_early(tmp_path: Path):
+def test_loading_a_far_too_large_set_stops_early(tmp_path: Path):
     images = files(tmp_path, n=200)
     ticks = []
     assert load_into_memory(images, 66 * 360, lambda: ticks.append(1)) is images  # a third of it
@@ -279,35 +280,35 @@ def test_loading_into_memory_ticks_once_an_image_and_names_a_corrupt_file(images
         load_into_memory(images, 10**9)
 
 
-def test_sets_in_memory_need_no_workers(images: Images):
+def test_images_in_memory_need_no_workers(images: Images):
     assert default_workers(load_into_memory(images, 10**9)) == 0
 
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 1), (4, 1, 3), (64, 1, 8), (8, 2, 3), (8, 8, 1)])
-def test_files_are_read_by_the_cores_that_the_processes_leave(images: Images, monkeypatch, cores, processes, workers):
-    monkeypatch.setattr("os.cpu_count", lambda: 96)  # of the machine, which the container is held to a part of
-    monkeypatch.setattr("vitrail.data.loader.cores", lambda: cores)
+def test_workers_share_the_cores_with_the_training_processes(images: Images, monkeypatch, cores, processes, workers):
+    monkeypatch.setattr("os.cpu_count", lambda: 96)  # of the machine; the container may use fewer
+    monkeypatch.setattr("vitrail.data.loader.count_cores", lambda: cores)
     assert default_workers(images, processes) == workers
 
 
-def test_processes_that_score_together_share_the_cores(clf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_processes_that_evaluate_together_share_the_cores(clf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     started = []
 
-    def counting(workers, samples, keys):
+    def count_workers(reader, keys, workers):
         started.append(workers)
-        return map(samples.__getitems__, keys)
+        return map(reader.__getitem__, keys)
 
-    monkeypatch.setattr(loader, "cores", lambda: 8)
-    monkeypatch.setattr(loader, "_read_by", counting)
+    monkeypatch.setattr(loader, "count_cores", lambda: 8)
+    monkeypatch.setattr(loader, "load_in_workers", count_workers)
     part = evaluate_shard(clf, files(tmp_path, n=3), World(size=4, local_size=2), None, False)
     assert (part.images, part.error, started) == (3, None, [3])
 
 
 def test_a_subset_keeps_pixels_names_and_labels_together(images: Images):
     for whole in (images, load_into_memory(images, 10**9)):
-        part = whole.subset([5, 2, 2])
-        assert part.names == ["05.png", "02.png", "02.png"] and part.labels.tolist() == [5, 2, 2]
-        assert all(torch.equal(part[i], images[j]) for i, j in enumerate((5, 2, 2)))
+        subset = whole.subset([5, 2, 2])
+        assert subset.names == ["05.png", "02.png", "02.png"] and subset.labels.tolist() == [5, 2, 2]
+        assert all(torch.equal(subset[i], images[j]) for i, j in enumerate((5, 2, 2)))
         assert len(whole.subset([])) == 0
 
 
@@ -315,12 +316,13 @@ def test_a_subset_keeps_pixels_names_and_labels_together(images: Images):
 
 
 def sample_transform(augment: Augment, preprocess: Preprocess) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One image through all of an augmentation, another draw each time."""
-    whole = build_augmentation(augment, preprocess)
+    """Applies an augmentation to single images, with other random numbers each time."""
+    augmentation = build_augmentation(augment, preprocess)
     count = itertools.count()
 
     def transform(image: torch.Tensor) -> torch.Tensor:
-        return whole.augment_batch(whole.augment_image(image).unsqueeze(0), keyed_uniform([next(count)], 3, "test"))[0]
+        pixels_1CHW = augmentation.augment_image(image).unsqueeze(0)
+        return augmentation.augment_batch(pixels_1CHW, np.array([next(count)]), seed=0, epoch=0)[0]
 
     return transform
 
@@ -343,18 +345,18 @@ OPTIONS = [
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_every_option_gives_bytes_of_the_models_shape(
+def test_every_option_gives_uint8_of_the_models_shape(
     augment: Augment, channels: int, size: tuple[int, int], interpolation: str
 ):
-    about = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
-    transform = sample_transform(augment, Preprocess(image_size=size, interpolation=interpolation, **about))
+    normalization = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    transform = sample_transform(augment, Preprocess(image_size=size, interpolation=interpolation, **normalization))
     torch.manual_seed(0)
-    for shape in ((20, 30), (5, 5), *[(16, 16)] * 12):  # often enough that a policy draws most of its changes
+    for shape in ((20, 30), (5, 5), *[(16, 16)] * 12):  # often enough that a policy draws most of its operations
         image = transform(torch.randint(0, 256, (channels, *shape), dtype=torch.uint8))
         assert image.dtype == torch.uint8 and image.shape == (channels, *size)
 
 
-def arrow() -> torch.Tensor:
+def half_white() -> torch.Tensor:
     """White on the left half, black on the right."""
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     image[..., :4] = 255
@@ -362,21 +364,21 @@ def arrow() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("flip", "expected"), [(0.0, {True}), (1.0, {False}), (0.5, {True, False})])
-def test_flipping_happens_as_often_as_asked(flip: float, expected: set[bool]):
+def test_flips_happen_with_the_given_probability(flip: float, expected: set[bool]):
     transform = sample_transform(Augment(flip=flip), PREPROCESS)
-    assert {torch.equal(transform(arrow()), arrow()) for _ in range(60)} == expected
+    assert {torch.equal(transform(half_white()), half_white()) for _ in range(60)} == expected
 
 
-def test_erasing_blanks_with_the_mean_colour():
+def test_erasing_fills_with_the_mean_color():
     preprocess = Preprocess(image_size=(16, 16), mean=(0.2, 0.4, 0.6))
     image = sample_transform(Augment(flip=0, random_erasing=1.0), preprocess)(
         torch.full((3, 16, 16), 255, dtype=torch.uint8)
     )
-    colours = {tuple(colour) for colour in image.flatten(1).T.tolist()}
-    assert colours == {(255, 255, 255), (51, 102, 153)}
+    colors = {tuple(color) for color in image.flatten(1).T.tolist()}
+    assert colors == {(255, 255, 255), (51, 102, 153)}
 
 
-def test_a_resized_crop_shows_at_least_the_area_asked_for():
+def test_a_resized_crop_keeps_at_least_the_given_area():
     ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
     transform = sample_transform(Augment(flip=0, crop="resized", crop_scale=0.8), Preprocess(image_size=(64, 64)))
     spans = []
@@ -386,13 +388,13 @@ def test_a_resized_crop_shows_at_least_the_area_asked_for():
     assert min(spans) > 0.75 and len(set(spans)) > 1  # 0.8 of the area with a ratio up to 4/3
 
 
-def test_a_padded_crop_moves_the_image_by_no_more_than_its_border():
+def test_a_padded_crop_shifts_by_at_most_its_border():
     image = torch.zeros(3, 16, 16, dtype=torch.uint8)
     image[:, 8, 8] = 255
     transform = sample_transform(Augment(flip=0, crop="padded", crop_padding=0.125), Preprocess(image_size=(16, 16)))
-    places = {tuple((transform(image)[0] == 255).nonzero()[0].tolist()) for _ in range(200)}
-    assert len(places) > 10
-    assert all(6 <= y <= 10 and 6 <= x <= 10 for y, x in places)
+    positions = {tuple((transform(image)[0] == 255).nonzero()[0].tolist()) for _ in range(200)}
+    assert len(positions) > 10
+    assert all(6 <= y <= 10 and 6 <= x <= 10 for y, x in positions)
 
 
 @pytest.mark.parametrize("augment", [Augment(mixup=0.8), Augment(cutmix=1.0), Augment(mixup=0.8, cutmix=1.0)])
@@ -410,7 +412,7 @@ def test_mixing_gives_soft_targets_that_sum_to_one(augment: Augment):
     assert changed
 
 
-def test_mixup_mixes_pixels_by_the_same_share_as_targets():
+def test_mixup_mixes_pixels_and_targets_by_the_same_fraction():
     torch.manual_seed(0)
     labels = torch.arange(4)
     images = torch.eye(4)[:, :, None, None].expand(4, 4, 2, 2)  # channel c of image i is 1 where c == i
@@ -418,7 +420,7 @@ def test_mixup_mixes_pixels_by_the_same_share_as_targets():
     assert torch.allclose(mixed[:, :, 0, 0], targets)
 
 
-def test_no_mixing_leaves_images_and_labels_as_they_are():
+def test_without_mixing_images_and_labels_are_unchanged():
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     same_images, same_labels = mix_batch(Augment(), images, labels, 4)
     assert same_images is images and same_labels is labels
@@ -426,7 +428,7 @@ def test_no_mixing_leaves_images_and_labels_as_they_are():
 
 @pytest.mark.parametrize("field", ["flip", "random_erasing"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_probabilities_lie_between_0_and_1(field: str, value: float):
+def test_probabilities_must_be_between_0_and_1(field: str, value: float):
     with pytest.raises(UsageError, match=f"{field} is .* at least 0 and at most 1"):
         Augment(**{field: value})
 
@@ -450,7 +452,9 @@ def test_other_numbers_out_of_range_are_refused_by_name(field: str, value: float
         Augment(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "typed", "meant"), [("crop", "pad", "padded"), ("policy", "rand", "randaugment")])
-def test_an_unknown_word_gets_the_nearest_one(field: str, typed: str, meant: str):
-    with pytest.raises(UsageError, match=meant):
+@pytest.mark.parametrize(
+    ("field", "typed", "suggested"), [("crop", "pad", "padded"), ("policy", "rand", "randaugment")]
+)
+def test_an_unknown_value_suggests_the_nearest_one(field: str, typed: str, suggested: str):
+    with pytest.raises(UsageError, match=suggested):
         Augment(**{field: typed})

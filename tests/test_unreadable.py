@@ -254,7 +254,7 @@ def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_there(make_fo
         return real(file, *rest, **more)
 
     monkeypatch.setattr(Image, "open", deadly)
-    with pytest.raises(WorkerDied, match="process that reads images died: killed by SIGKILL") as caught:
+    with pytest.raises(WorkerDied, match="data-loading worker died: killed by SIGKILL") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
     assert "--workers" in str(caught.value.hint) and "saved at step" in str(caught.value.hint)
     again = vitrail.train(folder, out=folder.parent / "run", resume=True, workers=0)
@@ -317,15 +317,14 @@ def test_a_loss_that_is_no_number_names_the_step_the_rate_the_gradient_and_the_f
     saved = find_newest_checkpoint(folder.parent / "run" / "checkpoint")
     assert saved is not None and int(saved.name[5:13]) < 5  # no checkpoint of broken weights
     from vitrail.data import open_data
-    from vitrail.data.loader import training_batches
+    from vitrail.data.loader import TrainLoader
 
     train = open_data(folder).train
     per_epoch = -(-len(train) // 8)
-    keys = list(training_batches(train, Augmentation(lambda image: image), batch_size=8, seed=0, epoch=4 // per_epoch))[
-        4 % per_epoch
-    ]
+    loader = TrainLoader(train, Augmentation(lambda image: image), batch_size=8, seed=0)
+    pixels, _ = list(loader.epoch(4 // per_epoch))[4 % per_epoch]
     there = torch.stack([train[train.paths.index(file)] for file in document["files"]])
-    assert torch.equal(keys[0], there)  # they are the images of that batch
+    assert torch.equal(pixels, there)  # they are the images of that batch
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,14 @@ def evaluate(classifier: BaseClassifier, data: str | Path, *, skip_unreadable: b
 
     Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are counted and skipped.
     """
-    images, said = open_scored_images(classifier, data, skip_unreadable)
-    return evaluate_images(classifier, images, description=said, skip_unreadable=skip_unreadable)
+    scored = open_scored_images(classifier, data, skip_unreadable)
+    return evaluate_images(
+        classifier,
+        scored.images,
+        description=scored.description,
+        optimistic=scored.optimistic,
+        skip_unreadable=skip_unreadable,
+    )
 
 
 def probe(

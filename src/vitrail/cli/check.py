@@ -9,9 +9,10 @@ from pathlib import Path
 
 from vitrail.cli.main import Answer
 from vitrail.console import progress_bar
-from vitrail.data.check import CheckReport, Finding, check_data
-from vitrail.data.clean import write_clean
+from vitrail.data.check import CheckReport, check_data
+from vitrail.data.clean import write_clean_list
 from vitrail.data.contact_sheets import draw_class_sheet, draw_near_duplicate_sheet
+from vitrail.data.findings import Finding
 from vitrail.files import write_json
 
 MOST = 20  # findings of a kind that are printed; --json has them all
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.fix is not None:
         name = Path(arguments.data).resolve().stem if Path(arguments.data).exists() else arguments.data
         file = Path(arguments.fix or f"{name}-clean.csv")
-        out = write_clean(report, file)
+        out = write_clean_list(report, file)
         kept = report.images - out.total()
         document["clean"] = {"file": str(file), "images": kept, "left_out": dict(out)}
         reasons = ", ".join(f"{n} {reason}" for reason, n in out.items())
@@ -54,8 +55,8 @@ def run(arguments: argparse.Namespace) -> Answer:
             draw_class_sheet(report.survey, folder / "classes.png")
             shown.append(f"written: {folder / 'classes.png'}, some images of every class")
         if report.survey and report.survey.near_duplicates:
-            draw_near_duplicate_sheet(report.survey, folder / "copies.png")
-            shown.append(f"written: {folder / 'copies.png'}, images that are nearly the same")
+            draw_near_duplicate_sheet(report.survey, folder / "near-duplicates.png")
+            shown.append(f"written: {folder / 'near-duplicates.png'}, images that are nearly the same")
     return Answer(document, shown, code=1 if report.errors else 0)
 
 
@@ -72,10 +73,10 @@ def in_words(report: CheckReport) -> list[object]:
     if report.sizes:
         h, w = report.sizes["height"], report.sizes["width"]
         shown.append(f"height {h[0]} to {h[2]} (median {h[1]}), width {w[0]} to {w[2]} (median {w[1]}) pixels")
-    kinds: dict[str, list[Finding]] = {}
+    by_code: dict[str, list[Finding]] = {}
     for finding in report.findings:
-        kinds.setdefault(finding.kind, []).append(finding)
-    for alike in kinds.values():
+        by_code.setdefault(finding.code, []).append(finding)
+    for alike in by_code.values():
         shown += [f"{finding.level}: {finding}" for finding in alike[:MOST]]
         if len(alike) > MOST:
             shown.append(f"{alike[0].level}: {len(alike) - MOST} more like the last; --json lists them all")

@@ -18,7 +18,6 @@ from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
 from vitrail.cli.loading import add_model, loaded_any
 from vitrail.cli.main import Answer
 from vitrail.console import escape_control_characters, progress_bar
-from vitrail.data.open import CHOSE, OPTIMISTIC
 from vitrail.errors import UsageError
 from vitrail.evaluation.calibration import calibrate
 from vitrail.evaluation.evaluation import Evaluation, evaluate, open_scored_images, open_splits
@@ -60,7 +59,8 @@ def run(arguments: argparse.Namespace) -> Answer:
             "--report and --fit-temperature take the classifier that it was made from",
         )
     skip = arguments.skip_unreadable
-    images, said = open_scored_images(classifier, arguments.data, skip_unreadable=skip)
+    scored = open_scored_images(classifier, arguments.data, skip_unreadable=skip)
+    images = scored.images
     shown: list[object] = []
     if arguments.fit_temperature and isinstance(classifier, Classifier):
         classifier = with_temperature(classifier, arguments)
@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         evaluation = evaluate(
             classifier,
             images,
-            description=said,
+            description=scored.description,
+            optimistic=scored.optimistic,
             batch_size=arguments.batch,
             tick=progress.advance,
             skip_unreadable=skip,
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     document = evaluation.to_json()
     low, high = evaluation.accuracy_interval
     shown += [
-        said.replace(CHOSE, OPTIMISTIC),
+        scored.description,
         f"accuracy {evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}), top-5 {document['top5']:.4f}, "
         f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
         temperature_said(classifier),

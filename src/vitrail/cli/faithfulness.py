@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     for name in methods:
         find_method(name)
     classifier = loaded(arguments)
-    images, said = open_scored_images(classifier, arguments.data, arguments.skip_unreadable)
+    scored = open_scored_images(classifier, arguments.data, arguments.skip_unreadable)
     with progress_bar("scoring", count_steps(len(methods))) as progress:
         begun: list[str] = []
 
@@ -59,13 +59,13 @@ def run(arguments: argparse.Namespace) -> Answer:
             begun.append(name)
 
         found = evaluate_faithfulness(
-            classifier, images, methods=methods, max_images=arguments.images,
-            steps=arguments.steps, seed=arguments.seed, description=said, on_step=tick,
+            classifier, scored.images, methods=methods, max_images=arguments.images,
+            steps=arguments.steps, seed=arguments.seed, description=scored.description, on_step=tick,
             skip_unreadable=arguments.skip_unreadable,
         )  # fmt: skip
     document = found.to_json()
     gone = f", {found.unreadable} more could not be read" if found.unreadable else ""
-    shown: list[Any] = [f"{found.images} of {said}{gone}", table(found)]
+    shown: list[Any] = [f"{found.images} of {scored.description}{gone}", table(found)]
     shown += [f"{name.replace('_', ', ')}: {row.description}; {row.better} is better" for name, row in MEASURES.items()]
     shown.append("* best, or not to be told from the best; cost in forward passes of this model, as measured")
     if arguments.out:

@@ -1,4 +1,4 @@
-"""Files -> batches: sources, decoding, the preprocessing shared by every verb, augmentation, loading."""
+"""From files to batches: sources, decoding, preprocessing, augmentation, loading."""
 
 from vitrail.data.images import Images
 from vitrail.data.open import Splits, open_data

@@ -1,4 +1,4 @@
-"""Data sets by name: `digits`, which scikit-learn carries, and those that torchvision downloads."""
+"""Data sets by name: `digits`, which comes with scikit-learn, and those that torchvision downloads."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ from vitrail.errors import VitrailError
 
 @dataclass(frozen=True)
 class BuiltinDataset:
-    """A row of the table: where it comes from, how it is described."""
+    """A data set by name: how to load it, and how it is described."""
 
     description: str
-    read: Callable[[], dict[str, Listing]]
+    load: Callable[[], dict[str, Listing]]
     can_flip: bool = True
     channels: int = 3
 
 
 class TorchvisionImages(Sequence[Tensor]):
-    """The images of a torchvision set that decodes files when asked."""
+    """The images of a torchvision data set that decodes files on access."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -38,44 +38,46 @@ class TorchvisionImages(Sequence[Tensor]):
 
 
 def data_home() -> Path:
-    """Where downloads lie: $VITRAIL_DATA, or ~/.cache/vitrail/data."""
+    """Returns the folder of downloads: $VITRAIL_DATA, or ~/.cache/vitrail/data."""
     return Path(os.environ.get("VITRAIL_DATA") or Path.home() / ".cache" / "vitrail" / "data")
 
 
-def digits() -> dict[str, Listing]:
-    """1,797 handwritten digits of 8x8 pixels in 16 greys (Alpaydin & Kaynak 1998), as scikit-learn ships them."""
-    from sklearn.datasets import load_digits
+def load_digits() -> dict[str, Listing]:
+    """Loads 1,797 handwritten digits of 8x8 pixels in 16 gray levels (Alpaydin & Kaynak 1998) from scikit-learn."""
+    from sklearn import datasets
 
-    data = load_digits()
+    data = datasets.load_digits()
     pixels = torch.from_numpy((data.images * 255 / 16).round().astype(np.uint8)).unsqueeze(1)
     names = [f"digit-{i:04d}" for i in range(len(pixels))]
     return {"all": Listing(pixels, names, [str(label) for label in data.target])}
 
 
 def _torchvision(name: str, make: Callable[[Any, str], dict[str, Any]]) -> Callable[[], dict[str, Listing]]:
-    def read() -> dict[str, Listing]:
+    """Returns a function that loads the data sets that `make(torchvision.datasets, folder)` constructs."""
+
+    def load() -> dict[str, Listing]:
         from torchvision import datasets
 
         home = data_home()
         try:
-            found = make(datasets, str(home))
+            by_split = make(datasets, str(home))
         except (RuntimeError, OSError) as error:
             raise VitrailError(
                 f"{name} is not in {home} and could not be downloaded ({type(error).__name__})",
                 "put the files there, or set VITRAIL_DATA to the folder that has them",
             ) from None
-        return {split: _listing(dataset, split) for split, dataset in found.items()}
+        return {split: _list_dataset(dataset, split) for split, dataset in by_split.items()}
 
-    return read
+    return load
 
 
-def _listing(dataset: Any, split: str) -> Listing:
-    raw = getattr(dataset, "data", None)
+def _list_dataset(dataset: Any, split: str) -> Listing:
+    data = getattr(dataset, "data", None)
     pixels: Tensor | TorchvisionImages
-    if isinstance(raw, np.ndarray):  # CIFAR: (N, H, W, C)
-        pixels = torch.from_numpy(raw).permute(0, 3, 1, 2).contiguous()
-    elif isinstance(raw, Tensor):  # MNIST: (N, H, W)
-        pixels = raw.unsqueeze(1)
+    if isinstance(data, np.ndarray):  # CIFAR: (N, H, W, C)
+        pixels = torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()
+    elif isinstance(data, Tensor):  # MNIST: (N, H, W)
+        pixels = data.unsqueeze(1)
     else:
         pixels = TorchvisionImages(dataset)
     targets = next(getattr(dataset, name) for name in ("targets", "_labels") if hasattr(dataset, name))
@@ -83,12 +85,12 @@ def _listing(dataset: Any, split: str) -> Listing:
     return Listing(pixels, [f"{split}-{i:05d}" for i in range(len(targets))], [classes[int(t)] for t in targets])
 
 
-def _two_parts(name: str, **options: Any) -> Callable[[Any, str], dict[str, Any]]:
+def _train_and_test(name: str, **options: Any) -> Callable[[Any, str], dict[str, Any]]:
     def make(datasets: Any, home: str) -> dict[str, Any]:
-        make_set = getattr(datasets, name)
+        make_dataset = getattr(datasets, name)
         return {
-            "train": make_set(home, train=True, download=True, **options),
-            "test": make_set(home, train=False, download=True, **options),
+            "train": make_dataset(home, train=True, download=True, **options),
+            "test": make_dataset(home, train=False, download=True, **options),
         }
 
     return make
@@ -96,21 +98,23 @@ def _two_parts(name: str, **options: Any) -> Callable[[Any, str], dict[str, Any]
 
 def _by_split(name: str, **splits: str) -> Callable[[Any, str], dict[str, Any]]:
     def make(datasets: Any, home: str) -> dict[str, Any]:
-        make_set = getattr(datasets, name)
-        return {ours: make_set(home, split=theirs, download=True) for ours, theirs in splits.items()}
+        make_dataset = getattr(datasets, name)
+        return {ours: make_dataset(home, split=theirs, download=True) for ours, theirs in splits.items()}
 
     return make
 
 
 BUILTIN_DATASETS: dict[str, BuiltinDataset] = {
-    "digits": BuiltinDataset("1,797 digits, 8x8, grey; always there", digits, can_flip=False, channels=1),
-    "cifar10": BuiltinDataset("60,000 photos, 32x32", _torchvision("cifar10", _two_parts("CIFAR10"))),
-    "cifar100": BuiltinDataset("60,000 photos, 32x32, 100 classes", _torchvision("cifar100", _two_parts("CIFAR100"))),
+    "digits": BuiltinDataset("1,797 digits, 8x8, gray; always available", load_digits, can_flip=False, channels=1),
+    "cifar10": BuiltinDataset("60,000 photos, 32x32", _torchvision("cifar10", _train_and_test("CIFAR10"))),
+    "cifar100": BuiltinDataset(
+        "60,000 photos, 32x32, 100 classes", _torchvision("cifar100", _train_and_test("CIFAR100"))
+    ),
     "mnist": BuiltinDataset(
-        "70,000 digits, 28x28, grey", _torchvision("mnist", _two_parts("MNIST")), can_flip=False, channels=1
+        "70,000 digits, 28x28, gray", _torchvision("mnist", _train_and_test("MNIST")), can_flip=False, channels=1
     ),
     "fashion-mnist": BuiltinDataset(
-        "70,000 clothes, 28x28, grey", _torchvision("fashion-mnist", _two_parts("FashionMNIST")), channels=1
+        "70,000 clothes, 28x28, gray", _torchvision("fashion-mnist", _train_and_test("FashionMNIST")), channels=1
     ),
     "flowers102": BuiltinDataset(
         "8,189 photos of 102 flowers",
@@ -128,6 +132,6 @@ BUILTIN_DATASETS: dict[str, BuiltinDataset] = {
 
 
 def read_builtin_dataset(name: str) -> Source:
-    """The set of this name; raises `VitrailError` where it cannot be had."""
-    row = BUILTIN_DATASETS[name]
-    return Source(name, row.read(), can_flip=row.can_flip, channels=row.channels)
+    """Lists the images of a built-in data set; raises `VitrailError` if it cannot be downloaded."""
+    dataset = BUILTIN_DATASETS[name]
+    return Source(name, dataset.load(), can_flip=dataset.can_flip, channels=dataset.channels)

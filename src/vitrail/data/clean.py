@@ -1,4 +1,4 @@
-"""A clean list: a CSV of the images worth training on. Nothing of the user's is moved, changed or removed."""
+"""A clean list: a CSV of the images worth training on. The data themselves are never moved, changed or removed."""
 
 import csv
 import io
@@ -6,53 +6,54 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from vitrail.data.check import CheckReport, ImageRecord, Survey, apart, torn
-from vitrail.data.facts import ImageFacts
+from vitrail.data.check import CheckReport
+from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_text
 
-KEEP_FIRST = ("test", "validation", "train", "all")  # of copies, the one in the split that judges stays
+SPLIT_PRIORITY = ("test", "validation", "train", "all")  # of duplicates, the one in the first of these is kept
 
 
-def write_clean(report: CheckReport, file: Path) -> Counter[str]:
-    """Writes what `vitrail train` takes in place of the data; returns how many images are left out, by reason.
+def write_clean_list(report: CheckReport, file: Path) -> Counter[str]:
+    """Writes a table for `vitrail train` and returns how many images it leaves out, by reason.
 
-    Left out are unreadable images, all copies of an image under different classes, all copies but one of an image,
-    and training (or validation) images that are nearly the same as one in test (or validation). Raises `UsageError`
-    where a file of that name exists or the images are in no files.
+    Left out are unreadable images, all copies of an image with different labels, all but one copy of other duplicates,
+    and training (or validation) images that are near-duplicates of a test (or validation) image. Raises `UsageError`
+    if the file exists or the images have no files.
     """
     survey = report.survey
     if survey is None:
         raise VitrailError(f"{report.data} cannot be listed: {report.errors[0]}")
-    if any(survey.path(place) is None for place, _ in survey.images):
+    if any(survey.path(record) is None for record, _ in survey.images):
         raise UsageError(f"the images of {report.data} are not files of their own", "--fix is for folders and tables")
     if file.exists():
-        raise UsageError(f"{file} is there already", "choose another name with --fix FILE")
-    out = left_out(survey)
+        raise UsageError(f"{file} exists already", "choose another name with --fix FILE")
+    excluded = choose_excluded(survey)
     base = Path(os.path.realpath(file.parent))
-    divided = set(survey.source.splits) != {"all"}
+    has_splits = set(survey.source.splits) != {"all"}
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "label", *(["split"] if divided else [])])
-    for place, _ in survey.images:
-        if place not in out:
-            path = Path(os.path.abspath(str(survey.path(place))))
-            shown = path.relative_to(base) if path.is_relative_to(base) else path
-            rows.writerow([shown.as_posix(), place.label, *([place.split] if divided else [])])
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", *(["split"] if has_splits else [])])
+    for record, _ in survey.images:
+        if record not in excluded:
+            path = Path(os.path.abspath(str(survey.path(record))))
+            path = path.relative_to(base) if path.is_relative_to(base) else path
+            writer.writerow([path.as_posix(), record.label, *([record.split] if has_splits else [])])
     write_text(file, text.getvalue())
-    return Counter(out.values())
+    return Counter(excluded.values())
 
 
-def left_out(survey: Survey) -> dict[ImageRecord, str]:
-    """The images that a clean list lacks, each with the reason."""
-    out = {place: "unreadable" for place, look in survey.images if not isinstance(look, ImageFacts)}
+def choose_excluded(survey: Survey) -> dict[ImageRecord, str]:
+    """Returns the images that a clean list leaves out, each with the reason."""
+    excluded = {record: "unreadable" for record, _ in survey.unreadable}
     for group in survey.duplicates:
-        _, *others = sorted(group, key=lambda place: (KEEP_FIRST.index(place.split), place.index))
-        if torn(group):
-            out |= dict.fromkeys(group, "copies under different classes")
+        _, *others = sorted(group, key=lambda record: (SPLIT_PRIORITY.index(record.split), record.index))
+        if have_conflicting_labels(group):
+            excluded |= dict.fromkeys(group, "duplicates with different labels")
         else:
-            out |= dict.fromkeys(others, "copies")
+            excluded |= dict.fromkeys(others, "duplicates")
     for a, b, _ in survey.near_duplicates:
-        if apart([a, b]) and not {a, b} & out.keys():
-            out[max(a, b, key=lambda place: KEEP_FIRST.index(place.split))] = "nearly the same as an image kept back"
-    return out
+        if are_across_splits([a, b]) and not {a, b} & excluded.keys():
+            last = max(a, b, key=lambda record: SPLIT_PRIORITY.index(record.split))
+            excluded[last] = "near-duplicates of held-out images"
+    return excluded

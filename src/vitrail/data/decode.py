@@ -21,20 +21,22 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-MAX_PIXELS = 100_000_000  # read from the header, before anything is decoded
-STRIP = 1 << 20  # pixels of a deep image that are float64 at a time
-ORIENTATION = 0x0112  # EXIF
-GRAY_16_BIT = "16-bit grey"
-COLOR_TYPES = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "palette", "PA": "palette",
-         "I": GRAY_16_BIT, "F": GRAY_16_BIT, "I;16": GRAY_16_BIT, "I;16B": GRAY_16_BIT, "I;16L": GRAY_16_BIT, "I;16N": GRAY_16_BIT}  # fmt: skip
-TRANSIENT_ERRNOS = frozenset(
-    (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-)  # no fault of the file's
-BACKGROUND = (255, 255, 255)  # what shows through where an image is transparent
+MAX_PIXELS = 100_000_000  # checked against the header before anything is decoded
+STRIP_PIXELS = 1 << 20  # pixels of a 16-bit image that are converted to float64 at a time
+EXIF_ORIENTATION = 0x0112
+GRAY_16_BIT = "16-bit gray"
+COLOR_TYPES = {
+    **dict.fromkeys(("1", "L", "LA"), "gray"),
+    **dict.fromkeys(("RGB", "RGBA"), "color"),
+    **dict.fromkeys(("P", "PA"), "palette"),
+    **dict.fromkeys(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"), GRAY_16_BIT),
+}  # by Pillow's mode
+TRANSIENT_ERRNOS = frozenset((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
 
 class ImageError(VitrailError):
-    """An image that cannot be read; the sentence names it and says why."""
+    """An image that cannot be read; the message names it and the reason."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"{name}: {reason}", "replace the file or take it out of the data")
@@ -42,34 +44,35 @@ class ImageError(VitrailError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        """What pickle needs to carry the error out of a worker process."""
+        """Lets pickle carry the error out of a worker process."""
         return type(self), (self.name, self.reason)
 
 
 class ImageUnreachable(ImageError):
-    """An image that cannot be read now, though nothing is known to be wrong with it: its disk or address fails."""
+    """An image that cannot be read now because of its disk, network or the machine; the image may be valid."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
-        self.hint = "it may be there again later"
+        self.hint = "try again later"
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file is, before it becomes 8-bit pixels."""
+    """Properties of a file that are lost in the decoded 8-bit pixels."""
 
     format: str  # JPEG, PNG, ...
-    color_type: str  # grey, colour, 16-bit grey, palette, CMYK, ...
+    color_type: str  # gray, color, 16-bit gray, palette, or Pillow's mode, such as CMYK
     is_transparent: bool
-    is_rotated: bool  # stored lying down, with an orientation in EXIF
+    is_rotated: bool  # whether EXIF asks for a rotation or flip
     is_animated: bool
 
 
 def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
-    """The pixels of an image file as uint8 (C, H, W), upright, C being 1 (grey) or 3 (RGB).
+    """Decodes an image file into uint8 (C, H, W), with C = 1 (gray) or 3 (RGB).
 
-    The orientation in EXIF is applied, 16-bit grey is scaled (not clipped), transparency is put over white, of an
-    animation the first frame is taken; a colour profile (ICC) is not applied. Raises `ImageError` naming the file.
+    The EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparent pixels are put over white, and of an
+    animation the first frame is used. A color profile (ICC) is not applied. Raises `ImageError`, which has the file's
+    `name`.
     """
     return decode_with_header(file, channels, name)[0]
 
@@ -77,82 +80,85 @@ def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = No
 def decode_with_header(
     file: str | Path | BinaryIO, channels: int = 3, name: str | None = None
 ) -> tuple[Tensor, ImageHeader]:
-    """What `decode` gives, and what the file is."""
+    """Returns what `decode` returns, and the header."""
     with open_image(file, name) as image:
         header = ImageHeader(
             format=str(image.format),
             color_type=COLOR_TYPES.get(image.mode, image.mode),
             is_transparent=image.has_transparency_data,
-            is_rotated=image.getexif().get(ORIENTATION, 1) in range(2, 9),
+            is_rotated=image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9),
             is_animated=bool(getattr(image, "is_animated", False)),
         )
-        if image.mode == "LAB":  # Pillow cannot turn it into RGB without a profile
-            raise ImageError(display_name(file, name), "its colours are in LAB; save it as RGB")
+        if image.mode == "LAB":  # Pillow cannot convert it to RGB without a profile
+            raise ImageError(display_name(file, name), "its colors are in LAB; save it as RGB")
         image.load()
-        upright = _eight_bit(ImageOps.exif_transpose(image))
+        upright = _to_8_bit(ImageOps.exif_transpose(image))
         array = np.array(upright.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous(), header
 
 
 def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
-    """Height and width as the file's header says, before EXIF turns it; raises `ImageError` naming the file."""
+    """Returns height and width from the file's header, before EXIF rotation; raises `ImageError`."""
     with open_image(file, name) as image:
         return image.height, image.width
 
 
 def display_name(file: str | Path | BinaryIO, name: str | None) -> str:
-    """What a file is called in a sentence."""
     return name or (str(file) if isinstance(file, str | Path) else "image")
 
 
 @contextmanager
 def open_image(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
-    """The file opened by Pillow; whatever goes wrong inside is an `ImageError` that names it and says why."""
+    """Opens a file with Pillow; turns every error inside the context into an `ImageError`."""
     name = display_name(file, name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's bomb warning: our own limit is lower, and raises
-            if isinstance(file, str | Path) and not stat.S_ISREG(kind := os.stat(file).st_mode):
-                what = "a folder" if stat.S_ISDIR(kind) else "a pipe or device"  # which could be read for ever
-                raise ImageError(name, f"this is {what}, not an image")
+            warnings.simplefilter("ignore")  # Pillow's decompression bomb warning: our own limit is lower
+            if isinstance(file, str | Path):
+                refuse_special_file(file, name)
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(
-                        name, f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS:,} that are read"
-                    )
+                    raise ImageError(name, f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS:,}")
                 yield image
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(name, "there is no such file") from None
     except UnidentifiedImageError:
         raise ImageError(name, f"not an image, or not one of {', '.join(FORMATS)}") from None
     except PermissionError:
-        raise ImageError(name, "may not be read") from None
-    except ImageError:
+        raise ImageError(name, "no permission to read it") from None
+    except Image.DecompressionBombError:  # Pillow's limit is higher than ours
+        raise ImageError(name, f"more pixels than the limit of {MAX_PIXELS:,}") from None
+    except OSError as error:  # Pillow's own errors have no errno
+        error_type = ImageUnreachable if error.errno in TRANSIENT_ERRNOS else ImageError
+        raise error_type(name, error.strerror or f"damaged or truncated ({error})") from None
+    except MemoryError:  # not necessarily the image's fault
         raise
-    except Image.DecompressionBombError:  # raised by Pillow on opening, above a limit higher than ours
-        raise ImageError(name, f"more than the {MAX_PIXELS:,} pixels that are read") from None
-    except OSError as error:  # Pillow's own have no number
-        blamed = ImageUnreachable if error.errno in TRANSIENT_ERRNOS else ImageError
-        raise blamed(name, error.strerror or f"damaged or cut short ({error})") from None
-    except MemoryError:  # whose it is nobody knows
-        raise
-    except Exception as error:  # a damaged file can make Pillow raise nearly anything (TypeError in a TIFF's tags)
-        raise ImageError(name, f"damaged or cut short ({error})") from None
+    except Exception as error:  # a damaged file makes Pillow raise many types (TypeError in the tags of a TIFF)
+        raise ImageError(name, f"damaged or truncated ({error})") from None
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """The image in an 8-bit mode without transparency."""
-    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips these at 255
+def refuse_special_file(file: str | Path, name: str) -> None:
+    """Raises `ImageError` for a folder, and for a pipe or device, which could be read forever."""
+    mode = os.stat(file).st_mode
+    if not stat.S_ISREG(mode):
+        raise ImageError(name, f"this is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}, not an image")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Converts an image to an 8-bit mode without transparency."""
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips at 255
         values = np.asarray(image)
-        full = 65535 if image.mode != "F" else 1 if values.max(initial=0) <= 1 else 255
-        eight = np.empty(values.shape, np.uint8)
-        rows = max(1, STRIP // image.width)
-        for at in range(0, image.height, rows):
-            scaled = values[at : at + rows].astype(np.float64) * 255 / full
-            eight[at : at + rows] = np.nan_to_num(scaled).clip(0, 255).round()
-        return Image.fromarray(eight)
+        full_scale = 65535 if image.mode != "F" else 1 if values.max(initial=0) <= 1 else 255
+        pixels = np.empty(values.shape, np.uint8)
+        rows = max(1, STRIP_PIXELS // image.width)
+        for top in range(0, image.height, rows):
+            scaled = values[top : top + rows].astype(np.float64) * 255 / full_scale
+            pixels[top : top + rows] = np.nan_to_num(scaled).clip(0, 255).round()
+        return Image.fromarray(pixels)
     if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        canvas = Image.new("RGBA", shown.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(canvas, shown).convert("RGB")
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
     return image

@@ -1,6 +1,7 @@
-"""Images that lie somewhere as files do, encoded, and are decoded when asked for.
+"""Images stored as encoded bytes (JPEG, PNG, ...), decoded on access.
 
-Where that is, nobody else needs to know: a place in a folder, in a tar shard, in a table.
+Splitting, ordering and loading use only this interface, so it does not matter whether the bytes are in files, in tar
+shards or in the rows of a table.
 """
 
 import hashlib
@@ -17,59 +18,58 @@ from torch import Tensor
 
 from vitrail.data.decode import ImageError, decode, read_size
 
-DIGEST = 32  # bytes of a SHA-256
+SHA256_BYTES = 32
 
 
 class EncodedImages(Sequence[Tensor], ABC):
-    """Images as bytes in a format of their own; indexing decodes one into uint8 (C, H, W)."""
+    """Images as encoded bytes; indexing decodes one into uint8 (C, H, W). Implementations are frozen dataclasses."""
 
     channels: int
 
     @abstractmethod
     def location(self, i: int) -> str:
-        """Where an image lies, in words that its owner would use."""
+        """Returns where image `i` is, as shown to users: a path, or SHARD:NAME."""
 
     @abstractmethod
     def read_bytes(self, i: int) -> bytes:
-        """The bytes of an image; raises `ImageError` naming it."""
+        """Returns the encoded image; raises `ImageError`."""
 
     @abstractmethod
     def byte_sizes(self) -> np.ndarray:
-        """How many bytes each image has, int64 (n,); -1 where it is not there."""
+        """Returns the number of bytes of each image, int64 (n,); -1 for a missing one."""
 
     @abstractmethod
     def cache_key(self, i: int) -> tuple[str, int, int]:
-        """(place, size, time of change) by which an image is known to be what it was; raises `ImageError`."""
+        """Returns (location, size, modification time), which changes with the image; raises `ImageError`."""
 
     @abstractmethod
-    def take(self, places: np.ndarray) -> Self:
-        """The images at these places, in this order."""
+    def take(self, indices: np.ndarray) -> Self:
+        """Returns the images with these indices, in this order."""
 
     def decoder_input(self, i: int) -> Path | BinaryIO:
-        """What `decode` reads an image from; raises `ImageError`."""
+        """Returns what `decode` reads image `i` from; raises `ImageError`."""
         return BytesIO(self.read_bytes(i))
 
-    def sha256(self, places: np.ndarray) -> np.ndarray:
-        """SHA-256 of the bytes of these images, uint8 (k, 32); of nothing where one cannot be read."""
-        found = np.empty((len(places), DIGEST), dtype=np.uint8)
-        for row, i in zip(found, places.tolist(), strict=True):
+    def sha256(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the SHA-256 of the bytes of these images, uint8 (k, 32); that of no bytes for an unreadable one."""
+        digests = np.empty((len(indices), SHA256_BYTES), dtype=np.uint8)
+        for digest, i in zip(digests, indices.tolist(), strict=True):
             try:
                 content = self.read_bytes(i)
             except ImageError:
                 content = b""
-            row[:] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
-        return found
+            digest[:] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
+        return digests
 
     def with_channels(self, channels: int) -> Self:
-        """The same images, decoded into this many channels."""
-        return replace(self, channels=channels)  # type: ignore[type-var]  # those that there are, are dataclasses
+        """Returns the same images, decoded as gray (1) or color (3)."""
+        return replace(self, channels=channels)  # type: ignore[type-var]
 
     def locations(self) -> Sequence[str]:
-        """Where each image lies."""
-        return Locations(self)
+        return LazyLocations(self)
 
     def read_size(self, i: int) -> tuple[int, int]:
-        """Height and width of an image as its header says."""
+        """Returns height and width from the image's header."""
         return read_size(self.decoder_input(i), self.location(i))
 
     def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
@@ -77,8 +77,8 @@ class EncodedImages(Sequence[Tensor], ABC):
 
 
 @dataclass(frozen=True)
-class Locations(Sequence[str]):
-    """The places of images, put into words when asked."""
+class LazyLocations(Sequence[str]):
+    """The locations of images, formatted on access."""
 
     images: EncodedImages
 
@@ -95,7 +95,7 @@ class Locations(Sequence[str]):
 
 @dataclass(frozen=True)
 class ImageFiles(EncodedImages):
-    """Images that are files of their own."""
+    """Images in files of their own."""
 
     paths: list[Path]
     channels: int = 3
@@ -104,44 +104,39 @@ class ImageFiles(EncodedImages):
         return len(self.paths)
 
     def location(self, i: int) -> str:
-        """The path."""
         return str(self.paths[i])
 
     def locations(self) -> list[str]:
-        """The paths."""
         return [str(path) for path in self.paths]
 
     def decoder_input(self, i: int) -> Path:
-        """The file itself: what is not an image is not read to its end."""
+        """Returns the path, so that a large file that is not an image is not read as a whole."""
         return self.paths[i]
 
     def read_bytes(self, i: int) -> bytes:
-        """The file's bytes."""
         try:
             return self.paths[i].read_bytes()
         except (OSError, ValueError):
             raise explain_unreadable(self.paths[i]) from None
 
     def byte_sizes(self) -> np.ndarray:
-        """As the disk says."""
-        found = (path.stat().st_size if os.path.isfile(path) else -1 for path in self.paths)
-        return np.fromiter(found, dtype=np.int64, count=len(self.paths))
+        sizes = (path.stat().st_size if os.path.isfile(path) else -1 for path in self.paths)
+        return np.fromiter(sizes, dtype=np.int64, count=len(self.paths))
 
     def cache_key(self, i: int) -> tuple[str, int, int]:
-        """The real path with its size and time in nanoseconds."""
+        """Returns the real path, the size and the modification time in nanoseconds."""
         try:
             status = os.stat(self.paths[i])
             return os.path.realpath(self.paths[i]), status.st_size, status.st_mtime_ns
-        except (OSError, ValueError):  # no such file, or no possible name of one: the decoder says which
+        except (OSError, ValueError):  # a missing file or an impossible name
             raise explain_unreadable(self.paths[i]) from None
 
-    def take(self, places: np.ndarray) -> "ImageFiles":
-        """The files at these places."""
-        return replace(self, paths=[self.paths[i] for i in places.tolist()])
+    def take(self, indices: np.ndarray) -> "ImageFiles":
+        return replace(self, paths=[self.paths[i] for i in indices.tolist()])
 
 
 def explain_unreadable(path: Path) -> ImageError:
-    """Why a file cannot be read."""
+    """Returns the error with the reason why a file cannot be read, which the decoder finds."""
     try:
         decode(path)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""A look at single images: what each is, kept from one check to the next by path, size and time of change."""
+"""Facts about single images, cached by location, size and modification time, so that a second check reads nothing."""
 
 import contextlib
 import hashlib
@@ -9,27 +9,32 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from vitrail.data.decode import ImageError, decode_with_header
+from vitrail.data.decode import GRAY_16_BIT, ImageError, decode_with_header
 from vitrail.data.encoded import EncodedImages
-from vitrail.data.near_duplicates import MAX_PAIRS, compute_signature, near_duplicate_pairs
+from vitrail.data.near_duplicates import MAX_PAIRS, IndexPair, compute_signature, near_duplicate_pairs
 from vitrail.data.source import Listing
 from vitrail.files import cache_folder
 
-VERSION = 1  # of what a look holds: older ones are looked at again
-FORGET = 90  # days after which a look that nobody asked for goes
-SMALL = 64  # sides that a large image is reduced to before its fine structure is taken
+CACHE_NAME = "image-facts-2.sqlite"  # the number changes with the meaning of a column
+OLD_CACHE_NAME = "looks-1.sqlite"
+OLD_COLOR_TYPES = {"grey": "gray", "colour": "color", "16-bit grey": GRAY_16_BIT}
+UNUSED_DAYS = 90  # an entry that was not read for so long is deleted
+SIGNATURE_INPUT_SIZE = 64  # larger images are reduced to this before the signature is computed
+WRITE_EVERY = 1000  # new entries
+N_COLUMNS = 14
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image is, as far as a check needs to know."""
+    """What a check needs to know about an image."""
 
-    digest: bytes  # SHA-256 of the file, or of the pixels where there is no file
+    sha256: bytes  # of the file, or of the pixels if there is no file
     height: int  # upright
     width: int
     format: str
@@ -37,59 +42,60 @@ class ImageFacts:
     is_transparent: bool
     is_rotated: bool
     is_animated: bool
-    is_constant: bool  # one colour all over
-    signature: bytes | None  # of the fine structure
+    is_constant: bool  # of a single color
+    signature: bytes | None  # for near-duplicates
 
 
-FactsOrError = ImageFacts | ImageError
+@dataclass(frozen=True)
+class CacheEntry:
+    """The facts of an image with their key in the cache, or the error that reading it raised."""
+
+    key: str
+    size: int
+    time_ns: int
+    facts: ImageFacts | ImageError
+    is_new: bool
 
 
 def read_file_facts(images: EncodedImages, i: int) -> ImageFacts:
-    """Reads and decodes one file; raises `ImageError`."""
+    """Reads and decodes an encoded image; raises `ImageError`."""
     pixels, header = decode_with_header(images.decoder_input(i), name=images.location(i))
-    digest = images.sha256(np.array([i]))[0].tobytes()
+    sha256 = images.sha256(np.array([i]))[0].tobytes()
     height, width = pixels.shape[-2:]
-    facts = (header.format, header.color_type, header.is_transparent, header.is_rotated, header.is_animated)
-    return ImageFacts(digest, height, width, *facts, *about(pixels))
+    flags = (header.is_transparent, header.is_rotated, header.is_animated)
+    return ImageFacts(sha256, height, width, header.format, header.color_type, *flags, *pixel_facts(pixels))
 
 
-def compute_pixel_facts(pixels: Tensor, digest: bytes) -> ImageFacts:
-    """The same of pixels that lie in no file."""
+def compute_facts(pixels: Tensor, sha256: bytes) -> ImageFacts:
+    """Returns the facts of decoded pixels (C, h, w)."""
     height, width = pixels.shape[-2:]
-    return ImageFacts(
-        digest, height, width, "", "grey" if len(pixels) == 1 else "colour", False, False, False, *about(pixels)
-    )
+    color_type = "gray" if len(pixels) == 1 else "color"
+    return ImageFacts(sha256, height, width, "", color_type, False, False, False, *pixel_facts(pixels))
 
 
-def about(pixels: Tensor) -> tuple[bool, bytes | None]:
-    """Whether an image is of one colour, and its signature."""
+def pixel_facts(pixels: Tensor) -> tuple[bool, bytes | None]:
+    """Returns whether an image is of a single color, and its signature."""
     flat = pixels.flatten(1)
-    constant = bool((flat.amin(1) == flat.amax(1)).all())
-    if min(pixels.shape[-2:]) > SMALL:
-        pixels = F.resize(pixels, [SMALL, SMALL], antialias=True)
-    found = None if constant else compute_signature(pixels)
-    return constant, None if found is None else found.tobytes()
+    is_constant = bool((flat.amin(1) == flat.amax(1)).all())
+    if min(pixels.shape[-2:]) > SIGNATURE_INPUT_SIZE:
+        pixels = F.resize(pixels, [SIGNATURE_INPUT_SIZE, SIGNATURE_INPUT_SIZE], antialias=True)
+    signature = None if is_constant else compute_signature(pixels)
+    return is_constant, None if signature is None else signature.tobytes()
 
 
 def open_database() -> sqlite3.Connection | None:
-    """The database of looks, made anew where it is damaged; None where it cannot be written."""
-    path = cache_folder() / f"looks-{VERSION}.sqlite"
+    """Opens the cache, created anew if it is damaged; returns None if it cannot be written."""
+    path = cache_folder() / CACHE_NAME
     for _ in range(2):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = sqlite3.connect(path, timeout=10, check_same_thread=False)
-            with kept:
-                kept.execute(
-                    "CREATE TABLE IF NOT EXISTS looks (key TEXT PRIMARY KEY, size INT, time_ns INT, day INT, "
-                    "digest BLOB, height INT, width INT, form TEXT, kind TEXT, transparent INT, turned INT, "
-                    "animated INT, constant INT, signature BLOB)"
-                )
-                kept.execute("CREATE TABLE IF NOT EXISTS pairs (key BLOB PRIMARY KEY, day INT, pairs TEXT)")
-                for table in ("looks", "pairs"):
-                    kept.execute(f"DELETE FROM {table} WHERE day < ?", (int(time.time() // 86400) - FORGET,))
-            return kept
+            connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
+            with connection:
+                create_tables(connection)
+            import_old_cache(connection, path.with_name(OLD_CACHE_NAME))
+            return connection
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full
+            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, or no space left
                 return None
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -98,96 +104,136 @@ def open_database() -> sqlite3.Connection | None:
     return None
 
 
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Creates missing tables and deletes entries that were not used for long."""
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, size INT, time_ns INT, day INT, sha256 BLOB, "
+        "height INT, width INT, format TEXT, color_type TEXT, is_transparent INT, is_rotated INT, is_animated INT, "
+        "is_constant INT, signature BLOB)"
+    )
+    connection.execute("CREATE TABLE IF NOT EXISTS pairs (key BLOB PRIMARY KEY, day INT, pairs TEXT)")
+    for table in ("facts", "pairs"):
+        connection.execute(f"DELETE FROM {table} WHERE day < ?", (today() - UNUSED_DAYS,))
+
+
+def import_old_cache(connection: sqlite3.Connection, path: Path) -> None:
+    """Moves the entries of the cache of versions before 0.2 into this one; a damaged one is deleted."""
+    if not path.exists():
+        return
+    with contextlib.suppress(sqlite3.DatabaseError, OSError):
+        connection.execute("ATTACH ? AS old", (str(path),))
+        try:
+            with connection:
+                connection.execute("INSERT OR IGNORE INTO facts SELECT * FROM old.looks")
+                connection.execute("INSERT OR IGNORE INTO pairs SELECT * FROM old.pairs")
+                for old, new in OLD_COLOR_TYPES.items():
+                    connection.execute("UPDATE facts SET color_type = ? WHERE color_type = ?", (new, old))
+        finally:
+            connection.execute("DETACH old")
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def today() -> int:
+    return int(time.time() // 86400)
+
+
 class FactsCache:
-    """The looks of earlier checks, in a database of the user's cache; without one that works, nothing is kept."""
+    """Facts of earlier checks, in a database in the user's cache folder; without a working one nothing is cached."""
 
     def __init__(self, fresh: bool = False):
-        self.kept = None if fresh else open_database()
+        self.connection = None if fresh else open_database()
 
-    def of(self, listing: Listing, where: str, tick: Callable[[], object]) -> list[FactsOrError]:
-        """A look, or the error, for each image of a listing; what has not changed is not read again."""
+    def read_listing(
+        self, listing: Listing, listing_name: str, tick: Callable[[], object]
+    ) -> list[ImageFacts | ImageError]:
+        """Returns facts or an error for each image of a listing; unchanged images are not read again.
+
+        `listing_name` identifies images without files. `tick` is called for each image.
+        """
+
+        def read(i: int) -> CacheEntry:
+            if isinstance(listing.pixels, EncodedImages):
+                return self.read_encoded(listing.pixels, i)
+            return self.read_decoded(listing, i, listing_name)
+
+        facts: list[ImageFacts | ImageError] = []
+        new: list[CacheEntry] = []
         with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-            one = self.file if isinstance(listing.pixels, EncodedImages) else self.pixels
-            keys = [(listing, i, where) for i in range(len(listing))]
-            found: list[FactsOrError] = []
-            changed: list[tuple[str, int, int, ImageFacts]] = []
-            for key, size, time_ns, seen, new in pool.map(one, keys):
-                found.append(seen)
-                if new and isinstance(seen, ImageFacts):
-                    changed.append((key, size, time_ns, seen))
-                    if len(changed) >= 1000:
-                        self.keep(changed)
+            for entry in pool.map(read, range(len(listing))):
+                facts.append(entry.facts)
+                if entry.is_new and isinstance(entry.facts, ImageFacts):
+                    new.append(entry)
+                    if len(new) >= WRITE_EVERY:
+                        self.write(new)
+                        new.clear()
                 tick()
-            self.keep(changed)
-        return found
+        self.write(new)
+        return facts
 
-    def file(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, FactsOrError, bool]:
-        """(key, size, time, look, whether it is new) of a file."""
-        images, i = key[0].pixels, key[1]
-        assert isinstance(images, EncodedImages)
+    def read_encoded(self, images: EncodedImages, i: int) -> CacheEntry:
         try:
-            name, size, time_ns = images.cache_key(i)
-            kept = self.find(name, size, time_ns)
-            return name, size, time_ns, kept or read_file_facts(images, i), kept is None
-        except ImageError as error:  # never kept: the disk may have been at fault
-            return images.location(i), 0, 0, error, True
+            key, size, time_ns = images.cache_key(i)
+            cached = self.find(key, size, time_ns)
+            return CacheEntry(key, size, time_ns, cached or read_file_facts(images, i), is_new=cached is None)
+        except ImageError as error:  # not cached: the disk may be the cause
+            return CacheEntry(images.location(i), 0, 0, error, is_new=True)
 
-    def pixels(self, key: tuple[Listing, int, str]) -> tuple[str, int, int, FactsOrError, bool]:
-        """The same of pixels, known again by what they are."""
-        listing, i, where = key
+    def read_decoded(self, listing: Listing, i: int, listing_name: str) -> CacheEntry:
+        """Reads an image that has no file; the key contains a digest of its pixels in place of the time."""
         try:
             pixels = listing.pixels[i]
-            digest = hashlib.sha256(pixels.numpy().tobytes()).digest()
-            name, stamp = f"{where}:{listing.names[i]}", int.from_bytes(digest[:7], "big")
-            kept = self.find(name, pixels.numel(), stamp)
-            return name, pixels.numel(), stamp, kept or compute_pixel_facts(pixels, digest), kept is None
+            sha256 = hashlib.sha256(pixels.numpy().tobytes()).digest()
+            key, size, stamp = f"{listing_name}:{listing.names[i]}", pixels.numel(), int.from_bytes(sha256[:7], "big")
+            cached = self.find(key, size, stamp)
+            return CacheEntry(key, size, stamp, cached or compute_facts(pixels, sha256), is_new=cached is None)
         except ImageError as error:
-            return listing.names[i], 0, 0, error, True
+            return CacheEntry(listing.names[i], 0, 0, error, is_new=True)
 
     def find(self, key: str, size: int, time_ns: int) -> ImageFacts | None:
-        """The look that was kept, if the image has not changed since."""
-        if self.kept is None:
+        """Returns the cached facts if the image has not changed since."""
+        if self.connection is None:
             return None
         try:
-            row = self.kept.execute(
-                "SELECT * FROM looks WHERE key = ? AND size = ? AND time_ns = ?", (key, size, time_ns)
+            row = self.connection.execute(
+                "SELECT * FROM facts WHERE key = ? AND size = ? AND time_ns = ?", (key, size, time_ns)
             ).fetchone()
             if row is None:
                 return None
-            digest, height, width, form, kind, transparent, turned, animated, constant, signature = row[4:]
-            flags = (bool(transparent), bool(turned), bool(animated), bool(constant))
-            return ImageFacts(digest, height, width, form, kind, *flags, signature)
+            sha256, height, width, file_format, color_type, transparent, rotated, animated, constant, signature = row[
+                4:
+            ]
+            flags = (bool(transparent), bool(rotated), bool(animated), bool(constant))
+            return ImageFacts(sha256, height, width, file_format, color_type, *flags, signature)
         except (sqlite3.Error, ValueError):
             return None
 
-    def keep(self, changed: list[tuple[str, int, int, ImageFacts]]) -> None:
-        """Writes new looks and empties the list."""
-        today = int(time.time() // 86400)
-        if self.kept is not None:
-            try:
-                with self.kept:
-                    self.kept.executemany(
-                        f"INSERT OR REPLACE INTO looks VALUES ({', '.join('?' * 14)})",
-                        [(key, size, time_ns, today, *astuple(look)) for key, size, time_ns, look in changed],
-                    )
-            except sqlite3.Error:
-                self.kept = None
-        changed.clear()
+    def write(self, entries: list[CacheEntry]) -> None:
+        if self.connection is None:
+            return
+        rows = [
+            (e.key, e.size, e.time_ns, today(), *astuple(e.facts)) for e in entries if isinstance(e.facts, ImageFacts)
+        ]
+        try:
+            with self.connection:
+                self.connection.executemany(f"INSERT OR REPLACE INTO facts VALUES ({', '.join('?' * N_COLUMNS)})", rows)
+        except sqlite3.Error:
+            self.connection = None
 
-    def pairs(self, signatures: list[bytes], kinds: list[str]) -> list[tuple[int, int, float]]:
-        """`near_duplicates` of these signatures, remembered."""
+    def near_duplicate_pairs(self, signatures: list[bytes], groups: list[str]) -> list[IndexPair]:
+        """Returns `near_duplicate_pairs` of these signatures, cached."""
         if not signatures:
             return []
-        key = hashlib.sha256(b"".join(signatures) + json.dumps([MAX_PAIRS, kinds]).encode()).digest()
-        if self.kept is not None:
+        key = hashlib.sha256(b"".join(signatures) + json.dumps([MAX_PAIRS, groups]).encode()).digest()
+        if self.connection is not None:
             with contextlib.suppress(sqlite3.Error, ValueError):
-                row = self.kept.execute("SELECT pairs FROM pairs WHERE key = ?", (key,)).fetchone()
+                row = self.connection.execute("SELECT pairs FROM pairs WHERE key = ?", (key,)).fetchone()
                 if row:
-                    return [(int(i), int(j), float(likeness)) for i, j, likeness in json.loads(row[0])]
-        stack = np.frombuffer(b"".join(signatures), dtype=np.int8).reshape(len(signatures), -1)
-        found = near_duplicate_pairs(stack, kinds)
-        if self.kept is not None:
-            with contextlib.suppress(sqlite3.Error), self.kept:
-                day = int(time.time() // 86400)
-                self.kept.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?)", (key, day, json.dumps(found)))
-        return found
+                    return [(int(i), int(j), float(similarity)) for i, j, similarity in json.loads(row[0])]
+        array = np.frombuffer(b"".join(signatures), dtype=np.int8).reshape(len(signatures), -1)
+        pairs = near_duplicate_pairs(array, groups)
+        if self.connection is not None:
+            with contextlib.suppress(sqlite3.Error), self.connection:
+                values = (key, today(), json.dumps(pairs))
+                self.connection.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?)", values)
+        return pairs

@@ -1,4 +1,4 @@
-"""A folder of images: a folder per class, under train/ val/ test/ or not."""
+"""A folder of images: a folder per class, optionally below train/, val/ and test/."""
 
 import os
 import unicodedata
@@ -11,57 +11,62 @@ from vitrail.errors import VitrailError
 
 
 def read_image_folder(root: Path) -> Source:
-    """The class folders below `root`, per split where they lie in folders with a split's name.
+    """Lists the class folders below `root`, by split if there are folders named after splits.
 
-    Raises `VitrailError` for a class folder without images, a folder without class folders, two folders for a split.
+    Raises `VitrailError` for a class folder without images, a folder without class folders, and two folders of one
+    split.
     """
-    notes: list[str] = []
+    ignored: list[str] = []
     folders = list_subfolders(root)
-    splits = [folder for folder in folders if folder.name.strip().lower() in SPLIT_NAMES]
-    found: dict[str, Listing] = {}
-    if any(SPLIT_NAMES[f.name.strip().lower()] == "train" for f in splits) or (splits and splits == folders):
-        for folder in splits:
-            split = SPLIT_NAMES[folder.name.strip().lower()]
-            if split in found:
-                raise VitrailError(f"{root} has two folders for {split}, one of them {folder.name}", "keep one of them")
-            found[split] = list_class_folders(folder, root, notes)
-        others = [folder.name for folder in folders if folder not in splits]
-        if others:
-            notes.append(f"{root} has train and also {', '.join(others)}, which no split takes in")
-    else:
-        found["all"] = list_class_folders(root, root, notes)
-    return Source(root.resolve().name, found, notes)
+    split_of = {folder: SPLIT_NAMES.get(folder.name.strip().lower()) for folder in folders}
+    split_folders = [folder for folder in folders if split_of[folder]]
+    if "train" not in split_of.values() and (not split_folders or split_folders != folders):
+        return Source(root.resolve().name, {"all": list_class_folders(root, root, ignored)}, ignored=ignored)
+    splits: dict[str, Listing] = {}
+    for folder in split_folders:
+        split = str(split_of[folder])
+        if split in splits:
+            raise VitrailError(f"{root} has two folders for {split}, one of them {folder.name}", "keep one of them")
+        splits[split] = list_class_folders(folder, root, ignored)
+    others = [folder.name for folder in folders if not split_of[folder]]
+    if others:
+        ignored.append(f"{root} has train and also {', '.join(others)}, which is in no split and ignored")
+    return Source(root.resolve().name, splits, ignored=ignored)
 
 
-def list_class_folders(folder: Path, root: Path, notes: list[str]) -> Listing:
-    """The images of each class folder in `folder`, in the order of their paths."""
+def list_class_folders(folder: Path, root: Path, ignored: list[str]) -> Listing:
+    """Lists the images of each class folder in `folder`, sorted by path, and appends to `ignored`."""
     classes = list_subfolders(folder)
+    images_beside = sum(has_image_extension(path) for path in folder.iterdir())
     if not classes:
-        loose = any(has_image_extension(path) for path in folder.iterdir())
         raise VitrailError(
-            f"{folder} has {'images but no class folders' if loose else 'no images'}",
+            f"{folder} has {'images but no class folders' if images_beside else 'no images'}",
             "make a folder for each class and put its images inside",
         )
-    if beside := sum(has_image_extension(path) for path in folder.iterdir()):
-        notes.append(f"{folder}: {beside} image{'s' if beside > 1 else ''} beside the class folders are left out")
+    if images_beside:
+        ignored.append(f"{folder}: {count(images_beside, 'image')} beside the class folders ignored")
     paths: list[Path] = []
     labels: list[str] = []
     for class_folder in classes:
         check_utf8_name(folder, class_folder.name)
-        images, others = walk_images(class_folder)
+        images, n_others = walk_images(class_folder)
         if not images:
             raise VitrailError(
                 f"the class folder {class_folder} has no images", "put images inside, or remove the folder"
             )
-        if others:
-            notes.append(f"{class_folder}: {others} file{'s are' if others > 1 else ' is'} not an image and left out")
+        if n_others:
+            ignored.append(f"{class_folder}: {count(n_others, 'file')} that are not images ignored")
         paths += images
         labels += [unicodedata.normalize("NFC", class_folder.name)] * len(images)
     return Listing(ImageFiles(paths), [path.relative_to(root).as_posix() for path in paths], labels)
 
 
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def list_subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder in order of name, hidden ones left out."""
+    """Returns the folders in a folder, sorted by name, without hidden ones."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     except PermissionError:
@@ -69,29 +74,32 @@ def list_subfolders(folder: Path) -> list[Path]:
 
 
 def check_utf8_name(parent: str | Path, name: str) -> None:
-    """Raises `VitrailError` for a name on disk that is not UTF-8: it could be neither printed nor stored."""
+    """Raises `VitrailError` for a file name that is not UTF-8: it could be neither printed nor stored."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        shown = name.encode(errors="surrogateescape").decode(errors="replace")
-        raise VitrailError(f"{parent}: the name {shown!r} is not UTF-8", "rename it") from None
+        printable = name.encode(errors="surrogateescape").decode(errors="replace")
+        raise VitrailError(f"{parent}: the name {printable!r} is not UTF-8", "rename it") from None
 
 
 def has_image_extension(path: Path) -> bool:
-    """Whether the name is that of an image file."""
+    """Returns whether a path ends like an image file and is not hidden."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def walk_images(folder: Path) -> tuple[list[Path], int]:
-    """All image files below a folder in order, links followed once, and the number of other files; none hidden."""
+    """Returns all image files below a folder, sorted, and the number of other files. Hidden ones are not counted.
+
+    Links to folders are followed; a folder that is reached twice is listed once.
+    """
     images: list[Path] = []
-    others = 0
-    seen: set[str] = set()
+    n_others = 0
+    visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:
+        if (real := os.path.realpath(parent)) in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in files:
             check_utf8_name(parent, name)
@@ -99,5 +107,5 @@ def walk_images(folder: Path) -> tuple[list[Path], int]:
             if has_image_extension(path):
                 images.append(path)
             elif not name.startswith(".") and name != "Thumbs.db":
-                others += 1
-    return sorted(images), others
+                n_others += 1
+    return sorted(images), n_others

@@ -1,7 +1,7 @@
-"""hf:NAME, an image classification set of Hugging Face datasets: from the hub, a folder or a parquet file.
+"""hf:NAME: an image classification data set of Hugging Face datasets, from the hub, a folder or a parquet file.
 
-The library lays a set out as Arrow files on the disk and maps them into memory, so that any row is at hand and none is
-held. Images are taken as the bytes that they are there; this library's own decoder reads them, as everywhere.
+The library stores a data set as memory-mapped Arrow files, so any row can be read and none is held in memory. Images
+are taken as encoded bytes and decoded by vitrail, as from any other source.
 """
 
 import logging
@@ -23,17 +23,18 @@ from vitrail.data.table import LABEL_COLUMNS
 from vitrail.errors import UsageError, VitrailError, first_line
 
 HF_PREFIX = "hf:"
-LABELS = (*LABEL_COLUMNS, "labels", "fine_label")  # columns that are taken first where there are several
-DIGITS = 7  # of a row's number in its name
+HF_LABEL_COLUMNS = (*LABEL_COLUMNS, "labels", "fine_label")  # in order of preference
+NAME_DIGITS = 7  # digits of the row number in an image's name
+FILE_BUILDERS = {".arrow": "arrow", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
 class DatasetRows(EncodedImages):
-    """Images in rows of a `datasets.Dataset`, `rows` of them in order."""
+    """Images in the `rows` of a `datasets.Dataset`, in this order."""
 
     table: Any
     column: str
-    where: str
+    dataset_name: str
     names: StringArray | NumberedNames
     rows: np.ndarray
     channels: int = 3
@@ -42,182 +43,195 @@ class DatasetRows(EncodedImages):
         return len(self.rows)
 
     def location(self, i: int) -> str:
-        """SET:NAME."""
-        return f"{self.where}:{self.names[i]}"
+        """Returns DATASET:NAME."""
+        return f"{self.dataset_name}:{self.names[i]}"
 
     def read_bytes(self, i: int) -> bytes:
-        """The bytes in the row, or in the file that it names."""
+        """Returns the bytes in the row, or in the file that it names."""
         try:
             image = self.table[int(self.rows[i])][self.column]
             if image is None:
                 raise ImageError(self.location(i), "the row has no image")
-            found: bytes = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+            content: bytes = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         except FileNotFoundError as error:
             raise ImageError(self.location(i), f"there is no file {error.filename}") from None
         except OSError as error:
             raise ImageError(self.location(i), error.strerror or str(error)) from None
-        return found
+        return content
 
     def byte_sizes(self) -> np.ndarray:
-        """As the table says, which has the lengths beside the bytes; a batch at a time."""
+        """Returns the sizes from the table's offsets, without reading images, chunk by chunk."""
         import pyarrow.compute as pc
 
-        parts = [np.empty(0, dtype=np.int64)]
+        chunks = [np.empty(0, dtype=np.int64)]
         for chunk in self.table.data.column(self.column).chunks:
-            there = pc.fill_null(pc.binary_length(chunk.field("bytes")).cast("int64"), -1).to_numpy().copy()
-            for i in np.flatnonzero(there < 0).tolist():
+            sizes = pc.fill_null(pc.binary_length(chunk.field("bytes")).cast("int64"), -1).to_numpy().copy()
+            for i in np.flatnonzero(sizes < 0).tolist():
                 path = chunk.field("path")[i].as_py()
                 if path and os.path.isfile(path):
-                    there[i] = os.path.getsize(path)
-            parts.append(there)
-        return np.concatenate(parts)[self.rows]
+                    sizes[i] = os.path.getsize(path)
+            chunks.append(sizes)
+        return np.concatenate(chunks)[self.rows]
 
     def cache_key(self, i: int) -> tuple[str, int, int]:
-        """By the library's own fingerprint of the table."""
-        known = int(str(self.table._fingerprint)[:14], 16)
-        return f"{HF_PREFIX}{self.location(i)}", int(self.rows[i]), known
+        """Returns the location, the row and the library's fingerprint of the table."""
+        fingerprint = int(str(self.table._fingerprint)[:14], 16)
+        return f"{HF_PREFIX}{self.location(i)}", int(self.rows[i]), fingerprint
 
-    def take(self, places: np.ndarray) -> "DatasetRows":
-        """The images at these places; the table is shared."""
-        return replace(self, names=self.names.take(places), rows=self.rows[places])
+    def take(self, indices: np.ndarray) -> "DatasetRows":
+        """Returns the images with these indices; the table is shared."""
+        return replace(self, names=self.names.take(indices), rows=self.rows[indices])
 
 
 def read_hf_dataset(address: str) -> Source:
-    """The images at hf:NAME, hf:NAME:CONFIG, or hf:PATH (a folder or a parquet file in the library's layouts).
+    """Lists the images at hf:NAME, hf:NAME:CONFIG or hf:PATH (a folder or parquet file in a layout of the library).
 
-    Raises `UsageError` where the library is not installed or the set is none of labelled images, `VitrailError` where
-    it cannot be had.
+    Raises `UsageError` if the library is not installed or the data set has no labeled images, `VitrailError` if it
+    cannot be loaded.
     """
-    said = address.removeprefix(HF_PREFIX)
-    tables = opened(said)
+    name = address.removeprefix(HF_PREFIX)
     notes: list[str] = []
+    ignored: list[str] = []
     splits: dict[str, Listing] = {}
-    for name, table in tables.items():
-        split = SPLIT_NAMES.get(str(name).lower())
+    for table_name, table in load_tables(name).items():
+        split = SPLIT_NAMES.get(str(table_name).lower())
         if split is None or split in splits:
-            notes.append(f"{address} has also {name}, which no split takes in")
+            ignored.append(f"{address} has also {table_name}, which is ignored")
             continue
-        splits[split] = listing(said, split, table, notes)
-    splits = {split: found for split, found in splits.items() if len(found)}
-    if set(splits) == {"train"}:  # the library's word for a set that is not divided
+        splits[split] = list_split(name, split, table, notes, ignored)
+    splits = {split: listing for split, listing in splits.items() if len(listing)}
+    if set(splits) == {"train"}:  # the library's name for a data set that is not split
         splits = {"all": splits["train"]}
     if not splits:
-        raise VitrailError(f"{address} has no labelled images in train, validation or test")
-    return Source(Path(said).stem if Path(said).exists() else said.replace(":", "-"), splits, notes=notes)
+        raise VitrailError(f"{address} has no labeled images in train, validation or test")
+    short_name = Path(name).stem if Path(name).exists() else name.replace(":", "-")
+    return Source(short_name, splits, notes=notes, ignored=ignored)
 
 
-def opened(said: str) -> dict[str, Any]:
-    """The tables of a set by split."""
+def load_tables(name: str) -> dict[str, Any]:
+    """Returns the tables of a data set by the names of their splits."""
     try:
         import datasets
     except ImportError:
         raise UsageError("hf:NAME needs Hugging Face datasets", "pip install 'vitrail[hf]'") from None
-    path = Path(said)
+    hint = None
+    if not Path(name).exists() and ":" not in name:
+        hint = f"if it has several configurations, use {HF_PREFIX}{name}:CONFIG"
     try:
-        with hushed():
-            if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
-                found = datasets.load_from_disk(said)
-            elif path.is_file():
-                kind = {".arrow": "arrow", ".parquet": "parquet"}.get(path.suffix.lower())
-                if kind is None:
-                    raise UsageError(f"{said} is no parquet or arrow file", "hf:PATH takes those, and folders")
-                found = datasets.load_dataset(kind, data_files=said)
-            elif path.exists():
-                found = datasets.load_dataset(said)
-            else:
-                if said.startswith(("/", ".")):
-                    raise UsageError(f"there is no folder {said}")
-                name, _, config = said.partition(":")
-                console.log(f"asking the hub for {name}")
-                found = datasets.load_dataset(name, config or None)
+        with silence_libraries():
+            tables = load_from_path(name) if Path(name).exists() else load_from_hub(name)
     except VitrailError:
         raise
     except ConnectionError as error:
         raise VitrailError(
-            f"{HF_PREFIX}{said} is not here and the hub cannot be reached ({first_line(error)})",
-            "what was fetched once is found again without a network; hf:PATH reads a folder or a parquet file",
+            f"{HF_PREFIX}{name} is not in the cache and the hub cannot be reached ({first_line(error)})",
+            "a data set that was downloaded before works offline; hf:PATH reads a folder or a parquet file",
         ) from None
-    except Exception as error:  # the library raises nearly anything
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise VitrailError(f"{HF_PREFIX}{name} cannot be loaded by datasets: {first_line(error)}") from None
+    except Exception as error:  # the library raises many types of errors
         cause = error.__cause__ or error
-        raise VitrailError(
-            f"{HF_PREFIX}{said} cannot be loaded by datasets: {first_line(cause)}",
-            "a set with several configurations is asked for as hf:NAME:CONFIG" if "onfig" in str(error) else None,
-        ) from None
-    return dict(found) if isinstance(found, dict) else {"train": found}
+        raise VitrailError(f"{HF_PREFIX}{name} cannot be loaded by datasets: {first_line(cause)}", hint) from None
+    return dict(tables) if isinstance(tables, dict) else {"train": tables}
 
 
-def listing(said: str, split: str, table: Any, notes: list[str]) -> Listing:
-    """The labelled images of a split."""
+def load_from_path(name: str) -> Any:
+    import datasets
+
+    path = Path(name)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return datasets.load_from_disk(name)
+    if path.is_dir():
+        return datasets.load_dataset(name)
+    builder = FILE_BUILDERS.get(path.suffix.lower())
+    if builder is None:
+        raise UsageError(f"{name} is not a parquet or arrow file", "hf:PATH takes those, and folders")
+    return datasets.load_dataset(builder, data_files=name)
+
+
+def load_from_hub(name: str) -> Any:
+    import datasets
+
+    if name.startswith(("/", ".")):
+        raise UsageError(f"there is no folder {name}")
+    repository, _, config = name.partition(":")
+    console.log(f"looking for {repository} on the hub")
+    return datasets.load_dataset(repository, config or None)
+
+
+def list_split(name: str, split: str, table: Any, notes: list[str], ignored: list[str]) -> Listing:
+    """Lists the labeled images of a split and appends to `notes` and `ignored`."""
     import datasets
 
     features = dict(table.features)
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    if not images:
-        raise UsageError(f"{HF_PREFIX}{said} has no column of images", f"its columns are {', '.join(features)}")
-    column, label = images[0], label_column(said, features, notes)
-    classes, codes = codes_of(table, label, features[label])
-    kept = np.flatnonzero(codes >= 0)
-    if len(kept) < len(codes):
-        notes.append(f"{HF_PREFIX}{said}: {len(codes) - len(kept)} images of {split} have no label and are left out")
-    bare = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    names = names_of(said, split, bare, column).take(kept)
-    return Listing(DatasetRows(bare, column, said, names, kept), names, Categorical(classes, codes[kept]))
+    image_columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if not image_columns:
+        raise UsageError(f"{HF_PREFIX}{name} has no column of images", f"its columns are {', '.join(features)}")
+    image_column, label_column = image_columns[0], choose_label_column(name, features, notes)
+    classes, codes = encode_classes(table, label_column, features[label_column])
+    labeled = np.flatnonzero(codes >= 0)
+    if len(labeled) < len(codes):
+        ignored.append(f"{HF_PREFIX}{name}: {len(codes) - len(labeled)} images of {split} without a label ignored")
+    undecoded = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    names = name_rows(name, split, undecoded, image_column).take(labeled)
+    images = DatasetRows(undecoded, image_column, name, names, labeled)
+    return Listing(images, names, Categorical(classes, codes[labeled]))
 
 
-def label_column(said: str, features: dict[str, Any], notes: list[str]) -> str:
-    """The column that has the class: by its type, else by its name."""
+def choose_label_column(name: str, features: dict[str, Any], notes: list[str]) -> str:
+    """Returns the column with the class: one of type ClassLabel, else one with a usual name."""
     import datasets
 
-    typed = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    fitting = typed or [name for name in features if name.lower() in LABELS]
-    if not fitting:
-        raise UsageError(f"{HF_PREFIX}{said} has no column of classes", f"its columns are {', '.join(features)}")
-    chosen = next((name for name in LABELS if name in fitting), fitting[0])
-    note = f"{HF_PREFIX}{said}: the class is what {chosen} says, not {', '.join(f for f in fitting if f != chosen)}"
-    if len(fitting) > 1 and note not in notes:
+    class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    candidates = class_labels or [column for column in features if column.lower() in HF_LABEL_COLUMNS]
+    if not candidates:
+        raise UsageError(f"{HF_PREFIX}{name} has no column of classes", f"its columns are {', '.join(features)}")
+    chosen = next((column for column in HF_LABEL_COLUMNS if column in candidates), candidates[0])
+    others = ", ".join(column for column in candidates if column != chosen)
+    note = f"{HF_PREFIX}{name}: the class is taken from column {chosen}, not {others}"
+    if others and note not in notes:
         notes.append(note)
     return chosen
 
 
-def codes_of(table: Any, column: str, kind: Any) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of classes, and for each row the number of its own; -1 where it has none."""
+def encode_classes(table: Any, column: str, feature: Any) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the class names and the class index of each row, int64 (n,); -1 for a row without a label."""
     import datasets
     import pyarrow.compute as pc
 
     values = table.data.column(column)
-    if isinstance(kind, datasets.ClassLabel):
-        return tuple(kind.names), pc.fill_null(values, -1).to_numpy().astype(np.int64)
-    words = pc.dictionary_encode(values.cast("string")).combine_chunks()
-    words = words.chunk(0) if hasattr(words, "chunk") else words
-    table_of, _ = factorize(words.dictionary.to_pylist())
-    number = {word: i for i, word in enumerate(table_of)}
-    renumbered = np.array([number[word] for word in words.dictionary.to_pylist()] or [0], dtype=np.int64)
-    codes = pc.fill_null(words.indices.cast("int64"), -1).to_numpy()
-    return tuple(table_of), np.where(codes < 0, -1, renumbered[codes])
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names), pc.fill_null(values, -1).to_numpy().astype(np.int64)
+    encoded = pc.dictionary_encode(values.cast("string")).combine_chunks()
+    encoded = encoded.chunk(0) if hasattr(encoded, "chunk") else encoded
+    dictionary = encoded.dictionary.to_pylist()
+    classes, sorted_codes = factorize(dictionary)
+    codes = pc.fill_null(encoded.indices.cast("int64"), -1).to_numpy()
+    new_codes = sorted_codes if dictionary else np.zeros(1, dtype=np.int64)
+    return tuple(classes), np.where(codes < 0, -1, new_codes[codes])
 
 
-def names_of(said: str, split: str, table: Any, column: str) -> StringArray | NumberedNames:
-    """The paths that the rows carry, where each has one of its own; else the split and a number."""
+def name_rows(name: str, split: str, table: Any, column: str) -> StringArray | NumberedNames:
+    """Returns the paths in the rows if they all have one of their own, else names from the split and the row number."""
     import pyarrow.compute as pc
 
     chunks = [chunk.field("path") for chunk in table.data.column(column).chunks]
-    total = sum(map(len, chunks))
-    numbered = NumberedNames(f"{split}-", np.arange(total), DIGITS)
-    if any(chunk.null_count for chunk in chunks) or not total:
+    n = sum(map(len, chunks))
+    numbered = NumberedNames(f"{split}-", np.arange(n), NAME_DIGITS)
+    if any(chunk.null_count for chunk in chunks) or not n:
         return numbered
-    column_of_paths = pc.struct_field(table.data.column(column), "path")
-    if pc.count_distinct(column_of_paths).as_py() < total:
+    if pc.count_distinct(pc.struct_field(table.data.column(column), "path")).as_py() < n:
         return numbered
-    root = os.path.abspath(said) + os.sep
+    root = os.path.abspath(name) + os.sep
     return StringArray.from_strings(path.removeprefix(root) for chunk in chunks for path in chunk.to_pylist())
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Inside, the libraries do not say what is about to be said in one sentence."""
+def silence_libraries() -> Iterator[None]:
+    """Turns the libraries' warnings off, and their progress bars unless stderr is a terminal."""
     import datasets
 
-    if barred := console.quiet or not console.stderr.is_terminal:
+    if hide_bars := console.quiet or not console.stderr.is_terminal:
         datasets.disable_progress_bars()
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]
@@ -228,5 +242,5 @@ def hushed() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if barred:
+        if hide_bars:
             datasets.enable_progress_bars()

@@ -1,4 +1,4 @@
-"""A set of labelled images, in memory or in files, with one face."""
+"""A set of labeled images, in memory or decoded on access, with one interface."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,13 @@ from vitrail.data.encoded import EncodedImages
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.strings import take_strings
 
-Pixels = Sequence[Tensor] | Tensor  # anything that gives a uint8 (C, H, W) for an index
+Pixels = Sequence[Tensor] | Tensor  # indexing gives uint8 (C, H, W)
+PROBE_IMAGES = 64  # after this many images the memory of the whole set is estimated
 
 
 @dataclass(frozen=True)
 class LazyImages(Sequence[Tensor]):
-    """Some images of a sequence that reads them when asked, each converted when asked."""
+    """A selection of images, each read and converted on access."""
 
     pixels: Sequence[Tensor]
     indices: Sequence[int] | np.ndarray
@@ -39,7 +40,7 @@ class Images:
     names: Sequence[str]
     labels: np.ndarray
     classes: tuple[str, ...]
-    locations: Sequence[str] | None = None  # where each lies, also once the pixels are in memory
+    locations: Sequence[str] | None = None  # where each image was read from, also after loading it into memory
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,12 +48,29 @@ class Images:
     def __getitem__(self, i: int) -> Tensor:
         return self.pixels[i]
 
+    @property
+    def paths(self) -> Sequence[str]:
+        """The locations of the images, or their names if they have no locations."""
+        return self.names if self.locations is None else self.locations
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the images are decoded in memory, so that reading one costs nothing."""
+        return isinstance(self.pixels, Tensor | list)
+
     def read_size(self, i: int) -> tuple[int, int]:
-        """Height and width of an image; one that is encoded is not decoded for them."""
-        return self.pixels.read_size(i) if isinstance(self.pixels, EncodedImages) else tuple(self[i].shape[-2:])  # type: ignore[return-value]
+        """Returns height and width of an image, without decoding it if it is encoded."""
+        if isinstance(self.pixels, EncodedImages):
+            return self.pixels.read_size(i)
+        height, width = self[i].shape[-2:]
+        return height, width
+
+    def count_by_class(self) -> dict[str, int]:
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
 
     def load_batch(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """These images as uint8 (B, C, H, W) of the model's size; raises `ImageError` naming one that cannot be."""
+        """Returns these images at the model's size, uint8 (B, C, H, W); raises `ImageError`."""
         pixels = []
         for i in indices:
             try:
@@ -62,64 +80,50 @@ class Images:
         return torch.stack(pixels)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Images":
-        """The images at these places, in this order."""
-        places = np.asarray(indices, dtype=np.int64)
+        """Returns the images with these indices, in this order."""
+        indices = np.asarray(indices, dtype=np.int64)
         pixels: Pixels
         if isinstance(self.pixels, EncodedImages):
-            pixels = self.pixels.take(places)
+            pixels = self.pixels.take(indices)
         elif isinstance(self.pixels, Tensor):
-            pixels = self.pixels[torch.from_numpy(places)]
+            pixels = self.pixels[torch.from_numpy(indices)]
         elif isinstance(self.pixels, list):
-            pixels = [self.pixels[i] for i in places.tolist()]
-        else:  # read when asked: 100,000 photos do not fit into memory
-            pixels = LazyImages(self.pixels, places)
-        files = None if self.locations is None else take_strings(self.locations, places)
-        return Images(pixels, take_strings(self.names, places), self.labels[places], self.classes, files)
+            pixels = [self.pixels[i] for i in indices.tolist()]
+        else:  # not read now: 100,000 photos do not fit into memory
+            pixels = LazyImages(self.pixels, indices)
+        locations = None if self.locations is None else take_strings(self.locations, indices)
+        return Images(pixels, take_strings(self.names, indices), self.labels[indices], self.classes, locations)
 
-    def exclude(self, unreadable: Sequence[ImageError]) -> "Images":
-        """The images but for those that cannot be read."""
-        if not unreadable:
+    def exclude(self, errors: Sequence[ImageError]) -> "Images":
+        """Returns the images without those that these errors are about."""
+        if not errors:
             return self
-        gone = {error.name for error in unreadable}
-        return self.subset([i for i, path in enumerate(self.paths) if path not in gone])
-
-    @property
-    def paths(self) -> Sequence[str]:
-        """Where each image lies; its name where it does not come from a file of its own."""
-        return self.names if self.locations is None else self.locations
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether reading an image costs nothing."""
-        return isinstance(self.pixels, Tensor | list)
-
-    def count_by_class(self) -> dict[str, int]:
-        """Images per class."""
-        counts = np.bincount(self.labels, minlength=len(self.classes))
-        return dict(zip(self.classes, counts.tolist(), strict=True))
+        unreadable = {error.name for error in errors}
+        return self.subset([i for i, path in enumerate(self.paths) if path not in unreadable])
 
 
 def load_into_memory(images: Images, max_bytes: int, tick: Callable[[], object] = lambda: None) -> Images:
-    """`images` decoded once and kept as uint8, or unchanged where that takes more than `budget` bytes.
+    """Returns the images decoded in memory as uint8, or unchanged if that takes more than `max_bytes`.
 
-    `tick` is called once an image. Raises `ImageError` at the first file that cannot be read.
+    `tick` is called for each image. Raises `ImageError` for the first unreadable image.
     """
     if images.is_in_memory:
         return images
-    whole = torch.empty(0, dtype=torch.uint8)  # (n, C, H, W), as long as all are of one shape
-    kept: list[Tensor] = []
-    size = 0
+    array = torch.empty(0, dtype=torch.uint8)  # (n, C, H, W), used while all images have the same shape
+    pixels_list: list[Tensor] = []  # used from the first image of another shape on
+    n_bytes = 0
     for i in range(len(images)):
         pixels = images[i]
-        size += pixels.numel()
-        if size > max_bytes or (i == 63 and size / 64 * len(images) > 2 * max_bytes):
+        n_bytes += pixels.numel()
+        is_probe = i == PROBE_IMAGES - 1
+        if n_bytes > max_bytes or (is_probe and n_bytes / PROBE_IMAGES * len(images) > 2 * max_bytes):
             return images
-        if i == 0 and size * len(images) <= max_bytes:
-            whole = torch.empty(len(images), *pixels.shape, dtype=torch.uint8)  # a stacked list needs it twice
-        if not kept and pixels.shape == whole.shape[1:]:
-            whole[i] = pixels
+        if i == 0 and n_bytes * len(images) <= max_bytes:  # allocated now: stacking a list would need twice the memory
+            array = torch.empty(len(images), *pixels.shape, dtype=torch.uint8)
+        if not pixels_list and pixels.shape == array.shape[1:]:
+            array[i] = pixels
         else:
-            kept = kept or list(whole[:i])
-            kept.append(pixels)
+            pixels_list = pixels_list or list(array[:i])
+            pixels_list.append(pixels)
         tick()
-    return replace(images, pixels=kept or whole)
+    return replace(images, pixels=pixels_list or array)

@@ -1,9 +1,9 @@
-"""Near duplicates: the same picture again after re-encoding, resizing, recolouring or a little noise.
+"""Near-duplicates: the same picture after re-encoding, resizing, recoloring or slight noise.
 
-An image is reduced to 16x16 greys, what a blur leaves is taken away, and the rest is a unit vector: two pictures of
-alike things share their coarse light and dark, two copies of one picture share the fine structure as well. The inner
-8x8 are compared once more by themselves, for two different pictures may have the same frame. The limits were chosen on
-20,000 CIFAR-10 training images by looking at the pairs (docs/log.md). A crop of more than a row or two is not found.
+The signature of an image is its 16x16 gray values minus a 5x5 box blur. Different pictures of similar subjects share
+their coarse brightness, which the blur removes; copies of one picture share the fine structure as well. The inner 8x8
+values are also compared alone, because two pictures can share just a frame. The thresholds were chosen on 20,000
+CIFAR-10 training images by inspecting pairs (docs/log.md). A crop of more than a row or two is not detected.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,130 +17,146 @@ from torch import Tensor
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 
-SIDE = 16
-MIN_SIMILARITY = 0.92  # least cosine of two copies: JPEG at quality 30 keeps it, grey for colour keeps it
-MIN_INNER_SIMILARITY = 0.90  # the same of the inner 8x8
-FLAT = 2.0  # deviation in grey levels below which the fine structure is noise, in all and inside
-SMALLEST = 16  # sides in pixels below which alike and copied cannot be told apart: 8x8 digits
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
-MAX_PAIRS = (
-    8  # copies before an image, and after it, that are always paired with it; crowds of more are not paired in full
-)
-CROWD = 1 << 16  # pairs in a block from which on it is cheaper, and takes less memory, to compare all of it in full
-KEPT = 64  # directions that a first look compares; the rest of the distance only adds
+SIGNATURE_SIZE = 16
+INNER = slice(4, 12)
+MIN_SIMILARITY = 0.92  # cosine of near-duplicates: JPEG at quality 30 and gray instead of color stay above
+MIN_INNER_SIMILARITY = 0.90  # the same for the inner 8x8 values
+MIN_STD = 2.0  # gray levels; below it the fine structure is noise
+MIN_IMAGE_SIZE = 16  # pixels; copies of smaller images, such as 8x8 digits, cannot be told from similar ones
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
+MAX_PAIRS = 8  # an image is paired with at least this many near-duplicates before it and after it
+DENSE_PAIRS = 1 << 16  # from so many candidates in a block on, a full matrix product is cheaper and needs less memory
+PREFILTER_DIMENSIONS = 64
+
+IndexPair = tuple[int, int, float]  # i < j, similarity
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that are copies of one another; `a` and `b` say (split, place in the split)."""
+    """Two images that are near-duplicates, each as (split, index in the split)."""
 
     a: tuple[str, int]
     b: tuple[str, int]
-    similarity: float  # cosine, 1 for the same fine structure
+    similarity: float  # cosine of the signatures; 1 for the same fine structure
 
 
 def find_near_duplicates(
     splits: Mapping[str, Images], tick: Callable[[], object] = lambda: None
 ) -> list[DuplicatePair]:
-    """Every pair of near or exact copies within and across the splits, the most alike first.
+    """Returns pairs of exact or near-duplicates within and across the splits, most similar first.
 
-    `tick` is called once an image. An image that cannot be read, is flat, or has a side below 16 pixels is in no pair.
+    `tick` is called for each image. Images that are unreadable, flat, or below 16 pixels are in no pair.
     """
-    places: list[tuple[str, int]] = []
+    positions: list[tuple[str, int]] = []
     signatures: list[np.ndarray] = []
     for split, images in splits.items():
         for i in range(len(images)):
             try:
-                seen = compute_signature(images[i])
+                signature = compute_signature(images[i])
             except ImageError:
-                seen = None
-            if seen is not None:
-                places.append((split, i))
-                signatures.append(seen)
+                signature = None
+            if signature is not None:
+                positions.append((split, i))
+                signatures.append(signature)
             tick()
-    found = near_duplicate_pairs(np.stack(signatures), [split for split, _ in places]) if signatures else []
-    return [DuplicatePair(places[i], places[j], likeness) for i, j, likeness in found]
+    if not signatures:
+        return []
+    pairs = near_duplicate_pairs(np.stack(signatures), [split for split, _ in positions])
+    return [DuplicatePair(positions[i], positions[j], similarity) for i, j, similarity in pairs]
 
 
 def compute_signature(image_CHW: Tensor) -> np.ndarray | None:
-    """The fine structure of uint8 pixels (C, h, w) as int8 (256,); None where there is none to compare."""
-    if min(image_CHW.shape[-2:]) < SMALLEST:
+    """Returns the fine structure of uint8 pixels (C, h, w) as int8 (256,); None if the image is too small or flat."""
+    if min(image_CHW.shape[-2:]) < MIN_IMAGE_SIZE:
         return None
     weights = torch.tensor(LUMA if len(image_CHW) == 3 else (1.0,)).view(-1, 1, 1)
-    grey_1HW = (image_CHW.float() * weights).sum(0, keepdim=True)
-    small = F.interpolate(grey_1HW[None], (SIDE, SIDE), mode="bilinear", antialias=True)
+    gray_1HW = (image_CHW.float() * weights).sum(0, keepdim=True)
+    small = F.interpolate(gray_1HW[None], (SIGNATURE_SIZE, SIGNATURE_SIZE), mode="bilinear", antialias=True)
     fine = small - F.avg_pool2d(F.pad(small, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
-    if min(fine.std(), fine[..., 4:12, 4:12].std()) < FLAT:
+    if min(fine.std(), fine[..., INNER, INNER].std()) < MIN_STD:
         return None
     return (fine * (127 / fine.abs().max())).round().to(torch.int8).flatten().numpy()
 
 
-def near_duplicate_pairs(
-    signatures: np.ndarray, kinds: Sequence[str] = (), block: int = 2048
-) -> list[tuple[int, int, float]]:
-    """The pairs (i < j) of signatures (n, 256) that are copies, with their likeness, the most alike first.
+def near_duplicate_pairs(signatures: np.ndarray, groups: Sequence[str] = (), block_size: int = 2048) -> list[IndexPair]:
+    """Returns the pairs (i, j, similarity), i < j, of signatures (n, 256) that are similar, most similar first.
 
-    Pairs are compared first in the 64 directions in which these images differ most, where a distance is never longer
-    than in all 256, then in full. No pair is lost to the first look. All are there, unless many images are alike, as
-    from a camera that stands still: then an image has at least its first 8 copies after it, and its first 8 before it,
-    of each of the `kinds` (n,) that images are of.
+    Candidates come from a prefilter in the 64 principal directions, where a distance is never longer than in all 256,
+    so none is missed. All pairs are returned, unless many images are similar to each other, as from a fixed camera:
+    then at least the first 8 near-duplicates before and after an image, of each of the `groups` (n,).
     """
-    names = list(dict.fromkeys(kinds)) or [""]
-    kind = torch.tensor([names.index(name) for name in kinds or names * len(signatures)], dtype=torch.int64)
-    later, earlier = (torch.zeros(len(signatures), len(names), dtype=torch.int64) for _ in range(2))
-    fine = center_and_normalize(torch.from_numpy(signatures.astype(np.float32)))
-    inside = center_and_normalize(fine.view(-1, SIDE, SIDE)[:, 4:12, 4:12].flatten(1))
-    _, directions = torch.linalg.eigh(fine.T @ fine)
-    coarse = fine @ directions[:, -KEPT:]
-    half = coarse.square().sum(1, keepdim=True) / 2
-    one = torch.ones_like(half)
-    queries, keys = torch.cat([coarse, -half, one], 1), torch.cat([coarse, one, -half], 1)  # product: -distance² / 2
-    least = MIN_SIMILARITY - 1 - 1e-4  # -distance² / 2 of unit vectors at this cosine
-    found: list[tuple[int, int, float]] = []
-    for at in range(0, len(fine), block):
-        for to in range(at, len(fine), block):
-            near = queries[at : at + block] @ keys[to : to + block].T
-            if near.max() < least and at != to:
+    group_names = list(dict.fromkeys(groups)) or [""]
+    labels = groups or group_names * len(signatures)
+    group = torch.tensor([group_names.index(name) for name in labels], dtype=torch.int64)
+    n_after, n_before = (torch.zeros(len(signatures), len(group_names), dtype=torch.int64) for _ in range(2))
+    full = center_and_normalize(torch.from_numpy(signatures.astype(np.float32)))
+    square = full.view(-1, SIGNATURE_SIZE, SIGNATURE_SIZE)
+    inner = center_and_normalize(square[:, INNER, INNER].flatten(1))
+    queries, keys = make_prefilter(full)
+    threshold = MIN_SIMILARITY - 1 - 1e-4  # -distance² / 2 of unit vectors with this cosine
+    pairs: list[IndexPair] = []
+    for row in range(0, len(full), block_size):
+        for column in range(row, len(full), block_size):
+            scores = queries[row : row + block_size] @ keys[column : column + block_size].T
+            if scores.max() < threshold and row != column:
                 continue
-            i, j = (near >= least).triu(1 + at - to).nonzero(as_tuple=True)
-            if len(i) > CROWD:
-                likeness, within = ((v[at : at + block] @ v[to : to + block].T)[i, j] for v in (fine, inside))
+            i, j = (scores >= threshold).triu(1 + row - column).nonzero(as_tuple=True)
+            if len(i) > DENSE_PAIRS:
+                rows, columns = slice(row, row + block_size), slice(column, column + block_size)
+                similarity, inner_similarity = ((v[rows] @ v[columns].T)[i, j] for v in (full, inner))
             else:
-                likeness, within = ((v[i + at] * v[j + to]).sum(1) for v in (fine, inside))
-            sure = (likeness >= MIN_SIMILARITY) & (within >= MIN_INNER_SIMILARITY)
-            i, j, likeness = i[sure] + at, j[sure] + to, likeness[sure]
-            (rows, row), (columns, column) = (distinct(places, len(fine)) for places in (i, j))
-            alike = torch.zeros(len(rows), len(columns), dtype=torch.bool)
-            alike[row, column] = True
-            first = among_first(alike, rows, kind[columns], later)
-            first |= among_first(alike.T, columns, kind[rows], earlier).T
-            kept = first[row, column]
-            found += zip(i[kept].tolist(), j[kept].tolist(), likeness[kept].tolist(), strict=True)
-    return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))
+                similarity, inner_similarity = ((v[i + row] * v[j + column]).sum(1) for v in (full, inner))
+            passed = (similarity >= MIN_SIMILARITY) & (inner_similarity >= MIN_INNER_SIMILARITY)
+            i, j, similarity = i[passed] + row, j[passed] + column, similarity[passed]
+            selected = select_first(i, j, group, n_after, n_before)
+            pairs += zip(i[selected].tolist(), j[selected].tolist(), similarity[selected].tolist(), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def among_first(alike: Tensor, rows: Tensor, kind: Tensor, counts: Tensor) -> Tensor:
-    """Where a table of copies (r, c) may be true to give each row at most 8 of each kind of column, the first ones.
+def make_prefilter(unit_vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns queries and keys (n, 66) whose products are -distance² / 2 in the principal directions."""
+    _, directions = torch.linalg.eigh(unit_vectors.T @ unit_vectors)
+    coarse = unit_vectors @ directions[:, -PREFILTER_DIMENSIONS:]
+    half = coarse.square().sum(1, keepdim=True) / 2
+    ones = torch.ones_like(half)
+    return torch.cat([coarse, -half, ones], 1), torch.cat([coarse, ones, -half], 1)
 
-    `counts` (n, kinds) says how many the `rows` (r,) of it had before; these are added.
+
+def select_first(i: Tensor, j: Tensor, group: Tensor, n_after: Tensor, n_before: Tensor) -> Tensor:
+    """Returns which pairs to keep, bool (pairs,): those among the first 8 of either image and group.
+
+    `n_after` and `n_before` (n, groups) count the pairs of each image so far; they are updated.
     """
-    first = torch.zeros_like(alike)
-    for number in sorted(set(kind.tolist())):
-        columns = kind == number
-        so_many = alike[:, columns].cumsum(1) + counts[rows, number].unsqueeze(1)
-        first[:, columns] = so_many <= MAX_PAIRS
-        counts[rows, number] = so_many[:, -1]
-    return first
+    (rows, row), (columns, column) = (unique_inverse(indices, len(group)) for indices in (i, j))
+    is_pair = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    is_pair[row, column] = True
+    is_first = is_among_first(is_pair, rows, group[columns], n_after)
+    is_first |= is_among_first(is_pair.T, columns, group[rows], n_before).T
+    return is_first[row, column]
 
 
-def distinct(places: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The places below `n` that occur, in order, and for each given one its number among them; quicker than a sort."""
-    there = torch.zeros(n, dtype=torch.bool)
-    there[places] = True
-    return there.nonzero().flatten(), (there.cumsum(0) - 1)[places]
+def is_among_first(is_pair: Tensor, rows: Tensor, column_group: Tensor, counts: Tensor) -> Tensor:
+    """Returns where a row of `is_pair` (r, c) has at most 8 pairs so far with columns of the group; updates `counts`.
+
+    Entries of `is_first` without a pair have no meaning.
+    """
+    is_first = torch.zeros_like(is_pair)
+    for index in sorted(set(column_group.tolist())):
+        columns = column_group == index
+        running_count = is_pair[:, columns].cumsum(1) + counts[rows, index].unsqueeze(1)
+        is_first[:, columns] = running_count <= MAX_PAIRS
+        counts[rows, index] = running_count[:, -1]
+    return is_first
+
+
+def unique_inverse(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Returns the sorted distinct indices below `n`, and the position of each index among them, without sorting."""
+    occurs = torch.zeros(n, dtype=torch.bool)
+    occurs[indices] = True
+    return occurs.nonzero().flatten(), (occurs.cumsum(0) - 1)[indices]
 
 
 def center_and_normalize(vectors: Tensor) -> Tensor:
-    """Each row less its mean, at length one."""
-    centred = vectors - vectors.mean(1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    """Returns each row minus its mean, scaled to length one."""
+    centered = vectors - vectors.mean(1, keepdim=True)
+    return centered / centered.norm(dim=1, keepdim=True).clamp_min(1e-6)

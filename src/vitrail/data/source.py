@@ -1,4 +1,4 @@
-"""What a source hands over: images with their names and class names, per split."""
+"""What a source reader returns: images with names and labels, by split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images, LazyImages, Pixels
-from vitrail.data.strings import take_strings
+from vitrail.data.strings import factorize, take_strings
 from vitrail.errors import VitrailError
 
 SPLIT_NAMES = {
@@ -26,7 +26,7 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class Listing:
-    """Images with their names, each with the name of its class."""
+    """Images with a name and a label (class name) each."""
 
     pixels: Pixels
     names: Sequence[str]
@@ -36,12 +36,12 @@ class Listing:
         return len(self.names)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Listing":
-        """The images at these places."""
-        part = Images(self.pixels, self.names, np.zeros(len(self), dtype=np.int64), ()).subset(indices)
-        return Listing(part.pixels, part.names, take_strings(self.labels, np.asarray(indices, dtype=np.int64)))
+        """Returns the images with these indices, in this order."""
+        images = Images(self.pixels, self.names, np.zeros(len(self), dtype=np.int64), ()).subset(indices)
+        return Listing(images.pixels, images.names, take_strings(self.labels, np.asarray(indices, dtype=np.int64)))
 
     def with_channels(self, channels: int) -> "Listing":
-        """The same images, each with this many channels."""
+        """Returns the same images as gray (1) or color (3)."""
         if isinstance(self.pixels, EncodedImages):
             return replace(self, pixels=self.pixels.with_channels(channels))
         convert = F.grayscale_to_rgb if channels == 3 else F.rgb_to_grayscale
@@ -52,30 +52,54 @@ class Listing:
 
 @dataclass(frozen=True)
 class Source:
-    """Listings by split: `train`, `validation` and `test`, or `all` where the source is not divided."""
+    """Listings by split: `train`, `validation` and `test`, or `all` if the source is not split."""
 
     name: str
     splits: dict[str, Listing]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences for the user, shown before training
+    ignored: list[str] = field(default_factory=list)  # sentences on files, folders or splits that belong to no class
     can_flip: bool = True
     channels: int = 3
-    missing: list[str] = field(default_factory=list)  # files that a table lists and that are not there, in sentences
-    damaged: list[str] = field(
-        default_factory=list
-    )  # what cannot even be listed, as behind a tear in a shard: sentences
-    hint: str = "paths are relative to the table"  # what to do about what is missing or lost
+    missing: list[str] = field(default_factory=list)  # sentences on files that a table lists but do not exist
+    damaged: list[str] = field(default_factory=list)  # sentences on images that cannot be listed: missing, cut shards
+    hint: str = "paths are relative to the table"  # how to repair what is missing or damaged
 
-    def in_channels(self, channels: int) -> "Source":
-        """The same with grey pixels as colour, or colour pixels as grey; files are decoded as asked anyway."""
+    def with_channels(self, channels: int) -> "Source":
+        """Returns the same images as gray (1) or color (3)."""
         if channels == self.channels:
             return self
         splits = {split: listing.with_channels(channels) for split, listing in self.splits.items()}
         return replace(self, splits=splits, channels=channels)
 
+    def find_split(self, split: str) -> str:
+        """Returns the name of the source's split from which the images of `split` come."""
+        if split in self.splits:
+            return split
+        return "all" if "all" in self.splits else "train"
 
-def parse_split_name(word: str, where: str) -> str:
-    """train, validation or test for any usual spelling; raises `VitrailError` for another word."""
+
+def encode_labels(listing: Listing, classes: tuple[str, ...], address: str, hint: str = "") -> Images:
+    """Returns the images with labels as class indices.
+
+    Raises `VitrailError` for a label that is not one of the classes; `hint` is added to the error's hint.
+    """
+    categories, codes = factorize(listing.labels)
+    unknown = sorted(set(categories) - set(classes))
+    if unknown:
+        raise VitrailError(
+            f"{address}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "
+            f"{'are' if len(unknown) > 1 else 'is'} not among the training classes",
+            f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}{hint}",
+        )
+    index_of = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index_of[label] for label in categories], dtype=np.int64)[codes]
+    locations = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None
+    return Images(listing.pixels, listing.names, labels, classes, locations)
+
+
+def parse_split_name(text: str, location: str) -> str:
+    """Returns train, validation or test for any usual spelling; raises `VitrailError` for another word."""
     try:
-        return SPLIT_NAMES[word.strip().lower()]
+        return SPLIT_NAMES[text.strip().lower()]
     except KeyError:
-        raise VitrailError(f"{where}: {word!r} is not a split", "use train, validation or test") from None
+        raise VitrailError(f"{location}: {text!r} is not a split", "use train, validation or test") from None

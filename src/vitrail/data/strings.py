@@ -1,4 +1,4 @@
-"""Millions of names and labels in a few arrays: a Python string takes 50 bytes more than its letters."""
+"""Compact sequences of strings for millions of names and labels; a Python string costs 50 bytes beyond its letters."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,65 +6,68 @@ import numpy as np
 
 
 class StringArray(Sequence[str]):
-    """Strings that differ, as one run of UTF-8 with the bounds of each; `rows` are those that are meant, in order."""
+    """Strings in one buffer of UTF-8, as in Arrow; `rows` selects some of them, in any order."""
 
-    def __init__(self, letters: np.ndarray, bounds: np.ndarray, rows: np.ndarray | None = None):
-        self.data = letters  # uint8
-        self.offsets = bounds  # int64 (n + 1,)
-        self.rows = np.arange(len(bounds) - 1, dtype=np.int64) if rows is None else rows
+    def __init__(self, data: np.ndarray, offsets: np.ndarray, rows: np.ndarray | None = None):
+        self.data = data  # uint8
+        self.offsets = offsets  # int64 (n + 1,)
+        self.rows = np.arange(len(offsets) - 1, dtype=np.int64) if rows is None else rows
 
     @classmethod
-    def from_strings(cls, words: Iterable[str]) -> "StringArray":
-        """These strings; what is no UTF-8 was decoded by the system and stays what it was."""
-        letters = bytearray()
-        bounds = [0]
-        for word in words:
-            letters += word.encode(errors="surrogateescape")
-            bounds.append(len(letters))
-        return cls(np.frombuffer(bytes(letters), dtype=np.uint8), np.array(bounds, dtype=np.int64))
+    def from_strings(cls, strings: Iterable[str]) -> "StringArray":
+        """Stores the strings; bytes that are not UTF-8 (surrogate escapes of file names) are kept as they are."""
+        data = bytearray()
+        offsets = [0]
+        for string in strings:
+            data += string.encode(errors="surrogateescape")
+            offsets.append(len(data))
+        return cls(np.frombuffer(bytes(data), dtype=np.uint8), np.array(offsets, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int | slice) -> str | list[str]:  # type: ignore[override]
         if isinstance(i, slice):
-            return [self._word(row) for row in self.rows[i]]
-        return self._word(self.rows[i])
+            return [self._decode(row) for row in self.rows[i]]
+        return self._decode(self.rows[i])
 
-    def _word(self, row: int) -> str:
+    def _decode(self, row: int) -> str:
         return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes().decode(errors="replace")
 
-    def take(self, places: np.ndarray) -> "StringArray":
-        """The strings at these places; the letters are shared."""
-        return StringArray(self.data, self.offsets, self.rows[places])
+    def take(self, indices: np.ndarray) -> "StringArray":
+        """Returns the strings with these indices; the buffer is shared."""
+        return StringArray(self.data, self.offsets, self.rows[indices])
 
 
 class NumberedNames(Sequence[str]):
-    """Names that are made when asked for: a stem and a number."""
+    """Names formatted on access from a prefix and a number, such as "train-0000042"."""
 
-    def __init__(self, stem: str, rows: np.ndarray, digits: int):
-        self.stem = stem
-        self.rows = rows
+    def __init__(self, prefix: str, numbers: np.ndarray, digits: int):
+        self.prefix = prefix
+        self.numbers = numbers
         self.digits = digits
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.numbers)
 
     def __getitem__(self, i: int | slice) -> str | list[str]:  # type: ignore[override]
         if isinstance(i, slice):
-            return [f"{self.stem}{row:0{self.digits}d}" for row in self.rows[i]]
-        return f"{self.stem}{self.rows[i]:0{self.digits}d}"
+            return [self._format(number) for number in self.numbers[i]]
+        return self._format(self.numbers[i])
 
-    def take(self, places: np.ndarray) -> "NumberedNames":
-        """The names at these places."""
-        return NumberedNames(self.stem, self.rows[places], self.digits)
+    def _format(self, number: int) -> str:
+        return f"{self.prefix}{number:0{self.digits}d}"
+
+    def take(self, indices: np.ndarray) -> "NumberedNames":
+        """Returns the names with these indices."""
+        return NumberedNames(self.prefix, self.numbers[indices], self.digits)
 
 
 class Categorical(Sequence[str]):
-    """Few different strings many times: numbers into a table."""
+    """Many strings of a few categories, stored as codes (as in pandas)."""
 
-    def __init__(self, table: tuple[str, ...], codes: np.ndarray):
-        self.categories = table
+    def __init__(self, categories: tuple[str, ...], codes: np.ndarray):
+        self.categories = categories
         self.codes = codes
 
     def __len__(self) -> int:
@@ -75,28 +78,28 @@ class Categorical(Sequence[str]):
             return [self.categories[code] for code in self.codes[i]]
         return self.categories[self.codes[i]]
 
-    def take(self, places: np.ndarray) -> "Categorical":
-        """The strings at these places."""
-        return Categorical(self.categories, self.codes[places])
+    def take(self, indices: np.ndarray) -> "Categorical":
+        """Returns the strings with these indices."""
+        return Categorical(self.categories, self.codes[indices])
 
 
-def take_strings(words: Sequence[str], places: np.ndarray) -> Sequence[str]:
-    """The strings at these places, kept as they were kept."""
-    if isinstance(words, StringArray | NumberedNames | Categorical):
-        return words.take(places)
-    return [words[i] for i in places.tolist()]
+def take_strings(strings: Sequence[str], indices: np.ndarray) -> Sequence[str]:
+    """Returns the strings with these indices, in the same representation."""
+    if isinstance(strings, StringArray | NumberedNames | Categorical):
+        return strings.take(indices)
+    return [strings[i] for i in indices.tolist()]
 
 
-def factorize(words: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different strings in order, and for each its number among them."""
-    if isinstance(words, Categorical):
-        there = np.unique(words.codes)
-        table = sorted({words.categories[code] for code in there})
-        number = {word: i for i, word in enumerate(table)}
-        renumbered = np.zeros(len(words.categories), dtype=np.int64)
-        for code in there:
-            renumbered[code] = number[words.categories[code]]
-        return table, renumbered[words.codes]
-    table = sorted(set(words))
-    number = {word: i for i, word in enumerate(table)}
-    return table, np.fromiter((number[word] for word in words), dtype=np.int64, count=len(words))
+def factorize(strings: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Returns the distinct strings, sorted, and the index of each string among them, int64 (n,)."""
+    if isinstance(strings, Categorical):
+        used = np.unique(strings.codes)
+        categories = sorted({strings.categories[code] for code in used})
+        index_of = {category: i for i, category in enumerate(categories)}
+        new_codes = np.zeros(len(strings.categories), dtype=np.int64)
+        for code in used:
+            new_codes[code] = index_of[strings.categories[code]]
+        return categories, new_codes[strings.codes]
+    categories = sorted(set(strings))
+    index_of = {category: i for i, category in enumerate(categories)}
+    return categories, np.fromiter((index_of[s] for s in strings), dtype=np.int64, count=len(strings))

@@ -1,4 +1,4 @@
-"""A table of paths and labels: CSV, or parquet with the `parquet` extra."""
+"""A table of image paths and labels: CSV, or parquet with the `parquet` extra."""
 
 import csv
 import os
@@ -14,12 +14,14 @@ PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_name")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
 SPLIT_COLUMNS = ("split", "set", "subset")
 
+NumberedRow = tuple[str, dict[str, object]]  # "line 3", and the row's values by column
+
 
 def read_table(file: Path) -> Source:
-    """The rows of a table with a path and a label column, and a split column if there is one.
+    """Lists the images of a table that has a path column, a label column and possibly a split column.
 
-    Paths are relative to the table; those that lead nowhere are `missing`. Raises `VitrailError` naming the line where
-    a field is empty.
+    Paths are relative to the table; files that do not exist are in `missing`. Raises `VitrailError` naming the line of
+    an empty field.
     """
     rows = read_parquet_rows(file) if file.suffix.lower() == ".parquet" else read_csv_rows(file)
     if not rows:
@@ -32,15 +34,15 @@ def read_table(file: Path) -> Source:
     names: dict[str, list[str]] = {}
     labels: dict[str, list[str]] = {}
     missing: list[str] = []
-    for place, row in rows:
-        where = f"{file}, {place}"
+    for number, row in rows:
+        line = f"{file}, {number}"
         for name in (path_column, label_column, split_column):
             if name is not None and (row[name] is None or not str(row[name]).strip()):
-                raise VitrailError(f"{where}: the column {name!r} is empty", "fill it in or remove the row")
-        split = parse_split_name(str(row[split_column]), where) if split_column else "all"
+                raise VitrailError(f"{line}: the column {name!r} is empty", "fill it in or remove the row")
+        split = parse_split_name(str(row[split_column]), line) if split_column else "all"
         path = file.parent / str(row[path_column])
-        if not os.path.isfile(path):  # pathlib's own raises for names that are too long
-            missing.append(f"{where}: there is no file {path}")
+        if not os.path.isfile(path):  # not path.is_file(), which raises for names that are too long
+            missing.append(f"{line}: there is no file {path}")
         paths.setdefault(split, []).append(path)
         names.setdefault(split, []).append(str(row[path_column]))
         labels.setdefault(split, []).append(unicodedata.normalize("NFC", str(row[label_column]).strip()))
@@ -48,16 +50,16 @@ def read_table(file: Path) -> Source:
     return Source(file.stem, splits, missing=missing)
 
 
-def find_column(file: Path, row: dict[str, object], wanted: tuple[str, ...]) -> str:
-    """The table's own spelling of a column; raises `VitrailError` if it has none."""
+def find_column(file: Path, row: dict[str, object], names: tuple[str, ...]) -> str:
+    """Returns the first column with one of these names, as the table spells it; raises `VitrailError`."""
     for name in row:
-        if str(name).strip().lower() in wanted:
+        if str(name).strip().lower() in names:
             return name
-    raise VitrailError(f"{file} has no column {wanted[0]!r}", f"its columns are {', '.join(map(str, row))}")
+    raise VitrailError(f"{file} has no column {names[0]!r}", f"its columns are {', '.join(map(str, row))}")
 
 
-def read_csv_rows(file: Path) -> list[tuple[str, dict[str, object]]]:
-    """The rows of a comma- or tab-separated file, each with where it stands (blank lines count, but are no rows)."""
+def read_csv_rows(file: Path) -> list[NumberedRow]:
+    """Reads a comma- or tab-separated file. Blank lines count for line numbers but are not rows."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
@@ -66,8 +68,7 @@ def read_csv_rows(file: Path) -> list[tuple[str, dict[str, object]]]:
         raise VitrailError(f"{file} is not a table in UTF-8 ({error})", "save it as CSV in UTF-8") from None
 
 
-def read_parquet_rows(file: Path) -> list[tuple[str, dict[str, object]]]:
-    """The rows of a parquet file, each with where it stands."""
+def read_parquet_rows(file: Path) -> list[NumberedRow]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:

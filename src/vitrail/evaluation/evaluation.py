@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
-from vitrail.data.open import CHOSE, OPTIMISTIC, SCORED, open_evaluation_images, open_known_splits
+from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
 from vitrail.evaluation.calibration import brier_score
 from vitrail.evaluation.metrics import (
     confusion_matrix,
@@ -27,6 +27,7 @@ class Evaluation:
     outcome: Outcome
     description: str = ""  # which images these are, in words
     temperature: float = 1.0  # what the logits were divided by
+    optimistic: bool = False  # whether training selected weights or a hyperparameter on these images
 
     @property
     def images(self) -> int:
@@ -42,11 +43,6 @@ class Evaluation:
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy."""
         return wilson_interval(int((self.outcome.predicted == self.outcome.labels).sum()), self.images)
-
-    @property
-    def optimistic(self) -> bool:
-        """Whether training made its choices by these very images, as the words for them say."""
-        return self.description.endswith(CHOSE)
 
     def summary(self) -> dict[str, Any]:
         """The headline numbers; `optimistic` is among them where it is true."""
@@ -87,20 +83,18 @@ class Evaluation:
 
 def describe_scored_images(scores: dict[str, Any]) -> str:
     """How many images gave these scores, and what is to be said where they are optimistic."""
-    return f"{scores['images']} images" + (f", {OPTIMISTIC}" if scores.get("optimistic") else "")
+    return f"{scores['images']} images" + (f", {OPTIMISTIC_NOTE}" if scores.get("optimistic") else "")
 
 
-def open_scored_images(
-    classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False
-) -> tuple[Images, str]:
-    """The labelled images at a DATA address that this classifier should be scored on, and which they are in words.
+def open_scored_images(classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False) -> ScoredImages:
+    """Opens the labeled images at a DATA address that this classifier should be scored on.
 
     Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
     """
     classifier.require_classes()
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    return open_evaluation_images(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
+    return open_images_to_score(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
 def open_splits(
@@ -109,7 +103,7 @@ def open_splits(
     """The name of the split that is scored, and every split of the data, divided as training did."""
     trained_on = classifier.origin.get("data", {})
     parts = open_known_splits(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
-    return next(name for name in SCORED if name in parts), parts
+    return next(name for name in SCORING_ORDER if name in parts), parts
 
 
 def evaluate(
@@ -117,6 +111,7 @@ def evaluate(
     images: Images,
     *,
     description: str = "",
+    optimistic: bool = False,
     batch_size: int = 256,
     workers: int | None = None,
     tick: Callable[[int], object] = lambda n: None,
@@ -129,4 +124,4 @@ def evaluate(
     outcome = compute_outcome(
         classifier, images, batch_size=batch_size, workers=workers, tick=tick, skip_unreadable=skip_unreadable
     )
-    return Evaluation(outcome, description or f"{len(images)} images", classifier.temperature)
+    return Evaluation(outcome, description or f"{len(images)} images", classifier.temperature, optimistic)

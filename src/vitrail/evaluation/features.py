@@ -20,7 +20,7 @@ from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data import Images
 from vitrail.data.encoded import EncodedImages
-from vitrail.data.loader import OnImageError, default_workers, evaluation_batches
+from vitrail.data.loader import EvaluationLoader, OnImageError, default_workers
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import cache_folder, write_atomically
@@ -66,7 +66,7 @@ def extract_features(
     workers = default_workers(rest) if workers is None else workers
     parts: list[Tensor] = []
     seen = 0  # images of the chunk under way, those that cannot be read too
-    batches = evaluation_batches(rest, classifier.preprocess, batch_size=batch_size, workers=workers, on_error=refuse)
+    batches = EvaluationLoader(rest, classifier.preprocess, batch_size=batch_size, workers=workers, on_error=refuse)
     for pixels, _ in batches if missing else ():
         if len(pixels):
             parts.append(classifier.features(pixels).cpu())

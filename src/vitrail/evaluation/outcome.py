@@ -9,7 +9,7 @@ import torch
 from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
 from vitrail.data.decode import ImageError
-from vitrail.data.loader import evaluation_batches
+from vitrail.data.loader import EvaluationLoader
 from vitrail.errors import VitrailError
 
 
@@ -85,12 +85,12 @@ def compute_outcome(
         tick(1)
 
     logits, labels = [], []
-    batches = evaluation_batches(
+    batches = EvaluationLoader(
         images,
         classifier.preprocess,
         batch_size=batch_size,
         workers=workers,
-        processes=processes,
+        local_processes=processes,
         on_error=refuse if skip_unreadable else None,
     )
     for pixels, labels_B in batches:

@@ -19,7 +19,8 @@ from vitrail.classifier import Classifier
 from vitrail.console import ProgressBar, progress_bar
 from vitrail.data import Images, Splits, open_data
 from vitrail.data.decode import ImageError
-from vitrail.data.open import compute_fingerprint, open_source
+from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.open import open_source
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.features import extract_features
@@ -95,7 +96,7 @@ def open_probe_data(classifier: Classifier, data: str | Path, skip_unreadable: b
     """The splits at a DATA address in the classifier's channels; divided as it was if it was trained on these data."""
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    found = compute_fingerprint(open_source(data, channels, skip_unreadable))
+    found = compute_fingerprint(open_source(data, channels, skip_unreadable).splits)
     split = trained_on.get("split") if trained_on.get("fingerprint") == found else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
     return open_data(data, channels=channels, missing_ok=skip_unreadable, **options)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.data import Images
-from vitrail.data.augment import build_resizing
-from vitrail.data.loader import read_batch
+from vitrail.data.loader import EvaluationLoader
 from vitrail.explanation.composites import CompositeImages, make_mosaics, make_pairs
 from vitrail.explanation.inputs import max_batch_size, patch_grid
 
@@ -53,7 +52,7 @@ def draw_evaluation_set(
     Raises `ImageError` for an image that cannot be read, unless `skip_unreadable`.
     """
     indices = np.sort(np.random.default_rng(seed).permutation(len(images))[:max_images])
-    (pixels, truth), errors = read_batch(images, build_resizing(classifier.preprocess), indices, seed, epoch=0)
+    (pixels, truth), errors = EvaluationLoader(images, classifier.preprocess).read(indices)
     if errors and not (skip_unreadable and len(pixels)):
         raise errors[0]
     predicted, seconds = classify_timed(classifier, pixels)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vitrail.classifier import Classifier
-from vitrail.data.open import OPTIMISTIC
+from vitrail.data.scoring import OPTIMISTIC_NOTE
 
 
 def write_model_card(
@@ -73,7 +73,7 @@ def list_metrics(metrics: dict[str, Any]) -> list[str]:
     lines.append("")
     for split, scores in metrics.items():
         if scores.get("optimistic"):
-            lines += [f"The {split} images are those {OPTIMISTIC}.", ""]
+            lines += [f"The {split} images are those {OPTIMISTIC_NOTE}.", ""]
     return lines
 
 

@@ -16,8 +16,9 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images
-from vitrail.data.loader import evaluation_batches
-from vitrail.data.open import SCORED, open_evaluation_images, open_source
+from vitrail.data.loader import EvaluationLoader
+from vitrail.data.open import open_source
+from vitrail.data.scoring import SCORING_ORDER, open_images_to_score
 from vitrail.errors import VitrailError
 from vitrail.explanation import explain_batch
 from vitrail.explanation.recording import recording
@@ -46,7 +47,7 @@ class Probes:
 
     def batches(self, classifier: BaseClassifier) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels as the model takes them, and labels."""
-        return evaluation_batches(self.images, classifier.preprocess, batch_size=BATCH_SIZE, workers=0)
+        return iter(EvaluationLoader(self.images, classifier.preprocess, BATCH_SIZE, workers=0))
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def load_probes(classifier: Classifier, data: str | Path | None, skip_unreadable
     if not skip_unreadable:
         return check
     refused: list[ImageError] = []
-    for _ in evaluation_batches(check.images, classifier.preprocess, batch_size=BATCH_SIZE, on_error=refused.append):
+    for _ in EvaluationLoader(check.images, classifier.preprocess, batch_size=BATCH_SIZE, on_error=refused.append):
         pass
     if not refused:
         return check
@@ -104,12 +105,10 @@ def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: boo
     channels, trained_on = classifier.preprocess.channels, classifier.origin.get("data", {})
     known_here = trained_on.get("name") == DEFAULT_DATA and classifier.classes
     if classifier.classes and (data is not None or known_here):
-        images, said = open_evaluation_images(
-            data or DEFAULT_DATA, classifier.classes, channels, trained_on, missing_ok
-        )
-        return Probes(images, said, is_labeled=True)
+        scored = open_images_to_score(data or DEFAULT_DATA, classifier.classes, channels, trained_on, missing_ok)
+        return Probes(scored.images, scored.description, is_labeled=True)
     found = open_source(data or DEFAULT_DATA, channels, missing_ok)
-    listing = next(found.splits[name] for name in SCORED if len(found.splits.get(name, ())))
+    listing = next(found.splits[name] for name in SCORING_ORDER if len(found.splits.get(name, ())))
     listing = listing if data else listing.subset(range(min(DEFAULT_IMAGES, len(listing))))
     unlabelled = np.zeros(len(listing), dtype=np.int64)
     files = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitrail.data.open import OPTIMISTIC
+from vitrail.data.scoring import OPTIMISTIC_NOTE
 
 
 def limits(document: dict[str, Any]) -> list[str]:
@@ -14,7 +14,7 @@ def limits(document: dict[str, Any]) -> list[str]:
         "Precision and F1 depend on how frequent each class is here; recall does not.",
     ]
     if document["summary"].get("optimistic"):
-        said.append(f"These are the validation images {OPTIMISTIC}.")
+        said.append(f"These are the validation images {OPTIMISTIC_NOTE}.")
     elif document["data"]["split"] != "test":
         said.append("These images are not a test split: the model may have been trained on some or all of them.")
     small = [row["class"] for row in document["per_class"] if row["images"] < 30]

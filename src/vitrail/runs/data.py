@@ -9,7 +9,7 @@ import numpy as np
 
 from vitrail.console import log, progress_bar
 from vitrail.data import Images, Preprocess, Splits
-from vitrail.data.check import UNREADABLE, CheckReport, check_data
+from vitrail.data.check import CheckReport, check_data
 from vitrail.data.contact_sheets import draw_class_sheet
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
@@ -32,23 +32,21 @@ def check_before_training(data: str | Path, recipe: Recipe, fit: Fit = "pad") ->
         report = check_data(
             data, lambda done, total: progress.update(done, total), batch_size=recipe.batch_size, fit=recipe.fit or fit
         )
-    for finding in [finding for finding in report.findings if finding.level == "warning"][:WARNINGS]:
+    for finding in report.warnings[:WARNINGS]:
         log(f"warning: {finding}")
     if (more := len(report.warnings) - WARNINGS) > 0:
         log(f"warning: {more} more; vitrail check {data} says them all")
-    errors = [
-        f for f in report.findings if f.level == "error" and not (recipe.skip_unreadable and f.kind == UNREADABLE)
-    ]
+    errors = [finding for finding in report.errors if not (recipe.skip_unreadable and finding.is_skippable)]
     if errors:
         others = f" (and {len(errors) - 1} more errors; vitrail check lists them)" if len(errors) > 1 else ""
-        raise VitrailError(f"{data}: {errors[0].sentence}{others}", errors[0].then)
+        raise VitrailError(f"{data}: {errors[0].message}{others}", errors[0].consequence)
     return report
 
 
 def list_unreadable(report: CheckReport | None) -> Unreadable:
     """The images that a check could not read."""
     found: Unreadable = defaultdict(list)
-    for place in report.survey.unreadable if report and report.survey else ():
+    for place, _ in report.survey.unreadable if report and report.survey else ():
         found[place.split].append(place.name)
     return dict(found)
 

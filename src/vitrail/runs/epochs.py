@@ -13,7 +13,7 @@ from vitrail.classifier import Classifier, NonFiniteOutput
 from vitrail.console import log, progress_bar
 from vitrail.data import Splits
 from vitrail.data.decode import ImageError
-from vitrail.data.loader import WorkerDied, batch_indices, steps_per_epoch
+from vitrail.data.loader import WorkerDied, batch_indices, count_batches
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import write_json
@@ -23,7 +23,7 @@ from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.validation import evaluate_all_ranks
 from vitrail.training import Recipe
-from vitrail.training.batch_sharding import epoch_batches
+from vitrail.training.batch_sharding import make_train_loader
 from vitrail.training.checkpoint import collect_tensors, find_newest_checkpoint, load_checkpoint, save_checkpoint
 from vitrail.training.curves import draw_curves
 from vitrail.training.distributed import World
@@ -96,7 +96,7 @@ class Training:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch."""
-        return steps_per_epoch(self.splits.train, self.batch)
+        return count_batches(len(self.splits.train), self.batch)
 
     @property
     def world(self) -> World:
@@ -238,15 +238,9 @@ def steps_left(training: Training, done: int) -> Iterator[StepStats]:
         if training.state.unreadable <= NAMED:
             log(f"warning: left out of epoch {training.state.epoch + 1}: {error.sentence}")
 
-    batches = epoch_batches(
-        training.splits.train,
-        preprocess,
-        recipe,
-        training.world,
-        epoch=training.state.epoch,
-        start=done,
-        refuse=refuse if recipe.skip_unreadable else None,
-    )
+    on_error = refuse if recipe.skip_unreadable else None
+    loader = make_train_loader(training.splits.train, preprocess, recipe, training.world, on_error)
+    batches = loader.epoch(training.state.epoch, start=done)
     steps = training.epochs * training.steps_per_epoch
     try:
         yield from train_steps(training.learner, batches, recipe, preprocess, total_steps=steps)

@@ -10,7 +10,7 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data import Images, Splits
-from vitrail.data.open import CHOSE
+from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.evaluation import Evaluation, compute_outcome, evaluate
 from vitrail.evaluation.calibration import calibrate
 from vitrail.evaluation.figures import draw_confusion_matrix
@@ -81,12 +81,15 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
     if images is None:
         log("no image was kept back, so there is no score and no picture of attention")
     else:
-        said = f"the {len(images)} {name} images of {splits.name}" + (f", {CHOSE}" if name == "validation" else "")
+        optimistic = name == "validation"
+        description = f"the {len(images)} {name} images of {splits.name}"
+        description += f", {OPTIMISTIC_NOTE}" if optimistic else ""
         with progress_bar(f"evaluating on {name}", len(images)) as progress:
             evaluation = evaluate(
                 classifier,
                 images,
-                description=said,
+                description=description,
+                optimistic=optimistic,
                 workers=ended.recipe.workers,
                 tick=progress.advance,
                 skip_unreadable=skip,

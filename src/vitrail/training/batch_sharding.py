@@ -7,7 +7,7 @@ mixing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from vitrail.data import Images, Preprocess
 from vitrail.data.augment import build_augmentation
 from vitrail.data.decode import ImageError
-from vitrail.data.loader import Batch, OnImageError, WorkerDied, batch_indices, read_batch, training_batches
+from vitrail.data.loader import Batch, OnImageError, TrainLoader, WorkerDied
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
 
@@ -56,83 +56,57 @@ def split_micro_batches(pixels: Tensor, labels: Tensor, recipe: Recipe, world: W
     ]
 
 
-def epoch_batches(
-    images: Images,
-    preprocess: Preprocess,
-    recipe: Recipe,
-    world: World,
-    *,
-    epoch: int,
-    start: int = 0,
-    refuse: OnImageError | None = None,
-) -> Iterator[Batch]:
-    """Yields the batches of an epoch from index `start` on: all labels, and the pixels of this process's shard.
+def make_train_loader(
+    images: Images, preprocess: Preprocess, recipe: Recipe, world: World, on_error: OnImageError | None = None
+) -> "TrainLoader | ShardedTrainLoader":
+    """Returns the loader of the recipe's batches, for one process or for this process of a group.
 
-    An image that cannot be read is reported to `refuse` and left out of its batch; without `refuse` its `ImageError` is
-    raised. Raises `WorkerDied` if a data-loading worker of any process dies.
+    `on_error` is called for each unreadable image, which is left out; without it its `ImageError` is raised.
     """
-    if world.size > 1:
-        return ShardedEpoch(images, preprocess, recipe, world, epoch, refuse).batches(start)
     assert recipe.batch_size is not None
-    return training_batches(
+    loader = TrainLoader(
         images,
         build_augmentation(recipe.augment, preprocess),
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        epoch=epoch,
-        start=start,
+        recipe.batch_size,
+        recipe.seed,
         workers=recipe.workers,
-        on_error=refuse,
+        on_error=on_error,
+        local_processes=world.local_size,
     )
+    return loader if world.size == 1 else ShardedTrainLoader(loader, preprocess, recipe, world)
 
 
-class ShardedEpoch:
-    """This process's shards of the batches of an epoch.
+class ShardedTrainLoader:
+    """Batches of which this process reads its shard: all labels, and the pixels of the shard.
 
     The processes agree on which images cannot be read, so that all of them shard the same batch.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        preprocess: Preprocess,
-        recipe: Recipe,
-        world: World,
-        epoch: int,
-        refuse: OnImageError | None,
-    ):
-        assert recipe.batch_size is not None
-        self.images, self.recipe, self.world, self.epoch, self.refuse = images, recipe, world, epoch, refuse
-        self.batch_size = recipe.batch_size
-        self.augmentation = build_augmentation(recipe.augment, preprocess)
-        self.no_pixels = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
+    def __init__(self, loader: TrainLoader, preprocess: Preprocess, recipe: Recipe, world: World):
+        self.recipe, self.world, self.on_error = recipe, world, loader.on_error
+        self.images = loader.images
         self.errors: list[ImageError] = []  # of the images of the current shard that could not be read
+        self.loader = replace(loader, on_error=self.errors.append, select=self.shard_indices)
+        self.no_pixels = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Yields the shards from batch `start` on."""
-        reader = training_batches(
-            self.images,
-            self.augmentation,
-            batch_size=self.batch_size,
-            seed=self.recipe.seed,
-            epoch=self.epoch,
-            start=start,
-            workers=self.recipe.workers,
-            processes=self.world.local_size,
-            on_error=self.errors.append,
-            select=self.shard_indices,
-        )
-        for indices in batch_indices(len(self.images), self.batch_size, self.recipe.seed, self.epoch)[start:]:
+    def __len__(self) -> int:
+        """Returns the number of batches in an epoch."""
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yields the shards from batch `start` on; raises `ImageError`, and `WorkerDied` of any process."""
+        batches = self.loader.epoch(epoch, start)
+        for indices in self.loader.batch_indices(epoch)[start:]:
             self.errors.clear()
             pixels = self.no_pixels
             worker_died: WorkerDied | None = None
             try:
-                pixels, _ = next(reader)
+                pixels, _ = next(batches)
             except WorkerDied as error:
                 worker_died = error
             while self.world.any(bool(self.errors or worker_died))[0]:  # rare
                 indices = self.drop_unreadable(indices, worker_died)
-                pixels = self.read_shard(indices)
+                pixels = self.read_shard(epoch, indices)
             labels = torch.from_numpy(self.images.labels[indices].astype(np.int64))
             yield pixels if len(pixels) else self.no_pixels, labels
 
@@ -151,17 +125,17 @@ class ShardedEpoch:
             raise first_death
         errors = {error.name: error for _, errors in by_rank for error in errors}
         unreadable = [i for i in indices if self.images.paths[i] in errors]
-        if self.refuse is None or not unreadable:  # an error that concerns no image of this batch cannot be skipped
+        if self.on_error is None or not unreadable:  # an error that concerns no image of this batch cannot be skipped
             raise next(iter(errors.values()))
         for i in unreadable:
-            self.refuse(errors[self.images.paths[i]])
+            self.on_error(errors[self.images.paths[i]])
         return indices[~np.isin(indices, unreadable)]
 
-    def read_shard(self, indices: np.ndarray) -> Tensor:
+    def read_shard(self, epoch: int, indices: np.ndarray) -> Tensor:
         """Reads this process's shard of a batch again, in this process."""
         self.errors.clear()
         own = self.shard_indices(indices)
         if not len(own):
             return self.no_pixels
-        (pixels, _), self.errors[:] = read_batch(self.images, self.augmentation, own, self.recipe.seed, self.epoch)
+        (pixels, _), self.errors[:] = self.loader.read(epoch, own)
         return pixels

@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from vitrail.data.encoded import DIGEST
+from vitrail.data.encoded import SHA256_BYTES
 from vitrail.data.shards.storage import Shard
 from vitrail.data.strings import StringArray
 
@@ -24,7 +24,7 @@ COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {  # dtype and sh
     "label": (np.int32, ()),
     "split": (np.int8, ()),
     "fault": (np.uint8, ()),
-    "sha256": (np.uint8, (DIGEST,)),
+    "sha256": (np.uint8, (SHA256_BYTES,)),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
-from vitrail.data.open import open_evaluation_images
+from vitrail.data.scoring import open_images_to_score
 from vitrail.errors import VitrailError
 from vitrail.explanation import explain_batch
 from vitrail.exporting.sample_photos import read_sample_photos
@@ -40,9 +40,8 @@ def load_examples(classifier: Classifier, images: Sequence[str | Path]) -> list[
 
 def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]:
     """Images that training kept back, spread over the classes; raises `VitrailError` where the data are not there."""
-    images, _ = open_evaluation_images(
-        data, classifier.classes, classifier.preprocess.channels, classifier.origin.get("data", {})
-    )
+    trained_on = classifier.origin.get("data", {})
+    images = open_images_to_score(data, classifier.classes, classifier.preprocess.channels, trained_on).images
     generator = np.random.Generator(np.random.Philox(0))
     order = generator.permutation(len(images))
     present = sorted(set(images.labels.tolist()))

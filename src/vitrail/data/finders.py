@@ -1,0 +1,224 @@
+"""The functions that make findings from a survey, each for one kind of problem; `FINDERS` lists them in order."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vitrail.data.decode import GRAY_16_BIT
+from vitrail.data.facts import ImageFacts
+from vitrail.data.findings import Code, Finding
+from vitrail.data.near_duplicates import MAX_PAIRS
+from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
+
+MIN_CLASS_IMAGES = 10  # fewer make the training and the score of a class unreliable
+MAX_IMBALANCE = 10  # largest class over smallest
+DEFAULT_BATCH_SIZE = 16  # which recipes choose for few images
+SMALL_FACTOR = 4  # times smaller than the median size
+LARGE_PIXELS = 25_000_000  # decoding such an image takes longer than training on it
+MAX_ASPECT_RATIO = 3
+MAX_CROP_LOSS = 0.3  # fraction of an image that a crop may remove without a warning
+
+JPEG_EXTENSIONS = (".jpg", ".jpeg", ".jfif")
+EXTENSIONS_OF_FORMAT = {
+    "JPEG": JPEG_EXTENSIONS,
+    "MPO": JPEG_EXTENSIONS,
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+
+Findings = Iterator[Finding]
+Image = tuple[ImageRecord, ImageFacts]
+
+
+def find_damage(survey: Survey) -> Findings:
+    for reason in survey.source.damaged:
+        yield Finding(Code.DAMAGED_SOURCE, values={"reason": reason})
+
+
+def find_unreadable_images(survey: Survey) -> Findings:
+    for record, error in survey.unreadable:
+        yield Finding(Code.UNREADABLE_IMAGE, [record.name], {"reason": error.reason})
+
+
+def find_split_problems(survey: Survey) -> Findings:
+    """Finds missing training images, a single class, and classes that are not in every split."""
+    if survey.training is None:
+        yield Finding(Code.NO_TRAINING_IMAGES, values={"splits": list(survey.source.splits)})
+        return
+    if len(survey.class_counts) == 1:
+        yield Finding(Code.SINGLE_CLASS, values={"name": next(iter(survey.class_counts))})
+    classes = set(survey.class_counts)
+    for split, listing in survey.source.splits.items():
+        labels = set(listing.labels)
+        if unknown := sorted(labels - classes):
+            yield Finding(Code.UNKNOWN_CLASSES, values={"split": split, "classes": unknown})
+        if missing := sorted(classes - labels):
+            yield Finding(Code.MISSING_CLASSES, values={"split": split, "classes": missing})
+
+
+def find_class_sizes(survey: Survey) -> Findings:
+    """Finds small classes, imbalance, and a data set that is smaller than a batch."""
+    counts = survey.class_counts
+    small = [f"{name} ({n})" for name, n in sorted(counts.items()) if n < MIN_CLASS_IMAGES]
+    if small:
+        yield Finding(Code.SMALL_CLASSES, values={"limit": MIN_CLASS_IMAGES, "classes": small})
+    if counts and max(counts.values()) > MAX_IMBALANCE * min(counts.values()):
+        largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        values = {"largest": largest, "n_largest": counts[largest]}
+        values |= {"smallest": smallest, "n_smallest": counts[smallest]}
+        yield Finding(Code.CLASS_IMBALANCE, values=values)
+    batch_size = survey.batch_size or DEFAULT_BATCH_SIZE
+    if 0 < counts.total() < batch_size:
+        yield Finding(Code.FEWER_THAN_A_BATCH, values={"images": counts.total(), "batch_size": batch_size})
+
+
+def find_similar_class_names(survey: Survey) -> Findings:
+    """Finds classes whose names differ only in case, accents, spaces or punctuation."""
+    similar = defaultdict(list)
+    for name in sorted({label for listing in survey.source.splits.values() for label in listing.labels}):
+        key = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if c.isalnum())
+        similar[key or name].append(name)
+    for names in similar.values():
+        if len(names) > 1:
+            yield Finding(Code.SIMILAR_CLASS_NAMES, values={"classes": names})
+
+
+def find_ignored_files(survey: Survey) -> Findings:
+    for reason in survey.source.ignored:
+        yield Finding(Code.IGNORED, values={"reason": reason})
+
+
+def find_wrong_extensions(survey: Survey) -> Findings:
+    wrong = [
+        (record, facts)
+        for record, facts in survey.readable
+        if facts.format in EXTENSIONS_OF_FORMAT
+        and Path(record.name).suffix.lower() not in ("", *EXTENSIONS_OF_FORMAT[facts.format])
+    ]
+    if wrong:
+        yield Finding(Code.WRONG_EXTENSION, names_of(wrong), {"format": wrong[0][1].format})
+
+
+def find_repeated_rows(survey: Survey) -> Findings:
+    """Finds files that a table lists more than once."""
+    rows: dict[Path, list[ImageRecord]] = defaultdict(list)
+    for record, _ in survey.images:
+        if (path := survey.path(record)) is not None:
+            rows[path].append(record)
+    repeated = [records for records in rows.values() if len(records) > 1]
+    if repeated:
+        conflicts = sum(map(have_conflicting_labels, repeated))
+        yield Finding(Code.LISTED_TWICE, [records[0].name for records in repeated], {"conflicts": conflicts})
+
+
+def find_duplicates(survey: Survey) -> Findings:
+    """Finds identical images in different classes, in different splits, and within a split."""
+    for code, is_concerned in (
+        (Code.DUPLICATES_ACROSS_CLASSES, have_conflicting_labels),
+        (Code.DUPLICATES_ACROSS_SPLITS, are_across_splits),
+        (Code.DUPLICATES, are_within_split),
+    ):
+        yield from report_groups(code, [group for group in survey.duplicates if is_concerned(group)])
+
+
+def find_near_duplicates(survey: Survey) -> Findings:
+    """Finds the same picture again, re-encoded, resized or slightly changed."""
+    pairs = [[a, b] for a, b, _ in survey.near_duplicates]
+    pairs_per_image = Counter(record for pair in pairs for record in pair)
+    is_lower_bound = max(pairs_per_image.values(), default=0) >= MAX_PAIRS
+    for code, is_concerned in (
+        (Code.NEAR_DUPLICATES_ACROSS_CLASSES, have_conflicting_labels),
+        (Code.NEAR_DUPLICATES_ACROSS_SPLITS, are_across_splits),
+        (Code.NEAR_DUPLICATES, are_within_split),
+    ):
+        yield from report_groups(code, [pair for pair in pairs if is_concerned(pair)], is_lower_bound)
+
+
+def report_groups(code: Code, groups: list[list[ImageRecord]], is_lower_bound: bool = False) -> Findings:
+    """Yields the finding about these groups of duplicates, if there are any."""
+    if groups:
+        names = [[record.name for record in group] for group in groups]
+        values = {"n": len(groups), "is_lower_bound": is_lower_bound}
+        yield Finding(code, [name for group in names for name in group], values, groups=names)
+
+
+def are_within_split(records: list[ImageRecord]) -> bool:
+    return not are_across_splits(records)
+
+
+def find_color_types(survey: Survey) -> Findings:
+    """Finds gray beside color images, more than 8 bits, and transparency."""
+    color_types = Counter(facts.color_type for _, facts in survey.readable)
+    if "gray" in color_types and len(color_types) > 1:
+        values = {"n_gray": color_types["gray"], "n_images": len(survey.readable)}
+        yield Finding(Code.MIXED_COLOR, values=values)
+    yield from report_images(Code.HIGH_BIT_DEPTH, survey, lambda facts: facts.color_type == GRAY_16_BIT)
+    yield from report_images(Code.TRANSPARENT, survey, lambda facts: facts.is_transparent)
+
+
+def find_rotations_and_animations(survey: Survey) -> Findings:
+    yield from report_images(Code.ROTATED, survey, lambda facts: facts.is_rotated)
+    yield from report_images(Code.ANIMATED, survey, lambda facts: facts.is_animated)
+
+
+def find_unusual_sizes(survey: Survey) -> Findings:
+    """Finds very small, very large and elongated images, and what a crop would remove."""
+    if not survey.readable:
+        return
+    shapes = np.array([(facts.height, facts.width) for _, facts in survey.readable])
+    short, long = shapes.min(axis=1), shapes.max(axis=1)
+    for code, mask in (
+        (Code.SMALL_IMAGES, short * SMALL_FACTOR < np.median(short)),
+        (Code.LARGE_IMAGES, shapes.prod(axis=1) > LARGE_PIXELS),
+        (Code.ELONGATED_IMAGES, long > MAX_ASPECT_RATIO * short),
+    ):
+        images = [survey.readable[i] for i in np.flatnonzero(mask)]
+        if images:
+            _, facts = images[0]
+            values = {"width": facts.width, "height": facts.height, "ratio": MAX_ASPECT_RATIO, "fit": survey.fit}
+            yield Finding(code, names_of(images), values)
+    loss = 1 - short / long
+    if survey.fit == "crop" and loss.max() > MAX_CROP_LOSS:
+        record, _ = survey.readable[int(loss.argmax())]
+        values = {"mean_loss": float(loss.mean()), "max_loss": float(loss.max())}
+        yield Finding(Code.CROP_LOSS, [record.name], values)
+
+
+def find_constant_images(survey: Survey) -> Findings:
+    yield from report_images(Code.CONSTANT_IMAGES, survey, lambda facts: facts.is_constant)
+
+
+def report_images(code: Code, survey: Survey, is_concerned: Callable[[ImageFacts], bool]) -> Findings:
+    """Yields the finding about the images with such facts, if there are any."""
+    images = [(record, facts) for record, facts in survey.readable if is_concerned(facts)]
+    if images:
+        yield Finding(code, names_of(images))
+
+
+def names_of(images: list[Image]) -> list[str]:
+    return [record.name for record, _ in images]
+
+
+FINDERS: tuple[Callable[[Survey], Findings], ...] = (
+    find_damage,
+    find_unreadable_images,
+    find_split_problems,
+    find_class_sizes,
+    find_similar_class_names,
+    find_ignored_files,
+    find_wrong_extensions,
+    find_repeated_rows,
+    find_duplicates,
+    find_near_duplicates,
+    find_color_types,
+    find_rotations_and_animations,
+    find_unusual_sizes,
+    find_constant_images,
+)

@@ -1,0 +1,38 @@
+"""The fingerprint of a source: it changes with any name, label or file size."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+from vitrail.data.encoded import EncodedImages
+from vitrail.data.source import Listing
+
+
+def compute_fingerprint(splits: dict[str, Listing]) -> str:
+    """Returns the SHA-256 of all splits' names, labels and file sizes as hex digits, whatever the order of images.
+
+    Rows are sorted in memory only if the source does not list them in order.
+    """
+    sha = hashlib.sha256()
+    separator = b""
+    for split, listing in sorted(splits.items()):
+        pixels = listing.pixels
+        sizes = pixels.byte_sizes() if isinstance(pixels, EncodedImages) else np.zeros(len(listing), dtype=int)
+        rows = partial(fingerprint_rows, split, listing, sizes)
+        for row in rows() if is_sorted(rows()) else sorted(rows()):
+            sha.update(separator + row.encode())
+            separator = b"\n"
+    return sha.hexdigest()
+
+
+def fingerprint_rows(split: str, listing: Listing, sizes: np.ndarray) -> Iterator[str]:
+    """Yields the row of each image of a split."""
+    for name, label, size in zip(listing.names, listing.labels, sizes, strict=True):
+        yield f"{split}\0{name}\0{label}\0{size}"
+
+
+def is_sorted(rows: Iterable[str]) -> bool:
+    return all(a <= b for a, b in pairwise(rows))

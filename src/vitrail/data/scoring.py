@@ -1,0 +1,81 @@
+"""Which images of a source a classifier is scored on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.images import Images
+from vitrail.data.open import open_source
+from vitrail.data.source import Listing, Source, encode_labels
+from vitrail.data.split import complete_splits
+
+SCORING_ORDER = ("test", "validation", "all", "train")  # the first split that exists is scored
+OPTIMISTIC_NOTE = "used for selection during training, so the scores are optimistic"
+TRANSFER_HINT = " (vitrail train DATA --from MODEL trains a head for other classes)"
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """Images to score a classifier on."""
+
+    images: Images
+    description: str  # "the 360 held-out test images of digits"
+    optimistic: bool = False  # whether training selected weights or a hyperparameter on these images
+
+
+def open_images_to_score(
+    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
+) -> ScoredImages:
+    """Opens the images on which to score a classifier with these classes and channels.
+
+    These are the test images, else validation, else all. `trained_on` describes the training data (`origin["data"]`).
+    If they are the data at the address, a split that it lacks is drawn as in training, so that no training image is
+    scored.
+    """
+    source, splits, is_training_data = open_as_trained(address, channels, trained_on, missing_ok)
+    split = next(name for name in SCORING_ORDER if len(splits.get(name, ())))
+    optimistic = split == "validation" and is_training_data
+    description = describe_split(split, len(splits[split]), source)
+    if split == "train" and is_training_data:
+        description += ", which the model was trained on"
+    elif optimistic:
+        description += f", {OPTIMISTIC_NOTE}"
+    elif split in ("all", "train") and source.name == trained_on.get("name"):
+        description += "; the data have changed since training, so training images may be among them"
+    return ScoredImages(encode_labels(splits[split], classes, str(address), TRANSFER_HINT), description, optimistic)
+
+
+def describe_split(split: str, n: int, source: Source) -> str:
+    """Returns a phrase for the `n` images of a split, such as "the 360 held-out test images of digits"."""
+    if split == "all":
+        return f"all {n} images of {source.name}"
+    held_out = "held-out " if split in ("test", "validation") and split not in source.splits else ""
+    return f"the {n} {held_out}{split} images of {source.name}"
+
+
+def open_known_splits(
+    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
+) -> dict[str, Images]:
+    """Opens all splits at an address as in training, without those that have a class that the classifier lacks."""
+    _, splits, _ = open_as_trained(address, channels, trained_on, missing_ok)
+    return {
+        name: encode_labels(listing, classes, str(address))
+        for name, listing in splits.items()
+        if len(listing) and set(listing.labels) <= set(classes)
+    }
+
+
+def open_as_trained(
+    address: str | Path, channels: int, trained_on: dict[str, Any], missing_ok: bool
+) -> tuple[Source, dict[str, Listing], bool]:
+    """Returns the source at an address, its splits, and whether it is what the classifier was trained on.
+
+    Only then are missing splits added, as in training.
+    """
+    source = open_source(address, channels, missing_ok)
+    fractions = trained_on.get("split")
+    if not fractions or trained_on.get("fingerprint") != compute_fingerprint(source.splits):
+        return source, source.splits, False
+    splits = complete_splits(source.splits, fractions["test"], fractions["validation"], fractions["seed"])
+    return source, splits, True
