@@ -251,7 +251,9 @@ def test_check_names_exactly_the_files_that_cannot_be_read(battery: Path):
     assert {Path(name).name for name in paths["wrong-extension"]} >= {"a png.jpg", "a jpeg.png", "a webp.gif"}
     assert {"animated.gif", "animated.webp", "pages.tif"} <= {Path(name).name for name in paths["animated"]}
     assert {Path(name).name for name in paths["rotated"]} == {"turned.jpg", "mirrored.jpg", "exif.png"}
-    assert "test/blue/one colour.png" in paths["constant-images"] or "test/red/one colour.png" in paths["constant-images"]
+    assert (
+        "test/blue/one colour.png" in paths["constant-images"] or "test/red/one colour.png" in paths["constant-images"]
+    )
     assert any("long.png" in name for name in paths["elongated-images"])
 
 

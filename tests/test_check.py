@@ -101,12 +101,16 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
     "imbalance": (
         lambda root: save(NEW[0], root / "train/moor/0.png"), "class-imbalance", "'moor' only 1", "not weighted",
     ),
-    "case": (lambda root: save(NEW[0], root / "train/Barn/0.png"), "similar-class-names", "'Barn' and 'barn'", "remain separate"),
+    "case": (
+        lambda root: save(NEW[0], root / "train/Barn/0.png"),
+        "similar-class-names", "'Barn' and 'barn'", "remain separate",
+    ),
     "accents": (
         lambda root: save(NEW[0], root / "train/bärn/0.png"), "similar-class-names", "'barn' and 'bärn'", "rename one",
     ),
     "a trailing space": (
-        lambda root: save(NEW[0], root / "train/barn /0.png"), "similar-class-names", "'barn' and 'barn '", "rename one",
+        lambda root: save(NEW[0], root / "train/barn /0.png"),
+        "similar-class-names", "'barn' and 'barn '", "rename one",
     ),
     "another format": (
         lambda root: (save(NEW[0], root / "x.jpg"), (root / "x.jpg").rename(root / TRAIN / "x.png")),
@@ -135,10 +139,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "animated", "a.gif", "first frame",
     ),
     "far smaller": (
-        lambda root: save(NEW[0].resize((4, 4)), root / TRAIN / "s.png"), "small-images", "s.png with 4x4", "patch",
+        lambda root: save(NEW[0].resize((4, 4)), root / TRAIN / "s.png"),
+        "small-images", "s.png with 4x4", "patch",
     ),
     "long": (
-        lambda root: save(NEW[0].resize((400, 30)), root / TRAIN / "w.png"), "elongated-images", "w.png with 400x30", "padded",
+        lambda root: save(NEW[0].resize((400, 30)), root / TRAIN / "w.png"),
+        "elongated-images", "w.png with 400x30", "padded",
     ),
     "one color": (
         lambda root: save(Image.new("RGB", (40, 40), "red"), root / TRAIN / "r.png"),

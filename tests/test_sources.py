@@ -662,7 +662,7 @@ class Album:
 @pytest.mark.parametrize("channels", [3, 1])
 def test_a_data_set_decoded_on_access_is_split_without_reading_images(channels: int, monkeypatch: pytest.MonkeyPatch):
     album = Album(40)
-    listing = builtin._listing(album, "train")
+    listing = builtin._list_dataset(album, "train")
     assert isinstance(listing.pixels, TorchvisionImages)
     monkeypatch.setattr("vitrail.data.open.read_builtin_dataset", lambda name: Source(name, {"train": listing}))
     splits = open_data("pets", channels=channels, validation=0.25)

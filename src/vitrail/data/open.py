@@ -136,7 +136,12 @@ def build_splits(source: Source, address: str, *, validation: float, test: float
         channels=source.channels,
         fingerprint=compute_fingerprint(source.splits),
         can_flip=source.can_flip,
-        notes=[*source.ignored, *source.notes, *note_held_out(images, source, fractions), *note_missing_classes(images)],
+        notes=[
+            *source.ignored,
+            *source.notes,
+            *note_held_out(images, source, fractions),
+            *note_missing_classes(images),
+        ],
         source_splits={split: source.find_split(split) for split in images},
     )
 
