@@ -11,7 +11,7 @@ from conftest import picture
 from vitrail.data.augment import Augment, build_augmentation
 from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError
-from vitrail.data.loader import training_batches
+from vitrail.data.loader import TrainLoader
 from vitrail.data.open import open_data, open_source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.shards.index import INDEX_FILE
@@ -57,7 +57,7 @@ def digests_and_labels(photos: Path, split: str) -> list[tuple[str, str]]:
 def find_unreadable(address: object) -> dict[str, str]:
     """Returns the findings of `check` about unreadable images by their names, and other damage by its sentence."""
     report = check_data(str(address))
-    sentences = {f.files[0] if f.files else f.sentence: f.sentence for f in report.findings if f.kind == "unreadable"}
+    sentences = {f.paths[0] if f.paths else f.message: f.message for f in report.findings if f.is_skippable}
     assert report.unreadable == [name for name in sentences if sentences[name] != name]
     return sentences
 
@@ -68,9 +68,7 @@ def count_read_and_refused(address: object) -> tuple[int, int]:
     refused: list[ImageError] = []
     read = 0
     for images in open_data(str(address), missing_ok=True).as_dict().values():
-        for x, _ in training_batches(
-            images, transform, batch_size=5, seed=0, epoch=0, workers=0, on_error=refused.append
-        ):
+        for x, _ in TrainLoader(images, transform, 5, seed=0, workers=0, on_error=refused.append).epoch(0):
             read += len(x)
     return read, len(refused)
 

@@ -9,7 +9,8 @@ import vitrail
 from shard_files import SMALL, count_read_and_refused, digests_and_labels, find_unreadable, png_bytes
 from vitrail.cli.main import main
 from vitrail.data.check import check_data
-from vitrail.data.open import compute_fingerprint, open_source
+from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.open import open_source
 from vitrail.errors import UsageError
 
 
@@ -70,8 +71,8 @@ def test_columns_splits_and_labels_of_many_kinds(tmp_path: Path, hub, capsys):
     assert list(source.splits["validation"].labels) == ["d", "c"]
     assert list(source.splits["train"].names[:2]) == ["train-0000000", "train-0000001"]
     assert list(source.splits["validation"].names) == ["validation-0000000", "validation-0000002"]
-    assert any("2 images of validation have no label" in note for note in source.notes)
-    assert any("fine_label says, not coarse" in note for note in source.notes)
+    assert any("2 images of validation without a label" in note for note in source.ignored)
+    assert any("from column fine_label, not coarse" in note for note in source.notes)
     text_labels = tmp_path / "text.parquet"
     hub.Dataset.from_dict(
         rows(3, label=["cat", "dog", "cat"]), features=hub.Features({**features, "label": hub.Value("string")})

@@ -15,7 +15,8 @@ import torch
 import vitrail
 from shard_files import SMALL, locate_image, modify_file, png_bytes, write_set, write_tar
 from vitrail.data.decode import ImageError
-from vitrail.data.open import compute_fingerprint, open_data, open_source
+from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.open import open_data, open_source
 from vitrail.data.shards import cache, storage
 from vitrail.data.shards import images as shard_images
 from vitrail.data.shards.cache import cache_limit, open_shard

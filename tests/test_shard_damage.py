@@ -29,7 +29,8 @@ from shard_files import (
 from vitrail.cli.main import main
 from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError
-from vitrail.data.open import compute_fingerprint, open_data, open_source
+from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.open import open_data, open_source
 from vitrail.data.shards import images as shard_images
 from vitrail.data.shards import tar_index
 from vitrail.data.shards.index import INDEX_FILE
@@ -333,7 +334,7 @@ def test_labels_in_every_form_names_that_are_not_utf8_and_samples_without_image_
     assert [name.removeprefix("shard/") for name in listing.names[:5]] == [
         "0.png", "1.JPG", "dog/2.png", "3.seg.png", "cat/4.png",
     ]  # fmt: skip
-    assert any("1 samples without an image" in note for note in source.notes)
+    assert any("1 samples without an image" in note for note in source.ignored)
     assert len(source.damaged) == 1 and "6.png has no label" in source.damaged[0]
     assert "not UTF-8" in next(iter(v for k, v in find_unreadable(tmp_path / "set").items() if "7.png" in k))
     with pytest.raises(VitrailError, match=r"6\.png has no label"):

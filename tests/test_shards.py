@@ -85,10 +85,10 @@ def test_batches_from_any_step_equal_those_of_the_folder(photos: Path, shards: P
     transform = build_augmentation(
         Augment(crop="resized", policy="randaugment", random_erasing=0.5), Preprocess(image_size=(8, 8))
     )
-    options = {"batch_size": 5, "seed": 3, "epoch": 1}
-    whole = list(training_batches(open_data(photos).train, transform, workers=0, **options))
+    whole = list(TrainLoader(open_data(photos).train, transform, batch_size=5, seed=3, workers=0).epoch(1))
     for start, workers in ((0, 0), (0, 2), (2, 0), (3, 1)):
-        batches = list(training_batches(open_data(shards).train, transform, workers=workers, start=start, **options))
+        loader = TrainLoader(open_data(shards).train, transform, batch_size=5, seed=3, workers=workers)
+        batches = list(loader.epoch(1, start))
         assert len(batches) == len(whole) - start
         for (x, y), (u, v) in zip(whole[start:], batches, strict=True):
             assert torch.equal(x, u) and torch.equal(y, v)
@@ -211,7 +211,7 @@ def test_a_file_that_vanishes_during_writing_stops_it_or_is_skipped(photos: Path
     assert (summary.images, len(summary.unreadable)) == (35, 1)
     ours, theirs = open_source(tmp_path / "out"), open_source(photos)
     assert list(ours.splits["train"].names) == list(theirs.splits["train"].names)
-    assert compute_fingerprint(ours.splits) == compute_fingerprint(theirs.splits)
+    assert compute_fingerprint(ours) == compute_fingerprint(theirs)
 
 
 def test_a_table_with_a_missing_file_is_written_without_it(photos: Path, tmp_path: Path, capsys):
@@ -340,7 +340,7 @@ def test_wildcards_some_of_the_shards_and_unindexed_shards(shards: Path, own_cac
     write_tar(shards / "train-other.tar", ("red/x.png", png_bytes()))
     source = open_source(shards)
     assert len(source.splits["train"]) == 24
-    assert any("1 tar files are not in its index and left out, train-other.tar" in note for note in source.notes)
+    assert any("1 tar files are not in its index and left out, train-other.tar" in note for note in source.ignored)
     both = open_source(f"{shards}/{{test-000000,train-other}}.tar")  # one by our index, one by a new one
     assert {split: len(listing) for split, listing in both.splits.items()} == {"test": 10, "train": 1}
 
@@ -356,7 +356,7 @@ def test_an_index_and_its_splits_take_few_bytes_per_image(tmp_path: Path, monkey
     open_data(made_up_set(tmp_path / "few", 100))  # so that imports do not count
     tracemalloc.start()
     splits = open_data(tmp_path / "set")
-    batches = training_batches(splits.train, lambda x: x, batch_size=256, seed=0, epoch=0, workers=0)  # type: ignore[arg-type]
+    batches = TrainLoader(splits.train, lambda x: x, batch_size=256, seed=0, workers=0).epoch(0)  # type: ignore[arg-type]
     current, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert batches is not None

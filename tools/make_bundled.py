@@ -81,9 +81,9 @@ def main(run: str, data: str, name: str) -> None:
         if size > MAX_BYTES:
             raise SystemExit(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}")
         classifier = vitrail.load(path)
-        images, description = open_scored_images(classifier, data)
+        scored = open_scored_images(classifier, data)
         card = path.with_suffix(".md")
-        evaluation = evaluate(classifier, images, description=description)
+        evaluation = evaluate(classifier, scored.images, description=scored.description, optimistic=scored.optimistic)
         card.write_text(write_card(name, classifier, evaluation, size), encoding="utf-8")
         for file in (path, card):
             file.replace(BUNDLED / file.name)

@@ -8,17 +8,17 @@ from itertools import pairwise
 import numpy as np
 
 from vitrail.data.encoded import EncodedImages
-from vitrail.data.source import Listing
+from vitrail.data.source import Listing, Source
 
 
-def compute_fingerprint(splits: dict[str, Listing]) -> str:
-    """Returns the SHA-256 of all splits' names, labels and file sizes as hex digits, whatever the order of images.
+def compute_fingerprint(source: Source) -> str:
+    """Returns the SHA-256 of all images' splits, names, labels and file sizes as hex digits, whatever the order of images.
 
     Rows are sorted in memory only if the source does not list them in order.
     """
     sha = hashlib.sha256()
     separator = b""
-    for split, listing in sorted(splits.items()):
+    for split, listing in sorted(source.splits.items()):
         pixels = listing.pixels
         sizes = pixels.byte_sizes() if isinstance(pixels, EncodedImages) else np.zeros(len(listing), dtype=int)
         rows = partial(fingerprint_rows, split, listing, sizes)

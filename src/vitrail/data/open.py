@@ -134,7 +134,7 @@ def build_splits(source: Source, address: str, *, validation: float, test: float
         validation=images.get("validation"),
         test=images.get("test"),
         channels=source.channels,
-        fingerprint=compute_fingerprint(source.splits),
+        fingerprint=compute_fingerprint(source),
         can_flip=source.can_flip,
         notes=[
             *source.ignored,

@@ -75,7 +75,7 @@ def open_as_trained(
     """
     source = open_source(address, channels, missing_ok)
     fractions = trained_on.get("split")
-    if not fractions or trained_on.get("fingerprint") != compute_fingerprint(source.splits):
+    if not fractions or trained_on.get("fingerprint") != compute_fingerprint(source):
         return source, source.splits, False
     splits = complete_splits(source.splits, fractions["test"], fractions["validation"], fractions["seed"])
     return source, splits, True

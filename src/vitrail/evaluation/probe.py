@@ -96,7 +96,7 @@ def open_probe_data(classifier: Classifier, data: str | Path, skip_unreadable: b
     """The splits at a DATA address in the classifier's channels; divided as it was if it was trained on these data."""
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    found = compute_fingerprint(open_source(data, channels, skip_unreadable).splits)
+    found = compute_fingerprint(open_source(data, channels, skip_unreadable))
     split = trained_on.get("split") if trained_on.get("fingerprint") == found else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
     return open_data(data, channels=channels, missing_ok=skip_unreadable, **options)

@@ -47,7 +47,7 @@ def list_shards(address: str | Path) -> Source:
     return Source(
         index.name,
         splits,
-        notes=list(index.notes),
+        ignored=list(index.notes),
         can_flip=index.can_flip,
         channels=index.channels,
         missing=missing,
