@@ -546,7 +546,7 @@ def test_a_backbone_cannot_predict_but_can_be_saved(tmp_path: Path, capsys: pyte
     hf.ViTModel(hf.ViTConfig(**TINY_HF)).save_pretrained(tmp_path / "tiny")
     clf = vitrail.load(tmp_path / "tiny")
     Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
-    with pytest.raises(UsageError, match="knows no classes"):
+    with pytest.raises(UsageError, match="has no classes"):
         clf.predict(tmp_path / "x.png")
     assert main(["predict", str(tmp_path / "tiny"), str(tmp_path / "x.png"), "--json"]) == 2
     assert "vitrail probe" in json.loads(capsys.readouterr().out)["hint"]

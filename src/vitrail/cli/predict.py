@@ -126,6 +126,7 @@ def into_folder(predicted: PredictSummary) -> Answer:
 def at_once(arguments: argparse.Namespace) -> Answer:
     """Predicts images that fit into one answer."""
     classifier = loaded_any(arguments)
+    classifier.require_classes()
     if arguments.precision == "bf16":
         if not isinstance(classifier, Classifier):
             raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
