@@ -501,7 +501,7 @@ def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail
     shards[1].unlink()
     summary = vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "damaged", processes=1)
     errors = {row["error"] for row in rows_in(tmp_path / "damaged")}
-    assert errors == {None, "its bytes are not those that were indexed (SHA-256)", "the shard is not there"}
+    assert errors == {None, "its bytes are not those that were indexed (SHA-256)", "the shard does not exist"}
     assert (summary.images, summary.unreadable) == (84, 1 + sum(str(shards[1]) in row["path"] for row in rows))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.readers import made_up_set
+from benchmarks.readers import write_synthetic_set
 
 import kills
 import vitrail
@@ -143,7 +143,11 @@ def test_every_verb_takes_shards(run: vitrail.Run, colours: Path, tmp_path: Path
     assert {k: v for k, v in first.items() if k != "data"} == {k: v for k, v in again.items() if k != "data"}
     assert (tmp_path / "checked" / "classes.png").exists()
     theirs = run_verb("check", colours)
-    assert (first["classes"], first["copies"], first["sizes"]) == (theirs["classes"], theirs["copies"], theirs["sizes"])
+    assert (first["classes"], first["duplicates"], first["sizes"]) == (
+        theirs["classes"],
+        theirs["duplicates"],
+        theirs["sizes"],
+    )
     probes = [run_verb("probe", run.folder, data) for data in (colours, shards)]
     assert probes[0]["knn"] == probes[1]["knn"] and probes[0]["linear"] == probes[1]["linear"]
     assert main(["check", str(shards), "--fix", str(tmp_path / "clean.csv")]) == 2
@@ -352,8 +356,8 @@ def test_an_index_and_its_splits_take_few_bytes_per_image(tmp_path: Path, monkey
     import tracemalloc
 
     n = 8_000
-    made_up_set(tmp_path / "set", n)
-    open_data(made_up_set(tmp_path / "few", 100))  # so that imports do not count
+    write_synthetic_set(tmp_path / "set", n)
+    open_data(write_synthetic_set(tmp_path / "few", 100))  # so that imports do not count
     tracemalloc.start()
     splits = open_data(tmp_path / "set")
     batches = TrainLoader(splits.train, lambda x: x, batch_size=256, seed=0, workers=0).epoch(0)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ def predict_rows(
     labels = np.zeros((len(entries), k), np.int64)
     probabilities = np.zeros((len(entries), k), np.float32)
     features: np.ndarray | None = None
-    errors = [NON_FINITE if error is None else error for error in batch.errors]
+    errors: list[str | None] = [NON_FINITE if error is None else error for error in batch.errors]
     for indices, logits_BY, features_BD in compute_outputs(classifier, batch, embedding):
         if k:
             probabilities_BK, labels_BK = top_probabilities(logits_BY, k)

@@ -123,7 +123,7 @@ def iter_samples(shard: Shard, file: BinaryIO, damaged: list[str]) -> Iterator[T
         limited_file: Any = _LimitedFile(file, shard.size)
         with tarfile.open(fileobj=limited_file, mode="r:", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # else it remembers all of them
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
                 key, extension = split_key(member.name)
                 if member.isdir() or not extension or key.rpartition("/")[2].startswith("__"):
                     continue
