@@ -1,5 +1,1 @@
-"""Other people's files -> our names and back, and our own artefact."""
-
-from vitrail.weights.artifact import read_artifact, write_artifact
-
-__all__ = ["read_artifact", "write_artifact"]
+"""Weight files: artifacts, public checkpoints, and the layouts of other libraries."""

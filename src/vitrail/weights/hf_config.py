@@ -76,7 +76,7 @@ def parse_preprocessor(document: Document | None, config: ViTConfig) -> Preproce
 
 
 def parse_size(size: int | Document) -> Document:
-    """Returns a size as a document; one number stands for a square."""
+    """Returns a size as a document; one number means a square."""
     return {"height": size, "width": size} if isinstance(size, int) else size
 
 

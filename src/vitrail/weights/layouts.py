@@ -79,7 +79,7 @@ def count_blocks(rows: Rows, root: str, names: set[str]) -> int:
 
 
 def expand_rows(rows: Rows) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields our name and the file's names of each tensor; a row with `{wb}` stands for a weight and a bias.
+    """Yields our name and the file's names of each tensor; a row with `{wb}` is a weight and a bias.
 
     A row for one of the two replaces that half.
     """

@@ -158,7 +158,7 @@ class MeanOfHeads:
 class PositionTable(OneName):
     """A flat position table: (1, rows + h*w, D) if `axes` is 2, (rows + h*w, D) if it is 1.
 
-    `rows` is the number of prefix tokens that have a row; None stands for all of them.
+    `rows` is the number of prefix tokens that have a row; None means all of them.
     """
 
     rows: int | None = None

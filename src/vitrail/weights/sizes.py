@@ -34,8 +34,8 @@ def list_sizes() -> list[dict[str, Any]]:
     rows = []
     for name, size in SIZES.items():
         patch = 14 if name in ("So400m", "H", "g") else 16
-        config = ViTConfig(**size, patch=patch, classes=1000, mlp="swiglu" if name == "g" else "gelu")
+        fields: dict[str, Any] = {**size, "patch": patch, "mlp": "swiglu" if name == "g" else "gelu"}
         with torch.device("meta"):
-            vit = ViT(config)
+            vit = ViT(ViTConfig(**fields, classes=1000))
         rows.append({"size": name, **size, "patch": patch, "parameters": sum(p.numel() for p in vit.parameters())})
     return rows

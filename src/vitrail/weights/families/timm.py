@@ -41,7 +41,8 @@ ALL_POSITIONS = PositionTable("pos_embed")
 PATCH_POSITIONS = PositionTable("pos_embed", rows=0)
 
 # blocks, norms and head; tokens, positions and LayerScale differ between the layouts
-TRUNK: Rows = {name: name for name in SAME_NAMES} | {
+TRUNK: Rows = {
+    **{name: name for name in SAME_NAMES},
     "pre_norm.{wb}": "norm_pre.{wb}",
     "pool.norm.{wb}": "fc_norm.{wb}",
     "head.fc1.{wb}": "pre_logits.fc.{wb}",
