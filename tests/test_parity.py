@@ -6,17 +6,22 @@
 import importlib.metadata
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tests.parity_cases import CASES, SIZES, random_images, randomize_parameters
+import transformers
+from tests.parity_cases import CASES, SIZES, TINY_HF, random_images, randomize_parameters
 from torch import Tensor, nn
 
+import vitrail
 from vitrail.errors import VitrailError
 from vitrail.model import ViT, ViTConfig
-from vitrail.weights.conversion import export_weights, import_weights
+from vitrail.weights.conversion import Layout, export_weights, import_weights
+from vitrail.weights.families import hf
 from vitrail.weights.layouts import LAYOUTS, count_mismatches, find_layouts
+from vitrail.weights.operators import make_position_rows
 from vitrail.weights.tensor_files import read_tensors
 
 EXACT = 1e-9
@@ -142,6 +147,30 @@ def test_swapped_tensors_of_equal_shape_change_the_outputs(name: str, load_case)
     vit = ViT(config).double().eval()
     vit.load_state_dict({**state, "blocks.1.attn.qkv.weight": swapped})
     assert (vit(x) - expected).abs().max() > 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_new_family_needs_rows_a_layout_and_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """CONTRIBUTING promises that these are the only changes: I-JEPA, which vitrail does not include, as an example."""
+
+    def read_ijepa(document: hf.Document, architecture: str, classes: int) -> tuple[str, ViTConfig]:
+        return "hf-ijepa", hf.build_config(document, "hf-ijepa", prefix_tokens=0, pool="mean", classes=classes)
+
+    rows = hf.VIT | make_position_rows(hf.POSITIONS)
+    layout = Layout("transformers' I-JEPA", "transformers", rows, marks=hf.VIT_MARKS, roots=("ijepa.", ""))
+    for layouts in (hf.LAYOUTS, LAYOUTS):
+        monkeypatch.setitem(layouts, "hf-ijepa", replace(layout, position=hf.BICUBIC))
+    monkeypatch.setitem(hf.READERS, "ijepa", read_ijepa)
+
+    config = transformers.IJepaConfig(**TINY_HF, num_labels=5)
+    model = randomize_parameters(transformers.IJepaForImageClassification(config).double()).eval()
+    model.float().save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    classifier = vitrail.load(tmp_path)
+    x = random_images(SIZES["native"]).float()
+    assert (classifier.vit(x) - model(x).logits).abs().max() < 1e-4
+    assert find_layouts(read_tensors(tmp_path / "model.safetensors")) == [("hf-ijepa", "ijepa.")]
 
 
 def test_the_measured_differences_are_written_on_request():
