@@ -68,7 +68,7 @@ def evaluation(folder: Path, count: int) -> list[float]:
             used.append(resident())
         done += n
 
-    compute_outcome(classifier, many, batch_size=32, workers=0, tick=tick)
+    compute_outcome(classifier, many, batch_size=32, workers=0, on_batch=tick)
     return used
 
 

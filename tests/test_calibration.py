@@ -1,4 +1,4 @@
-"""Sureness, abstaining, label errors and kinds of images, against definitions and other libraries."""
+"""Calibration, selective prediction, label errors and image properties, against definitions and other libraries."""
 
 import math
 
@@ -7,26 +7,25 @@ import pytest
 import torch
 
 import vitrail
-from vitrail.data import Images, Preprocess
+from vitrail.data import Preprocess
 from vitrail.evaluation.calibration import (
     apply_temperature,
-    brier_score,
     calibrate,
     find_threshold,
     fit_temperature,
     risk_coverage_curve,
     selective_accuracy,
 )
-from vitrail.evaluation.corruptions import CORRUPTIONS, measure_robustness
+from vitrail.evaluation.corruptions import CORRUPTIONS, draw_images, measure_robustness
 from vitrail.evaluation.embedding import neighbor_purity, project_to_2d
 from vitrail.evaluation.label_errors import confident_classes, find_label_errors
-from vitrail.evaluation.metrics import bootstrap_scores, expected_calibration_error, reliability_bins
+from vitrail.evaluation.metrics import bootstrap_scores, brier_score, expected_calibration_error, reliability_bins
 from vitrail.evaluation.outcome import Outcome
-from vitrail.evaluation.properties import accuracy_by_quantile, brightness, sharpness
+from vitrail.evaluation.properties import accuracy_by_quantile, brightness, measure_properties, sharpness
 
 
-def drawn(n: int, temperature: float, classes: int = 5, seed: int = 0) -> Outcome:
-    """Labels that really come from softmax(logits / temperature)."""
+def random_outcome(n: int, temperature: float, classes: int = 5, seed: int = 0) -> Outcome:
+    """Returns an outcome whose labels are drawn from softmax(logits / temperature)."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (n, classes))
     powers = np.exp(logits / temperature)
@@ -35,44 +34,44 @@ def drawn(n: int, temperature: float, classes: int = 5, seed: int = 0) -> Outcom
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_a_planted_temperature_is_found(temperature: float):
-    outcome = drawn(20_000, temperature)
-    found = fit_temperature(outcome)
-    assert found == pytest.approx(temperature, rel=0.04)
-    assert (apply_temperature(outcome, found).predicted == outcome.predicted).all()
-    assert expected_calibration_error(apply_temperature(outcome, found)) < 0.012
+def test_the_true_temperature_is_recovered(temperature: float):
+    outcome = random_outcome(20_000, temperature)
+    fitted = fit_temperature(outcome)
+    assert fitted == pytest.approx(temperature, rel=0.04)
+    assert (apply_temperature(outcome, fitted).predicted == outcome.predicted).all()
+    assert expected_calibration_error(apply_temperature(outcome, fitted)) < 0.012
 
 
-def test_the_temperature_is_where_torch_finds_it():
-    outcome = drawn(600, 1.7, seed=3)
+def test_the_temperature_equals_that_of_lbfgs_in_torch():
+    outcome = random_outcome(600, 1.7, seed=3)
     logits, labels = torch.from_numpy(outcome.logits), torch.from_numpy(outcome.labels)
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = torch.nn.functional.cross_entropy(logits / log_t.exp(), labels)
         value.backward()
         return value
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     assert fit_temperature(outcome) == pytest.approx(math.exp(log_t.item()), rel=1e-4)
 
 
-def test_a_temperature_is_not_fitted_where_it_would_say_nothing():
-    few = calibrate(drawn(29, 2.0))
+def test_no_temperature_is_fitted_on_few_images_or_without_mistakes():
+    few = calibrate(random_outcome(29, 2.0))
     assert few.temperature == 1
-    assert "too few" in few.why
+    assert "too few" in few.reason
     perfect = Outcome(["x"] * 40, np.zeros(40, dtype=int), np.tile([3.0, 1.0], (40, 1)), ("a", "b"))
     assert calibrate(perfect).temperature == 1
-    assert "no image was mistaken" in calibrate(perfect).why
-    fitted = calibrate(drawn(500, 2.0))
-    assert fitted.why is None
+    assert "all images are classified correctly" in calibrate(perfect).reason
+    fitted = calibrate(random_outcome(500, 2.0))
+    assert fitted.reason is None
     assert fitted.nll_after < fitted.nll_before
 
 
-def test_brier_is_its_definition_and_reliability_adds_up_to_the_error():
-    outcome = drawn(400, 2.0)
+def test_the_brier_score_and_the_bins_of_the_calibration_error_equal_their_definitions():
+    outcome = random_outcome(400, 2.0)
     truth = np.eye(5)[outcome.labels]
     assert brier_score(outcome) == pytest.approx(np.mean(((outcome.probabilities - truth) ** 2).sum(1)))
     rows = reliability_bins(outcome)
@@ -82,59 +81,59 @@ def test_brier_is_its_definition_and_reliability_adds_up_to_the_error():
     assert all(row["interval"][0] <= row["accuracy"] <= row["interval"][1] for row in rows)
 
 
-def test_risk_and_thresholds_are_what_counting_gives():
-    outcome = drawn(500, 1.5, seed=5)
+def test_risk_and_thresholds_equal_those_of_counting():
+    outcome = random_outcome(500, 1.5, seed=5)
     confidence = outcome.probabilities.max(1)
     wrong = outcome.predicted != outcome.labels
     curve = risk_coverage_curve(outcome)
     for coverage, risk in zip(curve["coverage"], curve["risk"], strict=True):
-        surest = np.argsort(-confidence)[: round(coverage * 500)]
-        assert risk == pytest.approx(wrong[surest].mean())
+        answered = np.argsort(-confidence)[: round(coverage * 500)]
+        assert risk == pytest.approx(wrong[answered].mean())
     assert curve["risk"][-1] == pytest.approx(1 - outcome.accuracy)
     row = find_threshold(outcome, 0.9)
     accuracies = {t: 1 - wrong[confidence >= t].mean() for t in confidence if (confidence >= t).sum() >= 20}
     assert row["threshold"] == min(t for t, accuracy in accuracies.items() if accuracy >= 0.9)
-    kept = selective_accuracy(outcome, row["threshold"])
-    assert kept["accuracy"] == pytest.approx(row["accuracy"])
-    assert kept["coverage"] == pytest.approx(row["coverage"])
+    scores = selective_accuracy(outcome, row["threshold"])
+    assert scores["accuracy"] == pytest.approx(row["accuracy"])
+    assert scores["coverage"] == pytest.approx(row["coverage"])
     assert find_threshold(outcome, 1.1) is None
 
 
-def test_images_as_sure_as_one_another_are_answered_together():
+def test_images_of_equal_confidence_are_answered_together():
     logits = np.tile([1.0, 0.0], (60, 1))
     outcome = Outcome(["x"] * 60, np.array([0] * 40 + [1] * 20), logits, ("a", "b"))
-    assert find_threshold(outcome, 0.9) is None  # no threshold tells the 40 from the 20
+    assert find_threshold(outcome, 0.9) is None  # no threshold separates the 40 from the 20
     assert find_threshold(outcome, 0.6)["coverage"] == 1
 
 
-def test_averages_are_scikit_learns_and_their_intervals_hold_them():
+def test_averages_equal_those_of_scikit_learn_and_are_in_their_intervals():
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
-    outcome = drawn(300, 1.0)
-    found = bootstrap_scores(outcome)
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(outcome.labels, outcome.predicted))
-    assert found["macro_f1"] == pytest.approx(f1_score(outcome.labels, outcome.predicted, average="macro"))
+    outcome = random_outcome(300, 1.0)
+    scores = bootstrap_scores(outcome)
+    assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(outcome.labels, outcome.predicted))
+    assert scores["macro_f1"] == pytest.approx(f1_score(outcome.labels, outcome.predicted, average="macro"))
     each = f1_score(outcome.labels, outcome.predicted, average=None)
     for name in ("balanced_accuracy", "macro_f1"):
-        low, high = found[f"{name}_interval"]
-        assert low < found[name] < high
+        low, high = scores[f"{name}_interval"]
+        assert low < scores[name] < high
         assert 0.05 < high - low < 0.2  # about four standard errors of 300 images
     for name, f1 in zip(outcome.classes, each, strict=True):
-        low, high = found["f1_intervals"][name]
+        low, high = scores["f1_intervals"][name]
         assert low < f1 < high
-    assert bootstrap_scores(outcome) == found
+    assert bootstrap_scores(outcome) == scores
 
 
-def test_confident_learning_is_the_papers():
-    outcome = drawn(400, 1.0, seed=2)
+def test_confident_classes_follow_the_paper():
+    outcome = random_outcome(400, 1.0, seed=2)
     p = outcome.probabilities
     thresholds = [np.mean([p[i, j] for i in range(400) if outcome.labels[i] == j]) for j in range(5)]
-    for i, found in enumerate(confident_classes(outcome)):
+    for i, suggested in enumerate(confident_classes(outcome)):
         above = [j for j in range(5) if p[i, j] >= thresholds[j]]
-        assert found == (max(above, key=lambda j: p[i, j]) if above else -1)
+        assert suggested == (max(above, key=lambda j: p[i, j]) if above else -1)
 
 
-def test_planted_label_errors_are_named_first():
+def test_planted_label_errors_rank_first():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, 500)
     logits = rng.normal(size=(500, 4))
@@ -152,7 +151,7 @@ def test_planted_label_errors_are_named_first():
     assert find_label_errors(Outcome(["x"] * 500, truth, certain, tuple("abcd"))) == []
 
 
-def test_brightness_and_sharpness_are_what_the_eye_says():
+def test_brightness_and_sharpness_of_simple_images():
     dark, light = torch.full((3, 8, 8), 20, dtype=torch.uint8), torch.full((1, 8, 8), 220, dtype=torch.uint8)
     assert brightness(dark) == pytest.approx(20 / 255, abs=1e-3)
     assert brightness(light) == pytest.approx(220 / 255, abs=1e-3)
@@ -179,74 +178,74 @@ def test_a_corruption_grows_with_its_strength(name: str):
     smooth = torch.from_numpy(rng.integers(0, 256, (2, 3, 4, 4)).astype(np.float32))
     pixels = torch.nn.functional.interpolate(smooth, (24, 32), mode="bicubic").clamp(0, 255).to(torch.uint8)
     corruption = CORRUPTIONS[name]
-    away = []
+    distances = []
     for strength in corruption.strengths:
-        made = corruption.apply(pixels, strength, torch.Generator().manual_seed(0))
-        assert made.shape == pixels.shape
-        assert made.dtype == torch.uint8
-        away.append((made.float() - pixels.float()).square().mean().item())
-    assert 0 < away[0] < away[1] < away[2]
+        corrupted = corruption.apply(pixels, strength, torch.Generator().manual_seed(0))
+        assert corrupted.shape == pixels.shape
+        assert corrupted.dtype == torch.uint8
+        distances.append((corrupted.float() - pixels.float()).square().mean().item())
+    assert 0 < distances[0] < distances[1] < distances[2]
 
 
-def test_robustness_repeats_itself(run: vitrail.Run, colours):
+def test_robustness_is_reproducible(run: vitrail.Run, colours):
     from vitrail.evaluation import open_scored_images
 
     images = open_scored_images(run.classifier, colours).images
-    once, again = (measure_robustness(run.classifier, images, max_images=12) for _ in range(2))
-    assert once == again
-    assert once["images"] == 12
-    assert set(once["corruptions"]) == set(CORRUPTIONS)
-    assert all(len(row["levels"]) == 3 for row in once["corruptions"].values())
+    indices = draw_images(len(images), 12)
+    pixels, labels = images.load_batch(run.classifier.preprocess, indices), images.labels[indices]
+    first, second = (measure_robustness(run.classifier, pixels, labels) for _ in range(2))
+    assert first == second
+    assert first["images"] == 12
+    assert set(first["corruptions"]) == set(CORRUPTIONS)
+    assert all(len(row["levels"]) == 3 for row in first["corruptions"].values())
 
 
-def test_grey_images_can_be_corrupted_too():
+def test_gray_images_can_be_corrupted():
     pixels = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     for corruption in CORRUPTIONS.values():
         assert corruption.apply(pixels, corruption.strengths[2], torch.Generator()).shape == pixels.shape
 
 
-def test_the_flat_map_keeps_groups_apart_and_purity_counts_neighbours():
+def test_the_2d_projection_separates_groups_and_purity_counts_neighbors():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 40)
     vectors = np.eye(3)[labels] @ rng.normal(size=(3, 16)) * 5 + rng.normal(size=(120, 16)) * 0.3
-    places, made_by = project_to_2d(vectors)
-    assert "t-SNE" in made_by
-    assert places.min() == 0
-    assert places.max() == 1
-    nearest = np.argsort(((places[:, None] - places[None]) ** 2).sum(2), axis=1)[:, 1:6]
+    positions, method = project_to_2d(vectors)
+    assert "t-SNE" in method
+    assert positions.min() == 0
+    assert positions.max() == 1
+    nearest = np.argsort(((positions[:, None] - positions[None]) ** 2).sum(2), axis=1)[:, 1:6]
     assert (labels[nearest] == labels[:, None]).mean() > 0.98
     rows = neighbor_purity(vectors, labels, ("a", "b", "c"))
-    assert [row["own"] for row in rows] == [1, 1, 1]
-    assert rows[0]["next"] is None
+    assert [row["same_class"] for row in rows] == [1, 1, 1]
+    assert rows[0]["next_class"] is None
     for n in (1, 2, 3, 10):
-        places, _ = project_to_2d(vectors[:n])
-        assert places.shape == (n, 2)
-        assert np.isfinite(places).all()
-    assert project_to_2d(np.ones((5, 4)))[1].startswith("in a row")
+        positions, _ = project_to_2d(vectors[:n])
+        assert positions.shape == (n, 2)
+        assert np.isfinite(positions).all()
+    assert project_to_2d(np.ones((5, 4)))[1].startswith("on a line")
 
 
-def test_a_run_fits_its_temperature_on_validation_and_keeps_it(run: vitrail.Run, make_folder):
-    kept = run.classifier.origin["calibration"]
-    assert kept["fitted_on"] == "validation"
-    assert kept["images"] == 6  # ten per cent of 60
-    assert kept["why"]
+def test_a_run_fits_its_temperature_on_validation_and_stores_it(run: vitrail.Run, make_folder):
+    stored = run.classifier.origin["calibration"]
+    assert stored["fitted_on"] == "validation"
+    assert stored["images"] == 6  # ten percent of 60
+    assert stored["reason"]
     assert run.classifier.temperature == 1
 
 
-def test_logits_are_divided_by_the_temperature_and_labels_stay(run: vitrail.Run):
+def test_logits_are_divided_by_the_temperature_and_labels_do_not_change(run: vitrail.Run):
     from dataclasses import replace
 
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    plain, mended = (replace(run.classifier, temperature=t).logits(pixels) for t in (1.0, 2.0))
-    torch.testing.assert_close(plain, 2 * mended)
-    assert (plain.argmax(1) == mended.argmax(1)).all()
+    plain, calibrated = (replace(run.classifier, temperature=t).logits(pixels) for t in (1.0, 2.0))
+    torch.testing.assert_close(plain, 2 * calibrated)
+    assert (plain.argmax(1) == calibrated.argmax(1)).all()
 
 
 def test_properties_of_images_of_any_shape():
-    from vitrail.evaluation.properties import measure_properties
-
-    pixels = [torch.zeros(3, 10, 40, dtype=torch.uint8), torch.full((3, 20, 20), 255, dtype=torch.uint8)]
-    images = Images(pixels, ["a", "b"], np.array([0, 1]), ("x", "y"))
-    found = measure_properties(images, Preprocess(image_size=(16, 16)), np.array([0, 1]))
-    assert found["size"].tolist() == [20, 20]
-    assert found["brightness"] == pytest.approx([0, 1])
+    preprocess = Preprocess(image_size=(16, 16))
+    images = torch.zeros(3, 10, 40, dtype=torch.uint8), torch.full((3, 20, 20), 255, dtype=torch.uint8)
+    wide, square = (measure_properties(image, preprocess.fit_image(image)) for image in images)
+    assert (wide[2], square[2]) == (20, 20)
+    assert (wide[0], square[0]) == pytest.approx((0, 1))

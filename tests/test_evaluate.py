@@ -1,4 +1,4 @@
-"""Metrics against their definitions and against other libraries."""
+"""Metrics against their definitions and other libraries, and the verb evaluate."""
 
 import json
 import shutil
@@ -33,28 +33,28 @@ def outcome() -> Outcome:
     return Outcome([str(i) for i in range(400)], labels, logits, tuple("abcdefg"))
 
 
-def test_loss_and_probabilities_are_torchs(outcome: Outcome):
+def test_loss_and_probabilities_equal_those_of_torch(outcome: Outcome):
     logits, labels = torch.from_numpy(outcome.logits), torch.from_numpy(outcome.labels)
     torch.testing.assert_close(torch.from_numpy(outcome.probabilities), logits.softmax(1))
     assert outcome.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
 
 
-def test_calibration_error_and_top5_are_torchmetrics(outcome: Outcome):
+def test_calibration_error_and_top5_equal_those_of_torchmetrics(outcome: Outcome):
     torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
     logits, labels = torch.from_numpy(outcome.probabilities), torch.from_numpy(outcome.labels)
-    theirs = torchmetrics.multiclass_calibration_error(logits, labels, num_classes=7, n_bins=15, norm="l1")
-    assert expected_calibration_error(outcome) == pytest.approx(theirs.item(), abs=1e-6)
-    theirs = torchmetrics.multiclass_accuracy(logits, labels, num_classes=7, top_k=5, average="micro")
-    assert top_k_accuracy(outcome) == pytest.approx(theirs.item())
+    expected = torchmetrics.multiclass_calibration_error(logits, labels, num_classes=7, n_bins=15, norm="l1")
+    assert expected_calibration_error(outcome) == pytest.approx(expected.item(), abs=1e-6)
+    expected = torchmetrics.multiclass_accuracy(logits, labels, num_classes=7, top_k=5, average="micro")
+    assert top_k_accuracy(outcome) == pytest.approx(expected.item())
 
 
-def test_top_k_of_fewer_classes_is_everything():
+def test_top_k_accuracy_of_fewer_classes_is_one():
     outcome = Outcome(["x"], np.array([1]), np.array([[2.0, 1.0]]), ("a", "b"))
     assert top_k_accuracy(outcome) == 1
     assert top_k_accuracy(outcome, 1) == 0
 
 
-def test_per_class_says_none_where_nothing_can_be_said(outcome: Outcome):
+def test_undefined_per_class_scores_are_none(outcome: Outcome):
     rows = per_class_scores(outcome)
     assert rows["f"] == {"precision": None, "recall": 0.0, "f1": 0.0, "images": int((outcome.labels == 5).sum())}
     assert rows["g"]["recall"] is None
@@ -76,7 +76,7 @@ def test_the_confusion_matrix_counts_every_image_once(outcome: Outcome):
     assert matrix[outcome.classes.index(first["true"]), outcome.classes.index(first["predicted"])] == first["images"]
 
 
-def test_the_interval_is_wilsons():
+def test_the_wilson_interval():
     assert wilson_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
     assert wilson_interval(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
     assert wilson_interval(10, 10)[1] == pytest.approx(1)
@@ -85,7 +85,7 @@ def test_the_interval_is_wilsons():
     assert 0.92 < np.mean(covered) < 0.98
 
 
-def test_an_evaluation_has_all_its_numbers(run: vitrail.Run, colours: Path):
+def test_an_evaluation_has_all_scores(run: vitrail.Run, colours: Path):
     evaluation = vitrail.evaluate(run.classifier, colours)
     document = evaluation.to_json()
     assert document["images"] == 24  # the test split
@@ -97,16 +97,16 @@ def test_an_evaluation_has_all_its_numbers(run: vitrail.Run, colours: Path):
     assert document["loss"] == run.result["test"]["loss"]
 
 
-def test_the_batch_size_changes_no_prediction(run: vitrail.Run, colours: Path):
+def test_the_batch_size_does_not_change_predictions(run: vitrail.Run, colours: Path):
     from vitrail.evaluation import evaluate, open_scored_images
 
     images = open_scored_images(run.classifier, colours).images
-    one, many = (evaluate(run.classifier, images, batch_size=n).outcome for n in (1, 24))
-    assert (one.predicted == many.predicted).all()
-    np.testing.assert_allclose(one.logits, many.logits, atol=1e-5)
+    single, batched = (evaluate(run.classifier, images, batch_size=n).outcome for n in (1, 24))
+    assert (single.predicted == batched.predicted).all()
+    np.testing.assert_allclose(single.logits, batched.logits, atol=1e-5)
 
 
-def test_an_undivided_folder_is_scored_on_what_training_kept_back(make_folder):
+def test_a_folder_without_splits_is_scored_on_the_test_images_of_training(make_folder):
     folder = make_folder("flat", 20)
     run = vitrail.train(folder, out=folder.parent / "run", epochs=2, width=32, depth=1, heads=2, mlp_width=32)
     again = vitrail.evaluate(run.classifier, folder)
@@ -116,7 +116,7 @@ def test_an_undivided_folder_is_scored_on_what_training_kept_back(make_folder):
     assert vitrail.evaluate(run.classifier, other).images == 10
 
 
-def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_folder, capsys):
+def test_scores_on_validation_are_marked_as_optimistic_everywhere(make_folder, capsys):
     folder = make_folder("both", {"train": 8, "val": 4})
     out = folder.parent / "run"
     small = ["--epochs", "1", "--width", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16"]
@@ -124,7 +124,7 @@ def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_f
     assert f"8 images, {OPTIMISTIC_NOTE}\n" in capsys.readouterr().out
     assert json.loads((out / "result.json").read_text())["validation"]["optimistic"] is True
     report = json.loads((out / "report.json").read_text())
-    assert f"These are the validation images {OPTIMISTIC_NOTE}." in report["limits"]
+    assert f"These are validation images, {OPTIMISTIC_NOTE}." in report["caveats"]
     assert report["summary"]["optimistic"] is True
     clf = vitrail.load(out)
     assert clf.origin["metrics"]["validation"]["optimistic"] is True
@@ -135,20 +135,20 @@ def test_where_validation_is_scored_it_is_said_wherever_its_figures_stand(make_f
     assert f"the 8 validation images of both, {OPTIMISTIC_NOTE}\n" in capsys.readouterr().out
     assert vitrail.evaluate(clf, folder).summary()["optimistic"] is True
     other = make_folder("other", {"val": 3})
-    assert "optimistic" not in vitrail.evaluate(clf, other).summary()  # nothing was chosen by these
+    assert "optimistic" not in vitrail.evaluate(clf, other).summary()  # nothing was chosen on these
     shutil.copytree(folder / "val", folder / "test")
     assert "optimistic" not in vitrail.evaluate(clf, folder).summary()
 
 
-def test_a_probe_says_where_its_penalty_was_chosen_by_what_is_scored(run: vitrail.Run, make_folder, capsys):
+def test_a_probe_is_optimistic_if_its_penalty_was_chosen_on_the_scored_images(run: vitrail.Run, make_folder, capsys):
     folder = make_folder("both", {"train": 8, "val": 4})
-    words = ["probe", str(run.folder), str(folder), "--quiet"]
-    assert main([*words, "--json"]) == 0
+    arguments = ["probe", str(run.folder), str(folder), "--quiet"]
+    assert main([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["on"] == "validation"
+    assert document["split"] == "validation"
     assert document["linear"]["optimistic"] is True
-    assert "optimistic" not in document["knn"]  # nothing of it is chosen
-    assert main(words) == 0
+    assert "optimistic" not in document["knn"]  # it has nothing that is chosen
+    assert main(arguments) == 0
     assert capsys.readouterr().out.count(OPTIMISTIC_NOTE) == 1
-    assert main([*words, "--json", "--penalty", "0.1"]) == 0
+    assert main([*arguments, "--json", "--penalty", "0.1"]) == 0
     assert "optimistic" not in json.loads(capsys.readouterr().out)["linear"]

@@ -1,4 +1,4 @@
-"""k-NN and linear probes against scikit-learn and against their own definitions, and the features they stand on."""
+"""k-NN and linear probes against scikit-learn and their definitions, and the cache of features."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,19 @@ from vitrail.data.encoded import ImageFiles
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.features import content_key, extract_features, model_key
-from vitrail.evaluation.probe import DEFAULT_PENALTY, fit_linear_head, knn_votes, open_probe_data, probe
+from vitrail.evaluation.knn import knn_probabilities
+from vitrail.evaluation.linear_head import DEFAULT_PENALTY, fit_linear_head
+from vitrail.evaluation.probe import open_probe_data, probe
 from vitrail.intervals import wilson_interval
 from vitrail.model import ViT, ViTConfig
 
 
 def clouds(n: int, classes: int, width: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping clouds of points, of very different scale by dimension."""
+    """Returns overlapping clouds of points (n, width) and their labels; dimensions have very different scales."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(classes, width))
+    centers = np.random.default_rng(99).normal(size=(classes, width))
     labels = np.arange(n) % classes
-    points = (centres[labels] + rng.normal(0, 1.5, (n, width))) * np.geomspace(0.01, 100, width) + 3
+    points = (centers[labels] + rng.normal(0, 1.5, (n, width))) * np.geomspace(0.01, 100, width) + 3
     return points.astype(np.float32), labels
 
 
@@ -44,61 +46,63 @@ def tiny(classes: int = 0, **changes: object) -> Classifier:
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_the_votes_are_scikit_learns(k: int):
+def test_knn_probabilities_equal_those_of_scikit_learn(k: int):
     from sklearn.neighbors import KNeighborsClassifier
 
-    (bank, labels), (asked, _) = clouds(60, 4), clouds(33, 4, seed=1)
+    (bank, labels), (queries, _) = clouds(60, 4), clouds(33, 4, seed=1)
     theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    expected = theirs.fit(bank, labels).predict_proba(asked)
-    np.testing.assert_allclose(knn_votes(bank, labels, asked, 4, k, 0.07), expected, atol=1e-4)
+    expected = theirs.fit(bank, labels).predict_proba(queries)
+    np.testing.assert_allclose(knn_probabilities(bank, labels, queries, 4, k, 0.07), expected, atol=1e-4)
 
 
-def test_votes_do_not_overflow_at_the_coldest():
-    (bank, labels), (asked, _) = clouds(60, 4), clouds(33, 4, seed=1)
-    cold = knn_votes(bank, labels, asked, 4, 20, 1e-8)
+def test_knn_does_not_overflow_at_low_temperatures():
+    (bank, labels), (queries, _) = clouds(60, 4), clouds(33, 4, seed=1)
+    cold = knn_probabilities(bank, labels, queries, 4, 20, 1e-8)
     assert np.isfinite(cold).all()
-    assert (cold.argmax(1) == knn_votes(bank, labels, asked, 4, 1).argmax(1)).mean() > 0.9  # the nearest alone decides
+    assert (
+        cold.argmax(1) == knn_probabilities(bank, labels, queries, 4, 1).argmax(1)
+    ).mean() > 0.9  # only the nearest counts
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_the_linear_head_is_scikit_learns_with_the_scaling_folded_in(classes: int):
+def test_the_linear_head_equals_scikit_learns_pipeline(classes: int):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    (points, labels), (asked, _) = clouds(120, classes), clouds(50, classes, seed=1)
+    (points, labels), (queries, _) = clouds(120, classes), clouds(50, classes, seed=1)
     head = fit_linear_head(points, labels, None, classes, penalty=0.02)
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (0.02 * 120), max_iter=1000, tol=1e-8))
-    expected = theirs.fit(points.astype(np.float64), labels).predict_proba(asked.astype(np.float64))
-    ours = torch.from_numpy(head.logits(asked)).softmax(1).numpy()
+    expected = theirs.fit(points.astype(np.float64), labels).predict_proba(queries.astype(np.float64))
+    ours = torch.from_numpy(head.logits(queries)).softmax(1).numpy()
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
-def test_the_penalty_means_what_its_docstring_says():
-    """At the optimum the gradient of mean cross-entropy + penalty / 2 |W|^2 is zero, W on standardised features."""
+def test_the_penalty_has_the_meaning_of_its_docstring():
+    """At the optimum the gradient of mean cross-entropy + penalty / 2 |W|^2 is zero; W is for standardized features."""
     points, labels = clouds(150, 4)
     head = fit_linear_head(points, labels, None, 4, penalty=0.1)
     mean, std = points.mean(0, dtype=np.float64), points.std(0, dtype=np.float64)
-    standard = torch.from_numpy((points - mean) / std)
+    standardized = torch.from_numpy((points - mean) / std)
     weight = torch.from_numpy(head.weight * std).requires_grad_()
     bias = torch.from_numpy(head.bias + head.weight @ mean).requires_grad_()
-    loss = torch.nn.functional.cross_entropy(standard @ weight.T + bias, torch.from_numpy(labels))
+    loss = torch.nn.functional.cross_entropy(standardized @ weight.T + bias, torch.from_numpy(labels))
     (loss + 0.05 * weight.square().sum()).backward()
     assert weight.grad.abs().max() < 1e-3
     assert bias.grad.abs().max() < 1e-3
 
 
 def test_the_penalty_is_the_best_on_validation():
-    (points, labels), held_back = clouds(40, 4), clouds(200, 4, seed=1)
-    head = fit_linear_head(points, labels, held_back, 4)
+    (points, labels), validation = clouds(40, 4), clouds(200, 4, seed=1)
+    head = fit_linear_head(points, labels, validation, 4)
     best = max(head.scores_by_penalty, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
     assert head.penalty == best["penalty"]
-    assert (head.logits(held_back[0]).argmax(1) == held_back[1]).mean() == best["validation_accuracy"]
+    assert (head.logits(validation[0]).argmax(1) == validation[1]).mean() == best["validation_accuracy"]
     assert len(head.scores_by_penalty) > 5
     assert fit_linear_head(points, labels, None, 4).penalty == DEFAULT_PENALTY
 
 
-def test_a_feature_that_never_changes_is_no_trouble():
+def test_a_constant_feature_has_weight_zero():
     points, labels = clouds(40, 3)
     points[:, 4] = 7.0
     head = fit_linear_head(points, labels, None, 3)
@@ -106,7 +110,7 @@ def test_a_feature_that_never_changes_is_no_trouble():
     assert (head.weight[:, 4] == 0).all()
 
 
-def test_features_are_what_the_head_reads(tmp_path: Path):
+def test_features_are_the_input_of_the_head(tmp_path: Path):
     classifier = tiny(classes=3)
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     features = classifier.features(pixels)
@@ -119,27 +123,27 @@ def test_features_are_what_the_head_reads(tmp_path: Path):
     torch.testing.assert_close(classifier.features([tmp_path / "x.png", pixels[0]]), features[[2, 0]])
 
 
-def pictures(n: int = 300, seed: int = 0) -> Images:
+def random_images(n: int = 300, seed: int = 0) -> Images:
     pixels = torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Images(pixels, [str(i) for i in range(n)], np.arange(n) % 2, ("a", "b"))
 
 
 def test_features_are_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    classifier, images = tiny(), pictures()
+    classifier, images = tiny(), random_images()
     ticks: list[int] = []
-    first = extract_features(classifier, images, tick=ticks.append)
+    first = extract_features(classifier, images, on_batch=ticks.append)
     assert sum(ticks) == 300
     assert len(list(cache.rglob("*.safetensors"))) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "features", None)  # whoever computes now fails
+        patch.setattr(Classifier, "features", None)  # computing features would fail
         again = extract_features(classifier, images)
     assert (first == again).all()
     assert (extract_features(classifier, images, cache=False) == first).all()
     assert first[7] == pytest.approx(classifier.features(images[7].unsqueeze(0))[0].numpy(), abs=1e-5)
 
 
-def test_what_is_missing_is_computed_alone_and_from_files_by_workers_too(cache: Path, tmp_path: Path, capsys):
-    images = pictures(600)
+def test_only_missing_features_are_computed_also_from_files_with_workers(cache: Path, tmp_path: Path, capsys):
+    images = random_images(600)
     files = [tmp_path / f"{i:03d}.png" for i in range(600)]
     for file, pixels in zip(files, images.pixels, strict=True):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, compress_level=0)
@@ -149,13 +153,13 @@ def test_what_is_missing_is_computed_alone_and_from_files_by_workers_too(cache: 
     middle = sorted(cache.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)[1]
     middle.unlink()
     assert (extract_features(classifier, listed, workers=2, batch_size=64) == first).all()
-    assert "the features of 344 of 600 images were kept" in capsys.readouterr().err
+    assert "the features of 344 of 600 images are in the cache" in capsys.readouterr().err
     np.testing.assert_allclose(extract_features(classifier, images, cache=False), first, atol=1e-5)
 
 
-def test_a_stop_keeps_what_was_computed(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    classifier, images = tiny(), pictures()
-    whole = extract_features(classifier, images, cache=False)
+def test_computed_features_are_cached_at_a_stop(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    classifier, images = tiny(), random_images()
+    expected = extract_features(classifier, images, cache=False)
     done = 0
 
     def stop(n: int) -> None:
@@ -165,13 +169,13 @@ def test_a_stop_keeps_what_was_computed(cache: Path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract_features(classifier, images, tick=stop)
+        extract_features(classifier, images, on_batch=stop)
     assert len(list(cache.rglob("*.safetensors"))) == 1
-    assert (extract_features(classifier, images) == whole).all()  # to the last bit
+    assert (extract_features(classifier, images) == expected).all()  # bit for bit
 
 
-def test_a_damaged_file_of_the_cache_is_computed_again(cache: Path):
-    classifier, images = tiny(), pictures(20)
+def test_damaged_cache_files_are_replaced(cache: Path):
+    classifier, images = tiny(), random_images(20)
     first = extract_features(classifier, images)
     (file,) = cache.rglob("*.safetensors")
     for damage in (lambda b: b[:40], lambda b: b[:-1] + bytes([b[-1] ^ 64]), lambda b: b""):
@@ -179,21 +183,21 @@ def test_a_damaged_file_of_the_cache_is_computed_again(cache: Path):
         assert (extract_features(classifier, images) == first).all()
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_no_more(tmp_path: Path, monkeypatch, capsys):
+def test_a_read_only_cache_is_logged_once(tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file"))
-    assert extract_features(tiny(), pictures(600)).shape == (600, 16)
-    assert capsys.readouterr().err.count("not kept") == 1
+    assert extract_features(tiny(), random_images(600)).shape == (600, 16)
+    assert capsys.readouterr().err.count("features are not cached") == 1
 
 
-def test_the_cache_knows_what_features_depend_on(tmp_path: Path):
+def test_cache_keys_cover_everything_that_features_depend_on(tmp_path: Path):
     base = tiny(classes=3)
     key = model_key(base)
     for changes in ({"classes": 5}, {"classes": 0}, {"head": "mlp", "classes": 2}, {"classes": 3, "drop_path": 0.3}):
         same = tiny(**changes)
         weights = {name: tensor for name, tensor in base.vit.state_dict().items() if not name.startswith("head.")}
         same.vit.load_state_dict(weights, strict=False)
-        assert model_key(same) == key  # none of it changes a feature
+        assert model_key(same) == key  # none of these changes a feature
     assert model_key(tiny(classes=3, norm_eps=1e-5)) != key
     other = tiny(classes=3)
     other.preprocess = Preprocess(image_size=(16, 16), fit="stretch")
@@ -201,7 +205,7 @@ def test_the_cache_knows_what_features_depend_on(tmp_path: Path):
     with torch.no_grad():
         base.vit.blocks[1].mlp.fc2.bias[3] += 1e-7
     assert model_key(base) != key
-    images = pictures(4)
+    images = random_images(4)
     whole = range(4)
     renamed = Images(images.pixels, list("wxyz"), images.labels, ("c", "d"))
     assert content_key(images, whole) == content_key(renamed, whole)
@@ -215,11 +219,11 @@ def test_the_cache_knows_what_features_depend_on(tmp_path: Path):
     assert content_key(as_files, range(2)) != before
 
 
-def test_both_probes_say_what_they_reach_and_how_sure(run: vitrail.Run, colours: Path):
-    found = vitrail.probe(run.classifier, colours)
-    document = found.to_json()
+def test_both_probes_have_scores_and_intervals(run: vitrail.Run, colours: Path):
+    result = vitrail.probe(run.classifier, colours)
+    document = result.to_json()
     json.dumps(document, allow_nan=False)
-    assert (document["on"], document["train_images"]) == ("test", 54)
+    assert (document["split"], document["train_images"]) == ("test", 54)
     assert document["knn"]["k"] == 20
     assert document["knn"]["temperature"] == 0.07
     for name in ("knn", "linear"):
@@ -230,15 +234,15 @@ def test_both_probes_say_what_they_reach_and_how_sure(run: vitrail.Run, colours:
         assert scores["accuracy_interval"] == pytest.approx(wilson_interval(hits, 24))
     splits = open_probe_data(run.classifier, colours)
     head = torch.nn.Linear(32, 3, dtype=torch.float64)
-    head.load_state_dict({"weight": torch.from_numpy(found.head.weight), "bias": torch.from_numpy(found.head.bias)})
-    run.classifier.vit.head, kept = head.float(), run.classifier.vit.head
+    head.load_state_dict({"weight": torch.from_numpy(result.head.weight), "bias": torch.from_numpy(result.head.bias)})
+    run.classifier.vit.head, original = head.float(), run.classifier.vit.head
     try:
         assert compute_outcome(run.classifier, splits.test).accuracy == document["linear"]["accuracy"]
     finally:
-        run.classifier.vit.head = kept
+        run.classifier.vit.head = original
 
 
-def test_data_that_a_model_was_trained_on_are_divided_as_they_were(make_folder):
+def test_training_data_are_split_as_in_training(make_folder):
     folder = make_folder("one", 20)
     run = vitrail.train(
         folder,
@@ -251,11 +255,11 @@ def test_data_that_a_model_was_trained_on_are_divided_as_they_were(make_folder):
         test_fraction=0.4,
         split_seed=3,
     )
-    ours = open_probe_data(run.classifier, folder)
-    assert (len(ours.test), len(ours.train)) == (16, run.classifier.origin["data"]["images"]["train"])
+    splits = open_probe_data(run.classifier, folder)
+    assert (len(splits.test), len(splits.train)) == (16, run.classifier.origin["data"]["images"]["train"])
 
 
-def test_another_size_resizes_positions_as_the_forward_does(run: vitrail.Run, colours: Path):
+def test_another_image_size_resizes_positions_like_the_forward_pass(run: vitrail.Run, colours: Path):
     images = torch.randint(0, 256, (2, 3, 24, 20), dtype=torch.uint8)
     other = run.classifier.with_image_size((24, 20))
     torch.testing.assert_close(other.logits(images), run.classifier.logits(images))
@@ -266,7 +270,7 @@ def test_another_size_resizes_positions_as_the_forward_does(run: vitrail.Run, co
         run.classifier.with_image_size(15)
 
 
-def test_the_verb(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_the_command(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     out = tmp_path / "probe.json"
     assert (
         main(["probe", str(run.folder), str(colours), "--k", "5", "--image-size", "20", "--json", "--out", str(out)])
@@ -277,14 +281,14 @@ def test_the_verb(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixture
     assert document["knn"]["k"] == 5
     assert json.loads(out.read_text()) == document
     assert main(["probe", str(run.folder), str(colours), "--penalty", "0.1", "--no-cache"]) == 0
-    shown = capsys.readouterr().out
-    assert "k-NN (k 20, cosine, temperature 0.07)" in shown
-    assert "penalty 0.1, given" in shown
-    assert "95 % interval" in shown
+    output = capsys.readouterr().out
+    assert "k-NN (k 20, cosine, temperature 0.07)" in output
+    assert "penalty 0.1, given" in output
+    assert "95 % interval" in output
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--k", "0"], "k is 0"),
         (["--temperature", "nan"], "temperature nan"),
@@ -294,24 +298,24 @@ def test_the_verb(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixture
         (["--image-size", "wide"], "--image-size"),
     ],
 )
-def test_wrong_use_is_one_sentence(words, said, run: vitrail.Run, colours: Path, capsys):
-    assert main(["probe", str(run.folder), str(colours), *words]) == 2
+def test_invalid_options_give_one_sentence(arguments, message, run: vitrail.Run, colours: Path, capsys):
+    assert main(["probe", str(run.folder), str(colours), *arguments]) == 2
     first, *rest = capsys.readouterr().err.strip().splitlines()
-    assert said in first
+    assert message in first
     assert len(rest) <= 1
 
 
-def test_a_model_without_classes_says_what_it_can_do(colours: Path, tmp_path: Path, capsys):
+def test_a_model_without_classes_can_only_be_probed(colours: Path, tmp_path: Path, capsys):
     tiny().save(tmp_path / "backbone.safetensors")
     for verb, what in (("predict", colours / "test" / "red" / "0.png"), ("evaluate", colours)):
         assert main([verb, str(tmp_path / "backbone.safetensors"), str(what)]) == 2
         error = capsys.readouterr().err
-        assert "gives features and knows no classes" in error
+        assert "returns features and has no classes" in error
         assert "--from MODEL" in error
     assert vitrail.probe(vitrail.load(tmp_path / "backbone.safetensors"), colours).linear.accuracy > 0.3
 
 
-def test_an_unreadable_image_is_named(run: vitrail.Run, make_folder):
+def test_an_unreadable_image_is_named_in_the_error(run: vitrail.Run, make_folder):
     folder = make_folder("bad", {"train": 4, "test": 2}, ("red", "blue"))
     (folder / "train" / "red" / "1.png").write_bytes(b"no image")
     with pytest.raises(VitrailError, match=r"red/1\.png"):

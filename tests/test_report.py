@@ -1,4 +1,4 @@
-"""The report as people open it: in a browser, from disk, without a network; and report.json as programs read it."""
+"""The report in a browser, opened from disk without a network, and report.json."""
 
 import argparse
 import io
@@ -27,9 +27,10 @@ from vitrail.evaluation.evaluation import open_splits
 from vitrail.evaluation.metrics import confusion_matrix
 from vitrail.report import SampleSizes, Subject, write_report
 from vitrail.report.collect import collect
-from vitrail.report.images import embedded
+from vitrail.report.embedding import collect_embedding
 from vitrail.report.page import render_page
-from vitrail.report.sprite_sheets import TILES, sheets
+from vitrail.report.sample import read_sample, select_images
+from vitrail.report.sprite_sheets import TILES_PER_SHEET, make_sheets, sprite_position
 
 HOSTILE = ("<img src=x onerror=window.pwned=1>", "\"><script>window.pwned=1; alert('&amp;')", "blue {{ 7*7 }} https:")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -40,18 +41,18 @@ needs_chromium = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose class and file names are markup, some labels of which are wrong; a test image is also in train."""
+    """A folder whose class and file names are markup. Some labels are wrong, and one test image is also in train."""
     root = tmp_path_factory.mktemp("hostile") / "data"
     for split, n in (("train", 40), ("val", 20), ("test", 20)):
         for c, label in enumerate(HOSTILE):
             (root / split / label).mkdir(parents=True)
             for i in range(n):
-                shown = (c + (i % 7 == 0)) % 3  # a seventh of the labels are wrong: mistakes to look at
-                image = picture(list(COLOURS.values())[shown], 10_000 * len(split) + 100 * c + i, (24, 20))
+                color = (c + (i % 7 == 0)) % 3  # every seventh label is wrong, so there are mistakes
+                image = picture(list(COLOURS.values())[color], 10_000 * len(split) + 100 * c + i, (24, 20))
                 image.save(root / split / label / f"{i} <b onclick=alert(1)>'.png")
     for split in ("train", "test"):
-        copy = np.random.default_rng(5).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-        Image.fromarray(copy).save(root / split / HOSTILE[0] / "copy.png")
+        duplicate = np.random.default_rng(5).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        Image.fromarray(duplicate).save(root / split / HOSTILE[0] / "duplicate.png")
     return root
 
 
@@ -77,15 +78,15 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     assert CHROMIUM, "no Chromium here: apt install chromium"
-    quiet = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
+    flags = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield opened
-        opened.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
 
 
-def opened(browser: Any, path: Path, **options: Any) -> Any:
-    """The page without a network; `complaints` has everything it said or asked for."""
+def open_page(browser: Any, path: Path, **options: Any) -> Any:
+    """Opens the page without a network; `complaints` lists console messages, errors and external requests."""
     context = browser.new_context(offline=True, **options)
     page = context.new_page()
     page.complaints = []
@@ -98,13 +99,13 @@ def opened(browser: Any, path: Path, **options: Any) -> Any:
     return page
 
 
-def mean_colour(png: bytes) -> np.ndarray:
+def mean_color(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3).mean(0)
 
 
 @needs_chromium
-def test_a_cell_of_the_matrix_opens_the_images_behind_it(browser, reported: vitrail.Run, document, hostile: Path):
-    page = opened(browser, reported.folder / "report.html", viewport={"width": 1200, "height": 900})
+def test_a_cell_of_the_matrix_shows_its_images(browser, reported: vitrail.Run, document, hostile: Path):
+    page = open_page(browser, reported.folder / "report.html", viewport={"width": 1200, "height": 900})
     assert not page.locator("#cell").is_visible()
     cells, classes = document["confusion"]["cells"], document["classes"]
     number, cell = next((n, c) for n, c in enumerate(cells) if c["true"] != c["predicted"])
@@ -114,16 +115,16 @@ def test_a_cell_of_the_matrix_opens_the_images_behind_it(browser, reported: vitr
     dialog = page.locator("#cell")
     assert dialog.is_visible()
     title = page.locator("#cell-title").inner_text()
-    assert title == f"{classes[cell['true']]} taken for {classes[cell['predicted']]}"
-    shown = dialog.locator("li")
-    assert shown.count() == len(cell["shown"]) == cell["images"]
-    for place, thumbnail in list(enumerate(cell["shown"]))[:5]:
+    assert title == f"{classes[cell['true']]} predicted as {classes[cell['predicted']]}"
+    items = dialog.locator("li")
+    assert items.count() == len(cell["thumbnails"]) == cell["images"]
+    for i, thumbnail in list(enumerate(cell["thumbnails"]))[:5]:
         row = document["thumbnails"]["images"][thumbnail]
-        assert shown.nth(place).locator(".path").inner_text() == Path(row["path"]).name
+        assert items.nth(i).locator(".path").inner_text() == Path(row["path"]).name
         pixels = np.asarray(Image.open(row["path"]).convert("RGB"))
-        seen = mean_colour(shown.nth(place).locator(".thumb").screenshot())
-        own = reported.classifier.read_image(row["path"]).float().mean(dim=(1, 2)).numpy()
-        assert np.abs(seen - own).max() < 14, (seen, own, pixels.shape)
+        displayed = mean_color(items.nth(i).locator(".thumb").screenshot())
+        original = reported.classifier.read_image(row["path"]).float().mean(dim=(1, 2)).numpy()
+        assert np.abs(displayed - original).max() < 14, (displayed, original, pixels.shape)
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
     assert button.evaluate("b => b === document.activeElement")
@@ -138,31 +139,31 @@ def test_a_cell_of_the_matrix_opens_the_images_behind_it(browser, reported: vitr
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_accessible_and_fits_a_phone(browser, reported: vitrail.Run, scheme: str):
+def test_the_page_is_accessible_and_fits_a_phone(browser, reported: vitrail.Run, scheme: str):
     from axe_playwright_python.sync_playwright import Axe
 
     for width in (360, 1280):
         size = {"width": width, "height": 800}
-        page = opened(
+        page = open_page(
             browser, reported.folder / "report.html", viewport=size, color_scheme=scheme, bypass_csp=True
-        )  # the page's own policy forbids every script but its own, so also the checker's
+        )  # otherwise the page's security policy forbids the script of axe
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        found = Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
+        result = Axe().run(page)
+        assert result.violations_count == 0, result.generate_report()
         page.locator(".matrix .cell").first.click()
         assert page.locator("#cell").is_visible()
         assert page.evaluate("document.querySelector('#cell').scrollWidth <= innerWidth")
-        found = Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
+        result = Axe().run(page)
+        assert result.violations_count == 0, result.generate_report()
         page.context.close()
 
 
 @needs_chromium
-def test_names_are_text_and_nothing_runs(browser, reported: vitrail.Run):
-    page = opened(browser, reported.folder / "report.html")
+def test_names_are_shown_as_text_and_run_no_script(browser, reported: vitrail.Run):
+    page = open_page(browser, reported.folder / "report.html")
     body = page.locator("body").inner_text()
     assert all(name in body for name in HOSTILE)
-    assert page.locator("main img").count() == 1  # the map of alike images; none of those that the names ask for
+    assert page.locator("main img").count() == 1  # the embedding map; no image from a name
     assert page.locator("[onerror], [onclick]").count() == 0
     assert page.evaluate("window.pwned") is None
     assert page.complaints == []
@@ -171,9 +172,9 @@ def test_names_are_text_and_nothing_runs(browser, reported: vitrail.Run):
     page.context.close()
 
 
-def test_no_address_leads_outside(page_text: str):
+def test_the_page_has_no_external_address(page_text: str):
     text = page_text
-    for name in HOSTILE:  # the one with an address in its name
+    for name in HOSTILE:  # one has an address in its name
         text = text.replace(name, "")
     assert not re.findall(
         r"https?://|@import|<link|<iframe|<object|src=\"(?!data:)|href=\"(?!#)|url\((?!data:|#)", text
@@ -185,51 +186,55 @@ def test_names_are_escaped_in_the_file(page_text: str):
     for name in HOSTILE[:2]:
         assert name not in page_text
     assert "<b onclick" not in page_text
-    assert "{{ 7*7 }}" in page_text  # a template in a name stays a name
+    assert "{{ 7*7 }}" in page_text  # a name is not a template
     assert page_text.count("</script>") == 2
 
 
 def test_every_number_of_the_page_is_in_the_json(page_text: str, document):
     numbers: list[float] = []
 
-    def walk(value: Any) -> None:
+    def collect_numbers(value: Any) -> None:
         if isinstance(value, dict | list):
             for each in value.values() if isinstance(value, dict) else value:
-                walk(each)
+                collect_numbers(each)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers.append(value)
 
-    walk(document)
-    known = {f"{100 * v:.1f}" for v in numbers} | {f"{100 * v:.0f}" for v in numbers} | {f"{v:.2f}" for v in numbers}
+    collect_numbers(document)
+    in_document = (
+        {f"{100 * v:.1f}" for v in numbers} | {f"{100 * v:.0f}" for v in numbers} | {f"{v:.2f}" for v in numbers}
+    )
     main_text = page_text[page_text.index("<main") : page_text.index("</main>")]
-    sentences = r'<svg class="chart".*?</svg>|<ul class="findings">.*?</ul>|<section id="limits">.*?</section>'
+    sentences = r'<svg class="chart".*?</svg>|<ul class="findings">.*?</ul>|<section id="caveats">.*?</section>'
     main_text = re.sub(sentences, "", main_text, flags=re.DOTALL)
-    shown = re.findall(r">([\d.]+)\u00a0%", main_text)
+    shown = re.findall(r">([\d.]+)%", main_text)
     assert len(shown) > 30
-    assert [number for number in shown if number not in known] == []
+    assert [number for number in shown if number not in in_document] == []
 
 
-def test_the_numbers_are_those_of_the_evaluation(reported: vitrail.Run, document, hostile: Path):
+def test_the_numbers_equal_those_of_the_evaluation(reported: vitrail.Run, document, hostile: Path):
     evaluation = vitrail.evaluate(reported.classifier, hostile)
     assert document["summary"]["accuracy"] == reported.result["test"]["accuracy"] == evaluation.accuracy
     assert document["summary"]["images"] == 61
     assert document["confusion"]["matrix"] == confusion_matrix(evaluation.outcome).tolist()
     assert sum(cell["images"] for cell in document["confusion"]["cells"]) == 61
-    known = reported.classifier.origin["calibration"]
-    assert known["fitted_on"] == "validation"
-    assert known["images"] == 60
-    assert document["calibration"]["temperature"] == known["temperature"] == reported.classifier.temperature != 1
-    assert document["calibration"]["kept"]
+    stored = reported.classifier.origin["calibration"]
+    assert stored["fitted_on"] == "validation"
+    assert stored["images"] == 60
+    assert document["calibration"]["temperature"] == stored["temperature"] == reported.classifier.temperature != 1
+    assert document["calibration"]["is_stored"]
     assert document["calibration"]["after"]["nll"] == pytest.approx(evaluation.outcome.loss)
-    assert known["nll_after"] < known["nll_before"]
-    assert len(document["curves"]) == 4
+    assert stored["nll_after"] < stored["nll_before"]
+    assert len(document["training_metrics"]) == 4
 
 
-def test_the_planted_copy_is_found_and_mistakes_have_both_maps(document):
-    copies = document["copies"]
-    assert copies["across"]["train"] >= 1
-    assert copies["seen_in_training"] >= 1
-    pair = next(row for row in copies["shown"] if {i["path"].rsplit("/", 1)[-1] for i in row["images"]} == {"copy.png"})
+def test_the_planted_duplicate_is_found_and_mistakes_have_both_maps(document):
+    section = document["near_duplicates"]
+    assert section["pairs_with_splits"]["train"] >= 1
+    assert section["images_in_training"] >= 1
+    pair = next(
+        row for row in section["examples"] if {i["path"].rsplit("/", 1)[-1] for i in row["images"]} == {"duplicate.png"}
+    )
     assert {image["split"] for image in pair["images"]} == {"train", "test"}
     assert document["mistakes"]
     losses = [row["loss"] for row in document["mistakes"]]
@@ -237,72 +242,72 @@ def test_the_planted_copy_is_found_and_mistakes_have_both_maps(document):
     for row in document["mistakes"]:
         assert row["true"]["class"] != row["predicted"]["class"]
         assert row["predicted"]["map"] != row["true"]["map"]
-        assert np.abs(row["predicted"]["map"]).shape == tuple(document["looks"]["grid"])
-    assert document["labels"]["suspected"] > 0
+        assert np.abs(row["predicted"]["map"]).shape == tuple(document["attribution"]["grid"])
+    assert document["label_errors"]["suspected"] > 0
     table = document["faithfulness"]
     assert {"libragrad", "random"} <= table["methods"].keys()
-    assert document["properties"]["by"]["size"]["rows"][0]["images"] == 61
-    assert document["made"]["command"].startswith("vitrail evaluate ")
-    for row in document["looks"]["classes"]:
+    assert document["properties"]["by"]["size"]["bins"][0]["images"] == 61
+    assert document["provenance"]["command"].startswith("vitrail evaluate ")
+    for row in document["attribution"]["classes"]:
         assert np.sum(row["map"]) == pytest.approx(1, abs=0.01)
 
 
-def test_the_page_is_made_from_the_json_and_the_pictures_alone(reported: vitrail.Run, hostile: Path):
+def test_the_page_is_rendered_from_the_json_and_the_pictures_only(reported: vitrail.Run, hostile: Path):
     split, parts = open_splits(reported.classifier, hostile)
     evaluation = evaluate(reported.classifier, parts[split])
-    subject = Subject(reported.classifier, parts[split], evaluation, split=split, parts=parts)
-    document, pictures = collect(subject, SampleSizes(scored=0, corruptions=10))
-    again = json.loads(json.dumps(document, allow_nan=False))
-    assert render_page(again, pictures) == render_page(document, pictures)
-    assert "When images get worse" in render_page(document, pictures)
+    subject = Subject(reported.classifier, parts[split], evaluation, split=split, splits=parts)
+    document, pictures = collect(subject, SampleSizes(faithfulness=0, corruptions=10))
+    reloaded = json.loads(json.dumps(document, allow_nan=False))
+    assert render_page(reloaded, pictures) == render_page(document, pictures)
+    assert "Accuracy under corruption" in render_page(document, pictures)
     assert "vitrail faithfulness" in render_page(document, pictures)
 
 
-def test_evaluate_writes_a_report_and_replaces_none(
+def test_evaluate_writes_a_report_and_never_replaces_one(
     reported: vitrail.Run, hostile: Path, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["evaluate", str(reported.folder), str(hostile), "--report", "--json", "--quiet"]
-    assert main(words) == 0
+    arguments = ["evaluate", str(reported.folder), str(hostile), "--report", "--json", "--quiet"]
+    assert main(arguments) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["report"] == "reports/run/report.html"
     assert {"temperature", "brier", "nll", "ece"} <= document.keys()
     first = Path("reports/run/report.json").read_text()
     written = json.loads(first)
     assert written["summary"]["accuracy"] == document["accuracy"]
-    assert len(written["curves"]) == 4
-    assert main(words) == 0
+    assert len(written["training_metrics"]) == 4
+    assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["report"] == "reports/run-2/report.html"
     assert Path("reports/run/report.json").read_text() == first
-    assert main([*words, "--out", "reports/run"]) == 2
+    assert main([*arguments, "--out", "reports/run"]) == 2
     assert "has a report already" in json.loads(capsys.readouterr().out)["error"]
     assert main(["evaluate", str(reported.folder), str(hostile), "--corruptions", "--json"]) == 2
     assert "part of the report" in json.loads(capsys.readouterr().out)["error"]
 
 
-def test_fit_temperature_changes_the_temperature_alone(reported: vitrail.Run, hostile: Path, tmp_path: Path, capsys):
+def test_fit_temperature_changes_only_the_temperature(reported: vitrail.Run, hostile: Path, tmp_path: Path, capsys):
     plain = replace(reported.classifier, temperature=1.0, origin={**reported.classifier.origin, "calibration": None})
     plain.origin.pop("calibration")
     plain.save(tmp_path / "plain.safetensors")
-    words = ["evaluate", str(tmp_path / "plain.safetensors"), str(hostile), "--json"]
-    assert main(words) == 0
+    arguments = ["evaluate", str(tmp_path / "plain.safetensors"), str(hostile), "--json"]
+    assert main(arguments) == 0
     before = json.loads(capsys.readouterr().out)
     assert before["temperature"] == 1
-    assert main([*words, "--fit-temperature"]) == 0
+    assert main([*arguments, "--fit-temperature"]) == 0
     after = json.loads(capsys.readouterr().out)
-    mended = vitrail.load(tmp_path / "plain.safetensors")
-    assert after["temperature"] == mended.temperature == pytest.approx(reported.classifier.temperature)
+    calibrated = vitrail.load(tmp_path / "plain.safetensors")
+    assert after["temperature"] == calibrated.temperature == pytest.approx(reported.classifier.temperature)
     assert [p["label"] for p in before["predictions"]] == [p["label"] for p in after["predictions"]]
     assert before["nll"] != after["nll"]
     for name, tensor in plain.vit.state_dict().items():
-        assert torch.equal(tensor, mended.vit.state_dict()[name])
+        assert torch.equal(tensor, calibrated.vit.state_dict()[name])
     picture_path = before["predictions"][0]["path"]
     assert main(["predict", str(tmp_path / "plain.safetensors"), picture_path, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)["predictions"][0]["top"][0]
-    assert said["probability"] == pytest.approx(after["predictions"][0]["probability"], abs=1e-6)
+    top = json.loads(capsys.readouterr().out)["predictions"][0]["top"][0]
+    assert top["probability"] == pytest.approx(after["predictions"][0]["probability"], abs=1e-6)
 
 
-def test_the_temperature_is_never_fitted_on_what_is_scored(reported: vitrail.Run, make_folder, tmp_path, capsys):
+def test_the_temperature_is_never_fitted_on_the_scored_images(reported: vitrail.Run, make_folder, tmp_path, capsys):
     folder = make_folder("test-only", {"test": 4}, classes=HOSTILE)
     reported.classifier.save(tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
@@ -311,18 +316,18 @@ def test_the_temperature_is_never_fitted_on_what_is_scored(reported: vitrail.Run
     assert (tmp_path / "a.safetensors").read_bytes() == content
 
 
-def test_fit_temperature_leaves_alone_what_is_not_ours(reported: vitrail.Run, hostile: Path, tmp_path: Path):
+def test_fit_temperature_does_not_change_a_foreign_file(reported: vitrail.Run, hostile: Path, tmp_path: Path):
     file = tmp_path / "theirs.safetensors"
     save_file({"head.weight": torch.zeros(3, 2)}, file)
     content = file.read_bytes()
-    asked = argparse.Namespace(model=str(file), data=str(hostile), skip_unreadable=False, batch=64)
+    namespace = argparse.Namespace(model=str(file), data=str(hostile), skip_unreadable=False, batch=64)
     with pytest.raises(vitrail.UsageError, match="no artefact of yours"):
-        with_temperature(reported.classifier, asked)
+        with_temperature(reported.classifier, namespace)
     assert file.read_bytes() == content
 
 
-def made_up(n: int, classes: int, shape: tuple[int, int, int] = (3, 16, 16), right: float = 0.7) -> tuple[Subject, int]:
-    """A subject whose answers are drawn, on a tiny untrained ViT."""
+def random_subject(n: int, classes: int, shape: tuple[int, int, int] = (3, 16, 16), right: float = 0.7) -> Subject:
+    """Returns a subject with random predictions of a tiny untrained ViT; a fraction `right` of them is correct."""
     rng = np.random.default_rng(n)
     names = tuple(f"class {i}" for i in range(classes))
     labels = rng.integers(0, classes, n)
@@ -337,97 +342,100 @@ def made_up(n: int, classes: int, shape: tuple[int, int, int] = (3, 16, 16), rig
     preprocess = Preprocess(image_size=shape[1:], mean=middle, std=middle)
     classifier = vitrail.Classifier(vitrail.ViT(config).requires_grad_(False), names, preprocess)
     outcome = Outcome(images.names, labels, logits, names)
-    return Subject(classifier, images, Evaluation(outcome, "made up"), model="made/up", command="none"), n
+    evaluation = Evaluation(outcome, "random images")
+    return Subject(classifier, images, evaluation, model_path="random/model", command="none")
 
 
 @pytest.mark.parametrize(
     ("n", "classes", "shape", "right"),
     [
-        (3, 2, (3, 16, 16), 1.0),  # nearly nothing, nothing mistaken
-        (1, 2, (1, 8, 8), 0.0),  # one image, mistaken
-        (90, 40, (1, 16, 16), 0.5),  # too many classes for a matrix; grey
+        (3, 2, (3, 16, 16), 1.0),  # few images, no mistake
+        (1, 2, (1, 8, 8), 0.0),  # one image, misclassified
+        (90, 40, (1, 16, 16), 0.5),  # too many classes for a matrix; gray
         (40, 3, (3, 16, 32), 0.7),  # not square
     ],
 )
-def test_odd_sets_have_reports_too(n: int, classes: int, shape, right: float, tmp_path: Path):
-    subject, _ = made_up(n, classes, shape, right)
+def test_reports_of_unusual_sets(n: int, classes: int, shape, right: float, tmp_path: Path):
+    subject = random_subject(n, classes, shape, right)
     document = write_report(subject, tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(document))
     assert ('<table class="matrix"' in text) == (classes <= 30)
     assert "there are no validation images" in text
-    assert document["left_out"].keys() == (set() if n >= 30 else {"faithfulness"})
-    assert ("Not tried here: it takes 30 images" in text) == (document["faithfulness"] is None) == (n < 30)
+    assert document["skipped_parts"].keys() == (set() if n >= 30 else {"faithfulness"})
+    assert ("Not measured: at least 30 images are needed" in text) == (document["faithfulness"] is None) == (n < 30)
     if right == 1:
-        assert "every image is classified rightly" in text
+        assert "all images are classified correctly" in text
     if classes > 30:
         assert document["confusion"]["matrix"] is None
         assert len(document["confusion"]["cells"]) <= 60
         assert text.count('class="pair"') == len(document["confusion"]["cells"])
 
 
-def test_copies_are_not_said_to_be_absent_where_the_scored_images_are_too_many_to_compare():
-    subject, _ = made_up(40, 2)
-    subject = replace(subject, parts={"train": made_up(10, 2)[0].images})
-    document, pictures = collect(subject, SampleSizes(scored=0, compared=20, embedded=10, maps=8))
-    assert document["copies"]["looked_at"] == {}
-    assert document["copies"]["left_out"] == ["test", "train"]
-    assert "copies" not in {row["part"] for row in document["findings"]}
-    assert any("Copies were not looked for in test and train" in sentence for sentence in document["limits"])
-    assert "Not looked for: 40 test images are too many." in render_page(document, pictures)
+def test_near_duplicates_are_not_searched_if_the_scored_images_are_too_many():
+    subject = random_subject(40, 2)
+    subject = replace(subject, splits={"train": random_subject(10, 2).images})
+    document, pictures = collect(subject, SampleSizes(faithfulness=0, near_duplicates=20, embedding=10, attribution=8))
+    assert document["near_duplicates"]["compared_images"] == {}
+    assert document["near_duplicates"]["skipped_splits"] == ["test", "train"]
+    assert "near-duplicates" not in {row["section"] for row in document["findings"]}
+    assert any("Near-duplicates were not searched in test and train" in sentence for sentence in document["caveats"])
+    assert "Not searched: 40 test images are too many." in render_page(document, pictures)
 
 
-def test_points_lie_where_their_images_are_drawn():
-    subject, n = made_up(30, 3, right=1.0)
-    colours = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)  # alike images: all but one of a colour must move
-    pixels = colours[torch.from_numpy(subject.images.labels)].view(n, 3, 1, 1).expand(n, 3, 16, 16)
+def test_points_of_the_embedding_map_are_where_their_images_are():
+    subject = random_subject(30, 3, right=1.0)
+    # equal images have equal positions: all but one of each color must move
+    colors = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)
+    pixels = colors[torch.from_numpy(subject.images.labels)].view(30, 3, 1, 1).expand(30, 3, 16, 16)
     images = Images(pixels, subject.images.names, subject.images.labels, subject.images.classes)
-    document, pictures = embedded(replace(subject, images=images), SampleSizes())
+    subject = replace(subject, images=images)
+    outcome, preprocess = subject.evaluation.outcome, subject.classifier.preprocess
+    sample = read_sample(images, preprocess, select_images(outcome, SampleSizes()), [])
+    document, pictures = collect_embedding(subject.classifier, outcome, sample)
     drawn = np.asarray(Image.open(io.BytesIO(pictures["embedding"])).convert("RGB")).astype(int)
     for point in document["points"]:
-        seen = drawn[int(point["y"] * drawn.shape[0]), int(point["x"] * drawn.shape[1])]
-        assert np.abs(seen - colours[point["true"]].numpy()).max() < 30, point
+        pixel = drawn[int(point["y"] * drawn.shape[0]), int(point["x"] * drawn.shape[1])]
+        assert np.abs(pixel - colors[point["true"]].numpy()).max() < 30, point
 
 
-def test_thumbnails_are_each_there_once_and_within_bounds():
-    subject, _ = made_up(80, 4)
-    document, pictures = collect(subject, SampleSizes(scored=0, thumbnails=25, embedded=10, maps=8))
+def test_each_image_has_at_most_one_thumbnail():
+    subject = random_subject(80, 4)
+    document, pictures = collect(subject, SampleSizes(faithfulness=0, thumbnails=25, embedding=10, attribution=8))
     sheet = document["thumbnails"]
     assert sheet["tiles"] == len(sheet["images"]) == 25
-    shown = [n for cell in document["confusion"]["cells"] for n in cell["shown"]]
+    shown = [n for cell in document["confusion"]["cells"] for n in cell["thumbnails"]]
     assert max(shown) < 25
     picture = Image.open(io.BytesIO(pictures["images-0"]))
     assert picture.size == (16 * sheet["columns"], 16 * sheet["rows"][0])
 
 
-def test_many_tiles_take_several_sheets():
+def test_many_tiles_need_several_sheets():
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (TILES + 40, 1, 1, 3), dtype=np.uint8)
-    layout, files = sheets("x", np.broadcast_to(colours, (TILES + 40, 8, 8, 3)))
+    colors = rng.integers(0, 256, (TILES_PER_SHEET + 40, 1, 1, 3), dtype=np.uint8)
+    layout, files = make_sheets("x", np.broadcast_to(colors, (TILES_PER_SHEET + 40, 8, 8, 3)))
     assert layout["files"] == ["x-0", "x-1"]
-    from vitrail.report.page import place
-
-    for tile in (0, 33, TILES - 1, TILES, TILES + 39):
-        at = place(layout, tile)
-        opened = np.asarray(Image.open(io.BytesIO(files[at["file"]])).convert("RGB")).astype(float)
+    for tile in (0, 33, TILES_PER_SHEET - 1, TILES_PER_SHEET, TILES_PER_SHEET + 39):
+        at = sprite_position(layout, tile)
+        sheet = np.asarray(Image.open(io.BytesIO(files[at["file"]])).convert("RGB")).astype(float)
         rows = layout["rows"][layout["files"].index(at["file"])]
         x = round(at["x"] / 100 * (layout["columns"] - 1)) * 8 + 4
         y = round(at["y"] / 100 * (rows - 1)) * 8 + 4
-        assert np.abs(opened[y - 1 : y + 1, x - 1 : x + 1].mean((0, 1)) - colours[tile, 0, 0]).max() < 40
+        assert np.abs(sheet[y - 1 : y + 1, x - 1 : x + 1].mean((0, 1)) - colors[tile, 0, 0]).max() < 40
 
 
-def test_a_large_model_on_a_cpu_is_not_explained_for_hours():
-    subject, _ = made_up(3, 2)
+def test_a_large_model_on_a_cpu_has_smaller_samples():
+    subject = random_subject(3, 2)
     small = SampleSizes.for_model(subject.classifier)
     assert small == SampleSizes()
     config = vitrail.ViTConfig(width=768, depth=12, heads=12, mlp_width=3072, patch=16, image_size=224, classes=2)
     with torch.device("meta"):
         vit = vitrail.ViT(config)
     large = SampleSizes.for_model(replace(subject.classifier, vit=vit, preprocess=Preprocess(image_size=(224, 224))))
-    assert large.maps < small.maps
+    assert large.attribution < small.attribution
 
 
-def test_no_report_when_none_is_wanted(make_folder, tmp_path: Path):
+def test_no_report_with_make_report_false(make_folder, tmp_path: Path):
     run = vitrail.train(
         make_folder("plain", 8),
         out=tmp_path / "run",

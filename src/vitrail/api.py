@@ -5,7 +5,8 @@ from pathlib import Path
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.evaluation import Evaluation, open_scored_images
 from vitrail.evaluation import evaluate as evaluate_images
-from vitrail.evaluation.probe import DEFAULT_K, DEFAULT_TEMPERATURE, Probe, open_probe_data
+from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
+from vitrail.evaluation.probe import Probe, open_probe_data
 from vitrail.evaluation.probe import probe as probe_splits
 
 

@@ -1,10 +1,10 @@
-"""Every 95 % confidence interval of the package: Wilson, normal approximation, percentile bootstrap."""
+"""Every 95% confidence interval of the package: Wilson, normal approximation, percentile bootstrap."""
 
 import math
 
 import numpy as np
 
-Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+Z_95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
 QUANTILES_95 = (0.025, 0.975)
 RESAMPLES = 1000
 
@@ -44,6 +44,6 @@ def bootstrap_counts(counts: np.ndarray, generator: np.random.Generator, resampl
 
 
 def percentile_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 2.5 % and the 97.5 % quantile over the first axis of `resampled` (resamples, ...)."""
+    """Return the 2.5% and the 97.5% quantile over the first axis of `resampled` (resamples, ...)."""
     low, high = np.quantile(resampled, QUANTILES_95, axis=0)
     return low, high

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             description=scored.description,
             optimistic=scored.optimistic,
             batch_size=arguments.batch,
-            tick=progress.advance,
+            on_batch=progress.advance,
             skip_unreadable=skip,
         )
     document = evaluation.to_json()
@@ -137,7 +137,7 @@ def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> C
     plain = replace(classifier, temperature=1.0)
     with progress_bar("fitting the temperature", len(parts["validation"])) as progress:
         held_out = compute_outcome(
-            plain, parts["validation"], batch_size=arguments.batch, tick=progress.advance, skip_unreadable=skip
+            plain, parts["validation"], batch_size=arguments.batch, on_batch=progress.advance, skip_unreadable=skip
         )
     fitted = calibrate(held_out)
     origin = {**classifier.origin, "calibration": fitted.to_json()}
@@ -153,8 +153,8 @@ def temperature_said(classifier: BaseClassifier) -> str:
         return f"temperature {classifier.temperature:.4g}" + (
             "; none has been fitted (--fit-temperature does it)" if classifier.temperature == 1 else ""
         )
-    if known.get("why"):
-        return f"temperature 1: {known['why']}"
+    if known.get("reason"):
+        return f"temperature 1: {known['reason']}"
     return f"temperature {classifier.temperature:.4g}, fitted on {known['images']} {known['fitted_on']} images"
 
 
@@ -171,13 +171,13 @@ def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argpars
         evaluation.outcome.readable_images(parts[split]),
         evaluation,
         split=split,
-        parts=parts,
-        curves=RunFolder(Path(arguments.model)).load_metrics() if Path(arguments.model).is_dir() else [],
-        model=str(arguments.model),
+        splits=parts,
+        training_metrics=RunFolder(Path(arguments.model)).load_metrics() if Path(arguments.model).is_dir() else [],
+        model_path=str(arguments.model),
         command=report_command(arguments.model, arguments.data, [option for option, given in named.items() if given]),
         skip_unreadable=skip,
     )
     depth = SampleSizes.for_model(classifier, corruptions=arguments.corruptions)
     with progress_bar("writing the report", REPORT_STEPS + arguments.corruptions) as progress:
-        write_report(subject, folder, depth=depth, tick=lambda doing: progress.advance(note=doing))
+        write_report(subject, folder, sizes=depth, on_step=lambda doing: progress.advance(note=doing))
     return folder / "report.html"

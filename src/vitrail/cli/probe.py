@@ -12,7 +12,8 @@ from vitrail.cli.loading import add_model, loaded
 from vitrail.cli.main import Answer
 from vitrail.errors import UsageError
 from vitrail.evaluation.evaluation import describe_scored_images
-from vitrail.evaluation.probe import DEFAULT_K, DEFAULT_TEMPERATURE, open_probe_data, probe
+from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
+from vitrail.evaluation.probe import open_probe_data, probe
 from vitrail.files import write_json
 from vitrail.options import option_parser
 

@@ -1,4 +1,4 @@
-"""How sure, and how right: calibration, the temperature that mends it, and when to abstain."""
+"""Temperature scaling, and thresholds on confidence for selective prediction."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,134 +9,128 @@ import numpy as np
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import wilson_interval
 
-TARGET_ACCURACIES = (0.8, 0.9, 0.95, 0.98, 0.99)  # accuracies that people ask of the images that are answered
-MIN_IMAGES = 30  # images below which a temperature says nothing
-MIN_ANSWERED = 20  # answered images below which an accuracy is chance
+TARGET_ACCURACIES = (0.8, 0.9, 0.95, 0.98, 0.99)  # of the images that are answered
+MIN_IMAGES = 30  # to fit a temperature
+MIN_ANSWERED = 20  # images that a threshold must leave, for a meaningful accuracy
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation images say of a classifier's sureness; kept in the artefact.
+    """Temperature and thresholds fitted on held-out images. The artifact stores them.
 
-    `temperature` divides the logits; it is 1 where it could not be fitted, and `why` says why not. `thresholds` has for
-    each wanted accuracy the least probability that must be reached to answer.
+    The logits are divided by `temperature`. It is 1 if it could not be fitted; `reason` then gives the reason.
+    `thresholds` has a row for each reachable target accuracy, as `find_threshold` returns it.
     """
 
     temperature: float
-    fitted_on: str
+    fitted_on: str  # split
     images: int
-    why: str | None
+    reason: str | None
     nll_before: float
     nll_after: float
     thresholds: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
         return dict(vars(self))
 
 
 def calibrate(outcome: Outcome, fitted_on: str = "validation") -> Calibration:
-    """Temperature and thresholds from held-out images; `outcome` has the logits before any temperature."""
-    why = None
+    """Returns temperature and thresholds fitted on held-out images; `outcome` has logits without a temperature."""
+    reason = None
     temperature = 1.0
     if len(outcome.labels) < MIN_IMAGES:
-        why = f"{len(outcome.labels)} images are too few; it takes {MIN_IMAGES}"
+        reason = f"{len(outcome.labels)} images are too few, at least {MIN_IMAGES} are needed"
     elif outcome.accuracy == 1:
-        why = "no image was mistaken, so nothing says how sure is too sure"
+        reason = "all images are classified correctly, there is no error to fit it on"
     else:
         temperature = fit_temperature(outcome)
-    after = apply_temperature(outcome, temperature)
+    calibrated = apply_temperature(outcome, temperature)
     return Calibration(
         temperature=temperature,
         fitted_on=fitted_on,
         images=len(outcome.labels),
-        why=why,
+        reason=reason,
         nll_before=outcome.loss,
-        nll_after=after.loss,
-        thresholds=find_thresholds(after),
+        nll_after=calibrated.loss,
+        thresholds=find_thresholds(calibrated),
     )
 
 
 def fit_temperature(outcome: Outcome) -> float:
-    """The number that logits are divided by for the least negative log-likelihood (Guo et al. 2017).
+    """Returns the temperature that minimizes the negative log-likelihood (Guo et al. 2017).
 
-    No label changes. In 1/T the likelihood has one optimum, which is looked for between 1/20 and 20.
+    The likelihood has one optimum in 1/T. It is searched between `MIN_TEMPERATURE` and `MAX_TEMPERATURE`.
     """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log_t: apply_temperature(outcome, math.exp(log_t)).loss,
         bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)),
         method="bounded",
         options={"xatol": 1e-5},
     )
-    return math.exp(found.x)
+    return math.exp(result.x)
 
 
 def apply_temperature(outcome: Outcome, temperature: float) -> Outcome:
-    """The same answers with the logits divided by `temperature`."""
+    """Returns the outcome with its logits divided by `temperature`; predictions do not change."""
     return outcome if temperature == 1 else replace(outcome, logits=outcome.logits / temperature)
 
 
-def brier_score(outcome: Outcome) -> float:
-    """Mean squared distance of the probabilities from the truth (Brier 1950), over all classes: 0 is best, 2 worst."""
-    wrong = outcome.probabilities
-    wrong[np.arange(len(wrong)), outcome.labels] -= 1
-    return float((wrong**2).sum(axis=1).mean())
-
-
 def risk_coverage_curve(outcome: Outcome, points: int = 101) -> dict[str, Any]:
-    """The error among the surest part of the images, for parts from small to all, and the mean over them (AURC).
+    """Returns the error rate (risk) of the most confident images at several coverages, and the area under the curve.
 
-    Geifman & El-Yaniv 2017 (arXiv 1705.08500).
+    Geifman & El-Yaniv 2017 (arXiv 1705.08500). `aurc` is the mean risk over all coverages.
     """
-    order = np.argsort(-outcome.probabilities.max(axis=1), kind="stable")
-    wrong = (outcome.predicted != outcome.labels)[order]
-    risk = wrong.cumsum() / np.arange(1, len(wrong) + 1)
-    at = np.unique(np.linspace(1, len(wrong), min(points, len(wrong))).round().astype(int))
+    order = np.argsort(-outcome.confidence, kind="stable")
+    errors = ~outcome.correct[order]
+    risk = errors.cumsum() / np.arange(1, len(errors) + 1)
+    n = np.unique(np.linspace(1, len(errors), min(points, len(errors))).round().astype(int))
     return {
-        "coverage": (at / len(wrong)).tolist(),
-        "risk": risk[at - 1].tolist(),
-        "area": float(risk.mean()),
+        "coverage": (n / len(errors)).tolist(),
+        "risk": risk[n - 1].tolist(),
+        "aurc": float(risk.mean()),
     }
 
 
-def find_threshold(outcome: Outcome, wanted: float) -> dict[str, Any] | None:
-    """The least probability at which the answered images are right in `wanted` of the cases, and their part.
+def find_threshold(outcome: Outcome, target_accuracy: float) -> dict[str, Any] | None:
+    """Returns the lowest confidence threshold at which the answered images reach `target_accuracy`.
 
-    None where no threshold reaches it, or only one that answers next to nothing.
+    The row also has the coverage and the accuracy at that threshold. Returns None if no threshold reaches the target
+    with at least `MIN_ANSWERED` answered images.
     """
-    confidence = outcome.probabilities.max(axis=1)
-    order = np.argsort(-confidence, kind="stable")
-    right = (outcome.predicted == outcome.labels)[order].cumsum()
+    order = np.argsort(-outcome.confidence, kind="stable")
+    sorted_confidence = outcome.confidence[order]
+    correct = outcome.correct[order].cumsum()
     n = np.arange(1, len(order) + 1)
-    ends = np.append(confidence[order][1:] < confidence[order][:-1], True)  # images as sure as one another go together
-    reached = np.flatnonzero(ends & (right / n >= wanted) & (n >= MIN_ANSWERED))
+    # images of equal confidence are answered together: a threshold cannot separate them
+    is_last_of_ties = np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)
+    reached = np.flatnonzero(is_last_of_ties & (correct / n >= target_accuracy) & (n >= MIN_ANSWERED))
     if not len(reached):
         return None
     last = int(reached[-1])
     return {
-        "wanted": wanted,
-        "threshold": float(confidence[order][last]),
+        "target_accuracy": target_accuracy,
+        "threshold": float(sorted_confidence[last]),
         "coverage": float(n[last] / len(order)),
-        "accuracy": float(right[last] / n[last]),
+        "accuracy": float(correct[last] / n[last]),
     }
 
 
 def find_thresholds(outcome: Outcome) -> list[dict[str, Any]]:
-    """A row for each wanted accuracy that some threshold reaches."""
-    return [row for wanted in TARGET_ACCURACIES if (row := find_threshold(outcome, wanted)) is not None]
+    """Returns a row of `find_threshold` for each target accuracy that a threshold reaches."""
+    return [row for target in TARGET_ACCURACIES if (row := find_threshold(outcome, target)) is not None]
 
 
 def selective_accuracy(outcome: Outcome, threshold: float) -> dict[str, Any]:
-    """What becomes of images when only those at least this sure are answered: part, accuracy, its 95 % interval."""
-    kept = outcome.probabilities.max(axis=1) >= threshold
-    n = int(kept.sum())
-    right = int((outcome.predicted == outcome.labels)[kept].sum())
+    """Returns coverage and accuracy, with its 95% interval, of the images with at least this confidence."""
+    answered = outcome.confidence >= threshold
+    n = int(answered.sum())
+    correct = int(outcome.correct[answered].sum())
     return {
         "images": n,
-        "coverage": n / len(kept),
-        "accuracy": right / n if n else None,
-        "interval": list(wilson_interval(right, n)) if n else None,
+        "coverage": n / len(answered),
+        "accuracy": correct / n if n else None,
+        "interval": list(wilson_interval(correct, n)) if n else None,
     }

@@ -1,4 +1,4 @@
-"""What is said of a classifier: the numbers, image by image where asked."""
+"""Scores of a classifier on labeled images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Any
 from vitrail.classifier import BaseClassifier
 from vitrail.data import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
-from vitrail.evaluation.calibration import brier_score
 from vitrail.evaluation.metrics import (
+    brier_score,
     confusion_matrix,
     expected_calibration_error,
     most_confused_pairs,
@@ -22,30 +22,29 @@ from vitrail.intervals import wilson_interval
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers of a classifier on labelled images; `to_json` has them all."""
+    """The outcome of a classifier on labeled images, and its scores."""
 
     outcome: Outcome
-    description: str = ""  # which images these are, in words
-    temperature: float = 1.0  # what the logits were divided by
+    description: str = ""  # of the images
+    temperature: float = 1.0  # the logits are divided by it
     optimistic: bool = False  # whether training selected weights or a hyperparameter on these images
 
     @property
     def images(self) -> int:
-        """How many images were scored."""
+        """The number of scored images."""
         return len(self.outcome.labels)
 
     @property
     def accuracy(self) -> float:
-        """The part of the images whose most probable class is the true one."""
         return self.outcome.accuracy
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy."""
-        return wilson_interval(int((self.outcome.predicted == self.outcome.labels).sum()), self.images)
+        """The 95% interval of the accuracy."""
+        return wilson_interval(int(self.outcome.correct.sum()), self.images)
 
     def summary(self) -> dict[str, Any]:
-        """The headline numbers; `optimistic` is among them where it is true."""
+        """Returns the scores over all images; it has the key `optimistic` only if that is true."""
         return {
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
@@ -56,40 +55,43 @@ class Evaluation:
             "brier": brier_score(self.outcome),
             "temperature": self.temperature,
             "images": self.images,
-            "unreadable": len(self.outcome.unreadable),  # with `images` as many as were listed
+            "unreadable": len(self.outcome.unreadable),  # skipped, not in `images`
             **({"optimistic": True} if self.optimistic else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Everything: the summary, per class, the confusion matrix, and every image's prediction."""
-        matrix = confusion_matrix(self.outcome)
-        probabilities = self.outcome.probabilities
-        classes = self.outcome.classes
+        """Returns the summary, the scores of each class, the confusion matrix, and the prediction of each image."""
+        outcome, classes = self.outcome, self.outcome.classes
+        matrix = confusion_matrix(outcome)
+        predictions = zip(outcome.paths, outcome.labels, outcome.predicted, outcome.probabilities, strict=True)
         return {
             **self.summary(),
             "data": self.description,
-            "per_class": per_class_scores(self.outcome),
+            "per_class": per_class_scores(outcome),
             "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
             "most_confused": most_confused_pairs(matrix, classes),
-            "unreadable_files": [{"path": error.name, "error": error.reason} for error in self.outcome.unreadable],
+            "unreadable_files": [{"path": error.name, "error": error.reason} for error in outcome.unreadable],
             "predictions": [
-                {"path": name, "true": classes[label], "label": classes[best], "probability": float(p[best])}
-                for name, label, best, p in zip(
-                    self.outcome.paths, self.outcome.labels, self.outcome.predicted, probabilities, strict=True
-                )
+                {
+                    "path": path,
+                    "true": classes[true],
+                    "label": classes[predicted],
+                    "probability": float(probabilities[predicted]),
+                }
+                for path, true, predicted, probabilities in predictions
             ],
         }
 
 
 def describe_scored_images(scores: dict[str, Any]) -> str:
-    """How many images gave these scores, and what is to be said where they are optimistic."""
+    """Returns the number of images of a summary as text, with a note if the scores are optimistic."""
     return f"{scores['images']} images" + (f", {OPTIMISTIC_NOTE}" if scores.get("optimistic") else "")
 
 
 def open_scored_images(classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False) -> ScoredImages:
-    """Opens the labeled images at a DATA address that this classifier should be scored on.
+    """Opens the labeled images at a DATA address on which to score this classifier.
 
-    Raises `VitrailError` naming a class that the classifier does not know, `UsageError` where it has no classes at all.
+    Raises `VitrailError` for a class that the classifier lacks, and `UsageError` if it has no classes.
     """
     classifier.require_classes()
     trained_on = classifier.origin.get("data", {})
@@ -100,10 +102,10 @@ def open_scored_images(classifier: BaseClassifier, data: str | Path, skip_unread
 def open_splits(
     classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False
 ) -> tuple[str, dict[str, Images]]:
-    """The name of the split that is scored, and every split of the data, divided as training did."""
+    """Returns the name of the scored split, and all splits of the data, divided as in training."""
     trained_on = classifier.origin.get("data", {})
-    parts = open_known_splits(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
-    return next(name for name in SCORING_ORDER if name in parts), parts
+    splits = open_known_splits(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)
+    return next(name for name in SCORING_ORDER if name in splits), splits
 
 
 def evaluate(
@@ -114,14 +116,14 @@ def evaluate(
     optimistic: bool = False,
     batch_size: int = 256,
     workers: int | None = None,
-    tick: Callable[[int], object] = lambda n: None,
+    on_batch: Callable[[int], object] = lambda images: None,
     skip_unreadable: bool = False,
 ) -> Evaluation:
-    """The numbers of `classifier` on labelled images.
+    """Returns the scores of `classifier` on labeled images. `on_batch` receives the number of images of each batch.
 
-    Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it.
+    Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are skipped and counted.
     """
     outcome = compute_outcome(
-        classifier, images, batch_size=batch_size, workers=workers, tick=tick, skip_unreadable=skip_unreadable
+        classifier, images, batch_size=batch_size, workers=workers, on_batch=on_batch, skip_unreadable=skip_unreadable
     )
     return Evaluation(outcome, description or f"{len(images)} images", classifier.temperature, optimistic)

@@ -1,14 +1,13 @@
-"""The features of many images, computed once and kept on disk.
+"""Pooled features of many images, cached on disk.
 
-$VITRAIL_CACHE/features/MODEL/IMAGES.safetensors holds the features of up to `CHUNK` images. MODEL is a digest of the
-weights (without the head), the config and the preprocessing; IMAGES is one of the images' content. So features are
-found again whatever the images are called, are computed again where anything changed, and a run that is stopped goes
-on after the last whole file.
+A file $VITRAIL_CACHE/features/MODEL/IMAGES.safetensors holds the features of up to `CHUNK` images. MODEL is a digest of
+the weights (without the head), the config and the preprocessing; IMAGES is a digest of the images' content. Renamed
+images therefore have the same features, changed images have new ones, and a stopped run resumes after the last file.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,9 @@ from vitrail.files import cache_folder, write_atomically
 from vitrail.weights.artifact import read_safetensors, weights_sha256
 from vitrail.weights.config_json import config_to_json
 
-CHUNK = 256  # images in a file of the cache
-HEAD_FIELDS = ("classes", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")  # change no feature
+CHUNK = 256  # images per file of the cache
+# config fields that do not change features
+HEAD_FIELDS = ("classes", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")
 
 
 def extract_features(
@@ -38,90 +38,109 @@ def extract_features(
     batch_size: int = 64,
     workers: int | None = None,
     cache: bool = True,
-    tick: Callable[[int], object] = lambda n: None,
-    refuse: OnImageError | None = None,
+    on_batch: Callable[[int], object] = lambda images: None,
+    on_error: OnImageError | None = None,
 ) -> np.ndarray:
-    """The pooled vectors of all images in their order, (n, D) float32.
+    """Returns the pooled features of all images, in order: (n, D) float32.
 
-    `tick` is called with the images done after each batch. An image that cannot be read raises `ImageError`, or where
-    `refuse` is given has no row and `refuse` is told. Raises `NothingRead` where none is left.
+    `on_batch` receives the number of images of each batch. An unreadable image raises `ImageError`; with `on_error` it
+    is passed to that function and has no row. Raises `NoReadableImages` if no image is left.
     """
-    batch_size = (
-        1 << min(batch_size, CHUNK).bit_length() - 1
-    )  # batches end where files end, so that a stop changes no bit
-    places = [range(at, min(at + CHUNK, len(images))) for at in range(0, len(images), CHUNK)]
-    found: dict[int, Tensor] = {}
-    paths: list[Path] = []
-    if cache:
-        folder = cache_folder() / "features" / model_key(classifier)
-        for number, chunk in enumerate(places):
-            paths.append(folder / f"{content_key(images, chunk)}.safetensors")
-            if (features_BD := read_cached(paths[-1], len(chunk))) is not None:
-                found[number] = features_BD
-                tick(len(chunk))
-    if found:
-        log(f"the features of {sum(map(len, found.values()))} of {len(images)} images were kept from before")
-    missing = [number for number in range(len(places)) if number not in found]
-    rest = images.subset([i for number in missing for i in places[number]]) if found else images
-    workers = default_workers(rest) if workers is None else workers
-    parts: list[Tensor] = []
-    seen = 0  # images of the chunk under way, those that cannot be read too
-    batches = EvaluationLoader(rest, classifier.preprocess, batch_size=batch_size, workers=workers, on_error=refuse)
-    for pixels, _ in batches if missing else ():
+    batch_size = 1 << min(batch_size, CHUNK).bit_length() - 1  # a power of two: batches end where files end
+    chunks = [range(start, min(start + CHUNK, len(images))) for start in range(0, len(images), CHUNK)]
+    files = _cache_files(classifier, images, chunks) if cache else []
+    features: dict[int, Tensor] = {}  # by number of the chunk
+    for number, file in enumerate(files):
+        if (cached := read_cached(file, len(chunks[number]))) is not None:
+            features[number] = cached
+            on_batch(len(chunks[number]))
+    if features:
+        log(f"the features of {sum(map(len, features.values()))} of {len(images)} images are in the cache")
+    missing = [number for number in range(len(chunks)) if number not in features]
+    if missing:
+        rest = images.subset([i for number in missing for i in chunks[number]]) if features else images
+        workers = default_workers(rest) if workers is None else workers
+        batches = EvaluationLoader(
+            rest, classifier.preprocess, batch_size=batch_size, workers=workers, on_error=on_error
+        )
+        sizes = {number: len(chunks[number]) for number in missing}
+        features |= _compute_chunks(classifier, batches, sizes, batch_size, files, on_batch)
+    if not features:
+        raise NoReadableImages(f"none of {len(images)} images can be read", "vitrail check lists the errors")
+    return torch.cat([features[number] for number in sorted(features)]).numpy()
+
+
+def _compute_chunks(
+    classifier: Classifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    sizes: dict[int, int],
+    batch_size: int,
+    files: list[Path],
+    on_batch: Callable[[int], object],
+) -> dict[int, Tensor]:
+    """Returns the features of chunks, given the batches of all of them in order, and writes each chunk to its file.
+
+    `sizes` are the images of each chunk. A batch lacks the images that were skipped as unreadable; a chunk with such
+    images is not written. Nothing more is written after the first write that fails.
+    """
+    features: dict[int, Tensor] = {}
+    parts: list[Tensor] = []  # of the current chunk
+    schedule = [(number, start) for number, size in sizes.items() for start in range(0, size, batch_size)]
+    for (number, start), (pixels, _) in zip(schedule, batches, strict=True):
         if len(pixels):
             parts.append(classifier.features(pixels).cpu())
-        number = missing[0]
-        listed = min(batch_size, len(places[number]) - seen)
-        seen += listed
-        if seen == len(places[number]):
-            if parts:
-                found[number] = torch.cat(parts)
-                if paths and len(found[number]) == seen and not write_cached(paths[number], found[number]):
-                    paths = []
-            missing, parts, seen = missing[1:], [], 0
-        tick(listed)
-    if not found:
-        raise NoReadableImages(f"not one of {len(images)} images can be read", "vitrail check says why")
-    return torch.cat([found[number] for number in sorted(found)]).numpy()
+        if start + batch_size >= sizes[number] and parts:
+            features[number] = torch.cat(parts)
+            is_complete = len(features[number]) == sizes[number]
+            if files and is_complete and not write_cached(files[number], features[number]):
+                files = []
+            parts = []
+        on_batch(min(batch_size, sizes[number] - start))
+    return features
+
+
+def _cache_files(classifier: Classifier, images: Images, chunks: list[range]) -> list[Path]:
+    folder = cache_folder() / "features" / model_key(classifier)
+    return [folder / f"{content_key(images, chunk)}.safetensors" for chunk in chunks]
 
 
 def model_key(classifier: Classifier) -> str:
-    """A digest of everything that decides an image's features."""
+    """Returns a digest of everything that determines the features of an image."""
     weights = {name: t.cpu() for name, t in classifier.vit.state_dict().items() if not name.startswith("head.")}
     config = {name: value for name, value in config_to_json(classifier.vit.config).items() if name not in HEAD_FIELDS}
-    described = json.dumps([weights_sha256(weights), config, classifier.preprocess.to_json()], sort_keys=True)
-    return hashlib.sha256(described.encode()).hexdigest()[:32]
+    document = json.dumps([weights_sha256(weights), config, classifier.preprocess.to_json()], sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()[:32]
 
 
-def content_key(images: Images, places: Sequence[int]) -> str:
-    """A digest of the bytes of the files at these places; of the pixels where they are in memory."""
+def content_key(images: Images, indices: Sequence[int]) -> str:
+    """Returns a digest of the bytes of these files, or of the pixels of images in memory."""
     sha = hashlib.sha256()
     if isinstance(images.pixels, EncodedImages):
-        sha.update(images.pixels.sha256(np.asarray(places)).tobytes())
+        sha.update(images.pixels.sha256(np.asarray(indices)).tobytes())
     else:
-        for i in places:
+        for i in indices:
             content = repr(tuple(images[i].shape)).encode() + images[i].numpy().tobytes()
             sha.update(hashlib.sha256(content).digest())
     return sha.hexdigest()[:32]
 
 
 def read_cached(path: Path, n: int) -> Tensor | None:
-    """The features in a file of the cache; None where it is not there or not whole."""
+    """Returns the features of `n` images from a file of the cache; None if it is missing, damaged or incomplete."""
     try:
         document, tensors = read_safetensors(path)
-        whole = document is not None and document.get("sha256") == weights_sha256(tensors)
-        return tensors["features"] if whole and len(tensors["features"]) == n else None
+        is_intact = document is not None and document.get("sha256") == weights_sha256(tensors)
+        return tensors["features"] if is_intact and len(tensors["features"]) == n else None
     except (VitrailError, KeyError):
         return None
 
 
 def write_cached(path: Path, features_BD: Tensor) -> bool:
-    """Writes features into the cache; where it cannot be written that is said, and nothing else is lost."""
+    """Writes features to the cache; logs a failure and returns whether it succeeded."""
     tensors = {"features": features_BD.contiguous()}
     metadata = {"vitrail": json.dumps({"sha256": weights_sha256(tensors)})}
     try:
-        write_atomically(path, lambda aside: save_file(tensors, aside, metadata=metadata))
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     except VitrailError as error:
-        log(f"features are not kept: {error.sentence}")
+        log(f"features are not cached: {error.sentence}")
         return False
     return True

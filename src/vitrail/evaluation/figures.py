@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture."""
+"""The figure of a confusion matrix."""
 
 from pathlib import Path
 
@@ -6,27 +6,30 @@ import numpy as np
 
 from vitrail.files import write_atomically
 
+MAX_NUMBERED_CLASSES = 30  # with more classes the cells have no numbers
+MAX_NAMED_CLASSES = 100  # with more classes the axes have no names
+
 
 def draw_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], path: Path) -> None:
-    """Rows are true classes, columns predicted ones; colour is the part of the row, numbers are images."""
+    """Writes the matrix as an image: rows are true classes, colors are fractions of the row, numbers are images."""
     from matplotlib.figure import Figure
 
     n = len(classes)
-    side = min(4 + 0.35 * n, 24)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    inches = min(4 + 0.35 * n, 24)
+    figure = Figure(figsize=(inches + 1, inches), layout="constrained")
     axes = figure.subplots()
-    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    shown = axes.imshow(parts, cmap="cividis", vmin=0, vmax=1)
-    if n <= 30:
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(fractions, cmap="cividis", vmin=0, vmax=1)
+    if n <= MAX_NUMBERED_CLASSES:
         for i, j in np.ndindex(n, n):
             if matrix[i, j]:
                 axes.text(
                     j, i, str(matrix[i, j]), ha="center", va="center",
-                    fontsize=8, color="white" if parts[i, j] < 0.5 else "black",
+                    fontsize=8, color="white" if fractions[i, j] < 0.5 else "black",
                 )  # fmt: skip
-    if n <= 100:
+    if n <= MAX_NAMED_CLASSES:
         axes.set_xticks(range(n), classes, rotation=90, fontsize=8, parse_math=False)
         axes.set_yticks(range(n), classes, fontsize=8, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="part of the true class")
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=110))
+    figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))

@@ -1,27 +1,34 @@
-"""Outcome -> numbers."""
+"""Metrics of an outcome. Shapes: n images, Y classes."""
 
 from typing import Any
 
 import numpy as np
 
 from vitrail.evaluation.outcome import Outcome
-from vitrail.intervals import bootstrap_counts, percentile_interval, wilson_interval
+from vitrail.intervals import RESAMPLES, bootstrap_counts, percentile_interval, wilson_interval
+
+AVERAGES = ("balanced_accuracy", "macro_f1")
+
+
+def brier_score(outcome: Outcome) -> float:
+    """Returns the mean squared error of the probabilities, summed over classes (Brier 1950): 0 is best, 2 is worst."""
+    errors = outcome.probabilities.copy()
+    errors[np.arange(len(errors)), outcome.labels] -= 1
+    return float((errors**2).sum(axis=1).mean())
 
 
 def expected_calibration_error(outcome: Outcome, bins: int = 15) -> float:
-    """Expected calibration error (Naeini et al. 2015): mean gap of confidence and accuracy over equal-width bins."""
+    """Returns the mean gap between confidence and accuracy over bins of equal width (ECE, Naeini et al. 2015)."""
     rows = reliability_bins(outcome, bins)
     return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(outcome.labels)
 
 
 def reliability_bins(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
-    """For each bin of confidence with images in it: how many, their mean confidence and their accuracy."""
-    confidence = outcome.probabilities.max(axis=1)
-    correct = outcome.predicted == outcome.labels
-    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    """Returns the bins of a reliability diagram: images, mean confidence and accuracy; empty bins are omitted."""
+    bin_of_image = np.minimum((outcome.confidence * bins).astype(int), bins - 1)
     rows = []
     for number in range(bins):
-        inside = places == number
+        inside = bin_of_image == number
         n = int(inside.sum())
         if n:
             rows.append(
@@ -29,87 +36,94 @@ def reliability_bins(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
                     "from": number / bins,
                     "to": (number + 1) / bins,
                     "images": n,
-                    "confidence": float(confidence[inside].mean()),
-                    "accuracy": float(correct[inside].mean()),
-                    "interval": list(wilson_interval(int(correct[inside].sum()), n)),
+                    "confidence": float(outcome.confidence[inside].mean()),
+                    "accuracy": float(outcome.correct[inside].mean()),
+                    "interval": list(wilson_interval(int(outcome.correct[inside].sum()), n)),
                 }
             )
     return rows
 
 
 def top_k_accuracy(outcome: Outcome, k: int = 5) -> float:
-    """The part of the images whose true class is among the `k` most probable."""
+    """Returns the fraction of images whose true class is among the `k` most probable; 1 if there are at most `k`."""
     k = min(k, len(outcome.classes))
-    best = np.argpartition(-outcome.logits, k - 1, axis=1)[:, :k]
-    return float((best == outcome.labels[:, None]).any(axis=1).mean())
+    top_k = np.argpartition(-outcome.logits, k - 1, axis=1)[:, :k]
+    return float((top_k == outcome.labels[:, None]).any(axis=1).mean())
 
 
 def confusion_matrix(outcome: Outcome) -> np.ndarray:
-    """Images by true class (rows) and predicted class (columns), (Y, Y)."""
-    from sklearn.metrics import confusion_matrix
+    """Returns the number of images by true class (rows) and predicted class (columns), (Y, Y)."""
+    from sklearn import metrics
 
-    matrix: np.ndarray = confusion_matrix(outcome.labels, outcome.predicted, labels=np.arange(len(outcome.classes)))
+    class_indices = np.arange(len(outcome.classes))
+    matrix: np.ndarray = metrics.confusion_matrix(outcome.labels, outcome.predicted, labels=class_indices)
     return matrix
 
 
 def per_class_scores(outcome: Outcome) -> dict[str, dict[str, Any]]:
-    """Precision, recall, F1 and number of images for each class; None where a class was not seen or not predicted."""
+    """Returns precision, recall, F1 and the number of images of each class.
+
+    Recall is None for a class without images, precision is None for a class that is never predicted.
+    """
     from sklearn.metrics import precision_recall_fscore_support
 
-    numbers = np.arange(len(outcome.classes))
-    scores = precision_recall_fscore_support(outcome.labels, outcome.predicted, labels=numbers, zero_division=np.nan)
+    class_indices = np.arange(len(outcome.classes))
+    scores = precision_recall_fscore_support(
+        outcome.labels, outcome.predicted, labels=class_indices, zero_division=np.nan
+    )
     return {
         name: {
-            "precision": _or_none(precision),
-            "recall": _or_none(recall),
-            "f1": _or_none(f1),
+            "precision": _none_if_nan(precision),
+            "recall": _none_if_nan(recall),
+            "f1": _none_if_nan(f1),
             "images": int(images),
         }
         for name, precision, recall, f1, images in zip(outcome.classes, *scores, strict=True)
     }
 
 
-def most_confused_pairs(matrix: np.ndarray, classes: tuple[str, ...], most: int = 10) -> list[dict[str, Any]]:
-    """The pairs (true, predicted) that are mistaken most often, with the number of images."""
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
-    return [{"true": classes[i], "predicted": classes[j], "images": int(wrong[i, j])} for i, j in pairs if wrong[i, j]]
+def most_confused_pairs(matrix: np.ndarray, classes: tuple[str, ...], max_pairs: int = 10) -> list[dict[str, Any]]:
+    """Returns the (true, predicted) pairs with the most errors, each with its number of images."""
+    errors = matrix.copy()
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[:max_pairs]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, errors.shape), strict=True)]
+    return [
+        {"true": classes[i], "predicted": classes[j], "images": int(errors[i, j])} for i, j in pairs if errors[i, j]
+    ]
 
 
-def bootstrap_scores(outcome: Outcome, times: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Balanced accuracy, macro-F1 and every class's F1, each with its 95 % percentile bootstrap interval.
+def bootstrap_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Returns balanced accuracy, macro F1 and the F1 of every class, with 95% percentile bootstrap intervals.
 
-    Images are drawn with replacement `times` times; drawing images is drawing cells of the confusion matrix.
-    Classes without an image count for nothing.
+    Resampling images is resampling cells of the confusion matrix. Classes without images are excluded from averages.
     """
     classes = len(outcome.classes)
     cells, counts = np.unique(outcome.labels * classes + outcome.predicted, return_counts=True)
-    rows, columns = np.divmod(cells, classes)
-    drawn = bootstrap_counts(counts, np.random.Generator(np.random.Philox(seed)), times)
-    named = ("balanced_accuracy", "macro_f1")
-    found = [_averages(rows, columns, draw, classes) for draw in (counts, *drawn)]
-    over = np.array([[each[name] for name in named] for each in found])
-    f1 = np.array([each["f1"] for each in found])
-    low, high = percentile_interval(over[1:])
+    true, predicted = np.divmod(cells, classes)
+    resampled_counts = bootstrap_counts(counts, np.random.Generator(np.random.Philox(seed)), resamples)
+    scores = [_averages_and_f1(true, predicted, each, classes) for each in (counts, *resampled_counts)]
+    averages = np.array([[each[name] for name in AVERAGES] for each in scores])
+    f1 = np.array([each["f1"] for each in scores])
+    low, high = percentile_interval(averages[1:])
     f1_low, f1_high = percentile_interval(f1[1:])
     return {
-        **{name: float(over[0, i]) for i, name in enumerate(named)},
-        **{f"{name}_interval": [float(low[i]), float(high[i])] for i, name in enumerate(named)},
+        **{name: float(averages[0, i]) for i, name in enumerate(AVERAGES)},
+        **{f"{name}_interval": [float(low[i]), float(high[i])] for i, name in enumerate(AVERAGES)},
         "f1_intervals": {name: [float(f1_low[i]), float(f1_high[i])] for i, name in enumerate(outcome.classes)},
     }
 
 
-def _averages(rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, classes: int) -> dict[str, Any]:
-    """Mean recall and F1 over the classes that have images, and each F1, from (true, predicted, images)."""
-    true = np.bincount(rows, counts, classes)
-    predicted = np.bincount(columns, counts, classes)
-    right = np.bincount(rows, counts * (rows == columns), classes)
-    seen = true > 0
-    f1 = 2 * right / np.maximum(true + predicted, 1)
-    return {"balanced_accuracy": (right[seen] / true[seen]).mean(), "macro_f1": f1[seen].mean(), "f1": f1}
+def _averages_and_f1(true: np.ndarray, predicted: np.ndarray, counts: np.ndarray, classes: int) -> dict[str, Any]:
+    """Returns balanced accuracy, macro F1, and the F1 of each class, from the cells of a confusion matrix."""
+    true_counts = np.bincount(true, counts, classes)
+    predicted_counts = np.bincount(predicted, counts, classes)
+    correct_counts = np.bincount(true, counts * (true == predicted), classes)
+    has_images = true_counts > 0
+    f1 = 2 * correct_counts / np.maximum(true_counts + predicted_counts, 1)
+    recall = correct_counts[has_images] / true_counts[has_images]
+    return {"balanced_accuracy": recall.mean(), "macro_f1": f1[has_images].mean(), "f1": f1}
 
 
-def _or_none(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

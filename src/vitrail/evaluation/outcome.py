@@ -1,7 +1,8 @@
-"""A classifier's answers on a set of images, from which every metric is computed."""
+"""The outputs of a classifier on labeled images, from which every metric is computed. Shapes: n images, Y classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,37 +15,52 @@ from vitrail.errors import VitrailError
 
 
 class NoReadableImages(VitrailError):
-    """Of all images that were to be answered for, not one can be read."""
+    """None of the images can be read."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """For each image its true class and the logits: labels (n,), logits (n, Y)."""
+    """The true class and the logits of each image: labels (n,), logits (n, Y).
 
-    paths: list[str]  # of files, else the images' names
+    Arrays that are derived from them are computed at first use and then shared: do not change them in place.
+    """
+
+    paths: list[str]  # of files, otherwise names of images
     labels: np.ndarray
     logits: np.ndarray
     classes: tuple[str, ...]
-    unreadable: tuple[ImageError, ...] = ()  # images that were listed and are in none of the arrays
+    unreadable: tuple[ImageError, ...] = ()  # images that were skipped; no array contains them
 
     def readable_images(self, images: Images) -> Images:
-        """The images that this is of: those of the listed that could be read."""
+        """Returns `images` without those that were skipped, so that indices match the arrays."""
         return images.exclude(self.unreadable)
 
-    @property
+    @cached_property
     def probabilities(self) -> np.ndarray:
         """Softmax of the logits, (n, Y)."""
-        powers = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-        return shares
+        exponentials = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
+        probabilities: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return probabilities
 
-    @property
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """Probability of the predicted class, (n,)."""
+        confidence: np.ndarray = self.probabilities.max(axis=1)
+        return confidence
+
+    @cached_property
     def predicted(self) -> np.ndarray:
-        """The most probable class of each image, (n,)."""
-        best: np.ndarray = self.logits.argmax(axis=1)
-        return best
+        """Index of the most probable class, (n,)."""
+        predicted: np.ndarray = self.logits.argmax(axis=1)
+        return predicted
 
-    @property
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """Whether the predicted class is the true class, (n,)."""
+        correct: np.ndarray = self.predicted == self.labels
+        return correct
+
+    @cached_property
     def losses(self) -> np.ndarray:
         """Cross-entropy of each image in nats, (n,)."""
         highest = self.logits.max(axis=1)
@@ -54,8 +70,7 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """The part of the images whose most probable class is the true one."""
-        return float((self.predicted == self.labels).mean())
+        return float(self.correct.mean())
 
     @property
     def loss(self) -> float:
@@ -70,19 +85,21 @@ def compute_outcome(
     batch_size: int = 256,
     workers: int | None = None,
     processes: int = 1,
-    tick: Callable[[int], object] = lambda n: None,
+    on_batch: Callable[[int], object] = lambda images: None,
     skip_unreadable: bool = False,
 ) -> Outcome:
-    """The classifier's logits for every image, in order; `tick` is called with the images done in each batch.
+    """Returns the logits of every image, in order. `on_batch` receives the number of images of each batch.
 
-    Raises `ImageError` naming a file that cannot be read; with `skip_unreadable` it is counted instead, and
-    `NothingRead` is raised where no image is left.
+    `processes` is the number of processes on this machine that compute outcomes at the same time.
+
+    Raises `ImageError` for an unreadable image. With `skip_unreadable` such images are skipped and listed; then raises
+    `NoReadableImages` if none is left.
     """
-    refused: list[ImageError] = []
+    errors: list[ImageError] = []
 
-    def refuse(error: ImageError) -> None:
-        refused.append(error)
-        tick(1)
+    def skip(error: ImageError) -> None:
+        errors.append(error)
+        on_batch(1)
 
     logits, labels = [], []
     batches = EvaluationLoader(
@@ -91,16 +108,21 @@ def compute_outcome(
         batch_size=batch_size,
         workers=workers,
         local_processes=processes,
-        on_error=refuse if skip_unreadable else None,
+        on_error=skip if skip_unreadable else None,
     )
     for pixels, labels_B in batches:
         if len(labels_B):
             logits.append(classifier.logits(pixels).cpu())
             labels.append(labels_B)
-            tick(len(pixels))
+            on_batch(len(pixels))
     if not logits:
-        raise NoReadableImages(f"not one of {len(images)} images can be read", str(refused[0]))
-    gone = {error.name for error in refused}
-    paths = [path for path in images.paths if path not in gone]
-    scores = torch.cat(logits).double().numpy()
-    return Outcome(paths, torch.cat(labels).numpy(), scores, classifier.classes, tuple(refused))
+        raise NoReadableImages(f"none of {len(images)} images can be read", str(errors[0]))
+    skipped = {error.name for error in errors}
+    paths = [path for path in images.paths if path not in skipped]
+    return Outcome(
+        paths,
+        torch.cat(labels).numpy(),
+        torch.cat(logits).double().numpy(),
+        classifier.classes,
+        tuple(errors),
+    )

@@ -1,74 +1,52 @@
-"""How far a model's features go without training it: k nearest neighbours and a linear head.
+"""Scores a model's features without training the model: a k-nearest-neighbor probe and a linear probe.
 
-A fine-tuned model that loses to these has cost its training for nothing.
+A fine-tuned model should score higher than both.
 """
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.console import ProgressBar, progress_bar
+from vitrail.console import progress_bar
 from vitrail.data import Images, Splits, open_data
 from vitrail.data.decode import ImageError
 from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.open import open_source
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.features import extract_features
+from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, knn_probabilities
+from vitrail.evaluation.linear_head import LinearHead, fit_linear_head
 from vitrail.evaluation.outcome import Outcome
 
-DEFAULT_K, DEFAULT_TEMPERATURE = 20, 0.07  # those of DINO (Caron et al. 2021, arXiv 2104.14294)
-PENALTIES = tuple(float(f"{10**e:.3g}") for e in np.arange(1, -5.5, -0.5))  # 10 to 0.00001, two in each decade
-PATIENCE = 4  # weaker penalties are tried until so many in a row are no better: from there on they only fit noise
-MAX_COSINES = 1 << 26  # that k-NN has in memory at once
-DEFAULT_PENALTY = 0.01  # where there is no validation to choose by
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """A multinomial logistic regression on features: weight (Y, D), bias (Y,)."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-    penalty: float
-    scores_by_penalty: list[dict[str, float]]  # a row for each penalty: losses and accuracies
-
-    def logits(self, features_ND: np.ndarray) -> np.ndarray:
-        """(n, D) -> (n, Y)."""
-        logits_NY: np.ndarray = features_ND @ self.weight.T + self.bias
-        return logits_NY
+MIN_PROBABILITY = 1e-12  # of a k-NN vote, before its logarithm
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The scores of both probes on the same images; None where no image is kept back."""
+    """The scores of both probes on the same images; None if no images are held out."""
 
     knn: Evaluation | None
     linear: Evaluation | None
     head: LinearHead
-    split: str | None  # the split that was scored: test, or validation where there is no test
+    split: str | None  # the scored split: test, or validation without a test split
     k: int
     temperature: float
     train_images: int
-    seconds: float  # for the linear head: features to fit and choose it by, and the fit; kept features cost nothing
-    unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed and are left out
+    seconds: float  # for the linear head: to extract the features that are not in the cache, and to fit
+    unreadable: dict[str, int] = field(default_factory=dict)  # skipped images per split
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, with what they depend on."""
-        optimistic = (
-            self.split == "validation" and len(self.head.scores_by_penalty) > 1
-        )  # the penalty was chosen by what is scored
+        """Both scores and the settings that they depend on."""
+        penalty_was_chosen = len(self.head.scores_by_penalty) > 1
+        optimistic = self.split == "validation" and penalty_was_chosen  # chosen on the scored images
         return {
-            "on": self.split,
+            "split": self.split,
             "train_images": self.train_images,
             "unreadable": self.unreadable,
             "seconds": round(self.seconds, 3),
@@ -82,7 +60,7 @@ class Probe:
 
 
 def summarize_scores(evaluation: Evaluation | None) -> dict[str, Any]:
-    """What is said of either probe."""
+    """Returns accuracy, its interval and the number of images; empty without an evaluation."""
     if evaluation is None:
         return {}
     return {
@@ -93,11 +71,14 @@ def summarize_scores(evaluation: Evaluation | None) -> dict[str, Any]:
 
 
 def open_probe_data(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> Splits:
-    """The splits at a DATA address in the classifier's channels; divided as it was if it was trained on these data."""
+    """Opens the splits at a DATA address in the classifier's channels.
+
+    If the classifier was trained on the same data, they are divided into the same splits.
+    """
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    found = compute_fingerprint(open_source(data, channels, skip_unreadable))
-    split = trained_on.get("split") if trained_on.get("fingerprint") == found else None
+    fingerprint = compute_fingerprint(open_source(data, channels, skip_unreadable))
+    split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
     return open_data(data, channels=channels, missing_ok=skip_unreadable, **options)
 
@@ -113,149 +94,65 @@ def probe(
     workers: int | None = None,
     cache: bool = True,
     skip_unreadable: bool = False,
-    tick: Callable[[], object] = lambda: None,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> Probe:
-    """Both probes of the classifier's features: fitted on training images, scored on test (else validation).
+    """Returns both probes of the classifier's features: fitted on train, scored on test (else validation).
 
-    The penalty of the linear one is chosen on validation. `tick` is called after each batch; it may raise to stop.
-    Raises `ImageError` naming a file that cannot be read, or with `skip_unreadable` counts it. Raises `UsageError` for
-    a `k` or `temperature` that makes no sense.
+    Without `penalty` that of the linear probe is chosen on validation. `on_batch` is called after each batch of
+    features; it may raise to stop. Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are
+    skipped and counted. Raises `UsageError` for an invalid `k` or `temperature`.
     """
     if k < 1 or not temperature > 0:
         raise UsageError(f"k is {k} and temperature {temperature}; they must be at least 1 and above 0")
-    began = time.perf_counter()
+    start = time.perf_counter()
+    images = splits.as_dict()
     features: dict[str, np.ndarray] = {}
-    refused: dict[str, list[ImageError]] = {}
+    errors: dict[str, list[ImageError]] = {name: [] for name in images}
 
-    def compute(listed: dict[str, Images]) -> None:
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "cache": cache}
-        with progress_bar(f"computing features ({', '.join(listed)})", sum(map(len, listed.values()))) as progress:
-            for name, images in listed.items():
-                gone: list[ImageError] = []
-                refuse = gone.append if skip_unreadable else None
+    def extract(names: list[str]) -> None:
+        with progress_bar(f"computing features ({', '.join(names)})", sum(len(images[n]) for n in names)) as progress:
+
+            def advance(n: int) -> None:
+                progress.advance(n)
+                on_batch()
+
+            for name in names:
                 features[name] = extract_features(
-                    classifier, images, tick=ticker(progress, tick), refuse=refuse, **options
+                    classifier,
+                    images[name],
+                    batch_size=batch_size,
+                    workers=workers,
+                    cache=cache,
+                    on_batch=advance,
+                    on_error=errors[name].append if skip_unreadable else None,
                 )
-                refused[name], parts[name] = gone, images.exclude(gone)
+                images[name] = images[name].exclude(errors[name])
 
-    parts = splits.as_dict()
-    compute({name: images for name, images in parts.items() if name != "test"})
-    validation = (features["validation"], parts["validation"].labels) if "validation" in parts else None
-    labels = parts["train"].labels
+    extract([name for name in images if name != "test"])
+    labels = images["train"].labels
+    validation = (features["validation"], images["validation"].labels) if "validation" in images else None
     head = fit_linear_head(features["train"], labels, validation, len(splits.classes), penalty)
-    seconds = time.perf_counter() - began
-    on = next((name for name in ("test", "validation") if name in parts), None)
+    seconds = time.perf_counter() - start
+    split = next((name for name in ("test", "validation") if name in images), None)
     k = min(k, len(labels))
-    by_neighbours = by_head = None
-    if on:
-        if on == "test":
-            compute({"test": parts["test"]})
-        votes_NY = knn_votes(features["train"], labels, features[on], len(splits.classes), k, temperature)
-        by_neighbours = make_evaluation(parts[on], np.log(votes_NY.clip(1e-12)), splits.classes, refused[on])
-        by_head = make_evaluation(parts[on], head.logits(features[on]), splits.classes, refused[on])
-    unreadable = {name: len(gone) for name, gone in refused.items() if gone}
-    return Probe(by_neighbours, by_head, head, on, k, temperature, len(labels), seconds, unreadable)
-
-
-def ticker(progress: ProgressBar, tick: Callable[[], object]) -> Callable[[int], None]:
-    """A function that moves the bar, then asks whether to go on."""
-
-    def move(n: int) -> None:
-        progress.advance(n)
-        tick()
-
-    return move
+    knn_evaluation = linear_evaluation = None
+    if split:
+        if split == "test":
+            extract(["test"])
+        probabilities_NY = knn_probabilities(
+            features["train"], labels, features[split], len(splits.classes), k, temperature
+        )
+        knn_logits_NY = np.log(probabilities_NY.clip(MIN_PROBABILITY))
+        linear_logits_NY = head.logits(features[split])
+        knn_evaluation = make_evaluation(images[split], knn_logits_NY, splits.classes, errors[split])
+        linear_evaluation = make_evaluation(images[split], linear_logits_NY, splits.classes, errors[split])
+    unreadable = {name: len(skipped) for name, skipped in errors.items() if skipped}
+    return Probe(knn_evaluation, linear_evaluation, head, split, k, temperature, len(labels), seconds, unreadable)
 
 
 def make_evaluation(
     images: Images, logits_NY: np.ndarray, classes: tuple[str, ...], unreadable: Sequence[ImageError]
 ) -> Evaluation:
-    """The evaluation of these answers to the images that could be read."""
+    """Returns the evaluation of these logits of the readable images."""
     logits = logits_NY.astype(np.float64)
     return Evaluation(Outcome(list(images.paths), images.labels, logits, classes, tuple(unreadable)))
-
-
-def knn_votes(
-    bank_ND: np.ndarray,
-    labels_N: np.ndarray,
-    asked_MD: np.ndarray,
-    classes: int,
-    k: int = DEFAULT_K,
-    temperature: float = DEFAULT_TEMPERATURE,
-) -> np.ndarray:
-    """The share of each class among the `k` nearest images, (M, Y), each voting with exp(cosine / temperature).
-
-    The formula is that of DINO (arXiv 2104.14294, after Wu et al. 2018, arXiv 1805.01978).
-    """
-    bank = F.normalize(torch.from_numpy(bank_ND), dim=1)
-    labels = torch.from_numpy(labels_N)
-    shares: list[Tensor] = []
-    at_once = max(1, min(1024, MAX_COSINES // max(1, len(bank))))
-    for some in torch.split(F.normalize(torch.from_numpy(asked_MD), dim=1), at_once):
-        cosine, nearest = (some @ bank.T).topk(k)
-        weights = ((cosine - cosine[:, :1]) / temperature).double().exp()  # the nearest weighs one: nothing overflows
-        votes = torch.zeros(len(some), classes, dtype=torch.float64).scatter_add_(1, labels[nearest], weights)
-        shares.append(votes / votes.sum(1, keepdim=True))
-    return torch.cat(shares).numpy()
-
-
-def fit_linear_head(
-    features_ND: np.ndarray,
-    labels_N: np.ndarray,
-    validation: tuple[np.ndarray, np.ndarray] | None,
-    classes: int,
-    penalty: float | None = None,
-) -> LinearHead:
-    """Logistic regression (scikit-learn's, by L-BFGS) on standardised features, which the weights then take in.
-
-    Its loss is the mean cross-entropy + penalty / 2 times the squared length of the weights. Without a penalty the best
-    of `PENALTIES` on `validation` (features, labels) is taken, by accuracy, then loss; `PENALTY` where there is none.
-    """
-    if penalty is not None:
-        penalties: tuple[float, ...] = (penalty,)
-    else:
-        penalties = PENALTIES if validation else (DEFAULT_PENALTY,)
-    mean_D, std_D = features_ND.mean(0, dtype=np.float64), features_ND.std(0, dtype=np.float64)
-    std_D[std_D < 1e-6 * std_D.max(initial=1e-12)] = np.inf  # a feature that never changes says nothing
-    standard_ND = ((features_ND - mean_D) / std_D).astype(np.float64 if features_ND.size < 1e8 else np.float32)
-    measured = {"train": (features_ND, labels_N)} | ({"validation": validation} if validation else {})
-    heads: list[LinearHead] = []
-    rows: list[dict[str, float]] = []
-    with progress_bar("fitting the linear head", len(penalties)) as progress:
-        for weight_YD, bias_Y, each in fit_regressions(standard_ND, labels_N, classes, penalties):
-            folded_YD = weight_YD / std_D
-            head = LinearHead(folded_YD, bias_Y - folded_YD @ mean_D, each, rows)
-            row = {"penalty": each}
-            for name, (features, labels) in measured.items():
-                outcome = Outcome([], labels, head.logits(features), ())
-                row |= {f"{name}_loss": outcome.loss, f"{name}_accuracy": outcome.accuracy}
-            rows.append(row)
-            heads.append(head)
-            progress.advance()
-            if validation:
-                best = max(
-                    range(len(rows)), key=lambda i: (rows[i]["validation_accuracy"], -rows[i]["validation_loss"])
-                )
-                if len(rows) - 1 - best >= PATIENCE:
-                    break
-    return heads[best] if validation else heads[0]
-
-
-def fit_regressions(features_ND: np.ndarray, labels_N: np.ndarray, classes: int, penalties: tuple[float, ...]) -> Any:
-    """For each penalty (weight (Y, D), bias (Y,), penalty), each starting where the one before ended."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    n = len(labels_N)
-    model = LogisticRegression(max_iter=1000, warm_start=True)
-    for penalty in penalties:
-        model.set_params(C=1 / (penalty * n))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties need not be solved to the end
-            model.fit(features_ND, labels_N)
-        if len(model.classes_) != classes:
-            raise VitrailError("every class needs a training image to fit a head", "vitrail check says which has none")
-        weight_YD, bias_Y = model.coef_, model.intercept_
-        if classes == 2:  # one row says how much more the second class is worth
-            weight_YD, bias_Y = np.concatenate([-weight_YD, weight_YD]) / 2, np.concatenate([-bias_Y, bias_Y]) / 2
-        yield weight_YD.astype(np.float64), bias_Y.astype(np.float64), penalty

@@ -1,4 +1,4 @@
-"""Everything worth knowing of a classifier on labelled images: report.json, and report.html made from it."""
+"""The report of a classifier on labeled images: report.json, and report.html that is rendered from it."""
 
 from vitrail.report.subject import SampleSizes, Subject, report_command
 from vitrail.report.write import write_report

@@ -1,84 +1,95 @@
-"""How sure and how right, and when to abstain."""
+"""Calibration before and after temperature scaling, and selective prediction."""
 
 from dataclasses import fields
 from typing import Any
 
+from vitrail.evaluation import Outcome, compute_outcome
 from vitrail.evaluation.calibration import (
     Calibration,
     apply_temperature,
-    brier_score,
     calibrate,
     find_thresholds,
     risk_coverage_curve,
     selective_accuracy,
 )
-from vitrail.evaluation.metrics import expected_calibration_error, reliability_bins
-from vitrail.evaluation.outcome import Outcome, compute_outcome
+from vitrail.evaluation.metrics import brier_score, expected_calibration_error, reliability_bins
 from vitrail.report.subject import Subject
 
+Thresholds = list[dict[str, Any]]
 
-def sureness(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Calibration before and after the temperature, and what abstaining gives.
 
-    The temperature is the artefact's. If that has none, one is fitted on validation images for comparison alone; the
-    scored images never choose it.
+def collect_calibration(subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the section on calibration and the section on selective prediction.
+
+    The temperature is the one that the artifact stores. If it stores none, one is fitted on validation images for
+    comparison only. It is never fitted on the scored images.
     """
     outcome = subject.evaluation.outcome
-    stored = subject.evaluation.temperature
-    plain = apply_temperature(outcome, 1 / stored)
-    known = subject.classifier.origin.get("calibration")
-    kept = known is not None
-    fitted: Calibration | None = None
-    chosen: list[dict[str, Any]] = []  # thresholds on the probabilities that the classifier gives today
-    if known is not None:
-        fitted = Calibration(**{each.name: known.get(each.name) for each in fields(Calibration)})
-        chosen = fitted.thresholds
-    elif subject.validation is not None and stored == 1:
-        held_out = compute_outcome(subject.classifier, subject.validation, skip_unreadable=subject.skip_unreadable)
-        fitted, chosen = calibrate(held_out), find_thresholds(held_out)
-    temperature = fitted.temperature if fitted else stored
-    mended = apply_temperature(plain, temperature)
-    calibration = {
+    stored_temperature = subject.evaluation.temperature
+    calibration, thresholds = find_calibration(subject)
+    is_stored = subject.classifier.origin.get("calibration") is not None or stored_temperature != 1
+    temperature = calibration.temperature if calibration else stored_temperature
+    uncalibrated = apply_temperature(outcome, 1 / stored_temperature)
+    calibrated = apply_temperature(uncalibrated, temperature)
+    reason = None if is_stored else "there are no validation images to fit it on"
+    calibration_section = {
         "temperature": temperature,
-        "kept": kept or stored != 1,
-        "fitted_on": fitted.fitted_on if fitted else None,
-        "images": fitted.images if fitted else None,
-        "why": fitted.why if fitted else None if stored != 1 else "there are no validation images to fit it on",
-        "optimistic": bool(fitted and fitted.fitted_on == subject.split),
-        "before": sure(plain),
-        "after": sure(mended) if temperature != 1 else None,
+        "is_stored": is_stored,
+        "fitted_on": calibration.fitted_on if calibration else None,
+        "images": calibration.images if calibration else None,
+        "reason": calibration.reason if calibration else reason,
+        "optimistic": bool(calibration and calibration.fitted_on == subject.split),
+        "before": measure_calibration(uncalibrated),
+        "after": measure_calibration(calibrated) if temperature != 1 else None,
     }
-    rows = [
-        {
-            "wanted": row["wanted"],
-            "threshold": row["threshold"],
-            "coverage_chosen": row["coverage"],
-            "accuracy_chosen": row["accuracy"],
-            **selective_accuracy(outcome, row["threshold"]),
-        }
-        for row in chosen
-    ]
-    abstain = {
+    rows = [apply_threshold(outcome, threshold) for threshold in thresholds]
+    selective_section = {
         "curve": risk_coverage_curve(outcome),
-        "chosen_on": fitted.fitted_on if fitted else None,
-        "advised": advised(rows, outcome.accuracy),
+        "chosen_on": calibration.fitted_on if calibration else None,
+        "recommended": recommend_target(rows, outcome.accuracy),
         "thresholds": rows,
     }
-    return calibration, abstain
+    return calibration_section, selective_section
 
 
-def sure(outcome: Outcome) -> dict[str, Any]:
-    """How sure and how right: the three numbers and the diagram."""
+def find_calibration(subject: Subject) -> tuple[Calibration | None, Thresholds]:
+    """Returns the calibration of the artifact, else one fitted on validation images, else None.
+
+    The thresholds apply to the probabilities that the classifier returns now.
+    """
+    stored = subject.classifier.origin.get("calibration")
+    if stored is not None:
+        calibration = Calibration(**{field.name: stored.get(field.name) for field in fields(Calibration)})
+        return calibration, calibration.thresholds
+    if subject.validation is not None and subject.evaluation.temperature == 1:
+        held_out = compute_outcome(subject.classifier, subject.validation, skip_unreadable=subject.skip_unreadable)
+        return calibrate(held_out), find_thresholds(held_out)
+    return None, []
+
+
+def measure_calibration(outcome: Outcome) -> dict[str, Any]:
+    """Returns ECE, negative log-likelihood, Brier score, mean confidence, and the bins of a reliability diagram."""
     return {
         "ece": expected_calibration_error(outcome),
         "nll": outcome.loss,
         "brier": brier_score(outcome),
-        "confidence": float(outcome.probabilities.max(axis=1).mean()),
+        "confidence": float(outcome.confidence.mean()),
         "bins": reliability_bins(outcome),
     }
 
 
-def advised(rows: list[dict[str, Any]], accuracy: float) -> float | None:
-    """The wanted accuracy to begin with: the first that at least halves the error."""
-    better = [row["wanted"] for row in rows if 1 - row["wanted"] <= (1 - accuracy) / 2]
-    return better[0] if better else rows[-1]["wanted"] if rows else None
+def apply_threshold(outcome: Outcome, threshold: dict[str, Any]) -> dict[str, Any]:
+    """Returns a threshold with its scores on the images it was chosen on, and on the scored images."""
+    return {
+        "target_accuracy": threshold["target_accuracy"],
+        "threshold": threshold["threshold"],
+        "chosen_coverage": threshold["coverage"],
+        "chosen_accuracy": threshold["accuracy"],
+        **selective_accuracy(outcome, threshold["threshold"]),
+    }
+
+
+def recommend_target(rows: Thresholds, accuracy: float) -> float | None:
+    """Returns the first target accuracy that at least halves the error rate, else the highest one."""
+    better = [row["target_accuracy"] for row in rows if 1 - row["target_accuracy"] <= (1 - accuracy) / 2]
+    return better[0] if better else rows[-1]["target_accuracy"] if rows else None

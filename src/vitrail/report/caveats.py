@@ -1,46 +1,53 @@
-"""What the numbers of a report do not say."""
+"""Caveats: the limits of the numbers in a report."""
 
 from typing import Any
 
 from vitrail.data.scoring import OPTIMISTIC_NOTE
 
+MIN_CLASS_IMAGES = 30
 
-def limits(document: dict[str, Any]) -> list[str]:
-    """Sentences for this report, the general ones first."""
-    n = document["data"]["images"]
-    said = [
-        "Every number holds for images like these. Another camera, place or time can change all of them.",
-        f"Intervals are 95 % and cover which {n:,} images happened to be drawn, not another training of the model.",
-        "Precision and F1 depend on how frequent each class is here; recall does not.",
+
+def write_caveats(document: dict[str, Any]) -> list[str]:
+    """Returns sentences that hold for this document, the general ones first."""
+    sentences = [
+        "All numbers are for images like these. Images from another camera, place or time can give other numbers.",
+        f"Intervals are 95% confidence intervals. They cover the choice of these {document['data']['images']:,} "
+        "images, not the variation between trainings.",
+        "Precision and F1 depend on the class frequencies in these images; recall does not.",
     ]
     if document["summary"].get("optimistic"):
-        said.append(f"These are the validation images {OPTIMISTIC_NOTE}.")
+        sentences.append(f"These are validation images, {OPTIMISTIC_NOTE}.")
     elif document["data"]["split"] != "test":
-        said.append("These images are not a test split: the model may have been trained on some or all of them.")
-    small = [row["class"] for row in document["per_class"] if row["images"] < 30]
+        sentences.append("These images are not a test split: the model may have been trained on some or all of them.")
+    small = sum(row["images"] < MIN_CLASS_IMAGES for row in document["per_class"])
     if small:
-        said.append(f"{len(small)} of the classes have fewer than 30 images here; their rows say little.")
-    if document["calibration"]["optimistic"]:
-        said.append("The temperature was fitted on these very images: calibration after it looks better than it is.")
-    looks = document["looks"]
-    said.append(
-        "A map shows what this model's answer rests on, as far as the method can tell; it does not show what the "
-        "object is. A mean map hides images that differ from one another."
-    )
-    if looks["border_area"] is not None:
-        said.append("Evidence on the border can be right: some things lie there, and padded images have none.")
-    if document["faithfulness"] is None:
-        said.append("The maps of this model were not scored here; vitrail faithfulness does it.")
-    said.append(
-        "Suspected label errors are the model's word against the label's. Most mistakes of a weak model are its own."
-    )
-    if document["copies"]["left_out"]:
-        left = " and ".join(document["copies"]["left_out"])
-        said.append(f"Copies were not looked for in {left}: there are too many images.")
-    said.append("Copies that are cropped by more than a little are not found, nor among images below 16 pixels.")
-    said.append("In the map of alike images only nearness has a meaning; distances between far groups have none.")
-    if document["corruptions"]:
-        said.append(
-            "The corruptions are six kinds in strengths of our own: they are no stand-in for images from elsewhere."
+        sentences.append(
+            f"{small} of {len(document['classes'])} classes have fewer than {MIN_CLASS_IMAGES} images here, so their "
+            "scores are uncertain."
         )
-    return said
+    if document["calibration"]["optimistic"]:
+        sentences.append("The temperature was fitted on these images, so the calibration after it is optimistic.")
+    sentences.append(
+        "A relevance map shows what the prediction depends on, as far as the method can tell; it does not outline the "
+        "object. A mean map hides differences between images."
+    )
+    if document["attribution"]["border_area"] is not None:
+        sentences.append(
+            "Evidence on the border can be right, since some objects are there; padded images have no evidence there."
+        )
+    if document["faithfulness"] is None:
+        sentences.append("The faithfulness of the maps was not measured here; vitrail faithfulness measures it.")
+    sentences.append(
+        "For a suspected label error, model and label disagree. With a weak model, the model is wrong in most cases."
+    )
+    if skipped := document["near_duplicates"]["skipped_splits"]:
+        sentences.append(f"Near-duplicates were not searched in {' and '.join(skipped)}: there are too many images.")
+    sentences.append(
+        "Near-duplicates are not detected if one image is cropped noticeably, or if images are smaller than 16 pixels."
+    )
+    sentences.append("In the embedding map only close neighbors are meaningful; distances between groups are not.")
+    if document["corruptions"]:
+        sentences.append(
+            "The corruptions are six types with our own strengths; they do not replace images from another source."
+        )
+    return sentences

@@ -1,97 +1,157 @@
-"""Subject -> the document that is report.json, and the pictures that go with it. Every number of the page is in it."""
+"""Collects the document of a report, which is report.json, and its pictures. The page shows nothing else."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from vitrail.data import Images
 from vitrail.evaluation.corruptions import measure_robustness
+from vitrail.evaluation.label_errors import find_label_errors
 from vitrail.evaluation.outcome import Outcome
-from vitrail.report.attribution import mean_maps, mistake_maps, worst
-from vitrail.report.calibration import sureness
-from vitrail.report.caveats import limits
-from vitrail.report.faithfulness import believed
-from vitrail.report.findings import findings
-from vitrail.report.images import by_property, copies, embedded, suspected
-from vitrail.report.provenance import described, made
-from vitrail.report.scores import confused, scores
-from vitrail.report.sprite_sheets import ThumbnailIndex, Thumbnails, sheets
+from vitrail.evaluation.properties import PROPERTIES, accuracy_by_quantile
+from vitrail.report.attribution import explain_classes, explain_mistakes
+from vitrail.report.calibration import collect_calibration
+from vitrail.report.caveats import write_caveats
+from vitrail.report.embedding import collect_embedding
+from vitrail.report.faithfulness import collect_faithfulness
+from vitrail.report.findings import write_findings
+from vitrail.report.near_duplicates import collect_near_duplicates
+from vitrail.report.provenance import describe_model, describe_report
+from vitrail.report.sample import Sample, Selection, read_sample, select_images
+from vitrail.report.scores import collect_confusion, collect_scores
+from vitrail.report.sprite_sheets import make_sheets
 from vitrail.report.subject import SampleSizes, Subject
+from vitrail.report.thumbnails import ThumbnailIndex, make_thumbnail
 
-FORMAT = 1
-REPORT_STEPS = 10  # calls of `tick`, and one more with corruptions
+FORMAT = 2
+REPORT_STEPS = 8  # calls of `on_step`; one more with corruptions
 
+Document = dict[str, Any]
 Pictures = dict[str, bytes]  # WebP by name
-Tick = Callable[[str], object]
 
 
-def collect(subject: Subject, depth: SampleSizes, tick: Tick = lambda doing: None) -> tuple[dict[str, Any], Pictures]:
-    """Everything that is said of the subject; `tick` is called with what is being done as it begins."""
-    outcome = subject.evaluation.outcome
-    parts = subject.parts | {subject.split: subject.images}
-    thumbnails = Thumbnails(parts, subject.classifier.preprocess, depth.thumbnails)
-    show = ThumbnailIndex(thumbnails, subject.split)
-    tick("counting")
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "made": made(subject),
-        "model": described(subject),
-        "data": {
-            "said": subject.evaluation.description,
-            "split": subject.split,
-            "images": len(outcome.labels),
-            "parts": {name: len(images) for name, images in parts.items()},
-        },
-        "classes": list(outcome.classes),
-        **scores(subject),
-        "curves": [row for row in subject.curves if "epoch" in row],
-    }
-    tick("calibrating")
-    document["calibration"], document["abstain"] = sureness(subject)
-    tick("explaining mistakes")
-    tiles: list[np.ndarray] = []
-    chosen = worst(outcome, depth.mistakes)
-    rows, drawn = mistake_maps(subject.classifier, subject.images, outcome, chosen)
-    document["mistakes"] = [row | {"thumbnail": show(row["image"])} for row in rows]
-    tiles += drawn
-    tick("explaining each class")
-    document["looks"], drawn = mean_maps(subject.classifier, subject.images, outcome, depth.maps)
-    for row in document["looks"]["classes"]:
-        row["tile"] += len(tiles)
-    tiles += drawn
-    tick("scoring the maps")
-    document["faithfulness"], why_not = believed(subject, depth)
-    document["left_out"] = {"faithfulness": why_not} if why_not else {}
-    tick("looking for label errors")
-    document["labels"] = suspected(outcome, show, depth)
-    tick("looking for copies")
-    document["copies"] = copies(subject, parts, show, depth)
-    tick("brightness, size and sharpness")
-    document["properties"] = by_property(subject, depth)
+def collect(
+    subject: Subject, sizes: SampleSizes, on_step: Callable[[str], object] = lambda name: None
+) -> tuple[Document, Pictures]:
+    """Returns the document and the pictures of a report. `on_step` receives the name of each step as it begins.
+
+    Raises `ImageError` for an unreadable image.
+    """
+    classifier, outcome = subject.classifier, subject.evaluation.outcome
+    splits = subject.splits | {subject.split: subject.images}
+    on_step("scores")
+    document = describe_subject(subject, splits) | collect_scores(subject.evaluation)
+    document["confusion"] = collect_confusion(outcome, sizes.per_cell)
+    document["label_errors"] = collect_label_errors(outcome, sizes)
+    on_step("calibration")
+    document["calibration"], document["selective_prediction"] = collect_calibration(subject)
+    on_step("near-duplicates")
+    document["near_duplicates"] = collect_near_duplicates(
+        outcome, splits, subject.split, sizes.near_duplicates, sizes.examples
+    )
+    on_step("reading images")
+    selection = select_images(outcome, sizes)
+    thumbnails = number_thumbnails(document, selection, subject.split, ThumbnailIndex(sizes.thumbnails))
+    sample = read_sample(subject.images, classifier.preprocess, selection, thumbnails.images_of(subject.split))
+    document["properties"] = collect_properties(outcome, sample)
     document["corruptions"] = None
-    if depth.corruptions:
-        tick("corrupting images")
-        document["corruptions"] = measure_robustness(subject.classifier, subject.images, max_images=depth.corruptions)
-    tick("mapping what looks alike")
-    document["embedding"], scatter = embedded(subject, depth)
-    tick("drawing")
-    document["confusion"] = confused(outcome, show, depth)
-    document["thumbnails"], pictures = drawn_thumbnails(outcome, thumbnails, subject.split)
-    document["tiles"], files = sheets("maps", tiles)
-    document["limits"] = limits(document)
-    document["findings"] = findings(document)
-    return document, pictures | files | scatter
-
-
-def drawn_thumbnails(outcome: Outcome, thumbnails: Thumbnails, split: str) -> tuple[dict[str, Any], Pictures]:
-    """The sheets of thumbnails and what each of them shows."""
-    layout, files = sheets("images", thumbnails.pixels())
-    confidence = outcome.probabilities.max(axis=1)
-    named: list[dict[str, Any]] = []
-    for (part, i), row in zip(thumbnails.places, thumbnails.names(), strict=True):
-        scored = part == split
-        answer = (
-            {"predicted": int(outcome.predicted[i]), "probability": round(float(confidence[i]), 4)} if scored else {}
+    on_step("maps of mistakes")
+    mistakes, mistake_tiles = explain_mistakes(classifier, outcome, sample)
+    for row in mistakes:
+        row["thumbnail"] = thumbnails.numbers.get((subject.split, row["image"]))
+    document["mistakes"] = mistakes
+    on_step("maps of classes")
+    document["attribution"], class_tiles = explain_classes(classifier, outcome, sample)
+    for row in document["attribution"]["classes"]:
+        row["tile"] += len(mistake_tiles)
+    on_step("faithfulness")
+    document["faithfulness"], reason = collect_faithfulness(subject, sizes)
+    document["skipped_parts"] = {"faithfulness": reason} if reason else {}
+    if len(selection.corruptions):
+        on_step("corruptions")
+        document["corruptions"] = measure_robustness(
+            classifier, sample.batch(selection.corruptions), subject.images.labels[selection.corruptions]
         )
-        named.append(row | answer)
-    return layout | {"images": named}, files
+    on_step("embedding")
+    document["embedding"], pictures = collect_embedding(classifier, outcome, sample)
+    tiles = thumbnail_tiles(thumbnails, sample, splits, subject)
+    document["thumbnails"], thumbnail_sheets = make_sheets("images", tiles)
+    document["thumbnails"]["images"] = thumbnails.describe(splits, subject.split, outcome)
+    document["map_tiles"], map_sheets = make_sheets("maps", mistake_tiles + class_tiles)
+    document["caveats"] = write_caveats(document)
+    document["findings"] = write_findings(document)
+    return document, pictures | thumbnail_sheets | map_sheets
+
+
+def describe_subject(subject: Subject, splits: dict[str, Images]) -> Document:
+    """Returns what the report is about."""
+    return {
+        "format": FORMAT,
+        "provenance": describe_report(subject),
+        "model": describe_model(subject),
+        "data": {
+            "description": subject.evaluation.description,
+            "split": subject.split,
+            "images": len(subject.evaluation.outcome.labels),
+            "splits": {name: len(images) for name, images in splits.items()},
+        },
+        "classes": list(subject.evaluation.outcome.classes),
+        "training_metrics": [row for row in subject.training_metrics if "epoch" in row],
+    }
+
+
+def collect_label_errors(outcome: Outcome, sizes: SampleSizes) -> Document:
+    """Returns the number of suspected label errors, and the clearest as examples."""
+    suspects = find_label_errors(outcome)
+    return {
+        "suspected": len(suspects),
+        "examples": suspects[: sizes.examples],
+        "method": "confident learning (Northcutt et al. 2021)",
+    }
+
+
+def collect_properties(outcome: Outcome, sample: Sample) -> Document:
+    """Returns the accuracy in quantile bins of each property of the images."""
+    indices = sample.selection.properties
+    return {
+        "images": len(indices),
+        "by": {
+            name: {
+                "description": description,
+                "bins": accuracy_by_quantile(sample.properties[name], outcome.correct[indices]),
+            }
+            for name, description in PROPERTIES.items()
+        },
+    }
+
+
+def number_thumbnails(
+    document: Document, selection: Selection, scored_split: str, index: ThumbnailIndex
+) -> ThumbnailIndex:
+    """Adds the number of its thumbnail to every example of the document, in order of importance.
+
+    Of the cells of the confusion matrix, mistakes come first, and rare ones before frequent ones.
+    """
+    for i in selection.mistakes:
+        index.add(scored_split, int(i))
+    for row in document["label_errors"]["examples"]:
+        row["thumbnail"] = index.add(scored_split, row["image"])
+    for pair in document["near_duplicates"]["examples"]:
+        for image in pair["images"]:
+            image["thumbnail"] = index.add(image["split"], image["image"])
+    for cell in sorted(document["confusion"]["cells"], key=lambda c: (c["true"] == c["predicted"], c["images"])):
+        numbers = [index.add(scored_split, i) for i in cell.pop("examples")]
+        cell["thumbnails"] = [number for number in numbers if number is not None]
+    return index
+
+
+def thumbnail_tiles(
+    index: ThumbnailIndex, sample: Sample, splits: dict[str, Images], subject: Subject
+) -> list[np.ndarray]:
+    """Returns the pixels of all thumbnails in order; those of other splits are read here."""
+    preprocess = subject.classifier.preprocess
+    return [
+        sample.thumbnails[i] if split == subject.split else make_thumbnail(splits[split].load_batch(preprocess, [i])[0])
+        for split, i in index.numbers
+    ]

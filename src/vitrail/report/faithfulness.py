@@ -1,31 +1,30 @@
-"""How far this model's maps can be believed."""
+"""Faithfulness of the explanation methods on this model."""
 
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT_METHOD, METHODS
+from vitrail.explanation import DEFAULT_METHOD
 from vitrail.explanation.faithfulness import evaluate_faithfulness
 from vitrail.report.subject import SampleSizes, Subject
 
-FAITHFUL = (DEFAULT_METHOD, "chefer", "attention", "rollout")  # cheap enough to be scored in every report
-FEWEST_SCORED = 30  # images below which scores of maps are chance
+METHODS_IN_REPORT = (DEFAULT_METHOD, "chefer", "attention", "rollout")  # fast enough for every report
+MIN_IMAGES = 30
 
 
-def believed(subject: Subject, depth: SampleSizes) -> tuple[dict[str, Any] | None, str | None]:
-    """How far this model's maps can be believed; or None, and why that was left out or cannot be measured."""
-    if not depth.scored:
-        return None, "for a model of this size on this device it would take long"
-    if len(subject.images) < FEWEST_SCORED:
-        return None, f"it takes {FEWEST_SCORED} images to say anything"
-    methods = [name for name in FAITHFUL if name in METHODS]
+def collect_faithfulness(subject: Subject, sizes: SampleSizes) -> tuple[dict[str, Any] | None, str | None]:
+    """Returns the scores of the methods; or None and the reason why they were not computed."""
+    if not sizes.faithfulness:
+        return None, "it takes too long for a model of this size on this device"
+    if len(subject.images) < MIN_IMAGES:
+        return None, f"at least {MIN_IMAGES} images are needed"
     try:
-        scored = evaluate_faithfulness(
+        result = evaluate_faithfulness(
             subject.classifier,
             subject.images,
-            methods=methods,
-            max_images=depth.scored,
+            methods=METHODS_IN_REPORT,
+            max_images=sizes.faithfulness,
             description=subject.evaluation.description,
         )
     except UsageError as error:
         return None, error.sentence
-    return scored.to_json() | {"default": DEFAULT_METHOD}, None
+    return result.to_json() | {"default_method": DEFAULT_METHOD}, None

@@ -1,208 +1,228 @@
-"""What a reader should know first: a few sentences, each with how much it matters."""
+"""The key findings of a report: a few sentences, each with a level."""
 
-from typing import Any
+from enum import StrEnum
+from typing import Any, NamedTuple
 
-GOOD, NOTE, WARN = "good", "note", "warn"
-SHOWN_CLASSES = 4
+MAX_NAMED_CLASSES = 4
+LOW_RECALL = 0.5
+HIGH_ECE = 0.03
 
-
-def findings(document: dict[str, Any]) -> list[dict[str, str]]:
-    """Sentences in the order of the report's parts; `level` is good, note or warn, `part` the part's anchor."""
-    rows: list[tuple[str, str, str] | None] = [
-        _classes(document),
-        _confused(document),
-        _calibration(document),
-        _abstain(document),
-        _looks(document),
-        _maps(document),
-        _labels(document),
-        _copies(document),
-        _properties(document),
-        _corruptions(document),
-    ]
-    return [{"level": level, "text": text, "part": part} for level, text, part in filter(None, rows)]
+Document = dict[str, Any]
 
 
-def _classes(document: dict[str, Any]) -> tuple[str, str, str] | None:
+class Level(StrEnum):
+    """How important a finding is."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+
+
+class Finding(NamedTuple):
+    """A sentence, its level, and the anchor of the section that it summarizes."""
+
+    level: Level
+    text: str
+    section: str
+
+
+def write_findings(document: Document) -> list[dict[str, str]]:
+    """Returns the findings of a document in the order of its sections."""
+    functions = (
+        weakest_class,
+        most_frequent_mistake,
+        calibration,
+        selective_prediction,
+        border_evidence,
+        faithfulness,
+        label_errors,
+        near_duplicates,
+        properties,
+        corruptions,
+    )
+    findings = [function(document) for function in functions]
+    return [finding._asdict() for finding in findings if finding]
+
+
+def weakest_class(document: Document) -> Finding | None:
     rows = [row for row in document["per_class"] if row["images"]]
     if len(rows) < 2:
         return None
-    weakest = min(rows, key=lambda row: row["recall"])
-    best = max(rows, key=lambda row: row["recall"])
-    apart = weakest["recall_interval"][1] < best["recall_interval"][0]
-    if not apart:
-        return GOOD, "No class is clearly weaker than the others.", "classes"
-    return (
-        WARN if weakest["recall"] < 0.5 else NOTE,
-        f"The weakest class is {weakest['class']}: {percent(weakest['recall'])} of its images are found, against "
-        f"{percent(best['recall'])} of {best['class']}.",
+    worst, best = (choose(rows, key=lambda row: row["recall"]) for choose in (min, max))
+    if worst["recall_interval"][1] >= best["recall_interval"][0]:
+        return Finding(Level.OK, "No class is clearly weaker than the others.", "classes")
+    return Finding(
+        Level.WARNING if worst["recall"] < LOW_RECALL else Level.NOTE,
+        f"The weakest class is {worst['class']}: its recall is {percent(worst['recall'])}; the best is "
+        f"{percent(best['recall'])} ({best['class']}).",
         "classes",
     )
 
 
-def _confused(document: dict[str, Any]) -> tuple[str, str, str] | None:
+def most_frequent_mistake(document: Document) -> Finding:
     if not document["most_confused"]:
-        return GOOD, "No image is mistaken.", "confusion"
-    first = document["most_confused"][0]
-    support = {row["class"]: row["images"] for row in document["per_class"]}[first["true"]]
-    return (
-        NOTE,
-        f"The most frequent mistake is {first['true']} taken for {first['predicted']}: {first['images']} of "
-        f"{support} images.",
+        return Finding(Level.OK, "All images are classified correctly.", "confusion")
+    pair = document["most_confused"][0]
+    support = {row["class"]: row["images"] for row in document["per_class"]}[pair["true"]]
+    return Finding(
+        Level.NOTE,
+        f"The most frequent mistake: {pair['images']} of {support} images of class {pair['true']} are predicted as "
+        f"{pair['predicted']}.",
         "confusion",
     )
 
 
-def _calibration(document: dict[str, Any]) -> tuple[str, str, str]:
-    c = document["calibration"]
-    before, after = c["before"], c["after"]
-    now = after if after and c["kept"] else before
-    gap = now["confidence"] - document["summary"]["accuracy"]
-    manner = "too sure" if gap > 0 else "not sure enough"
+def calibration(document: Document) -> Finding:
+    section = document["calibration"]
+    before, after = section["before"], section["after"]
+    current = after if after and section["is_stored"] else before
+    is_overconfident = current["confidence"] > document["summary"]["accuracy"]
+    bias = "overconfident" if is_overconfident else "underconfident"
+    error = f"The model is {bias}, with a calibration error (ECE) of {points(current['ece'])}"
     if after is None:
-        why = f" No temperature was fitted: {c['why']}." if c["why"] else ""
-        level = NOTE if now["ece"] > 0.03 else GOOD
-        return level, f"Its probabilities are off by {points(now['ece'])} on average ({manner}).{why}", "calibration"
-    if c["kept"]:
-        return (
-            GOOD if after["ece"] <= before["ece"] else WARN,
-            f"A temperature of {c['temperature']:.2f} takes the mean error of its probabilities from "
+        reason = f" No temperature was fitted: {section['reason']}." if section["reason"] else ""
+        level = Level.NOTE if current["ece"] > HIGH_ECE else Level.OK
+        return Finding(level, f"{error}.{reason}", "calibration")
+    if section["is_stored"]:
+        return Finding(
+            Level.OK if after["ece"] <= before["ece"] else Level.WARNING,
+            f"A temperature of {section['temperature']:.2f} changes the calibration error (ECE) from "
             f"{points(before['ece'])} to {points(after['ece'])}.",
             "calibration",
         )
-    return (
-        NOTE,
-        f"Its probabilities are off by {points(before['ece'])} on average ({manner}); a temperature of "
-        f"{c['temperature']:.2f} would make that {points(after['ece'])} (vitrail evaluate --fit-temperature keeps it).",
+    return Finding(
+        Level.NOTE,
+        f"{error}. A temperature of {section['temperature']:.2f} would change it to {points(after['ece'])}; vitrail "
+        "evaluate --fit-temperature stores it in the model.",
         "calibration",
     )
 
 
-def _abstain(document: dict[str, Any]) -> tuple[str, str, str] | None:
-    row = next((r for r in document["abstain"]["thresholds"] if r["wanted"] == document["abstain"]["advised"]), None)
-    if row is None or row["accuracy"] is None:
+def selective_prediction(document: Document) -> Finding | None:
+    section = document["selective_prediction"]
+    rows = [row for row in section["thresholds"] if row["target_accuracy"] == section["recommended"]]
+    if not rows or rows[0]["accuracy"] is None:
         return None
-    return (
-        NOTE,
-        f"Answering only from a probability of {row['threshold']:.2f} on, it answers {percent(row['coverage'])} of the "
-        f"images and is right in {percent(row['accuracy'])} of those.",
-        "abstain",
+    row = rows[0]
+    return Finding(
+        Level.NOTE,
+        f"If you accept only predictions with a confidence of at least {row['threshold']:.2f}, "
+        f"{percent(row['coverage'])} of the images are answered and {percent(row['accuracy'])} of those are correct.",
+        "selective-prediction",
     )
 
 
-def _looks(document: dict[str, Any]) -> tuple[str, str, str] | None:
-    looks = document["looks"]
-    if looks["border_area"] is None:
+def border_evidence(document: Document) -> Finding | None:
+    section = document["attribution"]
+    if section["border_area"] is None:
         return None
-    alarmed = [row["class"] for row in looks["classes"] if row["alarm"]]
-    if not alarmed:
-        return GOOD, "In no class does the evidence gather on the border of the image.", "looks"
-    return (
-        WARN,
-        f"Shortcut alarm: for {listed(alarmed)} the evidence gathers on the border of the image. Is it the object that "
-        "the model knows?",
-        "looks",
+    suspicious = [row["class"] for row in section["classes"] if row["is_suspicious"]]
+    if not suspicious:
+        return Finding(Level.OK, "For no class is the evidence concentrated on the border of the image.", "attribution")
+    return Finding(
+        Level.WARNING,
+        f"Possible shortcut: for {join_names(suspicious)} the evidence is concentrated on the border of the image. "
+        "Check whether the model uses the background instead of the object.",
+        "attribution",
     )
 
 
-def _maps(document: dict[str, Any]) -> tuple[str, str, str] | None:
-    table = document["faithfulness"]
-    if table is None:
+def faithfulness(document: Document) -> Finding | None:
+    section = document["faithfulness"]
+    if section is None:
         return None
-    default, by_lot = (table["methods"].get(name, {}).get("deletion") for name in (table["default"], "random"))
-    if not default or not by_lot:
+    default, random = (
+        section["methods"].get(name, {}).get("deletion") for name in (section["default_method"], "random")
+    )
+    if not default or not random:
         return None
-    better = default["interval"][1] < by_lot["interval"][0]
-    return (
-        GOOD if better else WARN,
-        f"Its maps {'find what its answers rest on' if better else 'are no better than chance'}: without the patches "
-        f"they name first the probability averages {default['mean']:.2f}, without random ones {by_lot['mean']:.2f}.",
+    is_better = default["interval"][1] < random["interval"][0]
+    return Finding(
+        Level.OK if is_better else Level.WARNING,
+        f"The relevance maps are {'' if is_better else 'not '}better than random maps: removing the most relevant "
+        f"patches first gives a mean probability of {default['mean']:.2f}, a random order gives {random['mean']:.2f}.",
         "faithfulness",
     )
 
 
-def _labels(document: dict[str, Any]) -> tuple[str, str, str]:
-    n = document["labels"]["suspected"]
+def label_errors(document: Document) -> Finding:
+    n = document["label_errors"]["suspected"]
     if not n:
-        return GOOD, "No label is suspect.", "labels"
-    part = n / document["data"]["images"]
-    return NOTE, f"{n:,} labels ({percent(part)}) are worth a second look.", "labels"
+        return Finding(Level.OK, "No label is suspected to be wrong.", "label-errors")
+    fraction = percent(n / document["data"]["images"])
+    return Finding(Level.NOTE, f"{count(n, 'label')} ({fraction}) may be wrong and should be checked.", "label-errors")
 
 
-def _copies(document: dict[str, Any]) -> tuple[str, str, str] | None:
-    found = document["copies"]
-    if len(found["looked_at"]) < 2 and not found["within"]:
+def near_duplicates(document: Document) -> Finding | None:
+    section = document["near_duplicates"]
+    anchor = "near-duplicates"
+    if len(section["compared_images"]) < 2 and not section["pairs_within"]:
         return None
-    seen = found["across"].get("train", 0)
-    if seen:
-        rest = found["accuracy_without"]
-        return (
-            WARN,
-            f"{seen:,} pair{'s' if seen > 1 else ''} of near-duplicates lie across training and these images"
-            + (f"; without those images the accuracy is {percent(rest)}." if rest is not None else "."),
-            "copies",
-        )
-    if found["under_two_labels"]:
-        n = found["under_two_labels"]
-        return WARN, f"{n:,} pair{'s' if n > 1 else ''} of near-duplicates carry two different labels.", "copies"
-    if found["within"]:
-        n = found["within"]
-        return NOTE, f"{n:,} pair{'s' if n > 1 else ''} of near-duplicates among these images.", "copies"
-    if "train" not in found["looked_at"]:
+    if in_train := section["pairs_with_splits"].get("train", 0):
+        accuracy = section["accuracy_without_images_in_training"]
+        rest = f" Without these images the accuracy is {percent(accuracy)}." if accuracy is not None else ""
+        text = f"{count(in_train, 'near-duplicate pair')} of a scored image and a training image.{rest}"
+        return Finding(Level.WARNING, text, anchor)
+    if n := section["pairs_with_different_labels"]:
+        return Finding(Level.WARNING, f"{count(n, 'near-duplicate pair')} with two different labels.", anchor)
+    if n := section["pairs_within"]:
+        return Finding(Level.NOTE, f"{count(n, 'near-duplicate pair')} among the scored images.", anchor)
+    if "train" not in section["compared_images"]:
         return None
-    return GOOD, "No image is a near-duplicate of a training image.", "copies"
+    return Finding(Level.OK, "No scored image is a near-duplicate of a training image.", anchor)
 
 
-def _properties(document: dict[str, Any]) -> tuple[str, str, str] | None:
+def properties(document: Document) -> Finding | None:
+    """The property with the largest difference in accuracy, among those with intervals that do not overlap."""
     gaps = []
-    for name, found in document["properties"]["by"].items():
-        rows = found["rows"]
-        if len(rows) > 1:
-            low, high = min(rows, key=lambda r: r["accuracy"]), max(rows, key=lambda r: r["accuracy"])
-            if low["interval"][1] < high["interval"][0]:
-                gaps.append((high["accuracy"] - low["accuracy"], name, low, high))
+    for name, result in document["properties"]["by"].items():
+        low, high = (choose(result["bins"], key=lambda row: row["accuracy"]) for choose in (min, max))
+        if low["interval"][1] < high["interval"][0]:
+            gaps.append((high["accuracy"] - low["accuracy"], name, low, high))
     if not gaps:
         return None
-    gap, name, low, high = max(gaps, key=lambda g: g[0])
-    return (
-        NOTE,
-        f"By {name} the accuracy differs by {points(gap)}: {percent(low['accuracy'])} where it is from "
-        f"{short(low['from'])} to {short(low['to'])}, {percent(high['accuracy'])} from {short(high['from'])} to "
-        f"{short(high['to'])}.",
+    gap, name, low, high = max(gaps, key=lambda row: row[0])
+    return Finding(
+        Level.NOTE,
+        f"The accuracy depends on {name}: it is {percent(low['accuracy'])} for {short(low['from'])} to "
+        f"{short(low['to'])} and {percent(high['accuracy'])} for {short(high['from'])} to {short(high['to'])}, a "
+        f"difference of {points(gap)}.",
         "properties",
     )
 
 
-def _corruptions(document: dict[str, Any]) -> tuple[str, str, str] | None:
-    found = document["corruptions"]
-    if not found:
+def corruptions(document: Document) -> Finding | None:
+    section = document["corruptions"]
+    if not section:
         return None
-    row = min(found["corruptions"].values(), key=lambda row: row["levels"][-1]["accuracy"])
-    return (
-        NOTE,
-        f"Corrupted images cost {points(found['clean'] - found['mean'])} on average; the worst is {row['about']} at "
-        f"its strongest, with {percent(row['levels'][-1]['accuracy'])}.",
+    worst = min(section["corruptions"].values(), key=lambda row: row["levels"][-1]["accuracy"])
+    return Finding(
+        Level.NOTE,
+        f"Corruptions lower the accuracy by {points(section['clean_accuracy'] - section['mean_accuracy'])} on average. "
+        f"The worst is {worst['description']}: {percent(worst['levels'][-1]['accuracy'])} at the highest strength.",
         "corruptions",
     )
 
 
-def percent(part: float) -> str:
-    """A part as a percentage, to a tenth."""
-    return f"{100 * part:.1f}\u00a0%"
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}%"
 
 
-def points(part: float) -> str:
-    """A difference of parts in percentage points."""
-    return f"{100 * part:.1f}\u00a0points"
+def points(fraction: float) -> str:
+    """Formats a difference of fractions in percentage points."""
+    return f"{100 * fraction:.1f}\u00a0points"
 
 
 def short(value: float) -> str:
-    """A number in three digits."""
     return f"{value:.3g}"
 
 
-def listed(names: list[str]) -> str:
-    """a, b and c; of many the first few and how many more."""
-    if len(names) > SHOWN_CLASSES:
-        return f"{', '.join(names[:SHOWN_CLASSES])} and {len(names) - SHOWN_CLASSES} more"
+def count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def join_names(names: list[str]) -> str:
+    """Joins names as "a, b and c"; of more than `MAX_NAMED_CLASSES` it names the first and counts the others."""
+    if len(names) > MAX_NAMED_CLASSES:
+        return f"{', '.join(names[:MAX_NAMED_CLASSES])} and {len(names) - MAX_NAMED_CLASSES} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,4 +1,4 @@
-"""The document and its pictures -> one HTML file that needs nothing else."""
+"""Renders the document and the pictures of a report as one HTML file that needs nothing else."""
 
 from base64 import b64encode
 from importlib.resources import files
@@ -8,94 +8,101 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitrail.report import charts
-from vitrail.report.embedding_map import COLOURS
-from vitrail.report.recall_window import window
+from vitrail.report.embedding_map import CLASS_COLORS
+from vitrail.report.findings import Level
+from vitrail.report.plot import short
+from vitrail.report.recall_window import recall_windows
+from vitrail.report.sprite_sheets import sprite_position
+
+LEVEL_LABELS = {Level.OK: "OK", Level.NOTE: "Note", Level.WARNING: "Warning"}
+MAX_PAIRS = 12  # of confused classes below a matrix; without a matrix all pairs are listed
 
 
 def render_page(document: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    """The page; nothing in it leads outside, and every name in it is escaped."""
+    """Returns the page. It refers to nothing outside, and all names are escaped."""
     environment = Environment(
-        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(read_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "short": charts.short}
+    environment.filters |= {"percent": percent, "number": number, "short": short}
     environment.globals |= {
-        "charts": charts, "colours": COLOURS, "place": place, "level": level, "confused_pairs": confused_pairs,
-        "measured_of": measured_of,
-    }  # fmt: skip
+        "charts": charts,
+        "colors": CLASS_COLORS,
+        "level_labels": LEVEL_LABELS,
+        "sprite_position": sprite_position,
+        "cell_shade": cell_shade,
+        "confused_pairs": confused_pairs,
+        "measured": list_measures,
+    }
     page: str = environment.get_template("page.html").render(
         d=document,
-        window=window(document["per_class"]),
-        style=Markup(read("style.css")),
-        script=Markup(read("page.js")),
+        window=recall_windows(document["per_class"]),
+        style=Markup(read_resource("style.css")),
+        script=Markup(read_resource("page.js")),
         pictures={name: b64encode(content).decode() for name, content in pictures.items()},
-        wanted=for_script(document),
+        script_data=script_data(document),
     )
     return page
 
 
-def read(name: str) -> str:
-    """A file that lies beside this one."""
-    return files("vitrail.report").joinpath(name).read_text(encoding="utf-8")
+def read_resource(name: str) -> str:
+    return files("vitrail.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def for_script(document: dict[str, Any]) -> dict[str, Any]:
-    """What the page's script needs to open a cell: classes, cells, and what each thumbnail shows."""
-    sheet = document["thumbnails"]
+def script_data(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the page's script needs: classes, cells of the matrix, thumbnails, and points of the embedding."""
+    thumbnails = document["thumbnails"]
     return {
         "classes": document["classes"],
         "cells": document["confusion"]["cells"],
-        "columns": sheet["columns"],
-        "rows": sheet["rows"],
-        "images": [[row["path"], row["true"], row.get("predicted"), row.get("probability")] for row in sheet["images"]],
+        "columns": thumbnails["columns"],
+        "rows": thumbnails["rows"],
+        "images": [
+            [row["path"], row["true"], row.get("predicted"), row.get("probability")] for row in thumbnails["images"]
+        ],
         "points": [[p["x"], p["y"], p["true"], p["predicted"]] for p in document["embedding"]["points"]],
     }
 
 
-def place(layout: dict[str, Any], tile: int) -> dict[str, Any]:
-    """The sheet that a tile is on, and where: background positions in per cent."""
-    per_sheet = layout["columns"] * max(layout["rows"], default=1)
-    sheet, inside = divmod(tile, per_sheet)
-    row, column = divmod(inside, layout["columns"])
-    across, down = layout["columns"] - 1, layout["rows"][sheet] - 1
-    return {
-        "file": layout["files"][sheet],
-        "x": round(100 * column / across, 4) if across else 0,
-        "y": round(100 * row / down, 4) if down else 0,
-    }
-
-
-def confused_pairs(document: dict[str, Any], most: int = 12) -> list[dict[str, Any]]:
-    """The pairs that are mistaken most often, each with its cell's number; as many as a matrix leaves need of."""
+def confused_pairs(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the most confused pairs of classes, each with the number of its cell."""
     classes = document["classes"]
     support = {row["class"]: row["images"] for row in document["per_class"]}
     cells = [(n, cell) for n, cell in enumerate(document["confusion"]["cells"]) if cell["true"] != cell["predicted"]]
     cells.sort(key=lambda pair: -pair[1]["images"])
     if document["confusion"]["matrix"]:
-        cells = cells[:most]
+        cells = cells[:MAX_PAIRS]
     return [
         {
-            "cell": n, "true": classes[cell["true"]], "predicted": classes[cell["predicted"]], "images": cell["images"],
-            "of": support[classes[cell["true"]]], "part": round(cell["images"] / support[classes[cell["true"]]], 4),
+            "cell": n,
+            "true": classes[cell["true"]],
+            "predicted": classes[cell["predicted"]],
+            "images": cell["images"],
+            "support": support[classes[cell["true"]]],
+            "fraction": round(cell["images"] / support[classes[cell["true"]]], 4),
         }
         for n, cell in cells
-    ]  # fmt: skip
+    ]
 
 
-def measured_of(faithfulness: dict[str, Any]) -> list[str]:
-    """The measures that some method has a score for."""
+def list_measures(faithfulness: dict[str, Any]) -> list[str]:
+    """Returns the measures for which some method has a score."""
     return [n for n in faithfulness["measures"] if any(row[n] for row in faithfulness["methods"].values())]
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """81.6 %, or a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
+    """Formats a fraction as a percentage; None as a dash."""
+    return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits, or a dash."""
+    """Formats a number with this number of decimals; None as a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def level(part: float) -> int:
-    """The shade of a cell, 0 to 6, from the part of the row that is in it."""
-    return min(6, int(7 * part**0.6)) if part else 0
+def cell_shade(fraction: float) -> int:
+    """Returns the shade of a cell of the matrix, 0 to 6, for its fraction of the row."""
+    return min(6, int(7 * fraction**0.6)) if fraction else 0

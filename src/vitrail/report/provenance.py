@@ -1,4 +1,4 @@
-"""What a report is of: the classifier, and how the report was made."""
+"""The classifier of a report, and how the report was made."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +12,10 @@ from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256
 
 
-def made(subject: Subject) -> dict[str, Any]:
-    """When, with what and how this was made."""
+def describe_report(subject: Subject) -> dict[str, Any]:
+    """Returns time, command, versions and device."""
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": subject.command,
         "vitrail": __version__,
         "torch": torch.__version__,
@@ -24,15 +24,15 @@ def made(subject: Subject) -> dict[str, Any]:
     }
 
 
-def described(subject: Subject) -> dict[str, Any]:
-    """The classifier: what it is, how it was made, and a digest that tells its weights from others."""
+def describe_model(subject: Subject) -> dict[str, Any]:
+    """Returns the architecture, a digest of the weights, and the training of the classifier."""
     vit = subject.classifier.vit
     origin = subject.classifier.origin
     recipe = origin.get("recipe") or {}
     trained_on = origin.get("data") or {}
     return {
-        "path": subject.model,
-        "name": Path(subject.model).name or subject.model,
+        "path": subject.model_path,
+        "name": Path(subject.model_path).name or subject.model_path,
         "sha256": weights_sha256({name: tensor.cpu() for name, tensor in vit.state_dict().items()}),
         "parameters": sum(p.numel() for p in vit.parameters()),
         "image_size": list(subject.classifier.preprocess.image_size),

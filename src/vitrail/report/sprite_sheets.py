@@ -1,89 +1,19 @@
-"""Many small pictures in few files: sheets of tiles as WebP, far smaller than a file for each."""
+"""Sprite sheets: many small pictures in a few WebP files, which take far less space than one file per picture."""
 
 import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torchvision.transforms.v2.functional as F
 from PIL import Image
-from torch import Tensor
-
-from vitrail.data import Images, Preprocess
 
 COLUMNS = 32
-TILES = 1024  # in a sheet: WebP ends at 16383 pixels
-LARGEST = 64  # longest side of a thumbnail, in pixels
+TILES_PER_SHEET = 1024  # WebP allows 16383 pixels per edge
 QUALITY = 82
 
 
-def tile_size(preprocess: Preprocess) -> tuple[int, int]:
-    """Height and width of a thumbnail: as the model sees the image, but at most `LARGEST`."""
-    height, width = preprocess.image_size
-    scale = min(1.0, LARGEST / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-class Thumbnails:
-    """The images that a report shows, each once, with what is said of it."""
-
-    def __init__(self, parts: dict[str, Images], preprocess: Preprocess, most: int):
-        self.parts = parts
-        self.preprocess = preprocess
-        self.most = most
-        self.places: dict[tuple[str, int], int] = {}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def add(self, split: str, i: int) -> int | None:
-        """The number of this image's thumbnail; None where there is no more room."""
-        if (split, i) not in self.places and len(self.places) >= self.most:
-            return None
-        return self.places.setdefault((split, i), len(self.places))
-
-    def pixels(self) -> np.ndarray:
-        """All tiles in their order, uint8 (n, h, w, 3)."""
-        h, w = tile_size(self.preprocess)
-        tiles = [
-            to_rgb(resized(self.parts[split].load_batch(self.preprocess, [i])[0], h, w)) for split, i in self.places
-        ]
-        return np.stack(tiles) if tiles else np.zeros((0, h, w, 3), dtype=np.uint8)
-
-    def names(self) -> list[dict[str, Any]]:
-        """For each thumbnail its split, path and true class."""
-        return [
-            {"split": split, "path": self.parts[split].paths[i], "true": int(self.parts[split].labels[i])}
-            for split, i in self.places
-        ]
-
-
-class ThumbnailIndex:
-    """Gives images of the scored split a thumbnail."""
-
-    def __init__(self, thumbnails: Thumbnails, split: str):
-        self.thumbnails = thumbnails
-        self.split = split
-
-    def __call__(self, i: int, split: str | None = None) -> int | None:
-        """The number of the thumbnail; None where there is no more room."""
-        return self.thumbnails.add(split or self.split, int(i))
-
-
-def resized(image_CHW: Tensor, h: int, w: int) -> Tensor:
-    """The image at this size."""
-    return image_CHW if image_CHW.shape[-2:] == (h, w) else F.resize(image_CHW, [h, w], antialias=True)
-
-
-def to_rgb(image_CHW: Tensor) -> np.ndarray:
-    """uint8 (C, H, W) -> (H, W, 3), grey repeated."""
-    array: np.ndarray = image_CHW.expand(3, -1, -1).permute(1, 2, 0).contiguous().to(torch.uint8).cpu().numpy()
-    return array
-
-
-def sheets(name: str, tiles: Sequence[np.ndarray] | np.ndarray) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Tiles (n, h, w, 3) -> how they are laid out, and the sheets as WebP under the names that the layout gives."""
+def make_sheets(name: str, tiles: Sequence[np.ndarray] | np.ndarray) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Returns the layout of tiles (n, h, w, 3), and the sheets as WebP by the names in the layout."""
     array = np.asarray(tiles)
     if not len(array):
         return {"files": [], "tiles": 0, "columns": 1, "rows": [], "height": 1, "width": 1}, {}
@@ -91,20 +21,31 @@ def sheets(name: str, tiles: Sequence[np.ndarray] | np.ndarray) -> tuple[dict[st
     columns = min(COLUMNS, n)
     files: dict[str, bytes] = {}
     rows = []
-    for number, at in enumerate(range(0, n, TILES)):
-        part = array[at : at + TILES]
-        rows.append(-(-len(part) // columns))
+    for number, start in enumerate(range(0, n, TILES_PER_SHEET)):
+        sheet = array[start : start + TILES_PER_SHEET]
+        rows.append(-(-len(sheet) // columns))
         canvas = np.zeros((rows[-1] * h, columns * w, 3), dtype=np.uint8)
-        for k, tile in enumerate(part):
+        for k, tile in enumerate(sheet):
             y, x = divmod(k, columns)
             canvas[y * h : (y + 1) * h, x * w : (x + 1) * w] = tile
-        files[f"{name}-{number}"] = webp(Image.fromarray(canvas))
-    layout = {"files": list(files), "tiles": n, "columns": columns, "rows": rows, "height": h, "width": w}
-    return layout, files
+        files[f"{name}-{number}"] = encode_webp(Image.fromarray(canvas))
+    return {"files": list(files), "tiles": n, "columns": columns, "rows": rows, "height": h, "width": w}, files
 
 
-def webp(image: Image.Image, quality: int = QUALITY) -> bytes:
-    """The picture as WebP."""
+def sprite_position(layout: dict[str, Any], tile: int) -> dict[str, Any]:
+    """Returns the sheet of a tile, and its CSS background position in percent."""
+    per_sheet = layout["columns"] * max(layout["rows"], default=1)
+    sheet, inside = divmod(tile, per_sheet)
+    row, column = divmod(inside, layout["columns"])
+    last_column, last_row = layout["columns"] - 1, layout["rows"][sheet] - 1
+    return {
+        "file": layout["files"][sheet],
+        "x": round(100 * column / last_column, 4) if last_column else 0,
+        "y": round(100 * row / last_row, 4) if last_row else 0,
+    }
+
+
+def encode_webp(image: Image.Image, quality: int = QUALITY) -> bytes:
     file = io.BytesIO()
     image.save(file, "WEBP", quality=quality, method=4)
     return file.getvalue()

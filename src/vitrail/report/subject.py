@@ -1,4 +1,4 @@
-"""What a report is about, and how deep it goes."""
+"""The subject of a report, and the number of images that each part of it uses."""
 
 import math
 import shlex
@@ -10,73 +10,75 @@ from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.evaluation import Evaluation
 
-CPU_BUDGET = 1e13  # multiply-adds that maps and their scores may take: a minute or two on two cores
-GPU_FACTOR = 100
-TRIALS = 200  # forward passes that scoring four methods on one image takes, about
+CPU_BUDGET = 1e13  # multiply-adds for maps and their scores: one or two minutes on two cores
+GPU_SPEEDUP = 100  # of a GPU over a CPU, roughly
+FORWARDS_PER_SCORED_IMAGE = 200  # to score four explanation methods, roughly
+MIN_FAITHFULNESS_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A classifier, the images it was scored on, and everything known around them.
+    """A classifier, the images that it was scored on, and their context.
 
-    `parts` are all splits of the data by name, the scored one (`split`) among them; `curves` the rows of the run's
-    metrics; `command` what to type to make the report again.
+    `images` are the readable images of the scored split, in the order of the evaluation. `splits` are all splits of the
+    data. `training_metrics` are the rows of the run's metrics. `command` is the command that repeats the report.
     """
 
     classifier: Classifier
     images: Images
     evaluation: Evaluation
     split: str = "test"
-    parts: dict[str, Images] = field(default_factory=dict)
-    curves: list[dict[str, Any]] = field(default_factory=list)
-    model: str = ""
+    splits: dict[str, Images] = field(default_factory=dict)
+    training_metrics: list[dict[str, Any]] = field(default_factory=list)
+    model_path: str = ""
     command: str = ""
     skip_unreadable: bool = False
 
     @property
     def validation(self) -> Images | None:
-        """Images to choose by, if there are any besides those that are scored."""
-        return self.parts.get("validation") if self.split != "validation" else None
+        """The validation split, unless it is the scored one."""
+        return self.splits.get("validation") if self.split != "validation" else None
 
 
 def report_command(model: str | Path, data: str | Path, options: list[str]) -> str:
-    """What to type to make the report."""
+    """Returns the command that writes the report."""
     return shlex.join(["vitrail", "evaluate", str(model), str(data), "--report", *options])
 
 
 @dataclass(frozen=True)
 class SampleSizes:
-    """How many images each part of the report looks at."""
+    """The maximum number of images in each part of a report."""
 
-    thumbnails: int = 2400  # in all
-    by_cell: int = 30  # of them in a cell of the confusion matrix
+    thumbnails: int = 2400  # in the whole report
+    per_cell: int = 30  # thumbnails in a cell of the confusion matrix
     mistakes: int = 12
-    suspects: int = 24
-    maps: int = 300  # explained for the mean map per class
-    scored: int = 64  # on which explanations are scored; 0 leaves that out
+    examples: int = 24  # of suspected label errors, and of near-duplicate pairs
+    attribution: int = 300  # explained for the mean map of each class
+    faithfulness: int = 64  # on which explanation methods are scored; 0 skips this part
     properties: int = 10_000
-    embedded: int = 800
-    compared: int = 100_000  # images among which copies are looked for
-    corruptions: int = 0  # 0 leaves them out
+    embedding: int = 800
+    near_duplicates: int = 100_000  # compared with one another, in all splits together
+    corruptions: int = 0  # 0 skips this part
 
     @classmethod
     def for_model(cls, classifier: Classifier, corruptions: bool = False) -> "SampleSizes":
-        """As deep as the model's size allows: maps of a large model on a CPU would take hours.
+        """Returns sizes that a model of this size can process in minutes on its device.
 
-        What is left out is so by the model's size and the kind of device, not by a clock, so a report can be repeated.
+        They depend on the size of the model and the type of device, not on time, so a report can be repeated.
         """
-        budget = CPU_BUDGET * (GPU_FACTOR if classifier.device.type in ("cuda", "mps") else 1)
+        budget = CPU_BUDGET * (GPU_SPEEDUP if classifier.device.type in ("cuda", "mps") else 1)
         images = budget / forward_cost(classifier)
+        faithfulness = images / FORWARDS_PER_SCORED_IMAGE
         return cls(
-            maps=int(min(cls.maps, max(images / 3 / 4, 24))),
-            scored=int(min(cls.scored, images / TRIALS)) if images / TRIALS >= 8 else 0,
-            embedded=int(min(cls.embedded, max(images, 60))),
+            attribution=int(min(cls.attribution, max(images / 3 / 4, 24))),  # 3 for the backward pass, 4 parts
+            faithfulness=int(min(cls.faithfulness, faithfulness)) if faithfulness >= MIN_FAITHFULNESS_IMAGES else 0,
+            embedding=int(min(cls.embedding, max(images, 60))),
             corruptions=2000 if corruptions else 0,
         )
 
 
 def forward_cost(classifier: Classifier) -> float:
-    """Multiply-adds of one image's forward pass, about: parameters times tokens."""
+    """Estimates the multiply-adds of a forward pass on one image: parameters of the blocks times tokens."""
     config = classifier.vit.config
-    tokens = math.prod(side // config.patch for side in classifier.preprocess.image_size) + config.prefix_tokens
+    tokens = math.prod(pixels // config.patch for pixels in classifier.preprocess.image_size) + config.prefix_tokens
     return float(sum(p.numel() for p in classifier.vit.blocks.parameters()) * tokens)

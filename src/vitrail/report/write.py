@@ -1,4 +1,4 @@
-"""Collects, then writes report.json and report.html side by side."""
+"""Writes a report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +14,15 @@ def write_report(
     subject: Subject,
     folder: Path,
     *,
-    depth: SampleSizes | None = None,
-    tick: Callable[[str], object] = lambda doing: None,
+    sizes: SampleSizes | None = None,
+    on_step: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Any]:
-    """Writes report.json and report.html into `folder` and returns the document of the former.
+    """Writes report.json and report.html into `folder` and returns the document of report.json.
 
-    `depth` says how many images each part looks at; what fits the model's size unless said. `tick` is called with what
-    is being done as it begins. Raises `ImageError` naming a file that cannot be read.
+    `sizes` defaults to `SampleSizes.for_model`. `on_step` receives the name of each step as it begins. Raises
+    `ImageError` for an unreadable image.
     """
-    document, pictures = collect(subject, depth or SampleSizes.for_model(subject.classifier), tick)
+    document, pictures = collect(subject, sizes or SampleSizes.for_model(subject.classifier), on_step)
     page = render_page(document, pictures)
     write_json(folder / "report.json", document)
     write_text(folder / "report.html", page)

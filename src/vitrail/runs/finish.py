@@ -91,7 +91,7 @@ def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
                 description=description,
                 optimistic=optimistic,
                 workers=ended.recipe.workers,
-                tick=progress.advance,
+                on_batch=progress.advance,
                 skip_unreadable=skip,
             )
         summary = evaluation.summary()
@@ -112,7 +112,7 @@ def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool
     plain = replace(classifier, temperature=1.0)
     with progress_bar("fitting the temperature", len(validation)) as progress:
         fitted = calibrate(
-            compute_outcome(plain, validation, workers=workers, tick=progress.advance, skip_unreadable=skip_unreadable)
+            compute_outcome(plain, validation, workers=workers, on_batch=progress.advance, skip_unreadable=skip_unreadable)
         )
     origin = {**classifier.origin, "calibration": fitted.to_json()}
     return replace(classifier, temperature=fitted.temperature, origin=origin)
@@ -131,14 +131,14 @@ def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) 
         evaluation.outcome.readable_images(images),
         evaluation,
         split=split,
-        parts=ended.splits.as_dict(),
+        splits=ended.splits.as_dict(),
         skip_unreadable=skip,
-        curves=RunFolder(run.folder).load_metrics(),
-        model=str(run.folder),
+        training_metrics=RunFolder(run.folder).load_metrics(),
+        model_path=str(run.folder),
         command=report_command(run.folder, data, ["--skip-unreadable"] if skip else []),
     )
     with progress_bar("writing the report", REPORT_STEPS) as progress:
-        write_report(subject, run.folder, tick=lambda doing: progress.advance(note=doing))
+        write_report(subject, run.folder, on_step=lambda doing: progress.advance(note=doing))
 
 
 def held_out(splits: Splits) -> tuple[str, Images | None]:

@@ -116,7 +116,7 @@ def probed(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
             penalty=recipe.probe_l2,
             workers=recipe.workers,
             skip_unreadable=recipe.skip_unreadable,
-            tick=go_on,
+            on_batch=go_on,
         )
     for line in describe_probes(found.to_json()):
         log(line)
@@ -144,12 +144,12 @@ def fit_head(classifier: Classifier, found: Probe, folder: RunFolder) -> None:
 def describe_probes(figures: dict[str, Any]) -> list[str]:
     """What the probes reach, a line for each."""
     lines: list[str] = []
-    if figures["on"] is None:
+    if figures["split"] is None:
         return lines
     for name, how in (("knn", "{k} nearest neighbours"), ("linear", "a linear probe")):
         low, high = figures[name]["accuracy_interval"]
         lines.append(
-            f"{how.format(**figures[name])} on the weights' own features: {figures['on']} accuracy "
+            f"{how.format(**figures[name])} on the weights' own features: {figures['split']} accuracy "
             f"{figures[name]['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), {describe_scored_images(figures[name])}"
         )
     return lines

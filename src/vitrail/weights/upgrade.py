@@ -37,8 +37,8 @@ AUGMENT_KEYS: dict[str, str] = {
 PREPROCESS_KEYS: dict[str, str] = {"smallest": "min_size"}
 FIT_VALUES: dict[str, str] = {"squash": "stretch"}
 ORIGIN_KEYS: dict[str, str] = {"licence": "license"}
-THRESHOLD_KEYS: dict[str, str] = {}  # rows of origin["calibration"]["thresholds"]
-CALIBRATION_KEYS: dict[str, str] = {}
+THRESHOLD_KEYS: dict[str, str] = {"wanted": "target_accuracy"}  # rows of origin["calibration"]["thresholds"]
+CALIBRATION_KEYS: dict[str, str] = {"why": "reason"}
 SCORE_KEYS: dict[str, str] = {}  # origin["metrics"][split]
 
 
