@@ -1,4 +1,4 @@
-"""What the benchmarks say and count, where it is decided without measuring anything."""
+"""Parts of the benchmarks that need no measurement."""
 
 import argparse
 import asyncio
@@ -19,26 +19,26 @@ from vitrail.benchmarking.timing import Timing
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--beside", "none", "--curve", "there"], "--curve is drawn at the pace of the recipe that --beside names"),
         (["--also", "nowhere"], "nowhere has no metrics.jsonl"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_anything_runs(
-    words, said, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+def test_wrong_arguments_are_refused_before_any_run(
+    words, message, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     Path("there/metrics.jsonl").touch()
-    monkeypatch.setattr(time_to_accuracy, "trained", lambda *given, **options: pytest.fail("it ran"))
+    monkeypatch.setattr(time_to_accuracy, "trained", lambda *args, **options: pytest.fail("it ran"))
     monkeypatch.setattr(sys, "argv", ["time_to_accuracy", "data", *words])
     with pytest.raises(SystemExit):
         time_to_accuracy.main()
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_ours_is_held_against_the_fastest_of_all_rows():
+def test_vitrail_is_compared_with_the_fastest_peer():
     seconds = {(VITRAIL, "fast"): 2.0, ("timm", "fp32"): 4.0, ("timm", "bf16"): 1.0, ("torchvision", "fp32"): 3.0}
     timings = {Candidate(*who, lambda: lambda: None): Timing((each,) * 3) for who, each in seconds.items()}
     assert describe_ratios(make_rows(timings, 8)) == ["best peer timm bf16 8.0 images/s;", "fast 0.50 (0.50 to 0.50);"]
@@ -46,7 +46,7 @@ def test_ours_is_held_against_the_fastest_of_all_rows():
     assert describe_ratios(make_rows(ours, 8)) == ["no peers"]
 
 
-def test_a_client_that_reaches_nobody_counts_a_failure():
+def test_a_failed_connection_counts_as_a_failure():
     took: list[tuple[float, float, int]] = []
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -54,7 +54,7 @@ def test_a_client_that_reaches_nobody_counts_a_failure():
     assert {status for _, _, status in took} == {0}
 
 
-def test_a_server_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch):
+def test_waiting_for_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cancels, "PATIENCE", 0.1)
     line = json.dumps({"event": "listening", "url": "http://127.0.0.1:1/"})
     command = [sys.executable, "-c", f"import sys; print({line!r}, file=sys.stderr)"]
@@ -65,10 +65,10 @@ def test_a_server_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pyte
             log.wait("ready")
 
 
-def test_what_goes_wrong_while_killing_is_told():
-    """Nothing has said which process is the worker: the one who kills it cannot begin."""
+def test_an_error_while_killing_is_raised():
+    """The log names no worker process, so the task that kills it fails at once."""
     with subprocess.Popen(["true"], stderr=subprocess.PIPE, text=True) as process:
         log = cancels.Log(process)
-    asked = argparse.Namespace(requests=1, clients=1, leaving=0, kills=1, every=0)
+    arguments = argparse.Namespace(requests=1, clients=1, leaving=0, kills=1, every=0)
     with pytest.raises(RuntimeError):
-        asyncio.run(cancels.everything(1, cancels.classifier(), log, asked))
+        asyncio.run(cancels.everything(1, cancels.classifier(), log, arguments))

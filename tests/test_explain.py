@@ -1,4 +1,4 @@
-"""Recorded attention against attention written out, the maps made of it, and their pictures."""
+"""Recorded attention against an explicit computation, the maps made of it, and their figures."""
 
 import json
 import math
@@ -24,12 +24,12 @@ from vitrail.explanation.render import overlay_map, scale_map
 from vitrail.model import Learned, Rotary, ViT, ViTConfig
 from vitrail.model.attention import attend
 
-WIDE = (12, 20)  # 3 x 5 patches of 4
+WIDE = (12, 20)  # 3 x 5 patches of 4 pixels
 CLASSES = ("ant", "bee", "cat", "dog", "emu")
 
 
 def random_vit(**options) -> ViT:
-    """A tiny ViT whose attention is far from even."""
+    """A tiny ViT whose attention is far from uniform."""
     torch.manual_seed(0)
     base = dict(width=32, depth=3, heads=4, mlp_width=64, patch=4, image_size=WIDE, classes=5)
     vit = ViT(ViTConfig(**{**base, **options})).eval()
@@ -41,8 +41,8 @@ def random_vit(**options) -> ViT:
 
 def classifier(**options) -> Classifier:
     vit = random_vit(**options)
-    grey = vit.config.channels == 1
-    middle = (0.5,) * (1 if grey else 3)
+    gray = vit.config.channels == 1
+    middle = (0.5,) * (1 if gray else 3)
     return Classifier(vit, CLASSES, Preprocess(image_size=WIDE, mean=middle, std=middle))
 
 
@@ -55,12 +55,12 @@ def photos(batch: int = 3, channels: int = 3, size: tuple[int, int] = WIDE) -> T
     return torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8, generator=generator)
 
 
-def difference(a: Tensor, b: Tensor) -> float:
+def max_difference(a: Tensor, b: Tensor) -> float:
     assert a.shape == b.shape
     return (a - b).abs().max().item()
 
 
-# Attention written out from the blocks' inputs, with nothing of the model but its weights.
+# Attention computed from the inputs of the blocks; only the weights come from the model.
 
 
 def layer_norm(x: np.ndarray, norm: torch.nn.LayerNorm) -> np.ndarray:
@@ -74,23 +74,23 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return raised / raised.sum(-1, keepdims=True)
 
 
-def turned(x: np.ndarray, config: ViTConfig, h: int, w: int) -> np.ndarray:
-    """Rotary positions: channel i and i + K/2 are a complex number; (row, column) pairs turn by their place."""
+def rotate_by_hand(x: np.ndarray, config: ViTConfig, h: int, w: int) -> np.ndarray:
+    """Rotary positions: channel i and i + K/2 are a complex number; each pair is rotated by its (row, column)."""
     K = x.shape[-1]
     pairs = x[..., : K // 2] + 1j * x[..., K // 2 :]
     frequency = 2 * math.pi / config.position.base ** (np.arange(K // 4) / (K // 4))
-    for place in range(h * w):
-        y, x_ = (2 * (place // w) + 1) / h - 1, (2 * (place % w) + 1) / w - 1
+    for index in range(h * w):
+        y, x_ = (2 * (index // w) + 1) / h - 1, (2 * (index % w) + 1) / w - 1
         turn = np.exp(1j * np.concatenate([y * frequency, x_ * frequency]))
-        pairs[:, :, config.prefix_tokens + place] *= turn
+        pairs[:, :, config.prefix_tokens + index] *= turn
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
 def attention_by_hand(vit: ViT, x: Tensor) -> list[np.ndarray]:
-    """(B, N, T, T) of each layer in float64, from what went into each block; with attention pooling its weights too."""
+    """Attention (B, N, T, T) of each layer in float64; the last entry is that of attention pooling, if any."""
     inputs: list[Tensor] = []
     watched = [*vit.blocks, vit.pool]
-    hooks = [module.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for module in watched]
+    hooks = [module.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for module in watched]
     with torch.no_grad():
         vit(x)
     for hook in hooks:
@@ -100,23 +100,23 @@ def attention_by_hand(vit: ViT, x: Tensor) -> list[np.ndarray]:
     def by_head(tokens: np.ndarray) -> np.ndarray:
         return tokens.reshape(*tokens.shape[:2], heads, -1).swapaxes(1, 2)
 
-    found = []
-    for block, given in zip(vit.blocks, inputs, strict=False):
+    actual = []
+    for block, args in zip(vit.blocks, inputs, strict=False):
         qkv = block.attn.qkv
         bias = 0 if qkv.bias is None else qkv.bias.detach().numpy()
-        projected = layer_norm(given.double().numpy(), block.norm1) @ qkv.weight.detach().numpy().T + bias
+        projected = layer_norm(args.double().numpy(), block.norm1) @ qkv.weight.detach().numpy().T + bias
         q, k = (by_head(part) for part in np.split(projected, 3, axis=-1)[:2])
         if vit.config.qk_norm:
             q, k = layer_norm(q, block.attn.q_norm), layer_norm(k, block.attn.k_norm)
         if isinstance(vit.config.position, Rotary):
-            q, k = turned(q, vit.config, h, w), turned(k, vit.config, h, w)
-        found.append(softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])))
+            q, k = rotate_by_hand(q, vit.config, h, w), rotate_by_hand(k, vit.config, h, w)
+        actual.append(softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])))
     if vit.config.pool == "map":
         pool, tokens = vit.pool, inputs[-1].double().numpy()
         q = (pool.query @ pool.q.weight.T + pool.q.bias).detach().double().numpy()[None].repeat(len(x), axis=0)
         k = tokens @ pool.kv.weight[:32].detach().numpy().T + pool.kv.bias[:32].detach().numpy()
-        found.append(softmax(by_head(q) @ by_head(k).swapaxes(-1, -2) / math.sqrt(32 // heads)))
-    return found
+        actual.append(softmax(by_head(q) @ by_head(k).swapaxes(-1, -2) / math.sqrt(32 // heads)))
+    return actual
 
 
 MODELS = {
@@ -143,13 +143,13 @@ def test_recorded_attention_equals_attention_written_out(options, size):
         vit(x)
     tokens = vit.config.prefix_tokens + size[0] * size[1] // 16
     for layer in range(3):
-        found = record.attention(layer)
-        assert found.shape == (3, 4, tokens, tokens)
-        assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.numpy(), expected[layer], atol=1e-5)
-        np.testing.assert_allclose(found.sum(-1).numpy(), 1, atol=1e-5)
-        assert found.std(-1).mean() > 0.02  # far from even, so a mix-up would show
-        assert torch.equal(record.attention(layer - 3), found)
+        actual = record.attention(layer)
+        assert actual.shape == (3, 4, tokens, tokens)
+        assert actual.dtype == torch.float32
+        np.testing.assert_allclose(actual.numpy(), expected[layer], atol=1e-5)
+        np.testing.assert_allclose(actual.sum(-1).numpy(), 1, atol=1e-5)
+        assert actual.std(-1).mean() > 0.02  # far from uniform, so that an error would be visible
+        assert torch.equal(record.attention(layer - 3), actual)
     if vit.config.pool == "map":
         assert record.pool_attention.shape == (3, 4, 1, tokens)
         np.testing.assert_allclose(record.pool_attention.numpy(), expected[3], atol=1e-5)
@@ -159,7 +159,7 @@ def test_recorded_attention_equals_attention_written_out(options, size):
 
 @any_model
 def test_recorded_attention_in_bf16_is_the_exact_softmax_of_the_bf16_queries_and_keys(options):
-    """What the kernel was given, caught one step earlier, at the norms or the projection."""
+    """The expected attention comes from the queries and keys that the kernel receives."""
     vit = random_vit(**options).bfloat16()
     seen: list[Tensor] = []
     attention = vit.blocks[1].attn
@@ -169,25 +169,25 @@ def test_recorded_attention_in_bf16_is_the_exact_softmax_of_the_bf16_queries_and
     q, k = (tensor.double() for tensor in seen)
     assert seen[0].dtype == logits.dtype == torch.bfloat16
     expected = torch.einsum("bntk,bnsk->bnts", q, k).div(math.sqrt(8)).softmax(-1)
-    found = record.attention(1)
-    assert found.dtype == torch.float32
-    assert difference(found.double(), expected) < 1e-5
+    actual = record.attention(1)
+    assert actual.dtype == torch.float32
+    assert max_difference(actual.double(), expected) < 1e-5
     if not options.get("qk_norm") and not isinstance(vit.config.position, Rotary):
         exact = random_vit(**options)
-        assert difference(found.double(), torch.from_numpy(attention_by_hand(exact, images())[1])) < 0.2
+        assert max_difference(actual.double(), torch.from_numpy(attention_by_hand(exact, images())[1])) < 0.2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_first_layers_attention_in_any_dtype_is_near_float64s(dtype):
+def test_first_layer_attention_in_any_dtype_is_close_to_float64(dtype):
     vit = random_vit()
     expected = torch.from_numpy(attention_by_hand(vit, images())[0])
     with torch.no_grad(), vitrail.recording(vit.to(dtype)) as record:
         vit(images().to(dtype))
-    assert difference(record.attention(0).double(), expected) < (0.1 if dtype == torch.bfloat16 else 1e-5)
+    assert max_difference(record.attention(0).double(), expected) < (0.1 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_recording_works_under_autocast():
-    """Recorded in float32 even while autocast is on."""
+    """The recorded attention is float32 also under autocast."""
     vit = random_vit()
     expected = torch.from_numpy(attention_by_hand(vit, images())[0])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), vitrail.recording(vit) as record:
@@ -195,14 +195,14 @@ def test_recording_works_under_autocast():
         inside = record.attention(0)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, record.attention(0))
-    assert difference(inside.sum(-1), torch.ones(3, 4, 16)) < 1e-5
-    assert difference(inside.double(), expected) < 0.1
+    assert max_difference(inside.sum(-1), torch.ones(3, 4, 16)) < 1e-5
+    assert max_difference(inside.double(), expected) < 0.1
 
 
 @pytest.mark.parametrize(
     "rows", [0, 5, -1, slice(1, None), slice(None, None, 3), [0, 7, 2], (4, 4), range(2, 5)], ids=str
 )
-def test_asked_for_rows_are_rows_of_the_whole(rows):
+def test_selected_rows_equal_rows_of_the_full_attention(rows):
     vit = random_vit()
     with torch.no_grad(), vitrail.recording(vit) as record:
         vit(images())
@@ -213,7 +213,7 @@ def test_asked_for_rows_are_rows_of_the_whole(rows):
 
 @any_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recording_changes_no_bit_of_the_logits(options, dtype):
+def test_recording_leaves_the_logits_bit_identical(options, dtype):
     vit, x = random_vit(**options).to(dtype), images().to(dtype)
     with torch.no_grad():
         outside = vit(x)
@@ -223,16 +223,16 @@ def test_recording_changes_no_bit_of_the_logits(options, dtype):
         assert torch.equal(vit(x), outside)
 
 
-def held(vit: ViT) -> list:
+def attend_functions(vit: ViT) -> list:
     return [module.attend for module in vit.modules() if hasattr(module, "attend")]
 
 
-def test_nothing_of_the_recording_remains():
+def test_recording_restores_the_model():
     vit = random_vit(pool="map")
     with vitrail.recording(vit) as record:
-        assert len(held(vit)) == 4
-        assert attend not in held(vit)
-    assert held(vit) == [attend] * 4
+        assert len(attend_functions(vit)) == 4
+        assert attend not in attend_functions(vit)
+    assert attend_functions(vit) == [attend] * 4
     vit(images())
     with pytest.raises(UsageError, match="nothing is recorded"):
         record.attention()
@@ -244,10 +244,10 @@ def test_an_exception_inside_restores_the_model():
         vit(images(size=(12, 21)))
     with pytest.raises(ZeroDivisionError), vitrail.recording(vit):
         raise ZeroDivisionError
-    assert held(vit) == [attend] * 4
+    assert attend_functions(vit) == [attend] * 4
 
 
-def test_the_last_call_is_what_is_recorded():
+def test_the_record_holds_the_last_call():
     vit, x = random_vit(), images()
     with torch.no_grad(), vitrail.recording(vit) as record:
         vit(x[:1])
@@ -270,7 +270,7 @@ def test_recordings_nest():
 
 
 @pytest.mark.parametrize("inside", [vitrail.recording, balanced_gradients])
-def test_threads_look_inside_one_after_the_other(inside):
+def test_threads_record_one_after_the_other(inside):
     vit, entered, left = random_vit(pool="map"), threading.Event(), []
 
     def look() -> None:
@@ -286,11 +286,11 @@ def test_threads_look_inside_one_after_the_other(inside):
         left.append("first")
     second.join()
     assert left == ["first", "second"]
-    assert held(vit) == [attend] * 4
+    assert attend_functions(vit) == [attend] * 4
     assert not any("forward" in vars(module) for module in vit.modules())
 
 
-def test_what_another_thread_asks_is_not_recorded():
+def test_calls_of_another_thread_are_not_recorded():
     vit, x = random_vit(), images()
     with torch.no_grad(), vitrail.recording(vit) as record:
         vit(x)
@@ -302,7 +302,7 @@ def test_what_another_thread_asks_is_not_recorded():
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_gradients_flow_as_usual(recompute):
+def test_recording_leaves_gradients_unchanged(recompute):
     vit, gradients = random_vit(drop_path=0.2, attention_dropout=0.1).train(), []
     vit.gradient_checkpointing = recompute
     for record_it in (False, True):
@@ -316,7 +316,7 @@ def test_gradients_flow_as_usual(recompute):
         loss.backward()
         gradients.append([p.grad.clone() for p in vit.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert difference(record.attention(0).sum(-1), torch.ones(3, 4, 16)) < 1e-5
+    assert max_difference(record.attention(0).sum(-1), torch.ones(3, 4, 16)) < 1e-5
 
 
 def test_recorded_attention_can_be_differentiated():
@@ -326,12 +326,12 @@ def test_recorded_attention_can_be_differentiated():
         record.attention(1, rows=0)[..., 3].sum().backward()
     assert vit.blocks[1].attn.qkv.weight.grad.abs().sum() > 0
     assert vit.prefix.grad.abs().sum() > 0
-    assert vit.blocks[1].attn.qkv.weight.grad[64:].abs().sum() == 0  # values play no part in weights
+    assert vit.blocks[1].attn.qkv.weight.grad[64:].abs().sum() == 0  # attention does not depend on the values
     assert vit.blocks[2].attn.qkv.weight.grad is None
 
 
 @pytest.mark.parametrize("layer", [3, -4, 100])
-def test_a_layer_that_is_not_there_is_refused(layer):
+def test_an_unknown_layer_is_refused(layer):
     vit = random_vit(pool="map")
     with torch.no_grad(), vitrail.recording(vit) as record:
         vit(images())
@@ -339,17 +339,17 @@ def test_a_layer_that_is_not_there_is_refused(layer):
         record.attention(layer)
 
 
-def test_asking_before_any_call_is_refused():
+def test_reading_a_record_before_any_call_is_refused():
     with vitrail.recording(random_vit()) as record, pytest.raises(UsageError, match="call the model inside"):
         record.attention(0)
     assert record.pool_attention is None
 
 
-# Maps: recomputed in numpy from the attention written out above.
+# Maps, computed in numpy from the explicit attention above.
 
 
-def patch_rows(config: ViTConfig, tokens: int) -> np.ndarray:
-    """What each token counts in the pooled vector, for pools without weights of their own."""
+def pool_weights(config: ViTConfig, tokens: int) -> np.ndarray:
+    """The weight of each token in the pooled vector, for pools without parameters."""
     counts = np.zeros(tokens)
     if config.pool == "cls":
         counts[0] = 1
@@ -358,11 +358,11 @@ def patch_rows(config: ViTConfig, tokens: int) -> np.ndarray:
     return counts
 
 
-def on_the_grid(weights_BT: np.ndarray, config: ViTConfig) -> np.ndarray:
+def to_grid(weights_BT: np.ndarray, config: ViTConfig) -> np.ndarray:
     return weights_BT[:, config.prefix_tokens :].reshape(-1, 3, 5)
 
 
-def maps(explanations: list[Explanation]) -> np.ndarray:
+def stack_maps(explanations: list[Explanation]) -> np.ndarray:
     return np.stack([explanation.map for explanation in explanations])
 
 
@@ -375,11 +375,11 @@ def test_the_attention_map_is_what_the_pooled_tokens_attend_to(options, head, la
     if config.pool == "map":
         counts_BT = by_hand[3][:, :, 0].mean(1)
     else:
-        counts_BT = np.broadcast_to(patch_rows(config, by_hand[0].shape[-1]), (3, by_hand[0].shape[-1]))
+        counts_BT = np.broadcast_to(pool_weights(config, by_hand[0].shape[-1]), (3, by_hand[0].shape[-1]))
     weights_BNT = np.einsum("bt,bnts->bns", counts_BT, by_hand[:3][layer])
     expected = weights_BNT.mean(1) if head is None else weights_BNT[:, head]
-    found = explain_batch(clf, photos(), method="attention", layer=layer, head=head)
-    np.testing.assert_allclose(maps(found), on_the_grid(expected, config), atol=1e-5)
+    actual = explain_batch(clf, photos(), method="attention", layer=layer, head=head)
+    np.testing.assert_allclose(stack_maps(actual), to_grid(expected, config), atol=1e-5)
 
 
 @any_model
@@ -392,10 +392,10 @@ def test_rollout_multiplies_attention_and_residual_of_all_layers(options, layer)
         mixed = np.eye(by_hand[0].shape[-1])
         for attention in by_hand[: layer % 3 + 1]:
             mixed = (attention[image].mean(0) / 2 + np.eye(len(mixed)) / 2) @ mixed
-        counts = by_hand[3][image, :, 0].mean(0) if config.pool == "map" else patch_rows(config, len(mixed))
+        counts = by_hand[3][image, :, 0].mean(0) if config.pool == "map" else pool_weights(config, len(mixed))
         expected.append(counts @ mixed)
-    found = explain_batch(clf, photos(), method="rollout", layer=layer)
-    np.testing.assert_allclose(maps(found), on_the_grid(np.stack(expected), config), atol=1e-5)
+    actual = explain_batch(clf, photos(), method="rollout", layer=layer)
+    np.testing.assert_allclose(stack_maps(actual), to_grid(np.stack(expected), config), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["attention", "rollout"])
@@ -409,14 +409,14 @@ def test_without_prefix_tokens_a_map_sums_to_one(method, pool):
 
 
 @pytest.mark.parametrize("method", ["attention", "rollout"])
-def test_with_prefix_tokens_a_map_sums_to_what_the_patches_got(method):
+def test_with_prefix_tokens_a_map_sums_to_the_attention_of_patches(method):
     for explanation in explain_batch(classifier(prefix_tokens=5), photos(), method=method):
         assert 0 < explanation.map.sum() < 0.99
 
 
 @any_model
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_is_explained_as_each_of_its_images(options, method):
+def test_a_batch_gives_the_same_maps_as_single_images(options, method):
     clf = classifier(**options)
     together = explain_batch(clf, photos(), method=method)
     for i, explanation in enumerate(together):
@@ -427,42 +427,42 @@ def test_a_batch_is_explained_as_each_of_its_images(options, method):
         assert (alone.image == photos()[i].permute(1, 2, 0).numpy()).all()
 
 
-def test_another_size_than_the_trained_one_gives_its_own_grid():
-    found = explain_batch(classifier(), photos(size=(20, 12)), method="attention")
-    assert maps(found).shape == (3, 5, 3)
+def test_another_image_size_gives_another_grid():
+    actual = explain_batch(classifier(), photos(size=(20, 12)), method="attention")
+    assert stack_maps(actual).shape == (3, 5, 3)
 
 
-def test_the_map_shows_the_patch_that_speaks_to_the_class_token():
-    """Rows and columns are not swapped: attention made to find a bright patch peaks where it was put."""
+def test_the_attention_map_peaks_at_the_patch_that_the_class_token_attends_to():
+    """Rows and columns are not swapped: attention that is set up to find a bright patch peaks at that patch."""
     clf = classifier(depth=1)
     vit, block = clf.vit, clf.vit.blocks[0]
     with torch.no_grad():
         for parameter in vit.parameters():
             parameter.zero_()
         block.norm1.weight.fill_(1)
-        vit.prefix[0, 0] = 1  # channel 0 marks the class token, channel 1 brightness
+        vit.prefix[0, 0] = 1  # channel 0 is 1 for the class token, channel 1 is the brightness
         vit.patch_embed.proj.weight[1] = 1
         block.attn.qkv.weight[:32, 0] = 1
         block.attn.qkv.weight[32:64, 1] = 1
     pixels = torch.full((1, 3, *WIDE), 127, dtype=torch.uint8)
     pixels[:, :, 4:8, 12:16] = 255
-    found = explain_batch(clf, pixels, method="attention")[0].map
-    assert np.unravel_index(found.argmax(), found.shape) == (1, 3)
+    actual = explain_batch(clf, pixels, method="attention")[0].map
+    assert np.unravel_index(actual.argmax(), actual.shape) == (1, 3)
 
 
-def test_an_explanation_says_what_made_it():
+def test_an_explanation_has_the_settings_that_made_it():
     clf = classifier()
     probabilities = clf.logits(photos(1))[0].softmax(0)
-    found = explain_batch(clf, photos(1), method="attention", layer=-2, head=3)[0]
-    assert found.label == CLASSES[int(probabilities.argmax())]
-    assert found.probability == pytest.approx(probabilities.max().item(), abs=1e-6)
-    assert (found.method, found.layer, found.head, found.class_blind) == ("attention", 1, 3, True)
-    document = json.loads(json.dumps(found.to_json()))
-    np.testing.assert_allclose(document.pop("map"), found.map, atol=1e-6)
+    actual = explain_batch(clf, photos(1), method="attention", layer=-2, head=3)[0]
+    assert actual.label == CLASSES[int(probabilities.argmax())]
+    assert actual.probability == pytest.approx(probabilities.max().item(), abs=1e-6)
+    assert (actual.method, actual.layer, actual.head, actual.class_blind) == ("attention", 1, 3, True)
+    document = json.loads(json.dumps(actual.to_json()))
+    np.testing.assert_allclose(document.pop("map"), actual.map, atol=1e-6)
     assert document == {
-        "label": found.label,
-        "probability": found.probability,
-        "predicted": found.label,
+        "label": actual.label,
+        "probability": actual.probability,
+        "predicted": actual.label,
         "against": None,
         "method": "attention",
         "layer": 1,
@@ -475,25 +475,25 @@ def test_an_explanation_says_what_made_it():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_explaining_leaves_the_model_as_it_was(method):
+def test_explaining_does_not_change_the_model(method):
     clf = classifier(pool="map")
     vit = clf.vit
     vit.norm.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    wanted = [p.requires_grad for p in vit.parameters()]
+    requires_grad = [p.requires_grad for p in vit.parameters()]
     explain_batch(clf, photos(), method=method)
     after = vit.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert [p.requires_grad for p in vit.parameters()] == wanted
-    assert held(vit) == [attend] * 4
+    assert [p.requires_grad for p in vit.parameters()] == requires_grad
+    assert attend_functions(vit) == [attend] * 4
     assert not vit.training
     assert not any(vit._forward_hooks.values())
-    vit(images()).sum().backward()  # and it can still be trained
+    vit(images()).sum().backward()  # training still works
     assert vit.prefix.grad is not None
 
 
-def test_a_file_and_its_pixels_are_explained_alike(tmp_path):
+def test_a_file_and_its_pixels_get_the_same_map(tmp_path):
     clf, pixels = classifier(), photos(1)[0]
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
     by_path, by_pixels = vitrail.explain(clf, tmp_path / "photo.png"), vitrail.explain(clf, pixels)
@@ -502,10 +502,10 @@ def test_a_file_and_its_pixels_are_explained_alike(tmp_path):
     assert (by_path.map == explain_batch(clf, pixels[None])[0].map).all()
 
 
-def test_an_image_of_another_shape_is_fitted_first():
-    found = vitrail.explain(classifier(), photos(1, size=(31, 17))[0], method="rollout")
-    assert found.map.shape == (3, 5)
-    assert found.image.shape == (12, 20, 3)
+def test_an_image_of_another_size_is_preprocessed():
+    actual = vitrail.explain(classifier(), photos(1, size=(31, 17))[0], method="rollout")
+    assert actual.map.shape == (3, 5)
+    assert actual.image.shape == (12, 20, 3)
 
 
 @pytest.mark.parametrize(
@@ -521,22 +521,22 @@ def test_an_image_of_another_shape_is_fitted_first():
     ],
     ids=str,
 )
-def test_a_method_layer_or_head_that_is_not_there_is_refused(options, sentence):
+def test_an_unknown_method_layer_or_head_is_refused(options, sentence):
     with pytest.raises(UsageError) as caught:
         vitrail.explain(classifier(), photos(1)[0], **options)
     assert sentence in str(caught.value)
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_image_is_named(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ImageError, match=r"text\.png"):
         vitrail.explain(classifier(), tmp_path / "text.png")
 
 
-# Pictures.
+# Figures.
 
 
-def opened(path) -> np.ndarray:
+def read_png(path) -> np.ndarray:
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"
@@ -546,53 +546,53 @@ def opened(path) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_explanation_is_saved_as_a_picture(tmp_path, channels, method):
-    found = vitrail.explain(classifier(channels=channels), photos(1, channels)[0], method=method)
-    path = found.save(str(tmp_path / "new folder" / "map.png"))
+    actual = vitrail.explain(classifier(channels=channels), photos(1, channels)[0], method=method)
+    path = actual.save(str(tmp_path / "new folder" / "map.png"))
     assert path == tmp_path / "new folder" / "map.png"
-    assert len(np.unique(opened(path))) > 50  # something is drawn
+    assert len(np.unique(read_png(path))) > 50  # not empty
     assert [file.name for file in path.parent.iterdir()] == ["map.png"]
 
 
-def an_explanation(**changes) -> Explanation:
+def make_explanation(**changes) -> Explanation:
     return replace(explain_batch(classifier(), photos(1), method="attention")[0], **changes)
 
 
 @pytest.mark.parametrize(("name", "start"), [("map", b"\x89PNG"), ("map.PNG", b"\x89PNG"), ("map.svg", b"<?xml")])
-def test_the_name_decides_the_format_png_unless_said(tmp_path, name, start):
-    an_explanation().save(tmp_path / name)
+def test_the_suffix_decides_the_format_and_png_is_the_default(tmp_path, name, start):
+    make_explanation().save(tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
-def test_a_name_that_no_picture_has_is_refused(tmp_path):
+def test_an_unknown_picture_format_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"map\.docx .*use \.png"):
-        an_explanation().save(tmp_path / "map.docx")
+        make_explanation().save(tmp_path / "map.docx")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("label", ["$5 and $6", r"$\frac$ $^$", "a_b^c", "50%", "<b>&amp;", ""])
 def test_any_label_can_be_drawn(tmp_path, label):
-    """A class may be called what it wants: titles are text, not formulas."""
-    found = an_explanation(label=label, predicted=label, method="libragrad")
+    """Class names can contain any text, also the syntax of formulas."""
+    actual = make_explanation(label=label, predicted=label, method="libragrad")
     for number, save in enumerate((save_heads, lambda some, path: save_gallery(some, [label], path))):
-        opened(save([found], tmp_path / f"{number}.png"))
-    opened(found.save(tmp_path / "single.png"))
+        read_png(save([actual], tmp_path / f"{number}.png"))
+    read_png(actual.save(tmp_path / "single.png"))
     draw_confusion_matrix(np.eye(2, dtype=int), (label, "other"), tmp_path / "confusion.png")
-    opened(tmp_path / "confusion.png")
+    read_png(tmp_path / "confusion.png")
 
 
 @pytest.mark.parametrize("heads", [1, 4, 7])
 def test_the_heads_of_a_layer_are_saved_as_one_picture(tmp_path, heads):
-    found = [an_explanation(head=head) for head in range(heads)]
-    assert save_heads(found, tmp_path / "heads.png") == tmp_path / "heads.png"
-    assert len(np.unique(opened(tmp_path / "heads.png"))) > 50
+    actual = [make_explanation(head=head) for head in range(heads)]
+    assert save_heads(actual, tmp_path / "heads.png") == tmp_path / "heads.png"
+    assert len(np.unique(read_png(tmp_path / "heads.png"))) > 50
 
 
 def test_a_gallery_marks_mistakes(tmp_path):
-    found = [an_explanation(label="ant") for _ in range(7)]
-    assert save_gallery(found, ["ant"] * 7, tmp_path / "right.png") == tmp_path / "right.png"
-    save_gallery(found, ["ant"] * 6 + ["bee"], tmp_path / "one wrong.png")
-    right, wrong = opened(tmp_path / "right.png"), opened(tmp_path / "one wrong.png")
+    actual = [make_explanation(label="ant") for _ in range(7)]
+    assert save_gallery(actual, ["ant"] * 7, tmp_path / "right.png") == tmp_path / "right.png"
+    save_gallery(actual, ["ant"] * 6 + ["bee"], tmp_path / "one wrong.png")
+    right, wrong = read_png(tmp_path / "right.png"), read_png(tmp_path / "one wrong.png")
 
     def red(picture: np.ndarray) -> int:
         return (picture == (0xB0, 0x30, 0x00)).all(-1).sum()
@@ -601,23 +601,23 @@ def test_a_gallery_marks_mistakes(tmp_path):
     assert red(wrong) > 0
 
 
-def test_the_overlay_brightens_what_the_map_weighs_and_keeps_the_image():
+def test_the_overlay_is_bright_where_relevance_is_high_and_shows_the_image():
     weights = np.zeros((3, 5), np.float32)
     weights[1, 3] = 1.0
     image = np.full((12, 20, 3), 100, np.uint8)
     image[:6] = 200
-    shown = overlay_map(an_explanation(map=weights, image=image))
+    shown = overlay_map(make_explanation(map=weights, image=image))
     assert shown.shape == (12, 20, 3)
     assert shown.min() >= 0
     assert shown.max() <= 1
     brightness = shown.sum(-1)
     inside, outside = brightness[4:8, 12:16], brightness[4:8, 16:20]
     assert (inside > outside + 0.3).all()
-    assert (np.ptp(inside, axis=1) < 1e-9).all()  # a patch has one colour: its edges are the patch's
-    assert brightness[5, 0] > brightness[6, 0] + 0.1  # the image is still to be seen
+    assert (np.ptp(inside, axis=1) < 1e-9).all()  # one color per patch
+    assert brightness[5, 0] > brightness[6, 0] + 0.1  # the image shows through
 
 
-def test_scaling_survives_one_loud_patch_and_an_even_map():
+def test_scaling_handles_one_extreme_patch_and_a_constant_map():
     map_hw = np.linspace(0, 1, 400).reshape(20, 20)
     loud = map_hw.copy()
     loud[3, 3] = 1000.0
@@ -627,6 +627,6 @@ def test_scaling_survives_one_loud_patch_and_an_even_map():
     assert (scale_map(np.full((3, 5), 0.2)) == 0).all()
 
 
-def test_a_record_without_layers_recorded_says_so():
+def test_an_empty_record_is_refused():
     with pytest.raises(UsageError, match="nothing is recorded"):
         Record(depth=2).attention(1)

@@ -1,4 +1,4 @@
-"""The measures against plain computations, and the gate: on images whose truth is known, maps show it."""
+"""Measures of faithfulness against plain computations, and maps on images whose evidence is known."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from planted import CLASSES, PATCH, SIDE, Planted, planted, trained
-from test_explain import held
+from test_explain import attend_functions
 from vitrail.classifier import Classifier
 from vitrail.data import Images
 from vitrail.errors import UsageError
@@ -34,78 +34,78 @@ from vitrail.explanation.scores import Faithfulness, make_score
 
 
 @pytest.fixture(scope="session")
-def judge() -> Classifier:
+def trained_classifier() -> Classifier:
     return trained()
 
 
-def maps(clf: Classifier, pixels: torch.Tensor, labels: list[str], method: str) -> np.ndarray:
+def compute_maps(clf: Classifier, pixels: torch.Tensor, labels: list[str], method: str) -> np.ndarray:
     return np.stack([each.map.ravel() for each in explain_batch(clf, pixels, method=method, target=labels)])
 
 
-def names(numbers: np.ndarray) -> list[str]:
+def class_names(numbers: np.ndarray) -> list[str]:
     return [CLASSES[i] for i in numbers]
 
 
-# The gate.
+# Images with planted objects.
 
 
 @pytest.fixture(scope="session")
-def single() -> Planted:
+def one_object() -> Planted:
     return planted(64, seed=1)
 
 
 @pytest.fixture(scope="session")
-def double() -> Planted:
+def two_objects() -> Planted:
     return planted(64, seed=2, objects=2)
 
 
-def precision(clf: Classifier, data: Planted, method: str) -> float:
-    found = maps(clf, data.pixels, names(data.labels[:, 0]), method)
-    return float(np.mean([average_precision_score(t, m) for t, m in zip(data.truth[:, 0], found, strict=True)]))
+def average_precision(clf: Classifier, data: Planted, method: str) -> float:
+    actual = compute_maps(clf, data.pixels, class_names(data.labels[:, 0]), method)
+    return float(np.mean([average_precision_score(t, m) for t, m in zip(data.truth[:, 0], actual, strict=True)]))
 
 
-def own_share(clf: Classifier, data: Planted, method: str) -> float:
-    """Both objects are asked for in turn."""
-    found = []
-    for asked in (0, 1):
-        map_of = maps(clf, data.pixels, names(data.labels[:, asked]), method)
-        found.append(positive_share(map_of, data.truth[:, asked], data.truth[:, 1 - asked], chance=0.5))
-    return float(np.mean(found))
+def object_share(clf: Classifier, data: Planted, method: str) -> float:
+    """The mean share over both objects, each explained once."""
+    actual = []
+    for index in (0, 1):
+        map_of = compute_maps(clf, data.pixels, class_names(data.labels[:, index]), method)
+        actual.append(positive_share(map_of, data.truth[:, index], data.truth[:, 1 - index], chance=0.5))
+    return float(np.mean(actual))
 
 
-def test_the_judge_has_learnt_the_planted_objects(judge, single):
-    predicted = judge.logits(single.pixels).argmax(1).numpy()
-    assert (predicted == single.labels[:, 0]).mean() == 1
+def test_the_classifier_has_learned_the_planted_objects(trained_classifier, one_object):
+    predicted = trained_classifier.logits(one_object.pixels).argmax(1).numpy()
+    assert (predicted == one_object.labels[:, 0]).mean() == 1
 
 
-def test_the_default_finds_the_object_among_distractors(judge, single):
-    assert precision(judge, single, DEFAULT_METHOD) >= 0.85
-    assert precision(judge, single, DEFAULT_METHOD) > precision(judge, single, "input_x_gradient")
+def test_the_default_finds_the_object_among_distractors(trained_classifier, one_object):
+    assert average_precision(trained_classifier, one_object, DEFAULT_METHOD) >= 0.85
+    assert average_precision(trained_classifier, one_object, DEFAULT_METHOD) > average_precision(trained_classifier, one_object, "input_x_gradient")
 
 
-def test_the_default_puts_the_evidence_on_the_asked_object(judge, double):
-    assert own_share(judge, double, DEFAULT_METHOD) >= 0.95
+def test_the_default_puts_the_evidence_on_the_explained_object(trained_classifier, two_objects):
+    assert object_share(trained_classifier, two_objects, DEFAULT_METHOD) >= 0.95
 
 
 @pytest.mark.parametrize("method", ["attention", "rollout"])
-def test_class_blind_maps_give_the_asked_object_a_half(judge, double, method):
-    assert own_share(judge, double, method) == pytest.approx(0.5, abs=1e-6)
+def test_class_blind_maps_give_the_explained_object_half(trained_classifier, two_objects, method):
+    assert object_share(trained_classifier, two_objects, method) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_other_weights_give_other_maps(judge, single):
-    labels = names(single.labels[:, 0])
-    before = maps(judge, single.pixels, labels, DEFAULT_METHOD)
+def test_shuffled_weights_give_other_maps(trained_classifier, one_object):
+    labels = class_names(one_object.labels[:, 0])
+    before = compute_maps(trained_classifier, one_object.pixels, labels, DEFAULT_METHOD)
     assert rank_correlation(before, before).min() == pytest.approx(1)
-    for model in shuffled_models(judge, seed=0, draws=1):  # its head, its upper half, everything
-        after = maps(model, single.pixels, labels, DEFAULT_METHOD)
+    for model in shuffled_models(trained_classifier, seed=0, draws=1):  # its head, its upper half, all layers
+        after = compute_maps(model, one_object.pixels, labels, DEFAULT_METHOD)
         assert rank_correlation(before, after).mean() < 0.4
 
 
 @pytest.fixture(scope="session")
-def scores(judge, single) -> Faithfulness:
+def scores(trained_classifier, one_object) -> Faithfulness:
     return evaluate_faithfulness(
-        judge,
-        single.images(),
+        trained_classifier,
+        one_object.images(),
         methods=["libragrad", "rollout", "input_x_gradient"],
         max_images=48,
         description="planted",
@@ -127,7 +127,7 @@ def test_the_default_is_more_faithful_than_rollout_and_any_control(scores):
     assert mean("center", "randomization") == 1
 
 
-# The result.
+# The scores.
 
 
 def test_the_document_has_every_number(scores):
@@ -149,102 +149,103 @@ def test_the_document_has_every_number(scores):
 
 def test_in_every_measure_a_method_is_best_and_no_control_is(scores):
     for measure, about in MEASURES.items():
-        found = {name: row.scores[measure] for name, row in scores.methods.items() if not row.is_control}
+        actual = {name: row.scores[measure] for name, row in scores.methods.items() if not row.is_control}
         pick = min if about.better == "lower" else max
-        top = pick(found, key=lambda name: found[name].mean)
-        assert found[top].is_best
+        top = pick(actual, key=lambda name: actual[name].mean)
+        assert actual[top].is_best
         assert not any(row.scores[measure].is_best for row in scores.methods.values() if row.is_control)
     assert not scores.methods["input_x_gradient"].scores["deletion"].is_best
 
 
-def test_the_same_seed_gives_the_same_scores(judge, single):
-    one, other = (evaluate_faithfulness(judge, single.images(), methods=["libragrad"], max_images=12) for _ in range(2))
+def test_the_same_seed_gives_the_same_scores(trained_classifier, one_object):
+    one, other = (evaluate_faithfulness(trained_classifier, one_object.images(), methods=["libragrad"], max_images=12) for _ in range(2))
     for measure in MEASURES:
         assert (
             one.methods["libragrad"].scores[measure].values == other.methods["libragrad"].scores[measure].values
         ).all()
 
 
-def test_scoring_leaves_the_model_as_it_was(judge, single):
-    before = {name: tensor.clone() for name, tensor in judge.vit.state_dict().items()}
-    kernels, seen = held(judge.vit), []
-    evaluate_faithfulness(judge, single.images(), methods=["chefer"], max_images=4, steps=3, on_step=seen.append)
+def test_scoring_does_not_change_the_model(trained_classifier, one_object):
+    before = {name: tensor.clone() for name, tensor in trained_classifier.vit.state_dict().items()}
+    kernels, seen = attend_functions(trained_classifier.vit), []
+    evaluate_faithfulness(trained_classifier, one_object.images(), methods=["chefer"], max_images=4, steps=3, on_step=seen.append)
     assert seen[: 1 + len(CONTROLS)] == ["chefer", *CONTROLS]
     assert seen[-1] == f"shuffled weights {SHUFFLED_MODELS} of {SHUFFLED_MODELS}"
     assert len(seen) == count_steps(1)
-    assert all(torch.equal(before[name], tensor) for name, tensor in judge.vit.state_dict().items())
-    assert held(judge.vit) == kernels
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained_classifier.vit.state_dict().items())
+    assert attend_functions(trained_classifier.vit) == kernels
 
 
-def test_a_method_from_elsewhere_is_scored_alike(judge, single):
+def test_an_extra_method_gets_the_same_scores(trained_classifier, one_object):
     def theirs(classifier: Classifier, pixels: torch.Tensor, labels: list[str]) -> np.ndarray:
-        return maps(classifier, pixels, labels, "libragrad")
+        return compute_maps(classifier, pixels, labels, "libragrad")
 
-    found = evaluate_faithfulness(
-        judge, single.images(), methods=["libragrad"], max_images=8, extra_methods={"theirs": theirs}
+    actual = evaluate_faithfulness(
+        trained_classifier, one_object.images(), methods=["libragrad"], max_images=8, extra_methods={"theirs": theirs}
     )
     for measure in MEASURES:
-        ours, other = (found.methods[name].scores[measure] for name in ("libragrad", "theirs"))
+        ours, other = (actual.methods[name].scores[measure] for name in ("libragrad", "theirs"))
         assert ours.mean == other.mean
         assert ours.is_best and other.is_best
 
 
-def test_what_cannot_be_measured_is_none(judge, single):
-    """Mosaics want four classes, pairs two; a single image has neither."""
-    only = single.images().subset([0])
-    found = evaluate_faithfulness(judge, only, methods=["libragrad"])
-    assert found.methods["libragrad"].scores["mosaic"] is None
-    assert found.methods["libragrad"].scores["pair"] is None
+def test_a_measure_without_images_is_none(trained_classifier, one_object):
+    """Mosaics need four classes, pairs two; one image has neither."""
+    only = one_object.images().subset([0])
+    actual = evaluate_faithfulness(trained_classifier, only, methods=["libragrad"])
+    assert actual.methods["libragrad"].scores["mosaic"] is None
+    assert actual.methods["libragrad"].scores["pair"] is None
     assert (
-        found.methods["libragrad"].scores["deletion"].interval[0] == found.methods["libragrad"].scores["deletion"].mean
+        actual.methods["libragrad"].scores["deletion"].interval[0]
+        == actual.methods["libragrad"].scores["deletion"].mean
     )
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(actual.to_json(), allow_nan=False)
 
 
-def test_it_is_drawn(scores, judge, single, tmp_path):
+def test_the_scores_can_be_drawn(scores, trained_classifier, one_object, tmp_path):
     save_faithfulness(scores, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 10_000
     save_faithfulness(
-        evaluate_faithfulness(judge, single.images().subset([0]), methods=["logit_lens"]), tmp_path / "one.svg"
+        evaluate_faithfulness(trained_classifier, one_object.images().subset([0]), methods=["logit_lens"]), tmp_path / "one.svg"
     )
     assert (tmp_path / "one.svg").read_text().startswith("<?xml")
 
 
-def test_wrong_questions_are_refused(judge, single):
+def test_wrong_arguments_are_refused(trained_classifier, one_object):
     with pytest.raises(UsageError, match="no method 'libragrd'.*libragrad"):
-        evaluate_faithfulness(judge, single.images(), methods=["libragrd"])
+        evaluate_faithfulness(trained_classifier, one_object.images(), methods=["libragrd"])
     with pytest.raises(UsageError, match="no images"):
-        evaluate_faithfulness(judge, single.images(), max_images=0)
-    empty = Images(single.pixels[:0], [], np.array([], int), CLASSES)
+        evaluate_faithfulness(trained_classifier, one_object.images(), max_images=0)
+    empty = Images(one_object.pixels[:0], [], np.array([], int), CLASSES)
     with pytest.raises(UsageError, match="no images"):
-        evaluate_faithfulness(judge, empty)
+        evaluate_faithfulness(trained_classifier, empty)
 
 
 # The measures.
 
 
-def test_a_curve_is_the_probability_with_the_first_patches_gone(judge, single):
-    scene = embed_images(judge, single.pixels[:3], [(2, None)] * 3)
+def test_a_curve_is_the_probability_without_the_first_patches(trained_classifier, one_object):
+    inputs = embed_images(trained_classifier, one_object.pixels[:3], [(2, None)] * 3)
     order = np.stack([np.random.default_rng(i).permutation(36) for i in range(3)])
-    found = perturbation_curve(scene, order, steps=5)
-    painted = perturbation_curve(scene, order, steps=5, use_baseline=True)
+    actual = perturbation_curve(inputs, order, steps=5)
+    painted = perturbation_curve(inputs, order, steps=5, use_baseline=True)
     assert remaining_counts(36, 5) == [36, 29, 22, 15, 8, 1]
     for image in range(3):
         for point, n in enumerate(remaining_counts(36, 5)):
             keep = torch.from_numpy(np.sort(order[image, 36 - n :]))[None]
-            alone = embed_images(judge, single.pixels[image : image + 1], [(2, None)])
+            alone = embed_images(trained_classifier, one_object.pixels[image : image + 1], [(2, None)])
             with torch.no_grad():
                 expected = alone.logits_of_patches(keep).softmax(1)[0, 2]
-                pixels = judge.normalize(single.pixels[image : image + 1])
+                pixels = trained_classifier.normalize(one_object.pixels[image : image + 1])
                 for patch in order[image, : 36 - n]:
                     y, x = PATCH * (patch // 6), PATCH * (patch % 6)
                     pixels[:, :, y : y + PATCH, x : x + PATCH] = 0
-                grey = judge.vit(pixels).softmax(1)[0, 2]
-            assert found[image, point] == pytest.approx(float(expected), abs=1e-5)
-            assert painted[image, point] == pytest.approx(float(grey), abs=1e-5)
+                gray = trained_classifier.vit(pixels).softmax(1)[0, 2]
+            assert actual[image, point] == pytest.approx(float(expected), abs=1e-5)
+            assert painted[image, point] == pytest.approx(float(gray), abs=1e-5)
 
 
-def test_a_curve_of_few_patches_has_as_many_points_as_it_can():
+def test_a_curve_has_at_most_one_point_per_patch():
     assert remaining_counts(4, 12) == [4, 3, 2, 1]
     assert remaining_counts(1, 12) == [1]
     assert remaining_counts(196, 12)[:2] == [196, 180]
@@ -252,50 +253,50 @@ def test_a_curve_of_few_patches_has_as_many_points_as_it_can():
     assert area_under_curve(np.array([[0.3]])).tolist() == [0.3]
 
 
-def test_insertion_is_deletion_of_the_turned_map(judge, single):
-    clf, pixels = judge, single.pixels[:4]
+def test_insertion_is_deletion_of_the_negated_map(trained_classifier, one_object):
+    clf, pixels = trained_classifier, one_object.pixels[:4]
     map_of = np.random.default_rng(0).random((4, 36))
-    scene = embed_images(clf, pixels, [(1, None)] * 4)
-    least_first = perturbation_curve(scene, rank_patches(map_of)[:, ::-1].copy(), 6)
-    np.testing.assert_allclose(least_first, perturbation_curve(scene, rank_patches(-map_of), 6), atol=1e-6)
+    inputs = embed_images(clf, pixels, [(1, None)] * 4)
+    least_first = perturbation_curve(inputs, rank_patches(map_of)[:, ::-1].copy(), 6)
+    np.testing.assert_allclose(least_first, perturbation_curve(inputs, rank_patches(-map_of), 6), atol=1e-6)
 
 
-def test_saco_equals_its_definition(judge, single):
-    scene = embed_images(judge, single.pixels[:3], [(i, None) for i in single.labels[:3, 0]])
-    map_of = maps(judge, single.pixels[:3], names(single.labels[:3, 0]), "libragrad").astype(float)
-    found = saco(scene, map_of, rank_patches(map_of), groups=6)
+def test_saco_equals_its_definition(trained_classifier, one_object):
+    inputs = embed_images(trained_classifier, one_object.pixels[:3], [(i, None) for i in one_object.labels[:3, 0]])
+    map_of = compute_maps(trained_classifier, one_object.pixels[:3], class_names(one_object.labels[:3, 0]), "libragrad").astype(float)
+    actual = saco(inputs, map_of, rank_patches(map_of), groups=6)
     for image in range(3):
-        order, wanted = np.argsort(-map_of[image]), int(single.labels[image, 0])
+        order, target = np.argsort(-map_of[image]), int(one_object.labels[image, 0])
         groups = order.reshape(6, 6)
-        alone = embed_images(judge, single.pixels[image : image + 1], [(wanted, None)])
+        alone = embed_images(trained_classifier, one_object.pixels[image : image + 1], [(target, None)])
         with torch.no_grad():
-            whole = alone.logits(alone.x_BTD).softmax(1)[0, wanted]
+            whole = alone.logits(alone.x_BTD).softmax(1)[0, target]
             keeps = [torch.tensor([sorted(set(range(36)) - set(group.tolist()))]) for group in groups]
-            costs = [float(whole - alone.logits_of_patches(keep).softmax(1)[0, wanted]) for keep in keeps]
+            costs = [float(whole - alone.logits_of_patches(keep).softmax(1)[0, target]) for keep in keeps]
         faith = total = 0.0
         for i in range(6):
             for j in range(i + 1, 6):
                 gap = map_of[image, groups[i]].sum() - map_of[image, groups[j]].sum()
                 faith += gap if costs[i] >= costs[j] else -gap
                 total += abs(gap)
-        assert found[image] == pytest.approx(faith / total, abs=1e-5)
+        assert actual[image] == pytest.approx(faith / total, abs=1e-5)
 
 
-def test_saco_of_a_right_a_wrong_and_an_empty_claim():
+def test_saco_of_a_correct_a_reversed_and_a_constant_map():
     cost = np.array([[3.0, 2.0, 1.0]])
     assert saco_from_groups(np.array([[9.0, 5.0, 1.0]]), cost) == pytest.approx(1)
     assert saco_from_groups(np.array([[9.0, 5.0, 1.0]]), cost[:, ::-1]) == pytest.approx(-1)
     assert saco_from_groups(np.array([[2.0, 2.0, 2.0]]), cost) == pytest.approx(0)
 
 
-def test_ties_fall_by_lot_and_not_by_place():
+def test_ties_are_in_random_order():
     order = rank_patches(np.zeros((200, 9)))
     assert all(sorted(row) == list(range(9)) for row in order)
     assert 2.5 < order[:, 0].mean() < 5.5
     assert (rank_patches(np.arange(9.0)[None]) == np.arange(9)[::-1]).all()
 
 
-def test_the_share_counts_positive_evidence_alone():
+def test_the_share_counts_positive_relevance_only():
     own, other = np.array([[1, 1, 0, 0]], bool), np.array([[0, 0, 1, 0]], bool)
     assert positive_share(np.array([[3.0, -9.0, 1.0, 50.0]]), own, other, 0.5) == pytest.approx(0.75)
     assert positive_share(np.array([[-1.0, 0.0, -1.0, 0.0]]), own, other, 0.25) == pytest.approx(0.25)
@@ -312,7 +313,7 @@ def test_rank_correlation_is_spearmans():
     assert rank_correlation(even, a[:1]) == 0
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_has_its_nominal_coverage():
     covered = 0
     for seed in range(200):
         low, high = make_score(np.random.default_rng(seed).normal(0.3, 1, 60), seed).interval
@@ -320,49 +321,49 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.88 <= covered / 200 <= 0.99
 
 
-# Composed images.
+# Composite images.
 
 
-def test_a_mosaic_holds_four_classes_each_asked_for_in_its_corner(single):
-    labels = names(single.labels[:, 0])
-    found = make_mosaics(single.pixels, labels, PATCH, count=5, seed=0)
-    assert found.pixels.shape == (20, 3, SIDE, SIDE)
+def test_a_mosaic_has_four_classes_each_explained_in_its_corner(one_object):
+    labels = class_names(one_object.labels[:, 0])
+    actual = make_mosaics(one_object.pixels, labels, PATCH, count=5, seed=0)
+    assert actual.pixels.shape == (20, 3, SIDE, SIDE)
     for first in range(0, 20, 4):
-        assert len(set(found.labels[first : first + 4])) == 4
-        assert (found.pixels[first] == found.pixels[first + 3]).all()
-        assert (found.object_MP[first : first + 4].sum(0) == 1).all()
-    assert (found.object_MP ^ found.other_MP).all()
-    assert found.object_MP[0].reshape(6, 6)[:3, :3].all()
+        assert len(set(actual.labels[first : first + 4])) == 4
+        assert (actual.pixels[first] == actual.pixels[first + 3]).all()
+        assert (actual.object_MP[first : first + 4].sum(0) == 1).all()
+    assert (actual.object_MP ^ actual.other_MP).all()
+    assert actual.object_MP[0].reshape(6, 6)[:3, :3].all()
 
 
-def test_a_pair_stands_in_both_orders(single):
-    labels = names(single.labels[:, 0])
-    found = make_pairs(single.pixels, labels, PATCH, count=4, seed=0)
-    assert found.labels[0] == found.labels[3]
-    assert found.labels[1] == found.labels[2] != found.labels[0]
-    assert (found.pixels[0][:, :, : SIDE // 2] == found.pixels[2][:, :, SIDE // 2 :]).all()
-    assert found.object_MP[0].reshape(6, 6)[:, :3].all()
-    assert not (found.object_MP & found.other_MP).any()
+def test_a_pair_comes_in_both_orders(one_object):
+    labels = class_names(one_object.labels[:, 0])
+    actual = make_pairs(one_object.pixels, labels, PATCH, count=4, seed=0)
+    assert actual.labels[0] == actual.labels[3]
+    assert actual.labels[1] == actual.labels[2] != actual.labels[0]
+    assert (actual.pixels[0][:, :, : SIDE // 2] == actual.pixels[2][:, :, SIDE // 2 :]).all()
+    assert actual.object_MP[0].reshape(6, 6)[:, :3].all()
+    assert not (actual.object_MP & actual.other_MP).any()
 
 
-def test_a_patch_across_the_border_belongs_to_nobody(single):
-    pixels = single.pixels[..., :20]  # five patches wide
-    found = make_pairs(pixels, names(single.labels[:, 0]), PATCH, count=2, seed=0)
-    assert not (found.object_MP | found.other_MP).reshape(-1, 6, 5)[:, :, 2].any()
+def test_a_patch_across_the_border_belongs_to_no_object(one_object):
+    pixels = one_object.pixels[..., :20]  # five patches wide
+    actual = make_pairs(pixels, class_names(one_object.labels[:, 0]), PATCH, count=2, seed=0)
+    assert not (actual.object_MP | actual.other_MP).reshape(-1, 6, 5)[:, :, 2].any()
 
 
-def test_too_few_classes_make_no_composition(single):
-    assert make_mosaics(single.pixels[:3], ["a", "a", "b"], PATCH, 4, 0) is None
-    assert make_pairs(single.pixels[:2], ["a", "a"], PATCH, 4, 0) is None
-    assert make_pairs(single.pixels[:0], [], PATCH, 4, 0) is None
+def test_too_few_classes_give_no_composites(one_object):
+    assert make_mosaics(one_object.pixels[:3], ["a", "a", "b"], PATCH, 4, 0) is None
+    assert make_pairs(one_object.pixels[:2], ["a", "a"], PATCH, 4, 0) is None
+    assert make_pairs(one_object.pixels[:0], [], PATCH, 4, 0) is None
 
 
-def test_shuffling_keeps_each_tensors_values_and_the_original(judge):
-    before = {name: tensor.clone() for name, tensor in judge.vit.state_dict().items()}
-    head, upper, everything = (model.vit.state_dict() for model in shuffled_models(judge, seed=0, draws=1))
+def test_shuffling_keeps_the_values_of_each_tensor_and_the_original(trained_classifier):
+    before = {name: tensor.clone() for name, tensor in trained_classifier.vit.state_dict().items()}
+    head, upper, all_layers = (model.vit.state_dict() for model in shuffled_models(trained_classifier, seed=0, draws=1))
     for name, tensor in before.items():
-        assert torch.equal(judge.vit.state_dict()[name], tensor)
-        assert torch.equal(everything[name].flatten().sort().values, tensor.flatten().sort().values)
+        assert torch.equal(trained_classifier.vit.state_dict()[name], tensor)
+        assert torch.equal(all_layers[name].flatten().sort().values, tensor.flatten().sort().values)
         assert torch.equal(head[name], tensor) == (not name.startswith("head."))
         assert torch.equal(upper[name], tensor) == (name.startswith(("blocks.0", "blocks.1", "patch", "pos", "prefix")))
     assert METHODS.keys() >= {DEFAULT_METHOD}

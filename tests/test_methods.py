@@ -1,4 +1,4 @@
-"""Each method against a straightforward computation of its formula, and against the library that has it."""
+"""Each method against a plain computation of its formula, and against other libraries."""
 
 import copy
 import math
@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from test_explain import CLASSES, MODELS, WIDE, any_model, classifier, held, images, maps, photos, random_vit
+from test_explain import (
+    CLASSES,
+    MODELS,
+    WIDE,
+    any_model,
+    attend_functions,
+    classifier,
+    images,
+    photos,
+    random_vit,
+    stack_maps,
+)
 from vitrail.classifier import Classifier, NonFiniteOutput
 from vitrail.data import Images
 from vitrail.errors import UsageError
@@ -26,38 +37,38 @@ from vitrail.explanation.recording import Record, recording
 from vitrail.model import ViT
 from vitrail.model.config import MlpKind, PoolKind
 
-KNOWING = [name for name, row in METHODS.items() if not row.class_blind]
+CLASS_AWARE = [name for name, row in METHODS.items() if not row.class_blind]
 
 
-def double(**options) -> Classifier:
+def float64_classifier(**options) -> Classifier:
     clf = classifier(**options)
     clf.vit.double()
     return clf
 
 
-def scene_of(clf: Classifier, targets=None) -> TokenInputs:
+def embed_photos(clf: Classifier, targets=None) -> TokenInputs:
     return embed_images(clf, photos(), targets or [(2, None)] * 3)
 
 
-def close(found: np.ndarray | Tensor, expected: np.ndarray | Tensor, tolerance: float) -> None:
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
+def assert_close(actual: np.ndarray | Tensor, expected: np.ndarray | Tensor, tolerance: float) -> None:
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
     scale = np.abs(expected).max()
     assert scale > 0
-    assert np.abs(found - expected).max() <= tolerance * scale
+    assert np.abs(actual - expected).max() <= tolerance * scale
 
 
 # Attention and its gradient.
 
 
-class Explicit:
-    """Attention written out, with the matrices kept and differentiable: what `recording` must equal."""
+class ExplicitAttention:
+    """Explicit attention with differentiable matrices, which `recording` must equal."""
 
     def __init__(self, vit: ViT):
         self.matrices: list[Tensor] = []
         self.modules = [*(block.attn for block in vit.blocks), *([vit.pool] if hasattr(vit.pool, "attend") else [])]
 
-    def __enter__(self) -> "Explicit":
+    def __enter__(self) -> "ExplicitAttention":
         self.before = [module.attend for module in self.modules]
         for module in self.modules:
             module.attend = self.attend
@@ -78,70 +89,70 @@ class Explicit:
 def test_recomputed_attention_and_its_gradient_equal_explicit_ones(options, dtype, tolerance):
     clf = classifier(**options)
     clf.vit.to(dtype)
-    scene = scene_of(clf)
-    x = scene.x_BTD.requires_grad_()
+    inputs = embed_photos(clf)
+    x = inputs.x_BTD.requires_grad_()
     with recording(clf.vit) as record:
-        found = scene.logits(x)
+        actual = inputs.logits(x)
     mixed = [record.attended[layer] for layer in sorted(record.attended)]
-    found_gradients = torch.autograd.grad(found[:, 2].sum(), mixed)
-    with Explicit(clf.vit) as explicit:
-        score = scene.logits(x)[:, 2].sum()
+    actual_gradients = torch.autograd.grad(actual[:, 2].sum(), mixed)
+    with ExplicitAttention(clf.vit) as explicit:
+        score = inputs.logits(x)[:, 2].sum()
     gradients = torch.autograd.grad(score, explicit.matrices)
     for layer, (matrix, gradient) in enumerate(zip(explicit.matrices, gradients, strict=True)):
         recomputed = record.attention(layer) if layer < 3 else record.pool_attention
-        close(recomputed.detach(), matrix.detach(), tolerance)
-        close(record.gradient(layer, found_gradients[layer]).detach(), gradient, tolerance)
+        assert_close(recomputed.detach(), matrix.detach(), tolerance)
+        assert_close(record.gradient(layer, actual_gradients[layer]).detach(), gradient, tolerance)
 
 
 # References, layer by layer, from the explicit matrices.
 
 
-def pooled(vit: ViT, row_of: Tensor) -> Tensor:
-    """What a pool without weights reads of rows (T, T) -> (T,)."""
+def pool_rows(vit: ViT, row_of: Tensor) -> Tensor:
+    """Applies a pool without parameters to the rows of a matrix: (T, T) -> (T,)."""
     record = Record(1)
     record.queries[0] = row_of[None, None]
     return readout_weights(record, vit.config, len(row_of))[0] @ row_of
 
 
 @any_model
-def test_generic_attention_equals_its_reference(options):
-    clf = double(**options)
-    scene = scene_of(clf)
-    with Explicit(clf.vit) as explicit:
-        score = scene.logits(scene.x_BTD.requires_grad_())[:, 2].sum()
+def test_chefer_equals_its_reference(options):
+    clf = float64_classifier(**options)
+    inputs = embed_photos(clf)
+    with ExplicitAttention(clf.vit) as explicit:
+        score = inputs.logits(inputs.x_BTD.requires_grad_())[:, 2].sum()
     gradients = torch.autograd.grad(score, explicit.matrices)
     expected = []
     for image in range(3):
-        relevance = torch.eye(scene.x_BTD.shape[1], dtype=torch.float64)
+        relevance = torch.eye(inputs.x_BTD.shape[1], dtype=torch.float64)
         for matrix, gradient in list(zip(explicit.matrices, gradients, strict=True))[:3]:
             relevance = relevance + (matrix[image] * gradient[image]).clamp(min=0).mean(0) @ relevance
         if clf.vit.config.pool == "map":
             row = (explicit.matrices[3][image] * gradients[3][image]).clamp(min=0).mean(0)[0] @ relevance
         else:
-            row = pooled(clf.vit, relevance - torch.eye(len(relevance)))
+            row = pool_rows(clf.vit, relevance - torch.eye(len(relevance)))
         expected.append(row[clf.vit.config.prefix_tokens :].detach())
-    found = explain_batch(clf, photos(), method="chefer", target=CLASSES[2])
-    close(maps(found).reshape(3, -1), torch.stack(expected), 1e-10)
+    actual = explain_batch(clf, photos(), method="chefer", target=CLASSES[2])
+    assert_close(stack_maps(actual).reshape(3, -1), torch.stack(expected), 1e-10)
 
 
 @any_model
 def test_legrad_equals_its_reference(options):
-    clf = double(**options)
-    vit, scene = clf.vit, scene_of(clf)
-    x, expected = scene.x_BTD, torch.zeros(3, scene.x_BTD.shape[1], dtype=torch.float64)
+    clf = float64_classifier(**options)
+    vit, inputs = clf.vit, embed_photos(clf)
+    x, expected = inputs.x_BTD, torch.zeros(3, inputs.x_BTD.shape[1], dtype=torch.float64)
     for block in vit.blocks:
-        with Explicit(vit) as explicit:
-            x = block(x.detach().requires_grad_(), scene.rotation)
+        with ExplicitAttention(vit) as explicit:
+            x = block(x.detach().requires_grad_(), inputs.rotation)
             read = vit.pool(vit.norm(x)) if vit.config.pool == "map" else vit.norm(x).mean(dim=1)
             logits = vit.head(read)
         (gradient,) = torch.autograd.grad(logits[:, 2].sum(), explicit.matrices[:1])
         expected += gradient.clamp(min=0).mean(dim=(1, 2)) / 3
-    found = explain_batch(clf, photos(), method="legrad", target=CLASSES[2])
-    close(maps(found).reshape(3, -1), expected[:, vit.config.prefix_tokens :], 1e-10)
+    actual = explain_batch(clf, photos(), method="legrad", target=CLASSES[2])
+    assert_close(stack_maps(actual).reshape(3, -1), expected[:, vit.config.prefix_tokens :], 1e-10)
 
 
-def balanced_by_hand(vit: ViT, x: Tensor, inputs: list[Tensor]) -> Tensor:
-    """The forward of a class-token GELU ViT, every held factor detached in plain sight; keeps the blocks' inputs."""
+def libragrad_by_hand(vit: ViT, x: Tensor, inputs: list[Tensor]) -> Tensor:
+    """The forward pass of a class-token GELU ViT with detached factors; appends the inputs of the blocks to `inputs`."""
 
     def norm(module, x):
         spread = (x.var(-1, keepdim=True, correction=0) + module.eps).sqrt().detach()
@@ -158,23 +169,23 @@ def balanced_by_hand(vit: ViT, x: Tensor, inputs: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
-def test_the_balanced_gradient_equals_a_backward_with_factors_held_still(dtype, tolerance):
+def test_libragrad_equals_a_backward_pass_with_detached_factors(dtype, tolerance):
     clf = classifier(prefix_tokens=2)
     clf.vit.to(dtype)
-    scene = scene_of(clf)
-    x = scene.x_BTD.clone().requires_grad_()
+    inputs = embed_photos(clf)
+    x = inputs.x_BTD.clone().requires_grad_()
     inputs: list[Tensor] = []
-    logits = balanced_by_hand(clf.vit, x, inputs)
-    close(logits.detach(), scene.logits(scene.x_BTD).detach(), tolerance)
+    logits = libragrad_by_hand(clf.vit, x, inputs)
+    assert_close(logits.detach(), inputs.logits(inputs.x_BTD).detach(), tolerance)
     chance = logits.softmax(1)[:, 2]
     gradients = torch.autograd.grad((chance / (1 - chance)).log().sum(), inputs)
     layers = [(x * gradient).sum(-1)[:, 2:].detach() for x, gradient in zip(inputs, gradients, strict=True)]
     expected = sum(layers) / 3
-    found = explain_batch(clf, photos(), method="libragrad", target=CLASSES[2])
-    close(maps(found).reshape(3, -1), expected, tolerance)
+    actual = explain_batch(clf, photos(), method="libragrad", target=CLASSES[2])
+    assert_close(stack_maps(actual).reshape(3, -1), expected, tolerance)
 
 
-EVERY_PART = {
+EVERY_MODULE = {
     **MODELS,
     **{f"mlp {name}": {"mlp": name} for name in get_args(MlpKind)},
     **{f"pool {name}": {"pool": name, "prefix_tokens": 2} for name in get_args(PoolKind)},
@@ -184,35 +195,35 @@ EVERY_PART = {
 }
 
 
-@pytest.mark.parametrize("options", EVERY_PART.values(), ids=EVERY_PART)
-def test_balanced_maps_add_up_to_the_score(options):
-    """Without biases everything is in the tokens; a part without a rule of its own would break the sum."""
-    clf = double(**options)
+@pytest.mark.parametrize("options", EVERY_MODULE.values(), ids=EVERY_MODULE)
+def test_libragrad_maps_sum_to_the_score(options):
+    """Without biases the tokens get the whole score; a module without a rule would break the sum."""
+    clf = float64_classifier(**options)
     with torch.no_grad():
         for name, parameter in clf.vit.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-    scene = scene_of(clf)
-    plain = scene.logits(scene.x_BTD).detach()
+    inputs = embed_photos(clf)
+    plain = inputs.logits(inputs.x_BTD).detach()
     with balanced_gradients(clf.vit), record_block_inputs(clf.vit) as inputs:
-        logits = scene.logits(scene.x_BTD.requires_grad_())
+        logits = inputs.logits(inputs.x_BTD.requires_grad_())
     gradients = torch.autograd.grad(logits[:, 2].sum(), inputs)
-    close(logits.detach(), plain, 1e-12)
-    for x, gradient in zip(inputs, gradients, strict=True):  # every layer's input shares out the same score
-        close((x * gradient).sum((1, 2)).detach(), logits[:, 2].detach(), 1e-10)
+    assert_close(logits.detach(), plain, 1e-12)
+    for x, gradient in zip(inputs, gradients, strict=True):  # every layer's map sums to the same score
+        assert_close((x * gradient).sum((1, 2)).detach(), logits[:, 2].detach(), 1e-10)
 
 
-def test_plain_input_gradient_does_not_add_up():
-    """Or the test above would show nothing."""
-    scene = scene_of(double())
-    x = scene.x_BTD.requires_grad_()
-    score = scene.logits(x)[:, 2]
+def test_input_x_gradient_does_not_sum_to_the_score():
+    """Without this the test above would prove nothing."""
+    inputs = embed_photos(float64_classifier())
+    x = inputs.x_BTD.requires_grad_()
+    score = inputs.logits(x)[:, 2]
     (gradient,) = torch.autograd.grad(score.sum(), x)
     assert ((x * gradient).sum((1, 2)) - score).abs().min() > 0.05 * score.abs().max()
 
 
 @any_model
-def test_balanced_gradients_change_the_answers_by_rounding_alone(options):
+def test_balanced_gradients_change_the_logits_by_rounding_only(options):
     vit = random_vit(**options)
     with torch.no_grad():
         outside = vit(images())
@@ -221,26 +232,26 @@ def test_balanced_gradients_change_the_answers_by_rounding_alone(options):
     assert (inside - outside).abs().max() <= 1e-5 * outside.abs().max()
 
 
-# Beside other libraries, on the same model.
+# Comparison with other libraries on the same model.
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": "mean", "prefix_tokens": 0}, {"prefix_tokens": 5}], ids=str)
 def test_integrated_gradients_equal_captums_on_pixels(options):
     captum_attr = pytest.importorskip("captum.attr")
-    clf = double(**options)
+    clf = float64_classifier(**options)
     x = clf.normalize(photos())
     pixels = captum_attr.IntegratedGradients(clf.vit).attribute(x, target=2, n_steps=20)
     expected = F.avg_pool2d(pixels.sum(1, keepdim=True), 4)[:, 0] * 16
-    found = explain_batch(clf, photos(), method="integrated_gradients", target=CLASSES[2])
-    close(maps(found), expected.detach(), 1e-6)  # captum steps in float32
+    actual = explain_batch(clf, photos(), method="integrated_gradients", target=CLASSES[2])
+    assert_close(stack_maps(actual), expected.detach(), 1e-6)  # captum's steps are float32
 
 
-def test_integrated_gradients_add_up_to_what_the_image_changes():
+def test_integrated_gradients_sum_to_the_difference_from_the_baseline():
     clf = classifier(pool="mean")
-    grey = clf.vit(torch.zeros(1, 3, *WIDE))[0, 2]
-    change = clf.vit(clf.normalize(photos()))[:, 2] - grey
-    found = maps(explain_batch(clf, photos(), method="integrated_gradients", target=CLASSES[2]))
-    assert np.abs(found.sum((1, 2)) - change.detach().numpy()).max() < 0.05 * change.abs().max()
+    gray = clf.vit(torch.zeros(1, 3, *WIDE))[0, 2]
+    change = clf.vit(clf.normalize(photos()))[:, 2] - gray
+    actual = stack_maps(explain_batch(clf, photos(), method="integrated_gradients", target=CLASSES[2]))
+    assert np.abs(actual.sum((1, 2)) - change.detach().numpy()).max() < 0.05 * change.abs().max()
 
 
 @pytest.mark.parametrize("layer", [-1, 1])
@@ -259,16 +270,16 @@ def test_grad_cam_equals_the_grad_cam_package(options, layer):
 
     with GradCAM(clf.vit, [clf.vit.blocks[layer].norm1], reshape_transform=on_grid) as cam:
         expected = cam(clf.normalize(photos()).requires_grad_(), [ClassifierOutputTarget(2)] * 3)
-    found = maps(explain_batch(clf, photos(), method="gradcam", target=CLASSES[2], layer=layer))
-    enlarged = scale_cam_image(scale_cam_image(found, (20, 12)))  # as they do, before and after layers are averaged
-    close(enlarged, expected, 1e-4)
+    actual = stack_maps(explain_batch(clf, photos(), method="gradcam", target=CLASSES[2], layer=layer))
+    enlarged = scale_cam_image(scale_cam_image(actual, (20, 12)))  # as the package does, before and after its mean over layers
+    assert_close(enlarged, expected, 1e-4)
 
 
-# Leaving patches out.
+# Removed patches.
 
 
-def with_only(vit: ViT, x: Tensor, keep: Tensor) -> Tensor:
-    """The logits of a class-token ViT whose every query is kept from seeing the patches that are not in `keep`."""
+def logits_with_masked_patches(vit: ViT, x: Tensor, keep: Tensor) -> Tensor:
+    """The logits of a class-token ViT with attention masked to the prefix tokens and the patches in `keep`."""
     hidden = torch.ones(len(x), x.shape[-2] // 4 * x.shape[-1] // 4, dtype=torch.bool).scatter(1, keep, False)
     prefix = torch.zeros(len(x), vit.config.prefix_tokens, dtype=torch.bool)
     mask = torch.cat([prefix, hidden], dim=1)[:, None, None]
@@ -283,42 +294,42 @@ def with_only(vit: ViT, x: Tensor, keep: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["cls, 1 prefix", "cls, 5 prefix", "rotary", "normed q and k"])
-def test_a_dropped_patch_is_as_one_that_nobody_sees(name):
-    clf = double(**MODELS[name])
+def test_removing_a_patch_equals_masking_it_in_attention(name):
+    clf = float64_classifier(**MODELS[name])
     keep = torch.stack([torch.randperm(15, generator=torch.Generator().manual_seed(i))[:6] for i in range(3)])
     with torch.no_grad():
-        found = scene_of(clf).logits_of_patches(keep)
-        expected = with_only(clf.vit, clf.normalize(photos()), keep)
+        actual = embed_photos(clf).logits_of_patches(keep)
+        expected = logits_with_masked_patches(clf.vit, clf.normalize(photos()), keep)
         whole = clf.vit(clf.normalize(photos()))
-    close(found, expected, 1e-12)
-    assert (found - whole).abs().max() > 0.01
+    assert_close(actual, expected, 1e-12)
+    assert (actual - whole).abs().max() > 0.01
 
 
 @any_model
-def test_keeping_every_patch_changes_nothing(options):
-    clf = double(**options)
+def test_keeping_all_patches_gives_the_same_logits(options):
+    clf = float64_classifier(**options)
     with torch.no_grad():
-        found = scene_of(clf).logits_of_patches(torch.arange(15).expand(3, -1))
-        close(found, clf.vit(clf.normalize(photos())), 1e-12)
+        actual = embed_photos(clf).logits_of_patches(torch.arange(15).expand(3, -1))
+        assert_close(actual, clf.vit(clf.normalize(photos())), 1e-12)
 
 
 @pytest.mark.parametrize("name", ["cls, 1 prefix", "mean, 0 prefix", "map, 5 prefix", "rotary"])
-def test_occlusion_is_what_each_patchs_absence_costs(name):
-    clf = double(**MODELS[name])
-    scene = scene_of(clf)
+def test_occlusion_is_the_drop_in_probability_without_each_patch(name):
+    clf = float64_classifier(**MODELS[name])
+    inputs = embed_photos(clf)
     expected = np.zeros((3, 15))
     with torch.no_grad():
         for patch in range(15):
             keep = torch.tensor([[i for i in range(15) if i != patch]] * 3)
-            drop = scene.logits(scene.x_BTD).softmax(1) - scene.logits_of_patches(keep).softmax(1)
+            drop = inputs.logits(inputs.x_BTD).softmax(1) - inputs.logits_of_patches(keep).softmax(1)
             expected[:, patch] = (drop[:, 2] - drop[:, 4]).numpy()
-    found = explain_batch(clf, photos(), method="occlusion", target=(CLASSES[2], CLASSES[4]))
-    close(maps(found).reshape(3, -1), expected, 1e-10)
+    actual = explain_batch(clf, photos(), method="occlusion", target=(CLASSES[2], CLASSES[4]))
+    assert_close(stack_maps(actual).reshape(3, -1), expected, 1e-10)
 
 
-def test_rise_is_the_mean_over_random_halves_that_hold_the_patch():
-    clf = double(**MODELS["mean, 0 prefix"])
-    scene = scene_of(clf)
+def test_rise_is_the_mean_over_random_halves_that_contain_the_patch():
+    clf = float64_classifier(**MODELS["mean, 0 prefix"])
+    inputs = embed_photos(clf)
     generator = torch.Generator().manual_seed(0)
     held_by: list[list[np.ndarray]] = [[] for _ in range(15)]
     values = []
@@ -326,104 +337,105 @@ def test_rise_is_the_mean_over_random_halves_that_hold_the_patch():
         for _ in range(100):
             order = torch.randperm(15, generator=generator)
             for half in (order[:7], order[7:14]):
-                probability = scene.logits_of_patches(half.expand(3, -1)).softmax(1)[:, 2].numpy()
+                probability = inputs.logits_of_patches(half.expand(3, -1)).softmax(1)[:, 2].numpy()
                 values.append(probability)
                 for patch in half.tolist():
                     held_by[patch].append(probability)
     expected = np.stack([np.mean(each, axis=0) for each in held_by], axis=1) - np.mean(values, axis=0)[:, None]
-    found = explain_batch(clf, photos(), method="rise", target=CLASSES[2])
-    close(maps(found).reshape(3, -1), expected, 1e-10)
+    actual = explain_batch(clf, photos(), method="rise", target=CLASSES[2])
+    assert_close(stack_maps(actual).reshape(3, -1), expected, 1e-10)
 
 
-def test_under_mean_pooling_the_lens_averages_to_the_answer():
-    clf = double(pool="mean", prefix_tokens=0)
+def test_with_mean_pooling_the_logit_lens_averages_to_the_logit():
+    clf = float64_classifier(pool="mean", prefix_tokens=0)
     logits = clf.vit(clf.normalize(photos())).detach()
-    found = maps(explain_batch(clf, photos(), method="logit_lens", target=CLASSES[1]))
-    close(found.mean((1, 2)), logits[:, 1] - logits.mean(1), 1e-10)
+    actual = stack_maps(explain_batch(clf, photos(), method="logit_lens", target=CLASSES[1]))
+    assert_close(actual.mean((1, 2)), logits[:, 1] - logits.mean(1), 1e-10)
 
 
 @any_model
-def test_the_lens_reads_the_last_norm_pool_and_head(options):
-    clf = double(**options)
-    found = explain_batch(clf, photos(), method="logit_lens", target=CLASSES[1], layer=0)
+def test_the_logit_lens_applies_the_final_norm_pool_and_head(options):
+    clf = float64_classifier(**options)
+    actual = explain_batch(clf, photos(), method="logit_lens", target=CLASSES[1], layer=0)
     seen: list[Tensor] = []
-    hook = clf.vit.blocks[0].register_forward_hook(lambda module, given, out: seen.append(out))
+    hook = clf.vit.blocks[0].register_forward_hook(lambda module, args, out: seen.append(out))
     with torch.no_grad():
         clf.vit(clf.normalize(photos()))
         hook.remove()
         patch = clf.vit.norm(seen[0])[1, clf.vit.config.prefix_tokens + 7]
         logits = clf.vit.head(clf.vit.pool(patch.expand(1, clf.vit.config.prefix_tokens + 4, -1)))[0]
-    close(found[1].map[1, 2:3], (logits[1] - logits.mean())[None], 1e-10)
+    assert_close(actual[1].map[1, 2:3], (logits[1] - logits.mean())[None], 1e-10)
 
 
 @any_model
-def test_a_querys_map_is_its_row_of_the_attention_matrix(options):
+def test_the_map_of_a_query_is_its_row_of_the_attention_matrix(options):
     clf = classifier(**options)
     with torch.no_grad(), recording(clf.vit) as record:
         clf.vit(clf.normalize(photos()))
     prefix = clf.vit.config.prefix_tokens
     expected = record.attention(1)[:, :, prefix + 2 * 5 + 3, prefix:]
     for head, weights in ((None, expected.mean(1)), (2, expected[:, 2])):
-        found = explain_batch(clf, photos(), method="attention", layer=1, head=head, query=(2, 3))
-        close(maps(found).reshape(3, -1), weights, 1e-5)
-    assert found[0].question == "what the patch in row 2, column 3 attends to"
+        actual = explain_batch(clf, photos(), method="attention", layer=1, head=head, query=(2, 3))
+        assert_close(stack_maps(actual).reshape(3, -1), weights, 1e-5)
+    assert actual[0].question == "what the patch in row 2, column 3 attends to"
 
 
 # Targets.
 
 
-@pytest.mark.parametrize("method", KNOWING)
+@pytest.mark.parametrize("method", CLASS_AWARE)
 def test_each_image_is_explained_for_its_own_class(method):
     clf = classifier(pool="mean")
-    found = explain_batch(clf, photos(), method=method, target=["ant", ("bee", "cat"), None])
+    actual = explain_batch(clf, photos(), method=method, target=["ant", ("bee", "cat"), None])
     alone = [explain_batch(clf, photos()[i : i + 1], method=method, target=each)[0]
              for i, each in enumerate(["ant", ("bee", "cat"), None])]  # fmt: skip
-    for one, other in zip(found, alone, strict=True):
+    for one, other in zip(actual, alone, strict=True):
         np.testing.assert_allclose(one.map, other.map, atol=1e-5 * np.abs(one.map).max())
         assert (one.label, one.against, one.predicted) == (other.label, other.against, other.predicted)
     probabilities = clf.logits(photos()).softmax(1)
-    assert [found[0].label, found[1].label, found[1].against] == ["ant", "bee", "cat"]
-    assert found[2].label == found[2].predicted == CLASSES[int(probabilities[2].argmax())]
-    assert found[1].probability == pytest.approx(float(probabilities[1, 1]), abs=1e-6)
+    assert [actual[0].label, actual[1].label, actual[1].against] == ["ant", "bee", "cat"]
+    assert actual[2].label == actual[2].predicted == CLASSES[int(probabilities[2].argmax())]
+    assert actual[1].probability == pytest.approx(float(probabilities[1, 1]), abs=1e-6)
 
 
-@pytest.mark.parametrize("method", KNOWING)
+@pytest.mark.parametrize("method", CLASS_AWARE)
 def test_classes_have_different_maps(method):
     clf = classifier(pool="mean")
-    ant, bee = (maps(explain_batch(clf, photos(), method=method, target=label)) for label in ("ant", "bee"))
+    ant, bee = (stack_maps(explain_batch(clf, photos(), method=method, target=label)) for label in ("ant", "bee"))
     assert np.abs(ant - bee).max() > 1e-3 * np.abs(ant).max()
 
 
 @pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients", "occlusion", "rise", "logit_lens"])
-def test_this_rather_than_that_is_the_difference_of_their_maps(method):
-    clf = double()
+def test_the_map_of_a_pair_is_the_difference_of_both_maps(method):
+    clf = float64_classifier()
     ant, bee, rather = (
-        maps(explain_batch(clf, photos(), method=method, target=target)) for target in ("ant", "bee", ("ant", "bee"))
+        stack_maps(explain_batch(clf, photos(), method=method, target=target))
+        for target in ("ant", "bee", ("ant", "bee"))
     )
-    close(rather, ant - bee, 1e-9)
+    assert_close(rather, ant - bee, 1e-9)
 
 
-def test_balanced_maps_of_a_pair_are_each_others_negative():
-    clf = double()
-    one, other = (maps(explain_batch(clf, photos(), target=pair)) for pair in (("ant", "bee"), ("bee", "ant")))
-    close(one, -other, 1e-12)
+def test_libragrad_maps_of_swapped_pairs_are_negatives():
+    clf = float64_classifier()
+    one, other = (stack_maps(explain_batch(clf, photos(), target=pair)) for pair in (("ant", "bee"), ("bee", "ant")))
+    assert_close(one, -other, 1e-12)
 
 
-def test_log_odds_are_those_of_the_probability():
+def test_log_odds_match_the_probability():
     logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
-    scene = scene_of(classifier())
-    scene.target_BY = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
+    inputs = embed_photos(classifier())
+    inputs.target_BY = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]])
     chance = logits.softmax(1)
     expected = torch.stack([(chance[0, 1] / (1 - chance[0, 1])).log(), logits[1, 2] - logits[1, 0]])
-    close(scene.log_odds(logits), expected, 1e-6)
+    assert_close(inputs.log_odds(logits), expected, 1e-6)
 
 
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.class_blind])
-def test_class_blind_methods_say_so_and_are(method):
+def test_class_blind_methods_ignore_the_class(method):
     clf = classifier()
     ant, bee = (explain_batch(clf, photos(), method=method, target=label) for label in ("ant", "bee"))
     assert all(explanation.class_blind for explanation in ant)
-    assert (maps(ant) == maps(bee)).all()
+    assert (stack_maps(ant) == stack_maps(bee)).all()
     assert ant[0].question == "where the model looks"
 
 
@@ -437,19 +449,19 @@ def test_class_blind_methods_say_so_and_are(method):
     ],
     ids=str,
 )
-def test_a_target_that_is_not_there_is_refused(target, sentence):
+def test_an_unknown_target_is_refused(target, sentence):
     with pytest.raises(UsageError) as caught:
         explain_batch(classifier(), photos(), target=target)
     assert sentence in str(caught.value)
 
 
-def test_a_model_without_classes_has_attention_alone(tmp_path):
+def test_a_model_without_classes_has_attention_maps_only(tmp_path):
     clf = classifier(classes=0)
     clf.classes = ()
-    found = explain_batch(clf, photos(), method="attention")[0]
-    assert (found.label, found.to_json()["probability"]) == ("", None)
-    assert found.summary.startswith("where the model looks (attention): half")
-    found.save(tmp_path / "map.png")
+    actual = explain_batch(clf, photos(), method="attention")[0]
+    assert (actual.label, actual.to_json()["probability"]) == ("", None)
+    assert actual.summary.startswith("where the model looks (attention): half")
+    actual.save(tmp_path / "map.png")
     for options in ({}, {"method": "attention", "target": "cat"}):
         with pytest.raises(UsageError, match="knows no classes"):
             explain_batch(clf, photos(), **options)
@@ -465,7 +477,7 @@ def test_the_temperature_changes_the_probability_and_not_the_map():
     assert warm.probability == pytest.approx(clf.predict(photos()[0], top=1)[0].probability, abs=1e-6)
 
 
-# The model is left as it was; any dtype, mode and batch will do.
+# The model stays unchanged; any dtype, mode and batch works.
 
 
 class Failure(Exception):
@@ -474,7 +486,7 @@ class Failure(Exception):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_left_exactly_as_it_was(method, fails, monkeypatch):
+def test_the_model_keeps_its_exact_state(method, fails, monkeypatch):
     clf = classifier(pool="map", head="mlp", mlp="swiglu")
     vit = clf.vit.train()
     vit.blocks[1].eval()
@@ -489,7 +501,7 @@ def test_the_model_is_left_exactly_as_it_was(method, fails, monkeypatch):
             (module.training, sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks))
             for module in vit.modules()
         ]
-        return modules, held(vit), [(p.requires_grad, p.grad is None) for p in vit.parameters()]
+        return modules, attend_functions(vit), [(p.requires_grad, p.grad is None) for p in vit.parameters()]
 
     expected = state()
     if fails:
@@ -514,46 +526,50 @@ def test_the_model_is_left_exactly_as_it_was(method, fails, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_weights_give_nearly_the_same_map(method):
     clf = classifier(pool="mean")
-    exact = maps(explain_batch(clf, photos(), method=method, target="cat"))
+    exact = stack_maps(explain_batch(clf, photos(), method=method, target="cat"))
     clf.vit.bfloat16()
-    found = explain_batch(clf, photos(), method=method, target="cat")
-    assert found[0].map.dtype == np.float32
-    assert np.corrcoef(maps(found).ravel(), exact.ravel())[0, 1] > (0.9 if method in ("gradcam", "rise") else 0.97)
+    actual = explain_batch(clf, photos(), method=method, target="cat")
+    assert actual[0].map.dtype == np.float32
+    assert np.corrcoef(stack_maps(actual).ravel(), exact.ravel())[0, 1] > (
+        0.9 if method in ("gradcam", "rise") else 0.97
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_explaining_works_inside_inference_mode_and_no_grad(method):
     clf = classifier()
-    expected = maps(explain_batch(clf, photos(), method=method))
+    expected = stack_maps(explain_batch(clf, photos(), method=method))
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
-            assert (maps(explain_batch(clf, photos().clone(), method=method)) == expected).all()
+            assert (stack_maps(explain_batch(clf, photos().clone(), method=method)) == expected).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_damaged_weights_give_an_error_and_no_map(method):
+def test_non_finite_weights_raise_an_error(method):
     clf = classifier()
     clf.vit.head.weight.data[2, 3] = torch.nan
     with pytest.raises(NonFiniteOutput, match="not finite"):
         explain_batch(clf, photos(), method=method)
 
 
-def test_weights_made_in_inference_mode_are_refused_in_a_sentence():
+def test_weights_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         clf = classifier()
     with pytest.raises(UsageError, match="inference_mode.*load the model outside"):
         explain_batch(clf, photos())
 
 
-def test_a_long_batch_is_cut_into_pieces(monkeypatch):
-    expected = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
+def test_a_long_batch_is_split(monkeypatch):
+    expected = stack_maps(
+        explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"])
+    )
     monkeypatch.setattr("vitrail.explanation.inputs.MAX_BATCH_TOKENS", 32)  # two images
-    found = maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
-    close(found, expected, 1e-5)
+    actual = stack_maps(explain_batch(classifier(), photos(7), target=[None, "ant", "bee", "cat", None, "dog", "emu"]))
+    assert_close(actual, expected, 1e-5)
 
 
-class Watched(TorchDispatchMode):
-    """Every operator that ran and the largest tensor that it made."""
+class OperatorLog(TorchDispatchMode):
+    """Records the operators that ran and the size of the largest tensor."""
 
     def __init__(self):
         super().__init__()
@@ -569,20 +585,20 @@ class Watched(TorchDispatchMode):
         return out
 
 
-def test_the_default_makes_no_matrix_of_tokens_by_tokens_and_keeps_the_fused_kernel():
+def test_the_default_uses_the_fused_kernel_and_no_attention_matrix():
     clf = classifier()
     pixels = photos(2, size=(96, 96))  # 577 tokens, 4 heads
-    with Watched() as watched:
+    with OperatorLog() as watched:
         explain_batch(clf, pixels)
     assert any("scaled_dot_product" in name for name in watched.operators)
-    assert watched.largest < 577 * 577  # an image's matrix of a single head
-    with Watched() as other:
+    assert watched.largest < 577 * 577  # the attention matrix of one head and one image
+    with OperatorLog() as other:
         explain_batch(clf, pixels, method="chefer")
     assert any("scaled_dot_product" in name for name in other.operators)
-    assert other.largest == 2 * 4 * 577 * 577  # one layer's, made and dropped
+    assert other.largest == 2 * 4 * 577 * 577  # the attention of one layer
 
 
-def test_undisturbed_restores_every_mode():
+def test_eval_mode_restores_every_mode():
     vit = random_vit().train()
     vit.blocks[0].mlp.eval()
     before = [module.training for module in vit.modules()]
@@ -596,7 +612,7 @@ def test_undisturbed_restores_every_mode():
 
 @pytest.mark.parametrize("method", ["occlusion", "rise"])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_an_image_of_one_patch_cannot_lose_any(method: str, pool: str):
+def test_perturbation_refuses_an_image_of_one_patch(method: str, pool: str):
     clf = classifier(image_size=8, patch=8, pool=pool)
     clf = replace(clf, preprocess=replace(clf.preprocess, image_size=(8, 8)))
     with pytest.raises(UsageError, match="as one patch"):

@@ -1,4 +1,4 @@
-"""Pictures of explanations: what their colours say, where their edges are, and what notebooks show."""
+"""Figures of explanations: colors, patch edges, texts, and the output in notebooks."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test_explain import classifier, opened, photos
+from test_explain import classifier, photos, read_png
 from vitrail.explanation import METHODS, Explanation, explain_batch
 from vitrail.explanation.figures import draw_panels, save_layers, save_methods, save_overlay
 from vitrail.explanation.render import (
@@ -23,27 +23,27 @@ from vitrail.explanation.render import (
 )
 
 
-def an_explanation(method: str = "libragrad", **changes) -> Explanation:
+def make_explanation(method: str = "libragrad", **changes) -> Explanation:
     return replace(explain_batch(classifier(), photos(1), method=method, target="cat")[0], **changes)
 
 
-def with_map(values: np.ndarray, method: str = "libragrad") -> Explanation:
-    return an_explanation(method, map=values, image=np.full((12, 20, 3), 128, np.uint8))
+def explanation_with_map(values: np.ndarray, method: str = "libragrad") -> Explanation:
+    return make_explanation(method, map=values, image=np.full((12, 20, 3), 128, np.uint8))
 
 
-def test_a_signed_overlay_is_orange_for_and_blue_against_and_bare_at_zero():
+def test_a_signed_overlay_is_orange_for_blue_against_and_gray_at_zero():
     values = np.zeros((3, 5), np.float32)
     values[0, 0], values[2, 4] = 2.0, -2.0
-    shown = overlay_map(with_map(values))
-    for place, colour in (((1, 1), FOR_COLOR), ((10, 18), AGAINST_COLOR)):
-        mixed = shown[place]
-        assert np.corrcoef(mixed, parse_color(colour))[0, 1] > 0.99
+    shown = overlay_map(explanation_with_map(values))
+    for position, color in (((1, 1), FOR_COLOR), ((10, 18), AGAINST_COLOR)):
+        mixed = shown[position]
+        assert np.corrcoef(mixed, parse_color(color))[0, 1] > 0.99
     np.testing.assert_allclose(shown[5, 9], 128 / 255, atol=1e-6)
     assert shown[1, 1, 0] > shown[1, 1, 2] + 0.3
     assert shown[10, 18, 2] > shown[10, 18, 0] + 0.25
 
 
-def test_the_two_colours_are_apart_for_colour_blind_eyes_and_in_grey():
+def test_the_two_colors_are_distinct_for_color_blind_readers():
     """Machado, Oliveira & Fernandes 2009: severe protanopia, deuteranopia, tritanopia, on linear light."""
     blind = {
         "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -55,12 +55,12 @@ def test_the_two_colours_are_apart_for_colour_blind_eyes_and_in_grey():
         for c in (parse_color(FOR_COLOR), parse_color(AGAINST_COLOR))
     ]
     for matrix in blind.values():
-        one, other = (np.array(matrix) @ colour for colour in linear)
+        one, other = (np.array(matrix) @ color for color in linear)
         assert np.abs(one - other).max() > 0.2
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_limits_hold_98_percent_and_a_signed_scale_is_even_about_zero(signed):
+def test_color_limits_cover_98_percent_and_are_symmetric_for_signed_maps(signed):
     values = np.random.default_rng(0).normal(1, 1, (20, 20))
     values[0, 0] = 500
     low, high = color_limits(values, signed)
@@ -71,7 +71,7 @@ def test_limits_hold_98_percent_and_a_signed_scale_is_even_about_zero(signed):
     assert scale_map(np.zeros((3, 3)), signed).max() == 0
 
 
-def test_patches_are_squares_unless_smoothing_is_asked_for():
+def test_patches_are_plain_squares_unless_smoothed():
     values = np.arange(15.0).reshape(3, 5)
     plain, smooth = enlarge_map(values, 12, 20), enlarge_map(values, 12, 20, smooth=True)
     assert plain.shape == smooth.shape == (12, 20)
@@ -81,64 +81,64 @@ def test_patches_are_squares_unless_smoothing_is_asked_for():
     assert np.corrcoef(plain.ravel(), smooth.ravel())[0, 1] > 0.95
 
 
-def words(explanation: Explanation) -> list[str]:
-    """Every word that the panels show, tick labels included."""
+def panel_texts(explanation: Explanation) -> list[str]:
+    """All texts of the panels, tick labels included."""
     figure = draw_panels(explanation)
     figure.draw_without_rendering()
     return [text.get_text() for axes in figure.axes for text in axes.findobj(match=lambda o: hasattr(o, "get_text"))]
 
 
-def test_the_panels_say_class_probability_method_and_have_a_numbered_scale():
-    said = words(with_map(np.linspace(-2, 1, 15).reshape(3, 5)))
-    assert any(re.fullmatch(r"(predicted \w+; )?cat  [\d.]+%", text) for text in said)
-    assert {"libragrad", "evidence for cat", "against  ←  cat  →  for"} <= set(said)
-    numbers = [float(text.replace("−", "-")) for text in said if re.fullmatch(r"[−-]?\d+\.\d+", text)]
-    assert min(numbers) <= -1 and max(numbers) >= 1  # the scale is even about zero
-    said = words(an_explanation("attention", layer=1, head=2))
-    assert {"attention, layer 1, head 2", "share of attention", "where the model looks"} <= set(said)
-    said = words(an_explanation(against="dog"))
-    assert {"evidence for cat rather than dog", "dog  ←  →  cat"} <= set(said)
+def test_the_panels_show_class_probability_method_and_scale():
+    texts = panel_texts(explanation_with_map(np.linspace(-2, 1, 15).reshape(3, 5)))
+    assert any(re.fullmatch(r"(predicted \w+; )?cat  [\d.]+%", text) for text in texts)
+    assert {"libragrad", "evidence for cat", "against  ←  cat  →  for"} <= set(texts)
+    numbers = [float(text.replace("−", "-")) for text in texts if re.fullmatch(r"[−-]?\d+\.\d+", text)]
+    assert min(numbers) <= -1 and max(numbers) >= 1  # the scale is symmetric about zero
+    texts = panel_texts(make_explanation("attention", layer=1, head=2))
+    assert {"attention, layer 1, head 2", "share of attention", "where the model looks"} <= set(texts)
+    texts = panel_texts(make_explanation(against="dog"))
+    assert {"evidence for cat rather than dog", "dog  ←  →  cat"} <= set(texts)
 
 
-def test_a_query_patch_is_framed():
+def test_a_query_patch_has_a_frame():
     clf = classifier()
-    found = explain_batch(clf, photos(1), method="attention", query=(2, 1))[0]
-    for axes in draw_panels(found).axes[:3]:
+    explanation = explain_batch(clf, photos(1), method="attention", query=(2, 1))[0]
+    for axes in draw_panels(explanation).axes[:3]:
         (frame,) = axes.patches
         assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((3.5, 7.5), 4, 4)
-    assert not draw_panels(an_explanation()).axes[0].patches
+    assert not draw_panels(make_explanation()).axes[0].patches
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_every_method_is_drawn_in_every_format(method, kind, tmp_path):
-    found = an_explanation(method)
-    for name, save in (("panels", found.save), ("overlay", lambda path: save_overlay(found, path))):
+    explanation = make_explanation(method)
+    for name, save in (("panels", explanation.save), ("overlay", lambda path: save_overlay(explanation, path))):
         path = save(tmp_path / f"{name}.{kind}")
         if kind == "png":
-            assert len(np.unique(opened(path))) > 20
+            assert len(np.unique(read_png(path))) > 20
         else:
             assert path.read_text().startswith("<?xml")
-    assert opened(save_overlay(found, tmp_path / "one.png")).shape[:2] == (264, 440)
+    assert read_png(save_overlay(explanation, tmp_path / "one.png")).shape[:2] == (264, 440)
 
 
 def test_smoothing_changes_the_picture_and_not_the_map(tmp_path):
-    found = an_explanation()
-    before = found.map.copy()
-    plain, smooth = (opened(found.save(tmp_path / f"{s}.png", smooth=s)) for s in (False, True))
+    explanation = make_explanation()
+    before = explanation.map.copy()
+    plain, smooth = (read_png(explanation.save(tmp_path / f"{s}.png", smooth=s)) for s in (False, True))
     assert (plain != smooth).any()
-    assert (found.map == before).all()
+    assert (explanation.map == before).all()
 
 
-def test_strips_of_layers_and_methods_have_a_picture_for_each(tmp_path):
+def test_strips_of_layers_and_methods_have_one_overlay_each(tmp_path):
     clf = classifier()
     layers = [explain_batch(clf, photos(1), method="logit_lens", layer=layer)[0] for layer in range(3)]
     every = [explain_batch(clf, photos(1), method=method)[0] for method in METHODS]
-    assert opened(save_layers(layers, tmp_path / "layers.png")).shape[1] > 3 * 200
-    assert opened(save_methods(every, tmp_path / "methods.png")).shape[0] > 2 * 240
+    assert read_png(save_layers(layers, tmp_path / "layers.png")).shape[1] > 3 * 200
+    assert read_png(save_methods(every, tmp_path / "methods.png")).shape[0] > 2 * 240
 
 
-class Found(HTMLParser):
+class ParsedHtml(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
@@ -153,28 +153,28 @@ class Found(HTMLParser):
 
 
 def test_a_notebook_shows_the_picture_and_a_sentence():
-    found = an_explanation()
-    with Image.open(BytesIO(found._repr_png_())) as picture:
+    explanation = make_explanation()
+    with Image.open(BytesIO(explanation._repr_png_())) as picture:
         assert picture.format == "PNG"
         assert picture.width > 600
-    page = Found(found._repr_html_())
+    page = ParsedHtml(explanation._repr_html_())
     (source,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert source["src"].startswith("data:image/png;base64,iVBOR")
-    assert source["alt"] == page.text == found.summary
+    assert source["alt"] == page.text == explanation.summary
 
 
 def test_a_label_cannot_write_html():
-    found = an_explanation(label='"><script>alert(1)</script>')
-    page = Found(found._repr_html_())
+    explanation = make_explanation(label='"><script>alert(1)</script>')
+    page = ParsedHtml(explanation._repr_html_())
     assert [tag for tag, _ in page.tags] == ["figure", "img", "figcaption"]
     assert "<script>" in page.text
 
 
-def test_the_summary_says_where_the_evidence_is():
+def test_the_summary_describes_the_map():
     values = np.full((6, 6), -1.0)
     values[4:6, 0] = 3, 5
-    found = an_explanation(map=values, probability=0.731)
-    assert found.summary == (
+    explanation = make_explanation(map=values, probability=0.731)
+    assert explanation.summary == (
         "evidence for cat (73%, libragrad): half of it is in 1 of 36 patches, most in the lower left (100%)"
     )
-    assert an_explanation(map=-np.ones((3, 5))).summary.endswith("nothing in the image")
+    assert make_explanation(map=-np.ones((3, 5))).summary.endswith("nothing in the image")
