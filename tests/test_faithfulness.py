@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from planted import CLASSES, PATCH, SIDE, Planted, planted, trained
+from planted import CLASSES, PATCH, SIDE, PlantedImages, make_planted_images, train_planted_classifier
 from test_explain import attend_functions
 from vitrail.classifier import Classifier
 from vitrail.data import Images
@@ -35,7 +35,7 @@ from vitrail.explanation.scores import Faithfulness, make_score
 
 @pytest.fixture(scope="session")
 def trained_classifier() -> Classifier:
-    return trained()
+    return train_planted_classifier()
 
 
 def compute_maps(clf: Classifier, pixels: torch.Tensor, labels: list[str], method: str) -> np.ndarray:
@@ -50,21 +50,21 @@ def class_names(numbers: np.ndarray) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def one_object() -> Planted:
-    return planted(64, seed=1)
+def one_object() -> PlantedImages:
+    return make_planted_images(64, seed=1)
 
 
 @pytest.fixture(scope="session")
-def two_objects() -> Planted:
-    return planted(64, seed=2, objects=2)
+def two_objects() -> PlantedImages:
+    return make_planted_images(64, seed=2, objects=2)
 
 
-def average_precision(clf: Classifier, data: Planted, method: str) -> float:
+def average_precision(clf: Classifier, data: PlantedImages, method: str) -> float:
     actual = compute_maps(clf, data.pixels, class_names(data.labels[:, 0]), method)
     return float(np.mean([average_precision_score(t, m) for t, m in zip(data.truth[:, 0], actual, strict=True)]))
 
 
-def object_share(clf: Classifier, data: Planted, method: str) -> float:
+def object_share(clf: Classifier, data: PlantedImages, method: str) -> float:
     """The mean share over both objects, each explained once."""
     actual = []
     for index in (0, 1):
@@ -80,7 +80,9 @@ def test_the_classifier_has_learned_the_planted_objects(trained_classifier, one_
 
 def test_the_default_finds_the_object_among_distractors(trained_classifier, one_object):
     assert average_precision(trained_classifier, one_object, DEFAULT_METHOD) >= 0.85
-    assert average_precision(trained_classifier, one_object, DEFAULT_METHOD) > average_precision(trained_classifier, one_object, "input_x_gradient")
+    assert average_precision(trained_classifier, one_object, DEFAULT_METHOD) > average_precision(
+        trained_classifier, one_object, "input_x_gradient"
+    )
 
 
 def test_the_default_puts_the_evidence_on_the_explained_object(trained_classifier, two_objects):
@@ -158,7 +160,10 @@ def test_in_every_measure_a_method_is_best_and_no_control_is(scores):
 
 
 def test_the_same_seed_gives_the_same_scores(trained_classifier, one_object):
-    one, other = (evaluate_faithfulness(trained_classifier, one_object.images(), methods=["libragrad"], max_images=12) for _ in range(2))
+    one, other = (
+        evaluate_faithfulness(trained_classifier, one_object.images(), methods=["libragrad"], max_images=12)
+        for _ in range(2)
+    )
     for measure in MEASURES:
         assert (
             one.methods["libragrad"].scores[measure].values == other.methods["libragrad"].scores[measure].values
@@ -168,7 +173,9 @@ def test_the_same_seed_gives_the_same_scores(trained_classifier, one_object):
 def test_scoring_does_not_change_the_model(trained_classifier, one_object):
     before = {name: tensor.clone() for name, tensor in trained_classifier.vit.state_dict().items()}
     kernels, seen = attend_functions(trained_classifier.vit), []
-    evaluate_faithfulness(trained_classifier, one_object.images(), methods=["chefer"], max_images=4, steps=3, on_step=seen.append)
+    evaluate_faithfulness(
+        trained_classifier, one_object.images(), methods=["chefer"], max_images=4, steps=3, on_step=seen.append
+    )
     assert seen[: 1 + len(CONTROLS)] == ["chefer", *CONTROLS]
     assert seen[-1] == f"shuffled weights {SHUFFLED_MODELS} of {SHUFFLED_MODELS}"
     assert len(seen) == count_steps(1)
@@ -206,7 +213,8 @@ def test_the_scores_can_be_drawn(scores, trained_classifier, one_object, tmp_pat
     save_faithfulness(scores, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 10_000
     save_faithfulness(
-        evaluate_faithfulness(trained_classifier, one_object.images().subset([0]), methods=["logit_lens"]), tmp_path / "one.svg"
+        evaluate_faithfulness(trained_classifier, one_object.images().subset([0]), methods=["logit_lens"]),
+        tmp_path / "one.svg",
     )
     assert (tmp_path / "one.svg").read_text().startswith("<?xml")
 
@@ -263,7 +271,9 @@ def test_insertion_is_deletion_of_the_negated_map(trained_classifier, one_object
 
 def test_saco_equals_its_definition(trained_classifier, one_object):
     inputs = embed_images(trained_classifier, one_object.pixels[:3], [(i, None) for i in one_object.labels[:3, 0]])
-    map_of = compute_maps(trained_classifier, one_object.pixels[:3], class_names(one_object.labels[:3, 0]), "libragrad").astype(float)
+    map_of = compute_maps(
+        trained_classifier, one_object.pixels[:3], class_names(one_object.labels[:3, 0]), "libragrad"
+    ).astype(float)
     actual = saco(inputs, map_of, rank_patches(map_of), groups=6)
     for image in range(3):
         order, target = np.argsort(-map_of[image]), int(one_object.labels[image, 0])

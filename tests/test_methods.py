@@ -151,15 +151,15 @@ def test_legrad_equals_its_reference(options):
     assert_close(stack_maps(actual).reshape(3, -1), expected[:, vit.config.prefix_tokens :], 1e-10)
 
 
-def libragrad_by_hand(vit: ViT, x: Tensor, inputs: list[Tensor]) -> Tensor:
-    """The forward pass of a class-token GELU ViT with detached factors; appends the inputs of the blocks to `inputs`."""
+def libragrad_by_hand(vit: ViT, x: Tensor, block_inputs: list[Tensor]) -> Tensor:
+    """The forward pass of a class-token GELU ViT with detached factors; fills `block_inputs`."""
 
     def norm(module, x):
         spread = (x.var(-1, keepdim=True, correction=0) + module.eps).sqrt().detach()
         return (x - x.mean(-1, keepdim=True)) / spread * module.weight + module.bias
 
     for block in vit.blocks:
-        inputs.append(x)
+        block_inputs.append(x)
         qkv = block.attn.qkv(norm(block.norm1, x)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
         weights = (qkv[0] @ qkv[1].mT / math.sqrt(8)).softmax(-1).detach()
         x = x + block.attn.proj((weights @ qkv[2]).transpose(1, 2).flatten(2))
@@ -174,12 +174,12 @@ def test_libragrad_equals_a_backward_pass_with_detached_factors(dtype, tolerance
     clf.vit.to(dtype)
     inputs = embed_photos(clf)
     x = inputs.x_BTD.clone().requires_grad_()
-    inputs: list[Tensor] = []
-    logits = libragrad_by_hand(clf.vit, x, inputs)
+    block_inputs: list[Tensor] = []
+    logits = libragrad_by_hand(clf.vit, x, block_inputs)
     assert_close(logits.detach(), inputs.logits(inputs.x_BTD).detach(), tolerance)
     chance = logits.softmax(1)[:, 2]
-    gradients = torch.autograd.grad((chance / (1 - chance)).log().sum(), inputs)
-    layers = [(x * gradient).sum(-1)[:, 2:].detach() for x, gradient in zip(inputs, gradients, strict=True)]
+    gradients = torch.autograd.grad((chance / (1 - chance)).log().sum(), block_inputs)
+    layers = [(x * gradient).sum(-1)[:, 2:].detach() for x, gradient in zip(block_inputs, gradients, strict=True)]
     expected = sum(layers) / 3
     actual = explain_batch(clf, photos(), method="libragrad", target=CLASSES[2])
     assert_close(stack_maps(actual).reshape(3, -1), expected, tolerance)
@@ -205,11 +205,11 @@ def test_libragrad_maps_sum_to_the_score(options):
                 parameter.zero_()
     inputs = embed_photos(clf)
     plain = inputs.logits(inputs.x_BTD).detach()
-    with balanced_gradients(clf.vit), record_block_inputs(clf.vit) as inputs:
+    with balanced_gradients(clf.vit), record_block_inputs(clf.vit) as block_inputs:
         logits = inputs.logits(inputs.x_BTD.requires_grad_())
-    gradients = torch.autograd.grad(logits[:, 2].sum(), inputs)
+    gradients = torch.autograd.grad(logits[:, 2].sum(), block_inputs)
     assert_close(logits.detach(), plain, 1e-12)
-    for x, gradient in zip(inputs, gradients, strict=True):  # every layer's map sums to the same score
+    for x, gradient in zip(block_inputs, gradients, strict=True):  # every layer's map sums to the same score
         assert_close((x * gradient).sum((1, 2)).detach(), logits[:, 2].detach(), 1e-10)
 
 
@@ -271,7 +271,9 @@ def test_grad_cam_equals_the_grad_cam_package(options, layer):
     with GradCAM(clf.vit, [clf.vit.blocks[layer].norm1], reshape_transform=on_grid) as cam:
         expected = cam(clf.normalize(photos()).requires_grad_(), [ClassifierOutputTarget(2)] * 3)
     actual = stack_maps(explain_batch(clf, photos(), method="gradcam", target=CLASSES[2], layer=layer))
-    enlarged = scale_cam_image(scale_cam_image(actual, (20, 12)))  # as the package does, before and after its mean over layers
+    enlarged = scale_cam_image(
+        scale_cam_image(actual, (20, 12))
+    )  # as the package does, before and after its mean over layers
     assert_close(enlarged, expected, 1e-4)
 
 
