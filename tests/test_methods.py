@@ -465,7 +465,7 @@ def test_a_model_without_classes_has_attention_maps_only(tmp_path):
     assert actual.summary.startswith("where the model looks (attention): half")
     actual.save(tmp_path / "map.png")
     for options in ({}, {"method": "attention", "target": "cat"}):
-        with pytest.raises(UsageError, match="knows no classes"):
+        with pytest.raises(UsageError, match="has no classes"):
             explain_batch(clf, photos(), **options)
 
 
