@@ -97,7 +97,7 @@ def test_a_flipped_bit_is_noticed(file: Path):
         (lambda d, t: d["config"].update(wdith=3), "wdith.*did you mean width"),
         (lambda d, t: d["config"].update(heads=5), "does not divide"),
         (lambda d, t: d["config"].update(width="wide"), "width"),
-        (lambda d, t: d["preprocess"].update(fit="stretch"), "stretch"),
+        (lambda d, t: d["preprocess"].update(fit="bend"), "bend"),
         (lambda d, t: t.pop("norm.weight"), "checksum"),
     ],
 )
