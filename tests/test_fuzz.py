@@ -1,4 +1,4 @@
-"""Whatever bytes a stranger sends, what comes back is an answer or an error of our own kinds."""
+"""Readers of files answer any bytes with a result or one of vitrail's errors."""
 
 import contextlib
 import io
@@ -30,19 +30,19 @@ MANY = settings(
 
 
 @st.composite
-def broken(draw: st.DrawFn, originals: list[bytes]) -> bytes:
-    """One of the originals with some bytes changed, taken out, put in, or cut off."""
+def mutate(draw: st.DrawFn, originals: list[bytes]) -> bytes:
+    """Draws one of the originals with some bytes changed, deleted, inserted, or cut off."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
-        what = draw(st.sampled_from(("set", "take", "put", "cut", "number")))
-        if what == "set" and data:
+        change = draw(st.sampled_from(("set", "delete", "insert", "truncate", "number")))
+        if change == "set" and data:
             data[at] = draw(st.integers(0, 255))
-        elif what == "take":
+        elif change == "delete":
             del data[at : at + draw(st.integers(1, 40))]
-        elif what == "put":
+        elif change == "insert":
             data[at:at] = draw(st.binary(max_size=40))
-        elif what == "number":  # sizes and offsets are where readers trust
+        elif change == "number":  # sizes and offsets
             number = draw(st.sampled_from((0, 1, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)))
             data[at : at + 4] = struct.pack(draw(st.sampled_from(("<I", ">I"))), number)
         elif draw(st.booleans()):
@@ -55,7 +55,7 @@ IMAGES = [*VICTIMS.values(), *(content for content, _ in FILES.values() if 0 < l
 
 @pytest.mark.filterwarnings("ignore")
 @settings(MANY, max_examples=1500)
-@given(broken(IMAGES))
+@given(mutate(IMAGES))
 def test_the_decoder(data: bytes):
     try:
         image = decode(io.BytesIO(data), name="victim")
@@ -66,15 +66,15 @@ def test_the_decoder(data: bytes):
 
 
 @pytest.fixture(scope="module")
-def artefact(run) -> bytes:
+def artifact(run) -> bytes:
     return (run.folder / "classifier.safetensors").read_bytes()
 
 
 @MANY
 @given(data=st.data())
-def test_the_artefact_reader_with_any_bytes_changed(artefact: bytes, tmp_path: Path, data: st.DataObject):
+def test_the_artifact_reader_with_any_bytes_changed(artifact: bytes, tmp_path: Path, data: st.DataObject):
     path = tmp_path / "a.safetensors"
-    path.write_bytes(data.draw(broken([artefact, artefact[: struct.unpack("<Q", artefact[:8])[0] + 8]])))
+    path.write_bytes(data.draw(mutate([artifact, artifact[: struct.unpack("<Q", artifact[:8])[0] + 8]])))
     try:
         load(path)
     except VitrailError as error:
@@ -90,19 +90,19 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 @MANY
 @given(data=st.data())
-def test_the_artefact_reader_with_any_description(artefact: bytes, tmp_path: Path, data: st.DataObject):
-    """The weights are whole, the JSON beside them says something else at one place."""
-    length = struct.unpack("<Q", artefact[:8])[0]
-    header = json.loads(artefact[8 : 8 + length])
+def test_the_artifact_reader_with_any_metadata(artifact: bytes, tmp_path: Path, data: st.DataObject):
+    """The weights are valid; one value of the JSON beside them is replaced."""
+    length = struct.unpack("<Q", artifact[:8])[0]
+    header = json.loads(artifact[8 : 8 + length])
     document = json.loads(header["__metadata__"]["vitrail"])
-    here, key = document, data.draw(st.sampled_from(sorted(document)))
-    while isinstance(here[key], dict) and here[key] and data.draw(st.booleans()):
-        here, key = here[key], data.draw(st.sampled_from(sorted(here[key])))
-    here[key] = data.draw(JSON)
+    parent, key = document, data.draw(st.sampled_from(sorted(document)))
+    while isinstance(parent[key], dict) and parent[key] and data.draw(st.booleans()):
+        parent, key = parent[key], data.draw(st.sampled_from(sorted(parent[key])))
+    parent[key] = data.draw(JSON)
     header["__metadata__"]["vitrail"] = json.dumps(document)
     text = json.dumps(header).encode()
     path = tmp_path / "a.safetensors"
-    path.write_bytes(struct.pack("<Q", len(text)) + text + artefact[8 + length :])
+    path.write_bytes(struct.pack("<Q", len(text)) + text + artifact[8 + length :])
     try:
         classifier = load(path)
         for size in ((16, 16), (7, 30)):
@@ -133,7 +133,7 @@ def test_the_table_reader(tmp_path: Path, text: bytes, end: str):
     table.write_bytes(text)
     with contextlib.suppress(VitrailError):
         open_source(table)
-    check_data(table)  # raises for nothing that is in the table
+    check_data(table)  # raises no error, whatever is in the table
 
 
 @MANY

@@ -572,7 +572,7 @@ def test_an_image_too_thin_to_be_cropped_is_refused(page):
         }""",
         [100_000, 1, Preprocess(image_size=(30, 24), fit="crop", mean=(0.5,), std=(0.5,)).to_json()],
     )
-    assert said == "100000x1 pixels are too thin: a crop would have to make them 3000000x30"
+    assert said == "100000x1 pixels are too thin: a crop would enlarge them to 3000000x30"
 
 
 def exact() -> bool:

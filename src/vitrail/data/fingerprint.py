@@ -12,7 +12,7 @@ from vitrail.data.source import Listing, Source
 
 
 def compute_fingerprint(source: Source) -> str:
-    """Returns the SHA-256 of all images' splits, names, labels and file sizes as hex digits, whatever the order of images.
+    """Returns the SHA-256, in hex, of the splits, names, labels and file sizes of all images, in any order.
 
     Rows are sorted in memory only if the source does not list them in order.
     """

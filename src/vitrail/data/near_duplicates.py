@@ -22,10 +22,10 @@ INNER = slice(4, 12)
 MIN_SIMILARITY = 0.92  # cosine of near-duplicates: JPEG at quality 30 and gray instead of color stay above
 MIN_INNER_SIMILARITY = 0.90  # the same for the inner 8x8 values
 MIN_STD = 2.0  # gray levels; below it the fine structure is noise
-MIN_IMAGE_SIZE = 16  # pixels; copies of smaller images, such as 8x8 digits, cannot be told from similar ones
+MIN_IMAGE_SIZE = 16  # pixels; smaller images, such as 8x8 digits, are too similar to each other
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
 MAX_PAIRS = 8  # an image is paired with at least this many near-duplicates before it and after it
-DENSE_PAIRS = 1 << 16  # from so many candidates in a block on, a full matrix product is cheaper and needs less memory
+DENSE_PAIRS = 1 << 16  # candidates in a block; above, a full matrix product is cheaper and needs less memory
 PREFILTER_DIMENSIONS = 64
 
 IndexPair = tuple[int, int, float]  # i < j, similarity

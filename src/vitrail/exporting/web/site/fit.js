@@ -150,7 +150,7 @@ export function fitted(image, preprocess) {
     if (h * wide <= w * tall) wide = Math.max(wide, Math.floor((tall * w) / h));
     else tall = Math.max(tall, Math.floor((wide * h) / w));
     if (tall * wide > Math.max(h * w, ENLARGED, OVERSIZE * height * width)) {
-      throw new Error(`${w}x${h} pixels are too thin: a crop would have to make them ${wide}x${tall}`);
+      throw new Error(`${w}x${h} pixels are too thin: a crop would enlarge them to ${wide}x${tall}`);
     }
   }
   return middle(resized(image, tall, wide, preprocess), height, width, preprocess.engine);
