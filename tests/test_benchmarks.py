@@ -19,20 +19,20 @@ from vitrail.benchmarking.timing import Timing
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--beside", "none", "--curve", "there"], "--curve is drawn at the pace of the recipe that --beside names"),
         (["--also", "nowhere"], "nowhere has no metrics.jsonl"),
     ],
 )
 def test_wrong_arguments_are_refused_before_any_run(
-    words, message, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    arguments, message, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     Path("there/metrics.jsonl").touch()
     monkeypatch.setattr(time_to_accuracy, "trained", lambda *args, **options: pytest.fail("it ran"))
-    monkeypatch.setattr(sys, "argv", ["time_to_accuracy", "data", *words])
+    monkeypatch.setattr(sys, "argv", ["time_to_accuracy", "data", *arguments])
     with pytest.raises(SystemExit):
         time_to_accuracy.main()
     assert message in capsys.readouterr().err

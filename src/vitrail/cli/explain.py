@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     rows = "\n".join(
-        f"  {name:11}{row.description}{' (knows no class)' if row.class_blind else ''}: {row.cost}"
+        f"  {name:21}{row.description}{' (knows no class)' if row.class_blind else ''}: {row.cost}"
         for name, row in METHODS.items()
     )
     parser.epilog = f"methods, and what a map takes:\n{rows}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.hooks import eval_mode
 from vitrail.explanation.inputs import embed_images, max_batch_size, patch_grid
 from vitrail.explanation.methods import DEFAULT_METHOD, check_options, find_method
-from vitrail.explanation.targets import Target, parse_targets
+from vitrail.explanation.targets import ClassTarget, Target, parse_targets
 
 
 def explain(
@@ -71,25 +72,37 @@ def explain_batch(
             raise NonFiniteOutput(
                 "the model's outputs are not finite numbers", "its weights are damaged; train it again"
             )
-        classes = classifier.classes or ("",) * logits_BY.shape[1]
-        probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
-        if not classifier.classes:
-            probabilities_BY = torch.full_like(logits_BY, torch.nan)
-        predicted_B = logits_BY.argmax(dim=1).tolist()
-        for i, (class_target, predicted) in enumerate(zip(batch_targets, predicted_B, strict=True)):
-            label, against = class_target or (predicted, None)
-            explanations.append(
-                Explanation(
-                    map=map_BP[i].detach().view(grid).cpu().numpy(),
-                    label=classes[label],
-                    probability=float(probabilities_BY[i, label]),
-                    method=chosen.name,
-                    image=pixels[i].permute(1, 2, 0).cpu().numpy(),
-                    predicted=classes[predicted],
-                    against=None if against is None else classes[against],
-                    layer=layer_index,
-                    head=head,
-                    query=query,
-                )
+        settings = {"method": chosen.name, "layer": layer_index, "head": head, "query": query}
+        map_Bhw = map_BP.detach().view(-1, *grid)
+        explanations += make_explanations(classifier, pixels, map_Bhw, logits_BY, batch_targets, settings)
+    return explanations
+
+
+def make_explanations(
+    classifier: Classifier,
+    pixels_BCHW: Tensor,
+    map_Bhw: Tensor,
+    logits_BY: Tensor,
+    targets: Sequence[ClassTarget | None],
+    settings: dict[str, Any],
+) -> list[Explanation]:
+    """The maps of a batch with their classes, probabilities (at the classifier's temperature) and settings."""
+    classes = classifier.classes or ("",) * logits_BY.shape[1]
+    probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
+    if not classifier.classes:
+        probabilities_BY = torch.full_like(logits_BY, torch.nan)
+    explanations = []
+    for i, (target, predicted) in enumerate(zip(targets, logits_BY.argmax(dim=1).tolist(), strict=True)):
+        label, against = target or (predicted, None)
+        explanations.append(
+            Explanation(
+                map=map_Bhw[i].cpu().numpy(),
+                label=classes[label],
+                probability=float(probabilities_BY[i, label]),
+                image=pixels_BCHW[i].permute(1, 2, 0).cpu().numpy(),
+                predicted=classes[predicted],
+                against=None if against is None else classes[against],
+                **settings,
             )
+        )
     return explanations

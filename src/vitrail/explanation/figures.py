@@ -9,6 +9,7 @@ import numpy as np
 
 from vitrail.errors import UsageError
 from vitrail.explanation.measures import MEASURES
+from vitrail.explanation.relevance_map import RelevanceMap
 from vitrail.explanation.render import (
     AGAINST_COLOR,
     FOR_COLOR,
@@ -18,14 +19,13 @@ from vitrail.explanation.render import (
     overlay_map,
     to_rgb,
 )
+from vitrail.explanation.scores import Faithfulness
 from vitrail.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from vitrail.explanation.explanation import Explanation
-    from vitrail.explanation.scores import Faithfulness
 
 ERROR_COLOR = "#b03000"
 QUERY_COLOR = "#00e5ff"
@@ -35,17 +35,17 @@ CURVE_LABELS = {
 }
 
 
-def save_explanation(explanation: "Explanation", path: Path, smooth: bool = False) -> Path:
+def save_explanation(explanation: RelevanceMap, path: Path, smooth: bool = False) -> Path:
     """Writes image, map with its color scale, and overlay side by side."""
     return save_figure(draw_panels(explanation, smooth), path, dpi=120)
 
 
-def save_overlay(explanation: "Explanation", path: Path, smooth: bool = False) -> Path:
+def save_overlay(explanation: RelevanceMap, path: Path, smooth: bool = False) -> Path:
     """Writes the overlay alone, without a frame."""
     return save_figure(draw_overlay_figure(explanation, smooth), path, dpi=100)
 
 
-def render_png(explanation: "Explanation", overlay_only: bool = False) -> bytes:
+def render_png(explanation: RelevanceMap, overlay_only: bool = False) -> bytes:
     """The panels of `save_explanation`, or the overlay alone, as PNG bytes."""
     buffer = io.BytesIO()
     draw = draw_overlay_figure if overlay_only else draw_panels
@@ -53,7 +53,7 @@ def render_png(explanation: "Explanation", overlay_only: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def draw_overlay_figure(explanation: "Explanation", smooth: bool = False, min_size: int = 448) -> "Figure":
+def draw_overlay_figure(explanation: RelevanceMap, smooth: bool = False, min_size: int = 448) -> "Figure":
     """The overlay alone, enlarged by a whole number so that its longer edge has about `min_size` pixels or more."""
     height, width = explanation.image.shape[:2]
     times = max(1, round(min_size / max(height, width)))
@@ -63,7 +63,7 @@ def draw_overlay_figure(explanation: "Explanation", smooth: bool = False, min_si
     return figure
 
 
-def draw_panels(explanation: "Explanation", smooth: bool = False) -> "Figure":
+def draw_panels(explanation: RelevanceMap, smooth: bool = False) -> "Figure":
     """Image, map and overlay in a row."""
     figure = new_figure(10.4, 3.7, layout="constrained")
     image_axes, map_axes, overlay_axes = figure.subplots(1, 3)
@@ -87,22 +87,22 @@ def draw_panels(explanation: "Explanation", smooth: bool = False) -> "Figure":
     return figure
 
 
-def save_heads(explanations: "Sequence[Explanation]", path: Path) -> Path:
+def save_heads(explanations: Sequence[RelevanceMap], path: Path) -> Path:
     """Writes the image and the map of each head of a layer."""
     return save_grid(explanations, [f"head {explanation.head}" for explanation in explanations], path)
 
 
-def save_layers(explanations: "Sequence[Explanation]", path: Path) -> Path:
+def save_layers(explanations: Sequence[RelevanceMap], path: Path) -> Path:
     """Writes the image and the map of each layer, in a strip."""
     return save_grid(explanations, [f"layer {explanation.layer}" for explanation in explanations], path, columns=7)
 
 
-def save_methods(explanations: "Sequence[Explanation]", path: Path) -> Path:
+def save_methods(explanations: Sequence[RelevanceMap], path: Path) -> Path:
     """Writes the image and the map of each method."""
     return save_grid(explanations, [explanation.method for explanation in explanations], path)
 
 
-def save_grid(explanations: "Sequence[Explanation]", titles: Sequence[str], path: Path, columns: int = 6) -> Path:
+def save_grid(explanations: Sequence[RelevanceMap], titles: Sequence[str], path: Path, columns: int = 6) -> Path:
     """Writes one image and its overlays, each with a title and on its own color scale."""
     from matplotlib.patches import Patch
 
@@ -124,7 +124,7 @@ def save_grid(explanations: "Sequence[Explanation]", titles: Sequence[str], path
     return save_figure(figure, path, dpi=120)
 
 
-def save_gallery(explanations: "Sequence[Explanation]", truths: Sequence[str], path: Path) -> Path:
+def save_gallery(explanations: Sequence[RelevanceMap], truths: Sequence[str], path: Path) -> Path:
     """Writes many images, each beside its overlay, with label and prediction; text and color mark the errors."""
     columns = 5
     rows = -(-len(explanations) // columns)
@@ -138,7 +138,7 @@ def save_gallery(explanations: "Sequence[Explanation]", truths: Sequence[str], p
     return save_figure(figure, path, dpi=110)
 
 
-def save_faithfulness(faithfulness: "Faithfulness", path: Path) -> Path:
+def save_faithfulness(faithfulness: Faithfulness, path: Path) -> Path:
     """Writes the deletion and insertion curves of each method, and every measure with its interval."""
     from matplotlib import colormaps
 
@@ -155,7 +155,7 @@ def save_faithfulness(faithfulness: "Faithfulness", path: Path) -> Path:
     return save_figure(figure, path, dpi=110)
 
 
-def draw_curves(figure: "SubFigure", faithfulness: "Faithfulness", colors: Mapping[str, Any]) -> None:
+def draw_curves(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping[str, Any]) -> None:
     """The deletion and the insertion curve of each method."""
     removed_percent = 100 * (1 - np.array(faithfulness.remaining))
     for axes, curve in zip(figure.subplots(1, 2), CURVE_LABELS, strict=True):
@@ -169,7 +169,7 @@ def draw_curves(figure: "SubFigure", faithfulness: "Faithfulness", colors: Mappi
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
 
 
-def draw_scores(figure: "SubFigure", faithfulness: "Faithfulness", colors: Mapping[str, Any]) -> None:
+def draw_scores(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping[str, Any]) -> None:
     """Each measure of each method: mean and interval, filled where the method is best or tied."""
     names = list(faithfulness.methods)
     for axes, (measure, definition) in zip(
@@ -192,7 +192,7 @@ def draw_scores(figure: "SubFigure", faithfulness: "Faithfulness", colors: Mappi
     )
 
 
-def prediction_label(explanation: "Explanation") -> str:
+def prediction_label(explanation: RelevanceMap) -> str:
     """The predicted class, the explained class if it is another, and the latter's probability."""
     if not explanation.label:
         return "features, no classes"
@@ -201,7 +201,7 @@ def prediction_label(explanation: "Explanation") -> str:
     return f"predicted {explanation.predicted}; {explanation.label}  {explanation.probability:.1%}"
 
 
-def method_label(explanation: "Explanation") -> str:
+def method_label(explanation: RelevanceMap) -> str:
     """The method with its options."""
     parts = [explanation.method]
     if explanation.layer is not None:
@@ -211,7 +211,7 @@ def method_label(explanation: "Explanation") -> str:
     return ", ".join(parts)
 
 
-def scale_label(explanation: "Explanation") -> str:
+def scale_label(explanation: RelevanceMap) -> str:
     """What the values of the color scale are."""
     if explanation.class_blind:
         return "share of attention"
@@ -222,7 +222,7 @@ def scale_label(explanation: "Explanation") -> str:
     return f"against  ←  {explanation.label}  →  for"
 
 
-def outline_query(axes: "Axes", explanation: "Explanation") -> None:
+def outline_query(axes: "Axes", explanation: RelevanceMap) -> None:
     """Draws a frame around the patch whose attention is shown, if any."""
     from matplotlib.patches import Rectangle
 

@@ -3,7 +3,7 @@
 Mehri et al. 2025 (arXiv 2411.16760); Ali et al. 2022 (arXiv 2202.07304) treat norm and softmax in the same way. In a
 product of two factors that both depend on the input, the plain gradient follows both, so input x gradient counts the
 product twice; in a norm or a softmax the two parts cancel. Here one factor is constant in the backward pass: the
-standard deviation of a norm, the attention weights, the gate of an activation. What is left is linear, so input x
+standard deviation of a norm, the attention weights, the gate of an activation. The rest is linear, so input x
 gradient distributes the score over tokens and biases without loss (a test in tests/test_methods.py checks the sum).
 """
 

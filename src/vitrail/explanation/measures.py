@@ -88,7 +88,8 @@ def perturbation_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int, us
     inputs.fix_target(inputs.intact_logits)
     points = []
     for remaining in remaining_counts(inputs.patch_count, steps):
-        removed_BP, keep_BP = order.split([inputs.patch_count - remaining, remaining], dim=1)
+        removed = inputs.patch_count - remaining
+        removed_BP, keep_BP = order[:, :removed], order[:, removed:]
         if use_baseline:
             logits_BY = inputs.logits(replace_by_baseline(inputs, removed_BP))
         else:

@@ -113,7 +113,8 @@ def check_options(
 
     Raises `UsageError` for one that the method does not take or the model does not have.
     """
-    options = {name: value for name, value in (("layer", layer), ("head", head), ("query", query)) if value is not None}
+    all_options: dict[str, object] = {"layer": layer, "head": head, "query": query}
+    options = {name: value for name, value in all_options.items() if value is not None}
     for name in options:
         if name not in method.options:
             able = [other.name for other in METHODS.values() if name in other.options]

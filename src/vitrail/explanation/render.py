@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.explanation.relevance_map import RelevanceMap
+
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
-    from vitrail.explanation.explanation import Explanation
 
 SEQUENTIAL_COLORMAP = "cividis"  # for color-blind readers (Nuñez, Anderton & Renslow 2018); brighter is more
 FOR_COLOR, AGAINST_COLOR = "#e66100", "#3d5fc4"  # orange, blue: distinct for every kind of color blindness
@@ -74,7 +75,7 @@ def color_map(signed: bool) -> "Colormap":
     return LinearSegmentedColormap.from_list("for and against", colors)
 
 
-def overlay_map(explanation: "Explanation", smooth: bool = False) -> np.ndarray:
+def overlay_map(explanation: RelevanceMap, smooth: bool = False) -> np.ndarray:
     """The image in gray under the colored map: floats (H, W, 3) from 0 to 1.
 
     In a signed map the image shows through where the relevance is near zero; another map covers it evenly.

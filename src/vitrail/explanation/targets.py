@@ -1,4 +1,4 @@
-"""What an explanation is asked about: class names -> class indices -> the weight of each logit in the score."""
+"""The explained class of each image: class names -> class indices -> the weight of each logit in the score."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,7 @@
 """The default explanation as a part of the program: pixels and a class -> logits and the class's signed map.
 
 An exported program knows no gradients, so the pass back is written out as operators like any other: `make_fx` runs
-`balanced_gradient` once and notes every operation, forwards and backwards.
+`libragrad` once and notes every operation, forwards and backwards.
 
 Shapes: B batch, Y classes, h w grid of patches.
 """
