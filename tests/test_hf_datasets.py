@@ -105,7 +105,9 @@ def test_an_unreachable_hub_is_an_error_of_one_sentence(hub, capsys, monkeypatch
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert main(["train", "hf:unknown/unknown", "--out", str(tmp_path / "run")]) == 1
     message = capsys.readouterr().err
-    assert "hf:unknown/unknown is not here and the hub cannot be reached" in message and "Traceback" not in message
+    assert (
+        "hf:unknown/unknown is not in the cache and the hub cannot be reached" in message and "Traceback" not in message
+    )
     assert main(["check", "hf:./nowhere"]) == 2
     (tmp_path / "notes.txt").write_text("x")
     assert main(["check", f"hf:{tmp_path}/notes.txt"]) == 2

@@ -78,7 +78,7 @@ def test_training_from_shards_gives_the_artifact_of_the_folder_to_the_last_bit(d
     }
     scores = {vitrail.evaluate(runs[0].classifier, address).accuracy for address in (folder, shards, pattern)}
     assert len(descriptions) == len(scores) == 1
-    assert divided or "that training kept back" in descriptions.pop()
+    assert divided or "held-out" in descriptions.pop()
 
 
 def test_batches_from_any_step_equal_those_of_the_folder(photos: Path, shards: Path):
@@ -344,7 +344,7 @@ def test_wildcards_some_of_the_shards_and_unindexed_shards(shards: Path, own_cac
     write_tar(shards / "train-other.tar", ("red/x.png", png_bytes()))
     source = open_source(shards)
     assert len(source.splits["train"]) == 24
-    assert any("1 tar files are not in its index and left out, train-other.tar" in note for note in source.ignored)
+    assert any("1 tar files are not in its index and skipped, train-other.tar" in note for note in source.ignored)
     both = open_source(f"{shards}/{{test-000000,train-other}}.tar")  # one by our index, one by a new one
     assert {split: len(listing) for split, listing in both.splits.items()} == {"test": 10, "train": 1}
 

@@ -66,7 +66,7 @@ class ShardIndex:
     names: StringArray
     channels: int = 3
     can_flip: bool = True
-    notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # sentences about files and samples that are skipped
     damaged: tuple[str, ...] = ()  # sentences about what could not be indexed
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ def concatenate_indices(name: str, indices: Sequence[ShardIndex]) -> ShardIndex:
         concatenate_names([index.names for index in indices]),
         channels=max(index.channels for index in indices),
         can_flip=all(index.can_flip for index in indices),
-        notes=tuple(note for index in indices for note in index.notes),
+        ignored=tuple(sentence for index in indices for sentence in index.ignored),
         damaged=tuple(sentence for index in indices for sentence in index.damaged),
     )
 

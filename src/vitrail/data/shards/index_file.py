@@ -33,7 +33,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
         "classes": index.classes,
         "channels": index.channels,
         "flippable": index.can_flip,
-        "notes": index.notes,
+        "notes": index.ignored,
         "lost": index.damaged,
     }
     document["sha256"] = index_digest(arrays, document)
@@ -92,7 +92,7 @@ def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Shar
         names,
         channels=channels,
         can_flip=bool(document["flippable"]),
-        notes=tuple(map(str, document["notes"])),
+        ignored=tuple(map(str, document["notes"])),
         damaged=tuple(map(str, document["lost"])),
     )
 

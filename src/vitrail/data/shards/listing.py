@@ -47,7 +47,7 @@ def list_shards(address: str | Path) -> Source:
     return Source(
         index.name,
         splits,
-        ignored=list(index.notes),
+        ignored=list(index.ignored),
         can_flip=index.can_flip,
         channels=index.channels,
         missing=missing,
@@ -97,8 +97,8 @@ def find_in_folder(folder: str) -> tuple[list[str], dict[str, ShardIndex | None]
     index = read_index_file(folder)
     files = [join_address(folder, shard.address) for shard in index.shards] if index else list_tars(folder)
     if index and not is_remote(folder) and (others := sorted(set(list_tars(folder)) - set(files))):
-        note = f"{folder}: {len(others)} tar files are not in its index and left out, {Path(others[0]).name} first"
-        index = replace(index, notes=(*index.notes, note))
+        sentence = f"{folder}: {len(others)} tar files are not in its index and skipped, {Path(others[0]).name} first"
+        index = replace(index, ignored=(*index.ignored, sentence))
     if not files:
         raise UsageError(f"there are no tar files in {folder}", "give a folder of shards, or a pattern of them")
     return files, {folder.rstrip("/") if is_remote(folder) else str(local_path(folder)): index}

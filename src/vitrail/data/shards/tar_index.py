@@ -94,12 +94,12 @@ def index_tar(shard: Shard) -> ShardIndex:
     except OSError as error:
         reason = str(error) if isinstance(error, StorageUnreachable) else error.strerror or str(error)
         damaged.append(f"{shard.address} cannot be read: {reason}")
-    note = f"{shard.address}: {samples_without_image} samples without an image are left out"
-    return build_tar_index(shard, images, (note,) if samples_without_image else (), tuple(damaged))
+    sentence = f"{shard.address}: {samples_without_image} samples without an image are skipped"
+    return build_tar_index(shard, images, (sentence,) if samples_without_image else (), tuple(damaged))
 
 
 def build_tar_index(
-    shard: Shard, images: Sequence[TarImage], notes: tuple[str, ...], damaged: tuple[str, ...]
+    shard: Shard, images: Sequence[TarImage], ignored: tuple[str, ...], damaged: tuple[str, ...]
 ) -> ShardIndex:
     classes = tuple(sorted({image.label for image in images}))
     code_of = {label: code for code, label in enumerate(classes)}
@@ -112,7 +112,7 @@ def build_tar_index(
         columns["sha256"][i] = np.frombuffer(image.sha256.ljust(32, b"\0"), dtype=np.uint8)
     stem = PurePosixPath(shard.address).stem
     names = StringArray.from_strings(f"{stem}/{image.name}" for image in images)
-    return ShardIndex(shard.address, (shard,), classes, columns, names, notes=notes, damaged=damaged)
+    return ShardIndex(shard.address, (shard,), classes, columns, names, ignored=ignored, damaged=damaged)
 
 
 def iter_samples(shard: Shard, file: BinaryIO, damaged: list[str]) -> Iterator[TarSample]:
