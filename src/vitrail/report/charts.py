@@ -40,7 +40,7 @@ def risk_chart(section: dict[str, Any]) -> Markup:
     max_risk = max(*curve["risk"], 0.01)
     plot = Plot(
         "Risk and coverage", f"Error rate at full coverage {curve['risk'][-1]:.3f}, mean {curve['aurc']:.3f}",
-        (0, 1), (0, max_risk * 1.05), ("coverage (answered images)", "risk (error rate of answered images)"),
+        (0, 1), (0, max_risk * 1.05), ("coverage", "risk (error rate)"),
     )  # fmt: skip
     plot.add_series("s0", "risk")
     if section["thresholds"]:

@@ -118,7 +118,7 @@ def border_evidence(document: Document) -> Finding | None:
         return None
     suspicious = [row["class"] for row in section["classes"] if row["is_suspicious"]]
     if not suspicious:
-        return Finding(Level.OK, "For no class is the evidence concentrated on the border of the image.", "attribution")
+        return Finding(Level.OK, "The evidence is not concentrated on the border of the image for any class.", "attribution")
     return Finding(
         Level.WARNING,
         f"Possible shortcut: for {join_names(suspicious)} the evidence is concentrated on the border of the image. "
@@ -161,7 +161,8 @@ def near_duplicates(document: Document) -> Finding | None:
     if in_train := section["pairs_with_splits"].get("train", 0):
         accuracy = section["accuracy_without_images_in_training"]
         rest = f" Without these images the accuracy is {percent(accuracy)}." if accuracy is not None else ""
-        text = f"{count(in_train, 'near-duplicate pair')} of a scored image and a training image.{rest}"
+        pairs = count(in_train, "near-duplicate pair")
+        text = f"There {'is' if in_train == 1 else 'are'} {pairs} of a scored image and a training image.{rest}"
         return Finding(Level.WARNING, text, anchor)
     if n := section["pairs_with_different_labels"]:
         return Finding(Level.WARNING, f"{count(n, 'near-duplicate pair')} with two different labels.", anchor)
@@ -184,9 +185,9 @@ def properties(document: Document) -> Finding | None:
     gap, name, low, high = max(gaps, key=lambda row: row[0])
     return Finding(
         Level.NOTE,
-        f"The accuracy depends on {name}: it is {percent(low['accuracy'])} for {short(low['from'])} to "
-        f"{short(low['to'])} and {percent(high['accuracy'])} for {short(high['from'])} to {short(high['to'])}, a "
-        f"difference of {points(gap)}.",
+        f"The accuracy depends on {name}: {percent(low['accuracy'])} for values from {short(low['from'])} to "
+        f"{short(low['to'])}, {percent(high['accuracy'])} for values from {short(high['from'])} to {short(high['to'])} "
+        f"(difference: {points(gap)}).",
         "properties",
     )
 

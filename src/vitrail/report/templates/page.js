@@ -1,5 +1,5 @@
 "use strict";
-// Shows the images of a cell of the confusion matrix, and the class of the image under the pointer in the embedding map.
+// Shows the images of a cell of the confusion matrix, and the class at the pointer in the embedding map.
 // Names are only set as text, never as HTML.
 (() => {
   const MAX_POINTER_DISTANCE = 0.03; // fraction of the width of the embedding map
