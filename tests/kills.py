@@ -67,7 +67,7 @@ def forked(data: Path, out: Path, resume: bool, draw: random.Random, die_at: int
     try:
         torch.set_num_threads(1)
         console.quiet = True
-        epochs.SAVE_EVERY = every
+        epochs.CHECKPOINT_INTERVAL_S = every
         if die_at is not None:
             die_at_operation(die_at, before)
         vitrail.train(data, out=out, resume=resume, **(reading if resume else {**OPTIONS, **reading}))

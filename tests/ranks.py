@@ -19,6 +19,7 @@ from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.runs import epochs, finish, validation
 from vitrail.runs import train as runs
+from vitrail.runs.folder import RunFolder
 from vitrail.training import loop
 from vitrail.training.distributed import join_world
 
@@ -97,7 +98,7 @@ def observed(data, out, damaged=(), stop=None, **options):
         )
     return {
         **seen,
-        "rows": epochs.RunFolder(run.folder).load_metrics(),
+        "rows": RunFolder(run.folder).load_metrics(),
         "result": run.result,
         "classes": run.classifier.classes,
     }

@@ -237,7 +237,7 @@ def test_an_attempt_meets_nobody_of_an_earlier_one():
 
 def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from vitrail.runs import epochs, finish
-    from vitrail.runs.folder import candidate_folders, find_run_of_job
+    from vitrail.runs.resolve import find_run_of_launch
 
     monkeypatch.chdir(tmp_path)
     for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # others show them
@@ -247,23 +247,23 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
     recipe = {"epochs": 1, "report": False, **TINY}
     first = vitrail.train(photos, out=out, **recipe)
-    assert find_run_of_job("this one", photos, out).path == out
-    assert find_run_of_job("another", photos, out) is None
+    assert find_run_of_launch("this one", "photos", out).path == out
+    assert find_run_of_launch("another", "photos", out) is None
     again = vitrail.train(photos, out=out, **recipe)  # the same words: it is gone on with, and all is done
     assert again.result["test"] == first.result["test"]
-    second = candidate_folders(photos)[1]
-    for copy in (candidate_folders(photos)[0], second):
+    default, second = Path("runs/photos"), Path("runs/photos-2")
+    for copy in (default, second):
         shutil.copytree(out, copy)
     earlier = current_launch().started_at - 1
-    for finished in (out, candidate_folders(photos)[0]):  # before this launcher: last week's launch had the same name
+    for finished in (out, default):  # before this launcher: last week's launch had the same name
         os.utime(finished / "result.json", (earlier, earlier))
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
-    assert find_run_of_job("this one", photos, None, current_launch().started_at).path == second
+    assert find_run_of_launch("this one", "photos", None, current_launch().started_at).path == second
     os.utime(second / "result.json", (earlier, earlier))
-    assert find_run_of_job("this one", photos, None, current_launch().started_at) is None
+    assert find_run_of_launch("this one", "photos", None, current_launch().started_at) is None
     (out / "result.json").unlink()  # it was never finished, so whichever launcher comes takes it up
-    assert find_run_of_job("this one", photos, out, current_launch().started_at).path == out
+    assert find_run_of_launch("this one", "photos", out, current_launch().started_at).path == out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
@@ -398,7 +398,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(photos: Path, alon
     os.kill(workers(launcher)[1], signal.SIGKILL)
     code, printed, err = finished(launcher)
     assert code == 0, err
-    assert err.count("going on after step") == 1
+    assert err.count("continuing after step") == 1
     assert json.loads(printed)["test"]["images"] == 15  # one answer, from one process
     same_course(rows(out), alone)
 
@@ -410,7 +410,7 @@ def test_an_interrupted_launch_is_saved_and_one_process_goes_on(photos: Path, al
     launcher.send_signal(signal.SIGINT)
     code, _, err = finished(launcher)
     assert code == 130, err
-    assert re.search(r"error: stopped at step \d+ and saved\nhint: go on with: vitrail train .* --resume --out", err)
+    assert re.search(r"error: stopped at step \d+ and saved\nhint: continue with: vitrail train .* --resume --out", err)
     assert len(rows(out)) < EPOCHS
     code, _, err = finished(
         started([sys.executable, "-m", "vitrail", "train", str(photos), "--resume", "--out", str(out)])

@@ -1,4 +1,4 @@
-"""Signals: asked for while a run needs them, and given back as they were."""
+"""Signal handlers: set while a run needs them, then restored."""
 
 import signal
 
@@ -7,8 +7,8 @@ import pytest
 from vitrail.interrupts import catch_stop_signals
 
 
-def test_a_handler_that_python_does_not_know_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
-    """Such a handler is set by a program that embeds Python, before Python begins; here Python only says so."""
+def test_a_handler_not_set_from_python_is_not_replaced(monkeypatch: pytest.MonkeyPatch):
+    """A program that embeds Python can set such a handler; here `getsignal` only reports one."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else before[0])

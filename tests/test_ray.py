@@ -1,4 +1,4 @@
-"""Sweeps and training on a Ray cluster, with workers killed, where ray and optuna are installed."""
+"""Sweeps and training on a Ray cluster with killed workers, if ray and optuna are installed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import vitrail
 from test_serve_ray import descendants
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.folder import RunFolder
-from vitrail.sweeps.config import SweepFolder
+from vitrail.sweeps.folder import SweepFolder
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 12, "optimizer": "adamw"}
@@ -32,13 +32,13 @@ def cluster() -> Iterator[Any]:
         yield ray
 
 
-def meanwhile(do: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
-    """Does something in a thread; what it raises is kept."""
+def run_in_thread(function: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
+    """Starts a thread that calls a function; returns it and the list of what the function raises."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            do()
+            function()
         except BaseException as error:
             raised.append(error)
 
@@ -47,32 +47,32 @@ def meanwhile(do: Callable[[], None]) -> tuple[threading.Thread, list[BaseExcept
     return thread, raised
 
 
-def until(what: Callable[[], Any], seconds: float = 300) -> Any:
-    """The first true answer."""
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
+    """Calls a function until it returns something true; returns that."""
     end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come to that"
+    while not (value := condition()):
+        assert time.monotonic() < end, "the condition was not met"
         time.sleep(0.02)
-    return found
+    return value
 
 
-def test_a_sweep_by_ray_tasks_one_of_which_is_killed(cluster: Any, colours: Path, tmp_path: Path):
-    """Every trial once, the killed one from its checkpoint."""
+def test_a_sweep_survives_a_killed_ray_task(cluster: Any, colours: Path, tmp_path: Path):
+    """Every trial runs once; the killed one resumes from its checkpoint."""
     out = tmp_path / "out"
     killed: list[int] = []
 
     def kill() -> None:
-        def busy() -> int | None:
+        def find_running_trial() -> int | None:
             for path in sorted((out / "trials").glob("*")):
-                said = SweepFolder(out).lock_path(int(path.name)).read_text()
-                if said and 2 <= len(RunFolder(path).load_metrics()) < 10:
+                content = SweepFolder(out).lock_path(int(path.name)).read_text()
+                if content and 2 <= len(RunFolder(path).load_metrics()) < 10:
                     killed.append(int(path.name))
-                    return int(json.loads(said)["process"])
+                    return int(json.loads(content)["process"])
             return None
 
-        os.kill(until(busy), signal.SIGKILL)
+        os.kill(wait_for(find_running_trial), signal.SIGKILL)
 
-    thread, raised = meanwhile(kill)
+    thread, raised = run_in_thread(kill)
     done = vitrail.sweep(colours, vary={"lr": "1e-4..1e-2:log"}, trials=4, pruner="none", out=out, engine="ray",
                          processes=2, epochs=14, check=False, **TINY)  # fmt: skip
     thread.join()
@@ -80,29 +80,27 @@ def test_a_sweep_by_ray_tasks_one_of_which_is_killed(cluster: Any, colours: Path
     rows = done.result["rows"]
     assert Counter(row["trial"] for row in rows) == dict.fromkeys(range(4), 1)
     assert {row["state"] for row in rows} == {"complete"}
-    assert next(row for row in rows if row["trial"] == killed[0])["taken_up_again"] == 1
+    assert next(row for row in rows if row["trial"] == killed[0])["restarts"] == 1
     for row in rows:
         assert [each["epoch"] for each in RunFolder(out / row["run"]).load_metrics()] == list(range(1, 15))
-    again = vitrail.sweep(colours, out=out, resume=True)  # without Ray, it is the same sweep
-    assert again.result["rows"] == rows
+    resumed = vitrail.sweep(colours, out=out, resume=True)  # without Ray
+    assert resumed.result["rows"] == rows
 
 
-def test_ray_train_goes_on_after_a_worker_is_killed(cluster: Any, colours: Path, tmp_path: Path):
-    """Two processes, one killed in mid-run: the run ends as the run of two processes that nobody killed."""
+def test_ray_train_resumes_after_a_worker_is_killed(cluster: Any, colours: Path, tmp_path: Path):
+    """One of two processes is killed: the run ends with the losses of an undisturbed run."""
     from vitrail.runs.ray import train_on_ray
 
     out = tmp_path / "out"
-    seen: list[int] = []
 
     def kill() -> None:
-        def trained() -> bool:
+        def has_trained() -> bool:
             return 3 <= len(RunFolder(out).load_metrics()) < 15
 
-        until(trained)
-        seen.append(len(RunFolder(out).load_metrics()))
+        wait_for(has_trained)
         os.kill(descendants(b"RayTrainWorker")[-1], signal.SIGKILL)
 
-    thread, raised = meanwhile(kill)
+    thread, raised = run_in_thread(kill)
     options = {"epochs": 24, "report": False, "check": False, "precision": "fp32", **TINY}
     done = train_on_ray(colours, out=out, processes=2, restarts=2, **options)
     thread.join()
@@ -111,12 +109,12 @@ def test_ray_train_goes_on_after_a_worker_is_killed(cluster: Any, colours: Path,
     assert [row["epoch"] for row in rows] == list(range(1, 25))
     assert done.result["test"]["images"] == 24
     assert not list(out.parent.glob(".ray-*"))
-    alone = vitrail.train(colours, out=tmp_path / "alone", **options)  # the same global batches in one process
-    for ours, theirs in zip(rows, RunFolder(alone.folder).load_metrics(), strict=True):
+    single = vitrail.train(colours, out=tmp_path / "single", **options)  # the same global batches in one process
+    for ours, theirs in zip(rows, RunFolder(single.folder).load_metrics(), strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
-def test_what_a_restart_would_not_help_is_said_at_once(cluster: Any, colours: Path, tmp_path: Path):
+def test_errors_that_a_restart_cannot_repair_are_raised_at_once(cluster: Any, colours: Path, tmp_path: Path):
     from vitrail.runs.ray import train_on_ray
 
     with pytest.raises(VitrailError, match="diverged"):
@@ -126,12 +124,12 @@ def test_what_a_restart_would_not_help_is_said_at_once(cluster: Any, colours: Pa
         train_on_ray(colours, out=tmp_path / "out", processes=1, **TINY)
 
 
-def test_wrong_use_needs_no_cluster(colours: Path, tmp_path: Path):
+def test_wrong_options_need_no_cluster(colours: Path, tmp_path: Path):
     from vitrail.runs.ray import train_on_ray
 
     for more, error in (
-        ({"processes": 0}, "are none"),
-        ({"processes": (3, 2)}, "are none"),
+        ({"processes": 0}, "no number is from"),
+        ({"processes": (3, 2)}, "no number is from"),
         ({"restarts": -1}, "restarts is -1"),
         ({"recipe": "smal"}, "no recipe 'smal'"),
         ({"epochs": -1}, "epochs is -1"),

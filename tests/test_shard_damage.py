@@ -209,7 +209,7 @@ def test_a_damaged_member_does_not_remove_one_of_the_same_name_in_another_split(
     assert document["unreadable"] == {"train": ["00000/a/0.png"]}
     vitrail.train(tmp_path / "set", out=run.folder, resume=True, report=False)
     (run.folder / "recipe.json").write_text(json.dumps({**document, "unreadable": ["00000/a/0.png"]}))
-    splits = drop_unreadable(open_data(tmp_path / "set"), RunFolder(run.folder).load_unreadable())
+    splits = drop_unreadable(open_data(tmp_path / "set"), RunFolder(run.folder).load_config().unreadable)
     assert splits.unreadable == {"train": 1, "validation": 1}
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: what may be varied, what the trials come to, and that kills lose and double none of them."""
+"""Sweeps: their spaces, their tables, and that killed processes neither lose nor repeat a trial."""
 
 import csv
 import json
@@ -27,12 +27,13 @@ from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs import epochs, finish
 from vitrail.runs.folder import RunFolder
-from vitrail.sweeps import lease
-from vitrail.sweeps import study as studies
-from vitrail.sweeps import worker as workers
-from vitrail.sweeps.config import SweepConfig, SweepFolder, create_sweep
+from vitrail.sweeps import lease, sampling, worker
+from vitrail.sweeps import trial as trials
+from vitrail.sweeps.config import SweepConfig
+from vitrail.sweeps.folder import SweepFolder, create_sweep
 from vitrail.sweeps.lease import LeaseObserver
 from vitrail.sweeps.results import train_command
+from vitrail.sweeps.sampling import find_conflict, propose_values, space_distributions
 from vitrail.sweeps.space import (
     Choice,
     Range,
@@ -43,7 +44,7 @@ from vitrail.sweeps.space import (
     parse_vary,
     space_to_json,
 )
-from vitrail.sweeps.study import distributions, impossible
+from vitrail.sweeps.study import open_study
 from vitrail.training.checkpoint import find_newest_checkpoint
 from vitrail.training.recipes import find_recipe
 
@@ -53,7 +54,7 @@ VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pictures():
-    """What a run draws is tested elsewhere, and is most of the work of a run as small as these."""
+    """Other tests cover the pictures of a run; drawing them takes longer than training runs as small as these."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "draw_pictures", lambda *arguments: None)
         patch.setattr(epochs, "draw_curves", lambda *arguments: None)
@@ -62,38 +63,39 @@ def _no_pictures():
 
 @pytest.fixture(scope="module")
 def whole(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Sweep:
-    """A sweep that nothing disturbed."""
+    """A sweep that ran without interruption."""
     out = tmp_path_factory.mktemp("sweeps") / "whole"
     torch.set_num_threads(1)
-    return vitrail.sweep(colours, vary=VARY, trials=5, out=out, **changed(depth=None))
+    return vitrail.sweep(colours, vary=VARY, trials=5, out=out, **tiny_options(depth=None))
 
 
-def changed(**changes: Any) -> dict[str, Any]:
+def tiny_options(**changes: Any) -> dict[str, Any]:
+    """Options of a tiny run; a change to None leaves an option out."""
     return {name: value for name, value in {**TINY, **changes}.items() if value is not None}
 
 
-def came_to(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What two sweeps of the same bits have in common."""
-    kept = ("rank", "trial", "state", "values", "accuracy", "accuracy_interval", "loss", "epochs", "run")
-    return [{name: row[name] for name in kept} for row in rows]
+def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns that are equal in two sweeps with the same results."""
+    columns = ("rank", "trial", "state", "values", "accuracy", "accuracy_interval", "loss", "epochs", "run")
+    return [{name: row[name] for name in columns} for row in rows]
 
 
-def asked_for(colours: Path, vary: dict[str, Any], **more: Any) -> SweepConfig:
+def make_config(colours: Path, vary: dict[str, Any], **more: Any) -> SweepConfig:
     recipe = find_recipe("small", **TINY)
-    given = {"data": str(colours), "fingerprint": "x", "images": 6, "epochs": 3, "recipe": recipe}
-    return SweepConfig(**{**given, "space": parse_space(vary), **more})
+    defaults = {"data": str(colours), "fingerprint": "x", "validation_images": 6, "epochs": 3, "recipe": recipe}
+    return SweepConfig(**{**defaults, "space": parse_space(vary), **more})
 
 
-# What may be varied
+# Spaces
 
 
 @pytest.mark.parametrize(
-    ("field", "said", "means"),
+    ("field", "values", "axis"),
     [
         ("lr", "1e-4..1e-2:log", Range(1e-4, 1e-2, log=True)),
-        ("width", "96..192:32", Range(96, 192, step=32, whole=True)),
-        ("width", {"from": 96, "to": 192, "step": 32}, Range(96, 192, step=32, whole=True)),
-        ("depth", "1..4", Range(1, 4, whole=True)),
+        ("width", "96..192:32", Range(96, 192, step=32, is_integer=True)),
+        ("width", {"from": 96, "to": 192, "step": 32}, Range(96, 192, step=32, is_integer=True)),
+        ("depth", "1..4", Range(1, 4, is_integer=True)),
         ("label_smoothing", "0..0.2", Range(0.0, 0.2)),
         ("width", "96,128,192", Choice((96, 128, 192))),
         ("width", [96, 128], Choice((96, 128))),
@@ -106,14 +108,14 @@ def asked_for(colours: Path, vary: dict[str, Any], **more: Any) -> SweepConfig:
         ("freeze", "0,2,backbone", Choice((0, 2, "backbone"))),
     ],
 )
-def test_a_field_and_its_values(field: str, said: Any, means: Range | Choice):
-    space = parse_space({field: said})
-    assert space == {field: means}
+def test_values_of_a_field(field: str, values: Any, axis: Range | Choice):
+    space = parse_space({field: values})
+    assert space == {field: axis}
     assert parse_space(json.loads(json.dumps(space_to_json(space)))) == space
 
 
 @pytest.mark.parametrize(
-    ("field", "said", "error"),
+    ("field", "values", "error"),
     [
         ("lrr", "1..2", "did you mean lr"),
         ("lr", "2..1", "the range 2..1 is empty"),
@@ -150,85 +152,85 @@ def test_a_field_and_its_values(field: str, said: Any, means: Range | Choice):
         ("workers", "1..9", "cannot be varied"),
     ],
 )
-def test_what_no_trial_could_have_is_refused(field: str, said: Any, error: str):
+def test_invalid_values_are_rejected(field: str, values: Any, error: str):
     with pytest.raises(UsageError) as caught:
-        parse_space({field: said})
+        parse_space({field: values})
     assert error in str(caught.value)
 
 
-def test_words_and_files(tmp_path: Path):
+def test_spaces_from_arguments_and_files(tmp_path: Path):
     assert parse_vary(["lr=1..2", "mlp-width=3", "--depth=1"]) == {"lr": "1..2", "mlp_width": "3", "depth": "1"}
     with pytest.raises(UsageError, match="twice"):
         parse_vary(["lr=1", "lr=2"])
     file = tmp_path / "space.toml"
-    file.write_text('lr = "1e-4..1e-2:log"\nwidth = [96, 128]\nwarmup = {from = 0, to = 0.3}\n')
+    file.write_text('lr = "1e-4..1e-2:log"\nwidth = [96, 128]\nwarmup_fraction = {from = 0, to = 0.3}\n')
     assert parse_space(load_space(file)) == {
         "lr": Range(1e-4, 1e-2, log=True), "width": Choice((96, 128)), "warmup_fraction": Range(0.0, 0.3)
     }  # fmt: skip
     file.write_text("lr = ")
-    with pytest.raises(UsageError, match="is no space"):
+    with pytest.raises(UsageError, match="is not a space"):
         load_space(file)
     with pytest.raises(UsageError, match="cannot be read"):
         load_space(tmp_path / "nowhere.toml")
 
 
-def test_points_that_can_be_counted():
+def test_finite_spaces():
     space = parse_space({"width": "96..192:32", "depth": "1..2", "flip": "0..1:0.25"})
-    every = list(iterate_points(space) or ())
-    assert len(every) == count_points(space) == 4 * 2 * 5
-    assert every[0] == {"width": 96, "depth": 1, "flip": 0.0}
-    assert every[-1] == {"width": 192, "depth": 2, "flip": 1.0}
+    points = list(iterate_points(space) or ())
+    assert len(points) == count_points(space) == 4 * 2 * 5
+    assert points[0] == {"width": 96, "depth": 1, "flip": 0.0}
+    assert points[-1] == {"width": 192, "depth": 2, "flip": 1.0}
     assert count_points(parse_space({"lr": "1e-4..1e-2:log"})) is None
     assert iterate_points(parse_space({"lr": "1e-4..1e-2:log"})) is None
 
 
-def test_every_draw_is_within_the_space_and_none_comes_twice(colours: Path):
-    """Also where steps end before the range does, and where few points are left."""
+def test_proposals_are_in_the_space_and_distinct(colours: Path):
+    """Also if the steps end before the range, and if few points are left."""
     import optuna
 
     vary = {"width": "16..63:16", "depth": "1..3", "dropout": "0..0.5", "lr": "1e-5..1e-1:log", "batch_size": "2..512"}
-    asked = asked_for(colours, vary, trials=40)
+    config = make_config(colours, vary, trials=40)
     study = optuna.create_study(direction="maximize")
     for number in range(40):
-        values = studies.propose(asked, studies.trials_of(study))
-        assert values is not None and impossible(asked, values) is None
+        values = propose_values(config, study.trials)
+        assert values is not None and find_conflict(config, values) is None
         assert values["width"] in (16, 32, 48) and values["depth"] in (1, 2, 3)
         trial = optuna.create_trial(
-            value=random.Random(number).random(), params=values, distributions=distributions(asked)
+            value=random.Random(number).random(), params=values, distributions=space_distributions(config)
         )
         study.add_trial(trial)
     assert len({repr(sorted(trial.params.items())) for trial in study.trials}) == 40
-    few = asked_for(colours, {"heads": "1,2,3,4,5", "width": "16,24"}, trials=6)  # 3 and 5 divide no 16, 5 no 24
+    few = make_config(colours, {"heads": "1,2,3,4,5", "width": "16,24"}, trials=6)  # 3 and 5 divide no 16, 5 no 24
     study = optuna.create_study(direction="maximize")
-    while (values := studies.propose(few, studies.trials_of(study))) is not None:
-        study.add_trial(optuna.create_trial(value=0.5, params=values, distributions=distributions(few)))
+    while (values := propose_values(few, study.trials)) is not None:
+        study.add_trial(optuna.create_trial(value=0.5, params=values, distributions=space_distributions(few)))
     assert len(study.trials) == 3 + 4
 
 
-def test_the_same_history_proposes_the_same(colours: Path):
-    asked = asked_for(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"})
-    assert studies.propose(asked, []) == studies.propose(asked, [])
-    other = asked_for(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"}, seed=1)
-    assert studies.propose(asked, []) != studies.propose(other, [])
+def test_proposals_depend_on_seed_and_history(colours: Path):
+    config = make_config(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"})
+    assert propose_values(config, []) == propose_values(config, [])
+    other = make_config(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"}, sweep_seed=1)
+    assert propose_values(config, []) != propose_values(other, [])
 
 
-def test_a_large_space_is_not_gone_through_point_by_point(
+def test_a_large_space_is_not_enumerated(
     colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """One point in a hundred is possible, and none of the first draws."""
-    monkeypatch.setattr(studies, "iterate_points", None)
-    monkeypatch.setattr(studies, "DRAWS", 2)
-    asked = asked_for(colours, {"width": "16..300", "heads": "16..300"})
-    assert all(impossible(asked, studies.drawn(asked, [], 0, draw)) for draw in range(2))
-    values = studies.propose(asked, [])
-    assert values is not None and impossible(asked, values) is None
-    none = asked_for(colours, {"width": "16..300", "heads": "301..999"})
-    monkeypatch.setattr(studies, "MANY", 9)
-    assert studies.propose(none, []) is None
-    assert "none of 9 points drawn at random is possible and new" in capsys.readouterr().err
+    monkeypatch.setattr(sampling, "iterate_points", None)
+    monkeypatch.setattr(sampling, "MAX_DRAWS", 2)
+    config = make_config(colours, {"width": "16..300", "heads": "16..300"})
+    assert all(find_conflict(config, sampling.sample_values(config, [], 0, draw)) for draw in range(2))
+    values = propose_values(config, [])
+    assert values is not None and find_conflict(config, values) is None
+    none = make_config(colours, {"width": "16..300", "heads": "301..999"})
+    monkeypatch.setattr(sampling, "MAX_ENUMERATED_POINTS", 9)
+    assert propose_values(none, []) is None
+    assert "none of 9 random points is possible and new" in capsys.readouterr().err
 
 
-# What a sweep leaves
+# Results
 
 
 def test_the_table(whole: vitrail.Sweep, colours: Path):
@@ -245,10 +247,10 @@ def test_the_table(whole: vitrail.Sweep, colours: Path):
         low, high = row["accuracy_interval"]
         assert low <= row["accuracy"] <= high
         run = RunFolder(whole.folder / row["run"])
-        trained = run.load_metrics()
-        best = max(trained, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))
+        epochs_of_run = run.load_metrics()
+        best = max(epochs_of_run, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))
         assert row["accuracy"] == best["validation_accuracy"]
-        assert row["epochs"] == len(trained) == (3 if row["state"] == "complete" else row["epochs"])
+        assert row["epochs"] == len(epochs_of_run) == (3 if row["state"] == "complete" else row["epochs"])
         recipe = run.load_recipe()
         assert (recipe.lr, recipe.optimizer, recipe.model["depth"]) == (
             row["values"]["lr"], row["values"]["optimizer"], row["values"]["depth"]
@@ -265,15 +267,15 @@ def test_the_table(whole: vitrail.Sweep, colours: Path):
         assert set(result["importance"]) == set(VARY)
 
 
-def test_the_best_run_predicts(whole: vitrail.Sweep, colours: Path):
+def test_the_best_run_can_be_loaded(whole: vitrail.Sweep, colours: Path):
     assert whole.best is not None
     clf = vitrail.load(whole.folder / whole.best["run"])
     assert clf.classes == ("blue", "green", "red")
     assert set(clf.origin["metrics"]) == {"validation"}
 
 
-def test_the_command_trains_the_best(whole: vitrail.Sweep):
-    """Read by the parser of `train`, it is the recipe of the trial."""
+def test_the_command_trains_the_best_trial(whole: vitrail.Sweep):
+    """`train` parses it as the recipe of the trial."""
     from vitrail.cli import train as verb
 
     assert whole.best is not None
@@ -292,8 +294,10 @@ def test_commands_for_other_recipes(colours: Path):
     recipe = find_recipe(
         "tutorial", qk_norm=True, position="rotary", image_size=(16, 32), max_grad_norm=2.0, validation_fraction=0.1
     )
-    asked = asked_for(colours, {"ema_decay": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model")
-    words = shlex.split(train_command(asked, {"ema_decay": None, "qkv_bias": False}))
+    config = make_config(
+        colours, {"ema_decay": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model"
+    )
+    words = shlex.split(train_command(config, {"ema_decay": None, "qkv_bias": False}))
     parser = Parser(allow_abbrev=False)
     verb.arguments(parser)
     arguments = parser.parse(words[2:])
@@ -303,12 +307,12 @@ def test_commands_for_other_recipes(colours: Path):
     )
 
 
-def test_trials_look_at_no_test_image(make_folder: Callable[..., Path], tmp_path: Path):
-    """They are not even readable; whoever looked would fail. Only --score-test looks."""
+def test_trials_read_no_test_image(make_folder: Callable[..., Path], tmp_path: Path):
+    """The test images are unreadable, so reading one fails. Only `score_test` reads them."""
     data = make_folder("data", {"train": 12, "test": 4})
     for image in (data / "test").rglob("*.png"):
         image.write_bytes(image.read_bytes()[:60])
-    done = vitrail.sweep(data, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", check=False, **changed(epochs=1))
+    done = vitrail.sweep(data, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", check=False, **tiny_options(epochs=1))
     assert done.result["complete"] == 2
     for row in done.result["rows"]:
         assert "test" not in json.loads((done.folder / row["run"] / "result.json").read_text())
@@ -316,28 +320,28 @@ def test_trials_look_at_no_test_image(make_folder: Callable[..., Path], tmp_path
         vitrail.sweep(data, out=done.folder, resume=True, score_test=True)
 
 
-def copied(whole: vitrail.Sweep, tmp_path: Path) -> Path:
-    """The sweep in another place, where it is as good."""
+def copy_sweep(whole: vitrail.Sweep, tmp_path: Path) -> Path:
+    """A copy of the sweep in another folder."""
     shutil.copytree(whole.folder, tmp_path / "out")
     return tmp_path / "out"
 
 
 def test_the_best_is_scored_once(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
-    out = copied(whole, tmp_path)
+    out = copy_sweep(whole, tmp_path)
     done = vitrail.sweep(colours, out=out, resume=True, score_test=True)
     assert done.test_run is not None and done.best is not None
-    scores = done.result["finished"]
+    scores = done.result["best_on_test"]
     assert scores["trial"] == done.best["trial"] and scores["test"]["images"] == 24
     assert (out / "best" / "report.html").exists()
-    trial, best = (vitrail.load(place) for place in (out / done.best["run"], out / "best"))
+    trial, best = (vitrail.load(path) for path in (out / done.best["run"], out / "best"))
     assert all(torch.equal(a, b) for a, b in zip(trial.vit.parameters(), best.vit.parameters(), strict=True))
-    assert vitrail.sweep(colours, out=out, resume=True).result["finished"] == scores  # and it stays in the table
+    assert vitrail.sweep(colours, out=out, resume=True).result["best_on_test"] == scores  # the table keeps it
     (out / "best" / "trial.json").write_text(json.dumps({"trial": done.best["trial"] + 1}))
     with pytest.raises(UsageError, match="has been scored on test"):
         vitrail.sweep(colours, out=out, resume=True, score_test=True)
 
 
-# What goes wrong
+# Failures
 
 
 def test_a_trial_that_diverges_is_a_failed_trial(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -348,63 +352,63 @@ def test_a_trial_that_diverges_is_a_failed_trial(colours: Path, tmp_path: Path, 
     good, bad = result["rows"]
     assert (good["state"], bad["state"]) == ("complete", "failed")
     assert "diverged" in bad["error"]
-    assert result["trials"] == 2  # as many as there are points
+    assert result["trials"] == 2  # the space has two points
     assert main(["sweep", str(colours), "--resume", "--out", str(tmp_path / "out")]) == 0
     assert "failed" in capsys.readouterr().out
 
 
 def options(**changes: Any) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in changed(**changes).items()]
+    return [f"--{name.replace('_', '-')}={value}" for name, value in tiny_options(**changes).items()]
 
 
-def test_a_fault_that_every_trial_has_stops_the_sweep(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_in_every_trial_stops_the_sweep(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = []
 
     def broken(*arguments: Any, **more: Any) -> None:
         calls.append(1)
         raise RuntimeError("the kernel is missing")
 
-    monkeypatch.setattr(workers, "train", broken)
+    monkeypatch.setattr(trials, "train", broken)
     with pytest.raises(VitrailError, match="3 trials in a row failed.*the kernel is missing"):
         vitrail.sweep(colours, vary={"lr": "1e-4..1e-2"}, trials=9, out=tmp_path / "out", **TINY)
     assert len(calls) == 3
 
 
-def test_a_full_disk_leaves_the_trial_to_be_taken_up(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = workers.train
+def test_a_full_disk_leaves_the_trial_unfinished(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = trials.train
 
     def full(*arguments: Any, **more: Any) -> None:
         raise VitrailError("no room is left", "make room")
 
-    monkeypatch.setattr(workers, "train", full)
+    monkeypatch.setattr(trials, "train", full)
     with pytest.raises(VitrailError, match="no room is left"):
-        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", **changed(epochs=1))
-    monkeypatch.setattr(workers, "train", real)
+        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", **tiny_options(epochs=1))
+    monkeypatch.setattr(trials, "train", real)
     done = vitrail.sweep(colours, out=tmp_path / "out", resume=True)
     assert [row["state"] for row in done.result["rows"]] == ["complete", "complete"]
-    assert not any("taken_up_again" in row for row in done.result["rows"])  # it was given back, nobody died
+    assert not any("restarts" in row for row in done.result["rows"])  # its lease was released
 
 
-def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_path: Path):
+def test_a_trial_that_crashes_three_processes_has_failed(colours: Path, tmp_path: Path):
     out = tmp_path / "out"
     pid = os.fork()
-    if not pid:  # the sweep is begun, and dies in its first trial
-        workers.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
+    if not pid:  # this process begins the sweep and dies in its first trial
+        trials.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
         console.quiet = True
-        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=out, **changed(epochs=1))
+        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=out, **tiny_options(epochs=1))
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     for _ in range(2):
         pid = os.fork()
         if not pid:
-            workers.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
-            workers.run_worker(out)
+            trials.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
+            worker.run_worker(out)
             os._exit(1)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     done = vitrail.sweep(colours, out=out, resume=True)
     good, bad = done.result["rows"]
     assert (good["trial"], good["state"]) == (1, "complete")
-    assert (bad["trial"], bad["state"], bad["taken_up_again"]) == (0, "failed", 3)
+    assert (bad["trial"], bad["state"], bad["restarts"]) == (0, "failed", 3)
     assert "its process died 3 times" in bad["error"]
 
 
@@ -415,7 +419,7 @@ def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_pat
         ({"vary": {"lr": "1..2"}, "trials": 0}, "trials is 0"),
         ({"vary": {"lr": "1..2"}, "processes": 0}, "processes is 0"),
         ({"vary": {"lr": "1..2"}, "ray_address": "head:6379"}, "--ray-address is for Ray"),
-        ({"vary": {"lr": "1..2"}, "validation_fraction": 0.0}, "keeps no validation images"),
+        ({"vary": {"lr": "1..2"}, "validation_fraction": 0.0}, "holds out no validation images"),
         ({"vary": {"width": [17, 19]}}, "no trial can have such values: width 17"),
         ({"vary": {"epochs": "1..3"}, "pruner": "median"}, "different lengths"),
         ({"vary": {"lr": "1..2"}, "metric": "luck"}, "metric 'luck' is not known"),
@@ -423,22 +427,22 @@ def test_a_trial_that_kills_its_process_thrice_has_failed(colours: Path, tmp_pat
         ({"vary": {"lr": "1..2"}, "resume": True}, "not a sweep that can be resumed"),
     ],
 )
-def test_wrong_use_writes_nothing(colours: Path, tmp_path: Path, more: dict[str, Any], error: str):
+def test_wrong_options_write_nothing(colours: Path, tmp_path: Path, more: dict[str, Any], error: str):
     with pytest.raises(UsageError, match=error):
         vitrail.sweep(colours, out=tmp_path / "out", **{**TINY, **more})
     assert not (tmp_path / "out").exists()
 
 
-def test_without_optuna_a_sentence_says_what_to_install(colours: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_without_optuna(colours: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError, match=r"optuna is not installed \(pip install 'vitrail\[sweep\]'\)"):
         vitrail.sweep(colours, vary={"lr": [1, 2]})
 
 
-def test_a_resume_must_ask_for_the_same(
+def test_resume_rejects_changed_options(
     whole: vitrail.Sweep, colours: Path, make_folder: Callable[..., Path], tmp_path: Path
 ):
-    (file := tmp_path / "small.toml").write_text("width = 32\n")  # called as the one that the sweep was started with
+    (file := tmp_path / "small.toml").write_text("width = 32\n")  # the same name
     for more, error in (
         ({"vary": {"lr": "1e-4..1e-1:log"}}, r"another space \(it differs in depth, optimizer\)"),
         ({"vary": {**VARY, "lr": "1e-4..1e-2:log"}}, r"another space \(it differs in lr\)"),
@@ -457,19 +461,19 @@ def test_a_resume_must_ask_for_the_same(
         vitrail.sweep(make_folder("other", 8), out=whole.folder, resume=True)
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.sweep(colours, vary=VARY, out=whole.folder)
-    for more in ({"mlp_width": 16}, {"recipe": "small", **changed(depth=None)}):
+    for more in ({"mlp_width": 16}, {"recipe": "small", **tiny_options(depth=None)}):
         again = vitrail.sweep(colours, out=whole.folder, resume=True, vary=VARY, sampler="tpe", **more)
-        assert came_to(again.result["rows"]) == came_to(whole.result["rows"])
+        assert comparable(again.result["rows"]) == comparable(whole.result["rows"])
 
 
-def test_a_damaged_note_and_study_are_named(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+def test_damaged_files_are_named(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
     out = tmp_path / "out"
     (out / "locks").mkdir(parents=True)
     for damage in ("{", "[]", '{"data": 1}', "[" * 100_000):
-        (out / "asked.json").write_text(damage)
+        (out / "config.json").write_text(damage)
         with pytest.raises(VitrailError, match="is damaged"):
             vitrail.sweep(colours, out=out, resume=True)
-    (out / "asked.json").write_bytes((whole.folder / "asked.json").read_bytes())
+    (out / "config.json").write_bytes((whole.folder / "config.json").read_bytes())
     (out / "study.db").write_bytes(b"no database" * 1000)
     with pytest.raises(VitrailError, match=r"study.db cannot be used"):
         vitrail.sweep(colours, out=out, resume=True)
@@ -478,8 +482,8 @@ def test_a_damaged_note_and_study_are_named(whole: vitrail.Sweep, colours: Path,
 # Kills
 
 
-def test_killed_at_any_moment_a_sweep_comes_to_the_same(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
-    """Every process is killed at a random file operation, until the last; no trial is lost, doubled or changed."""
+def test_kills_do_not_change_the_result(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+    """All processes but the last are killed at a random file operation; no trial is lost, repeated or changed."""
     out, draw, kills = tmp_path / "killed", random.Random(5), 0
     resume = False
     while True:
@@ -487,11 +491,11 @@ def test_killed_at_any_moment_a_sweep_comes_to_the_same(whole: vitrail.Sweep, co
         if not pid:
             code = 70
             try:
-                console.quiet, workers.DEATHS = True, 99
+                console.quiet, trials.MAX_CRASHES = True, 99
                 if kills < 6:
                     die_at_operation(1 + int(draw.expovariate(1 / 12)), draw.random() < 0.5)
                 more: dict[str, Any] = (
-                    {"resume": True} if resume else {"vary": VARY, "trials": 5, **changed(depth=None)}
+                    {"resume": True} if resume else {"vary": VARY, "trials": 5, **tiny_options(depth=None)}
                 )
                 vitrail.sweep(colours, out=out, **more)
                 code = 0
@@ -501,20 +505,20 @@ def test_killed_at_any_moment_a_sweep_comes_to_the_same(whole: vitrail.Sweep, co
                 os._exit(code)
         draw.random()  # the next process dies elsewhere
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        resume = (out / "asked.json").exists()
+        resume = (out / "config.json").exists()
         if status == 0:
             break
         assert status == -signal.SIGKILL
         kills += 1
     assert kills >= 4
     rows = json.loads((out / "sweep.json").read_text())["rows"]
-    assert came_to(rows) == came_to(whole.result["rows"])
+    assert comparable(rows) == comparable(whole.result["rows"])
     for row in rows:
         ours, theirs = (folder / row["run"] / "classifier.safetensors" for folder in (out, whole.folder))
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_trial_is_in_one_pair_of_hands(tmp_path: Path):
+def test_one_process_holds_a_lease(tmp_path: Path):
     path = tmp_path / "locks" / "000"
     first = LeaseObserver().take(path)
     assert first is not None and not first.was_abandoned
@@ -525,87 +529,88 @@ def test_a_trial_is_in_one_pair_of_hands(tmp_path: Path):
     second.release()
 
 
-def test_a_trial_of_another_machine_is_left_until_it_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where locks do not reach other machines, the lock is free while somebody is at work."""
-    path, watch = tmp_path / "000", LeaseObserver()
+def test_a_lease_of_another_machine_ends_with_its_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The lock is free, as on a file system whose locks do not work across machines."""
+    path, observer = tmp_path / "000", LeaseObserver()
     path.write_text(json.dumps({"machine": "another", "process": 1}))
-    monkeypatch.setattr(lease, "SILENCE", 0.2)
-    assert watch.take(path) is None  # seen for the first time
+    monkeypatch.setattr(lease, "HEARTBEAT_TIMEOUT_S", 0.2)
+    assert observer.take(path) is None  # seen for the first time
     time.sleep(0.3)
-    os.utime(path)  # a sign of life
-    assert watch.take(path) is None
+    os.utime(path)  # a heartbeat
+    assert observer.take(path) is None
     time.sleep(0.3)
-    taken = watch.take(path)
+    taken = observer.take(path)
     assert taken is not None and taken.was_abandoned
     taken.release()
 
 
-def test_a_trial_that_another_machine_took_and_finished_is_left_to_it(colours: Path, tmp_path: Path):
-    """It took this process for dead, as where locks do not reach other machines."""
+def test_a_trial_that_another_machine_has_taken_is_not_recorded(colours: Path, tmp_path: Path):
+    """The other machine took this process for dead."""
     out = tmp_path / "out"
-    asked = asked_for(colours, {"lr": [1e-3]}, pruner="none", fingerprint=open_data(colours).fingerprint)
-    folder = create_sweep(asked, out)
+    config = make_config(colours, {"lr": [1e-3]}, pruner="none", fingerprint=open_data(colours).fingerprint)
+    folder = create_sweep(config, out)
     theirs = json.dumps({"machine": "another", "process": 1})
 
-    def heard(number: int, row: Any) -> None:
+    def take_over(number: int, row: Any) -> None:
         if number == 0 and row is not None:
             folder.lock_path(0).write_text(theirs)
-            study = studies.open_study(folder, asked)
             scores = {"accuracy": 0.25, "accuracy_interval": [0.1, 0.5], "loss": 1.0, "epochs": 3, "seconds": 1.0}
-            studies.trial_again(study, 0).set_user_attr("scores", scores)
-            study.tell(0, 0.25)
-            studies.close_study(study)
+            with open_study(folder, config) as study:
+                study.open_trial(0).set_user_attr("scores", scores)
+                study.end_trial(0, "COMPLETE", 0.25)
 
-    workers.run_worker(out, heard)
-    assert folder.lock_path(0).read_text() == theirs  # nor is it given back in their name
+    worker.run_worker(out, take_over)
+    assert folder.lock_path(0).read_text() == theirs  # the lease of the other machine is not released
     (row,) = json.loads((out / "sweep.json").read_text())["rows"]
     assert (row["state"], row["accuracy"]) == ("complete", 0.25)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "n", "means"),
+    ("nodes", "count", "plan"),
     [
-        ([(8, 0), (8, 0)], 1, (1, 8, False)),  # a task lies on one node as a whole
+        ([(8, 0), (8, 0)], 1, (1, 8, False)),  # a task runs on one node
         ([(8, 0), (8, 0)], 3, (3, 4, False)),
-        ([(8, 0), (8, 0)], None, (12, 1, False)),  # no more than trials
+        ([(8, 0), (8, 0)], None, (12, 1, False)),  # at most the number of trials
         ([(2, 0), (1, 0)], None, (3, 1, False)),
-        ([(16, 2), (64, 0)], None, (2, 8, True)),  # where there are GPUs, their nodes' cores
+        ([(16, 2), (64, 0)], None, (2, 8, True)),  # with GPUs, the cores of their nodes
         ([(16, 2), (64, 0)], 4, (4, 8, True)),  # two at a time
-        ([(0, 0)], None, (1, 1, False)),  # nodes that have cores may come
+        ([(0, 0)], None, (1, 1, False)),  # nodes with cores may join
     ],
 )
-def test_a_task_of_ray_is_no_larger_than_a_node(nodes: list[Any], n: int | None, means: tuple[int, int, bool]):
-    from vitrail.sweeps.ray import shared
+def test_a_ray_task_fits_on_a_node(nodes: list[Any], count: int | None, plan: tuple[int, int, bool]):
+    from vitrail.sweeps.ray import plan_tasks
 
-    assert shared([{"CPU": cores, "GPU": gpus} for cores, gpus in nodes], n, 12) == means
+    assert plan_tasks([{"CPU": cores, "GPU": gpus} for cores, gpus in nodes], count, 12) == plan
 
 
 @pytest.mark.scale
 @pytest.mark.timeout(600)
 def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path):
-    """Two processes of the command line's own, one of them killed in a trial: every trial once, and it is said."""
+    """One of two worker processes is killed in a trial: the sweep prints it, and every trial runs once."""
     out = tmp_path / "out"
     words = ["--vary", "lr=1e-4..1e-1:log", "--pruner", "none", "--trials", "4", "--processes", "2", "--json"]
-    with begun(colours, out, *words, *options(epochs=12)) as running:
-        number, victim = at_work(out)
+    with start_sweep(colours, out, *words, *options(epochs=12)) as running:
+        number, victim = find_running_trial(out)
         os.kill(victim, signal.SIGKILL)
-        answer, said = running.communicate(timeout=500)
-    assert running.returncode == 0, said
-    assert f"process {victim} was killed (signal 9)" in said
+        answer, log = running.communicate(timeout=500)
+    assert running.returncode == 0, log
+    assert f"process {victim} was killed (signal 9)" in log
     rows = json.loads(answer)["rows"]
     assert Counter(row["trial"] for row in rows) == dict.fromkeys(range(4), 1)
     assert {row["state"] for row in rows} == {"complete"}
-    assert next(row for row in rows if row["trial"] == number)["taken_up_again"] == 1
+    assert next(row for row in rows if row["trial"] == number)["restarts"] == 1
     for row in rows:
         assert [each["epoch"] for each in RunFolder(out / row["run"]).load_metrics()] == list(range(1, 13))
 
 
 @contextmanager
-def begun(data: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep of the command line in a process of its own, which ends with the test."""
-    whole = [sys.executable, "-m", "vitrail", "sweep", str(data), "--out", str(out), "--no-check", *words]
+def start_sweep(data: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of the command line in its own process, which is killed at the end."""
+    command = [sys.executable, "-m", "vitrail", "sweep", str(data), "--out", str(out), "--no-check", *words]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, env=single(), start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=single_threaded(), start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -614,44 +619,44 @@ def begun(data: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[str]]
         process.communicate()
 
 
-def single() -> dict[str, str]:
+def single_threaded() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def at_work(out: Path) -> tuple[int, int]:
-    """A trial that has trained an epoch but not all, and the process at work on it."""
+def find_running_trial(out: Path) -> tuple[int, int]:
+    """A trial that has completed some epochs, and its process."""
     until = time.monotonic() + 200
     while time.monotonic() < until:
         for path in sorted((out / "trials").glob("*")):
             lock = SweepFolder(out).lock_path(int(path.name))
             done = len(RunFolder(path).load_metrics())
-            if 1 <= done < 10 and lock.exists() and (held := lock.read_text()):
-                return int(path.name), json.loads(held)["process"]
+            if 1 <= done < 10 and lock.exists() and (content := lock.read_text()):
+                return int(path.name), json.loads(content)["process"]
         time.sleep(0.01)
-    raise AssertionError("no trial was seen at work")
+    raise AssertionError("no trial was running")
 
 
 @pytest.mark.scale
 @pytest.mark.timeout(600)
-def test_ctrl_c_saves_the_trial_and_says_how_to_go_on(colours: Path, tmp_path: Path):
+def test_ctrl_c_saves_the_trial_and_prints_the_resume_command(colours: Path, tmp_path: Path):
     out = tmp_path / "out"
-    with begun(colours, out, "--vary", "lr=1e-3,1e-2", *options(epochs=40)) as running:
-        number, process = at_work(out)
+    with start_sweep(colours, out, "--vary", "lr=1e-3,1e-2", *options(epochs=40)) as running:
+        number, process = find_running_trial(out)
         assert process == running.pid
         running.send_signal(signal.SIGINT)
-        said = running.communicate(timeout=300)[1]
+        log = running.communicate(timeout=300)[1]
     assert running.returncode == 130
-    assert f"vitrail sweep {colours} --resume --out {out}" in said
+    assert f"vitrail sweep {colours} --resume --out {out}" in log
     assert find_newest_checkpoint(out / "trials" / f"{number:03d}" / "checkpoint") is not None
     taken = LeaseObserver().take(SweepFolder(out).lock_path(number))
-    assert taken is not None and not taken.was_abandoned  # it was given back
+    assert taken is not None and not taken.was_abandoned  # the lease was released
     taken.release()
 
 
 def test_more_trials_extend_a_sweep(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
-    out = copied(whole, tmp_path)
+    out = copy_sweep(whole, tmp_path)
     more = vitrail.sweep(colours, out=out, resume=True, trials=6)
     rows = {row["trial"]: row for row in more.result["rows"]}
     assert sorted(rows) == list(range(6)) and rows[5]["accuracy"] is not None
     for row in whole.result["rows"]:
-        assert came_to([{**rows[row["trial"]], "rank": None}]) == came_to([{**row, "rank": None}])
+        assert comparable([{**rows[row["trial"]], "rank": None}]) == comparable([{**row, "rank": None}])

@@ -18,7 +18,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.model import Learned, ViT, ViTConfig
 from vitrail.runs import epochs
-from vitrail.runs.pretrained import compare_with_probes
+from vitrail.runs.probes import compare_with_probes
 from vitrail.training.loop import train_steps
 from vitrail.training.lora import merge_lora
 from vitrail.training.optimizers import parameter_groups
@@ -395,7 +395,7 @@ def test_linear_stopped_among_its_features_goes_on_to_the_same_bits(
         return real(self, images)
 
     monkeypatch.setattr(Classifier, "features", stop_at_the_fifth)
-    with pytest.raises(Interrupted, match="go on with --resume"):
+    with pytest.raises(Interrupted, match="continue with --resume"):
         vitrail.train(folder, model=warm, recipe="linear", out=tmp_path / "broken")
     assert not (tmp_path / "broken" / "classifier.safetensors").exists()
     before = len(calls)
@@ -442,10 +442,10 @@ def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folde
     copy.unlink()
     with pytest.raises(UsageError, match="no run folder or artifact"):
         vitrail.train(folder, out=tmp_path / "run", resume=True)
-    with pytest.raises(UsageError, match="started from nothing"):
+    with pytest.raises(UsageError, match="started from random weights"):
         vitrail.train(folder, model=warm, out=run.folder, resume=True)
     vitrail.train(folder, model=other, recipe="linear", out=tmp_path / "in memory")
-    with pytest.raises(UsageError, match="hand it over again as model="):
+    with pytest.raises(UsageError, match="pass it again as model="):
         vitrail.train(folder, out=tmp_path / "in memory", resume=True)
 
 
@@ -500,7 +500,7 @@ def test_the_command_line_says_when_a_model_loses_to_a_probe(warm: Path, make_fo
     assert main(["train", *map(str, (folder, "--out", tmp_path / "run", *words))]) == 0
     shown = capsys.readouterr().out
     assert "6 images" in shown
-    assert "a linear probe on the weights' own features: test accuracy" in shown
+    assert "a linear probe on the pretrained features: test accuracy" in shown
     assert "loses to" in shown or "gained nothing" in shown
 
 

@@ -42,7 +42,7 @@ def test_training_skips_and_counts_unreadable_images(make_folder, capsys):
     assert "--skip-unreadable" in str(caught.value.hint)
     assert not (folder.parent / "run").exists()
     run = vitrail.train(folder, out=folder.parent / "run", epochs=2, skip_unreadable=True, **SMALL)
-    assert "3 images cannot be read and are left out" in capsys.readouterr().err
+    assert "3 unreadable images are skipped (--skip-unreadable)" in capsys.readouterr().err
     assert (run.result["test"]["images"], run.result["test"]["unreadable"]) == (10, 2)
     assert run.result["unreadable"] == {"train": 1, "test": 2}
     data = run.classifier.origin["data"]
@@ -195,7 +195,7 @@ def test_a_file_deleted_during_the_run_stops_it_or_is_counted(make_folder, monke
     run = vitrail.train(folder, out=folder.parent / "skipped", skip_unreadable=True, **options)
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("unreadable", 0) for row in rows] == [0, 1, 1]
-    assert "left out of epoch 2" in capsys.readouterr().err
+    assert "skipped in epoch 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "from files"])
@@ -231,7 +231,7 @@ def test_a_disk_unmounted_during_validation_leaves_a_run_that_can_resume(make_fo
     options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "skip_unreadable": True, **SMALL}
     with pytest.raises(NoReadableImages, match="not one of 4 images") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
-    assert "saved at step 2, go on with: vitrail train" in str(caught.value.hint)
+    assert "saved at step 2, continue with: vitrail train" in str(caught.value.hint)
     away.rename(folder / "val")
     monkeypatch.setattr(epochs, "validate", original)
     again = vitrail.train(folder, out=folder.parent / "run", resume=True, report=False)
@@ -297,11 +297,11 @@ def test_a_class_without_a_readable_training_image_is_an_error_before_the_run(ma
     folder = make_folder("damaged", {"train": 6, "test": 2})
     for path in (folder / "train" / "blue").iterdir():
         truncate(path)
-    with pytest.raises(VitrailError, match="only the class 'red' has a training image that can be read"):
+    with pytest.raises(VitrailError, match="only the class 'red' has a readable training image"):
         vitrail.train(folder, out=folder.parent / "run", epochs=1, skip_unreadable=True, **SMALL)
     for path in (folder / "train" / "red").iterdir():
         truncate(path)
-    with pytest.raises(VitrailError, match="there is not one training image that can be read"):
+    with pytest.raises(VitrailError, match="there is no readable training image"):
         vitrail.train(folder, out=folder.parent / "run", epochs=1, skip_unreadable=True, **SMALL)
     assert not (folder.parent / "run").exists()
 

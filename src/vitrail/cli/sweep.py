@@ -89,11 +89,11 @@ def in_lines(result: dict[str, Any], folder: Path) -> list[str]:
     low, high = best["accuracy_interval"]
     lines.append(
         f"best on validation: trial {best['trial']}, accuracy {best['accuracy']:.4f} (95 % interval {low:.4f} to "
-        f"{high:.4f}, {result['validation_images']} images), the better for having been chosen"
+        f"{high:.4f}, {result['validation_images']} images), optimistic: the best of all trials on this score"
     )
-    if result["alike"]:
+    if result["indistinguishable"]:
         lines.append(
-            f"{result['alike']} of the {result['complete'] - 1} other complete trials lie within that interval: "
+            f"{result['indistinguishable']} of the {result['complete'] - 1} other complete trials lie within that interval: "
             "so many images cannot tell them apart"
         )
     if result["importance"]:
@@ -101,7 +101,7 @@ def in_lines(result: dict[str, Any], folder: Path) -> list[str]:
         n = result["complete"]
         caution = f", of {n} trials: little more than a guess" if n < MIN_TRIALS_FOR_IMPORTANCE else f", of {n} trials"
         lines.append(f"what the differences come from (fANOVA): {parts}{caution}")
-    if finished := result.get("finished"):
+    if finished := result.get("best_on_test"):
         lines.append(f"trial {finished['trial']}, scored once on test: {scores_in_words('test', finished['test'])}")
         lines.append(f"  {folder / 'best' / 'report.html'}  everything worth knowing of it")
     lines.append(f"train it by itself: {result['command']}")

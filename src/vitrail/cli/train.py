@@ -21,7 +21,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.model import ViTConfig
 from vitrail.runs.finish import Run
-from vitrail.runs.pretrained import describe_probes
+from vitrail.runs.probes import describe_probes
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe

@@ -1,4 +1,4 @@
-"""The end of a run: it is scored, its pictures are drawn, its report is written."""
+"""The end of a run: calibration, scores, pictures, report."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,145 +21,148 @@ from vitrail.explanation.figures import save_gallery
 from vitrail.files import write_json
 from vitrail.loading import load
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.pretrained import compare_with_probes
+from vitrail.runs.probes import compare_with_probes
 from vitrail.training import Recipe
+
+GALLERY_IMAGES = 30  # in attention.png
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its classifier and what it scored."""
+    """A finished run: its folder, its classifier and its scores."""
 
     folder: Path
     classifier: Classifier
     result: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Folder and figures."""
+        """The folder and the scores."""
         return {"run": str(self.folder), **self.result}
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A run whose training is over: what its scores, pictures and report are made of."""
+class TrainedRun:
+    """A run after its last epoch."""
 
     folder: RunFolder
     splits: Splits
     recipe: Recipe
-    place: torch.device
-    seconds: float  # spent training
-    probes: Probe | None
+    device: torch.device
+    seconds: float  # of training
+    probes: Probe | None = None  # of the pretrained weights
 
-    def load(self) -> Classifier:
-        """The kept weights."""
-        return load(self.folder.path, device=self.place)
-
-
-def finish(ended: Ended, data: str | Path, make_report: bool) -> Run:
-    """What is done at the end of a run: it is scored, its pictures drawn, its report written."""
-    run, evaluation = scored(ended)
-    if make_report and evaluation is not None:
-        report_on(ended, run, evaluation, data)
-    return run
+    @property
+    def scored_split(self) -> str:
+        """The split that the final scores are of: test, else validation."""
+        return "test" if self.splits.test is not None else "validation"
 
 
-def scored(ended: Ended) -> tuple[Run, Evaluation | None]:
-    """The run with its scores and pictures.
-
-    The temperature is fitted on validation, the kept weights are scored, the figures put into the artefact, pictures
-    drawn.
-    """
-    folder, splits, probes = ended.folder, ended.splits, ended.probes
-    classifier = ended.load()
-    result: dict[str, Any] = {"seconds": round(ended.seconds, 3)}
-    skip = ended.recipe.skip_unreadable
+def finish_run(trained: TrainedRun, *, report: bool) -> Run:
+    """Calibrates and scores the saved classifier, writes its scores, pictures and, with `report`, its report."""
+    splits, images = trained.splits, trained.splits.as_dict().get(trained.scored_split)
+    classifier = load(trained.folder.path, device=trained.device)
+    if splits.validation is not None:
+        classifier = fit_temperature(classifier, splits.validation, trained.recipe)
+    result: dict[str, Any] = {"seconds": round(trained.seconds, 3)}
     if splits.unreadable:
         result["unreadable"] = splits.unreadable
-    if splits.validation is not None:
-        classifier = calibrated(classifier, splits.validation, skip, ended.recipe.workers)
     evaluation = None
-    name, images = held_out(splits)
     if images is None:
-        log("no image was kept back, so there is no score and no picture of attention")
+        log("no image was held out, so there is no score and no picture of attention")
     else:
-        optimistic = name == "validation"
-        description = f"the {len(images)} {name} images of {splits.name}"
-        description += f", {OPTIMISTIC_NOTE}" if optimistic else ""
-        with progress_bar(f"evaluating on {name}", len(images)) as progress:
-            evaluation = evaluate(
-                classifier,
-                images,
-                description=description,
-                optimistic=optimistic,
-                workers=ended.recipe.workers,
-                on_batch=progress.advance,
-                skip_unreadable=skip,
-            )
-        summary = evaluation.summary()
-        summary["unreadable"] += splits.unreadable.get(name, 0)
-        result[name] = summary
-        classifier.origin["metrics"] = {name: summary}
-        if probes:
-            result["probe"] = probes.to_json()
-            result["verdict"] = compare_with_probes(classifier, result[name], result["probe"])
-        classifier.save(folder.artifact)
-        draw_pictures(classifier, images, evaluation, folder)
-    write_json(folder.path / "result.json", result)
-    return Run(folder.path, classifier, result), evaluation
+        evaluation = evaluate_held_out(classifier, images, trained)
+        result |= summarize(classifier, evaluation, trained)
+        classifier.save(trained.folder.artifact)
+        draw_pictures(classifier, images, evaluation, trained.folder)
+    write_json(trained.folder.result_file, result)
+    if report and images is not None and evaluation is not None:
+        write_run_report(classifier, images, evaluation, trained)
+    return Run(trained.folder.path, classifier, result)
 
 
-def calibrated(classifier: Classifier, validation: Images, skip_unreadable: bool, workers: int | None) -> Classifier:
-    """The classifier with a temperature fitted on validation images; its origin has what they say of its sureness."""
-    plain = replace(classifier, temperature=1.0)
+def fit_temperature(classifier: Classifier, validation: Images, recipe: Recipe) -> Classifier:
+    """The classifier with a temperature fitted on validation images, and the fit in its origin."""
+    uncalibrated = replace(classifier, temperature=1.0)
     with progress_bar("fitting the temperature", len(validation)) as progress:
-        fitted = calibrate(
-            compute_outcome(plain, validation, workers=workers, on_batch=progress.advance, skip_unreadable=skip_unreadable)
+        outcome = compute_outcome(
+            uncalibrated,
+            validation,
+            workers=recipe.workers,
+            on_batch=progress.advance,
+            skip_unreadable=recipe.skip_unreadable,
         )
-    origin = {**classifier.origin, "calibration": fitted.to_json()}
-    return replace(classifier, temperature=fitted.temperature, origin=origin)
+        calibration = calibrate(outcome)
+    origin = {**classifier.origin, "calibration": calibration.to_json()}
+    return replace(classifier, temperature=calibration.temperature, origin=origin)
 
 
-def report_on(ended: Ended, run: Run, evaluation: Evaluation, data: str | Path) -> None:
-    """Writes report.html and report.json into the run folder; everything else has been written before."""
-    from vitrail.report import Subject, report_command, write_report
-    from vitrail.report.collect import REPORT_STEPS
-
-    split, images = held_out(ended.splits)
-    assert images is not None
-    skip = ended.recipe.skip_unreadable
-    subject = Subject(
-        run.classifier,
-        evaluation.outcome.readable_images(images),
-        evaluation,
-        split=split,
-        splits=ended.splits.as_dict(),
-        skip_unreadable=skip,
-        training_metrics=RunFolder(run.folder).load_metrics(),
-        model_path=str(run.folder),
-        command=report_command(run.folder, data, ["--skip-unreadable"] if skip else []),
-    )
-    with progress_bar("writing the report", REPORT_STEPS) as progress:
-        write_report(subject, run.folder, on_step=lambda doing: progress.advance(note=doing))
+def evaluate_held_out(classifier: Classifier, images: Images, trained: TrainedRun) -> Evaluation:
+    """Evaluates the classifier on the scored split."""
+    split = trained.scored_split
+    description = f"the {len(images)} {split} images of {trained.splits.name}"
+    is_optimistic = split == "validation"
+    if is_optimistic:
+        description += f", {OPTIMISTIC_NOTE}"
+    with progress_bar(f"evaluating on {split}", len(images)) as progress:
+        return evaluate(
+            classifier,
+            images,
+            description=description,
+            optimistic=is_optimistic,
+            workers=trained.recipe.workers,
+            on_batch=progress.advance,
+            skip_unreadable=trained.recipe.skip_unreadable,
+        )
 
 
-def held_out(splits: Splits) -> tuple[str, Images | None]:
-    """The images that say how good the run is: test, else validation, else none."""
-    name = "test" if splits.test is not None else "validation"
-    return name, splits.as_dict().get(name)
+def summarize(classifier: Classifier, evaluation: Evaluation, trained: TrainedRun) -> dict[str, Any]:
+    """The scores for result.json; the artifact's origin gets them too."""
+    split = trained.scored_split
+    scores = evaluation.summary()
+    scores["unreadable"] += trained.splits.unreadable.get(split, 0)
+    classifier.origin["metrics"] = {split: scores}
+    if trained.probes is None:
+        return {split: scores}
+    probes = trained.probes.to_json()
+    return {split: scores, "probe": probes, "verdict": compare_with_probes(classifier, scores, probes)}
 
 
 def draw_pictures(classifier: Classifier, images: Images, evaluation: Evaluation, folder: RunFolder) -> None:
-    """What a run shows of its classifier without being asked."""
+    """Draws the confusion matrix and the attention gallery."""
     draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder.picture("confusion"))
     draw_attention(classifier, evaluation.outcome.readable_images(images), folder.picture("attention"))
 
 
-def draw_attention(classifier: Classifier, images: Images, path: Path, most: int = 30) -> None:
-    """The maps of some images, about as many of each class, with truth and prediction."""
-    rank = np.zeros(len(images), dtype=int)  # the how-manieth of its class an image is
-    for number in range(len(images.classes)):
-        members = np.flatnonzero(images.labels == number)
-        rank[members] = np.arange(len(members))
-    chosen = images.subset(sorted(np.lexsort((images.labels, rank))[:most], key=lambda i: int(images.labels[i])))
-    pixels = chosen.load_batch(classifier.preprocess, range(len(chosen)))
-    truths = [images.classes[number] for number in chosen.labels]
-    save_gallery(explain_batch(classifier, pixels, method="attention"), truths, path)
+def draw_attention(classifier: Classifier, images: Images, path: Path, max_images: int = GALLERY_IMAGES) -> None:
+    """Draws the attention maps of some images, about equally many per class, with true and predicted class."""
+    rank_in_class = np.zeros(len(images), dtype=int)  # index of an image among those of its class
+    for label in range(len(images.classes)):
+        members = np.flatnonzero(images.labels == label)
+        rank_in_class[members] = np.arange(len(members))
+    first = np.lexsort((images.labels, rank_in_class))[:max_images]
+    shown = images.subset(sorted(first, key=lambda i: int(images.labels[i])))
+    pixels = shown.load_batch(classifier.preprocess, range(len(shown)))
+    true_classes = [images.classes[label] for label in shown.labels]
+    save_gallery(explain_batch(classifier, pixels, method="attention"), true_classes, path)
+
+
+def write_run_report(classifier: Classifier, images: Images, evaluation: Evaluation, trained: TrainedRun) -> None:
+    """Writes report.html and report.json into the run folder."""
+    from vitrail.report import Subject, report_command, write_report
+    from vitrail.report.collect import REPORT_STEPS
+
+    folder, skip_unreadable = trained.folder, trained.recipe.skip_unreadable
+    options = ["--skip-unreadable"] if skip_unreadable else []
+    subject = Subject(
+        classifier,
+        evaluation.outcome.readable_images(images),
+        evaluation,
+        split=trained.scored_split,
+        splits=trained.splits.as_dict(),
+        skip_unreadable=skip_unreadable,
+        training_metrics=folder.load_metrics(),
+        model_path=str(folder.path),
+        command=report_command(folder.path, folder.load_config().data, options),
+    )
+    with progress_bar("writing the report", REPORT_STEPS) as progress:
+        write_report(subject, folder.path, on_step=lambda note: progress.advance(note=note))

@@ -1,52 +1,79 @@
-"""Which run is meant, a new one or one to go on with, and by which recipe."""
+"""Which run to resume, if any, and which recipe to train with."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.runs.folder import RunFolder, find_run, find_run_of_job, refuse_taken
+from vitrail.runs.claim import RUNS, check_out
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.names import newest_folder, numbered_folders
 from vitrail.runs.pretrained import Model
 from vitrail.training import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, Recipe, find_recipe
 from vitrail.training.launch import current_launch
 
-SAME_BITS = ("workers", "image_cache_gib")  # fields of a recipe that leave every bit as it is
+RESULT_NEUTRAL_FIELDS = ("workers", "image_cache_gib")  # fields of a recipe that do not change the result
 
 
-def wanted(
-    data: str | Path,
-    out: str | Path | None,
-    model: Model | None,
-    recipe: str | Path | Recipe | None,
-    changes: dict[str, Any],
-    resume: bool,
-) -> tuple[RunFolder | None, Recipe]:
-    """The run to go on with, if there is one, and the recipe.
+def find_run_to_resume(name: str, out: str | Path | None, resume: bool) -> RunFolder | None:
+    """The run to resume, or None for a new run, whose folder must then be free.
 
-    A launcher that starts dead processes again says the same words again: what they began is gone on with.
+    Without `resume`, a launcher that restarts its processes (torchrun) resumes the run that they began.
     """
+    if resume:
+        return find_run(name, out)
     launch = current_launch()
-    job, launched_at = (launch.id, launch.started_at) if launch else (None, None)
-    folder = find_run(data, out) if resume else find_run_of_job(job, data, out, launched_at)
-    if folder:
-        return folder, asked_again(folder, recipe, changes)
-    refuse_taken(out)
-    return None, find_recipe(
-        (DEFAULT_RECIPE if model is None else DEFAULT_TRANSFER_RECIPE) if recipe is None else recipe, **changes
-    )
+    if launch and (restarted := find_run_of_launch(launch.id, name, out, launch.started_at)):
+        return restarted
+    check_out(out)
+    return None
 
 
-def asked_again(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe that a run was started with; raises `UsageError` where another one is wished for.
+def find_run(name: str, out: str | Path | None) -> RunFolder:
+    """The run in `out`, else the newest of runs/NAME, runs/NAME-2, ..."""
+    if out is not None:
+        return RunFolder(Path(out))
+    return RunFolder(newest_folder(numbered_folders(RUNS, name), lambda path: RunFolder(path).config_file.exists()))
 
-    What leaves every bit as it is may be changed: where images are kept and who reads them. The name of a built-in
-    recipe stands for whatever the run made of it; a file or a `Recipe` says every field.
+
+def find_run_of_launch(
+    launch_id: str, name: str, out: str | Path | None, launched_at_s: float | None = None
+) -> RunFolder | None:
+    """The run that a launch began before its processes were restarted; None if it began none.
+
+    A launch may have the name of an earlier one: a run that was finished before its launcher started (seconds since
+    1970) belongs to the earlier one.
     """
-    asked = folder.load_recipe().with_changes(**{name: changes[name] for name in SAME_BITS if name in changes})
+    folders: Iterable[Path] = numbered_folders(RUNS, name) if out is None else [Path(out)]
+    for path in folders:
+        if not path.exists():
+            return None
+        folder = RunFolder(path)
+        if folder.launch_id == launch_id and not (launched_at_s and folder.was_finished_before(launched_at_s)):
+            return folder
+    return None
+
+
+def request_recipe(recipe: str | Path | Recipe | None, model: Model | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe of a new run; raises `UsageError` for an unknown one."""
+    default = DEFAULT_RECIPE if model is None else DEFAULT_TRANSFER_RECIPE
+    return find_recipe(default if recipe is None else recipe, **changes)
+
+
+def resume_recipe(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe that a run was started with; raises `UsageError` if another one is requested.
+
+    Fields that do not change the result may change. A built-in recipe's name stands for what the run made of it; a
+    file or a `Recipe` must agree in every field.
+    """
+    started = folder.load_recipe()
+    started = started.with_changes(**{name: changes[name] for name in RESULT_NEUTRAL_FIELDS if name in changes})
     if recipe is None or str(recipe) in RECIPES:
-        wished = replace(asked, name=asked.name if recipe is None else str(recipe)).with_changes(**changes)
+        requested = replace(started, name=started.name if recipe is None else str(recipe)).with_changes(**changes)
     else:
-        wished = find_recipe(recipe, **changes).with_changes(**{name: getattr(asked, name) for name in SAME_BITS})
-    if wished != asked:
+        neutral = {name: getattr(started, name) for name in RESULT_NEUTRAL_FIELDS}
+        requested = find_recipe(recipe, **changes).with_changes(**neutral)
+    if requested != started:
         raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
-    return asked
+    return started

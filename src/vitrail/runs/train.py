@@ -1,7 +1,7 @@
-"""A whole run.
+"""`vitrail.train`: a whole run, from its data to its report.
 
-This is the table of contents: `asked` says which run is meant, `ready` has all that it needs before the first step,
-`epochs` trains, `end` scores and draws.
+The functions below `train` are its steps, in order: `resolve` chooses the run and the recipe, `data` loads the images,
+`start` builds the classifier, `epochs` trains it, `finish` scores it.
 """
 
 import copy
@@ -11,29 +11,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.classifier import Classifier
+import torch
+
 from vitrail.console import log
-from vitrail.data import Splits
 from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
-from vitrail.machine import pick_device
+from vitrail.machine import keep_freed_memory, pick_device
 from vitrail.model import ViT
-from vitrail.runs.data import show_data
-from vitrail.runs.epochs import Row, Training, resume_training, train_epochs
-from vitrail.runs.finish import Ended, Run, finish
-from vitrail.runs.folder import RunFolder, create_run, refuse_full
-from vitrail.runs.pretrained import Model, fit_head, probed, start_head
-from vitrail.runs.resolve import wanted
-from vitrail.runs.start import Ready, prepared
+from vitrail.runs.callbacks import tensorboard_callback
+from vitrail.runs.claim import check_disk_space, create_run
+from vitrail.runs.data import check_image_sizes, load_data, write_check
+from vitrail.runs.epochs import train_epochs
+from vitrail.runs.finish import Run, TrainedRun, finish_run
+from vitrail.runs.folder import RunConfig, RunFolder
+from vitrail.runs.names import name_of_data
+from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
+from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
+from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
+from vitrail.runs.resume import resume_from_checkpoint
+from vitrail.runs.start import Start, build_classifier, describe_plan
+from vitrail.runs.training_run import EpochCallback, TrainingRun
 from vitrail.training import Recipe
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
 from vitrail.training.optimizers import OPTIMIZERS
-from vitrail.training.train_state import TrainState, autocast_dtype, init_train_state
+from vitrail.training.train_state import TrainState, init_train_state
 
-EpochCallback = Callable[[Path, Row], None]  # is shown the run folder and a row of metrics
-ROOM = 4 << 20  # bytes for a run's pictures and tables
+PICTURES_BYTES = 4 << 20  # for the pictures and tables of a run
 
 
 def train(
@@ -53,183 +58,188 @@ def train(
     epoch_callbacks: Sequence[EpochCallback] = (),
     **changes: Any,
 ) -> Run:
-    """Trains a classifier on the images at `data` and writes the run folder.
+    """Trains a classifier on the images of `data` and writes the run folder.
 
-    `model` is a classifier to start from (whatever `load` takes, `torch_files` as there, or a `Classifier`), else
-    training starts from nothing.
-    `recipe` is a name (`small` unless said, `finetune` with a model), a file or a `Recipe`; `changes` are fields of it,
-    its augmentation or its model (`epochs=3, width=128`). An `out` that holds anything is left alone: without `resume`
-    that is an error. The data are checked before and a report is written at the end, unless told otherwise. Without
-    `score_test` the test images are not scored, and the scores are of validation. `epoch_callbacks` are shown the run
-    folder and every row of metrics. Raises `VitrailError` where data or training go wrong.
+    `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` as
+    there). `recipe` is a name (default: `small`, or `finetune` with a model), a TOML or JSON file, or a `Recipe`;
+    `changes` are fields of it, of its augmentation or of its model (`epochs=3, width=128`).
 
-    Called by every process of a group (torchrun's, or one that is initialised already), it trains one model by all of
-    them, and each gets the run; the first one writes. `fsdp` shards the model over them.
+    `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
+    `check` checks the data first, `report` writes report.html at the end, `score_test=False` scores validation
+    instead of test. `epoch_callbacks` are called after each epoch with the run folder and its row of metrics.
+
+    Called by each process of a group (torchrun, or an initialized one), it trains one model with all of them; each
+    returns the run, the main one writes it. `fsdp` shards the model over them. Raises `VitrailError` for errors in the
+    data and in training.
     """
     with join_world(pick_device(device), fsdp=fsdp) as world:
+        name = name_of_data(data)
+        resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))
+        requested = world.on_main(lambda: select_recipe(resumed, recipe, model, changes))
         with world.raise_on_all():
-            folder, asked = wanted(data, out, model, recipe, changes, resume) if world.is_main else (None, None)
-        folder, asked = told(folder, world), world.broadcast(asked)
-        assert asked is not None
-        with world.raise_on_all():
-            watching = [*epoch_callbacks, *([board_writer(asked)] if tensorboard else [])]
-        ready = prepared(
-            world,
-            folder,
-            data,
-            asked,
-            model,
-            fsdp=fsdp,
-            check_data=check,
-            torch_files=torch_files,
-            score_test=score_test,
+            callbacks = [*epoch_callbacks, *([tensorboard_callback(requested)] if tensorboard else [])]
+            check_world(requested, world, fsdp=fsdp, resumes=resumed is not None)
+        pretrained = load_weights(model, requested, resumed, world, torch_files)
+        run_data = load_data(
+            data, requested, world, pretrained=pretrained, resumed=resumed, check=check, score_test=score_test
         )
+        keep_freed_memory()
         with world.raise_on_all():
-            log(describe_plan(ready.classifier, ready.splits, ready.recipe, world))
-            if world.is_main and folder is None:
-                folder = begun_folder(ready, data, out, asked, resume_options(world, torch_files))
-        folder = told(folder, world)
+            start = build_classifier(requested, run_data.splits, pretrained, init_device(world))
+            if world.is_main:
+                check_image_sizes(run_data, start.classifier.preprocess, requested.skip_unreadable)
+            log(describe_plan(start, world))
+        config = RunConfig(
+            data=str(data),
+            fingerprint=run_data.splits.fingerprint,
+            recipe=requested,
+            unreadable=run_data.unreadable,
+            pretrained=pretrained.to_json() if pretrained else None,
+            launch_id=launch.id if (launch := current_launch()) else None,
+            options=tuple(resume_options(world, torch_files)),
+        )
+        folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         assert folder is not None
-        with owned(folder, world):
+        with lock_run(folder, world):
+            probes = None
             with world.raise_on_all():
-                probes = prepare_main_process(ready, folder) if world.is_main else None
-            if probes and asked.train_on == "features":
-                fit_head(ready.classifier, probes, folder)
-                ended = Ended(folder, ready.splits, ready.recipe, world.device, probes.seconds, probes)
-                return finish(ended, data, report)
-            learner = init_train_state(ready.classifier.vit, ready.recipe, world)
-            training = Training(learner, ready.classifier, ready.splits, ready.recipe, folder, watchers=watching)
-            say_what_trains(learner)
-            if ready.goes_on:
-                resume_training(training)
-            train_epochs(training)
-            ended = Ended(folder, ready.splits, ready.recipe, world.device, training.state.seconds, probes)
-            with world.raise_on_all():
-                run = finish(ended, data, report) if world.is_main else None
-            return everywhere(run, world)
+                if world.is_main:
+                    write_check(run_data.report, folder)
+                    probes = probe_start(start) if pretrained else None
+            trained = train_classifier(start, folder, probes, callbacks, world, resumes=resumed is not None)
+            return finish_on_main(trained, world, report)
 
 
-def begun_folder(
-    ready: Ready, data: str | Path, out: str | Path | None, asked: Recipe, options: list[str]
-) -> RunFolder:
-    """A new run folder, on a disk that has room for it."""
-    refuse_full(out, room_for(ready.classifier.vit, ready.recipe))
-    return create_run(
-        data,
-        out,
-        ready.splits.fingerprint,
-        asked,
-        unreadable=ready.unreadable,
-        start=ready.start.note() if ready.start else None,
-        job=launch.id if (launch := current_launch()) else None,
-        options=options,
-    )
+def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
+    """The folder that `find` returns on the main process. The others get its absolute path: they may run elsewhere."""
+    with world.raise_on_all():
+        folder = find() if world.is_main else None
+    path = world.broadcast(folder.path.absolute() if folder else None)
+    return folder if world.is_main or path is None else RunFolder(path)
+
+
+def select_recipe(
+    resumed: RunFolder | None, recipe: str | Path | Recipe | None, model: Model | None, changes: dict[str, Any]
+) -> Recipe:
+    """The recipe of the resumed run, or that of a new one."""
+    return resume_recipe(resumed, recipe, changes) if resumed else request_recipe(recipe, model, changes)
+
+
+def check_world(recipe: Recipe, world: World, *, fsdp: bool, resumes: bool) -> None:
+    """Raises `UsageError` if a recipe does not work with several processes, or with a sharded model.
+
+    A resumed run may have lost the other processes; it continues with a warning.
+    """
+    if world.size > 1 and recipe.train_on == "features":
+        raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
+    if world.is_sharded and OPTIMIZERS[recipe.optimizer].needs_full_matrices:
+        raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
+    if world.is_sharded and recipe.lora_rank:
+        raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
+    if fsdp and world.size == 1 and not resumes:
+        raise UsageError("--fsdp shards over several processes, and this is one", "add --processes N")
+    if fsdp and world.size == 1:
+        log("warning: --fsdp shards over several processes; this single one continues with the whole model")
+
+
+def init_device(world: World) -> torch.device:
+    """The device on which a model is built before it is sharded."""
+    return torch.device("cpu") if world.is_sharded else world.device
+
+
+def load_weights(
+    model: Model | None, recipe: Recipe, resumed: RunFolder | None, world: World, torch_files: bool
+) -> Pretrained | None:
+    """The pretrained weights, if any; on each machine one process downloads them first."""
+    with world.raise_on_all(), world.local_main_first():
+        if resumed:
+            return reload_pretrained(resumed, model, recipe, init_device(world), torch_files)
+        return load_pretrained(model, recipe, init_device(world), torch_files)
 
 
 def resume_options(world: World, torch_files: bool) -> list[str]:
-    """What the command that goes on has to say of how the run was started; several machines have no one command."""
+    """Command-line options to repeat when resuming. Processes on several machines have no single command."""
     options = ["--torch-files"] if torch_files else []
     if 1 < world.size == world.local_size:
         options += ["--processes", str(world.size)]
     return options + (["--fsdp"] if world.is_sharded else [])
 
 
-def prepare_main_process(ready: Ready, folder: RunFolder) -> Probe | None:
-    """What the main process does before the first step: shows the data, probes the weights, starts a new head."""
-    if ready.report and not folder.picture("classes").exists():
-        show_data(ready.report, folder)
-    if not ready.start:
-        return None
-    probes = probed(ready.classifier, ready.splits, ready.recipe)
-    if ready.recipe.train_on != "features" and ready.head == "new":
-        start_head(ready.classifier, probes, ready.recipe)
-    return probes
+def begin_run(config: RunConfig, start: Start, name: str, out: str | Path | None) -> RunFolder:
+    """Makes the folder of a new run; raises `VitrailError` if its disk is too small."""
+    check_disk_space(out, estimate_run_bytes(start.classifier.vit, start.recipe))
+    return create_run(config, name, out)
 
 
-def told(folder: RunFolder | None, world: World) -> RunFolder | None:
-    """The main process's folder; the others may work in other directories."""
-    there = world.broadcast(folder.path.absolute() if folder else None)
-    return folder if world.is_main or there is None else RunFolder(there)
-
-
-def everywhere(run: Run | None, world: World) -> Run:
-    """The main process's run, for all of them."""
-    if run is not None and world.size > 1:
-        away = copy.deepcopy(run.classifier).to("cpu")
-        world.broadcast(replace(run, folder=run.folder.absolute(), classifier=away))
-    found = run if run is not None else world.broadcast(run)
-    assert found is not None
-    return found
+def estimate_run_bytes(vit: ViT, recipe: Recipe) -> int:
+    """The most bytes that a run takes: three checkpoints while one of two is replaced, two artifacts, pictures."""
+    weights = 4 * sum(parameter.numel() for parameter in vit.parameters())
+    checkpoint = weights * (1 + bool(recipe.ema_decay) + OPTIMIZERS[recipe.optimizer].state_per_weight)
+    return 3 * checkpoint + 2 * weights + PICTURES_BYTES
 
 
 @contextmanager
-def owned(folder: RunFolder, world: World) -> Iterator[None]:
-    """Inside, the run belongs to these processes alone; a signal that no step waits for ends it (`resumable`)."""
+def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
+    """Locks the run for these processes. A signal that no training step catches ends it with the resume command."""
     with ExitStack() as stack:
         with world.raise_on_all():
             if world.is_main:
                 stack.enter_context(folder.lock())
-        with resumable(folder):
-            yield
+        try:
+            with interrupt_on_sigterm():
+                yield
+        except KeyboardInterrupt:
+            hint = f"continue with: {folder.resume_command()}"
+            raise Interrupted("stopped; the last checkpoint is kept", hint) from None
 
 
-@contextmanager
-def resumable(folder: RunFolder) -> Iterator[None]:
-    """Inside, a signal that no step waits for ends the run at once, with the command that goes on."""
-    try:
-        with interrupt_on_sigterm():
-            yield
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; what was saved last is kept", f"go on with: {folder.resume_command()}") from None
+def probe_start(start: Start) -> Probe:
+    """Probes pretrained weights and initializes a new head from the linear probe, if the recipe says so."""
+    probes = probe_pretrained(start.classifier, start.splits, start.recipe)
+    if start.recipe.train_on != "features" and start.has_new_head:
+        initialize_head(start.classifier, probes, start.recipe)
+    return probes
 
 
-def room_for(vit: ViT, recipe: Recipe) -> int:
-    """Bytes that a run takes at most: three checkpoints (two are kept), two artefacts, pictures and tables."""
-    weights = 4 * sum(p.numel() for p in vit.parameters())
-    checkpoint = weights * (1 + bool(recipe.ema_decay) + OPTIMIZERS[recipe.optimizer].state_per_weight)
-    return 3 * checkpoint + 2 * weights + ROOM
+def train_classifier(
+    start: Start,
+    folder: RunFolder,
+    probes: Probe | None,
+    callbacks: list[EpochCallback],
+    world: World,
+    *,
+    resumes: bool,
+) -> TrainedRun:
+    """Trains for all epochs, or makes the linear probe the head if the recipe trains on features."""
+    if probes and start.recipe.train_on == "features":
+        save_linear_probe(start.classifier, probes, folder)
+        return TrainedRun(folder, start.splits, start.recipe, world.device, probes.seconds, probes)
+    state = init_train_state(start.classifier.vit, start.recipe, world)
+    run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, callbacks)
+    log_frozen_parameters(state)
+    if resumes:
+        resume_from_checkpoint(run)
+    train_epochs(run)
+    return TrainedRun(folder, start.splits, start.recipe, world.device, run.progress.seconds, probes)
 
 
-def describe_plan(classifier: Classifier, splits: Splits, recipe: Recipe, world: World) -> str:
-    """What is about to be trained, on what and how, in a line."""
-    config = classifier.vit.config
-    number_format = str(autocast_dtype(recipe.precision, world.device)).removeprefix("torch.")
-    how = f"{recipe.epochs} epochs, batch {recipe.batch_size}"
-    if recipe.train_on == "features":
-        number_format, how = "float32", "a linear head on frozen features"
-    shared = f"{world.size} processes{', sharded' if world.is_sharded else ''}; " if world.size > 1 else ""
-    return (
-        f"{len(splits.train)} training images of {len(splits.classes)} classes, {config.image_size} px; "
-        f"ViT {config.width}x{config.depth}, patch {config.patch}, "
-        f"{sum(p.numel() for p in classifier.vit.parameters()):,} parameters; "
-        f"recipe {recipe.name}, {how}; {shared}{world.device.type} in {number_format}"
-    )
+def log_frozen_parameters(state: TrainState) -> None:
+    """Prints how many parameters are trainable, if some are frozen."""
+    parameters = list(state.vit.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    if not all(parameter.requires_grad for parameter in parameters):
+        frozen = sum(parameter.numel() for parameter in parameters) - trainable
+        log(f"{trainable:,} trainable parameters, {frozen:,} frozen")
 
 
-def say_what_trains(learner: TrainState) -> None:
-    """How many of the parameters are trained, where it is not all of them."""
-    sizes = [(p.numel(), p.requires_grad) for p in learner.vit.parameters()]
-    trained = sum(n for n, trains in sizes if trains)
-    if not all(trains for _, trains in sizes):
-        log(f"{trained:,} parameters are trained, {sum(n for n, _ in sizes) - trained:,} stand still")
-
-
-def board_writer(recipe: Recipe) -> EpochCallback:
-    """A function that writes a row of metrics as TensorBoard files.
-
-    Raises `UsageError` without TensorBoard, and for a recipe that has no epochs.
-    """
-    if recipe.train_on == "features":
-        raise UsageError(f"recipe {recipe.name} has no epochs for TensorBoard to show", "leave out --tensorboard")
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError("TensorBoard is not installed", "pip install 'vitrail[tensorboard]'") from None
-
-    def write(folder: Path, row: Row) -> None:
-        with SummaryWriter(folder / "tensorboard") as writer:
-            for name, value in row.items():
-                if name not in ("step", "epoch"):
-                    writer.add_scalar(name, value, row["step"])
-
-    return write
+def finish_on_main(trained: TrainedRun, world: World, report: bool) -> Run:
+    """Finishes the run on the main process; all return it, the others with the classifier on the CPU."""
+    with world.raise_on_all():
+        run = finish_run(trained, report=report) if world.is_main else None
+    if world.size == 1:
+        assert run is not None
+        return run
+    copied = run and replace(run, folder=run.folder.absolute(), classifier=copy.deepcopy(run.classifier).to("cpu"))
+    shared = world.broadcast(copied)
+    assert shared is not None
+    return run or shared

@@ -1,4 +1,4 @@
-"""Scoring in the middle of a run, by all of its processes: each takes some of the images, and none is counted twice."""
+"""Validation by all processes of a run: each evaluates its share of the images, and no image is counted twice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.training.distributed import World
 
-BATCH = 256  # images that a process scores at once
+BATCH_SIZE = 256  # per process, with several processes
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one process found: sums over the images that it could read, or why there are none."""
+class ShardScores:
+    """Sums over the readable images of one process, or the error that it met."""
 
     loss: float = 0.0  # cross-entropy in nats
     correct: int = 0
@@ -35,65 +35,65 @@ def evaluate_all_ranks(
     workers: int | None = None,
     skip_unreadable: bool = False,
 ) -> tuple[float, float]:
-    """Loss and accuracy on these images, by all processes together; what is raised is raised on all of them.
-
-    Raises what `classify` raises.
-    """
+    """Loss and accuracy on these images. Raises what `compute_outcome` raises, on all processes."""
     if world.size == 1:
         outcome = compute_outcome(classifier, images, workers=workers, skip_unreadable=skip_unreadable)
         return outcome.loss, outcome.accuracy
-    low, high = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
-    calls = ceil(ceil(len(images) / world.size) / BATCH)  # of the model, by the process with most images
-    with pad_forward_calls(classifier, calls if world.is_sharded else 0):
-        part = evaluate_shard(classifier, images.subset(range(low, high)), world, workers, skip_unreadable)
-    parts = world.all_gather(part)
-    errors = [part.error for part in parts if part.error]
-    n = sum(part.images for part in parts)
-    if nothing_read := [error for error in errors if isinstance(error, NoReadableImages)]:
-        errors = [error for error in errors if error not in nothing_read]
-        if not n and not errors:
-            raise NoReadableImages(f"not one of {len(images)} images can be read", nothing_read[0].hint)
+    start, stop = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
+    forward_calls = ceil(ceil(len(images) / world.size) / BATCH_SIZE)  # of the process with the most images
+    with pad_forward_calls(classifier, forward_calls if world.is_sharded else 0):
+        scores = evaluate_shard(classifier, images.subset(range(start, stop)), world, workers, skip_unreadable)
+    shards = world.all_gather(scores)
+    n = sum(shard.images for shard in shards)
+    errors = [shard.error for shard in shards if shard.error]
+    empty_shards = [error for error in errors if isinstance(error, NoReadableImages)]
+    errors = [error for error in errors if error not in empty_shards]
     if errors:
         raise errors[0]
-    return sum(part.loss for part in parts) / n, sum(part.correct for part in parts) / n
+    if empty_shards and not n:
+        raise NoReadableImages(f"none of {len(images)} images can be read", empty_shards[0].hint)
+    return sum(shard.loss for shard in shards) / n, sum(shard.correct for shard in shards) / n
 
 
 def evaluate_shard(
     classifier: Classifier, images: Images, world: World, workers: int | None, skip_unreadable: bool
-) -> Part:
-    """What a process finds on its images; an error is part of it, so that the others hear of it."""
+) -> ShardScores:
+    """Evaluates the share of one process. An error is returned, so that all processes learn of it."""
     if not len(images):
-        return Part()
+        return ShardScores()
     try:
         outcome = compute_outcome(
             classifier,
             images,
-            batch_size=BATCH,
+            batch_size=BATCH_SIZE,
             workers=workers,
             processes=world.local_size,
             skip_unreadable=skip_unreadable,
         )
     except VitrailError as error:
-        return Part(error=error)
+        return ShardScores(error=error)
     correct = int((outcome.predicted == outcome.labels).sum())
-    return Part(float(outcome.losses.sum()), correct, len(outcome.labels))
+    return ShardScores(float(outcome.losses.sum()), correct, len(outcome.labels))
 
 
 @contextmanager
 def pad_forward_calls(classifier: Classifier, calls: int) -> Iterator[None]:
-    """Afterwards the model has been called at least so often: processes that share its weights must call it alike."""
-    made = 0
+    """On exit, calls the model on blank images until it has been called `calls` times since the start.
+
+    Processes that share a model's weights (FSDP) must all call it the same number of times.
+    """
+    counted = 0
 
     def count(*_: object) -> None:
-        nonlocal made
-        made += 1
+        nonlocal counted
+        counted += 1
 
-    counting = classifier.vit.register_forward_pre_hook(count)
+    hook = classifier.vit.register_forward_pre_hook(count)
     try:
         yield
     finally:
-        counting.remove()
+        hook.remove()
     blank = torch.zeros(1, classifier.preprocess.channels, *classifier.preprocess.image_size, dtype=torch.uint8)
     with torch.inference_mode():
-        for _ in range(made, calls):
+        for _ in range(counted, calls):
             classifier.vit(classifier.normalize(blank))

@@ -1,4 +1,4 @@
-"""Many runs of a recipe with some of its fields varied: which values are best on validation."""
+"""Sweeps: many runs of a recipe with some fields varied, compared on validation."""
 
 from vitrail.sweeps.sweep import Sweep, sweep
 

@@ -1,11 +1,10 @@
-"""Who is at work on a trial: whoever holds its lock, which ends with the process, however it ends.
+"""Leases on trials: the process that holds a trial's lock works on it, and the lock ends with the process.
 
-On one machine the lock alone says it, at once. Of a process on another machine the file's time says it too, which
-its holder moves every few seconds: a trial is taken from there only when nothing has moved for long, by the clock of
-whoever looks. So no two clocks are compared, and a file system whose locks do not reach other machines loses nothing.
+On one machine the lock alone decides. A lease of another machine also counts while its file is touched, which its
+holder does every few seconds: a trial is taken from another machine only if its file has not been touched for long, by
+the clock of the observer. So no clocks are compared, and the file system's locks need not work across machines.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -17,92 +16,88 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from vitrail.runs.folder import locked_files
+from vitrail.runs.locks import lock_file, unlock_file
 
-BEAT = 10.0  # seconds between two signs of life
-SILENCE = 120.0  # seconds without one, after which another machine's trial is taken up
+HEARTBEAT_INTERVAL_S = 10.0
+HEARTBEAT_TIMEOUT_S = 120.0  # after this time without a heartbeat, the lease of another machine has ended
 
 
-def this_machine() -> str:
-    """A name that two machines do not share, and that a restart changes."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.exists() else socket.gethostname()
+def machine_id() -> str:
+    """Identifies this machine until it is restarted."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    return boot_id.read_text().strip() if boot_id.exists() else socket.gethostname()
 
 
 class Lease:
-    """The right to work on a trial; `died` says that whoever had it before did not give it back."""
+    """The right to work on a trial. `was_abandoned`: its last holder did not release it."""
 
-    def __init__(self, path: Path, file: IO[str], died: bool):
-        self.path, self.file, self.was_abandoned = path, file, died
-        self.over = threading.Event()
-        self.said = json.dumps({"machine": this_machine(), "process": os.getpid(), "lease": uuid4().hex})
-        locked_files.add(file)  # type: ignore[arg-type]
-        self.write(self.said)
-        threading.Thread(target=self.beat, daemon=True).start()
+    def __init__(self, path: Path, file: IO[str], was_abandoned: bool):
+        self.path, self.file, self.was_abandoned = path, file, was_abandoned
+        self.is_over = threading.Event()
+        self.content = json.dumps({"machine": machine_id(), "process": os.getpid(), "lease": uuid4().hex})
+        self._write(self.content)
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def write(self, text: str) -> None:
-        """Puts a text in the place of what the file says."""
+    def is_held(self) -> bool:
+        """Whether no other machine has taken the trial since, because it took this process for dead."""
+        try:
+            return self.path.read_text(encoding="utf-8") == self.content
+        except OSError:  # a vanished folder is noticed by the next write
+            return True
+
+    def release(self) -> None:
+        """Ends the lease."""
+        self.is_over.set()
+        if self.is_held():
+            self._write("")
+        unlock_file(self.file)
+
+    def _write(self, text: str) -> None:
         self.file.seek(0)
         self.file.truncate()
         self.file.write(text)
         self.file.flush()
 
-    def beat(self) -> None:
-        """Moves the file's time until the lease is over."""
-        while not self.over.wait(BEAT) and self.ours():
-            with suppress(OSError):  # a folder that has vanished is found out where something is written
+    def _send_heartbeats(self) -> None:
+        while not self.is_over.wait(HEARTBEAT_INTERVAL_S) and self.is_held():
+            with suppress(OSError):  # a vanished folder is noticed by the next write
                 os.utime(self.path)
-
-    def ours(self) -> bool:
-        """Whether no other machine has taken the trial up since, which took this one for dead."""
-        try:
-            return self.path.read_text(encoding="utf-8") == self.said
-        except OSError:  # a folder that has vanished is found out where something is written
-            return True
-
-    def release(self) -> None:
-        """Lets anyone else take the trial up."""
-        self.over.set()
-        if self.ours():
-            self.write("")
-        locked_files.discard(self.file)
-        self.file.close()
 
 
 @dataclass
 class LeaseObserver:
-    """What one process has seen of the leases of others."""
+    """What a process has seen of the leases of other machines."""
 
-    seen: dict[Path, tuple[float, float]] = field(default_factory=dict)  # file -> its time, and since when by our clock
+    heartbeats: dict[Path, tuple[float, float]] = field(default_factory=dict)  # file -> (mtime, first seen, our clock)
 
     def take(self, path: Path) -> Lease | None:
-        """The lease on a trial, or None while somebody is at work on it."""
+        """Takes the lease on a trial; None if another process holds it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, wait=False)
         except OSError:
             file.close()
             return None
         file.seek(0)
-        said = file.read()
-        if said and self.elsewhere(said) and not self.silent(path):
-            file.close()
+        content = file.read()
+        if content and self.is_elsewhere(content) and not self.has_timed_out(path):
+            unlock_file(file)
             return None
-        return Lease(path, file, died=bool(said))
+        return Lease(path, file, was_abandoned=bool(content))
 
-    def elsewhere(self, said: str) -> bool:
-        """Whether another machine wrote this."""
+    def is_elsewhere(self, content: str) -> bool:
+        """Whether another machine wrote the content of a lease."""
         try:
-            return bool(json.loads(said)["machine"] != this_machine())
-        except (ValueError, KeyError, TypeError):  # killed while it wrote, so long ago that the lock is free
+            return bool(json.loads(content)["machine"] != machine_id())
+        except (ValueError, KeyError, TypeError):  # its writer was killed while it wrote
             return False
 
-    def silent(self, path: Path) -> bool:
-        """Whether a file's time has not moved for as long as it takes."""
-        moved = path.stat().st_mtime
-        before, since = self.seen.get(path, (None, 0.0))
-        if moved != before:
-            self.seen[path] = (moved, time.monotonic())
+    def has_timed_out(self, path: Path) -> bool:
+        """Whether a file has not been touched for the timeout, since this process first looked."""
+        modified = path.stat().st_mtime
+        last_modified, since = self.heartbeats.get(path, (None, 0.0))
+        if modified != last_modified:
+            self.heartbeats[path] = (modified, time.monotonic())
             return False
-        return time.monotonic() - since > SILENCE
+        return time.monotonic() - since > HEARTBEAT_TIMEOUT_S

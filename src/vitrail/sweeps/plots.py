@@ -1,112 +1,123 @@
-"""A sweep as two pictures: accuracy by each field, and every trial as a line through all fields."""
+"""Two pictures of a sweep: accuracy by each field, and each trial as a line through all fields."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitrail.files import write_atomically
-from vitrail.sweeps.results import Line
+from vitrail.sweeps.results import Row
 from vitrail.sweeps.space import Axis, Range, Space, format_value
 
-ACROSS = 3  # panels in a row
-COLOURS = "viridis"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_COLUMNS = 3
+MAX_LABELED_VALUES = 6
+COLORMAP = "viridis"
+STATE_COLORS = {"pruned": ("#999999", "none"), "complete": ("#0072b2", "#0072b2")}  # edge and face of a point
+BEST_COLOR = "#d55e00"
 
 
-def place(each: Axis, value: Any) -> float:
-    """Where a value stands on its axis: powers by their exponent, words by their number."""
-    if isinstance(each, Range):
-        return math.log10(value) if each.log else float(value)
-    return float([repr(v) for v in each.values].index(repr(value)))
+def axis_coordinate(axis: Axis, value: Any) -> float:
+    """The coordinate of a value: of a logarithmic range its exponent, of a choice its index."""
+    if isinstance(axis, Range):
+        return math.log10(value) if axis.log else float(value)
+    return float([repr(v) for v in axis.values].index(repr(value)))
 
 
-def ticks(each: Axis) -> tuple[list[float], list[str]]:
-    """Places on an axis and what stands there: every value where there are few, else five numbers."""
-    counted = each.counted()
-    if counted is not None and len(counted) <= 6:
-        return [place(each, value) for value in counted], [format_value(value) for value in counted]
-    if not isinstance(each, Range):
-        return list(map(float, range(len(each.values)))), [format_value(value) for value in each.values]
-    low, high = place(each, each.low), place(each, each.high)
-    values = [10**x if each.log else x for x in (low + (high - low) * i / 4 for i in range(5))]
-    if each.whole:
-        values = [float(value) for value in sorted(set(map(round, values)))]
-    return [place(each, value) for value in values], [f"{value:.3g}" for value in values]
+def axis_ticks(axis: Axis) -> tuple[list[float], list[str]]:
+    """Coordinates and labels of the ticks: all values if they are few, else five numbers."""
+    values = axis.list_values()
+    if values is not None and len(values) <= MAX_LABELED_VALUES:
+        return [axis_coordinate(axis, value) for value in values], [format_value(value) for value in values]
+    if not isinstance(axis, Range):
+        return list(map(float, range(len(axis.values)))), [format_value(value) for value in axis.values]
+    low, high = axis_coordinate(axis, axis.low), axis_coordinate(axis, axis.high)
+    numbers = [10**x if axis.log else x for x in (low + (high - low) * i / 4 for i in range(5))]
+    if axis.is_integer:
+        numbers = [float(number) for number in sorted(set(map(round, numbers)))]
+    return [axis_coordinate(axis, number) for number in numbers], [f"{number:.3g}" for number in numbers]
 
 
-def draw_slices(space: Space, lines: list[Line], path: Path) -> None:
-    """A panel for each field; complete trials with their 95 % intervals, pruned ones hollow, the best one ringed."""
+def scale_to_unit(axis: Axis, value: Any) -> float:
+    """The coordinate of a value, scaled so that the first tick is 0 and the last one 1."""
+    ticks = axis_ticks(axis)[0]
+    return (axis_coordinate(axis, value) - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)
+
+
+def draw_slices(space: Space, rows: list[Row], path: Path) -> None:
+    """A panel for each field: complete trials with 95 % intervals, pruned ones hollow, the best one circled."""
     from matplotlib.figure import Figure
 
-    scored = [each for each in lines if each["accuracy"] is not None]
-    down = -(-len(space) // ACROSS)
-    across = min(len(space), ACROSS)
-    figure = Figure(figsize=(4.2 * across + 0.6, 3.4 * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-    for axes, (name, each) in zip(panels, space.items(), strict=False):
-        for state, colour, fill in (("pruned", "#999999", "none"), ("complete", "#0072b2", "#0072b2")):
-            some = [line for line in scored if line["state"] == state]
-            xs = [place(each, line["values"][name]) for line in some]
-            ys = [line["accuracy"] for line in some]
-            ends = [[y - line["accuracy_interval"][0] for y, line in zip(ys, some, strict=True)],
-                    [line["accuracy_interval"][1] - y for y, line in zip(ys, some, strict=True)]]  # fmt: skip
-            if state == "complete":
-                axes.errorbar(xs, ys, yerr=np.abs(ends), fmt="none", ecolor=colour, alpha=0.35, linewidth=1)
-            axes.scatter(xs, ys, s=26, edgecolors=colour, facecolors=fill, label=state, zorder=3)
-        if lines and lines[0]["state"] == "complete":
-            best = lines[0]
-            axes.scatter(
-                place(each, best["values"][name]), best["accuracy"], s=120, edgecolors="#d55e00", facecolors="none",
-                linewidths=1.6, label="best", zorder=4,
-            )  # fmt: skip
-        axes.set_xticks(*ticks(each), rotation=30 if len(ticks(each)[0]) > 4 else 0, parse_math=False)
-        axes.set_xlabel(name, parse_math=False)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[::across]:
-        axes.set_ylabel("validation accuracy")
-    for axes in panels[len(space) :]:
-        axes.set_visible(False)
+    row_count, column_count = -(-len(space) // MAX_COLUMNS), min(len(space), MAX_COLUMNS)
+    figure = Figure(figsize=(4.2 * column_count + 0.6, 3.4 * row_count), layout="constrained")
+    panels = figure.subplots(row_count, column_count, squeeze=False, sharey=True).ravel()
+    for panel, (name, axis) in zip(panels, space.items(), strict=False):
+        draw_slice(panel, name, axis, rows)
+    for panel in panels[::column_count]:
+        panel.set_ylabel("validation accuracy")
+    for panel in panels[len(space) :]:
+        panel.set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-def draw_parallel(space: Space, lines: list[Line], path: Path) -> None:
-    """Each trial as a line through its values to its accuracy, which colours it; pruned ones are dashed."""
+def draw_slice(panel: "Axes", name: str, axis: Axis, rows: list[Row]) -> None:
+    """Accuracy by one field."""
+    for state, (edge_color, face_color) in STATE_COLORS.items():
+        trials = [row for row in rows if row["state"] == state and row["accuracy"] is not None]
+        xs = [axis_coordinate(axis, row["values"][name]) for row in trials]
+        ys = [row["accuracy"] for row in trials]
+        if state == "complete":
+            intervals = np.array([row["accuracy_interval"] for row in trials]).reshape(-1, 2).T
+            errors = np.abs(intervals - np.array(ys))
+            panel.errorbar(xs, ys, yerr=errors, fmt="none", ecolor=edge_color, alpha=0.35, linewidth=1)
+        panel.scatter(xs, ys, s=26, edgecolors=edge_color, facecolors=face_color, label=state, zorder=3)
+    if rows and rows[0]["state"] == "complete":
+        x, y = axis_coordinate(axis, rows[0]["values"][name]), rows[0]["accuracy"]
+        panel.scatter(x, y, s=120, edgecolors=BEST_COLOR, facecolors="none", linewidths=1.6, label="best", zorder=4)
+    ticks, labels = axis_ticks(axis)
+    panel.set_xticks(ticks, labels, rotation=30 if len(ticks) > 4 else 0, parse_math=False)
+    panel.set_xlabel(name, parse_math=False)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def draw_parallel(space: Space, rows: list[Row], path: Path) -> None:
+    """Each trial as a line through its values to its accuracy, which colors it; pruned trials are dashed."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    scored = [each for each in lines if each["accuracy"] is not None]
-    low = min((each["accuracy"] for each in scored), default=0.0)
-    high = max((each["accuracy"] for each in scored), default=1.0)
-    span = high - low or 1.0
+    trials = [row for row in rows if row["accuracy"] is not None]
+    lowest = min((row["accuracy"] for row in trials), default=0.0)
+    span = (max((row["accuracy"] for row in trials), default=1.0) - lowest) or 1.0
     figure = Figure(figsize=(1.9 * (len(space) + 1) + 1.2, 4.2), layout="constrained")
-    axes = figure.subplots()
+    panel = figure.subplots()
+    for row in reversed(trials):  # the best on top
+        relative = (row["accuracy"] - lowest) / span
+        ys = [*(scale_to_unit(axis, row["values"][name]) for name, axis in space.items()), relative]
+        color = colormaps[COLORMAP](relative * 0.9)
+        is_pruned = row["state"] == "pruned"
+        style = {"alpha": 0.5, "linestyle": "--", "linewidth": 1} if is_pruned else {"alpha": 0.9, "linewidth": 1.6}
+        panel.plot(range(len(ys)), ys, color=color, **style)
+    draw_parallel_axes(panel, space, lowest, span)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
-    def height(each: Axis, value: Any) -> float:
-        places = ticks(each)[0]
-        return (place(each, value) - places[0]) / ((places[-1] - places[0]) or 1.0)
 
-    for line in reversed(scored):  # the best on top
-        part = (line["accuracy"] - low) / span
-        ys = [*(height(each, line["values"][name]) for name, each in space.items()), part]
-        pruned = line["state"] == "pruned"
-        axes.plot(
-            range(len(ys)), ys, color=colormaps[COLOURS](part * 0.9), alpha=0.5 if pruned else 0.9,
-            linestyle="--" if pruned else "-", linewidth=1 if pruned else 1.6,
-        )  # fmt: skip
-    for x, each in enumerate(space.values()):
-        axes.axvline(x, color="#333333", linewidth=0.8)
-        places, words = ticks(each)
-        for y, word in zip(places, words, strict=True):
-            axes.text(x + 0.03, (y - places[0]) / ((places[-1] - places[0]) or 1.0), word, fontsize=7, va="center",
-                      parse_math=False)  # fmt: skip
-    axes.axvline(len(space), color="#333333", linewidth=0.8)
-    for part in (0.0, 0.5, 1.0):
-        axes.text(len(space) + 0.03, part, f"{low + part * span:.3f}", fontsize=7, va="center")
-    axes.set_xticks(range(len(space) + 1), [*space, "accuracy"], parse_math=False)
-    axes.set_yticks([])
-    axes.set(xlim=(-0.1, len(space) + 0.35), ylim=(-0.05, 1.05))
-    axes.spines[:].set_visible(False)
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))
+def draw_parallel_axes(panel: "Axes", space: Space, lowest: float, span: float) -> None:
+    """A vertical axis for each field and one for accuracy."""
+    for x, axis in enumerate(space.values()):
+        panel.axvline(x, color="#333333", linewidth=0.8)
+        ticks, labels = axis_ticks(axis)
+        for tick, label in zip(ticks, labels, strict=True):
+            y = (tick - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)
+            panel.text(x + 0.03, y, label, fontsize=7, va="center", parse_math=False)
+    panel.axvline(len(space), color="#333333", linewidth=0.8)
+    for relative in (0.0, 0.5, 1.0):
+        panel.text(len(space) + 0.03, relative, f"{lowest + relative * span:.3f}", fontsize=7, va="center")
+    panel.set_xticks(range(len(space) + 1), [*space, "accuracy"], parse_math=False)
+    panel.set_yticks([])
+    panel.set(xlim=(-0.1, len(space) + 0.35), ylim=(-0.05, 1.05))
+    panel.spines[:].set_visible(False)

@@ -1,8 +1,7 @@
-"""A sweep's processes as tasks of a Ray cluster: each joins the sweep in its folder, which every node must see.
+"""The workers of a sweep as tasks of a Ray cluster. Every node must see the sweep's folder.
 
-The folder is the same as without Ray, so local processes and tasks may work on one sweep, and one may go on with what
-the other began. Ray places the tasks and starts another one where a task, its worker or its node has died; which trial
-it then takes up is the sweep's own business, as everywhere.
+The folder is the same as without Ray: local processes and tasks may work on one sweep, and either may continue what the
+other began. Ray places the tasks and restarts one whose worker process or node has died.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,20 +17,21 @@ from vitrail.interrupts import Interrupted
 from vitrail.ray_cluster import NodeResources, connect_ray, count_slots, node_resources
 from vitrail.sweeps.worker import run_worker
 
-RETRIES = 20  # that a task is started again after its worker or node has died
+MAX_RETRIES = 20  # restarts of a task whose process or node has died
+STOP_TIMEOUT_S = 60
 
 
-class Tasks:
-    """So many tasks of a cluster."""
+class RayWorkers:
+    """Tasks of a Ray cluster."""
 
-    def __init__(self, ray: Any, out: Path, n: int, cpus: int, gpu: bool):
+    def __init__(self, ray: Any, out: Path, count: int, cores: int, gpu: bool):
         self.ray = ray
-        task = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_retries=RETRIES)(join)
-        self.left = [task.remote(str(out.resolve()), cpus) for _ in range(n)]
+        task = ray.remote(num_cpus=cores, num_gpus=int(gpu), max_retries=MAX_RETRIES)(join_sweep)
+        self.running = [task.remote(str(out.resolve()), cores) for _ in range(count)]
 
-    def look(self, finished: int) -> bool:
-        """False where all are through. Raises `VitrailError` where one cannot go on."""
-        ended, self.left = self.ray.wait(self.left, num_returns=len(self.left), timeout=0)
+    def supervise(self, finished_trials: int) -> bool:
+        """False once all tasks have ended. Raises `VitrailError` if one cannot continue."""
+        ended, self.running = self.ray.wait(self.running, num_returns=len(self.running), timeout=0)
         try:
             self.ray.get(ended)
         except self.ray.exceptions.RayTaskError as error:
@@ -40,43 +40,45 @@ class Tasks:
                 cause if isinstance(cause, VitrailError) else VitrailError(f"a task of the sweep failed: {cause}")
             ) from None
         except self.ray.exceptions.RayError as error:
-            raise VitrailError(f"Ray gave a task up: {error}", "go on with --resume") from None
-        return bool(self.left)
+            raise VitrailError(f"Ray has given up a task: {error}", "continue with --resume") from None
+        return bool(self.running)
 
     def stop(self) -> None:
-        """Asks all to save and stop, and waits for them."""
-        for each in self.left:
-            self.ray.cancel(each, force=False)
-        self.ray.wait(self.left, num_returns=len(self.left), timeout=60) if self.left else None
+        """Asks all tasks to save and stop, and waits for them."""
+        for task in self.running:
+            self.ray.cancel(task, force=False)
+        if self.running:
+            self.ray.wait(self.running, num_returns=len(self.running), timeout=STOP_TIMEOUT_S)
 
 
-def join(out: str, threads: int) -> None:
-    """What each task does: it joins the sweep until no trial is left."""
+def join_sweep(out: str, threads: int) -> None:
+    """Runs a worker in a task."""
     console.quiet = True
     torch.set_num_threads(threads)
     try:
         run_worker(out)
-    except Interrupted:  # the sweep is being stopped; the trial is saved and given back
+    except Interrupted:  # the sweep is being stopped; the trial is saved and released
         return
 
 
 @contextmanager
-def cluster(out: Path, n: int | None, trials: int, address: str | None) -> Iterator[Tasks]:
-    """The tasks that work on a sweep, on a cluster that is there or one that is made for it.
+def start_ray_workers(out: Path, count: int | None, trials: int, address: str | None) -> Iterator[RayWorkers]:
+    """Tasks on the cluster at the address, or on a new one on this machine.
 
-    `n` tasks at a time, or as many as the cluster has cores (or GPUs, where it has any), and no more than trials.
+    `count` is how many run at once (default: the cluster's cores, or its GPUs if it has any; at most the trials).
     """
     with connect_ray(address) as ray:
         nodes = node_resources(ray)
-        n, cpus, gpu = shared(nodes, n, trials)
-        console.log(f"{n} tasks of {cpus} cores{' and a GPU' if gpu else ''} on {len(nodes)} node(s)")
-        yield Tasks(ray, out, n, cpus, gpu)
+        count, cores, gpu = plan_tasks(nodes, count, trials)
+        console.log(f"{count} tasks of {cores} cores{' and a GPU' if gpu else ''} on {len(nodes)} node(s)")
+        yield RayWorkers(ray, out, count, cores, gpu)
 
 
-def shared(nodes: Sequence[NodeResources], n: int | None, trials: int) -> tuple[int, int, bool]:
-    """How many tasks, of how many cores, and whether with a GPU each: as many cores as all can have at once."""
-    gpu = any(has.get("GPU", 0) >= 1 for has in nodes)
-    room = max(1, count_slots(nodes, 1, gpu))
-    n = min(n or room, trials)
-    most = max((int(has.get("CPU", 0)) for has in nodes), default=0)
-    return n, next((cpus for cpus in range(most, 1, -1) if count_slots(nodes, cpus, gpu) >= min(n, room)), 1), gpu
+def plan_tasks(nodes: Sequence[NodeResources], count: int | None, trials: int) -> tuple[int, int, bool]:
+    """The number of tasks, the cores of each, and whether each has a GPU; as many cores as all can have at once."""
+    gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+    slots = max(1, count_slots(nodes, 1, gpu))
+    count = min(count or slots, trials)
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+    candidates = (cores for cores in range(largest, 1, -1) if count_slots(nodes, cores, gpu) >= min(count, slots))
+    return count, next(candidates, 1), gpu

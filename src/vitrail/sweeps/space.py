@@ -1,11 +1,11 @@
-"""What a sweep varies: fields of a recipe, each with the values that it may take.
+"""The space of a sweep: fields of a recipe, each with the values that it may take.
 
-    lr=1e-4..1e-2:log      from one number to another, evenly in powers
-    width=96..192:32       in steps
-    depth=4..8             whole numbers for a field of whole numbers
+    lr=1e-4..1e-2:log      a range of numbers, sampled evenly in the logarithm
+    width=96..192:32       a range in steps
+    depth=4..8             integers, for a field of integers
     optimizer=adamw,muon   one of these
 
-Fields, types and bounds are the recipe's own, so that a value that no trial could have is refused before the first.
+Types and bounds are the recipe's own: a value that no trial could have is refused before the first trial.
 """
 
 import argparse
@@ -25,33 +25,32 @@ from vitrail.options import check_values, field_types, option_parser
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.weights.config_json import POSITIONS
 from vitrail.weights.sizes import SIZES
+from vitrail.weights.upgrade import AUGMENT_KEYS, rename_keys, upgrade_recipe
 
-Plain = str | int | float | bool | None  # a value as the study, JSON and tables hold it
-Values = dict[str, Plain]  # one for each field: a point of the space
+Scalar = str | int | float | bool | None  # a value in the study, in JSON and in tables
+Values = dict[str, Scalar]  # a point of the space: a value for each field
 
-KINDS: dict[str, type] = {"recipe": Recipe, "augment": Augment, "model": ViTConfig}
-HELD = {  # fields that every trial must share
-    **dict.fromkeys(
-        ("validation_fraction", "test_fraction", "split_seed"), "trials are compared on the same validation images"
-    ),
-    **dict.fromkeys(("workers", "image_cache_gib"), "it leaves every bit of the result as it is"),
-    "skip_unreadable": "trials are compared on the same images",
+GROUPS: dict[str, type] = {"recipe": Recipe, "augment": Augment, "model": ViTConfig}
+SAME_IMAGES = "trials are compared on the same images"
+FIXED_FIELDS = {  # fields that all trials share, and why
+    **dict.fromkeys(("validation_fraction", "test_fraction", "split_seed", "skip_unreadable"), SAME_IMAGES),
+    **dict.fromkeys(("workers", "image_cache_gib"), "it does not change the result"),
 }
-GRAIN = 10_000  # a field whose numbers can be counted has at most so many values
-FORMS = "write FIELD=LOW..HIGH, FIELD=LOW..HIGH:log, FIELD=LOW..HIGH:STEP or FIELD=A,B,C"
+MAX_VALUES = 10_000  # of a field whose values are counted
+SYNTAX_HINT = "write FIELD=LOW..HIGH, FIELD=LOW..HIGH:log, FIELD=LOW..HIGH:STEP or FIELD=A,B,C"
 
 
 @dataclass(frozen=True)
 class Choice:
     """One of some values."""
 
-    values: tuple[Plain, ...]
+    values: tuple[Scalar, ...]
 
-    def to_json(self) -> list[Plain]:
-        """The values."""
+    def to_json(self) -> list[Scalar]:
+        """A JSON document."""
         return list(self.values)
 
-    def counted(self) -> tuple[Plain, ...]:
+    def list_values(self) -> tuple[Scalar, ...]:
         """The values."""
         return self.values
 
@@ -64,23 +63,27 @@ class Range:
     high: float
     log: bool = False
     step: float | None = None
-    whole: bool = False
+    is_integer: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As a file says it."""
-        how = {"log": True} if self.log else {"step": self.step} if self.step is not None else {}
-        return {"from": self.low, "to": self.high, **how}
+        """A JSON document, as in a TOML file."""
+        document: dict[str, Any] = {"from": self.low, "to": self.high}
+        if self.log:
+            document["log"] = True
+        elif self.step is not None:
+            document["step"] = self.step
+        return document
 
-    def counted(self) -> tuple[Plain, ...] | None:
-        """The numbers where they are few enough to be counted, else None."""
-        step = self.step or (1 if self.whole and not self.log else None)
-        if self.whole and self.log and self.high - self.low < 16:
+    def list_values(self) -> tuple[Scalar, ...] | None:
+        """The numbers; None if they are continuous or too many."""
+        step = self.step or (1 if self.is_integer and not self.log else None)
+        if self.is_integer and self.log and self.high - self.low < 16:
             step = 1
-        if step is None or (self.high - self.low) / step >= GRAIN:
+        if step is None or (self.high - self.low) / step >= MAX_VALUES:
             return None
         n = math.floor((self.high - self.low) / step + 1e-9) + 1
         numbers = [self.low + i * step for i in range(n)]
-        return tuple(int(number) if self.whole else round(number, 12) for number in numbers)
+        return tuple(int(number) if self.is_integer else round(number, 12) for number in numbers)
 
 
 Axis = Choice | Range
@@ -88,177 +91,193 @@ Space = dict[str, Axis]
 
 
 def parse_space(vary: Mapping[str, Any]) -> Space:
-    """Field -> what it may be, as text, a list, or a table with from, to, log, step; raises `UsageError`."""
+    """The space from fields and their values: text, a list, or a table with from, to, log, step.
+
+    Raises `UsageError` naming the field and what is wrong.
+    """
     if not vary:
-        raise UsageError("a sweep needs a field to vary", FORMS)
-    return {name: axis(name, said) for name, said in vary.items()}
+        raise UsageError("a sweep needs a field to vary", SYNTAX_HINT)
+    return {name: parse_axis(name, values) for name, values in vary.items()}
 
 
-def parse_vary(words: Iterable[str]) -> dict[str, str]:
-    """FIELD=VALUES of the command line; raises `UsageError` for anything else, and for a field named twice."""
-    found: dict[str, str] = {}
-    for word in words:
-        name, equals, said = word.partition("=")
+def parse_vary(arguments: Iterable[str]) -> dict[str, str]:
+    """FIELD=VALUES arguments of the command line; raises `UsageError` for anything else, and for a repeated field."""
+    vary: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, values = argument.partition("=")
         name = name.strip().lstrip("-").replace("-", "_")
         if not equals:
-            raise UsageError(f"--vary {word!r} says no values", FORMS)
-        if name in found:
+            raise UsageError(f"--vary {argument!r} has no values", SYNTAX_HINT)
+        if name in vary:
             raise UsageError(f"{name} is varied twice", "name its values once")
-        found[name] = said
-    return found
+        vary[name] = values
+    return vary
 
 
 def load_space(path: str | Path) -> dict[str, Any]:
-    """The fields that a TOML file varies; raises `UsageError` where it cannot be read."""
+    """The fields and values of a TOML file, for `parse_space`; raises `UsageError` if it cannot be read."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no space: {error}", 'write lines like lr = "1e-4..1e-2:log"') from None
+        raise UsageError(f"{path} is not a space: {error}", 'write lines like lr = "1e-4..1e-2:log"') from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def axis(name: str, said: Any) -> Axis:
-    """What a field may be; raises `UsageError` naming the field and what is wrong."""
+def parse_axis(name: str, values: Any) -> Axis:
+    """The values of one field."""
     if name != "size" and name not in RECIPE_FIELDS:
         raise UsageError(f"a recipe has no field {name!r}", did_you_mean(name, [*RECIPE_FIELDS, "size"]))
-    if name in HELD:
-        raise UsageError(f"{name} cannot be varied: {HELD[name]}", f"set it for all trials with --{option_name(name)}")
-    if isinstance(said, str) and ".." in said:
-        said = range_in_words(name, said)
-    if isinstance(said, Mapping):
-        return range_of(name, said)
-    if isinstance(said, str):
-        said = [word.strip() for word in said.split(",")]
-    if not isinstance(said, list | tuple):
-        raise UsageError(f"{name} is varied over {said!r}, which is neither a range nor a list", FORMS)
-    values = tuple(plain(name, value) for value in said)
-    if not values or "" in values:
-        raise UsageError(f"{name} has an empty list of values", FORMS)
-    if len(set(map(repr, values))) < len(values):
+    if name in FIXED_FIELDS:
+        raise UsageError(
+            f"{name} cannot be varied: {FIXED_FIELDS[name]}", f"set it for all trials with --{option_name(name)}"
+        )
+    if isinstance(values, str) and ".." in values:
+        values = parse_range_text(name, values)
+    if isinstance(values, Mapping):
+        return parse_range(name, values)
+    if isinstance(values, str):
+        values = [word.strip() for word in values.split(",")]
+    if not isinstance(values, list | tuple):
+        raise UsageError(f"{name} is varied over {values!r}, which is neither a range nor a list", SYNTAX_HINT)
+    scalars = tuple(to_scalar(name, value) for value in values)
+    if not scalars or "" in scalars:
+        raise UsageError(f"{name} has an empty list of values", SYNTAX_HINT)
+    if len(set(map(repr, scalars))) < len(scalars):
         raise UsageError(f"{name} names a value twice", "name each once")
-    return Choice(values)
+    return Choice(scalars)
 
 
-def range_in_words(name: str, said: str) -> dict[str, Any]:
-    """LOW..HIGH, LOW..HIGH:log, LOW..HIGH:STEP as a table."""
-    numbers, colon, how = said.partition(":")
+def parse_range_text(name: str, text: str) -> dict[str, Any]:
+    """LOW..HIGH, LOW..HIGH:log or LOW..HIGH:STEP as a table."""
+    numbers, colon, suffix = text.partition(":")
     low, _, high = numbers.partition("..")
     try:
-        table: dict[str, Any] = {"from": number(low), "to": number(high)}
-        if how == "log":
+        table: dict[str, Any] = {"from": parse_number(low), "to": parse_number(high)}
+        if suffix == "log":
             table["log"] = True
         elif colon:
-            table["step"] = number(how)
+            table["step"] = parse_number(suffix)
     except ValueError:
-        raise UsageError(f"{name}={said} is not a range of numbers", FORMS) from None
+        raise UsageError(f"{name}={text} is not a range of numbers", SYNTAX_HINT) from None
     return table
 
 
-def number(word: str) -> float:
-    """A whole number as one, any other as a float."""
+def parse_number(text: str) -> float:
+    """An int if the text is one, else a float."""
     try:
-        return int(word)
+        return int(text)
     except ValueError:
-        return float(word)
+        return float(text)
 
 
-def range_of(name: str, table: Mapping[str, Any]) -> Range:
-    """The range in a table with from, to, and log or step; raises `UsageError`."""
-    if strange := set(table) - {"from", "to", "log", "step"}:
-        raise UsageError(f"{name}: a range has no {min(strange)!r}", "it has from, to, and log or step")
+def parse_range(name: str, table: Mapping[str, Any]) -> Range:
+    """The range in a table with from, to, and log or step."""
+    if unknown := set(table) - {"from", "to", "log", "step"}:
+        raise UsageError(f"{name}: a range has no {min(unknown)!r}", "it has from, to, and log or step")
     if not {"from", "to"} <= set(table):
-        raise UsageError(f"{name}: a range needs from and to", FORMS)
+        raise UsageError(f"{name}: a range needs from and to", SYNTAX_HINT)
     low, high, step, log = table["from"], table["to"], table.get("step"), table.get("log", False)
     if not isinstance(log, bool):
         raise UsageError(f"{name}: log is {log!r}; it must be true or false")
-    for value in (low, high, *([] if step is None else [step])):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{name}: {value!r} is not a number", FORMS)
-    hint = hint_of(name)
-    kinds = (hint, *getattr(hint, "__args__", ()))
-    if int not in kinds and float not in kinds:
+    numbers = [low, high, *([] if step is None else [step])]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise UsageError(f"{name}: {number!r} is not a number", SYNTAX_HINT)
+    hint = field_type(name)
+    types = (hint, *getattr(hint, "__args__", ()))
+    if int not in types and float not in types:
         raise UsageError(f"{name} has no range: its values are words", f"list them: {name}=A,B")
-    whole = float not in kinds
-    if whole and not all(float(each).is_integer() for each in (low, high, step or 0)):
-        raise UsageError(f"{name} is a whole number; {low}..{high} is not in whole numbers", FORMS)
+    is_integer = float not in types
+    if is_integer and not all(float(number).is_integer() for number in numbers):
+        raise UsageError(f"{name} is a whole number; {low}..{high} is not in whole numbers", SYNTAX_HINT)
+    check_bounds(name, low, high, step, log)
+    cast = int if is_integer else float
+    for end in (low, high):
+        check_value(name, cast(end))
+    return Range(cast(low), cast(high), log, None if step is None else cast(step), is_integer)
+
+
+def check_bounds(name: str, low: float, high: float, step: float | None, log: bool) -> None:
+    """Raises `UsageError` if ends and step do not make a range."""
     if low >= high:
         raise UsageError(f"{name}: the range {low}..{high} is empty", "write the smaller number first")
     if log and step is not None:
-        raise UsageError(f"{name}: a range goes in powers or in steps, not both", FORMS)
+        raise UsageError(f"{name}: a range is logarithmic or in steps, not both", SYNTAX_HINT)
     if log and low <= 0:
-        raise UsageError(f"{name}: a range in powers starts above 0, not at {low}", "leave out :log, or start higher")
+        raise UsageError(f"{name}: a logarithmic range starts above 0, not at {low}", "leave out :log, or start higher")
     if step is not None and not 0 < step <= high - low:
-        raise UsageError(f"{name}: steps of {step} do not lead from {low} to {high}", FORMS)
-    cast = int if whole else float
-    for end in (low, high):
-        check(name, cast(end))
-    return Range(cast(low), cast(high), log, None if step is None else cast(step), whole)
+        raise UsageError(f"{name}: steps of {step} do not lead from {low} to {high}", SYNTAX_HINT)
 
 
-def plain(name: str, said: Any) -> Plain:
-    """A value of a field, checked, as the study holds it: from its word or itself; (height, width) is 32x48."""
-    if isinstance(said, tuple | list) and len(said) == 2:
-        said = f"{said[0]}x{said[1]}"
-    value = read(name, said) if isinstance(said, str) else said
-    check(name, value)
-    return said if isinstance(value, tuple) else value
+def to_scalar(name: str, value: Any) -> Scalar:
+    """A value of a field, checked, as the study stores it; (height, width) becomes 32x48."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        value = f"{value[0]}x{value[1]}"
+    parsed = parse_value(name, value) if isinstance(value, str) else value
+    check_value(name, parsed)
+    return value if isinstance(parsed, tuple) else parsed
 
 
-def read(name: str, word: str) -> Any:
-    """A field's value in a word; raises `UsageError`."""
-    hint = hint_of(name)
+def parse_value(name: str, text: str) -> Any:
+    """A field's value from its text; raises `UsageError`."""
+    hint = field_type(name)
     if name == "size" or hint == Position:
-        return word
+        return text
     if hint is bool:
-        if word.lower() not in ("true", "false"):
-            raise UsageError(f"{name} is {word!r}; it must be true or false")
-        return word.lower() == "true"
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{name} is {text!r}; it must be true or false")
+        return text.lower() == "true"
     try:
-        return option_parser(hint)(word)
+        return option_parser(hint)(text)
     except (ValueError, argparse.ArgumentTypeError):
-        raise UsageError(f"{name} cannot be {word!r}", f"it is {option_parser(hint).__name__}") from None
+        raise UsageError(f"{name} cannot be {text!r}", f"it is {option_parser(hint).__name__}") from None
 
 
-def check(name: str, value: Any) -> None:
-    """Raises `UsageError` where a field cannot have this value."""
+def check_value(name: str, value: Any) -> None:
+    """Raises `UsageError` if a field cannot have this value."""
     if name == "size":
         if value not in SIZES:
             raise UsageError(f"there is no size {value!r}", did_you_mean(str(value), SIZES))
-    elif hint_of(name) == Position:
+    elif field_type(name) == Position:
         if value not in POSITIONS:
             raise UsageError(f"position {value!r} is not known", did_you_mean(str(value), POSITIONS))
     else:
-        check_values(KINDS[RECIPE_FIELDS[name]], {name: value})
+        check_values(GROUPS[RECIPE_FIELDS[name]], {name: value})
 
 
-def hint_of(name: str) -> Any:
+def field_type(name: str) -> Any:
     """The type of a field."""
-    return str if name == "size" else field_types(KINDS[RECIPE_FIELDS[name]])[name]
+    return str if name == "size" else field_types(GROUPS[RECIPE_FIELDS[name]])[name]
 
 
-def changes(values: Mapping[str, Plain]) -> dict[str, Any]:
-    """A point of the space as fields of a recipe."""
-    return {name: read(name, value) if isinstance(value, str) else value for name, value in values.items()}
+def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A point, or the axes of a space, with today's names of fields and values."""
+    return rename_keys(upgrade_recipe(dict(values)), AUGMENT_KEYS)
+
+
+def values_to_changes(values: Mapping[str, Scalar]) -> dict[str, Any]:
+    """A point as changes of a recipe."""
+    return {name: parse_value(name, value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def iterate_points(space: Space) -> Iterator[Values] | None:
-    """Every point of a space that can be counted, in order; None for any other."""
-    lists = [each.counted() for each in space.values()]
+    """All points of the space, in order; None if they cannot be counted."""
+    lists = [axis.list_values() for axis in space.values()]
     if any(values is None for values in lists):
         return None
     return (dict(zip(space, values, strict=True)) for values in itertools.product(*filter(None, lists)))
 
 
 def count_points(space: Space) -> int | None:
-    """How many points a space has; None where they cannot be counted."""
-    lists = [each.counted() for each in space.values()]
+    """The number of points; None if they cannot be counted."""
+    lists = [axis.list_values() for axis in space.values()]
     return None if any(values is None for values in lists) else math.prod(len(values or ()) for values in lists)
 
 
 def space_to_json(space: Space) -> dict[str, Any]:
-    """What `space_from` reads again."""
-    return {name: each.to_json() for name, each in space.items()}
+    """A JSON document, which `parse_space` reads."""
+    return {name: axis.to_json() for name, axis in space.items()}
 
 
 def format_value(value: Any) -> str:
@@ -269,5 +288,5 @@ def format_value(value: Any) -> str:
 
 
 def option_name(name: str) -> str:
-    """A field as an option."""
+    """A field as a command-line option, without its dashes."""
     return name.replace("_", "-")

@@ -1,0 +1,93 @@
+"""Probes of pretrained weights in a run: what their features are worth before training, and a head made of them."""
+
+from typing import Any
+
+import torch
+
+from vitrail.classifier import Classifier
+from vitrail.console import log
+from vitrail.data import Splits
+from vitrail.evaluation.evaluation import describe_scored_images
+from vitrail.evaluation.probe import Probe, probe
+from vitrail.interrupts import Interrupted, catch_stop_signals
+from vitrail.runs.folder import RunFolder
+from vitrail.training import Recipe
+from vitrail.training.curves import draw_curves
+from vitrail.training.transfer import set_head
+
+PROBE_NAMES = {"knn": "k-NN", "linear": "the linear probe"}
+
+
+def probe_pretrained(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
+    """Both probes of the weights before training. A signal stops them; computed features stay in the cache."""
+    with catch_stop_signals() as stop:
+
+        def raise_if_stopped() -> None:
+            if stop.requested:
+                raise Interrupted(
+                    "stopped while computing features; the computed ones are kept", "continue with --resume"
+                )
+
+        probes = probe(
+            classifier,
+            splits,
+            penalty=recipe.probe_l2,
+            workers=recipe.workers,
+            skip_unreadable=recipe.skip_unreadable,
+            on_batch=raise_if_stopped,
+        )
+    for line in describe_probes(probes.to_json()):
+        log(line)
+    return probes
+
+
+def initialize_head(classifier: Classifier, probes: Probe, recipe: Recipe) -> None:
+    """Replaces a new head by the linear probe's, if the recipe says so."""
+    if recipe.head_init != "probe":
+        return
+    if classifier.vit.config.head != "linear":
+        log("the new head is not linear, so it starts from random weights and not from the probe")
+        return
+    set_head(classifier.vit, torch.from_numpy(probes.head.weight), torch.from_numpy(probes.head.bias))
+
+
+def save_linear_probe(classifier: Classifier, probes: Probe, folder: RunFolder) -> None:
+    """Makes the linear probe the classifier's head and saves it: the whole training of a recipe on features."""
+    set_head(classifier.vit, torch.from_numpy(probes.head.weight), torch.from_numpy(probes.head.bias))
+    classifier.save(folder.artifact)
+    folder.write_metrics(probes.head.scores_by_penalty)
+    draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty", log_x=True)
+
+
+def describe_probes(scores: dict[str, Any]) -> list[str]:
+    """A line for the score of each probe; none if no image was held out."""
+    if scores["split"] is None:
+        return []
+    lines = []
+    for name, description in (("knn", "{k} nearest neighbors"), ("linear", "a linear probe")):
+        probe_scores = scores[name]
+        low, high = probe_scores["accuracy_interval"]
+        lines.append(
+            f"{description.format(**probe_scores)} on the pretrained features: {scores['split']} accuracy "
+            f"{probe_scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+            f"{describe_scored_images(probe_scores)}"
+        )
+    return lines
+
+
+def compare_with_probes(classifier: Classifier, scores: dict[str, Any], probes: dict[str, Any]) -> str | None:
+    """A warning if a trained model is no more accurate than a probe, which costs next to nothing; else None."""
+    if classifier.origin["recipe"]["train_on"] == "features":
+        return None
+    best = max(PROBE_NAMES, key=lambda name: float(probes[name]["accuracy"]))
+    name, probe_scores = PROBE_NAMES[best], probes[best]
+    if scores["accuracy"] > probe_scores["accuracy"]:
+        return None
+    if scores["accuracy"] == probe_scores["accuracy"]:
+        return f"training gained nothing over {name}, which costs next to nothing: --recipe linear"
+    overlap = scores["accuracy_interval"][1] >= probe_scores["accuracy_interval"][0]
+    chance = " (their intervals overlap, so that may be chance)" if overlap else ""
+    return (
+        f"the trained model loses to {name} by {probe_scores['accuracy'] - scores['accuracy']:.4f}{chance}: "
+        "use --recipe linear, or try a lower learning rate or more epochs"
+    )

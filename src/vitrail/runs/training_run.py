@@ -1,0 +1,142 @@
+"""A run while it trains: what learns, from what data, where it is written, and how many steps are done."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.classifier import Classifier
+from vitrail.data import Splits
+from vitrail.data.loader import count_batches
+from vitrail.interrupts import Interrupted
+from vitrail.machine import describe_numerics
+from vitrail.options import check_fields
+from vitrail.runs.folder import RunFolder
+from vitrail.training import Recipe
+from vitrail.training.checkpoint import collect_tensors, save_checkpoint
+from vitrail.training.distributed import World
+from vitrail.training.loop import StepStats
+from vitrail.training.loss_monitor import LossMonitor
+from vitrail.training.losses import LOSSES
+from vitrail.training.parallel import gather_model
+from vitrail.training.schedules import count_warmup_steps
+from vitrail.training.train_state import TrainState
+
+Row = dict[str, Any]  # a line of metrics.jsonl
+EpochCallback = Callable[[Path, Row], None]  # gets the run folder and the row of metrics of an epoch
+
+OLD_PROGRESS_KEYS = {"gradient": "grad_norm", "made_with": "numerics"}  # of checkpoints before format 2
+
+
+@dataclass
+class Progress:
+    """Progress of a run beside its tensors; a checkpoint holds it as JSON."""
+
+    epoch: int = 0  # completed epochs
+    seconds: float = 0.0  # of training, in this and earlier processes
+    best: Row | None = None  # the row of the epoch whose weights are in the artifact
+    loss: float = 0.0  # sums over the images of the current epoch
+    correct: int = 0
+    images: int = 0
+    lr: float = 0.0  # of the last step
+    grad_norm: float = 0.0
+    unreadable: int = 0  # images of the current epoch that could not be read
+    numerics: dict[str, Any] = field(default_factory=dict)  # hardware and software that decide the last bits of a sum
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def add(self, step: StepStats) -> None:
+        """Adds a step's sums."""
+        self.loss += step.loss * step.images
+        self.correct += step.correct
+        self.images += step.images
+        self.lr, self.grad_norm = step.lr, step.grad_norm
+
+
+def progress_from_json(document: dict[str, Any]) -> Progress:
+    """Reads the progress of a checkpoint of any format; raises `TypeError` or `UsageError` for anything else."""
+    return Progress(**{OLD_PROGRESS_KEYS.get(key, key): value for key, value in document.items()})
+
+
+@dataclass
+class TrainingRun:
+    """Everything that the epochs of a run need. Every process has one; the main one writes."""
+
+    state: TrainState
+    classifier: Classifier  # what is saved: the ViT of `state` with classes, preprocessing and origin
+    splits: Splits
+    recipe: Recipe  # with sizes, epochs and batch size
+    folder: RunFolder
+    callbacks: list[EpochCallback] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+    saved_at: float = field(default_factory=time.monotonic)  # the last checkpoint
+    curves_drawn_at: float = -float("inf")
+
+    @property
+    def world(self) -> World:
+        """The processes that train."""
+        return self.state.world
+
+    @property
+    def epochs(self) -> int:
+        """Epochs in all."""
+        assert self.recipe.epochs is not None
+        return self.recipe.epochs
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step, over all processes."""
+        assert self.recipe.batch_size is not None
+        return self.recipe.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return count_batches(len(self.splits.train), self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in all."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def eval_classifier(self) -> Classifier:
+        """The classifier that is evaluated and saved: with EMA weights if the recipe has them."""
+        return replace(self.classifier, vit=self.state.eval_model)
+
+    def save_checkpoint(self, label: str = "") -> None:
+        """Writes a checkpoint, whose name ends with the label."""
+        self.progress.numerics = self.describe_numerics()
+        tensors = collect_tensors(self.state) if self.world.is_sharded else None
+        with self.world.raise_on_all():
+            if self.world.is_main:
+                save_checkpoint(self.folder.checkpoints, self.state, asdict(self.progress), label, tensors)
+        self.saved_at = time.monotonic()
+
+    def save_artifact(self) -> None:
+        """Writes the classifier."""
+        classifier = self.eval_classifier
+        classifier = replace(classifier, vit=gather_model(classifier.vit, self.world))
+        with self.world.raise_on_all():
+            if self.world.is_main:
+                classifier.save(self.folder.artifact)
+
+    def describe_numerics(self) -> dict[str, Any]:
+        """What decides the last bits of a sum in this run."""
+        return {**describe_numerics(self.classifier.device), "the number of processes": self.world.size}
+
+    def loss_monitor(self) -> LossMonitor:
+        """A new monitor, which warns of a loss that diverges or stays at chance level."""
+        counts = np.bincount(self.splits.train.labels, minlength=len(self.splits.classes))
+        chance_loss = LOSSES[self.recipe.loss].chance_level(counts, self.recipe.label_smoothing)
+        return LossMonitor(chance_loss, count_warmup_steps(self.total_steps, self.recipe))
+
+    def interrupted(self) -> Interrupted:
+        """The error that ends a run after a stop signal, once it is saved."""
+        return Interrupted(
+            f"stopped at step {self.state.step} and saved", f"continue with: {self.folder.resume_command()}"
+        )
