@@ -20,7 +20,7 @@ from vitrail.evaluation.metrics import (
 )
 from vitrail.evaluation.outcome import Outcome
 from vitrail.exporting.model_card import write_model_card
-from vitrail.intervals import wilson_interval
+from vitrail.intervals import bootstrap_means, normal_interval, percentile_interval, wilson_interval
 
 
 @pytest.fixture
@@ -83,6 +83,18 @@ def test_the_wilson_interval():
     rng = np.random.default_rng(1)
     covered = [lo <= 0.9 <= hi for lo, hi in (wilson_interval(int(rng.binomial(60, 0.9)), 60) for _ in range(2000))]
     assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_the_intervals_of_a_mean_agree():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = percentile_interval(bootstrap_means(values, np.random.default_rng(1)))
+    assert (low, high) == pytest.approx(normal_interval(values.mean(), values.std(), 400), abs=0.03)
+
+
+def test_generators_in_the_same_state_resample_in_pairs():
+    values = np.random.default_rng(0).normal(size=50)
+    first, second = (bootstrap_means(each, np.random.default_rng(1)) for each in (values, 2 * values))
+    np.testing.assert_allclose(second, 2 * first)
 
 
 def test_an_evaluation_has_all_scores(run: vitrail.Run, colours: Path):
