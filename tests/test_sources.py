@@ -18,10 +18,10 @@ from vitrail.data import builtin, folder, table
 from vitrail.data.builtin import BUILTIN_DATASETS, TorchvisionImages
 from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.images import Images
-from vitrail.data.open import Splits, absolute_address, open_data, open_source
+from vitrail.data.open import absolute_address, open_data, open_source
 from vitrail.data.scoring import open_images_to_score
 from vitrail.data.source import Listing, Source, encode_labels
-from vitrail.data.split import split_listing
+from vitrail.data.split import Splits, split_listing
 from vitrail.errors import UsageError, VitrailError
 
 

@@ -1,46 +1,17 @@
-"""Opens DATA as training, validation and test images that share one class order.
-
-A source reader lists the images at an address. A split that the source lacks is drawn from the others. The classes are
-those of the training images, in alphabetical order.
-"""
+"""Opens DATA: the address chooses the reader that lists the images, and the source is split for training."""
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitrail.data.builtin import BUILTIN_DATASETS, read_builtin_dataset
-from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.folder import read_image_folder
 from vitrail.data.hf import HF_PREFIX, read_hf_dataset
-from vitrail.data.images import Images
 from vitrail.data.shards import is_shards, list_shards
-from vitrail.data.source import Source, encode_labels
-from vitrail.data.split import complete_splits
+from vitrail.data.source import Source
+from vitrail.data.split import Splits, build_splits
 from vitrail.data.table import TABLE_EXTENSIONS, read_table
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.files import absolute_if_exists
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training, validation and test images; all use the same `classes`."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: Images
-    validation: Images | None
-    test: Images | None
-    channels: int
-    fingerprint: str  # of the names, labels and sizes of the source's images
-    can_flip: bool = True  # False if a mirrored image may belong to another class, as with digits
-    notes: list[str] = field(default_factory=list)  # sentences on how the splits were made
-    unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed but left out
-    source_splits: dict[str, str] = field(default_factory=dict)  # split -> the source's split that it was drawn from
-
-    def as_dict(self) -> dict[str, Images]:
-        """Returns the existing splits by name."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: images for name, images in named.items() if images is not None}
 
 
 def absolute_address(address: str | Path) -> str:
@@ -102,65 +73,3 @@ def open_data(
     """Opens the images at an address for training; `build_splits` explains the arguments and errors."""
     source = open_source(address, channels, missing_ok)
     return build_splits(source, str(address), validation=validation, test=test, split_seed=split_seed)
-
-
-def build_splits(source: Source, address: str, *, validation: float, test: float, split_seed: int) -> Splits:
-    """Returns the splits of a source for training.
-
-    A source that is not split is divided by class: the fractions `test` and `validation` are held out. If only the
-    validation split is missing, it is taken from the training images. Raises `VitrailError`, naming the `address`, if
-    there are no training images or fewer than two classes.
-    """
-    listings = complete_splits(source.splits, test, validation, split_seed)
-    if "train" not in listings:
-        raise VitrailError(f"{address} has {' and '.join(listings)} but no training images", "add a folder named train")
-    classes = tuple(sorted(set(listings["train"].labels)))
-    if len(classes) < 2:
-        count = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}"
-        raise VitrailError(
-            f"{address} has training images of {count}; at least two are needed",
-            "put the images of each class into a folder of their own",
-        )
-    images = {
-        split: encode_labels(listing, classes, f"{address}, {split}")
-        for split, listing in listings.items()
-        if listing.labels
-    }
-    fractions = {"test": test, "validation": validation}
-    return Splits(
-        name=source.name,
-        classes=classes,
-        train=images["train"],
-        validation=images.get("validation"),
-        test=images.get("test"),
-        channels=source.channels,
-        fingerprint=compute_fingerprint(source),
-        can_flip=source.can_flip,
-        notes=[
-            *source.ignored,
-            *source.notes,
-            *note_held_out(images, source, fractions),
-            *note_missing_classes(images),
-        ],
-        source_splits={split: source.find_split(split) for split in images},
-    )
-
-
-def note_held_out(images: dict[str, Images], source: Source, fractions: dict[str, float]) -> list[str]:
-    """Returns a sentence for each split that the source did not have."""
-    purposes = {"test": "held out as test images", "validation": "held out as validation images, to select the weights"}
-    return [
-        f"{len(images[split])} images ({fractions[split]:.0%} of each class) are {purpose}"
-        for split, purpose in purposes.items()
-        if split in images and split not in source.splits
-    ]
-
-
-def note_missing_classes(images: dict[str, Images]) -> list[str]:
-    """Returns a sentence for each split that has no image of some class."""
-    notes = []
-    for split, members in images.items():
-        missing = [name for name, n in members.count_by_class().items() if n == 0]
-        if split != "train" and missing:
-            notes.append(f"{split} has no image of {', '.join(missing)}")
-    return notes

@@ -1,22 +1,112 @@
-"""Draws the splits that a source lacks, stratified by class."""
+"""Splits a source into training, validation and test images that share one class order.
+
+Splits that the source lacks are drawn from the others, stratified by class. The classes are those of the training
+images, in alphabetical order.
+"""
+
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
 from vitrail.data.encoded import SHA256_BYTES, EncodedImages
+from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.images import Images
 from vitrail.data.randomness import derive_seed
-from vitrail.data.source import Listing
+from vitrail.data.source import Listing, Source, encode_labels
 from vitrail.data.strings import factorize
+from vitrail.errors import VitrailError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test images; all use the same `classes`."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    validation: Images | None
+    test: Images | None
+    channels: int
+    fingerprint: str  # of the names, labels and sizes of the source's images
+    can_flip: bool = True  # False if a mirrored image may belong to another class, as with digits
+    notes: list[str] = field(default_factory=list)  # sentences on how the splits were made
+    unreadable: dict[str, int] = field(default_factory=dict)  # images per split that were listed but left out
+    source_splits: dict[str, str] = field(default_factory=dict)  # split -> the source's split that it was drawn from
+
+    def as_dict(self) -> dict[str, Images]:
+        """Returns the existing splits by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: images for name, images in named.items() if images is not None}
+
+
+def build_splits(source: Source, address: str, *, validation: float, test: float, split_seed: int) -> Splits:
+    """Returns the splits of a source for training.
+
+    A source that is not split is divided by class: the fractions `test` and `validation` are held out. If only the
+    validation split is missing, it is taken from the training images. Raises `VitrailError`, naming the `address`, if
+    there are no training images or fewer than two classes.
+    """
+    listings = complete_splits(source.splits, test, validation, split_seed)
+    if "train" not in listings:
+        raise VitrailError(f"{address} has {' and '.join(listings)} but no training images", "add a folder named train")
+    classes = tuple(sorted(set(listings["train"].labels)))
+    if len(classes) < 2:
+        count = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}"
+        raise VitrailError(
+            f"{address} has training images of {count}; at least two are needed",
+            "put the images of each class into a folder of their own",
+        )
+    images = {
+        split: encode_labels(listing, classes, f"{address}, {split}")
+        for split, listing in listings.items()
+        if listing.labels
+    }
+    held_out_notes = note_held_out(images, source, {"test": test, "validation": validation})
+    return Splits(
+        name=source.name,
+        classes=classes,
+        train=images["train"],
+        validation=images.get("validation"),
+        test=images.get("test"),
+        channels=source.channels,
+        fingerprint=compute_fingerprint(source),
+        can_flip=source.can_flip,
+        notes=[*source.ignored, *source.notes, *held_out_notes, *note_missing_classes(images)],
+        source_splits={split: source.find_split(split) for split in images},
+    )
+
+
+def note_held_out(images: dict[str, Images], source: Source, fractions: dict[str, float]) -> list[str]:
+    """Returns a sentence for each split that the source did not have."""
+    purposes = {"test": "held out as test images", "validation": "held out as validation images, to select the weights"}
+    return [
+        f"{len(images[split])} images ({fractions[split]:.0%} of each class) are {purpose}"
+        for split, purpose in purposes.items()
+        if split in images and split not in source.splits
+    ]
+
+
+def note_missing_classes(images: dict[str, Images]) -> list[str]:
+    """Returns a sentence for each split that has no image of some class."""
+    notes = []
+    for split, members in images.items():
+        missing = [name for name, n in members.count_by_class().items() if n == 0]
+        if split != "train" and missing:
+            notes.append(f"{split} has no image of {', '.join(missing)}")
+    return notes
 
 
 def complete_splits(splits: dict[str, Listing], test: float, validation: float, seed: int) -> dict[str, Listing]:
     """Adds missing splits: test from a source that is not split, validation from training. Empty ones are dropped."""
     splits = dict(splits)
-    if "all" in splits:
-        splits["train"], splits["test"] = split_listing(splits.pop("all"), test, seed)
-    if "train" in splits and "validation" not in splits:
-        splits["train"], splits["validation"] = split_listing(splits["train"], validation, seed + 1)
-    return {name: listing for name, listing in splits.items() if len(listing)}
+    for origin, name, fraction, split_seed in (
+        ("all", "test", test, seed),
+        ("train", "validation", validation, seed + 1),
+    ):
+        if origin in splits and name not in splits:
+            splits["train"], splits[name] = split_listing(splits[origin], fraction, split_seed)
+    return {name: listing for name, listing in splits.items() if name != "all" and len(listing)}
 
 
 def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listing]:
@@ -25,12 +115,17 @@ def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing
     The choice depends only on the image names and the seed, not on their order. Identical images are never divided
     between the two.
     """
-    if not fraction:
-        return listing, listing.subset([])
-    held_out: list[int] = []
-    classes, codes = factorize(listing.labels)
+    held_out = choose_held_out(listing, fraction, seed) if fraction else []
+    rest = listing.subset(np.delete(np.arange(len(listing)), held_out)) if held_out else listing
+    return rest, listing.subset(held_out)
+
+
+def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
+    """Returns the indices of the images to hold out, sorted."""
     duplicate_of = first_duplicates(listing)
+    classes, codes = factorize(listing.labels)
     class_ends = np.bincount(codes, minlength=len(classes)).cumsum()[:-1]
+    held_out: list[int] = []
     for members in np.split(np.argsort(codes, kind="stable"), class_ends):
         minimum = 1 if len(members) >= 3 else 0
         target = min(max(round(fraction * len(members)), minimum), len(members) - 1)
@@ -42,7 +137,7 @@ def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing
             if len(chosen) + len(group) <= target:
                 chosen += group
         held_out += chosen
-    return listing.subset(np.delete(np.arange(len(listing)), held_out)), listing.subset(sorted(held_out))
+    return sorted(held_out)
 
 
 def first_duplicates(listing: Listing) -> np.ndarray:
