@@ -545,7 +545,7 @@ def test_resume_rejects_changed_data(make_folder):
 
 def test_runs_started_at_the_same_time_get_different_folders(make_folder, tmp_path: Path):
     folder = make_folder("photos", 6)
-    words = [
+    command = [
         *command_line("train", folder, "--epochs", 1, "--quiet", "--json"),
         "--width",
         "32",
@@ -554,7 +554,7 @@ def test_runs_started_at_the_same_time_get_different_folders(make_folder, tmp_pa
         "--heads",
         "2",
     ]
-    processes = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     folders = {json.loads(process.communicate(timeout=120)[0])["run"] for process in processes}
     assert folders == {"runs/photos", "runs/photos-2", "runs/photos-3"}
 

@@ -279,12 +279,12 @@ def test_the_command_trains_the_best_trial(whole: vitrail.Sweep):
     from vitrail.cli import train as verb
 
     assert whole.best is not None
-    words = shlex.split(whole.result["command"])
-    assert words[:2] == ["vitrail", "train"]
+    arguments = shlex.split(whole.result["command"])
+    assert arguments[:2] == ["vitrail", "train"]
     parser = Parser(allow_abbrev=False)
     verb.arguments(parser)
-    arguments = parser.parse(words[2:])
-    recipe = find_recipe(arguments.recipe or "small", **verb.given_fields(arguments))
+    parsed = parser.parse(arguments[2:])
+    recipe = find_recipe(parsed.recipe or "small", **verb.given_fields(parsed))
     assert recipe == RunFolder(whole.folder / whole.best["run"]).load_recipe()
 
 
@@ -297,12 +297,12 @@ def test_commands_for_other_recipes(colours: Path):
     config = make_config(
         colours, {"ema_decay": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model"
     )
-    words = shlex.split(train_command(config, {"ema_decay": None, "qkv_bias": False}))
+    arguments = shlex.split(train_command(config, {"ema_decay": None, "qkv_bias": False}))
     parser = Parser(allow_abbrev=False)
     verb.arguments(parser)
-    arguments = parser.parse(words[2:])
-    assert arguments.model == "some/model"
-    assert find_recipe(arguments.recipe, **verb.given_fields(arguments)) == recipe.with_changes(
+    parsed = parser.parse(arguments[2:])
+    assert parsed.model == "some/model"
+    assert find_recipe(parsed.recipe, **verb.given_fields(parsed)) == recipe.with_changes(
         ema_decay=None, qkv_bias=False
     )
 
@@ -345,9 +345,9 @@ def test_the_best_is_scored_once(whole: vitrail.Sweep, colours: Path, tmp_path: 
 
 
 def test_a_trial_that_diverges_is_a_failed_trial(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["sweep", str(colours), "--vary", "lr=1e-3,1e30", "--optimizer", "adamw", "--metric", "loss"]
-    words += ["--out", str(tmp_path / "out")]
-    assert main([*words, *options(epochs=2), "--json"]) == 0
+    arguments = ["sweep", str(colours), "--vary", "lr=1e-3,1e30", "--optimizer", "adamw", "--metric", "loss"]
+    arguments += ["--out", str(tmp_path / "out")]
+    assert main([*arguments, *options(epochs=2), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     good, bad = result["rows"]
     assert (good["state"], bad["state"]) == ("complete", "failed")
@@ -588,8 +588,8 @@ def test_a_ray_task_fits_on_a_node(nodes: list[Any], count: int | None, plan: tu
 def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path):
     """One of two worker processes is killed in a trial: the sweep prints it, and every trial runs once."""
     out = tmp_path / "out"
-    words = ["--vary", "lr=1e-4..1e-1:log", "--pruner", "none", "--trials", "4", "--processes", "2", "--json"]
-    with start_sweep(colours, out, *words, *options(epochs=12)) as running:
+    arguments = ["--vary", "lr=1e-4..1e-1:log", "--pruner", "none", "--trials", "4", "--processes", "2", "--json"]
+    with start_sweep(colours, out, *arguments, *options(epochs=12)) as running:
         number, victim = find_running_trial(out)
         os.kill(victim, signal.SIGKILL)
         answer, log = running.communicate(timeout=500)
@@ -604,9 +604,9 @@ def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path
 
 
 @contextmanager
-def start_sweep(data: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def start_sweep(data: Path, out: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A sweep of the command line in its own process, which is killed at the end."""
-    command = [sys.executable, "-m", "vitrail", "sweep", str(data), "--out", str(out), "--no-check", *words]
+    command = [sys.executable, "-m", "vitrail", "sweep", str(data), "--out", str(out), "--no-check", *arguments]
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, env=single_threaded(), start_new_session=True

@@ -184,7 +184,7 @@ class RunFolder:
             fsync(self.path)
         except OSError as error:
             raise VitrailError(
-                f"{path} cannot be written: {describe_write_error(error)}", "make room, then go on with --resume"
+                f"{path} cannot be written: {describe_write_error(error)}", "free some space, then use --resume"
             ) from None
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ def probe_pretrained(classifier: Classifier, splits: Splits, recipe: Recipe) -> 
 
 
 def initialize_head(classifier: Classifier, probes: Probe, recipe: Recipe) -> None:
-    """Replaces a new head by the linear probe's, if the recipe says so."""
+    """Replaces a new head by the linear probe's, if the recipe sets head_init to probe."""
     if recipe.head_init != "probe":
         return
     if classifier.vit.config.head != "linear":

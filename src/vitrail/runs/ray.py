@@ -43,7 +43,7 @@ def train_on_ray(
 ) -> Run:
     """Trains as `vitrail.train` does, with its options, in several processes of a Ray cluster.
 
-    `processes` is their number, or (minimum, maximum): then training runs on as many as there is room for. `restarts`
+    `processes` is their number, or (minimum, maximum): Ray then uses what the cluster has room for. `restarts`
     is how many losses are repaired. Raises `VitrailError` as `vitrail.train` does, and after one loss too many.
     """
     min_processes, max_processes = processes if isinstance(processes, tuple) else (processes, processes)

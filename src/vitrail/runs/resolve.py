@@ -64,8 +64,8 @@ def request_recipe(recipe: str | Path | Recipe | None, model: Model | None, chan
 def resume_recipe(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
     """The recipe that a run was started with; raises `UsageError` if another one is requested.
 
-    Fields that do not change the result may change. A built-in recipe's name stands for what the run made of it; a
-    file or a `Recipe` must agree in every field.
+    Fields that do not change the result may change. The name of a built-in recipe matches any changes of it that
+    the run was started with; a file or a `Recipe` must agree in every field.
     """
     started = folder.load_recipe()
     started = started.with_changes(**{name: changes[name] for name in RESULT_NEUTRAL_FIELDS if name in changes})

@@ -194,7 +194,7 @@ def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
 
 
 def probe_start(start: Start) -> Probe:
-    """Probes pretrained weights and initializes a new head from the linear probe, if the recipe says so."""
+    """Probes pretrained weights and initializes a new head if the recipe wants a probe's."""
     probes = probe_pretrained(start.classifier, start.splits, start.recipe)
     if start.recipe.train_on != "features" and start.has_new_head:
         initialize_head(start.classifier, probes, start.recipe)

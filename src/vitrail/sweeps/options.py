@@ -21,7 +21,7 @@ DEFAULT_TRIALS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """The options of `sweep` that decide its trials; None stands for the default, or for what a resumed sweep has."""
+    """The options of `sweep` that decide its trials; None is the default, or the value of a resumed sweep."""
 
     data: str  # an absolute address
     vary: Mapping[str, Any] | None = None

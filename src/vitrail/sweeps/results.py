@@ -113,19 +113,19 @@ def format_argument(value: Any) -> str:
 
 def train_command(config: SweepConfig, values: dict[str, Any]) -> str:
     """The command line that trains with these values, with a report and a score on test."""
-    words = ["vitrail", "train", shlex.quote(config.data)]
+    command = ["vitrail", "train", shlex.quote(config.data)]
     default_recipe = DEFAULT_RECIPE if config.model is None else DEFAULT_TRANSFER_RECIPE
     base = config.recipe.name if config.recipe.name in RECIPES else DEFAULT_RECIPE
     if config.model is not None:
-        words += ["--from", shlex.quote(config.model), *(["--torch-files"] if config.torch_files else [])]
+        command += ["--from", shlex.quote(config.model), *(["--torch-files"] if config.torch_files else [])]
     if base != default_recipe:
-        words += ["--recipe", base]
+        command += ["--recipe", base]
     for name, value in {**recipe_differences(config.recipe, RECIPES[base]), **values}.items():
         if isinstance(value, bool):
-            words.append(f"--{option_name(name)}" if value else f"--no-{option_name(name)}")
+            command.append(f"--{option_name(name)}" if value else f"--no-{option_name(name)}")
         else:
-            words += [f"--{option_name(name)}", format_argument(value)]
-    return " ".join(words)
+            command += [f"--{option_name(name)}", format_argument(value)]
+    return " ".join(command)
 
 
 def recipe_differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def open_study(folder: SweepFolder, config: SweepConfig) -> Iterator[SweepStudy]
                 pruner=build_pruner(config),
                 load_if_exists=True,
             )
-        except Exception as error:  # SQLAlchemy and Optuna raise many kinds for a file that is no study
+        except Exception as error:  # SQLAlchemy and Optuna raise many kinds for other files
             raise VitrailError(
                 f"{folder.study_file} cannot be used: {type(error).__name__}", "start a new sweep"
             ) from error
