@@ -1,84 +1,105 @@
-"""Look at the data before anyone trains on it: unreadable files, classes out of place, copies across splits.
+"""Check a data set before training: unreadable images, wrong classes, duplicates, leaks between splits.
 
-Errors would stop training (exit code 1), warnings would not; each says what will be done. Every file is read once;
-what has not changed since is remembered ($VITRAIL_CACHE, or ~/.cache/vitrail).
+Errors would stop training (exit code 1), warnings would not; each says what training will do. Every file is read once.
+Results for unchanged files come from a cache ($VITRAIL_CACHE, or ~/.cache/vitrail).
 """
+
+from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vitrail.cli.main import Answer
-from vitrail.console import progress_bar
-from vitrail.data.check import CheckReport, check_data
-from vitrail.data.clean import write_clean_list
-from vitrail.data.contact_sheets import draw_class_sheet, draw_near_duplicate_sheet
-from vitrail.data.findings import Finding
-from vitrail.files import write_json
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import add_data
+from vitrail.cli.parser import Parser
 
-MOST = 20  # findings of a kind that are printed; --json has them all
+if TYPE_CHECKING:
+    from vitrail.data.check import CheckReport
+    from vitrail.data.findings import Finding
+
+MAX_SHOWN = 20  # findings of a code that are printed; --json has all
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    parser.add_argument("data", metavar="DATA")
+def add_arguments(parser: Parser) -> None:
+    add_data(parser)
     parser.add_argument(
         "--fix",
         nargs="?",
         const="",
         metavar="FILE",
-        help="write a clean list for `train` (NAME-clean.csv): without unreadable images, copies and leaks",
+        help="write a clean list for `vitrail train`, without unreadable images, duplicates and leaks "
+        "(default: off; without FILE, NAME-clean.csv)",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="write check.json and pictures of the classes and the copies there"
+        "--out", metavar="FOLDER", help="also write check.json and pictures of classes and duplicates (default: off)"
     )
-    parser.add_argument("--fresh", action="store_true", help="read every file again")
+    parser.add_argument("--no-cache", action="store_true", help="read every file again (default: off)")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Reads everything and lists what was found."""
+    from vitrail.console import progress_bar
+    from vitrail.data.check import check_data
+
     with progress_bar("reading images", 0) as progress:
-        report = check_data(arguments.data, lambda done, total: progress.update(done, total), fresh=arguments.fresh)
-    document, shown = report.to_json(), in_words(report)
+        report = check_data(arguments.data, lambda done, total: progress.update(done, total), fresh=arguments.no_cache)
+    answer = Answer(report.to_json(), describe_report(report), code=1 if report.errors else 0)
     if arguments.fix is not None:
-        name = Path(arguments.data).resolve().stem if Path(arguments.data).exists() else arguments.data
-        file = Path(arguments.fix or f"{name}-clean.csv")
-        out = write_clean_list(report, file)
-        kept = report.images - out.total()
-        document["clean"] = {"file": str(file), "images": kept, "left_out": dict(out)}
-        reasons = ", ".join(f"{n} {reason}" for reason, n in out.items())
-        shown.append(f"written: {file} with {kept} images, {out.total()} left out{f' ({reasons})' if reasons else ''}")
+        add_clean_list(report, arguments, answer)
     if arguments.out:
-        folder = Path(arguments.out)
-        write_json(folder / "check.json", document)
-        shown.append(f"written: {folder / 'check.json'}")
-        if report.survey and report.survey.readable:
-            draw_class_sheet(report.survey, folder / "classes.png")
-            shown.append(f"written: {folder / 'classes.png'}, some images of every class")
-        if report.survey and report.survey.near_duplicates:
-            draw_near_duplicate_sheet(report.survey, folder / "near-duplicates.png")
-            shown.append(f"written: {folder / 'near-duplicates.png'}, images that are nearly the same")
-    return Answer(document, shown, code=1 if report.errors else 0)
+        write_check(report, Path(arguments.out), answer)
+    return answer
 
 
-def in_words(report: CheckReport) -> list[object]:
-    """What was found, line by line."""
-    shown: list[object] = []
+def add_clean_list(report: CheckReport, arguments: argparse.Namespace, answer: Answer) -> None:
+    """Writes the list of --fix and adds it to the answer."""
+    from vitrail.data.clean import write_clean_list
+
+    name = Path(arguments.data).resolve().stem if Path(arguments.data).exists() else arguments.data
+    file = Path(arguments.fix or f"{name}-clean.csv")
+    removed = write_clean_list(report, file)
+    count = report.images - removed.total()
+    answer.document["clean"] = {"file": str(file), "images": count, "left_out": dict(removed)}
+    reasons = ", ".join(f"{n} {reason}" for reason, n in removed.items())
+    left_out = f"{removed.total()} left out{f' ({reasons})' if reasons else ''}"
+    answer.shown.append(f"written: {file} with {count} images, {left_out}")
+
+
+def write_check(report: CheckReport, folder: Path, answer: Answer) -> None:
+    """Writes check.json and the pictures into a folder and adds them to the answer."""
+    from vitrail.data.contact_sheets import draw_class_sheet, draw_near_duplicate_sheet
+    from vitrail.files import write_json
+
+    write_json(folder / "check.json", answer.document)
+    answer.shown.append(f"written: {folder / 'check.json'}")
+    if report.survey and report.survey.readable:
+        draw_class_sheet(report.survey, folder / "classes.png")
+        answer.shown.append(f"written: {folder / 'classes.png'}, some images of every class")
+    if report.survey and report.survey.near_duplicates:
+        draw_near_duplicate_sheet(report.survey, folder / "near-duplicates.png")
+        answer.shown.append(f"written: {folder / 'near-duplicates.png'}, near-duplicates")
+
+
+def describe_report(report: CheckReport) -> list[object]:
+    """Returns the report as lines of text."""
+    lines: list[object] = []
     if report.images:
         splits = ", ".join(f"{n} {split}" for split, n in report.splits.items() if split != "all")
         counts = sorted(report.classes.values())
-        shown.append(
-            f"{report.images} images of {len(report.classes)} classes ({counts[0]} to {counts[-1]} each)"
-            + (f": {splits}" if splits else "")
-        )
+        total = f"{report.images} images of {len(report.classes)} classes ({counts[0]} to {counts[-1]} each)"
+        lines.append(total + (f": {splits}" if splits else ""))
     if report.sizes:
         h, w = report.sizes["height"], report.sizes["width"]
-        shown.append(f"height {h[0]} to {h[2]} (median {h[1]}), width {w[0]} to {w[2]} (median {w[1]}) pixels")
+        lines.append(f"height {h[0]} to {h[2]} (median {h[1]}), width {w[0]} to {w[2]} (median {w[1]}) pixels")
     by_code: dict[str, list[Finding]] = {}
     for finding in report.findings:
         by_code.setdefault(finding.code, []).append(finding)
-    for alike in by_code.values():
-        shown += [f"{finding.level}: {finding}" for finding in alike[:MOST]]
-        if len(alike) > MOST:
-            shown.append(f"{alike[0].level}: {len(alike) - MOST} more like the last; --json lists them all")
-    shown.append("ready to train" if not report.errors else f"{len(report.errors)} to mend before training")
-    return shown
+    for findings in by_code.values():
+        lines += [f"{finding.level}: {finding}" for finding in findings[:MAX_SHOWN]]
+        if len(findings) > MAX_SHOWN:
+            rest = len(findings) - MAX_SHOWN
+            lines.append(f"{findings[0].level}: {rest} more of this kind; --json lists all")
+    errors = len(report.errors)
+    problems = f"{errors} problem{'' if errors == 1 else 's'} to fix before training"
+    lines.append(problems if errors else "ready to train")
+    return lines

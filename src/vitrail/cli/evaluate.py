@@ -1,183 +1,230 @@
-"""Score a classifier on labelled images: accuracy with its interval, per class, and what it mistakes for what.
+"""Score a classifier on labeled images: accuracy with its interval, scores per class, confusion, calibration.
 
---report writes report.html, one file that opens offline, and report.json with every number in it.
-
-DATA is what `train` takes. A folder with splits is scored on test, else on validation, and where that chose the weights
-it is said; a source that training divided, on exactly the images that were kept back.
+A source with splits is scored on the test split, else on validation. A source that training divided is scored on exactly
+the images that were held out. --report writes one HTML file that opens offline, and report.json with its numbers.
 """
+
+from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from itertools import count
+from itertools import count as count_up
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
-from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
-from vitrail.cli.loading import add_model, loaded_any
-from vitrail.cli.main import Answer
-from vitrail.console import escape_control_characters, progress_bar
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import (
+    add_batch_size,
+    add_data,
+    add_device,
+    add_model,
+    add_skip_unreadable,
+    add_threads,
+    load_any_classifier,
+    require_classifier,
+)
+from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
-from vitrail.evaluation.calibration import calibrate
-from vitrail.evaluation.evaluation import Evaluation, evaluate, open_scored_images, open_splits
-from vitrail.evaluation.figures import draw_confusion_matrix
-from vitrail.evaluation.metrics import confusion_matrix
-from vitrail.evaluation.outcome import compute_outcome
-from vitrail.files import write_json
-from vitrail.runs.folder import RunFolder
-from vitrail.weights.artifact import is_artifact
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vitrail.classifier import BaseClassifier, Classifier
+    from vitrail.evaluation.evaluation import Evaluation
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+def add_arguments(parser: Parser) -> None:
     add_model(parser, onnx=True)
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--report", action="store_true", help="write report.html and report.json (into reports/NAME)")
-    parser.add_argument("--corruptions", action="store_true", help="in the report: accuracy on corrupted images too")
+    add_data(parser)
+    parser.add_argument(
+        "--report", action="store_true", help="write report.html and report.json (default: off; into reports/NAME)"
+    )
+    parser.add_argument(
+        "--corruptions", action="store_true", help="add accuracy on corrupted images to the report (default: off)"
+    )
     parser.add_argument(
         "--fit-temperature", action="store_true",
-        help="first fit the temperature on DATA's validation images and keep it in MODEL",
+        help="first fit the temperature on DATA's validation images and save it in MODEL (default: off)",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
-    parser.add_argument("--skip-unreadable", action="store_true", help="score without images that cannot be read")
-    parser.add_argument("--out", metavar="DIR", help="also write evaluation.json and confusion.png there")
+    add_batch_size(parser, 256)
+    add_threads(parser)
+    add_device(parser)
+    add_skip_unreadable(parser)
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="also write evaluation.json and confusion.png there (default: off)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Scores and shows the numbers."""
-    if arguments.batch < 1:
-        raise UsageError(f"--batch is {arguments.batch}; it must be at least 1")
+    from vitrail.console import progress_bar
+    from vitrail.evaluation.evaluation import evaluate, open_scored_images
+
     if arguments.corruptions and not arguments.report:
-        raise UsageError("--corruptions is a part of the report", "add --report")
-    folder = place_for_report(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
-    classifier = loaded_any(arguments)
-    if not isinstance(classifier, Classifier) and (arguments.report or arguments.fit_temperature):
-        raise UsageError(
-            f"{arguments.model} is a program: its weights cannot be looked into or changed",
-            "--report and --fit-temperature take the classifier that it was made from",
-        )
-    skip = arguments.skip_unreadable
-    scored = open_scored_images(classifier, arguments.data, skip_unreadable=skip)
-    images = scored.images
-    shown: list[object] = []
-    if arguments.fit_temperature and isinstance(classifier, Classifier):
-        classifier = with_temperature(classifier, arguments)
-    with progress_bar("evaluating", len(images)) as progress:
+        raise UsageError("--corruptions adds to the report", "add --report")
+    folder = choose_report_folder(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
+    classifier = load_any_classifier(arguments)
+    if arguments.report or arguments.fit_temperature:
+        require_classifier(classifier, arguments.model, "--report and --fit-temperature")
+    scored = open_scored_images(classifier, arguments.data, skip_unreadable=arguments.skip_unreadable)
+    if arguments.fit_temperature:
+        classifier = fit_temperature(require_classifier(classifier, arguments.model, "--fit-temperature"), arguments)
+    with progress_bar("evaluating", len(scored.images)) as progress:
         evaluation = evaluate(
             classifier,
-            images,
+            scored.images,
             description=scored.description,
             optimistic=scored.optimistic,
-            batch_size=arguments.batch,
+            batch_size=arguments.batch_size,
             on_batch=progress.advance,
-            skip_unreadable=skip,
+            skip_unreadable=arguments.skip_unreadable,
         )
-    document = evaluation.to_json()
-    low, high = evaluation.accuracy_interval
-    shown += [
-        scored.description,
-        f"accuracy {evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}), top-5 {document['top5']:.4f}, "
-        f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
-        temperature_said(classifier),
-    ]
-    if refused := document["unreadable_files"]:
-        shown.append(
-            f"{len(refused)} of {len(images)} images could not be read and count for nothing, for instance "
-            f"{refused[0]['path']}: {refused[0]['error']}"
-        )
-    table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
-    for name, scores in document["per_class"].items():
-        numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
-        table.add_row(Text(escape_control_characters(name)), str(scores["images"]), *numbers)
-    shown.append(table)
-    if document["most_confused"]:
-        pairs = [f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]
-        shown.append(f"most confused: {', '.join(pairs)}")
+    answer = Answer(evaluation.to_json())
+    answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
     if folder:
-        write_json(folder / "evaluation.json", document)
-        draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder / "confusion.png")
-        shown.append(f"written: {folder / 'evaluation.json'}, {folder / 'confusion.png'}")
+        write_evaluation(evaluation, classifier, folder, answer)
     if arguments.report:
-        assert folder is not None and isinstance(classifier, Classifier)
-        report = report_on(classifier, evaluation, arguments, folder)
-        document["report"] = str(report)
-        shown.append(f"the report: {report}")
-    return Answer(document, shown)
+        assert folder is not None
+        report = write_html_report(
+            require_classifier(classifier, arguments.model, "--report"), evaluation, arguments, folder
+        )
+        answer.document["report"] = str(report)
+        answer.shown.append(f"report: {report}")
+    return answer
 
 
-def place_for_report(arguments: argparse.Namespace) -> Path:
-    """The folder for the report: --out, or reports/NAME with the first free number; a report that is there stays."""
+def choose_report_folder(arguments: argparse.Namespace) -> Path:
+    """Returns --out, or the first free folder of reports/NAME, reports/NAME-2, ...; existing reports are kept."""
     if arguments.out:
         folder = Path(arguments.out)
         if (folder / "report.html").exists() or (folder / "report.json").exists():
             raise UsageError(f"{folder} has a report already", "choose another --out, or leave it out")
         return folder
     name = Path(arguments.model).resolve().stem if Path(arguments.model).exists() else Path(arguments.model).name
-    return next(path for n in count(1) if not (path := Path("reports", name if n == 1 else f"{name}-{n}")).exists())
+    names = (name if n == 1 else f"{name}-{n}" for n in count_up(1))
+    return next(path for path in (Path("reports", each) for each in names) if not path.exists())
 
 
-def with_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Classifier:
-    """The classifier with a temperature fitted on validation images, which its artefact now keeps.
+def fit_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Classifier:
+    """Returns the classifier with a temperature fitted on validation images, after saving it in its artifact.
 
-    Raises `UsageError` where MODEL is no artefact, or the data have none beside those that are scored.
+    Raises `UsageError` if MODEL is not an artifact, or if the data has no validation images besides the scored ones.
     """
+    from vitrail.classifier import ARTIFACT_NAME
+    from vitrail.console import progress_bar
+    from vitrail.evaluation.calibration import calibrate
+    from vitrail.evaluation.evaluation import open_splits
+    from vitrail.evaluation.outcome import compute_outcome
+    from vitrail.weights.artifact import is_artifact
+
     path = Path(arguments.model)
     path = path / ARTIFACT_NAME if path.is_dir() and not (path / "config.json").is_file() else path
     if not (path.is_file() and is_artifact(path)):
-        raise UsageError(f"{arguments.model} is no artefact of yours to change", "save it first")
+        raise UsageError(f"{arguments.model} is not an artifact that can be changed", "save it as an artifact first")
     skip = arguments.skip_unreadable
-    split, parts = open_splits(classifier, arguments.data, skip)
-    if split == "validation" or "validation" not in parts:
+    scored_split, splits = open_splits(classifier, arguments.data, skip)
+    if scored_split == "validation" or "validation" not in splits:
         raise UsageError(
-            f"{arguments.data} has no validation images beside those that are scored",
-            "the temperature is never fitted on the images it is judged by",
+            f"{arguments.data} has no validation images besides those that are scored",
+            "the temperature is never fitted on the images that it is scored on",
         )
-    plain = replace(classifier, temperature=1.0)
-    with progress_bar("fitting the temperature", len(parts["validation"])) as progress:
-        held_out = compute_outcome(
-            plain, parts["validation"], batch_size=arguments.batch, on_batch=progress.advance, skip_unreadable=skip
+    uncalibrated = replace(classifier, temperature=1.0)
+    with progress_bar("fitting the temperature", len(splits["validation"])) as progress:
+        outcome = compute_outcome(
+            uncalibrated,
+            splits["validation"],
+            batch_size=arguments.batch_size,
+            on_batch=progress.advance,
+            skip_unreadable=skip,
         )
-    fitted = calibrate(held_out)
-    origin = {**classifier.origin, "calibration": fitted.to_json()}
-    mended = replace(classifier, temperature=fitted.temperature, origin=origin)
-    mended.save(path)
-    return mended
+    calibration = calibrate(outcome)
+    origin = {**classifier.origin, "calibration": calibration.to_json()}
+    calibrated = replace(classifier, temperature=calibration.temperature, origin=origin)
+    calibrated.save(path)
+    return calibrated
 
 
-def temperature_said(classifier: BaseClassifier) -> str:
-    """How the classifier's sureness was mended, if it was."""
-    known = classifier.origin.get("calibration")
-    if not known:
-        return f"temperature {classifier.temperature:.4g}" + (
-            "; none has been fitted (--fit-temperature does it)" if classifier.temperature == 1 else ""
-        )
-    if known.get("reason"):
-        return f"temperature 1: {known['reason']}"
-    return f"temperature {classifier.temperature:.4g}, fitted on {known['images']} {known['fitted_on']} images"
+def describe_scores(
+    evaluation: Evaluation, document: dict[str, Any], classifier: BaseClassifier, listed: int
+) -> list[Any]:
+    """Returns the scores as lines and a table; `listed` is the number of images with the unreadable ones."""
+    low, high = evaluation.accuracy_interval
+    lines: list[Any] = [
+        evaluation.description,
+        f"accuracy {evaluation.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}), top-5 {document['top5']:.4f}, "
+        f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
+        describe_temperature(classifier),
+    ]
+    if unreadable := document["unreadable_files"]:
+        first = f"{unreadable[0]['path']}: {unreadable[0]['error']}"
+        lines.append(f"{len(unreadable)} of {listed} images could not be read and were skipped, for example {first}")
+    lines.append(make_class_table(document))
+    if document["most_confused"]:
+        pairs = [f"{p['true']} as {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]
+        lines.append(f"most confused: {', '.join(pairs)}")
+    return lines
 
 
-def report_on(classifier: Classifier, evaluation: Evaluation, arguments: argparse.Namespace, folder: Path) -> Path:
-    """Writes the report and returns where the page is."""
+def make_class_table(document: dict[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitrail.console import escape_control_characters
+
+    table = Table("class", "images", "precision", "recall", "F1", box=None, header_style="bold")
+    for name, scores in document["per_class"].items():
+        numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")]
+        table.add_row(Text(escape_control_characters(name)), str(scores["images"]), *numbers)
+    return table
+
+
+def describe_temperature(classifier: BaseClassifier) -> str:
+    """Returns the temperature and where it was fitted."""
+    calibration = classifier.origin.get("calibration")
+    if not calibration:
+        hint = " (not fitted; --fit-temperature fits it)" if classifier.temperature == 1 else ""
+        return f"temperature {classifier.temperature:.4g}{hint}"
+    if calibration.get("reason"):
+        return f"temperature 1: {calibration['reason']}"
+    images = f"{calibration['images']} {calibration['fitted_on']} images"
+    return f"temperature {classifier.temperature:.4g}, fitted on {images}"
+
+
+def write_evaluation(evaluation: Evaluation, classifier: BaseClassifier, folder: Path, answer: Answer) -> None:
+    """Writes evaluation.json and confusion.png into a folder and adds them to the answer."""
+    from vitrail.evaluation.figures import draw_confusion_matrix
+    from vitrail.evaluation.metrics import confusion_matrix
+    from vitrail.files import write_json
+
+    write_json(folder / "evaluation.json", answer.document)
+    draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder / "confusion.png")
+    answer.shown.append(f"written: {folder / 'evaluation.json'}, {folder / 'confusion.png'}")
+
+
+def write_html_report(
+    classifier: Classifier, evaluation: Evaluation, arguments: argparse.Namespace, folder: Path
+) -> Path:
+    """Writes the report and returns the page's path."""
+    from vitrail.console import progress_bar
+    from vitrail.evaluation.evaluation import open_splits
     from vitrail.report import SampleSizes, Subject, report_command, write_report
     from vitrail.report.collect import REPORT_STEPS
+    from vitrail.runs.folder import RunFolder
 
     skip = arguments.skip_unreadable
-    split, parts = open_splits(classifier, arguments.data, skip)
-    named = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
+    split, splits = open_splits(classifier, arguments.data, skip)
+    flags = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
     subject = Subject(
         classifier,
-        evaluation.outcome.readable_images(parts[split]),
+        evaluation.outcome.readable_images(splits[split]),
         evaluation,
         split=split,
-        splits=parts,
+        splits=splits,
         training_metrics=RunFolder(Path(arguments.model)).load_metrics() if Path(arguments.model).is_dir() else [],
         model_path=str(arguments.model),
-        command=report_command(arguments.model, arguments.data, [option for option, given in named.items() if given]),
+        command=report_command(arguments.model, arguments.data, [flag for flag, is_on in flags.items() if is_on]),
         skip_unreadable=skip,
     )
-    depth = SampleSizes.for_model(classifier, corruptions=arguments.corruptions)
+    sizes = SampleSizes.for_model(classifier, corruptions=arguments.corruptions)
     with progress_bar("writing the report", REPORT_STEPS + arguments.corruptions) as progress:
-        write_report(subject, folder, sizes=depth, on_step=lambda doing: progress.advance(note=doing))
+        write_report(subject, folder, sizes=sizes, on_step=lambda step: progress.advance(note=step))
     return folder / "report.html"

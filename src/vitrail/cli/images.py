@@ -1,4 +1,4 @@
-"""The images that a person names: files, folders with everything below them, tar shards."""
+"""The images that a user names: files, folders with all images below them, tar shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,45 +14,46 @@ from vitrail.prediction.sources import is_shard_source, translate_read_errors
 
 
 @dataclass(frozen=True)
-class Named:
-    """An image by its path; one in a tar shard is called SHARD:NAME, and `member` says where it lies."""
+class InputImage:
+    """An image by its path. The path of one in a tar shard is SHARD:NAME."""
 
     path: str
     member: ShardMember | None = None
 
     def read(self, channels: int) -> Tensor:
-        """uint8 pixels (C, h, w); raises `ImageError`."""
+        """Returns uint8 pixels (C, h, w); raises `ImageError`."""
         return decode(read_shard_member(self.path, self.member) if self.member else self.path, channels, self.path)
 
 
-def named_images(words: Sequence[str]) -> list[Named]:
-    """The images in order.
+def list_input_images(sources: Sequence[str]) -> list[InputImage]:
+    """Returns the images in order.
 
-    Raises `UsageError` for a folder without images, `VitrailError` for shards that are not there.
+    Raises `UsageError` for a folder without images, `VitrailError` for missing shards.
     """
-    found: list[Named] = []
-    for word in words:
-        if is_shard_source(word):
-            found += [Named(path, member) for path, member in translate_read_errors(word, list_shard_members(word))]
+    images: list[InputImage] = []
+    for source in sources:
+        if is_shard_source(source):
+            members = translate_read_errors(source, list_shard_members(source))
+            images += [InputImage(path, member) for path, member in members]
         else:
-            found += [Named(str(path)) for path in named_files([word])]
-    return found
+            images += [InputImage(str(path)) for path in list_input_files([source])]
+    return images
 
 
-def named_files(words: Sequence[str]) -> list[Path]:
-    """The files in order.
+def list_input_files(sources: Sequence[str]) -> list[Path]:
+    """Returns the image files in order.
 
     Raises `UsageError` for a folder without images, `VitrailError` for a name that is not UTF-8.
     """
-    found: list[Path] = []
-    for word in words:
-        check_utf8_name("the command line", word)
-        path = Path(word)
+    files: list[Path] = []
+    for source in sources:
+        check_utf8_name("the command line", source)
+        path = Path(source)
         if not path.is_dir():
-            found.append(path)
+            files.append(path)
             continue
         below, _ = walk_images(path)
         if not below:
             raise UsageError(f"the folder {path} has no images")
-        found += below
-    return found
+        files += below
+    return files

@@ -1,158 +1,201 @@
-"""Say what is in images: the most probable classes of each file, or of every image below a folder or in tar shards.
+"""Predict the classes of images: files, all images below a folder, or tar shards.
 
-A file that cannot be read gets a row that says why, and the exit code is 1.
+A file that cannot be read gets a row with the error, and the exit code is 1.
 
-With --out the rows go into a folder of parquet or CSV files, in memory that does not grow, for as many images as there
-are: folders, tar shards, files, and tables (.csv, .tsv, .parquet) with a column of paths. Work that was stopped or
-killed goes on with the same command and --resume; nothing that is done is done again.
+With --out, the rows go into parquet or CSV files in a folder, for any number of images, in constant memory. Then SOURCE
+may also be a table (.csv, .tsv, .parquet) with a column of paths. If the work is stopped, the same command with --resume
+completes it without doing anything twice.
 """
 
+from __future__ import annotations
+
 import argparse
-from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.table import Table
-from rich.text import Text
-
-from vitrail.classifier import Classifier, top_predictions
-from vitrail.cli.images import named_images
-from vitrail.cli.loading import add_model, loaded_any
-from vitrail.cli.main import Answer
-from vitrail.console import escape_control_characters, progress_bar
-from vitrail.data.decode import ImageError
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import (
+    add_batch_size,
+    add_device,
+    add_engine,
+    add_model,
+    add_threads,
+    count,
+    load_any_classifier,
+    require_classifier,
+)
+from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
-from vitrail.prediction import PredictSummary, predict_all
-from vitrail.prediction.options import PredictOptions
 
-SHOWN = 10  # classes in the table of what was found
+if TYPE_CHECKING:
+    from vitrail.classifier import BaseClassifier
+    from vitrail.cli.images import InputImage
+    from vitrail.prediction import PredictSummary
+
+MAX_CLASSES_SHOWN = 10
+FOLDER_OPTIONS = (  # only with --out
+    "format", "embedding", "resume", "processes", "workers", "images_per_part", "slice", "engine", "ray_address",
+)  # fmt: skip
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    add_model(parser, onnx=True, threads="as many as cores; 1 with --out")
+def add_arguments(parser: Parser) -> None:
+    add_model(parser, onnx=True)
     parser.add_argument(
-        "images", metavar="SOURCE", nargs="+", help="image files, folders, tar shards; with --out tables too"
+        "images", metavar="SOURCE", nargs="+", help="image files, folders, tar shards; with --out also tables of paths"
     )
-    parser.add_argument("--top", type=int, metavar="N", help="classes to name for each image (5; 1 with --out)")
-    parser.add_argument("--batch", dest="batch_size", type=int, default=64, metavar="N", help="images at a time")
     parser.add_argument(
-        "--fast",
-        dest="precision",
-        action="store_const",
-        const="bf16",
-        default="fp32",
-        help="in bf16, weights packed: the same labels but for rounding",
+        "--top", type=count(), metavar="COUNT", help="most probable classes per image (default: 5; with --out, 1)"
     )
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
-    many = parser.add_argument_group("for many images")
-    given: dict[str, Any] = {"default": argparse.SUPPRESS}
-    many.add_argument("--out", metavar="FOLDER", help="write the rows into part files there")
-    many.add_argument("--format", choices=["parquet", "csv"], help="what the parts are (parquet)", **given)
-    many.add_argument("--embedding", action="store_true", help="add the model's features as a column", **given)
-    many.add_argument("--resume", action="store_true", help="go on with what was begun in FOLDER", **given)
-    many.add_argument("--processes", type=int, metavar="N", help="model processes on the CPU (one per core)", **given)
-    many.add_argument("--workers", type=int, metavar="N", help="data-loading workers for a GPU (cores - 1)", **given)
-    many.add_argument(
-        "--part-images", type=int, metavar="N", help="images in a part, which is what a kill costs a process", **given
+    add_batch_size(parser, 64)
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32",
+        help="number format; bf16 also packs the weights, and stays fp32 on CPUs without bf16 (default: fp32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fast", dest="precision", action="store_const", const="bf16", default=argparse.SUPPRESS,
+        help="the same as --precision bf16 (default: off)",
+    )  # fmt: skip
+    add_threads(parser, "the number of cores; with --out, 1")
+    add_device(parser)
+    parser.add_argument("--out", metavar="FOLDER", help="write the rows into files in this folder (default: print them)")
+    group = parser.add_advanced_group("with --out")
+    suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
+    group.add_argument("--format", choices=["parquet", "csv"], help="file format (default: parquet)", **suppressed)
+    group.add_argument(
+        "--embedding", action="store_true", help="add the model's features as a column (default: off)", **suppressed
     )
-    many.add_argument(
-        "--slice", type=slice_of, metavar="I/N", help="of N machines do the I-th one's share, into one FOLDER", **given
+    group.add_argument(
+        "--resume", action="store_true", help="complete predictions that were stopped (default: off)", **suppressed
     )
-    many.add_argument("--engine", choices=["local", "ray"], help="what runs the parts (local)", **given)
-    many.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)", **given)
+    group.add_argument(
+        "--processes", type=count(), metavar="COUNT", help="model processes on a CPU (default: one per core)", **suppressed
+    )
+    group.add_argument(
+        "--workers", type=count(), metavar="COUNT", help="data-loading processes for a GPU (default: cores - 1)", **suppressed
+    )
+    group.add_argument(
+        "--images-per-part", type=count(), metavar="COUNT",
+        help="images per output file, lost if a process dies while it works on them (default: 64 to 1,984)", **suppressed,
+    )  # fmt: skip
+    group.add_argument(
+        "--slice", type=parse_slice, metavar="I/N",
+        help="predict the I-th of N equal shares, one per machine, into one folder (default: 1/1)", **suppressed,
+    )  # fmt: skip
+    group.add_argument(
+        "--engine", choices=["local", "ray"], help="this machine or a Ray cluster (default: local)", **suppressed
+    )
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS",
+        help="address of the Ray cluster (default: start one on this machine)", **suppressed,
+    )  # fmt: skip
 
 
-def slice_of(word: str) -> tuple[int, int]:
-    """2/8 -> (2, 8)."""
-    number, of = word.split("/")
-    return int(number), int(of)
+def parse_slice(text: str) -> tuple[int, int]:
+    """Returns (2, 8) for 2/8."""
+    number, total = text.split("/")
+    return int(number), int(total)
 
 
-slice_of.__name__ = "I/N"  # what argparse calls it in a sentence
+parse_slice.__name__ = "I/N"  # argparse prints it in errors
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Predicts into a folder, or file by file, a batch at a time."""
-    names = {each.name for each in fields(PredictOptions)}
+    options = vars(arguments)
     if arguments.out is not None:
-        asked = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-        return into_folder(predict_all(arguments.model, arguments.images, arguments.out, **asked))
-    for name in (
-        "format",
-        "embedding",
-        "resume",
-        "processes",
-        "workers",
-        "part_images",
-        "slice",
-        "engine",
-        "ray_address",
-    ):
-        if name in vars(arguments):
+        return predict_into_folder(arguments)
+    for name in FOLDER_OPTIONS:
+        if name in options:
             raise UsageError(f"--{name.replace('_', '-')} is for predictions into a folder", "add --out FOLDER")
-    arguments.top = 5 if arguments.top is None else arguments.top
-    for option, name in (("--top", "top"), ("--batch", "batch_size")):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"{option} is {getattr(arguments, name)}; it must be at least 1")
-    return at_once(arguments)
+    return predict_and_print(arguments)
 
 
-def into_folder(predicted: PredictSummary) -> Answer:
-    """What came of it, with the classes that were found most."""
-    document = predicted.to_json()
-    lines: list[Any] = [f"{predicted.images:,} images in {predicted.parts_done:,} parts: {predicted.out}"]
-    if predicted.resumed:
-        lines.append(f"{predicted.resumed:,} of the parts were there before")
-    if predicted.images_now:
-        lines.append(f"{predicted.seconds:,.1f} seconds, {document['images_per_second']:,.0f} images a second")
-    if predicted.labels:
+def predict_into_folder(arguments: argparse.Namespace) -> Answer:
+    from dataclasses import fields
+
+    from vitrail.prediction import predict_all
+    from vitrail.prediction.options import PredictOptions
+
+    names = {each.name for each in fields(PredictOptions)}
+    options = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    summary = predict_all(arguments.model, arguments.images, arguments.out, **options)
+    return Answer(summary.to_json(), describe_summary(summary), code=1 if summary.unreadable else 0)
+
+
+def describe_summary(summary: PredictSummary) -> list[Any]:
+    """Returns what was predicted, with the most frequent classes, as lines and a table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitrail.console import escape_control_characters
+
+    lines: list[Any] = [f"{summary.images:,} images in {summary.parts_done:,} parts: {summary.out}"]
+    if summary.resumed:
+        lines.append(f"{summary.resumed:,} parts were complete before")
+    if summary.images_now:
+        rate = summary.to_json()["images_per_second"]
+        lines.append(f"{summary.seconds:,.1f} seconds, {rate:,.0f} images per second")
+    if summary.labels:
         table = Table("class", "images", "", box=None, header_style="bold")
-        most = list(predicted.labels.items())
-        for name, images in most[:SHOWN]:
-            length = round(30 * images / most[0][1])
-            table.add_row(Text(escape_control_characters(name)), f"{images:,}", "█" * length)
-        if len(most) > SHOWN:
-            table.add_row(f"and {len(most) - SHOWN:,} more", f"{sum(n for _, n in most[SHOWN:]):,}", "")
+        counts = list(summary.labels.items())
+        for name, images in counts[:MAX_CLASSES_SHOWN]:
+            bar = "█" * round(30 * images / counts[0][1])
+            table.add_row(Text(escape_control_characters(name)), f"{images:,}", bar)
+        if rest := counts[MAX_CLASSES_SHOWN:]:
+            table.add_row(f"and {len(rest):,} more", f"{sum(n for _, n in rest):,}", "")
         lines.append(table)
-    if predicted.unreadable:
-        path, error = predicted.examples[0]
-        lines.append(f"{predicted.unreadable:,} images could not be read, for instance {path}: {error}")
-    if not predicted.complete:
-        lines.append(f"the other slices of {predicted.parts:,} parts are not all there yet")
-    return Answer(document, lines, code=1 if predicted.unreadable else 0)
+    if summary.unreadable:
+        path, error = summary.examples[0]
+        lines.append(f"{summary.unreadable:,} images could not be read, for example {path}: {error}")
+    if not summary.complete:
+        lines.append(f"the other slices of the {summary.parts:,} parts are not complete yet")
+    return lines
 
 
+<<<<<<< HEAD
 def at_once(arguments: argparse.Namespace) -> Answer:
     """Predicts images that fit into one answer."""
     classifier = loaded_any(arguments)
     classifier.require_classes()
+=======
+def predict_and_print(arguments: argparse.Namespace) -> Answer:
+    from vitrail.cli.images import list_input_images
+    from vitrail.console import progress_bar
+
+    classifier = load_any_classifier(arguments)
+>>>>>>> 388bfb5 (wip: command line)
     if arguments.precision == "bf16":
-        if not isinstance(classifier, Classifier):
-            raise UsageError("--fast is for vitrail's own runtime, not for an .onnx file", "leave it out")
-        classifier = classifier.fast()
-    images = named_images(arguments.images)
+        classifier = require_classifier(classifier, arguments.model, "--precision bf16").fast()
+    images = list_input_images(arguments.images)
+    top = arguments.top or 5
     rows: list[dict[str, Any]] = []
     with progress_bar("predicting", len(images)) as progress:
-        for at in range(0, len(images), arguments.batch_size):
-            some: list[dict[str, Any]] = [
-                {"path": image.path, "top": [], "error": None} for image in images[at : at + arguments.batch_size]
-            ]
-            pixels = []
-            for image, row in zip(images[at : at + arguments.batch_size], some, strict=True):
-                try:
-                    pixels.append(classifier.read_image(image.read(classifier.preprocess.channels)))
-                except ImageError as error:
-                    row["error"] = error.reason
-            readable = [row for row in some if row["error"] is None]
-            if readable:
-                for row, logits_Y in zip(readable, classifier.logits(torch.stack(pixels)), strict=True):
-                    predictions = top_predictions(logits_Y, classifier.classes, arguments.top)
-                    row["top"] = [vars(prediction) for prediction in predictions]
-            rows += some
-            progress.advance(len(some))
-    shown = []
+        for start in range(0, len(images), arguments.batch_size):
+            batch = images[start : start + arguments.batch_size]
+            rows += predict_batch(classifier, batch, top)
+            progress.advance(len(batch))
+    lines = []
     for row in rows:
-        said = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["top"])
-        shown.append(f"{row['path']}: {said or 'unreadable: ' + str(row['error'])}")
-    return Answer({"predictions": rows}, shown, code=1 if any(row["error"] for row in rows) else 0)
+        predictions = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["top"])
+        lines.append(f"{row['path']}: {predictions or 'unreadable: ' + str(row['error'])}")
+    return Answer({"predictions": rows}, lines, code=1 if any(row["error"] for row in rows) else 0)
+
+
+def predict_batch(classifier: BaseClassifier, images: list[InputImage], top: int) -> list[dict[str, Any]]:
+    """Returns a row per image: path, most probable classes, and the error if it cannot be read."""
+    import torch
+
+    from vitrail.classifier import top_predictions
+    from vitrail.data.decode import ImageError
+
+    classifier.require_classes()
+    rows: list[dict[str, Any]] = [{"path": image.path, "top": [], "error": None} for image in images]
+    pixels = []
+    for image, row in zip(images, rows, strict=True):
+        try:
+            pixels.append(classifier.read_image(image.read(classifier.preprocess.channels)))
+        except ImageError as error:
+            row["error"] = error.reason
+    readable = [row for row in rows if row["error"] is None]
+    if readable:
+        for row, logits_Y in zip(readable, classifier.logits(torch.stack(pixels)), strict=True):
+            row["top"] = [vars(each) for each in top_predictions(logits_Y, classifier.classes, top)]
+    return rows

@@ -120,7 +120,7 @@ def serve(
     share = max(1, count_cores() // len(models))
     workers = settings.processes or (1 if on_gpu(device) else min(share, MOST_WORKERS))
     duty = Duty(0, settings.threads or max(1, share // workers), device)
-    settings = replace(settings, workers=workers)
+    settings = replace(settings, processes=workers)
     logging.basicConfig(level=logging.WARNING, handlers=[Lines()], force=True)
     try:
         return asyncio.run(_serve(models, nursery, settings, listener, duty, key, host))

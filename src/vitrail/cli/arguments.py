@@ -1,0 +1,130 @@
+"""Arguments that several verbs take, each with one name and one help text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitrail.classifier import BaseClassifier, Classifier
+
+DATA = """DATA is one of:
+  FOLDER                train/ val/ test/ with a folder per class, or one folder per class
+  FILE.csv, .parquet    a table with a column of paths and a column of labels
+  NAME                  a built-in data set: digits, cifar10, cifar100, mnist, ...
+  FOLDER or *.tar       tar shards, also "out/train-{000000..000099}.tar", https://..., s3://...
+  hf:NAME               a data set of Hugging Face datasets"""
+DATA_HELP = "labeled images: a folder, a table, a built-in name, tar shards or hf:NAME (see above)"
+MODEL_HELP = "a run folder, an artifact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
+
+Parse = Callable[[str], Any]
+
+
+def count(minimum: int = 1) -> Parse:
+    """Returns a parser of whole numbers of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{number} is too small, it must be at least {minimum}")
+        return number
+
+    parse.__name__ = "whole number"  # argparse prints it for text that is not a number
+    return parse
+
+
+def positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is out of range, it must be above 0")
+    return number
+
+
+positive_number.__name__ = "number"
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.description = f"{(parser.description or '').rstrip()}\n\n{DATA}"
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+
+
+def add_model(parser: argparse.ArgumentParser, *, onnx: bool = False, default: str | None = None) -> None:
+    """Adds MODEL; with `onnx` the verb also runs an ONNX file, with a `default` MODEL may be left out."""
+    text = f"{MODEL_HELP}{', or an .onnx file' if onnx else ''}{f' (default: {default})' if default else ''}"
+    parser.add_argument("model", metavar="MODEL", nargs="?" if default else None, default=default, help=text)
+    add_torch_files(parser)
+
+
+def add_torch_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--torch-files", action="store_true", help="also read tensors from torch's own files .pt .pth .bin (default: off)"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser, default: str = "the number of cores") -> None:
+    parser.add_argument(
+        "--threads", type=count(), metavar="COUNT", help=f"threads that compute, per process (default: {default})"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, default: str = "the fastest one available") -> None:
+    parser.add_argument("--device", metavar="NAME", help=f"cpu, cuda, cuda:1 or mps (default: {default})")
+
+
+def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--batch-size", type=count(), default=default, metavar="COUNT", help=f"images per batch (default: {default})"
+    )
+
+
+def add_skip_unreadable(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="skip and count images that cannot be read (default: stop at the first one)",
+    )
+
+
+def add_engine(parser: Any) -> None:
+    parser.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="this machine or a Ray cluster (default: local)"
+    )
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="address of the Ray cluster (default: start one on this machine)"
+    )
+
+
+def load_classifier(arguments: argparse.Namespace) -> Classifier:
+    """Loads MODEL onto the device that the arguments name."""
+    from vitrail.loading import load
+    from vitrail.machine import pick_device
+
+    return load(arguments.model, device=pick_device(arguments.device), torch_files=arguments.torch_files)
+
+
+def load_any_classifier(arguments: argparse.Namespace) -> BaseClassifier:
+    """Loads MODEL, which may also be an ONNX file, for verbs that only need logits."""
+    from vitrail.loading import is_onnx, load_any
+
+    if is_onnx(arguments.model):
+        return load_any(arguments.model, arguments.device or "cpu", threads=arguments.threads)
+    if arguments.threads:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    return load_classifier(arguments)
+
+
+def require_classifier(classifier: BaseClassifier, model: str, options: str) -> Classifier:
+    """Returns the classifier if torch runs it; raises `UsageError` for an ONNX file, which these options cannot use."""
+    from vitrail.classifier import Classifier
+
+    if not isinstance(classifier, Classifier):
+        raise UsageError(
+            f"{model} is an ONNX file, whose weights cannot be read or changed",
+            f"give {options} the classifier that the file was exported from",
+        )
+    return classifier
