@@ -16,7 +16,6 @@ from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import (
     add_batch_size,
     add_device,
-    add_engine,
     add_model,
     add_threads,
     count,
@@ -32,9 +31,11 @@ if TYPE_CHECKING:
     from vitrail.prediction import PredictSummary
 
 MAX_CLASSES_SHOWN = 10
-FOLDER_OPTIONS = (  # only with --out
-    "format", "embedding", "resume", "processes", "workers", "images_per_part", "slice", "engine", "ray_address",
-)  # fmt: skip
+FOLDER_OPTIONS = {  # name in the namespace -> option; only with --out
+    "format": "--format", "embedding": "--embedding", "resume": "--resume", "processes": "--processes",
+    "workers": "--workers", "part_images": "--images-per-part", "slice": "--slice", "engine": "--engine",
+    "ray_address": "--ray-address",
+}  # fmt: skip
 
 
 def add_arguments(parser: Parser) -> None:
@@ -73,7 +74,7 @@ def add_arguments(parser: Parser) -> None:
         "--workers", type=count(), metavar="COUNT", help="data-loading processes for a GPU (default: cores - 1)", **suppressed
     )
     group.add_argument(
-        "--images-per-part", type=count(), metavar="COUNT",
+        "--images-per-part", dest="part_images", type=count(), metavar="COUNT",
         help="images per output file, lost if a process dies while it works on them (default: 64 to 1,984)", **suppressed,
     )  # fmt: skip
     group.add_argument(
@@ -102,9 +103,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     options = vars(arguments)
     if arguments.out is not None:
         return predict_into_folder(arguments)
-    for name in FOLDER_OPTIONS:
+    for name, option in FOLDER_OPTIONS.items():
         if name in options:
-            raise UsageError(f"--{name.replace('_', '-')} is for predictions into a folder", "add --out FOLDER")
+            raise UsageError(f"{option} is for predictions into a folder", "add --out FOLDER")
     return predict_and_print(arguments)
 
 

@@ -1,89 +1,101 @@
-"""Say how far a model's features go without training it: k nearest neighbours and a linear head.
+"""Score a model's features without training it: k nearest neighbors and a linear head.
 
-DATA is what `train` takes. Both probes are fitted on its training images and scored on test (else validation); the
-linear one chooses its penalty on validation, and where that is scored too, it is said. Features are computed once and
-kept in ~/.cache/vitrail/features ($VITRAIL_CACHE), which may be emptied at will.
+Both probes are fitted on the training images and scored on the test images, else on validation. The linear head's L2
+penalty is chosen on validation. Features are computed once and cached in ~/.cache/vitrail/features ($VITRAIL_CACHE).
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from vitrail.cli.loading import add_model, loaded
-from vitrail.cli.main import Answer
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import (
+    add_batch_size,
+    add_data,
+    add_device,
+    add_model,
+    add_skip_unreadable,
+    count,
+    load_classifier,
+    positive_number,
+)
+from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
-from vitrail.evaluation.evaluation import describe_scored_images
-from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
-from vitrail.evaluation.probe import open_probe_data, probe
-from vitrail.files import write_json
 from vitrail.options import option_parser
 
+DEFAULT_K = 20  # as in evaluation/knn.py, whose import would slow the help down
+DEFAULT_TEMPERATURE = 0.07
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--k", type=int, default=DEFAULT_K, metavar="N", help=f"neighbours that vote ({DEFAULT_K})")
+    add_data(parser)
+    parser.add_argument(
+        "--k", type=count(), default=DEFAULT_K, metavar="COUNT", help=f"neighbors that vote (default: {DEFAULT_K})"
+    )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=positive_number,
         default=DEFAULT_TEMPERATURE,
-        metavar="X",
-        help=f"of their votes ({DEFAULT_TEMPERATURE})",
+        metavar="NUMBER",
+        help=f"temperature of the neighbors' votes (default: {DEFAULT_TEMPERATURE})",
     )
-    parser.add_argument("--penalty", type=float, metavar="X", help="of the linear head (the best on validation)")
+    parser.add_argument(
+        "--probe-l2", type=positive_number, metavar="NUMBER",
+        help="L2 penalty of the linear head (default: the best on validation)",
+    )  # fmt: skip
     parser.add_argument(
         "--image-size",
         type=option_parser(int | tuple[int, int]),
-        metavar="N",
-        help="side of the image in pixels (the model's)",
+        metavar="PIXELS|HEIGHTxWIDTH",
+        help="image size in pixels (default: the model's)",
     )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (64)")
-    parser.add_argument("--no-cache", action="store_true", help="neither read nor keep features")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
-    parser.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out images that cannot be read, and count"
-    )
-    parser.add_argument("--out", metavar="FILE", help="also write the JSON there")
+    add_batch_size(parser, 64)
+    parser.add_argument("--no-cache", action="store_true", help="neither read nor write cached features (default: off)")
+    add_device(parser)
+    add_skip_unreadable(parser)
+    parser.add_argument("--out", metavar="FILE", help="also write the result as JSON to this file (default: off)")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Probes and shows both scores."""
-    if arguments.batch < 1:
-        raise UsageError(f"--batch is {arguments.batch}; it must be at least 1")
-    if arguments.penalty is not None and not arguments.penalty > 0:
-        raise UsageError(f"--penalty is {arguments.penalty}; it must be above 0")
-    classifier = loaded(arguments)
+    from vitrail.evaluation.probe import open_probe_data, probe
+    from vitrail.files import write_json
+
+    classifier = load_classifier(arguments)
     if arguments.image_size is not None:
         classifier = classifier.with_image_size(arguments.image_size)
     splits = open_probe_data(classifier, arguments.data, arguments.skip_unreadable)
     if splits.test is None and splits.validation is None:
-        raise UsageError(f"{arguments.data} keeps no image back to score on", "add a folder named test")
-    found = probe(
+        raise UsageError(f"{arguments.data} has no test or validation images to score on", "add a folder named test")
+    result = probe(
         classifier,
         splits,
         k=arguments.k,
         temperature=arguments.temperature,
-        penalty=arguments.penalty,
-        batch_size=arguments.batch,
+        penalty=arguments.probe_l2,
+        batch_size=arguments.batch_size,
         cache=not arguments.no_cache,
         skip_unreadable=arguments.skip_unreadable,
     )
-    document = found.to_json()
-    chosen = "given" if arguments.penalty else "chosen on validation" if splits.validation else "not chosen"
-    shown = [
-        f"{document['train_images']} training images, {found.split} scored; the linear head took {found.seconds:.1f} s"
+    document = result.to_json()
+    source = "set by --probe-l2" if arguments.probe_l2 else "chosen on validation" if splits.validation else "default"
+    lines: list[Any] = [
+        f"{document['train_images']} training images, scored on {result.split}; "
+        f"fitting the linear head took {result.seconds:.1f} s"
     ]
-    if gone := ", ".join(f"{n} of {name}" for name, n in found.unreadable.items()):
-        shown.append(f"could not be read and count for nothing: {gone}")
-    for name, how in (
-        ("linear", f"linear probe (penalty {found.head.penalty:g}, {chosen})"),
-        ("knn", f"k-NN (k {found.k}, cosine, temperature {found.temperature:g})"),
-    ):
-        scores = document[name]
-        low, high = scores["accuracy_interval"]
-        interval = f"95 % interval {low:.4f} to {high:.4f}"
-        shown.append(f"{how}: accuracy {scores['accuracy']:.4f} ({interval}), {describe_scored_images(scores)}")
+    if unreadable := ", ".join(f"{n} of {name}" for name, n in result.unreadable.items()):
+        lines.append(f"skipped, unreadable: {unreadable}")
+    lines.append(describe_scores(document["linear"], f"linear probe (L2 penalty {result.head.penalty:g}, {source})"))
+    lines.append(describe_scores(document["knn"], f"k-NN (k {result.k}, cosine, temperature {result.temperature:g})"))
     if arguments.out:
         write_json(Path(arguments.out), document)
-        shown.append(f"written: {arguments.out}")
-    return Answer(document, shown)
+        lines.append(f"written: {arguments.out}")
+    return Answer(document, lines)
+
+
+def describe_scores(scores: dict[str, Any], name: str) -> str:
+    from vitrail.evaluation.evaluation import describe_scored_images
+
+    low, high = scores["accuracy_interval"]
+    interval = f"95% interval {low:.4f} to {high:.4f}"
+    return f"{name}: accuracy {scores['accuracy']:.4f} ({interval}), {describe_scored_images(scores)}"
