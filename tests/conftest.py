@@ -111,18 +111,18 @@ def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.T
     options = [
         "--backend",
         "torch",
-        "--workers",
+        "--processes",
         1,
-        "--queue",
+        "--queue-size",
         QUEUE,
-        "--batch-size",
+        "--max-batch-size",
         BATCH,
-        "--images",
+        "--max-images-per-request",
         6,
-        "--body",
+        "--max-body-mib",
         2,
-        "--pixels",
+        "--max-megapixels",
         4,
     ]
-    with Running([run.folder, features, *options, "--deadline", 30]) as running:
+    with Running([run.folder, features, *options, "--timeout-s", 30]) as running:
         yield running

@@ -273,7 +273,7 @@ def test_evaluate_counts_each_file_once_and_keeps_predictions_with_their_images(
     monkeypatch.setattr("vitrail.data.loader.default_workers", lambda images, processes: int(workers))
     assert main(["evaluate", str(run.folder), str(battery), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]
-    assert main(["evaluate", str(run.folder), str(battery), "--skip-unreadable", "--batch", "7", "--json"]) == 0
+    assert main(["evaluate", str(run.folder), str(battery), "--skip-unreadable", "--batch-size", "7", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["images"], document["unreadable"]) == (N_LISTED - N_REFUSED, N_REFUSED)
     assert {Path(each["path"]).name for each in document["unreadable_files"]} == REFUSED | LINKS
@@ -285,7 +285,7 @@ def test_evaluate_counts_each_file_once_and_keeps_predictions_with_their_images(
 
 @pytest.mark.filterwarnings("ignore")
 def test_predict_has_a_row_for_each_file_and_its_reason(battery: Path, run: vitrail.Run, capsys):
-    assert main(["predict", str(run.folder), str(battery / "test"), "--batch", "5", "--json"]) == 1
+    assert main(["predict", str(run.folder), str(battery / "test"), "--batch-size", "5", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)["predictions"]
     assert len(rows) == N_LISTED
     assert {Path(row["path"]).name for row in rows if row["error"]} == REFUSED | LINKS

@@ -14,7 +14,8 @@ from PIL import Image
 import vitrail
 from vitrail import console
 from vitrail.cli import main
-from vitrail.cli.main import ANSWER, VERBS
+from vitrail.cli.answer import ANSWER_FILE as ANSWER
+from vitrail.cli.main import VERBS
 from vitrail.errors import is_out_of_memory
 
 
@@ -99,7 +100,7 @@ def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]):
 
 def test_predict_and_evaluate_agree_image_by_image(run: vitrail.Run, colours: Path, capsys):
     _, scored, _ = ask(capsys, "evaluate", run.folder, colours)
-    _, predicted, _ = ask(capsys, "predict", run.folder, colours / "test", "--batch", 7)
+    _, predicted, _ = ask(capsys, "predict", run.folder, colours / "test", "--batch-size", 7)
     ours = {row["path"]: (row["label"], row["probability"]) for row in scored["predictions"]}
     theirs = {row["path"]: (row["top"][0]["label"], row["top"][0]["probability"]) for row in predicted["predictions"]}
     assert ours.keys() == theirs.keys()
@@ -287,7 +288,7 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path, capsys):
         capsys, "train", "digits", *small, "--mlp-width", 10**13, "--out", tmp_path / "run"
     )  # more than any processor can address
     assert (code, document["error"]) == (1, "the memory does not suffice")
-    assert "--batch" in document["hint"]
+    assert "--batch-size" in document["hint"]
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
@@ -317,7 +318,7 @@ def test_names_that_are_not_utf8(run: vitrail.Run, colours: Path, tmp_path: Path
 
 
 def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, colours: Path, monkeypatch, capsys):
-    words = ["predict", str(run.folder), str(colours / "test"), "--batch", "8"]
+    words = ["predict", str(run.folder), str(colours / "test"), "--batch-size", "8"]
     assert main(words) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(console, "EVERY", 0.0)
@@ -345,7 +346,7 @@ def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, c
 
 def test_shards_are_read_in_place_of_images(run: vitrail.Run, make_folder, tmp_path: Path, capsys):
     folder, shards = make_folder("few", {"train": 3, "test": 1}, ("red", "green")), tmp_path / "shards"
-    assert main(["shard", str(folder), str(shards)]) == 0
+    assert main(["shard", str(folder), "--out", str(shards)]) == 0
     capsys.readouterr()
     tops = {}
     for source in (folder, shards):
@@ -478,7 +479,7 @@ def test_explain_names_a_picture_after_any_class(tmp_path: Path, run: vitrail.Ru
 
 
 def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.Run, colours: Path, tmp_path, capsys):
-    words = ["faithfulness", run.folder, colours, "--methods", "balanced,attention", "--images", 12, "--steps", 4]
+    words = ["faithfulness", run.folder, colours, "--methods", "balanced,attention", "--max-images", 12, "--steps", 4]
     code, document, _ = ask(capsys, *words, "--out", tmp_path / "scores")
     assert code == 0
     assert document["images"] == 12
@@ -498,7 +499,7 @@ def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.
     ("words", "said"),
     [
         (["--methods", "libragrd"], "no method 'libragrd'"),
-        (["--images", "0"], "--images is 0"),
+        (["--max-images", "0"], "--images is 0"),
         (["--steps", "-1"], "--steps is -1"),
     ],
 )

@@ -162,5 +162,5 @@ def test_a_probe_is_optimistic_if_its_penalty_was_chosen_on_the_scored_images(ru
     assert "optimistic" not in document["knn"]  # it has nothing that is chosen
     assert main(arguments) == 0
     assert capsys.readouterr().out.count(OPTIMISTIC_NOTE) == 1
-    assert main([*arguments, "--json", "--penalty", "0.1"]) == 0
+    assert main([*arguments, "--json", "--probe-l2", "0.1"]) == 0
     assert "optimistic" not in json.loads(capsys.readouterr().out)["linear"]

@@ -192,7 +192,7 @@ def test_triton_gets_a_folder_with_an_int8_model_and_measured_accuracy(
         label = clf.predict(torch.from_numpy(noise).permute(2, 0, 1))[0].label
         (tmp_path / "data" / "test" / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise).save(tmp_path / "data" / "test" / label / f"{i}.png")
-    words = ["--format", "triton", "--int8", "--attention", "--check", str(tmp_path / "data")]
+    words = ["--format", "triton", "--int8", "--attention", "--verify-data", str(tmp_path / "data")]
     model = str(path.with_suffix(".safetensors"))
     out = tmp_path / "repository" / "insects"
     assert main(["export", model, *words, "--out", str(out), "--json"]) == 0
@@ -431,14 +431,17 @@ def test_wrong_use_is_said_before_any_work(
         ([model, "--format", "onnx", "--int8", "--map", "--out", str(tmp_path / "a.onnx")], "not quantised"),
         ([model, "--format", "torch", "--int8", "--out", str(tmp_path / "a.pt2")], "for ONNX files"),
         ([model, "--format", "timm", "--int8", "--out", str(tmp_path / "a")], "not for --format timm"),
-        ([model, "--format", "timm", "--check", "digits", "--out", str(tmp_path / "a")], "not for --format timm"),
+        ([model, "--format", "timm", "--verify-data", "digits", "--out", str(tmp_path / "a")], "not for --format timm"),
         ([model, "--format", "onnx", "--skip-unreadable", "--out", str(tmp_path / "a.onnx")], "the images of --check"),
         ([model, "--format", "onnx", "--push", "a/b", "--out", str(tmp_path / "a.onnx")], "folders of libraries"),
         ([model, "--format", "web", "--push", "a/b", "--out", str(tmp_path / "a.html")], "folders of libraries"),
         ([model, "--format", "timm", "--private", "--out", str(tmp_path / "a")], "made by --push"),
         ([model, "--format", "triton", "--out", str(tmp_path / "a b")], "no name for a model"),
         ([nameless, "--format", "onnx", "--map", "--out", str(tmp_path / "a.onnx")], "no class's map"),
-        ([model, "--format", "onnx", "--check", "nowhere", "--out", str(tmp_path / "a.onnx")], "there is no folder"),
+        (
+            [model, "--format", "onnx", "--verify-data", "nowhere", "--out", str(tmp_path / "a.onnx")],
+            "there is no folder",
+        ),
         ([str(path), "--format", "onnx", "--out", str(tmp_path / "a.onnx")], "is a program"),
     ):
         assert main(["export", *words, "--json"]) == 2, words
@@ -448,4 +451,6 @@ def test_wrong_use_is_said_before_any_work(
             assert said["hint"] == "use --format timm, hf, torchvision"
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["features.safetensors"]
-    assert main(["export", model, "--format", "onnx", "--check", "digits", "--out", str(tmp_path / "a.onnx")]) == 1
+    assert (
+        main(["export", model, "--format", "onnx", "--verify-data", "digits", "--out", str(tmp_path / "a.onnx")]) == 1
+    )

@@ -234,16 +234,40 @@ def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, c
     vit = ViT(ViTConfig(**{**TINY, "width": 768, "mlp_width": 3072, "depth": 6}))
     names = tuple("abcdefg")
     vitrail.Classifier(vit, names, Preprocess(image_size=(16, 16))).save(tmp_path / "m.safetensors")
-    words = ["bench", tmp_path / "m.safetensors", "--batch", 1, "--rounds", 1, "--turn", 0.001, "--threads", 1]
-    _, document, _ = ask(capsys, *words, "--memory")
+    words = [
+        "bench",
+        tmp_path / "m.safetensors",
+        "--batch-size",
+        1,
+        "--rounds",
+        1,
+        "--min-round-s",
+        0.001,
+        "--threads",
+        1,
+    ]
+    _, document, _ = ask(capsys, *words, "--measure-memory")
     (plain,) = (row for row in document["benchmarks"]["inference, batch 1"] if row["mode"] == "fp32")
     weights = sum(4 * parameter.numel() for parameter in vit.parameters())
     assert weights < plain["peak_memory"] < 1.6 * weights
 
 
 def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
-    words = ["bench", run.folder, "--batch", 2, "--rounds", 2, "--turn", 0.001, "--train", 2, "--threads", 1]
-    code, document, _ = ask(capsys, *words, "--data", colours, "--images", 12, "--out", tmp_path / "out")
+    words = [
+        "bench",
+        run.folder,
+        "--batch-size",
+        2,
+        "--rounds",
+        2,
+        "--min-round-s",
+        0.001,
+        "--train",
+        2,
+        "--threads",
+        1,
+    ]
+    code, document, _ = ask(capsys, *words, "--data", colours, "--max-images", 12, "--out", tmp_path / "out")
     assert code == 0
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == document
     assert (tmp_path / "out" / "bench.png").stat().st_size > 5000
@@ -267,8 +291,10 @@ def test_bench_compares_before_it_times_and_needs_no_model(
     run: vitrail.Run, make_folder, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
-    quick = ["--batch", 1, "--rounds", 1, "--turn", 0.001, "--threads", 1]
-    code, document, _ = ask(capsys, "bench", *quick, "--data", "digits", "--images", 2)  # grey, for a model of colours
+    quick = ["--batch-size", 1, "--rounds", 1, "--min-round-s", 0.001, "--threads", 1]
+    code, document, _ = ask(
+        capsys, "bench", *quick, "--data", "digits", "--max-images", 2
+    )  # grey, for a model of colours
     assert (code, document["model"], document["agreement"]["images"]) == (0, "cifar10-small", 2)
     data = make_folder("bad", {"train": 2, "test": 2})
     (data / "test/red/0.png").write_bytes(b"no image")
@@ -280,10 +306,10 @@ def test_bench_compares_before_it_times_and_needs_no_model(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--images", "5"], "--images says how many of --data"),
-        (["--batch", "0"], "--batch is 0"),
+        (["--max-images", "5"], "--images says how many of --data"),
+        (["--batch-size", "0"], "--batch is 0"),
         (["--rounds", "-1"], "--rounds is -1"),
-        (["--turn", "nan"], "--turn is nan"),
+        (["--min-round-s", "nan"], "--turn is nan"),
         (["--threads", "0"], "--threads is 0"),
         (["--clock", "sand"], "invalid choice"),
     ],

@@ -47,7 +47,7 @@ def test_a_folder_a_parquet_set_and_a_saved_data_set_are_read(photos: Path, tmp_
         for i, address in enumerate((photos, f"hf:{photos}"))
     }
     assert len(artifacts) == 1
-    assert main(["shard", f"hf:{tmp_path}/set", str(tmp_path / "out"), "--quiet"]) == 0
+    assert main(["shard", f"hf:{tmp_path}/set", "--out", str(tmp_path / "out"), "--quiet"]) == 0
 
 
 def test_columns_splits_and_labels_of_many_kinds(tmp_path: Path, hub, capsys):

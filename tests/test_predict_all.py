@@ -478,7 +478,7 @@ def test_a_folder_keeps_its_own_path_whatever_links_lead_to_it(tmp_path: Path):
 
 
 def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail.Run, colours: Path, tmp_path: Path):
-    assert main(["shard", str(colours), str(tmp_path / "shards"), "--images", "15", "--quiet"]) == 0
+    assert main(["shard", str(colours), "--out", str(tmp_path / "shards"), "--images-per-shard", "15", "--quiet"]) == 0
     vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "out", processes=2)
     shards = sorted((tmp_path / "shards").rglob("*.tar"))
     assert len(shards) > 2
@@ -511,7 +511,7 @@ def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail
 def test_a_killed_worker_loses_nothing(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
-    args = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 2)
+    args = (run.folder, many, "--out", tmp_path / "out", "--images-per-part", 64, "--processes", 2)
     command = start_command(*args, fresh=True)
     for parts in (2, 10, 20):
         command.wait_until(lambda parts=parts: count_manifests(tmp_path / "out") >= parts)
@@ -525,7 +525,7 @@ def test_a_killed_command_resumes(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
     out = tmp_path / "out"
-    args = (run.folder, many, "--out", out, "--part-images", 64, "--processes", 2)
+    args = (run.folder, many, "--out", out, "--images-per-part", 64, "--processes", 2)
     finished: dict[Path, int] = {}
     for parts in (1, 12):
         command = start_command(*args, "--resume")
@@ -556,7 +556,7 @@ def has_manifest(out: Path, file: Path) -> bool:
 def test_ctrl_c_keeps_finished_parts_and_explains_how_to_resume(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path
 ):
-    command = start_command(run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 2)
+    command = start_command(run.folder, many, "--out", tmp_path / "out", "--images-per-part", 64, "--processes", 2)
     command.wait_until(lambda: count_manifests(tmp_path / "out") >= 2)
     workers = command.workers
     command.send(signal.SIGINT)
@@ -705,7 +705,7 @@ def test_options_for_a_folder_need_one(capsys: pytest.CaptureFixture[str]):
 def test_two_commands_at_once_are_refused(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path
 ):
-    args = (run.folder, many, "--out", tmp_path / "out", "--part-images", 64, "--processes", 1, "--resume")
+    args = (run.folder, many, "--out", tmp_path / "out", "--images-per-part", 64, "--processes", 1, "--resume")
     first = start_command(*args)
     first.wait_until(lambda: count_manifests(tmp_path / "out") >= 1)
     first.send(signal.SIGSTOP)
@@ -929,7 +929,7 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     options = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "temp_dir": folder})
     nodes = [cluster.add_node(**options) for _ in range(2)]
-    args = ("--part-images", 64, "--engine", "ray", "--ray-address", cluster.address)
+    args = ("--images-per-part", 64, "--engine", "ray", "--ray-address", cluster.address)
     try:
         code, document, _ = start_command(
             run.folder, many, "--out", tmp_path / "none", *args, "--threads", 2, fresh=True
@@ -970,7 +970,7 @@ def test_ray_reports_a_failure_and_another_engine_resumes(
 ):
     pytest.importorskip("ray.data")
     out = small_disk / "out"
-    args = (run.folder, many, "--out", out, "--part-images", 64)
+    args = (run.folder, many, "--out", out, "--images-per-part", 64)
     code, document, err = start_command(*args, "--engine", "ray", "--processes", 1, fresh=True).wait()
     assert (code, document["error"].rsplit(": ")[-1]) == (1, "No space left on device"), err
     finished = count_manifests(out)

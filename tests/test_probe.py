@@ -280,7 +280,7 @@ def test_the_command(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixt
     assert {"knn", "linear"} <= document.keys()
     assert document["knn"]["k"] == 5
     assert json.loads(out.read_text()) == document
-    assert main(["probe", str(run.folder), str(colours), "--penalty", "0.1", "--no-cache"]) == 0
+    assert main(["probe", str(run.folder), str(colours), "--probe-l2", "0.1", "--no-cache"]) == 0
     output = capsys.readouterr().out
     assert "k-NN (k 20, cosine, temperature 0.07)" in output
     assert "penalty 0.1, given" in output
@@ -292,8 +292,8 @@ def test_the_command(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixt
     [
         (["--k", "0"], "k is 0"),
         (["--temperature", "nan"], "temperature nan"),
-        (["--penalty", "-1"], "--penalty is -1"),
-        (["--batch", "0"], "--batch is 0"),
+        (["--probe-l2", "-1"], "--probe-l2 -1"),
+        (["--batch-size", "0"], "--batch is 0"),
         (["--image-size", "17"], "does not divide into patches"),
         (["--image-size", "wide"], "--image-size"),
     ],

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 import vitrail
 from conftest import COLOURS, picture
 from vitrail.cli import main
-from vitrail.cli.evaluate import with_temperature
 from vitrail.data import Images, Preprocess
 from vitrail.evaluation import Evaluation, Outcome, evaluate
 from vitrail.evaluation.evaluation import open_splits
@@ -320,9 +319,9 @@ def test_fit_temperature_does_not_change_a_foreign_file(reported: vitrail.Run, h
     file = tmp_path / "theirs.safetensors"
     save_file({"head.weight": torch.zeros(3, 2)}, file)
     content = file.read_bytes()
-    namespace = argparse.Namespace(model=str(file), data=str(hostile), skip_unreadable=False, batch=64)
-    with pytest.raises(vitrail.UsageError, match="no artefact of yours"):
-        with_temperature(reported.classifier, namespace)
+    namespace = argparse.Namespace(model=str(file), data=str(hostile), skip_unreadable=False, batch_size=64)
+    with pytest.raises(vitrail.UsageError, match="not an artifact that can be changed"):
+        fit_temperature(reported.classifier, namespace)
     assert file.read_bytes() == content
 
 

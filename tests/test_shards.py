@@ -186,7 +186,7 @@ def test_the_same_data_give_the_same_shards_and_another_seed_gives_another_order
 
 def test_the_command_reports_what_it_wrote_and_refuses_to_overwrite(photos: Path, tmp_path: Path, capsys):
     out = tmp_path / "out"
-    assert main(["shard", str(photos), str(out), "--images", "10", "--json"]) == 0
+    assert main(["shard", str(photos), "--out", str(out), "--images-per-shard", "10", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["images"], document["splits"], document["shards"]) == (
         36, {"test": 12, "train": 24}, {"test": 2, "train": 3},
@@ -194,13 +194,15 @@ def test_the_command_reports_what_it_wrote_and_refuses_to_overwrite(photos: Path
     assert document["bytes"] == sum(path.stat().st_size for path in out.glob("*.tar"))
     assert (document["classes"], document["formats"], document["unreadable"]) == (2, {"png": 36}, [])
     before = {path: path.read_bytes() for path in out.iterdir()}
-    assert main(["shard", str(photos), str(out)]) == 2
+    assert main(["shard", str(photos), "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in out.iterdir()}
-    assert main(["shard", str(photos), "s3://bucket/out"]) == 2
-    assert main(["shard", str(photos), str(tmp_path / "x"), "--images", "0"]) == 2
-    assert main(["shard", str(tmp_path / "nowhere"), str(tmp_path / "x")]) == 2
-    assert main(["shard", str(out), str(tmp_path / "again"), "--images", "10", "--quiet"]) == 0  # shards of shards
+    assert main(["shard", str(photos), "--out", "s3://bucket/out"]) == 2
+    assert main(["shard", str(photos), "--out", str(tmp_path / "x"), "--images-per-shard", "0"]) == 2
+    assert main(["shard", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
+    assert (
+        main(["shard", str(out), "--out", str(tmp_path / "again"), "--images-per-shard", "10", "--quiet"]) == 0
+    )  # shards of shards
     assert all((tmp_path / "again" / path.name).read_bytes() == content for path, content in before.items())
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "out", "again"}
 
@@ -223,8 +225,10 @@ def test_a_table_with_a_missing_file_is_written_without_it(photos: Path, tmp_pat
         f"{photos}/train/blue/{i}.png,blue" for i in range(4)
     ]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join([*rows, "gone.png,red"]) + "\n")
-    assert main(["shard", str(tmp_path / "list.csv"), str(tmp_path / "out")]) == 1
-    assert main(["shard", str(tmp_path / "list.csv"), str(tmp_path / "out"), "--skip-unreadable", "--json"]) == 0
+    assert main(["shard", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out")]) == 1
+    assert (
+        main(["shard", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--skip-unreadable", "--json"]) == 0
+    )
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 8
 
 

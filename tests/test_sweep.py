@@ -22,7 +22,9 @@ import torch
 import vitrail
 from kills import die_at_operation
 from vitrail import console
-from vitrail.cli.main import Parser, main
+from vitrail.cli.main import main
+from vitrail.cli.parser import Parser
+from vitrail.cli.recipe_options import recipe_changes
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs import epochs, finish
@@ -282,9 +284,9 @@ def test_the_command_trains_the_best_trial(whole: vitrail.Sweep):
     arguments = shlex.split(whole.result["command"])
     assert arguments[:2] == ["vitrail", "train"]
     parser = Parser(allow_abbrev=False)
-    verb.arguments(parser)
+    verb.add_arguments(parser)
     parsed = parser.parse(arguments[2:])
-    recipe = find_recipe(parsed.recipe or "small", **verb.given_fields(parsed))
+    recipe = find_recipe(parsed.recipe or "small", **recipe_changes(parsed))
     assert recipe == RunFolder(whole.folder / whole.best["run"]).load_recipe()
 
 
@@ -299,10 +301,10 @@ def test_commands_for_other_recipes(colours: Path):
     )
     arguments = shlex.split(train_command(config, {"ema_decay": None, "qkv_bias": False}))
     parser = Parser(allow_abbrev=False)
-    verb.arguments(parser)
+    verb.add_arguments(parser)
     parsed = parser.parse(arguments[2:])
     assert parsed.model == "some/model"
-    assert find_recipe(parsed.recipe, **verb.given_fields(parsed)) == recipe.with_changes(
+    assert find_recipe(parsed.recipe, **recipe_changes(parsed)) == recipe.with_changes(
         ema_decay=None, qkv_bias=False
     )
 

@@ -102,7 +102,7 @@ def damaged(make_folder) -> Path:
 
 def test_probes_count_unreadable_images(run: vitrail.Run, damaged: Path, monkeypatch, capsys):
     monkeypatch.setattr("vitrail.evaluation.features.CHUNK", 8)  # chunks without an unreadable image are cached
-    command = ["probe", str(run.folder), str(damaged), "--batch", "4", "--json"]
+    command = ["probe", str(run.folder), str(damaged), "--batch-size", "4", "--json"]
     assert main(command) == 1
     assert "train/blue/5.png" in json.loads(capsys.readouterr().out)["error"]
     documents = []
@@ -142,7 +142,7 @@ def test_explanations_are_scored_without_unreadable_images(run: vitrail.Run, dam
         str(damaged),
         "--methods",
         "attention",
-        "--images",
+        "--max-images",
         "18",
         "--steps",
         "2",

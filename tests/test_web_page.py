@@ -24,7 +24,7 @@ import vitrail
 from serving import Running
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
-from vitrail.cli.web_page import data_of
+from vitrail.cli.web_page import find_training_data
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation import explain_batch
 from vitrail.explanation.inputs import embed_images
@@ -639,10 +639,10 @@ def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.C
     assert "exists already" in refused("--format", "web", "--out", out)["error"]
     assert out.read_bytes() == before
     other = tmp_path / "b.html"
-    said = refused("--format", "web", "--out", other, "--limit", 5)
+    said = refused("--format", "web", "--out", other, "--max-size-mb", 5)
     assert "MB, more than 5" in said["error"]
-    assert "--limit" in said["hint"]
-    assert "--half is not for" in refused("--format", "timm", "--out", other, "--half")["error"]
+    assert "--max-size-mb" in said["hint"]
+    assert "--half is not for" in refused("--format", "timm", "--out", other, "--precision", "fp16")["error"]
     assert "--int8 is not for" in refused("--format", "web", "--out", other, "--int8")["error"]
     assert (
         "no such file" in refused("--format", "web", "--out", other, "--examples", tmp_path / "n.png", code=1)["error"]
@@ -664,8 +664,8 @@ def test_a_model_that_is_a_name_takes_no_examples_from_the_folder_it_is_named_in
     run: vitrail.Run, colours: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(run.folder)
-    assert data_of(".") == data_of("classifier.safetensors") == str(colours)
-    assert data_of("cifar10-small") is None
+    assert find_training_data(".") == find_training_data("classifier.safetensors") == str(colours)
+    assert find_training_data("cifar10-small") is None
 
 
 def test_a_model_without_classes_is_refused():

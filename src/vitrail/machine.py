@@ -123,8 +123,8 @@ def read_cpu_ticks(stat: Path) -> tuple[int, int] | None:
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory; returns whether it did.
 
-    By default glibc returns large blocks to the kernel after each step and faults them in again page by page. That costs
-    a tenth of a small model's step, and several times the step if other processes compete for the cores.
+    By default glibc returns large blocks to the kernel after each step and faults them in again page by page. That
+    costs a tenth of a small model's step, and several times the step if other processes compete for the cores.
     """
     if not sys.platform.startswith("linux"):
         return False

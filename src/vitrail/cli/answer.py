@@ -12,6 +12,8 @@ from rich.console import Console
 
 from vitrail import console
 
+ANSWER_FILE = "VITRAIL_ANSWER"  # environment variable in processes that `launch` starts: the file for their answer
+
 
 @dataclass
 class Answer:

@@ -60,7 +60,9 @@ def add_model(parser: argparse.ArgumentParser, *, onnx: bool = False, default: s
 
 def add_torch_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--torch-files", action="store_true", help="also read tensors from torch's own files .pt .pth .bin (default: off)"
+        "--torch-files",
+        action="store_true",
+        help="also read tensors from torch's own files .pt .pth .bin (default: off)",
     )
 
 

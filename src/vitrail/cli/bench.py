@@ -1,7 +1,7 @@
-"""Time a model (cifar10-small) on this machine, beside other libraries' ViTs of its size, all in one run and in turn.
+"""Measure the speed of a model on this machine, beside other libraries' ViTs of the same size, in one alternating run.
 
-Ours is timed plainly and by its fast path (predict --fast, Classifier.fast), the others as they come, one of them also
-in ONNX Runtime. Peers that are not installed are named: pip install 'vitrail[bench]' brings them all.
+vitrail is measured with its plain model and its fast copy (predict --fast), another library also in ONNX Runtime.
+Missing libraries are named: pip install 'vitrail[bench]' installs all of them.
 """
 
 import argparse
@@ -27,8 +27,9 @@ from vitrail.benchmarking.results import (
     run_benchmark,
     sort_rows,
 )
-from vitrail.cli.loading import add_model, loaded
-from vitrail.cli.main import Answer
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import add_device, add_model, add_threads, count, load_classifier, positive_number
+from vitrail.cli.parser import Parser
 from vitrail.console import log, progress_bar
 from vitrail.data.open import open_data
 from vitrail.errors import UsageError
@@ -38,125 +39,144 @@ from vitrail.weights.config_json import config_to_json
 from vitrail.weights.sizes import get_size_name
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+def add_arguments(parser: Parser) -> None:
     add_model(parser, default="cifar10-small")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="images at a time (1 8)")
     parser.add_argument(
-        "--train", type=int, nargs="?", const=64, metavar="N", help="also a training step, on N images (64)"
+        "--batch-sizes", type=count(), nargs="+", default=[1, 8], metavar="COUNT", help="batch sizes (default: 1 8)"
     )
-    parser.add_argument("--compile", action="store_true", help="also compiled: takes minutes, wants a C++ compiler")
-    parser.add_argument("--data", metavar="DATA", help="also whether the fast path gives the same labels on its images")
-    parser.add_argument("--images", type=int, metavar="N", help="so many of them (500)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (all cores)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns that each one takes (7)")
-    parser.add_argument("--turn", type=float, default=0.2, metavar="S", help="seconds of a turn, at least (0.2)")
     parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, on a machine that is not quiet"
+        "--train", type=count(), nargs="?", const=64, metavar="COUNT",
+        help="also measure a training step with this batch size (default: off; without COUNT, 64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also measure torch.compile: takes minutes, needs a C++ compiler (default: off)",
     )
-    parser.add_argument("--memory", action="store_true", help="also the peak memory of each, in a process of its own")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda (the best there is)")
-    parser.add_argument("--out", metavar="DIR", help="write bench.json and bench.png there")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="also compare the fast copy's labels with the plain model's on these images (default: off)",
+    )
+    parser.add_argument(
+        "--max-images", type=count(), metavar="COUNT", help="images that are used, at most (default: 500)"
+    )
+    add_threads(parser)
+    parser.add_argument("--rounds", type=count(), default=7, metavar="COUNT", help="alternating rounds (default: 7)")
+    parser.add_argument(
+        "--min-round-s", type=positive_number, default=0.2, metavar="SECONDS",
+        help="minimum time of a measurement in seconds (default: 0.2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="wall time, or CPU time for busy machines (default: wall)",
+    )
+    parser.add_argument(
+        "--measure-memory", action="store_true", help="also measure peak memory, in separate processes (default: off)"
+    )
+    add_device(parser)
+    parser.add_argument("--out", metavar="FOLDER", help="also write bench.json and bench.png there (default: off)")
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Times, and shows a table for every batch size."""
-    for name in ("images", "rounds", "threads", "train", "turn"):
-        given = getattr(arguments, name)
-        if given is not None and not 0 < given < 1_000_000:
-            raise UsageError(f"--{name} is {given}; it must be above 0")
-    if min(arguments.batch) < 1:
-        raise UsageError(f"--batch is {min(arguments.batch)}; it must be at least 1")
-    if arguments.images and not arguments.data:
-        raise UsageError("--images says how many of --data are compared", "add --data DATA")
-    classifier = loaded(arguments)
+    if arguments.max_images and not arguments.data:
+        raise UsageError("--max-images is for the images of --data", "add --data DATA")
+    classifier = load_classifier(arguments)
     if classifier.device.type == "mps":
-        raise UsageError("bench knows no mps device", "use --device cpu")
+        raise UsageError("bench does not support mps", "use --device cpu")
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads or before)
     try:
-        return timed(arguments, classifier)
+        return run_benchmarks(arguments, classifier)
     finally:
         torch.set_num_threads(before)
 
 
-def timed(arguments: argparse.Namespace, classifier: Any) -> Answer:
-    """The races, one after the other."""
+def run_benchmarks(arguments: argparse.Namespace, classifier: Any) -> Answer:
+    """Measures every batch size and returns the tables."""
     config = classifier.vit.config
     peers, missing = find_installed_peers(config)
-    for name, why in missing.items():
-        log(f"without {name}: {why}")
+    for name, reason in missing.items():
+        log(f"without {name}: {reason}")
     inference = partial(inference_candidates, peers=peers, compile=arguments.compile)
-    kinds: dict[str, tuple[int, Callable[[Workload], list[Candidate]]]] = {
-        f"inference, batch {n}": (n, inference) for n in arguments.batch
+    workloads: dict[str, tuple[int, Callable[[Workload], list[Candidate]]]] = {
+        f"inference, batch {n}": (n, inference) for n in arguments.batch_sizes
     }
     if arguments.train:
-        kinds[f"training step, batch {arguments.train}"] = (arguments.train, partial(training_candidates, peers=peers))
-    agreed: dict[str, Any] | None = None
-    if arguments.data:  # first: what is wrong with the images must not cost the timings
-        images = any_images(arguments.data, config.channels)
-        agreed = compare_fast_path(classifier, images, max_images=arguments.images or 500)
-    races: dict[str, list[BenchmarkRow]] = {}
+        workloads[f"training step, batch {arguments.train}"] = (
+            arguments.train,
+            partial(training_candidates, peers=peers),
+        )
+    agreement: dict[str, Any] | None = None
+    if arguments.data:  # first, so that an unreadable image fails before the measurements
+        images = open_any_images(arguments.data, config.channels)
+        agreement = compare_fast_path(classifier, images, max_images=arguments.max_images or 500)
+    results: dict[str, list[BenchmarkRow]] = {}
     failed: dict[str, str] = {}
-    taken: dict[str, float | None] = {}
-    with progress_bar("timing", len(kinds)) as progress:
-        for title, (batch, contenders_of) in kinds.items():
-            task = Workload(config, batch, classifier.device, classifier.vit)
-            found = run_benchmark(
-                contenders_of(task), batch, rounds=arguments.rounds, min_seconds=arguments.turn, clock=arguments.clock,
-                device=task.device, on_step=lambda doing: progress.advance(0, note=doing),
+    steal: dict[str, float | None] = {}
+    with progress_bar("timing", len(workloads)) as progress:
+        for title, (batch, make_candidates) in workloads.items():
+            workload = Workload(config, batch, classifier.device, classifier.vit)
+            result = run_benchmark(
+                make_candidates(workload), batch, rounds=arguments.rounds, min_seconds=arguments.min_round_s,
+                clock=arguments.clock, device=workload.device, on_step=lambda doing: progress.advance(0, note=doing),
             )  # fmt: skip
-            failed |= found.failed
-            taken[title] = found.steal_fraction
-            rows = found.rows
-            if arguments.memory:
+            failed |= result.failed
+            steal[title] = result.steal_fraction
+            rows = result.rows
+            if arguments.measure_memory:
                 progress.advance(0, note="memory")
-                alike = contenders_of(replace(task, vit=None))  # with its weights they would be counted twice
-                rows = add_peak_memory(rows, alike, measure_peak_memory(alike, task.device, torch.get_num_threads()))
-            races[title] = sort_rows(rows)
+                candidates = make_candidates(
+                    replace(workload, vit=None)
+                )  # with the weights, these would be counted twice
+                rows = add_peak_memory(
+                    rows, candidates, measure_peak_memory(candidates, workload.device, torch.get_num_threads())
+                )
+            results[title] = sort_rows(rows)
             progress.advance()
-    for name, why in failed.items():
-        log(f"without {name}: {why}")
-    for title, part in taken.items():
-        if said := describe_steal(part):
-            log(f"warning: {title}: {said}; repeat it at a quieter time, or use --clock cpu")
+    for name, reason in failed.items():
+        log(f"without {name}: {reason}")
+    for title, part in steal.items():
+        if note := describe_steal(part):
+            log(f"warning: {title}: {note}; repeat it at a quieter time, or use --clock cpu")
     machine = describe_hardware(classifier.device)
     document: dict[str, Any] = {
         "model": str(arguments.model), "size": get_size_name(config_to_json(config)), **machine,
-        "clock": arguments.clock,
-        "rounds": arguments.rounds, "missing": missing, "failed": failed, "steal_fraction": taken,
-        "benchmarks": {title: [row.to_json() for row in rows] for title, rows in races.items()},
+        "clock": arguments.clock, "rounds": arguments.rounds,
+        "missing": missing, "failed": failed, "steal_fraction": steal,
+        "benchmarks": {title: [row.to_json() for row in rows] for title, rows in results.items()},
     }  # fmt: skip
-    shown: list[object] = [
+    lines: list[object] = [
         f"{arguments.model}: {document['size']} at {config.image_size} pixels; "
         f"{', '.join(f'{k} {v}' for k, v in machine.items())}",
-        "times: as fast as the best of the others, median of the rounds (quartiles)",
+        "ratio: speed relative to the fastest other library, median of the rounds (quartiles)",
     ]
-    for title, rows in races.items():
-        shown += ["", table_of(title, rows)]
-    if agreed:
-        document["agreement"] = agreed
-        shown += ["", agreement_said(agreed)]
+    for title, rows in results.items():
+        lines += ["", make_table(title, rows)]
+    if agreement:
+        document["agreement"] = agreement
+        lines += ["", describe_agreement(agreement)]
     if arguments.out:
         folder = Path(arguments.out)
-        save_benchmark_chart(races, folder / "bench.png")
+        save_benchmark_chart(results, folder / "bench.png")
         write_json(folder / "bench.json", document)
-        shown += ["", f"written: {folder / 'bench.json'}, {folder / 'bench.png'}"]
-    return Answer(document, shown)
+        lines += ["", f"written: {folder / 'bench.json'}, {folder / 'bench.png'}"]
+    return Answer(document, lines)
 
 
-def agreement_said(agreed: dict[str, Any]) -> str:
-    """The agreement in a sentence."""
+def describe_agreement(agreement: dict[str, Any]) -> str:
     return (
-        f"fast and plain give the same {agreed['compared']} on {agreed['agreement']:.2%} of {agreed['images']} images; "
-        f"largest difference {agreed['relative_difference']:.2%} of the largest answer"
+        f"fast and plain give the same {agreement['compared']} "
+        f"on {agreement['agreement']:.2%} of {agreement['images']} images; "
+        f"largest logit difference {agreement['relative_difference']:.2%} of the largest logit"
     )
 
 
-def table_of(title: str, rows: list[BenchmarkRow]) -> Table:
-    """A race as a table."""
-    right = [Column(name, justify="right") for name in ("images/s", "ms a batch", "times the best other")]
+def make_table(title: str, rows: list[BenchmarkRow]) -> Table:
+    right = [Column(name, justify="right") for name in ("images/s", "ms per batch", "ratio to best other")]
     memory = any(row.peak_memory is not None for row in rows)
     extra = [Column("peak MiB", justify="right")] if memory else []
     table = Table(title, "how", *right, *extra, box=None, header_style="bold")
@@ -167,7 +187,7 @@ def table_of(title: str, rows: list[BenchmarkRow]) -> Table:
     return table
 
 
-def any_images(data: str, channels: int) -> Any:
-    """The images of DATA in so many channels: its test images, else those of validation, else those of training."""
+def open_any_images(data: str, channels: int) -> Any:
+    """Returns the test images of DATA with this number of channels, else those of validation, else of training."""
     parts = open_data(data, channels=channels).as_dict()
     return next(parts[name] for name in ("test", "validation", "train") if name in parts)

@@ -1,7 +1,8 @@
-"""Show what speaks for a class in images: for each image a picture of the map, and the map over the image.
+"""Show which parts of an image a prediction is based on: for each image, a picture of the relevance map.
 
-Without --class the model's own answer is explained. --against asks for one class rather than another. Attention and
-rollout know no class: they say where the model looks. `vitrail faithfulness` says how far each method can be believed.
+Without --class, the predicted class is explained. With --against, the map shows evidence for one class and against
+another. Attention and rollout are the same for every class: they show where the model looks. `vitrail faithfulness`
+scores how faithful each method is.
 """
 
 import argparse
@@ -10,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrail.cli.images import named_images
-from vitrail.cli.loading import add_model, loaded
-from vitrail.cli.main import Answer
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import add_device, add_model, load_classifier
+from vitrail.cli.images import list_input_images
+from vitrail.cli.parser import Parser
 from vitrail.console import progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
@@ -20,141 +22,160 @@ from vitrail.explanation import DEFAULT_METHOD, METHODS, Explanation, explain
 from vitrail.explanation.figures import save_explanation, save_heads, save_layers, save_overlay
 from vitrail.explanation.targets import Target, parse_target
 
-MOST_BYTES = 200  # of a picture's name: disks take 255, and a number and an ending come behind it
-FIGURES = (  # what a row says of an image; nothing of each where it cannot be read
+MAX_NAME_BYTES = 200  # of a picture's file name: disks allow 255, and a number and an extension follow
+FIELDS = (  # of an image's row; None if the image cannot be read
     "label", "probability", "predicted", "against", "method", "layer", "head", "query", "class_blind", "signed", "cost",
     "map", "summary",
 )  # fmt: skip
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def add_arguments(parser: Parser) -> None:
     rows = "\n".join(
-        f"  {name:21}{row.description}{' (knows no class)' if row.class_blind else ''}: {row.cost}"
+        f"  {name:21}{row.description}{' (same for every class)' if row.class_blind else ''}: {row.cost}"
         for name, row in METHODS.items()
     )
-    parser.epilog = f"methods, and what a map takes:\n{rows}"
+    parser.epilog = f"methods and their cost:\n{rows}"
     add_model(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards")
     parser.add_argument(
-        "--method", metavar="M", help=f"one of those below ({DEFAULT_METHOD}; with a layer or head, attention)"
+        "--method", metavar="NAME",
+        help=f"one of those below (default: {DEFAULT_METHOD}; with --layer, --head or --query: attention)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class", dest="label", metavar="LABEL", help="the class to explain (default: the predicted class)"
     )
-    parser.add_argument("--class", dest="label", metavar="LABEL", help="the class to explain (the predicted one)")
-    parser.add_argument("--against", metavar="LABEL", help="explain the class rather than this one")
-    parser.add_argument("--layer", metavar="L", help="counted from 0, -1 from the last, or all for a strip")
-    parser.add_argument("--head", default="mean", metavar="H", help="a number, mean, or all for a picture of each")
-    parser.add_argument("--query", metavar="ROW,COLUMN", help="what this patch attends to; counted from 0")
-    parser.add_argument("--picture", choices=["panels", "overlay"], default="panels", help="what is drawn (panels)")
-    parser.add_argument("--smooth", action="store_true", help="blur the patches' edges, for the eye only")
-    parser.add_argument("--format", choices=["png", "svg"], default="png", help="of the pictures (png)")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
-    parser.add_argument("--out", default="explanations", metavar="DIR", help="where the pictures go (explanations)")
+    parser.add_argument(
+        "--against", metavar="LABEL", help="show evidence for the class against this one (default: against all others)"
+    )
+    parser.add_argument(
+        "--layer",
+        metavar="INDEX|all",
+        help="layer from 0, or from the end with -1; all: one picture of all (default: the method's)",
+    )
+    parser.add_argument(
+        "--head",
+        default="mean",
+        metavar="INDEX|mean|all",
+        help="attention head from 0; all: one picture of all (default: mean)",
+    )
+    parser.add_argument(
+        "--query",
+        metavar="ROW,COLUMN",
+        help="show what this patch attends to, counted from 0 (default: what the pool reads)",
+    )
+    parser.add_argument(
+        "--picture", choices=["panels", "overlay"], default="panels", help="layout of the picture (default: panels)"
+    )
+    parser.add_argument("--smooth", action="store_true", help="blur the edges of the patches (default: off)")
+    parser.add_argument("--format", choices=["png", "svg"], default="png", help="file format (default: png)")
+    add_device(parser)
+    parser.add_argument(
+        "--out", default="explanations", metavar="FOLDER", help="folder for the pictures (default: explanations)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Explains image by image and writes the pictures."""
-    classifier = loaded(arguments)
+    classifier = load_classifier(arguments)
     config = classifier.vit.config
-    target = read_class(arguments.label, arguments.against)
-    parse_target(classifier.classes, target)  # a wrong name is said before any work
-    layers, heads = read_layers(arguments.layer, config.depth), read_heads(arguments.head, config.heads)
+    target = parse_target_options(arguments.label, arguments.against)
+    parse_target(classifier.classes, target)  # fails for an unknown class before any work
+    layers, heads = parse_layers(arguments.layer, config.depth), parse_heads(arguments.head, config.heads)
     if len(layers) > 1 and len(heads) > 1:
         raise UsageError("all layers of all heads do not fit into a picture", "choose one layer or one head")
     if len(layers) > 1 or len(heads) > 1:
         for option, given in (("picture overlay", arguments.picture == "overlay"), ("smooth", arguments.smooth)):
             if given:
                 raise UsageError(f"--{option} is for one map, not for a picture of many", "name one layer or one head")
-    query = read_query(arguments.query)
-    inside = arguments.layer or arguments.head != "mean" or query
-    method = arguments.method or ("attention" if inside else DEFAULT_METHOD)
+    query = parse_query(arguments.query)
+    looks_inside = arguments.layer or arguments.head != "mean" or query
+    method = arguments.method or ("attention" if looks_inside else DEFAULT_METHOD)
     rows: list[dict[str, Any]] = []
     several = ["heads"] if len(heads) > 1 else ["layers"] if len(layers) > 1 else []
-    images = named_images(arguments.images)
+    images = list_input_images(arguments.images)
     with progress_bar("explaining", len(images)) as progress:
         for image in images:
             try:
                 pixels = image.read(classifier.preprocess.channels)
-                found = [
+                explanations = [
                     explain(classifier, pixels, method=method, target=target, layer=layer, head=head, query=query)
                     for layer in layers
                     for head in heads
                 ]
             except ImageError as error:
                 rows.append(
-                    {"path": image.path, **dict.fromkeys([*FIGURES, *several]), "error": error.reason, "files": []}
+                    {"path": image.path, **dict.fromkeys([*FIELDS, *several]), "error": error.reason, "files": []}
                 )
             else:
                 name = ".".join(filter(None, [Path(image.path).stem, method, arguments.label]))
-                picture = unused(Path(arguments.out), safe(name), arguments.format)
-                draw(found, picture, arguments)
-                each = [explanation.to_json() for explanation in found]
+                picture = unused_path(Path(arguments.out), safe_file_name(name), arguments.format)
+                draw(explanations, picture, arguments)
+                each = [explanation.to_json() for explanation in explanations]
                 rest = dict.fromkeys(several, each)
-                said = {"summary": found[0].summary, "files": [str(picture)], "error": None}
-                rows.append({"path": image.path, **each[0], **rest, **said})
+                extra = {"summary": explanations[0].summary, "files": [str(picture)], "error": None}
+                rows.append({"path": image.path, **each[0], **rest, **extra})
             progress.advance()
     shown = [f"{row['path']}: {row['error'] or row['summary'] + '; ' + row['files'][0]}" for row in rows]
     return Answer({"explanations": rows}, shown, code=1 if any(row["error"] for row in rows) else 0)
 
 
-def draw(found: Sequence[Explanation], path: Path, arguments: argparse.Namespace) -> None:
-    """The picture that was asked for."""
-    if len(found) > 1:
-        save_layers(found, path) if found[0].layer != found[-1].layer else save_heads(found, path)
+def draw(explanations: Sequence[Explanation], path: Path, arguments: argparse.Namespace) -> None:
+    first, last = explanations[0], explanations[-1]
+    if len(explanations) > 1:
+        save_layers(explanations, path) if first.layer != last.layer else save_heads(explanations, path)
     elif arguments.picture == "overlay":
-        save_overlay(found[0], path, arguments.smooth)
+        save_overlay(first, path, arguments.smooth)
     else:
-        save_explanation(found[0], path, arguments.smooth)
+        save_explanation(first, path, arguments.smooth)
 
 
-def read_class(label: str | None, against: str | None) -> Target:
-    """What --class and --against ask for; None for the model's own answer."""
+def parse_target_options(label: str | None, against: str | None) -> Target:
+    """Returns the target of --class and --against; None for the predicted class."""
     if against is None:
         return label
     if label is None:
-        raise UsageError("--against needs a class to hold it against", "name one with --class")
+        raise UsageError("--against needs --class", "add --class LABEL")
     return label, against
 
 
-def read_layers(word: str | None, depth: int) -> list[int | None]:
-    """[None] for the method's own choice, all numbers for `all`, else the one number."""
-    if word is None:
+def parse_layers(text: str | None, depth: int) -> list[int | None]:
+    """Returns [None] for the method's default, all layers for `all`, else one layer."""
+    if text is None:
         return [None]
-    if word == "all":
+    if text == "all":
         return list(range(depth))
-    if not word.removeprefix("-").isdecimal():
-        raise UsageError(f"--layer is {word!r}", "give a number or all")
-    return [int(word)]
+    if not text.removeprefix("-").isdecimal():
+        raise UsageError(f"--layer is {text!r}", "give a number or all")
+    return [int(text)]
 
 
-def read_heads(word: str, heads: int) -> list[int | None]:
-    """[None] for the mean, all numbers for `all`, else the one number; raises `UsageError` for another word."""
-    if word == "mean":
+def parse_heads(text: str, heads: int) -> list[int | None]:
+    """Returns [None] for the mean, all heads for `all`, else one head; raises `UsageError` for other text."""
+    if text == "mean":
         return [None]
-    if word == "all":
+    if text == "all":
         return list(range(heads))
-    if not word.isdecimal():
-        raise UsageError(f"--head is {word!r}", "give a number, mean or all")
-    return [int(word)]
+    if not text.isdecimal():
+        raise UsageError(f"--head is {text!r}", "give a number, mean or all")
+    return [int(text)]
 
 
-def read_query(word: str | None) -> tuple[int, int] | None:
-    """ROW,COLUMN -> two numbers."""
-    if word is None:
+def parse_query(text: str | None) -> tuple[int, int] | None:
+    """Returns (row, column) of ROW,COLUMN."""
+    if text is None:
         return None
-    row, _, column = word.partition(",")
+    row, _, column = text.partition(",")
     if not (row.strip().isdecimal() and column.strip().isdecimal()):
-        raise UsageError(f"--query is {word!r}", "give a patch's row and column, such as 3,5")
+        raise UsageError(f"--query is {text!r}", "give a patch's row and column, such as 3,5")
     return int(row), int(column)
 
 
-def safe(name: str) -> str:
-    """A name that is one part of a path: a class may be called what it wants."""
-    return re.sub(r"[^\w.+=@ -]", "_", name).encode()[:MOST_BYTES].decode(errors="ignore")
+def safe_file_name(name: str) -> str:
+    """Returns a file name for any text: a class may have any name."""
+    return re.sub(r"[^\w.+=@ -]", "_", name).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
 
 
-def unused(folder: Path, stem: str, kind: str) -> Path:
-    """A name for a picture that nothing has yet: pictures made before stay."""
+def unused_path(folder: Path, stem: str, kind: str) -> Path:
+    """Returns a path that does not exist yet, so that existing pictures are kept."""
     path = folder / f"{stem}.{kind}"
     number = 2
     while path.exists():

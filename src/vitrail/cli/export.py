@@ -1,13 +1,12 @@
-"""Give a classifier to another runtime or library.
+"""Export a classifier to another runtime, to another library, or as a web page.
 
-onnx, torch (torch.export) and triton are programs: from decoded pixels to logits, with normalisation and temperature
-inside, and with classes, preprocessing and card in the file. `vitrail predict` and `evaluate` take the ONNX file too.
-timm, hf (transformers) and torchvision are folders that those libraries load. web is one HTML file with the model in
-it, which answers and explains images in any browser, from disk, with the network off.
+  onnx, torch, triton       a program: decoded pixels -> logits; the file contains normalization, temperature, classes and
+                            preprocessing; `vitrail predict` and `evaluate` also take the ONNX file
+  timm, hf, torchvision     a folder that the library loads (hf: transformers)
+  web                       one HTML file with the model in it, which predicts and explains in any browser, offline
 
-Nothing is written that does not agree with the classifier: a program is asked about real images first (--check), a
-folder is read back by the library itself and asked about photographs and noise; where the library is not installed,
-that is said. --push also uploads a folder to the Hugging Face hub.
+An export is verified before it is written: a program must agree with the classifier on real images (--verify-data), a
+folder is loaded by the library itself and compared on photographs and noise, if the library is installed.
 """
 
 import argparse
@@ -15,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from vitrail.cli import web_page
-from vitrail.cli.loading import add_model, loaded
-from vitrail.cli.main import Answer
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import add_device, add_model, add_skip_unreadable, load_classifier
+from vitrail.cli.parser import Parser
 from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.exporting.libraries import LIBRARIES, export_library
@@ -28,81 +28,89 @@ from vitrail.exporting.triton_format import export_triton
 from vitrail.exporting.verify import load_probes
 
 PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
-CHECK = ("check", "skip_unreadable")
+VERIFY = ("verify_data", "skip_unreadable")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+def add_arguments(parser: Parser) -> None:
+    formats = [*PROGRAMS, *LIBRARIES, "web"]
     add_model(parser)
-    parser.add_argument(
-        "--format", required=True, metavar="F", help=f"one of {', '.join([*PROGRAMS, *LIBRARIES, 'web'])}"
-    )
+    parser.add_argument("--format", required=True, metavar="NAME", help=f"one of {', '.join(formats)} (required)")
     parser.add_argument(
         "--out", required=True, metavar="PATH",
-        help="what to write, which must not exist: a .onnx, .pt2 or .html file, else a folder",
+        help="the output, which must not exist: a .onnx, .pt2 or .html file, else a folder (required)",
     )  # fmt: skip
-    parser.add_argument("--int8", action="store_true", help="onnx, triton: weights of 8 bits, accuracy measured")
-    parser.add_argument("--attention", action="store_true", help="programs: every layer's attention as an output")
     parser.add_argument(
-        "--map", action="store_true", help="programs: `target` as an input, the class's signed map as an output"
+        "--int8", action="store_true", help="onnx, triton: 8-bit weights, with their accuracy (default: off)"
     )
     parser.add_argument(
-        "--check", metavar="DATA", help="labelled images to compare on (a program; else some built-in digits)"
+        "--attention",
+        action="store_true",
+        help="onnx, torch, triton: output the attention of every layer (default: off)",
     )
-    parser.add_argument("--skip-unreadable", action="store_true", help="compare without images that cannot be read")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, made if need be")
-    parser.add_argument("--private", action="store_true", help="a repository made by --push is private")
-    parser.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, mps (cpu)")
-    web_page.arguments(parser)
+    parser.add_argument(
+        "--map", action="store_true",
+        help="onnx, torch, triton: add the input `target` and output the relevance map for it (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--verify-data", metavar="DATA",
+        help="onnx, torch, triton: labeled images to compare on (default: some of the built-in digits)",
+    )  # fmt: skip
+    add_skip_unreadable(parser)
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME",
+        help="timm, hf, torchvision: upload the folder to this repository of the Hugging Face hub (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--private", action="store_true", help="make a repository that --push creates private (default: off)"
+    )
+    add_device(parser, "cpu")
+    parser.set_defaults(device="cpu")
+    web_page.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Writes, compares, uploads."""
     if arguments.private and not arguments.push:
         raise UsageError("--private is for a repository made by --push", "add --push OWNER/NAME")
     if arguments.push and arguments.format in (*PROGRAMS, "web"):
         raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(LIBRARIES)}")
     if arguments.format == "web":
-        refuse(arguments, (*program_options(), *CHECK), f"use --format {', '.join(PROGRAMS)}")
+        check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAMS)}")
         return web_page.run(arguments)
-    refuse(arguments, web_page.OPTIONS, "use --format web")
+    check_not_used(arguments, web_page.OPTIONS, "use --format web")
     if arguments.format in PROGRAMS:
-        return program(arguments)
+        return export_program(arguments)
     if arguments.format not in LIBRARIES:
         hint = did_you_mean(arguments.format, [*PROGRAMS, *LIBRARIES, "web"])
         raise UsageError(f"there is no format {arguments.format!r}", hint)
-    return library(arguments)
+    return export_folder(arguments)
 
 
 def program_options() -> list[str]:
-    """What a program takes beside its name."""
     return [field.name for field in fields(ProgramOptions)]
 
 
-def refuse(arguments: argparse.Namespace, names: Sequence[str], hint: str) -> None:
-    """Raises `UsageError` where the format is given an option that belongs to others."""
+def check_not_used(arguments: argparse.Namespace, names: Sequence[str], hint: str) -> None:
+    """Raises `UsageError` if the user gave an option that belongs to other formats."""
     for name in names:
-        if getattr(arguments, name):
+        if getattr(arguments, name) not in (None, False, "fp32"):
             raise UsageError(f"--{name.replace('_', '-')} is not for --format {arguments.format}", hint)
 
 
-def program(arguments: argparse.Namespace) -> Answer:
-    """A graph for another runtime."""
-    if arguments.skip_unreadable and not arguments.check:
-        raise UsageError("--skip-unreadable is for the images of --check", "add --check DATA")
+def export_program(arguments: argparse.Namespace) -> Answer:
+    if arguments.skip_unreadable and not arguments.verify_data:
+        raise UsageError("--skip-unreadable is for the images of --verify-data", "add --verify-data DATA")
     extras = ProgramOptions(**{each.name: getattr(arguments, each.name) for each in fields(ProgramOptions)})
-    classifier = loaded(arguments)
-    check = load_probes(classifier, arguments.check, arguments.skip_unreadable)
-    log(f"tracing the model, which is then compared on {check.description}")
+    classifier = load_classifier(arguments)
+    check = load_probes(classifier, arguments.verify_data, arguments.skip_unreadable)
+    log(f"tracing the model, then comparing it on {check.description}")
     with progress_bar("comparing", len(check.images)) as progress:
-        shipped = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.advance)
-    return Answer(shipped.to_json(), [*shipped.summary()])
+        result = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.advance)
+    return Answer(result.to_json(), [*result.summary()])
 
 
-def library(arguments: argparse.Namespace) -> Answer:
-    """A folder for another library."""
-    refuse(arguments, (*program_options(), *CHECK), f"use --format {', '.join(PROGRAMS)}")
-    exported = export_library(loaded(arguments), arguments.format, arguments.out)
+def export_folder(arguments: argparse.Namespace) -> Answer:
+    check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAMS)}")
+    exported = export_library(load_classifier(arguments), arguments.format, arguments.out)
     document = exported.to_json()
     shown = [f"written: {exported.folder}, which is read by: {exported.load_code}"]
     if exported.comparison:

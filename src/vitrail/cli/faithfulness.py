@@ -1,8 +1,8 @@
 """Score how faithful a classifier's explanations are: whether its maps show what its predictions depend on.
 
-Deletion removes the patches that a map calls most relevant, and the probability should fall. Insertion keeps only these,
-and it should stay high. On images composed of several, the map for one object should be on that object. A model with
-shuffled weights should get other maps. Control maps (random, center, edges) are scored beside the methods.
+Deletion removes the patches that a map calls most relevant, and the probability should fall. Insertion keeps only
+these, and it should stay high. On images composed of several, the map for one object should be on that object. A model
+with shuffled weights should get other maps. Control maps (random, center, edges) are scored beside the methods.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ def add_arguments(parser: Parser) -> None:
         "--max-images", type=count(), default=100, metavar="COUNT", help="images that are used, at most (default: 100)"
     )
     parser.add_argument(
-        "--steps", type=count(), default=12, metavar="COUNT", help="points of a deletion or insertion curve (default: 12)"
+        "--steps",
+        type=count(),
+        default=12,
+        metavar="COUNT",
+        help="points of a deletion or insertion curve (default: 12)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="SEED", help="seed of the random sample of images (default: 0)"

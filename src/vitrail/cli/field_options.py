@@ -32,8 +32,8 @@ def add_field_options(
 ) -> None:
     """Adds an option for each of these fields; only options that the user gave appear in the namespace.
 
-    `defaults` describes the defaults (name -> text); a field that it lacks shows the dataclass's own default, unless its
-    help text names it. `choices` gives the allowed words of fields whose type does not list them.
+    `defaults` describes the defaults (name -> text); a field that it lacks shows the dataclass's own default, unless
+    its help text names it. `choices` gives the allowed words of fields whose type does not list them.
     """
     hints = get_type_hints(dataclass_type)
     selected = set(names)

@@ -1,7 +1,7 @@
-"""`--processes N`: this very command N times on this machine, as torchrun would start it, with one answer.
+"""`--processes N`: starts the same command N times on this machine, as torchrun does, and returns one answer.
 
-Every process runs the same words; the first of them hands its answer, or its error, back through a file. A process that
-dies without one takes the others with it, and all are started again from the newest checkpoint.
+The first process writes its answer, or its error, to a file. If a process dies without one, all are restarted from the
+newest checkpoint.
 """
 
 import ctypes
@@ -17,32 +17,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitrail.cli.main import ANSWER, Answer
+from vitrail.cli.answer import ANSWER_FILE, Answer
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.machine import count_cores
 
-RESTARTS = 3  # times that dead processes are started again
+MAX_RESTARTS = 3
 
 
-def launched() -> bool:
-    """Whether this process was started here."""
-    return ANSWER in os.environ
+def is_launched() -> bool:
+    """Returns whether `launch` started this process."""
+    return ANSWER_FILE in os.environ
 
 
 def launch(words: list[str], processes: int) -> Answer:
-    """The answer of this command, given by so many processes; raises the error that they end with."""
+    """Runs a command in several processes and returns its answer; raises the error that they end with."""
     if processes < 1:
-        raise UsageError(f"--processes is {processes}", "1 or more")
+        raise UsageError(f"--processes is {processes}", "use 1 or more")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UsageError("torchrun has started this command already", "leave out --processes")
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would tell is said here
-    with tempfile.TemporaryDirectory(prefix="vitrail-") as aside:
-        answer = Path(aside, "answer.json")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its errors are reported here
+    with tempfile.TemporaryDirectory(prefix="vitrail-") as temporary:
+        answer = Path(temporary, "answer.json")
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -51,12 +51,14 @@ def launch(words: list[str], processes: int) -> Answer:
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
-            max_restarts=RESTARTS,
-            logs_specs=DefaultLogsSpecs(log_dir=aside),
+            max_restarts=MAX_RESTARTS,
+            logs_specs=DefaultLogsSpecs(log_dir=temporary),
             signals_to_handle="SIGTERM,SIGINT",
         )
         threads = str(max(1, count_cores() // processes))
-        with environment({ANSWER: str(answer), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}):
+        with environment_variables(
+            {ANSWER_FILE: str(answer), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        ):
             try:
                 elastic_launch(config, sys.executable)("-m", "vitrail", *words)
             except SignalException:
@@ -65,16 +67,16 @@ def launch(words: list[str], processes: int) -> Answer:
             except ChildFailedError as error:
                 rank, failure = error.get_first_failure()
                 code = failure.exitcode
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
                 raise VitrailError(
-                    f"process {rank} ended ({how}) once more after {RESTARTS} restarts",
-                    "often the memory is short: take fewer --processes, then --resume",
+                    f"process {rank} died ({cause}) again after {MAX_RESTARTS} restarts",
+                    "probably out of memory: use fewer --processes, and --resume",
                 ) from None
-        return answered(json.loads(answer.read_text(encoding="utf-8")))
+        return parse_answer(json.loads(answer.read_text(encoding="utf-8")))
 
 
-def answered(document: dict[str, Any]) -> Answer:
-    """The answer that was handed back; raises the error that was."""
+def parse_answer(document: dict[str, Any]) -> Answer:
+    """Returns the answer of the started processes; raises their error."""
     if "error" in document:
         error = VitrailError(document["error"], document["hint"])
         error.exit_code = document["code"]
@@ -82,33 +84,33 @@ def answered(document: dict[str, Any]) -> Answer:
     return Answer(document["document"], document["shown"], document["code"])
 
 
-def hand_back(answer: Answer | VitrailError) -> None:
-    """Leaves the answer, or the error that all processes end with, to whoever started this process."""
+def return_answer(answer: Answer | VitrailError) -> None:
+    """Writes the answer, or the error that all processes end with, for the process that started this one."""
     if isinstance(answer, Answer):
         document = {"document": answer.document, "shown": answer.shown, "code": answer.code}
     else:
         document = {"error": answer.sentence, "hint": answer.hint, "code": answer.exit_code}
-    path = Path(os.environ[ANSWER])
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(aside, path)
+    path = Path(os.environ[ANSWER_FILE])
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(document), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def end_with_parent() -> None:
-    """Asks the system to stop this process where the one that started it is killed."""
+    """Makes the kernel end this process if its parent is killed (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextmanager
-def environment(changes: dict[str, str]) -> Iterator[None]:
-    """Inside, these variables are set."""
-    before = {name: os.environ.get(name) for name in changes}
+def environment_variables(changes: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables within the block."""
+    previous = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:

@@ -1,7 +1,8 @@
 """The command line: a verb, its arguments, its answer.
 
-Results go to stdout: tables for people, one JSON object with --json. Everything else goes to stderr. The exit code is 0,
-1 if the work found a problem, 2 for wrong use, 130 after an interrupt. Nothing heavy is imported before a verb needs it.
+Results go to stdout: tables for people, one JSON object with --json. Everything else goes to stderr. The exit code is
+0, 1 if the work found a problem, 2 for wrong use, 130 after an interrupt. Nothing heavy is imported before a verb needs
+it.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from vitrail import console
-from vitrail.cli.answer import Answer, ignore_closed_stdout, print_answer, print_json
+from vitrail.cli.answer import ANSWER_FILE, Answer, ignore_closed_stdout, print_answer, print_json
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError, VitrailError, did_you_mean, is_out_of_memory
 from vitrail.version import __version__
@@ -35,7 +36,6 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
     "inspect": "show what a weight file contains",
     "bench": "measure the speed of a model on this machine, beside other libraries",
 }
-ANSWER_FILE = "VITRAIL_ANSWER"  # set in processes that `launch` starts: the file for their answer
 
 
 def main(words: Sequence[str] | None = None) -> int:

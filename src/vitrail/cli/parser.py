@@ -1,4 +1,4 @@
-"""An argument parser with short help (common options), full help (--help-all), and errors of one sentence and a hint."""
+"""An argument parser with short help (common options), full help (--help-all), and errors with a hint."""
 
 import argparse
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,8 @@
 A file that cannot be read gets a row with the error, and the exit code is 1.
 
 With --out, the rows go into parquet or CSV files in a folder, for any number of images, in constant memory. Then SOURCE
-may also be a table (.csv, .tsv, .parquet) with a column of paths. If the work is stopped, the same command with --resume
-completes it without doing anything twice.
+may also be a table (.csv, .tsv, .parquet) with a column of paths. If the work is stopped, the same command with
+--resume completes it without doing anything twice.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     add_threads(parser, "the number of cores; with --out, 1")
     add_device(parser)
-    parser.add_argument("--out", metavar="FOLDER", help="write the rows into files in this folder (default: print them)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="write the rows into files in this folder (default: print them)"
+    )
     group = parser.add_advanced_group("with --out")
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
     group.add_argument("--format", choices=["parquet", "csv"], help="file format (default: parquet)", **suppressed)
@@ -68,14 +70,23 @@ def add_arguments(parser: Parser) -> None:
         "--resume", action="store_true", help="complete predictions that were stopped (default: off)", **suppressed
     )
     group.add_argument(
-        "--processes", type=count(), metavar="COUNT", help="model processes on a CPU (default: one per core)", **suppressed
+        "--processes",
+        type=count(),
+        metavar="COUNT",
+        help="model processes on a CPU (default: one per core)",
+        **suppressed,
     )
     group.add_argument(
-        "--workers", type=count(), metavar="COUNT", help="data-loading processes for a GPU (default: cores - 1)", **suppressed
+        "--workers",
+        type=count(),
+        metavar="COUNT",
+        help="data-loading processes for a GPU (default: cores - 1)",
+        **suppressed,
     )
     group.add_argument(
         "--images-per-part", dest="part_images", type=count(), metavar="COUNT",
-        help="images per output file, lost if a process dies while it works on them (default: 64 to 1,984)", **suppressed,
+        help="images per output file, lost if a process dies while it works on them (default: 64 to 1,984)",
+        **suppressed,
     )  # fmt: skip
     group.add_argument(
         "--slice", type=parse_slice, metavar="I/N",
@@ -151,18 +162,11 @@ def describe_summary(summary: PredictSummary) -> list[Any]:
     return lines
 
 
-<<<<<<< HEAD
-def at_once(arguments: argparse.Namespace) -> Answer:
-    """Predicts images that fit into one answer."""
-    classifier = loaded_any(arguments)
-    classifier.require_classes()
-=======
 def predict_and_print(arguments: argparse.Namespace) -> Answer:
     from vitrail.cli.images import list_input_images
     from vitrail.console import progress_bar
 
     classifier = load_any_classifier(arguments)
->>>>>>> 388bfb5 (wip: command line)
     if arguments.precision == "bf16":
         classifier = require_classifier(classifier, arguments.model, "--precision bf16").fast()
     images = list_input_images(arguments.images)

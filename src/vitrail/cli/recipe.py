@@ -1,7 +1,7 @@
 """List the recipes, or print the values of one.
 
-A recipe is a set of training settings. NAME is a built-in recipe or a TOML or JSON file. `vitrail train --recipe NAME` uses
-it, and every field can be changed by the option of the same name.
+A recipe is a set of training settings. NAME is a built-in recipe or a TOML or JSON file. `vitrail train --recipe NAME`
+uses it, and every field can be changed by the option of the same name.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""Answer over HTTP: predictions and explanations of images, and a page to try them on.
+"""Serve predictions and explanations over HTTP, with a web page to try them.
 
   curl --data-binary @photo.jpg http://127.0.0.1:8000/predict
   curl --data-binary @photo.jpg 'http://127.0.0.1:8000/explain?picture=panels' > why.png
 
-POST /predict and /explain take an image as the body, or image files in a form. Under /v2 stands the Open Inference
-Protocol, which tritonclient speaks; /metrics is for Prometheus, /openapi.json describes everything. SIGTERM and Ctrl-C
-let the server finish what it has accepted. Logs are JSON, a line each, on stderr.
+POST /predict and /explain take an image as the body, or image files in a form. /v2 is the Open Inference Protocol,
+which tritonclient speaks; /metrics is for Prometheus; /openapi.json describes all routes. SIGTERM and Ctrl-C shut down
+gracefully: accepted requests are answered. Logs are JSON lines on stderr.
 
-Beyond this machine (--host 0.0.0.0) a key is asked for: Authorization: Bearer KEY, X-API-Key: KEY, or the password in a
-browser. Put a proxy with TLS before it.
+Access from other machines (--host 0.0.0.0) requires an API key: Authorization: Bearer KEY, X-API-Key: KEY, or the
+password in a browser. Put a proxy with TLS in front of it.
 """
 
 import argparse
@@ -16,38 +16,52 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-from vitrail.cli.fields import add_fields
-from vitrail.cli.main import Answer
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import MODEL_HELP, add_device, add_torch_files
+from vitrail.cli.field_options import add_field_options
+from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
 from vitrail.serving.settings import Settings
 
 OPTIONS = [each.name for each in fields(Settings)]
+WORKER_OPTIONS = ("backend", "processes", "threads", "max_batch_size", "max_delay_ms", "explain")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+def add_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "models", metavar="MODEL", nargs="+", help="what predict takes; several are served side by side"
+        "models", metavar="MODEL", nargs="+", help=f"{MODEL_HELP}, or an .onnx file; several are served side by side"
     )
-    parser.add_argument("--torch-files", action="store_true", help="read plain tensors from torch's own files")
-    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="the address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="the port (8000); 0 takes a free one")
-    parser.add_argument("--name", action="append", default=[], metavar="NAME", help="a model's name, once for each")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
+    add_torch_files(parser)
     parser.add_argument(
-        "--api-key-file", metavar="FILE", help="a file with the key that clients must bring (or $VITRAIL_API_KEY)"
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
     )
-    parser.add_argument("--no-api-key", action="store_true", help="let everyone in who can reach the address")
-    add_fields(parser, "limits and workings", Settings, OPTIONS)
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="PORT", help="port to listen on; 0: a free one (default: 8000)"
+    )
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="NAME",
+        help="a model's name, once per model (default: from its path)",
+    )  # fmt: skip
+    add_device(parser)
+    parser.add_argument(
+        "--api-key-file", metavar="FILE", help="file with the API key (default: $VITRAIL_API_KEY, else no key)"
+    )
+    parser.add_argument(
+        "--no-api-key", action="store_true", help="allow other machines without an API key (default: off)"
+    )
+    group = parser.add_argument_group("workers")
+    add_field_options(group, Settings, WORKER_OPTIONS)
+    limits = parser.add_advanced_group("limits")
+    add_field_options(limits, Settings, [name for name in OPTIONS if name not in WORKER_OPTIONS])
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Serves until it is told to stop."""
-    given = vars(arguments)
-    settings = Settings(**{name: given[name] for name in OPTIONS if name in given})
-    key = read_key(arguments.api_key_file)
+    """Serves until a signal stops the server."""
+    options = vars(arguments)
+    settings = Settings(**{name: options[name] for name in OPTIONS if name in options})
+    key = read_api_key(arguments.api_key_file)
     if key is not None and arguments.no_api_key:
-        raise UsageError("there is a key, and --no-api-key", "leave one of them out")
+        raise UsageError("--no-api-key is set, and there is an API key", "leave one of them out")
     if not 0 <= arguments.port < 65536:
         raise UsageError(f"--port is {arguments.port}; it must be from 0 to 65535")
     try:
@@ -56,15 +70,15 @@ def run(arguments: argparse.Namespace) -> Answer:
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[serve]'") from None
     sources = [Source(model, arguments.torch_files) for model in arguments.models]
-    done = serve(
+    summary = serve(
         sources, arguments.name, settings, host=arguments.host, port=arguments.port, device=arguments.device,
         key=key, keyless=arguments.no_api_key,
     )  # fmt: skip
-    return Answer(done, [f"{done['requests']} requests answered"])
+    return Answer(summary, [f"{summary['requests']} requests answered"])
 
 
-def read_key(file: str | None) -> str | None:
-    """The key in a file or in the environment; raises `UsageError` for an empty one."""
+def read_api_key(file: str | None) -> str | None:
+    """Returns the API key of the file or the environment; raises `UsageError` for an empty one."""
     if file is None:
         key = os.environ.get("VITRAIL_API_KEY")
     else:
@@ -73,5 +87,5 @@ def read_key(file: str | None) -> str | None:
         except (OSError, UnicodeDecodeError):
             raise UsageError(f"the key cannot be read from {file}") from None
     if key is not None and not key:
-        raise UsageError("the key is empty", "put a long random text there: openssl rand -hex 32")
+        raise UsageError("the key is empty", "use a long random text: openssl rand -hex 32")
     return key

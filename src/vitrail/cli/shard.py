@@ -2,9 +2,9 @@
 
 Every verb takes the output folder, or some of its shards ("OUT/train-{000000..000009}.tar"), in place of DATA, with the
 same result to the last bit. Each split has its own shards (train-000000.tar, ...); a source without splits gives
-shards-000000.tar. Image files are copied byte for byte. Inside the shards they are in random order, so that a reader that
-streams them sees mixed classes; the index keeps the order of DATA. A sample has the image (KEY.jpg, KEY.png, ...), its
-class index (KEY.cls) and its names (KEY.json).
+shards-000000.tar. Image files are copied byte for byte. Inside the shards they are in random order, so that a reader
+that streams them sees mixed classes; the index keeps the order of DATA. A sample has the image (KEY.jpg, KEY.png, ...),
+its class index (KEY.cls) and its names (KEY.json).
 """
 
 import argparse
@@ -23,7 +23,9 @@ DEFAULT_SHARD_MIB = 256  # as in data/shards/writer.py, whose import would slow 
 
 def add_arguments(parser: Parser) -> None:
     add_data(parser)
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="the output folder, which must not exist (required)")
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="the output folder, which must not exist (required)"
+    )
     parser.add_argument(
         "--shard-size-mib", type=positive_number, default=DEFAULT_SHARD_MIB, metavar="MIB",
         help=f"size of a shard in MiB (default: {DEFAULT_SHARD_MIB})",

@@ -1,60 +1,89 @@
-"""Try variations of a recipe and say which is best on validation.
+"""Search for good settings of a recipe: train trials with different values and rank them on validation.
 
   vitrail sweep photos --vary lr=1e-4..1e-2:log --vary width=96,128,192 --trials 20
 
-Each trial is an ordinary run folder under OUT/trials. Trials choose by validation alone; no test image is scored
-until --score-test scores the best one, once. Every field of a recipe can be varied, or set for all trials.
-A field is LOW..HIGH, LOW..HIGH:log (evenly in powers), LOW..HIGH:STEP, or A,B,C. A TOML file says the same:
+Each trial is an ordinary run folder under OUT/trials. Trials are compared on validation only; --score-test scores the
+best one on the test images, once. Every field of a recipe can be varied, or set for all trials. VALUES are LOW..HIGH,
+LOW..HIGH:log (log-uniform), LOW..HIGH:STEP, or A,B,C. A TOML file can say the same:
   lr = "1e-4..1e-2:log"
   width = [96, 128, 192]
-  warmup = {from = 0.0, to = 0.3}
-Any number of processes and machines that see OUT can join with --resume; a trial whose process dies is taken up again.
+  warmup_fraction = {from = 0.0, to = 0.3}
+Any number of processes and machines that see OUT can join with --resume. A trial whose process dies is resumed by
+another.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from vitrail.cli.main import Answer
-from vitrail.cli.train import add_start, given_fields, scores_in_words
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import add_data, add_engine, count
+from vitrail.cli.parser import Parser
+from vitrail.cli.recipe_options import add_training_options, recipe_changes
+from vitrail.cli.train import describe_scores
 from vitrail.errors import UsageError
 from vitrail.sweeps import sweep
 from vitrail.sweeps.config import Metric, Pruner, Sampler
 from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE
 from vitrail.sweeps.space import format_value, load_space, parse_vary
 
-MOST = 20  # lines of the table that are shown
+MAX_ROWS_SHOWN = 20
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options: the sweep's own, and every field of a recipe, for all trials."""
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--vary", action="append", default=[], metavar="FIELD=VALUES", help="a field; may be repeated")
-    parser.add_argument("--space", metavar="FILE", help="the fields to vary, as TOML")
-    parser.add_argument("--trials", type=int, metavar="N", help="trials in all (20); more of them extend a sweep")
-    parser.add_argument("--sampler", choices=get_args(Sampler), help="tpe learns from the trials before (tpe)")
-    parser.add_argument("--pruner", choices=get_args(Pruner), help="end trials early by their epochs so far (median)")
-    parser.add_argument("--metric", choices=get_args(Metric), help="what of validation is compared (accuracy)")
-    parser.add_argument("--sweep-seed", type=int, metavar="N", help="decides which points are tried (0)")
-    parser.add_argument("--processes", type=int, metavar="N", help="trials at a time (1; with ray all of its cores)")
-    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
-    parser.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)")
-    parser.add_argument("--score-test", action="store_true", help="score the best one on test, once, with a report")
-    add_start(parser, out="the sweep's folder (sweeps/NAME)", resume="go on with the sweep in --out, or join it")
+def add_arguments(parser: Parser) -> None:
+    add_data(parser)
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUES",
+        help="vary a field; can be repeated (default: none)",
+    )
+    parser.add_argument("--space", metavar="FILE", help="a TOML file with the fields to vary (default: none)")
+    parser.add_argument(
+        "--trials",
+        type=count(),
+        metavar="COUNT",
+        help="number of trials; a larger number extends a sweep (default: 20)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=get_args(Sampler),
+        help="how values are chosen; tpe learns from earlier trials (default: tpe)",
+    )
+    parser.add_argument(
+        "--pruner", choices=get_args(Pruner), help="rule that ends bad trials early, by epoch (default: median)"
+    )
+    parser.add_argument("--metric", choices=get_args(Metric), help="validation metric to optimize (default: accuracy)")
+    parser.add_argument("--sweep-seed", type=int, metavar="SEED", help="seed of the sampler (default: 0)")
+    parser.add_argument(
+        "--processes",
+        type=count(),
+        metavar="COUNT",
+        help="trials that train at once (default: 1; with Ray, all its cores)",
+    )
+    parser.add_argument(
+        "--score-test",
+        action="store_true",
+        help="score the best trial on the test images, with a report (default: off)",
+    )
+    add_engine(parser)
+    add_training_options(
+        parser, out_help="the sweep's folder (default: sweeps/NAME)", resume_help="continue or join the sweep in --out"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    """Sweeps and shows the table."""
     from_file = load_space(arguments.space) if arguments.space else {}
-    in_words = parse_vary(arguments.vary)
-    if both := sorted(set(from_file) & set(in_words)):
+    from_options = parse_vary(arguments.vary)
+    if both := sorted(set(from_file) & set(from_options)):
         raise UsageError(f"{both[0]} is varied in {arguments.space} and by --vary", "name its values once")
-    vary, changes = {**from_file, **in_words}, given_fields(arguments)
+    vary, changes = {**from_file, **from_options}, recipe_changes(arguments)
     if both := sorted(set(vary) & set(changes)):
         raise UsageError(f"{both[0]} is both set and varied", f"leave out --{both[0].replace('_', '-')}")
     if not vary and not arguments.resume:
         raise UsageError("a sweep needs a field to vary", "add --vary lr=1e-4..1e-2:log, for example")
-    done = sweep(
+    result = sweep(
         arguments.data,
         vary=vary,
         trials=arguments.trials,
@@ -75,49 +104,52 @@ def run(arguments: argparse.Namespace) -> Answer:
         torch_files=arguments.torch_files,
         **changes,
     )
-    return Answer(done.to_json(), in_lines(done.result, done.folder), 0 if done.best else 1)
+    return Answer(result.to_json(), describe_result(result.result, result.folder), 0 if result.best else 1)
 
 
-def in_lines(result: dict[str, Any], folder: Path) -> list[str]:
-    """What people see: the table, what it is worth, and where to go on."""
-    lines = table(result["rows"][:MOST])
-    if (more := len(result["rows"]) - MOST) > 0:
+def describe_result(result: dict[str, Any], folder: Path) -> list[str]:
+    """Returns the table, how reliable it is, and the next command, as lines."""
+    lines = format_table(result["rows"][:MAX_ROWS_SHOWN])
+    if (more := len(result["rows"]) - MAX_ROWS_SHOWN) > 0:
         lines.append(f"and {more} more in {folder / 'sweep.csv'}")
     best = result["best"]
     if best is None:
-        return [*lines, f"no trial is complete; everything is in {folder}"]
+        return [*lines, f"no trial is complete; files are in {folder}"]
     low, high = best["accuracy_interval"]
     lines.append(
-        f"best on validation: trial {best['trial']}, accuracy {best['accuracy']:.4f} (95 % interval {low:.4f} to "
+        f"best on validation: trial {best['trial']}, accuracy {best['accuracy']:.4f} (95% interval {low:.4f} to "
         f"{high:.4f}, {result['validation_images']} images), optimistic: the best of all trials on this score"
     )
     if result["indistinguishable"]:
         lines.append(
-            f"{result['indistinguishable']} of the {result['complete'] - 1} other complete trials lie within that interval: "
-            "so many images cannot tell them apart"
+            f"{result['indistinguishable']} of the {result['complete'] - 1} other complete trials are within that "
+            "interval: "
+            "these images cannot rank them"
         )
     if result["importance"]:
         parts = ", ".join(f"{name} {part:.0%}" for name, part in result["importance"].items())
         n = result["complete"]
-        caution = f", of {n} trials: little more than a guess" if n < MIN_TRIALS_FOR_IMPORTANCE else f", of {n} trials"
-        lines.append(f"what the differences come from (fANOVA): {parts}{caution}")
+        caution = (
+            f", from {n} trials: too few to be reliable" if n < MIN_TRIALS_FOR_IMPORTANCE else f", from {n} trials"
+        )
+        lines.append(f"importance of the fields (fANOVA): {parts}{caution}")
     if finished := result.get("best_on_test"):
-        lines.append(f"trial {finished['trial']}, scored once on test: {scores_in_words('test', finished['test'])}")
-        lines.append(f"  {folder / 'best' / 'report.html'}  everything worth knowing of it")
-    lines.append(f"train it by itself: {result['command']}")
-    lines.append(f"{result['seconds']:.0f} s of training; everything is in {folder}")
-    for name, what in (
+        lines.append(f"trial {finished['trial']}, scored once on test: {describe_scores('test', finished['test'])}")
+        lines.append(f"  {folder / 'best' / 'report.html'}  its report")
+    lines.append(f"train it again: {result['command']}")
+    lines.append(f"{result['seconds']:.0f} s of training; files are in {folder}")
+    for name, description in (
         ("slices.png", "accuracy by each field"),
-        ("parallel.png", "every trial as a line through all fields"),
+        ("parallel.png", "every trial as a line through its values"),
         ("sweep.csv", "the table; sweep.json has it too"),
-        (best["run"], "the best run, an ordinary one"),
+        (best["run"], "the run of the best trial"),
     ):
-        lines.append(f"  {folder / name}  {what}")
+        lines.append(f"  {folder / name}  {description}")
     return lines
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The trials, a line each, with columns as wide as they need to be."""
+def format_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns the trials as lines of aligned columns."""
     fields = list(rows[0]["values"]) if rows else []
     cells = [["rank", "trial", *fields, "accuracy", "95 % interval", "loss", "epochs", "seconds", ""]]
     for row in rows:

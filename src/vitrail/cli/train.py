@@ -1,9 +1,6 @@
-"""Train a classifier on labelled images, from nothing or from another model's weights.
+"""Train a classifier on labeled images, from scratch or from other weights.
 
-DATA is a folder (train/ val/ test/, or one folder per class that is divided), a CSV or parquet of paths and labels, a
-built-in name (digits, cifar10, mnist, ...), tar shards (a folder of them, "out/train-{000000..000099}.tar",
-s3://...), or hf:NAME (Hugging Face datasets). Writes a run folder: the classifier, its curves, its confusion matrix and
-what it looks at.
+Writes a run folder: the classifier, metrics, curves, the confusion matrix, attention maps and a report.
 """
 
 import argparse
@@ -12,125 +9,99 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitrail.cli.launch import end_with_parent, hand_back, launch, launched
-from vitrail.cli.loading import WHAT
-from vitrail.cli.main import Answer
+from vitrail.cli.answer import Answer
+from vitrail.cli.arguments import add_data, add_engine, count
+from vitrail.cli.launch import end_with_parent, is_launched, launch, return_answer
+from vitrail.cli.parser import Parser
+from vitrail.cli.recipe_options import add_training_options, recipe_changes
 from vitrail.console import log
-from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import describe_scored_images
-from vitrail.model import ViTConfig
 from vitrail.runs.finish import Run
 from vitrail.runs.probes import describe_probes
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost
-from vitrail.training.recipe import RECIPE_FIELDS, Recipe
-from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES
-from vitrail.weights.sizes import SIZES
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options: a few of the verb's own, and every field of a recipe."""
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
-    parser.add_argument("--no-report", action="store_true", help="no report.html at the end")
-    parser.add_argument("--processes", type=int, metavar="N", help="train one model by N processes")
-    parser.add_argument(
-        "--fsdp", action="store_true", help="shard the model over the processes, with --optimizer adamw"
+def add_arguments(parser: Parser) -> None:
+    add_data(parser)
+    add_training_options(
+        parser, out_help="the run folder (default: runs/NAME)", resume_help="continue the run in --out"
     )
-    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="what starts them (this machine)")
-    parser.add_argument("--ray-address", metavar="A", help="the Ray cluster (one of its own on this machine)")
-    parser.add_argument("--min-processes", type=int, metavar="N", help="with ray: go on with as few as N of them")
-    parser.add_argument("--restarts", type=int, metavar="N", help="with ray: start lost ones again so often (3)")
-    add_start(parser, out="the run folder (runs/NAME)", resume="go on with the run in --out")
-
-
-def add_start(parser: argparse.ArgumentParser, out: str, resume: str) -> None:
-    """The options of every verb that trains: what it starts from, where it writes, every field of a recipe."""
-    from vitrail.cli.fields import add_fields
-
-    parser.add_argument("--from", dest="model", metavar="MODEL", help=f"weights to start from: {WHAT}")
-    parser.add_argument("--torch-files", action="store_true", help="let MODEL be plain tensors in torch's own files")
     parser.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help=f"{', '.join(RECIPES)}, or a TOML or JSON file ({DEFAULT_RECIPE}; with --from {DEFAULT_TRANSFER_RECIPE})",
+        "--processes", type=count(), metavar="COUNT", help="processes that train one model (default: 1)"
     )
-    parser.add_argument("--size", choices=list(SIZES), default=argparse.SUPPRESS, help="a named width, depth, heads")
-    parser.add_argument("--out", metavar="DIR", help=out)
-    parser.add_argument("--resume", action="store_true", help=resume)
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps (the best there is)")
-    parser.add_argument("--no-check", action="store_true", help="train without looking at the data before")
-    for title, kind, place in (
-        ("training", Recipe, "recipe"),
-        ("augmentation", Augment, "augment"),
-        ("model", ViTConfig, "model"),
-    ):
-        add_fields(
-            parser,
-            f"{title} (fields of the recipe)",
-            kind,
-            [name for name in RECIPE_FIELDS if RECIPE_FIELDS[name] == place],
-        )
+    parser.add_argument("--no-report", action="store_true", help="write no report.html at the end (default: off)")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files (default: off)")
+    group = parser.add_advanced_group("several processes")
+    group.add_argument(
+        "--fsdp", action="store_true", help="shard the model over the processes; needs --optimizer adamw (default: off)"
+    )
+    add_engine(group)
+    group.add_argument(
+        "--min-processes", type=count(), metavar="COUNT",
+        help="with Ray: continue with this many processes, if others are lost (default: --processes)",
+    )  # fmt: skip
+    group.add_argument(
+        "--restarts", type=count(0), metavar="COUNT", help="with Ray: restarts of lost processes (default: 3)"
+    )
 
 
-def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a recipe that were given."""
-    given = vars(arguments)
-    return {name: given[name] for name in (*RECIPE_FIELDS, "size") if name in given}
-
-
-def scores_in_words(split: str, scores: dict[str, Any]) -> str:
-    """Accuracy with its interval, loss, and of how many images."""
+def describe_scores(split: str, scores: dict[str, Any]) -> str:
+    """Returns accuracy with its interval, loss and number of images as text."""
     low, high = scores["accuracy_interval"]
     return (
-        f"{split} accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+        f"{split} accuracy {scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
         f"loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
     )
 
 
 def run(arguments: argparse.Namespace) -> Answer | None:
-    """Trains and says what came out, once, however many processes train."""
-    first = int(os.environ.get("RANK", 0)) == 0
+    """Trains; of several processes, the first one returns the answer."""
+    is_first = int(os.environ.get("RANK", 0)) == 0
     if arguments.engine == "ray":
-        return trained(arguments)
+        return train_and_describe(arguments)
     if arguments.ray_address or arguments.min_processes or arguments.restarts is not None:
         raise UsageError("--ray-address, --min-processes and --restarts are for Ray", "add --engine ray")
-    if arguments.processes is not None and not launched():
-        return launch(arguments.line, arguments.processes)
+    if arguments.processes is not None and not is_launched():
+        return launch(arguments.command_line, arguments.processes)
     answer: Answer | VitrailError
     try:
-        if launched():
+        if is_launched():
             end_with_parent()
-        answer = trained(arguments)
-    except PeerLost as error:  # no answer: the launcher starts the group again, or says how it ended
+        answer = train_and_describe(arguments)
+    except PeerLost as error:  # no answer: the launcher restarts the group, or reports how it ended
         log(f"warning: {error}")
         raise SystemExit(error.exit_code) from None
-    except VitrailError as error:  # all processes end with it, and one says it
-        if first and not launched():
+    except VitrailError as error:  # all processes raise it, and one reports it
+        if is_first and not is_launched():
             raise
         answer = error
-    if launched():
-        if first:
-            hand_back(answer)
+    if is_launched():
+        if is_first:
+            return_answer(answer)
         return None
     if isinstance(answer, VitrailError):
         raise SystemExit(answer.exit_code)
-    return answer if first else None
+    return answer if is_first else None
 
 
-def trained(arguments: argparse.Namespace) -> Answer:
-    """Trains, or has Ray train, and says what came out as JSON and in words."""
+def train_and_describe(arguments: argparse.Namespace) -> Answer:
+    """Trains, on Ray if requested; returns the result as JSON and as text."""
     start: Callable[..., Run] = train
     options: dict[str, Any] = {}
     if arguments.engine == "ray":
         from vitrail.runs.ray import train_on_ray as start
 
-        most = 2 if arguments.processes is None else arguments.processes
-        least = most if arguments.min_processes is None else arguments.min_processes
+        max_processes = 2 if arguments.processes is None else arguments.processes
+        min_processes = max_processes if arguments.min_processes is None else arguments.min_processes
         restarts = 3 if arguments.restarts is None else arguments.restarts
-        options = {"processes": (least, most), "restarts": restarts, "ray_address": arguments.ray_address}
-    finished = start(
+        options = {
+            "processes": (min_processes, max_processes),
+            "restarts": restarts,
+            "ray_address": arguments.ray_address,
+        }
+    run = start(
         arguments.data,
         model=arguments.model,
         torch_files=arguments.torch_files,
@@ -143,25 +114,25 @@ def trained(arguments: argparse.Namespace) -> Answer:
         check=not arguments.no_check,
         fsdp=arguments.fsdp,
         **options,
-        **given_fields(arguments),
+        **recipe_changes(arguments),
     )
-    shown = []
+    lines = []
     for split in ("test", "validation"):
-        if scores := finished.result.get(split):
-            shown.append(scores_in_words(split, scores))
-    if finished.result.get("probe"):
-        shown += describe_probes(finished.result["probe"])
-    if finished.result.get("verdict"):
-        shown.append(finished.result["verdict"])
-    shown.append(f"trained in {finished.result['seconds']:.0f} s; everything is in {finished.folder}")
-    for name, what in (
+        if scores := run.result.get(split):
+            lines.append(describe_scores(split, scores))
+    if run.result.get("probe"):
+        lines += describe_probes(run.result["probe"])
+    if run.result.get("verdict"):
+        lines.append(run.result["verdict"])
+    lines.append(f"trained in {run.result['seconds']:.0f} s; files are in {run.folder}")
+    for name, description in (
         ("classifier.safetensors", "the classifier"),
-        ("report.html", "everything worth knowing of it, to open in a browser"),
+        ("report.html", "the report, for a browser"),
         ("classes.png", "some images of every class"),
         ("curves.png", "loss and accuracy by epoch"),
-        ("confusion.png", "what it mistakes for what"),
-        ("attention.png", "what it looks at"),
+        ("confusion.png", "the confusion matrix"),
+        ("attention.png", "attention maps of test images"),
     ):
-        if Path(finished.folder, name).exists():
-            shown.append(f"  {finished.folder / name}  {what}")
-    return Answer(finished.to_json(), shown)
+        if Path(run.folder, name).exists():
+            lines.append(f"  {run.folder / name}  {description}")
+    return Answer(run.to_json(), lines)

@@ -118,7 +118,9 @@ def border_evidence(document: Document) -> Finding | None:
         return None
     suspicious = [row["class"] for row in section["classes"] if row["is_suspicious"]]
     if not suspicious:
-        return Finding(Level.OK, "The evidence is not concentrated on the border of the image for any class.", "attribution")
+        return Finding(
+            Level.OK, "The evidence is not concentrated on the border of the image for any class.", "attribution"
+        )
     return Finding(
         Level.WARNING,
         f"Possible shortcut: for {join_names(suspicious)} the evidence is concentrated on the border of the image. "
