@@ -71,7 +71,7 @@ def test_evaluate_counts_unreadable_images(run: vitrail.Run, make_folder, capsys
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
     assert main(["evaluate", str(run.folder), str(folder), "--skip-unreadable", "--json"]) == 1
-    assert "not one of 18 images" in json.loads(capsys.readouterr().out)["error"]
+    assert "none of 18 images" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_a_table_with_missing_files_is_refused_or_they_are_counted(
@@ -121,7 +121,7 @@ def test_probes_count_unreadable_images(run: vitrail.Run, damaged: Path, monkeyp
     np.testing.assert_allclose(probe.knn.outcome.logits, readable.knn.outcome.logits, atol=1e-3)
     for file in (damaged / "test").rglob("*.png"):
         truncate(file)
-    with pytest.raises(NoReadableImages, match="not one of 17 images"):
+    with pytest.raises(NoReadableImages, match="none of 17 images"):
         vitrail.probe(run.classifier, damaged, skip_unreadable=True)
 
 
@@ -229,7 +229,7 @@ def test_a_disk_unmounted_during_validation_leaves_a_run_that_can_resume(make_fo
 
     monkeypatch.setattr(epochs, "validate", unmount_and_validate)
     options = {"epochs": 1, "batch_size": 8, "image_cache_gib": 0.0, "workers": 0, "skip_unreadable": True, **SMALL}
-    with pytest.raises(NoReadableImages, match="not one of 4 images") as caught:
+    with pytest.raises(NoReadableImages, match="none of 4 images") as caught:
         vitrail.train(folder, out=folder.parent / "run", **options)
     assert "saved at step 2, continue with: vitrail train" in str(caught.value.hint)
     away.rename(folder / "val")
