@@ -27,7 +27,7 @@ from test_explain import (
 from vitrail.classifier import Classifier, NonFiniteOutput
 from vitrail.data import Images
 from vitrail.errors import UsageError
-from vitrail.explanation import METHODS, explain_batch
+from vitrail.explanation import METHOD_ALIASES, METHODS, explain_batch
 from vitrail.explanation.attention import readout_weights
 from vitrail.explanation.faithfulness import evaluate_faithfulness
 from vitrail.explanation.hooks import eval_mode, record_block_inputs
@@ -380,6 +380,17 @@ def test_the_map_of_a_query_is_its_row_of_the_attention_matrix(options):
         actual = explain_batch(clf, photos(), method="attention", layer=1, head=head, query=(2, 3))
         assert_close(stack_maps(actual).reshape(3, -1), weights, 1e-5)
     assert actual[0].question == "what the patch in row 2, column 3 attends to"
+
+
+# Names.
+
+
+@pytest.mark.parametrize(("old", "name"), METHOD_ALIASES.items())
+def test_an_old_name_gives_the_method_of_its_new_name(old, name):
+    clf = classifier()
+    by_old_name, by_name = (explain_batch(clf, photos(), method=method)[0] for method in (old, name))
+    assert by_old_name.method == by_name.method == name
+    assert (by_old_name.map == by_name.map).all()
 
 
 # Targets.
