@@ -159,7 +159,7 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         (["--method", "rollout", "--head", "0"], "rollout takes no head"),
         (["--class", "rde"], "no class 'rde'"),
         (["--class", "red", "--against", "rde"], "no class 'rde'"),
-        (["--class", "red", "--against", "red"], "held against itself"),
+        (["--class", "red", "--against", "red"], "compared with itself"),
         (["--against", "red"], "needs a class"),
         (["--query", "3"], "--query is '3'"),
         (["--query", "3,8"], "no patch in row 3, column 8"),
