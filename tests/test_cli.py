@@ -1,5 +1,6 @@
 """The command line as people and programs use it."""
 
+import importlib
 import json
 import os
 import re
@@ -13,10 +14,14 @@ from PIL import Image
 
 import vitrail
 from vitrail import console
-from vitrail.cli import main
+from vitrail.cli import main, probe, shard
 from vitrail.cli.answer import ANSWER_FILE as ANSWER
-from vitrail.cli.main import VERBS
+from vitrail.cli.main import VERBS, make_parser
+from vitrail.cli.parser import Parser
+from vitrail.data.shards import writer
 from vitrail.errors import is_out_of_memory
+from vitrail.evaluation import knn
+from vitrail.training.recipe import RECIPE_FIELDS
 
 
 def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
@@ -143,7 +148,7 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         assert len(row["map"][0]) == 8
         assert sum(map(sum, row["map"])) == pytest.approx(1, abs=1e-4)
         Image.open(row["files"][0]).verify()
-    code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", "--head", "all")
+    code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", "--attention-head", "all")
     assert len(document["explanations"][0]["heads"]) == 2
     code, document, _ = ask(capsys, "explain", run.folder, image, "--method", "rollout", "--out", tmp_path / "maps")
     assert document["explanations"][0]["files"][0].endswith("0.rollout.png")
@@ -154,19 +159,19 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
     [
         (["--method", "attentoin"], "attentoin"),
         (["--layer", "9"], "no layer 9"),
-        (["--head", "7"], "no head 7"),
-        (["--head", "first"], "--head is 'first'"),
-        (["--method", "rollout", "--head", "0"], "rollout takes no head"),
+        (["--attention-head", "7"], "no head 7"),
+        (["--attention-head", "first"], "--attention-head is 'first'"),
+        (["--method", "rollout", "--attention-head", "0"], "rollout takes no head"),
         (["--class", "rde"], "no class 'rde'"),
         (["--class", "red", "--against", "rde"], "no class 'rde'"),
-        (["--class", "red", "--against", "red"], "compared with itself"),
-        (["--against", "red"], "needs a class"),
+        (["--class", "red", "--against", "red"], "is compared with itself"),
+        (["--against", "red"], "--against needs --class"),
         (["--query", "3"], "--query is '3'"),
         (["--query", "3,8"], "no patch in row 3, column 8"),
         (["--layer", "last"], "--layer is 'last'"),
-        (["--layer", "all", "--head", "all"], "do not fit"),
+        (["--layer", "all", "--attention-head", "all"], "do not fit"),
         (["--layer", "all", "--picture", "overlay"], "--picture overlay is for one map"),
-        (["--head", "all", "--smooth"], "--smooth is for one map"),
+        (["--attention-head", "all", "--smooth"], "--smooth is for one map"),
         (["--method", "balanced", "--layer", "0"], "libragrad takes no layer"),
     ],
 )
@@ -214,8 +219,13 @@ def test_inspect_and_models(run: vitrail.Run, capsys):
     _, document, _ = ask(capsys, "models")
     sizes = {row["size"]: row["parameters"] for row in document["sizes"]}
     assert sizes["B"] == 86_566_888  # torchvision's 86,567,656 less the class token's own position, which is folded in
+    _, document, _ = ask(capsys, "recipe")
     recipes = {"small", "tutorial", "speedrun-75", "speedrun-90", "finetune", "linear", "lora"}
     assert {row["recipe"] for row in document["recipes"]} == recipes
+    _, document, _ = ask(capsys, "recipe", "small")
+    assert document["optimizer"] == "muon" and document["batch_size"] is None
+    assert main(["recipe", "small"]) == 0
+    assert "peak learning rate" in capsys.readouterr().out
 
 
 def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
@@ -287,7 +297,7 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path, capsys):
     code, document, _ = ask(
         capsys, "train", "digits", *small, "--mlp-width", 10**13, "--out", tmp_path / "run"
     )  # more than any processor can address
-    assert (code, document["error"]) == (1, "the memory does not suffice")
+    assert (code, document["error"]) == (1, "there is not enough memory")
     assert "--batch-size" in document["hint"]
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert is_out_of_memory(MemoryError())
@@ -311,17 +321,17 @@ def test_names_that_are_not_utf8(run: vitrail.Run, colours: Path, tmp_path: Path
     assert r"there is no file \udcff.safetensors" in err
     image, out = colours / "test" / "red" / "0.png", tmp_path / strange
     _, document, _ = ask(capsys, "explain", run.folder, image, "--out", out)
-    assert document["explanations"][0]["files"] == [str(out / "0.balanced.png")]
-    assert (out / "0.balanced.png").is_file()
+    assert document["explanations"][0]["files"] == [str(out / "0.libragrad.png")]
+    assert (out / "0.libragrad.png").is_file()
     assert main(["explain", str(run.folder), str(image), "--out", str(out)]) == 0
-    assert r"/\udcff/0.balanced-2.png" in capsys.readouterr().out
+    assert r"/\udcff/0.libragrad-2.png" in capsys.readouterr().out
 
 
 def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, colours: Path, monkeypatch, capsys):
     words = ["predict", str(run.folder), str(colours / "test"), "--batch-size", "8"]
     assert main(words) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(console, "EVERY", 0.0)
+    monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.0)
     assert main(words) == 0
     line = r"predicting: (8|16) of 24, [\d,]+ per second, \d:\d\d:\d\d left"
     said = capsys.readouterr().err.splitlines()
@@ -331,10 +341,10 @@ def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, c
         assert capsys.readouterr().err == ""  # of those it is not known how long they took
         progress.advance(note="lens")
         assert re.fullmatch(r"scoring: 5 of 10,( [\d,]+ per second,)? 0:00:00 left, lens\n", capsys.readouterr().err)
-        monkeypatch.setattr(console, "EVERY", 1e9)
+        monkeypatch.setattr(console, "LINE_INTERVAL_S", 1e9)
         progress.advance()
         assert capsys.readouterr().err == ""
-        monkeypatch.setattr(console, "EVERY", 0.0)
+        monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.0)
         progress.advance(4)
         assert capsys.readouterr().err == ""  # it is over
     with console.progress_bar("listing", None) as progress:
@@ -383,7 +393,7 @@ def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colo
     code, document, _ = ask(capsys, "explain", run.folder, tmp_path, "--out", tmp_path / "maps", "--class", "red")
     assert code == 0
     names = sorted(Path(row["files"][0]).name for row in document["explanations"])
-    assert names == ["short.balanced.red.png", "漢" * 66 + ".png"]
+    assert names == ["short.libragrad.red.png", "漢" * 66 + ".png"]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +409,7 @@ def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colo
         ["train", "digits", "--out", "FILE/sub", "--resume"],
         ["train", "digits", "--device", "banana"],
         ["evaluate", "MODEL", "digits", "--device", "meta"],
-        ["explain", "MODEL", "a.png", "--head", "²"],
+        ["explain", "MODEL", "a.png", "--attention-head", "²"],
         ["evaluate", "MODEL", "digits"],  # a model of colours, grey digits: unknown classes
     ],
     ids=lambda words: " ".join(word[:12] for word in words),
@@ -451,16 +461,16 @@ def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
 
     default = row()
     assert (default["label"], default["method"], default["signed"]) == ("red", "libragrad", True)
-    assert default["files"][0].endswith("0.balanced.png")
+    assert default["files"][0].endswith("0.libragrad.png")
     blue = row("--class", "blue")
     assert (blue["label"], blue["predicted"]) == ("blue", "red")
     assert blue["map"] != default["map"]
     assert row("--class", "blue", "--against", "red")["against"] == "red"
-    assert row("--head", "1")["method"] == "attention"
+    assert row("--attention-head", "1")["method"] == "attention"
     assert row("--query", "3,4")["query"] == [3, 4]
     assert [each["layer"] for each in row("--layer", "all", "--method", "lens")["layers"]] == [0, 1]
-    assert row("--format", "svg", "--picture", "overlay", "--smooth")["files"][0].endswith("0.balanced.svg")
-    for words, titles in (("--layer all --head 1", "layer"), ("--layer 1 --head all", "head")):
+    assert row("--format", "svg", "--picture", "overlay", "--smooth")["files"][0].endswith("0.libragrad.svg")
+    for words, titles in (("--layer all --attention-head 1", "layer"), ("--layer 1 --attention-head all", "head")):
         drawn = Path(row(*words.split(), "--format", "svg")["files"][0]).read_text()
         assert re.findall("<!-- ((?:layer|head) .*) -->", drawn) == [f"{titles} 0", f"{titles} 1"]
     assert "half of it is in" in default["summary"]
@@ -475,7 +485,7 @@ def test_explain_names_a_picture_after_any_class(tmp_path: Path, run: vitrail.Ru
     _, document, _ = ask(
         capsys, "explain", tmp_path / "odd.safetensors", image, "--class", "a/../b", "--out", tmp_path / "maps"
     )
-    assert document["explanations"][0]["files"] == [str(tmp_path / "maps" / "0.balanced.a_.._b.png")]
+    assert document["explanations"][0]["files"] == [str(tmp_path / "maps" / "0.libragrad.a_.._b.png")]
 
 
 def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.Run, colours: Path, tmp_path, capsys):
@@ -492,18 +502,69 @@ def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.
     assert main([*map(str, words)]) == 0
     shown = capsys.readouterr().out
     assert "12 of the 24 test images of colours" in shown
-    assert re.search(r"balanced +0\.\d{3}.*\n +±0\.\d{3}", shown)
+    assert re.search(r"libragrad +0\.\d{3}.*\n +±0\.\d{3}", shown)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--methods", "libragrd"], "no method 'libragrd'"),
-        (["--max-images", "0"], "--images is 0"),
-        (["--steps", "-1"], "--steps is -1"),
+        (["--max-images", "0"], "--max-images: 0 is too small"),
+        (["--steps", "-1"], "--steps: -1 is too small"),
     ],
 )
 def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colours: Path, words, said, capsys):
     code, document, _ = ask(capsys, "faithfulness", run.folder, colours, *words)
     assert code == 2
     assert said in document["error"]
+
+
+def parser_of(verb: str) -> Parser:
+    return make_parser(verb, importlib.import_module(f"vitrail.cli.{verb}"))
+
+
+def test_every_option_names_its_default():
+    """Or that it is required. Metavars are words, not single letters."""
+    for verb in VERBS:
+        for action in parser_of(verb)._actions:
+            if not action.option_strings or "--help" in action.option_strings or "--help-all" in action.option_strings:
+                continue
+            option = f"{verb} {action.option_strings[0]}"
+            assert action.help and ("default" in action.help or "(required)" in action.help), option
+            assert action.metavar is None or len(str(action.metavar)) > 1, option
+
+
+def test_an_option_takes_the_same_in_every_verb():
+    metavars: dict[str, set[str]] = {}
+    for verb in VERBS:
+        for action in parser_of(verb)._actions:
+            for option in action.option_strings:
+                metavars.setdefault(option, set()).add(str(action.metavar or action.choices).removesuffix("|none"))
+    several = {option: values for option, values in metavars.items() if len(values) > 1}
+    assert set(several) <= {"--out", "--format", "--precision"}, several  # each verb writes its own formats
+
+
+def test_help_is_short_and_help_all_is_complete(capsys):
+    for words in (["train", "--help"], ["help", "train"]):
+        assert main(words) == 0
+        short = capsys.readouterr().out
+        assert "--epochs" in short and "--muon-lr" not in short and "more options: vitrail train --help-all" in short
+    assert main(["train", "--help-all"]) == 0
+    full = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in full for name in RECIPE_FIELDS)
+    assert "default: 0.001 in recipe small" in " ".join(full.split())
+
+
+@pytest.mark.parametrize("words", [["--version"], ["trian"], ["help"], []])
+def test_simple_answers_import_nothing_heavy(words):
+    code = (
+        "import sys; from vitrail.cli import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'numpy', 'torchvision', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_default_shard_size_is_the_writers():
+    assert shard.DEFAULT_SHARD_MIB == writer.DEFAULT_SHARD_MIB
+    assert (probe.DEFAULT_K, probe.DEFAULT_TEMPERATURE) == (knn.DEFAULT_K, knn.DEFAULT_TEMPERATURE)

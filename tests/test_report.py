@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 import vitrail
 from conftest import COLOURS, picture
 from vitrail.cli import main
+from vitrail.cli.evaluate import fit_temperature
 from vitrail.data import Images, Preprocess
 from vitrail.evaluation import Evaluation, Outcome, evaluate
 from vitrail.evaluation.evaluation import open_splits

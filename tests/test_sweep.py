@@ -304,9 +304,7 @@ def test_commands_for_other_recipes(colours: Path):
     verb.add_arguments(parser)
     parsed = parser.parse(arguments[2:])
     assert parsed.model == "some/model"
-    assert find_recipe(parsed.recipe, **recipe_changes(parsed)) == recipe.with_changes(
-        ema_decay=None, qkv_bias=False
-    )
+    assert find_recipe(parsed.recipe, **recipe_changes(parsed)) == recipe.with_changes(ema_decay=None, qkv_bias=False)
 
 
 def test_trials_read_no_test_image(make_folder: Callable[..., Path], tmp_path: Path):

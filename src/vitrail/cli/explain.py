@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards")
     parser.add_argument(
         "--method", metavar="NAME",
-        help=f"one of those below (default: {DEFAULT_METHOD}; with --layer, --head or --query: attention)",
+        help=f"one of those below (default: {DEFAULT_METHOD}; with --layer, --attention-head or --query: attention)",
     )  # fmt: skip
     parser.add_argument(
         "--class", dest="label", metavar="LABEL", help="the class to explain (default: the predicted class)"
@@ -53,7 +53,8 @@ def add_arguments(parser: Parser) -> None:
         help="layer from 0, or from the end with -1; all: one picture of all (default: the method's)",
     )
     parser.add_argument(
-        "--head",
+        "--attention-head",
+        dest="head",
         default="mean",
         metavar="INDEX|mean|all",
         help="attention head from 0; all: one picture of all (default: mean)",
@@ -155,7 +156,7 @@ def parse_heads(text: str, heads: int) -> list[int | None]:
     if text == "all":
         return list(range(heads))
     if not text.isdecimal():
-        raise UsageError(f"--head is {text!r}", "give a number, mean or all")
+        raise UsageError(f"--attention-head is {text!r}", "give a number, mean or all")
     return [int(text)]
 
 

@@ -89,12 +89,13 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def make_score_table(result: Faithfulness) -> Table:
     """Returns a table with a row per method and control: each measure's mean and half of its 95% interval."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from vitrail.explanation.measures import MEASURES
 
-    table = Table("method", *(name.replace("_", "\n") for name in MEASURES), "cost", box=None, header_style="bold")
+    method = Column("method", min_width=max(map(len, result.methods)))
+    table = Table(method, *(name.replace("_", "\n") for name in MEASURES), "cost", box=None, header_style="bold")
     for name, row in result.methods.items():
         cells = []
         for score in row.scores.values():

@@ -75,8 +75,6 @@ def load_data(
         splits = drop_unreadable(splits if score_test else replace(splits, test=None), unreadable)
         cache_bytes = int(recipe.image_cache_gib * GIB) // world.local_size
         splits = cache_in_memory(splits, cache_bytes, recipe.skip_unreadable)
-    for note in splits.notes:
-        log(note)
     return RunData(splits, unreadable, report)
 
 

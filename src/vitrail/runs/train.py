@@ -88,7 +88,8 @@ def train(
             start = build_classifier(requested, run_data.splits, pretrained, init_device(world))
             if world.is_main:
                 check_image_sizes(run_data, start.classifier.preprocess, requested.skip_unreadable)
-            log(describe_plan(start, world))
+            for line in (*run_data.splits.notes, describe_plan(start, world)):
+                log(line)
         config = RunConfig(
             data=str(data),
             fingerprint=run_data.splits.fingerprint,
