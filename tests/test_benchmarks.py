@@ -31,7 +31,7 @@ def test_wrong_arguments_are_refused_before_any_run(
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     Path("there/metrics.jsonl").touch()
-    monkeypatch.setattr(time_to_accuracy, "trained", lambda *args, **options: pytest.fail("it ran"))
+    monkeypatch.setattr(time_to_accuracy, "train_recipe", lambda *args, **options: pytest.fail("it ran"))
     monkeypatch.setattr(sys, "argv", ["time_to_accuracy", "data", *arguments])
     with pytest.raises(SystemExit):
         time_to_accuracy.main()
