@@ -22,8 +22,9 @@ from vitrail.classifier import BaseClassifier
 from vitrail.exporting.int8 import quantize
 from vitrail.exporting.onnx_classifier import OnnxClassifier, create_session
 from vitrail.exporting.onnx_format import add_metadata, build_onnx_model
+from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ProgramOptions
-from vitrail.exporting.verify import Verification, compare_program, load_probes
+from vitrail.exporting.verify import Verification, compare_logits
 
 BATCH_SIZES = (1, 32)
 
@@ -48,7 +49,7 @@ def main() -> None:
         )
         for name, data in files.items()
     }  # fmt: skip
-    verified = {name: compare_program(classifier, each.logits, probes) for name, each in exported.items()}
+    verified = {name: compare_logits(classifier, each.logits, probes) for name, each in exported.items()}
     times = {
         size: time_in_turns({"torch": classifier, **exported}, pixels[:size], arguments.rounds) for size in BATCH_SIZES
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from vitrail.exporting.map_program import trace_map_program
 
 import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
@@ -16,7 +17,6 @@ from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation import explain_batch
 from vitrail.exporting import int8, onnx_format
-from vitrail.exporting.map_program import trace_map_program
 from vitrail.exporting.onnx_classifier import OnnxClassifier
 from vitrail.exporting.onnx_format import add_metadata, build_onnx_model, classifier_in_memory, export_onnx
 from vitrail.exporting.program import ATTENTION, MAP, Program, ProgramOptions

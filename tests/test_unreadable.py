@@ -18,7 +18,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
-from vitrail.exporting.verify import load_probes
+from vitrail.exporting.probes import load_probes
 from vitrail.runs import epochs
 from vitrail.training.checkpoint import find_newest_checkpoint
 from vitrail.training.loop import TrainingDiverged

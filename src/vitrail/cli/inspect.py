@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 def collect_facts(path: Path, torch_files: bool) -> dict[str, Any]:
     if path.suffix.lower() != ".onnx":
         return inspect_file(path, torch_files=torch_files)
-    from vitrail.exporting.onnx_classifier import inspect_onnx
+    from vitrail.exporting.onnx_file import inspect_onnx
 
     return inspect_onnx(path)
 

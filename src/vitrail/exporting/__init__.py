@@ -1,1 +1,1 @@
-"""Weights -> other runtimes and libraries, each proven to agree before it is written."""
+"""Exports a classifier to other runtimes and libraries; each export is verified before it is written."""

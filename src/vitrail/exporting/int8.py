@@ -1,14 +1,14 @@
-"""Whole numbers of eight bits for the weights, and for what is multiplied with them while it is.
+"""Quantizes an ONNX model to 8-bit integers: weights ahead of time, activations while the model runs.
 
-Every product with a weight matrix becomes a product of integers: the weights once and for all, with a scale for each
-output channel; the activations as they come, with a scale for each token. Norms, softmax, GELU, products of activations
-with activations, and the patch embedding stay float: quantised, they break ViTs (docs/log.md has the figures).
+Each product with a weight matrix becomes an integer product. Weights have one scale per output channel, activations one
+per token. Norms, softmax, GELU, products of activations with activations, and the patch embedding stay float: ViTs lose
+their accuracy if these are quantized (docs/log.md has the figures).
 
-A scale for each token is what ONNX Runtime's own dynamic quantisation lacks. It takes one for the whole batch, so that
-an image's answer depends on the images beside it.
+ONNX Runtime's dynamic quantization has one activation scale for the whole batch, so that the output for an image
+depends on the other images. A scale per token avoids this.
 
-Weights use 129 levels of the 256: kernels for processors without VNNI add two products of 8 bits in 16 bits, and a
-weight of 127 would overflow there, without a word.
+Weights use 129 of the 256 levels: CPU kernels without VNNI add two 8-bit products in 16 bits, and a weight of 127 would
+overflow there silently.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-MAX_WEIGHT = 64  # of a weight's size as an integer: 2 * 255 * 64 is less than 2**15
-MIN_RANGE = 1e-30  # a row or a channel of zeros has no scale
+MAX_WEIGHT = 64  # largest absolute integer weight: 2 * 255 * 64 is less than 2**15
+MIN_RANGE = 1e-30  # replaces the range of a row or channel of zeros, which would have no scale
 
 
 @dataclass(frozen=True)
@@ -31,79 +31,90 @@ class MatMul:
 
 
 def quantize(model: Any) -> Any:
-    """A copy of an ONNX model with eight-bit weights, activations quantised on the way, in standard operators alone."""
+    """Returns a copy of an ONNX model with 8-bit weights; it uses standard operators only."""
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
-    small = onnx.ModelProto()
-    small.CopyFrom(model)
-    graph = small.graph
-    products = {product.node.output[0]: product for product in find_matmuls(graph)}
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    graph = quantized.graph
+    matmuls = {matmul.node.output[0]: matmul for matmul in find_matmuls(graph)}
     constants = {"int8/most": np.float32(127), "int8/least": np.float32(MIN_RANGE), "int8/one": np.float32(1),
                  "int8/middle": np.uint8(128), "int8/last": np.array([-1])}  # fmt: skip
     nodes: list[Any] = []
     for node in graph.node:
-        if node.output[0] not in products:
-            nodes.append(node)
+        name = node.output[0]
+        if name not in matmuls:
+            nodes.append(copy_node(node))
             continue
-        product, name = products[node.output[0]], node.output[0]
-        weight_DE, scale_E = quantize_weight(product.weight_DE)
+        weight_DE, scale_E = quantize_weight(matmuls[name].weight_DE)
         constants |= {f"{name}/weight": weight_DE, f"{name}/scale": scale_E}
-        # token by token x is spread over -127 to 127 and moved to 1 to 255; what came of it is taken back at the end
-        steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
-            ("Abs", [node.input[0]], "size", {}),
-            ("ReduceMax", ["size", "int8/last"], "largest", {"keepdims": 1}),
-            ("Max", ["largest", "int8/least"], "range", {}),
-            ("Div", ["int8/most", "range"], "stretch", {}),
-            ("Mul", [node.input[0], "stretch"], "stretched", {}),
-            ("QuantizeLinear", ["stretched", "int8/one", "int8/middle"], "rounded", {}),
-            ("MatMulInteger", ["rounded", "weight", "int8/middle"], "product", {}),
-            ("Cast", ["product"], "float", {"to": onnx.TensorProto.FLOAT}),
-            ("Div", ["float", "stretch"], "by token", {}),
-            ("Mul", ["by token", "scale"], "by channel", {}),
-        ]
-        if product.bias:
-            steps.append(("Add", ["by channel", product.bias], "biased", {}))
-        local = {made: f"{name}/{made}" for _, _, made, _ in steps} | {w: f"{name}/{w}" for w in ("weight", "scale")}
-        local[steps[-1][2]] = name
-        for operator, taken, made, options in steps:
-            inputs = [local.get(each, each) for each in taken]
-            nodes.append(helper.make_node(operator, inputs, [local[made]], f"{name}/{made}", **options))
-    kept = {name for node in nodes for name in node.input}
-    weights = [tensor for tensor in graph.initializer if tensor.name in kept]
-    nodes = [copied(node) for node in nodes]
+        nodes += quantized_matmul(matmuls[name], name)
+    used = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(weights)
     graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
-    return small
+    return quantized
+
+
+def quantized_matmul(matmul: MatMul, name: str) -> list[Any]:
+    """Returns the nodes that replace a product; `name` is its output.
+
+    Each token is scaled to -127..127 and shifted to 1..255; the product is divided by that scale again.
+    """
+    from onnx import TensorProto, helper
+
+    x = matmul.node.input[0]
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Abs", [x], "size", {}),
+        ("ReduceMax", ["size", "int8/last"], "largest", {"keepdims": 1}),
+        ("Max", ["largest", "int8/least"], "range", {}),
+        ("Div", ["int8/most", "range"], "stretch", {}),
+        ("Mul", [x, "stretch"], "stretched", {}),
+        ("QuantizeLinear", ["stretched", "int8/one", "int8/middle"], "rounded", {}),
+        ("MatMulInteger", ["rounded", "weight", "int8/middle"], "product", {}),
+        ("Cast", ["product"], "float", {"to": TensorProto.FLOAT}),
+        ("Div", ["float", "stretch"], "by token", {}),
+        ("Mul", ["by token", "scale"], "by channel", {}),
+    ]
+    if matmul.bias:
+        steps.append(("Add", ["by channel", matmul.bias], "biased", {}))
+    local = {output: f"{name}/{output}" for _, _, output, _ in steps}
+    local |= {constant: f"{name}/{constant}" for constant in ("weight", "scale")}
+    local[steps[-1][2]] = name
+    return [
+        helper.make_node(operator, [local.get(i, i) for i in inputs], [local[output]], f"{name}/{output}", **options)
+        for operator, inputs, output, options in steps
+    ]
 
 
 def find_matmuls(graph: Any) -> Iterator[MatMul]:
-    """The products with a constant matrix, as the exporter writes them."""
+    """Yields the products with a constant matrix, as torch's exporter writes them."""
     from onnx import helper, numpy_helper
 
-    constant = {tensor.name: tensor for tensor in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.input[0] in constant or node.input[1] not in constant:
+        if node.op_type not in ("MatMul", "Gemm") or node.input[0] in constants or node.input[1] not in constants:
             continue
-        options = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if options.get("alpha", 1.0) != 1.0 or options.get("beta", 1.0) != 1.0 or options.get("transA", 0):
             continue
-        weight = numpy_helper.to_array(constant[node.input[1]])
+        weight = numpy_helper.to_array(constants[node.input[1]])
         if weight.ndim == 2:
             bias = node.input[2] if len(node.input) > 2 else None
             yield MatMul(node, weight.T if options.get("transB", 0) else weight, bias)
 
 
 def quantize_weight(weight_DE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix as integers from -`MOST` to `MOST`, (D, E), and the float32 scale of each output channel, (E,)."""
+    """Returns int8 weights from -`MAX_WEIGHT` to `MAX_WEIGHT`, (D, E), and a float32 scale per output channel, (E,)."""
     scale_E = np.maximum(np.abs(weight_DE).max(axis=0), MIN_RANGE).astype(np.float32) / MAX_WEIGHT
     return np.rint(weight_DE / scale_E).clip(-MAX_WEIGHT, MAX_WEIGHT).astype(np.int8), scale_E.astype(np.float32)
 
 
-def copied(node: Any) -> Any:
-    """A node of its own, which stays when the graph that held it is emptied."""
-    own = type(node)()
-    own.CopyFrom(node)
-    return own
+def copy_node(node: Any) -> Any:
+    """Returns a copy of a node, which stays valid when its graph is emptied."""
+    copy = type(node)()
+    copy.CopyFrom(node)
+    return copy

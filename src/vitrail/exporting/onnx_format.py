@@ -1,9 +1,8 @@
-"""A classifier -> an ONNX file with all that using it takes: weights, classes, preprocessing, temperature, card."""
+"""Exports a classifier to an ONNX file with weights, classes, preprocessing, temperature and model card."""
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,134 +15,118 @@ from vitrail.console import silence_output
 from vitrail.errors import UsageError, VitrailError
 from vitrail.exporting.int8 import quantize
 from vitrail.exporting.model_card import write_model_card
-from vitrail.exporting.onnx_classifier import MAX_BYTES, OnnxClassifier, create_session, import_onnx, weights_digest
-from vitrail.exporting.program import ProgramOptions
-from vitrail.exporting.result import ExportResult, new_path
+from vitrail.exporting.onnx_classifier import OnnxClassifier, create_session
+from vitrail.exporting.onnx_file import MAX_BYTES, import_onnx, weights_digest
+from vitrail.exporting.program import ProgramOptions, RunProgram
+from vitrail.exporting.program_format import ProgramFormat
 from vitrail.exporting.trace import trace_program
-from vitrail.exporting.verify import Probes, Verification, check_tolerance, compare_program, verify_extra_outputs
-from vitrail.files import write_atomically
 from vitrail.weights.artifact import Artifact
 
-OPSET = 20  # the first with LayerNormalization, Gelu and all else that a ViT is made of
-LOADS = (
+OPSET = 20  # the first with all operators of a ViT, such as LayerNormalization and Gelu
+LOAD_CODE = (
     'import onnxruntime; session = onnxruntime.InferenceSession("{file}"); '
     '(logits,) = session.run(["logits"], {{"pixels": pixels}})  # pixels: uint8 (B, {channels}, {height}, {width})'
 )
-ROUNDS, TIMED = 7, 8  # of timing, and images in each
+TIMING_ROUNDS = 7
+TIMING_IMAGES = 8
 
 
-def export_onnx(
-    classifier: Classifier,
-    out: str | Path,
-    extras: ProgramOptions,
-    check: Probes,
-    tick: Callable[[int], object] = lambda n: None,
-) -> ExportResult:
-    """Writes an ONNX file that answers as the classifier does, or nothing.
+class OnnxFormat(ProgramFormat):
+    """One .onnx file; `vitrail predict`, `evaluate` and `serve` run it too."""
 
-    Raises `UsageError` where `out` exists or a package is missing, `VitrailError` with the figures where the program
-    does not agree.
+    suffix = ".onnx"
+
+    def __init__(self, classifier: Classifier, options: ProgramOptions):
+        super().__init__(classifier, options)
+        self.float_model = build_onnx_model(classifier, options)
+        self.model = quantize(self.float_model) if options.int8 else self.float_model
+        self.runner = classifier_in_memory(self.model, classifier)
+
+    def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
+        return self.runner.run(pixels_BCHW, output, target_BY)
+
+    def measure_int8(self, pixels_BCHW: Tensor) -> dict[str, Any]:
+        float_runner = classifier_in_memory(self.float_model, self.classifier)
+        times = time_in_turns([float_runner.logits, self.runner.logits], pixels_BCHW[:TIMING_IMAGES])
+        return {
+            "float_bytes": self.float_model.ByteSize(),
+            "bytes": self.model.ByteSize(),
+            "float_milliseconds": times[0],
+            "milliseconds": times[1],
+        }
+
+    def write(self, path: Path, name: str, exported: dict[str, Any]) -> None:
+        add_metadata(self.model, self.classifier, exported)
+        path.write_bytes(self.model.SerializeToString())
+
+    def read_back(self, path: Path) -> RunProgram:
+        return OnnxClassifier.load(self.model_file(path)).run
+
+
+def build_onnx_model(classifier: Classifier, options: ProgramOptions) -> Any:
+    """Returns the classifier as an ONNX model in float32, for a batch of any size.
+
+    Raises `UsageError` if a package is missing, `VitrailError` if the weights are too large for one file.
     """
-    path = new_path(out, ".onnx")
-    model, agreed, made = proven_model(classifier, extras, check, tick)
-    write_atomically(path, lambda aside: write_model(aside, model, classifier, check))
-    return ExportResult(path, "onnx", extras.outputs, agreed, path.stat().st_size, made)
-
-
-def proven_model(
-    classifier: Classifier, extras: ProgramOptions, check: Probes, tick: Callable[[int], object] = lambda n: None
-) -> tuple[Any, Verification, dict[str, Any]]:
-    """The described model, how far it agrees, and what int8 brought; raises `VitrailError` if it does not agree."""
-    extras.check(classifier)
-    whole = build_onnx_model(classifier, extras)
-    model = quantize(whole) if extras.int8 else whole
-    runner = classifier_in_memory(model, classifier)
-    agreed = compare_program(classifier, runner.logits, check, tick)
-    check_tolerance(agreed, exact=not extras.int8)
-    agreed = replace(agreed, other_differences=verify_extra_outputs(classifier, runner.run, check, extras))
-    made = gains(whole, model, classifier, check) if extras.int8 else {}
-    add_metadata(model, classifier, {**vars(extras), **agreed.to_json(), **made})
-    return model, agreed, made
-
-
-def build_onnx_model(classifier: Classifier, extras: ProgramOptions) -> Any:
-    """The classifier as an ONNX model, for a batch of any size."""
     import_onnx()
     try:
-        import onnxscript  # noqa: F401 - torch's exporter asks for it
+        import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError:
         raise UsageError("onnxscript is not installed", "pip install 'vitrail[export]'") from None
-    weights = sum(4 * parameter.numel() for parameter in classifier.vit.parameters())
-    if weights > MAX_BYTES - (64 << 20):
-        raise VitrailError(f"the weights take {weights / 1e9:.1f} GB, one ONNX file holds 2", "use --format torch")
+    weight_bytes = sum(4 * parameter.numel() for parameter in classifier.vit.parameters())
+    if weight_bytes > MAX_BYTES - (64 << 20):
+        raise VitrailError(
+            f"the weights take {weight_bytes / 1e9:.1f} GB, more than the 2 GB of an ONNX file", "use --format torch"
+        )
     with silence_output():
-        made = torch.onnx.export(
-            trace_program(classifier, extras), (), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(extras.inputs), output_names=list(extras.outputs),
+        exported = torch.onnx.export(
+            trace_program(classifier, options), (), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=list(options.inputs), output_names=list(options.outputs),
         )  # fmt: skip
-    assert made is not None
-    model = made.model_proto
-    tidy(model)
-    return model
+    assert exported is not None
+    remove_exporter_metadata(exported.model_proto)
+    return exported.model_proto
 
 
-def tidy(model: Any) -> None:
-    """Takes out what the exporter leaves for its own sake: paths of its sources, shapes that quantising trips over."""
+def remove_exporter_metadata(model: Any) -> None:
+    """Removes the exporter's source paths, and intermediate shapes that break quantization."""
     del model.graph.value_info[:]
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    for each in (*model.graph.input, *model.graph.output):
-        del each.metadata_props[:]
-        each.type.tensor_type.shape.dim[0].dim_param = "batch"
+    for port in (*model.graph.input, *model.graph.output):
+        del port.metadata_props[:]
+        port.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
 def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -> None:
-    """Puts into the model what it is: one JSON document under the key `vitrail`, and a card for people."""
-    prepare = classifier.preprocess
-    artefact = Artifact(classifier.vit.config, classifier.classes, prepare, classifier.temperature, classifier.origin)
-    document = {**artefact.to_json(), "exported": exported, "sha256": weights_digest(model)}
+    """Adds the document of an artifact under the key `vitrail`, and a model card."""
+    preprocess = classifier.preprocess
+    artifact = Artifact(
+        classifier.vit.config, classifier.classes, preprocess, classifier.temperature, classifier.origin
+    )
+    document = {**artifact.to_json(), "exported": exported, "sha256": weights_digest(model)}
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = "vitrail", json.dumps(document, ensure_ascii=False)
-    height, width = prepare.image_size
-    loads = LOADS.format(file="model.onnx", channels=prepare.channels, height=height, width=width)
-    model.doc_string = write_model_card(classifier, "onnx", loads, exported)
+    height, width = preprocess.image_size
+    load_code = LOAD_CODE.format(file="model.onnx", channels=preprocess.channels, height=height, width=width)
+    model.doc_string = write_model_card(classifier, "onnx", load_code, exported)
     model.producer_name = "vitrail"
 
 
 def classifier_in_memory(model: Any, classifier: Classifier) -> OnnxClassifier:
-    """The model in ONNX Runtime, before there is a file."""
+    """Runs an ONNX model that has not been written to a file."""
     session = create_session(model.SerializeToString(), Path("the model"), None, "cpu")
     return OnnxClassifier(session, classifier.classes, classifier.preprocess, classifier.temperature)
 
 
-def write_model(path: Path, model: Any, classifier: Classifier, check: Probes) -> None:
-    """Writes the file, reads it back as anyone will, and asks both once more; raises `VitrailError` if they differ."""
-    path.write_bytes(model.SerializeToString())
-    pixels, _ = next(check.batches(classifier))
-    with torch.inference_mode():
-        if not torch.equal(
-            OnnxClassifier.load(path).logits(pixels), classifier_in_memory(model, classifier).logits(pixels)
-        ):
-            raise VitrailError(f"{path} does not read back as what was written", "nothing was written")
-
-
-def gains(whole: Any, small: Any, classifier: Classifier, check: Probes) -> dict[str, Any]:
-    """What int8 brought: bytes and milliseconds an image, of the float model and of the small one, taken in turns."""
-    pixels, _ = next(check.batches(classifier))
-    took: dict[str, list[float]] = {"float_milliseconds": [], "milliseconds": []}
-    answers = dict(zip(took, [classifier_in_memory(each, classifier).logits for each in (whole, small)], strict=True))
-    some = pixels[:TIMED]
-    for _ in range(ROUNDS):
-        for name, answer in answers.items():
-            took[name].append(milliseconds(answer, some) / len(some))
-    times = {name: median(values) for name, values in took.items()}
-    return {"float_bytes": whole.ByteSize(), "bytes": small.ByteSize(), **times}
-
-
-def milliseconds(answer: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
-    """How long one batch takes."""
-    start = time.perf_counter()
-    answer(pixels)
-    return 1e3 * (time.perf_counter() - start)
+def time_in_turns(functions: list[Callable[[Tensor], Tensor]], pixels_BCHW: Tensor) -> list[float]:
+    """Returns each function's milliseconds per image: the median over rounds in which the functions take turns."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(TIMING_ROUNDS):
+        for function, milliseconds in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function(pixels_BCHW)
+            milliseconds.append(1e3 * (time.perf_counter() - start) / len(pixels_BCHW))
+    return [median(milliseconds) for milliseconds in times]

@@ -1,13 +1,13 @@
-"""A classifier as one program: decoded pixels -> logits, and what else is asked for, with nothing left to do outside.
+"""A classifier as one module: decoded pixels -> logits and, on request, attention or a map.
 
-In it: scaling to 0..1, mean and standard deviation, the ViT, the temperature. Not in it: decoding, turning upright and
-resizing, for which no two runtimes have the same arithmetic; `Preprocess.fitted` does them wherever vitrail reads a
-file, and the file says how.
+The program contains the scaling to 0..1, mean and standard deviation, the ViT and the temperature. Decoding, rotation
+by EXIF and resizing stay outside, because no two runtimes do them with the same arithmetic; `Preprocess.fit_image` does
+them in vitrail, and the exported file describes them.
 
 Shapes: B batch, L layers, N heads, T tokens, Y classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,10 +23,12 @@ from vitrail.model.pool import AttentionPool
 PIXELS, TARGET = "pixels", "target"  # inputs
 LOGITS, ATTENTION, MAP = "logits", "attention", "map"  # outputs
 
+RunProgram = Callable[..., Tensor]  # (pixels (B, C, H, W), name of an output, target (B, Y) for a map) -> that output
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramOptions:
-    """What a program gives beside logits, and whether its weights are whole numbers of eight bits."""
+    """The outputs of a program beside the logits, and whether its weights are quantized to 8 bits."""
 
     attention: bool = False
     map: bool = False
@@ -34,73 +36,73 @@ class ProgramOptions:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What the program takes, by name."""
         return (PIXELS, TARGET) if self.map else (PIXELS,)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the program gives, by name."""
         return (LOGITS, *[ATTENTION] * self.attention, *[MAP] * self.map)
 
     def check(self, classifier: Classifier) -> None:
-        """Raises `UsageError` for what this classifier cannot give."""
+        """Raises `UsageError` for options that contradict each other or do not suit the classifier."""
         if self.map and self.int8:
             raise UsageError(
-                "the pass back that a map takes is not quantised", "export one file with --int8, another with --map"
+                "the gradient that a map needs cannot be quantized", "export one file with --int8, another with --map"
             )
         if self.map and not classifier.vit.config.classes:
-            raise UsageError("this model knows no classes, so there is no class's map", "leave --map out")
+            raise UsageError("this model has no classes, so it has no map of a class", "leave out --map")
 
 
 class Program(nn.Module):
     """uint8 pixels (B, C, H, W) of the model's size -> logits (B, Y), divided by the temperature.
 
-    With `attention` also every block's attention, (B, L, N, T, T), whose rows each sum to one.
+    With `attention` also every block's attention, (B, L, N, T, T), whose rows sum to one.
     """
 
     def __init__(self, classifier: Classifier, *, attention: bool = False):
         super().__init__()
-        own = classifier.with_image_size(
-            classifier.preprocess.image_size
-        ).vit  # a copy, its positions for just this grid
-        self.vit = own.cpu().float().eval().requires_grad_(False)
+        copy = classifier.with_image_size(classifier.preprocess.image_size)  # position embeddings for this grid alone
+        self.vit = copy.vit.cpu().float().eval().requires_grad_(False)
         self.preprocess = classifier.preprocess
         self.temperature = classifier.temperature
         self.attention = attention
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
-        with plain_attention(self.vit) as kept:
+        with plain_attention(self.vit) as weights:
             logits_BY = self.vit(self.preprocess.normalize(pixels_BCHW)) / self.temperature
         if not self.attention:
             return (logits_BY,)
-        return logits_BY, torch.stack(kept, dim=1)
+        return logits_BY, torch.stack(weights, dim=1)
 
     @property
     def example_pixels(self) -> Tensor:
-        """Pixels to trace with: as many images as nothing else counts, lest the batch be taken for something else."""
+        """Pixels to trace with; the batch size differs from every other dimension, so that no tracer confuses them."""
         shape = (self.preprocess.channels, *self.preprocess.image_size)
-        batch = next(n for n in range(2, 9) if n not in (*shape, self.vit.config.classes))
-        return torch.zeros(batch, *shape, dtype=torch.uint8)
+        batch_size = next(n for n in range(2, 9) if n not in (*shape, self.vit.config.classes))
+        return torch.zeros(batch_size, *shape, dtype=torch.uint8)
 
 
 @contextmanager
 def plain_attention(vit: ViT) -> Iterator[list[Tensor]]:
-    """Inside, attention is three plain operations, which any runtime knows; the list gets each block's weights."""
-    kept: list[Tensor] = []
+    """Inside, attention is computed by matrix products and softmax, which every runtime has.
 
-    def keeping(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
-        kept.append(attention_weights(q_BNTK, k_BNTK))
-        return kept[-1] @ v_BNTK
+    Yields a list that receives the attention weights of each block.
+    """
+    recorded: list[Tensor] = []
 
-    def plain(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
+    def attend(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
         return attention_weights(q_BNTK, k_BNTK) @ v_BNTK
 
-    attending = [module for module in vit.modules() if isinstance(module, Attention | AttentionPool)]
-    before = [module.attend for module in attending]
+    def attend_and_record(q_BNTK: Tensor, k_BNTK: Tensor, v_BNTK: Tensor, dropout: float = 0.0) -> Tensor:
+        recorded.append(attention_weights(q_BNTK, k_BNTK))
+        return recorded[-1] @ v_BNTK
+
+    modules = [module for module in vit.modules() if isinstance(module, Attention | AttentionPool)]
+    originals = [module.attend for module in modules]
     try:
-        for module in attending:
-            module.attend = plain if isinstance(module, AttentionPool) else keeping  # type: ignore[assignment]
-        yield kept
+        for module in modules:
+            is_pool = isinstance(module, AttentionPool)
+            module.attend = attend if is_pool else attend_and_record  # type: ignore[assignment]
+        yield recorded
     finally:
-        for module, attend in zip(attending, before, strict=True):
-            module.attend = attend
+        for module, original in zip(modules, originals, strict=True):
+            module.attend = original

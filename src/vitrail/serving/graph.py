@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from vitrail.classifier import Classifier
-from vitrail.exporting.onnx_format import export_onnx
+from vitrail.exporting.formats import export_program
+from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ProgramOptions
-from vitrail.exporting.verify import load_probes
 from vitrail.files import cache_folder
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256 as digest_of
@@ -35,4 +35,4 @@ def write_graph(classifier: Classifier, path: Path) -> None:
 
     Raises `VitrailError`, and leaves none, where its answers are not the classifier's.
     """
-    export_onnx(classifier, path, ProgramOptions(), load_probes(classifier, None))
+    export_program(classifier, "onnx", path, ProgramOptions(), load_probes(classifier, None))

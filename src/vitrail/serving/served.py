@@ -53,7 +53,7 @@ class Known:
 def known(name: str, number: int, source: Source, classifier: Classifier | None) -> Known:
     """What is known of a model: from its classifier, or from its ONNX file."""
     if classifier is None:
-        from vitrail.exporting.onnx_classifier import parse_onnx, read_onnx_bytes
+        from vitrail.exporting.onnx_file import parse_onnx, read_onnx_bytes
 
         found, _ = parse_onnx(read_onnx_bytes(Path(source.model)), Path(source.model))
         config, graph = found.config, source.model

@@ -1,0 +1,75 @@
+"""The real images on which an exported program is compared with its classifier."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vitrail.classifier import BaseClassifier, Classifier
+from vitrail.data.decode import ImageError
+from vitrail.data.encoded import EncodedImages
+from vitrail.data.images import Images
+from vitrail.data.loader import evaluation_batches
+from vitrail.data.open import SCORED, open_evaluation_images, open_source
+
+DEFAULT_DATA = "digits"  # real images that come with scikit-learn
+DEFAULT_IMAGES = 64
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Images to compare on; `is_labeled` if their labels are classes of the classifier."""
+
+    images: Images
+    description: str
+    is_labeled: bool
+
+    def batches(self, classifier: BaseClassifier) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of uint8 pixels of the model's size, with their labels."""
+        return evaluation_batches(self.images, classifier.preprocess, batch_size=BATCH_SIZE, workers=0)
+
+    def first_pixels(self, classifier: BaseClassifier) -> Tensor:
+        """The pixels of the first batch."""
+        return next(self.batches(classifier))[0]
+
+
+def load_probes(classifier: Classifier, data: str | Path | None, skip_unreadable: bool = False) -> Probes:
+    """Returns the images of `data` that `vitrail evaluate` would score, or some of the built-in digits.
+
+    With `skip_unreadable`, images that cannot be read are left out, and the description counts them. Raises
+    `VitrailError` for classes that the classifier does not have, and if no image can be read.
+    """
+    probes = list_probes(classifier, data, missing_ok=skip_unreadable)
+    if not skip_unreadable:
+        return probes
+    unreadable: list[ImageError] = []
+    for _ in evaluation_batches(
+        probes.images, classifier.preprocess, batch_size=BATCH_SIZE, on_error=unreadable.append
+    ):
+        pass
+    if not unreadable:
+        return probes
+    images = probes.images.exclude(unreadable)
+    if not len(images):
+        raise unreadable[0]
+    return replace(probes, images=images, description=f"{probes.description}, without {len(unreadable)} unreadable")
+
+
+def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: bool) -> Probes:
+    """Returns the images without reading them."""
+    channels, trained_on = classifier.preprocess.channels, classifier.origin.get("data", {})
+    is_trained_on_default = trained_on.get("name") == DEFAULT_DATA and classifier.classes
+    if classifier.classes and (data is not None or is_trained_on_default):
+        source = data or DEFAULT_DATA
+        images, description = open_evaluation_images(source, classifier.classes, channels, trained_on, missing_ok)
+        return Probes(images, description, is_labeled=True)
+    listing = open_source(data or DEFAULT_DATA, channels, missing_ok)
+    split = next(listing.splits[name] for name in SCORED if len(listing.splits.get(name, ())))
+    split = split if data else split.subset(range(min(DEFAULT_IMAGES, len(split))))
+    labels = np.zeros(len(split), dtype=np.int64)
+    files = split.pixels.locations() if isinstance(split.pixels, EncodedImages) else None
+    images = Images(split.pixels, split.names, labels, ("",), files)
+    return Probes(images, f"{len(images)} images of {listing.name}", is_labeled=False)

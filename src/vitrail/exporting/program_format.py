@@ -1,0 +1,53 @@
+"""The interface of a program format."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vitrail.classifier import Classifier
+from vitrail.errors import UsageError
+from vitrail.exporting.program import ProgramOptions, RunProgram
+
+
+class ProgramFormat(ABC):
+    """A classifier's program in one format: built in memory by the constructor, then run, written and read back."""
+
+    suffix: ClassVar[str]  # of the file name; empty for a folder
+
+    def __init__(self, classifier: Classifier, options: ProgramOptions):
+        self.classifier = classifier
+        self.options = options
+
+    @classmethod
+    def check_path(cls, path: Path) -> None:
+        """Raises `UsageError` if the path exists or has the wrong suffix."""
+        if path.exists():
+            raise UsageError(f"{path} already exists", "choose another --out")
+        if path.suffix.lower() != cls.suffix:
+            raise UsageError(f"{path} has the wrong suffix", f"the name must end in {cls.suffix}")
+
+    @abstractmethod
+    def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
+        """Runs the program in memory and returns one of its outputs."""
+
+    @abstractmethod
+    def write(self, path: Path, name: str, exported: dict[str, Any]) -> None:
+        """Writes the program to a temporary path.
+
+        `name` is the file or folder name that it will have, `exported` its options and verification, for formats that
+        have a place for them.
+        """
+
+    @abstractmethod
+    def read_back(self, path: Path) -> RunProgram:
+        """Reads a written program as its users do."""
+
+    def model_file(self, path: Path) -> Path:
+        """The file that holds the weights."""
+        return path
+
+    def measure_int8(self, pixels_BCHW: Tensor) -> dict[str, Any]:
+        """Returns the size and the speed of an int8 program, and those of the same program in float32."""
+        return {}
