@@ -19,20 +19,17 @@ from vitrail.cli.arguments import add_device, add_model, add_skip_unreadable, lo
 from vitrail.cli.parser import Parser
 from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
+from vitrail.exporting.formats import PROGRAM_FORMATS, export_program
 from vitrail.exporting.libraries import LIBRARIES, export_library
-from vitrail.exporting.onnx_format import export_onnx
+from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ProgramOptions
 from vitrail.exporting.push import push_to_hub
-from vitrail.exporting.torch_format import export_torch
-from vitrail.exporting.triton_format import export_triton
-from vitrail.exporting.verify import load_probes
 
-PROGRAMS = {"onnx": export_onnx, "torch": export_torch, "triton": export_triton}
 VERIFY = ("verify_data", "skip_unreadable")
 
 
 def add_arguments(parser: Parser) -> None:
-    formats = [*PROGRAMS, *LIBRARIES, "web"]
+    formats = [*PROGRAM_FORMATS, *LIBRARIES, "web"]
     add_model(parser)
     parser.add_argument("--format", required=True, metavar="NAME", help=f"one of {', '.join(formats)} (required)")
     parser.add_argument(
@@ -71,16 +68,16 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     if arguments.private and not arguments.push:
         raise UsageError("--private is for a repository made by --push", "add --push OWNER/NAME")
-    if arguments.push and arguments.format in (*PROGRAMS, "web"):
+    if arguments.push and arguments.format in (*PROGRAM_FORMATS, "web"):
         raise UsageError("--push is for the folders of libraries", f"use --format {', '.join(LIBRARIES)}")
     if arguments.format == "web":
-        check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAMS)}")
+        check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAM_FORMATS)}")
         return web_page.run(arguments)
     check_not_used(arguments, web_page.OPTIONS, "use --format web")
-    if arguments.format in PROGRAMS:
-        return export_program(arguments)
+    if arguments.format in PROGRAM_FORMATS:
+        return write_program(arguments)
     if arguments.format not in LIBRARIES:
-        hint = did_you_mean(arguments.format, [*PROGRAMS, *LIBRARIES, "web"])
+        hint = did_you_mean(arguments.format, [*PROGRAM_FORMATS, *LIBRARIES, "web"])
         raise UsageError(f"there is no format {arguments.format!r}", hint)
     return export_folder(arguments)
 
@@ -96,7 +93,7 @@ def check_not_used(arguments: argparse.Namespace, names: Sequence[str], hint: st
             raise UsageError(f"--{name.replace('_', '-')} is not for --format {arguments.format}", hint)
 
 
-def export_program(arguments: argparse.Namespace) -> Answer:
+def write_program(arguments: argparse.Namespace) -> Answer:
     if arguments.skip_unreadable and not arguments.verify_data:
         raise UsageError("--skip-unreadable is for the images of --verify-data", "add --verify-data DATA")
     extras = ProgramOptions(**{each.name: getattr(arguments, each.name) for each in fields(ProgramOptions)})
@@ -104,12 +101,12 @@ def export_program(arguments: argparse.Namespace) -> Answer:
     check = load_probes(classifier, arguments.verify_data, arguments.skip_unreadable)
     log(f"tracing the model, then comparing it on {check.description}")
     with progress_bar("comparing", len(check.images)) as progress:
-        result = PROGRAMS[arguments.format](classifier, arguments.out, extras, check, progress.advance)
+        result = export_program(classifier, arguments.format, arguments.out, extras, check, progress.advance)
     return Answer(result.to_json(), [*result.summary()])
 
 
 def export_folder(arguments: argparse.Namespace) -> Answer:
-    check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAMS)}")
+    check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAM_FORMATS)}")
     exported = export_library(load_classifier(arguments), arguments.format, arguments.out)
     document = exported.to_json()
     shown = [f"written: {exported.folder}, which is read by: {exported.load_code}"]

@@ -84,8 +84,9 @@ def build_onnx_model(classifier: Classifier, options: ProgramOptions) -> Any:
             input_names=list(options.inputs), output_names=list(options.outputs),
         )  # fmt: skip
     assert exported is not None
-    remove_exporter_metadata(exported.model_proto)
-    return exported.model_proto
+    model = exported.model_proto
+    remove_exporter_metadata(model)
+    return model
 
 
 def remove_exporter_metadata(model: Any) -> None:

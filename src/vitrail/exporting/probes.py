@@ -11,8 +11,9 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images
-from vitrail.data.loader import evaluation_batches
-from vitrail.data.open import SCORED, open_evaluation_images, open_source
+from vitrail.data.loader import EvaluationLoader
+from vitrail.data.open import open_source
+from vitrail.data.scoring import SCORING_ORDER, open_images_to_score
 
 DEFAULT_DATA = "digits"  # real images that come with scikit-learn
 DEFAULT_IMAGES = 64
@@ -29,7 +30,7 @@ class Probes:
 
     def batches(self, classifier: BaseClassifier) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of uint8 pixels of the model's size, with their labels."""
-        return evaluation_batches(self.images, classifier.preprocess, batch_size=BATCH_SIZE, workers=0)
+        return iter(EvaluationLoader(self.images, classifier.preprocess, BATCH_SIZE, workers=0))
 
     def first_pixels(self, classifier: BaseClassifier) -> Tensor:
         """The pixels of the first batch."""
@@ -46,9 +47,7 @@ def load_probes(classifier: Classifier, data: str | Path | None, skip_unreadable
     if not skip_unreadable:
         return probes
     unreadable: list[ImageError] = []
-    for _ in evaluation_batches(
-        probes.images, classifier.preprocess, batch_size=BATCH_SIZE, on_error=unreadable.append
-    ):
+    for _ in EvaluationLoader(probes.images, classifier.preprocess, BATCH_SIZE, on_error=unreadable.append):
         pass
     if not unreadable:
         return probes
@@ -64,10 +63,10 @@ def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: boo
     is_trained_on_default = trained_on.get("name") == DEFAULT_DATA and classifier.classes
     if classifier.classes and (data is not None or is_trained_on_default):
         source = data or DEFAULT_DATA
-        images, description = open_evaluation_images(source, classifier.classes, channels, trained_on, missing_ok)
-        return Probes(images, description, is_labeled=True)
+        scored = open_images_to_score(source, classifier.classes, channels, trained_on, missing_ok)
+        return Probes(scored.images, scored.description, is_labeled=True)
     listing = open_source(data or DEFAULT_DATA, channels, missing_ok)
-    split = next(listing.splits[name] for name in SCORED if len(listing.splits.get(name, ())))
+    split = next(listing.splits[name] for name in SCORING_ORDER if len(listing.splits.get(name, ())))
     split = split if data else split.subset(range(min(DEFAULT_IMAGES, len(split))))
     labels = np.zeros(len(split), dtype=np.int64)
     files = split.pixels.locations() if isinstance(split.pixels, EncodedImages) else None

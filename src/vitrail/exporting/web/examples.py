@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
-from vitrail.data.open import open_evaluation_images
+from vitrail.data.scoring import open_images_to_score
 from vitrail.errors import VitrailError
 from vitrail.explanation import explain_batch
 from vitrail.exporting.sample_photos import read_sample_photos
@@ -56,9 +56,8 @@ def load_examples(classifier: Classifier, images: Sequence[str | Path]) -> list[
 
 def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]:
     """Returns images that were not trained on, spread over the classes; raises `VitrailError` if data are missing."""
-    images, _ = open_evaluation_images(
-        data, classifier.classes, classifier.preprocess.channels, classifier.origin.get("data", {})
-    )
+    trained_on = classifier.origin.get("data", {})
+    images = open_images_to_score(data, classifier.classes, classifier.preprocess.channels, trained_on).images
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
     present = sorted(set(images.labels.tolist()))
     spread = np.linspace(0, len(present) - 1, min(DEFAULT_EXAMPLES, len(present))).round().astype(int)

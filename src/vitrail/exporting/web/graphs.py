@@ -63,7 +63,7 @@ class InspectGraph(PageGraph):
             for block in vit.blocks:
                 x_1TD = block(x_1TD, rotate)
                 z_1TD = vit.norm(x_1TD)
-                layer_logits.append(vit.classify(z_1TD))
+                layer_logits.append(vit.head(vit.pool(z_1TD)))
                 copies_PTD = z_1TD[0, self.prefix :, None].expand(-1, self.prefix + 1, -1)
                 lens.append(vit.head(vit.pool(copies_PTD)))  # every pool reads copies of one token as that token
         return layer_logits[-1], torch.cat(attention), torch.stack(lens), torch.cat(layer_logits)
