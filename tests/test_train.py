@@ -1,14 +1,16 @@
-"""Recipes, optimisers, schedules and the loop."""
+"""Recipes, optimizers, schedules and the training loop."""
 
 import json
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vitrail.data import Images, Preprocess
 from vitrail.errors import UsageError
@@ -16,12 +18,15 @@ from vitrail.machine import pick_device
 from vitrail.model import ViT, ViTConfig
 from vitrail.training.data_defaults import mean_and_std, pixel_histogram
 from vitrail.training.loop import train_steps
+from vitrail.training.lora import LORA_TARGETS
+from vitrail.training.losses import LOSSES, Loss
 from vitrail.training.muon import Muon
-from vitrail.training.optimizers import has_weight_decay
-from vitrail.training.recipe import Recipe, recipe_from_json
+from vitrail.training.optimizers import OPTIMIZERS, has_weight_decay
+from vitrail.training.recipe import LoraTarget, LossName, OptimizerName, Recipe, ScheduleName, recipe_from_json
 from vitrail.training.recipes import RECIPES, find_recipe
-from vitrail.training.schedules import downscale, image_scale, lr_factor
+from vitrail.training.schedules import SCHEDULES, downscale, image_scale, lr_factor
 from vitrail.training.train_state import autocast_dtype, init_train_state
+from vitrail.weights.upgrade import RECIPE_KEYS
 
 TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
 PREPROCESS = Preprocess(image_size=(8, 8))
@@ -38,94 +43,127 @@ def batches(n: int, size: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-def trained(n: int = 3, **changes: object) -> tuple[dict[str, torch.Tensor], list]:
+def train_tiny(n: int = 3, **changes: object) -> tuple[dict[str, torch.Tensor], list]:
     recipe = Recipe(epochs=1, precision="fp32", warmup_fraction=0.0, schedule="constant").with_changes(**changes)
     torch.manual_seed(0)
     vit = ViT(TINY)
-    learner = init_train_state(vit, recipe)
-    steps = list(train_steps(learner, batches(n), recipe, PREPROCESS, total_steps=n))
-    return {k: v.clone() for k, v in learner.eval_model.state_dict().items()}, steps
+    state = init_train_state(vit, recipe)
+    steps = list(train_steps(state, batches(n), recipe, PREPROCESS, total_steps=n))
+    return {k: v.clone() for k, v in state.eval_model.state_dict().items()}, steps
 
 
-def test_accumulation_computes_the_same_gradient_in_parts():
-    whole, steps = trained(optimizer="sgd", lr=0.1)
-    parts, steps_in_parts = trained(optimizer="sgd", lr=0.1, accumulation_steps=3)
+def test_gradient_accumulation_computes_the_same_gradient():
+    whole, steps = train_tiny(optimizer="sgd", lr=0.1)
+    parts, accumulated_steps = train_tiny(optimizer="sgd", lr=0.1, accumulation_steps=3)
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-5)
-    assert steps[-1].loss == pytest.approx(steps_in_parts[-1].loss, abs=1e-6)
-    assert steps[-1].grad_norm == pytest.approx(steps_in_parts[-1].grad_norm, rel=1e-4)
+    assert steps[-1].loss == pytest.approx(accumulated_steps[-1].loss, abs=1e-6)
+    assert steps[-1].grad_norm == pytest.approx(accumulated_steps[-1].grad_norm, rel=1e-4)
 
 
-def test_more_parts_than_images_are_no_problem():
-    _, steps = trained(accumulation_steps=100)
+def test_more_accumulation_steps_than_images_are_allowed():
+    _, steps = train_tiny(accumulation_steps=100)
     assert [step.images for step in steps] == [12, 12, 12]
 
 
-def test_recomputing_saves_memory_and_changes_no_result():
-    kept, _ = trained()
-    recomputed, _ = trained(gradient_checkpointing=True)
-    for name in kept:
-        torch.testing.assert_close(kept[name], recomputed[name], atol=1e-6, rtol=1e-5)
+def test_gradient_checkpointing_changes_no_result():
+    plain, _ = train_tiny()
+    checkpointed, _ = train_tiny(gradient_checkpointing=True)
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], atol=1e-6, rtol=1e-5)
 
 
-def test_the_average_follows_the_weights_by_its_formula():
+def test_ema_weights_follow_their_formula():
     recipe = Recipe(epochs=1, precision="fp32", optimizer="sgd", lr=0.1, ema_decay=0.5, warmup_fraction=0.0)
     torch.manual_seed(0)
-    learner = init_train_state(ViT(TINY), recipe)
-    seen = [
-        learner.vit.head.weight.detach().clone()
-        for _ in train_steps(learner, batches(4), recipe, PREPROCESS, total_steps=4)
+    state = init_train_state(ViT(TINY), recipe)
+    weights = [
+        state.vit.head.weight.detach().clone()
+        for _ in train_steps(state, batches(4), recipe, PREPROCESS, total_steps=4)
     ]
-    expected = seen[0]
-    for n, weight in enumerate(seen[1:], start=1):
+    expected = weights[0]
+    for n, weight in enumerate(weights[1:], start=1):
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(learner.eval_model.head.weight, expected)
+    torch.testing.assert_close(state.eval_model.head.weight, expected)
 
 
-def test_clipping_shortens_the_step_but_reports_the_whole_gradient():
-    _, free = trained(optimizer="sgd", max_grad_norm=None)
-    _, clipped = trained(optimizer="sgd", max_grad_norm=1e-3)
+def test_clipping_shortens_the_step_and_reports_the_unclipped_norm():
+    _, free = train_tiny(optimizer="sgd", max_grad_norm=None)
+    _, clipped = train_tiny(optimizer="sgd", max_grad_norm=1e-3)
     assert free[0].grad_norm == pytest.approx(clipped[0].grad_norm)
     assert clipped[0].grad_norm > 1e-3
-    weights, _ = trained(1, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, max_grad_norm=1e-3)
+    weights, _ = train_tiny(1, optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, max_grad_norm=1e-3)
     torch.manual_seed(0)
     start = ViT(TINY).state_dict()
     moved = math.sqrt(sum(float(((weights[k] - start[k]) ** 2).sum()) for k in start))
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_step_repeats_exactly_whatever_ran_before():
-    first, _ = trained(mixup=0.5)
+def test_a_step_is_repeatable_whatever_ran_before():
+    first, _ = train_tiny(mixup=0.5)
     torch.rand(100)
-    again, _ = trained(mixup=0.5)
+    again, _ = train_tiny(mixup=0.5)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_every_optimizer_lowers_the_loss_and_reaches_every_parameter(optimizer: str):
+def test_every_name_in_a_recipe_has_its_row_in_a_table():
+    assert set(get_args(LossName)) == LOSSES.keys()
+    assert set(get_args(OptimizerName)) == OPTIMIZERS.keys()
+    assert set(get_args(ScheduleName)) == SCHEDULES.keys()
+    assert set(get_args(LoraTarget)) == LORA_TARGETS.keys()
+
+
+def test_a_loss_is_one_row_of_a_table(monkeypatch: pytest.MonkeyPatch):
+    def binary_cross_entropy(logits_BY: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+        one_hot = targets if targets.ndim == 2 else F.one_hot(targets, logits_BY.shape[1]).float()
+        return F.binary_cross_entropy_with_logits(logits_BY, one_hot)
+
+    plain, _ = train_tiny()
+    monkeypatch.setitem(LOSSES, "cross_entropy", Loss(binary_cross_entropy, lambda counts, smoothing: 0.0))
+    for changes in ({}, {"mixup": 0.5}):
+        weights, steps = train_tiny(30, lr=1e-2, **changes)
+        assert steps[-1].loss < steps[0].loss
+        assert not torch.equal(weights["head.weight"], plain["head.weight"])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss_and_updates_every_parameter(optimizer: str):
     recipe = Recipe(epochs=1, precision="fp32", optimizer=optimizer, lr=1e-2, warmup_fraction=0.0, schedule="constant")
     torch.manual_seed(0)
-    learner = init_train_state(ViT(TINY), recipe)
-    before = {name: p.detach().clone() for name, p in learner.vit.named_parameters()}
-    steps = list(train_steps(learner, batches(1) * 30, recipe, PREPROCESS, total_steps=30))
+    state = init_train_state(ViT(TINY), recipe)
+    before = {name: p.detach().clone() for name, p in state.vit.named_parameters()}
+    steps = list(train_steps(state, batches(1) * 30, recipe, PREPROCESS, total_steps=30))
     assert steps[-1].loss < steps[0].loss - 0.1
-    still = [name for name, p in learner.vit.named_parameters() if torch.equal(p, before[name])]
-    assert not still
+    unchanged = [name for name, p in state.vit.named_parameters() if torch.equal(p, before[name])]
+    assert not unchanged
+    weights = sum(p.numel() for p in state.vit.parameters())
+    entries = [value for o in state.optimizers for entry in o.state.values() for value in entry.values()]
+    stored = sum(value.numel() for value in entries if isinstance(value, torch.Tensor) and value.ndim)
+    assert stored <= OPTIMIZERS[optimizer].state_per_weight * weights
 
 
-def test_weight_decay_spares_vectors_tokens_and_positions():
-    spared = {name for name, p in ViT(replace(TINY, pool="map")).named_parameters() if not has_weight_decay(name, p)}
-    assert {"prefix", "position.grid", "pool.query", "norm.weight", "head.bias", "blocks.0.norm1.weight"} <= spared
-    assert not {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} & spared
-    learner = init_train_state(ViT(TINY), Recipe(weight_decay=0.3, weight_decay_on="all"))
-    assert [g["weight_decay"] for o in learner.optimizers for g in o.param_groups] == [0.3]
+def test_vectors_tokens_and_positions_have_no_weight_decay():
+    without_decay = {
+        name for name, p in ViT(replace(TINY, pool="map")).named_parameters() if not has_weight_decay(name, p)
+    }
+    assert {
+        "prefix",
+        "position.grid",
+        "pool.query",
+        "norm.weight",
+        "head.bias",
+        "blocks.0.norm1.weight",
+    } <= without_decay
+    assert not {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} & without_decay
+    state = init_train_state(ViT(TINY), Recipe(weight_decay=0.3, weight_decay_on="all"))
+    assert [g["weight_decay"] for o in state.optimizers for g in o.param_groups] == [0.3]
 
 
 @pytest.mark.parametrize(
     ("schedule", "end"), [("constant", 1.0), ("linear", 1 / 90), ("cosine", 0.5 + 0.5 * math.cos(math.pi * 89 / 90))]
 )
-def test_the_rate_rises_then_follows_its_schedule(schedule: str, end: float):
+def test_the_learning_rate_has_a_warmup_then_follows_its_schedule(schedule: str, end: float):
     recipe = Recipe(schedule=schedule, warmup_fraction=0.1)
     parts = [lr_factor(step, 100, recipe) for step in range(100)]
     assert parts[:10] == sorted(parts[:10])
@@ -136,7 +174,7 @@ def test_the_rate_rises_then_follows_its_schedule(schedule: str, end: float):
     assert all(p > 0 for p in (lr_factor(s, 1, replace(recipe, warmup_fraction=0.0)) for s in range(1)))
 
 
-def test_bf16_is_chosen_where_it_is_native_only(monkeypatch: pytest.MonkeyPatch):
+def test_auto_precision_is_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
@@ -145,9 +183,9 @@ def test_bf16_is_chosen_where_it_is_native_only(monkeypatch: pytest.MonkeyPatch)
     assert autocast_dtype("bf16", cpu) == torch.bfloat16
 
 
-def test_a_device_is_chosen_without_anything_being_put_on_it(monkeypatch: pytest.MonkeyPatch):
+def test_choosing_a_device_allocates_nothing_on_it(monkeypatch: pytest.MonkeyPatch):
     assert pick_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # on a machine without one an allocation would fail
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # without a GPU an allocation would fail
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [pick_device(name) for name in ("cuda", "cuda:1", None)] == list(
         map(torch.device, ("cuda", "cuda:1", "cuda"))
@@ -158,36 +196,52 @@ def test_a_device_is_chosen_without_anything_being_put_on_it(monkeypatch: pytest
             pick_device(name)
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="there is no device 'cuda:2' here"):
         pick_device("cuda:2")
 
 
-def test_field_names_are_unique_so_that_a_flag_has_one_meaning():
-    kinds = (ViTConfig, Recipe, type(Recipe().augment))
-    names = [f.name for kind in kinds for f in fields(kind)]
-    doubled = {name for name in names if names.count(name) > 1}
-    assert doubled == set()
+def test_field_names_are_unique_across_the_dataclasses_of_a_recipe():
+    dataclasses = (ViTConfig, Recipe, type(Recipe().augment))
+    names = [f.name for dataclass in dataclasses for f in fields(dataclass)]
+    repeated = {name for name in names if names.count(name) > 1}
+    assert repeated == set()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_survives_json(name: str):
+def test_a_recipe_is_the_same_after_a_json_round_trip(name: str):
     assert recipe_from_json(json.loads(json.dumps(RECIPES[name].to_json()))) == RECIPES[name]
 
 
-def test_changes_go_to_the_part_they_belong_to():
+def test_a_recipe_of_an_earlier_version_loads():
+    recipe = find_recipe("speedrun-75", batch_size=32, ema_decay=0.9, validation_fraction=0.2, image_cache_gib=1.0)
+    old_names = {new: old for old, new in RECIPE_KEYS.items()}
+    document = {old_names.get(name, name): value for name, value in recipe.to_json().items() if name != "loss"}
+    assert {"batch", "ema", "clip", "grow_from", "zero_branches", "validation", "memory", "about"} <= document.keys()
+    assert recipe_from_json(document) == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("batch", "batch_size"), ("clip", "max_grad_norm"), ("test", "test_fraction")]
+)
+def test_an_old_field_name_is_answered_with_the_new_one(old: str, new: str):
+    with pytest.raises(UsageError, match=f"no field '{old}'.*it is now called {new}"):
+        find_recipe("small", **{old: 1})
+
+
+def test_changes_go_to_the_dataclass_that_has_the_field():
     recipe = find_recipe("small", epochs=3, flip=0.0, width=48, size="Ti")
     assert recipe.epochs == 3
     assert recipe.augment.flip == 0
-    assert recipe.model["width"] == 48  # said explicitly, over the size
+    assert recipe.model["width"] == 48  # an explicit field overrides the size
     assert recipe.model["depth"] == 12
     assert RECIPES["small"].epochs is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"epochz": 3}, "epochz.*did you mean epochs"),
         ({"optimizer": "adam"}, "adam.*did you mean adamw"),
@@ -200,8 +254,8 @@ def test_changes_go_to_the_part_they_belong_to():
         ({"crop_scale": 0.0}, "crop_scale is 0"),
     ],
 )
-def test_an_impossible_recipe_is_refused_by_field(changes: dict, said: str):
-    with pytest.raises(UsageError, match=said):
+def test_an_impossible_recipe_is_an_error_that_names_the_field(changes: dict, message: str):
+    with pytest.raises(UsageError, match=message):
         find_recipe("small", **changes)
 
 
@@ -213,15 +267,19 @@ def test_a_recipe_from_a_file(tmp_path: Path):
     assert recipe.schedule == "constant"
     (tmp_path / "mine.json").write_text('{"lr": 0.5}')
     assert find_recipe(tmp_path / "mine.json").lr == 0.5
-    for text, said in (("epochs = ", "not a recipe"), ("epoks = 3", "did you mean epochs"), ("lr = 'fast'", "lr|type")):
+    for text, message in (
+        ("epochs = ", "not a recipe"),
+        ("epoks = 3", "did you mean epochs"),
+        ("lr = 'fast'", "lr|type"),
+    ):
         toml.write_text(text)
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             find_recipe(toml)
     with pytest.raises(UsageError, match="did you mean tutorial"):
         find_recipe("tutorail")
 
 
-def test_what_the_data_decide():
+def test_defaults_depend_on_the_data():
     from vitrail.data import Splits
     from vitrail.training.data_defaults import resolve_recipe
 
@@ -234,26 +292,26 @@ def test_what_the_data_decide():
         ((8, 8), 8, 2), ((28, 28), 28, 4), ((32, 32), 32, 4), ((30, 30), 32, 4), ((64, 64), 64, 8),
         ((12, 20), (12, 20), 2), ((480, 640), 96, 8), ((60, 300), 64, 8), ((300, 40), 32, 4),
     ):  # fmt: skip
-        full, config, preprocess = resolve_recipe(Recipe(), splits(size, 8))
+        resolved, config, preprocess = resolve_recipe(Recipe(), splits(size, 8))
         assert (config.image_size, config.patch, config.classes) == (image_size, patch, 2)
         assert preprocess.image_size == ((image_size, image_size) if isinstance(image_size, int) else image_size)
-    full, config, preprocess = resolve_recipe(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
+    resolved, config, preprocess = resolve_recipe(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
     assert config.channels == 1
-    assert full.augment.flip == 0
+    assert resolved.augment.flip == 0
     assert preprocess.mean[0] == pytest.approx(0.5, abs=0.01)
-    assert 16 <= full.batch_size <= 256
+    assert 16 <= resolved.batch_size <= 256
     assert resolve_recipe(Recipe(epochs=7, batch_size=5), splits((8, 8), 8))[0].epochs == 7
-    full, config, _ = resolve_recipe(
+    resolved, config, _ = resolve_recipe(
         Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8)
     )
     assert config.grid == (2, 2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_mean_and_deviation_by_counts_are_those_of_the_pixels(channels: int):
+def test_mean_and_std_from_histograms_are_those_of_the_pixels(channels: int):
     generator = torch.Generator().manual_seed(0)
-    shown = [torch.randn(channels, 9, 7, generator=generator) * 40 + 60 * i for i in range(5)]
-    images = [image.clamp(0, 255).to(torch.uint8) for image in shown]
+    float_images = [torch.randn(channels, 9, 7, generator=generator) * 40 + 60 * i for i in range(5)]
+    images = [image.clamp(0, 255).to(torch.uint8) for image in float_images]
     mean_C, std_C = mean_and_std(torch.stack([pixel_histogram(image) for image in images]).sum(0))
     pixels = torch.stack(images).double() / 255
     torch.testing.assert_close(mean_C, pixels.mean((0, 2, 3)), rtol=1e-14, atol=0)
@@ -261,28 +319,28 @@ def test_mean_and_deviation_by_counts_are_those_of_the_pixels(channels: int):
 
 
 @pytest.mark.parametrize("momentum", [0.95, 0.6])
-def test_muon_takes_the_steps_of_torchs_own(momentum):
-    def walked(optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> list[torch.Tensor]:
+def test_muon_takes_the_steps_of_torch_optim_muon(momentum):
+    def run_steps(make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         shapes = [(12, 8), (8, 12), (12, 8), (8, 8)]
         matrices = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-        chosen = optimizer(matrices)
+        optimizer = make_optimizer(matrices)
         for _ in range(5):
             for matrix in matrices:
                 matrix.grad = torch.randn(matrix.shape, generator=generator)
-            chosen.step()
+            optimizer.step()
         return [matrix.detach() for matrix in matrices]
 
-    ours = walked(lambda matrices: Muon(matrices, lr=0.02, weight_decay=0.1, momentum=momentum))
-    theirs = walked(lambda matrices: torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=momentum))
+    ours = run_steps(lambda matrices: Muon(matrices, lr=0.02, weight_decay=0.1, momentum=momentum))
+    theirs = run_steps(lambda matrices: torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=momentum))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=0)  # both compute directions of length 0.02 in bf16
 
 
-def test_muon_turns_queries_keys_and_values_each_by_itself():
+def test_muon_orthogonalizes_queries_keys_and_values_separately():
     generator = torch.Generator().manual_seed(0)
     gradient = torch.randn(24, 8, generator=generator)
-    gradient[:8] *= 100  # of the queries, beside which the others would vanish in one matrix
+    gradient[:8] *= 100  # queries, which would dominate the others in one matrix
     whole = torch.nn.Parameter(torch.zeros(24, 8))
     parts = [torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(3)]
     whole.grad = gradient
@@ -291,11 +349,11 @@ def test_muon_turns_queries_keys_and_values_each_by_itself():
     Muon([whole], parts=3).step()
     Muon(parts).step()
     torch.testing.assert_close(whole.detach(), torch.cat(parts).detach(), atol=1e-6, rtol=0)
-    lengths = torch.linalg.svdvals(whole.detach()[8:16]) / 0.02
-    assert ((lengths > 0.5) & (lengths < 1.5)).all()
+    singular_values = torch.linalg.svdvals(whole.detach()[8:16]) / 0.02
+    assert ((singular_values > 0.5) & (singular_values < 1.5)).all()
 
 
-def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
+def test_muon_updates_the_matrices_of_the_blocks_with_qkv_as_three():
     vit = ViT(TINY)
     muon = init_train_state(vit, Recipe(optimizer="muon", muon_momentum=0.7)).optimizers[0]
     assert all(group["momentum"] == 0.7 for group in muon.param_groups)
@@ -308,29 +366,29 @@ def test_muons_matrices_are_the_blocks_and_qkv_counts_as_three():
     }
 
 
-def test_images_grow_evenly_to_their_whole_size_in_whole_patches():
+def test_image_size_grows_linearly_in_whole_patches():
     recipe = Recipe(initial_image_scale=0.5, image_growth_fraction=0.8)
     images = torch.randn(2, 3, 32, 48)
     sizes = [tuple(downscale(images, image_scale(step, 100, recipe), 4).shape[-2:]) for step in range(100)]
     assert sizes[0] == (16, 24) and set(sizes[80:]) == {(32, 48)}
     assert sizes == sorted(sizes) and all(h % 4 == 0 and w % 4 == 0 for h, w in sizes)
     assert len({h for h, _ in sizes}) == 5
-    assert image_scale(0, 100, Recipe()) == 1.0  # every other recipe sees whole images throughout
+    assert image_scale(0, 100, Recipe()) == 1.0  # by default images always have their full size
 
 
-def test_a_growing_run_sees_fewer_tokens_first_and_ends_like_any_other():
-    seen = []
+def test_progressive_resizing_starts_with_fewer_tokens():
+    token_counts = []
 
-    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.append(inputs[0].shape[1])
+    def record_tokens(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        token_counts.append(inputs[0].shape[1])
 
     recipe = Recipe(epochs=1, precision="fp32", initial_image_scale=0.5, image_growth_fraction=0.5)
     torch.manual_seed(0)
-    learner = init_train_state(ViT(TINY), recipe)
-    learner.vit.blocks[0].register_forward_pre_hook(look)
-    list(train_steps(learner, batches(4), recipe, PREPROCESS, total_steps=4))
-    assert seen == [1 + 1, 1 + 1, 1 + 4, 1 + 4]
+    state = init_train_state(ViT(TINY), recipe)
+    state.vit.blocks[0].register_forward_pre_hook(record_tokens)
+    list(train_steps(state, batches(4), recipe, PREPROCESS, total_steps=4))
+    assert token_counts == [1 + 1, 1 + 1, 1 + 4, 1 + 4]
 
 
-def test_growth_never_goes_below_one_patch():
+def test_images_are_never_smaller_than_one_patch():
     assert downscale(torch.randn(1, 3, 8, 8), 0.01, 4).shape[-2:] == (4, 4)
