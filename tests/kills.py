@@ -1,10 +1,10 @@
-"""Kills a short training again and again until it is through, and compares what it leaves with an undisturbed run.
+"""Kills a short training repeatedly until it finishes, and compares its results with those of an undisturbed run.
 
     python tests/kills.py 200 [SEED]
 
-A kill is a SIGKILL at a random moment, or at a random file operation (before or after it). Most runs are forked from
-one process that has everything imported, for a fresh start costs seconds; each tenth is a process of its own. On every
-resume the number of workers, where the images are kept and how often a checkpoint is written are drawn anew.
+A kill is a SIGKILL at a random moment, or before or after a random file operation. Most runs are forks of this process,
+which has imported everything, because a new process needs seconds to start; one in ten is a new process. The number of
+workers, the image cache and the interval of checkpoints are drawn at random for every resume.
 """
 
 import json
@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure  # noqa: F401 - forked runs find it imported
+import matplotlib.figure  # noqa: F401 - so that forks do not import it
 import numpy as np
 import sklearn.metrics  # noqa: F401
 import torch
@@ -46,20 +46,20 @@ OPERATIONS = ("make_folder", "save_tensors", "save_json", "fsync", "rename", "re
 
 
 def make_data(folder: Path, per_class: int = 20) -> Path:
-    """Noisy fields of two colours."""
+    """Writes noisy images of two colors, one folder per class."""
     rng = np.random.default_rng(0)
-    for label, colour in (("red", (210, 50, 40)), ("blue", (50, 60, 220))):
+    for label, color in (("red", (210, 50, 40)), ("blue", (50, 60, 220))):
         (folder / label).mkdir(parents=True)
         for i in range(per_class):
-            pixels = (np.array(colour) + rng.normal(0, 60, (16, 16, 3))).clip(0, 255).astype(np.uint8)
+            pixels = (np.array(color) + rng.normal(0, 60, (16, 16, 3))).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{i}.png")
     return folder
 
 
-def forked(data: Path, out: Path, resume: bool, draw: random.Random, die_at: int | None = None) -> int:
+def train_in_fork(data: Path, out: Path, resume: bool, draw: random.Random, die_at: int | None = None) -> int:
     """Trains in a fork of this process; returns its process id."""
-    reading = draw.choice(({}, {}, {"workers": 0, "image_cache_gib": 0.0}, {"workers": 2, "image_cache_gib": 0.0}))
-    every, before = draw.choice((600.0, 0.0, 0.02)), draw.random() < 0.5
+    data_options = draw.choice(({}, {}, {"workers": 0, "image_cache_gib": 0.0}, {"workers": 2, "image_cache_gib": 0.0}))
+    save_every, before = draw.choice((600.0, 0.0, 0.02)), draw.random() < 0.5
     process = os.fork()
     if process:
         return process
@@ -67,10 +67,10 @@ def forked(data: Path, out: Path, resume: bool, draw: random.Random, die_at: int
     try:
         torch.set_num_threads(1)
         console.quiet = True
-        epochs.CHECKPOINT_INTERVAL_S = every
+        epochs.CHECKPOINT_INTERVAL_S = save_every
         if die_at is not None:
             die_at_operation(die_at, before)
-        vitrail.train(data, out=out, resume=resume, **(reading if resume else {**OPTIONS, **reading}))
+        vitrail.train(data, out=out, resume=resume, **(data_options if resume else {**OPTIONS, **data_options}))
         code = 0
     except vitrail.VitrailError as error:
         print(f"{out.name}: {error}", file=sys.stderr)
@@ -80,10 +80,10 @@ def forked(data: Path, out: Path, resume: bool, draw: random.Random, die_at: int
 
 
 def die_at_operation(n: int, before: bool) -> None:
-    """The n-th file operation of this process is its last."""
+    """Makes this process kill itself before or after its n-th file operation."""
     count = 0
 
-    def deadly(operation: Any) -> Any:
+    def kill_at(operation: Any) -> Any:
         def run(*arguments: Any) -> Any:
             nonlocal count
             count += 1
@@ -97,20 +97,20 @@ def die_at_operation(n: int, before: bool) -> None:
         return run
 
     for name in OPERATIONS:
-        setattr(files, name, deadly(getattr(files, name)))
+        setattr(files, name, kill_at(getattr(files, name)))
 
 
-def fresh(data: Path, out: Path, resume: bool) -> int:
-    """Trains in a process of its own."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+def train_in_new_process(data: Path, out: Path, resume: bool) -> int:
+    """Trains in a new process; returns its process id."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     command = [sys.executable, "-m", "vitrail", "train", str(data), "--out", str(out), "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command += ["--resume"] if resume else words
+    command += ["--resume"] if resume else options
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL).pid
 
 
-def ended(process: int, seconds: float | None) -> int | None:
-    """The exit status of a child within so many seconds (None: however long it takes), None if it still runs."""
+def wait_for_exit(process: int, seconds: float | None) -> int | None:
+    """Returns the exit code of a child, or None if it still runs after `seconds` (None: waits until it ends)."""
     until = None if seconds is None else time.monotonic() + seconds
     while True:
         done, status = os.waitpid(process, 0 if until is None else os.WNOHANG)
@@ -121,10 +121,10 @@ def ended(process: int, seconds: float | None) -> int | None:
         time.sleep(0.002)
 
 
-def struck(out: Path) -> str:
-    """Where a kill hit, by what lies there."""
+def describe_kill(out: Path) -> str:
+    """Returns when a kill happened, judged by the files of the run."""
     if not (out / "recipe.json").exists():
-        return "before the run began"
+        return "before the run started"
     if list((out / "checkpoint").glob(".step-*")):
         return "while a checkpoint was written"
     if list(out.glob(".*")):
@@ -134,12 +134,12 @@ def struck(out: Path) -> str:
         return "before the first checkpoint"
     state = json.loads((newest / "state.json").read_text())
     if state["epoch"] == OPTIONS["epochs"]:
-        return "while the end was evaluated and drawn"
+        return "during the final evaluation and its figures"
     return "between checkpoints"
 
 
-def outcome(out: Path) -> dict[str, Any]:
-    """What two runs of the same bits have in common."""
+def read_results(out: Path) -> dict[str, Any]:
+    """Returns the results that are the same in two runs of the same bits."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["seconds"], row["images_per_second"]
@@ -150,47 +150,47 @@ def outcome(out: Path) -> dict[str, Any]:
     }
 
 
-def kill_runs(kills: int, folder: Path, seed: int = 0, own: int = 10) -> Counter[str]:
-    """At least so many kills over as many runs as it takes; counts where they struck. Raises where anything differs."""
+def kill_runs(kills: int, folder: Path, seed: int = 0, new_process_every: int = 10) -> Counter[str]:
+    """Starts runs until `kills` processes were killed; counts when. Asserts that every run has the same results."""
     console.quiet = True
     draw = random.Random(seed)
     data = make_data(folder / "data")
     began = time.monotonic()
-    assert ended(forked(data, folder / "whole", False, random.Random(0)), None) == 0
+    assert wait_for_exit(train_in_fork(data, folder / "whole", False, random.Random(0)), None) == 0
     seconds = time.monotonic() - began
-    expected = outcome(folder / "whole")
+    expected = read_results(folder / "whole")
     counts: Counter[str] = Counter()
     while counts["kills"] < kills:
         counts["runs"] += 1
         out = folder / f"run-{counts['runs']}"
         while True:
             resume = (out / "recipe.json").exists()
-            own_process = own and draw.randrange(own) == 0
-            if own_process:
-                process, wait = fresh(data, out, resume), 3 + draw.uniform(0, 2 * seconds)
+            is_new_process = new_process_every and draw.randrange(new_process_every) == 0
+            if is_new_process:
+                process, wait = train_in_new_process(data, out, resume), 3 + draw.uniform(0, 2 * seconds)
             elif draw.random() < 0.5:
-                process, wait = forked(data, out, resume, draw, die_at=1 + int(draw.expovariate(1 / 40))), 60.0
+                process, wait = train_in_fork(data, out, resume, draw, die_at=1 + int(draw.expovariate(1 / 40))), 60.0
             else:
-                process, wait = forked(data, out, resume, draw), draw.uniform(0, seconds)
-            code = ended(process, wait)
+                process, wait = train_in_fork(data, out, resume, draw), draw.uniform(0, seconds)
+            code = wait_for_exit(process, wait)
             if code is None:
                 os.kill(process, signal.SIGKILL)
-                code = ended(process, None)
+                code = wait_for_exit(process, None)
             if code == 0:
                 break
             assert code == -signal.SIGKILL, f"{out}: exit code {code}"
             counts["kills"] += 1
-            counts["of processes of their own"] += bool(own_process)
-            counts[struck(out)] += 1
-        for what, value in outcome(out).items():
-            assert value == expected[what], f"{out}: {what} differs"
+            counts["in new processes"] += bool(is_new_process)
+            counts[describe_kill(out)] += 1
+        for name, value in read_results(out).items():
+            assert value == expected[name], f"{out}: {name} differs"
     return counts
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        counts = kill_runs(int(sys.argv[1]), Path(place), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-        for what, n in counts.most_common():
-            print(f"{n:6} {what}")
-        print(f"every run ended in the same bits; {time.monotonic() - began:.0f} s")
+        counts = kill_runs(int(sys.argv[1]), Path(folder), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+        for moment, n in counts.most_common():
+            print(f"{n:6} {moment}")
+        print(f"all runs have the same results to the last bit; {time.monotonic() - began:.0f} s")

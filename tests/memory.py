@@ -1,8 +1,8 @@
-"""The memory of a process during a long training and a long evaluation, both from files.
+"""Measures the memory of a process during a long training and a long evaluation, both from files.
 
     python tests/memory.py EPOCHS IMAGES
 
-Prints one JSON object: megabytes in use (resident) after each tenth of the epochs, and after each tenth of the images.
+Prints one JSON object: resident megabytes after each tenth of the epochs, and after each tenth of the images.
 """
 
 import gc
@@ -21,24 +21,24 @@ from vitrail.evaluation import compute_outcome
 from vitrail.runs import epochs, start
 
 
-def resident() -> float:
-    """Megabytes of this process."""
+def resident_mb() -> float:
+    """Returns the resident memory of this process in megabytes."""
     gc.collect()
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def training(folder: Path, count: int) -> list[float]:
-    """Memory after each tenth of the epochs."""
+def measure_training(folder: Path, count: int) -> list[float]:
+    """Returns the memory after each tenth of the epochs."""
     used: list[float] = []
-    real = epochs.end_epoch
+    end_epoch = epochs.end_epoch
 
-    def keep(training: Any, row: dict[str, Any]) -> None:
-        real(training, row)
+    def end_and_measure(training: Any, row: dict[str, Any]) -> None:
+        end_epoch(training, row)
         if row["epoch"] % max(count // 10, 1) == 0:
-            used.append(resident())
+            used.append(resident_mb())
 
-    epochs.end_epoch = keep
+    epochs.end_epoch = end_and_measure
     data = make_data(folder / "data")
     options = dict(
         epochs=count, batch_size=8, width=32, depth=2, heads=2, mlp_width=64, policy="randaugment", mixup=0.2
@@ -47,8 +47,8 @@ def training(folder: Path, count: int) -> list[float]:
     return used
 
 
-def evaluation(folder: Path, count: int) -> list[float]:
-    """Memory after each tenth of the images: a few files, each listed many times."""
+def measure_evaluation(folder: Path, count: int) -> list[float]:
+    """Returns the memory after each tenth of the images: a few files, each listed many times."""
     classifier = vitrail.load(folder / "run")
     train = open_data(folder / "data").train
     assert isinstance(train.pixels, ImageFiles)
@@ -65,7 +65,7 @@ def evaluation(folder: Path, count: int) -> list[float]:
     def tick(n: int) -> None:
         nonlocal done
         if done * 10 // count != (done + n) * 10 // count:
-            used.append(resident())
+            used.append(resident_mb())
         done += n
 
     compute_outcome(classifier, many, batch_size=32, workers=0, on_batch=tick)
@@ -74,9 +74,9 @@ def evaluation(folder: Path, count: int) -> list[float]:
 
 if __name__ == "__main__":
     console.quiet = True
-    start.keep_freed_memory = lambda: True  # which would hide what grows in memory that was freed and kept
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        used = {"training": training(folder, int(sys.argv[1]))}
-        used["evaluation"] = evaluation(folder, int(sys.argv[2]))
+    start.keep_freed_memory = lambda: True  # it would hide growth behind memory that is freed and kept
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        used = {"training": measure_training(folder, int(sys.argv[1]))}
+        used["evaluation"] = measure_evaluation(folder, int(sys.argv[2]))
         print(json.dumps(used))

@@ -1,14 +1,15 @@
-"""One process of several that train together; test_distributed starts it and reads what it saw.
+"""One process of several that train together; test_distributed starts it and reads its records.
 
 python ranks.py RANK SIZE FOLDER SCENARIOS, where SCENARIOS is JSON: name -> options of vitrail.train. Writes
-FOLDER/NAME-RANK.json: for every step its loss, what it counted and a digest of each image and target as the model met
-them, and what every evaluation found.
+FOLDER/NAME-RANK.json: the statistics of every step, hashes of the images and targets of every micro-batch as the model
+gets them, and the counts of every validation.
 """
 
 import hashlib
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,113 +19,114 @@ from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.runs import epochs, finish, validation
-from vitrail.runs import train as runs
+from vitrail.runs import train as train_module
 from vitrail.runs.folder import RunFolder
 from vitrail.training import loop
 from vitrail.training.distributed import join_world
 
 
-def digests(images, targets):
-    """One for each image with its target."""
+def hash_images(images, targets):
+    """Returns a hash of each image with its target."""
     return [
         hashlib.blake2b(image.numpy().tobytes() + target.numpy().tobytes(), digest_size=8).hexdigest()
         for image, target in zip(images.contiguous(), targets.contiguous(), strict=True)
     ]
 
 
-def observed(data, out, damaged=(), stop=None, **options):
-    """A run of vitrail.train with everything it saw; it may be stopped after an epoch."""
-    seen = {"steps": [], "parts": [], "scored": []}
-    mix, add, classify, seed_part = (
-        loop.mix_batch,
-        epochs.Progress.add,
-        validation.compute_outcome,
-        loop.seed_micro_batch,
-    )
-    at = []
+def record_run(data, out, damaged=(), stop_after=None, **options):
+    """Runs vitrail.train and returns a record of it.
 
-    def seeing_seed(seed, step, number, rank=0):
-        at[:] = [step, number]
-        seed_part(seed, step, number, rank)
+    `damaged` are image files to damage after the data was opened; `stop_after` is the epoch to stop after.
+    """
+    record = {"steps": [], "micro_batches": [], "validations": []}
+    prepare_micro_batch, train_steps = loop.prepare_micro_batch, epochs.train_steps
+    compute_outcome = validation.compute_outcome
+    train_epochs, init_train_state = train_module.train_epochs, train_module.init_train_state
 
-    def seeing_mix(*arguments):
-        images, targets = mix(*arguments)
-        seen["parts"].append([*at, digests(images, targets)])
-        return images, targets
+    def prepare_and_record(state, micro_batch, index, *rest):
+        images, labels, targets = prepare_micro_batch(state, micro_batch, index, *rest)
+        record["micro_batches"].append([state.step, index, hash_images(images, targets)])
+        return images, labels, targets
 
-    def seeing_add(self, step):
-        seen["steps"].append([step.step, step.loss, step.correct, step.images, step.grad_norm])
-        add(self, step)
+    def train_and_record(*arguments, **options):
+        for stats in train_steps(*arguments, **options):
+            record["steps"].append([stats.step, stats.loss, stats.correct, stats.images, stats.grad_norm])
+            yield stats
 
-    def seeing_classify(*arguments, **options):
-        outcome = classify(*arguments, **options)
-        seen["scored"].append([len(outcome.labels), int((outcome.predicted == outcome.labels).sum())])
+    def validate_and_record(*arguments, **options):
+        outcome = compute_outcome(*arguments, **options)
+        record["validations"].append([len(outcome.labels), int((outcome.predicted == outcome.labels).sum())])
         return outcome
 
-    def damaging(training):
-        for name in damaged:  # the data were sound when they were looked at
+    def damage_and_train(training):
+        for name in damaged:
             file = Path(data, name)
             file.write_bytes(file.read_bytes()[:60])
         train_epochs(training)
 
-    def elsewhere(*arguments):
+    def init_with_own_generator_state(*arguments):
         if dist.is_initialized():
-            torch.rand(dist.get_rank())  # each process's generator stands in a place of its own
-        return trainee(*arguments)
+            torch.rand(dist.get_rank())  # so that the generators of the processes differ
+        return init_train_state(*arguments)
 
-    def stopping(folder, row):
-        if row["epoch"] == stop:
+    def stop(folder, row):
+        if row["epoch"] == stop_after:
             raise Interrupted("stopped")
 
-    train_epochs, trainee = runs.train_epochs, runs.init_train_state
-    runs.train_epochs, runs.init_train_state = damaging, elsewhere
-    loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = (
-        seeing_mix,
-        seeing_add,
-        seeing_classify,
-        seeing_seed,
-    )
-    try:
-        run = vitrail.train(data, out=out, report=False, epoch_callbacks=[stopping], **options)
-    except Interrupted:
-        return seen
-    finally:
-        runs.train_epochs, runs.init_train_state = train_epochs, trainee
-        loop.mix_batch, epochs.Progress.add, validation.compute_outcome, loop.seed_micro_batch = (
-            mix,
-            add,
-            classify,
-            seed_part,
-        )
+    with (
+        patch.object(loop, "prepare_micro_batch", prepare_and_record),
+        patch.object(epochs, "train_steps", train_and_record),
+        patch.object(validation, "compute_outcome", validate_and_record),
+        patch.object(train_module, "train_epochs", damage_and_train),
+        patch.object(train_module, "init_train_state", init_with_own_generator_state),
+    ):
+        try:
+            run = vitrail.train(data, out=out, report=False, epoch_callbacks=[stop], **options)
+        except Interrupted:
+            return record
+    rows = RunFolder(run.folder).load_metrics()
+    return {**record, "rows": rows, "result": run.result, "classes": run.classifier.classes}
+
+
+def call_collectives(world):
+    """Returns the results of the collectives of a world."""
+
+    def fail():
+        raise VitrailError("only the main process fails", "all must know")
+
+    def fail_on_last_rank():
+        with world.raise_on_all():
+            if world.rank == world.size - 1:
+                raise VitrailError("only the last process fails", "all must know")
+
+    def describe_error(function):
+        try:
+            function()
+        except VitrailError as error:
+            return str(error)
+
     return {
-        **seen,
-        "rows": RunFolder(run.folder).load_metrics(),
-        "result": run.result,
-        "classes": run.classifier.classes,
+        "errors": [describe_error(fail_on_last_rank), describe_error(lambda: world.on_main(fail))],
+        "sums": [*world.sum(world.rank, 1), *world.any(world.rank == 0, False)],
+        "broadcast": world.broadcast(world.rank),
+        "on_main": world.on_main(lambda: world.rank),
+        "gathered": world.all_gather(world.rank),
     }
 
 
 def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
-    """Runs the scenarios one after another in one process group, as a foreign engine would call them."""
+    """Runs the scenarios one after another in one process group, as another engine would call them."""
     torch.set_num_threads(1)
     console.quiet = True
     epochs.draw_curves = finish.draw_pictures = lambda *arguments: None
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     for name, options in scenarios.items():
-        seen = observed(options.pop("data"), folder / options.pop("out", name), **options)
-        (folder / f"{name}-{rank}.json").write_text(json.dumps(seen))
+        record = record_run(options.pop("data"), folder / options.pop("out", name), **options)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(record))
     with join_world(torch.device("cpu")) as world:
-        try:
-            with world.raise_on_all():
-                if rank == size - 1:
-                    raise VitrailError("only the last one knows", "tell the others")
-            said = "nothing"
-        except VitrailError as error:
-            said = str(error)
-        sums = [*world.sum(rank, 1), *world.any(rank == 0, False)]
-        same = {"said": said, "sums": sums, "told": world.broadcast(rank), "gathered": world.all_gather(rank)}
-    (folder / f"world-{rank}.json").write_text(json.dumps(same))
+        results = call_collectives(world)
+    (folder / f"world-{rank}.json").write_text(json.dumps(results))
     if size > 1:
         dist.destroy_process_group()
 

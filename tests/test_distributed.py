@@ -1,4 +1,4 @@
-"""Training by many processes: the same batches, losses and counts as by one, whatever dies on the way."""
+"""Training by several processes: the same batches, losses and counts as by one, also after processes are lost."""
 
 import json
 import os
@@ -28,39 +28,31 @@ pytestmark = pytest.mark.scale
 EPOCHS = 14
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "check": False}
 MIXED = {
-    "mixup": 0.4,
-    "cutmix": 1.0,
-    "crop": "padded",
-    "ema_decay": 0.9,
-    "validation_fraction": 0.2,
-    "optimizer": "adamw",
+    "mixup": 0.4, "cutmix": 1.0, "crop": "padded", "ema_decay": 0.9, "validation_fraction": 0.2, "optimizer": "adamw",
     "lr": 3e-3,
-}
-FILES = {
-    "image_cache_gib": 0,
-    "workers": 0,
-    "skip_unreadable": True,
-}  # read when needed, so that damage is found on the way
-DAMAGED = [f"train/green/{number}.png" for number in (0, 3, 4, 11, 15, 18)]  # some are in validation
+}  # fmt: skip
+FROM_FILES = {"image_cache_gib": 0, "workers": 0, "skip_unreadable": True}  # damage is then found while training
+DAMAGED = [f"train/green/{i}.png" for i in (0, 3, 4, 11, 15, 18)]  # some are in validation
 
 
-def environment() -> dict[str, str]:
-    """The variables of a process that trains in a test."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+def process_environment() -> dict[str, str]:
+    """Returns the environment variables of a training process."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     source = Path(__file__).parents[1] / "src"
-    return kept | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(source)}
+    return inherited | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(source)}
 
 
-def observed_by(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str, list[dict]]:
-    """What each of `size` processes saw of each scenario."""
+def run_ranks(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str, list[dict]]:
+    """Runs the scenarios by `size` processes of `ranks.py`; returns the record of each rank by scenario."""
     folder.mkdir()
     for name, options in scenarios.items():
-        shutil.copytree(options["data"], folder / "data" / name)  # they damage what they read
+        shutil.copytree(options["data"], folder / "data" / name)  # the scenarios damage their data
     scenarios = {name: {**options, "data": str(folder / "data" / name)} for name, options in scenarios.items()}
     script = str(Path(__file__).parent / "ranks.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), str(size), str(folder), json.dumps(scenarios)], env=environment()
+            [sys.executable, script, str(rank), str(size), str(folder), json.dumps(scenarios)],
+            env=process_environment(),
         )
         for rank in range(size)
     ]
@@ -76,93 +68,92 @@ def observed_by(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three colours with test images."""
+    """A folder of three classes, with test images."""
     return fill(tmp_path_factory.mktemp("data") / "photos", {"train": 21, "test": 5}, tuple(COLOURS), (16, 16))
 
 
 @pytest.fixture(scope="module")
-def seen(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict]]]:
-    """The same training by 1, 2 and 3 processes."""
-    common = {**TINY, **MIXED, **FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8}
+def records(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict]]]:
+    """Records of the same training by 1, 2 and 3 processes."""
+    common = {**TINY, **MIXED, **FROM_FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8}
     scenarios = {
-        "plain": {**common, "epochs": 8},  # 51 images, 7 steps an epoch, the last of 3
+        "plain": {**common, "epochs": 8},  # 51 images, 7 steps per epoch, the last with 3 images
         "accumulated": {**common, "epochs": 8, "accumulation_steps": 3},
     }
-    folder = tmp_path_factory.mktemp("seen")
-    return {size: observed_by(size, folder / str(size), scenarios) for size in (1, 2, 3)}
+    folder = tmp_path_factory.mktemp("records")
+    return {size: run_ranks(size, folder / str(size), scenarios) for size in (1, 2, 3)}
 
 
-def batches(processes: list[dict]) -> dict[tuple[int, int], list[str]]:
-    """(step, part of the batch) -> a digest of every image in it with its target, in order, over all processes."""
-    whole: dict[tuple[int, int], list[str]] = {}
-    for seen in processes:  # by rank
-        for step, number, images in seen["parts"]:
-            whole.setdefault((step, number), []).extend(images)
-    return whole
-
-
-@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_together_they_see_the_very_batches_of_one_process(seen, size: int, scenario: str):
-    alone, together = batches(seen[1][scenario]), batches(seen[size][scenario])
-    assert len(alone) >= 50
-    assert alone == together
-    assert len({image for images in alone.values() for image in images}) > 300  # they differ, being mixed
-    assert min(len(images) for images in alone.values()) < size  # somewhere a cut was empty
+def join_micro_batches(by_rank: list[dict]) -> dict[tuple[int, int], list[str]]:
+    """Returns (step, micro-batch) -> the hashes of its images with their targets, over all ranks in order."""
+    hashes: dict[tuple[int, int], list[str]] = {}
+    for record in by_rank:
+        for step, index, image_hashes in record["micro_batches"]:
+            hashes.setdefault((step, index), []).extend(image_hashes)
+    return hashes
 
 
 @pytest.mark.parametrize("scenario", ["plain", "accumulated"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_losses_counts_and_gradients_are_those_of_one_process(seen, size: int, scenario: str):
-    (alone,), together = seen[1][scenario], seen[size][scenario]
-    assert len(alone["steps"]) >= 50
-    for process in together:
-        for mine, theirs in zip(process["steps"], alone["steps"], strict=True):
-            assert mine[0] == theirs[0]
-            assert mine[3] == theirs[3]  # images that could be read
-            assert mine[1] == pytest.approx(theirs[1], abs=2e-4)
-            assert mine[4] == pytest.approx(theirs[4], rel=2e-3)
-        assert process["steps"] == together[0]["steps"]
+def test_several_processes_train_on_the_batches_of_one_process(records, size: int, scenario: str):
+    single, several = join_micro_batches(records[1][scenario]), join_micro_batches(records[size][scenario])
+    assert len(single) >= 50
+    assert single == several
+    assert len({image for images in single.values() for image in images}) > 300  # mixing makes them all different
+    assert min(len(images) for images in single.values()) < size  # some shards were empty
 
 
 @pytest.mark.parametrize("scenario", ["plain", "accumulated"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_every_image_is_scored_once_and_what_cannot_be_read_is_counted(seen, size: int, scenario: str):
-    (alone,), together = seen[1][scenario], seen[size][scenario]
-    rows = together[0]["rows"]
-    for mine, theirs in zip(rows, alone["rows"], strict=True):
-        assert mine["unreadable"] == theirs["unreadable"] > 0
-        assert mine["validation_accuracy"] == pytest.approx(theirs["validation_accuracy"])
-        assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=2e-4)
-
-    def totals(processes: list[dict]) -> list[tuple[int, int]]:
-        """(images, right answers) of each evaluation, over all processes."""
-        return [
-            tuple(map(sum, zip(*parts, strict=True))) for parts in zip(*(p["scored"] for p in processes), strict=True)
-        ]
-
-    assert totals(together) == totals([alone])
-    assert all(process["result"] == together[0]["result"] for process in together)  # each gets the run
-    assert together[0]["result"]["test"]["images"] == alone["result"]["test"]["images"] == 15
+def test_losses_counts_and_gradients_are_those_of_one_process(records, size: int, scenario: str):
+    (single,), several = records[1][scenario], records[size][scenario]
+    assert len(single["steps"]) >= 50
+    for record in several:
+        for actual, expected in zip(record["steps"], single["steps"], strict=True):
+            step, loss, _, images, grad_norm = expected
+            assert actual[0] == step
+            assert actual[3] == images  # without the unreadable ones
+            assert actual[1] == pytest.approx(loss, abs=2e-4)
+            assert actual[4] == pytest.approx(grad_norm, rel=2e-3)
+        assert record["steps"] == several[0]["steps"]
 
 
-def test_a_sharded_model_trains_as_a_copied_one(photos: Path, tmp_path: Path):
-    common = {**TINY, **MIXED, **FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8, "epochs": 2}
-    scenarios = {name: {**common, "accumulation_steps": 2, "fsdp": name == "sharded"} for name in ("copied", "sharded")}
-    found = observed_by(2, tmp_path / "seen", scenarios)
-    copied, sharded = found["copied"][0], found["sharded"][0]
-    assert len(sharded["steps"]) == len(copied["steps"]) >= 12
-    for mine, theirs in zip(sharded["steps"], copied["steps"], strict=True):
-        assert mine[1] == pytest.approx(theirs[1], abs=1e-5)
-        assert mine[4] == pytest.approx(theirs[4], rel=1e-4)
-    assert sharded["scored"] == copied["scored"]
-    assert sharded["result"]["test"]["loss"] == pytest.approx(copied["result"]["test"]["loss"], abs=1e-4)
+@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_validation_image_is_scored_once_and_unreadable_ones_are_counted(records, size: int, scenario: str):
+    (single,), several = records[1][scenario], records[size][scenario]
+    for actual, expected in zip(several[0]["rows"], single["rows"], strict=True):
+        assert actual["unreadable"] == expected["unreadable"] > 0
+        assert actual["validation_accuracy"] == pytest.approx(expected["validation_accuracy"])
+        assert actual["validation_loss"] == pytest.approx(expected["validation_loss"], abs=2e-4)
+
+    def sum_validations(by_rank: list[dict]) -> list[tuple[int, int]]:
+        """Returns (images, correct) of each validation, over all ranks."""
+        validations = zip(*(record["validations"] for record in by_rank), strict=True)
+        return [tuple(map(sum, zip(*counts, strict=True))) for counts in validations]
+
+    assert sum_validations(several) == sum_validations([single])
+    assert all(record["result"] == several[0]["result"] for record in several)  # every process returns the run
+    assert several[0]["result"]["test"]["images"] == single["result"]["test"]["images"] == 15
+
+
+def test_a_sharded_model_trains_like_a_replicated_one(photos: Path, tmp_path: Path):
+    common = {**TINY, **MIXED, **FROM_FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8, "epochs": 2}
+    scenarios = {name: {**common, "accumulation_steps": 2, "fsdp": name == "fsdp"} for name in ("ddp", "fsdp")}
+    records = run_ranks(2, tmp_path / "records", scenarios)
+    ddp, fsdp = records["ddp"][0], records["fsdp"][0]
+    assert len(fsdp["steps"]) == len(ddp["steps"]) >= 12
+    for actual, expected in zip(fsdp["steps"], ddp["steps"], strict=True):
+        assert actual[1] == pytest.approx(expected[1], abs=1e-5)
+        assert actual[4] == pytest.approx(expected[4], rel=1e-4)
+    assert fsdp["validations"] == ddp["validations"]
+    assert fsdp["result"]["test"]["loss"] == pytest.approx(ddp["result"]["test"]["loss"], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
-def start(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose weights others start from."""
-    out = tmp_path_factory.mktemp("start") / "run"
+def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights other runs start from."""
+    out = tmp_path_factory.mktemp("pretrained") / "run"
     return vitrail.train(photos, out=out, epochs=1, batch_size=16, report=False, **TINY).folder
 
 
@@ -174,73 +165,76 @@ LORA = {
     "precision": "fp32",
     "check": False,
 }
-SHARED = {"lora": LORA, "recomputed": {**TINY, "gradient_checkpointing": True}}
-FOR_SHARED = {"batch_size": 16, "epochs": 2}
+MEMORY_SAVING = {"lora": LORA, "checkpointing": {**TINY, "gradient_checkpointing": True}}
+SHORT = {"batch_size": 16, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
-def pair(photos: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    """What two processes saw of a sharded run, whole and in two parts, and of what memory is saved with."""
+def pair_records(photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """Records of two processes: of a sharded run, uninterrupted and resumed, and of options that save memory."""
     pytest.importorskip("peft")
     sharded = {**TINY, **MIXED, "data": str(photos), "batch_size": 16, "epochs": 3, "fsdp": True}
     scenarios = {
-        "whole": sharded,
-        "half": {**sharded, "stop": 1},
-        "again": {"data": str(photos), "out": "half", "resume": True, "fsdp": True, "check": False},
-        **{name: {"data": str(photos), **FOR_SHARED, **options} for name, options in SHARED.items()},
+        "uninterrupted": sharded,
+        "stopped": {**sharded, "stop_after": 1},
+        "resumed": {"data": str(photos), "out": "stopped", "resume": True, "fsdp": True, "check": False},
+        **{name: {"data": str(photos), **SHORT, **options} for name, options in MEMORY_SAVING.items()},
     }
-    scenarios["lora"]["model"] = str(start)
-    return observed_by(2, tmp_path_factory.mktemp("pair") / "seen", scenarios)
+    scenarios["lora"]["model"] = str(pretrained)
+    return run_ranks(2, tmp_path_factory.mktemp("pair") / "records", scenarios)
 
 
-def test_a_sharded_run_that_was_stopped_goes_on_to_the_same_bits(pair):
-    for whole, half, again in zip(*(pair[name] for name in ("whole", "half", "again")), strict=True):
-        assert len(half["steps"]) == 4  # of 51 images
-        assert half["steps"] + again["steps"] == whole["steps"]
-        assert again["result"]["test"] == whole["result"]["test"]
+def test_a_resumed_sharded_run_ends_with_the_same_bits(pair_records):
+    names = ("uninterrupted", "stopped", "resumed")
+    for uninterrupted, stopped, resumed in zip(*(pair_records[name] for name in names), strict=True):
+        assert len(stopped["steps"]) == 4  # 51 images
+        assert stopped["steps"] + resumed["steps"] == uninterrupted["steps"]
+        assert resumed["result"]["test"] == uninterrupted["result"]["test"]
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_what_saves_memory_is_shared_too(pair, photos: Path, start: Path, tmp_path: Path, name: str):
-    model = {"model": start} if name == "lora" else {}
-    alone = vitrail.train(photos, out=tmp_path / "run", report=False, **FOR_SHARED, **SHARED[name], **model)
-    for mine, theirs in zip(pair[name][0]["rows"], rows(alone.folder), strict=True):
-        for score in ("train_loss", "validation_loss"):
-            assert mine[score] == pytest.approx(theirs[score], abs=2e-4)
+@pytest.mark.parametrize("name", MEMORY_SAVING)
+def test_lora_and_gradient_checkpointing_work_with_two_processes(
+    pair_records, photos: Path, pretrained: Path, tmp_path: Path, name: str
+):
+    model = {"model": pretrained} if name == "lora" else {}
+    single = vitrail.train(photos, out=tmp_path / "run", report=False, **SHORT, **MEMORY_SAVING[name], **model)
+    for actual, expected in zip(pair_records[name][0]["rows"], load_rows(single.folder), strict=True):
+        for metric in ("train_loss", "validation_loss"):
+            assert actual[metric] == pytest.approx(expected[metric], abs=2e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_what_one_process_meets_all_of_them_say(seen, size: int):
-    for mine in seen[size]["world"]:
-        assert mine["said"] == "only the last one knows (tell the others)"
-        assert mine["sums"] == [size * (size - 1) / 2, size, True, False]
-        assert mine["told"] == 0
-        assert mine["gathered"] == list(range(size))
+def test_collectives_return_the_same_in_all_processes(records, size: int):
+    for results in records[size]["world"]:
+        assert results["errors"] == [f"only the {which} process fails (all must know)" for which in ("last", "main")]
+        assert results["sums"] == [size * (size - 1) / 2, size, True, False]
+        assert results["broadcast"] == results["on_main"] == 0
+        assert results["gathered"] == list(range(size))
 
 
-def agreed(store: HashStore, size: int) -> set[str]:
-    """What the processes of an attempt, each in a thread of its own, call it."""
+def attempt_ids(store: HashStore, size: int) -> set[str]:
+    """Returns the ids of one attempt that its processes, each in a thread, agree on."""
     with ThreadPoolExecutor(size) as threads:
         ranks = [threads.submit(agree_on_attempt, store, rank, size) for rank in reversed(range(size))]
         return {rank.result(timeout=60) for rank in ranks}
 
 
-def test_an_attempt_meets_nobody_of_an_earlier_one():
+def test_an_attempt_ignores_the_processes_of_an_earlier_one():
     store = HashStore()
-    store.set("vitrail/attempt", "dead")  # a process 0 that died before the others came
+    store.set("vitrail/attempt", "dead")  # its rank 0 died before the others came
     store.set("vitrail/dead/nonce/1", "dead too")
-    names = [agreed(store, size) for size in (3, 3, 2, 4)]  # all in the store that the launcher keeps
-    assert all(len(name) == 1 for name in names)
-    assert len(set.union(*names)) == 4
-    assert "dead" not in set.union(*names)
+    attempts = [attempt_ids(store, size) for size in (3, 3, 2, 4)]  # the launcher keeps the store
+    assert all(len(ids) == 1 for ids in attempts)
+    assert len(set.union(*attempts)) == 4
+    assert "dead" not in set.union(*attempts)
 
 
-def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_launch_finds_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from vitrail.runs import epochs, finish
     from vitrail.runs.resolve import find_run_of_launch
 
     monkeypatch.chdir(tmp_path)
-    for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # others show them
+    for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # tested elsewhere
         monkeypatch.setattr(module, name, lambda *arguments: None)
     out = tmp_path / "run"
     assert current_launch() is None
@@ -249,111 +243,109 @@ def test_a_launch_knows_the_run_that_it_began(photos: Path, tmp_path: Path, monk
     first = vitrail.train(photos, out=out, **recipe)
     assert find_run_of_launch("this one", "photos", out).path == out
     assert find_run_of_launch("another", "photos", out) is None
-    again = vitrail.train(photos, out=out, **recipe)  # the same words: it is gone on with, and all is done
+    again = vitrail.train(photos, out=out, **recipe)  # the same command resumes the run, which is finished
     assert again.result["test"] == first.result["test"]
     default, second = Path("runs/photos"), Path("runs/photos-2")
     for copy in (default, second):
         shutil.copytree(out, copy)
     earlier = current_launch().started_at - 1
-    for finished in (out, default):  # before this launcher: last week's launch had the same name
-        os.utime(finished / "result.json", (earlier, earlier))
+    for finished_run in (out, default):  # finished by an earlier launch of the same name
+        os.utime(finished_run / "result.json", (earlier, earlier))
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
     assert find_run_of_launch("this one", "photos", None, current_launch().started_at).path == second
     os.utime(second / "result.json", (earlier, earlier))
     assert find_run_of_launch("this one", "photos", None, current_launch().started_at) is None
-    (out / "result.json").unlink()  # it was never finished, so whichever launcher comes takes it up
+    (out / "result.json").unlink()  # an unfinished run is resumed by any launch of the name
     assert find_run_of_launch("this one", "photos", out, current_launch().started_at).path == out
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(photos, out=out, **recipe)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun on one machine: its process names the launch
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's default: its process identifies the launch
     assert str(os.getppid()) in current_launch().id
     assert current_launch().id == current_launch().id
 
 
-def test_places_of_all_processes_are_the_batch():
+def test_the_shards_of_all_processes_are_the_batch():
     from vitrail.data.augment import Augment
     from vitrail.training import Recipe
     from vitrail.training.batch_sharding import shard_positions
     from vitrail.training.distributed import World
 
     for n in range(1, 20):
-        for accumulate in (1, 2, 3, 7):
+        for accumulation_steps in (1, 2, 3, 7):
             for size in (1, 2, 3, 5):
-                recipe = Recipe(accumulation_steps=accumulate, augment=Augment(mixup=1.0))
-                cuts = [shard_positions(n, recipe, World(rank=rank, size=size)) for rank in range(size)]
-                for part, chunk in enumerate(torch.arange(n).chunk(accumulate)):
-                    own = [cut[part][0][cut[part][1] :] for cut in cuts]
-                    assert torch.cat(own).tolist() == chunk.tolist()
-                    for where, spare in (cut[part] for cut in cuts):
-                        assert spare == (len(where) > 0)
-                        before = torch.cat([chunk[-1:], chunk])[chunk.tolist().index(where[spare])] if spare else None
-                        assert before is None or before == where[0]
+                recipe = Recipe(accumulation_steps=accumulation_steps, augment=Augment(mixup=1.0))
+                shards = [shard_positions(n, recipe, World(rank=rank, size=size)) for rank in range(size)]
+                for i, micro_batch in enumerate(torch.arange(n).chunk(accumulation_steps)):
+                    own = [positions[overlap:] for positions, overlap in (shard[i] for shard in shards)]
+                    assert torch.cat(own).tolist() == micro_batch.tolist()
+                    for positions, overlap in (shard[i] for shard in shards):
+                        assert overlap == (len(positions) > 0)
+                        if overlap:
+                            shifted = torch.cat([micro_batch[-1:], micro_batch])  # each image's predecessor
+                            assert positions[0] == shifted[micro_batch.tolist().index(positions[overlap])]
 
 
-# Whole commands, started as people start them
+# The command line
 
 
-def rows(run: Path) -> list[dict]:
+def load_rows(run: Path) -> list[dict]:
     return RunFolder(run).load_metrics()
 
 
-def command(data: Path, out: Path, *more: object) -> list[str]:
-    tiny = {
-        "width": 16,
-        "depth": 2,
-        "heads": 2,
-        "mlp-width": 32,
-        "patch": 4,
-        "precision": "fp32",
-        "validation-fraction": 0.2,
-    }
-    options = [word for name, value in {**tiny, "mixup": 0.4}.items() for word in (f"--{name}", value)]
-    words = ["train", data, "--out", out, "--batch-size", 8, "--no-check", "--no-report", *options, *more]
-    return [str(word) for word in words]
+def train_arguments(data: Path, out: Path, *more: object) -> list[str]:
+    """Returns the arguments of a small `vitrail train`."""
+    options = {
+        "width": 16, "depth": 2, "heads": 2, "mlp-width": 32, "patch": 4, "precision": "fp32",
+        "validation-fraction": 0.2, "mixup": 0.4, "batch-size": 8,
+    }  # fmt: skip
+    flags = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+    return [str(argument) for argument in ("train", data, "--out", out, "--no-check", "--no-report", *flags, *more)]
 
 
-STARTED: list[subprocess.Popen] = []
+PROCESSES: list[subprocess.Popen] = []
 
 
-def started(words: list[str]) -> subprocess.Popen:
-    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    STARTED.append(process)
+def start(command: list[str]) -> subprocess.Popen:
+    process = subprocess.Popen(
+        command, env=process_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    PROCESSES.append(process)
     return process
 
 
 @pytest.fixture(autouse=True)
-def _nothing_runs_on():
-    """A test that fails leaves no process: workers of a launcher that is killed end themselves."""
+def _kill_processes():
+    """Kills the processes of a failed test; the workers of a killed launcher end by themselves."""
     yield
-    for process in STARTED:
+    for process in PROCESSES:
         process.kill()
         process.wait()
         for pipe in (process.stdout, process.stderr):
             pipe.close()
-    STARTED.clear()
+    PROCESSES.clear()
 
 
 def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float = 280) -> None:
-    """Until a run has recorded `n` epochs."""
+    """Waits until a run has recorded `n` epochs."""
     deadline = time.monotonic() + seconds
-    while len(rows(run)) < n:
+    while len(load_rows(run)) < n:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    """Until something has happened."""
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits until a condition holds."""
     deadline = time.monotonic() + seconds
-    while not happened():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def workers(launcher: subprocess.Popen) -> list[int]:
-    """The processes that a launcher has started, by rank."""
+def worker_pids(launcher: subprocess.Popen) -> list[int]:
+    """Returns the process ids of a launcher's workers, by rank."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     ranks = {}
     for pid in children:
@@ -365,7 +357,8 @@ def workers(launcher: subprocess.Popen) -> list[int]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def finished(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str, str]:
+def wait_for_end(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str, str]:
+    """Returns exit code, standard output and standard error."""
     try:
         out, err = process.communicate(timeout=seconds)
     finally:
@@ -374,142 +367,153 @@ def finished(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str,
 
 
 @pytest.fixture(scope="module")
-def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """The rows of the command by one process."""
-    out = tmp_path_factory.mktemp("alone") / "run"
-    code, _, err = finished(started([sys.executable, "-m", "vitrail", *command(photos, out, "--epochs", EPOCHS)]))
+def single_rows(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The metrics of a run by one process."""
+    out = tmp_path_factory.mktemp("single") / "run"
+    code, _, err = wait_for_end(
+        start([sys.executable, "-m", "vitrail", *train_arguments(photos, out, "--epochs", EPOCHS)])
+    )
     assert code == 0, err
-    return rows(out)
+    return load_rows(out)
 
 
-def same_course(mine: list[dict], theirs: list[dict]) -> None:
-    """Every epoch is there once, and its loss is the same to rounding."""
-    assert [row["epoch"] for row in mine] == [row["epoch"] for row in theirs]
-    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
-    for one, other in zip(mine, theirs, strict=True):
+def assert_same_losses(actual: list[dict], expected: list[dict]) -> None:
+    """Asserts that both have the same epochs, and the same losses except for rounding."""
+    for key in ("epoch", "step"):
+        assert [row[key] for row in actual] == [row[key] for row in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=5e-4)
 
 
-def test_a_killed_worker_is_started_again_and_nothing_is_lost(photos: Path, alone: list[dict], tmp_path: Path):
+def test_a_killed_worker_is_restarted_and_no_epoch_is_lost(photos: Path, single_rows: list[dict], tmp_path: Path):
     out = tmp_path / "run"
-    words = command(photos, out, "--epochs", EPOCHS, "--processes", 2, "--json")
-    launcher = started([sys.executable, "-m", "vitrail", *words])
+    arguments = train_arguments(photos, out, "--epochs", EPOCHS, "--processes", 2, "--json")
+    launcher = start([sys.executable, "-m", "vitrail", *arguments])
     wait_for_rows(out, 2, launcher)
-    os.kill(workers(launcher)[1], signal.SIGKILL)
-    code, printed, err = finished(launcher)
+    os.kill(worker_pids(launcher)[1], signal.SIGKILL)
+    code, printed, err = wait_for_end(launcher)
     assert code == 0, err
     assert err.count("continuing after step") == 1
-    assert json.loads(printed)["test"]["images"] == 15  # one answer, from one process
-    same_course(rows(out), alone)
+    assert json.loads(printed)["test"]["images"] == 15  # one process prints the result
+    assert_same_losses(load_rows(out), single_rows)
 
 
-def test_an_interrupted_launch_is_saved_and_one_process_goes_on(photos: Path, alone: list[dict], tmp_path: Path):
+def test_an_interrupted_launch_can_be_resumed_by_one_process(photos: Path, single_rows: list[dict], tmp_path: Path):
     out = tmp_path / "run"
-    launcher = started([sys.executable, "-m", "vitrail", *command(photos, out, "--epochs", EPOCHS, "--processes", 3)])
+    launcher = start(
+        [sys.executable, "-m", "vitrail", *train_arguments(photos, out, "--epochs", EPOCHS, "--processes", 3)]
+    )
     wait_for_rows(out, 1, launcher)
     launcher.send_signal(signal.SIGINT)
-    code, _, err = finished(launcher)
+    code, _, err = wait_for_end(launcher)
     assert code == 130, err
     assert re.search(r"error: stopped at step \d+ and saved\nhint: continue with: vitrail train .* --resume --out", err)
-    assert len(rows(out)) < EPOCHS
-    code, _, err = finished(
-        started([sys.executable, "-m", "vitrail", "train", str(photos), "--resume", "--out", str(out)])
+    assert len(load_rows(out)) < EPOCHS
+    code, _, err = wait_for_end(
+        start([sys.executable, "-m", "vitrail", "train", str(photos), "--resume", "--out", str(out)])
     )
     assert code == 0, err
     assert "the number of processes was 3, is 1: the result will be as good, but not the same to the last bit" in err
-    same_course(rows(out), alone)
+    assert_same_losses(load_rows(out), single_rows)
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("flags", "message"),
     [
         (["--processes", 0], "--processes is 0"),
         (["--processes", 2, "--fsdp", "--optimizer", "muon"], "Muon needs whole matrices, and --fsdp shards them"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_once_and_not_tried_again(photos: Path, tmp_path: Path, more, said: str):
-    launcher = started([sys.executable, "-m", "vitrail", *command(photos, tmp_path / "run", *more)])
-    code, _, err = finished(launcher)
+def test_impossible_options_are_reported_once_and_not_retried(photos: Path, tmp_path: Path, flags, message: str):
+    launcher = start([sys.executable, "-m", "vitrail", *train_arguments(photos, tmp_path / "run", *flags)])
+    code, _, err = wait_for_end(launcher)
     assert code == 2
-    assert err.count(said) == 1
+    assert err.count(message) == 1
     assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
 def two_nodes():
-    """Two network namespaces with a cable between them."""
+    """Two network namespaces with a virtual cable between them: (name, interface) of each."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("needs root and ip (apt install iproute2)")
-    names = [f"vitrail-{os.getpid()}-{side}" for side in "ab"]
-    ends = [f"v{os.getpid() % 100000}{side}" for side in "ab"]
+    names = [f"vitrail-{os.getpid()}-{letter}" for letter in "ab"]
+    interfaces = [f"v{os.getpid() % 100000}{letter}" for letter in "ab"]
 
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
     try:
         try:
             for name in names:
                 ip("netns", "add", name)
-            ip("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1])
+            peer = ("peer", "name", interfaces[1], "netns", names[1])
+            ip("link", "add", interfaces[0], "netns", names[0], "type", "veth", *peer)
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-        for number, (name, end) in enumerate(zip(names, ends, strict=True), 1):
-            ip("-n", name, "addr", "add", f"10.199.0.{number}/24", "dev", end)
-            for device in ("lo", end):
+        for number, (name, interface) in enumerate(zip(names, interfaces, strict=True), 1):
+            ip("-n", name, "addr", "add", f"10.199.0.{number}/24", "dev", interface)
+            for device in ("lo", interface):
                 ip("-n", name, "link", "set", device, "up")
-        yield list(zip(names, ends, strict=True))
+        yield list(zip(names, interfaces, strict=True))
     finally:
         for name in names:
-            found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-            for pid in found.stdout.split():
+            listing = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+            for pid in listing.stdout.split():
                 os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def torchrun(number: int, name: str, end: str, *words: object, variable: str = "VITRAIL=") -> subprocess.Popen:
-    """vitrail on one of two nodes (0, 1), the first of which is where they meet."""
+def torchrun(
+    number: int, name: str, interface: str, *arguments: object, variable: str = "VITRAIL="
+) -> subprocess.Popen:
+    """Starts vitrail by torchrun on node 0, which hosts the rendezvous, or node 1."""
     conf = f"is_host={int(number == 0)},join_timeout=120,last_call_timeout=4"
-    meet = [
+    options = [
         "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=nodes", "--rdzv-backend=c10d",
         "--rdzv-endpoint=10.199.0.1:29400", f"--local-addr=10.199.0.{number + 1}", f"--rdzv-conf={conf}",
     ]  # fmt: skip
-    entered = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={end}", variable, sys.executable]
-    return started([*entered, "-m", "torch.distributed.run", *meet, "-m", "vitrail", *map(str, words)])
+    python = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={interface}", variable, sys.executable]
+    return start([*python, "-m", "torch.distributed.run", *options, "-m", "vitrail", *map(str, arguments)])
 
 
-def pids(name: str) -> list[int]:
-    """The processes of a node."""
-    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True)
-    return [int(pid) for pid in found.stdout.split()]
+def node_pids(name: str) -> list[int]:
+    """Returns the process ids of a node."""
+    listing = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in listing.stdout.split()]
 
 
-def test_a_lost_node_leaves_the_other_to_go_on(photos: Path, alone: list[dict], tmp_path: Path, two_nodes):
+def test_training_continues_on_one_node_when_the_other_is_lost(
+    photos: Path, single_rows: list[dict], tmp_path: Path, two_nodes
+):
     out = tmp_path / "run"
-    words = command(photos, out, "--epochs", EPOCHS)
-    launchers = [torchrun(number, *node, *words) for number, node in enumerate(two_nodes)]
+    arguments = train_arguments(photos, out, "--epochs", EPOCHS)
+    launchers = [torchrun(number, *node, *arguments) for number, node in enumerate(two_nodes)]
     wait_for_rows(out, 2, launchers[0])
-    for pid in pids(two_nodes[1][0]):  # launcher and worker, in one moment
+    for pid in node_pids(two_nodes[1][0]):  # launcher and worker at once
         os.kill(pid, signal.SIGKILL)
-    code, _, err = finished(launchers[0])
-    finished(launchers[1])
+    code, _, err = wait_for_end(launchers[0])
+    wait_for_end(launchers[1])
     assert code == 0, err
     assert "2 processes" in err
     assert "the number of processes was 2, is 1" in err
-    same_course(rows(out), alone)
+    assert_same_losses(load_rows(out), single_rows)
 
 
-def test_a_node_that_comes_later_joins(photos: Path, tmp_path: Path, two_nodes):
+def test_a_node_can_join_later(photos: Path, tmp_path: Path, two_nodes):
     out = tmp_path / "run"
-    words = command(photos, out, "--epochs", 2000)
-    needed = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"  # else torchrun's own launchers wait for one another for ever
-    launchers = [torchrun(0, *two_nodes[0], *words, variable=needed)]
+    arguments = train_arguments(photos, out, "--epochs", 2000)
+    variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"  # else torchrun's own launchers wait for each other forever
+    launchers = [torchrun(0, *two_nodes[0], *arguments, variable=variable)]
     wait_for_rows(out, 2, launchers[0])
-    launchers.append(torchrun(1, *two_nodes[1], *words, variable=needed))
+    launchers.append(torchrun(1, *two_nodes[1], *arguments, variable=variable))
     second = two_nodes[1][0]
-    wait_for(lambda: any(b"\0WORLD_SIZE=2\0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in pids(second)))
-    wait_for_rows(out, len(rows(out)) + 3, launchers[0])
+    wait_until(
+        lambda: any(b"\0WORLD_SIZE=2\0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in node_pids(second))
+    )
+    wait_for_rows(out, len(load_rows(out)) + 3, launchers[0])
     launchers[0].send_signal(signal.SIGINT)
-    code, _, err = finished(launchers[0])
+    code, _, err = wait_for_end(launchers[0])
     assert code != 0
     assert "the number of processes was 1, is 2" in err
-    assert [row["epoch"] for row in rows(out)] == list(range(1, len(rows(out)) + 1))
+    assert [row["epoch"] for row in load_rows(out)] == list(range(1, len(load_rows(out)) + 1))

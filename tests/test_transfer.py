@@ -1,4 +1,4 @@
-"""Training that starts from weights: what is carried over, what trains, what stands still, and how runs go on."""
+"""Training from pretrained weights: what is transferred, what is trained, what is frozen, and resuming."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from vitrail.weights.resize import resize_patch_projection, resize_vit
 TINY = ViTConfig(width=16, depth=3, heads=2, mlp_width=32, patch=4, image_size=16, classes=3)
 
 
-def vit_of(config: ViTConfig = TINY, seed: int = 0) -> ViT:
+def make_vit(config: ViTConfig = TINY, seed: int = 0) -> ViT:
     torch.manual_seed(seed)
     vit = ViT(config)
     for parameter in vit.parameters():
@@ -40,7 +40,7 @@ def vit_of(config: ViTConfig = TINY, seed: int = 0) -> ViT:
     return vit
 
 
-def steps(vit: ViT, recipe: Recipe, n: int = 3):
+def train_tiny(vit: ViT, recipe: Recipe, n: int = 3):
     generator = torch.Generator().manual_seed(1)
     batches = [
         (
@@ -49,15 +49,15 @@ def steps(vit: ViT, recipe: Recipe, n: int = 3):
         )
         for _ in range(n)
     ]
-    learner = init_train_state(vit, recipe)
-    list(train_steps(learner, batches, recipe, Preprocess(image_size=(16, 16)), total_steps=n))
-    return learner
+    state = init_train_state(vit, recipe)
+    list(train_steps(state, batches, recipe, Preprocess(image_size=(16, 16)), total_steps=n))
+    return state
 
 
 # Layer-wise decay, resizing
 
 
-def test_layer_wise_rates_and_decays_are_timms():
+def test_layer_wise_learning_rates_and_weight_decay_are_those_of_timm():
     timm = pytest.importorskip("timm")
     from timm.optim import param_groups_layer_decay
 
@@ -76,21 +76,21 @@ def test_layer_wise_rates_and_decays_are_timms():
     vit = ViT(TINY)
     names = {id(p): name for name, p in vit.named_parameters()}
     recipe = Recipe(layer_decay=0.75, weight_decay=0.05, lr=2.0)
-    found = {
+    actual = {
         names[id(p)]: (group["lr"] / 2, group["weight_decay"])
         for group in parameter_groups(vit, recipe, recipe.lr)
         for p in group["params"]
     }
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, (scale, decay) in expected.items():
-        assert found[name] == (pytest.approx(scale), decay), name
+        assert actual[name] == (pytest.approx(scale), decay), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_every_optimizer_takes_layer_wise_decay_and_schedules_it(optimizer: str):
     recipe = Recipe(optimizer=optimizer, layer_decay=0.5, warmup_fraction=0.0, schedule="linear", precision="fp32")
-    learner = steps(vit_of(), recipe, 4)
-    rates = {group["lr"] for each in learner.optimizers for group in each.param_groups}
+    state = train_tiny(make_vit(), recipe, 4)
+    rates = {group["lr"] for each in state.optimizers for group in each.param_groups}
     highest = {recipe.lr * 0.5**depth for depth in range(5)}  # head, three blocks, embedding
     if optimizer == "muon":
         highest |= {recipe.muon_lr * 0.5**depth for depth in (1, 2, 3)}  # the blocks' matrices
@@ -98,7 +98,7 @@ def test_every_optimizer_takes_layer_wise_decay_and_schedules_it(optimizer: str)
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 8), (8, 4), (14, 16), (6, 6)])
-def test_the_patch_projection_is_resized_as_timm_does(old: int, new: int):
+def test_the_patch_projection_is_resized_as_in_timm(old: int, new: int):
     timm_layers = pytest.importorskip("timm.layers")
     weight = torch.randn(5, 3, old, old)
     theirs = timm_layers.resample_patch_embed(weight, [new, new])
@@ -106,68 +106,68 @@ def test_the_patch_projection_is_resized_as_timm_does(old: int, new: int):
 
 
 @pytest.mark.parametrize("position", [Learned(), Learned(antialias=False, offset=0.1)])
-def test_positions_are_stored_as_the_forward_resizes_them(position: Learned):
-    vit = vit_of(replace(TINY, position=position)).eval()
+def test_resized_position_embeddings_equal_those_of_the_forward(position: Learned):
+    vit = make_vit(replace(TINY, position=position)).eval()
     images = torch.randn(2, 3, 24, 32)
-    other = resize_vit(vit, replace(vit.config, image_size=(24, 32)))
-    assert other.position.grid.shape == (6, 8, 16)
-    torch.testing.assert_close(other(images), vit(images))
+    resized = resize_vit(vit, replace(vit.config, image_size=(24, 32)))
+    assert resized.position.grid.shape == (6, 8, 16)
+    torch.testing.assert_close(resized(images), vit(images))
 
 
-# What is carried over
+# Transferred weights
 
 
-def test_the_same_classes_keep_the_head_in_whatever_order():
-    vit, images = vit_of().eval(), torch.randn(4, 3, 16, 16)
+def test_the_same_classes_keep_the_head_in_any_order():
+    vit, images = make_vit().eval(), torch.randn(4, 3, 16, 16)
     for head in ("linear", "mlp"):
-        vit = vit_of(replace(TINY, head=head)).eval()
-        same, fate = transfer_weights(vit, ("a", "b", "c"), vit.config, ("a", "b", "c"))
-        assert fate == "kept"
+        vit = make_vit(replace(TINY, head=head)).eval()
+        same, transfer = transfer_weights(vit, ("a", "b", "c"), vit.config, ("a", "b", "c"))
+        assert transfer == "kept"
         torch.testing.assert_close(same.eval()(images), vit(images), rtol=0, atol=0)
-        turned, fate = transfer_weights(vit, ("a", "b", "c"), vit.config, ("c", "a", "b"))
-        assert fate == "reordered"
-        torch.testing.assert_close(turned.eval()(images), vit(images)[:, [2, 0, 1]])
+        reordered, transfer = transfer_weights(vit, ("a", "b", "c"), vit.config, ("c", "a", "b"))
+        assert transfer == "reordered"
+        torch.testing.assert_close(reordered.eval()(images), vit(images)[:, [2, 0, 1]])
 
 
 @pytest.mark.parametrize("theirs", [("a", "b", "x"), ("a", "b"), ()])
-def test_other_classes_get_a_new_head_on_the_same_body(theirs: tuple[str, ...]):
-    vit = vit_of(replace(TINY, classes=len(theirs))).eval()
+def test_other_classes_get_a_new_head_on_the_same_backbone(theirs: tuple[str, ...]):
+    vit = make_vit(replace(TINY, classes=len(theirs))).eval()
     config = replace(TINY, classes=3, drop_path=0.2)
-    new, fate = transfer_weights(vit, theirs, config, ("a", "b", "c"))
-    assert fate == "new"
+    new, transfer = transfer_weights(vit, theirs, config, ("a", "b", "c"))
+    assert transfer == "new"
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(new.eval().features(images), vit.features(images), rtol=0, atol=0)
     assert new(images).shape == (2, 3)
-    said = describe_head(fate, theirs, ("a", "b", "c"))
-    assert "new head of 3" in said
-    assert (", ".join(theirs) or "the model has no classes") in said
+    message = describe_head(transfer, theirs, ("a", "b", "c"))
+    assert "new head of 3" in message
+    assert (", ".join(theirs) or "the model has no classes") in message
 
 
-def test_the_preprocessing_is_the_models_own_unless_the_recipe_says_otherwise(colours: Path):
+def test_the_preprocessing_is_that_of_the_model_unless_the_recipe_changes_it(colours: Path):
     splits = open_data(colours)
     own = Preprocess(image_size=(16, 16), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3))
     _, config, same = resolve_transfer_recipe(find_recipe("finetune"), splits, TINY, own)
     assert same == own
     assert config == replace(TINY, drop_path=0.1)
     changes = {"image_size": 32, "fit": "pad", "normalize": "imagenet", "crop_fraction": 1.0, "patch": 8}
-    full, config, other = resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, own)
+    recipe, config, changed = resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, own)
     assert (config.image_size, config.patch, config.grid) == (32, 8, (4, 4))
-    assert other == replace(
+    assert changed == replace(
         own, image_size=(32, 32), fit="pad", crop_fraction=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         min_size=8,
     )  # fmt: skip
-    assert full.model["image_size"] == 32
+    assert recipe.model["image_size"] == 32
 
 
-def test_fields_that_the_weights_contradict_are_named_on_both_sides(colours: Path):
+def test_fields_that_contradict_the_weights_are_named_with_both_values(colours: Path):
     splits = open_data(colours)
-    for changes, said in (
+    for changes, message in (
         ({"width": 32}, "has width 32, but the weights to start from have width 16"),
         ({"pool": "mean", "depth": 9}, "depth 9, pool mean|pool mean, depth 9"),
         ({"layer_scale": 0.1}, "layer_scale 0.1.*layer_scale none"),
         ({"position": "rotary"}, "position Rotary.*position Learned"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, Preprocess(image_size=(16, 16)))
     with pytest.raises(UsageError, match=r"recipe small has .*width 96"):
         resolve_transfer_recipe(find_recipe("small"), splits, TINY, Preprocess(image_size=(16, 16)))
@@ -175,40 +175,40 @@ def test_fields_that_the_weights_contradict_are_named_on_both_sides(colours: Pat
         resolve_transfer_recipe(find_recipe("finetune", image_size=18), splits, TINY, Preprocess(image_size=(16, 16)))
 
 
-# What trains and what stands still
+# Trainable and frozen parameters
 
 
 @pytest.mark.parametrize(
     ("freeze", "moving"),
     [(0, ("",)), (2, ("blocks.2.", "norm.", "head.")), (3, ("norm.", "head.")), ("backbone", ("head.",))],
 )
-def test_what_is_frozen_keeps_every_bit(freeze, moving: tuple[str, ...]):
-    vit = vit_of(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
+def test_frozen_parameters_keep_every_bit(freeze, moving: tuple[str, ...]):
+    vit = make_vit(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    learner = steps(
+    state = train_tiny(
         vit, Recipe(freeze=freeze, lr=0.1, weight_decay=0.5, weight_decay_on="all", ema_decay=0.9, precision="fp32")
     )
-    for weights in (vit.state_dict(), learner.eval_model.state_dict()):
+    for weights in (vit.state_dict(), state.eval_model.state_dict()):
         moved = {name for name in before if not torch.equal(before[name], weights[name])}
         assert moved == {name for name in before if name.startswith(moving)}
 
 
-def test_frozen_parts_drop_nothing_and_the_others_do():
-    vit = vit_of(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
-    learner = init_train_state(vit, Recipe(freeze=2))
-    learner.set_train_mode()
+def test_frozen_modules_have_no_dropout():
+    vit = make_vit(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
+    state = init_train_state(vit, Recipe(freeze=2))
+    state.set_train_mode()
     assert not vit.embedding_drop.training
     assert [block.drop_path.training for block in vit.blocks] == [False, False, True]
     assert [block.attn.proj_drop.training for block in vit.blocks] == [False, False, True]
-    learner = init_train_state(vit_of(vit.config), Recipe(freeze="backbone"))
-    learner.set_train_mode()
+    state = init_train_state(make_vit(vit.config), Recipe(freeze="backbone"))
+    state.set_train_mode()
     images = torch.randn(2, 3, 16, 16)
-    assert torch.equal(learner.vit(images), learner.vit(images))
+    assert torch.equal(state.vit(images), state.vit(images))
 
 
-def test_a_wrong_number_of_frozen_blocks_is_refused():
+def test_an_impossible_number_of_frozen_blocks_is_an_error():
     with pytest.raises(UsageError, match="freeze is 4, but the model has 3 blocks"):
-        init_train_state(vit_of(), Recipe(freeze=4))
+        init_train_state(make_vit(), Recipe(freeze=4))
     with pytest.raises(UsageError, match="freeze"):
         Recipe(freeze="head")
     with pytest.raises(UsageError, match="LoRA trains the backbone"):
@@ -216,38 +216,40 @@ def test_a_wrong_number_of_frozen_blocks_is_refused():
 
 
 @pytest.mark.parametrize("on", ["qkv", "attention", "blocks"])
-def test_merged_lora_answers_as_peft_does_unmerged(on: str):
+def test_merged_lora_has_the_logits_of_unmerged_peft(on: str):
     pytest.importorskip("peft")
-    vit = vit_of(replace(TINY, qk_norm=True))
+    vit = make_vit(replace(TINY, qk_norm=True))
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    learner = steps(vit, Recipe(lora_rank=2, lora_target=on, lora_dropout=0.1, lr=0.05, freeze=1, precision="fp32"), 6)
+    state = train_tiny(
+        vit, Recipe(lora_rank=2, lora_target=on, lora_dropout=0.1, lr=0.05, freeze=1, precision="fp32"), 6
+    )
     images = torch.randn(4, 3, 16, 16)
-    learner.vit.eval()
+    state.vit.eval()
     with torch.no_grad():
-        unmerged = learner.vit(images)
-        plain = merge_lora(learner.vit)
+        unmerged = state.vit(images)
+        plain = merge_lora(state.vit)
         torch.testing.assert_close(plain(images), unmerged, atol=1e-4, rtol=1e-4)
     assert plain.state_dict().keys() == before.keys()
     changed = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, before[name])}
     ends = {"qkv": ("qkv",), "attention": ("qkv", "proj"), "blocks": ("qkv", "proj", "fc1", "fc2")}[on]
-    wanted = {n for n in before if n.split(".")[0] == "blocks" and n.split(".")[1] != "0"}
-    wanted = {n for n in wanted if n.endswith(tuple(f"{end}.weight" for end in ends))}
-    assert changed == wanted | {"head.weight", "head.bias"}
-    fresh = init_train_state(vit_of(), Recipe(lora_rank=2)).vit.eval()  # at first an update changes nothing
-    torch.testing.assert_close(fresh(images), vit_of().eval()(images))
+    targets = {n for n in before if n.split(".")[0] == "blocks" and n.split(".")[1] != "0"}
+    targets = {n for n in targets if n.endswith(tuple(f"{end}.weight" for end in ends))}
+    assert changed == targets | {"head.weight", "head.bias"}
+    fresh = init_train_state(make_vit(), Recipe(lora_rank=2)).vit.eval()  # an initial LoRA update changes nothing
+    torch.testing.assert_close(fresh(images), make_vit().eval()(images))
 
 
-def test_without_peft_lora_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_lora_without_peft_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'vitrail\[lora\]'"):
-        init_train_state(vit_of(), Recipe(lora_rank=2))
+        init_train_state(make_vit(), Recipe(lora_rank=2))
 
 
 # Whole runs
 
 
 @pytest.fixture(scope="module")
-def warm(run: vitrail.Run) -> Path:
+def pretrained(run: vitrail.Run) -> Path:
     """The run on three colours, as weights to start from."""
     return run.folder
 
@@ -260,27 +262,27 @@ QUICK = {
 
 
 @pytest.mark.parametrize("recipe", QUICK)
-def test_a_run_from_weights(recipe: str, warm: Path, make_folder, capsys):
+def test_a_run_from_pretrained_weights(recipe: str, pretrained: Path, make_folder, capsys):
     pytest.importorskip("peft")
     folder = make_folder("warm and cold", 15, ("warm", "cold"))
     out = folder.parent / "run"
-    before = (warm / "classifier.safetensors").read_bytes()
-    run = vitrail.train(folder, model=warm, recipe=recipe, out=out, **QUICK[recipe])
-    said = capsys.readouterr().err
-    assert "a new head of 2 classes (cold, warm) replaces that of 3 classes (blue, green, red)" in said
+    before = (pretrained / "classifier.safetensors").read_bytes()
+    run = vitrail.train(folder, model=pretrained, recipe=recipe, out=out, **QUICK[recipe])
+    message = capsys.readouterr().err
+    assert "a new head of 2 classes (cold, warm) replaces that of 3 classes (blue, green, red)" in message
     assert run.classifier.classes == ("cold", "warm")
     assert run.result["test"]["accuracy"] == 1.0
     probes = run.result["probe"]
     assert probes["linear"]["images"] == probes["knn"]["images"] == run.result["test"]["images"] == 6
     assert json.loads((out / "result.json").read_text()) == run.result
     artefact, weights = read_artifact(out / "classifier.safetensors")
-    theirs, their_weights = read_artifact(warm / "classifier.safetensors")
+    theirs, their_weights = read_artifact(pretrained / "classifier.safetensors")
     origin = artefact.origin["from"]
-    assert (origin["model"], origin["head"], origin["classes"]) == (str(warm), "new", 3)
+    assert (origin["model"], origin["head"], origin["classes"]) == (str(pretrained), "new", 3)
     assert origin["sha256"] == weights_sha256(their_weights)
     assert origin["origin"]["data"]["name"] == "colours"
     assert artefact.preprocess == theirs.preprocess
-    assert weights.keys() == their_weights.keys()  # an ordinary ViT, whatever trained it
+    assert weights.keys() == their_weights.keys()  # the tensors of an ordinary ViT
     assert {p.name for p in out.iterdir()} >= {
         "classifier.safetensors", "metrics.jsonl", "recipe.json", "result.json",
         "curves.png", "confusion.png", "attention.png",
@@ -298,10 +300,10 @@ def test_a_run_from_weights(recipe: str, warm: Path, make_folder, capsys):
         assert moved == {n for n in weights if n.endswith(("attn.qkv.weight", "attn.proj.weight"))}
     else:
         assert {"prefix", "position.grid", "patch_embed.proj.weight", "norm.weight"} & moved
-    assert (warm / "classifier.safetensors").read_bytes() == before
+    assert (pretrained / "classifier.safetensors").read_bytes() == before
 
 
-def test_a_new_head_starts_as_the_probe_or_at_random(warm: Path, make_folder):
+def test_a_new_head_is_initialized_from_the_probe_or_at_random(pretrained: Path, make_folder):
     folder = make_folder("two", 15, ("warm", "cold"))
     losses = {}
     for start in ("probe", "random"):
@@ -313,47 +315,49 @@ def test_a_new_head_starts_as_the_probe_or_at_random(warm: Path, make_folder):
             "head_init": start,
             "crop": "none",
         }
-        run = vitrail.train(folder, model=warm, out=folder.parent / start, **options)
+        run = vitrail.train(folder, model=pretrained, out=folder.parent / start, **options)
         losses[start] = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])["validation_loss"]
         assert run.result["probe"]["knn"]["accuracy"] == 1.0
-        said = "gained nothing over k-NN" if run.result["test"]["accuracy"] == 1.0 else "loses to k-NN"
-        assert said in run.result["verdict"]
+        message = "gained nothing over k-NN" if run.result["test"]["accuracy"] == 1.0 else "loses to k-NN"
+        assert message in run.result["verdict"]
     assert losses["probe"] < 0.2 < losses["random"]
 
 
-def test_the_same_classes_and_another_size(warm: Path, colours: Path, tmp_path: Path, capsys):
-    run = vitrail.train(colours, model=warm, out=tmp_path / "run", epochs=1, image_size=(24, 20), freeze=1)
-    said = capsys.readouterr().err
-    assert "the same 3 classes as the model; the head is kept" in said
-    assert " frozen" in said
+def test_the_same_classes_and_another_image_size(pretrained: Path, colours: Path, tmp_path: Path, capsys):
+    run = vitrail.train(colours, model=pretrained, out=tmp_path / "run", epochs=1, image_size=(24, 20), freeze=1)
+    message = capsys.readouterr().err
+    assert "the same 3 classes as the model; the head is kept" in message
+    assert "stand still" in message
     assert run.classifier.vit.config.image_size == (24, 20)
     assert run.classifier.preprocess.image_size == (24, 20)
     assert run.result["test"]["accuracy"] > 0.9
-    weights, theirs = run.classifier.vit.state_dict(), vitrail.load(warm).vit.state_dict()
+    weights, theirs = run.classifier.vit.state_dict(), vitrail.load(pretrained).vit.state_dict()
     assert weights["position.grid"].shape[:2] == (12, 10)
     assert torch.equal(weights["blocks.0.mlp.fc1.weight"], theirs["blocks.0.mlp.fc1.weight"])
     assert not torch.equal(weights["blocks.1.mlp.fc1.weight"], theirs["blocks.1.mlp.fc1.weight"])
 
 
-def test_weights_trained_on_the_same_data_in_another_division_are_warned_of(make_folder, tmp_path: Path, capsys):
+def test_weights_trained_on_another_split_of_the_same_data_cause_a_warning(make_folder, tmp_path: Path, capsys):
     folder = make_folder("one", 15)
     small = {"epochs": 1, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32}
     first = vitrail.train(folder, out=tmp_path / "first", **small)
     capsys.readouterr()
     vitrail.train(folder, model=first.classifier, recipe="linear", out=tmp_path / "same")
-    assert "with another split" not in capsys.readouterr().err
+    assert "divided in another way" not in capsys.readouterr().err
     vitrail.train(folder, model=first.classifier, recipe="linear", out=tmp_path / "other", split_seed=4)
-    assert "with another split" in capsys.readouterr().err
+    assert "divided in another way" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "lora"])
-def test_a_stopped_run_goes_on_to_the_same_bits(recipe: str, warm: Path, make_folder, monkeypatch: pytest.MonkeyPatch):
+def test_a_resumed_run_ends_with_the_same_bits(
+    recipe: str, pretrained: Path, make_folder, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("peft")
     folder = make_folder("warm and cold", 20, ("warm", "cold"))
     options = {
         **QUICK[recipe],
         "recipe": recipe,
-        "model": warm,
+        "model": pretrained,
         "dropout": 0.1,
         "drop_path": 0.1,
         "freeze": 1,
@@ -362,8 +366,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(recipe: str, warm: Path, make_fo
     whole = vitrail.train(folder, out=folder.parent / "whole", **options)
     real = epochs.train_steps
 
-    def stop_at_four(learner, *rest, **others):
-        for step in real(learner, *rest, **others):
+    def stop_at_four(state, *rest, **others):
+        for step in real(state, *rest, **others):
             if step.step == 4:
                 os.kill(os.getpid(), signal.SIGINT)
             yield step
@@ -379,63 +383,63 @@ def test_a_stopped_run_goes_on_to_the_same_bits(recipe: str, warm: Path, make_fo
     assert again.result["probe"]["linear"] == whole.result["probe"]["linear"]
 
 
-def test_linear_stopped_among_its_features_goes_on_to_the_same_bits(
-    warm: Path, make_folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_recipe_linear_stopped_while_computing_features_ends_with_the_same_bits(
+    pretrained: Path, make_folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     folder = make_folder("many", {"train": 160, "test": 4}, ("warm", "cold"))
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "one"))
-    whole = vitrail.train(folder, model=warm, recipe="linear", out=tmp_path / "whole")
+    whole = vitrail.train(folder, model=pretrained, recipe="linear", out=tmp_path / "whole")
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "two"))
     real, calls = Classifier.features, []
 
     def stop_at_the_fifth(self, images):
         calls.append(len(images))
-        if len(calls) == 5:  # the first of the second file of the cache
+        if len(calls) == 5:  # the first batch of the cache's second file
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, images)
 
     monkeypatch.setattr(Classifier, "features", stop_at_the_fifth)
     with pytest.raises(Interrupted, match="continue with --resume"):
-        vitrail.train(folder, model=warm, recipe="linear", out=tmp_path / "broken")
+        vitrail.train(folder, model=pretrained, recipe="linear", out=tmp_path / "broken")
     assert not (tmp_path / "broken" / "classifier.safetensors").exists()
     before = len(calls)
     again = vitrail.train(folder, out=tmp_path / "broken", resume=True)
-    assert 0 < len(calls) - before < before + 3  # 256 images were not computed again
+    assert 0 < len(calls) - before < before + 3  # the features of 256 images were cached
     first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
     assert first == second
 
 
-# What is refused
+# Errors
 
 
-def test_a_recipe_for_weights_needs_them(colours: Path, tmp_path: Path):
+def test_a_recipe_for_pretrained_weights_needs_a_model(colours: Path, tmp_path: Path):
     for changes in ({"recipe": "finetune"}, {"recipe": "linear"}, {"recipe": "lora"}, {"freeze": 1}, {"lora_rank": 4}):
         with pytest.raises(UsageError, match="needs weights to start from.*--from MODEL"):
             vitrail.train(colours, out=tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_check_judges_by_the_fit_that_the_weights_bring(make_folder, tmp_path: Path):
+def test_the_data_check_uses_the_fit_of_the_pretrained_model(make_folder, tmp_path: Path):
     preprocess = Preprocess(image_size=(16, 16), fit="crop")
-    model = Classifier(vit_of(), ("a", "b", "c"), preprocess)
+    model = Classifier(make_vit(), ("a", "b", "c"), preprocess)
     folder = make_folder("wide", 6, ("warm", "cold"), size=(16, 60))
     run = vitrail.train(folder, model=model, recipe="linear", out=tmp_path / "run", report=False)
     found = json.loads((run.folder / "check.json").read_text())["findings"]
-    assert {each["consequence"] for each in found if each["code"] == "elongated-images"} == {"only their center is used"}
+    assert {each["then"] for each in found if each["kind"] == "long"} == {"only their middle is seen"}
 
 
-def test_that_tensorboard_does_not_go_with_a_recipe_is_said_before_the_data_are_opened(warm: Path, tmp_path: Path):
+def test_tensorboard_with_recipe_linear_is_an_error_before_the_data_is_opened(pretrained: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="no epochs for TensorBoard"):
-        vitrail.train(tmp_path / "nowhere", model=warm, recipe="linear", out=tmp_path / "run", tensorboard=True)
+        vitrail.train(tmp_path / "nowhere", model=pretrained, recipe="linear", out=tmp_path / "run", tensorboard=True)
 
 
-def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folder, tmp_path: Path):
+def test_resume_requires_the_same_pretrained_weights(pretrained: Path, run: vitrail.Run, make_folder, tmp_path: Path):
     folder = make_folder("few", 8, ("warm", "cold"))
     copy = tmp_path / "copy.safetensors"
-    copy.write_bytes((warm / "classifier.safetensors").read_bytes())
+    copy.write_bytes((pretrained / "classifier.safetensors").read_bytes())
     vitrail.train(folder, model=copy, recipe="linear", out=tmp_path / "run")
-    vitrail.train(folder, model=warm, out=tmp_path / "run", resume=True)  # the same weights elsewhere
-    other = Classifier(vit_of(run.classifier.vit.config), run.classifier.classes, run.classifier.preprocess)
+    vitrail.train(folder, model=pretrained, out=tmp_path / "run", resume=True)  # the same weights in another file
+    other = Classifier(make_vit(run.classifier.vit.config), run.classifier.classes, run.classifier.preprocess)
     other.save(copy)
     with pytest.raises(VitrailError, match="does not hold the weights"):
         vitrail.train(folder, out=tmp_path / "run", resume=True)
@@ -443,7 +447,7 @@ def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folde
     with pytest.raises(UsageError, match="no run folder or artifact"):
         vitrail.train(folder, out=tmp_path / "run", resume=True)
     with pytest.raises(UsageError, match="started from random weights"):
-        vitrail.train(folder, model=warm, out=run.folder, resume=True)
+        vitrail.train(folder, model=pretrained, out=run.folder, resume=True)
     vitrail.train(folder, model=other, recipe="linear", out=tmp_path / "in memory")
     with pytest.raises(UsageError, match="pass it again as model="):
         vitrail.train(folder, out=tmp_path / "in memory", resume=True)
@@ -464,28 +468,32 @@ def test_resume_holds_on_to_the_weights(warm: Path, run: vitrail.Run, make_folde
         (["--from", "WARM", "--lora-rank", "0"], "lora_rank is 0"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_leaves_nothing(words, said, warm: Path, colours: Path, tmp_path: Path, capsys):
-    words = [str(warm) if word == "WARM" else word for word in words]
-    assert main(["train", str(colours), "--out", str(tmp_path / "run"), "--quiet", *words]) == 2
+def test_wrong_use_is_one_error_and_creates_no_folder(
+    arguments, message, pretrained: Path, colours: Path, tmp_path: Path, capsys
+):
+    arguments = [str(pretrained) if argument == "WARM" else argument for argument in arguments]
+    assert main(["train", str(colours), "--out", str(tmp_path / "run"), "--quiet", *arguments]) == 2
     errors = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
     assert not (tmp_path / "run").exists()
 
 
-def test_data_of_other_classes_are_refused_by_evaluate_with_what_to_do(warm: Path, make_folder, capsys):
+def test_evaluate_refuses_data_of_other_classes_with_a_hint(pretrained: Path, make_folder, capsys):
     folder = make_folder("two", 4, ("warm", "cold"))
-    assert main(["evaluate", str(warm), str(folder)]) == 1
+    assert main(["evaluate", str(pretrained), str(folder)]) == 1
     error = capsys.readouterr().err
-    assert "the classes 'cold', 'warm' are not among" in error
+    assert "the classes 'cold', 'warm' are not among the classes trained on" in error
     assert "vitrail train DATA --from MODEL" in error
 
 
-def test_the_command_line_says_when_a_model_loses_to_a_probe(warm: Path, make_folder, tmp_path: Path, capsys):
+def test_the_command_line_tells_when_a_model_is_worse_than_a_probe(
+    pretrained: Path, make_folder, tmp_path: Path, capsys
+):
     folder = make_folder("two", 15, ("warm", "cold"))
-    words = [
+    arguments = [
         "--from",
-        warm,
+        pretrained,
         "--lr",
         "0.5",
         "--epochs",
@@ -497,7 +505,7 @@ def test_the_command_line_says_when_a_model_loses_to_a_probe(warm: Path, make_fo
         "--max-grad-norm",
         "none",
     ]
-    assert main(["train", *map(str, (folder, "--out", tmp_path / "run", *words))]) == 0
+    assert main(["train", *map(str, (folder, "--out", tmp_path / "run", *arguments))]) == 0
     shown = capsys.readouterr().out
     assert "6 images" in shown
     assert "a linear probe on the pretrained features: test accuracy" in shown
@@ -509,7 +517,7 @@ def test_the_verdict():
         return {"accuracy": accuracy, "accuracy_interval": [low, high]}
 
     classifier = Classifier(
-        vit_of(), ("a", "b", "c"), Preprocess(image_size=(16, 16)), origin={"recipe": {"train_on": "images"}}
+        make_vit(), ("a", "b", "c"), Preprocess(image_size=(16, 16)), origin={"recipe": {"train_on": "images"}}
     )
     probes = {"knn": figures(0.7, 0.6, 0.8), "linear": figures(0.9, 0.85, 0.95)}
     assert compare_with_probes(classifier, figures(0.92, 0.9, 0.94), probes) is None
@@ -522,7 +530,7 @@ def test_the_verdict():
     assert compare_with_probes(classifier, figures(0.5, 0.4, 0.6), probes) is None
 
 
-def test_recipes_for_transfer_are_said_to_be_that():
+def test_the_recipes_for_pretrained_weights_are_marked():
     assert {name for name, recipe in RECIPES.items() if recipe.needs_pretrained_weights} == {
         "finetune",
         "linear",
