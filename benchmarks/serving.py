@@ -199,13 +199,13 @@ def bare(path: str, seconds: float, batch: int | None) -> dict[str, Any]:
     torch.set_num_threads(count_cores())
     predictor = Predictor(vitrail.load(path))
     if batch is None:
-        rates = predictor.rates(32, seconds)
+        rates = predictor.measure_rates(32, seconds)
         return {"rates": rates, "batch": max(rates, key=rates.__getitem__)}
-    predictor.warm(batch)
+    predictor.warm_up(batch)
     began, runs = time.perf_counter(), 0
     spent = time.process_time()
     while time.perf_counter() - began < seconds:
-        predictor.warm(batch)
+        predictor.warm_up(batch)
         runs += 1
     return {
         "images_per_second": runs * batch / (time.perf_counter() - began),

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vitrail.serving.batcher import Batcher, Full, Item
+from vitrail.serving.batcher import Scheduler, QueueFull, Item
 
 
 class Queue(RuleBasedStateMachine):
@@ -13,7 +13,7 @@ class Queue(RuleBasedStateMachine):
 
     @initialize(most=st.integers(1, 5), room=st.integers(1, 9), wait=st.sampled_from([0.0, 0.5, 2.0]))
     def begin(self, most: int, room: int, wait: float) -> None:
-        self.batcher = Batcher(most, room, wait)
+        self.batcher = Scheduler(most, room, wait)
         self.now = 0.0
         self.line: list[Item] = []  # who waits, in order
         self.fate: dict[Item, str] = {}
@@ -21,11 +21,11 @@ class Queue(RuleBasedStateMachine):
     @rule(patience=st.lists(st.floats(0, 5), min_size=1, max_size=6))
     def come(self, patience: list[float]) -> None:
         items = [Item(self.now + each) for each in patience]
-        if len(self.line) + len(items) > self.batcher.room:
-            with pytest.raises(Full):
-                self.batcher.offer(items, self.now)
+        if len(self.line) + len(items) > self.batcher.queue_size:
+            with pytest.raises(QueueFull):
+                self.batcher.add(items, self.now)
             return
-        self.batcher.offer(items, self.now)
+        self.batcher.add(items, self.now)
         self.line += items
 
     @rule(seconds=st.floats(0, 3))
@@ -39,16 +39,16 @@ class Queue(RuleBasedStateMachine):
             return
         item = data.draw(st.sampled_from(known))
         waited = item in self.line
-        assert self.batcher.withdraw(item) is waited  # once gone, or taken, there is nothing to withdraw
+        assert self.batcher.cancel(item) is waited  # once gone, or taken, there is nothing to withdraw
         if waited:
             self.line.remove(item)
             self.fate[item] = "left"
 
     @rule()
     def take(self) -> None:
-        due = self.batcher.due()
+        due = self.batcher.next_batch_time()
         batch, late = self.batcher.take(self.now)
-        assert len(batch) <= self.batcher.most
+        assert len(batch) <= self.batcher.max_batch_size
         assert due is not None or not (batch or late)
         if due is None or due > self.now:
             assert not batch
@@ -70,19 +70,19 @@ class Queue(RuleBasedStateMachine):
         if not hasattr(self, "batcher"):
             return
         assert list(self.batcher.waiting) == self.line
-        assert len(self.line) <= self.batcher.room
-        due = self.batcher.due()
+        assert len(self.line) <= self.batcher.queue_size
+        due = self.batcher.next_batch_time()
         assert (due is None) == (not self.line)
         if self.line:
-            assert due <= self.line[0].arrived + self.batcher.wait  # the first waits no longer than that
-            if len(self.line) >= self.batcher.most or not self.batcher.wait:
+            assert due <= self.line[0].arrived + self.batcher.max_delay  # the first waits no longer than that
+            if len(self.line) >= self.batcher.max_batch_size or not self.batcher.max_delay:
                 assert due <= self.now
 
     def teardown(self) -> None:
         """Left alone, the queue empties: every item has exactly one fate."""
         if not hasattr(self, "batcher"):
             return
-        self.now += self.batcher.wait
+        self.now += self.batcher.max_delay
         while self.line:
             before = len(self.line)
             self.take()

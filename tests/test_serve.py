@@ -30,8 +30,8 @@ from test_battery import png
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
 from vitrail.serving import page
-from vitrail.serving.graph import graph_folder, graph_name, write_graph
-from vitrail.serving.served import names_for
+from vitrail.serving.graph import onnx_cache_folder, onnx_cache_name, write_onnx
+from vitrail.serving.served import choose_names
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -598,12 +598,12 @@ def test_the_page_brings_everything_itself(server: Running):
 
 
 def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
-    assert page.why_plain(clf) is None
-    assert "knows no classes" in str(page.why_plain(replace(clf, classes=())))
+    assert page.reason_for_plain_page(clf) is None
+    assert "knows no classes" in str(page.reason_for_plain_page(replace(clf, classes=())))
     monkeypatch.setattr(page, "find_spec", lambda package: None if package == "onnx" else package)
-    assert page.why_plain(clf) == "onnx is not installed: pip install 'vitrail[export]'"
+    assert page.reason_for_plain_page(clf) == "onnx is not installed: pip install 'vitrail[export]'"
     monkeypatch.setattr(page, "LIMIT", 5.0)
-    assert "more than 5" in str(page.why_plain(clf))
+    assert "more than 5" in str(page.reason_for_plain_page(clf))
 
 
 def test_another_name_for_this_machine_is_refused(server: Running):
@@ -657,8 +657,8 @@ def test_what_the_schema_says(server: Running, tmp_path: Path):
 def guarded(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "key").write_text("öffne dich\n", encoding="utf-8")
-    kept = graph_folder() / graph_name(clf)  # where the server looks for it before it makes its own
-    write_graph(clf, kept)
+    kept = onnx_cache_folder() / onnx_cache_name(clf)  # where the server looks for it before it makes its own
+    write_onnx(clf, kept)
     shutil.copy(kept, folder / "file.ONNX")
     words = [run.folder, folder / "file.ONNX", "--host", "0.0.0.0", "--api-key-file", folder / "key"]
     with Running([*words, "--backend", "onnxruntime", "--no-explain"]) as running:
@@ -779,10 +779,10 @@ def test_wrong_use(run: vitrail.Run, words: list[str], said: str, capsys: pytest
 
 def test_names(tmp_path: Path):
     (tmp_path / "my run").mkdir()
-    assert names_for([str(tmp_path / "my run"), "timm/vit_tiny@/x/w.safetensors"], []) == ["my-run", "w.safetensors"]
+    assert choose_names([str(tmp_path / "my run"), "timm/vit_tiny@/x/w.safetensors"], []) == ["my-run", "w.safetensors"]
     with pytest.raises(UsageError, match="two models"):
-        names_for(["a", "b"], ["x", "x"])
+        choose_names(["a", "b"], ["x", "x"])
     with pytest.raises(UsageError, match="1 names for 2"):
-        names_for(["a", "b"], ["x"])
+        choose_names(["a", "b"], ["x"])
     with pytest.raises(UsageError, match="stats"):
-        names_for(["a"], ["stats"])
+        choose_names(["a"], ["stats"])

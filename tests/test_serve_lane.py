@@ -18,14 +18,14 @@ from serving import PATIENCE
 from vitrail.errors import UsageError, VitrailError
 from vitrail.serving import lane as lanes
 from vitrail.serving import server as servers
-from vitrail.serving.batcher import Batcher
-from vitrail.serving.lane import Lane, Worker, WorkerLost
+from vitrail.serving.batcher import Scheduler
+from vitrail.serving.lane import WorkerPool, Worker, WorkerCrashed
 from vitrail.serving.metrics import Metrics
-from vitrail.serving.nursery import Nursery, Source
-from vitrail.serving.served import known
+from vitrail.serving.nursery import ForkServer, ModelSource
+from vitrail.serving.served import describe_model
 from vitrail.serving.settings import Settings
-from vitrail.serving.wire import send
-from vitrail.serving.worker import Duty, failed
+from vitrail.serving.wire import send_message
+from vitrail.serving.worker import WorkerConfig, error_document
 
 
 class Asleep:
@@ -51,7 +51,7 @@ class Asleep:
             process = subprocess.Popen(["sleep", "600"], pass_fds=[theirs.fileno()])
             self.started.append((process, ours))
             for each in ({"pid": process.pid}, *self.hello):
-                send(theirs, each)
+                send_message(theirs, each)
         return ours
 
 
@@ -76,7 +76,7 @@ def test_a_lane_tries_again_where_the_system_gave_nothing(capfd: pytest.CaptureF
             with no_handles_left() if len(tried) == 1 else nullcontext():
                 return workers.spawn()
 
-        lane = Lane("m", "predict", spawn, Batcher(1, 8), Metrics())
+        lane = WorkerPool("m", "predict", spawn, Scheduler(1, 8), Metrics())
         with pytest.raises(VitrailError, match="m cannot be started: .*Too many open files"):
             await lane.open()
         async with asyncio.timeout(PATIENCE):
@@ -97,13 +97,13 @@ def test_what_kept_a_process_from_starting_keeps_its_kind(error: VitrailError):
     """`serve m --device gpu` is wrong use, exit code 2."""
 
     async def scenario(workers: Asleep) -> None:
-        lane = Lane("m", "predict", workers.spawn, Batcher(1, 8), Metrics())
+        lane = WorkerPool("m", "predict", workers.spawn, Scheduler(1, 8), Metrics())
         with pytest.raises(VitrailError, match=error.sentence) as caught:
             await lane.open()
         await lane.close()
         assert type(caught.value) is type(error)
 
-    with Asleep(failed(error)) as workers:
+    with Asleep(error_document(error)) as workers:
         asyncio.run(scenario(workers))
 
 
@@ -111,7 +111,7 @@ def test_a_process_that_is_stuck_while_it_starts_is_killed(monkeypatch: pytest.M
     monkeypatch.setattr(lanes, "STUCK", 0.2)
 
     async def scenario(workers: Asleep) -> None:
-        with pytest.raises(WorkerLost):
+        with pytest.raises(WorkerCrashed):
             await Worker.start(workers.spawn)
         process, ours = workers.started[0]
         assert await asyncio.to_thread(process.wait, 20) == -signal.SIGKILL
@@ -123,10 +123,10 @@ def test_a_process_that_is_stuck_while_it_starts_is_killed(monkeypatch: pytest.M
         asyncio.run(scenario(workers))
 
 
-class Broken(Nursery):
+class Broken(ForkServer):
     """A nursery with a mistake in it."""
 
-    def spawn(self, duty: Duty) -> socket.socket:
+    def spawn(self, duty: WorkerConfig) -> socket.socket:
         raise RuntimeError("a mistake")
 
 
@@ -134,10 +134,10 @@ class Broken(Nursery):
 def test_a_mistake_while_starting_ends_the_server(clf: vitrail.Classifier, backend: Any):
     listener = servers.listen("127.0.0.1", 0)
     nursery = Broken([], listener, 0)
-    models = [known("m", 0, Source("m"), clf)]
+    models = [describe_model("m", 0, ModelSource("m"), clf)]
     settings = Settings(backend=backend, processes=1, explain=False)
     with listener, pytest.raises(VitrailError, match="cannot be started: .*a mistake"):
-        asyncio.run(servers._serve(models, nursery, settings, listener, Duty(0, 1), None, "127.0.0.1"))
+        asyncio.run(servers._serve(models, nursery, settings, listener, WorkerConfig(0, 1), None, "127.0.0.1"))
 
 
 def test_who_begins_a_second_request_and_does_not_go_on_is_given_up(monkeypatch: pytest.MonkeyPatch):

@@ -19,8 +19,8 @@ from conftest import COLOURS
 from serving import Running
 from test_serve import photo, truth
 from vitrail.data.decode import decode
-from vitrail.serving.protocol import Given, best_classes, flat, read_request, split
-from vitrail.serving.refusal import Refusal
+from vitrail.serving.protocol import OutputTensor, best_classes, flatten, parse_request, split_bytes
+from vitrail.serving.refusal import RequestError
 from vitrail.serving.settings import Settings
 
 PHOTOS = [photo(seed, (16 + seed, 20)) for seed in range(3)]
@@ -264,8 +264,8 @@ def raw(size: int, rest: bytes) -> tuple[bytes, str]:
     ],
 )
 def test_a_request_that_makes_no_sense(body: bytes, length: str | None, said: str):
-    with pytest.raises(Refusal) as caught:
-        read_request(body, length, Settings())
+    with pytest.raises(RequestError) as caught:
+        parse_request(body, length, Settings())
     assert caught.value.status in (400, 413)
     assert said in caught.value.sentence
 
@@ -283,8 +283,8 @@ JSON = st.recursive(
 def test_whatever_comes_is_parsed_or_refused(document: Any, rest: bytes, cut: str | None):
     body = json.dumps({"inputs": [document]} if not isinstance(document, dict) else document).encode() + rest
     try:
-        asked = read_request(body, cut, Settings())
-    except Refusal as refusal:
+        asked = parse_request(body, cut, Settings())
+    except RequestError as refusal:
         assert refusal.status in (400, 413)
     else:
         assert asked.images >= 1
@@ -292,12 +292,12 @@ def test_whatever_comes_is_parsed_or_refused(document: Any, rest: bytes, cut: st
 
 @given(files=st.lists(st.binary(max_size=30), min_size=1, max_size=5))
 def test_texts_survive_the_wire(files: list[bytes]):
-    tensor = Given("x", np.array([*files, None], dtype=object)[:-1])
-    assert split(tensor.raw(), len(files)) == files
+    tensor = OutputTensor("x", np.array([*files, None], dtype=object)[:-1])
+    assert split_bytes(tensor.raw(), len(files)) == files
 
 
 def test_nested_data_is_read_in_order():
-    assert list(flat([[1, [2, []]], 3, [[[4]]]])) == [1, 2, 3, 4]
+    assert list(flatten([[1, [2, []]], 3, [[[4]]]])) == [1, 2, 3, 4]
 
 
 def test_equal_values_keep_their_order():

@@ -65,11 +65,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     if not 0 <= arguments.port < 65536:
         raise UsageError(f"--port is {arguments.port}; it must be from 0 to 65535")
     try:
-        from vitrail.serving.nursery import Source
+        from vitrail.serving.nursery import ModelSource
         from vitrail.serving.server import serve
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[serve]'") from None
-    sources = [Source(model, arguments.torch_files) for model in arguments.models]
+    sources = [ModelSource(model, arguments.torch_files) for model in arguments.models]
     summary = serve(
         sources, arguments.name, settings, host=arguments.host, port=arguments.port, device=arguments.device,
         key=key, keyless=arguments.no_api_key,

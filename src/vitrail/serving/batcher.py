@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """The queue has no room for so many images."""
 
 
@@ -23,46 +23,46 @@ class Item:
     arrived: float = 0.0
 
 
-class Batcher:
+class Scheduler:
     """First come, first served, up to `most` at once; `room` may wait, the first of them at most `wait` for company."""
 
-    def __init__(self, most: int, room: int, wait: float = 0.0):
-        self.most = most
-        self.room = room
-        self.wait = wait
+    def __init__(self, max_batch_size: int, queue_size: int, max_delay: float = 0.0):
+        self.max_batch_size = max_batch_size
+        self.queue_size = queue_size
+        self.max_delay = max_delay
         self.waiting: dict[Item, None] = {}  # in the order of arrival; a dict so that one in the middle can leave
 
     def __len__(self) -> int:
         return len(self.waiting)
 
-    def offer(self, items: list[Item], now: float) -> None:
+    def add(self, items: list[Item], now: float) -> None:
         """All of these wait from now on; raises `Full`, and none does, where there is no room for all."""
-        if len(self.waiting) + len(items) > self.room:
-            raise Full
+        if len(self.waiting) + len(items) > self.queue_size:
+            raise QueueFull
         for item in items:
             item.arrived = now
             self.waiting[item] = None
 
-    def withdraw(self, item: Item) -> bool:
+    def cancel(self, item: Item) -> bool:
         """Whoever waited has gone; whether the item was still waiting."""
         return self.waiting.pop(item, self) is None
 
-    def due(self) -> float | None:
+    def next_batch_time(self) -> float | None:
         """When the next batch may go (a time that may have passed); None where nobody waits."""
         if not self.waiting:
             return None
         first = next(iter(self.waiting)).arrived
-        return first if len(self.waiting) >= self.most else first + self.wait
+        return first if len(self.waiting) >= self.max_batch_size else first + self.max_delay
 
     def take(self, now: float) -> tuple[list[Item], list[Item]]:
         """The next batch, and those found too late on the way; the batch is empty where none is due."""
         batch: list[Item] = []
         late: list[Item] = []
-        due = self.due()
+        due = self.next_batch_time()
         if due is None or due > now:
             return batch, late
         for item in list(self.waiting):
-            if len(batch) == self.most:
+            if len(batch) == self.max_batch_size:
                 break
             del self.waiting[item]
             (late if item.deadline <= now else batch).append(item)

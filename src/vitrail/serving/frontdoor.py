@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vitrail.serving.logs import log, request_id
 from vitrail.serving.metrics import Metrics
 
-OPEN = ("/v2/health/live", "/v2/health/ready")  # what a load balancer asks, which has no key
-HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # what a browser on this machine may call us, beside where we listen
+PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready")  # what a load balancer asks, which has no key
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # what a browser on this machine may call us, beside where we listen
 
 
-class Frontdoor:
+class AccessMiddleware:
     """Wraps the application: whoever comes is counted, and brings the key, or calls one of `hosts` if there are any."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None, hosts: Set[str]):
@@ -56,8 +56,8 @@ class Frontdoor:
             await send(message)
 
         try:
-            if refusal := self.refusal(scope["path"], headers):
-                await refuse(sending, *refusal)
+            if refusal := self.check_access(scope["path"], headers):
+                await send_error(sending, *refusal)
             else:
                 await self.app(scope, receive, sending)
         except Exception:  # Starlette has sent a 500 by now
@@ -72,20 +72,20 @@ class Frontdoor:
                 seconds=round(seconds, 4), **visit["noted"],
             )  # fmt: skip
 
-    def refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str, dict[str, str]] | None:
+    def check_access(self, path: str, headers: dict[str, str]) -> tuple[int, str, dict[str, str]] | None:
         """Status, sentence and headers for who may not come in."""
         if self.key is not None:
-            if path in OPEN or any(hmac.compare_digest(self.key.encode(), given) for given in keys_in(headers)):
+            if path in PUBLIC_PATHS or any(hmac.compare_digest(self.key.encode(), given) for given in find_keys(headers)):
                 return None
             self.metrics.rejected.labels("key").inc()
             return 401, "the key is missing or wrong", {"www-authenticate": 'Basic realm="vitrail", charset="UTF-8"'}
-        if self.hosts and host_of(headers.get("host", "localhost")) not in self.hosts:
+        if self.hosts and parse_host(headers.get("host", "localhost")) not in self.hosts:
             self.metrics.rejected.labels("host").inc()
             return 403, "this server answers on this machine alone, under the name localhost or its own address", {}
         return None
 
 
-def keys_in(headers: dict[str, str]) -> list[bytes]:
+def find_keys(headers: dict[str, str]) -> list[bytes]:
     """The keys that a request brings: X-API-Key, a bearer's, or the password that a browser asks for."""
     kind, _, value = headers.get("authorization", "").partition(" ")
     given = [headers[name] for name in ("x-api-key",) if name in headers]
@@ -97,12 +97,12 @@ def keys_in(headers: dict[str, str]) -> list[bytes]:
     return found
 
 
-def host_of(header: str) -> str:
+def parse_host(header: str) -> str:
     """The Host header without its port."""
     return (header.partition("]")[0] + "]" if header.startswith("[") else header.partition(":")[0]).lower()
 
 
-async def refuse(send: Send, status: int, sentence: str, headers: dict[str, str]) -> None:
+async def send_error(send: Send, status: int, sentence: str, headers: dict[str, str]) -> None:
     """An answer without the application."""
     body = json.dumps({"error": sentence}).encode()
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]

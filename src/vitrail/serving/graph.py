@@ -16,12 +16,12 @@ from vitrail.weights.artifact import weights_sha256 as digest_of
 from vitrail.weights.config_json import config_to_json
 
 
-def graph_folder() -> Path:
+def onnx_cache_folder() -> Path:
     """Where such files lie."""
     return cache_folder() / "graphs"
 
 
-def graph_name(classifier: Classifier) -> str:
+def onnx_cache_name(classifier: Classifier) -> str:
     """What the file of exactly this classifier is called."""
     digest = hashlib.sha256(f"{__version__} {torch.__version__} {classifier.temperature}\n".encode())
     digest.update(json.dumps([config_to_json(classifier.vit.config), classifier.preprocess.to_json()]).encode())
@@ -30,7 +30,7 @@ def graph_name(classifier: Classifier) -> str:
     return f"{digest.hexdigest()[:40]}.onnx"
 
 
-def write_graph(classifier: Classifier, path: Path) -> None:
+def write_onnx(classifier: Classifier, path: Path) -> None:
     """Writes the file as `vitrail export` does: compared on real images first.
 
     Raises `VitrailError`, and leaves none, where its answers are not the classifier's.

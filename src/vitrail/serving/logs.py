@@ -7,9 +7,9 @@ import sys
 import time
 import uuid
 
-from vitrail.serving.refusal import Refusal
+from vitrail.serving.refusal import RequestError
 
-GIVEN_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)  # what of a client's own id is repeated
+CLIENT_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)  # what of a client's own id is repeated
 
 
 def log(event: str, **known: object) -> None:
@@ -20,7 +20,7 @@ def log(event: str, **known: object) -> None:
     sys.stderr.flush()
 
 
-class Lines(logging.Handler):
+class JsonLinesHandler(logging.Handler):
     """What libraries have to say, as lines like ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -29,9 +29,9 @@ class Lines(logging.Handler):
 
 def request_id(given: str | None) -> str:
     """The client's own id where it is a harmless one, else a new one."""
-    return given if given is not None and GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given is not None and CLIENT_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def refused(error: Refusal) -> dict[str, object]:
+def describe_error(error: RequestError) -> dict[str, object]:
     """What a line says of a refusal."""
     return {"reason": error.reason, "error": error.sentence}

@@ -21,13 +21,13 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.loading import is_onnx, load
 from vitrail.serving.logs import log
-from vitrail.serving.worker import Duty, work
+from vitrail.serving.worker import WorkerConfig, run_worker
 
-LONGEST = 1 << 16  # bytes of a request for a worker
+MAX_REQUEST_BYTES = 1 << 16  # bytes of a request for a worker
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """What a model is loaded from."""
 
     model: str
@@ -43,18 +43,18 @@ class Source:
         return is_onnx(self.model)
 
 
-class Nursery:
+class ForkServer:
     """The server's end: `spawn` gives a socket to a new worker. Split off by `open_nursery`."""
 
-    def __init__(self, sources: Sequence[Source], control: socket.socket, pid: int):
+    def __init__(self, sources: Sequence[ModelSource], control: socket.socket, pid: int):
         self.sources = sources
         self.control = control
         self.pid = pid
 
-    def spawn(self, duty: Duty) -> socket.socket:
+    def spawn(self, config: WorkerConfig) -> socket.socket:
         """A socket to a new process with this duty, which says hello once it is warm."""
         ours, theirs = socket.socketpair()
-        message = json.dumps(asdict(duty)).encode()
+        message = json.dumps(asdict(config)).encode()
         with theirs:
             try:
                 socket.send_fds(self.control, [message], [theirs.fileno()])
@@ -79,9 +79,9 @@ class Nursery:
         self.control.close()
 
 
-def open_nursery(
-    sources: Sequence[Source], classifiers: Sequence[Classifier | None], close: Sequence[socket.socket] = ()
-) -> Nursery:
+def start_fork_server(
+    sources: Sequence[ModelSource], classifiers: Sequence[Classifier | None], close: Sequence[socket.socket] = ()
+) -> ForkServer:
     """Splits the nursery off this process, which must not have started a thread nor run a model.
 
     Sockets in `close` are the server's alone.
@@ -92,33 +92,33 @@ def open_nursery(
     if (pid := os.fork()) == 0:
         for each in (ours, *close):
             each.close()
-        _forever(theirs, classifiers)
+        _serve_forever(theirs, classifiers)
     theirs.close()
-    return Nursery(sources, ours, pid)
+    return ForkServer(sources, ours, pid)
 
 
-def _forever(control: socket.socket, classifiers: Sequence[Classifier | None]) -> None:
+def _serve_forever(control: socket.socket, classifiers: Sequence[Classifier | None]) -> None:
     """Forks a worker for each request, until the server has gone; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C and a stop of the whole group are the server's to handle:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what it has accepted must still be answered
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers; their sockets say when they end
     with contextlib.suppress(OSError):
         while True:
-            message, handles, _, _ = socket.recv_fds(control, LONGEST, 1)
+            message, handles, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 1)
             if not message:
                 break
             if os.fork() == 0:
                 control.close()
-                _be_worker(socket.socket(fileno=handles[0]), Duty(**json.loads(message)), classifiers)
+                _become_worker(socket.socket(fileno=handles[0]), WorkerConfig(**json.loads(message)), classifiers)
             os.close(handles[0])
     os._exit(0)
 
 
-def _be_worker(connection: socket.socket, duty: Duty, classifiers: Sequence[Classifier | None]) -> None:
+def _become_worker(connection: socket.socket, duty: WorkerConfig, classifiers: Sequence[Classifier | None]) -> None:
     """Works until the server has gone; never returns into what this process is a copy of."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        work(connection, classifiers[duty.model], duty)
+        run_worker(connection, classifiers[duty.model], duty)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -128,9 +128,9 @@ def _be_worker(connection: socket.socket, duty: Duty, classifiers: Sequence[Clas
 def main(words: Sequence[str]) -> None:
     """A nursery of its own: the number of its socket, and the models as JSON."""
     torch.set_num_threads(1)
-    sources = [Source(**source) for source in json.loads(words[1])]
+    sources = [ModelSource(**source) for source in json.loads(words[1])]
     classifiers = [source.load() for source in sources]
-    _forever(socket.socket(fileno=int(words[0])), classifiers)
+    _serve_forever(socket.socket(fileno=int(words[0])), classifiers)
 
 
 if __name__ == "__main__":

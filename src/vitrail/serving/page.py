@@ -23,7 +23,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
 }
 
-FORM = """<!doctype html>
+PLAIN_PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{name} · vitrail</title>
 <style>
@@ -34,15 +34,15 @@ button,input{{font:inherit}}</style>
 {form}
 </html>
 """
-IMAGE = """<form method="post" enctype="multipart/form-data">
+IMAGE_FORM = """<form method="post" enctype="multipart/form-data">
 <p><label>An image file <input type="file" name="image" accept="image/*" required></label>
 <p>{buttons}
 </form>"""
-PREDICT = '<button formaction="/predict?model={name}">Predict</button>'
-EXPLAIN = '<button formaction="/explain?model={name}&amp;picture=panels">Explain</button>'
+PREDICT_BUTTON = '<button formaction="/predict?model={name}">Predict</button>'
+EXPLAIN_BUTTON = '<button formaction="/explain?model={name}&amp;picture=panels">Explain</button>'
 
 
-def why_plain(classifier: BaseClassifier | None) -> str | None:
+def reason_for_plain_page(classifier: BaseClassifier | None) -> str | None:
     """Why a model (None: one in an ONNX file) gets the plain form, and what helps; None where it gets the whole page.
 
     Nothing is imported for it, and nothing made: that the graphs do not agree shows only when the page is asked for.
@@ -58,23 +58,23 @@ def why_plain(classifier: BaseClassifier | None) -> str | None:
     return f"{missing[0]} is not installed: pip install 'vitrail[export]'" if missing else None
 
 
-def page_of(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
+def make_page(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
     """The page of one model, as one HTML file; `explains` says whether the server does."""
-    if why_plain(classifier) is None:
+    if reason_for_plain_page(classifier) is None:
         assert isinstance(classifier, Classifier)
         try:
             return render_page(classifier, model=name)
         except VitrailError as error:
             log("plain_page", model=name, why=str(error))
-    return plain_page(classifier, name, explains)
+    return make_plain_page(classifier, name, explains)
 
 
-def plain_page(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
+def make_plain_page(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
     """A form that sends an image to where it is answered: /predict, /explain, both or neither."""
     classes = classifier.classes
     about = f"{len(classes)} classes: {', '.join(classes[:12])}" if classes else "Features, no classes"
     more = ", ..." if len(classes) > 12 else ""
     name = html.escape(name)
-    buttons = (PREDICT if classes else "") + (EXPLAIN if explains else "")
-    form = IMAGE.format(buttons=buttons.format(name=name)) if buttons else ""
-    return FORM.format(name=name, about=html.escape(about + more), form=form).encode()
+    buttons = (PREDICT_BUTTON if classes else "") + (EXPLAIN_BUTTON if explains else "")
+    form = IMAGE_FORM.format(buttons=buttons.format(name=name)) if buttons else ""
+    return PLAIN_PAGE.format(name=name, about=html.escape(about + more), form=form).encode()

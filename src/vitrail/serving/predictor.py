@@ -13,7 +13,7 @@ from vitrail.explanation import DEFAULT_METHOD, explain_batch
 from vitrail.explanation.targets import Target
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-NEARLY = 0.95  # a batch half as long is worth a rate that is so much of the best
+MIN_RELATIVE_RATE = 0.95  # a batch half as long is worth a rate that is so much of the best
 
 
 @dataclass
@@ -49,36 +49,36 @@ class Predictor:
 
         return document, render_png(found, overlay_only=picture == "overlay")
 
-    def warm(self, batch: int = 1) -> float:
+    def warm_up(self, batch: int = 1) -> float:
         """Runs a grey batch; returns the seconds it took."""
-        pixels_BCHW = self.grey.expand(batch, -1, -1, -1).contiguous()
+        pixels_BCHW = self.gray_image.expand(batch, -1, -1, -1).contiguous()
         started = time.perf_counter()
         self.outputs = self.logits(pixels_BCHW).shape[1]
         return time.perf_counter() - started
 
-    def warm_explanation(self) -> None:
+    def warm_up_explanation(self) -> None:
         """Draws an explanation of grey: what that imports is imported now."""
         method = DEFAULT_METHOD if self.classifier.classes else "attention"
-        self.explain(self.grey[0], None, {"method": method}, "overlay")
+        self.explain(self.gray_image[0], None, {"method": method}, "overlay")
 
     @property
-    def grey(self) -> Tensor:
+    def gray_image(self) -> Tensor:
         """One image that shows nothing."""
         preprocess = self.classifier.preprocess
         return torch.full((1, preprocess.channels, *preprocess.image_size), 128, dtype=torch.uint8)
 
-    def rates(self, most: int, seconds: float = 2.0) -> dict[int, float]:
+    def measure_rates(self, most: int, seconds: float = 2.0) -> dict[int, float]:
         """Images a second by size of batch, the sizes doubling up to `most`, for as long as there is time."""
-        self.warm()
+        self.warm_up()
         rates: dict[int, float] = {}
         stop = time.perf_counter() + seconds
         for batch in sorted({*(b for b in BATCHES if b < most), most}):
-            rates[batch] = batch / min(self.warm(batch) for _ in range(3))
+            rates[batch] = batch / min(self.warm_up(batch) for _ in range(3))
             if time.perf_counter() > stop:
                 break
         return rates
 
 
-def best_batch(rates: dict[int, float]) -> int:
+def best_batch_size(rates: dict[int, float]) -> int:
     """The smallest batch that is nearly as fast as the fastest: who waits less is answered sooner."""
-    return min(batch for batch, rate in rates.items() if rate >= NEARLY * max(rates.values()))
+    return min(batch for batch, rate in rates.items() if rate >= MIN_RELATIVE_RATE * max(rates.values()))

@@ -26,7 +26,7 @@ from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
 from vitrail.loading import load
 from vitrail.serving.predictor import Predictor
-from vitrail.serving.reading import LARGE, area_of, fitted
+from vitrail.serving.reading import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.settings import MIB, Settings
 
 
@@ -58,7 +58,7 @@ def deployment(
             classifier.require_classes()
             self.classifier = classifier
             self.predictor = Predictor(classifier)
-            self.predictor.warm(batch)
+            self.predictor.warm_up(batch)
             self.large = threading.Lock()
 
         @serve.batch(max_batch_size=batch, batch_wait_timeout_s=limits.max_delay_ms / 1000)  # type: ignore[untyped-decorator, unused-ignore]
@@ -71,8 +71,8 @@ def deployment(
         def pixels(self, data: bytes) -> np.ndarray:
             """An image file -> pixels of the model's size; raises `ImageError`."""
             preprocess = self.classifier.preprocess
-            with self.large if area_of(data, limits) > LARGE else nullcontext():
-                return fitted(decode(io.BytesIO(data), preprocess.channels), preprocess)
+            with self.large if count_pixels(data, limits) > LARGE_IMAGE_PIXELS else nullcontext():
+                return fit_pixels(decode(io.BytesIO(data), preprocess.channels), preprocess)
 
         async def __call__(self, request: Request) -> JSONResponse:
             """One image, as the body of a POST."""

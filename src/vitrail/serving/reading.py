@@ -18,12 +18,12 @@ from vitrail.serving.metrics import Metrics
 from vitrail.serving.refusal import overloaded
 from vitrail.serving.settings import Settings
 
-LARGE = 4_000_000  # pixels; of images beyond that one is decoded at a time, or a few would fill the memory
+LARGE_IMAGE_PIXELS = 4_000_000  # pixels; of images beyond that one is decoded at a time, or a few would fill the memory
 Pixels = np.ndarray  # uint8 (C, H, W)
 Found = TypeVar("Found")
 
 
-class Reader:
+class ImageDecoder:
     """Decodes files in `readers` threads, large ones in one more; beyond `queue` that wait, more are refused."""
 
     def __init__(self, settings: Settings, metrics: Metrics):
@@ -33,12 +33,12 @@ class Reader:
         self.large = ThreadPoolExecutor(1, "large")
         self.waiting = 0
 
-    async def read(self, files: Sequence[bytes], preprocess: Preprocess) -> list[Pixels | ImageError]:
+    async def decode_all(self, files: Sequence[bytes], preprocess: Preprocess) -> list[Pixels | ImageError]:
         """The pixels of each, or why there are none: one bad file says nothing about the others."""
         if self.waiting + len(files) > self.settings.queue_size:
             raise overloaded(1)
         self.waiting += len(files)
-        jobs = [asyncio.create_task(self._one(file, preprocess)) for file in files]
+        jobs = [asyncio.create_task(self._decode_one(file, preprocess)) for file in files]
         try:
             return await asyncio.gather(*jobs)
         finally:
@@ -46,22 +46,22 @@ class Reader:
                 job.cancel()  # what has not begun need not, where whoever asked has gone
             self.waiting -= len(files)
 
-    async def _one(self, file: bytes, preprocess: Preprocess) -> Pixels | ImageError:
+    async def _decode_one(self, file: bytes, preprocess: Preprocess) -> Pixels | ImageError:
         """In one of the threads; a large one is only looked at there, and waits elsewhere for its turn."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self.threads, self._decoded, file, preprocess, LARGE)
+        found = await loop.run_in_executor(self.threads, self._decode, file, preprocess, LARGE_IMAGE_PIXELS)
         if found is None:
-            found = await loop.run_in_executor(self.large, self._decoded, file, preprocess, math.inf)
+            found = await loop.run_in_executor(self.large, self._decode, file, preprocess, math.inf)
         assert found is not None
         return found
 
-    def _decoded(self, file: bytes, preprocess: Preprocess, most: float) -> Pixels | ImageError | None:
+    def _decode(self, file: bytes, preprocess: Preprocess, most: float) -> Pixels | ImageError | None:
         """The pixels, or why there are none; None for an image of more than `most` pixels."""
         started = time.perf_counter()
         try:
-            if area_of(file, self.settings) > most:
+            if count_pixels(file, self.settings) > most:
                 return None
-            found: Pixels | ImageError = fitted(decode(io.BytesIO(file), preprocess.channels), preprocess)
+            found: Pixels | ImageError = fit_pixels(decode(io.BytesIO(file), preprocess.channels), preprocess)
         except ImageError as error:
             found = error
         except MemoryError:
@@ -79,7 +79,7 @@ class Reader:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def area_of(file: bytes, settings: Settings) -> int:
+def count_pixels(file: bytes, settings: Settings) -> int:
     """The pixels that an image has by its header; raises `ImageError` where they are more than are accepted."""
     height, width = read_size(io.BytesIO(file))
     if height * width > (most := settings.max_megapixels * 1_000_000):
@@ -87,7 +87,7 @@ def area_of(file: bytes, settings: Settings) -> int:
     return height * width
 
 
-def fitted(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:
+def fit_pixels(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:
     """Pixels of any size -> of the model's; raises `ImageError` where they cannot be."""
     try:
         found: Pixels = preprocess.fit_image(image_CHW).contiguous().numpy()
@@ -98,4 +98,4 @@ def fitted(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:
 
 def fit_all(pixels_NHWC: np.ndarray, preprocess: Preprocess) -> list[Pixels]:
     """Decoded images of any size -> pixels of the model's."""
-    return [fitted(torch.tensor(image_HWC).permute(2, 0, 1), preprocess) for image_HWC in pixels_NHWC]
+    return [fit_pixels(torch.tensor(image_HWC).permute(2, 0, 1), preprocess) for image_HWC in pixels_NHWC]

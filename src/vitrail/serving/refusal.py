@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(eq=False)
-class Refusal(Exception):
+class RequestError(Exception):
     """A request that gets no answer; `retry` is after how many seconds it may be sent again."""
 
     status: int
@@ -18,45 +18,45 @@ class Refusal(Exception):
         return {} if self.retry is None else {"Retry-After": str(self.retry)}
 
 
-def wrong(sentence: str) -> Refusal:
+def bad_request(sentence: str) -> RequestError:
     """A request that makes no sense."""
-    return Refusal(400, "wrong", sentence)
+    return RequestError(400, "wrong", sentence)
 
 
-def too_much(sentence: str) -> Refusal:
+def too_large(sentence: str) -> RequestError:
     """A request beyond a limit."""
-    return Refusal(413, "limit", sentence)
+    return RequestError(413, "limit", sentence)
 
 
-def unreadable(sentence: str) -> Refusal:
+def unreadable_image(sentence: str) -> RequestError:
     """An image that cannot be read."""
-    return Refusal(400, "image", sentence)
+    return RequestError(400, "image", sentence)
 
 
-def not_found(sentence: str) -> Refusal:
+def not_found(sentence: str) -> RequestError:
     """What is asked for is not there."""
-    return Refusal(404, "unknown", sentence)
+    return RequestError(404, "unknown", sentence)
 
 
-def overloaded(retry: float) -> Refusal:
+def overloaded(retry: float) -> RequestError:
     """Too many wait already."""
-    return Refusal(503, "queue", "too many images are waiting; send this again later", max(1, round(retry)))
+    return RequestError(503, "queue", "too many images are waiting; send this again later", max(1, round(retry)))
 
 
-def expired() -> Refusal:
+def deadline_exceeded() -> RequestError:
     """The deadline passed first."""
-    return Refusal(504, "deadline", "there was no answer before the deadline")
+    return RequestError(504, "deadline", "there was no answer before the deadline")
 
 
-def crashed() -> Refusal:
+def worker_crashed() -> RequestError:
     """The process that worked on it ended."""
-    return Refusal(503, "crash", "the process that worked on this request ended; send it again", 1)
+    return RequestError(503, "crash", "the process that worked on this request ended; send it again", 1)
 
 
-def failed(sentence: str) -> Refusal:
+def internal_error(sentence: str) -> RequestError:
     """The server's own fault."""
-    return Refusal(500, "failed", sentence)
+    return RequestError(500, "failed", sentence)
 
 
-class Gone(Exception):
+class ClientDisconnected(Exception):
     """The client went away; nobody is left to be told."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitrail.serving.refusal import wrong
+from vitrail.serving.refusal import bad_request
 
 NUMBER, TEXT_, WHOLE, TRUTH = {"type": "number"}, {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
 
@@ -122,6 +122,6 @@ def explain_parameters(given: dict[str, Any]) -> dict[str, Any]:
     for name, kind in EXPLAIN.items():
         value = given.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise wrong(f"the parameter {name} is not a {'text' if kind is str else 'whole number'}")
+            raise bad_request(f"the parameter {name} is not a {'text' if kind is str else 'whole number'}")
         found["label" if name == "class" else name] = value
     return found

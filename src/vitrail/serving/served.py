@@ -15,28 +15,28 @@ from vitrail.data.decode import ImageError
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model import ViTConfig
-from vitrail.serving.batcher import Batcher, Item
-from vitrail.serving.lane import LONG, Lane, Worker, WorkerLost, said
+from vitrail.serving.batcher import Scheduler, Item
+from vitrail.serving.lane import MAX_SETUP_S, WorkerPool, Worker, WorkerCrashed, error_from
 from vitrail.serving.logs import log
 from vitrail.serving.metrics import Metrics
-from vitrail.serving.nursery import Nursery, Source
-from vitrail.serving.reading import Pixels, Reader, fit_all
-from vitrail.serving.refusal import Refusal, failed, not_found, unreadable, wrong
+from vitrail.serving.nursery import ForkServer, ModelSource
+from vitrail.serving.reading import Pixels, ImageDecoder, fit_all
+from vitrail.serving.refusal import RequestError, internal_error, not_found, unreadable_image, bad_request
 from vitrail.serving.settings import Settings
-from vitrail.serving.worker import Duty
+from vitrail.serving.worker import WorkerConfig
 
 VERSION = "1"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # a name is a part of an address
-TAKEN = ("stats",)  # parts of addresses that mean something else
+RESERVED_NAMES = ("stats",)  # parts of addresses that mean something else
 
 
 @dataclass(frozen=True)
-class Known:
+class ModelInfo:
     """What a server knows of a model without running it."""
 
     name: str
     number: int
-    source: Source
+    source: ModelSource
     config: ViTConfig
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -50,33 +50,33 @@ class Known:
         return ["logits", "probabilities"] if self.classes else ["features"]
 
 
-def known(name: str, number: int, source: Source, classifier: Classifier | None) -> Known:
+def describe_model(name: str, number: int, source: ModelSource, classifier: Classifier | None) -> ModelInfo:
     """What is known of a model: from its classifier, or from its ONNX file."""
     if classifier is None:
         from vitrail.exporting.onnx_file import parse_onnx, read_onnx_bytes
 
         found, _ = parse_onnx(read_onnx_bytes(Path(source.model)), Path(source.model))
         config, graph = found.config, source.model
-        return Known(
+        return ModelInfo(
             name, number, source, config, found.classes, found.preprocess, found.temperature, found.origin, graph
         )
-    return Known(
+    return ModelInfo(
         name, number, source, classifier.vit.config, classifier.classes, classifier.preprocess,
         classifier.temperature, classifier.origin, None,
     )  # fmt: skip
 
 
-def names_for(models: Sequence[str], given: Sequence[str]) -> list[str]:
+def choose_names(models: Sequence[str], names: Sequence[str]) -> list[str]:
     """The names to serve models under: those given, else what their paths end in; raises `UsageError` for a bad one."""
-    if given and len(given) != len(models):
+    if names and len(names) != len(models):
         raise UsageError(
-            f"there are {len(given)} names for {len(models)} models", "give --name once for each, in order"
+            f"there are {len(names)} names for {len(models)} models", "give --name once for each, in order"
         )
-    names = list(given) or [
+    names = list(names) or [
         re.sub(r"[^\w.-]", "-", stem(model), flags=re.ASCII).strip("-.") or "model" for model in models
     ]
     for name in names:
-        if not NAME.fullmatch(name) or name in TAKEN:
+        if not NAME.fullmatch(name) or name in RESERVED_NAMES:
             raise UsageError(f"{name!r} cannot be a model's name", "letters, digits, '.', '_' and '-' can")
         if names.count(name) > 1:
             raise UsageError(f"two models are called {name!r}", "name them with --name, once for each, in order")
@@ -92,13 +92,13 @@ def stem(model: str) -> str:
     return model.rpartition("/")[2]
 
 
-class Served:
+class Endpoint:
     """One model: `classify` and `explain` take image files and give answers or raise `Refusal`."""
 
     def __init__(
-        self, known: Known, nursery: Nursery, settings: Settings, metrics: Metrics, reader: Reader, duty: Duty
+        self, known: ModelInfo, nursery: ForkServer, settings: Settings, metrics: Metrics, reader: ImageDecoder, duty: WorkerConfig
     ):
-        self.known = known
+        self.info = known
         self.nursery = nursery
         self.settings = settings
         self.reader = reader
@@ -108,11 +108,11 @@ class Served:
         self.runtime = "onnxruntime" if known.graph else "torch"
         self.made_page: bytes | None = None
         self.page_lock = asyncio.Lock()
-        batcher = Batcher(settings.max_batch_size or 1, settings.queue_size, settings.max_delay_ms / 1000)
-        self.predicting = Lane(known.name, "predict", self._predicts, batcher, metrics, settings.processes or 1)
+        batcher = Scheduler(settings.max_batch_size or 1, settings.queue_size, settings.max_delay_ms / 1000)
+        self.predicting = WorkerPool(known.name, "predict", self._predicts, batcher, metrics, settings.processes or 1)
         self.explaining = None
         if settings.explain and known.graph is None:
-            self.explaining = Lane(known.name, "explain", self._explains, Batcher(1, settings.queue_size), metrics)
+            self.explaining = WorkerPool(known.name, "explain", self._explains, Scheduler(1, settings.queue_size), metrics)
 
     @property
     def ready(self) -> bool:
@@ -121,7 +121,7 @@ class Served:
 
     async def open(self) -> None:
         """Chooses the runtime and starts the processes; raises `VitrailError` where they cannot be started."""
-        if self.known.graph is None:
+        if self.info.graph is None:
             await self._choose_runtime()
         hello = await self.predicting.open()
         self.batch = hello["batch"]
@@ -141,45 +141,45 @@ class Served:
         return self._spawn(batch=1, explains=True)
 
     def _spawn(self, **changes: Any) -> Any:
-        return self.nursery.spawn(Duty(**{**vars(self.duty), **changes}))
+        return self.nursery.spawn(WorkerConfig(**{**vars(self.duty), **changes}))
 
     async def _choose_runtime(self) -> None:
         """torch, or ONNX Runtime where it is asked for or found to be faster here."""
         wanted = self.settings.backend
         if wanted == "torch" or (wanted == "auto" and not importlib.util.find_spec("onnxruntime")):
             return
-        from vitrail.serving.graph import graph_folder
+        from vitrail.serving.graph import onnx_cache_folder
 
         try:
-            document, _ = await self._once(
-                {"do": "graph", "folder": str(graph_folder()), "batch": self.settings.max_batch_size}
+            document, _ = await self._run_once(
+                {"do": "graph", "folder": str(onnx_cache_folder()), "batch": self.settings.max_batch_size}
             )
         except VitrailError as error:
             if wanted == "onnxruntime":
                 raise
-            log("backend", model=self.known.name, chosen="torch", error=str(error))
+            log("backend", model=self.info.name, chosen="torch", error=str(error))
             return
         rates = {name: max(by_batch.values()) for name, by_batch in document["rates"].items()}
         if wanted == "onnxruntime" or rates["onnxruntime"] > rates["torch"]:
             self.runtime, self.graph = "onnxruntime", document["path"]
         rounded = {name: round(rate, 1) for name, rate in rates.items()}
-        log("backend", model=self.known.name, chosen=self.runtime, images_per_second=rounded)
+        log("backend", model=self.info.name, chosen=self.runtime, images_per_second=rounded)
 
-    async def _once(self, ask: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    async def _run_once(self, ask: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """One task in a process of its own, which ends with it; raises `VitrailError` with what went wrong."""
         try:
-            worker = await Worker.start(lambda: self._spawn(graph=self.known.graph, batch=1))
-        except (WorkerLost, OSError):
+            worker = await Worker.start(lambda: self._spawn(graph=self.info.graph, batch=1))
+        except (WorkerCrashed, OSError):
             raise VitrailError(f"the process for {ask['do']} cannot be started") from None
         try:
-            worker.tell(ask, [])
-            document, parts = await worker.answer(LONG)
-        except (WorkerLost, OSError):
+            worker.send(ask, [])
+            document, parts = await worker.receive(MAX_SETUP_S)
+        except (WorkerCrashed, OSError):
             raise VitrailError(f"the process for {ask['do']} ended") from None
         finally:
             worker.close()
         if "error" in document:
-            raise said(document)
+            raise error_from(document)
         return document, parts
 
     async def page(self) -> bytes:
@@ -187,30 +187,30 @@ class Served:
         async with self.page_lock:
             if self.made_page is None:
                 try:
-                    ask = {"do": "page", "name": self.known.name, "explains": self.explaining is not None}
-                    _, self.made_page = await self._once(ask)
+                    ask = {"do": "page", "name": self.info.name, "explains": self.explaining is not None}
+                    _, self.made_page = await self._run_once(ask)
                 except VitrailError as error:
-                    raise failed(f"the page cannot be made: {error}") from None
+                    raise internal_error(f"the page cannot be made: {error}") from None
             return self.made_page
 
     async def read(self, files: Sequence[bytes]) -> list[Pixels | ImageError]:
         """The pixels of image files, or why there are none."""
-        return await self.reader.read(files, self.known.preprocess)
+        return await self.reader.decode_all(files, self.info.preprocess)
 
     async def fit(self, pixels_NHWC: np.ndarray) -> list[Pixels]:
         """Decoded images -> pixels of the model's size; raises `Refusal` where they do not suit it."""
-        preprocess = self.known.preprocess
+        preprocess = self.info.preprocess
         if pixels_NHWC.shape[3] != preprocess.channels:
-            raise wrong(f"the pixels have {pixels_NHWC.shape[3]} channels; the model takes {preprocess.channels}")
+            raise bad_request(f"the pixels have {pixels_NHWC.shape[3]} channels; the model takes {preprocess.channels}")
         try:
             return await self.reader.run(fit_all, pixels_NHWC, preprocess)
         except ImageError as error:
-            raise unreadable(error.reason) from None
+            raise unreadable_image(error.reason) from None
 
     async def classify(self, pixels: Sequence[Pixels], deadline: float) -> np.ndarray:
         """The logits (or features) of images, a row each."""
         items = [Item(deadline, each, {"do": "logits"}) for each in pixels]
-        return np.stack(await self.predicting.ask(items, deadline))
+        return np.stack(await self.predicting.submit(items, deadline))
 
     async def explain(
         self, pixels: Sequence[Pixels], options: dict[str, Any], picture: str | None, deadline: float
@@ -220,32 +220,32 @@ class Served:
             sentence = (
                 "this server gives no explanations" if not self.settings.explain else "an ONNX file has no inside"
             )
-            raise Refusal(501, "unsupported", sentence)
+            raise RequestError(501, "unsupported", sentence)
         ask = {"do": "explain", "picture": picture, **options}
-        found = await self.explaining.ask([Item(deadline, each, ask) for each in pixels], deadline)
+        found = await self.explaining.submit([Item(deadline, each, ask) for each in pixels], deadline)
         return [(document["explanation"], parts) for document, parts in found]
 
-    def values(self, rows_NY: np.ndarray) -> dict[str, np.ndarray]:
+    def output_values(self, rows_NY: np.ndarray) -> dict[str, np.ndarray]:
         """The protocol's outputs from logits or features."""
-        if not self.known.classes:
+        if not self.info.classes:
             return {"features": rows_NY}
         return {"logits": rows_NY, "probabilities": softmax(rows_NY)}
 
-    def top(self, row_Y: np.ndarray, top: int) -> list[dict[str, Any]]:
+    def top_classes(self, row_Y: np.ndarray, top: int) -> list[dict[str, Any]]:
         """The most probable classes of one image, best first."""
         probability_Y = softmax(row_Y[None])[0]
         best = np.argsort(-probability_Y, kind="stable")[:top]
-        return [{"label": self.known.classes[i], "probability": float(probability_Y[i])} for i in best.tolist()]
+        return [{"label": self.info.classes[i], "probability": float(probability_Y[i])} for i in best.tolist()]
 
     def metadata(self) -> dict[str, Any]:
         """What the protocol says of a model."""
-        answers = len(self.known.classes) or self.known.config.pooled_width
+        answers = len(self.info.classes) or self.info.config.pooled_width
         return {
-            "name": self.known.name,
+            "name": self.info.name,
             "versions": [VERSION],
             "platform": f"{self.runtime}_vitrail",
             "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, answers]} for name in self.known.outputs],
+            "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, answers]} for name in self.info.outputs],
         }
 
 
@@ -256,7 +256,7 @@ def softmax(rows_NY: np.ndarray) -> np.ndarray:
     return found
 
 
-def find(models: dict[str, Served], name: str | None, version: str | None = None) -> Served:
+def find_endpoint(models: dict[str, Endpoint], name: str | None, version: str | None = None) -> Endpoint:
     """The model of a name (the first where none is given); raises `Refusal` where there is none."""
     if name is None:
         return next(iter(models.values()))
@@ -269,14 +269,14 @@ def find(models: dict[str, Served], name: str | None, version: str | None = None
     return models[name]
 
 
-def deadline_of(started: float, given: str | float | None, most: float) -> float:
+def compute_deadline(started: float, timeout: str | float | None, most: float) -> float:
     """When a request is given up: what it asks for in seconds, within what the server allows."""
-    if given is None:
+    if timeout is None:
         return started + most
     try:
-        seconds = float(given)
+        seconds = float(timeout)
     except ValueError:
         seconds = float("nan")
     if not 0 < seconds < float("inf"):
-        raise wrong("the timeout is not a number of seconds above 0")
+        raise bad_request("the timeout is not a number of seconds above 0")
     return started + min(seconds, most)

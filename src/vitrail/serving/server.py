@@ -22,20 +22,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import count_cores
 from vitrail.serving.app import make_app
-from vitrail.serving.frontdoor import HOSTS, Frontdoor
-from vitrail.serving.logs import Lines, log
+from vitrail.serving.frontdoor import LOCAL_HOSTS, AccessMiddleware
+from vitrail.serving.logs import JsonLinesHandler, log
 from vitrail.serving.metrics import Metrics
-from vitrail.serving.nursery import Nursery, Source, open_nursery
-from vitrail.serving.page import why_plain
-from vitrail.serving.reading import Reader
-from vitrail.serving.served import Served, known, names_for
+from vitrail.serving.nursery import ForkServer, ModelSource, start_fork_server
+from vitrail.serving.page import reason_for_plain_page
+from vitrail.serving.reading import ImageDecoder
+from vitrail.serving.served import Endpoint, describe_model, choose_names
 from vitrail.serving.settings import Settings
-from vitrail.serving.worker import Duty
+from vitrail.serving.worker import WorkerConfig
 
-HEADERS_WITHIN = 10.0  # seconds in which a new connection must have sent the head of a request
-MOST_WORKERS = 4  # for each model, unless more are asked for
-IDLE = 30  # seconds that a connection may stay open without a request
-LAST = 5.0  # seconds beyond the deadline that a stop waits for what was accepted
+HEADER_TIMEOUT_S = 10.0  # seconds in which a new connection must have sent the head of a request
+MAX_DEFAULT_WORKERS = 4  # for each model, unless more are asked for
+KEEP_ALIVE_S = 30  # seconds that a connection may stay open without a request
+SHUTDOWN_GRACE_S = 5.0  # seconds beyond the deadline that a stop waits for what was accepted
 
 
 class Protocol(HttpToolsProtocol):
@@ -43,7 +43,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.patience = self.loop.call_later(HEADERS_WITHIN, transport.close)
+        self.patience = self.loop.call_later(HEADER_TIMEOUT_S, transport.close)
 
     def on_headers_complete(self) -> None:
         self.patience.cancel()
@@ -53,7 +53,7 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         self.patience.cancel()
         if self.cycle.response_complete:  # else the next request is here, and being answered
-            self.patience = self.loop.call_later(IDLE + HEADERS_WITHIN, self.transport.close)
+            self.patience = self.loop.call_later(KEEP_ALIVE_S + HEADER_TIMEOUT_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.patience.cancel()
@@ -63,7 +63,7 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's, stopped in two steps: first nobody is asked to come back, then nobody new is let in."""
 
-    def __init__(self, config: uvicorn.Config, door: Frontdoor, drain: float):
+    def __init__(self, config: uvicorn.Config, door: AccessMiddleware, drain: float):
         super().__init__(config)
         self.door = door
         self.drain = drain
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    sources: Sequence[Source],
+    sources: Sequence[ModelSource],
     names: Sequence[str] = (),
     settings: Settings | None = None,
     *,
@@ -106,22 +106,22 @@ def serve(
             f"whoever reaches {host} could use the models", "give --api-key-file FILE, or --no-api-key if that is meant"
         )
     torch.set_num_threads(1)  # for the fork, and for the threads that decode
-    named = names_for([source.model for source in sources], names)
+    named = choose_names([source.model for source in sources], names)
     classifiers = [source.load() for source in sources]
-    models = [known(name, i, sources[i], classifiers[i]) for i, name in enumerate(named)]
+    models = [describe_model(name, i, sources[i], classifiers[i]) for i, name in enumerate(named)]
     listener = listen(host, port)
     for name, classifier in zip(named, classifiers, strict=True):
-        if (why := why_plain(classifier)) is not None:
+        if (why := reason_for_plain_page(classifier)) is not None:
             log("plain_page", model=name, why=why)
-    nursery = open_nursery(sources, classifiers, close=[listener])
+    nursery = start_fork_server(sources, classifiers, close=[listener])
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     share = max(1, count_cores() // len(models))
-    workers = settings.processes or (1 if on_gpu(device) else min(share, MOST_WORKERS))
-    duty = Duty(0, settings.threads or max(1, share // workers), device)
+    workers = settings.processes or (1 if on_gpu(device) else min(share, MAX_DEFAULT_WORKERS))
+    duty = WorkerConfig(0, settings.threads or max(1, share // workers), device)
     settings = replace(settings, processes=workers)
-    logging.basicConfig(level=logging.WARNING, handlers=[Lines()], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[JsonLinesHandler()], force=True)
     try:
         return asyncio.run(_serve(models, nursery, settings, listener, duty, key, host))
     finally:
@@ -129,13 +129,13 @@ def serve(
 
 
 async def _serve(
-    models: Sequence[Any], nursery: Nursery, settings: Settings, listener: socket.socket, duty: Duty,
+    models: Sequence[Any], nursery: ForkServer, settings: Settings, listener: socket.socket, duty: WorkerConfig,
     key: str | None, host: str,
 ) -> dict[str, Any]:  # fmt: skip
     metrics = Metrics()
-    reader = Reader(settings, metrics)
+    reader = ImageDecoder(settings, metrics)
     served = {
-        each.name: Served(each, nursery, settings, metrics, reader, Duty(**{**vars(duty), "model": each.number}))
+        each.name: Endpoint(each, nursery, settings, metrics, reader, WorkerConfig(**{**vars(duty), "model": each.number}))
         for each in models
     }
     trouble: list[VitrailError] = []
@@ -166,11 +166,11 @@ async def _serve(
     app = make_app(served, settings, metrics, reader, lifespan)
     address, port = listener.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
-    door = Frontdoor(app, metrics, key, hosts={*HOSTS, name} if is_loopback(host) else set())
+    door = AccessMiddleware(app, metrics, key, hosts={*LOCAL_HOSTS, name} if is_loopback(host) else set())
     app.state.draining = lambda: door.draining
     config = uvicorn.Config(
         door, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, timeout_keep_alive=IDLE, timeout_graceful_shutdown=round(settings.timeout_s + LAST),
+        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=round(settings.timeout_s + SHUTDOWN_GRACE_S),
     )  # fmt: skip
     server = Server(config, door, settings.shutdown_delay_s)
     url = f"http://{name}:{port}/"

@@ -11,18 +11,18 @@ LENGTHS = struct.Struct("<II")  # of the document, of the bytes behind it
 Message = tuple[dict[str, Any], bytes]
 
 
-def packed(document: dict[str, Any], parts: Sequence[Any] = ()) -> list[Any]:
+def pack_message(document: dict[str, Any], parts: Sequence[Any] = ()) -> list[Any]:
     """The pieces of a message, to be written one after the other; `parts` are anything with bytes in it."""
     text = json.dumps(document).encode()
     return [LENGTHS.pack(len(text), sum(memoryview(part).nbytes for part in parts)), text, *parts]
 
 
-def send(connection: socket.socket, document: dict[str, Any], parts: Sequence[Any] = ()) -> None:
+def send_message(connection: socket.socket, document: dict[str, Any], parts: Sequence[Any] = ()) -> None:
     """Writes a message and waits until it is gone."""
-    connection.sendall(b"".join(packed(document, parts)))
+    connection.sendall(b"".join(pack_message(document, parts)))
 
 
-def receive(file: BinaryIO) -> Message | None:
+def receive_message(file: BinaryIO) -> Message | None:
     """Waits for a message; None where the other side has gone."""
     start = file.read(LENGTHS.size)
     if len(start) < LENGTHS.size:
@@ -32,7 +32,7 @@ def receive(file: BinaryIO) -> Message | None:
     return (json.loads(body[:text]), body[text:]) if len(body) == text + rest else None
 
 
-async def receive_soon(reader: asyncio.StreamReader) -> Message:
+async def receive_message_async(reader: asyncio.StreamReader) -> Message:
     """The same inside an event loop; raises `asyncio.IncompleteReadError` where the other side has gone."""
     text, rest = LENGTHS.unpack(await reader.readexactly(LENGTHS.size))
     return json.loads(await reader.readexactly(text)), await reader.readexactly(rest)
