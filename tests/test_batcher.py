@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vitrail.serving.batcher import Scheduler, QueueFull, Item
+from vitrail.serving.scheduler import Item, QueueFull, Scheduler
 
 
 class Queue(RuleBasedStateMachine):

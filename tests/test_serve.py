@@ -29,9 +29,9 @@ from serving import PATIENCE, QUEUE, Call, Reply, Running, begin, rude
 from test_battery import png
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
-from vitrail.serving import page
-from vitrail.serving.graph import onnx_cache_folder, onnx_cache_name, write_onnx
-from vitrail.serving.served import choose_names
+from vitrail.serving import web_page
+from vitrail.serving.endpoint import choose_names
+from vitrail.serving.onnx_cache import onnx_cache_folder, onnx_cache_name, write_onnx
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -598,12 +598,12 @@ def test_the_page_brings_everything_itself(server: Running):
 
 
 def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
-    assert page.reason_for_plain_page(clf) is None
-    assert "knows no classes" in str(page.reason_for_plain_page(replace(clf, classes=())))
-    monkeypatch.setattr(page, "find_spec", lambda package: None if package == "onnx" else package)
-    assert page.reason_for_plain_page(clf) == "onnx is not installed: pip install 'vitrail[export]'"
-    monkeypatch.setattr(page, "LIMIT", 5.0)
-    assert "more than 5" in str(page.reason_for_plain_page(clf))
+    assert web_page.reason_for_plain_page(clf) is None
+    assert "knows no classes" in str(web_page.reason_for_plain_page(replace(clf, classes=())))
+    monkeypatch.setattr(web_page, "find_spec", lambda package: None if package == "onnx" else package)
+    assert web_page.reason_for_plain_page(clf) == "onnx is not installed: pip install 'vitrail[export]'"
+    monkeypatch.setattr(web_page, "LIMIT", 5.0)
+    assert "more than 5" in str(web_page.reason_for_plain_page(clf))
 
 
 def test_another_name_for_this_machine_is_refused(server: Running):

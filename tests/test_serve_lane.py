@@ -16,16 +16,16 @@ import uvicorn
 import vitrail
 from serving import PATIENCE
 from vitrail.errors import UsageError, VitrailError
-from vitrail.serving import lane as lanes
 from vitrail.serving import server as servers
-from vitrail.serving.batcher import Scheduler
-from vitrail.serving.lane import WorkerPool, Worker, WorkerCrashed
+from vitrail.serving import worker_pool as lanes
+from vitrail.serving.endpoint import describe_model
+from vitrail.serving.fork_server import ForkServer, ModelSource
+from vitrail.serving.messages import send_message
 from vitrail.serving.metrics import Metrics
-from vitrail.serving.nursery import ForkServer, ModelSource
-from vitrail.serving.served import describe_model
+from vitrail.serving.scheduler import Scheduler
 from vitrail.serving.settings import Settings
-from vitrail.serving.wire import send_message
 from vitrail.serving.worker import WorkerConfig, error_document
+from vitrail.serving.worker_pool import Worker, WorkerCrashed, WorkerPool
 
 
 class Asleep:

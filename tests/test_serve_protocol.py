@@ -19,8 +19,8 @@ from conftest import COLOURS
 from serving import Running
 from test_serve import photo, truth
 from vitrail.data.decode import decode
+from vitrail.serving.errors import RequestError
 from vitrail.serving.protocol import OutputTensor, best_classes, flatten, parse_request, split_bytes
-from vitrail.serving.refusal import RequestError
 from vitrail.serving.settings import Settings
 
 PHOTOS = [photo(seed, (16 + seed, 20)) for seed in range(3)]

@@ -1,7 +1,7 @@
 """Export a classifier to another runtime, to another library, or as a web page.
 
-  onnx, torch, triton       a program: decoded pixels -> logits; the file contains normalization, temperature, classes and
-                            preprocessing; `vitrail predict` and `evaluate` also take the ONNX file
+  onnx, torch, triton       a program: decoded pixels -> logits; the file contains normalization, temperature, classes
+                            and preprocessing; `vitrail predict` and `evaluate` also take the ONNX file
   timm, hf, torchvision     a folder that the library loads (hf: transformers)
   web                       one HTML file with the model in it, which predicts and explains in any browser, offline
 

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if not 0 <= arguments.port < 65536:
         raise UsageError(f"--port is {arguments.port}; it must be from 0 to 65535")
     try:
-        from vitrail.serving.nursery import ModelSource
+        from vitrail.serving.fork_server import ModelSource
         from vitrail.serving.server import serve
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[serve]'") from None

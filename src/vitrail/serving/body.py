@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from vitrail.serving.refusal import ClientDisconnected, RequestError, overloaded, too_large, bad_request
+from vitrail.serving.errors import ClientDisconnected, RequestError, bad_request, overloaded, too_large
 from vitrail.serving.settings import MIB
 
 WBITS = {"gzip": 31, "deflate": 15}  # Content-Encoding -> zlib's wbits

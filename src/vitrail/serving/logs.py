@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 
-from vitrail.serving.refusal import RequestError
+from vitrail.serving.errors import RequestError
 
 CLIENT_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)  # what of a client's own id is repeated
 

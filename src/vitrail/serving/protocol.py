@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.serving.refusal import too_large, bad_request
+from vitrail.serving.errors import bad_request, too_large
 from vitrail.serving.settings import Settings
 
 LENGTH_HEADER = "inference-header-content-length"
@@ -132,7 +132,9 @@ def parse_outputs(found: Any, binary: bool) -> list[RequestedOutput]:
         classes = parameters.get("classification")
         if classes is not None and parse_count(classes, "classification") == 0:
             classes = None
-        wanted.append(RequestedOutput(entry["name"], classes, parse_flag({"binary_data": binary, **parameters}, "binary_data")))
+        wanted.append(
+            RequestedOutput(entry["name"], classes, parse_flag({"binary_data": binary, **parameters}, "binary_data"))
+        )
     if len({each.name for each in wanted}) < len(wanted):
         raise bad_request("an output is asked for twice")
     return wanted
@@ -167,7 +169,9 @@ def parse_input(entry: dict[str, Any], rest: bytes, request: InferRequest, setti
     elif "data" not in entry:
         raise bad_request("the input has no data")
     if datatype == "BYTES":
-        request.files = split_bytes(raw, shape[0]) if raw is not None else decode_texts(entry["data"], shape[0], parameters)
+        request.files = (
+            split_bytes(raw, shape[0]) if raw is not None else decode_texts(entry["data"], shape[0], parameters)
+        )
     else:
         request.pixels = make_array(raw, entry.get("data"), shape, settings)
     return rest
@@ -275,9 +279,11 @@ def best_classes(values_NY: np.ndarray, labels: Sequence[str], classes: int) -> 
     return found
 
 
-def write_response(model: str, version: str, request: InferRequest, outputs: Sequence[OutputTensor]) -> tuple[bytes, dict[str, str]]:
+def write_response(
+    model: str, version: str, request: InferRequest, outputs: Sequence[OutputTensor]
+) -> tuple[bytes, dict[str, str]]:
     """The body of an answer, and the headers that say what it is."""
-    outputs, tensors = [], []
+    entries, tensors = [], []
     for each in outputs:
         entry: dict[str, Any] = {"name": each.name, "shape": list(each.values.shape), "datatype": each.datatype}
         if each.binary:
@@ -285,8 +291,8 @@ def write_response(model: str, version: str, request: InferRequest, outputs: Seq
             entry["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
             entry["data"] = each.plain()
-        outputs.append(entry)
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
+        entries.append(entry)
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if request.id is not None:
         document["id"] = request.id
     text = json.dumps(document, allow_nan=False).encode()

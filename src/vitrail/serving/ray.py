@@ -25,8 +25,8 @@ from vitrail.classifier import top_predictions
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
 from vitrail.loading import load
+from vitrail.serving.decoding import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.predictor import Predictor
-from vitrail.serving.reading import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.settings import MIB, Settings
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitrail.serving.refusal import bad_request
+from vitrail.serving.errors import bad_request
 
 NUMBER, TEXT_, WHOLE, TRUTH = {"type": "number"}, {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
 

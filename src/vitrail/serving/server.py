@@ -22,14 +22,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import count_cores
 from vitrail.serving.app import make_app
-from vitrail.serving.frontdoor import LOCAL_HOSTS, AccessMiddleware
+from vitrail.serving.decoding import ImageDecoder
+from vitrail.serving.endpoint import Endpoint, choose_names, describe_model
+from vitrail.serving.fork_server import ForkServer, ModelSource, start_fork_server
 from vitrail.serving.logs import JsonLinesHandler, log
 from vitrail.serving.metrics import Metrics
-from vitrail.serving.nursery import ForkServer, ModelSource, start_fork_server
-from vitrail.serving.page import reason_for_plain_page
-from vitrail.serving.reading import ImageDecoder
-from vitrail.serving.served import Endpoint, describe_model, choose_names
+from vitrail.serving.middleware import LOCAL_HOSTS, AccessMiddleware
+from vitrail.serving.service import Service
 from vitrail.serving.settings import Settings
+from vitrail.serving.web_page import reason_for_plain_page
 from vitrail.serving.worker import WorkerConfig
 
 HEADER_TIMEOUT_S = 10.0  # seconds in which a new connection must have sent the head of a request
@@ -135,7 +136,9 @@ async def _serve(
     metrics = Metrics()
     reader = ImageDecoder(settings, metrics)
     served = {
-        each.name: Endpoint(each, nursery, settings, metrics, reader, WorkerConfig(**{**vars(duty), "model": each.number}))
+        each.name: Endpoint(
+            each, nursery, settings, metrics, reader, WorkerConfig(**{**vars(duty), "model": each.number})
+        )
         for each in models
     }
     trouble: list[VitrailError] = []
@@ -163,14 +166,16 @@ async def _serve(
             await each.close()
         reader.close()
 
-    app = make_app(served, settings, metrics, reader, lifespan)
+    service = Service(served, settings, metrics, reader)
+    app = make_app(service, lifespan)
     address, port = listener.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
     door = AccessMiddleware(app, metrics, key, hosts={*LOCAL_HOSTS, name} if is_loopback(host) else set())
-    app.state.draining = lambda: door.draining
+    service.is_draining = lambda: door.draining
     config = uvicorn.Config(
         door, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=round(settings.timeout_s + SHUTDOWN_GRACE_S),
+        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=round(settings.timeout_s + SHUTDOWN_GRACE_S),
     )  # fmt: skip
     server = Server(config, door, settings.shutdown_delay_s)
     url = f"http://{name}:{port}/"

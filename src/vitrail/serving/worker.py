@@ -16,8 +16,8 @@ from torch import Tensor
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import pick_device
+from vitrail.serving.messages import receive_message, send_message
 from vitrail.serving.predictor import Predictor, best_batch_size
-from vitrail.serving.wire import receive_message, send_message
 
 Answer = tuple[dict[str, Any], bytes]
 MAX_TRIED_BATCH_SIZE = 32  # the longest batch that is tried, unless one is asked for
@@ -114,7 +114,7 @@ def answer_explanation(predictor: Predictor, document: dict[str, Any], parts: by
 
 def answer_page(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
     """The page at /."""
-    from vitrail.serving.page import make_page
+    from vitrail.serving.web_page import make_page
 
     return {}, make_page(predictor.classifier, document["name"], document["explains"])
 
@@ -122,7 +122,7 @@ def answer_page(predictor: Predictor, document: dict[str, Any], parts: bytes) ->
 def answer_graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
     """Writes the model as an ONNX file, and says how fast torch and ONNX Runtime run it."""
     from vitrail.exporting.onnx_classifier import OnnxClassifier
-    from vitrail.serving.graph import onnx_cache_name, write_onnx
+    from vitrail.serving.onnx_cache import onnx_cache_name, write_onnx
 
     assert isinstance(predictor.classifier, Classifier)
     path = Path(document["folder"]) / onnx_cache_name(predictor.classifier)
@@ -131,7 +131,10 @@ def answer_graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -
     device = str(predictor.classifier.device)
     other = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads(), device=device))
     most = document["batch"] or MAX_TRIED_BATCH_SIZE
-    return {"path": str(path), "rates": {"torch": predictor.measure_rates(most), "onnxruntime": other.measure_rates(most)}}, b""
+    return {
+        "path": str(path),
+        "rates": {"torch": predictor.measure_rates(most), "onnxruntime": other.measure_rates(most)},
+    }, b""
 
 
 TASKS: dict[str, Callable[[Predictor, dict[str, Any], bytes], Answer]] = {

@@ -13,7 +13,8 @@ SCORES: Types = {
     "accuracy": float, "images": int, "accuracy_interval": tuple[float, float] | None, "optimistic": bool | None,
 }  # fmt: skip
 CALIBRATION: Types = {
-    "temperature": float, "fitted_on": str, "images": int, "reason": str | None, "thresholds": tuple[dict[str, Any], ...],
+    "temperature": float, "fitted_on": str, "images": int, "reason": str | None,
+    "thresholds": tuple[dict[str, Any], ...],
 }  # fmt: skip
 THRESHOLD: Types = {"target_accuracy": float, "threshold": float, "coverage": float, "accuracy": float}
 

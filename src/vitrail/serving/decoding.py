@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vitrail.data.decode import ImageError, decode, read_size
 from vitrail.data.preprocess import Preprocess
+from vitrail.serving.errors import overloaded
 from vitrail.serving.metrics import Metrics
-from vitrail.serving.refusal import overloaded
 from vitrail.serving.settings import Settings
 
 LARGE_IMAGE_PIXELS = 4_000_000  # pixels; of images beyond that one is decoded at a time, or a few would fill the memory

@@ -70,7 +70,7 @@ class ForkServer:
         self.control.close()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sources = json.dumps([asdict(source) for source in self.sources])
-        command = [sys.executable, "-m", "vitrail.serving.nursery", str(theirs.fileno()), sources]
+        command = [sys.executable, "-m", "vitrail.serving.fork_server", str(theirs.fileno()), sources]
         with theirs:
             self.pid = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL).pid
 

@@ -75,7 +75,9 @@ class AccessMiddleware:
     def check_access(self, path: str, headers: dict[str, str]) -> tuple[int, str, dict[str, str]] | None:
         """Status, sentence and headers for who may not come in."""
         if self.key is not None:
-            if path in PUBLIC_PATHS or any(hmac.compare_digest(self.key.encode(), given) for given in find_keys(headers)):
+            if path in PUBLIC_PATHS or any(
+                hmac.compare_digest(self.key.encode(), given) for given in find_keys(headers)
+            ):
                 return None
             self.metrics.rejected.labels("key").inc()
             return 401, "the key is missing or wrong", {"www-authenticate": 'Basic realm="vitrail", charset="UTF-8"'}

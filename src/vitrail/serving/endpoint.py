@@ -15,15 +15,15 @@ from vitrail.data.decode import ImageError
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model import ViTConfig
-from vitrail.serving.batcher import Scheduler, Item
-from vitrail.serving.lane import MAX_SETUP_S, WorkerPool, Worker, WorkerCrashed, error_from
+from vitrail.serving.decoding import ImageDecoder, Pixels, fit_all
+from vitrail.serving.errors import RequestError, bad_request, internal_error, not_found, unreadable_image
+from vitrail.serving.fork_server import ForkServer, ModelSource
 from vitrail.serving.logs import log
 from vitrail.serving.metrics import Metrics
-from vitrail.serving.nursery import ForkServer, ModelSource
-from vitrail.serving.reading import Pixels, ImageDecoder, fit_all
-from vitrail.serving.refusal import RequestError, internal_error, not_found, unreadable_image, bad_request
+from vitrail.serving.scheduler import Item, Scheduler
 from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig
+from vitrail.serving.worker_pool import MAX_SETUP_S, Worker, WorkerCrashed, WorkerPool, error_from
 
 VERSION = "1"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # a name is a part of an address
@@ -96,7 +96,13 @@ class Endpoint:
     """One model: `classify` and `explain` take image files and give answers or raise `Refusal`."""
 
     def __init__(
-        self, known: ModelInfo, nursery: ForkServer, settings: Settings, metrics: Metrics, reader: ImageDecoder, duty: WorkerConfig
+        self,
+        known: ModelInfo,
+        nursery: ForkServer,
+        settings: Settings,
+        metrics: Metrics,
+        reader: ImageDecoder,
+        duty: WorkerConfig,
     ):
         self.info = known
         self.nursery = nursery
@@ -112,7 +118,9 @@ class Endpoint:
         self.predicting = WorkerPool(known.name, "predict", self._predicts, batcher, metrics, settings.processes or 1)
         self.explaining = None
         if settings.explain and known.graph is None:
-            self.explaining = WorkerPool(known.name, "explain", self._explains, Scheduler(1, settings.queue_size), metrics)
+            self.explaining = WorkerPool(
+                known.name, "explain", self._explains, Scheduler(1, settings.queue_size), metrics
+            )
 
     @property
     def ready(self) -> bool:
@@ -148,7 +156,7 @@ class Endpoint:
         wanted = self.settings.backend
         if wanted == "torch" or (wanted == "auto" and not importlib.util.find_spec("onnxruntime")):
             return
-        from vitrail.serving.graph import onnx_cache_folder
+        from vitrail.serving.onnx_cache import onnx_cache_folder
 
         try:
             document, _ = await self._run_once(

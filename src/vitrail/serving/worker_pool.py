@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.serving.batcher import Scheduler, QueueFull, Item
+from vitrail.serving.errors import (
+    RequestError,
+    bad_request,
+    deadline_exceeded,
+    internal_error,
+    overloaded,
+    worker_crashed,
+)
 from vitrail.serving.logs import log
+from vitrail.serving.messages import Message, pack_message, receive_message_async
 from vitrail.serving.metrics import Metrics, Statistics
-from vitrail.serving.refusal import RequestError, worker_crashed, deadline_exceeded, internal_error, overloaded, bad_request
-from vitrail.serving.wire import Message, pack_message, receive_message_async
+from vitrail.serving.scheduler import Item, QueueFull, Scheduler
 
 MAX_BATCH_S = 120.0  # seconds after which a process that does not answer is killed
 MAX_SETUP_S = 1800.0  # the same for what is done once: an ONNX file, the page
@@ -170,7 +177,13 @@ class WorkerPool:
                 self.began.set_result(worker.hello)
             self.workers[number], pause = worker, 0.0
             worker.lost.add_done_callback(lambda _: self.news.set())
-            log("worker_ready", model=self.name, task=self.task, pid=worker.hello["pid"], batch=self.batcher.max_batch_size)
+            log(
+                "worker_ready",
+                model=self.name,
+                task=self.task,
+                pid=worker.hello["pid"],
+                batch=self.batcher.max_batch_size,
+            )
             try:
                 while True:
                     await self._compute_batch(worker, await self._next_batch(worker))

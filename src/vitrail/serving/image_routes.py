@@ -1,0 +1,119 @@
+"""POST /predict and /explain: plain images, as the body or in a form."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from vitrail.data.decode import ImageError
+from vitrail.explanation import DEFAULT_METHOD
+from vitrail.serving import schema
+from vitrail.serving.body import read_files
+from vitrail.serving.decoding import Pixels
+from vitrail.serving.endpoint import Endpoint, find_endpoint
+from vitrail.serving.errors import bad_request, unreadable_image
+from vitrail.serving.service import (
+    ModelName,
+    ServiceState,
+    Timeout,
+    TimeoutHeader,
+    add_log_fields,
+    run_until_deadline,
+)
+
+router = APIRouter(tags=["images"])
+
+
+@router.post("/predict", openapi_extra=schema.IMAGES, responses=schema.answers(schema.PREDICTIONS))
+async def predict(
+    request: Request, service: ServiceState, model: ModelName = None, top: Annotated[int, Query(ge=1)] = 5,
+    timeout: Timeout = None, x_request_timeout: TimeoutHeader = None,
+) -> Response:  # fmt: skip
+    """Predicts the classes of images: one as the body, or several as the files of a form."""
+    endpoint = find_endpoint(service.endpoints, model)
+    if not endpoint.info.classes:
+        raise bad_request(f"{endpoint.info.name} returns features and has no classes")
+    deadline = service.deadline(request, timeout or x_request_timeout)
+    async with service.bodies.read(request, deadline) as body:
+        files = await read_files(request, body, service.settings.images_per_request)
+        add_log_fields(request, model=endpoint.info.name, images=len(files))
+        work = predict_files(endpoint, files, top, deadline)
+        rows, any_readable = await run_until_deadline(request, work, deadline)
+    document: dict[str, Any] = {"model": endpoint.info.name, "predictions": rows}
+    if not any_readable:
+        service.metrics.rejected.labels("image").inc()
+        document["error"] = rows[0]["error"]
+    return JSONResponse(document, 200 if any_readable else 400)
+
+
+@router.post("/explain", openapi_extra=schema.IMAGES, responses=schema.answers(schema.EXPLANATION))
+async def explain(
+    request: Request, service: ServiceState, model: ModelName = None,
+    method: Annotated[str | None, Query(description="one of `vitrail explain --help`")] = None,
+    label: Annotated[str | None, Query(alias="class", description="the class to explain")] = None,
+    against: Annotated[str | None, Query(description="show evidence for the class against this one")] = None,
+    layer: int | None = None, head: int | None = None,
+    query: Annotated[str | None, Query(description="ROW,COLUMN of a patch")] = None,
+    picture: Annotated[Literal["panels", "overlay"] | None, Query(description="PNG instead of JSON")] = None,
+    timeout: Timeout = None, x_request_timeout: TimeoutHeader = None,
+) -> Response:  # fmt: skip
+    """Explains the prediction for an image: the relevance map as JSON, or a picture of it as PNG."""
+    endpoint = find_endpoint(service.endpoints, model)
+    options = explain_options(endpoint, method, label, against, layer, head, query)
+    deadline = service.deadline(request, timeout or x_request_timeout)
+    async with service.bodies.read(request, deadline) as body:
+        files = await read_files(request, body, 1)
+        add_log_fields(request, model=endpoint.info.name, images=1)
+
+        async def work() -> tuple[dict[str, Any], bytes]:
+            pixels = require_readable(await endpoint.read([files[0][1]]))
+            return (await endpoint.explain(pixels, options, picture, deadline))[0]
+
+        document, png = await run_until_deadline(request, work(), deadline)
+    if picture is not None:
+        return Response(png, media_type="image/png")
+    return JSONResponse({"model": endpoint.info.name, "explanation": document})
+
+
+async def predict_files(
+    endpoint: Endpoint, files: list[tuple[str, bytes]], top: int, deadline: float
+) -> tuple[list[dict[str, Any]], bool]:
+    """Returns a row per file with its classes or its error, and whether any file could be read."""
+    images = await endpoint.read([data for _, data in files])
+    readable = [pixels for pixels in images if not isinstance(pixels, ImageError)]
+    logits = iter(await endpoint.classify(readable, deadline) if readable else [])
+    rows = [
+        {"name": name, "top": [], "error": pixels.reason}
+        if isinstance(pixels, ImageError)
+        else {"name": name, "top": endpoint.top_classes(next(logits), top), "error": None}
+        for (name, _), pixels in zip(files, images, strict=True)
+    ]
+    return rows, bool(readable)
+
+
+def require_readable(images: list[Pixels | ImageError]) -> list[Pixels]:
+    """Returns the pixels of all images; raises `RequestError` for the first one that could not be read."""
+    for number, each in enumerate(images):
+        if isinstance(each, ImageError):
+            raise unreadable_image(each.reason if len(images) == 1 else f"image {number}: {each.reason}")
+    return [each for each in images if not isinstance(each, ImageError)]
+
+
+def explain_options(
+    endpoint: Endpoint, method: str | None, label: str | None, against: str | None,
+    layer: int | None, head: int | None, query: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the request for a worker; raises `RequestError` for options that no model accepts."""
+    looks_inside = layer is not None or head is not None or query is not None
+    options: dict[str, Any] = {
+        "method": method or ("attention" if looks_inside or not endpoint.info.classes else DEFAULT_METHOD)
+    }
+    options.update({k: v for k, v in (("layer", layer), ("head", head)) if v is not None})
+    if query is not None:
+        row, _, column = query.partition(",")
+        if not all(part.isascii() and part.isdecimal() and len(part) <= 6 for part in (row, column)):
+            raise bad_request("query is not a patch's row and column, such as 3,5")
+        options["query"] = [int(row), int(column)]
+    if against is not None and label is None:
+        raise bad_request("against needs class: name both")
+    return {"options": options, "target": label if against is None else [label, against]}

@@ -1,0 +1,83 @@
+"""The state that the routes share, and what every request goes through: deadline, log fields, cancellation."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Header, Query, Request
+
+from vitrail.serving.body import BodyReader
+from vitrail.serving.decoding import ImageDecoder
+from vitrail.serving.endpoint import Endpoint, compute_deadline
+from vitrail.serving.errors import ClientDisconnected, deadline_exceeded
+from vitrail.serving.metrics import Metrics
+from vitrail.serving.settings import MIB, Settings
+
+Result = TypeVar("Result")
+Timeout = Annotated[
+    float | None, Query(gt=0, description="time limit of the request in seconds, at most the server's own")
+]
+TimeoutHeader = Annotated[str | None, Header(alias="x-request-timeout", description="the same as a header")]
+ModelName = Annotated[str | None, Query(description="the model's name (default: the first model)")]
+
+
+@dataclass
+class Service:
+    """The endpoints, settings and helpers of one server."""
+
+    endpoints: dict[str, Endpoint]
+    settings: Settings
+    metrics: Metrics
+    decoder: ImageDecoder
+    is_draining: Callable[[], bool] = lambda: False
+    bodies: BodyReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bodies = BodyReader(self.settings.max_body_mib * MIB)
+
+    def deadline(self, request: Request, timeout: str | float | None) -> float:
+        """Returns the monotonic time by which a request must be answered."""
+        return compute_deadline(start_time(request), timeout, self.settings.timeout_s)
+
+
+def get_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceState = Annotated[Service, Depends(get_service)]
+
+
+def start_time(request: Request) -> float:
+    return float(request.scope["visit"]["started"])
+
+
+def add_log_fields(request: Request, **fields: object) -> None:
+    """Adds fields to the request's log line."""
+    request.scope["visit"]["noted"].update(fields)
+
+
+async def run_until_deadline(request: Request, work: Awaitable[Result], deadline: float) -> Result:
+    """Returns the result of `work`, which is canceled if the client disconnects or the deadline passes.
+
+    Raises `ClientDisconnected`, or the error for status 504.
+    """
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(wait_for_disconnect())
+    try:
+        remaining = max(0.0, deadline - time.monotonic())
+        await asyncio.wait({task, watch}, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnected if watch.done() else deadline_exceeded()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
