@@ -22,9 +22,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.classifier import Classifier
 from vitrail.console import silence_output
-from vitrail.exporting.trace import logits_and_map
 from vitrail.exporting.onnx_format import OPSET
 from vitrail.exporting.program import Program, plain_attention
+from vitrail.exporting.trace import logits_and_map
 from vitrail.model.position import Rotate
 
 WEIGHTS = "weights"  # the file that all graphs refer to
