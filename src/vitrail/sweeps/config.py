@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitrail.options import check_fields, option
-from vitrail.sweeps.space import Space, parse_space, space_to_json, upgrade_values
+from vitrail.sweeps.space import Space, parse_space, rename_fields, space_to_json
 from vitrail.training.recipe import Recipe, recipe_from_json
-from vitrail.weights.upgrade import FIT_VALUES, rename_keys
+from vitrail.weights.upgrade import rename_keys
 
 Pruner = Literal["median", "hyperband", "none"]
 Sampler = Literal["tpe", "random"]
@@ -68,16 +68,8 @@ def config_from_json(document: dict[str, Any]) -> SweepConfig:
     file_format = document.pop("format", 1)
     if file_format == 1:
         document = rename_keys(document, KEYS_OF_FORMAT_1)
-        document["space"] = upgrade_space(document["space"])
+        document["space"] = rename_fields(document["space"])
     elif file_format != FORMAT:
         raise ValueError(f"format {file_format!r} is not known")
     recipe, space = recipe_from_json(document["recipe"]), parse_space(document["space"])
     return SweepConfig(**{**document, "recipe": recipe, "space": space})
-
-
-def upgrade_space(space: dict[str, Any]) -> dict[str, Any]:
-    """A space of format 1 with today's names of fields and values."""
-    space = upgrade_values(space)
-    if isinstance(choices := space.get("fit"), list):
-        space["fit"] = [FIT_VALUES.get(choice, choice) for choice in choices]
-    return space

@@ -13,6 +13,7 @@ from vitrail.sweeps.space import format_value, option_name
 from vitrail.sweeps.study import SweepStudy
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES
+from vitrail.weights.upgrade import FIT_VALUES
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -120,12 +121,17 @@ def train_command(config: SweepConfig, values: dict[str, Any]) -> str:
         command += ["--from", shlex.quote(config.model), *(["--torch-files"] if config.torch_files else [])]
     if base != default_recipe:
         command += ["--recipe", base]
-    for name, value in {**recipe_differences(config.recipe, RECIPES[base]), **values}.items():
+    for name, value in (recipe_differences(config.recipe, RECIPES[base]) | current_values(values)).items():
         if isinstance(value, bool):
             command.append(f"--{option_name(name)}" if value else f"--no-{option_name(name)}")
         else:
             command += [f"--{option_name(name)}", format_argument(value)]
     return " ".join(command)
+
+
+def current_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with today's name for the `fit` of a sweep of format 1."""
+    return {name: FIT_VALUES.get(value, value) if name == "fit" else value for name, value in values.items()}
 
 
 def recipe_differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:

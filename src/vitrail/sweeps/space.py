@@ -25,7 +25,7 @@ from vitrail.options import check_values, field_types, option_parser
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.weights.config_json import POSITIONS
 from vitrail.weights.sizes import SIZES
-from vitrail.weights.upgrade import AUGMENT_KEYS, rename_keys, upgrade_recipe
+from vitrail.weights.upgrade import AUGMENT_KEYS, FIT_VALUES, RECIPE_KEYS, rename_keys
 
 Scalar = str | int | float | bool | None  # a value in the study, in JSON and in tables
 Values = dict[str, Scalar]  # a point of the space: a value for each field
@@ -216,11 +216,13 @@ def to_scalar(name: str, value: Any) -> Scalar:
         value = f"{value[0]}x{value[1]}"
     parsed = parse_value(name, value) if isinstance(value, str) else value
     check_value(name, parsed)
-    return value if isinstance(parsed, tuple) else parsed
+    return value if isinstance(parsed, tuple | str) else parsed
 
 
 def parse_value(name: str, text: str) -> Any:
     """A field's value from its text; raises `UsageError`."""
+    if name == "fit":
+        text = FIT_VALUES.get(text, text)  # a study of format 1 keeps the old name
     hint = field_type(name)
     if name == "size" or hint == Position:
         return text
@@ -251,14 +253,17 @@ def field_type(name: str) -> Any:
     return str if name == "size" else field_types(GROUPS[RECIPE_FIELDS[name]])[name]
 
 
-def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A point, or the axes of a space, with today's names of fields and values."""
-    return rename_keys(upgrade_recipe(dict(values)), AUGMENT_KEYS)
+def rename_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A point or a space of a sweep of format 1 with today's names of fields; any other one as it is."""
+    return rename_keys(dict(values), RECIPE_KEYS | AUGMENT_KEYS)
 
 
 def values_to_changes(values: Mapping[str, Scalar]) -> dict[str, Any]:
     """A point as changes of a recipe."""
-    return {name: parse_value(name, value) if isinstance(value, str) else value for name, value in values.items()}
+    return {
+        name: parse_value(name, value) if isinstance(value, str) else value
+        for name, value in rename_fields(values).items()
+    }
 
 
 def iterate_points(space: Space) -> Iterator[Values] | None:

@@ -15,7 +15,7 @@ from vitrail.errors import VitrailError
 from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.folder import SweepFolder
 from vitrail.sweeps.sampling import STARTUP_TRIALS, import_optuna, propose_values, space_distributions
-from vitrail.sweeps.space import upgrade_values
+from vitrail.sweeps.space import rename_fields
 
 if TYPE_CHECKING:
     import optuna
@@ -41,8 +41,8 @@ class SweepStudy:
         return sorted(trials, key=lambda trial: trial.number)
 
     def upgrade_trial(self, trial: "FrozenTrial") -> "FrozenTrial":
-        """A trial of an older version with today's names of fields and values; any other trial as it is."""
-        values = upgrade_values(trial.params)
+        """A trial of format 1 with today's names of fields; any other trial as it is."""
+        values = rename_fields(trial.params)
         if values == trial.params:
             return trial
         upgraded = copy.copy(trial)

@@ -17,7 +17,7 @@ from vitrail.runs.train import train
 from vitrail.runs.training_run import Row
 from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.lease import Lease
-from vitrail.sweeps.space import upgrade_values, values_to_changes
+from vitrail.sweeps.space import values_to_changes
 from vitrail.sweeps.study import SweepStudy
 from vitrail.training.loop import TrainingDiverged
 
@@ -107,7 +107,7 @@ def train_trial(job: TrialJob, is_resumed: bool) -> dict[str, Any]:
     config, trial, run = job.config, job.trial, job.run
     if not is_resumed and run.path.exists():  # of a process that was killed before it wrote recipe.json
         shutil.rmtree(run.path)
-    recipe = config.recipe.with_changes(**values_to_changes(upgrade_values(trial.params)))
+    recipe = config.recipe.with_changes(**values_to_changes(trial.params))
 
     def end_epoch(path: Path, row: Row) -> None:
         job.on_epoch(row)
