@@ -1,4 +1,4 @@
-"""What the README tells people to type is typed here."""
+"""Runs the commands and the code of README.md and docs/usage.md."""
 
 import os
 import re
@@ -17,11 +17,17 @@ from conftest import picture
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+BLOCKS = [
+    block
+    for text in (README, USAGE)
+    for block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    if block[0] != "text"
+]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A folder as the README's reader has it: photos/ with two classes, and the project's examples/."""
     for c, label in enumerate(("cats", "dogs")):
         (tmp_path / "photos" / label).mkdir(parents=True)
@@ -33,17 +39,17 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cache(place: Path) -> dict[str, str]:
-    return {**os.environ, "TORCH_HOME": str(place / "torch")}
+def cache(folder: Path) -> dict[str, str]:
+    return {**os.environ, "TORCH_HOME": str(folder / "torch")}
 
 
-def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
-    tools = place / "tools"
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    tools = folder / "tools"
     tools.mkdir()
     (tools / "vitrail").write_text(f'#!/bin/sh\nexec {sys.executable} -m vitrail "$@"\n')
     (tools / "vitrail").chmod(0o755)
-    env = {**cache(place), "PATH": f"{tools}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", "-eu", "-c", script], cwd=place, env=env, capture_output=True, text=True)
+    env = {**cache(folder), "PATH": f"{tools}:{os.environ['PATH']}"}
+    return subprocess.run(["bash", "-eu", "-c", script], cwd=folder, env=env, capture_output=True, text=True)
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
@@ -57,73 +63,85 @@ def test_the_make_commands_are_targets():
     assert set(named) <= targets
 
 
-def test_the_classifier_that_comes_along(place: Path):
-    done = shell(BLOCKS[1][1], place)
+def test_the_classifier_that_comes_along(folder: Path):
+    done = shell(BLOCKS[1][1], folder)
     assert done.returncode == 0, done.stderr
     assert "cat.jpg: cat " in done.stdout and "85.13%" in done.stdout
-    assert (place / "explanations" / "cat.balanced.png").exists()
+    assert (folder / "explanations" / "cat.libragrad.png").exists()
 
 
-def test_the_commands_for_a_folder_of_photos(place: Path):
-    done = shell(BLOCKS[2][1] + "vitrail train photos --out runs/photos --resume\n", place)
+def test_the_commands_for_a_folder_of_photos(folder: Path):
+    done = shell(BLOCKS[2][1] + "vitrail train photos --out runs/photos --resume\n", folder)
     assert done.returncode == 0, done.stderr
     assert "ready to train" in done.stdout
     assert "cats" in done.stdout
-    assert (place / "runs" / "photos" / "attention.png").exists()
-    assert (place / "explanations" / "1.balanced.png").exists()
+    assert (folder / "runs" / "photos" / "attention.png").exists()
+    assert (folder / "explanations" / "1.libragrad.png").exists()
 
 
-def test_the_python(place: Path):
-    done = subprocess.run([sys.executable, "-c", BLOCKS[3][1]], cwd=place, capture_output=True, text=True)
+def test_the_python(folder: Path):
+    done = subprocess.run([sys.executable, "-c", BLOCKS[3][1]], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([2, 3, 97, 97])" in done.stdout
     assert "Prediction(label=" in done.stdout
-    assert (place / "seven.png").exists()
+    assert (folder / "seven.png").exists()
 
 
-def test_public_weights(place: Path):
+def test_public_weights(folder: Path):
     """With torchvision's file in the cache, made by torchvision itself; its weights are random."""
-    cached = place / "torch/hub/checkpoints/vit_b_16-c867db91.pth"
+    cached = folder / "torch/hub/checkpoints/vit_b_16-c867db91.pth"
     cached.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.vit_b_16().state_dict(), cached)
-    done = shell(BLOCKS[5][1], place)
+    done = shell(BLOCKS[5][1], folder)
     assert done.returncode == 0, done.stderr
     assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
     assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
     python = subprocess.run(
-        [sys.executable, "-c", BLOCKS[6][1]], cwd=place, env=cache(place), capture_output=True, text=True
+        [sys.executable, "-c", BLOCKS[6][1]], cwd=folder, env=cache(folder), capture_output=True, text=True
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5
 
 
-def test_the_sweep(place: Path):
-    done = shell(BLOCKS[4][1], place)
+def test_the_sweep(folder: Path):
+    done = shell(BLOCKS[4][1], folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best on validation: trial") == 2
-    assert (place / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()
+    assert (folder / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
-def test_serving(place: Path, run: vitrail.Run):
-    shutil.copytree(run.folder, place / "runs" / "photos")
+def test_serving(folder: Path, run: vitrail.Run):
+    shutil.copytree(run.folder, folder / "runs" / "photos")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     block = next(text for text in BLOCKS if "vitrail serve" in text[1])[1]
-    done = shell(block.replace("8000", str(port)).replace("serve runs", "serve --backend torch runs") + "wait\n", place)
+    done = shell(
+        block.replace("8000", str(port)).replace("serve runs", "serve --backend torch runs") + "wait\n", folder
+    )
     assert done.stdout.count('"predictions"') == 2, done.stderr
     assert done.stdout.count('"label"') == 9
-    assert (place / "why.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "why.png").read_bytes().startswith(b"\x89PNG")
     assert '"event": "stopped"' in done.stderr
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for text, folder in ((README, ROOT), (USAGE, ROOT / "docs")):
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("https://") or (folder / target).exists(), target
+
+
+def test_the_readme_is_short_and_its_output_is_real(folder: Path):
+    assert len(README.splitlines()) <= 150
+    (output,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    done = shell(BLOCKS[1][1], folder)
+    for line in output.replace("\ncenter", " center").splitlines():
+        assert line in done.stdout
 
 
 def test_the_verbs_table_names_every_verb():
     from vitrail.cli.main import VERBS
 
-    assert set(re.findall(r"`vitrail (\w+)", README)) == set(VERBS)
+    rows = [line for line in USAGE.splitlines() if line.startswith("| `vitrail")]
+    assert {verb for row in rows for verb in re.findall(r"`vitrail (\w+)", row.split("|")[1])} == set(VERBS)
