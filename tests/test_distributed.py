@@ -420,7 +420,7 @@ def test_an_interrupted_launch_can_be_resumed_by_one_process(photos: Path, singl
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--processes", 0], "--processes is 0"),
+        (["--processes", 0], "--processes: 0 is too small"),
         (["--processes", 2, "--fsdp", "--optimizer", "muon"], "Muon needs whole matrices, and --fsdp shards them"),
     ],
 )

@@ -145,26 +145,25 @@ def validate(run: TrainingRun) -> Row:
 def end_epoch(run: TrainingRun, row: Row) -> None:
     """Saves the weights if they are the best, records the row, writes a checkpoint, calls the callbacks."""
     world = run.world
-    with world.raise_on_all():
-        if world.is_main:
-            run.folder.check_exists()
+    world.on_main(run.folder.check_exists)
     check_replicas(run.state.replicas, world)
     run.progress = Progress(run.progress.epoch + 1, run.progress.seconds, run.progress.best)
     if is_better(row, run.progress.best):
         run.progress.best = row
         run.save_artifact()
-    with world.raise_on_all():
-        if world.is_main:
-            run.folder.append_metrics(row)
+    world.on_main(lambda: run.folder.append_metrics(row))
     log(format_epoch(row, run.epochs, seconds_left(run, row)))
     run.save_checkpoint("-measured")
-    with world.raise_on_all():
-        if world.is_main:
-            for callback in run.callbacks:  # after saving: a callback may end the run
-                callback(run.folder.path, row)
-            if time.monotonic() - run.curves_drawn_at > CURVES_INTERVAL_S or run.progress.epoch == run.epochs:
-                draw_curves(run.folder.load_metrics(), run.folder.picture("curves"))
-                run.curves_drawn_at = time.monotonic()
+    world.on_main(lambda: report_epoch(run, row))  # after saving: a callback may end the run
+
+
+def report_epoch(run: TrainingRun, row: Row) -> None:
+    """Calls the callbacks, and draws the curves if they are older than `CURVES_INTERVAL_S` or the epoch is the last."""
+    for callback in run.callbacks:
+        callback(run.folder.path, row)
+    if time.monotonic() - run.curves_drawn_at > CURVES_INTERVAL_S or run.progress.epoch == run.epochs:
+        draw_curves(run.folder.load_metrics(), run.folder.picture("curves"))
+        run.curves_drawn_at = time.monotonic()
 
 
 def is_better(row: Row, best: Row | None) -> bool:

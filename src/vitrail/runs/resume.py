@@ -22,20 +22,19 @@ def resume_from_checkpoint(run: TrainingRun) -> None:
         with run.world.raise_on_all():
             run.progress = check_progress(load_checkpoint(path, run.state), run, path)
         log_resumed(run)
-    with run.world.raise_on_all():
-        if run.world.is_main:
-            run.folder.drop_metrics_after(run.progress.epoch)
+    run.world.on_main(lambda: run.folder.drop_metrics_after(run.progress.epoch))
 
 
 def find_checkpoint_name(run: TrainingRun) -> str | None:
     """The newest sound checkpoint. Only its name: other processes may see the folder under another path."""
-    newest = None
-    with run.world.raise_on_all():
-        if run.world.is_main:
-            run.folder.check_writable()
-            run.folder.require_checkpoints()
-            newest = find_newest_checkpoint(run.folder.checkpoints)
-    return run.world.broadcast(newest.name if newest else None)
+
+    def find() -> str | None:
+        run.folder.check_writable()
+        run.folder.require_checkpoints()
+        newest = find_newest_checkpoint(run.folder.checkpoints)
+        return newest.name if newest else None
+
+    return run.world.on_main(find)
 
 
 def log_resumed(run: TrainingRun) -> None:

@@ -183,9 +183,7 @@ def estimate_run_bytes(vit: ViT, recipe: Recipe) -> int:
 def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
     """Locks the run for these processes. A signal that no training step catches ends it with the resume command."""
     with ExitStack() as stack:
-        with world.raise_on_all():
-            if world.is_main:
-                stack.enter_context(folder.lock())
+        world.on_main(lambda: stack.enter_context(folder.lock()))
         try:
             with interrupt_on_sigterm():
                 yield

@@ -112,18 +112,16 @@ class TrainingRun:
         """Writes a checkpoint, whose name ends with the label."""
         self.progress.numerics = self.describe_numerics()
         tensors = collect_tensors(self.state) if self.world.is_sharded else None
-        with self.world.raise_on_all():
-            if self.world.is_main:
-                save_checkpoint(self.folder.checkpoints, self.state, asdict(self.progress), label, tensors)
+        self.world.on_main(
+            lambda: save_checkpoint(self.folder.checkpoints, self.state, asdict(self.progress), label, tensors)
+        )
         self.saved_at = time.monotonic()
 
     def save_artifact(self) -> None:
         """Writes the classifier."""
         classifier = self.eval_classifier
         classifier = replace(classifier, vit=gather_model(classifier.vit, self.world))
-        with self.world.raise_on_all():
-            if self.world.is_main:
-                classifier.save(self.folder.artifact)
+        self.world.on_main(lambda: classifier.save(self.folder.artifact))
 
     def describe_numerics(self) -> dict[str, Any]:
         """What decides the last bits of a sum in this run."""
