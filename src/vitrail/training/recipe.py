@@ -131,7 +131,7 @@ class Recipe:
     def with_changes(self, **changes: Any) -> "Recipe":
         """Returns the recipe with other values for any fields of its own, its augmentation or its model.
 
-        `size` stands for the model fields of a named size. Raises `UsageError` for an unknown field.
+        `size` sets the model fields of a named size. Raises `UsageError` for an unknown field.
         """
         by_group: dict[str, dict[str, Any]] = {"recipe": {}, "augment": {}, "model": {}}
         if "size" in changes:
