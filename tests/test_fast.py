@@ -291,7 +291,7 @@ def test_bench_compares_before_it_times_and_needs_no_model(
     run: vitrail.Run, make_folder, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
-    quick = ["--batch-size", 1, "--rounds", 1, "--min-round-s", 0.001, "--threads", 1]
+    quick = ["--batch-sizes", 1, "--rounds", 1, "--min-round-s", 0.001, "--threads", 1]
     code, document, _ = ask(
         capsys, "bench", *quick, "--data", "digits", "--max-images", 2
     )  # grey, for a model of colours
@@ -306,11 +306,11 @@ def test_bench_compares_before_it_times_and_needs_no_model(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--max-images", "5"], "--images says how many of --data"),
-        (["--batch-size", "0"], "--batch is 0"),
-        (["--rounds", "-1"], "--rounds is -1"),
-        (["--min-round-s", "nan"], "--turn is nan"),
-        (["--threads", "0"], "--threads is 0"),
+        (["--max-images", "5"], "--max-images is for the images of --data"),
+        (["--batch-sizes", "0"], "0 is too small"),
+        (["--rounds", "-1"], "-1 is too small"),
+        (["--min-round-s", "nan"], "nan is out of range"),
+        (["--threads", "0"], "0 is too small"),
         (["--clock", "sand"], "invalid choice"),
     ],
 )

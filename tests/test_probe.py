@@ -283,17 +283,17 @@ def test_the_command(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixt
     assert main(["probe", str(run.folder), str(colours), "--probe-l2", "0.1", "--no-cache"]) == 0
     output = capsys.readouterr().out
     assert "k-NN (k 20, cosine, temperature 0.07)" in output
-    assert "penalty 0.1, given" in output
+    assert "L2 penalty 0.1, set by --probe-l2" in output
     assert "95 % interval" in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--k", "0"], "k is 0"),
-        (["--temperature", "nan"], "temperature nan"),
-        (["--probe-l2", "-1"], "--probe-l2 -1"),
-        (["--batch-size", "0"], "--batch is 0"),
+        (["--k", "0"], "0 is too small"),
+        (["--temperature", "nan"], "nan is out of range"),
+        (["--probe-l2", "-1"], "-1 is out of range"),
+        (["--batch-size", "0"], "0 is too small"),
         (["--image-size", "17"], "does not divide into patches"),
         (["--image-size", "wide"], "--image-size"),
     ],

@@ -282,7 +282,7 @@ def test_evaluate_writes_a_report_and_never_replaces_one(
     assert main([*arguments, "--out", "reports/run"]) == 2
     assert "has a report already" in json.loads(capsys.readouterr().out)["error"]
     assert main(["evaluate", str(reported.folder), str(hostile), "--corruptions", "--json"]) == 2
-    assert "part of the report" in json.loads(capsys.readouterr().out)["error"]
+    assert "--corruptions adds to the report" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_fit_temperature_changes_only_the_temperature(reported: vitrail.Run, hostile: Path, tmp_path: Path, capsys):

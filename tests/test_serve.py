@@ -156,7 +156,7 @@ def test_a_model_without_classes_gives_features(server: Running):
     assert (output["name"], output["shape"]) == ("features", [1, 32])
     nameless = server.post("/predict?model=features", data)
     assert nameless.status == 400
-    assert "knows no classes" in nameless.json["error"]
+    assert "has no classes" in nameless.json["error"]
     assert server.post("/explain?model=features&class=red", data).status == 400
     assert server.post("/explain?model=features", data).json["explanation"]["method"] == "attention"
 
@@ -179,7 +179,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {  # what is sent, and what is sa
     "pdf": (b"%PDF-1.7\n", "not an image"),
     "zip": (b"PK\x03\x04" + bytes(100), "not an image"),
     "address": (b"http://169.254.169.254/latest/meta-data", "not an image"),
-    "cut short": (encoded(COLOUR, "JPEG")[:-200], "damaged or cut short"),
+    "cut short": (encoded(COLOUR, "JPEG")[:-200], "damaged or truncated"),
     "bomb": (bomb(), "pixels are more than"),
     "bomb of 400 MP": (png(20_000, 20_000, rows=b""), "pixels"),
     "wrong checksum": (photo(0)[:40] + b"\0\0\0\0" + photo(0)[44:], "not an image"),
@@ -599,7 +599,7 @@ def test_the_page_brings_everything_itself(server: Running):
 
 def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
     assert web_page.reason_for_plain_page(clf) is None
-    assert "knows no classes" in str(web_page.reason_for_plain_page(replace(clf, classes=())))
+    assert "has no classes" in str(web_page.reason_for_plain_page(replace(clf, classes=())))
     monkeypatch.setattr(web_page, "find_spec", lambda package: None if package == "onnx" else package)
     assert web_page.reason_for_plain_page(clf) == "onnx is not installed: pip install 'vitrail[export]'"
     monkeypatch.setattr(web_page, "LIMIT", 5.0)
@@ -704,7 +704,7 @@ def test_two_models_and_the_other_runtime(guarded: Running, clf: vitrail.Classif
 def test_the_plain_form_has_the_buttons_that_are_answered(server: Running, guarded: Running):
     features = server.get("/?model=features").body.decode()
     assert "Explain</button>" in features and "Predict</button>" not in features
-    assert "knows no classes" in server.events("plain_page", model="features")[0]["why"]
+    assert "has no classes" in server.events("plain_page", model="features")[0]["why"]
     graph = guarded.ask("GET", "/?model=file", headers=KEY).body.decode()
     assert "Predict</button>" in graph and "Explain</button>" not in graph
     assert "ONNX file" in guarded.events("plain_page", model="file")[0]["why"]

@@ -108,7 +108,7 @@ def test_what_kept_a_process_from_starting_keeps_its_kind(error: VitrailError):
 
 
 def test_a_process_that_is_stuck_while_it_starts_is_killed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lanes, "STUCK", 0.2)
+    monkeypatch.setattr(lanes, "MAX_BATCH_S", 0.2)
 
     async def scenario(workers: Asleep) -> None:
         with pytest.raises(WorkerCrashed):
@@ -141,8 +141,8 @@ def test_a_mistake_while_starting_ends_the_server(clf: vitrail.Classifier, backe
 
 
 def test_who_begins_a_second_request_and_does_not_go_on_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(servers, "IDLE", 0.1)
-    monkeypatch.setattr(servers, "HEADERS_WITHIN", 0.1)
+    monkeypatch.setattr(servers, "KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr(servers, "HEADER_TIMEOUT_S", 0.1)
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})

@@ -642,7 +642,7 @@ def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.C
     said = refused("--format", "web", "--out", other, "--max-size-mb", 5)
     assert "MB, more than 5" in said["error"]
     assert "--max-size-mb" in said["hint"]
-    assert "--half is not for" in refused("--format", "timm", "--out", other, "--precision", "fp16")["error"]
+    assert "--precision is not for" in refused("--format", "timm", "--out", other, "--precision", "fp16")["error"]
     assert "--int8 is not for" in refused("--format", "web", "--out", other, "--int8")["error"]
     assert (
         "no such file" in refused("--format", "web", "--out", other, "--examples", tmp_path / "n.png", code=1)["error"]
@@ -669,7 +669,7 @@ def test_a_model_that_is_a_name_takes_no_examples_from_the_folder_it_is_named_in
 
 
 def test_a_model_without_classes_is_refused():
-    with pytest.raises(UsageError, match="knows no classes"):
+    with pytest.raises(UsageError, match="has no classes"):
         render_page(classifier(classes=0))
 
 

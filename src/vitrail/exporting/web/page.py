@@ -101,10 +101,10 @@ def check_page_size(classifier: Classifier, half: bool, limit: float) -> None:
     weights = numbers * (2 if half else 4) * 0.93  # what gzip leaves of trained weights
     whole = (weights + sum(len(vendored(name)) for name in RUNTIME.values())) * 4 / 3 / 1e6 + 0.4
     if whole > limit:
-        rescue = "" if half else f"--half makes it about {(whole - weights * 2 / 3 / 1e6):.0f}; "
+        rescue = "" if half else f"--precision fp16 makes it about {(whole - weights * 2 / 3 / 1e6):.0f}; "
         raise UsageError(
             f"the page would have about {whole:.0f} MB, more than {limit:g}",
-            f"{rescue}--limit {whole + 1:.0f} allows it",
+            f"{rescue}--max-size-mb {whole + 1:.0f} allows it",
         )
 
 

@@ -57,7 +57,7 @@ def verify_graphs(classifier: Classifier, graphs: Graphs, examples: Sequence[Ten
         raise VitrailError(
             f"the page does not agree with the classifier: {name} differs by {worst[name]:.1e} of its largest value, "
             f"{same} of {len(pixels_BCHW)} images get the same class",
-            "nothing was written" + ("; leave out --half" if graphs.half else ""),
+            "nothing was written" + ("; leave out --precision fp16" if graphs.half else ""),
         )
     return {"max_difference": difference, "agreement": same / len(pixels_BCHW), "images": len(pixels_BCHW),
             "relative": worst}  # fmt: skip

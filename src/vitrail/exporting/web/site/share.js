@@ -15,13 +15,13 @@ export function commands(about, view, file) {
   }
   for (const [key, value] of [["layer", view.layer], ["head", view.head], ["query", view.query]]) {
     if (value === null) continue;
-    words.push(`--${key}`, String(value));
+    words.push(key === "head" ? "--attention-head" : `--${key}`, String(value));
     python.push(`${key}=${Array.isArray(value) ? `(${value.join(", ")})` : value}`);
   }
   const line = `vitrail.load(${JSON.stringify(about.model)})`;
   return {
     shell: words.map((word) => shellWord(String(word))).join(" "),
-    python: `${line}.explain(${[JSON.stringify(file), ...python].join(", ")})`,
+    python: `vitrail.explain(${[line, JSON.stringify(file), ...python].join(", ")})`,
   };
 }
 
