@@ -237,7 +237,7 @@ def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, c
     words = [
         "bench",
         tmp_path / "m.safetensors",
-        "--batch-size",
+        "--batch-sizes",
         1,
         "--rounds",
         1,
@@ -256,7 +256,7 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
     words = [
         "bench",
         run.folder,
-        "--batch-size",
+        "--batch-sizes",
         2,
         "--rounds",
         2,

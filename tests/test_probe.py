@@ -284,7 +284,7 @@ def test_the_command(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixt
     output = capsys.readouterr().out
     assert "k-NN (k 20, cosine, temperature 0.07)" in output
     assert "L2 penalty 0.1, set by --probe-l2" in output
-    assert "95 % interval" in output
+    assert "95% interval" in output
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_explanations_are_scored_without_unreadable_images(run: vitrail.Run, dam
 
 def test_exports_are_compared_without_unreadable_images(run: vitrail.Run, damaged: Path):
     check = load_probes(run.classifier, damaged, skip_unreadable=True)
-    assert check.description == "the 18 test images of damaged, 1 unreadable"
+    assert check.description == "the 18 test images of damaged, without 1 unreadable"
     assert sum(len(labels) for _, labels in check.batches(run.classifier)) == 17
     for file in (damaged / "test").rglob("*.png"):
         truncate(file)
