@@ -2,7 +2,7 @@
 
 import { fitImage } from "./fit.js";
 import { readImageFile, readImageUrl } from "./image-files.js";
-import { inspectImage, inspectPixels, measureHidden, modelLoaded, refresh } from "./inference.js";
+import { inspectImage, inspectPixels, measureHidden, modelReady, refresh } from "./inference.js";
 import { info, patchCount } from "./info.js";
 import { clamp, rank } from "./math.js";
 import { drawRandomOrders } from "./occlusion.js";
@@ -55,7 +55,7 @@ export async function showOwnImage(image, name, { keepView = false } = {}) {
   const request = ++requests;
   try {
     const pixels = fitImage(image, info.preprocess);
-    const reason = await modelLoaded;
+    const reason = await modelReady;
     if (request !== requests) return true;
     if (reason) throw new Error(reason);
     const result = await inspectPixels(pixels);

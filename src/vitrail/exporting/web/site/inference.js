@@ -11,7 +11,7 @@ import { getState, update, updateImage } from "./store.js";
 let model = null; // when it has loaded
 
 // Resolves to null when the model has loaded, or to the reason why it cannot run.
-export const modelLoaded = new Promise((resolve) => {
+export const modelReady = new Promise((resolve) => {
   addEventListener("DOMContentLoaded", () => resolve(loadModel()));
 });
 
