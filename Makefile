@@ -13,6 +13,8 @@ RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 MAY := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Lint of JavaScript needs Node.js and npm: Debian's, installed under the same condition.
+NPM := command -v node && command -v npm
 APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
 .PHONY: demo test test-scale check parity cards format wheel clean
@@ -44,10 +46,17 @@ test-scale: $(VENV)/ready-for-work
 	@command -v ip >/dev/null || { $(MAY) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
 	$(TEST) -m scale
 
-check: $(VENV)/ready-for-work
+node_modules/ready: package.json package-lock.json
+	@{ $(NPM); } >/dev/null || { $(MAY) && { $(APT) nodejs npm; } >/dev/null 2>&1; } || { echo "Node.js and npm are missing: on Debian and Ubuntu, apt install nodejs npm" >&2; exit 1; }
+	@npm ci --no-audit --no-fund --silent
+	@touch $@
+
+check: $(VENV)/ready-for-work node_modules/ready
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	npx eslint
+	npx prettier --check .
 
 parity: $(VENV)/ready-for-work
 	VITRAIL_PARITY=docs/parity.md $(BIN)/python -m pytest tests/test_parity.py
@@ -55,12 +64,14 @@ parity: $(VENV)/ready-for-work
 cards: $(VENV)/ready-for-work
 	$(BIN)/python -m tools.make_cards
 
-format: $(VENV)/ready-for-work
+format: $(VENV)/ready-for-work node_modules/ready
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+	npx eslint --fix
+	npx prettier --write .
 
 wheel: $(VENV)/ready-for-work
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) node_modules build dist

@@ -69,7 +69,7 @@ def main() -> None:
 def build_files(classifier: vitrail.Classifier) -> dict[str, bytes]:
     """The ONNX files to compare, by name."""
     model = build_onnx_model(classifier, ProgramOptions())
-    add_metadata(model, classifier, {"images": 0, "max_difference": float("nan")})
+    add_metadata(model, classifier, {"images": 0, "max_difference": 0.0, "compared_on": "no images"})
     float32 = model.SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "float.onnx").write_bytes(float32)

@@ -602,7 +602,7 @@ def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.Monkey
     assert "has no classes" in str(web_page.reason_for_plain_page(replace(clf, classes=())))
     monkeypatch.setattr(web_page, "find_spec", lambda package: None if package == "onnx" else package)
     assert web_page.reason_for_plain_page(clf) == "onnx is not installed: pip install 'vitrail[export]'"
-    monkeypatch.setattr(web_page, "LIMIT", 5.0)
+    monkeypatch.setattr(web_page, "MAX_PAGE_MB", 5.0)
     assert "more than 5" in str(web_page.reason_for_plain_page(clf))
 
 

@@ -1,11 +1,12 @@
-"""A classifier as one HTML file: the model, its runtime and the page around them, with nothing asked from outside.
+"""A classifier as one HTML file: the model, its runtime and the page, without any request to the network.
 
-page       everything together, compared and within its limit
-graphs     what the page asks of the model, as ONNX
-examples   the images that it shows before anyone brings their own
-agreement  whether the graphs answer as the classifier does
-site/      the page itself: HTML, CSS and JavaScript as a reader of the source wants them; nothing builds them
-vendor/    ONNX Runtime's WebAssembly build, with its licence
+page       builds the page, verifies it and checks its size
+graphs     the ONNX graphs that the page runs
+examples   the images that it shows first
+verify     compares the graphs with the classifier
+bundle     joins the JavaScript modules into one script
+site/      the source of the page: HTML, CSS and JavaScript modules
+vendor/    ONNX Runtime's WebAssembly build, with its license
 """
 
 from vitrail.exporting.web.page import export_web, render_page

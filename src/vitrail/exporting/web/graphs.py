@@ -1,13 +1,12 @@
-"""What the page asks of the model, as ONNX graphs that share one file of weights.
+"""The ONNX graphs that a page runs; they share one file of weights.
 
-    look   an image -> logits, the attention of every layer and head, what every token would answer after every layer
-    keep   an image and the patches that are left -> logits: what is hidden is not computed at all
-    map    an image and a class, or one rather than another -> what each patch adds, by the default method
+    inspect   an image -> logits, attention of every layer and head, logits of every patch and layer
+    subset    an image and some of its patches -> logits; the other patches are not computed at all
+    map       an image and a class, alone or against another -> the map of the default method
 
-An exported graph knows no gradients, so for `map` the pass back is traced and becomes operators like any other
-(`map_graph.answers`).
+Exported graphs have no autograd, so the gradient that `map` needs is traced into operators (exporting/trace.py).
 
-Shapes: L layers, N heads, T tokens, P patches, K patches that are left, Y classes.
+Shapes: B sets of patches, L layers, N heads, T tokens, P patches, K kept patches, Y classes.
 """
 
 import hashlib
@@ -27,13 +26,15 @@ from vitrail.exporting.program import Program, plain_attention
 from vitrail.exporting.trace import logits_and_map
 from vitrail.model.position import Rotate
 
-WEIGHTS = "weights"  # the file that all graphs refer to
-INLINE = 1024  # bytes up to which a constant stays in the graph
-ALIGNED = 64
+WEIGHTS = "weights"  # name of the external file in the graphs
+MAX_INLINE_BYTES = 1024  # smaller constants stay in the graph
+ALIGNMENT = 64
+
+RunGraph = Callable[..., list[np.ndarray]]  # inputs of a graph in order -> its outputs
 
 
-class Part(nn.Module):
-    """A question to the model; pixels are uint8 of the model's size, (1, C, H, W)."""
+class PageGraph(nn.Module):
+    """A graph that takes uint8 pixels of the model's size, (1, C, H, W), and further inputs."""
 
     def __init__(self, program: Program):
         super().__init__()
@@ -42,34 +43,34 @@ class Part(nn.Module):
         self.prefix = program.vit.config.prefix_tokens
 
     def embed(self, pixels_1CHW: Tensor) -> Tensor:
-        """Pixels -> the tokens that enter the first block, (1, T, D)."""
+        """Returns the tokens that enter the first block, (1, T, D)."""
         return self.vit.embed(self.program.preprocess.normalize(pixels_1CHW))
 
     def rotation(self, keep_BK: Tensor | None = None) -> Rotate | None:
-        """The rotation of all patches, or of those that are left."""
+        """Returns the rotary position of all patches, or of some."""
         return self.vit.position.rotation(*self.vit.config.grid, keep_BK)
 
 
-class Look(Part):
-    """logits (1, Y); attention (L, N, T, T); lens (L, P, Y): each patch's token read alone; answers (L, Y)."""
+class InspectGraph(PageGraph):
+    """Returns logits (1, Y), attention (L, N, T, T), logits of each patch alone (L, P, Y), logits by layer (L, Y)."""
 
     def forward(self, pixels_1CHW: Tensor) -> tuple[Tensor, ...]:
         vit = self.vit
         x_1TD = vit.pre_norm(vit.embedding_drop(self.embed(pixels_1CHW)))
         rotate = self.rotation()
-        lens, answers = [], []
+        lens, layer_logits = [], []
         with plain_attention(vit) as attention:
             for block in vit.blocks:
                 x_1TD = block(x_1TD, rotate)
                 z_1TD = vit.norm(x_1TD)
-                answers.append(vit.head(vit.pool(z_1TD)))
+                layer_logits.append(vit.head(vit.pool(z_1TD)))
                 copies_PTD = z_1TD[0, self.prefix :, None].expand(-1, self.prefix + 1, -1)
                 lens.append(vit.head(vit.pool(copies_PTD)))  # every pool reads copies of one token as that token
-        return answers[-1], torch.cat(attention), torch.stack(lens), torch.cat(answers)
+        return layer_logits[-1], torch.cat(attention), torch.stack(lens), torch.cat(layer_logits)
 
 
-class Keep(Part):
-    """The logits (B, Y) where only these patches of the one image are there, (B, K) numbers row by row."""
+class SubsetGraph(PageGraph):
+    """Returns the logits (B, Y) with only some patches of the image; `keep_BK` has a row of patch indices per set."""
 
     def forward(self, pixels_1CHW: Tensor, keep_BK: Tensor) -> Tensor:
         x_1TD = self.embed(pixels_1CHW)
@@ -83,125 +84,131 @@ class Keep(Part):
 
 @dataclass(frozen=True)
 class Graphs:
-    """The graphs as ONNX files, and the one file of weights that they share."""
+    """The graphs as ONNX files by name, and the file of weights that they share."""
 
     graphs: dict[str, bytes]
     weights: bytes = field(repr=False)
     half: bool = False
 
-    def sessions(self) -> "dict[str, Callable[..., list[np.ndarray]]]":
-        """Each graph as a function from its inputs to its outputs, run by ONNX Runtime from these very bytes."""
+    def sessions(self) -> dict[str, RunGraph]:
+        """Returns each graph as a function; ONNX Runtime runs it from the bytes of the page."""
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
 
-        def session(graph: bytes) -> Callable[..., list[np.ndarray]]:
+        def open_session(graph: bytes) -> RunGraph:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.add_external_initializers_from_files_in_memory([WEIGHTS], [self.weights], [len(self.weights)])
-            opened = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            names = [given.name for given in opened.get_inputs()]
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            names = [port.name for port in session.get_inputs()]
 
-            def run(*given: np.ndarray) -> list[np.ndarray]:
-                found: list[np.ndarray] = opened.run(None, dict(zip(names, given, strict=True)))
-                return found
+            def run(*inputs: np.ndarray) -> list[np.ndarray]:
+                outputs: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
+                return outputs
 
             return run
 
-        return {name: session(graph) for name, graph in self.graphs.items()}
+        return {name: open_session(graph) for name, graph in self.graphs.items()}
 
 
 def trace_graphs(classifier: Classifier) -> dict[str, Any]:
-    """The graphs of a classifier as ONNX models, in float32; the classifier is left as it is."""
+    """Returns the graphs of a classifier as ONNX models in float32."""
     program = Program(classifier)
     config = classifier.vit.config
     patches = config.grid[0] * config.grid[1]
     pixels_1CHW = program.example_pixels[:1]
     target_1Y = torch.eye(config.classes)[:1]
     keep_BK = torch.arange(min(patches, 5)).expand(3, -1).contiguous()
-    batch, left = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("left", min=1, max=max(patches, 2))
-    dynamic = {"pixels_1CHW": None, "keep_BK": None if patches == 1 else {0: batch, 1: left}}
-    back: Any = make_fx(lambda pixels, target: logits_and_map(program, pixels, target)[-1])
+    sets = torch.export.Dim("sets", min=1, max=4096)
+    patches_left = torch.export.Dim("patches", min=1, max=max(patches, 2))
+    dynamic = {"pixels_1CHW": None, "keep_BK": None if patches == 1 else {0: sets, 1: patches_left}}
+    map_graph: Any = make_fx(lambda pixels, target: logits_and_map(program, pixels, target)[-1])
     with torch.enable_grad():
-        back = back(pixels_1CHW, target_1Y)
+        map_graph = map_graph(pixels_1CHW, target_1Y)
     return {
-        "look": onnx_of(Look(program), (pixels_1CHW,), ["pixels"], ["logits", "attention", "lens", "answers"]),
-        "keep": onnx_of(Keep(program), (pixels_1CHW, keep_BK), ["pixels", "keep"], ["logits"], dynamic),
-        "map": onnx_of(back.eval(), (pixels_1CHW, target_1Y), ["pixels", "target"], ["map"]),
+        "inspect": export_graph(
+            InspectGraph(program), (pixels_1CHW,), ["pixels"], ["logits", "attention", "lens", "layer_logits"]
+        ),
+        "subset": export_graph(SubsetGraph(program), (pixels_1CHW, keep_BK), ["pixels", "keep"], ["logits"], dynamic),
+        "map": export_graph(map_graph.eval(), (pixels_1CHW, target_1Y), ["pixels", "target"], ["map"]),
     }
 
 
-def pack_graphs(models: dict[str, Any], half: bool = False) -> Graphs:
-    """The models as files that share their weights, stored in float16 if `half`; they compute in float32 anyway."""
-    from onnx import ModelProto
-
-    shared = Shared(half)
-    graphs = {}
-    for name, model in models.items():
-        own = ModelProto()
-        own.CopyFrom(model)
-        graphs[name] = shared.without_weights(own)
-    return Graphs(graphs, bytes(shared.blob), half)
-
-
-def onnx_of(
-    module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dynamic: Any = None
+def export_graph(
+    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dynamic: Any = None
 ) -> Any:
-    """The module as an ONNX model, just as it was traced: transposed weights stay one tensor and a Transpose."""
+    """Returns the module as an ONNX model; without optimization, so that weights stay identical in every graph."""
     with torch.no_grad(), silence_output():
         program = torch.onnx.export(
-            module, given, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=inputs,
+            module, example, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, input_names=inputs,
             output_names=outputs, dynamic_shapes=dynamic,
         )  # fmt: skip
     assert program is not None
     return program.model_proto
 
 
-class Shared:
-    """The file of weights that graphs share: what several of them hold lies in it once."""
+def pack_graphs(models: dict[str, Any], half: bool = False) -> Graphs:
+    """Returns the models as files that share their weights; with `half`, these are stored in float16.
+
+    The graphs compute in float32 in both cases.
+    """
+    from onnx import ModelProto
+
+    weights = SharedWeights(half)
+    graphs = {}
+    for name, model in models.items():
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        graphs[name] = weights.move_from(copy)
+    return Graphs(graphs, bytes(weights.blob), half)
+
+
+class SharedWeights:
+    """The file of weights that graphs share; equal tensors are stored once."""
 
     def __init__(self, half: bool):
         self.half = half
         self.blob = bytearray()
-        self.places: dict[bytes, tuple[int, int]] = {}
+        self.offsets: dict[bytes, int] = {}  # by SHA-256 of the content
 
-    def without_weights(self, model: Any) -> bytes:
-        """The model with its larger constants moved into the file."""
+    def move_from(self, model: Any) -> bytes:
+        """Moves the larger constants of a model into the file, and returns the model as bytes."""
         from onnx import TensorProto, helper, numpy_helper
 
         graph = model.graph
         casts = []
         for tensor in graph.initializer:
             values = numpy_helper.to_array(tensor)
-            if values.nbytes < INLINE:
+            if values.nbytes < MAX_INLINE_BYTES:
                 continue
-            name, kind = tensor.name, tensor.data_type
-            if self.half and kind == TensorProto.FLOAT:
-                values, kind, name = values.astype(np.float16), TensorProto.FLOAT16, f"{name}.half"
+            name, data_type = tensor.name, tensor.data_type
+            if self.half and data_type == TensorProto.FLOAT:
+                values, data_type, name = values.astype(np.float16), TensorProto.FLOAT16, f"{name}.half"
                 casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
-            at, length = self.place(values.tobytes())
+            content = values.tobytes()
             tensor.Clear()
-            tensor.name, tensor.data_type = name, kind
+            tensor.name, tensor.data_type = name, data_type
             tensor.dims.extend(values.shape)
             tensor.data_location = TensorProto.EXTERNAL
-            for key, value in {"location": WEIGHTS, "offset": at, "length": length}.items():
+            for key, value in {"location": WEIGHTS, "offset": self.add(content), "length": len(content)}.items():
                 tensor.external_data.add(key=key, value=str(value))
         nodes = [*casts, *graph.node]
         del graph.node[:]
         graph.node.extend(nodes)
         for node in graph.node:
             node.doc_string = ""
-            del node.metadata_props[:]  # where in whose source it was traced
+            del node.metadata_props[:]  # source paths of the exporter
         del graph.value_info[:]
         del model.metadata_props[:]
-        whole: bytes = model.SerializeToString()
-        return whole
+        serialized: bytes = model.SerializeToString()
+        return serialized
 
-    def place(self, content: bytes) -> tuple[int, int]:
-        """Where these bytes lie in the file, and how many they are."""
+    def add(self, content: bytes) -> int:
+        """Returns the offset of these bytes in the file, and appends them if they are new."""
         digest = hashlib.sha256(content).digest()
-        if digest not in self.places:
-            self.blob.extend(bytes(-len(self.blob) % ALIGNED))
-            self.places[digest] = (len(self.blob), len(content))
+        if digest not in self.offsets:
+            self.blob.extend(bytes(-len(self.blob) % ALIGNMENT))
+            self.offsets[digest] = len(self.blob)
             self.blob.extend(content)
-        return self.places[digest]
+        return self.offsets[digest]

@@ -1,33 +1,33 @@
 // A picture from the camera.
 
-import { showOwn } from "./act.js";
-import { problem } from "./draw.js";
-import { pixelsOf } from "./read.js";
-import { $, about } from "./state.js";
+import { setError, showOwnImage } from "./actions.js";
+import { byId } from "./dom.js";
+import { extractPixels } from "./image-files.js";
+import { info } from "./info.js";
 
 let stream = null;
 
 export async function openCamera() {
-  problem("");
+  setError("");
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    $("video").srcObject = stream;
-    $("taking").showModal();
+    byId("video").srcObject = stream;
+    byId("camera-dialog").showModal();
   } catch {
-    problem("There is no camera here, or the browser does not let this page use it.");
+    setError("There is no camera, or the browser does not allow this page to use it.");
   }
 }
 
 export function stopCamera() {
   if (stream) stream.getTracks().forEach((track) => track.stop());
   stream = null;
-  $("video").srcObject = null;
+  byId("video").srcObject = null;
 }
 
 export async function takePicture() {
-  const video = $("video");
+  const video = byId("video");
   if (!video.videoWidth) return;
-  const image = pixelsOf(video, video.videoWidth, video.videoHeight, about.channels);
-  $("taking").close();
-  await showOwn(image, "camera.png");
+  const image = extractPixels(video, video.videoWidth, video.videoHeight, info.channels);
+  byId("camera-dialog").close();
+  await showOwnImage(image, "camera.png");
 }

@@ -1,10 +1,11 @@
-// Pixels of any size -> pixels of the model's size, by the arithmetic of `Preprocess.fitted` in data/preprocess.py, to the
-// last bit: a browser's own canvas resizes otherwise, and a small model would notice.
+// Pixels of any size -> pixels of the model's size, with the arithmetic of `Preprocess.fit_image` in
+// data/preprocess.py, to the last bit. The canvas of a browser resizes differently, and small models are sensitive to
+// that.
 //
-// An image is { width, height, planes }: uint8, one plane of height x width for each channel, one after the other.
+// An image is { width, height, planes }: uint8, one plane of height x width after the other for each channel.
 
-const ENLARGED = 2 ** 25; // pixels to which a crop may enlarge what is far from the model's proportions
-const OVERSIZE = 4; // times the model's size, where that is more
+const MAX_ENLARGED_PIXELS = 2 ** 25; // limit of the pixels that a crop may compute for a thin image,
+const MAX_OVERSIZE = 4; // or this many times the model's size, if that is more
 
 const FILTERS = {
   bilinear: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
@@ -18,98 +19,113 @@ const FILTERS = {
   },
 };
 
-export function rounded(x) { // as Python rounds: halves go to the even number
+// Rounds as Python does: halves go to the even number.
+export function roundHalfToEven(x) {
   const floor = Math.floor(x);
   if (x - floor !== 0.5) return Math.round(x);
   return floor % 2 ? floor + 1 : floor;
 }
 
-// For each place of the output: where its inputs begin, and their weights as integers of `bits` fractional bits.
-function taps(from, to, filter, engine) {
+// For each output position: the first input, and the weights of the inputs as integers with `bits` fractional bits.
+function filterRows(from, to, filter, engine) {
   const scale = from / to;
-  const wide = Math.max(scale, 1);
-  const narrow = 1 / wide; // multiplied by, as both libraries do: the last bit of a weight may hang on it
-  const support = filter.support * wide;
+  const stretch = Math.max(scale, 1);
+  const inverse = 1 / stretch; // both libraries multiply by it: a division could change the last bit of a weight
+  const support = filter.support * stretch;
   const rows = [];
-  let most = 0;
+  let largest = 0;
   for (let i = 0; i < to; i++) {
-    const centre = (i + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - support + 0.5));
-    const last = Math.min(from, Math.trunc(centre + support + 0.5));
+    const center = (i + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - support + 0.5));
+    const last = Math.min(from, Math.trunc(center + support + 0.5));
     const weights = [];
     let total = 0;
     for (let j = first; j < last; j++) {
-      weights.push(filter.weight((j - centre + 0.5) * narrow));
+      weights.push(filter.weight((j - center + 0.5) * inverse));
       total += weights[weights.length - 1];
     }
     for (let j = 0; j < weights.length; j++) {
       if (total !== 0) weights[j] /= total;
-      most = Math.max(most, weights[j]);
+      largest = Math.max(largest, weights[j]);
     }
     rows.push({ first, weights });
   }
-  let bits = 22; // Pillow's; torch's weights are 16-bit numbers, as fine as the largest of them allows
-  if (engine !== "pillow") for (bits = 0; bits < 22 && Math.trunc(0.5 + most * 2 ** (bits + 1)) < 2 ** 15; ) bits++;
+  let bits = 22; // Pillow's; torch has 16-bit weights, with as many fractional bits as the largest weight allows
+  if (engine !== "pillow") {
+    for (bits = 0; bits < 22 && Math.trunc(0.5 + largest * 2 ** (bits + 1)) < 2 ** 15; ) bits++;
+  }
   for (const row of rows) {
     row.weights = row.weights.map((w) => Math.trunc((w < 0 ? -0.5 : 0.5) + w * 2 ** bits));
   }
   return { rows, bits };
 }
 
-// One pass along a line of `from` values, `stride` apart, for each of `lines` lines.
-function pass(source, target, { rows, bits }, stride, lineStart, targetStart, lines) {
+// Filters along `lines` lines of values that are `stride` apart.
+function filterLines(source, target, { rows, bits }, stride, lineStart, targetStart, lines) {
   const half = 2 ** (bits - 1);
   const unit = 2 ** bits;
   for (let line = 0; line < lines; line++) {
-    const read = lineStart(line);
-    const write = targetStart(line);
+    const sourceStart = lineStart(line);
+    const outputStart = targetStart(line);
     for (let i = 0; i < rows.length; i++) {
       const { first, weights } = rows[i];
       let sum = half;
-      for (let j = 0, at = read + first * stride; j < weights.length; j++, at += stride) sum += source[at] * weights[j];
+      const start = sourceStart + first * stride;
+      for (let j = 0; j < weights.length; j++) sum += source[start + j * stride] * weights[j];
       const value = Math.floor(sum / unit);
-      target[write + i * stride] = value < 0 ? 0 : value > 255 ? 255 : value;
+      target[outputStart + i * stride] = value < 0 ? 0 : value > 255 ? 255 : value;
     }
   }
 }
 
-// Rows first, except where Pillow begins with the columns: when the height shrinks by more than twice what the width does
-// (of Pillow 13, found by comparing).
-export function resized(image, height, width, { interpolation, engine }) {
+// Rows first. Pillow 13 starts with the columns if the height shrinks by more than twice as much as the width; this was
+// found by comparison.
+function resize(image, height, width, { interpolation, engine }) {
   const filter = FILTERS[interpolation];
-  const tall = image.height - height;
-  const steps = [(it) => across(it, width, filter, engine), (it) => down(it, height, filter, engine)];
-  if (engine === "pillow" && tall > 0 && tall > 2 * (image.width - width)) steps.reverse();
-  return steps.reduce((it, step) => step(it), image);
+  const steps = [
+    (input) => resizeWidth(input, width, filter, engine),
+    (input) => resizeHeight(input, height, filter, engine),
+  ];
+  const shrinkage = image.height - height;
+  if (engine === "pillow" && shrinkage > 0 && shrinkage > 2 * (image.width - width)) steps.reverse();
+  return steps.reduce((input, step) => step(input), image);
 }
 
-function across(image, width, filter, engine) {
+function resizeWidth(image, width, filter, engine) {
   if (image.width === width) return image;
   const lines = image.planes.length / image.width; // of all channels
   const planes = new Uint8Array(lines * width);
-  const rows = taps(image.width, width, filter, engine);
-  pass(image.planes, planes, rows, 1, (line) => line * image.width, (line) => line * width, lines);
+  const rows = filterRows(image.width, width, filter, engine);
+  filterLines(
+    image.planes,
+    planes,
+    rows,
+    1,
+    (line) => line * image.width,
+    (line) => line * width,
+    lines,
+  );
   return { width, height: image.height, planes };
 }
 
-function down(image, height, filter, engine) {
+function resizeHeight(image, height, filter, engine) {
   if (image.height === height) return image;
   const { width } = image;
   const lines = image.planes.length / image.height;
   const planes = new Uint8Array(lines * height);
-  const rows = taps(image.height, height, filter, engine);
-  const start = (tall) => (line) => Math.floor(line / width) * tall * width + (line % width);
-  pass(image.planes, planes, rows, width, start(image.height), start(height), lines);
+  const rows = filterRows(image.height, height, filter, engine);
+  const start = (rowCount) => (line) => Math.floor(line / width) * rowCount * width + (line % width);
+  filterLines(image.planes, planes, rows, width, start(image.height), start(height), lines);
   return { width, height, planes };
 }
 
-function padded(image, height, width, mean) {
+function pad(image, height, width, mean) {
   const size = image.width * image.height;
   const planes = new Uint8Array(mean.length * height * width);
   const top = Math.floor((height - image.height) / 2);
   const left = Math.floor((width - image.width) / 2);
   mean.forEach((m, c) => {
-    planes.fill(Math.min(Math.max(rounded(255 * m), 0), 255), c * height * width, (c + 1) * height * width);
+    planes.fill(Math.min(Math.max(roundHalfToEven(255 * m), 0), 255), c * height * width, (c + 1) * height * width);
     for (let y = 0; y < image.height; y++) {
       const row = image.planes.subarray(c * size + y * image.width, c * size + (y + 1) * image.width);
       planes.set(row, c * height * width + (top + y) * width + left);
@@ -118,22 +134,23 @@ function padded(image, height, width, mean) {
   return { width, height, planes };
 }
 
-function middle(image, height, width, engine) {
-  const place = engine === "transformers" ? (spare) => Math.floor(spare / 2) : (spare) => rounded(spare / 2);
-  const top = place(image.height - height);
-  const left = place(image.width - width);
+function cropCenter(image, height, width, engine) {
+  const halve =
+    engine === "transformers" ? (margin) => Math.floor(margin / 2) : (margin) => roundHalfToEven(margin / 2);
+  const top = halve(image.height - height);
+  const left = halve(image.width - width);
   const channels = image.planes.length / (image.width * image.height);
   const planes = new Uint8Array(channels * height * width);
   for (let c = 0; c < channels; c++) {
     for (let y = 0; y < height; y++) {
-      const at = (c * image.height + top + y) * image.width + left;
-      planes.set(image.planes.subarray(at, at + width), (c * height + y) * width);
+      const start = (c * image.height + top + y) * image.width + left;
+      planes.set(image.planes.subarray(start, start + width), (c * height + y) * width);
     }
   }
   return { width, height, planes };
 }
 
-export function fitted(image, preprocess) {
+export function fitImage(image, preprocess) {
   const [height, width] = preprocess.image_size;
   const { width: w, height: h } = image;
   if (Math.min(w, h) < preprocess.min_size) {
@@ -141,17 +158,17 @@ export function fitted(image, preprocess) {
   }
   if (preprocess.fit === "pad") {
     const scale = Math.min(height / h, width / w);
-    const inner = (side, most) => Math.min(most, Math.max(1, rounded(side * scale)));
-    return padded(resized(image, inner(h, height), inner(w, width), preprocess), height, width, preprocess.mean);
+    const inner = (size, largest) => Math.min(largest, Math.max(1, roundHalfToEven(size * scale)));
+    return pad(resize(image, inner(h, height), inner(w, width), preprocess), height, width, preprocess.mean);
   }
-  let tall = rounded(height / preprocess.crop_fraction);
-  let wide = rounded(width / preprocess.crop_fraction);
+  let scaledHeight = roundHalfToEven(height / preprocess.crop_fraction);
+  let scaledWidth = roundHalfToEven(width / preprocess.crop_fraction);
   if (preprocess.fit === "crop") {
-    if (h * wide <= w * tall) wide = Math.max(wide, Math.floor((tall * w) / h));
-    else tall = Math.max(tall, Math.floor((wide * h) / w));
-    if (tall * wide > Math.max(h * w, ENLARGED, OVERSIZE * height * width)) {
-      throw new Error(`${w}x${h} pixels are too thin: a crop would enlarge them to ${wide}x${tall}`);
+    if (h * scaledWidth <= w * scaledHeight) scaledWidth = Math.max(scaledWidth, Math.floor((scaledHeight * w) / h));
+    else scaledHeight = Math.max(scaledHeight, Math.floor((scaledWidth * h) / w));
+    if (scaledHeight * scaledWidth > Math.max(h * w, MAX_ENLARGED_PIXELS, MAX_OVERSIZE * height * width)) {
+      throw new Error(`${w}x${h} pixels are too thin: a crop would enlarge them to ${scaledWidth}x${scaledHeight}`);
     }
   }
-  return middle(resized(image, tall, wide, preprocess), height, width, preprocess.engine);
+  return cropCenter(resize(image, scaledHeight, scaledWidth, preprocess), height, width, preprocess.engine);
 }

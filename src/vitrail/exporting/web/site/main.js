@@ -1,104 +1,140 @@
-// The page: what people touch, tied to what it does; then it opens.
+// Connects the document's events with the actions and the state with the views, then opens the view of the address.
 
-import { open } from "./address.js";
-import { waking } from "./ask.js";
-import { build } from "./build.js";
+import {
+  choosePatch,
+  openView,
+  setDirection,
+  setError,
+  setHead,
+  setHiddenPercent,
+  setLabel,
+  setLayer,
+  setMapOpacity,
+  setView,
+  showExample,
+  showFile,
+  showOwnImage,
+} from "./actions.js";
 import { openCamera, stopCamera, takePicture } from "./camera.js";
-import { ask, choosePatch, setHead, setHide, setLayer, setVeil, setView, takeFile } from "./act.js";
-import { draw, place, problem, speak } from "./draw.js";
-import { fitted } from "./fit.js";
-import { readHash } from "./hash.js";
-import { copyLink, saveNumbers, savePicture } from "./keep.js";
-import { numbers } from "./facts.js";
-import { $, about, asked, grid, scene, state, VIEWS } from "./state.js";
-import { patchAt } from "./window.js";
-import { ranked } from "./words.js";
+import { byId } from "./dom.js";
+import { fitImage } from "./fit.js";
+import { modelReady } from "./inference.js";
+import { info } from "./info.js";
+import { handleKey } from "./keyboard.js";
+import { viewNumbers } from "./numbers.js";
+import { copyLink, saveNumbers, savePicture } from "./picture.js";
+import { explainedLabel } from "./selectors.js";
+import { getState, subscribe } from "./store.js";
+import { parseHash, VIEWS } from "./url.js";
+import { buildPage, renderPage } from "./views/page.js";
+import { patchAtPointer } from "./views/viewer.js";
 
-function listen() {
-  $("asked").onchange = (event) => ask(Number(event.target.value));
-  $("rather").onchange = (event) => ask(asked(), event.target.value === "" ? null : Number(event.target.value));
+// Calls `action` with the dataset of a button that is clicked inside the element.
+function onButton(id, action) {
+  byId(id).onclick = (event) => {
+    const button = event.target.closest("button");
+    if (button) action(button.dataset);
+  };
+}
+
+function onNumber(id, action) {
+  byId(id).oninput = (event) => action(Number(event.target.value));
+}
+
+function listenToControls() {
+  onButton("gallery", ({ source }) => {
+    const { ownImage } = getState();
+    if (source === "own") showOwnImage(ownImage.pixels, ownImage.name);
+    else showExample(Number(source));
+  });
+  onButton("top-classes", ({ label }) => setLabel(Number(label)));
+  onButton("heads", ({ head }) => setHead(getState().head === Number(head) ? -1 : Number(head)));
+  onButton("layers-list", ({ layer }) => setLayer(Number(layer)));
+  onNumber("hide", setHiddenPercent);
+  onNumber("map-opacity", setMapOpacity);
+  onNumber("layer", setLayer);
+  onNumber("head", setHead);
+  byId("label").onchange = (event) => setLabel(Number(event.target.value));
+  byId("against").onchange = (event) =>
+    setLabel(explainedLabel(getState()), event.target.value === "" ? null : Number(event.target.value));
+  for (const direction of ["to", "from"]) byId(`direction-${direction}`).onclick = () => setDirection(direction);
+  byId("png").onclick = savePicture;
+  byId("json").onclick = saveNumbers;
+  byId("link").onclick = copyLink;
+}
+
+function listenToTabs() {
   VIEWS.forEach((view, i) => {
-    $(`tab-${view}`).onclick = () => setView(view);
-    $(`tab-${view}`).onkeydown = (event) => {
+    byId(`tab-${view}`).onclick = () => setView(view);
+    byId(`tab-${view}`).onkeydown = (event) => {
       const step = { ArrowRight: 1, ArrowLeft: VIEWS.length - 1 }[event.key];
-      if (step) setView(VIEWS[(i + step) % VIEWS.length], true);
+      if (!step) return;
+      const next = VIEWS[(i + step) % VIEWS.length];
+      setView(next);
+      byId(`tab-${next}`).focus();
     };
   });
-  $("hide").oninput = (event) => setHide(Number(event.target.value));
-  $("veil").oninput = (event) => setVeil(Number(event.target.value));
-  $("layer").oninput = (event) => setLayer(Number(event.target.value));
-  $("head").oninput = (event) => setHead(Number(event.target.value));
-  for (const way of ["to", "from"]) $(`way-${way}`).onclick = () => { state.way = way; draw(); };
+}
 
-  const pane = $("pane");
-  const at = (event) => {
-    const box = $("canvas").getBoundingClientRect();
-    const scale = place.width / box.width;
-    return patchAt(place, grid, (event.clientX - box.left) * scale, (event.clientY - box.top) * scale);
+function listenToViewer() {
+  const viewer = byId("viewer");
+  viewer.onpointermove = (event) => {
+    const { image, isPinned, patch } = getState();
+    if (!image || isPinned || event.pointerType === "touch") return;
+    const pointed = patchAtPointer(event);
+    if (pointed !== patch) choosePatch(pointed, false);
   };
-  pane.onpointermove = (event) => {
-    if (!scene || state.pinned || event.pointerType === "touch") return;
-    const patch = at(event);
-    if (patch !== state.patch) choosePatch(patch, false);
+  viewer.onpointerleave = () => {
+    if (getState().image && !getState().isPinned) choosePatch(null, false);
   };
-  pane.onpointerleave = () => { if (scene && !state.pinned) choosePatch(null, false); };
-  pane.onclick = (event) => {
-    if (!scene) return;
-    const patch = at(event);
-    choosePatch(patch, patch !== null && !(state.pinned && state.patch === patch));
+  viewer.onclick = (event) => {
+    const { image, isPinned, patch } = getState();
+    if (!image) return;
+    const pointed = patchAtPointer(event);
+    choosePatch(pointed, pointed !== null && !(isPinned && patch === pointed));
   };
-  pane.onkeydown = onKey;
+  viewer.onkeydown = handleKey;
+}
 
-  $("file").onchange = (event) => { takeFile(event.target.files[0]); event.target.value = ""; };
+function listenToFiles() {
+  byId("file").onchange = (event) => {
+    showFile(event.target.files[0]);
+    event.target.value = "";
+  };
   addEventListener("paste", (event) => {
-    const file = [...(event.clipboardData?.files || [])].find((each) => each.type.startsWith("image/"));
-    if (file) takeFile(file);
+    const files = [...(event.clipboardData?.files || [])];
+    showFile(files.find((file) => file.type.startsWith("image/")));
   });
-  addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dropping");
+  });
   addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dropping");
-    takeFile(event.dataTransfer.files[0]);
+    showFile(event.dataTransfer.files[0]);
   });
-  $("camera").onclick = openCamera;
-  $("take-it").onclick = takePicture;
-  $("leave").onclick = () => $("taking").close();
-  $("taking").onclose = stopCamera;
-  $("png").onclick = savePicture;
-  $("json").onclick = saveNumbers;
-  $("link").onclick = copyLink;
-  addEventListener("resize", () => draw());
-  addEventListener("hashchange", () => { open(readHash(location.hash)); });
+  byId("camera").onclick = openCamera;
+  byId("take-picture").onclick = takePicture;
+  byId("close-camera").onclick = () => byId("camera-dialog").close();
+  byId("camera-dialog").onclose = stopCamera;
 }
 
-function onKey(event) {
-  if (!scene || event.ctrlKey || event.metaKey || event.altKey) return;
-  const [h, w] = grid;
-  const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-  const keys = {
-    Enter: () => choosePatch(state.patch, state.patch !== null && !state.pinned), Escape: () => choosePatch(null, false),
-    "[": () => setLayer(state.layer - 1), "]": () => setLayer(state.layer + 1),
-    ",": () => setHead(state.head - 1), ".": () => setHead(state.head + 1),
-    "-": () => setHide(state.hide - 5), "+": () => setHide(state.hide + 5), "=": () => setHide(state.hide + 5),
-    p: () => setVeil(state.veil ? 0 : 100), e: () => setView("evidence"), a: () => setView("attention"), l: () => setView("layers"),
-  };
-  if (moves[event.key]) {
-    const from = state.patch === null ? Math.floor(h / 2) * w + Math.floor(w / 2) : state.patch;
-    const step = state.patch === null ? [0, 0] : moves[event.key];
-    const row = Math.min(Math.max(Math.floor(from / w) + step[0], 0), h - 1);
-    const column = Math.min(Math.max((from % w) + step[1], 0), w - 1);
-    choosePatch(row * w + column, true);
-  } else if (/^[1-5]$/.test(event.key)) {
-    const label = ranked(scene.logits)[Number(event.key) - 1];
-    if (label !== undefined) ask(label);
-  } else if (keys[event.key]) keys[event.key]();
-  else return;
-  event.preventDefault();
-  speak($("caption").textContent);
-}
+const openAddress = () => openView(parseHash(location.hash, info));
 
-build();
-listen();
-const opened = open(readHash(location.hash)).catch((error) => problem(error.message));
-window.vitrail = { state, about, numbers, opened, waking, fitted, scene: () => scene }; // for those who open the console
+buildPage();
+listenToControls();
+listenToTabs();
+listenToViewer();
+listenToFiles();
+subscribe(renderPage);
+renderPage(getState());
+addEventListener("resize", () => renderPage(getState()));
+addEventListener("hashchange", openAddress);
+const opened = openAddress().catch((error) => setError(error.message));
+
+// For the browser's console, and for tests.
+window.vitrail = { getState, info, numbers: () => viewNumbers(getState()), opened, modelReady, fitImage };

@@ -1,51 +1,50 @@
-// The worker as functions that promise an answer. One question is with it at a time; of those that wait, the urgent go
-// first, and a newer one takes the place of an older one in its lane: a slider never has to catch up with itself.
+// The worker as functions that return promises. It handles one request at a time. Waiting requests are sorted by
+// priority, and a new request replaces a waiting one of the same kind, so that a slider causes no backlog.
 
-export class Overtaken extends Error {}
+export class SupersededError extends Error {}
 
-export function openModel(shape, payload, source) {
+export function startModel(shape, payload, source) {
   const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
   const waiting = [];
-  let busy = null;
+  let running = null;
   let count = 0;
 
-  function next() {
-    if (busy || !waiting.length) return;
-    waiting.sort((a, b) => a.rank - b.rank || a.id - b.id);
-    busy = waiting.shift();
-    worker.postMessage({ id: busy.id, ask: busy.ask, given: busy.given });
+  function startNext() {
+    if (running || !waiting.length) return;
+    waiting.sort((a, b) => a.priority - b.priority || a.id - b.id);
+    running = waiting.shift();
+    worker.postMessage({ id: running.id, name: running.name, inputs: running.inputs });
   }
 
-  function ask(name, given, { rank = 0, lane = null } = {}) {
+  function request(name, inputs, { priority = 0, kind = null } = {}) {
     return new Promise((resolve, reject) => {
-      if (lane !== null) {
-        for (let i = waiting.length - 1; i >= 0; i--) {
-          if (waiting[i].lane === lane) waiting.splice(i, 1)[0].reject(new Overtaken(lane));
-        }
+      for (let i = waiting.length - 1; kind !== null && i >= 0; i--) {
+        if (waiting[i].kind === kind) waiting.splice(i, 1)[0].reject(new SupersededError(kind));
       }
-      waiting.push({ id: ++count, ask: name, given, rank, lane, resolve, reject });
-      next();
+      waiting.push({ id: ++count, name, inputs, priority, kind, resolve, reject });
+      startNext();
     });
   }
 
   worker.onmessage = ({ data }) => {
-    const { resolve, reject } = busy;
-    busy = null;
-    next();
+    const { resolve, reject } = running;
+    running = null;
+    startNext();
     if (data.error) reject(new Error(data.error));
-    else resolve(data.found);
+    else resolve(data.outputs);
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    for (const each of [busy, ...waiting.splice(0)]) if (each) each.reject(new Error(event.message || "the worker stopped"));
-    busy = null;
+    const error = new Error(event.message || "the worker stopped");
+    for (const each of [running, ...waiting.splice(0)]) each?.reject(error);
+    running = null;
   };
 
   return {
-    ready: ask("wake", payload),
-    look: (image) => ask("look", { pixels: image.planes, shape }, { lane: "look" }),
-    map: (image, target) => ask("map", { pixels: image.planes, shape, target }, { lane: "map" }),
-    keep: (image, sets, options) =>
-      ask("keep", { pixels: image.planes, shape, keep: sets.flat(), sets: sets.length }, options),
+    ready: request("load", payload),
+    inspect: (pixels) => request("inspect", { planes: pixels.planes, shape }, { kind: "inspect" }),
+    map: (pixels, target) => request("map", { planes: pixels.planes, shape, target }, { kind: "map" }),
+    subset: (pixels, sets, options) =>
+      request("subset", { planes: pixels.planes, shape, patches: sets.flat(), sets: sets.length }, options),
   };
 }

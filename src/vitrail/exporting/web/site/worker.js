@@ -1,11 +1,11 @@
-// The model, on a thread of its own: unpacks the runtime, the weights and the graphs, then answers one question at a time.
+// The model on a thread of its own: unpacks the runtime, the weights and the graphs, then runs one request at a time.
 
-const sessions = {}; // by the graph's name, each opened when it is first asked
+const sessions = {}; // by the graph's name, each created when it is first needed
 let ort = null;
-let packed = null;
+let graphs = null;
 let weights = null;
 
-async function unpacked(base64) {
+async function decompress(base64) {
   const text = atob(base64);
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
@@ -13,21 +13,21 @@ async function unpacked(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-async function wake(given) {
-  const script = new Blob([await unpacked(given.runtime)], { type: "text/javascript" });
+async function load(payload) {
+  const script = new Blob([await decompress(payload.runtime)], { type: "text/javascript" });
   ort = await import(URL.createObjectURL(script));
   ort.env.logLevel = "error";
-  ort.env.wasm.wasmBinary = (await unpacked(given.wasm)).buffer; // given, so that nothing is fetched
+  ort.env.wasm.wasmBinary = (await decompress(payload.wasm)).buffer; // otherwise the runtime would fetch it
   ort.env.wasm.numThreads = 1;
-  weights = await unpacked(given.weights);
-  packed = given.graphs;
-  await session("look");
+  weights = await decompress(payload.weights);
+  graphs = payload.graphs;
+  await openSession("inspect");
   return {};
 }
 
-async function session(name) {
+async function openSession(name) {
   if (!sessions[name]) {
-    sessions[name] = await ort.InferenceSession.create(await unpacked(packed[name]), {
+    sessions[name] = await ort.InferenceSession.create(await decompress(graphs[name]), {
       executionProviders: ["wasm"],
       externalData: [{ path: "weights", data: weights }],
     });
@@ -35,27 +35,34 @@ async function session(name) {
   return sessions[name];
 }
 
-const image = (planes, shape) => new ort.Tensor("uint8", planes, [1, ...shape]);
+const pixelTensor = ({ planes, shape }) => new ort.Tensor("uint8", planes, [1, ...shape]);
 
-const inputs = {
-  look: ({ pixels, shape }) => ({ pixels: image(pixels, shape) }),
-  map: ({ pixels, shape, target }) => ({
-    pixels: image(pixels, shape), target: new ort.Tensor("float32", target, [1, target.length]),
+const makeInputs = {
+  inspect: (inputs) => ({ pixels: pixelTensor(inputs) }),
+  map: (inputs) => ({
+    pixels: pixelTensor(inputs),
+    target: new ort.Tensor("float32", inputs.target, [1, inputs.target.length]),
   }),
-  keep: ({ pixels, shape, keep, sets }) => ({
-    pixels: image(pixels, shape), keep: new ort.Tensor("int64", BigInt64Array.from(keep, BigInt), [sets, keep.length / sets]),
-  }),
+  subset: (inputs) => {
+    const { patches, sets } = inputs;
+    const keep = new ort.Tensor("int64", BigInt64Array.from(patches, BigInt), [sets, patches.length / sets]);
+    return { pixels: pixelTensor(inputs), keep };
+  },
 };
 
-self.onmessage = async ({ data: { id, ask, given } }) => {
+async function run(name, inputs) {
+  const session = await openSession(name);
+  const start = performance.now();
+  const tensors = await session.run(makeInputs[name](inputs));
+  const outputs = { milliseconds: performance.now() - start };
+  for (const [output, tensor] of Object.entries(tensors)) outputs[output] = tensor.data;
+  return outputs;
+}
+
+self.onmessage = async ({ data: { id, name, inputs } }) => {
   try {
-    if (ask === "wake") return self.postMessage({ id, found: await wake(given) });
-    const opened = await session(ask);
-    const start = performance.now();
-    const outputs = await opened.run(inputs[ask](given));
-    const found = { milliseconds: performance.now() - start };
-    for (const [name, tensor] of Object.entries(outputs)) found[name] = tensor.data;
-    self.postMessage({ id, found });
+    const outputs = name === "load" ? await load(inputs) : await run(name, inputs);
+    self.postMessage({ id, outputs });
   } catch (error) {
     self.postMessage({ id, error: String((error && error.message) || error) });
   }

@@ -1,0 +1,53 @@
+// The maps of attention and of the logit lens, from the outputs of the model.
+
+import { info, patchCount, tokenCount } from "./info.js";
+import { mean, sum } from "./math.js";
+
+// The weight of each token in the pooled vector.
+function poolWeights() {
+  const { pool, prefix } = info;
+  const classTokens = { cls: 1, "cls+dist": 2, "cls+mean": 1 }[pool] || 0;
+  const weights = new Float32Array(tokenCount);
+  for (let t = 0; t < classTokens; t++) weights[t] = 1 / classTokens;
+  if (pool.includes("mean")) for (let t = prefix; t < tokenCount; t++) weights[t] = 1 / patchCount;
+  if (pool === "map") weights.fill(1 / tokenCount);
+  const total = sum(weights);
+  return weights.map((value) => value / total);
+}
+
+// The attention of one head: a patch's row ("to") or column ("from"), or without a patch the pooled tokens' rows.
+function headAttention(attention, layer, head, patch, direction) {
+  const start = (layer * info.heads + head) * tokenCount * tokenCount;
+  const row = new Float32Array(tokenCount);
+  if (patch === null) {
+    poolWeights().forEach((weight, query) => {
+      if (!weight) return;
+      for (let key = 0; key < tokenCount; key++) row[key] += weight * attention[start + query * tokenCount + key];
+    });
+    return row;
+  }
+  const token = info.prefix + patch;
+  for (let i = 0; i < tokenCount; i++) {
+    row[i] = attention[start + (direction === "to" ? token * tokenCount + i : i * tokenCount + token)];
+  }
+  return row;
+}
+
+// The attention over the patches, and the sum over the tokens before them; head -1 is the mean of all heads.
+export function attentionMap(attention, { layer, head, patch, direction }) {
+  const heads = head === -1 ? Array.from({ length: info.heads }, (_, i) => i) : [head];
+  const rows = heads.map((each) => headAttention(attention, layer, each, patch, direction));
+  const row = rows[0].map((_, i) => mean(rows.map((values) => values[i])));
+  return { map: row.subarray(info.prefix), prefixSum: sum(row.subarray(0, info.prefix)) };
+}
+
+// The logit that the head gives for each patch's token after a layer, less the mean over the classes, or less the logit
+// of another class, as in explanation/logit_lens.py.
+export function lensMap(lens, layer, label, against) {
+  const classes = info.classes.length;
+  return Float32Array.from({ length: patchCount }, (_, patch) => {
+    const start = (layer * patchCount + patch) * classes;
+    const logits = lens.subarray(start, start + classes);
+    return logits[label] - (against === null ? mean(logits) : logits[against]);
+  });
+}

@@ -1,0 +1,64 @@
+// What follows from the state.
+
+import { info, patchCount } from "./info.js";
+import { rank, softmax } from "./math.js";
+import { hiddenCount } from "./occlusion.js";
+import { encodePixels, formatHash, MAX_PIXEL_BYTES } from "./url.js";
+
+export const predictedLabel = ({ image }) => rank(image.logits)[0];
+
+export const explainedLabel = (state) => (state.label === null ? predictedLabel(state) : state.label);
+
+export const comparedLabel = (state) => (state.against === explainedLabel(state) ? null : state.against);
+
+export const probabilities = (logits) => softmax(logits, info.temperature);
+
+export const explainedProbability = (state) => probabilities(state.image.logits)[explainedLabel(state)];
+
+export const className = (label) => (label === null ? null : info.classes[label]);
+
+// The key of the current map among the image's maps.
+export function mapKey(state) {
+  const against = comparedLabel(state);
+  return against === null ? `${explainedLabel(state)}` : `${explainedLabel(state)}|${against}`;
+}
+
+export const currentMap = (state) => state.image.maps[mapKey(state)] || null;
+
+// The patches that are hidden by the map, as a set; null if none is.
+export function hiddenPatches(state) {
+  const map = currentMap(state);
+  const count = hiddenCount(state.hiddenPercent / 100, patchCount);
+  return map && count ? new Set(rank(map).slice(0, count)) : null;
+}
+
+export const fileName = ({ image }) => image?.name || "image.png";
+
+// The row and column of the chosen patch, for which attention is shown.
+export function attentionQuery({ view, patch }) {
+  return view === "attention" && patch !== null ? [Math.floor(patch / info.grid[1]), patch % info.grid[1]] : null;
+}
+
+export const chosenHead = ({ view, head }) => (view === "attention" && head !== -1 ? head : null);
+
+export const isOwnImageTooLarge = ({ source, image }) =>
+  source === "own" && image.pixels.planes.length > MAX_PIXEL_BYTES;
+
+// The address of the view; `withPixels` includes a small own image.
+export function formatAddress(state, withPixels = false) {
+  let image = state.source === "own" ? null : state.source;
+  if (withPixels && state.source === "own" && !isOwnImageTooLarge(state)) {
+    image = encodePixels(state.image.pixels.planes);
+  }
+  return formatHash({
+    image,
+    view: state.view,
+    class: className(state.label),
+    against: className(comparedLabel(state)),
+    layer: state.view === "evidence" ? null : state.layer,
+    head: chosenHead(state),
+    patch: state.isPinned ? state.patch : null,
+    direction: state.view === "attention" && state.direction === "from" ? "from" : null,
+    hide: state.hiddenPercent || null,
+  });
+}
