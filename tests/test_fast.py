@@ -229,7 +229,6 @@ def test_memory_grows_with_the_model():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
-@pytest.mark.xfail(reason="fails since the options were renamed; to be mended")
 def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
     vit = ViT(ViTConfig(**{**TINY, "width": 768, "mlp_width": 3072, "depth": 6}))
@@ -321,7 +320,6 @@ def test_bench_refuses_wrong_use(run: vitrail.Run, words, said, capsys):
     assert said in document["error"]
 
 
-@pytest.mark.xfail(reason="fails since the options were renamed; to be mended")
 def test_the_benchmark_runs(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.throughput", "--quick", "--no-onnx", "--out", tmp_path / "o"],
