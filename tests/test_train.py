@@ -244,7 +244,7 @@ def test_changes_go_to_the_dataclass_that_has_the_field():
     ("changes", "message"),
     [
         ({"epochz": 3}, "epochz.*did you mean epochs"),
-        ({"optimizer": "adam"}, "adam.*did you mean adamw"),
+        ({"optimizer": "moun"}, "moun.*did you mean muon"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lr": -1.0}, "lr is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
