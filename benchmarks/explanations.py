@@ -111,7 +111,7 @@ def peer_mapper(method: PeerMethod) -> Mapper:
 
 
 def format_table(document: dict[str, Any]) -> str:
-    """The document as a Markdown table: mean ± half the 95 % interval, best or tied in bold, cost in forward passes."""
+    """The document as a Markdown table: mean ± half the 95% interval, best or tied in bold, cost in forward passes."""
     measures = document["measures"]
     lines = [
         f"| method | {' | '.join(measure['label'] for measure in measures.values())} | cost |",

@@ -2,7 +2,7 @@
 
     python benchmarks/export.py MODEL [DATA] [--rounds N] [--threads N]
 
-Prints a Markdown table: the difference of each file's logits from the classifier's, the loss of accuracy (95 % interval
+Prints a Markdown table: the difference of each file's logits from the classifier's, the loss of accuracy (95% interval
 of paired differences), the file size, and the CPU time per image (median over rounds in which the files take turns).
 DATA are labeled images, of which the split that `vitrail evaluate` scores is used; without it, built-in digits.
 """
