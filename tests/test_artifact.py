@@ -210,8 +210,8 @@ def test_an_origin_of_a_strangers_making_is_a_sentence_for_every_verb(
     rewritten(file, lambda document, tensors: document.update(origin=origin))
     out = file.parent / "out"
     verbs = (["inspect", file], ["evaluate", file, colours], ["export", file, "--format", "web", "--out", out])
-    for words in verbs:
-        assert main([*map(str, words), "--json"]) == 1
+    for arguments in verbs:
+        assert main([*map(str, arguments), "--json"]) == 1
         assert "its origin cannot be read" in json.loads(capsys.readouterr().out)["error"]
     assert not out.exists()
     with pytest.raises(VitrailError, match="its origin cannot be read"):

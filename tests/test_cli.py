@@ -24,9 +24,9 @@ from vitrail.evaluation import knn
 from vitrail.training.recipe import RECIPE_FIELDS
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict, str]:
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict, str]:
     """Exit code, the JSON object on stdout, and stderr."""
-    code = main([*map(str, words), "--json"])
+    code = main([*map(str, arguments), "--json"])
     captured = capsys.readouterr()
     return code, json.loads(captured.out), captured.err
 
@@ -63,7 +63,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "hint"),
+    ("arguments", "error", "hint"),
     [
         (["trian"], "no verb 'trian'", "train"),
         (["train", "digits", "--epoch", "3"], "does not take '--epoch'", "--epochs"),
@@ -80,12 +80,12 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
     ],
 )
 def test_wrong_use_is_one_sentence_and_a_hint(
-    words, error, hint, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
+    arguments, error, hint, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    code = main(words)
+    code = main(arguments)
     captured = capsys.readouterr()
-    assert code == (1 if words[0] == "inspect" else 2)
+    assert code == (1 if arguments[0] == "inspect" else 2)
     assert captured.out == ""
     first, *rest = captured.err.strip().splitlines()
     assert first.startswith("error: ")
@@ -155,7 +155,7 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--method", "attentoin"], "attentoin"),
         (["--layer", "9"], "no layer 9"),
@@ -175,11 +175,11 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         (["--method", "balanced", "--layer", "0"], "libragrad takes no layer"),
     ],
 )
-def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colours, words, said, capsys, tmp_path):
+def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colours, arguments, message, capsys, tmp_path):
     image = colours / "test" / "red" / "0.png"
-    code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *words)
+    code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *arguments)
     assert code == 2
-    assert said in document["error"]
+    assert message in document["error"]
     assert not (tmp_path / "maps").exists()
 
 
@@ -229,12 +229,12 @@ def test_inspect_and_models(run: vitrail.Run, capsys):
 
 
 def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
-    for words in (
+    for arguments in (
         ["evaluate", run.folder, colours],
         ["predict", run.folder, colours / "test"],
         ["inspect", run.folder],
     ):
-        assert main([*map(str, words)]) == 0
+        assert main([*map(str, arguments)]) == 0
         shown = capsys.readouterr().out
         assert "red" in shown
         assert "{" not in shown
@@ -246,8 +246,20 @@ def test_class_names_are_text_and_never_markup(make_folder, tmp_path: Path, caps
     rows = [f"{path.relative_to(folder)},{names[path.parent.name]}" for path in sorted(folder.rglob("*.png"))]
     folder = folder / "odd.csv"
     folder.write_text("path,label\n" + "\n".join(rows))
-    words = ["--out", str(tmp_path / "r"), "--epochs", "1", "--width", "32", "--depth", "1", "--heads", "2", "--quiet"]
-    assert main(["train", str(folder), *words]) == 0
+    arguments = [
+        "--out",
+        str(tmp_path / "r"),
+        "--epochs",
+        "1",
+        "--width",
+        "32",
+        "--depth",
+        "1",
+        "--heads",
+        "2",
+        "--quiet",
+    ]
+    assert main(["train", str(folder), *arguments]) == 0
     capsys.readouterr()
     for verb in (
         ["evaluate", tmp_path / "r", folder],
@@ -268,14 +280,14 @@ def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colours: Path):
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
-@pytest.mark.parametrize(("words", "code"), [(["gone.png"], 1), (["IMAGE"], 0), (["IMAGE", "--top", "0"], 2)])
-def test_a_reader_that_goes_away_hides_no_code(run: vitrail.Run, colours, words, code, form, monkeypatch):
-    words = [word.replace("IMAGE", str(colours / "test" / "red" / "0.png")) for word in words]
+@pytest.mark.parametrize(("arguments", "code"), [(["gone.png"], 1), (["IMAGE"], 0), (["IMAGE", "--top", "0"], 2)])
+def test_a_reader_that_goes_away_hides_no_code(run: vitrail.Run, colours, arguments, code, form, monkeypatch):
+    arguments = [word.replace("IMAGE", str(colours / "test" / "red" / "0.png")) for word in arguments]
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as broken:
         monkeypatch.setattr(sys, "stdout", broken)
-        assert main(["predict", str(run.folder), *words, *form]) == code
+        assert main(["predict", str(run.folder), *arguments, *form]) == code
 
 
 def test_a_pipe_that_breaks_within_the_work_is_an_error(monkeypatch, capsys):
@@ -328,14 +340,14 @@ def test_names_that_are_not_utf8(run: vitrail.Run, colours: Path, tmp_path: Path
 
 
 def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, colours: Path, monkeypatch, capsys):
-    words = ["predict", str(run.folder), str(colours / "test"), "--batch-size", "8"]
-    assert main(words) == 0
+    arguments = ["predict", str(run.folder), str(colours / "test"), "--batch-size", "8"]
+    assert main(arguments) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.0)
-    assert main(words) == 0
+    assert main(arguments) == 0
     line = r"predicting: (8|16) of 24, [\d,]+ per second, \d:\d\d:\d\d left"
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all(re.fullmatch(line, each) for each in said)
+    message = capsys.readouterr().err.splitlines()
+    assert len(message) == 2 and all(re.fullmatch(line, each) for each in message)
     with console.progress_bar("scoring", 10) as progress:
         progress.start_from(4)
         assert capsys.readouterr().err == ""  # of those it is not known how long they took
@@ -350,7 +362,7 @@ def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, c
     with console.progress_bar("listing", None) as progress:
         progress.update(20_000, None)
     assert capsys.readouterr().err.startswith("listing: 20,000, ")
-    assert main([*words, "--quiet"]) == 0
+    assert main([*arguments, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -379,8 +391,8 @@ def test_shards_are_read_in_place_of_images(run: vitrail.Run, make_folder, tmp_p
 @pytest.mark.parametrize("more", [[], ["--layer", "all"]], ids=["one", "layers"])
 def test_a_row_has_the_same_keys_whether_the_image_can_be_read(run: vitrail.Run, colours, tmp_path, more, capsys):
     image = colours / "test" / "red" / "0.png"
-    words = ["--out", tmp_path / "maps", "--method", "attention", *more]
-    code, document, _ = ask(capsys, "explain", run.folder, tmp_path / "gone.png", image, *words)
+    arguments = ["--out", tmp_path / "maps", "--method", "attention", *more]
+    code, document, _ = ask(capsys, "explain", run.folder, tmp_path / "gone.png", image, *arguments)
     gone, there = document["explanations"]
     assert code == 1
     assert gone.keys() == there.keys()
@@ -397,7 +409,7 @@ def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colo
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["predict", "MODEL", "x" * 300 + ".png"],
         ["predict", "x" * 300, "a.png"],
@@ -412,13 +424,13 @@ def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colo
         ["explain", "MODEL", "a.png", "--attention-head", "²"],
         ["evaluate", "MODEL", "digits"],  # a model of colours, grey digits: unknown classes
     ],
-    ids=lambda words: " ".join(word[:12] for word in words),
+    ids=lambda arguments: " ".join(word[:12] for word in arguments),
 )
-def test_nothing_ends_in_a_traceback(run: vitrail.Run, words, tmp_path: Path, monkeypatch, capsys):
+def test_nothing_ends_in_a_traceback(run: vitrail.Run, arguments, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    words = [word.replace("FILE", "file").replace("MODEL", str(run.folder)) for word in words]
-    code = main(words)
+    arguments = [word.replace("FILE", "file").replace("MODEL", str(run.folder)) for word in arguments]
+    code = main(arguments)
     captured = capsys.readouterr()
     assert code in (1, 2)
     if not captured.out:
@@ -435,16 +447,16 @@ def test_names_cannot_steer_the_terminal(run: vitrail.Run, colours: Path, tmp_pa
     table = tmp_path / "evil.csv"
     image = colours / "test" / "red" / "0.png"
     table.write_text("path,label\n" + "".join(f"{image},{name}\n" for name in ("\x1b[2Jgone", "\x9b31m")))
-    for words in (
+    for arguments in (
         ("predict", tmp_path / "evil.safetensors", image),
         ("evaluate", tmp_path / "evil.safetensors", table),
         ("inspect", tmp_path / "evil.safetensors"),
         ("check", table),
         ("evaluate", run.folder, table),
     ):
-        main([str(word) for word in words])
-        said = "".join(capsys.readouterr())
-        assert not set(said) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}, words
+        main([str(word) for word in arguments])
+        message = "".join(capsys.readouterr())
+        assert not set(message) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}, arguments
 
 
 def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
@@ -452,12 +464,12 @@ def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
 ):
     image = colours / "test" / "red" / "0.png"
 
-    def row(*words: str) -> dict:
-        code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *words)
+    def row(*arguments: str) -> dict:
+        code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *arguments)
         assert code == 0
-        (found,) = document["explanations"]
-        assert all(Path(file).stat().st_size > 1000 for file in found["files"])
-        return found
+        (explanation,) = document["explanations"]
+        assert all(Path(file).stat().st_size > 1000 for file in explanation["files"])
+        return explanation
 
     default = row()
     assert (default["label"], default["method"], default["signed"]) == ("red", "libragrad", True)
@@ -470,8 +482,8 @@ def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
     assert row("--query", "3,4")["query"] == [3, 4]
     assert [each["layer"] for each in row("--layer", "all", "--method", "lens")["layers"]] == [0, 1]
     assert row("--format", "svg", "--picture", "overlay", "--smooth")["files"][0].endswith("0.libragrad.svg")
-    for words, titles in (("--layer all --attention-head 1", "layer"), ("--layer 1 --attention-head all", "head")):
-        drawn = Path(row(*words.split(), "--format", "svg")["files"][0]).read_text()
+    for arguments, titles in (("--layer all --attention-head 1", "layer"), ("--layer 1 --attention-head all", "head")):
+        drawn = Path(row(*arguments.split(), "--format", "svg")["files"][0]).read_text()
         assert re.findall("<!-- ((?:layer|head) .*) -->", drawn) == [f"{titles} 0", f"{titles} 1"]
     assert "half of it is in" in default["summary"]
 
@@ -489,8 +501,18 @@ def test_explain_names_a_picture_after_any_class(tmp_path: Path, run: vitrail.Ru
 
 
 def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.Run, colours: Path, tmp_path, capsys):
-    words = ["faithfulness", run.folder, colours, "--methods", "balanced,attention", "--max-images", 12, "--steps", 4]
-    code, document, _ = ask(capsys, *words, "--out", tmp_path / "scores")
+    arguments = [
+        "faithfulness",
+        run.folder,
+        colours,
+        "--methods",
+        "balanced,attention",
+        "--max-images",
+        12,
+        "--steps",
+        4,
+    ]
+    code, document, _ = ask(capsys, *arguments, "--out", tmp_path / "scores")
     assert code == 0
     assert document["images"] == 12
     assert list(document["methods"]) == ["libragrad", "attention", "random", "center", "edges"]
@@ -499,24 +521,24 @@ def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.
     assert document["data"] == "the 24 test images of colours"
     assert json.loads((tmp_path / "scores" / "faithfulness.json").read_text()) == document
     Image.open(tmp_path / "scores" / "faithfulness.png").verify()
-    assert main([*map(str, words)]) == 0
+    assert main([*map(str, arguments)]) == 0
     shown = capsys.readouterr().out
     assert "12 of the 24 test images of colours" in shown
     assert re.search(r"libragrad +0\.\d{3}.*\n +±0\.\d{3}", shown)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--methods", "libragrd"], "no method 'libragrd'"),
         (["--max-images", "0"], "--max-images: 0 is too small"),
         (["--steps", "-1"], "--steps: -1 is too small"),
     ],
 )
-def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colours: Path, words, said, capsys):
-    code, document, _ = ask(capsys, "faithfulness", run.folder, colours, *words)
+def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colours: Path, arguments, message, capsys):
+    code, document, _ = ask(capsys, "faithfulness", run.folder, colours, *arguments)
     assert code == 2
-    assert said in document["error"]
+    assert message in document["error"]
 
 
 def parser_of(verb: str) -> Parser:
@@ -545,8 +567,8 @@ def test_an_option_takes_the_same_in_every_verb():
 
 
 def test_help_is_short_and_help_all_is_complete(capsys):
-    for words in (["train", "--help"], ["help", "train"]):
-        assert main(words) == 0
+    for arguments in (["train", "--help"], ["help", "train"]):
+        assert main(arguments) == 0
         short = capsys.readouterr().out
         assert "--epochs" in short and "--muon-lr" not in short and "more options: vitrail train --help-all" in short
     assert main(["train", "--help-all"]) == 0
@@ -555,13 +577,13 @@ def test_help_is_short_and_help_all_is_complete(capsys):
     assert "default: 0.001 in recipe small" in " ".join(full.split())
 
 
-@pytest.mark.parametrize("words", [["--version"], ["trian"], ["help"], []])
-def test_simple_answers_import_nothing_heavy(words):
+@pytest.mark.parametrize("arguments", [["--version"], ["trian"], ["help"], []])
+def test_simple_answers_import_nothing_heavy(arguments):
     code = (
         "import sys; from vitrail.cli import main; main(sys.argv[1:]); "
         "print([m for m in ('torch', 'numpy', 'torchvision', 'sklearn') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 

@@ -83,7 +83,7 @@ def test_every_matrix_is_packed(options):
 def test_compiled_for_a_batch_the_others_still_go_through():
     vit = trained(depth=1)
     quick = make_fast_vit(vit, torch.float32, compile=[2])
-    with torch._dynamo.config.patch(error_on_recompile=True):  # made once, frozen, whoever asks
+    with torch._dynamo.config.patch(error_on_recompile=True):  # compiled once and frozen
         for shape in ((2, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 24)):
             images = torch.randn(shape)
             with torch.no_grad():
@@ -128,8 +128,8 @@ def test_what_a_fast_classifier_cannot_do_is_said(run: vitrail.Run, tmp_path: Pa
 
 
 def test_predict_fast(run: vitrail.Run, colours: Path, capsys):
-    words = ["predict", run.folder, colours / "test" / "red"]
-    answers = [ask(capsys, *words, *more)[1]["predictions"] for more in ([], ["--fast"])]
+    arguments = ["predict", run.folder, colours / "test" / "red"]
+    answers = [ask(capsys, *arguments, *more)[1]["predictions"] for more in ([], ["--fast"])]
     plain, quick = ([(row["path"], row["top"][0]["label"]) for row in rows] for rows in answers)
     assert plain == quick
     assert answers[0] != answers[1]
@@ -146,8 +146,8 @@ def test_ratios_are_taken_round_by_round():
 
 def test_everyone_takes_turns_and_none_always_follows_the_same():
     calls: list[int] = []
-    found = time_alternately([lambda i=i: calls.append(i) for i in range(3)], rounds=3, min_seconds=0)
-    assert [len(timing.seconds) for timing in found] == [3, 3, 3]
+    results = time_alternately([lambda i=i: calls.append(i) for i in range(3)], rounds=3, min_seconds=0)
+    assert [len(timing.seconds) for timing in results] == [3, 3, 3]
     assert calls[6:] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
 
 
@@ -185,10 +185,10 @@ def test_who_cannot_be_built_is_named_and_the_race_goes_on():
         raise RuntimeError("no compiler\nat line 7")
 
     good = Candidate(VITRAIL, "fp32", lambda: lambda: None)
-    found = run_benchmark([good, Candidate("timm", "x", broken)], 1, rounds=2, min_seconds=0, clock="cpu", device=CPU)
-    assert [row.library for row in found.rows] == [VITRAIL]
-    assert found.failed == {"timm x": "no compiler"}
-    assert found.best_peer is None
+    results = run_benchmark([good, Candidate("timm", "x", broken)], 1, rounds=2, min_seconds=0, clock="cpu", device=CPU)
+    assert [row.library for row in results.rows] == [VITRAIL]
+    assert results.failed == {"timm x": "no compiler"}
+    assert results.best_peer is None
     with pytest.raises(vitrail.VitrailError, match="no candidate could be run"):
         run_benchmark([Candidate("timm", "x", broken)], 1, rounds=2, min_seconds=0, clock="cpu", device=CPU)
 
@@ -199,7 +199,7 @@ def test_what_the_host_takes_is_told(tmp_path: Path):
     taken = measure_steal_time(stat)
     assert taken() == 0.0
     stat.write_text("cpu  140 10 70 9000 7 4 11 65 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
-    assert taken() == 20 / (20 + 40 + 10 + 20 + 2 + 8)  # idle time and waiting for a disk are nobody's
+    assert taken() == 20 / (20 + 40 + 10 + 20 + 2 + 8)  # idle time and waiting for a disk count for nothing
     assert "took 20% of the CPU time" in (describe_steal(taken()) or "")
     stat.write_text("an other system\n")
     assert taken() is measure_steal_time(tmp_path / "nothing")() is None
@@ -209,14 +209,14 @@ def test_what_the_host_takes_is_told(tmp_path: Path):
 
 
 def test_a_peer_that_is_missing_or_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(PEERS, "nobody-s-vit", lambda config: None)
+    monkeypatch.setitem(PEERS, "missing-vit", lambda config: None)
     here, missing = find_installed_peers(ViTConfig(**{**TINY, "image_size": (16, 24)}))
     assert "torchvision" not in here
     assert missing["torchvision"] == "torchvision takes only square color images"
-    assert missing["nobody-s-vit"] == "not installed (pip install nobody-s-vit)"
+    assert missing["missing-vit"] == "not installed (pip install missing-vit)"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
 def test_memory_grows_with_the_model():
     small, large = (
         inference_candidates(Workload(ViTConfig(**{**TINY, "width": w, "mlp_width": 4 * w, "depth": 6}), 1, CPU), [])[0]
@@ -228,13 +228,13 @@ def test_memory_grows_with_the_model():
     assert high - low > 100 * 2**20  # 42 million parameters of four bytes
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
 def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
     vit = ViT(ViTConfig(**{**TINY, "width": 768, "mlp_width": 3072, "depth": 6}))
     names = tuple("abcdefg")
     vitrail.Classifier(vit, names, Preprocess(image_size=(16, 16))).save(tmp_path / "m.safetensors")
-    words = [
+    arguments = [
         "bench",
         tmp_path / "m.safetensors",
         "--batch-sizes",
@@ -246,14 +246,14 @@ def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, c
         "--threads",
         1,
     ]
-    _, document, _ = ask(capsys, *words, "--measure-memory")
+    _, document, _ = ask(capsys, *arguments, "--measure-memory")
     (plain,) = (row for row in document["benchmarks"]["inference, batch 1"] if row["mode"] == "fp32")
     weights = sum(4 * parameter.numel() for parameter in vit.parameters())
     assert weights < plain["peak_memory"] < 1.6 * weights
 
 
 def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
-    words = [
+    arguments = [
         "bench",
         run.folder,
         "--batch-sizes",
@@ -267,7 +267,7 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
         "--threads",
         1,
     ]
-    code, document, _ = ask(capsys, *words, "--data", colours, "--max-images", 12, "--out", tmp_path / "out")
+    code, document, _ = ask(capsys, *arguments, "--data", colours, "--max-images", 12, "--out", tmp_path / "out")
     assert code == 0
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == document
     assert (tmp_path / "out" / "bench.png").stat().st_size > 5000
@@ -298,13 +298,13 @@ def test_bench_compares_before_it_times_and_needs_no_model(
     assert (code, document["model"], document["agreement"]["images"]) == (0, "cifar10-small", 2)
     data = make_folder("bad", {"train": 2, "test": 2})
     (data / "test/red/0.png").write_bytes(b"no image")
-    monkeypatch.setattr("vitrail.cli.bench.run_benchmark", lambda *given, **options: pytest.fail("timed too early"))
+    monkeypatch.setattr("vitrail.cli.bench.run_benchmark", lambda *args, **options: pytest.fail("timed too early"))
     code, document, _ = ask(capsys, "bench", run.folder, *quick, "--data", data)
     assert (code, "0.png" in document["error"]) == (1, True)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--max-images", "5"], "--max-images is for the images of --data"),
         (["--batch-sizes", "0"], "0 is too small"),
@@ -314,10 +314,10 @@ def test_bench_compares_before_it_times_and_needs_no_model(
         (["--clock", "sand"], "invalid choice"),
     ],
 )
-def test_bench_refuses_wrong_use(run: vitrail.Run, words, said, capsys):
-    code, document, _ = ask(capsys, "bench", run.folder, *words)
+def test_bench_refuses_wrong_use(run: vitrail.Run, arguments, message, capsys):
+    code, document, _ = ask(capsys, "bench", run.folder, *arguments)
     assert code == 2
-    assert said in document["error"]
+    assert message in document["error"]
 
 
 def test_the_benchmark_runs(tmp_path: Path):

@@ -195,8 +195,8 @@ def test_sincos_positions_equal_a_loop_over_sines_and_cosines():
     for y, x, i in itertools.product(range(h), range(w), range(width // 4)):
         frequency = 10_000.0 ** (-i / (width // 4 - 1))
         expected[y, x, i::8] = [f(v * frequency) for v in (x, y) for f in (math.sin, math.cos)]
-    found = make_position(config(position=SinCos())).add(torch.zeros(2, h, w, width))
-    np.testing.assert_allclose(found.numpy(), np.stack([expected] * 2), atol=1e-6)
+    embedded = make_position(config(position=SinCos())).add(torch.zeros(2, h, w, width))
+    np.testing.assert_allclose(embedded.numpy(), np.stack([expected] * 2), atol=1e-6)
 
 
 def test_sincos_temperature_is_the_configs():
@@ -237,8 +237,8 @@ def test_rotary_equals_turning_pairs_as_complex_numbers():
     turned = rotate(q)
     pairs = torch.complex(q[..., :4], q[..., 4:]).numpy()  # channel i turns with channel i + K/2
     for y, x in itertools.product(range(h), range(w)):
-        places = [(2 * y + 1) / h - 1, (2 * x + 1) / w - 1]
-        angles = [2 * math.pi * place / 100.0 ** (i / 2) for place in places for i in range(2)]
+        positions = [(2 * y + 1) / h - 1, (2 * x + 1) / w - 1]
+        angles = [2 * math.pi * coordinate / 100.0 ** (i / 2) for coordinate in positions for i in range(2)]
         pairs[:, :, prefix + y * w + x] *= np.exp(1j * np.array(angles))
     np.testing.assert_allclose(turned[..., :4].numpy(), pairs.real, atol=1e-5)
     np.testing.assert_allclose(turned[..., 4:].numpy(), pairs.imag, atol=1e-5)
@@ -265,7 +265,7 @@ def test_rotary_works_in_the_precision_of_its_input():
 
 @pytest.mark.parametrize("position", [SinCos(), Rotary()], ids=["sincos", "rotary"])
 def test_fixed_positions_stay_exact_in_a_bf16_model(position):
-    """Only their result is rounded: rounded frequencies would put patches of a large grid in wrong places."""
+    """Only their result is rounded: rounded frequencies would put patches of a large grid in wrong positions."""
     exact, rounded = make_position(config(position=position)), make_position(config(position=position)).bfloat16()
     if isinstance(position, Rotary):
         q = images(1, 4, 1 + 64 * 64, 8)
@@ -468,8 +468,8 @@ def test_attention_dropout_leaves_out_weights_and_scales_the_rest(dtype):
     torch.manual_seed(0)
     q, k = images(8, 4, 16, 16, dtype=dtype), images(8, 4, 16, 16, seed=2, dtype=dtype)
     one_hot = torch.eye(16, dtype=dtype).expand(8, 4, 16, 16)
-    kept, dropped = attend(q, k, one_hot).float(), attend(q, k, one_hot, 0.5).float()
-    assert ((dropped == 0) | ((dropped - 2 * kept).abs() < 0.02 * kept + 1e-6)).all()
+    result, dropped = attend(q, k, one_hot).float(), attend(q, k, one_hot, 0.5).float()
+    assert ((dropped == 0) | ((dropped - 2 * result).abs() < 0.02 * result + 1e-6)).all()
     assert (dropped == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
@@ -496,11 +496,11 @@ def test_without_dropout_training_computes_what_evaluation_does():
 
 def test_drop_path_leaves_out_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
-    kept = DropPath(0.3).train()(torch.ones(4000, 2, 3))
-    per_image = kept.flatten(1)
+    result = DropPath(0.3).train()(torch.ones(4000, 2, 3))
+    per_image = result.flatten(1)
     assert (per_image == per_image[:, :1]).all()
     assert per_image.unique().tolist() == pytest.approx([0, 1 / 0.7])
-    assert kept.mean().item() == pytest.approx(1, abs=0.05)
+    assert result.mean().item() == pytest.approx(1, abs=0.05)
 
 
 def test_drop_path_grows_with_depth():

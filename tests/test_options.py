@@ -30,7 +30,7 @@ def test_what_fits_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("whole", 0, "whole is 0; it must be a whole number, at least 1 and at most 9"),
         ("whole", 10, "at most 9"),
@@ -51,8 +51,8 @@ def test_what_fits_is_taken():
         ("pair", (1, 2, 3), "must be two whole numbers"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(field: str, value: Any, said: str):
-    with pytest.raises(UsageError, match=said):
+def test_what_does_not_fit_is_refused_in_a_sentence(field: str, value: Any, message: str):
+    with pytest.raises(UsageError, match=message):
         Some(**{field: value})
 
 
@@ -73,7 +73,7 @@ def test_a_recipe_refuses_what_makes_no_sense_before_anything_runs(change: dict[
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (RuntimeError("\n  it broke\nat line 3"), "it broke"),
         (TimeoutError(), "TimeoutError"),  # what many a library raises says nothing
@@ -81,5 +81,5 @@ def test_a_recipe_refuses_what_makes_no_sense_before_anything_runs(change: dict[
         (ValueError("x" * 999), "x" * 200),
     ],
 )
-def test_the_first_line_of_an_error_is_there_even_where_it_says_nothing(error: Exception, said: str):
-    assert first_line(error) == said
+def test_the_first_line_of_an_error_is_there_even_where_it_says_nothing(error: Exception, message: str):
+    assert first_line(error) == message

@@ -184,8 +184,8 @@ def test_tutorial_holds_out_no_validation_images(make_folder):
     assert row["test_accuracy"] == run.result["test"]["accuracy"]  # of the last epoch
 
 
-def command_line(*words: object) -> list[str]:
-    return [sys.executable, "-m", "vitrail", *map(str, words)]
+def command_line(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "vitrail", *map(str, arguments)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

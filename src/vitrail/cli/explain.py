@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     if len(layers) > 1 and len(heads) > 1:
         raise UsageError("all layers of all heads do not fit into a picture", "choose one layer or one head")
     if len(layers) > 1 or len(heads) > 1:
-        for option, given in (("picture overlay", arguments.picture == "overlay"), ("smooth", arguments.smooth)):
-            if given:
+        for option, is_set in (("picture overlay", arguments.picture == "overlay"), ("smooth", arguments.smooth)):
+            if is_set:
                 raise UsageError(f"--{option} is for one map, not for a picture of many", "name one layer or one head")
     query = parse_query(arguments.query)
     looks_inside = arguments.layer or arguments.head != "mean" or query

@@ -30,7 +30,7 @@ def is_launched() -> bool:
     return ANSWER_FILE in os.environ
 
 
-def launch(words: list[str], processes: int) -> Answer:
+def launch(argv: list[str], processes: int) -> Answer:
     """Runs a command in several processes and returns its answer; raises the error that they end with."""
     if processes < 1:
         raise UsageError(f"--processes is {processes}", "use 1 or more")
@@ -60,7 +60,7 @@ def launch(words: list[str], processes: int) -> Answer:
             {ANSWER_FILE: str(answer), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         ):
             try:
-                elastic_launch(config, sys.executable)("-m", "vitrail", *words)
+                elastic_launch(config, sys.executable)("-m", "vitrail", *argv)
             except SignalException:
                 if not answer.exists():
                     raise Interrupted("stopped") from None

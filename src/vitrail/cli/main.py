@@ -38,12 +38,12 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
 }
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    words = list(sys.argv[1:] if words is None else words)
-    as_json = "--json" in words and ANSWER_FILE not in os.environ
+    argv = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in argv and ANSWER_FILE not in os.environ
     try:
-        answer = answer_command(words)
+        answer = answer_command(argv)
         with ignore_closed_stdout():
             if answer is not None:
                 print_answer(answer, as_json=as_json)
@@ -63,9 +63,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return report_error(VitrailError("there is not enough memory", hint), as_json)
 
 
-def answer_command(words: list[str]) -> Answer | None:
+def answer_command(argv: list[str]) -> Answer | None:
     """Runs the verb and returns its answer; None if help or the version was printed, or another process answers."""
-    match words:
+    match argv:
         case [] | ["-h" | "--help" | "help"]:
             print(overview())
             return None
@@ -74,15 +74,15 @@ def answer_command(words: list[str]) -> Answer | None:
             return None
         case ["help", verb, *rest]:
             return answer_command([verb, "--help", *rest])
-    verb = words[0]
+    verb = argv[0]
     if verb not in VERBS:
         raise UsageError(f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
     module = importlib.import_module(f"vitrail.cli.{verb}")
     try:
-        arguments = make_parser(verb, module).parse(words[1:])
+        arguments = make_parser(verb, module).parse(argv[1:])
     except SystemExit:  # --help has printed
         return None
-    arguments.command_line = words  # for verbs that start the same command in other processes
+    arguments.command_line = argv  # for verbs that start the same command in other processes
     console.quiet = arguments.quiet
     answer: Answer | None = module.run(arguments)
     return answer

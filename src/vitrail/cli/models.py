@@ -26,15 +26,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    words = [word.lower() for word in arguments.words]
-    cards = [describe_card(card) for card in load_cards().values() if all(word in card.name.lower() for word in words)]
-    names = [name for name in bundled_classifiers() if all(word in name for word in words)]
-    if words and not cards and not names:
+    terms = [word.lower() for word in arguments.words]
+    cards = [describe_card(card) for card in load_cards().values() if all(term in card.name.lower() for term in terms)]
+    names = [name for name in bundled_classifiers() if all(term in name for term in terms)]
+    if terms and not cards and not names:
         hint = did_you_mean(arguments.words[0], [*load_cards(), *bundled_classifiers()])
         raise UsageError(f"no model is called {' '.join(arguments.words)!r}", hint)
     bundled = [{"name": name, "card": read_bundled_card(name)} for name in names]
     document: dict[str, Any] = {"bundled": bundled, "cards": cards}
-    if words:
+    if terms:
         tables = [make_card_table(cards)] if cards else []
         return Answer(document, [*(Markdown(each["card"]) for each in bundled), *tables])
     sizes = list_sizes()

@@ -50,9 +50,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help lists the arguments")
 
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Returns the arguments; raises `UsageError` for an unknown option, with the nearest known ones as a hint."""
-        parsed, unknown = self.parse_known_args(words)
+        parsed, unknown = self.parse_known_args(argv)
         if unknown:
             option = unknown[0].split("=")[0]
             hint = did_you_mean(option, self._option_string_actions) if option.startswith("-") else None
