@@ -105,8 +105,8 @@ def test_a_run_on_shards_that_is_killed_at_random_ends_as_an_uninterrupted_run_o
     for _ in range(60):
         resume = (out / "recipe.json").exists()
         resumes += resume
-        process = kills.forked(shards, out, resume, draw, die_at=draw.randrange(5, 40) if deaths < 2 else None)
-        code = kills.ended(process, None)
+        process = kills.train_in_fork(shards, out, resume, draw, die_at=draw.randrange(5, 40) if deaths < 2 else None)
+        code = kills.wait_for_exit(process, None)
         if code == 0:
             break
         assert code == -signal.SIGKILL

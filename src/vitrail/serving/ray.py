@@ -1,7 +1,7 @@
 """The same predictor as a Ray Serve deployment: past one machine, Ray places, restarts and balances the replicas.
 
     from ray import serve
-    from vitrail.classifier import top_predictions
+    from vitrail.classifier import BaseClassifier, top_predictions
 from vitrail.serving.ray import deployment
 
     serve.run(deployment("runs/photos", num_replicas=4, ray_actor_options={"num_cpus": 2}))
@@ -21,13 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.classifier import top_predictions
+from vitrail.classifier import BaseClassifier, top_predictions
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
 from vitrail.loading import load
 from vitrail.serving.decoding import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.predictor import Predictor
 from vitrail.serving.settings import MIB, Settings
+
+
+def describe_predictions(classifier: BaseClassifier, row_Y: torch.Tensor) -> list[dict[str, Any]]:
+    """Returns the most probable classes of one image.
+
+    It is a function of the module because Ray pickles the deployment's own methods by value: one that names both
+    `torch` and an attribute `classes` would drag in `torch.classes`, which cannot be pickled.
+    """
+    return [vars(each) for each in top_predictions(row_Y, classifier.classes)]
 
 
 def deployment(
@@ -88,7 +97,7 @@ def deployment(
             row_Y = torch.from_numpy(await self.logits(pixels_CHW))
             if not row_Y.isfinite().all():
                 return JSONResponse({"error": "the model's answer is not a finite number"}, 500)
-            top = [vars(each) for each in top_predictions(row_Y, self.classifier.classes)]
+            top = describe_predictions(self.classifier, row_Y)
             return JSONResponse({"predictions": [{"name": "image", "top": top, "error": None}]})
 
     application: Any = Deployment
