@@ -1,10 +1,10 @@
-"""100,000 requests to a real server, each with its own image, while clients leave at random and workers are killed.
+"""Sends 100,000 requests to a real server while clients disconnect at random and workers are killed.
 
     python -m benchmarks.cancels
 
-Every answer is compared with the classifier's own logits for that image: a lost, doubled or swapped one is counted, and
-is an exit code of 1, and so are fewer kills than were asked for. Who is refused (503) asks again. The time from each
-kill to `ready` is measured.
+Each request has its own image, and every response is compared with the classifier's logits for that image. Lost,
+duplicated and swapped responses are counted. The exit code is 1 if there is one, or if there were fewer kills than
+--kills. A rejected request (503) is sent again. The time from each kill to a ready server is measured.
 """
 
 import argparse
@@ -36,26 +36,28 @@ import vitrail
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
 
-SIDE, PIECE = 16, 500
-PATIENCE = 60.0
+IMAGE_SIZE = 16
+IMAGES_PER_BATCH = 500  # images that are made at once
+TIMEOUT_S = 60.0
+TOLERANCE = 1e-3  # of a logit
 
 
-def classifier() -> Classifier:
-    """Small, so that the server and not the model is at work; random, so that no two images are answered alike."""
+def build_classifier() -> Classifier:
+    """Returns a small classifier, so that the server dominates, with random weights, so that all logits differ."""
     torch.manual_seed(0)
     vit = vitrail.ViT(
-        vitrail.ViTConfig(width=64, depth=2, heads=2, mlp_width=128, patch=4, image_size=SIDE, classes=10)
+        vitrail.ViTConfig(width=64, depth=2, heads=2, mlp_width=128, patch=4, image_size=IMAGE_SIZE, classes=10)
     )
     for parameter in vit.head.parameters():
         torch.nn.init.normal_(parameter)
     vit.eval().requires_grad_(False)
-    return Classifier(vit, tuple("abcdefghij"), Preprocess(image_size=(SIDE, SIDE)))
+    return Classifier(vit, tuple("abcdefghij"), Preprocess(image_size=(IMAGE_SIZE, IMAGE_SIZE)))
 
 
-def piece(clf: Classifier, number: int, size: int) -> list[tuple[bytes, np.ndarray]]:
-    """So many images that come in no other piece, as files, each with its logits."""
-    pixels = np.random.default_rng(number).integers(0, 256, (size, SIDE, SIDE, 3), dtype=np.uint8)
-    logits = clf.logits(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).numpy()
+def make_images(classifier: Classifier, seed: int, count: int) -> list[tuple[bytes, np.ndarray]]:
+    """Returns PNG files of random images, which no other seed gives, each with its logits."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    logits = classifier.logits(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).numpy()
     files = []
     for image in pixels:
         buffer = io.BytesIO()
@@ -65,82 +67,78 @@ def piece(clf: Classifier, number: int, size: int) -> list[tuple[bytes, np.ndarr
 
 
 class Client:
-    """One connection at a time, closed in the middle of things where chance says so."""
+    """A client with one connection, which it closes in the middle of a request with a given probability."""
 
-    def __init__(self, port: int, chance: random.Random, leaving: float, counts: Counter[str]):
-        self.port, self.chance, self.leaving, self.counts = port, chance, leaving, counts
+    def __init__(self, port: int, rng: random.Random, disconnect_fraction: float, counts: Counter[str]):
+        self.port, self.rng, self.disconnect_fraction, self.counts = port, rng, disconnect_fraction, counts
         self.reader: Any = None
         self.writer: Any = None
 
-    async def one(self, file: bytes, expected: np.ndarray) -> None:
-        """One image, until it is answered or given up on purpose."""
-        if self.chance.random() < self.leaving:
-            await self.leave(file)
+    async def process(self, file: bytes, expected: np.ndarray) -> None:
+        """Sends an image until it is answered, or disconnects on purpose; counts the result."""
+        if self.rng.random() < self.disconnect_fraction:
+            await self.disconnect_early(file)
             return
         while True:
             try:
-                async with asyncio.timeout(PATIENCE):
-                    status, logits = await self.ask(file)
-            except TimeoutError:
+                async with asyncio.timeout(TIMEOUT_S):
+                    status, logits = await self.request_logits(file)
+            except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
                 self.counts["lost"] += 1
-                self.drop()
-                return
-            except (OSError, asyncio.IncompleteReadError):
-                self.counts["lost"] += 1
-                self.drop()
+                self.close()
                 return
             if status == 503:
-                self.counts["refused, and asked again"] += 1
+                self.counts["rejected_and_retried"] += 1
                 await asyncio.sleep(0.02)
                 continue
-            right = status == 200 and np.abs(logits - expected).max() < 1e-3
-            self.counts["answered" if right else "wrong"] += 1
+            is_correct = status == 200 and np.abs(logits - expected).max() < TOLERANCE
+            self.counts["answered" if is_correct else "wrong"] += 1
             return
 
-    async def ask(self, file: bytes) -> tuple[int, np.ndarray]:
-        """Status and logits."""
+    async def request_logits(self, file: bytes) -> tuple[int, np.ndarray]:
+        """Sends a request; returns the status and the logits."""
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         if self.reader._buffer:
-            self.counts["doubled"] += 1
-        self.writer.write(request(file))
+            self.counts["duplicated"] += 1
+        self.writer.write(encode_request(file))
         head = await self.reader.readuntil(b"\r\n\r\n")
         body = await self.reader.readexactly(int(re.search(rb"\r\ncontent-length: (\d+)", head.lower()).group(1)))
         status = int(head[9:12])
         if status != 200:
             return status, np.zeros(10)
-        text = int(re.search(rb"inference-header-content-length: (\d+)", head.lower()).group(1))
-        return status, np.frombuffer(body[text : text + 40], "<f4")
+        start = int(re.search(rb"inference-header-content-length: (\d+)", head.lower()).group(1))
+        return status, np.frombuffer(body[start : start + 40], "<f4")
 
-    async def leave(self, file: bytes) -> None:
-        """Sends a request, or a part of one, and goes."""
-        self.counts["left"] += 1
-        self.drop()
+    async def disconnect_early(self, file: bytes) -> None:
+        """Sends a request, or the beginning of one, and disconnects."""
+        self.counts["disconnected"] += 1
+        self.close()
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            data = request(file)
-            writer.write(data if self.chance.random() < 0.8 else data[: self.chance.randrange(len(data))])
+            data = encode_request(file)
+            writer.write(data if self.rng.random() < 0.8 else data[: self.rng.randrange(len(data))])
             await writer.drain()
-            await asyncio.sleep(self.chance.choice([0, 0.0005, 0.002, 0.01, 0.05]))
+            await asyncio.sleep(self.rng.choice([0, 0.0005, 0.002, 0.01, 0.05]))
             writer.close()
         except OSError:
-            self.counts["could not even leave"] += 1
+            self.counts["connection_failed"] += 1
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """Closes the connection."""
         if self.writer is not None:
             self.writer.close()
             self.reader = self.writer = None
 
 
-def request(file: bytes) -> bytes:
-    """The protocol's raw form."""
+def encode_request(file: bytes) -> bytes:
+    """Returns an HTTP request in the protocol's raw binary form."""
     head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nInference-Header-Content-Length: 0\r\n"
     return f"{head}Content-Length: {len(file)}\r\n\r\n".encode() + file
 
 
-def ready(port: int) -> bool:
-    """What a load balancer would be told."""
+def is_ready(port: int) -> bool:
+    """Whether the server reports that it is ready."""
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         connection.request("GET", "/v2/health/ready")
@@ -149,114 +147,129 @@ def ready(port: int) -> bool:
         return False
 
 
-class Log:
-    """The server's log lines, of which only those about workers are kept."""
+class ServerLog:
+    """Reads the log of a server in a thread; `events` holds all lines except those about requests."""
 
     def __init__(self, process: subprocess.Popen[str]):
-        self.kept: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
         assert process.stderr is not None
         self.lines = process.stderr
         threading.Thread(target=self.read, daemon=True).start()
 
     def read(self) -> None:
-        """Until the server has gone."""
-        with suppress(ValueError):  # closed where the server has ended
+        """Reads until the server ends."""
+        with suppress(ValueError):  # the pipe is closed when the server has ended
             for line in self.lines:
                 if '"event": "request"' not in line and line.startswith("{"):
-                    self.kept.append(json.loads(line))
+                    self.events.append(json.loads(line))
 
-    def wait(self, event: str, after: int = 0) -> dict[str, Any]:
-        """The first such line after so many others; raises `TimeoutError` where none comes."""
-        stop = time.monotonic() + PATIENCE
-        while time.monotonic() < stop:
-            for each in self.kept[after:]:
-                if each["event"] == event:
-                    return each
+    def wait(self, event: str, start: int = 0) -> dict[str, Any]:
+        """Returns the first line with this event, from index `start`; raises `TimeoutError`."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            for line in self.events[start:]:
+                if line["event"] == event:
+                    return line
             time.sleep(0.005)
-        raise TimeoutError(f"the server did not say {event} in {PATIENCE:g} s")
+        raise TimeoutError(f"the server did not log {event} within {TIMEOUT_S:g} s")
 
 
-async def killer(port: int, log: Log, kills: int, every: float, times: list[float]) -> None:
-    """Kills the worker again and again; notes how long the server was not ready."""
+async def kill_workers(port: int, log: ServerLog, kills: int, interval_s: float, recovery_s: list[float]) -> None:
+    """Kills the newest worker at intervals; appends the seconds until the server is ready again."""
     for _ in range(kills):
-        await asyncio.sleep(every)
-        seen = len(log.kept)
-        pid = next(each["pid"] for each in reversed(log.kept) if each["event"] == "worker_ready")
-        began = time.perf_counter()
+        await asyncio.sleep(interval_s)
+        count = len(log.events)
+        pid = next(line["pid"] for line in reversed(log.events) if line["event"] == "worker_ready")
+        started = time.perf_counter()
         os.kill(pid, signal.SIGKILL)
-        await asyncio.to_thread(log.wait, "worker_ready", seen)
-        async with asyncio.timeout(PATIENCE):
-            while not await asyncio.to_thread(ready, port):
+        await asyncio.to_thread(log.wait, "worker_ready", count)
+        async with asyncio.timeout(TIMEOUT_S):
+            while not await asyncio.to_thread(is_ready, port):
                 await asyncio.sleep(0.01)
-        times.append(time.perf_counter() - began)
+        recovery_s.append(time.perf_counter() - started)
 
 
-async def everything(port: int, clf: Classifier, log: Log, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All requests, and the kills among them."""
+async def send_requests(
+    port: int, classifier: Classifier, log: ServerLog, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Sends all requests and kills workers meanwhile; returns the counts and times."""
     counts: Counter[str] = Counter()
-    times: list[float] = []
-    left = asyncio.Queue[tuple[bytes, np.ndarray] | None](2 * PIECE)
+    recovery_s: list[float] = []
+    queue = asyncio.Queue[tuple[bytes, np.ndarray] | None](2 * IMAGES_PER_BATCH)
 
-    async def supply() -> None:
-        for at in range(0, arguments.requests, PIECE):
-            for each in await asyncio.to_thread(piece, clf, at, min(PIECE, arguments.requests - at)):
-                await left.put(each)
+    async def fill_queue() -> None:
+        for start in range(0, arguments.requests, IMAGES_PER_BATCH):
+            count = min(IMAGES_PER_BATCH, arguments.requests - start)
+            for item in await asyncio.to_thread(make_images, classifier, start, count):
+                await queue.put(item)
         for _ in range(arguments.clients):
-            await left.put(None)
+            await queue.put(None)
 
-    async def work(number: int) -> None:
-        client = Client(port, random.Random(number), arguments.leaving, counts)
-        while (given := await left.get()) is not None:
-            await client.one(*given)
-        client.drop()
+    async def run_client(seed: int) -> None:
+        client = Client(port, random.Random(seed), arguments.disconnect_fraction, counts)
+        while (item := await queue.get()) is not None:
+            await client.process(*item)
+        client.close()
 
-    began = time.perf_counter()
-    killing = asyncio.create_task(killer(port, log, arguments.kills, arguments.every, times))
-    await asyncio.gather(supply(), *(work(number) for number in range(arguments.clients)))
+    started = time.perf_counter()
+    killing = asyncio.create_task(kill_workers(port, log, arguments.kills, arguments.kill_interval_s, recovery_s))
+    await asyncio.gather(fill_queue(), *(run_client(seed) for seed in range(arguments.clients)))
     killing.cancel()
     with suppress(asyncio.CancelledError):
-        await killing  # what went wrong in it is raised here
-    return {**counts, "seconds": time.perf_counter() - began, "seconds_from_kill_to_ready": times}
+        await killing  # raises an error of this task
+    return {**counts, "seconds": time.perf_counter() - started, "seconds_from_kill_to_ready": recovery_s}
 
 
-def main() -> int:
-    """The options; 1 where an answer was lost, doubled or swapped, or a kill is missing."""
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--leaving", type=float, default=0.2, help="part of the requests whose client goes (0.2)")
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--every", type=float, default=15, help="seconds between two kills (15)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    clf = classifier()
+    parser.add_argument("--requests", type=int, default=100_000, metavar="COUNT", help="default: 100,000")
+    parser.add_argument("--clients", type=int, default=64, metavar="COUNT", help="default: 64")
+    parser.add_argument(
+        "--disconnect-fraction", type=float, default=0.2, metavar="FRACTION",
+        help="fraction of the requests whose client disconnects (default: 0.2)",
+    )  # fmt: skip
+    parser.add_argument("--kills", type=int, default=5, metavar="COUNT", help="default: 5")
+    parser.add_argument(
+        "--kill-interval-s", type=float, default=15, metavar="SECONDS", help="time between two kills (default: 15)"
+    )
+    return parser.parse_args()
+
+
+def run_server(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Starts the server, sends the requests and stops it; returns the results."""
+    classifier = build_classifier()
     with tempfile.TemporaryDirectory() as folder:
-        clf.save(Path(folder) / "m.safetensors")
-        command = [
-            sys.executable,
-            "-m",
-            "vitrail",
-            "serve",
-            f"{folder}/m.safetensors",
-            "--port",
-            "0",
-            "--backend",
-            "torch",
-        ]
-        with subprocess.Popen([*command, "--no-explain"], stderr=subprocess.PIPE, text=True) as process:
-            log = Log(process)
+        path = Path(folder) / "m.safetensors"
+        classifier.save(path)
+        options = ["--port", "0", "--backend", "torch", "--no-explain"]
+        command = [sys.executable, "-m", "vitrail", "serve", str(path), *options]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            log = ServerLog(process)
             try:
                 port = int(log.wait("listening")["url"].rstrip("/").rpartition(":")[2])
                 log.wait("ready")
-                found = asyncio.run(everything(port, clf, log, arguments))
+                results = asyncio.run(send_requests(port, classifier, log, arguments))
                 status = Path(f"/proc/{process.pid}/status").read_text()
-                found["megabytes_at_the_end"] = int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) // 1024
+                results["megabytes_at_the_end"] = int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) // 1024
             finally:
                 process.send_signal(signal.SIGTERM)
-    print(json.dumps(found, indent=1))
-    if short := len(found["seconds_from_kill_to_ready"]) < arguments.kills:
-        print("the requests ended before the kills: ask for more --requests, or a kill more often", file=sys.stderr)
-    return 1 if short or found.get("lost") or found.get("wrong") or found.get("doubled") else 0
+    return results
+
+
+def main() -> int:
+    """Runs the benchmark and prints JSON; returns 1 for a faulty response or a missing kill."""
+    arguments = parse_arguments()
+    torch.set_num_threads(1)
+    results = run_server(arguments)
+    print(json.dumps(results, indent=1))
+    is_short = len(results["seconds_from_kill_to_ready"]) < arguments.kills
+    if is_short:
+        print(
+            "the requests ended before the last kill: use more --requests or a shorter --kill-interval-s",
+            file=sys.stderr,
+        )
+    return int(is_short or any(results.get(fault) for fault in ("lost", "wrong", "duplicated")))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def hf_datasets_reader(folder: Path, cache: Path) -> Pass:
 
 
 def cpu_seconds() -> float:
-    """Returns the processor time of this process and of the children it has waited for."""
+    """Returns the CPU time of this process and of the children it has waited for."""
     return sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -133,7 +133,7 @@ def cpu_seconds() -> float:
 
 
 def time_pass(batches: Iterable[Any], n: int) -> dict[str, float]:
-    """Returns images per second and processor seconds per image of one pass; checks that every image came."""
+    """Returns images per second and CPU seconds per image of one pass; checks that every image came."""
     start, cpu_start, images = time.perf_counter(), cpu_seconds(), 0
     for batch in batches:
         images += len(batch["label"] if isinstance(batch, dict) else batch[1])
@@ -141,7 +141,7 @@ def time_pass(batches: Iterable[Any], n: int) -> dict[str, float]:
         raise RuntimeError(f"{images} images of {n}")
     return {
         "images_per_second": n / (time.perf_counter() - start),
-        "processor_seconds": (cpu_seconds() - cpu_start) / n,
+        "cpu_seconds_per_image": (cpu_seconds() - cpu_start) / n,
     }
 
 
@@ -191,7 +191,7 @@ def format_table(results: dict[str, Any]) -> str:
         f"{results['shards']} shards), batches of {BATCH}, {len(results['rounds'])} alternating rounds, files in the "
         f"page cache; {results['cores']} cores ({results['processor']}), torch {results['torch']}. Load average before "
         f"{before:.1f}, after {after:.1f}. Each cell: images/s relative to ImageFolder (lowest to highest round), "
-        "processor time per image.",
+        "CPU time per image.",
         "",
         "| | " + " | ".join(modes) + " |",
         "| --- |" + " --- |" * len(modes),
@@ -201,7 +201,7 @@ def format_table(results: dict[str, Any]) -> str:
         for mode in modes:
             rows = [each[mode] for each in results["rounds"]]
             ratios = [row[name]["images_per_second"] / row["ImageFolder"]["images_per_second"] for row in rows]
-            cost = 1000 * statistics.median(row[name]["processor_seconds"] for row in rows)
+            cost = 1000 * statistics.median(row[name]["cpu_seconds_per_image"] for row in rows)
             rate = statistics.median(row[name]["images_per_second"] for row in rows)
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             cells.append(f"{ratio if name != 'ImageFolder' else f'1, {rate:,.0f} images/s'}, {cost:.2f} ms")
@@ -259,7 +259,7 @@ def measure_index(n: int) -> dict[str, float]:
                 "resident_bytes_per_image": (after - before) / n,
                 "peak_bytes_per_image": (peak - before) / n,
                 "epoch_bytes_per_image": (resident_memory() - after) / n,
-                "processor_seconds": seconds,
+                "cpu_seconds": seconds,
             }
             os.write(send, json.dumps(results).encode())
             del batches

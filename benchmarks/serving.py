@@ -1,11 +1,11 @@
-"""vitrail serve beside LitServe and a plain FastAPI endpoint around the same model, all in one run, and the bare model.
+"""Compares vitrail serve with LitServe, a plain FastAPI endpoint and the bare model, with the same classifier.
 
     python -m benchmarks.serving --write docs/benchmarks.md --out serving.json
 
-Every server gets the same JPEG files from the same clients, which ask again as soon as they are answered. The bare
-model is the same classifier in a loop at its best batch, images decoded already. Ratios are within a round, in which
-the bare model is measured before and after the servers.
-Needs `pip install litserve` beside vitrail[serve]. With `--only "Ray Serve"`, beside others, the Ray deployment too.
+Every server gets the same JPEG files from the same clients; a client sends the next request when it has the response.
+The bare model is the same classifier in a loop at its fastest batch size, with decoded images. It is measured before
+and after the servers of each round, and ratios are within a round.
+Needs `pip install litserve` and vitrail[serve]. `--only "Ray Serve"` measures the Ray deployment.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import re
 import signal
 import socket
@@ -25,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,79 +39,91 @@ import vitrail
 from benchmarks.document import replace_table
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
-from vitrail.machine import count_cores
+from vitrail.machine import count_cores, processor_name
 from vitrail.serving.predictor import Predictor
 from vitrail.weights.sizes import SIZES
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
+BARE_MODEL = "the bare model"
+PEER_MODULES = {"LitServe": "serving_litserve", "FastAPI, plain": "serving_fastapi", "Ray Serve": "serving_ray"}
+SERVERS = ("vitrail serve", "vitrail serve, ONNX Runtime", *PEER_MODULES)
+DEFAULT_SERVERS = SERVERS[:-1]
+MAX_BATCH_SIZE = 32
+START_TIMEOUT_S = 240
 
 
-def model_file(size: str, side: int, folder: Path) -> Path:
-    """An artefact of this size with random weights: how fast it is does not depend on what it has learnt."""
+@dataclass(frozen=True)
+class Response:
+    """When a request was sent and answered, by `time.perf_counter`, and its status; 0 for a failed connection."""
+
+    started: float
+    ended: float
+    status: int
+
+
+def save_model(size: str, image_size: int, folder: Path) -> Path:
+    """Saves a classifier with random weights; the weights do not affect its speed."""
     torch.manual_seed(0)
-    config = vitrail.ViTConfig(**SIZES[size], patch=16, image_size=side, classes=1000)
+    config = vitrail.ViTConfig(**SIZES[size], patch=16, image_size=image_size, classes=1000)
     path = folder / "bench.safetensors"
-    names = tuple(f"class {i}" for i in range(1000))
-    Classifier(vitrail.ViT(config), names, Preprocess(image_size=(side, side))).save(path)
+    classes = tuple(f"class {i}" for i in range(1000))
+    Classifier(vitrail.ViT(config), classes, Preprocess(image_size=(image_size, image_size))).save(path)
     return path
 
 
-def photos(n: int = 32) -> list[bytes]:
-    """Different crops of a photograph, 256x256, as JPEG files of about 20 kB."""
+def make_photos(count: int = 32) -> list[bytes]:
+    """Returns different crops of a photograph, 256x256, as JPEG files of about 20 kB."""
     source = Image.open(PHOTO).convert("RGB")
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     files = []
-    for _ in range(n):
-        side = int(chance.integers(200, min(source.size)))
-        x, y = (int(chance.integers(0, full - side + 1)) for full in source.size)
+    for _ in range(count):
+        size = int(rng.integers(200, min(source.size)))
+        x, y = (int(rng.integers(0, extent - size + 1)) for extent in source.size)
         buffer = io.BytesIO()
-        source.crop((x, y, x + side, y + side)).resize((256, 256)).save(buffer, "JPEG", quality=85)
+        source.crop((x, y, x + size, y + size)).resize((256, 256)).save(buffer, "JPEG", quality=85)
         files.append(buffer.getvalue())
     return files
 
 
-# The servers: each a command that listens on a port, and how an image is sent to it
+# The servers: a command that listens on a port, and the form of a request
 
 
-def command(name: str, path: Path, port: int, batch: int) -> list[str]:
-    """How a server is started."""
-    if name.startswith("vitrail"):
-        runtime = "onnxruntime" if "ONNX" in name else "torch"
-        limits = ["--backend", runtime, "--max-batch-size", str(batch), "--timeout-s", "120", "--no-explain"]
-        return [sys.executable, "-m", "vitrail", "serve", str(path), "--port", str(port), *limits]
-    modules = {"LitServe": "serving_litserve", "FastAPI, plain": "serving_fastapi", "Ray Serve": "serving_ray"}
-    module = modules[name]
-    return [sys.executable, "-m", f"benchmarks.{module}", str(path), str(port), str(batch)]
+def server_command(name: str, path: Path, port: int, batch_size: int) -> list[str]:
+    """Returns the command that starts a server."""
+    if name in PEER_MODULES:
+        return [sys.executable, "-m", f"benchmarks.{PEER_MODULES[name]}", str(path), str(port), str(batch_size)]
+    backend = "onnxruntime" if name.endswith("ONNX Runtime") else "torch"
+    options = ["--backend", backend, "--max-batch-size", str(batch_size), "--timeout-s", "120", "--no-explain"]
+    return [sys.executable, "-m", "vitrail", "serve", str(path), "--port", str(port), *options]
 
 
-def packed(name: str, data: bytes) -> bytes:
-    """One request with this image, as bytes on the wire."""
-    kind, body = "image/jpeg", data
+def encode_request(name: str, file: bytes) -> bytes:
+    """Returns the HTTP request for an image file."""
+    content_type, body = "image/jpeg", file
     if name == "LitServe":
-        kind, body = "application/json", json.dumps({"image": base64.b64encode(data).decode()}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+        content_type = "application/json"
+        body = json.dumps({"image": base64.b64encode(file).decode()}).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 # The clients
 
 
-async def client(
-    port: int, requests: list[bytes], start: int, stop: float, took: list[tuple[float, float, int]]
-) -> None:
-    """Asks again as soon as it is answered, over one connection, until `stop`."""
+async def run_client(port: int, requests: list[bytes], first: int, deadline: float, responses: list[Response]) -> None:
+    """Sends requests over one connection until `deadline`, each when the response before has arrived."""
     reader = writer = None
-    number = start
-    while (began := time.perf_counter()) < stop:
+    number = first
+    while (started := time.perf_counter()) < deadline:
         try:
             if writer is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(re.search(rb"\r\ncontent-length: (\d+)", head.lower()).group(1)))
-            took.append((began, time.perf_counter(), int(head[9:12])))
+            responses.append(Response(started, time.perf_counter(), int(head[9:12])))
         except (OSError, asyncio.IncompleteReadError):
-            took.append((began, time.perf_counter(), 0))
+            responses.append(Response(started, time.perf_counter(), 0))
             writer = None
             await asyncio.sleep(0.05)
         number += 1
@@ -118,71 +131,81 @@ async def client(
         writer.close()
 
 
-def load(port: int, requests: list[bytes], clients: int, warm: float, seconds: float) -> dict[str, Any]:
-    """Images a second and latencies of what was answered in the `seconds` after `warm`."""
+def load_server(port: int, requests: list[bytes], clients: int, warmup_s: float, seconds: float) -> dict[str, Any]:
+    """Returns throughput and latencies of the responses in the `seconds` after the warm-up."""
 
-    async def everyone() -> list[tuple[float, float, int]]:
-        took: list[tuple[float, float, int]] = []
-        stop = time.perf_counter() + warm + seconds
-        await asyncio.gather(*(client(port, requests, i * 7, stop, took) for i in range(clients)))
-        return took
+    async def run_clients() -> list[Response]:
+        responses: list[Response] = []
+        deadline = time.perf_counter() + warmup_s + seconds
+        await asyncio.gather(*(run_client(port, requests, i * 7, deadline, responses) for i in range(clients)))
+        return responses
 
-    begin = time.perf_counter() + warm
-    took = asyncio.run(everyone())
-    inside = [(b, e, s) for b, e, s in took if begin <= e <= begin + seconds]
-    good = sorted(e - b for b, e, s in inside if s == 200)
+    start = time.perf_counter() + warmup_s
+    responses = asyncio.run(run_clients())
+    counted = [response for response in responses if start <= response.ended <= start + seconds]
+    latencies = sorted(response.ended - response.started for response in counted if response.status == 200)
     return {
-        "images_per_second": len(good) / seconds,
-        "p50": good[len(good) // 2] if good else None,
-        "p99": good[int(len(good) * 0.99)] if good else None,
-        "answered": len(good),
-        "failed": len(inside) - len(good),
-        "all": sum(status == 200 for _, _, status in took),
+        "images_per_second": len(latencies) / seconds,
+        "p50": latencies[len(latencies) // 2] if latencies else None,
+        "p99": latencies[int(len(latencies) * 0.99)] if latencies else None,
+        "answered": len(latencies),
+        "failed": len(counted) - len(latencies),
+        "answered_with_warmup": sum(response.status == 200 for response in responses),
     }
 
 
-def measured(name: str, path: Path, batch: int, files: list[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One server, started, loaded, stopped."""
+def measure_server(
+    name: str, path: Path, batch_size: int, files: list[bytes], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Starts a server, measures it under load, and stops it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    command = server_command(name, path, port, batch_size)
+    requests = [encode_request(name, file) for file in files]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command(name, path, port, batch), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            wait_ready(name, port, packed(name, files[0]), process)
-            requests = [packed(name, data) for data in files]
-            with multiprocessing.get_context("spawn").Pool(1) as pool:  # clients in a process of their own
-                before = processor_seconds(process.pid)
-                found = pool.apply(load, (port, requests, arguments.clients, arguments.warm, arguments.seconds))
-                spent = processor_seconds(process.pid) - before
-                return {**found, "processor_seconds_per_image": spent / max(found.pop("all"), 1)}
+            wait_until_ready(name, port, requests[0], process)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:  # the clients run in a separate process
+                before = cpu_seconds(process.pid)
+                load = (port, requests, arguments.clients, arguments.warmup_s, arguments.seconds)
+                results = pool.apply(load_server, load)
+                spent = cpu_seconds(process.pid) - before
+                return {**results, "cpu_seconds_per_image": spent / max(results["answered_with_warmup"], 1)}
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            stop_server(process)
 
 
-def processor_seconds(first: int) -> float:
-    """What a process and all that it has started have spent so far; steadier than the clock on a busy machine."""
-    parents, spent = {}, {}
+def stop_server(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server and all processes of its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def cpu_seconds(root: int) -> float:
+    """Returns the CPU time of a process and its descendants."""
+    parents, ticks = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
-            number = int(stat.parent.name)
-            parents[number], spent[number] = int(fields[1]), int(fields[11]) + int(fields[12])
+            pid = int(stat.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
 
-    def ours(number: int) -> bool:
-        return number == first or (number in parents and ours(parents[number]))
+    def is_descendant(pid: int) -> bool:
+        return pid == root or (pid in parents and is_descendant(parents[pid]))
 
-    return sum(ticks for number, ticks in spent.items() if ours(number)) / os.sysconf("SC_CLK_TCK")
+    return sum(count for pid, count in ticks.items() if is_descendant(pid)) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_ready(name: str, port: int, request: bytes, process: subprocess.Popen[bytes]) -> None:
-    """Until an image is answered."""
-    stop = time.monotonic() + 240
-    while time.monotonic() < stop and process.poll() is None:
+def wait_until_ready(name: str, port: int, request: bytes, process: subprocess.Popen[bytes]) -> None:
+    """Waits until the server answers an image; raises `SystemExit` if it ends or exceeds the time limit."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 connection.sendall(request)
@@ -194,116 +217,114 @@ def wait_ready(name: str, port: int, request: bytes, process: subprocess.Popen[b
     raise SystemExit(f"{name} did not start")
 
 
-def bare(path: str, seconds: float, batch: int | None) -> dict[str, Any]:
-    """The classifier alone: images a second at its best batch, or at this one."""
+# The bare model
+
+
+def measure_batch_sizes(path: str, seconds: float) -> dict[int, float]:
+    """Returns the images per second of the classifier alone, by batch size."""
+    torch.set_num_threads(count_cores())
+    return Predictor(vitrail.load(path)).measure_rates(MAX_BATCH_SIZE, seconds)
+
+
+def measure_bare_model(path: str, seconds: float, batch_size: int) -> dict[str, float]:
+    """Returns the throughput and the CPU time per image of the classifier alone."""
     torch.set_num_threads(count_cores())
     predictor = Predictor(vitrail.load(path))
-    if batch is None:
-        rates = predictor.measure_rates(32, seconds)
-        return {"rates": rates, "batch": max(rates, key=rates.__getitem__)}
-    predictor.warm_up(batch)
-    began, runs = time.perf_counter(), 0
-    spent = time.process_time()
-    while time.perf_counter() - began < seconds:
-        predictor.warm_up(batch)
-        runs += 1
+    predictor.warm_up(batch_size)
+    started, cpu_started, batches = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - started < seconds:
+        predictor.warm_up(batch_size)
+        batches += 1
     return {
-        "images_per_second": runs * batch / (time.perf_counter() - began),
-        "processor_seconds_per_image": (time.process_time() - spent) / (runs * batch),
+        "images_per_second": batches * batch_size / (time.perf_counter() - started),
+        "cpu_seconds_per_image": (time.process_time() - cpu_started) / (batches * batch_size),
     }
 
 
-def alone(function: Any, *given: Any) -> Any:
-    """A function's result, from a process of its own."""
+def call_in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns a function's result, computed in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, given)
+        return pool.apply(function, arguments)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything, round by round."""
-    servers = ["vitrail serve", "vitrail serve, ONNX Runtime", "LitServe", "FastAPI, plain", "Ray Serve"]
-    servers = [name for name in servers if name in (arguments.only or servers[:-1])]
+    """Runs all measurements, round by round."""
+    servers = [name for name in SERVERS if name in (arguments.only or DEFAULT_SERVERS)]
     rounds: list[dict[str, Any]] = []
     loads = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as folder:
-        path, files = model_file(arguments.size, arguments.side, Path(folder)), photos()
-        found = alone(bare, str(path), 6.0, None)
-        batch = found["batch"]
-        print(f"bare model: {found['rates']}, best at {batch}", file=sys.stderr)
+        path, files = save_model(arguments.size, arguments.image_size, Path(folder)), make_photos()
+        rates = call_in_process(measure_batch_sizes, str(path), 6.0)
+        batch_size = max(rates, key=rates.__getitem__)
+        print(f"bare model: {rates}, fastest at {batch_size}", file=sys.stderr)
+        bare = (measure_bare_model, str(path), arguments.seconds / 2, batch_size)
         for number in range(arguments.rounds):
-            this: dict[str, Any] = {"the bare model": alone(bare, str(path), arguments.seconds / 2, batch)}
+            results: dict[str, Any] = {BARE_MODEL: call_in_process(*bare)}
             for name in servers[number % len(servers) :] + servers[: number % len(servers)]:
-                this[name] = measured(name, path, batch, files, arguments)
-                print(f"round {number}: {name}: {this[name]}", file=sys.stderr)
-            after = alone(bare, str(path), arguments.seconds / 2, batch)["images_per_second"]
-            this["the bare model"]["images_per_second"] = (this["the bare model"]["images_per_second"] + after) / 2
-            rounds.append(this)
+                results[name] = measure_server(name, path, batch_size, files, arguments)
+                print(f"round {number}: {name}: {results[name]}", file=sys.stderr)
+            before, after = results[BARE_MODEL]["images_per_second"], call_in_process(*bare)["images_per_second"]
+            results[BARE_MODEL]["images_per_second"] = (before + after) / 2
+            rounds.append(results)
             loads.append(os.getloadavg())
     return {
-        "model": f"ViT-{arguments.size}/16, {arguments.side} pixels, float32", "batch": batch,
-        "clients": arguments.clients,
-        "seconds": arguments.seconds, "rounds": rounds, "bare_by_batch": found["rates"], "cores": count_cores(),
-        "processor": processor(), "torch": torch.__version__, "load_before_and_after": loads, "servers": servers,
+        "model": f"ViT-{arguments.size}/16, {arguments.image_size} pixels, float32", "batch_size": batch_size,
+        "clients": arguments.clients, "seconds": arguments.seconds, "rounds": rounds, "rates_by_batch_size": rates,
+        "cores": count_cores(), "processor": processor_name(), "torch": torch.__version__,
+        "load_before_and_after": loads, "servers": servers,
     }  # fmt: skip
 
 
-def processor() -> str:
-    """What the machine calls its processor."""
-    try:
-        return next(line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def table(found: dict[str, Any]) -> str:
-    """The results in markdown."""
-    before, after = (found["load_before_and_after"][i][0] for i in (0, -1))
+def format_table(results: dict[str, Any]) -> str:
+    """Formats the results as Markdown."""
+    before, after = (results["load_before_and_after"][i][0] for i in (0, -1))
+    rounds = results["rounds"]
     lines = [
-        f"{found['model']}, batches of at most {found['batch']}, {found['clients']} clients that ask again as soon as "
-        f"they are answered, JPEG files of 256x256 pixels, {found['seconds']:g} s a server and round, "
-        f"{len(found['rounds'])} rounds; {found['cores']} cores ({found['processor']}), torch {found['torch']}; the "
-        f"clients run on the same cores. Load average before {before:.1f}, after {after:.1f}.",
+        f"{results['model']}, maximum batch size {results['batch_size']}, {results['clients']} clients that each send "
+        f"the next request as soon as they have the response, JPEG files of 256x256 pixels, {results['seconds']:g} s "
+        f"per server and round, {len(rounds)} rounds; {results['cores']} cores ({results['processor']}), torch "
+        f"{results['torch']}; the clients run on the same cores. Load average before {before:.1f}, after {after:.1f}.",
         "",
-        "| | images/s (each round) | of the bare model | p50 | p99 | failed | core-ms an image |",
+        "| | images/s (each round) | ratio to the bare model | p50 | p99 | failed | CPU ms per image |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in ("the bare model", *found["servers"]):
-        rows = [each[name] for each in found["rounds"]]
-        rates = [row["images_per_second"] for row in rows]
-        ratios = [
-            rate / each["the bare model"]["images_per_second"]
-            for rate, each in zip(rates, found["rounds"], strict=True)
-        ]
-        spent = 1000 * statistics.mean(row["processor_seconds_per_image"] for row in rows)
-        shown = ", ".join(f"{rate:.1f}" for rate in rates)
-        if name == "the bare model":
-            lines.append(f"| {name} | {shown} | 1 | | | | {spent:.1f} |")
+    for name in (BARE_MODEL, *results["servers"]):
+        rows = [each[name] for each in rounds]
+        cpu_ms = 1000 * statistics.mean(row["cpu_seconds_per_image"] for row in rows)
+        rates = ", ".join(f"{row['images_per_second']:.1f}" for row in rows)
+        if name == BARE_MODEL:
+            lines.append(f"| {name} | {rates} | 1 | | | | {cpu_ms:.1f} |")
             continue
+        ratio = statistics.mean(
+            each[name]["images_per_second"] / each[BARE_MODEL]["images_per_second"] for each in rounds
+        )
         p50, p99 = (statistics.mean(row[k] or float("nan") for row in rows) for k in ("p50", "p99"))
         failed = sum(row["failed"] for row in rows)
-        lines.append(
-            f"| {name} | {shown} | {statistics.mean(ratios):.2f} | {p50:.2f} s | {p99:.2f} s | {failed} | {spent:.1f} |"
-        )
+        lines.append(f"| {name} | {rates} | {ratio:.2f} | {p50:.2f} s | {p99:.2f} s | {failed} | {cpu_ms:.1f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """The options."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="Ti", choices=list(SIZES), help="of the ViT (Ti)")
-    parser.add_argument("--side", type=int, default=224, help="of its images (224)")
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--warm", type=float, default=5, help="seconds before anything counts (5)")
-    parser.add_argument("--seconds", type=float, default=20, help="seconds of each server in a round (20)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", help="a server, as it is called in the table")
-    parser.add_argument("--out", type=Path, help="write everything as JSON")
-    parser.add_argument("--write", type=Path, help="put the table into this document")
+    parser.add_argument("--size", default="Ti", choices=list(SIZES), help="size of the ViT (default: Ti)")
+    parser.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="default: 224")
+    parser.add_argument("--clients", type=int, default=64, metavar="COUNT", help="default: 64")
+    parser.add_argument(
+        "--warmup-s", type=float, default=5, metavar="SECONDS", help="time before responses count (default: 5)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20, metavar="SECONDS", help="time per server and round (default: 20)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="COUNT", help="default: 3")
+    parser.add_argument("--only", action="append", choices=SERVERS, help="measure only this server; repeatable")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results as JSON")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
     arguments = parser.parse_args()
-    found = run(arguments)
+    results = run(arguments)
     if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1))
-    text = table(found)
+        arguments.out.write_text(json.dumps(results, indent=1))
+    text = format_table(results)
     if arguments.write:
         replace_table(text, "serving", arguments.write)
     print(text)

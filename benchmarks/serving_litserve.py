@@ -1,4 +1,4 @@
-"""LitServe with its batching on, as its documentation shows it. For benchmarks/serving.py."""
+"""A LitServe server with batching, as its documentation describes. For benchmarks/serving.py."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from vitrail.machine import count_cores
 
 
 class Api(ls.LitAPI):
-    """Decoding, the model and the answer, in LitServe's worker process."""
+    """Decodes, predicts and encodes the response in LitServe's worker process."""
 
     def setup(self, device: str) -> None:
         torch.set_num_threads(count_cores())
@@ -33,7 +33,7 @@ class Api(ls.LitAPI):
         return list(output)
 
     def encode_response(self, output: torch.Tensor) -> dict[str, Any]:
-        return {"top": [vars(each) for each in self.classifier.top_predictions(output)]}
+        return {"top": [vars(prediction) for prediction in self.classifier.top_predictions(output)]}
 
 
 if __name__ == "__main__":

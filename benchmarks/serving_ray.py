@@ -1,4 +1,4 @@
-"""The Ray Serve deployment with one replica that has every core. For benchmarks/serving.py."""
+"""vitrail's Ray Serve deployment with one replica on all cores. For benchmarks/serving.py."""
 
 import logging
 import shutil

@@ -47,28 +47,28 @@ def test_vitrail_is_compared_with_the_fastest_peer():
 
 
 def test_a_failed_connection_counts_as_a_failure():
-    took: list[tuple[float, float, int]] = []
+    responses: list[serving.Response] = []
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    asyncio.run(serving.client(port, [b""], 0, time.perf_counter() + 0.1, took))
-    assert {status for _, _, status in took} == {0}
+    asyncio.run(serving.run_client(port, [b""], 0, time.perf_counter() + 0.1, responses))
+    assert {response.status for response in responses} == {0}
 
 
 def test_waiting_for_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cancels, "PATIENCE", 0.1)
+    monkeypatch.setattr(cancels, "TIMEOUT_S", 0.1)
     line = json.dumps({"event": "listening", "url": "http://127.0.0.1:1/"})
     command = [sys.executable, "-c", f"import sys; print({line!r}, file=sys.stderr)"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        log = cancels.Log(process)
+        log = cancels.ServerLog(process)
         process.wait()
-        with pytest.raises(TimeoutError, match="did not say ready"):
+        with pytest.raises(TimeoutError, match="did not log ready"):
             log.wait("ready")
 
 
 def test_an_error_while_killing_is_raised():
     """The log names no worker process, so the task that kills it fails at once."""
     with subprocess.Popen(["true"], stderr=subprocess.PIPE, text=True) as process:
-        log = cancels.Log(process)
-    arguments = argparse.Namespace(requests=1, clients=1, leaving=0, kills=1, every=0)
+        log = cancels.ServerLog(process)
+    arguments = argparse.Namespace(requests=1, clients=1, disconnect_fraction=0, kills=1, kill_interval_s=0)
     with pytest.raises(RuntimeError):
-        asyncio.run(cancels.everything(1, cancels.classifier(), log, arguments))
+        asyncio.run(cancels.send_requests(1, cancels.build_classifier(), log, arguments))
