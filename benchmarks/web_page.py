@@ -21,21 +21,23 @@ from playwright.sync_api import Page, sync_playwright
 FIRST_PAINT_MS = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 MEASURE_HOVERS = """() => {
   window.hovers = [];
-  document.getElementById("pane").addEventListener("pointermove", () => {
+  document.getElementById("viewer").addEventListener("pointermove", () => {
     const start = performance.now();
     requestAnimationFrame(() => setTimeout(() => window.hovers.push(performance.now() - start)));
   }, true);
 }"""
 MEASURE_MODEL = """async () => {
-  const { image } = vitrail.scene();
-  const model = await vitrail.waking;
-  const target = new Float32Array(vitrail.about.classes.length).fill(0);
+  await vitrail.modelReady;
+  const model = vitrail.getModel();
+  const { pixels } = vitrail.getState().image;
+  const target = new Float32Array(vitrail.info.classes.length);
   target[0] = 1;
-  const everySecond = Array.from({ length: vitrail.scene().chances[0].length / 2 }, (_, i) => 2 * i);
+  const [rows, columns] = vitrail.info.grid;
+  const everySecond = Array.from({ length: Math.floor((rows * columns) / 2) }, (_, i) => 2 * i);
   const half = Array.from({ length: 6 }, () => everySecond);
   const medians = {};
-  for (const [name, run] of [["look", () => model.look(image)], ["map", () => model.map(image, target)],
-                             ["hide", () => model.keep(image, half)]]) {
+  for (const [name, run] of [["inspect", () => model.inspect(pixels)], ["map", () => model.map(pixels, target)],
+                             ["subset", () => model.subset(pixels, half)]]) {
     const times = [];
     for (let i = 0; i < 9; i++) {
       const start = performance.now();
@@ -87,9 +89,9 @@ def measure_load(page: Page, address: str) -> dict[str, float]:
     times["model ready, since navigation"] = float(page.evaluate("performance.now()"))
     model: dict[str, Any] = page.evaluate(MEASURE_MODEL)
     times |= {
-        "logits, attention and logit lens of an image": model["look"],
+        "logits, attention and logit lens of an image": model["inspect"],
         "map of a class": model["map"],
-        "logits with half of the patches, for six sets of patches": model["hide"],
+        "logits with half of the patches, for six sets of patches": model["subset"],
     }
     page.locator("#tab-attention").click()
     page.evaluate(MEASURE_HOVERS)
@@ -107,7 +109,7 @@ def measure_load(page: Page, address: str) -> dict[str, float]:
 def take_picture(page: Page, address: str, out: Path) -> None:
     """Writes a picture of the page, at a size for the README."""
     page.goto(address)
-    page.get_by_text("Over all steps").wait_for(timeout=120_000)
+    page.get_by_text("over all steps").wait_for(timeout=120_000)
     page.wait_for_timeout(500)
     shot = Image.open(io.BytesIO(page.screenshot()))
     shot.convert("RGB").save(out, "WEBP", quality=86, method=6)

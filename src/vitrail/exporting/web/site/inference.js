@@ -10,6 +10,9 @@ import { getState, update, updateImage } from "./store.js";
 
 let model = null; // when it has loaded
 
+// For measurements: the functions of the worker, or null.
+export const getModel = () => model;
+
 // Resolves to null when the model has loaded, or to the reason why it cannot run.
 export const modelReady = new Promise((resolve) => {
   addEventListener("DOMContentLoaded", () => resolve(loadModel()));

@@ -18,7 +18,7 @@ import {
 import { openCamera, stopCamera, takePicture } from "./camera.js";
 import { byId } from "./dom.js";
 import { fitImage } from "./fit.js";
-import { modelReady } from "./inference.js";
+import { getModel, modelReady } from "./inference.js";
 import { info } from "./info.js";
 import { handleKey } from "./keyboard.js";
 import { viewNumbers } from "./numbers.js";
@@ -137,4 +137,4 @@ addEventListener("hashchange", openAddress);
 const opened = openAddress().catch((error) => setError(error.message));
 
 // For the browser's console, and for tests.
-window.vitrail = { getState, info, numbers: () => viewNumbers(getState()), opened, modelReady, fitImage };
+window.vitrail = { getState, info, numbers: () => viewNumbers(getState()), opened, modelReady, getModel, fitImage };
