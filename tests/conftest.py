@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from serving import BATCH, QUEUE, Running
+from serving import MAX_BATCH_SIZE, QUEUE_SIZE, RunningServer
 from vitrail import console
 from vitrail.data.open import open_source
 from vitrail.data.shards.writer import write_shards
@@ -102,7 +102,9 @@ def clf(run: vitrail.Run) -> vitrail.Classifier:
 
 
 @pytest.fixture(scope="session")
-def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(
+    run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     """A server with two models, one of which knows no classes, and limits small enough to be met."""
     features = tmp_path_factory.mktemp("models") / "features.safetensors"
     torch.manual_seed(0)
@@ -114,9 +116,9 @@ def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.T
         "--processes",
         1,
         "--queue-size",
-        QUEUE,
+        QUEUE_SIZE,
         "--max-batch-size",
-        BATCH,
+        MAX_BATCH_SIZE,
         "--max-images-per-request",
         6,
         "--max-body-mib",
@@ -124,5 +126,5 @@ def server(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.T
         "--max-megapixels",
         4,
     ]
-    with Running([run.folder, features, *options, "--timeout-s", 30]) as running:
+    with RunningServer([run.folder, features, *options, "--timeout-s", 30]) as running:
         yield running

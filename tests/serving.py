@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-QUEUE, BATCH = 8, 4  # small enough to be filled
-PATIENCE = 120.0  # seconds in which anything at all must happen on a busy machine
+QUEUE_SIZE, MAX_BATCH_SIZE = 8, 4  # small enough to be filled
+TIMEOUT_S = 120.0  # seconds in which anything at all must happen on a busy machine
 
 
 @dataclass
@@ -32,56 +32,56 @@ class Reply:
 
 
 @dataclass
-class Running:
+class RunningServer:
     """`vitrail serve` with these words; its log lines as they come."""
 
-    words: Sequence[str]
+    arguments: Sequence[str]
     env: dict[str, str] = field(default_factory=dict)
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
+    log_lines: list[dict[str, Any]] = field(default_factory=list)
+    other_lines: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> "Running":
+    def __enter__(self) -> "RunningServer":
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vitrail", "serve", *map(str, self.words), "--port", "0", "--json"],
+            [sys.executable, "-m", "vitrail", "serve", *map(str, self.arguments), "--port", "0", "--json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **self.env},
         )  # fmt: skip
-        self.reading = threading.Thread(target=self._read, daemon=True)
-        self.reading.start()
+        self.reader_thread = threading.Thread(target=self._read_log, daemon=True)
+        self.reader_thread.start()
         try:
-            url = self.wait_for(lambda: next((e["url"] for e in self.events("listening")), None))
+            url = self.wait_for(lambda: next((e["url"] for e in self.select_events("listening")), None))
             self.host, port = url.removeprefix("http://").rstrip("/").rsplit(":", 1)
             self.host, self.port = self.host.replace("0.0.0.0", "127.0.0.1"), int(port)
-            self.wait_for(lambda: self.events("ready"))
+            self.wait_for(lambda: self.select_events("ready"))
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _read(self) -> None:
+    def _read_log(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             try:
-                self.lines.append(json.loads(line))
+                self.log_lines.append(json.loads(line))
             except ValueError:
-                self.other.append(line)
+                self.other_lines.append(line)
 
-    def events(self, name: str, **known: Any) -> list[dict[str, Any]]:
-        return [e for e in self.lines if e["event"] == name and all(e.get(k) == v for k, v in known.items())]
+    def select_events(self, name: str, **fields: Any) -> list[dict[str, Any]]:
+        return [e for e in self.log_lines if e["event"] == name and all(e.get(k) == v for k, v in fields.items())]
 
-    def wait_for(self, found: Callable[[], Any]) -> Any:
-        stop = time.monotonic() + PATIENCE
-        while not (value := found()):
-            assert time.monotonic() < stop, (self.lines[-5:], self.other)
-            assert self.process.poll() is None, (self.lines[-5:], self.other)
+    def wait_for(self, get_value: Callable[[], Any]) -> Any:
+        stop = time.monotonic() + TIMEOUT_S
+        while not (value := get_value()):
+            assert time.monotonic() < stop, (self.log_lines[-5:], self.other_lines)
+            assert self.process.poll() is None, (self.log_lines[-5:], self.other_lines)
             time.sleep(0.01)
         return value
 
-    def worker(self, task: str = "predict", model: str = "colours") -> int:
+    def find_worker(self, task: str = "predict", model: str = "colours") -> int:
         """The process that does this task now."""
-        return int(self.events("worker_ready", task=task, model=model)[-1]["pid"])
+        return int(self.select_events("worker_ready", task=task, model=model)[-1]["pid"])
 
-    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
+    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -90,30 +90,30 @@ class Running:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Reply:
-        return self.ask("GET", path, headers=headers)
+        return self.request("GET", path, headers=headers)
 
     def post(self, path: str, body: Any, **headers: str) -> Reply:
-        return self.ask("POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        return self.request("POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()})
 
-    def raw(self, data: bytes, patience: float = PATIENCE) -> bytes:
+    def send_raw(self, data: bytes, timeout_s: float = TIMEOUT_S) -> bytes:
         """Bytes as they are -> whatever comes back until the server closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=patience) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
             try:
                 connection.sendall(data)
                 connection.shutdown(socket.SHUT_WR)
-                found = b""
+                reply = b""
                 while piece := connection.recv(65536):
-                    found += piece
+                    reply += piece
             except (ConnectionError, OSError):
                 return b""
-            return found
+            return reply
 
-    def metric(self, name: str) -> float:
+    def read_metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
         lines = self.get("/metrics").body.decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
 
-    def memory(self) -> int:
+    def measure_memory(self) -> int:
         """Bytes that the server's own process holds."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
@@ -122,16 +122,16 @@ class Running:
         """Asks it to stop; gives what it says at the end."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.stdout is not None
-        said = self.process.stdout.read()
-        assert self.process.wait(PATIENCE) == 0
-        self.reading.join()
-        return json.loads(said)
+        output = self.process.stdout.read()
+        assert self.process.wait(TIMEOUT_S) == 0
+        self.reader_thread.join()
+        return json.loads(output)
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self.reading.join()
+        self.reader_thread.join()
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.process.stdout.close()
@@ -139,7 +139,7 @@ class Running:
 
 
 @dataclass
-class Call:
+class PendingRequest:
     """A request that is under way in a thread."""
 
     reply: Reply | None = None
@@ -148,14 +148,14 @@ class Call:
 
     def result(self) -> Reply:
         assert self.thread is not None
-        self.thread.join(PATIENCE)
+        self.thread.join(TIMEOUT_S)
         assert self.reply is not None, self.error or "no answer"
         return self.reply
 
 
-def begin(server: Running, path: str, body: bytes, **headers: str) -> Call:
+def start_request(server: RunningServer, path: str, body: bytes, **headers: str) -> PendingRequest:
     """Sends a request and does not wait."""
-    call = Call()
+    call = PendingRequest()
 
     def work() -> None:
         try:
@@ -168,9 +168,9 @@ def begin(server: Running, path: str, body: bytes, **headers: str) -> Call:
     return call
 
 
-def rude(server: Running, path: str, body: bytes) -> socket.socket:
+def send_without_waiting(server: RunningServer, path: str, body: bytes) -> socket.socket:
     """Sends a whole request; the caller closes the socket before the answer."""
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import vitrail
-from test_serve_ray import descendants
+from test_serve_ray import find_descendants
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.folder import RunFolder
 from vitrail.sweeps.folder import SweepFolder
@@ -98,7 +98,7 @@ def test_ray_train_resumes_after_a_worker_is_killed(cluster: Any, colours: Path,
             return 3 <= len(RunFolder(out).load_metrics()) < 15
 
         wait_for(has_trained)
-        os.kill(descendants(b"RayTrainWorker")[-1], signal.SIGKILL)
+        os.kill(find_descendants(b"RayTrainWorker")[-1], signal.SIGKILL)
 
     thread, raised = run_in_thread(kill)
     options = {"epochs": 24, "report": False, "check": False, "precision": "fp32", **TINY}

@@ -25,7 +25,7 @@ from PIL import Image
 
 import vitrail
 from conftest import COLOURS, picture
-from serving import PATIENCE, QUEUE, Call, Reply, Running, begin, rude
+from serving import QUEUE_SIZE, TIMEOUT_S, PendingRequest, Reply, RunningServer, send_without_waiting, start_request
 from test_battery import png
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
@@ -34,28 +34,28 @@ from vitrail.serving.endpoint import choose_names
 from vitrail.serving.onnx_cache import onnx_cache_folder, onnx_cache_name, write_onnx
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encode_image(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def photo(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
+def make_photo(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
     """A picture that no other seed gives, so that an answer says whose it is."""
-    return encoded(picture(list(COLOURS.values())[seed % 3], seed, size))
+    return encode_image(picture(list(COLOURS.values())[seed % 3], seed, size))
 
 
-def truth(clf: vitrail.Classifier, data: bytes) -> list[float]:
+def compute_logits(clf: vitrail.Classifier, data: bytes) -> list[float]:
     """The logits of an image file."""
     return clf.logits(clf.read_image(decode(io.BytesIO(data)))[None])[0].tolist()
 
 
-def raw_infer(data: bytes) -> dict[str, str]:
+def make_raw_headers(data: bytes) -> dict[str, str]:
     """The headers of the protocol's raw form, whose body is one image."""
     return {"Inference-Header-Content-Length": "0", "Content-Length": str(len(data))}
 
 
-def logits_in(reply: Reply) -> list[float]:
+def read_logits(reply: Reply) -> list[float]:
     """The logits of an answer with binary tensors."""
     length = int(reply.headers["inference-header-content-length"])
     document = json.loads(reply.body[:length])
@@ -64,7 +64,7 @@ def logits_in(reply: Reply) -> list[float]:
     return np.frombuffer(reply.body[length : length + size], "<f4").tolist()
 
 
-def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
+def make_form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
     """A multipart form and its content type."""
     parts = [
         f'--frontier\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode()
@@ -78,9 +78,9 @@ def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
 # Answers
 
 
-def test_a_prediction_is_the_classifiers_own(server: Running, clf: vitrail.Classifier):
+def test_a_prediction_is_the_classifiers_own(server: RunningServer, clf: vitrail.Classifier):
     for seed in range(3):
-        data = photo(seed, (24, 20))
+        data = make_photo(seed, (24, 20))
         reply = server.post("/predict?top=2", data)
         assert reply.status == 200
         expected = clf.predict(decode(io.BytesIO(data)), top=2)
@@ -89,9 +89,11 @@ def test_a_prediction_is_the_classifiers_own(server: Running, clf: vitrail.Class
         assert [row["probability"] for row in got] == pytest.approx([p.probability for p in expected], abs=1e-5)
 
 
-def test_a_bad_file_in_a_form_fails_alone(server: Running):
-    body, kind = form(
-        ("a.png", photo(0)), ("b.png", photo(1)[:70]), ("c.jpg", encoded(picture((40, 190, 70), 4), "JPEG"))
+def test_a_bad_file_in_a_form_fails_alone(server: RunningServer):
+    body, kind = make_form(
+        ("a.png", make_photo(0)),
+        ("b.png", make_photo(1)[:70]),
+        ("c.jpg", encode_image(picture((40, 190, 70), 4), "JPEG")),
     )
     reply = server.post("/predict", body, content_type=kind)
     assert reply.status == 200
@@ -101,8 +103,8 @@ def test_a_bad_file_in_a_form_fails_alone(server: Running):
     assert "damaged" in rows[1]["error"]
 
 
-def test_an_explanation_is_the_classifiers_own(server: Running, clf: vitrail.Classifier):
-    data = photo(0)
+def test_an_explanation_is_the_classifiers_own(server: RunningServer, clf: vitrail.Classifier):
+    data = make_photo(0)
     expected = vitrail.explain(clf, decode(io.BytesIO(data)), target=("red", "blue"))
     reply = server.post("/explain?class=red&against=blue", data)
     found = reply.json["explanation"]
@@ -120,8 +122,8 @@ def test_an_explanation_is_the_classifiers_own(server: Running, clf: vitrail.Cla
 
 
 @pytest.mark.parametrize("which", ["panels", "overlay"])
-def test_a_picture_of_an_explanation(server: Running, which: str):
-    reply = server.post(f"/explain?picture={which}", photo(1))
+def test_a_picture_of_an_explanation(server: RunningServer, which: str):
+    reply = server.post(f"/explain?picture={which}", make_photo(1))
     assert reply.headers["content-type"] == "image/png"
     assert min(Image.open(io.BytesIO(reply.body)).size) >= 300
 
@@ -143,15 +145,15 @@ def test_a_picture_of_an_explanation(server: Running, which: str):
         ("timeout=nan", "timeout"),
     ],
 )
-def test_an_explanation_that_makes_no_sense(server: Running, options: str, said: str):
-    reply = server.post(f"/explain?{options}", photo(0))
+def test_an_explanation_that_makes_no_sense(server: RunningServer, options: str, said: str):
+    reply = server.post(f"/explain?{options}", make_photo(0))
     assert reply.status in (400, 404)
     assert said in reply.json["error"]
 
 
-def test_a_model_without_classes_gives_features(server: Running):
-    data = photo(0)
-    reply = server.post("/v2/models/features/infer", data, **raw_infer(data))
+def test_a_model_without_classes_gives_features(server: RunningServer):
+    data = make_photo(0)
+    reply = server.post("/v2/models/features/infer", data, **make_raw_headers(data))
     output = json.loads(reply.body[: int(reply.headers["inference-header-content-length"])])["outputs"][0]
     assert (output["name"], output["shape"]) == ("features", [1, 32])
     nameless = server.post("/predict?model=features", data)
@@ -164,7 +166,7 @@ def test_a_model_without_classes_gives_features(server: Running):
 # Hostile input
 
 
-def bomb() -> bytes:
+def make_bomb() -> bytes:
     """A PNG of 10000x10000 pixels in a few kilobytes, whose header does not lie."""
     return png(10_000, 10_000, rows=b"")
 
@@ -179,26 +181,29 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {  # what is sent, and what is sa
     "pdf": (b"%PDF-1.7\n", "not an image"),
     "zip": (b"PK\x03\x04" + bytes(100), "not an image"),
     "address": (b"http://169.254.169.254/latest/meta-data", "not an image"),
-    "cut short": (encoded(COLOUR, "JPEG")[:-200], "damaged or truncated"),
-    "bomb": (bomb(), "pixels are more than"),
+    "cut short": (encode_image(COLOUR, "JPEG")[:-200], "damaged or truncated"),
+    "bomb": (make_bomb(), "pixels are more than"),
     "bomb of 400 MP": (png(20_000, 20_000, rows=b""), "pixels"),
-    "wrong checksum": (photo(0)[:40] + b"\0\0\0\0" + photo(0)[44:], "not an image"),
-    "1x30000": (encoded(Image.new("RGB", (1, 30_000))), "fewer than a patch"),
-    "30000x1": (encoded(Image.new("RGB", (30_000, 1))), "fewer than a patch"),
-    "2x30000": (encoded(Image.new("RGB", (2, 30_000))), None),
-    "1x1": (encoded(Image.new("RGB", (1, 1))), "fewer than a patch"),
-    "16-bit": (encoded(DEEP), None),
-    "16-bit TIFF": (encoded(DEEP, "TIFF"), None),
-    "CMYK": (encoded(COLOUR.convert("CMYK"), "JPEG"), None),
-    "palette": (encoded(COLOUR.quantize(16)), None),
-    "alpha": (encoded(COLOUR.convert("RGBA")), None),
-    "animated": (encoded(COLOUR, "GIF", save_all=True, append_images=[COLOUR.rotate(90)]), None),
-    "many frames": (encoded(COLOUR, "GIF", save_all=True, append_images=[COLOUR.rotate(i) for i in range(200)]), None),
+    "wrong checksum": (make_photo(0)[:40] + b"\0\0\0\0" + make_photo(0)[44:], "not an image"),
+    "1x30000": (encode_image(Image.new("RGB", (1, 30_000))), "fewer than a patch"),
+    "30000x1": (encode_image(Image.new("RGB", (30_000, 1))), "fewer than a patch"),
+    "2x30000": (encode_image(Image.new("RGB", (2, 30_000))), None),
+    "1x1": (encode_image(Image.new("RGB", (1, 1))), "fewer than a patch"),
+    "16-bit": (encode_image(DEEP), None),
+    "16-bit TIFF": (encode_image(DEEP, "TIFF"), None),
+    "CMYK": (encode_image(COLOUR.convert("CMYK"), "JPEG"), None),
+    "palette": (encode_image(COLOUR.quantize(16)), None),
+    "alpha": (encode_image(COLOUR.convert("RGBA")), None),
+    "animated": (encode_image(COLOUR, "GIF", save_all=True, append_images=[COLOUR.rotate(90)]), None),
+    "many frames": (
+        encode_image(COLOUR, "GIF", save_all=True, append_images=[COLOUR.rotate(i) for i in range(200)]),
+        None,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_image(server: Running, clf: vitrail.Classifier, name: str):
+def test_a_hostile_image(server: RunningServer, clf: vitrail.Classifier, name: str):
     data, said = HOSTILE[name]
     reply = server.post("/predict", data)
     if said is not None:
@@ -211,34 +216,34 @@ def test_a_hostile_image(server: Running, clf: vitrail.Classifier, name: str):
     assert reply.json["predictions"][0]["top"][0]["probability"] == pytest.approx(best.probability, abs=1e-5)
 
 
-def test_a_turned_image_is_put_upright(server: Running, clf: vitrail.Classifier):
+def test_a_turned_image_is_put_upright(server: RunningServer, clf: vitrail.Classifier):
     exif = Image.Exif()
     exif[0x0112] = 6
-    lying = encoded(picture((60, 90, 200), 5, (20, 30)), "JPEG", exif=exif)
-    assert logits_in(server.post("/v2/models/colours/infer", lying, **raw_infer(lying))) == pytest.approx(
-        truth(clf, lying), abs=1e-4
+    lying = encode_image(picture((60, 90, 200), 5, (20, 30)), "JPEG", exif=exif)
+    assert read_logits(server.post("/v2/models/colours/infer", lying, **make_raw_headers(lying))) == pytest.approx(
+        compute_logits(clf, lying), abs=1e-4
     )
 
 
-def test_memory_stays_flat_under_bombs(server: Running):
+def test_memory_stays_flat_under_bombs(server: RunningServer):
     """The largest image that is let in, in the mode that takes the most, again and again, and bombs of every kind."""
-    large = encoded(Image.fromarray(np.zeros((2000, 2000), np.uint16)))
+    large = encode_image(Image.fromarray(np.zeros((2000, 2000), np.uint16)))
     gzipped = gzip.compress(bytes(50 << 20))
     grown = []
     for _ in range(4):  # the last of them counts: each thread that reads images allocates once what it keeps
-        before = server.memory()
+        before = server.measure_memory()
         for _ in range(8):
             assert server.post("/predict", large).status == 200
-            assert server.post("/predict", bomb()).status == 400
+            assert server.post("/predict", make_bomb()).status == 400
             assert server.post("/predict", gzipped, content_encoding="gzip").status == 413
-        grown.append(server.memory() - before)
+        grown.append(server.measure_memory() - before)
     assert grown[-1] < 40 << 20, grown
 
 
-def test_a_body_of_100_mb_is_refused_without_being_kept(server: Running):
-    before = server.memory()
+def test_a_body_of_100_mb_is_refused_without_being_kept(server: RunningServer):
+    before = server.measure_memory()
     announced = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(announced)  # refused on its word: nothing needs to be sent
         assert b" 413 " in connection.recv(65536)
 
@@ -246,25 +251,25 @@ def test_a_body_of_100_mb_is_refused_without_being_kept(server: Running):
         for _ in range(100):
             yield bytes(1 << 20)
 
-    reply = server.ask("POST", "/predict", endless())
+    reply = server.request("POST", "/predict", endless())
     assert reply.status == 413
     assert "2 MiB" in reply.json["error"]
-    assert server.memory() - before < 20 << 20
+    assert server.measure_memory() - before < 20 << 20
 
 
 @pytest.mark.parametrize(
     ("packed", "how", "status"),
     [
-        (gzip.compress(photo(0)), "gzip", 200),
-        (zlib.compress(photo(0)), "deflate", 200),
-        (gzip.compress(photo(0))[:-30], "gzip", 400),
+        (gzip.compress(make_photo(0)), "gzip", 200),
+        (zlib.compress(make_photo(0)), "deflate", 200),
+        (gzip.compress(make_photo(0))[:-30], "gzip", 400),
         (b"nothing packed", "gzip", 400),
-        (gzip.compress(photo(0)) + b"more", "gzip", 400),
+        (gzip.compress(make_photo(0)) + b"more", "gzip", 400),
         (gzip.compress(bytes(3 << 20)), "gzip", 413),
-        (photo(0), "br", 415),
+        (make_photo(0), "br", 415),
     ],
 )
-def test_packed_bodies(server: Running, packed: bytes, how: str, status: int):
+def test_packed_bodies(server: RunningServer, packed: bytes, how: str, status: int):
     assert server.post("/predict", packed, content_encoding=how).status == status
 
 
@@ -279,24 +284,24 @@ FIELD = b'--a\r\nContent-Disposition: form-data; name="x"\r\n\r\ntext\r\n--a--\r
         (b"--a\r\n", "multipart/form-data; boundary=a", "form"),
         (FIELD, "multipart/form-data; boundary=a", "no file"),
         (b"--a\r\nContent-Disposition: form-data\r\n\r\ntext\r\n--a--\r\n", "multipart/form-data; boundary=a", "form"),
-        (form(*[("a.png", b"x")] * 7)[0], form()[1], "form"),
+        (make_form(*[("a.png", b"x")] * 7)[0], make_form()[1], "form"),
         (b"x" * 5000, "multipart/form-data; boundary=" + "a" * 3000, "form"),
     ],
 )  # fmt: skip
-def test_a_form_that_makes_no_sense(server: Running, body: bytes, kind: str, said: str):
+def test_a_form_that_makes_no_sense(server: RunningServer, body: bytes, kind: str, said: str):
     reply = server.post("/predict", body, content_type=kind)
     assert reply.status == 400
     assert said in reply.json["error"]
 
 
-def test_a_name_that_is_no_text_is_answered_all_the_same(server: Running):
-    body, kind = form(("\\ud800.png", photo(0)))
+def test_a_name_that_is_no_text_is_answered_all_the_same(server: RunningServer):
+    body, kind = make_form(("\\ud800.png", make_photo(0)))
     reply = server.post("/predict", body, content_type=f"{kind}; charset=unicode_escape")
     assert reply.status == 200
     assert reply.json["predictions"][0]["name"] == "?.png"
 
 
-def test_bytes_that_are_no_requests(server: Running):
+def test_bytes_that_are_no_requests(server: RunningServer):
     """Raw sockets with damaged requests: whatever comes back is no 5xx, and the server goes on."""
     chance = random.Random(0)
     good = [
@@ -321,7 +326,7 @@ def test_bytes_that_are_no_requests(server: Running):
                 data = data[: at + 1]
             if not data:
                 break
-        reply = server.raw(bytes(data))
+        reply = server.send_raw(bytes(data))
         statuses += [line.split()[1] for line in reply.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
     assert statuses
     assert not [status for status in statuses if status.startswith(b"5")]
@@ -333,20 +338,20 @@ def test_bytes_that_are_no_requests(server: Running):
     ["/v2/models/%00", "/v2/models/..%2f..%2fetc%2fpasswd", "/v2/models/" + "a" * 5000, "/v2/models/%ff%fe",
      "/%2e%2e/x", "/v2/models/colours/versions/2", "/nothing"],
 )  # fmt: skip
-def test_odd_addresses(server: Running, path: str):
+def test_odd_addresses(server: RunningServer, path: str):
     reply = server.get(path)
     assert reply.status == 404
     assert reply.json["error"]
 
 
-def test_a_wrong_verb(server: Running):
+def test_a_wrong_verb(server: RunningServer):
     reply = server.get("/predict")
     assert reply.status == 405
     assert "error" in reply.json
 
 
-def test_a_slow_client_is_given_up(server: Running):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+def test_a_slow_client_is_given_up(server: RunningServer):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-Request-Timeout: 0.2\r\nContent-Length: 1000\r\n\r\nab"
         )
@@ -356,11 +361,11 @@ def test_a_slow_client_is_given_up(server: Running):
 # Under load. A worker that is stopped (SIGSTOP) makes every order of events certain
 
 
-class Stopped:
+class StoppedWorker:
     """Inside, the worker stands still."""
 
-    def __init__(self, server: Running, task: str = "predict"):
-        self.worker = server.worker(task)
+    def __init__(self, server: RunningServer, task: str = "predict"):
+        self.worker = server.find_worker(task)
 
     def __enter__(self) -> int:
         os.kill(self.worker, signal.SIGSTOP)
@@ -371,93 +376,96 @@ class Stopped:
             os.kill(self.worker, signal.SIGCONT)
 
 
-def hold(server: Running) -> Call:
+def block_worker(server: RunningServer) -> PendingRequest:
     """A request that the stopped worker has and does not answer."""
-    taken = server.metric("vitrail_queue_seconds_count")
-    call = begin(server, "/predict", photo(100))
-    server.wait_for(lambda: server.metric("vitrail_queue_seconds_count") == taken + 1)
+    taken = server.read_metric("vitrail_queue_seconds_count")
+    call = start_request(server, "/predict", make_photo(100))
+    server.wait_for(lambda: server.read_metric("vitrail_queue_seconds_count") == taken + 1)
     return call
 
 
-def fill(server: Running) -> tuple[Call, list[Call]]:
+def fill_queue(server: RunningServer) -> tuple[PendingRequest, list[PendingRequest]]:
     """One request in the stopped worker, and a full queue behind it."""
-    first = hold(server)
-    rest = [begin(server, "/predict", photo(101 + i)) for i in range(QUEUE)]
-    server.wait_for(lambda: server.metric("vitrail_waiting_images") == QUEUE)
+    first = block_worker(server)
+    rest = [start_request(server, "/predict", make_photo(101 + i)) for i in range(QUEUE_SIZE)]
+    server.wait_for(lambda: server.read_metric("vitrail_waiting_images") == QUEUE_SIZE)
     return first, rest
 
 
-def test_overload_is_said_and_breaks_nothing(server: Running, clf: vitrail.Classifier):
-    rejected = server.metric('vitrail_rejected_total{reason="queue"}')
-    with Stopped(server):
-        first, rest = fill(server)
+def test_overload_is_said_and_breaks_nothing(server: RunningServer, clf: vitrail.Classifier):
+    rejected = server.read_metric('vitrail_rejected_total{reason="queue"}')
+    with StoppedWorker(server):
+        first, rest = fill_queue(server)
         for _ in range(3):
-            reply = server.post("/predict", photo(0))
+            reply = server.post("/predict", make_photo(0))
             assert reply.status == 503
             assert int(reply.headers["retry-after"]) >= 1
             assert "waiting" in reply.json["error"]
     for i, call in enumerate([first, *rest]):
-        expected = clf.predict(decode(io.BytesIO(photo(100 + i))))[0]
+        expected = clf.predict(decode(io.BytesIO(make_photo(100 + i))))[0]
         assert call.result().status == 200
         got = call.result().json["predictions"][0]["top"][0]
         assert got["label"] == expected.label
         assert got["probability"] == pytest.approx(expected.probability, abs=1e-5)
-    assert server.metric('vitrail_rejected_total{reason="queue"}') == rejected + 3
+    assert server.read_metric('vitrail_rejected_total{reason="queue"}') == rejected + 3
 
 
-def test_a_deadline_passes_and_the_model_never_sees_the_image(server: Running):
-    runs = server.metric("vitrail_batch_size_sum")
-    with Stopped(server):
-        first = hold(server)
-        late = begin(server, "/predict?timeout=0.3", photo(1))
-        later = begin(server, "/predict", photo(2), x_request_timeout="0.3")
-        data = base64.b64encode(photo(3)).decode()
+def test_a_deadline_passes_and_the_model_never_sees_the_image(server: RunningServer):
+    runs = server.read_metric("vitrail_batch_size_sum")
+    with StoppedWorker(server):
+        first = block_worker(server)
+        late = start_request(server, "/predict?timeout=0.3", make_photo(1))
+        later = start_request(server, "/predict", make_photo(2), x_request_timeout="0.3")
+        data = base64.b64encode(make_photo(3)).decode()
         asked = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [data]}]}
         asked["parameters"] = {"timeout": 200_000}  # microseconds, as Triton counts
         latest = server.post("/v2/models/colours/infer", json.dumps(asked))
         assert late.result().status == later.result().status == latest.status == 504
-        assert server.metric("vitrail_waiting_images") == 0
+        assert server.read_metric("vitrail_waiting_images") == 0
     assert first.result().status == 200
-    assert server.metric("vitrail_batch_size_sum") == runs + 1
+    assert server.read_metric("vitrail_batch_size_sum") == runs + 1
 
 
-def test_who_leaves_is_dropped_and_touches_nobody(server: Running, clf: vitrail.Classifier):
-    runs, gone = server.metric("vitrail_batch_size_sum"), server.metric('vitrail_rejected_total{reason="gone"}')
-    with Stopped(server):
-        first = hold(server)
-        leaving = [rude(server, "/predict", photo(200 + i)) for i in range(4)]
-        staying = [begin(server, "/predict", photo(300 + i)) for i in range(3)]
-        server.wait_for(lambda: server.metric("vitrail_waiting_images") == 7)
+def test_who_leaves_is_dropped_and_touches_nobody(server: RunningServer, clf: vitrail.Classifier):
+    runs, gone = (
+        server.read_metric("vitrail_batch_size_sum"),
+        server.read_metric('vitrail_rejected_total{reason="gone"}'),
+    )
+    with StoppedWorker(server):
+        first = block_worker(server)
+        leaving = [send_without_waiting(server, "/predict", make_photo(200 + i)) for i in range(4)]
+        staying = [start_request(server, "/predict", make_photo(300 + i)) for i in range(3)]
+        server.wait_for(lambda: server.read_metric("vitrail_waiting_images") == 7)
         for connection in leaving:
             connection.close()
-        server.wait_for(lambda: server.metric("vitrail_waiting_images") == 3)
+        server.wait_for(lambda: server.read_metric("vitrail_waiting_images") == 3)
     assert first.result().status == 200
     for i, call in enumerate(staying):
-        expected = clf.predict(decode(io.BytesIO(photo(300 + i))))[0]
+        expected = clf.predict(decode(io.BytesIO(make_photo(300 + i))))[0]
         assert call.result().json["predictions"][0]["top"][0]["probability"] == pytest.approx(
             expected.probability, abs=1e-5
         )
-    assert server.metric("vitrail_batch_size_sum") == runs + 4  # those that left were never run
-    assert server.metric('vitrail_rejected_total{reason="gone"}') == gone + 4
+    assert server.read_metric("vitrail_batch_size_sum") == runs + 4  # those that left were never run
+    assert server.read_metric('vitrail_rejected_total{reason="gone"}') == gone + 4
 
 
-def test_a_killed_worker_is_replaced_and_only_its_batch_pays(server: Running):
-    with Stopped(server) as worker:
-        first, rest = fill(server)
+def test_a_killed_worker_is_replaced_and_only_its_batch_pays(server: RunningServer):
+    with StoppedWorker(server) as worker:
+        first, rest = fill_queue(server)
         os.kill(worker, signal.SIGKILL)
         paid = first.result()
         assert paid.status == 503
         assert "ended" in paid.json["error"]
         assert paid.headers["retry-after"] == "1"
-        assert [call.result().status for call in rest] == [200] * QUEUE
-    assert server.worker() != worker
+        assert [call.result().status for call in rest] == [200] * QUEUE_SIZE
+    assert server.find_worker() != worker
     assert server.get("/v2/health/ready").status == 200
-    assert server.metric("vitrail_worker_restarts_total") >= 1
+    assert server.read_metric("vitrail_worker_restarts_total") >= 1
 
 
-def test_ready_is_no_before_it_is_yes_again(server: Running):
+def test_ready_is_no_before_it_is_yes_again(server: RunningServer):
     """With the process that starts workers held still, what comes between a death and a new worker can be seen."""
-    worker = server.worker()
+    worker = server.find_worker()
     nursery = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(nursery, signal.SIGSTOP)
     try:
@@ -466,21 +474,21 @@ def test_ready_is_no_before_it_is_yes_again(server: Running):
         assert server.get("/v2/health/ready").json["ready"] is False
         assert server.get("/v2/health/live").status == 200
         assert server.get("/v2/models/colours/ready").status == 503
-        waiting = begin(server, "/predict", photo(0))
+        waiting = start_request(server, "/predict", make_photo(0))
     finally:
         os.kill(nursery, signal.SIGCONT)
     assert waiting.result().status == 200
     server.wait_for(lambda: server.get("/v2/health/ready").status == 200)
 
 
-def test_a_slow_explanation_keeps_no_prediction_waiting(server: Running):
-    with Stopped(server, "explain"):
-        slow = begin(server, "/explain", photo(0))
-        assert server.post("/predict", photo(1)).status == 200
+def test_a_slow_explanation_keeps_no_prediction_waiting(server: RunningServer):
+    with StoppedWorker(server, "explain"):
+        slow = start_request(server, "/explain", make_photo(0))
+        assert server.post("/predict", make_photo(1)).status == 200
     assert slow.result().status == 200
 
 
-def test_random_cancels_never_touch_anybody_else(server: Running, clf: vitrail.Classifier):
+def test_random_cancels_never_touch_anybody_else(server: RunningServer, clf: vitrail.Classifier):
     """Clients that ask one after another, some of whom leave at any moment: every answer is one's own."""
     chance = random.Random(1)
     wrong: list[object] = []
@@ -489,41 +497,43 @@ def test_random_cancels_never_touch_anybody_else(server: Running, clf: vitrail.C
     def client(number: int) -> None:
         mine = random.Random(number)
         for i in range(25):
-            data = photo(1000 * number + i)
+            data = make_photo(1000 * number + i)
             if mine.random() < 0.3:
-                connection = rude(server, "/predict", data)
+                connection = send_without_waiting(server, "/predict", data)
                 time.sleep(mine.choice([0, 0.001, 0.004]))
                 connection.close()
                 continue
-            reply = server.post("/v2/models/colours/infer", data, **raw_infer(data))
+            reply = server.post("/v2/models/colours/infer", data, **make_raw_headers(data))
             if reply.status == 503:
                 continue
-            if reply.status != 200 or logits_in(reply) != pytest.approx(truth_of[data], abs=1e-4):
+            if reply.status != 200 or read_logits(reply) != pytest.approx(truth_of[data], abs=1e-4):
                 wrong.append((number, i, reply))
             answered[0] += 1
 
-    truth_of = {data: truth(clf, data) for n in range(8) for i in range(25) if (data := photo(1000 * n + i))}
+    truth_of = {
+        data: compute_logits(clf, data) for n in range(8) for i in range(25) if (data := make_photo(1000 * n + i))
+    }
     assert len(truth_of) == 200
     threads = [threading.Thread(target=client, args=[n]) for n in chance.sample(range(8), 8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT_S)
     assert not wrong
     assert answered[0] > 50
-    assert server.metric("vitrail_waiting_images") == 0
+    assert server.read_metric("vitrail_waiting_images") == 0
 
 
 # A server on another address of this machine, with room for few images
 
 
 @pytest.fixture(scope="module")
-def roomless(run: vitrail.Run) -> Iterator[Running]:
+def small_server(run: vitrail.Run) -> Iterator[RunningServer]:
     words = [
         "--host",
         "127.0.0.2",
         "--queue-size",
-        QUEUE,
+        QUEUE_SIZE,
         "--decode-threads",
         1,
         "--processes",
@@ -531,50 +541,50 @@ def roomless(run: vitrail.Run) -> Iterator[Running]:
         "--backend",
         "torch",
     ]
-    with Running([run.folder, *words, "--no-explain"]) as running:
+    with RunningServer([run.folder, *words, "--no-explain"]) as running:
         yield running
 
 
-def test_the_address_that_is_printed_is_answered(roomless: Running):
+def test_the_address_that_is_printed_is_answered(roomless: RunningServer):
     assert roomless.host == "127.0.0.2"
     assert roomless.get("/v2").status == 200
     assert roomless.get("/v2", host="evil.example").status == 403
 
 
-def test_more_images_than_may_wait_are_not_asked_to_come_again(roomless: Running):
-    several = form(*[("a.png", photo(0))] * (QUEUE + 1))
+def test_more_images_than_may_wait_are_not_asked_to_come_again(roomless: RunningServer):
+    several = make_form(*[("a.png", make_photo(0))] * (QUEUE_SIZE + 1))
     assert roomless.post("/predict", several[0], content_type=several[1]).status == 400
-    data = [base64.b64encode(photo(0)).decode()] * (QUEUE + 1)
+    data = [base64.b64encode(make_photo(0)).decode()] * (QUEUE_SIZE + 1)
     asked = {"inputs": [{"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}]}
     reply = roomless.post("/v2/models/colours/infer", json.dumps(asked))
     assert reply.status == 413
-    assert f"1 to {QUEUE}" in reply.json["error"]
+    assert f"1 to {QUEUE_SIZE}" in reply.json["error"]
 
 
-def test_large_images_keep_no_small_one_waiting_and_hold_nobody_past_the_deadline(roomless: Running):
-    large = encoded(Image.new("L", (7000, 7000)))
-    body, kind = form(*[("large.png", large)] * (QUEUE - 1))
-    read = roomless.metric("vitrail_decode_seconds_count")
-    call = begin(roomless, "/predict?timeout=0.3", body, content_type=kind)
-    statuses = [roomless.post("/predict", photo(0)).status]
+def test_large_images_keep_no_small_one_waiting_and_hold_nobody_past_the_deadline(roomless: RunningServer):
+    large = encode_image(Image.new("L", (7000, 7000)))
+    body, kind = make_form(*[("large.png", large)] * (QUEUE_SIZE - 1))
+    read = roomless.read_metric("vitrail_decode_seconds_count")
+    call = start_request(roomless, "/predict?timeout=0.3", body, content_type=kind)
+    statuses = [roomless.post("/predict", make_photo(0)).status]
     while call.thread.is_alive():
-        statuses.append(roomless.post("/predict", photo(0)).status)
+        statuses.append(roomless.post("/predict", make_photo(0)).status)
     assert call.result().status == 504
     assert set(statuses) == {200}
-    assert roomless.metric("vitrail_decode_seconds_count") - read < len(statuses) + QUEUE - 1
+    assert roomless.read_metric("vitrail_decode_seconds_count") - read < len(statuses) + QUEUE_SIZE - 1
 
 
 # Around it
 
 
-def test_metrics_logs_and_ids(server: Running):
+def test_metrics_logs_and_ids(server: RunningServer):
     assert server.post("/predict", b"no image").status == 400
-    assert b" 400 " in server.raw(b"no request\r\n\r\n")
-    named = server.post("/predict", photo(0), x_request_id="trace-1:a.b")
+    assert b" 400 " in server.send_raw(b"no request\r\n\r\n")
+    named = server.post("/predict", make_photo(0), x_request_id="trace-1:a.b")
     assert named.headers["x-request-id"] == "trace-1:a.b"
-    forged = server.post("/predict", photo(0), x_request_id='x" evil')
+    forged = server.post("/predict", make_photo(0), x_request_id='x" evil')
     assert forged.headers["x-request-id"] != 'x" evil'
-    line = server.wait_for(lambda: server.events("request", id="trace-1:a.b"))[0]
+    line = server.wait_for(lambda: server.select_events("request", id="trace-1:a.b"))[0]
     assert line["status"] == 200
     assert line["model"] == "colours"
     assert line["seconds"] > 0
@@ -582,11 +592,11 @@ def test_metrics_logs_and_ids(server: Running):
     for name in ("queue_seconds", "decode_seconds", "compute_seconds", "batch_size"):
         assert f"vitrail_{name}_bucket" in text
     assert 'vitrail_rejected_total{reason="image"}' in text
-    assert not server.other, "something was said that is no log line"
-    assert server.events("note"), "what libraries say has become lines too"
+    assert not server.other_lines, "something was said that is no log line"
+    assert server.select_events("note"), "what libraries say has become lines too"
 
 
-def test_the_page_brings_everything_itself(server: Running):
+def test_the_page_brings_everything_itself(server: RunningServer):
     reply = server.get("/")
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
@@ -606,7 +616,7 @@ def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.Monkey
     assert "more than 5" in str(web_page.reason_for_plain_page(clf))
 
 
-def test_another_name_for_this_machine_is_refused(server: Running):
+def test_another_name_for_this_machine_is_refused(server: RunningServer):
     """A page elsewhere that points its own name at us (DNS rebinding) gets nothing."""
     assert server.get("/v2", host="evil.example:80").status == 403
     assert server.get("/v2", host="localhost:1").status == 200
@@ -632,7 +642,7 @@ def answered(ctx, response, case):
 """
 
 
-def test_what_the_schema_says(server: Running, tmp_path: Path):
+def test_what_the_schema_says(server: RunningServer, tmp_path: Path):
     """schemathesis with requests of its own making: no 5xx, and every answer is one that the schema names.
 
     It also asks for answers within 5e-324 s: then, and only then, 504 is right.
@@ -654,14 +664,16 @@ def test_what_the_schema_says(server: Running, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def guarded(run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def protected_server(
+    run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "key").write_text("öffne dich\n", encoding="utf-8")
     kept = onnx_cache_folder() / onnx_cache_name(clf)  # where the server looks for it before it makes its own
     write_onnx(clf, kept)
     shutil.copy(kept, folder / "file.ONNX")
     words = [run.folder, folder / "file.ONNX", "--host", "0.0.0.0", "--api-key-file", folder / "key"]
-    with Running([*words, "--backend", "onnxruntime", "--no-explain"]) as running:
+    with RunningServer([*words, "--backend", "onnxruntime", "--no-explain"]) as running:
         yield running
 
 
@@ -682,46 +694,46 @@ KEY = {"authorization": f"Bearer {SECRET}"}
         ({"authorization": "Basic " + base64.b64encode("me:öffne dich".encode()).decode()}, 200),
     ],
 )
-def test_the_key(guarded: Running, headers: dict[str, str], status: int):
+def test_the_key(guarded: RunningServer, headers: dict[str, str], status: int):
     for path in ("/v2", "/metrics", "/", "/openapi.json"):
-        assert guarded.ask("GET", path, headers=headers).status == status
-    assert guarded.ask("POST", "/predict?model=colours", photo(0), headers).status == status
+        assert guarded.request("GET", path, headers=headers).status == status
+    assert guarded.request("POST", "/predict?model=colours", make_photo(0), headers).status == status
     assert guarded.get("/v2/health/ready").status == guarded.get("/v2/health/live").status == 200
 
 
-def test_two_models_and_the_other_runtime(guarded: Running, clf: vitrail.Classifier):
-    assert guarded.ask("GET", "/v2", headers=KEY).json["models"] == ["colours", "file"]
-    data = photo(5)
+def test_two_models_and_the_other_runtime(guarded: RunningServer, clf: vitrail.Classifier):
+    assert guarded.request("GET", "/v2", headers=KEY).json["models"] == ["colours", "file"]
+    data = make_photo(5)
     for name in ("colours", "file"):
-        metadata = guarded.ask("GET", f"/v2/models/{name}", headers=KEY).json
+        metadata = guarded.request("GET", f"/v2/models/{name}", headers=KEY).json
         assert metadata["platform"] == "onnxruntime_vitrail"
-        reply = guarded.ask("POST", f"/v2/models/{name}/infer", data, {**KEY, **raw_infer(data)})
-        assert logits_in(reply) == pytest.approx(truth(clf, data), abs=1e-4)
-    assert guarded.events("backend")[0]["images_per_second"].keys() == {"torch", "onnxruntime"}
-    assert guarded.ask("POST", "/explain", data, KEY).status == 501
+        reply = guarded.request("POST", f"/v2/models/{name}/infer", data, {**KEY, **make_raw_headers(data)})
+        assert read_logits(reply) == pytest.approx(compute_logits(clf, data), abs=1e-4)
+    assert guarded.select_events("backend")[0]["images_per_second"].keys() == {"torch", "onnxruntime"}
+    assert guarded.request("POST", "/explain", data, KEY).status == 501
 
 
-def test_the_plain_form_has_the_buttons_that_are_answered(server: Running, guarded: Running):
+def test_the_plain_form_has_the_buttons_that_are_answered(server: RunningServer, guarded: RunningServer):
     features = server.get("/?model=features").body.decode()
     assert "Explain</button>" in features and "Predict</button>" not in features
-    assert "has no classes" in server.events("plain_page", model="features")[0]["why"]
-    graph = guarded.ask("GET", "/?model=file", headers=KEY).body.decode()
+    assert "has no classes" in server.select_events("plain_page", model="features")[0]["why"]
+    graph = guarded.request("GET", "/?model=file", headers=KEY).body.decode()
     assert "Predict</button>" in graph and "Explain</button>" not in graph
-    assert "ONNX file" in guarded.events("plain_page", model="file")[0]["why"]
-    assert not server.events("plain_page", model="colours")  # which gets the whole page
+    assert "ONNX file" in guarded.select_events("plain_page", model="file")[0]["why"]
+    assert not server.select_events("plain_page", model="colours")  # which gets the whole page
 
 
-def test_a_nursery_that_is_killed_comes_back_too(guarded: Running):
-    worker = guarded.worker()
+def test_a_nursery_that_is_killed_comes_back_too(guarded: RunningServer):
+    worker = guarded.find_worker()
     nursery = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(nursery, signal.SIGKILL)
     os.kill(worker, signal.SIGKILL)
-    guarded.wait_for(lambda: guarded.events("nursery_lost"))
+    guarded.wait_for(lambda: guarded.select_events("nursery_lost"))
     guarded.wait_for(lambda: guarded.get("/v2/health/ready").status == 200)
-    assert guarded.ask("POST", "/predict", photo(0), KEY).status == 200
+    assert guarded.request("POST", "/predict", make_photo(0), KEY).status == 200
 
 
-def test_sigterm_under_load_loses_nothing_that_was_accepted(guarded: Running):
+def test_sigterm_under_load_loses_nothing_that_was_accepted(guarded: RunningServer):
     """Clients ask on until they are refused; whoever's request the server has begun gets a whole answer."""
     lost: list[object] = []
     answered: list[Reply] = []
@@ -731,7 +743,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(guarded: Running):
         while not stop.is_set():
             name = f"{number}-{len(answered)}-{time.monotonic_ns()}"
             try:
-                answered.append(guarded.ask("POST", "/predict", photo(number), {**KEY, "x-request-id": name}))
+                answered.append(guarded.request("POST", "/predict", make_photo(number), {**KEY, "x-request-id": name}))
             except ConnectionRefusedError:
                 return
             except Exception as error:  # reset before a byte of it was read, or lost: the log will tell
@@ -745,13 +757,13 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(guarded: Running):
     said = guarded.stop()
     stop.set()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT_S)
     assert {reply.status for reply in answered} == {200}
-    begun_there = {e["id"] for e in guarded.events("request")}
+    begun_there = {e["id"] for e in guarded.select_events("request")}
     assert not [name for name, _ in lost if name in begun_there]
     assert said["requests"] >= len(answered)
-    assert guarded.events("draining")
-    assert guarded.events("stopped")
+    assert guarded.select_events("draining")
+    assert guarded.select_events("stopped")
 
 
 # Wrong use

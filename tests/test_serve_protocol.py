@@ -16,23 +16,23 @@ from tritonclient.utils import InferenceServerException
 
 import vitrail
 from conftest import COLOURS
-from serving import Running
-from test_serve import photo, truth
+from serving import RunningServer
+from test_serve import compute_logits, make_photo
 from vitrail.data.decode import decode
 from vitrail.serving.errors import RequestError
-from vitrail.serving.protocol import OutputTensor, best_classes, flatten, parse_request, split_bytes
+from vitrail.serving.protocol import OutputTensor, flatten, format_top_classes, parse_request, split_bytes
 from vitrail.serving.settings import Settings
 
-PHOTOS = [photo(seed, (16 + seed, 20)) for seed in range(3)]
+PHOTOS = [make_photo(seed, (16 + seed, 20)) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[triton.InferenceServerClient]:
+def client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         yield client
 
 
-def images(files: list[bytes], binary: bool = True) -> triton.InferInput:
+def make_image_input(files: list[bytes], binary: bool = True) -> triton.InferInput:
     tensor = triton.InferInput("image", [len(files)], "BYTES")
     values = files if binary else [base64.b64encode(file).decode() for file in files]
     tensor.set_data_from_numpy(np.array(values, dtype=object), binary_data=binary)
@@ -61,8 +61,8 @@ def test_infer_in_json_and_binary(
     client: triton.InferenceServerClient, clf: vitrail.Classifier, binary_in: bool, binary_out: bool
 ):
     outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("probabilities", "logits")]
-    answer = client.infer("colours", [images(PHOTOS, binary_in)], outputs=outputs, request_id="my-7")
-    expected = np.array([truth(clf, file) for file in PHOTOS])
+    answer = client.infer("colours", [make_image_input(PHOTOS, binary_in)], outputs=outputs, request_id="my-7")
+    expected = np.array([compute_logits(clf, file) for file in PHOTOS])
     np.testing.assert_allclose(answer.as_numpy("logits"), expected, atol=1e-4)
     np.testing.assert_allclose(answer.as_numpy("probabilities").sum(axis=1), 1, atol=1e-6)
     response = answer.get_response()
@@ -76,26 +76,26 @@ def test_infer_without_asking_for_outputs_and_packed(
     client: triton.InferenceServerClient, clf: vitrail.Classifier, how: str
 ):
     answer = client.infer(
-        "colours", [images(PHOTOS[:1])], request_compression_algorithm=how, response_compression_algorithm=how
+        "colours", [make_image_input(PHOTOS[:1])], request_compression_algorithm=how, response_compression_algorithm=how
     )
-    np.testing.assert_allclose(answer.as_numpy("logits"), [truth(clf, PHOTOS[0])], atol=1e-4)
+    np.testing.assert_allclose(answer.as_numpy("logits"), [compute_logits(clf, PHOTOS[0])], atol=1e-4)
     assert answer.as_numpy("probabilities").shape == (1, 3)
 
 
 def test_decoded_pixels(client: triton.InferenceServerClient, clf: vitrail.Classifier):
-    pixels = np.stack([decode(io.BytesIO(photo(seed, (20, 18)))).permute(1, 2, 0).numpy() for seed in range(2)])
+    pixels = np.stack([decode(io.BytesIO(make_photo(seed, (20, 18)))).permute(1, 2, 0).numpy() for seed in range(2)])
     for binary in (True, False):
         tensor = triton.InferInput("pixels", list(pixels.shape), "UINT8")
         tensor.set_data_from_numpy(pixels, binary_data=binary)
         answer = client.infer("colours", [tensor], model_version="1")
-        expected = [truth(clf, photo(seed, (20, 18))) for seed in range(2)]
+        expected = [compute_logits(clf, make_photo(seed, (20, 18))) for seed in range(2)]
         np.testing.assert_allclose(answer.as_numpy("logits"), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_the_best_classes(client: triton.InferenceServerClient, clf: vitrail.Classifier, binary: bool):
     output = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)
-    answer = client.infer("colours", [images(PHOTOS)], outputs=[output]).as_numpy("probabilities")
+    answer = client.infer("colours", [make_image_input(PHOTOS)], outputs=[output]).as_numpy("probabilities")
     assert answer.shape == (3, 2)
     for row, file in zip(answer, PHOTOS, strict=True):
         expected = clf.predict(decode(io.BytesIO(file)), top=2)
@@ -105,11 +105,13 @@ def test_the_best_classes(client: triton.InferenceServerClient, clf: vitrail.Cla
         assert [float(value) for value, _, _ in parts] == pytest.approx([p.probability for p in expected], abs=1e-5)
 
 
-def test_many_at_once(client: triton.InferenceServerClient, server: Running, clf: vitrail.Classifier):
+def test_many_at_once(client: triton.InferenceServerClient, server: RunningServer, clf: vitrail.Classifier):
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}", concurrency=8) as many:
-        asked = [many.async_infer("colours", [images([photo(seed)])]) for seed in range(24)]
+        asked = [many.async_infer("colours", [make_image_input([make_photo(seed)])]) for seed in range(24)]
         for seed, each in enumerate(asked):
-            np.testing.assert_allclose(each.get_result().as_numpy("logits"), [truth(clf, photo(seed))], atol=1e-4)
+            np.testing.assert_allclose(
+                each.get_result().as_numpy("logits"), [compute_logits(clf, make_photo(seed))], atol=1e-4
+            )
 
 
 def test_statistics(client: triton.InferenceServerClient):
@@ -117,9 +119,9 @@ def test_statistics(client: triton.InferenceServerClient):
         return client.get_inference_statistics("colours")["model_stats"][0]
 
     before = numbers()
-    client.infer("colours", [images(PHOTOS)])
+    client.infer("colours", [make_image_input(PHOTOS)])
     with pytest.raises(InferenceServerException):
-        client.infer("colours", [images([b"no image"])])
+        client.infer("colours", [make_image_input([b"no image"])])
     after = numbers()
     assert (after["name"], after["version"]) == ("colours", "1")
     assert after["inference_count"] == before["inference_count"] + 3
@@ -136,15 +138,15 @@ def test_statistics(client: triton.InferenceServerClient):
 def test_errors_are_the_clients_own(client: triton.InferenceServerClient):
     for model, status, words in (("other", "404", "no model"), ("colours", "400", "not an image")):
         with pytest.raises(InferenceServerException, match=words) as caught:
-            client.infer(model, [images([b"no image"])])
+            client.infer(model, [make_image_input([b"no image"])])
         assert caught.value.status() == status
     with pytest.raises(InferenceServerException, match="no version"):
-        client.infer("colours", [images(PHOTOS)], model_version="9")
+        client.infer("colours", [make_image_input(PHOTOS)], model_version="9")
     with pytest.raises(InferenceServerException, match="no output"):
-        client.infer("colours", [images(PHOTOS)], outputs=[triton.InferRequestedOutput("nothing")])
+        client.infer("colours", [make_image_input(PHOTOS)], outputs=[triton.InferRequestedOutput("nothing")])
 
 
-def test_explanations_as_tensors(server: Running, clf: vitrail.Classifier):
+def test_explanations_as_tensors(server: RunningServer, clf: vitrail.Classifier):
     file = PHOTOS[0]
     document = {
         "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(file).decode()]}],
@@ -165,16 +167,16 @@ def test_explanations_as_tensors(server: Running, clf: vitrail.Classifier):
     "timeout", [10**400, -(10**400), float("nan"), float("inf"), "1", True],
     ids=["long", "long, below zero", "no number", "endless", "text", "a switch"],
 )  # fmt: skip
-def test_a_timeout_that_makes_no_sense(server: Running, timeout: Any):
-    reply = server.post("/v2/models/colours/infer", request(IMAGE, parameters={"timeout": timeout}))
+def test_a_timeout_that_makes_no_sense(server: RunningServer, timeout: Any):
+    reply = server.post("/v2/models/colours/infer", make_request(IMAGE, parameters={"timeout": timeout}))
     assert reply.status == 400
     assert "timeout" in reply.json["error"]
 
 
-def test_classes_are_told_of_rows_of_classes_alone(server: Running):
+def test_classes_are_told_of_rows_of_classes_alone(server: RunningServer):
     file = base64.b64encode(PHOTOS[0]).decode()
     outputs = [{"name": "probability", "parameters": {"classification": 1}}]
-    reply = server.post("/v2/models/colours/explain", request(IMAGE | {"data": [file]}, outputs=outputs))
+    reply = server.post("/v2/models/colours/explain", make_request(IMAGE | {"data": [file]}, outputs=outputs))
     assert reply.status == 400
     assert "not a row of classes" in reply.json["error"]
 
@@ -186,12 +188,12 @@ IMAGE: dict[str, Any] = {"name": "image", "shape": [1], "datatype": "BYTES", "da
 PIXELS: dict[str, Any] = {"name": "pixels", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": list(range(12))}
 
 
-def request(*inputs: Any, **more: Any) -> bytes:
+def make_request(*inputs: Any, **more: Any) -> bytes:
     return json.dumps({"inputs": list(inputs), **more}).encode()
 
 
-def raw(size: int, rest: bytes) -> tuple[bytes, str]:
-    text = request({k: v for k, v in IMAGE.items() if k != "data"} | {"parameters": {"binary_data_size": size}})
+def make_binary_request(size: int, rest: bytes) -> tuple[bytes, str]:
+    text = make_request({k: v for k, v in IMAGE.items() if k != "data"} | {"parameters": {"binary_data_size": size}})
     return text + rest, str(len(text))
 
 
@@ -206,58 +208,62 @@ def raw(size: int, rest: bytes) -> tuple[bytes, str]:
         (b'{"inputs":' + b"[" * 50_000 + b"]" * 50_000 + b"}", None, "nested too deep"),
         (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None, "nested too deep"),
         (b"{}", None, "inputs"),
-        (request(), None, "0 inputs"),
-        (request(IMAGE, IMAGE), None, "2 inputs"),
-        (request({}), None, "inputs"),
-        (request(7), None, "inputs"),
-        (request(IMAGE | {"name": "x" * 999}), None, "no input"),
-        (request(IMAGE | {"datatype": "FP32"}), None, "datatype"),
-        (request(IMAGE | {"datatype": ["BYTES"]}), None, "datatype"),
-        (request(IMAGE | {"shape": None}), None, "shape"),
-        (request(IMAGE | {"shape": [-1]}), None, "whole number"),
-        (request(IMAGE | {"shape": [True]}), None, "whole number"),
-        (request(IMAGE | {"shape": [1.0]}), None, "whole number"),
-        (request(IMAGE | {"shape": [10**30]}), None, "whole number"),
-        (request(IMAGE | {"shape": []}), None, "shape"),
-        (request(IMAGE | {"shape": [1, 2]}), None, "shape"),
-        (request(IMAGE | {"shape": [0]}), None, "0 images"),
-        (request(IMAGE | {"shape": [65]}), None, "65 images"),
-        (request(IMAGE | {"shape": [2]}), None, "2 texts"),
-        (request(IMAGE | {"data": "aGk="}, id=7), None, "id"),
-        (request(IMAGE | {"data": ["not base64!"]}), None, "base64"),
-        (request(IMAGE | {"data": ["é"]}), None, "base64"),
-        (request(IMAGE | {"data": [1]}), None, "texts"),
-        (request(IMAGE | {"parameters": {"content_type": "raw"}}), None, "content_type"),
-        (request(IMAGE | {"parameters": [1]}), None, "parameters"),
-        (request(IMAGE, parameters={"a": None}), None, "parameters"),
-        (request(IMAGE, outputs={}), None, "outputs"),
-        (request(IMAGE, outputs=[{"name": "logits"}] * 2), None, "twice"),
-        (request(IMAGE, outputs=[{"name": "logits", "parameters": {"classification": -1}}]), None, "classification"),
-        (request(IMAGE, outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]), None, "binary_data"),
-        (request({k: v for k, v in IMAGE.items() if k != "data"}), None, "no data"),
-        (request(IMAGE | {"parameters": {"binary_data_size": 0}}), None, "both"),
-        (request(PIXELS | {"shape": [1, 2, 2, 4]}), None, "channels"),
-        (request(PIXELS | {"shape": [1, 0, 2, 3]}), None, "channels"),
-        (request(PIXELS | {"shape": [1, 9, 2, 3]}), None, "asks for 54"),
-        (request(PIXELS | {"shape": [1, 99_999, 99_999, 3]}), None, "more than"),
-        (request(PIXELS | {"data": [256] * 12}), None, "0 to 255"),
-        (request(PIXELS | {"data": [float("nan")] * 12}), None, "0 to 255"),
-        (request(PIXELS | {"data": [True] * 12}), None, "0 to 255"),
-        (request(IMAGE), "99999", "has"),
-        (request(IMAGE), "-1", "Length"),
-        (request(IMAGE), "1e3", "Length"),
-        (request(IMAGE), "9" * 5000, "Length"),
-        (request(IMAGE), "١", "Length"),
-        (request(IMAGE), "10", "not JSON"),
-        (b"", "0", "empty"),
-        (*raw(6, struct.pack("<I", 2) + b"hi!"), "follow"),
-        (*raw(7, struct.pack("<I", 2) + b"hi!"), "goes on"),
-        (*raw(6, struct.pack("<I", 3) + b"hi"), "longer"),
-        (*raw(3, b"abc"), "ends before"),
-        (*raw(9, b"abc"), "3 bytes are left"),
-        (*raw(6, struct.pack("<I", 2**32 - 1) + b"hi"), "longer"),
+        (make_request(), None, "0 inputs"),
+        (make_request(IMAGE, IMAGE), None, "2 inputs"),
+        (make_request({}), None, "inputs"),
+        (make_request(7), None, "inputs"),
+        (make_request(IMAGE | {"name": "x" * 999}), None, "no input"),
+        (make_request(IMAGE | {"datatype": "FP32"}), None, "datatype"),
+        (make_request(IMAGE | {"datatype": ["BYTES"]}), None, "datatype"),
+        (make_request(IMAGE | {"shape": None}), None, "shape"),
+        (make_request(IMAGE | {"shape": [-1]}), None, "whole number"),
+        (make_request(IMAGE | {"shape": [True]}), None, "whole number"),
+        (make_request(IMAGE | {"shape": [1.0]}), None, "whole number"),
+        (make_request(IMAGE | {"shape": [10**30]}), None, "whole number"),
+        (make_request(IMAGE | {"shape": []}), None, "shape"),
+        (make_request(IMAGE | {"shape": [1, 2]}), None, "shape"),
+        (make_request(IMAGE | {"shape": [0]}), None, "0 images"),
+        (make_request(IMAGE | {"shape": [65]}), None, "65 images"),
+        (make_request(IMAGE | {"shape": [2]}), None, "2 texts"),
+        (make_request(IMAGE | {"data": "aGk="}, id=7), None, "id"),
+        (make_request(IMAGE | {"data": ["not base64!"]}), None, "base64"),
+        (make_request(IMAGE | {"data": ["é"]}), None, "base64"),
+        (make_request(IMAGE | {"data": [1]}), None, "texts"),
+        (make_request(IMAGE | {"parameters": {"content_type": "raw"}}), None, "content_type"),
+        (make_request(IMAGE | {"parameters": [1]}), None, "parameters"),
+        (make_request(IMAGE, parameters={"a": None}), None, "parameters"),
+        (make_request(IMAGE, outputs={}), None, "outputs"),
+        (make_request(IMAGE, outputs=[{"name": "logits"}] * 2), None, "twice"),
         (
-            request(PIXELS, outputs=[{"name": "logits", "parameters": {"binary_data_size": 3}}]) + b"xyz",
+            make_request(IMAGE, outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
+            None,
+            "classification",
+        ),
+        (make_request(IMAGE, outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]), None, "binary_data"),
+        (make_request({k: v for k, v in IMAGE.items() if k != "data"}), None, "no data"),
+        (make_request(IMAGE | {"parameters": {"binary_data_size": 0}}), None, "both"),
+        (make_request(PIXELS | {"shape": [1, 2, 2, 4]}), None, "channels"),
+        (make_request(PIXELS | {"shape": [1, 0, 2, 3]}), None, "channels"),
+        (make_request(PIXELS | {"shape": [1, 9, 2, 3]}), None, "asks for 54"),
+        (make_request(PIXELS | {"shape": [1, 99_999, 99_999, 3]}), None, "more than"),
+        (make_request(PIXELS | {"data": [256] * 12}), None, "0 to 255"),
+        (make_request(PIXELS | {"data": [float("nan")] * 12}), None, "0 to 255"),
+        (make_request(PIXELS | {"data": [True] * 12}), None, "0 to 255"),
+        (make_request(IMAGE), "99999", "has"),
+        (make_request(IMAGE), "-1", "Length"),
+        (make_request(IMAGE), "1e3", "Length"),
+        (make_request(IMAGE), "9" * 5000, "Length"),
+        (make_request(IMAGE), "١", "Length"),
+        (make_request(IMAGE), "10", "not JSON"),
+        (b"", "0", "empty"),
+        (*make_binary_request(6, struct.pack("<I", 2) + b"hi!"), "follow"),
+        (*make_binary_request(7, struct.pack("<I", 2) + b"hi!"), "goes on"),
+        (*make_binary_request(6, struct.pack("<I", 3) + b"hi"), "longer"),
+        (*make_binary_request(3, b"abc"), "ends before"),
+        (*make_binary_request(9, b"abc"), "3 bytes are left"),
+        (*make_binary_request(6, struct.pack("<I", 2**32 - 1) + b"hi"), "longer"),
+        (
+            make_request(PIXELS, outputs=[{"name": "logits", "parameters": {"binary_data_size": 3}}]) + b"xyz",
             None,
             "not JSON",
         ),
@@ -270,11 +276,11 @@ def test_a_request_that_makes_no_sense(body: bytes, length: str | None, said: st
     assert said in caught.value.sentence
 
 
-WORDS = ["name", "shape", "datatype", "data", "parameters", "inputs", "outputs", "id", "binary_data_size"]
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+KEYS = ["name", "shape", "datatype", "data", "parameters", "inputs", "outputs", "id", "binary_data_size"]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 JSON = st.recursive(
-    LEAVES | st.sampled_from(["image", "pixels", "aGk="]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    SCALARS | st.sampled_from(["image", "pixels", "aGk="]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
 )
 
 
@@ -287,13 +293,13 @@ def test_whatever_comes_is_parsed_or_refused(document: Any, rest: bytes, cut: st
     except RequestError as refusal:
         assert refusal.status in (400, 413)
     else:
-        assert asked.images >= 1
+        assert asked.image_count >= 1
 
 
 @given(files=st.lists(st.binary(max_size=30), min_size=1, max_size=5))
 def test_texts_survive_the_wire(files: list[bytes]):
     tensor = OutputTensor("x", np.array([*files, None], dtype=object)[:-1])
-    assert split_bytes(tensor.raw(), len(files)) == files
+    assert split_bytes(tensor.to_bytes(), len(files)) == files
 
 
 def test_nested_data_is_read_in_order():
@@ -301,9 +307,9 @@ def test_nested_data_is_read_in_order():
 
 
 def test_equal_values_keep_their_order():
-    best = best_classes(np.array([[1.0, 3.0, 3.0, 2.0]]), tuple("abcd"), 9)
+    best = format_top_classes(np.array([[1.0, 3.0, 3.0, 2.0]]), tuple("abcd"), 9)
     assert [each.decode().split(":")[1:] for each in best[0]] == [["1", "b"], ["2", "c"], ["3", "d"], ["0", "a"]]
-    assert best_classes(np.array([[1.0, 2.0]]), (), 1)[0, 0] == b"2.000000:1"
+    assert format_top_classes(np.array([[1.0, 2.0]]), (), 1)[0, 0] == b"2.000000:1"
 
 
 def test_colours_are_what_the_run_knows(clf: vitrail.Classifier):

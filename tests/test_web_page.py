@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from serving import Running
+from serving import RunningServer
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.cli.web_page import find_training_data
@@ -149,7 +149,7 @@ def site(request, model: Classifier, tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("served") / "mine.safetensors"
     model.save(path)
     photos = Path(str(resources.files("vitrail.exporting.sample_photos")))
-    with Running([path]) as server:
+    with RunningServer([path]) as server:
         examples = [photos / name for name in ("cat.jpg", "coffee.jpg", "rocket.jpg", "astronaut.jpg")]
         yield Site(f"http://127.0.0.1:{server.port}/", examples, offline=False)
 

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     sources = [ModelSource(model, arguments.torch_files) for model in arguments.models]
     summary = serve(
         sources, arguments.name, settings, host=arguments.host, port=arguments.port, device=arguments.device,
-        key=key, keyless=arguments.no_api_key,
+        api_key=key, allow_no_api_key=arguments.no_api_key,
     )  # fmt: skip
     return Answer(summary, [f"{summary['requests']} requests answered"])
 

@@ -1,1 +1,1 @@
-"""Other people's images -> answers: predictor, batcher, worker processes, HTTP."""
+"""The HTTP server: request handling, the scheduler of batches, and the worker processes that run the models."""

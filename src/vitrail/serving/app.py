@@ -1,4 +1,4 @@
-"""The application: routes, and one handler per kind of error."""
+"""The FastAPI application: the routes, and one handler per type of error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ def handle_request_error(request: Request, error: RequestError) -> JSONResponse:
 def handle_disconnect(request: Request, error: ClientDisconnected) -> Response:
     get_service(request).metrics.rejected.labels("gone").inc()
     add_log_fields(request, reason="gone")
-    return Response(status_code=499)  # no client reads it; nginx uses this number in its log
+    return Response(status_code=499)  # never sent; the log uses the same status as nginx
 
 
 def handle_invalid_arguments(request: Request, error: RequestValidationError) -> JSONResponse:

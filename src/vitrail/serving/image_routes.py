@@ -24,7 +24,7 @@ from vitrail.serving.service import (
 router = APIRouter(tags=["images"])
 
 
-@router.post("/predict", openapi_extra=schema.IMAGES, responses=schema.answers(schema.PREDICTIONS))
+@router.post("/predict", openapi_extra=schema.IMAGES, responses=schema.make_responses(schema.PREDICTIONS))
 async def predict(
     request: Request, service: ServiceState, model: ModelName = None, top: Annotated[int, Query(ge=1)] = 5,
     timeout: Timeout = None, x_request_timeout: TimeoutHeader = None,
@@ -46,7 +46,7 @@ async def predict(
     return JSONResponse(document, 200 if any_readable else 400)
 
 
-@router.post("/explain", openapi_extra=schema.IMAGES, responses=schema.answers(schema.EXPLANATION))
+@router.post("/explain", openapi_extra=schema.IMAGES, responses=schema.make_responses(schema.EXPLANATION))
 async def explain(
     request: Request, service: ServiceState, model: ModelName = None,
     method: Annotated[str | None, Query(description="one of `vitrail explain --help`")] = None,
@@ -66,7 +66,7 @@ async def explain(
         add_log_fields(request, model=endpoint.info.name, images=1)
 
         async def work() -> tuple[dict[str, Any], bytes]:
-            pixels = require_readable(await endpoint.read([files[0][1]]))
+            pixels = require_readable(await endpoint.decode_files([files[0][1]]))
             return (await endpoint.explain(pixels, options, picture, deadline))[0]
 
         document, png = await run_until_deadline(request, work(), deadline)
@@ -79,13 +79,13 @@ async def predict_files(
     endpoint: Endpoint, files: list[tuple[str, bytes]], top: int, deadline: float
 ) -> tuple[list[dict[str, Any]], bool]:
     """Returns a row per file with its classes or its error, and whether any file could be read."""
-    images = await endpoint.read([data for _, data in files])
+    images = await endpoint.decode_files([data for _, data in files])
     readable = [pixels for pixels in images if not isinstance(pixels, ImageError)]
     logits = iter(await endpoint.classify(readable, deadline) if readable else [])
     rows = [
         {"name": name, "top": [], "error": pixels.reason}
         if isinstance(pixels, ImageError)
-        else {"name": name, "top": endpoint.top_classes(next(logits), top), "error": None}
+        else {"name": name, "top": endpoint.select_top_classes(next(logits), top), "error": None}
         for (name, _), pixels in zip(files, images, strict=True)
     ]
     return rows, bool(readable)
@@ -104,16 +104,16 @@ def explain_options(
     layer: int | None, head: int | None, query: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the request for a worker; raises `RequestError` for options that no model accepts."""
-    looks_inside = layer is not None or head is not None or query is not None
+    is_attention_query = layer is not None or head is not None or query is not None
     options: dict[str, Any] = {
-        "method": method or ("attention" if looks_inside or not endpoint.info.classes else DEFAULT_METHOD)
+        "method": method or ("attention" if is_attention_query or not endpoint.info.classes else DEFAULT_METHOD)
     }
-    options.update({k: v for k, v in (("layer", layer), ("head", head)) if v is not None})
+    options.update({name: value for name, value in (("layer", layer), ("head", head)) if value is not None})
     if query is not None:
         row, _, column = query.partition(",")
         if not all(part.isascii() and part.isdecimal() and len(part) <= 6 for part in (row, column)):
-            raise bad_request("query is not a patch's row and column, such as 3,5")
+            raise bad_request("query is not the row and column of a patch, such as 3,5")
         options["query"] = [int(row), int(column)]
     if against is not None and label is None:
-        raise bad_request("against needs class: name both")
+        raise bad_request("against requires class: set both")
     return {"options": options, "target": label if against is None else [label, against]}

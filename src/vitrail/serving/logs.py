@@ -1,4 +1,4 @@
-"""Structured logs: a JSON object a line, on stderr."""
+"""Structured logs: JSON lines on stderr."""
 
 import json
 import logging
@@ -9,29 +9,29 @@ import uuid
 
 from vitrail.serving.errors import RequestError
 
-CLIENT_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)  # what of a client's own id is repeated
+REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)  # request ids of clients that are safe to repeat
 
 
-def log(event: str, **known: object) -> None:
-    """One line: when, what, and what is known of it."""
-    moment = time.time()
-    when = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(moment))}.{int(moment % 1 * 1000):03d}Z"
-    sys.stderr.write(json.dumps({"time": when, "event": event, **known}) + "\n")
+def log(event: str, **fields: object) -> None:
+    """Writes one line with time, event and fields."""
+    now = time.time()
+    timestamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"
+    sys.stderr.write(json.dumps({"time": timestamp, "event": event, **fields}) + "\n")
     sys.stderr.flush()
 
 
 class JsonLinesHandler(logging.Handler):
-    """What libraries have to say, as lines like ours."""
+    """Writes the log records of libraries as lines of the same format."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log("note", logger=record.name, level=record.levelname, text=record.getMessage()[:500])
 
 
-def request_id(given: str | None) -> str:
-    """The client's own id where it is a harmless one, else a new one."""
-    return given if given is not None and CLIENT_ID.fullmatch(given) else uuid.uuid4().hex
+def choose_request_id(client_id: str | None) -> str:
+    """Returns the client's own id if it is valid, else a new one."""
+    return client_id if client_id is not None and REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
 
 
 def describe_error(error: RequestError) -> dict[str, object]:
-    """What a line says of a refusal."""
+    """Returns the log fields of an error."""
     return {"reason": error.reason, "error": error.sentence}

@@ -1,4 +1,4 @@
-"""What every request passes: an id, the key, the log, the headers; and the drain at the end."""
+"""The middleware for every request: request id, access check, log line, metrics and response headers."""
 
 import base64
 import binascii
@@ -12,23 +12,26 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vitrail.serving.logs import log, request_id
+from vitrail.serving.logs import choose_request_id, log
 from vitrail.serving.metrics import Metrics
 
-PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready")  # what a load balancer asks, which has no key
-LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # what a browser on this machine may call us, beside where we listen
+PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which have no key
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # allowed Host headers, in addition to the address of the server
 
 
 class AccessMiddleware:
-    """Wraps the application: whoever comes is counted, and brings the key, or calls one of `hosts` if there are any."""
+    """Wraps the application and refuses requests without access.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None, hosts: Set[str]):
+    With an API key, every request needs it. Without one, the Host header must be in `hosts`, unless `hosts` is empty.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, hosts: Set[str]):
         self.app = app
         self.metrics = metrics
-        self.key = key
-        self.hosts = hosts  # on loopback: a page elsewhere must not reach us under a name of its own (DNS rebinding)
+        self.api_key = api_key
+        self.hosts = hosts  # prevents DNS rebinding: a website that reaches the server through its own domain
         self.draining = False
-        self.answered = 0
+        self.request_count = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,18 +39,18 @@ class AccessMiddleware:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         started = time.monotonic()
-        name = request_id(headers.get("x-request-id"))
-        visit: dict[str, Any] = {"started": started, "noted": {}}
-        scope["visit"] = visit
+        request_id = choose_request_id(headers.get("x-request-id"))
+        context: dict[str, Any] = {"started": started, "log_fields": {}}
+        scope["request_context"] = context
         status = 0
 
-        async def sending(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message.setdefault("headers", [])
                 message["headers"] += [
-                    (b"x-request-id", name.encode()),
+                    (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                     (b"cross-origin-resource-policy", b"same-origin"),
                 ]
@@ -56,57 +59,61 @@ class AccessMiddleware:
             await send(message)
 
         try:
-            if refusal := self.check_access(scope["path"], headers):
-                await send_error(sending, *refusal)
+            if error := self.check_access(scope["path"], headers):
+                await send_error(send_with_headers, *error)
             else:
-                await self.app(scope, receive, sending)
-        except Exception:  # Starlette has sent a 500 by now
-            visit["noted"]["traceback"] = traceback.format_exc()
+                await self.app(scope, receive, send_with_headers)
+        except Exception:  # Starlette has sent the response with status 500 already
+            context["log_fields"]["traceback"] = traceback.format_exc()
         finally:
             seconds = time.monotonic() - started
             route = getattr(scope.get("route"), "path", "other")
-            self.answered += 1
+            self.request_count += 1
             self.metrics.requests.labels(route, str(status)).observe(seconds)
             log(
-                "request", id=name, method=scope["method"], path=scope["path"][:200], status=status,
-                seconds=round(seconds, 4), **visit["noted"],
+                "request", id=request_id, method=scope["method"], path=scope["path"][:200], status=status,
+                seconds=round(seconds, 4), **context["log_fields"],
             )  # fmt: skip
 
     def check_access(self, path: str, headers: dict[str, str]) -> tuple[int, str, dict[str, str]] | None:
-        """Status, sentence and headers for who may not come in."""
-        if self.key is not None:
+        """Returns status, message and headers of the error for a request without access; None if it has access."""
+        if self.api_key is not None:
             if path in PUBLIC_PATHS or any(
-                hmac.compare_digest(self.key.encode(), given) for given in find_keys(headers)
+                hmac.compare_digest(self.api_key.encode(), candidate) for candidate in read_api_keys(headers)
             ):
                 return None
             self.metrics.rejected.labels("key").inc()
-            return 401, "the key is missing or wrong", {"www-authenticate": 'Basic realm="vitrail", charset="UTF-8"'}
+            return (
+                401,
+                "the API key is missing or wrong",
+                {"www-authenticate": 'Basic realm="vitrail", charset="UTF-8"'},
+            )
         if self.hosts and parse_host(headers.get("host", "localhost")) not in self.hosts:
             self.metrics.rejected.labels("host").inc()
-            return 403, "this server answers on this machine alone, under the name localhost or its own address", {}
+            return 403, "this server is only for this machine: use localhost or the address it listens on", {}
         return None
 
 
-def find_keys(headers: dict[str, str]) -> list[bytes]:
-    """The keys that a request brings: X-API-Key, a bearer's, or the password that a browser asks for."""
-    kind, _, value = headers.get("authorization", "").partition(" ")
-    given = [headers[name] for name in ("x-api-key",) if name in headers]
-    given += [value.strip()] if kind.lower() == "bearer" else []
-    found = [each.encode(code) for each in given for code in ("latin-1", "utf-8")]  # its bytes, or what they stand for
-    if kind.lower() == "basic":
+def read_api_keys(headers: dict[str, str]) -> list[bytes]:
+    """Returns the possible keys of a request: X-API-Key, a bearer token, or the password of basic authentication."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    texts = [headers["x-api-key"]] if "x-api-key" in headers else []
+    texts += [value.strip()] if scheme.lower() == "bearer" else []
+    keys = [text.encode(encoding) for text in texts for encoding in ("latin-1", "utf-8")]  # clients send either
+    if scheme.lower() == "basic":
         with contextlib.suppress(binascii.Error, ValueError):
-            found.append(base64.b64decode(value, validate=True).partition(b":")[2])
-    return found
+            keys.append(base64.b64decode(value, validate=True).partition(b":")[2])
+    return keys
 
 
 def parse_host(header: str) -> str:
-    """The Host header without its port."""
+    """Returns the Host header without the port."""
     return (header.partition("]")[0] + "]" if header.startswith("[") else header.partition(":")[0]).lower()
 
 
-async def send_error(send: Send, status: int, sentence: str, headers: dict[str, str]) -> None:
-    """An answer without the application."""
-    body = json.dumps({"error": sentence}).encode()
+async def send_error(send: Send, status: int, message: str, headers: dict[str, str]) -> None:
+    """Sends an error response without calling the application."""
+    body = json.dumps({"error": message}).encode()
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     raw += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -1,4 +1,4 @@
-"""The model as an ONNX file of the server's own, so that ONNX Runtime can be tried beside torch; kept in the cache."""
+"""ONNX files in the cache: the server makes one per model to compare ONNX Runtime with torch."""
 
 import hashlib
 import json
@@ -12,27 +12,27 @@ from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ProgramOptions
 from vitrail.files import cache_folder
 from vitrail.version import __version__
-from vitrail.weights.artifact import weights_sha256 as digest_of
+from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.config_json import config_to_json
 
 
 def onnx_cache_folder() -> Path:
-    """Where such files lie."""
+    """Returns the folder of the cached ONNX files."""
     return cache_folder() / "graphs"
 
 
 def onnx_cache_name(classifier: Classifier) -> str:
-    """What the file of exactly this classifier is called."""
+    """Returns the file name for a classifier: a hash of weights, config, preprocessing and versions."""
     digest = hashlib.sha256(f"{__version__} {torch.__version__} {classifier.temperature}\n".encode())
     digest.update(json.dumps([config_to_json(classifier.vit.config), classifier.preprocess.to_json()]).encode())
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
-    digest.update(digest_of(weights).encode())
+    digest.update(weights_sha256(weights).encode())
     return f"{digest.hexdigest()[:40]}.onnx"
 
 
 def write_onnx(classifier: Classifier, path: Path) -> None:
-    """Writes the file as `vitrail export` does: compared on real images first.
+    """Writes the file as `vitrail export` does, with a comparison on sample images.
 
-    Raises `VitrailError`, and leaves none, where its answers are not the classifier's.
+    Raises `VitrailError` and writes no file if its outputs differ from those of the classifier.
     """
     export_program(classifier, "onnx", path, ProgramOptions(), load_probes(classifier, None))

@@ -1,4 +1,4 @@
-"""Pixels -> answers, in whichever process; what the server's workers and the Ray deployment hold."""
+"""Runs a classifier on batches of pixels; used by the worker processes and by the Ray deployment."""
 
 import time
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from vitrail.errors import UsageError
 from vitrail.explanation import DEFAULT_METHOD, explain_batch
 from vitrail.explanation.targets import Target
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
-MIN_RELATIVE_RATE = 0.95  # a batch half as long is worth a rate that is so much of the best
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+MIN_RELATIVE_RATE = 0.95  # of the best rate: the smallest batch size that reaches this fraction is chosen
 
 
 @dataclass
@@ -21,64 +21,66 @@ class Predictor:
     """A classifier that answers batches of uint8 pixels (B, C, H, W) of the model's size."""
 
     classifier: BaseClassifier
-    outputs: int = 0  # numbers in an answer, known once the model has run
+    output_width: int = 0  # values per image (classes or features); known after the warm-up
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """The logits (B, Y) in float32; a row is NaN where the answer to that image is no finite number."""
+        """Returns the logits (B, Y) in float32; the row of an image with non-finite logits is all NaN."""
         try:
             return self.classifier.logits(pixels_BCHW).cpu()
         except NonFiniteOutput:
-            if len(pixels_BCHW) > 1:  # one image's trouble is not the others'
+            if len(pixels_BCHW) > 1:  # find the image: the rows of the other images stay valid
                 return torch.cat([self.logits(one_CHW[None]) for one_CHW in pixels_BCHW])
-            return torch.full((1, self.outputs or len(self.classifier.classes)), torch.nan)
+            return torch.full((1, self.output_width or len(self.classifier.classes)), torch.nan)
 
     def explain(
         self, pixels_CHW: Tensor, target: Target, options: dict[str, Any], picture: str | None
     ) -> tuple[dict[str, Any], bytes]:
-        """An explanation as JSON, and as PNG where a picture is asked for: `panels` or `overlay`.
+        """Returns an explanation as JSON, and as PNG if `picture` is `panels` or `overlay`.
 
-        Raises `UsageError` for what `vitrail.explanation.explain` does not take, and for a model without a ViT inside.
+        Raises `UsageError` for invalid options, and for a model in ONNX, which cannot be explained.
         """
         if not isinstance(self.classifier, Classifier):
-            raise UsageError("an ONNX file has no inside to explain", "serve the classifier that it was made from")
-        found = explain_batch(self.classifier, pixels_CHW[None], target=target, **options)[0]
-        document = {**found.to_json(), "summary": found.summary}
+            raise UsageError("an ONNX file cannot be explained", "serve the classifier that it was exported from")
+        explanation = explain_batch(self.classifier, pixels_CHW[None], target=target, **options)[0]
+        document = {**explanation.to_json(), "summary": explanation.summary}
         if picture is None:
             return document, b""
         from vitrail.explanation.figures import render_png
 
-        return document, render_png(found, overlay_only=picture == "overlay")
+        return document, render_png(explanation, overlay_only=picture == "overlay")
 
-    def warm_up(self, batch: int = 1) -> float:
-        """Runs a grey batch; returns the seconds it took."""
-        pixels_BCHW = self.gray_image.expand(batch, -1, -1, -1).contiguous()
+    def warm_up(self, batch_size: int = 1) -> float:
+        """Runs a gray batch; returns the duration in seconds."""
+        pixels_BCHW = self.gray_image.expand(batch_size, -1, -1, -1).contiguous()
         started = time.perf_counter()
-        self.outputs = self.logits(pixels_BCHW).shape[1]
+        self.output_width = self.logits(pixels_BCHW).shape[1]
         return time.perf_counter() - started
 
     def warm_up_explanation(self) -> None:
-        """Draws an explanation of grey: what that imports is imported now."""
+        """Explains a gray image, so that all modules for explanations are imported."""
         method = DEFAULT_METHOD if self.classifier.classes else "attention"
         self.explain(self.gray_image[0], None, {"method": method}, "overlay")
 
     @property
     def gray_image(self) -> Tensor:
-        """One image that shows nothing."""
         preprocess = self.classifier.preprocess
         return torch.full((1, preprocess.channels, *preprocess.image_size), 128, dtype=torch.uint8)
 
-    def measure_rates(self, most: int, seconds: float = 2.0) -> dict[int, float]:
-        """Images a second by size of batch, the sizes doubling up to `most`, for as long as there is time."""
+    def measure_rates(self, max_batch_size: int, seconds: float = 2.0) -> dict[int, float]:
+        """Measures images per second by batch size, for doubling sizes up to `max_batch_size`.
+
+        Stops after `seconds`, but measures at least one size.
+        """
         self.warm_up()
         rates: dict[int, float] = {}
         stop = time.perf_counter() + seconds
-        for batch in sorted({*(b for b in BATCHES if b < most), most}):
-            rates[batch] = batch / min(self.warm_up(batch) for _ in range(3))
+        for batch_size in sorted({*(size for size in BATCH_SIZES if size < max_batch_size), max_batch_size}):
+            rates[batch_size] = batch_size / min(self.warm_up(batch_size) for _ in range(3))
             if time.perf_counter() > stop:
                 break
         return rates
 
 
-def best_batch_size(rates: dict[int, float]) -> int:
-    """The smallest batch that is nearly as fast as the fastest: who waits less is answered sooner."""
-    return min(batch for batch, rate in rates.items() if rate >= MIN_RELATIVE_RATE * max(rates.values()))
+def choose_batch_size(rates: dict[int, float]) -> int:
+    """Returns the smallest batch size that is nearly as fast as the fastest one, for a low latency."""
+    return min(batch_size for batch_size, rate in rates.items() if rate >= MIN_RELATIVE_RATE * max(rates.values()))

@@ -1,7 +1,8 @@
-"""The Open Inference Protocol v2 over REST, with Triton's binary tensors and classification: bytes in, bytes out.
+"""Parses requests and writes responses of the Open Inference Protocol v2 over REST, with two of Triton's extensions:
+binary tensors and classification.
 
-https://github.com/kserve/open-inference-protocol, and docs/protocol of triton-inference-server/server. Nothing here
-waits, reads a file or knows a model; whatever makes no sense is a `Refusal` that says what.
+Sources: https://github.com/kserve/open-inference-protocol, and docs/protocol of triton-inference-server/server. These
+functions only transform bytes: they do not block and know no model. They raise `RequestError` for an invalid request.
 """
 
 import base64
@@ -20,21 +21,21 @@ from vitrail.serving.settings import Settings
 
 LENGTH_HEADER = "inference-header-content-length"
 EXTENSIONS = ["binary_tensor_data", "classification", "statistics", "explanation"]
-MAX_DIGITS = 9  # a longer number of bytes, images or classes is no number of these
+MAX_INTEGER_DIGITS = 9  # limit for numbers of bytes, images and classes
 
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that is asked for; with `classes` as its so many best classes, as text."""
+    """An output that the client requests; with `class_count`, its best classes as text (Triton's classification)."""
 
     name: str
-    classes: int | None = None
+    class_count: int | None = None
     binary: bool = False
 
 
 @dataclass
 class InferRequest:
-    """A request: image files, or pixels (n, h, w, C), and what of the answer is wanted (None: everything)."""
+    """A parsed request: image files or pixels (N, H, W, C), and the requested outputs (None: all)."""
 
     files: list[bytes] = field(default_factory=list)
     pixels: np.ndarray | None = None
@@ -43,49 +44,51 @@ class InferRequest:
     parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def images(self) -> int:
-        """How many."""
+    def image_count(self) -> int:
         return len(self.files) if self.pixels is None else len(self.pixels)
 
 
-def parse_request(body: bytes, length: str | None, settings: Settings) -> InferRequest:
-    """A body -> what is asked; `length` is the header that says how much of it is JSON. Raises `Refusal`."""
-    if length is None:
+def parse_request(body: bytes, json_length: str | None, settings: Settings) -> InferRequest:
+    """Parses a body; the header `json_length` is the size of its JSON part. Raises `RequestError`."""
+    if json_length is None:
         return parse_document(body, b"", settings)
-    if not (length.isascii() and length.isdecimal() and len(length) <= MAX_DIGITS) or int(length) > len(body):
-        raise bad_request(f"Inference-Header-Content-Length is {length[:20]!r}, and the body has {len(body)} bytes")
-    if int(length) == 0:  # the body is the only image, and the answer's tensors are bytes
+    is_number = json_length.isascii() and json_length.isdecimal() and len(json_length) <= MAX_INTEGER_DIGITS
+    if not is_number or int(json_length) > len(body):
+        raise bad_request(
+            f"Inference-Header-Content-Length is {json_length[:20]!r}, and the body has {len(body)} bytes"
+        )
+    if int(json_length) == 0:  # Triton's raw binary request: the body is one image, the response has binary tensors
         if not body:
             raise bad_request("the body is empty: send an image file")
         return InferRequest([body], parameters={"binary_data_output": True})
-    return parse_document(body[: int(length)], body[int(length) :], settings)
+    return parse_document(body[: int(json_length)], body[int(json_length) :], settings)
 
 
 def parse_document(text: bytes, rest: bytes, settings: Settings) -> InferRequest:
-    """The JSON of a request, and the raw tensors behind it."""
+    """Parses the JSON of a request and the binary tensors `rest` that follow it."""
     document = parse_json(text)
-    name = document.get("id")
-    if name is not None and not isinstance(name, str):
-        raise bad_request("id is not text")
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise bad_request("id is not a string")
     parameters = parse_parameters(document.get("parameters"), "the request")
     inputs = require_objects(document.get("inputs"), "inputs")
     if len(inputs) != 1:
-        raise bad_request(f"there are {len(inputs)} inputs: send one, image or pixels")
-    asked = InferRequest(id=name, parameters=parameters)
+        raise bad_request(f"there are {len(inputs)} inputs: send one, either image or pixels")
+    request = InferRequest(id=request_id, parameters=parameters)
     if "outputs" in document:
-        asked.outputs = parse_outputs(document["outputs"], parse_flag(parameters, "binary_data_output"))
-    rest = parse_input(inputs[0], rest, asked, settings)
+        request.outputs = parse_outputs(document["outputs"], parse_flag(parameters, "binary_data_output"))
+    rest = parse_input(inputs[0], rest, request, settings)
     if rest:
-        raise bad_request(f"{len(rest)} bytes follow the last tensor")
-    return asked
+        raise bad_request(f"there are {len(rest)} bytes after the last tensor")
+    return request
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """A JSON object; raises `Refusal` for anything else, however deep or damaged."""
+    """Parses a JSON object; raises `RequestError` for anything else, also for JSON that is nested too deeply."""
     try:
         document = json.loads(text)
     except RecursionError:
-        raise bad_request("the JSON is nested too deep") from None
+        raise bad_request("the JSON is nested too deeply") from None
     except (ValueError, UnicodeError):
         raise bad_request("the body is not JSON") from None
     if not isinstance(document, dict):
@@ -93,55 +96,56 @@ def parse_json(text: bytes) -> dict[str, Any]:
     return document
 
 
-def require_objects(found: Any, what: str) -> list[dict[str, Any]]:
-    """A list of objects with names."""
-    if not isinstance(found, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in found):
-        raise bad_request(f"{what} is not a list of objects with names")
-    return found
+def require_objects(value: Any, name: str) -> list[dict[str, Any]]:
+    """Returns the value; raises `RequestError` if it is not a list of objects that have a name."""
+    if not isinstance(value, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) for each in value
+    ):
+        raise bad_request(f"{name} is not a list of objects with names")
+    return value
 
 
-def parse_parameters(found: Any, whose: str) -> dict[str, Any]:
-    """Names with text, numbers and booleans."""
-    if found is None:
+def parse_parameters(value: Any, owner: str) -> dict[str, Any]:
+    """Returns the parameters: strings, numbers and booleans by name."""
+    if value is None:
         return {}
-    if not isinstance(found, dict) or not all(isinstance(v, str | bool | int | float) for v in found.values()):
-        raise bad_request(f"the parameters of {whose} are not an object of texts, numbers and booleans")
-    return found
+    if not isinstance(value, dict) or not all(isinstance(each, str | bool | int | float) for each in value.values()):
+        raise bad_request(f"the parameters of {owner} are not an object of strings, numbers and booleans")
+    return value
 
 
 def parse_flag(parameters: dict[str, Any], name: str) -> bool:
-    """A parameter that is true or false."""
+    """Returns a boolean parameter (default: false)."""
     value = parameters.get(name, False)
     if not isinstance(value, bool):
         raise bad_request(f"{name} is neither true nor false")
     return value
 
 
-def parse_count(value: Any, what: str) -> int:
-    """A whole number from 0 on, of a sane length."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**MAX_DIGITS:
-        raise bad_request(f"{what} is not a whole number from 0 on")
+def parse_count(value: Any, name: str) -> int:
+    """Returns a non-negative integer; raises `RequestError` for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**MAX_INTEGER_DIGITS:
+        raise bad_request(f"{name} is not a non-negative integer")
     return value
 
 
-def parse_outputs(found: Any, binary: bool) -> list[RequestedOutput]:
-    """The outputs that are asked for."""
-    wanted = []
-    for entry in require_objects(found, "outputs"):
+def parse_outputs(value: Any, binary: bool) -> list[RequestedOutput]:
+    """Parses the list of requested outputs; `binary` is the default for their format."""
+    outputs = []
+    for entry in require_objects(value, "outputs"):
         parameters = parse_parameters(entry.get("parameters"), "an output")
-        classes = parameters.get("classification")
-        if classes is not None and parse_count(classes, "classification") == 0:
-            classes = None
-        wanted.append(
-            RequestedOutput(entry["name"], classes, parse_flag({"binary_data": binary, **parameters}, "binary_data"))
-        )
-    if len({each.name for each in wanted}) < len(wanted):
-        raise bad_request("an output is asked for twice")
-    return wanted
+        class_count = parameters.get("classification")
+        if class_count is not None and parse_count(class_count, "classification") == 0:
+            class_count = None
+        is_binary = parse_flag({"binary_data": binary, **parameters}, "binary_data")
+        outputs.append(RequestedOutput(entry["name"], class_count, is_binary))
+    if len({output.name for output in outputs}) < len(outputs):
+        raise bad_request("an output is requested twice")
+    return outputs
 
 
 def parse_input(entry: dict[str, Any], rest: bytes, request: InferRequest, settings: Settings) -> bytes:
-    """The one input into `asked`; gives what follows its raw tensor."""
+    """Parses the only input into `request`; returns the bytes after its binary tensor."""
     if entry["name"] not in INPUTS:
         raise bad_request(f"there is no input {entry['name'][:40]!r}: send image or pixels")
     datatype, dimensions = INPUTS[entry["name"]]
@@ -150,13 +154,13 @@ def parse_input(entry: dict[str, Any], rest: bytes, request: InferRequest, setti
     shape = entry.get("shape")
     if not isinstance(shape, list):
         raise bad_request("the shape is not a list of numbers")
-    shape = [parse_count(side, "a side of the shape") for side in shape]
+    shape = [parse_count(size, "a dimension of the shape") for size in shape]
     if len(shape) not in dimensions or (datatype == "BYTES" and shape[1:] not in ([], [1])):
         raise bad_request(
             f"the shape of {entry['name']} is {shape}: it must be {'[n]' if datatype == 'BYTES' else '[n, h, w, c]'}"
         )
     if not 1 <= shape[0] <= settings.images_per_request:
-        raise too_large(f"there are {shape[0]} images: send 1 to {settings.images_per_request} at a time")
+        raise too_large(f"there are {shape[0]} images: send 1 to {settings.images_per_request} per request")
     parameters = parse_parameters(entry.get("parameters"), "an input")
     raw = None
     if "binary_data_size" in parameters:
@@ -164,40 +168,40 @@ def parse_input(entry: dict[str, Any], rest: bytes, request: InferRequest, setti
         if "data" in entry:
             raise bad_request("an input has both data and binary_data_size")
         if size > len(rest):
-            raise bad_request(f"binary_data_size is {size}, and {len(rest)} bytes are left")
+            raise bad_request(f"binary_data_size is {size}, but only {len(rest)} bytes are left")
         raw, rest = rest[:size], rest[size:]
     elif "data" not in entry:
         raise bad_request("the input has no data")
     if datatype == "BYTES":
         request.files = (
-            split_bytes(raw, shape[0]) if raw is not None else decode_texts(entry["data"], shape[0], parameters)
+            split_bytes(raw, shape[0]) if raw is not None else decode_base64_images(entry["data"], shape[0], parameters)
         )
     else:
-        request.pixels = make_array(raw, entry.get("data"), shape, settings)
+        request.pixels = parse_pixels(raw, entry.get("data"), shape, settings)
     return rest
 
 
-INPUTS = {"image": ("BYTES", (1, 2)), "pixels": ("UINT8", (4,))}  # name -> datatype, numbers of dimensions
+INPUTS = {"image": ("BYTES", (1, 2)), "pixels": ("UINT8", (4,))}  # name -> datatype, allowed numbers of dimensions
 
 
-def split_bytes(raw: bytes, images: int) -> list[bytes]:
-    """Elements of a BYTES tensor, each behind its length."""
-    found, at = [], 0
-    for _ in range(images):
-        if at + 4 > len(raw):
+def split_bytes(raw: bytes, image_count: int) -> list[bytes]:
+    """Splits a binary BYTES tensor into its elements; each element follows its length."""
+    elements, offset = [], 0
+    for _ in range(image_count):
+        if offset + 4 > len(raw):
             raise bad_request("the tensor ends before its last image")
-        (size,) = struct.unpack_from("<I", raw, at)
-        if size > len(raw) - at - 4:
-            raise bad_request("an image is said to be longer than the tensor")
-        found.append(raw[at + 4 : at + 4 + size])
-        at += 4 + size
-    if at < len(raw):
-        raise bad_request("the tensor goes on after its last image")
-    return found
+        (size,) = struct.unpack_from("<I", raw, offset)
+        if size > len(raw) - offset - 4:
+            raise bad_request("the length of an image exceeds the tensor")
+        elements.append(raw[offset + 4 : offset + 4 + size])
+        offset += 4 + size
+    if offset < len(raw):
+        raise bad_request("the tensor has extra bytes after its last image")
+    return elements
 
 
 def flatten(data: Any) -> Iterable[Any]:
-    """What is in nested lists, in order."""
+    """Yields the values of nested lists in order, without recursion."""
     stack = [iter([data])]
     while stack:
         for each in stack[-1]:
@@ -209,43 +213,41 @@ def flatten(data: Any) -> Iterable[Any]:
             stack.pop()
 
 
-def decode_texts(data: Any, images: int, parameters: dict[str, Any]) -> list[bytes]:
-    """Image files as base64, as JSON can carry them."""
+def decode_base64_images(data: Any, image_count: int, parameters: dict[str, Any]) -> list[bytes]:
+    """Decodes the image files of a JSON tensor."""
     if parameters.get("content_type", "base64") != "base64":
-        raise bad_request("content_type is not base64, the only one in which JSON can carry an image")
-    found = list(flatten(data))
-    if len(found) != images or not all(isinstance(each, str) for each in found):
-        raise bad_request(f"data is not {images} texts, an image in base64 each")
+        raise bad_request("content_type must be base64 for images in JSON")
+    texts = list(flatten(data))
+    if len(texts) != image_count or not all(isinstance(text, str) for text in texts):
+        raise bad_request(f"data must have {image_count} strings, each an image in base64")
     try:
-        return [base64.b64decode(each, validate=True) for each in found]
+        return [base64.b64decode(text, validate=True) for text in texts]
     except (binascii.Error, ValueError):
-        raise bad_request("an image is not in base64") from None
+        raise bad_request("an image is not valid base64") from None
 
 
-def make_array(raw: bytes | None, data: Any, shape: Sequence[int], settings: Settings) -> np.ndarray:
-    """Pixels (n, h, w, c) as uint8."""
+def parse_pixels(raw: bytes | None, data: Any, shape: Sequence[int], settings: Settings) -> np.ndarray:
+    """Returns the pixels (N, H, W, C) of a binary or JSON tensor as uint8."""
     if shape[3] not in (1, 3) or 0 in shape:
         raise bad_request(f"the shape of pixels is {list(shape)}: it must be [n, h, w, c] with 1 or 3 channels")
     if shape[1] * shape[2] > settings.max_megapixels * 1_000_000:
-        raise too_large(
-            f"{shape[2]}x{shape[1]} pixels are more than the {settings.max_megapixels} million that are accepted"
-        )
+        raise too_large(f"{shape[2]}x{shape[1]} pixels are above the limit of {settings.max_megapixels} million")
     size = math.prod(shape)
     if raw is not None:
         if len(raw) != size:
-            raise bad_request(f"the tensor has {len(raw)} bytes; its shape asks for {size}")
+            raise bad_request(f"the tensor has {len(raw)} bytes; its shape requires {size}")
         return np.frombuffer(raw, np.uint8).reshape(shape)
-    found = list(flatten(data))
-    if len(found) != size:
-        raise bad_request(f"data has {len(found)} numbers; the shape asks for {size}")
-    if not all(type(each) is int and 0 <= each <= 255 for each in found):
-        raise bad_request("a pixel is not a whole number from 0 to 255")
-    return np.array(found, np.uint8).reshape(shape)
+    values = list(flatten(data))
+    if len(values) != size:
+        raise bad_request(f"data has {len(values)} numbers; the shape requires {size}")
+    if not all(type(value) is int and 0 <= value <= 255 for value in values):
+        raise bad_request("a pixel is not an integer from 0 to 255")
+    return np.array(values, np.uint8).reshape(shape)
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """An output of an answer: a float array, or texts as an array of bytes."""
+    """An output tensor of a response: an array of floats, or an object array of encoded texts."""
 
     name: str
     values: np.ndarray
@@ -253,44 +255,44 @@ class OutputTensor:
 
     @property
     def datatype(self) -> str:
-        """Its name in the protocol."""
+        """The data type's name in the protocol."""
         return "BYTES" if self.values.dtype == object else "FP32"
 
-    def raw(self) -> bytes:
-        """Little-endian and row by row; texts each behind its length."""
+    def to_bytes(self) -> bytes:
+        """Returns the binary format: little-endian, in row-major order; each text follows its length."""
         if self.datatype == "FP32":
             return np.ascontiguousarray(self.values, "<f4").tobytes()
-        return b"".join(struct.pack("<I", len(each)) + each for each in self.values.ravel())
+        return b"".join(struct.pack("<I", len(text)) + text for text in self.values.ravel())
 
-    def plain(self) -> list[Any]:
-        """As JSON carries it."""
+    def to_list(self) -> list[Any]:
+        """Returns the values as a flat list for JSON."""
         flat = self.values.ravel().tolist()
         return [each.decode() for each in flat] if self.datatype == "BYTES" else flat
 
 
-def best_classes(values_NY: np.ndarray, labels: Sequence[str], classes: int) -> np.ndarray:
-    """`value:index:label` of the so many highest of each row, best first; without labels `value:index`."""
-    best_NK = np.argsort(-values_NY, axis=1, kind="stable")[:, :classes]
-    found = np.empty(best_NK.shape, object)
+def format_top_classes(values_NY: np.ndarray, labels: Sequence[str], class_count: int) -> np.ndarray:
+    """Returns the `class_count` highest values of each row, best first: `value:index:label`, or `value:index`."""
+    best_NK = np.argsort(-values_NY, axis=1, kind="stable")[:, :class_count]
+    texts_NK = np.empty(best_NK.shape, object)
     for n, row in enumerate(best_NK.tolist()):
         for k, index in enumerate(row):
             label = f":{labels[index]}" if labels else ""
-            found[n, k] = f"{values_NY[n, index]:f}:{index}{label}".encode()
-    return found
+            texts_NK[n, k] = f"{values_NY[n, index]:f}:{index}{label}".encode()
+    return texts_NK
 
 
 def write_response(
     model: str, version: str, request: InferRequest, outputs: Sequence[OutputTensor]
 ) -> tuple[bytes, dict[str, str]]:
-    """The body of an answer, and the headers that say what it is."""
+    """Returns body and headers of a response."""
     entries, tensors = [], []
     for each in outputs:
         entry: dict[str, Any] = {"name": each.name, "shape": list(each.values.shape), "datatype": each.datatype}
         if each.binary:
-            tensors.append(each.raw())
+            tensors.append(each.to_bytes())
             entry["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
-            entry["data"] = each.plain()
+            entry["data"] = each.to_list()
         entries.append(entry)
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if request.id is not None:
@@ -303,17 +305,19 @@ def write_response(
 
 
 def select_outputs(request: InferRequest, values: dict[str, np.ndarray], labels: Sequence[str]) -> list[OutputTensor]:
-    """The outputs that are asked for, of those that there are; raises `Refusal` for one that there is not."""
+    """Returns the requested outputs of `values`; raises `RequestError` if one does not exist."""
     binary = parse_flag(request.parameters, "binary_data_output")
-    wanted = [RequestedOutput(name, binary=binary) for name in values] if request.outputs is None else request.outputs
-    given = []
-    for each in wanted:
+    requested = request.outputs
+    if requested is None:
+        requested = [RequestedOutput(name, binary=binary) for name in values]
+    tensors = []
+    for each in requested:
         if each.name not in values:
-            raise bad_request(f"there is no output {each.name[:40]!r}: there are {', '.join(values)}")
-        found = values[each.name]
-        if each.classes is not None:
-            if found.ndim != 2 or found.dtype == object or (labels and found.shape[1] != len(labels)):
-                raise bad_request(f"{each.name} is not a row of classes")
-            found = best_classes(found, labels, each.classes)
-        given.append(OutputTensor(each.name, found, each.binary))
-    return given
+            raise bad_request(f"there is no output {each.name[:40]!r}; the outputs are {', '.join(values)}")
+        array = values[each.name]
+        if each.class_count is not None:
+            if array.ndim != 2 or array.dtype == object or (labels and array.shape[1] != len(labels)):
+                raise bad_request(f"{each.name} has no row of classes")
+            array = format_top_classes(array, labels, each.class_count)
+        tensors.append(OutputTensor(each.name, array, each.binary))
+    return tensors

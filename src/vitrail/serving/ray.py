@@ -1,15 +1,14 @@
-"""The same predictor as a Ray Serve deployment: past one machine, Ray places, restarts and balances the replicas.
+"""A Ray Serve deployment of a classifier, for more than one machine: Ray places, restarts and balances the replicas.
 
     from ray import serve
-    from vitrail.classifier import BaseClassifier, top_predictions
-from vitrail.serving.ray import deployment
+    from vitrail.serving.ray import deployment
 
     serve.run(deployment("runs/photos", num_replicas=4, ray_actor_options={"num_cpus": 2}))
 
-One route, POST /predict with an image file as the body; a bad image fails alone, and of large ones a replica decodes
-one at a time. Of the settings `batch` (16 unless given), `wait`, `body` and `pixels` hold as in `vitrail serve`, and
-`queue` is how many requests may wait at each of Ray's proxies; the others mean nothing here. Deadlines, processes,
-health checks and metrics are Ray's own.
+It has one route, which takes an image file as the body of a POST. A bad image does not affect other requests, and each
+replica decodes large images one at a time. These settings apply: `max_batch_size` (default here: 16), `max_delay_ms`,
+`max_body_mib`, `max_megapixels`, and `queue_size` as the number of requests that may wait at each proxy of Ray. The
+other settings have no effect: Ray has its own deadlines, processes, health checks and metrics.
 """
 
 import asyncio
@@ -42,9 +41,9 @@ def describe_predictions(classifier: BaseClassifier, row_Y: torch.Tensor) -> lis
 def deployment(
     model: str, settings: Settings | None = None, *, threads: int | None = None, device: str = "cpu", **options: Any
 ) -> Any:
-    """An application for `serve.run`; `options` are Ray's own for a deployment (num_replicas, ray_actor_options, ...).
+    """Returns an application for `serve.run`; `options` are those of `serve.deployment` (num_replicas, ...).
 
-    Raises `UsageError` where Ray Serve is not installed or the model knows no classes.
+    Raises `UsageError` if Ray Serve is not installed; a replica raises it if the model has no classes.
     """
     try:
         from ray import serve
@@ -54,9 +53,11 @@ def deployment(
     from starlette.responses import JSONResponse
 
     limits = settings or Settings()
-    batch = limits.max_batch_size or 16
+    batch_size = limits.max_batch_size or 16
 
-    @serve.deployment(name="vitrail", max_queued_requests=limits.queue_size, max_ongoing_requests=2 * batch, **options)
+    @serve.deployment(
+        name="vitrail", max_queued_requests=limits.queue_size, max_ongoing_requests=2 * batch_size, **options
+    )
     class Deployment:
         """One replica."""
 
@@ -67,36 +68,38 @@ def deployment(
             classifier.require_classes()
             self.classifier = classifier
             self.predictor = Predictor(classifier)
-            self.predictor.warm_up(batch)
-            self.large = threading.Lock()
+            self.predictor.warm_up(batch_size)
+            self.large_image_lock = threading.Lock()
 
-        @serve.batch(max_batch_size=batch, batch_wait_timeout_s=limits.max_delay_ms / 1000)  # type: ignore[untyped-decorator, unused-ignore]
+        @serve.batch(max_batch_size=batch_size, batch_wait_timeout_s=limits.max_delay_ms / 1000)  # type: ignore[untyped-decorator, unused-ignore]
         async def logits(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
-            """Pixels of the model's size -> logits; the event loop goes on while the model runs."""
+            """Computes the logits of pixels of the model's image size, in a thread beside the event loop."""
             stacked_BCHW = torch.from_numpy(np.stack(pixels))
             rows_BY = await asyncio.to_thread(self.predictor.logits, stacked_BCHW)
             return list(rows_BY.numpy())
 
-        def pixels(self, data: bytes) -> np.ndarray:
-            """An image file -> pixels of the model's size; raises `ImageError`."""
+        def decode_pixels(self, data: bytes) -> np.ndarray:
+            """Decodes an image file to pixels of the model's image size; raises `ImageError`."""
             preprocess = self.classifier.preprocess
-            with self.large if count_pixels(data, limits) > LARGE_IMAGE_PIXELS else nullcontext():
+            with self.large_image_lock if count_pixels(data, limits) > LARGE_IMAGE_PIXELS else nullcontext():
                 return fit_pixels(decode(io.BytesIO(data), preprocess.channels), preprocess)
 
         async def __call__(self, request: Request) -> JSONResponse:
-            """One image, as the body of a POST."""
+            """Predicts the classes of one image, the body of the request."""
             data = bytearray()
             async for chunk in request.stream():
                 data += chunk
                 if len(data) > limits.max_body_mib * MIB:
-                    return JSONResponse({"error": f"the body is longer than {limits.max_body_mib} MiB"}, 413)
+                    return JSONResponse(
+                        {"error": f"the body is larger than the limit of {limits.max_body_mib} MiB"}, 413
+                    )
             try:
-                pixels_CHW = await asyncio.to_thread(self.pixels, bytes(data))
+                pixels_CHW = await asyncio.to_thread(self.decode_pixels, bytes(data))
             except ImageError as error:
                 return JSONResponse({"error": error.reason}, 400)
             row_Y = torch.from_numpy(await self.logits(pixels_CHW))
             if not row_Y.isfinite().all():
-                return JSONResponse({"error": "the model's answer is not a finite number"}, 500)
+                return JSONResponse({"error": "the model's output is not finite"}, 500)
             top = describe_predictions(self.classifier, row_Y)
             return JSONResponse({"predictions": [{"name": "image", "top": top, "error": None}]})
 

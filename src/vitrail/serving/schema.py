@@ -1,110 +1,121 @@
-"""What the OpenAPI document says of bodies and answers."""
+"""Schemas of request bodies and responses for the OpenAPI document."""
 
 from typing import Any
 
 from vitrail.serving.errors import bad_request
 
-NUMBER, TEXT_, WHOLE, TRUTH = {"type": "number"}, {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+NUMBER, STRING, INTEGER, BOOLEAN = {"type": "number"}, {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
 
 
-def thing(**properties: Any) -> dict[str, Any]:
-    """An object with all of these."""
+def make_object(**properties: Any) -> dict[str, Any]:
+    """Returns the schema of an object with these required properties."""
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def several(each: dict[str, Any]) -> dict[str, Any]:
-    """A list."""
-    return {"type": "array", "items": each}
+def make_array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
 
 
-def maybe(each: dict[str, Any]) -> dict[str, Any]:
-    """That, or null."""
-    return {"anyOf": [each, {"type": "null"}]}
+def make_nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
-def json_of(schema: dict[str, Any]) -> dict[str, Any]:
-    """A content that is JSON."""
+def make_json_content(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-ERROR = json_of(thing(error=TEXT_))
-ROW = thing(label=TEXT_, probability=NUMBER)
-PREDICTIONS = json_of(thing(model=TEXT_, predictions=several(thing(name=TEXT_, top=several(ROW), error=maybe(TEXT_)))))
+ERROR = make_json_content(make_object(error=STRING))
+TOP_CLASS = make_object(label=STRING, probability=NUMBER)
+PREDICTIONS = make_json_content(
+    make_object(
+        model=STRING,
+        predictions=make_array(make_object(name=STRING, top=make_array(TOP_CLASS), error=make_nullable(STRING))),
+    )
+)
 EXPLANATION = {
-    **json_of(
-        thing(model=TEXT_, explanation=thing(label=TEXT_, method=TEXT_, map=several(several(NUMBER)), summary=TEXT_))
+    **make_json_content(
+        make_object(
+            model=STRING,
+            explanation=make_object(label=STRING, method=STRING, map=make_array(make_array(NUMBER)), summary=STRING),
+        )
     ),
     "image/png": BINARY,
 }
-LIVE = json_of(thing(live=TRUTH))
-READY = json_of(thing(ready=TRUTH, live=TRUTH))
-MODEL_READY = json_of(thing(name=TEXT_, ready=TRUTH))
-SERVER = json_of(thing(name=TEXT_, version=TEXT_, extensions=several(TEXT_)))
-TENSOR = thing(name=TEXT_, datatype=TEXT_, shape=several(WHOLE))
-MODEL = json_of(
-    thing(name=TEXT_, versions=several(TEXT_), platform=TEXT_, inputs=several(TENSOR), outputs=several(TENSOR))
+LIVE = make_json_content(make_object(live=BOOLEAN))
+READY = make_json_content(make_object(ready=BOOLEAN, live=BOOLEAN))
+MODEL_READY = make_json_content(make_object(name=STRING, ready=BOOLEAN))
+SERVER = make_json_content(make_object(name=STRING, version=STRING, extensions=make_array(STRING)))
+TENSOR = make_object(name=STRING, datatype=STRING, shape=make_array(INTEGER))
+MODEL = make_json_content(
+    make_object(
+        name=STRING, versions=make_array(STRING), platform=STRING, inputs=make_array(TENSOR), outputs=make_array(TENSOR)
+    )
 )
-STATISTICS = json_of(
-    thing(model_stats=several(thing(name=TEXT_, version=TEXT_, inference_count=WHOLE, execution_count=WHOLE)))
+STATISTICS = make_json_content(
+    make_object(
+        model_stats=make_array(
+            make_object(name=STRING, version=STRING, inference_count=INTEGER, execution_count=INTEGER)
+        )
+    )
 )
 INFERENCE = {
-    **json_of(thing(model_name=TEXT_, model_version=TEXT_, outputs=several(TENSOR))),
+    **make_json_content(make_object(model_name=STRING, model_version=STRING, outputs=make_array(TENSOR))),
     "application/octet-stream": BINARY,
 }
-TEXT = {"text/plain": {"schema": TEXT_}}
+PLAIN_TEXT = {"text/plain": {"schema": STRING}}
 
 
-def answers(content: dict[str, Any], *also: int) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route: its own, with other statuses too, and errors as one sentence."""
-    good = {"description": "the answer", "content": content}
+def make_responses(content: dict[str, Any], *other_statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the responses of a route: `content` with status 200 and `other_statuses`, and the errors."""
+    success = {"description": "the result", "content": content}
     return {
-        200: good,
-        **dict.fromkeys(also, good),
-        "4XX": {"description": "the request is at fault, and this says how", "content": ERROR},
-        "5XX": {"description": "the server cannot answer now (503), in time (504) or at all", "content": ERROR},
+        200: success,
+        **dict.fromkeys(other_statuses, success),
+        "4XX": {"description": "the request is invalid; the error describes the problem", "content": ERROR},
+        "5XX": {"description": "the server is overloaded (503), too slow (504) or failed (500)", "content": ERROR},
     }
 
 
 IMAGES = {
     "requestBody": {
         "required": True,
-        "description": "an image file, or a form with image files",
+        "description": "an image file, or a multipart form with image files",
         "content": {
             "application/octet-stream": BINARY,
             "image/jpeg": BINARY,
             "image/png": BINARY,
-            "multipart/form-data": {"schema": thing(image=several({"type": "string", "format": "binary"}))},
+            "multipart/form-data": {"schema": make_object(image=make_array({"type": "string", "format": "binary"}))},
         },
     }
 }
-PARAMETERS = {"type": "object", "additionalProperties": {"anyOf": [TEXT_, NUMBER, TRUTH]}}
+PARAMETERS = {"type": "object", "additionalProperties": {"anyOf": [STRING, NUMBER, BOOLEAN]}}
 INPUT = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
     "properties": {
         "name": {"enum": ["image", "pixels"]},
-        "shape": several({"type": "integer", "minimum": 0}),
+        "shape": make_array({"type": "integer", "minimum": 0}),
         "datatype": {"enum": ["BYTES", "UINT8"]},
         "parameters": PARAMETERS,
         "data": {"type": "array", "description": "images in base64, or pixels as numbers"},
     },
 }
-OUTPUT = {"type": "object", "required": ["name"], "properties": {"name": TEXT_, "parameters": PARAMETERS}}
+OUTPUT = {"type": "object", "required": ["name"], "properties": {"name": STRING, "parameters": PARAMETERS}}
 INFER = {
     "requestBody": {
         "required": True,
-        "description": "an inference request of the Open Inference Protocol v2, with binary tensors or without",
+        "description": "an inference request of the Open Inference Protocol v2, with or without binary tensors",
         "content": {
-            **json_of(
+            **make_json_content(
                 {
                     "type": "object",
                     "required": ["inputs"],
                     "properties": {
-                        "id": TEXT_,
+                        "id": STRING,
                         "parameters": PARAMETERS,
-                        "inputs": {**several(INPUT), "minItems": 1, "maxItems": 1},
-                        "outputs": several(OUTPUT),
+                        "inputs": {**make_array(INPUT), "minItems": 1, "maxItems": 1},
+                        "outputs": make_array(OUTPUT),
                     },
                 }
             ),
@@ -113,15 +124,15 @@ INFER = {
     }
 }
 
-EXPLAIN = {"method": str, "class": str, "against": str, "layer": int, "head": int, "query": str}
+EXPLAIN_PARAMETERS = {"method": str, "class": str, "against": str, "layer": int, "head": int, "query": str}
 
 
-def explain_parameters(given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of an explanation among those of a protocol's request; raises `Refusal` for a wrong type."""
-    found = {}
-    for name, kind in EXPLAIN.items():
-        value = given.get(name)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise bad_request(f"the parameter {name} is not a {'text' if kind is str else 'whole number'}")
-        found["label" if name == "class" else name] = value
-    return found
+def read_explain_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a request that configure an explanation; raises `RequestError` for a wrong type."""
+    options = {}
+    for name, value_type in EXPLAIN_PARAMETERS.items():
+        value = parameters.get(name)
+        if value is not None and (not isinstance(value, value_type) or isinstance(value, bool)):
+            raise bad_request(f"the parameter {name} is not {'a string' if value_type is str else 'an integer'}")
+        options["label" if name == "class" else name] = value
+    return options

@@ -1,4 +1,4 @@
-"""The state that the routes share, and what every request goes through: deadline, log fields, cancellation."""
+"""The state that the routes share, and helpers for every request: deadline, log fields, cancellation."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ class Service:
 
     def deadline(self, request: Request, timeout: str | float | None) -> float:
         """Returns the monotonic time by which a request must be answered."""
-        return compute_deadline(start_time(request), timeout, self.settings.timeout_s)
+        return compute_deadline(get_start_time(request), timeout, self.settings.timeout_s)
 
 
 def get_service(request: Request) -> Service:
@@ -50,13 +50,13 @@ def get_service(request: Request) -> Service:
 ServiceState = Annotated[Service, Depends(get_service)]
 
 
-def start_time(request: Request) -> float:
-    return float(request.scope["visit"]["started"])
+def get_start_time(request: Request) -> float:
+    return float(request.scope["request_context"]["started"])
 
 
 def add_log_fields(request: Request, **fields: object) -> None:
     """Adds fields to the request's log line."""
-    request.scope["visit"]["noted"].update(fields)
+    request.scope["request_context"]["log_fields"].update(fields)
 
 
 async def run_until_deadline(request: Request, work: Awaitable[Result], deadline: float) -> Result:

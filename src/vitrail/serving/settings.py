@@ -31,7 +31,7 @@ class Settings:
     shutdown_delay_s: float = option(
         1.0, "time from SIGTERM until the server stops accepting connections, in seconds", ge=0
     )
-    explain: bool = option(True, "answer /explain, from a process of its own")
+    explain: bool = option(True, "answer /explain, in a separate process")
 
     def __post_init__(self) -> None:
         check_fields(self)

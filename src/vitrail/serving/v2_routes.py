@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from vitrail.serving import schema
 from vitrail.serving.decoding import Pixels
-from vitrail.serving.endpoint import VERSION, Endpoint, compute_deadline, find_endpoint
+from vitrail.serving.endpoint import MODEL_VERSION, Endpoint, compute_deadline, find_endpoint
 from vitrail.serving.errors import ClientDisconnected, RequestError, bad_request, too_large
 from vitrail.serving.image_routes import explain_options, require_readable
 from vitrail.serving.protocol import (
@@ -21,34 +21,34 @@ from vitrail.serving.protocol import (
     select_outputs,
     write_response,
 )
-from vitrail.serving.service import Service, ServiceState, add_log_fields, run_until_deadline, start_time
+from vitrail.serving.service import Service, ServiceState, add_log_fields, get_start_time, run_until_deadline
 from vitrail.version import __version__
 
-MAX_MICROSECONDS = 1e18  # a longer timeout may not even be a float
+MAX_MICROSECONDS = 1e18  # larger integers may overflow a float
 Compute = Callable[[Endpoint, list[Pixels], InferRequest, float], Awaitable[dict[str, np.ndarray]]]
 router = APIRouter(tags=["v2"])
 
 
-@router.get("/v2/health/live", responses=schema.answers(schema.LIVE))
+@router.get("/v2/health/live", responses=schema.make_responses(schema.LIVE))
 async def live() -> dict[str, bool]:
     """Returns whether the server runs."""
     return {"live": True}
 
 
-@router.get("/v2/health/ready", responses=schema.answers(schema.READY, 503))
+@router.get("/v2/health/ready", responses=schema.make_responses(schema.READY, 503))
 async def ready(service: ServiceState) -> Response:
     """Returns whether every model is ready and the server is not shutting down."""
-    is_ready = all(endpoint.ready for endpoint in service.endpoints.values()) and not service.is_draining()
+    is_ready = all(endpoint.is_ready for endpoint in service.endpoints.values()) and not service.is_draining()
     return JSONResponse({"ready": is_ready, "live": is_ready}, 200 if is_ready else 503)
 
 
-@router.get("/v2", responses=schema.answers(schema.SERVER))
+@router.get("/v2", responses=schema.make_responses(schema.SERVER))
 async def server(service: ServiceState) -> dict[str, Any]:
     """Describes the server."""
     return {"name": "vitrail", "version": __version__, "extensions": EXTENSIONS, "models": list(service.endpoints)}
 
 
-@router.get("/v2/models/stats", responses=schema.answers(schema.STATISTICS))
+@router.get("/v2/models/stats", responses=schema.make_responses(schema.STATISTICS))
 async def all_statistics(service: ServiceState) -> dict[str, Any]:
     """Returns number and duration of the inferences of every model."""
     return {"model_stats": [model_statistics(name, endpoint) for name, endpoint in service.endpoints.items()]}
@@ -60,17 +60,17 @@ async def statistics(service: ServiceState, name: str, version: str | None = Non
 
 
 def model_statistics(name: str, endpoint: Endpoint) -> dict[str, Any]:
-    return endpoint.predicting.statistics.to_json(name, VERSION)
+    return endpoint.prediction_pool.statistics.to_json(name, MODEL_VERSION)
 
 
 async def metadata(service: ServiceState, name: str, version: str | None = None) -> dict[str, Any]:
     """Describes a model's inputs and outputs."""
-    return find_endpoint(service.endpoints, name, version).metadata()
+    return find_endpoint(service.endpoints, name, version).describe()
 
 
 async def model_ready(service: ServiceState, name: str, version: str | None = None) -> Response:
     """Returns whether a model is ready."""
-    is_ready = find_endpoint(service.endpoints, name, version).ready
+    is_ready = find_endpoint(service.endpoints, name, version).is_ready
     return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
 
@@ -87,13 +87,13 @@ async def explain_tensors(request: Request, service: ServiceState, name: str, ve
 async def compute_outputs(
     endpoint: Endpoint, pixels: list[Pixels], infer_request: InferRequest, deadline: float
 ) -> dict[str, np.ndarray]:
-    return endpoint.output_values(await endpoint.classify(pixels, deadline))
+    return endpoint.make_outputs(await endpoint.classify(pixels, deadline))
 
 
 async def compute_maps(
     endpoint: Endpoint, pixels: list[Pixels], infer_request: InferRequest, deadline: float
 ) -> dict[str, np.ndarray]:
-    options = explain_options(endpoint, **schema.explain_parameters(infer_request.parameters))
+    options = explain_options(endpoint, **schema.read_explain_parameters(infer_request.parameters))
     documents = [document for document, _ in await endpoint.explain(pixels, options, None, deadline)]
     probabilities = [[np.nan if each["probability"] is None else each["probability"]] for each in documents]
     return {
@@ -106,26 +106,26 @@ async def compute_maps(
 
 async def answer_inference(request: Request, service: Service, endpoint: Endpoint, compute: Compute) -> Response:
     """Parses a request of the protocol, computes its outputs, and counts it."""
-    settings, statistics = service.settings, endpoint.predicting.statistics
-    started = start_time(request)
+    settings, statistics = service.settings, endpoint.prediction_pool.statistics
+    started = get_start_time(request)
     deadline = service.deadline(request, request.headers.get("x-request-timeout"))
     try:
         async with service.bodies.read(request, deadline) as body:
             length = request.headers.get(LENGTH_HEADER)
             parsing = service.decoder.run(parse_request, body, length, settings)
             infer_request = await run_until_deadline(request, parsing, deadline)
-            if infer_request.images > settings.images_per_request:
+            if infer_request.image_count > settings.images_per_request:
                 limit = settings.images_per_request
-                raise too_large(f"there are {infer_request.images} images: send {limit} at most")
-            add_log_fields(request, model=endpoint.info.name, images=infer_request.images)
+                raise too_large(f"there are {infer_request.image_count} images: send at most {limit} per request")
+            add_log_fields(request, model=endpoint.info.name, images=infer_request.image_count)
             own_timeout = protocol_timeout(infer_request.parameters)
             deadline = min(deadline, compute_deadline(started, own_timeout, settings.timeout_s))
             work = compute_response(endpoint, infer_request, compute, deadline)
             content, headers = await run_until_deadline(request, work, deadline)
     except (RequestError, ClientDisconnected):
-        statistics.spans["fail"].add(asyncio.get_running_loop().time() - started)
+        statistics.durations["fail"].add(asyncio.get_running_loop().time() - started)
         raise
-    statistics.spans["success"].add(asyncio.get_running_loop().time() - started)
+    statistics.durations["success"].add(asyncio.get_running_loop().time() - started)
     return Response(content, headers=headers)
 
 
@@ -135,14 +135,14 @@ async def compute_response(
     """Decodes the images, computes the outputs and returns the response's content and headers."""
     started = asyncio.get_running_loop().time()
     if infer_request.pixels is not None:
-        pixels = await endpoint.fit(infer_request.pixels)
+        pixels = await endpoint.fit_pixels(infer_request.pixels)
     else:
-        pixels = require_readable(await endpoint.read(infer_request.files))
+        pixels = require_readable(await endpoint.decode_files(infer_request.files))
     decode_seconds = asyncio.get_running_loop().time() - started
-    endpoint.predicting.statistics.spans["compute_input"].add(decode_seconds)
+    endpoint.prediction_pool.statistics.durations["compute_input"].add(decode_seconds)
     values = await compute(endpoint, pixels, infer_request, deadline)
     outputs = select_outputs(infer_request, values, endpoint.info.classes)
-    return write_response(endpoint.info.name, VERSION, infer_request, outputs)
+    return write_response(endpoint.info.name, MODEL_VERSION, infer_request, outputs)
 
 
 def encode_texts(values: list[str]) -> np.ndarray:
@@ -164,11 +164,11 @@ def protocol_timeout(parameters: dict[str, Any]) -> float | None:
 
 for prefix, is_documented in (("/v2/models/{name}", True), ("/v2/models/{name}/versions/{version}", False)):
     for http_method, suffix, function, responses, extra in (
-        ("GET", "", metadata, schema.answers(schema.MODEL), None),
-        ("GET", "/ready", model_ready, schema.answers(schema.MODEL_READY, 503), None),
-        ("GET", "/stats", statistics, schema.answers(schema.STATISTICS), None),
-        ("POST", "/infer", infer, schema.answers(schema.INFERENCE), schema.INFER),
-        ("POST", "/explain", explain_tensors, schema.answers(schema.INFERENCE), schema.INFER),
+        ("GET", "", metadata, schema.make_responses(schema.MODEL), None),
+        ("GET", "/ready", model_ready, schema.make_responses(schema.MODEL_READY, 503), None),
+        ("GET", "/stats", statistics, schema.make_responses(schema.STATISTICS), None),
+        ("POST", "/infer", infer, schema.make_responses(schema.INFERENCE), schema.INFER),
+        ("POST", "/explain", explain_tensors, schema.make_responses(schema.INFERENCE), schema.INFER),
     ):
         router.add_api_route(
             prefix + suffix, function, methods=[http_method], responses=responses, openapi_extra=extra,

@@ -1,4 +1,4 @@
-"""The page at /: what `vitrail export --format web` makes; a plain form where that cannot be."""
+"""The page at /: the page of `vitrail export --format web`, or a plain HTML form if the model has no such page."""
 
 import html
 from importlib.util import find_spec
@@ -9,8 +9,8 @@ from vitrail.exporting.web import render_page
 from vitrail.exporting.web.page import MAX_PAGE_MB, check_page_size
 from vitrail.serving.logs import log
 
-# Only what the page itself brings: its own scripts and WebAssembly, in a worker made from a blob, and pictures that it
-# was given. Nothing else can be loaded, and no other page can frame it or look into it.
+# Allows only the page's own content: inline scripts, WebAssembly, workers from blobs, and images that the user selects.
+# The page cannot load anything else, and no other page can embed or access it.
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval' blob: data:; "
@@ -30,12 +30,12 @@ PLAIN_PAGE = """<!doctype html>
 body{{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}}
 button,input{{font:inherit}}</style>
 <h1>{name}</h1>
-<p>{about}</p>
+<p>{description}</p>
 {form}
 </html>
 """
 IMAGE_FORM = """<form method="post" enctype="multipart/form-data">
-<p><label>An image file <input type="file" name="image" accept="image/*" required></label>
+<p><label>Image file <input type="file" name="image" accept="image/*" required></label>
 <p>{buttons}
 </form>"""
 PREDICT_BUTTON = '<button formaction="/predict?model={name}">Predict</button>'
@@ -43,12 +43,13 @@ EXPLAIN_BUTTON = '<button formaction="/explain?model={name}&amp;picture=panels">
 
 
 def reason_for_plain_page(classifier: BaseClassifier | None) -> str | None:
-    """Why a model (None: one in an ONNX file) gets the plain form, and what helps; None where it gets the whole page.
+    """Returns why a model gets the plain form and what to do about it; None if it gets the full page.
 
-    Nothing is imported for it, and nothing made: that the graphs do not agree shows only when the page is asked for.
+    `classifier` is None for a model from an ONNX file. This check is cheap: it imports no exporter. If the export
+    itself fails later, `make_page` falls back to the plain form too.
     """
     if not isinstance(classifier, Classifier):
-        return "an ONNX file has no inside to show; serve the classifier that it was made from"
+        return "an ONNX file cannot be explained; serve the classifier that it was exported from"
     try:
         classifier.require_classes()
         check_page_size(classifier, half=False, limit=MAX_PAGE_MB)
@@ -58,23 +59,23 @@ def reason_for_plain_page(classifier: BaseClassifier | None) -> str | None:
     return f"{missing[0]} is not installed: pip install 'vitrail[export]'" if missing else None
 
 
-def make_page(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
-    """The page of one model, as one HTML file; `explains` says whether the server does."""
+def make_page(classifier: BaseClassifier, name: str, can_explain: bool) -> bytes:
+    """Returns the page of one model as one HTML file; `can_explain`: the server offers /explain for it."""
     if reason_for_plain_page(classifier) is None:
         assert isinstance(classifier, Classifier)
         try:
             return render_page(classifier, model=name)
         except VitrailError as error:
             log("plain_page", model=name, why=str(error))
-    return make_plain_page(classifier, name, explains)
+    return make_plain_page(classifier, name, can_explain)
 
 
-def make_plain_page(classifier: BaseClassifier, name: str, explains: bool) -> bytes:
-    """A form that sends an image to where it is answered: /predict, /explain, both or neither."""
+def make_plain_page(classifier: BaseClassifier, name: str, can_explain: bool) -> bytes:
+    """Returns an HTML form with buttons for the routes that the model supports: /predict and /explain."""
     classes = classifier.classes
-    about = f"{len(classes)} classes: {', '.join(classes[:12])}" if classes else "Features, no classes"
-    more = ", ..." if len(classes) > 12 else ""
+    description = f"{len(classes)} classes: {', '.join(classes[:12])}" if classes else "Features, no classes"
+    ellipsis = ", ..." if len(classes) > 12 else ""
     name = html.escape(name)
-    buttons = (PREDICT_BUTTON if classes else "") + (EXPLAIN_BUTTON if explains else "")
+    buttons = (PREDICT_BUTTON if classes else "") + (EXPLAIN_BUTTON if can_explain else "")
     form = IMAGE_FORM.format(buttons=buttons.format(name=name)) if buttons else ""
-    return PLAIN_PAGE.format(name=name, about=html.escape(about + more), form=form).encode()
+    return PLAIN_PAGE.format(name=name, description=html.escape(description + ellipsis), form=form).encode()

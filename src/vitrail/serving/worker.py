@@ -1,4 +1,4 @@
-"""A process that runs one model, one thing at a time: reads a message, answers it, until the server has gone."""
+"""The worker process: runs one model and handles one message at a time, until the server closes the connection."""
 
 import os
 import socket
@@ -17,110 +17,109 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import pick_device
 from vitrail.serving.messages import receive_message, send_message
-from vitrail.serving.predictor import Predictor, best_batch_size
+from vitrail.serving.predictor import Predictor, choose_batch_size
 
 Answer = tuple[dict[str, Any], bytes]
-MAX_TRIED_BATCH_SIZE = 32  # the longest batch that is tried, unless one is asked for
+MAX_MEASURED_BATCH_SIZE = 32  # largest batch size to measure, unless the settings have a maximum
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker is for: the model by its number, and how it runs it."""
+    """Which model a worker runs, and how."""
 
-    model: int
+    model_index: int
     threads: int
     device: str | None = None
-    graph: str | None = None  # an ONNX file to run instead of the ViT
-    batch: int | None = None  # the longest batch; measured where it is None
-    explains: bool = False  # rather than predicts
+    onnx_path: str | None = None  # an ONNX file to run instead of the ViT
+    batch_size: int | None = None  # maximum batch size; None: measured by the worker
+    is_explainer: bool = False  # the worker computes explanations, not predictions
 
 
 def run_worker(connection: socket.socket, classifier: Classifier | None, config: WorkerConfig) -> None:
-    """Warms up, says hello, and answers until the other side has gone; `classifier` is None for a model in a graph."""
+    """Warms up, sends a hello message, and answers messages; `classifier` is None for a model from an ONNX file."""
     send_message(connection, {"pid": os.getpid()})
     torch.set_num_threads(config.threads)
     try:
         predictor = Predictor(open_classifier(classifier, config))
         hello = make_hello(predictor, config)
     except VitrailError as error:
-        send_message(connection, error_document(error))
+        send_message(connection, make_error_document(error))
         return
     send_message(connection, hello)
     with connection.makefile("rb") as requests:
         while (message := receive_message(requests)) is not None:
-            document, parts = answer_request(predictor, *message)
-            send_message(connection, document, [parts])
+            document, payload = answer_request(predictor, *message)
+            send_message(connection, document, [payload])
 
 
 def open_classifier(classifier: Classifier | None, config: WorkerConfig) -> BaseClassifier:
-    """The classifier in the runtime and on the device that the duty names."""
+    """Returns the classifier with the backend and on the device of the config."""
     device = pick_device(config.device)
-    if config.graph is not None:
+    if config.onnx_path is not None:
         from vitrail.exporting.onnx_classifier import OnnxClassifier
 
-        return OnnxClassifier.load(config.graph, threads=config.threads, device=str(device))
+        return OnnxClassifier.load(config.onnx_path, threads=config.threads, device=str(device))
     assert classifier is not None
     return classifier.to(device)
 
 
 def make_hello(predictor: Predictor, config: WorkerConfig) -> dict[str, Any]:
-    """What the worker says once it is warm."""
-    rates = {} if config.batch else predictor.measure_rates(MAX_TRIED_BATCH_SIZE)
-    batch = config.batch or best_batch_size(rates)
-    predictor.warm_up(batch)
-    if config.explains:
+    """Chooses the batch size, warms up, and returns the hello message."""
+    rates = {} if config.batch_size else predictor.measure_rates(MAX_MEASURED_BATCH_SIZE)
+    batch_size = config.batch_size or choose_batch_size(rates)
+    predictor.warm_up(batch_size)
+    if config.is_explainer:
         predictor.warm_up_explanation()
-    return {"outputs": predictor.outputs, "batch": batch, "rates": rates}
+    return {"outputs": predictor.output_width, "batch_size": batch_size, "rates": rates}
 
 
-def answer_request(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
-    """The answer to one message; what goes wrong is said, and the process lives on."""
+def answer_request(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
+    """Returns the answer to one message; an error becomes an answer too, and the process continues."""
     started = time.perf_counter()
     try:
-        answer, found = TASKS[document["do"]](predictor, document, parts)
+        answer, answer_payload = OPERATIONS[document["operation"]](predictor, document, payload)
     except VitrailError as error:
-        return error_document(error), b""
+        return make_error_document(error), b""
     except Exception as error:
         traceback.print_exc()
-        return {"error": f"{type(error).__name__} while the model ran", "wrong_use": False}, b""
-    return {**answer, "seconds": time.perf_counter() - started}, found
+        return {"error": f"the model failed with {type(error).__name__}", "is_usage_error": False}, b""
+    return {**answer, "seconds": time.perf_counter() - started}, answer_payload
 
 
-def error_document(error: VitrailError) -> dict[str, Any]:
-    """An error as a message."""
-    return {"error": str(error), "wrong_use": isinstance(error, UsageError)}
+def make_error_document(error: VitrailError) -> dict[str, Any]:
+    return {"error": str(error), "is_usage_error": isinstance(error, UsageError)}
 
 
-def answer_logits(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
-    """A batch of pixels -> float32 logits."""
-    found = predictor.logits(read_tensor(document["shape"], parts)).numpy()
-    return {"outputs": found.shape[1]}, np.ascontiguousarray(found, np.float32).tobytes()
+def answer_logits(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
+    """Computes the float32 logits of a batch of pixels."""
+    logits_BY = predictor.logits(read_tensor(document["shape"], payload)).numpy()
+    return {"outputs": logits_BY.shape[1]}, np.ascontiguousarray(logits_BY, np.float32).tobytes()
 
 
-def answer_explanation(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
-    """One image's pixels -> its explanation, and a picture of it."""
+def answer_explanation(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
+    """Explains one image; the payload of the answer is the picture."""
     target = document["target"]
     options = document["options"]
     if options.get("query"):
         options["query"] = tuple(options["query"])
-    found, picture = predictor.explain(
-        read_tensor(document["shape"], parts)[0],
+    explanation, picture = predictor.explain(
+        read_tensor(document["shape"], payload)[0],
         tuple(target) if isinstance(target, list) else target,
         options,
         document["picture"],
     )
-    return {"explanation": found}, picture
+    return {"explanation": explanation}, picture
 
 
-def answer_page(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
-    """The page at /."""
+def answer_page(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
+    """Makes the web page."""
     from vitrail.serving.web_page import make_page
 
-    return {}, make_page(predictor.classifier, document["name"], document["explains"])
+    return {}, make_page(predictor.classifier, document["name"], document["can_explain"])
 
 
-def answer_graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -> Answer:
-    """Writes the model as an ONNX file, and says how fast torch and ONNX Runtime run it."""
+def answer_onnx(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
+    """Exports the model to ONNX, unless the file exists; measures the rates of torch and ONNX Runtime."""
     from vitrail.exporting.onnx_classifier import OnnxClassifier
     from vitrail.serving.onnx_cache import onnx_cache_name, write_onnx
 
@@ -129,22 +128,23 @@ def answer_graph(predictor: Predictor, document: dict[str, Any], parts: bytes) -
     if not path.exists():
         write_onnx(predictor.classifier, path)
     device = str(predictor.classifier.device)
-    other = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads(), device=device))
-    most = document["batch"] or MAX_TRIED_BATCH_SIZE
-    return {
-        "path": str(path),
-        "rates": {"torch": predictor.measure_rates(most), "onnxruntime": other.measure_rates(most)},
-    }, b""
+    onnx_predictor = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads(), device=device))
+    max_batch_size = document["max_batch_size"] or MAX_MEASURED_BATCH_SIZE
+    rates = {
+        "torch": predictor.measure_rates(max_batch_size),
+        "onnxruntime": onnx_predictor.measure_rates(max_batch_size),
+    }
+    return {"path": str(path), "rates": rates}, b""
 
 
-TASKS: dict[str, Callable[[Predictor, dict[str, Any], bytes], Answer]] = {
+OPERATIONS: dict[str, Callable[[Predictor, dict[str, Any], bytes], Answer]] = {
     "logits": answer_logits,
     "explain": answer_explanation,
     "page": answer_page,
-    "graph": answer_graph,
+    "onnx": answer_onnx,
 }
 
 
-def read_tensor(shape: list[int], parts: bytes) -> Tensor:
-    """Bytes -> uint8 pixels of this shape."""
-    return torch.frombuffer(bytearray(parts), dtype=torch.uint8).view(shape)
+def read_tensor(shape: list[int], payload: bytes) -> Tensor:
+    """Returns the payload as uint8 pixels of this shape."""
+    return torch.frombuffer(bytearray(payload), dtype=torch.uint8).view(shape)

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from vitrail.serving.scheduler import Item, QueueFull, Scheduler
 
 
-class Queue(RuleBasedStateMachine):
+class SchedulerMachine(RuleBasedStateMachine):
     """Beside the batcher stands a plain list of who came and a note of what became of each."""
 
     @initialize(most=st.integers(1, 5), room=st.integers(1, 9), wait=st.sampled_from([0.0, 0.5, 2.0]))
@@ -74,7 +74,7 @@ class Queue(RuleBasedStateMachine):
         due = self.batcher.next_batch_time()
         assert (due is None) == (not self.line)
         if self.line:
-            assert due <= self.line[0].arrived + self.batcher.max_delay  # the first waits no longer than that
+            assert due <= self.line[0].arrival_time + self.batcher.max_delay  # the first waits no longer than that
             if len(self.line) >= self.batcher.max_batch_size or not self.batcher.max_delay:
                 assert due <= self.now
 
@@ -90,5 +90,5 @@ class Queue(RuleBasedStateMachine):
         assert not len(self.batcher)
 
 
-TestQueue = Queue.TestCase
+TestQueue = SchedulerMachine.TestCase
 TestQueue.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
