@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and clients that can be slow, rude and sudden."""
+"""Helpers for tests of the server: a server process, and clients that are slow or disconnect early."""
 
 import http.client
 import json
@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-QUEUE_SIZE, MAX_BATCH_SIZE = 8, 4  # small enough to be filled
-TIMEOUT_S = 120.0  # seconds in which anything at all must happen on a busy machine
+QUEUE_SIZE, MAX_BATCH_SIZE = 8, 4  # small, so that tests can fill the queue and a batch
+TIMEOUT_S = 120.0  # for any single step, also on a busy machine
 
 
 @dataclass
 class Reply:
-    """What came back."""
+    """The response of the server."""
 
     status: int
     headers: dict[str, str]
@@ -33,7 +33,7 @@ class Reply:
 
 @dataclass
 class RunningServer:
-    """`vitrail serve` with these words; its log lines as they come."""
+    """Runs `vitrail serve` with these arguments and collects its log lines."""
 
     arguments: Sequence[str]
     env: dict[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class RunningServer:
         self.reader_thread = threading.Thread(target=self._read_log, daemon=True)
         self.reader_thread.start()
         try:
-            url = self.wait_for(lambda: next((e["url"] for e in self.select_events("listening")), None))
+            url = self.wait_for(lambda: next((event["url"] for event in self.select_events("listening")), None))
             self.host, port = url.removeprefix("http://").rstrip("/").rsplit(":", 1)
             self.host, self.port = self.host.replace("0.0.0.0", "127.0.0.1"), int(port)
             self.wait_for(lambda: self.select_events("ready"))
@@ -66,7 +66,11 @@ class RunningServer:
                 self.other_lines.append(line)
 
     def select_events(self, name: str, **fields: Any) -> list[dict[str, Any]]:
-        return [e for e in self.log_lines if e["event"] == name and all(e.get(k) == v for k, v in fields.items())]
+        return [
+            line
+            for line in self.log_lines
+            if line["event"] == name and all(line.get(key) == value for key, value in fields.items())
+        ]
 
     def wait_for(self, get_value: Callable[[], Any]) -> Any:
         stop = time.monotonic() + TIMEOUT_S
@@ -77,15 +81,16 @@ class RunningServer:
         return value
 
     def find_worker(self, task: str = "predict", model: str = "colours") -> int:
-        """The process that does this task now."""
+        """Returns the pid of the current worker for a task."""
         return int(self.select_events("worker_ready", task=task, model=model)[-1]["pid"])
 
     def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
         try:
             connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+            response = connection.getresponse()
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Reply(response.status, headers, response.read())
         finally:
             connection.close()
 
@@ -93,33 +98,33 @@ class RunningServer:
         return self.request("GET", path, headers=headers)
 
     def post(self, path: str, body: Any, **headers: str) -> Reply:
-        return self.request("POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        return self.request("POST", path, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def send_raw(self, data: bytes, timeout_s: float = TIMEOUT_S) -> bytes:
-        """Bytes as they are -> whatever comes back until the server closes."""
+        """Sends bytes unchanged; returns everything that the server sends until it closes the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
             try:
                 connection.sendall(data)
                 connection.shutdown(socket.SHUT_WR)
                 reply = b""
-                while piece := connection.recv(65536):
-                    reply += piece
+                while chunk := connection.recv(65536):
+                    reply += chunk
             except (ConnectionError, OSError):
                 return b""
             return reply
 
     def read_metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+        """Returns the sum of a metric over its labels."""
         lines = self.get("/metrics").body.decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
 
     def measure_memory(self) -> int:
-        """Bytes that the server's own process holds."""
+        """Returns the resident memory of the server process in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
     def stop(self) -> dict[str, Any]:
-        """Asks it to stop; gives what it says at the end."""
+        """Stops the server with SIGTERM; returns the JSON that it prints at the end."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.stdout is not None
         output = self.process.stdout.read()
@@ -140,7 +145,7 @@ class RunningServer:
 
 @dataclass
 class PendingRequest:
-    """A request that is under way in a thread."""
+    """A request that runs in a thread."""
 
     reply: Reply | None = None
     error: Exception | None = None
@@ -154,22 +159,22 @@ class PendingRequest:
 
 
 def start_request(server: RunningServer, path: str, body: bytes, **headers: str) -> PendingRequest:
-    """Sends a request and does not wait."""
-    call = PendingRequest()
+    """Sends a request in a thread; does not wait for the response."""
+    pending = PendingRequest()
 
     def work() -> None:
         try:
-            call.reply = server.post(path, body, **headers)
+            pending.reply = server.post(path, body, **headers)
         except Exception as error:
-            call.error = error
+            pending.error = error
 
-    call.thread = threading.Thread(target=work, daemon=True)
-    call.thread.start()
-    return call
+    pending.thread = threading.Thread(target=work, daemon=True)
+    pending.thread.start()
+    return pending
 
 
 def send_without_waiting(server: RunningServer, path: str, body: bytes) -> socket.socket:
-    """Sends a whole request; the caller closes the socket before the answer."""
+    """Sends a whole request and returns the socket, which the caller closes before the response."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)

@@ -1,4 +1,4 @@
-"""The queue before a model, through every order of events that hypothesis can think of, on a clock made of numbers."""
+"""The scheduler, tested by hypothesis with random sequences of events and a simulated clock."""
 
 import pytest
 from hypothesis import settings
@@ -9,86 +9,88 @@ from vitrail.serving.scheduler import Item, QueueFull, Scheduler
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Beside the batcher stands a plain list of who came and a note of what became of each."""
+    """Compares the scheduler with a reference model: a list of waiting items, and the outcome of the other items."""
 
-    @initialize(most=st.integers(1, 5), room=st.integers(1, 9), wait=st.sampled_from([0.0, 0.5, 2.0]))
-    def begin(self, most: int, room: int, wait: float) -> None:
-        self.batcher = Scheduler(most, room, wait)
+    @initialize(
+        max_batch_size=st.integers(1, 5), queue_size=st.integers(1, 9), max_delay=st.sampled_from([0.0, 0.5, 2.0])
+    )
+    def create(self, max_batch_size: int, queue_size: int, max_delay: float) -> None:
+        self.scheduler = Scheduler(max_batch_size, queue_size, max_delay)
         self.now = 0.0
-        self.line: list[Item] = []  # who waits, in order
-        self.fate: dict[Item, str] = {}
+        self.waiting: list[Item] = []  # in order of arrival
+        self.outcomes: dict[Item, str] = {}
 
-    @rule(patience=st.lists(st.floats(0, 5), min_size=1, max_size=6))
-    def come(self, patience: list[float]) -> None:
-        items = [Item(self.now + each) for each in patience]
-        if len(self.line) + len(items) > self.batcher.queue_size:
+    @rule(timeouts=st.lists(st.floats(0, 5), min_size=1, max_size=6))
+    def add(self, timeouts: list[float]) -> None:
+        items = [Item(self.now + timeout) for timeout in timeouts]
+        if len(self.waiting) + len(items) > self.scheduler.queue_size:
             with pytest.raises(QueueFull):
-                self.batcher.add(items, self.now)
+                self.scheduler.add(items, self.now)
             return
-        self.batcher.add(items, self.now)
-        self.line += items
+        self.scheduler.add(items, self.now)
+        self.waiting += items
 
     @rule(seconds=st.floats(0, 3))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
     @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        known = [*self.line, *self.fate]
-        if not known:
+    def cancel(self, data: st.DataObject) -> None:
+        items = [*self.waiting, *self.outcomes]
+        if not items:
             return
-        item = data.draw(st.sampled_from(known))
-        waited = item in self.line
-        assert self.batcher.cancel(item) is waited  # once gone, or taken, there is nothing to withdraw
-        if waited:
-            self.line.remove(item)
-            self.fate[item] = "left"
+        item = data.draw(st.sampled_from(items))
+        is_waiting = item in self.waiting
+        assert self.scheduler.cancel(item) is is_waiting
+        if is_waiting:
+            self.waiting.remove(item)
+            self.outcomes[item] = "canceled"
 
     @rule()
     def take(self) -> None:
-        due = self.batcher.next_batch_time()
-        batch, late = self.batcher.take(self.now)
-        assert len(batch) <= self.batcher.max_batch_size
-        assert due is not None or not (batch or late)
+        due = self.scheduler.next_batch_time()
+        batch, expired = self.scheduler.take(self.now)
+        assert len(batch) <= self.scheduler.max_batch_size
+        assert due is not None or not (batch or expired)
         if due is None or due > self.now:
             assert not batch
-            assert not late
+            assert not expired
             return
-        out = set(batch) | set(late)
-        assert len(out) == len(batch) + len(late)
-        assert self.line[: len(out)] == sorted(out, key=self.line.index)  # nobody is passed over
-        assert batch == [item for item in self.line if item in set(batch)]
+        removed = set(batch) | set(expired)
+        assert len(removed) == len(batch) + len(expired)
+        assert self.waiting[: len(removed)] == sorted(removed, key=self.waiting.index)  # items leave in order
+        assert batch == [item for item in self.waiting if item in set(batch)]
         assert all(item.deadline > self.now for item in batch)
-        assert all(item.deadline <= self.now for item in late)
-        for item in out:
-            assert item not in self.fate  # no answer twice
-            self.fate[item] = "answered" if item in batch else "late"
-        self.line = self.line[len(out) :]
+        assert all(item.deadline <= self.now for item in expired)
+        for item in removed:
+            assert item not in self.outcomes  # an item has one outcome
+            self.outcomes[item] = "batched" if item in batch else "expired"
+        self.waiting = self.waiting[len(removed) :]
 
     @invariant()
-    def nobody_is_lost(self) -> None:
-        if not hasattr(self, "batcher"):
+    def no_item_is_lost(self) -> None:
+        if not hasattr(self, "scheduler"):
             return
-        assert list(self.batcher.waiting) == self.line
-        assert len(self.line) <= self.batcher.queue_size
-        due = self.batcher.next_batch_time()
-        assert (due is None) == (not self.line)
-        if self.line:
-            assert due <= self.line[0].arrival_time + self.batcher.max_delay  # the first waits no longer than that
-            if len(self.line) >= self.batcher.max_batch_size or not self.batcher.max_delay:
+        assert list(self.scheduler.waiting) == self.waiting
+        assert len(self.waiting) <= self.scheduler.queue_size
+        due = self.scheduler.next_batch_time()
+        assert (due is None) == (not self.waiting)
+        if self.waiting:
+            assert due <= self.waiting[0].arrival_time + self.scheduler.max_delay  # the longest wait of the first item
+            if len(self.waiting) >= self.scheduler.max_batch_size or not self.scheduler.max_delay:
                 assert due <= self.now
 
     def teardown(self) -> None:
-        """Left alone, the queue empties: every item has exactly one fate."""
-        if not hasattr(self, "batcher"):
+        """Without new events the queue empties: every item has exactly one outcome."""
+        if not hasattr(self, "scheduler"):
             return
-        self.now += self.batcher.max_delay
-        while self.line:
-            before = len(self.line)
+        self.now += self.scheduler.max_delay
+        while self.waiting:
+            before = len(self.waiting)
             self.take()
-            assert len(self.line) < before
-        assert not len(self.batcher)
+            assert len(self.waiting) < before
+        assert not len(self.scheduler)
 
 
-TestQueue = SchedulerMachine.TestCase
-TestQueue.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

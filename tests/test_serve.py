@@ -1,4 +1,4 @@
-"""The server: real processes, real sockets, clients that are slow, rude and sudden."""
+"""The server with real processes and sockets, and with clients that are slow or disconnect early."""
 
 import base64
 import contextlib
@@ -34,29 +34,29 @@ from vitrail.serving.endpoint import choose_names
 from vitrail.serving.onnx_cache import onnx_cache_folder, onnx_cache_name, write_onnx
 
 
-def encode_image(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encode_image(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, form, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def make_photo(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
-    """A picture that no other seed gives, so that an answer says whose it is."""
+    """Returns an image file that is different for each seed: its probabilities identify the request."""
     return encode_image(picture(list(COLOURS.values())[seed % 3], seed, size))
 
 
 def compute_logits(clf: vitrail.Classifier, data: bytes) -> list[float]:
-    """The logits of an image file."""
+    """Returns the logits of an image file."""
     return clf.logits(clf.read_image(decode(io.BytesIO(data)))[None])[0].tolist()
 
 
 def make_raw_headers(data: bytes) -> dict[str, str]:
-    """The headers of the protocol's raw form, whose body is one image."""
+    """Returns the headers of Triton's raw binary request, whose body is one image."""
     return {"Inference-Header-Content-Length": "0", "Content-Length": str(len(data))}
 
 
 def read_logits(reply: Reply) -> list[float]:
-    """The logits of an answer with binary tensors."""
+    """Returns the logits of a response with binary tensors."""
     length = int(reply.headers["inference-header-content-length"])
     document = json.loads(reply.body[:length])
     size = document["outputs"][0]["parameters"]["binary_data_size"]
@@ -65,7 +65,7 @@ def read_logits(reply: Reply) -> list[float]:
 
 
 def make_form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
-    """A multipart form and its content type."""
+    """Returns a multipart form and its content type."""
     parts = [
         f'--frontier\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode()
         + data
@@ -75,27 +75,27 @@ def make_form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
     return b"".join(parts) + b"--frontier--\r\n", "multipart/form-data; boundary=frontier"
 
 
-# Answers
+# Predictions and explanations
 
 
-def test_a_prediction_is_the_classifiers_own(server: RunningServer, clf: vitrail.Classifier):
+def test_a_prediction_equals_that_of_the_classifier(server: RunningServer, clf: vitrail.Classifier):
     for seed in range(3):
         data = make_photo(seed, (24, 20))
         reply = server.post("/predict?top=2", data)
         assert reply.status == 200
         expected = clf.predict(decode(io.BytesIO(data)), top=2)
-        got = reply.json["predictions"][0]["top"]
-        assert [row["label"] for row in got] == [p.label for p in expected]
-        assert [row["probability"] for row in got] == pytest.approx([p.probability for p in expected], abs=1e-5)
+        top = reply.json["predictions"][0]["top"]
+        assert [row["label"] for row in top] == [p.label for p in expected]
+        assert [row["probability"] for row in top] == pytest.approx([p.probability for p in expected], abs=1e-5)
 
 
-def test_a_bad_file_in_a_form_fails_alone(server: RunningServer):
-    body, kind = make_form(
+def test_a_bad_file_in_a_form_does_not_affect_the_others(server: RunningServer):
+    body, content_type = make_form(
         ("a.png", make_photo(0)),
         ("b.png", make_photo(1)[:70]),
         ("c.jpg", encode_image(picture((40, 190, 70), 4), "JPEG")),
     )
-    reply = server.post("/predict", body, content_type=kind)
+    reply = server.post("/predict", body, content_type=content_type)
     assert reply.status == 200
     rows = reply.json["predictions"]
     assert [row["name"] for row in rows] == ["a.png", "b.png", "c.jpg"]
@@ -103,15 +103,15 @@ def test_a_bad_file_in_a_form_fails_alone(server: RunningServer):
     assert "damaged" in rows[1]["error"]
 
 
-def test_an_explanation_is_the_classifiers_own(server: RunningServer, clf: vitrail.Classifier):
+def test_an_explanation_equals_that_of_the_classifier(server: RunningServer, clf: vitrail.Classifier):
     data = make_photo(0)
     expected = vitrail.explain(clf, decode(io.BytesIO(data)), target=("red", "blue"))
     reply = server.post("/explain?class=red&against=blue", data)
-    found = reply.json["explanation"]
-    assert found["label"] == "red"
-    assert found["against"] == "blue"
-    np.testing.assert_allclose(found["map"], expected.map, atol=2e-6)
-    assert "patches" in found["summary"]
+    explanation = reply.json["explanation"]
+    assert explanation["label"] == "red"
+    assert explanation["against"] == "blue"
+    np.testing.assert_allclose(explanation["map"], expected.map, atol=2e-6)
+    assert "patches" in explanation["summary"]
     attention = server.post("/explain?layer=0&head=1&query=2,1", data).json["explanation"]
     assert attention["method"] == "attention"
     np.testing.assert_allclose(
@@ -121,19 +121,19 @@ def test_an_explanation_is_the_classifiers_own(server: RunningServer, clf: vitra
     )
 
 
-@pytest.mark.parametrize("which", ["panels", "overlay"])
-def test_a_picture_of_an_explanation(server: RunningServer, which: str):
-    reply = server.post(f"/explain?picture={which}", make_photo(1))
+@pytest.mark.parametrize("layout", ["panels", "overlay"])
+def test_a_picture_of_an_explanation(server: RunningServer, layout: str):
+    reply = server.post(f"/explain?picture={layout}", make_photo(1))
     assert reply.headers["content-type"] == "image/png"
     assert min(Image.open(io.BytesIO(reply.body)).size) >= 300
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("method=magic", "no method"),
         ("class=pink", "no class"),
-        ("against=red", "name both"),
+        ("against=red", "set both"),
         ("layer=9", "no layer"),
         ("head=9", "no head"),
         ("query=9,9", "no patch"),
@@ -145,10 +145,10 @@ def test_a_picture_of_an_explanation(server: RunningServer, which: str):
         ("timeout=nan", "timeout"),
     ],
 )
-def test_an_explanation_that_makes_no_sense(server: RunningServer, options: str, said: str):
+def test_an_invalid_explanation_request_is_refused(server: RunningServer, options: str, message: str):
     reply = server.post(f"/explain?{options}", make_photo(0))
     assert reply.status in (400, 404)
-    assert said in reply.json["error"]
+    assert message in reply.json["error"]
 
 
 def test_a_model_without_classes_gives_features(server: RunningServer):
@@ -156,9 +156,9 @@ def test_a_model_without_classes_gives_features(server: RunningServer):
     reply = server.post("/v2/models/features/infer", data, **make_raw_headers(data))
     output = json.loads(reply.body[: int(reply.headers["inference-header-content-length"])])["outputs"][0]
     assert (output["name"], output["shape"]) == ("features", [1, 32])
-    nameless = server.post("/predict?model=features", data)
-    assert nameless.status == 400
-    assert "has no classes" in nameless.json["error"]
+    prediction = server.post("/predict?model=features", data)
+    assert prediction.status == 400
+    assert "has no classes" in prediction.json["error"]
     assert server.post("/explain?model=features&class=red", data).status == 400
     assert server.post("/explain?model=features", data).json["explanation"]["method"] == "attention"
 
@@ -167,13 +167,13 @@ def test_a_model_without_classes_gives_features(server: RunningServer):
 
 
 def make_bomb() -> bytes:
-    """A PNG of 10000x10000 pixels in a few kilobytes, whose header does not lie."""
+    """Returns a PNG of a few kilobytes whose header announces 10000x10000 pixels."""
     return png(10_000, 10_000, rows=b"")
 
 
-DEEP = Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257)
-COLOUR = picture((210, 50, 40), 1)
-HOSTILE: dict[str, tuple[bytes, str | None]] = {  # what is sent, and what is said of it (None: an answer)
+IMAGE_16_BIT = Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257)
+RED_IMAGE = picture((210, 50, 40), 1)
+HOSTILE: dict[str, tuple[bytes, str | None]] = {  # the data, and the expected error (None: a prediction)
     "empty": (b"", "empty"),
     "text": (b"hello", "not an image"),
     "html": (b"<html><img src=x></html>", "not an image"),
@@ -181,22 +181,22 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {  # what is sent, and what is sa
     "pdf": (b"%PDF-1.7\n", "not an image"),
     "zip": (b"PK\x03\x04" + bytes(100), "not an image"),
     "address": (b"http://169.254.169.254/latest/meta-data", "not an image"),
-    "cut short": (encode_image(COLOUR, "JPEG")[:-200], "damaged or truncated"),
-    "bomb": (make_bomb(), "pixels are more than"),
+    "cut short": (encode_image(RED_IMAGE, "JPEG")[:-200], "damaged or truncated"),
+    "bomb": (make_bomb(), "pixels are above the limit"),
     "bomb of 400 MP": (png(20_000, 20_000, rows=b""), "pixels"),
     "wrong checksum": (make_photo(0)[:40] + b"\0\0\0\0" + make_photo(0)[44:], "not an image"),
     "1x30000": (encode_image(Image.new("RGB", (1, 30_000))), "fewer than a patch"),
     "30000x1": (encode_image(Image.new("RGB", (30_000, 1))), "fewer than a patch"),
     "2x30000": (encode_image(Image.new("RGB", (2, 30_000))), None),
     "1x1": (encode_image(Image.new("RGB", (1, 1))), "fewer than a patch"),
-    "16-bit": (encode_image(DEEP), None),
-    "16-bit TIFF": (encode_image(DEEP, "TIFF"), None),
-    "CMYK": (encode_image(COLOUR.convert("CMYK"), "JPEG"), None),
-    "palette": (encode_image(COLOUR.quantize(16)), None),
-    "alpha": (encode_image(COLOUR.convert("RGBA")), None),
-    "animated": (encode_image(COLOUR, "GIF", save_all=True, append_images=[COLOUR.rotate(90)]), None),
+    "16-bit": (encode_image(IMAGE_16_BIT), None),
+    "16-bit TIFF": (encode_image(IMAGE_16_BIT, "TIFF"), None),
+    "CMYK": (encode_image(RED_IMAGE.convert("CMYK"), "JPEG"), None),
+    "palette": (encode_image(RED_IMAGE.quantize(16)), None),
+    "alpha": (encode_image(RED_IMAGE.convert("RGBA")), None),
+    "animated": (encode_image(RED_IMAGE, "GIF", save_all=True, append_images=[RED_IMAGE.rotate(90)]), None),
     "many frames": (
-        encode_image(COLOUR, "GIF", save_all=True, append_images=[COLOUR.rotate(i) for i in range(200)]),
+        encode_image(RED_IMAGE, "GIF", save_all=True, append_images=[RED_IMAGE.rotate(i) for i in range(200)]),
         None,
     ),
 }
@@ -204,11 +204,11 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {  # what is sent, and what is sa
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_image(server: RunningServer, clf: vitrail.Classifier, name: str):
-    data, said = HOSTILE[name]
+    data, message = HOSTILE[name]
     reply = server.post("/predict", data)
-    if said is not None:
+    if message is not None:
         assert reply.status == 400, reply
-        assert said in reply.json["error"]
+        assert message in reply.json["error"]
         return
     assert reply.status == 200, reply
     best = clf.predict(decode(io.BytesIO(data)))[0]
@@ -216,35 +216,35 @@ def test_a_hostile_image(server: RunningServer, clf: vitrail.Classifier, name: s
     assert reply.json["predictions"][0]["top"][0]["probability"] == pytest.approx(best.probability, abs=1e-5)
 
 
-def test_a_turned_image_is_put_upright(server: RunningServer, clf: vitrail.Classifier):
+def test_the_exif_orientation_is_applied(server: RunningServer, clf: vitrail.Classifier):
     exif = Image.Exif()
     exif[0x0112] = 6
-    lying = encode_image(picture((60, 90, 200), 5, (20, 30)), "JPEG", exif=exif)
-    assert read_logits(server.post("/v2/models/colours/infer", lying, **make_raw_headers(lying))) == pytest.approx(
-        compute_logits(clf, lying), abs=1e-4
+    rotated = encode_image(picture((60, 90, 200), 5, (20, 30)), "JPEG", exif=exif)
+    assert read_logits(server.post("/v2/models/colours/infer", rotated, **make_raw_headers(rotated))) == pytest.approx(
+        compute_logits(clf, rotated), abs=1e-4
     )
 
 
-def test_memory_stays_flat_under_bombs(server: RunningServer):
-    """The largest image that is let in, in the mode that takes the most, again and again, and bombs of every kind."""
+def test_decompression_bombs_do_not_increase_the_memory(server: RunningServer):
+    """Sends the largest accepted image, in the mode that needs the most memory, and all kinds of bombs."""
     large = encode_image(Image.fromarray(np.zeros((2000, 2000), np.uint16)))
     gzipped = gzip.compress(bytes(50 << 20))
-    grown = []
-    for _ in range(4):  # the last of them counts: each thread that reads images allocates once what it keeps
+    growth = []
+    for _ in range(4):  # only the last round counts: at first, each decoding thread allocates memory that it reuses
         before = server.measure_memory()
         for _ in range(8):
             assert server.post("/predict", large).status == 200
             assert server.post("/predict", make_bomb()).status == 400
             assert server.post("/predict", gzipped, content_encoding="gzip").status == 413
-        grown.append(server.measure_memory() - before)
-    assert grown[-1] < 40 << 20, grown
+        growth.append(server.measure_memory() - before)
+    assert growth[-1] < 40 << 20, growth
 
 
-def test_a_body_of_100_mb_is_refused_without_being_kept(server: RunningServer):
+def test_a_body_of_100_mb_is_refused_without_buffering_it(server: RunningServer):
     before = server.measure_memory()
     announced = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connection:
-        connection.sendall(announced)  # refused on its word: nothing needs to be sent
+        connection.sendall(announced)  # refused by its Content-Length, before any data
         assert b" 413 " in connection.recv(65536)
 
     def endless() -> Iterator[bytes]:
@@ -258,26 +258,26 @@ def test_a_body_of_100_mb_is_refused_without_being_kept(server: RunningServer):
 
 
 @pytest.mark.parametrize(
-    ("packed", "how", "status"),
+    ("body", "encoding", "status"),
     [
         (gzip.compress(make_photo(0)), "gzip", 200),
         (zlib.compress(make_photo(0)), "deflate", 200),
         (gzip.compress(make_photo(0))[:-30], "gzip", 400),
-        (b"nothing packed", "gzip", 400),
+        (b"not compressed", "gzip", 400),
         (gzip.compress(make_photo(0)) + b"more", "gzip", 400),
         (gzip.compress(bytes(3 << 20)), "gzip", 413),
         (make_photo(0), "br", 415),
     ],
 )
-def test_packed_bodies(server: RunningServer, packed: bytes, how: str, status: int):
-    assert server.post("/predict", packed, content_encoding=how).status == status
+def test_compressed_bodies(server: RunningServer, body: bytes, encoding: str, status: int):
+    assert server.post("/predict", body, content_encoding=encoding).status == status
 
 
 FIELD = b'--a\r\nContent-Disposition: form-data; name="x"\r\n\r\ntext\r\n--a--\r\n'
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "said"),
+    ("body", "content_type", "message"),
     [
         (b"", "multipart/form-data", "form"),
         (b"x", "multipart/form-data; boundary=", "form"),
@@ -288,23 +288,23 @@ FIELD = b'--a\r\nContent-Disposition: form-data; name="x"\r\n\r\ntext\r\n--a--\r
         (b"x" * 5000, "multipart/form-data; boundary=" + "a" * 3000, "form"),
     ],
 )  # fmt: skip
-def test_a_form_that_makes_no_sense(server: RunningServer, body: bytes, kind: str, said: str):
-    reply = server.post("/predict", body, content_type=kind)
+def test_an_invalid_form_is_refused(server: RunningServer, body: bytes, content_type: str, message: str):
+    reply = server.post("/predict", body, content_type=content_type)
     assert reply.status == 400
-    assert said in reply.json["error"]
+    assert message in reply.json["error"]
 
 
-def test_a_name_that_is_no_text_is_answered_all_the_same(server: RunningServer):
-    body, kind = make_form(("\\ud800.png", make_photo(0)))
-    reply = server.post("/predict", body, content_type=f"{kind}; charset=unicode_escape")
+def test_a_file_name_that_is_not_valid_unicode_is_accepted(server: RunningServer):
+    body, content_type = make_form(("\\ud800.png", make_photo(0)))
+    reply = server.post("/predict", body, content_type=f"{content_type}; charset=unicode_escape")
     assert reply.status == 200
     assert reply.json["predictions"][0]["name"] == "?.png"
 
 
-def test_bytes_that_are_no_requests(server: RunningServer):
-    """Raw sockets with damaged requests: whatever comes back is no 5xx, and the server goes on."""
-    chance = random.Random(0)
-    good = [
+def test_damaged_requests_cause_no_server_error(server: RunningServer):
+    """Sends randomly damaged requests over raw sockets: no response is a 5xx, and the server stays ready."""
+    rng = random.Random(0)
+    valid_requests = [
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n" + bytes(20),
         b"POST /v2/models/colours/infer HTTP/1.1\r\nHost: localhost\r\nInference-Header-Content-Length: 5\r\n"
         b'Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n',
@@ -312,18 +312,20 @@ def test_bytes_that_are_no_requests(server: RunningServer):
     ]
     statuses = []
     for _ in range(120):
-        data = bytearray(chance.choice(good))
-        for _ in range(chance.randint(1, 6)):
-            at = chance.randrange(len(data))
-            how = chance.randrange(4)
-            if how == 0:
-                data[at] = chance.randrange(256)
-            elif how == 1:
-                del data[at : at + chance.randint(1, 20)]
-            elif how == 2:
-                data[at:at] = chance.choice([b"\r\n", b"\0", b"%00", b"../", b"\xff" * 9, b"9" * 40, b"A" * 70_000])
+        data = bytearray(rng.choice(valid_requests))
+        for _ in range(rng.randint(1, 6)):
+            position = rng.randrange(len(data))
+            kind = rng.randrange(4)
+            if kind == 0:
+                data[position] = rng.randrange(256)
+            elif kind == 1:
+                del data[position : position + rng.randint(1, 20)]
+            elif kind == 2:
+                data[position:position] = rng.choice(
+                    [b"\r\n", b"\0", b"%00", b"../", b"\xff" * 9, b"9" * 40, b"A" * 70_000]
+                )
             else:
-                data = data[: at + 1]
+                data = data[: position + 1]
             if not data:
                 break
         reply = server.send_raw(bytes(data))
@@ -338,19 +340,19 @@ def test_bytes_that_are_no_requests(server: RunningServer):
     ["/v2/models/%00", "/v2/models/..%2f..%2fetc%2fpasswd", "/v2/models/" + "a" * 5000, "/v2/models/%ff%fe",
      "/%2e%2e/x", "/v2/models/colours/versions/2", "/nothing"],
 )  # fmt: skip
-def test_odd_addresses(server: RunningServer, path: str):
+def test_unknown_paths(server: RunningServer, path: str):
     reply = server.get(path)
     assert reply.status == 404
     assert reply.json["error"]
 
 
-def test_a_wrong_verb(server: RunningServer):
+def test_a_wrong_method(server: RunningServer):
     reply = server.get("/predict")
     assert reply.status == 405
     assert "error" in reply.json
 
 
-def test_a_slow_client_is_given_up(server: RunningServer):
+def test_a_slow_client_gets_a_timeout(server: RunningServer):
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-Request-Timeout: 0.2\r\nContent-Length: 1000\r\n\r\nab"
@@ -358,11 +360,11 @@ def test_a_slow_client_is_given_up(server: RunningServer):
         assert b" 408 " in connection.recv(65536)
 
 
-# Under load. A worker that is stopped (SIGSTOP) makes every order of events certain
+# Under load. A stopped worker (SIGSTOP) makes the order of events deterministic
 
 
 class StoppedWorker:
-    """Inside, the worker stands still."""
+    """Stops the worker with SIGSTOP."""
 
     def __init__(self, server: RunningServer, task: str = "predict"):
         self.worker = server.find_worker(task)
@@ -377,22 +379,22 @@ class StoppedWorker:
 
 
 def block_worker(server: RunningServer) -> PendingRequest:
-    """A request that the stopped worker has and does not answer."""
-    taken = server.read_metric("vitrail_queue_seconds_count")
-    call = start_request(server, "/predict", make_photo(100))
-    server.wait_for(lambda: server.read_metric("vitrail_queue_seconds_count") == taken + 1)
-    return call
+    """Sends a request that the stopped worker receives and does not answer."""
+    batched = server.read_metric("vitrail_queue_seconds_count")
+    pending = start_request(server, "/predict", make_photo(100))
+    server.wait_for(lambda: server.read_metric("vitrail_queue_seconds_count") == batched + 1)
+    return pending
 
 
 def fill_queue(server: RunningServer) -> tuple[PendingRequest, list[PendingRequest]]:
-    """One request in the stopped worker, and a full queue behind it."""
+    """Sends one request to the stopped worker, and fills the queue behind it."""
     first = block_worker(server)
     rest = [start_request(server, "/predict", make_photo(101 + i)) for i in range(QUEUE_SIZE)]
     server.wait_for(lambda: server.read_metric("vitrail_waiting_images") == QUEUE_SIZE)
     return first, rest
 
 
-def test_overload_is_said_and_breaks_nothing(server: RunningServer, clf: vitrail.Classifier):
+def test_requests_beyond_the_queue_are_refused(server: RunningServer, clf: vitrail.Classifier):
     rejected = server.read_metric('vitrail_rejected_total{reason="queue"}')
     with StoppedWorker(server):
         first, rest = fill_queue(server)
@@ -401,73 +403,73 @@ def test_overload_is_said_and_breaks_nothing(server: RunningServer, clf: vitrail
             assert reply.status == 503
             assert int(reply.headers["retry-after"]) >= 1
             assert "waiting" in reply.json["error"]
-    for i, call in enumerate([first, *rest]):
+    for i, pending in enumerate([first, *rest]):
         expected = clf.predict(decode(io.BytesIO(make_photo(100 + i))))[0]
-        assert call.result().status == 200
-        got = call.result().json["predictions"][0]["top"][0]
-        assert got["label"] == expected.label
-        assert got["probability"] == pytest.approx(expected.probability, abs=1e-5)
+        assert pending.result().status == 200
+        best = pending.result().json["predictions"][0]["top"][0]
+        assert best["label"] == expected.label
+        assert best["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert server.read_metric('vitrail_rejected_total{reason="queue"}') == rejected + 3
 
 
-def test_a_deadline_passes_and_the_model_never_sees_the_image(server: RunningServer):
-    runs = server.read_metric("vitrail_batch_size_sum")
+def test_an_expired_request_does_not_reach_the_model(server: RunningServer):
+    image_count = server.read_metric("vitrail_batch_size_sum")
     with StoppedWorker(server):
         first = block_worker(server)
-        late = start_request(server, "/predict?timeout=0.3", make_photo(1))
-        later = start_request(server, "/predict", make_photo(2), x_request_timeout="0.3")
+        with_query = start_request(server, "/predict?timeout=0.3", make_photo(1))
+        with_header = start_request(server, "/predict", make_photo(2), x_request_timeout="0.3")
         data = base64.b64encode(make_photo(3)).decode()
-        asked = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [data]}]}
-        asked["parameters"] = {"timeout": 200_000}  # microseconds, as Triton counts
-        latest = server.post("/v2/models/colours/infer", json.dumps(asked))
-        assert late.result().status == later.result().status == latest.status == 504
+        document = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [data]}]}
+        document["parameters"] = {"timeout": 200_000}  # in microseconds, as for Triton
+        with_parameter = server.post("/v2/models/colours/infer", json.dumps(document))
+        assert with_query.result().status == with_header.result().status == with_parameter.status == 504
         assert server.read_metric("vitrail_waiting_images") == 0
     assert first.result().status == 200
-    assert server.read_metric("vitrail_batch_size_sum") == runs + 1
+    assert server.read_metric("vitrail_batch_size_sum") == image_count + 1
 
 
-def test_who_leaves_is_dropped_and_touches_nobody(server: RunningServer, clf: vitrail.Classifier):
-    runs, gone = (
+def test_a_disconnected_client_leaves_the_queue(server: RunningServer, clf: vitrail.Classifier):
+    image_count, disconnected = (
         server.read_metric("vitrail_batch_size_sum"),
         server.read_metric('vitrail_rejected_total{reason="gone"}'),
     )
     with StoppedWorker(server):
         first = block_worker(server)
-        leaving = [send_without_waiting(server, "/predict", make_photo(200 + i)) for i in range(4)]
-        staying = [start_request(server, "/predict", make_photo(300 + i)) for i in range(3)]
+        connections = [send_without_waiting(server, "/predict", make_photo(200 + i)) for i in range(4)]
+        remaining = [start_request(server, "/predict", make_photo(300 + i)) for i in range(3)]
         server.wait_for(lambda: server.read_metric("vitrail_waiting_images") == 7)
-        for connection in leaving:
+        for connection in connections:
             connection.close()
         server.wait_for(lambda: server.read_metric("vitrail_waiting_images") == 3)
     assert first.result().status == 200
-    for i, call in enumerate(staying):
+    for i, pending in enumerate(remaining):
         expected = clf.predict(decode(io.BytesIO(make_photo(300 + i))))[0]
-        assert call.result().json["predictions"][0]["top"][0]["probability"] == pytest.approx(
+        assert pending.result().json["predictions"][0]["top"][0]["probability"] == pytest.approx(
             expected.probability, abs=1e-5
         )
-    assert server.read_metric("vitrail_batch_size_sum") == runs + 4  # those that left were never run
-    assert server.read_metric('vitrail_rejected_total{reason="gone"}') == gone + 4
+    assert server.read_metric("vitrail_batch_size_sum") == image_count + 4  # without the disconnected clients
+    assert server.read_metric('vitrail_rejected_total{reason="gone"}') == disconnected + 4
 
 
-def test_a_killed_worker_is_replaced_and_only_its_batch_pays(server: RunningServer):
+def test_a_killed_worker_is_replaced_and_only_its_batch_fails(server: RunningServer):
     with StoppedWorker(server) as worker:
         first, rest = fill_queue(server)
         os.kill(worker, signal.SIGKILL)
-        paid = first.result()
-        assert paid.status == 503
-        assert "ended" in paid.json["error"]
-        assert paid.headers["retry-after"] == "1"
-        assert [call.result().status for call in rest] == [200] * QUEUE_SIZE
+        failed = first.result()
+        assert failed.status == 503
+        assert "ended" in failed.json["error"]
+        assert failed.headers["retry-after"] == "1"
+        assert [pending.result().status for pending in rest] == [200] * QUEUE_SIZE
     assert server.find_worker() != worker
     assert server.get("/v2/health/ready").status == 200
     assert server.read_metric("vitrail_worker_restarts_total") >= 1
 
 
-def test_ready_is_no_before_it_is_yes_again(server: RunningServer):
-    """With the process that starts workers held still, what comes between a death and a new worker can be seen."""
+def test_the_server_is_not_ready_while_a_worker_is_replaced(server: RunningServer):
+    """Stops the fork server, so that the state between two workers can be observed."""
     worker = server.find_worker()
-    nursery = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(nursery, signal.SIGSTOP)
+    fork_server_pid = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(fork_server_pid, signal.SIGSTOP)
     try:
         os.kill(worker, signal.SIGKILL)
         server.wait_for(lambda: server.get("/v2/health/ready").status == 503)
@@ -476,45 +478,45 @@ def test_ready_is_no_before_it_is_yes_again(server: RunningServer):
         assert server.get("/v2/models/colours/ready").status == 503
         waiting = start_request(server, "/predict", make_photo(0))
     finally:
-        os.kill(nursery, signal.SIGCONT)
+        os.kill(fork_server_pid, signal.SIGCONT)
     assert waiting.result().status == 200
     server.wait_for(lambda: server.get("/v2/health/ready").status == 200)
 
 
-def test_a_slow_explanation_keeps_no_prediction_waiting(server: RunningServer):
+def test_a_slow_explanation_does_not_delay_predictions(server: RunningServer):
     with StoppedWorker(server, "explain"):
         slow = start_request(server, "/explain", make_photo(0))
         assert server.post("/predict", make_photo(1)).status == 200
     assert slow.result().status == 200
 
 
-def test_random_cancels_never_touch_anybody_else(server: RunningServer, clf: vitrail.Classifier):
-    """Clients that ask one after another, some of whom leave at any moment: every answer is one's own."""
-    chance = random.Random(1)
+def test_random_disconnects_do_not_affect_other_clients(server: RunningServer, clf: vitrail.Classifier):
+    """Runs clients that disconnect at random: every response belongs to its own request."""
+    rng = random.Random(1)
     wrong: list[object] = []
     answered = [0]
 
     def client(number: int) -> None:
-        mine = random.Random(number)
+        client_rng = random.Random(number)
         for i in range(25):
             data = make_photo(1000 * number + i)
-            if mine.random() < 0.3:
+            if client_rng.random() < 0.3:
                 connection = send_without_waiting(server, "/predict", data)
-                time.sleep(mine.choice([0, 0.001, 0.004]))
+                time.sleep(client_rng.choice([0, 0.001, 0.004]))
                 connection.close()
                 continue
             reply = server.post("/v2/models/colours/infer", data, **make_raw_headers(data))
             if reply.status == 503:
                 continue
-            if reply.status != 200 or read_logits(reply) != pytest.approx(truth_of[data], abs=1e-4):
+            if reply.status != 200 or read_logits(reply) != pytest.approx(expected_logits[data], abs=1e-4):
                 wrong.append((number, i, reply))
             answered[0] += 1
 
-    truth_of = {
+    expected_logits = {
         data: compute_logits(clf, data) for n in range(8) for i in range(25) if (data := make_photo(1000 * n + i))
     }
-    assert len(truth_of) == 200
-    threads = [threading.Thread(target=client, args=[n]) for n in chance.sample(range(8), 8)]
+    assert len(expected_logits) == 200
+    threads = [threading.Thread(target=client, args=[n]) for n in rng.sample(range(8), 8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -524,12 +526,12 @@ def test_random_cancels_never_touch_anybody_else(server: RunningServer, clf: vit
     assert server.read_metric("vitrail_waiting_images") == 0
 
 
-# A server on another address of this machine, with room for few images
+# A server on another loopback address, with a small queue
 
 
 @pytest.fixture(scope="module")
 def small_server(run: vitrail.Run) -> Iterator[RunningServer]:
-    words = [
+    arguments = [
         "--host",
         "127.0.0.2",
         "--queue-size",
@@ -541,40 +543,40 @@ def small_server(run: vitrail.Run) -> Iterator[RunningServer]:
         "--backend",
         "torch",
     ]
-    with RunningServer([run.folder, *words, "--no-explain"]) as running:
+    with RunningServer([run.folder, *arguments, "--no-explain"]) as running:
         yield running
 
 
-def test_the_address_that_is_printed_is_answered(roomless: RunningServer):
-    assert roomless.host == "127.0.0.2"
-    assert roomless.get("/v2").status == 200
-    assert roomless.get("/v2", host="evil.example").status == 403
+def test_the_host_name_of_the_printed_url_is_allowed(small_server: RunningServer):
+    assert small_server.host == "127.0.0.2"
+    assert small_server.get("/v2").status == 200
+    assert small_server.get("/v2", host="evil.example").status == 403
 
 
-def test_more_images_than_may_wait_are_not_asked_to_come_again(roomless: RunningServer):
-    several = make_form(*[("a.png", make_photo(0))] * (QUEUE_SIZE + 1))
-    assert roomless.post("/predict", several[0], content_type=several[1]).status == 400
+def test_more_images_than_the_queue_holds_are_refused_for_good(small_server: RunningServer):
+    body, content_type = make_form(*[("a.png", make_photo(0))] * (QUEUE_SIZE + 1))
+    assert small_server.post("/predict", body, content_type=content_type).status == 400
     data = [base64.b64encode(make_photo(0)).decode()] * (QUEUE_SIZE + 1)
-    asked = {"inputs": [{"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}]}
-    reply = roomless.post("/v2/models/colours/infer", json.dumps(asked))
+    document = {"inputs": [{"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}]}
+    reply = small_server.post("/v2/models/colours/infer", json.dumps(document))
     assert reply.status == 413
     assert f"1 to {QUEUE_SIZE}" in reply.json["error"]
 
 
-def test_large_images_keep_no_small_one_waiting_and_hold_nobody_past_the_deadline(roomless: RunningServer):
+def test_large_images_delay_no_small_ones_and_respect_the_deadline(small_server: RunningServer):
     large = encode_image(Image.new("L", (7000, 7000)))
-    body, kind = make_form(*[("large.png", large)] * (QUEUE_SIZE - 1))
-    read = roomless.read_metric("vitrail_decode_seconds_count")
-    call = start_request(roomless, "/predict?timeout=0.3", body, content_type=kind)
-    statuses = [roomless.post("/predict", make_photo(0)).status]
-    while call.thread.is_alive():
-        statuses.append(roomless.post("/predict", make_photo(0)).status)
-    assert call.result().status == 504
+    body, content_type = make_form(*[("large.png", large)] * (QUEUE_SIZE - 1))
+    decoded = small_server.read_metric("vitrail_decode_seconds_count")
+    pending = start_request(small_server, "/predict?timeout=0.3", body, content_type=content_type)
+    statuses = [small_server.post("/predict", make_photo(0)).status]
+    while pending.thread.is_alive():
+        statuses.append(small_server.post("/predict", make_photo(0)).status)
+    assert pending.result().status == 504
     assert set(statuses) == {200}
-    assert roomless.read_metric("vitrail_decode_seconds_count") - read < len(statuses) + QUEUE_SIZE - 1
+    assert small_server.read_metric("vitrail_decode_seconds_count") - decoded < len(statuses) + QUEUE_SIZE - 1
 
 
-# Around it
+# Metrics, logs, web page and OpenAPI document
 
 
 def test_metrics_logs_and_ids(server: RunningServer):
@@ -592,11 +594,11 @@ def test_metrics_logs_and_ids(server: RunningServer):
     for name in ("queue_seconds", "decode_seconds", "compute_seconds", "batch_size"):
         assert f"vitrail_{name}_bucket" in text
     assert 'vitrail_rejected_total{reason="image"}' in text
-    assert not server.other_lines, "something was said that is no log line"
-    assert server.select_events("note"), "what libraries say has become lines too"
+    assert not server.other_lines, "the server wrote lines that are not JSON"
+    assert server.select_events("note"), "the logs of libraries are missing"
 
 
-def test_the_page_brings_everything_itself(server: RunningServer):
+def test_the_page_is_self_contained(server: RunningServer):
     reply = server.get("/")
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
@@ -607,7 +609,7 @@ def test_the_page_brings_everything_itself(server: RunningServer):
     assert b"colours" in reply.body or b"red" in reply.body
 
 
-def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
+def test_the_reasons_for_a_plain_page(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
     assert web_page.reason_for_plain_page(clf) is None
     assert "has no classes" in str(web_page.reason_for_plain_page(replace(clf, classes=())))
     monkeypatch.setattr(web_page, "find_spec", lambda package: None if package == "onnx" else package)
@@ -616,68 +618,68 @@ def test_why_a_page_is_plain(clf: vitrail.Classifier, monkeypatch: pytest.Monkey
     assert "more than 5" in str(web_page.reason_for_plain_page(clf))
 
 
-def test_another_name_for_this_machine_is_refused(server: RunningServer):
-    """A page elsewhere that points its own name at us (DNS rebinding) gets nothing."""
+def test_a_foreign_host_name_is_refused(server: RunningServer):
+    """Prevents DNS rebinding: a website whose own domain points to this machine has no access."""
     assert server.get("/v2", host="evil.example:80").status == 403
     assert server.get("/v2", host="localhost:1").status == 200
     assert server.get("/v2", host="[::1]").status == 200
 
 
-ANSWERED = """
+SCHEMATHESIS_HOOKS = """
 import schemathesis
 
 
 @schemathesis.check
-def answered(ctx, response, case):
-    with open("seen", "a") as file:
-        print("answered", response.status_code, file=file)
-    asked = [(case.query or {}).get("timeout"), (case.headers or {}).get("x-request-timeout")]
-    hurried = False
-    for each in asked:
+def no_server_error(ctx, response, case):
+    with open("statuses", "a") as file:
+        print("status", response.status_code, file=file)
+    timeouts = [(case.query or {}).get("timeout"), (case.headers or {}).get("x-request-timeout")]
+    is_short = False
+    for timeout in timeouts:
         try:
-            hurried = hurried or 0 < float(each) < 0.5
+            is_short = is_short or 0 < float(timeout) < 0.5
         except (TypeError, ValueError):
             pass
-    assert response.status_code < 500 or (response.status_code == 504 and hurried), response.text
+    assert response.status_code < 500 or (response.status_code == 504 and is_short), response.text
 """
 
 
-def test_what_the_schema_says(server: RunningServer, tmp_path: Path):
-    """schemathesis with requests of its own making: no 5xx, and every answer is one that the schema names.
+def test_the_server_conforms_to_its_openapi_document(server: RunningServer, tmp_path: Path):
+    """Sends generated requests with schemathesis: no response is a 5xx, and all responses match the document.
 
-    It also asks for answers within 5e-324 s: then, and only then, 504 is right.
+    Some requests have a timeout as short as 5e-324 s; only for those is 504 correct.
     """
-    (tmp_path / "hooks.py").write_text(ANSWERED)
+    (tmp_path / "hooks.py").write_text(SCHEMATHESIS_HOOKS)
     script = Path(sys.executable).with_name("schemathesis")
-    checks = "answered,status_code_conformance,content_type_conformance,response_schema_conformance"
-    done = subprocess.run(
+    checks = "no_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    process = subprocess.run(
         [str(script), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", checks, "--max-examples", "3",
          "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", "30", "--no-color"],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "SCHEMATHESIS_HOOKS": "hooks"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert "answered 200" in (tmp_path / "seen").read_text()  # the check was asked
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-1000:]
+    assert "status 200" in (tmp_path / "statuses").read_text()  # the check was called
     assert server.get("/v2/health/ready").status == 200
 
 
-# A second server: a key, two models, another runtime, and its end
+# A second server: an API key, two models, ONNX Runtime, and the shutdown
 
 
 @pytest.fixture(scope="module")
 def protected_server(
     run: vitrail.Run, clf: vitrail.Classifier, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("guarded")
+    folder = tmp_path_factory.mktemp("protected")
     (folder / "key").write_text("öffne dich\n", encoding="utf-8")
-    kept = onnx_cache_folder() / onnx_cache_name(clf)  # where the server looks for it before it makes its own
-    write_onnx(clf, kept)
-    shutil.copy(kept, folder / "file.ONNX")
-    words = [run.folder, folder / "file.ONNX", "--host", "0.0.0.0", "--api-key-file", folder / "key"]
-    with RunningServer([*words, "--backend", "onnxruntime", "--no-explain"]) as running:
+    cached = onnx_cache_folder() / onnx_cache_name(clf)  # the server uses a cached file
+    write_onnx(clf, cached)
+    shutil.copy(cached, folder / "file.ONNX")
+    arguments = [run.folder, folder / "file.ONNX", "--host", "0.0.0.0", "--api-key-file", folder / "key"]
+    with RunningServer([*arguments, "--backend", "onnxruntime", "--no-explain"]) as running:
         yield running
 
 
-SECRET = "öffne dich".encode().decode("latin-1")  # http.client writes a header in Latin-1: on the wire it is UTF-8
+SECRET = "öffne dich".encode().decode("latin-1")  # http.client encodes headers as Latin-1: the bytes sent are UTF-8
 KEY = {"authorization": f"Bearer {SECRET}"}
 
 
@@ -690,87 +692,91 @@ KEY = {"authorization": f"Bearer {SECRET}"}
         ({"x-api-key": "wrong"}, 401),
         (KEY, 200),
         ({"x-api-key": SECRET}, 200),
-        ({"x-api-key": "öffne dich"}, 200),  # on the wire Latin-1
+        ({"x-api-key": "öffne dich"}, 200),  # sent as Latin-1
         ({"authorization": "Basic " + base64.b64encode("me:öffne dich".encode()).decode()}, 200),
     ],
 )
-def test_the_key(guarded: RunningServer, headers: dict[str, str], status: int):
+def test_the_api_key(protected_server: RunningServer, headers: dict[str, str], status: int):
     for path in ("/v2", "/metrics", "/", "/openapi.json"):
-        assert guarded.request("GET", path, headers=headers).status == status
-    assert guarded.request("POST", "/predict?model=colours", make_photo(0), headers).status == status
-    assert guarded.get("/v2/health/ready").status == guarded.get("/v2/health/live").status == 200
+        assert protected_server.request("GET", path, headers=headers).status == status
+    assert protected_server.request("POST", "/predict?model=colours", make_photo(0), headers).status == status
+    assert protected_server.get("/v2/health/ready").status == protected_server.get("/v2/health/live").status == 200
 
 
-def test_two_models_and_the_other_runtime(guarded: RunningServer, clf: vitrail.Classifier):
-    assert guarded.request("GET", "/v2", headers=KEY).json["models"] == ["colours", "file"]
+def test_two_models_with_onnx_runtime(protected_server: RunningServer, clf: vitrail.Classifier):
+    assert protected_server.request("GET", "/v2", headers=KEY).json["models"] == ["colours", "file"]
     data = make_photo(5)
     for name in ("colours", "file"):
-        metadata = guarded.request("GET", f"/v2/models/{name}", headers=KEY).json
+        metadata = protected_server.request("GET", f"/v2/models/{name}", headers=KEY).json
         assert metadata["platform"] == "onnxruntime_vitrail"
-        reply = guarded.request("POST", f"/v2/models/{name}/infer", data, {**KEY, **make_raw_headers(data)})
+        reply = protected_server.request("POST", f"/v2/models/{name}/infer", data, {**KEY, **make_raw_headers(data)})
         assert read_logits(reply) == pytest.approx(compute_logits(clf, data), abs=1e-4)
-    assert guarded.select_events("backend")[0]["images_per_second"].keys() == {"torch", "onnxruntime"}
-    assert guarded.request("POST", "/explain", data, KEY).status == 501
+    assert protected_server.select_events("backend")[0]["images_per_second"].keys() == {"torch", "onnxruntime"}
+    assert protected_server.request("POST", "/explain", data, KEY).status == 501
 
 
-def test_the_plain_form_has_the_buttons_that_are_answered(server: RunningServer, guarded: RunningServer):
+def test_the_plain_form_has_only_buttons_for_supported_routes(server: RunningServer, protected_server: RunningServer):
     features = server.get("/?model=features").body.decode()
     assert "Explain</button>" in features and "Predict</button>" not in features
     assert "has no classes" in server.select_events("plain_page", model="features")[0]["why"]
-    graph = guarded.request("GET", "/?model=file", headers=KEY).body.decode()
-    assert "Predict</button>" in graph and "Explain</button>" not in graph
-    assert "ONNX file" in guarded.select_events("plain_page", model="file")[0]["why"]
-    assert not server.select_events("plain_page", model="colours")  # which gets the whole page
+    onnx_page = protected_server.request("GET", "/?model=file", headers=KEY).body.decode()
+    assert "Predict</button>" in onnx_page and "Explain</button>" not in onnx_page
+    assert "ONNX file" in protected_server.select_events("plain_page", model="file")[0]["why"]
+    assert not server.select_events("plain_page", model="colours")  # it gets the full page
 
 
-def test_a_nursery_that_is_killed_comes_back_too(guarded: RunningServer):
-    worker = guarded.find_worker()
-    nursery = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(nursery, signal.SIGKILL)
+def test_a_killed_fork_server_is_replaced(protected_server: RunningServer):
+    worker = protected_server.find_worker()
+    fork_server_pid = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(fork_server_pid, signal.SIGKILL)
     os.kill(worker, signal.SIGKILL)
-    guarded.wait_for(lambda: guarded.select_events("nursery_lost"))
-    guarded.wait_for(lambda: guarded.get("/v2/health/ready").status == 200)
-    assert guarded.request("POST", "/predict", make_photo(0), KEY).status == 200
+    protected_server.wait_for(lambda: protected_server.select_events("fork_server_lost"))
+    protected_server.wait_for(lambda: protected_server.get("/v2/health/ready").status == 200)
+    assert protected_server.request("POST", "/predict", make_photo(0), KEY).status == 200
 
 
-def test_sigterm_under_load_loses_nothing_that_was_accepted(guarded: RunningServer):
-    """Clients ask on until they are refused; whoever's request the server has begun gets a whole answer."""
+def test_sigterm_under_load_loses_no_accepted_request(protected_server: RunningServer):
+    """Sends requests until connections are refused; every request that the server started gets a response."""
     lost: list[object] = []
     answered: list[Reply] = []
     stop = threading.Event()
 
     def client(number: int) -> None:
         while not stop.is_set():
-            name = f"{number}-{len(answered)}-{time.monotonic_ns()}"
+            request_id = f"{number}-{len(answered)}-{time.monotonic_ns()}"
             try:
-                answered.append(guarded.request("POST", "/predict", make_photo(number), {**KEY, "x-request-id": name}))
+                answered.append(
+                    protected_server.request(
+                        "POST", "/predict", make_photo(number), {**KEY, "x-request-id": request_id}
+                    )
+                )
             except ConnectionRefusedError:
                 return
-            except Exception as error:  # reset before a byte of it was read, or lost: the log will tell
-                lost.append((name, error))
+            except Exception as error:  # reset before the server read it, or lost: the log decides
+                lost.append((request_id, error))
                 return
 
     threads = [threading.Thread(target=client, args=[n]) for n in range(12)]
     for thread in threads:
         thread.start()
-    guarded.wait_for(lambda: len(answered) > 30)
-    said = guarded.stop()
+    protected_server.wait_for(lambda: len(answered) > 30)
+    summary = protected_server.stop()
     stop.set()
     for thread in threads:
         thread.join(TIMEOUT_S)
     assert {reply.status for reply in answered} == {200}
-    begun_there = {e["id"] for e in guarded.select_events("request")}
-    assert not [name for name, _ in lost if name in begun_there]
-    assert said["requests"] >= len(answered)
-    assert guarded.select_events("draining")
-    assert guarded.select_events("stopped")
+    started_ids = {event["id"] for event in protected_server.select_events("request")}
+    assert not [request_id for request_id, _ in lost if request_id in started_ids]
+    assert summary["requests"] >= len(answered)
+    assert protected_server.select_events("draining")
+    assert protected_server.select_events("stopped")
 
 
-# Wrong use
+# Usage errors
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["{run}", "--host", "0.0.0.0"], "--api-key-file"),
         (["{run}", "{run}"], "--name"),
@@ -782,14 +788,14 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(guarded: RunningServ
         (["nothing-there"], "nothing-there"),
     ],
 )
-def test_wrong_use(run: vitrail.Run, words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+def test_usage_errors(run: vitrail.Run, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     from vitrail.cli.main import main
 
-    assert main(["serve", *(word.format(run=run.folder) for word in words)]) in (1, 2)
-    assert said in capsys.readouterr().err
+    assert main(["serve", *(argument.format(run=run.folder) for argument in arguments)]) in (1, 2)
+    assert message in capsys.readouterr().err
 
 
-def test_names(tmp_path: Path):
+def test_the_names_of_models(tmp_path: Path):
     (tmp_path / "my run").mkdir()
     assert choose_names([str(tmp_path / "my run"), "timm/vit_tiny@/x/w.safetensors"], []) == ["my-run", "w.safetensors"]
     with pytest.raises(UsageError, match="two models"):

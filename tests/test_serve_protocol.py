@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: Triton's own client, unmodified, on a real server; and requests that make no sense."""
+"""The Open Inference Protocol: Triton's client with a real server, and invalid requests."""
 
 import base64
 import io
@@ -71,12 +71,15 @@ def test_infer_in_json_and_binary(
     assert [output["name"] for output in response["outputs"]] == ["probabilities", "logits"]
 
 
-@pytest.mark.parametrize("how", ["gzip", "deflate"])
-def test_infer_without_asking_for_outputs_and_packed(
-    client: triton.InferenceServerClient, clf: vitrail.Classifier, how: str
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_infer_with_default_outputs_and_compression(
+    client: triton.InferenceServerClient, clf: vitrail.Classifier, compression: str
 ):
     answer = client.infer(
-        "colours", [make_image_input(PHOTOS[:1])], request_compression_algorithm=how, response_compression_algorithm=how
+        "colours",
+        [make_image_input(PHOTOS[:1])],
+        request_compression_algorithm=compression,
+        response_compression_algorithm=compression,
     )
     np.testing.assert_allclose(answer.as_numpy("logits"), [compute_logits(clf, PHOTOS[0])], atol=1e-4)
     assert answer.as_numpy("probabilities").shape == (1, 3)
@@ -93,7 +96,7 @@ def test_decoded_pixels(client: triton.InferenceServerClient, clf: vitrail.Class
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_the_best_classes(client: triton.InferenceServerClient, clf: vitrail.Classifier, binary: bool):
+def test_classification_outputs(client: triton.InferenceServerClient, clf: vitrail.Classifier, binary: bool):
     output = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)
     answer = client.infer("colours", [make_image_input(PHOTOS)], outputs=[output]).as_numpy("probabilities")
     assert answer.shape == (3, 2)
@@ -105,39 +108,41 @@ def test_the_best_classes(client: triton.InferenceServerClient, clf: vitrail.Cla
         assert [float(value) for value, _, _ in parts] == pytest.approx([p.probability for p in expected], abs=1e-5)
 
 
-def test_many_at_once(client: triton.InferenceServerClient, server: RunningServer, clf: vitrail.Classifier):
-    with triton.InferenceServerClient(f"127.0.0.1:{server.port}", concurrency=8) as many:
-        asked = [many.async_infer("colours", [make_image_input([make_photo(seed)])]) for seed in range(24)]
-        for seed, each in enumerate(asked):
+def test_concurrent_requests(client: triton.InferenceServerClient, server: RunningServer, clf: vitrail.Classifier):
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}", concurrency=8) as concurrent_client:
+        pending = [
+            concurrent_client.async_infer("colours", [make_image_input([make_photo(seed)])]) for seed in range(24)
+        ]
+        for seed, each in enumerate(pending):
             np.testing.assert_allclose(
                 each.get_result().as_numpy("logits"), [compute_logits(clf, make_photo(seed))], atol=1e-4
             )
 
 
 def test_statistics(client: triton.InferenceServerClient):
-    def numbers() -> dict[str, Any]:
+    def fetch_statistics() -> dict[str, Any]:
         return client.get_inference_statistics("colours")["model_stats"][0]
 
-    before = numbers()
+    before = fetch_statistics()
     client.infer("colours", [make_image_input(PHOTOS)])
     with pytest.raises(InferenceServerException):
         client.infer("colours", [make_image_input([b"no image"])])
-    after = numbers()
+    after = fetch_statistics()
     assert (after["name"], after["version"]) == ("colours", "1")
     assert after["inference_count"] == before["inference_count"] + 3
     assert before["execution_count"] < after["execution_count"] <= before["execution_count"] + 3
     assert after["last_inference"] > 0
-    for name, by in (("success", 1), ("fail", 1), ("queue", 3)):
-        assert after["inference_stats"][name]["count"] == before["inference_stats"][name]["count"] + by
+    for name, increase in (("success", 1), ("fail", 1), ("queue", 3)):
+        assert after["inference_stats"][name]["count"] == before["inference_stats"][name]["count"] + increase
     assert after["inference_stats"]["compute_infer"]["ns"] > before["inference_stats"]["compute_infer"]["ns"]
     sizes = {row["batch_size"]: row["compute_infer"]["count"] for row in after["batch_stats"]}
     assert sum(size * count for size, count in sizes.items()) == after["inference_count"]
     assert client.get_inference_statistics()["model_stats"][0]["name"] == "colours"
 
 
-def test_errors_are_the_clients_own(client: triton.InferenceServerClient):
-    for model, status, words in (("other", "404", "no model"), ("colours", "400", "not an image")):
-        with pytest.raises(InferenceServerException, match=words) as caught:
+def test_the_client_raises_its_own_errors(client: triton.InferenceServerClient):
+    for model, status, message in (("other", "404", "no model"), ("colours", "400", "not an image")):
+        with pytest.raises(InferenceServerException, match=message) as caught:
             client.infer(model, [make_image_input([b"no image"])])
         assert caught.value.status() == status
     with pytest.raises(InferenceServerException, match="no version"):
@@ -158,30 +163,30 @@ def test_explanations_as_tensors(server: RunningServer, clf: vitrail.Classifier)
     np.testing.assert_allclose(answer["map"]["data"], expected.map.ravel(), atol=2e-6)
     assert answer["label"]["data"] == ["red"]
     document["parameters"] = {"layer": "last"}
-    refused = server.post("/v2/models/colours/explain", json.dumps(document))
-    assert refused.status == 400
-    assert "layer" in refused.json["error"]
+    reply = server.post("/v2/models/colours/explain", json.dumps(document))
+    assert reply.status == 400
+    assert "layer" in reply.json["error"]
 
 
 @pytest.mark.parametrize(
     "timeout", [10**400, -(10**400), float("nan"), float("inf"), "1", True],
-    ids=["long", "long, below zero", "no number", "endless", "text", "a switch"],
+    ids=["too large", "too small", "NaN", "infinite", "string", "boolean"],
 )  # fmt: skip
-def test_a_timeout_that_makes_no_sense(server: RunningServer, timeout: Any):
+def test_an_invalid_timeout_is_refused(server: RunningServer, timeout: Any):
     reply = server.post("/v2/models/colours/infer", make_request(IMAGE, parameters={"timeout": timeout}))
     assert reply.status == 400
     assert "timeout" in reply.json["error"]
 
 
-def test_classes_are_told_of_rows_of_classes_alone(server: RunningServer):
+def test_classification_requires_an_output_with_a_row_of_classes(server: RunningServer):
     file = base64.b64encode(PHOTOS[0]).decode()
     outputs = [{"name": "probability", "parameters": {"classification": 1}}]
     reply = server.post("/v2/models/colours/explain", make_request(IMAGE | {"data": [file]}, outputs=outputs))
     assert reply.status == 400
-    assert "not a row of classes" in reply.json["error"]
+    assert "no row of classes" in reply.json["error"]
 
 
-# Requests that make no sense, without a server: the parser is a function
+# Invalid requests, parsed without a server
 
 
 IMAGE: dict[str, Any] = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["aGk="]}
@@ -198,15 +203,15 @@ def make_binary_request(size: int, rest: bytes) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize(
-    ("body", "length", "said"),
+    ("body", "json_length", "message"),
     [
         (b"", None, "not JSON"),
         (b"\xff\xfe", None, "not JSON"),
         (b"[]", None, "not a JSON object"),
         (b"null", None, "not a JSON object"),
-        (b"[" * 100_000, None, "nested too deep"),
-        (b'{"inputs":' + b"[" * 50_000 + b"]" * 50_000 + b"}", None, "nested too deep"),
-        (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None, "nested too deep"),
+        (b"[" * 100_000, None, "nested too deeply"),
+        (b'{"inputs":' + b"[" * 50_000 + b"]" * 50_000 + b"}", None, "nested too deeply"),
+        (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None, "nested too deeply"),
         (b"{}", None, "inputs"),
         (make_request(), None, "0 inputs"),
         (make_request(IMAGE, IMAGE), None, "2 inputs"),
@@ -216,19 +221,19 @@ def make_binary_request(size: int, rest: bytes) -> tuple[bytes, str]:
         (make_request(IMAGE | {"datatype": "FP32"}), None, "datatype"),
         (make_request(IMAGE | {"datatype": ["BYTES"]}), None, "datatype"),
         (make_request(IMAGE | {"shape": None}), None, "shape"),
-        (make_request(IMAGE | {"shape": [-1]}), None, "whole number"),
-        (make_request(IMAGE | {"shape": [True]}), None, "whole number"),
-        (make_request(IMAGE | {"shape": [1.0]}), None, "whole number"),
-        (make_request(IMAGE | {"shape": [10**30]}), None, "whole number"),
+        (make_request(IMAGE | {"shape": [-1]}), None, "non-negative integer"),
+        (make_request(IMAGE | {"shape": [True]}), None, "non-negative integer"),
+        (make_request(IMAGE | {"shape": [1.0]}), None, "non-negative integer"),
+        (make_request(IMAGE | {"shape": [10**30]}), None, "non-negative integer"),
         (make_request(IMAGE | {"shape": []}), None, "shape"),
         (make_request(IMAGE | {"shape": [1, 2]}), None, "shape"),
         (make_request(IMAGE | {"shape": [0]}), None, "0 images"),
         (make_request(IMAGE | {"shape": [65]}), None, "65 images"),
-        (make_request(IMAGE | {"shape": [2]}), None, "2 texts"),
+        (make_request(IMAGE | {"shape": [2]}), None, "2 strings"),
         (make_request(IMAGE | {"data": "aGk="}, id=7), None, "id"),
         (make_request(IMAGE | {"data": ["not base64!"]}), None, "base64"),
         (make_request(IMAGE | {"data": ["é"]}), None, "base64"),
-        (make_request(IMAGE | {"data": [1]}), None, "texts"),
+        (make_request(IMAGE | {"data": [1]}), None, "strings"),
         (make_request(IMAGE | {"parameters": {"content_type": "raw"}}), None, "content_type"),
         (make_request(IMAGE | {"parameters": [1]}), None, "parameters"),
         (make_request(IMAGE, parameters={"a": None}), None, "parameters"),
@@ -244,8 +249,8 @@ def make_binary_request(size: int, rest: bytes) -> tuple[bytes, str]:
         (make_request(IMAGE | {"parameters": {"binary_data_size": 0}}), None, "both"),
         (make_request(PIXELS | {"shape": [1, 2, 2, 4]}), None, "channels"),
         (make_request(PIXELS | {"shape": [1, 0, 2, 3]}), None, "channels"),
-        (make_request(PIXELS | {"shape": [1, 9, 2, 3]}), None, "asks for 54"),
-        (make_request(PIXELS | {"shape": [1, 99_999, 99_999, 3]}), None, "more than"),
+        (make_request(PIXELS | {"shape": [1, 9, 2, 3]}), None, "requires 54"),
+        (make_request(PIXELS | {"shape": [1, 99_999, 99_999, 3]}), None, "above the limit"),
         (make_request(PIXELS | {"data": [256] * 12}), None, "0 to 255"),
         (make_request(PIXELS | {"data": [float("nan")] * 12}), None, "0 to 255"),
         (make_request(PIXELS | {"data": [True] * 12}), None, "0 to 255"),
@@ -256,12 +261,12 @@ def make_binary_request(size: int, rest: bytes) -> tuple[bytes, str]:
         (make_request(IMAGE), "١", "Length"),
         (make_request(IMAGE), "10", "not JSON"),
         (b"", "0", "empty"),
-        (*make_binary_request(6, struct.pack("<I", 2) + b"hi!"), "follow"),
-        (*make_binary_request(7, struct.pack("<I", 2) + b"hi!"), "goes on"),
-        (*make_binary_request(6, struct.pack("<I", 3) + b"hi"), "longer"),
+        (*make_binary_request(6, struct.pack("<I", 2) + b"hi!"), "after the last tensor"),
+        (*make_binary_request(7, struct.pack("<I", 2) + b"hi!"), "extra bytes"),
+        (*make_binary_request(6, struct.pack("<I", 3) + b"hi"), "exceeds"),
         (*make_binary_request(3, b"abc"), "ends before"),
         (*make_binary_request(9, b"abc"), "3 bytes are left"),
-        (*make_binary_request(6, struct.pack("<I", 2**32 - 1) + b"hi"), "longer"),
+        (*make_binary_request(6, struct.pack("<I", 2**32 - 1) + b"hi"), "exceeds"),
         (
             make_request(PIXELS, outputs=[{"name": "logits", "parameters": {"binary_data_size": 3}}]) + b"xyz",
             None,
@@ -269,11 +274,11 @@ def make_binary_request(size: int, rest: bytes) -> tuple[bytes, str]:
         ),
     ],
 )
-def test_a_request_that_makes_no_sense(body: bytes, length: str | None, said: str):
+def test_an_invalid_request_is_refused(body: bytes, json_length: str | None, message: str):
     with pytest.raises(RequestError) as caught:
-        parse_request(body, length, Settings())
+        parse_request(body, json_length, Settings())
     assert caught.value.status in (400, 413)
-    assert said in caught.value.sentence
+    assert message in caught.value.sentence
 
 
 KEYS = ["name", "shape", "datatype", "data", "parameters", "inputs", "outputs", "id", "binary_data_size"]
@@ -285,24 +290,24 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(document=JSON, rest=st.binary(max_size=20), cut=st.none() | st.integers(-3, 300).map(str))
-def test_whatever_comes_is_parsed_or_refused(document: Any, rest: bytes, cut: str | None):
+@given(document=JSON, rest=st.binary(max_size=20), json_length=st.none() | st.integers(-3, 300).map(str))
+def test_every_request_is_parsed_or_refused(document: Any, rest: bytes, json_length: str | None):
     body = json.dumps({"inputs": [document]} if not isinstance(document, dict) else document).encode() + rest
     try:
-        asked = parse_request(body, cut, Settings())
-    except RequestError as refusal:
-        assert refusal.status in (400, 413)
+        request = parse_request(body, json_length, Settings())
+    except RequestError as error:
+        assert error.status in (400, 413)
     else:
-        assert asked.image_count >= 1
+        assert request.image_count >= 1
 
 
 @given(files=st.lists(st.binary(max_size=30), min_size=1, max_size=5))
-def test_texts_survive_the_wire(files: list[bytes]):
+def test_a_bytes_tensor_survives_a_round_trip(files: list[bytes]):
     tensor = OutputTensor("x", np.array([*files, None], dtype=object)[:-1])
     assert split_bytes(tensor.to_bytes(), len(files)) == files
 
 
-def test_nested_data_is_read_in_order():
+def test_nested_data_is_flattened_in_order():
     assert list(flatten([[1, [2, []]], 3, [[[4]]]])) == [1, 2, 3, 4]
 
 
@@ -312,5 +317,5 @@ def test_equal_values_keep_their_order():
     assert format_top_classes(np.array([[1.0, 2.0]]), (), 1)[0, 0] == b"2.000000:1"
 
 
-def test_colours_are_what_the_run_knows(clf: vitrail.Classifier):
+def test_the_classes_of_the_run(clf: vitrail.Classifier):
     assert set(clf.classes) == set(COLOURS)

@@ -20,8 +20,8 @@ from conftest import COLOURS, picture
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
 
-CLIENT_COUNT = 240  # that ask at once
-TIMEOUT_S = 90.0  # seconds of a request
+CLIENT_COUNT = 240  # concurrent requests
+TIMEOUT_S = 90.0  # of one request
 
 
 def encode_photo(seed: int) -> bytes:
@@ -30,17 +30,17 @@ def encode_photo(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_without_ray_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     from vitrail.serving.ray import deployment
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="ray is not installed"):
-        deployment("anything")
+        deployment("model")
 
 
 @pytest.fixture(scope="module")
 def port(run: vitrail.Run) -> Iterator[int]:
-    """Where two replicas of the run on the colours answer, in a cluster of this test's own."""
+    """Returns the port of a deployment with two replicas, in a separate cluster."""
     pytest.importorskip("ray")
     from ray import serve
 
@@ -63,7 +63,7 @@ def port(run: vitrail.Run) -> Iterator[int]:
 
 
 def send_image(port: int, body: bytes) -> tuple[int, dict]:
-    """The status and the answer; 0 where the connection ended without one."""
+    """Returns status and JSON of the response; status 0 if the connection ended without a response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("POST", "/", body)
@@ -77,15 +77,17 @@ def send_image(port: int, body: bytes) -> tuple[int, dict]:
 
 
 def is_correct(answer: dict, expected: list[vitrail.Prediction]) -> bool:
-    """Whether an answer is that of this image and no other: its labels and its probabilities, which differ by image."""
+    """Returns whether a response belongs to this image: labels and probabilities, which differ between images."""
     top = answer["predictions"][0]["top"]
-    same = [row["label"] for row in top] == [each.label for each in expected]
-    return same and all(abs(a["probability"] - b.probability) < 2e-5 for a, b in zip(top, expected, strict=True))
+    has_same_labels = [row["label"] for row in top] == [each.label for each in expected]
+    return has_same_labels and all(
+        abs(a["probability"] - b.probability) < 2e-5 for a, b in zip(top, expected, strict=True)
+    )
 
 
 @pytest.mark.scale
 @pytest.mark.filterwarnings("ignore")
-def test_the_same_answers_through_ray(port: int, clf: vitrail.Classifier):
+def test_ray_returns_the_same_predictions(port: int, clf: vitrail.Classifier):
     for seed in range(3):
         status, answer = send_image(port, encode_photo(seed))
         assert status == 200 and is_correct(answer, clf.predict(decode(io.BytesIO(encode_photo(seed)))))
@@ -98,30 +100,28 @@ def test_the_same_answers_through_ray(port: int, clf: vitrail.Classifier):
 @pytest.mark.scale
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
-def test_under_load_every_image_gets_its_own_answer_and_a_dead_replica_harms_nobody_for_long(
-    port: int, clf: vitrail.Classifier
-):
-    """Hundreds at once, twice over; a replica is killed while they are asked. None is lost, and none swapped."""
+def test_under_load_responses_are_not_mixed_up_and_a_dead_replica_is_replaced(port: int, clf: vitrail.Classifier):
+    """Sends hundreds of concurrent requests twice and kills a replica the second time: no response is swapped."""
     bodies = [encode_photo(seed) for seed in range(CLIENT_COUNT)]
     expected = [clf.predict(decode(io.BytesIO(body))) for body in bodies]
-    assert len({round(top[0].probability, 4) for top in expected}) > CLIENT_COUNT / 3  # a swap would be seen
-    calm = send_all(port, bodies)
-    assert [status for status, _ in calm] == [200] * CLIENT_COUNT
-    assert all(is_correct(answer, each) for (_, answer), each in zip(calm, expected, strict=True))
+    assert len({round(top[0].probability, 4) for top in expected}) > CLIENT_COUNT / 3  # to detect a swap
+    undisturbed = send_all(port, bodies)
+    assert [status for status, _ in undisturbed] == [200] * CLIENT_COUNT
+    assert all(is_correct(answer, each) for (_, answer), each in zip(undisturbed, expected, strict=True))
 
-    victims = find_replicas()
-    assert len(victims) == 2
-    stormy = send_all(port, bodies, when_some=lambda: os.kill(victims[0], signal.SIGKILL))
-    counts = Counter(status for status, _ in stormy)
-    assert set(counts) <= {200, 500, 503}, counts  # an answer, or a clean refusal; never silence
+    pids = find_replicas()
+    assert len(pids) == 2
+    disturbed = send_all(port, bodies, after_some=lambda: os.kill(pids[0], signal.SIGKILL))
+    counts = Counter(status for status, _ in disturbed)
+    assert set(counts) <= {200, 500, 503}, counts  # a prediction or an error, never a lost connection
     assert counts[200] >= CLIENT_COUNT / 2, counts
     assert all(
-        is_correct(answer, each) for (status, answer), each in zip(stormy, expected, strict=True) if status == 200
+        is_correct(answer, each) for (status, answer), each in zip(disturbed, expected, strict=True) if status == 200
     )
 
-    until = time.monotonic() + 120
-    while len(now := find_replicas()) < 2 or victims[0] in now:  # Ray starts another one
-        assert time.monotonic() < until
+    stop = time.monotonic() + 120
+    while len(current := find_replicas()) < 2 or pids[0] in current:  # until Ray has started a new replica
+        assert time.monotonic() < stop
         time.sleep(0.5)
     again = send_all(port, bodies[:50])
     assert all(
@@ -129,46 +129,46 @@ def test_under_load_every_image_gets_its_own_answer_and_a_dead_replica_harms_nob
     )
 
 
-def send_all(port: int, bodies: list[bytes], when_some=None) -> list[tuple[int, dict]]:
-    """The answers to requests that are all sent at once; `when_some` is called after a few of them."""
+def send_all(port: int, bodies: list[bytes], after_some=None) -> list[tuple[int, dict]]:
+    """Sends all requests at the same time; calls `after_some` after ten responses."""
     answers: list[tuple[int, dict]] = [(-1, {})] * len(bodies)
-    some, start = threading.Semaphore(0), threading.Barrier(len(bodies) + 1)
+    done, start = threading.Semaphore(0), threading.Barrier(len(bodies) + 1)
 
-    def one(i: int) -> None:
+    def send_one(i: int) -> None:
         start.wait()
         answers[i] = send_image(port, bodies[i])
-        some.release()
+        done.release()
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(bodies))]
+    threads = [threading.Thread(target=send_one, args=(i,)) for i in range(len(bodies))]
     for thread in threads:
         thread.start()
     start.wait()
-    if when_some:
+    if after_some:
         for _ in range(10):
-            some.acquire()
-        when_some()
+            done.acquire()
+        after_some()
     for thread in threads:
         thread.join()
     return answers
 
 
 def find_replicas() -> list[int]:
-    """The processes of this cluster's replicas."""
+    """Returns the pids of this cluster's replicas."""
     return find_descendants(b"ServeReplica")
 
 
 def find_descendants(name: bytes) -> list[int]:
-    """The processes that this one has started, or they, and whose name (Ray gives them one) holds this."""
-    named, parents = [], {}
-    for place in Path("/proc").glob("[0-9]*"):
+    """Returns the pids of direct and indirect child processes whose command line contains `name`."""
+    matches, parents = [], {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if name in (place / "cmdline").read_bytes():
-                named.append(int(place.name))
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if name in (folder / "cmdline").read_bytes():
+                matches.append(int(folder.name))
         except OSError:
             continue
 
-    def ours(number: int) -> bool:
-        return number == os.getpid() or (number in parents and ours(parents[number]))
+    def is_descendant(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_descendant(parents[pid]))
 
-    return sorted(filter(ours, named))
+    return sorted(filter(is_descendant, matches))
