@@ -14,7 +14,7 @@ from vitrail import console
 from vitrail.data.open import open_source
 from vitrail.data.shards.writer import write_shards
 
-COLOURS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
+COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,10 +32,10 @@ def _loud_again():
     console.quiet = False
 
 
-def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
-    """A noisy field of a colour, (height, width) pixels."""
+def picture(color: tuple[int, int, int], seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    """A noisy field of a color, (height, width) pixels."""
     noise = np.random.default_rng(seed).normal(0, 30, (*size, 3))
-    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.array(color) + noise).clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
 def fill(root: Path, images: int | dict[str, int], classes: tuple[str, ...], size: tuple[int, int]) -> Path:
     splits = images if isinstance(images, dict) else {"": images}
-    colours = list(COLOURS.values())
+    colors = list(COLORS.values())
     for s, (split, n) in enumerate(splits.items()):
         for c, label in enumerate(classes):
             folder = root / split / label
             folder.mkdir(parents=True)
             for i in range(n):
-                picture(colours[c % 3], 1000 * s + 100 * c + i, size).save(folder / f"{i}.png")
+                picture(colors[c % 3], 1000 * s + 100 * c + i, size).save(folder / f"{i}.png")
     return root
 
 
@@ -83,21 +83,21 @@ def shards(photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train and test of three colours."""
-    return fill(tmp_path_factory.mktemp("data") / "colours", {"train": 20, "test": 8}, tuple(COLOURS), (16, 16))
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train and test of three colors."""
+    return fill(tmp_path_factory.mktemp("data") / "colors", {"train": 20, "test": 8}, tuple(COLORS), (16, 16))
 
 
 @pytest.fixture(scope="session")
-def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
-    """A run on the colours: learnt well in a few seconds."""
-    out = tmp_path_factory.mktemp("runs") / "colours"
-    return vitrail.train(colours, out=out, epochs=8, width=32, depth=2, heads=2, mlp_width=64)
+def run(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
+    """A run on the colors: learnt well in a few seconds."""
+    out = tmp_path_factory.mktemp("runs") / "colors"
+    return vitrail.train(colors, out=out, epochs=8, width=32, depth=2, heads=2, mlp_width=64)
 
 
 @pytest.fixture(scope="session")
 def clf(run: vitrail.Run) -> vitrail.Classifier:
-    """The classifier of the run on the colours."""
+    """The classifier of the run on the colors."""
     return vitrail.load(run.folder)
 
 

@@ -80,7 +80,7 @@ class RunningServer:
             time.sleep(0.01)
         return value
 
-    def find_worker(self, task: str = "predict", model: str = "colours") -> int:
+    def find_worker(self, task: str = "predict", model: str = "colors") -> int:
         """Returns the pid of the current worker for a task."""
         return int(self.select_events("worker_ready", task=task, model=model)[-1]["pid"])
 

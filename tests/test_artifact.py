@@ -205,11 +205,11 @@ ORIGINS = [
 
 @pytest.mark.parametrize("origin", ORIGINS, ids=str)
 def test_an_origin_of_a_strangers_making_is_a_sentence_for_every_verb(
-    run: vitrail.Run, file: Path, colours: Path, capsys, origin
+    run: vitrail.Run, file: Path, colors: Path, capsys, origin
 ):
     rewritten(file, lambda document, tensors: document.update(origin=origin))
     out = file.parent / "out"
-    verbs = (["inspect", file], ["evaluate", file, colours], ["export", file, "--format", "web", "--out", out])
+    verbs = (["inspect", file], ["evaluate", file, colors], ["export", file, "--format", "web", "--out", out])
     for arguments in verbs:
         assert main([*map(str, arguments), "--json"]) == 1
         assert "its origin cannot be read" in json.loads(capsys.readouterr().out)["error"]
@@ -247,7 +247,7 @@ def test_a_description_without_end_is_not_parsed(file: Path):
 
 
 @pytest.mark.parametrize("mean", [[3.0] * 3, [-2.0] * 3])
-def test_a_mean_beyond_the_colours_still_pads(file: Path, mean: list[float]):
+def test_a_mean_beyond_the_colors_still_pads(file: Path, mean: list[float]):
     rewritten(file, lambda document, tensors: document["preprocess"].update(mean=mean))
     vitrail.load(file).predict(torch.zeros(3, 7, 30, dtype=torch.uint8))
 
@@ -303,7 +303,7 @@ def test_a_slip_of_the_pen_is_told_the_packages_name():
     assert "cifar10-small" in (caught.value.hint or "")
 
 
-def test_what_is_too_large_is_not_put_into_the_package(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch):
+def test_what_is_too_large_is_not_put_into_the_package(run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
     import make_bundled
 
@@ -313,8 +313,8 @@ def test_what_is_too_large_is_not_put_into_the_package(run: vitrail.Run, colours
     with monkeypatch.context() as small:
         small.setattr(make_bundled, "MAX_BYTES", 1000)
         with pytest.raises(SystemExit, match="more than 1,000"):
-            make_bundled.main(str(run.folder), str(colours), "odd")
+            make_bundled.main(str(run.folder), str(colors), "odd")
     assert [path.name for path in tmp_path.rglob("*")] == ["boxed"]
-    make_bundled.main(str(run.folder), str(colours), "odd")
+    make_bundled.main(str(run.folder), str(colors), "odd")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["boxed", "odd.md", "odd.safetensors"]
     assert "of the 24 test images" in (box / "odd.md").read_text(encoding="utf-8")

@@ -224,9 +224,9 @@ def test_each_file_is_decoded_or_refused_with_a_reason(name: str, tmp_path: Path
 @pytest.fixture(scope="module")
 def battery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All files as test images of two classes, beside valid ones, a dangling link, a link to a device, and a pipe."""
-    from conftest import COLOURS, fill
+    from conftest import COLORS, fill
 
-    root = fill(tmp_path_factory.mktemp("battery") / "photos", {"train": 6, "test": 2}, tuple(COLOURS), (16, 16))
+    root = fill(tmp_path_factory.mktemp("battery") / "photos", {"train": 6, "test": 2}, tuple(COLORS), (16, 16))
     for i, (name, (content, _)) in enumerate(FILES.items()):
         (root / "test" / ("red", "blue")[i % 2] / name).write_bytes(content)
     os.symlink("nowhere.png", root / "test" / "red" / "dangling.png")

@@ -187,10 +187,10 @@ def test_a_corruption_grows_with_its_strength(name: str):
     assert 0 < distances[0] < distances[1] < distances[2]
 
 
-def test_robustness_is_reproducible(run: vitrail.Run, colours):
+def test_robustness_is_reproducible(run: vitrail.Run, colors):
     from vitrail.evaluation import open_scored_images
 
-    images = open_scored_images(run.classifier, colours).images
+    images = open_scored_images(run.classifier, colors).images
     indices = draw_images(len(images), 12)
     pixels, labels = images.load_batch(run.classifier.preprocess, indices), images.labels[indices]
     first, second = (measure_robustness(run.classifier, pixels, labels) for _ in range(2))

@@ -258,7 +258,7 @@ def test_the_cache_of_the_version_before_is_imported(photos: Path, tmp_path: Pat
     new, old = tmp_path / "cache" / facts.CACHE_NAME, tmp_path / "cache" / facts.OLD_CACHE_NAME
     with sqlite3.connect(new) as connection:
         connection.execute("ALTER TABLE facts RENAME TO looks")
-        connection.execute("UPDATE looks SET color_type = 'colour'")
+        connection.execute("UPDATE looks SET color_type = 'color'")
     connection.close()
     new.rename(old)
     monkeypatch.setattr(facts, "read_file_facts", lambda images, i: pytest.fail("an image was read again"))

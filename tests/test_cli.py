@@ -103,9 +103,9 @@ def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]):
     assert document["error"].startswith("there is no run folder")
 
 
-def test_predict_and_evaluate_agree_image_by_image(run: vitrail.Run, colours: Path, capsys):
-    _, scored, _ = ask(capsys, "evaluate", run.folder, colours)
-    _, predicted, _ = ask(capsys, "predict", run.folder, colours / "test", "--batch-size", 7)
+def test_predict_and_evaluate_agree_image_by_image(run: vitrail.Run, colors: Path, capsys):
+    _, scored, _ = ask(capsys, "evaluate", run.folder, colors)
+    _, predicted, _ = ask(capsys, "predict", run.folder, colors / "test", "--batch-size", 7)
     ours = {row["path"]: (row["label"], row["probability"]) for row in scored["predictions"]}
     theirs = {row["path"]: (row["top"][0]["label"], row["top"][0]["probability"]) for row in predicted["predictions"]}
     assert ours.keys() == theirs.keys()
@@ -115,8 +115,8 @@ def test_predict_and_evaluate_agree_image_by_image(run: vitrail.Run, colours: Pa
         assert theirs[path][1] == pytest.approx(probability, abs=1e-6)
 
 
-def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
-    good = (colours / "test" / "red" / "0.png").read_bytes()
+def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
+    good = (colors / "test" / "red" / "0.png").read_bytes()
     (tmp_path / "a.png").write_bytes(good)
     (tmp_path / "b.png").write_bytes(good[:50])
     (tmp_path / "c.png").write_bytes(good)
@@ -134,8 +134,8 @@ def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colours
         assert reason in row["error"]
 
 
-def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
-    image = colours / "test" / "red" / "0.png"
+def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
+    image = colors / "test" / "red" / "0.png"
     for expected in ("0.attention.png", "0.attention-2.png"):
         code, document, _ = ask(
             capsys, "explain", run.folder, image, "--method", "attention", "--out", tmp_path / "maps"
@@ -175,8 +175,8 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colours: P
         (["--method", "balanced", "--layer", "0"], "libragrad takes no layer"),
     ],
 )
-def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colours, arguments, message, capsys, tmp_path):
-    image = colours / "test" / "red" / "0.png"
+def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colors, arguments, message, capsys, tmp_path):
+    image = colors / "test" / "red" / "0.png"
     code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *arguments)
     assert code == 2
     assert message in document["error"]
@@ -228,10 +228,10 @@ def test_inspect_and_models(run: vitrail.Run, capsys):
     assert "peak learning rate" in capsys.readouterr().out
 
 
-def test_people_get_tables(run: vitrail.Run, colours: Path, capsys):
+def test_people_get_tables(run: vitrail.Run, colors: Path, capsys):
     for arguments in (
-        ["evaluate", run.folder, colours],
-        ["predict", run.folder, colours / "test"],
+        ["evaluate", run.folder, colors],
+        ["predict", run.folder, colors / "test"],
         ["inspect", run.folder],
     ):
         assert main([*map(str, arguments)]) == 0
@@ -272,8 +272,8 @@ def test_class_names_are_text_and_never_markup(make_folder, tmp_path: Path, caps
         assert "[red]y:cat:" in shown
 
 
-def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colours: Path):
-    command = f"{sys.executable} -m vitrail evaluate {run.folder} {colours} --json | true; exit ${{PIPESTATUS[0]}}"
+def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colors: Path):
+    command = f"{sys.executable} -m vitrail evaluate {run.folder} {colors} --json | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
@@ -281,8 +281,8 @@ def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colours: Path):
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
 @pytest.mark.parametrize(("arguments", "code"), [(["gone.png"], 1), (["IMAGE"], 0), (["IMAGE", "--top", "0"], 2)])
-def test_a_reader_that_goes_away_hides_no_code(run: vitrail.Run, colours, arguments, code, form, monkeypatch):
-    arguments = [word.replace("IMAGE", str(colours / "test" / "red" / "0.png")) for word in arguments]
+def test_a_reader_that_goes_away_hides_no_code(run: vitrail.Run, colors, arguments, code, form, monkeypatch):
+    arguments = [word.replace("IMAGE", str(colors / "test" / "red" / "0.png")) for word in arguments]
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as broken:
@@ -324,14 +324,14 @@ def test_a_process_of_several_leaves_the_json_to_the_one_that_started_it(monkeyp
     assert "no run folder or artifact 'nowhere'" in captured.err
 
 
-def test_names_that_are_not_utf8(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+def test_names_that_are_not_utf8(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
     strange = os.fsdecode(b"\xff")
     code, document, _ = ask(capsys, "predict", run.folder, f"{strange}.jpg")
     assert (code, document["error"]) == (1, "the command line: the name '\ufffd.jpg' is not UTF-8")
     code, document, err = ask(capsys, "inspect", f"{strange}.safetensors")
     assert (code, document["error"]) == (1, f"there is no file {strange}.safetensors")
     assert r"there is no file \udcff.safetensors" in err
-    image, out = colours / "test" / "red" / "0.png", tmp_path / strange
+    image, out = colors / "test" / "red" / "0.png", tmp_path / strange
     _, document, _ = ask(capsys, "explain", run.folder, image, "--out", out)
     assert document["explanations"][0]["files"] == [str(out / "0.libragrad.png")]
     assert (out / "0.libragrad.png").is_file()
@@ -339,8 +339,8 @@ def test_names_that_are_not_utf8(run: vitrail.Run, colours: Path, tmp_path: Path
     assert r"/\udcff/0.libragrad-2.png" in capsys.readouterr().out
 
 
-def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, colours: Path, monkeypatch, capsys):
-    arguments = ["predict", str(run.folder), str(colours / "test"), "--batch-size", "8"]
+def test_off_a_terminal_work_that_goes_on_says_how_far_it_is(run: vitrail.Run, colors: Path, monkeypatch, capsys):
+    arguments = ["predict", str(run.folder), str(colors / "test"), "--batch-size", "8"]
     assert main(arguments) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.0)
@@ -389,8 +389,8 @@ def test_shards_are_read_in_place_of_images(run: vitrail.Run, make_folder, tmp_p
 
 
 @pytest.mark.parametrize("more", [[], ["--layer", "all"]], ids=["one", "layers"])
-def test_a_row_has_the_same_keys_whether_the_image_can_be_read(run: vitrail.Run, colours, tmp_path, more, capsys):
-    image = colours / "test" / "red" / "0.png"
+def test_a_row_has_the_same_keys_whether_the_image_can_be_read(run: vitrail.Run, colors, tmp_path, more, capsys):
+    image = colors / "test" / "red" / "0.png"
     arguments = ["--out", tmp_path / "maps", "--method", "attention", *more]
     code, document, _ = ask(capsys, "explain", run.folder, tmp_path / "gone.png", image, *arguments)
     gone, there = document["explanations"]
@@ -399,9 +399,9 @@ def test_a_row_has_the_same_keys_whether_the_image_can_be_read(run: vitrail.Run,
     assert {name for name, value in gone.items() if value} == {"path", "error"}
 
 
-def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
     for name in ("漢" * 80, "short"):
-        (tmp_path / f"{name}.png").write_bytes((colours / "test" / "red" / "0.png").read_bytes())
+        (tmp_path / f"{name}.png").write_bytes((colors / "test" / "red" / "0.png").read_bytes())
     code, document, _ = ask(capsys, "explain", run.folder, tmp_path, "--out", tmp_path / "maps", "--class", "red")
     assert code == 0
     names = sorted(Path(row["files"][0]).name for row in document["explanations"])
@@ -422,7 +422,7 @@ def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colo
         ["train", "digits", "--device", "banana"],
         ["evaluate", "MODEL", "digits", "--device", "meta"],
         ["explain", "MODEL", "a.png", "--attention-head", "²"],
-        ["evaluate", "MODEL", "digits"],  # a model of colours, grey digits: unknown classes
+        ["evaluate", "MODEL", "digits"],  # a model of colors, grey digits: unknown classes
     ],
     ids=lambda arguments: " ".join(word[:12] for word in arguments),
 )
@@ -439,13 +439,13 @@ def test_nothing_ends_in_a_traceback(run: vitrail.Run, arguments, tmp_path: Path
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_names_cannot_steer_the_terminal(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+def test_names_cannot_steer_the_terminal(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
     from dataclasses import replace
 
     evil = replace(run.classifier, classes=("\x1b[2Jgone", "\x9b31m", "\x07\rred"))
     evil.save(tmp_path / "evil.safetensors")
     table = tmp_path / "evil.csv"
-    image = colours / "test" / "red" / "0.png"
+    image = colors / "test" / "red" / "0.png"
     table.write_text("path,label\n" + "".join(f"{image},{name}\n" for name in ("\x1b[2Jgone", "\x9b31m")))
     for arguments in (
         ("predict", tmp_path / "evil.safetensors", image),
@@ -460,9 +460,9 @@ def test_names_cannot_steer_the_terminal(run: vitrail.Run, colours: Path, tmp_pa
 
 
 def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
-    run: vitrail.Run, colours: Path, tmp_path, capsys
+    run: vitrail.Run, colors: Path, tmp_path, capsys
 ):
-    image = colours / "test" / "red" / "0.png"
+    image = colors / "test" / "red" / "0.png"
 
     def row(*arguments: str) -> dict:
         code, document, _ = ask(capsys, "explain", run.folder, image, "--out", tmp_path / "maps", *arguments)
@@ -488,23 +488,23 @@ def test_explain_for_a_class_against_another_by_layers_heads_and_patch(
     assert "half of it is in" in default["summary"]
 
 
-def test_explain_names_a_picture_after_any_class(tmp_path: Path, run: vitrail.Run, colours: Path, capsys):
+def test_explain_names_a_picture_after_any_class(tmp_path: Path, run: vitrail.Run, colors: Path, capsys):
     run.classifier.save(tmp_path / "odd.safetensors")
     odd = vitrail.load(tmp_path / "odd.safetensors")
     odd.classes = ("a/../b", "green", "red")
     odd.save(tmp_path / "odd.safetensors")
-    image = colours / "test" / "red" / "0.png"
+    image = colors / "test" / "red" / "0.png"
     _, document, _ = ask(
         capsys, "explain", tmp_path / "odd.safetensors", image, "--class", "a/../b", "--out", tmp_path / "maps"
     )
     assert document["explanations"][0]["files"] == [str(tmp_path / "maps" / "0.libragrad.a_.._b.png")]
 
 
-def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.Run, colours: Path, tmp_path, capsys):
+def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.Run, colors: Path, tmp_path, capsys):
     arguments = [
         "faithfulness",
         run.folder,
-        colours,
+        colors,
         "--methods",
         "balanced,attention",
         "--max-images",
@@ -518,12 +518,12 @@ def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.
     assert list(document["methods"]) == ["libragrad", "attention", "random", "center", "edges"]
     assert document["methods"]["libragrad"]["deletion"]["mean"] < document["methods"]["random"]["deletion"]["mean"]
     assert document["methods"]["libragrad"]["mosaic"] is None  # three classes make no mosaic of four
-    assert document["data"] == "the 24 test images of colours"
+    assert document["data"] == "the 24 test images of colors"
     assert json.loads((tmp_path / "scores" / "faithfulness.json").read_text()) == document
     Image.open(tmp_path / "scores" / "faithfulness.png").verify()
     assert main([*map(str, arguments)]) == 0
     shown = capsys.readouterr().out
-    assert "12 of the 24 test images of colours" in shown
+    assert "12 of the 24 test images of colors" in shown
     assert re.search(r"libragrad +0\.\d{3}.*\n +±0\.\d{3}", shown)
 
 
@@ -535,8 +535,8 @@ def test_faithfulness_prints_a_table_and_writes_json_and_a_picture(run: vitrail.
         (["--steps", "-1"], "--steps: -1 is too small"),
     ],
 )
-def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colours: Path, arguments, message, capsys):
-    code, document, _ = ask(capsys, "faithfulness", run.folder, colours, *arguments)
+def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colors: Path, arguments, message, capsys):
+    code, document, _ = ask(capsys, "faithfulness", run.folder, colors, *arguments)
     assert code == 2
     assert message in document["error"]
 

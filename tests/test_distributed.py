@@ -17,7 +17,7 @@ import torch
 from torch.distributed import HashStore
 
 import vitrail
-from conftest import COLOURS, fill
+from conftest import COLORS, fill
 from vitrail.errors import UsageError
 from vitrail.runs.folder import RunFolder
 from vitrail.training.launch import current_launch
@@ -69,7 +69,7 @@ def run_ranks(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str, 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three classes, with test images."""
-    return fill(tmp_path_factory.mktemp("data") / "photos", {"train": 21, "test": 5}, tuple(COLOURS), (16, 16))
+    return fill(tmp_path_factory.mktemp("data") / "photos", {"train": 21, "test": 5}, tuple(COLORS), (16, 16))
 
 
 @pytest.fixture(scope="module")

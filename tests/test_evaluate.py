@@ -97,8 +97,8 @@ def test_generators_in_the_same_state_resample_in_pairs():
     np.testing.assert_allclose(second, 2 * first)
 
 
-def test_an_evaluation_has_all_scores(run: vitrail.Run, colours: Path):
-    evaluation = vitrail.evaluate(run.classifier, colours)
+def test_an_evaluation_has_all_scores(run: vitrail.Run, colors: Path):
+    evaluation = vitrail.evaluate(run.classifier, colors)
     document = evaluation.to_json()
     assert document["images"] == 24  # the test split
     assert len(document["predictions"]) == 24
@@ -109,10 +109,10 @@ def test_an_evaluation_has_all_scores(run: vitrail.Run, colours: Path):
     assert document["loss"] == run.result["test"]["loss"]
 
 
-def test_the_batch_size_does_not_change_predictions(run: vitrail.Run, colours: Path):
+def test_the_batch_size_does_not_change_predictions(run: vitrail.Run, colors: Path):
     from vitrail.evaluation import evaluate, open_scored_images
 
-    images = open_scored_images(run.classifier, colours).images
+    images = open_scored_images(run.classifier, colors).images
     single, batched = (evaluate(run.classifier, images, batch_size=n).outcome for n in (1, 24))
     assert (single.predicted == batched.predicted).all()
     np.testing.assert_allclose(single.logits, batched.logits, atol=1e-5)

@@ -100,16 +100,16 @@ def test_the_kernel_without_a_gradient_agrees_with_the_one_with():
     assert apart(still, attend(q, k, v).detach()) < 0.02
 
 
-def test_a_fast_classifier_gives_the_same_labels(run: vitrail.Run, colours: Path):
+def test_a_fast_classifier_gives_the_same_labels(run: vitrail.Run, colors: Path):
     plain = run.classifier
     quick = plain.fast()
-    images = sorted((colours / "test").rglob("*.png"))
+    images = sorted((colors / "test").rglob("*.png"))
     pixels = torch.stack([plain.read_image(path) for path in images])
     assert torch.equal(quick.logits(pixels).argmax(1), plain.logits(pixels).argmax(1))
     assert apart(quick.logits(pixels), plain.logits(pixels)) < 0.04
     assert apart(quick.features(pixels), plain.features(pixels)) < 0.04
     assert quick.predict(images[0])[0].label == plain.predict(images[0])[0].label
-    assert vitrail.evaluate(quick, colours).accuracy == vitrail.evaluate(plain, colours).accuracy
+    assert vitrail.evaluate(quick, colors).accuracy == vitrail.evaluate(plain, colors).accuracy
 
 
 def test_what_a_fast_classifier_cannot_do_is_said(run: vitrail.Run, tmp_path: Path):
@@ -127,8 +127,8 @@ def test_what_a_fast_classifier_cannot_do_is_said(run: vitrail.Run, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_predict_fast(run: vitrail.Run, colours: Path, capsys):
-    arguments = ["predict", run.folder, colours / "test" / "red"]
+def test_predict_fast(run: vitrail.Run, colors: Path, capsys):
+    arguments = ["predict", run.folder, colors / "test" / "red"]
     answers = [ask(capsys, *arguments, *more)[1]["predictions"] for more in ([], ["--fast"])]
     plain, quick = ([(row["path"], row["top"][0]["label"]) for row in rows] for rows in answers)
     assert plain == quick
@@ -252,7 +252,7 @@ def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, c
     assert weights < plain["peak_memory"] < 1.6 * weights
 
 
-def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path, capsys):
+def test_bench_shows_and_writes(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
     arguments = [
         "bench",
         run.folder,
@@ -267,7 +267,7 @@ def test_bench_shows_and_writes(run: vitrail.Run, colours: Path, tmp_path: Path,
         "--threads",
         1,
     ]
-    code, document, _ = ask(capsys, *arguments, "--data", colours, "--max-images", 12, "--out", tmp_path / "out")
+    code, document, _ = ask(capsys, *arguments, "--data", colors, "--max-images", 12, "--out", tmp_path / "out")
     assert code == 0
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == document
     assert (tmp_path / "out" / "bench.png").stat().st_size > 5000
@@ -294,7 +294,7 @@ def test_bench_compares_before_it_times_and_needs_no_model(
     quick = ["--batch-sizes", 1, "--rounds", 1, "--min-round-s", 0.001, "--threads", 1]
     code, document, _ = ask(
         capsys, "bench", *quick, "--data", "digits", "--max-images", 2
-    )  # grey, for a model of colours
+    )  # grey, for a model of colors
     assert (code, document["model"], document["agreement"]["images"]) == (0, "cifar10-small", 2)
     data = make_folder("bad", {"train": 2, "test": 2})
     (data / "test/red/0.png").write_bytes(b"no image")

@@ -25,7 +25,7 @@ import pytest
 import torch
 
 import vitrail
-from conftest import COLOURS, picture
+from conftest import COLORS, picture
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
@@ -52,7 +52,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     originals = []
     for i in range(30):
         originals.append(root / f".{i}.png")
-        picture(list(COLOURS.values())[i % 3], i).save(originals[-1])
+        picture(list(COLORS.values())[i % 3], i).save(originals[-1])
     for name in ("a", "b", "c"):
         (root / "images" / name).mkdir(parents=True)
     for i in range(IMAGES):
@@ -192,10 +192,10 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("format", ["parquet", "csv"])
 def test_rows_equal_those_of_predict_without_a_folder(
-    run: vitrail.Run, colours: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
+    run: vitrail.Run, colors: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "truncated.png").write_bytes((colours / "test/red/0.png").read_bytes()[:50])
-    sources = [str(colours / "test"), str(tmp_path / "truncated.png"), str(tmp_path / "gone.png")]
+    (tmp_path / "truncated.png").write_bytes((colors / "test/red/0.png").read_bytes()[:50])
+    sources = [str(colors / "test"), str(tmp_path / "truncated.png"), str(tmp_path / "gone.png")]
     assert main(["predict", str(run.folder), *sources, "--top", "2", "--json"]) == 1
     expected = json.loads(capsys.readouterr().out)["predictions"]
     args = [*sources, "--top", "2", "--out", str(tmp_path / "out"), "--format", format, "--processes", "2", "--json"]
@@ -219,10 +219,10 @@ def test_rows_equal_those_of_predict_without_a_folder(
 
 @pytest.mark.parametrize("format", ["parquet", "csv"])
 def test_an_embedding_equals_features(
-    run: vitrail.Run, clf: vitrail.Classifier, colours: Path, tmp_path: Path, format: str
+    run: vitrail.Run, clf: vitrail.Classifier, colors: Path, tmp_path: Path, format: str
 ):
     (images := tmp_path / "in").mkdir()
-    for i, path in enumerate(sorted((colours / "test").rglob("*.png"))[::4]):
+    for i, path in enumerate(sorted((colors / "test").rglob("*.png"))[::4]):
         os.link(path, images / f"{i}.png")
     (images / "9.png").write_bytes(b"no image")
     vitrail.predict_all(run.folder, images, tmp_path / "out", embedding=True, format=format, processes=1)
@@ -235,46 +235,46 @@ def test_an_embedding_equals_features(
     assert not rows[-1]["embedding"] and "not an image" in rows[-1]["error"]
 
 
-def test_a_model_without_classes_has_embeddings_only(clf: vitrail.Classifier, colours: Path, tmp_path: Path):
+def test_a_model_without_classes_has_embeddings_only(clf: vitrail.Classifier, colors: Path, tmp_path: Path):
     config = vitrail.ViTConfig(width=32, depth=1, heads=2, mlp_width=32, patch=4, image_size=16, classes=0)
     classless = vitrail.Classifier(vitrail.ViT(config), (), clf.preprocess)
     classless.save(tmp_path / "features.safetensors")
     with pytest.raises(UsageError, match="has no classes"):
-        vitrail.predict_all(tmp_path / "features.safetensors", colours / "test", tmp_path / "out")
+        vitrail.predict_all(tmp_path / "features.safetensors", colors / "test", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    vitrail.predict_all(tmp_path / "features.safetensors", colours / "test", tmp_path / "out", embedding=True)
+    vitrail.predict_all(tmp_path / "features.safetensors", colors / "test", tmp_path / "out", embedding=True)
     rows = rows_in(tmp_path / "out")
     assert len(rows) == 24
     assert all(row["label"] is None and row["error"] is None for row in rows)
     np.testing.assert_allclose(rows[5]["embedding"], classless.features(rows[5]["path"])[0], atol=1e-5)
 
 
-def test_an_onnx_file_predicts_into_a_folder_and_has_no_embedding(run: vitrail.Run, colours: Path, tmp_path: Path):
+def test_an_onnx_file_predicts_into_a_folder_and_has_no_embedding(run: vitrail.Run, colors: Path, tmp_path: Path):
     pytest.importorskip("onnxruntime")
-    graph = tmp_path / "colours.onnx"
+    graph = tmp_path / "colors.onnx"
     assert main(["export", str(run.folder), "--format", "onnx", "--out", str(graph), "--quiet"]) == 0
-    vitrail.predict_all(graph, colours / "test", tmp_path / "graph", processes=2)
-    vitrail.predict_all(run.folder, colours / "test", tmp_path / "torch", processes=2)
+    vitrail.predict_all(graph, colors / "test", tmp_path / "graph", processes=2)
+    vitrail.predict_all(run.folder, colors / "test", tmp_path / "torch", processes=2)
     for ours, theirs in zip(rows_in(tmp_path / "graph"), rows_in(tmp_path / "torch"), strict=True):
         assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
-    vitrail.predict_all(graph, colours / "test", tmp_path / "threads", processes=2, threads=2)
+    vitrail.predict_all(graph, colors / "test", tmp_path / "threads", processes=2, threads=2)
     for ours, theirs in zip(rows_in(tmp_path / "threads"), rows_in(tmp_path / "graph"), strict=True):
         assert (ours["path"], ours["label"]) == (theirs["path"], theirs["label"])
     with pytest.raises(UsageError, match="no embedding, only logits"):
-        vitrail.predict_all(graph, colours / "test", tmp_path / "none", embedding=True)
+        vitrail.predict_all(graph, colors / "test", tmp_path / "none", embedding=True)
 
 
-def test_processes_of_several_threads(start_command: Callable[..., Command], colours: Path, tmp_path: Path):
+def test_processes_of_several_threads(start_command: Callable[..., Command], colors: Path, tmp_path: Path):
     """A process that has started threads must not fork: the children would wait for these threads for ever."""
-    (tmp_path / "list.csv").write_text("path\n" + f"{colours / 'test/red/0.png'}\n" * 65)
+    (tmp_path / "list.csv").write_text("path\n" + f"{colors / 'test/red/0.png'}\n" * 65)
     args = ("--out", tmp_path / "out", "--processes", 2, "--threads", 2)
     code, document, _ = start_command("cifar10-small", tmp_path / "list.csv", *args).wait(100)
     assert (code, document["images"], document["parts"], len(document["labels"])) == (0, 65, 2, 1)
 
 
 def test_relative_paths_work_in_processes_with_another_working_directory(
-    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As those of Ray on other machines."""
 
@@ -291,31 +291,31 @@ def test_relative_paths_work_in_processes_with_another_working_directory(
             assert not result["error"][0]
 
     monkeypatch.setattr("vitrail.prediction.predict.resolve_engine", lambda options: engine)
-    monkeypatch.chdir(colours)
+    monkeypatch.chdir(colors)
     model = os.path.relpath(run.folder)
-    summary = vitrail.predict_all(model, "test", colours / "test" / "out")
+    summary = vitrail.predict_all(model, "test", colors / "test" / "out")
     assert (summary.images, summary.unreadable) == (24, 0)
-    rows = rows_in(colours / "test" / "out")
-    shutil.rmtree(colours / "test" / "out")
+    rows = rows_in(colors / "test" / "out")
+    shutil.rmtree(colors / "test" / "out")
     assert rows[0]["path"] == "test/blue/0.png"  # as the user typed it
     elsewhere = PartActor(replace(jobs[0], working_directory=str(tmp_path / "gone")))
     assert elsewhere.startup_error and "relative paths start at" in elsewhere.startup_error.sentence
-    monkeypatch.chdir(colours)
+    monkeypatch.chdir(colors)
     assert (
         working_directory(["test"])
         == working_directory(["x-{0..9}.tar"])
         == working_directory(["card@test"])
-        == str(colours)
+        == str(colors)
     )
-    assert working_directory([colours, "cifar10-small", "timm/vit", "s3://x/y.tar"]) is None
+    assert working_directory([colors, "cifar10-small", "timm/vit", "s3://x/y.tar"]) is None
 
 
 def test_a_non_finite_output_is_an_error_of_one_row_only(run: vitrail.Run, tmp_path: Path):
     clf = vitrail.load(run.folder)
-    colour = torch.tensor([255, 0, 255]).reshape(3, 1, 1)
+    color = torch.tensor([255, 0, 255]).reshape(3, 1, 1)
 
     def logits(pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        if (pixels_BCHW == colour).all(dim=(1, 2, 3)).any():
+        if (pixels_BCHW == color).all(dim=(1, 2, 3)).any():
             raise vitrail.classifier.NonFiniteOutput("the model's answers are not finite numbers")
         return vitrail.Classifier.logits(clf, pixels_BCHW)
 
@@ -323,7 +323,7 @@ def test_a_non_finite_output_is_an_error_of_one_row_only(run: vitrail.Run, tmp_p
     from PIL import Image
 
     for i in range(3):
-        picture(COLOURS["red"], i).save(tmp_path / f"{i}.png")
+        picture(COLORS["red"], i).save(tmp_path / f"{i}.png")
     Image.new("RGB", (16, 16), (255, 0, 255)).save(tmp_path / "1.png")
 
     entries = [stat_entry(str(tmp_path / f"{i}.png")) for i in range(3)]
@@ -339,7 +339,7 @@ def test_running_out_of_memory_is_an_error_and_not_a_row(run: vitrail.Run, tmp_p
         raise torch.OutOfMemoryError("CUDA out of memory")  # as on a GPU that is too small
 
     clf.logits = logits  # type: ignore[method-assign]
-    picture(COLOURS["red"], 0).save(tmp_path / "0.png")
+    picture(COLORS["red"], 0).save(tmp_path / "0.png")
 
     entries = [stat_entry(str(tmp_path / "0.png"))]
     with pytest.raises(
@@ -377,7 +377,7 @@ def test_hostile_file_names_are_preserved_byte_for_byte(
     monkeypatch.chdir(tmp_path / "in")
     for i, name in enumerate(HOSTILE):
         with open(name, "wb") as file:
-            picture(COLOURS["red"], i).save(file, "PNG")
+            picture(COLORS["red"], i).save(file, "PNG")
     vitrail.predict_all(run.folder, "." if relative else tmp_path / "in", tmp_path / "out", format=format, processes=1)
     rows = rows_in(tmp_path / "out", format)
     names = set()
@@ -392,11 +392,11 @@ def test_hostile_file_names_are_preserved_byte_for_byte(
     assert names == set(HOSTILE)
 
 
-def test_a_class_name_that_is_a_formula_needs_parquet(clf: vitrail.Classifier, colours: Path, tmp_path: Path):
+def test_a_class_name_that_is_a_formula_needs_parquet(clf: vitrail.Classifier, colors: Path, tmp_path: Path):
     vitrail.Classifier(clf.vit, ("=1+1", "b", "c"), clf.preprocess).save(tmp_path / "evil.safetensors")
     with pytest.raises(UsageError, match="spreadsheet would run the class"):
-        vitrail.predict_all(tmp_path / "evil.safetensors", colours / "test", tmp_path / "out", format="csv")
-    vitrail.predict_all(tmp_path / "evil.safetensors", colours / "test", tmp_path / "out")
+        vitrail.predict_all(tmp_path / "evil.safetensors", colors / "test", tmp_path / "out", format="csv")
+    vitrail.predict_all(tmp_path / "evil.safetensors", colors / "test", tmp_path / "out")
     assert {row["label"] for row in rows_in(tmp_path / "out")} == {"=1+1", "b", "c"}
 
 
@@ -414,30 +414,30 @@ def test_large_folders_are_sorted_through_files(many: Path, tmp_path: Path, monk
     assert not list(tmp_path.glob(".sorting-*"))
 
 
-def test_a_table_lists_paths_and_may_repeat_them(run: vitrail.Run, colours: Path, tmp_path: Path):
+def test_a_table_lists_paths_and_may_repeat_them(run: vitrail.Run, colors: Path, tmp_path: Path):
     import pyarrow as pa
 
     names = ["red/0.png", "blue/1.png", "red/0.png", "gone.png"]
-    (colours / "test" / "list.csv").write_text("id,Path\n" + "".join(f"{i},{n}\n" for i, n in enumerate(names)))
-    pq.write_table(pa.table({"image": names}), colours / "test" / "list.parquet")
+    (colors / "test" / "list.csv").write_text("id,Path\n" + "".join(f"{i},{n}\n" for i, n in enumerate(names)))
+    pq.write_table(pa.table({"image": names}), colors / "test" / "list.parquet")
     try:
         for table in ("list.csv", "list.parquet"):
-            vitrail.predict_all(run.folder, colours / "test" / table, tmp_path / table, processes=1)
+            vitrail.predict_all(run.folder, colors / "test" / table, tmp_path / table, processes=1)
             rows = rows_in(tmp_path / table)
-            assert [row["path"] for row in rows] == [str(colours / "test" / name) for name in names]
+            assert [row["path"] for row in rows] == [str(colors / "test" / name) for name in names]
             assert [row["label"] for row in rows] == ["red", "blue", "red", None]
         (tmp_path / "bad.csv").write_text("name\nx.png\n")
         with pytest.raises(VitrailError, match="has no column 'path'"):
             vitrail.predict_all(run.folder, tmp_path / "bad.csv", tmp_path / "bad")
     finally:
-        (colours / "test" / "list.csv").unlink()
-        (colours / "test" / "list.parquet").unlink()
+        (colors / "test" / "list.csv").unlink()
+        (colors / "test" / "list.parquet").unlink()
 
 
 def test_the_memory_of_listing_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(external_sort, "RUN_LENGTH", 200)
     monkeypatch.setattr(external_sort, "MAX_RUNS", 4)
-    picture(COLOURS["red"], 0).save(tmp_path / "one.png")
+    picture(COLORS["red"], 0).save(tmp_path / "one.png")
     peaks = []
     for n in (1000, 10_000):
         folder = tmp_path / f"{n}"
@@ -452,7 +452,7 @@ def test_the_memory_of_listing_does_not_grow_with_the_images(tmp_path: Path, mon
 
 
 def test_links_are_followed_once_and_hidden_files_are_skipped(tmp_path: Path):
-    picture(COLOURS["red"], 0).save(tmp_path / "a.png")
+    picture(COLORS["red"], 0).save(tmp_path / "a.png")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
     (tmp_path / "sub" / "b.PNG").symlink_to(tmp_path / "a.png")
@@ -466,10 +466,10 @@ def test_links_are_followed_once_and_hidden_files_are_skipped(tmp_path: Path):
 def test_a_folder_keeps_its_own_path_whatever_links_lead_to_it(tmp_path: Path):
     for i in range(8):
         (tmp_path / "in" / f"{i}-real").mkdir(parents=True)
-        picture(COLOURS["red"], i).save(tmp_path / "in" / f"{i}-real" / "x.png")
+        picture(COLORS["red"], i).save(tmp_path / "in" / f"{i}-real" / "x.png")
         (tmp_path / "in" / f"{i}-link").symlink_to(f"{i}-real")
     (tmp_path / "out" / "sub").mkdir(parents=True)
-    picture(COLOURS["red"], 9).save(tmp_path / "out" / "sub" / "x.png")
+    picture(COLORS["red"], 9).save(tmp_path / "out" / "sub" / "x.png")
     for name in "cab":
         (tmp_path / "in" / name).symlink_to(tmp_path / "out")
     paths = sorted(entry.path for entry in walk_folder(str(tmp_path / "in")))
@@ -477,15 +477,15 @@ def test_a_folder_keeps_its_own_path_whatever_links_lead_to_it(tmp_path: Path):
     assert paths == [*real, str(tmp_path / "in" / "a" / "sub" / "x.png")]
 
 
-def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail.Run, colours: Path, tmp_path: Path):
-    assert main(["shard", str(colours), "--out", str(tmp_path / "shards"), "--images-per-shard", "15", "--quiet"]) == 0
+def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail.Run, colors: Path, tmp_path: Path):
+    assert main(["shard", str(colors), "--out", str(tmp_path / "shards"), "--images-per-shard", "15", "--quiet"]) == 0
     vitrail.predict_all(run.folder, tmp_path / "shards", tmp_path / "out", processes=2)
     shards = sorted((tmp_path / "shards").rglob("*.tar"))
     assert len(shards) > 2
     expected = {}
-    for path in colours.rglob("*.png"):
+    for path in colors.rglob("*.png"):
         best = run.classifier.predict(path, top=1)[0]
-        expected[path.relative_to(colours).with_suffix("").as_posix()] = (best.label, best.probability)
+        expected[path.relative_to(colors).with_suffix("").as_posix()] = (best.label, best.probability)
     rows = rows_in(tmp_path / "out")
     assert len(rows) == len(expected) == 84
     read_order = [shard for shard, _ in groupby(row["path"].rsplit(":", 1)[0] for row in rows)]
@@ -604,12 +604,12 @@ def test_an_image_that_kills_processes_is_named(
 
 
 def test_a_part_that_kills_processes_during_writing_is_named(
-    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     kill = lambda *content: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
     monkeypatch.setattr("vitrail.prediction.part_job.part_manifest", kill)
     with pytest.raises(VitrailError, match="a process died 3 times while it wrote part 0: killed by SIGKILL"):
-        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", batch_size=24, processes=1)
+        vitrail.predict_all(run.folder, colors / "test", tmp_path / "out", batch_size=24, processes=1)
 
 
 def test_the_part_of_a_dead_process_goes_to_an_idle_one(
@@ -655,7 +655,7 @@ def test_other_options_are_refused_and_nothing_is_lost(
         arguments = {"model": run.folder, "sources": photos, "out": out, "resume": True, **change}
         with pytest.raises(UsageError, match=message):
             vitrail.predict_all(**arguments)
-    picture(COLOURS["blue"], 99, (20, 20)).save(photos / "red" / "1.png")
+    picture(COLORS["blue"], 99, (20, 20)).save(photos / "red" / "1.png")
     with pytest.raises(UsageError, match="some images have another path, size or time"):
         vitrail.predict_all(run.folder, photos, out, resume=True)
     assert part_digests(out) == before
@@ -737,10 +737,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_keeps_finished_parts(
-    run: vitrail.Run, colours: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+    run: vitrail.Run, colors: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = small_disk / "list.csv"
-    table.write_text("path\n" + f"{colours / 'test/red/0.png'}\n" * 1000)
+    table.write_text("path\n" + f"{colors / 'test/red/0.png'}\n" * 1000)
     out, options = small_disk / "out", {"part_images": 64, "processes": 2, "embedding": True}
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"0" * 40_000)
@@ -757,10 +757,10 @@ def test_a_full_disk_keeps_finished_parts(
     part_digests(out)
 
 
-def test_a_read_only_folder_is_an_error_of_one_sentence(run: vitrail.Run, colours: Path, small_disk: Path):
+def test_a_read_only_folder_is_an_error_of_one_sentence(run: vitrail.Run, colors: Path, small_disk: Path):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(VitrailError, match="out cannot be written: Read-only file system"):
-        vitrail.predict_all(run.folder, colours / "test", small_disk / "out")
+        vitrail.predict_all(run.folder, colors / "test", small_disk / "out")
 
 
 @pytest.fixture
@@ -792,23 +792,23 @@ def test_a_stream_with_data_loading_workers_gives_the_same(
 
 @pytest.mark.usefixtures("stream_engine")
 def test_an_error_in_a_data_loading_worker_is_not_reported_as_its_death(
-    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(path: str, channels: int) -> torch.Tensor:
         raise RuntimeError("an error of ours")
 
     monkeypatch.setattr("vitrail.prediction.rows.decode", fail)
     with pytest.raises(RuntimeError, match="an error of ours"):
-        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
+        vitrail.predict_all(run.folder, colors / "test", tmp_path / "out")
 
 
 @pytest.mark.usefixtures("stream_engine")
 def test_a_data_loading_worker_that_dies_is_an_error_of_one_sentence(
-    run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("vitrail.prediction.rows.decode", lambda path, channels: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(VitrailError, match="a data-loading worker died"):
-        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
+        vitrail.predict_all(run.folder, colors / "test", tmp_path / "out")
 
 
 # folders of earlier versions
@@ -832,16 +832,16 @@ def test_a_plan_of_version_1_is_read():
             Plan.from_json(document)
 
 
-def test_predictions_of_version_1_resume(run: vitrail.Run, colours: Path, tmp_path: Path):
-    vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", processes=1)
+def test_predictions_of_version_1_resume(run: vitrail.Run, colors: Path, tmp_path: Path):
+    vitrail.predict_all(run.folder, colors / "test", tmp_path / "out", processes=1)
     plan_path = tmp_path / "out" / "_vitrail" / "plan.json"
     plan = json.loads(plan_path.read_text())
     assert (plan.pop("version"), plan.pop("precision")) == (2, "fp32")
     plan_path.write_text(json.dumps({**plan, "fast": False}))
-    summary = vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", resume=True)
+    summary = vitrail.predict_all(run.folder, colors / "test", tmp_path / "out", resume=True)
     assert (summary.resumed, summary.images) == (1, 24)
     with pytest.raises(UsageError, match="precision is bf16, before fp32"):
-        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", resume=True, precision="bf16")
+        vitrail.predict_all(run.folder, colors / "test", tmp_path / "out", resume=True, precision="bf16")
 
 
 def test_the_digest_of_a_model_does_not_change_from_version_to_version():
@@ -878,11 +878,11 @@ def test_more_threads_than_any_node_has_cores_are_refused():
     assert count_actor_slots([{"memory": 1.0}], 8, use_gpu=False) == 0  # nodes with cores may join later
 
 
-def test_csv_works_without_pyarrow(run: vitrail.Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_csv_works_without_pyarrow(run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="needs pyarrow"):
-        vitrail.predict_all(run.folder, colours / "test", tmp_path / "out")
-    summary = vitrail.predict_all(run.folder, colours / "test", tmp_path / "out", format="csv", processes=1)
+        vitrail.predict_all(run.folder, colors / "test", tmp_path / "out")
+    summary = vitrail.predict_all(run.folder, colors / "test", tmp_path / "out", format="csv", processes=1)
     assert summary.images == len(rows_in(tmp_path / "out", "csv")) == 24
 
 

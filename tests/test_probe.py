@@ -219,8 +219,8 @@ def test_cache_keys_cover_everything_that_features_depend_on(tmp_path: Path):
     assert content_key(as_files, range(2)) != before
 
 
-def test_both_probes_have_scores_and_intervals(run: vitrail.Run, colours: Path):
-    result = vitrail.probe(run.classifier, colours)
+def test_both_probes_have_scores_and_intervals(run: vitrail.Run, colors: Path):
+    result = vitrail.probe(run.classifier, colors)
     document = result.to_json()
     json.dumps(document, allow_nan=False)
     assert (document["split"], document["train_images"]) == ("test", 54)
@@ -232,7 +232,7 @@ def test_both_probes_have_scores_and_intervals(run: vitrail.Run, colours: Path):
         hits = round(scores["accuracy"] * 24)
         assert scores["accuracy"] == hits / 24 > 0.8
         assert scores["accuracy_interval"] == pytest.approx(wilson_interval(hits, 24))
-    splits = open_probe_data(run.classifier, colours)
+    splits = open_probe_data(run.classifier, colors)
     head = torch.nn.Linear(32, 3, dtype=torch.float64)
     head.load_state_dict({"weight": torch.from_numpy(result.head.weight), "bias": torch.from_numpy(result.head.bias)})
     run.classifier.vit.head, original = head.float(), run.classifier.vit.head
@@ -259,7 +259,7 @@ def test_training_data_are_split_as_in_training(make_folder):
     assert (len(splits.test), len(splits.train)) == (16, run.classifier.origin["data"]["images"]["train"])
 
 
-def test_another_image_size_resizes_positions_like_the_forward_pass(run: vitrail.Run, colours: Path):
+def test_another_image_size_resizes_positions_like_the_forward_pass(run: vitrail.Run, colors: Path):
     images = torch.randint(0, 256, (2, 3, 24, 20), dtype=torch.uint8)
     other = run.classifier.with_image_size((24, 20))
     torch.testing.assert_close(other.logits(images), run.classifier.logits(images))
@@ -270,17 +270,17 @@ def test_another_image_size_resizes_positions_like_the_forward_pass(run: vitrail
         run.classifier.with_image_size(15)
 
 
-def test_the_command(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_the_command(run: vitrail.Run, colors: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     out = tmp_path / "probe.json"
     assert (
-        main(["probe", str(run.folder), str(colours), "--k", "5", "--image-size", "20", "--json", "--out", str(out)])
+        main(["probe", str(run.folder), str(colors), "--k", "5", "--image-size", "20", "--json", "--out", str(out)])
         == 0
     )
     document = json.loads(capsys.readouterr().out)
     assert {"knn", "linear"} <= document.keys()
     assert document["knn"]["k"] == 5
     assert json.loads(out.read_text()) == document
-    assert main(["probe", str(run.folder), str(colours), "--probe-l2", "0.1", "--no-cache"]) == 0
+    assert main(["probe", str(run.folder), str(colors), "--probe-l2", "0.1", "--no-cache"]) == 0
     output = capsys.readouterr().out
     assert "k-NN (k 20, cosine, temperature 0.07)" in output
     assert "L2 penalty 0.1, set by --probe-l2" in output
@@ -298,21 +298,21 @@ def test_the_command(run: vitrail.Run, colours: Path, capsys: pytest.CaptureFixt
         (["--image-size", "wide"], "--image-size"),
     ],
 )
-def test_invalid_options_give_one_sentence(arguments, message, run: vitrail.Run, colours: Path, capsys):
-    assert main(["probe", str(run.folder), str(colours), *arguments]) == 2
+def test_invalid_options_give_one_sentence(arguments, message, run: vitrail.Run, colors: Path, capsys):
+    assert main(["probe", str(run.folder), str(colors), *arguments]) == 2
     first, *rest = capsys.readouterr().err.strip().splitlines()
     assert message in first
     assert len(rest) <= 1
 
 
-def test_a_model_without_classes_can_only_be_probed(colours: Path, tmp_path: Path, capsys):
+def test_a_model_without_classes_can_only_be_probed(colors: Path, tmp_path: Path, capsys):
     tiny().save(tmp_path / "backbone.safetensors")
-    for verb, what in (("predict", colours / "test" / "red" / "0.png"), ("evaluate", colours)):
+    for verb, what in (("predict", colors / "test" / "red" / "0.png"), ("evaluate", colors)):
         assert main([verb, str(tmp_path / "backbone.safetensors"), str(what)]) == 2
         error = capsys.readouterr().err
         assert "returns features and has no classes" in error
         assert "--from MODEL" in error
-    assert vitrail.probe(vitrail.load(tmp_path / "backbone.safetensors"), colours).linear.accuracy > 0.3
+    assert vitrail.probe(vitrail.load(tmp_path / "backbone.safetensors"), colors).linear.accuracy > 0.3
 
 
 def test_an_unreadable_image_is_named_in_the_error(run: vitrail.Run, make_folder):

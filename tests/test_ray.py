@@ -56,7 +56,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     return value
 
 
-def test_a_sweep_survives_a_killed_ray_task(cluster: Any, colours: Path, tmp_path: Path):
+def test_a_sweep_survives_a_killed_ray_task(cluster: Any, colors: Path, tmp_path: Path):
     """Every trial runs once; the killed one resumes from its checkpoint."""
     out = tmp_path / "out"
     killed: list[int] = []
@@ -73,7 +73,7 @@ def test_a_sweep_survives_a_killed_ray_task(cluster: Any, colours: Path, tmp_pat
         os.kill(wait_for(find_running_trial), signal.SIGKILL)
 
     thread, raised = run_in_thread(kill)
-    done = vitrail.sweep(colours, vary={"lr": "1e-4..1e-2:log"}, trials=4, pruner="none", out=out, engine="ray",
+    done = vitrail.sweep(colors, vary={"lr": "1e-4..1e-2:log"}, trials=4, pruner="none", out=out, engine="ray",
                          processes=2, epochs=14, check=False, **TINY)  # fmt: skip
     thread.join()
     assert not raised
@@ -83,11 +83,11 @@ def test_a_sweep_survives_a_killed_ray_task(cluster: Any, colours: Path, tmp_pat
     assert next(row for row in rows if row["trial"] == killed[0])["restarts"] == 1
     for row in rows:
         assert [each["epoch"] for each in RunFolder(out / row["run"]).load_metrics()] == list(range(1, 15))
-    resumed = vitrail.sweep(colours, out=out, resume=True)  # without Ray
+    resumed = vitrail.sweep(colors, out=out, resume=True)  # without Ray
     assert resumed.result["rows"] == rows
 
 
-def test_ray_train_resumes_after_a_worker_is_killed(cluster: Any, colours: Path, tmp_path: Path):
+def test_ray_train_resumes_after_a_worker_is_killed(cluster: Any, colors: Path, tmp_path: Path):
     """One of two processes is killed: the run ends with the losses of an undisturbed run."""
     from vitrail.runs.ray import train_on_ray
 
@@ -102,29 +102,29 @@ def test_ray_train_resumes_after_a_worker_is_killed(cluster: Any, colours: Path,
 
     thread, raised = run_in_thread(kill)
     options = {"epochs": 24, "report": False, "check": False, "precision": "fp32", **TINY}
-    done = train_on_ray(colours, out=out, processes=2, restarts=2, **options)
+    done = train_on_ray(colors, out=out, processes=2, restarts=2, **options)
     thread.join()
     assert not raised
     rows = RunFolder(out).load_metrics()
     assert [row["epoch"] for row in rows] == list(range(1, 25))
     assert done.result["test"]["images"] == 24
     assert not list(out.parent.glob(".ray-*"))
-    single = vitrail.train(colours, out=tmp_path / "single", **options)  # the same global batches in one process
+    single = vitrail.train(colors, out=tmp_path / "single", **options)  # the same global batches in one process
     for ours, theirs in zip(rows, RunFolder(single.folder).load_metrics(), strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
-def test_errors_that_a_restart_cannot_repair_are_raised_at_once(cluster: Any, colours: Path, tmp_path: Path):
+def test_errors_that_a_restart_cannot_repair_are_raised_at_once(cluster: Any, colors: Path, tmp_path: Path):
     from vitrail.runs.ray import train_on_ray
 
     with pytest.raises(VitrailError, match="diverged"):
-        train_on_ray(colours, out=tmp_path / "out", processes=1, epochs=2, report=False, check=False,
+        train_on_ray(colors, out=tmp_path / "out", processes=1, epochs=2, report=False, check=False,
                      **{**TINY, "lr": 1e30})  # fmt: skip
     with pytest.raises(UsageError, match="is not empty"):
-        train_on_ray(colours, out=tmp_path / "out", processes=1, **TINY)
+        train_on_ray(colors, out=tmp_path / "out", processes=1, **TINY)
 
 
-def test_wrong_options_need_no_cluster(colours: Path, tmp_path: Path):
+def test_wrong_options_need_no_cluster(colors: Path, tmp_path: Path):
     from vitrail.runs.ray import train_on_ray
 
     for more, error in (
@@ -136,4 +136,4 @@ def test_wrong_options_need_no_cluster(colours: Path, tmp_path: Path):
         ({"resume": True}, "not a run that can be resumed"),
     ):
         with pytest.raises(UsageError, match=error):
-            train_on_ray(colours, out=tmp_path / "out", **more)
+            train_on_ray(colors, out=tmp_path / "out", **more)

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitrail
-from conftest import COLOURS, picture
+from conftest import COLORS, picture
 from vitrail.cli import main
 from vitrail.cli.evaluate import fit_temperature
 from vitrail.data import Images, Preprocess
@@ -48,7 +48,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / split / label).mkdir(parents=True)
             for i in range(n):
                 color = (c + (i % 7 == 0)) % 3  # every seventh label is wrong, so there are mistakes
-                image = picture(list(COLOURS.values())[color], 10_000 * len(split) + 100 * c + i, (24, 20))
+                image = picture(list(COLORS.values())[color], 10_000 * len(split) + 100 * c + i, (24, 20))
                 image.save(root / split / label / f"{i} <b onclick=alert(1)>'.png")
     for split in ("train", "test"):
         duplicate = np.random.default_rng(5).integers(0, 256, (24, 20, 3), dtype=np.uint8)
@@ -386,7 +386,7 @@ def test_near_duplicates_are_not_searched_if_the_scored_images_are_too_many():
 def test_points_of_the_embedding_map_are_where_their_images_are():
     subject = random_subject(30, 3, right=1.0)
     # equal images have equal positions: all but one of each color must move
-    colors = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)
+    colors = torch.tensor(list(COLORS.values()), dtype=torch.uint8)
     pixels = colors[torch.from_numpy(subject.images.labels)].view(30, 3, 1, 1).expand(30, 3, 16, 16)
     images = Images(pixels, subject.images.names, subject.images.labels, subject.images.classes)
     subject = replace(subject, images=images)

@@ -231,13 +231,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(make_folder, number: signal.Sign
     assert len((stopped / "metrics.jsonl").read_text().splitlines()) == 12
 
 
-def test_resume_rejects_another_recipe_and_a_folder_without_a_run(run: vitrail.Run, colours: Path, tmp_path: Path):
+def test_resume_rejects_another_recipe_and_a_folder_without_a_run(run: vitrail.Run, colors: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="another recipe"):
-        vitrail.train(colours, out=run.folder, resume=True, lr=0.5)
+        vitrail.train(colors, out=run.folder, resume=True, lr=0.5)
     with pytest.raises(UsageError, match="another recipe"):
-        vitrail.train(colours, out=run.folder, resume=True, recipe=Recipe(name="small", epochs=8))
+        vitrail.train(colors, out=run.folder, resume=True, recipe=Recipe(name="small", epochs=8))
     with pytest.raises(UsageError, match="not a run"):
-        vitrail.train(colours, out=tmp_path / "nothing", resume=True)
+        vitrail.train(colors, out=tmp_path / "nothing", resume=True)
 
 
 def test_resume_rejects_an_edited_recipe_file(make_folder):

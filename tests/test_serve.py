@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 import vitrail
-from conftest import COLOURS, picture
+from conftest import COLORS, picture
 from serving import QUEUE_SIZE, TIMEOUT_S, PendingRequest, Reply, RunningServer, send_without_waiting, start_request
 from test_battery import png
 from vitrail.data.decode import decode
@@ -42,7 +42,7 @@ def encode_image(image: Image.Image, image_format: str = "PNG", **options: objec
 
 def make_photo(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
     """Returns an image file that is different for each seed: its probabilities identify the request."""
-    return encode_image(picture(list(COLOURS.values())[seed % 3], seed, size))
+    return encode_image(picture(list(COLORS.values())[seed % 3], seed, size))
 
 
 def compute_logits(clf: vitrail.Classifier, data: bytes) -> list[float]:
@@ -220,7 +220,7 @@ def test_the_exif_orientation_is_applied(server: RunningServer, clf: vitrail.Cla
     exif = Image.Exif()
     exif[0x0112] = 6
     rotated = encode_image(picture((60, 90, 200), 5, (20, 30)), "JPEG", exif=exif)
-    assert read_logits(server.post("/v2/models/colours/infer", rotated, **make_raw_headers(rotated))) == pytest.approx(
+    assert read_logits(server.post("/v2/models/colors/infer", rotated, **make_raw_headers(rotated))) == pytest.approx(
         compute_logits(clf, rotated), abs=1e-4
     )
 
@@ -306,9 +306,9 @@ def test_damaged_requests_cause_no_server_error(server: RunningServer):
     rng = random.Random(0)
     valid_requests = [
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n" + bytes(20),
-        b"POST /v2/models/colours/infer HTTP/1.1\r\nHost: localhost\r\nInference-Header-Content-Length: 5\r\n"
+        b"POST /v2/models/colors/infer HTTP/1.1\r\nHost: localhost\r\nInference-Header-Content-Length: 5\r\n"
         b'Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n',
-        b"GET /v2/models/colours HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v2/models/colors HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ]
     statuses = []
     for _ in range(120):
@@ -338,7 +338,7 @@ def test_damaged_requests_cause_no_server_error(server: RunningServer):
 @pytest.mark.parametrize(
     "path",
     ["/v2/models/%00", "/v2/models/..%2f..%2fetc%2fpasswd", "/v2/models/" + "a" * 5000, "/v2/models/%ff%fe",
-     "/%2e%2e/x", "/v2/models/colours/versions/2", "/nothing"],
+     "/%2e%2e/x", "/v2/models/colors/versions/2", "/nothing"],
 )  # fmt: skip
 def test_unknown_paths(server: RunningServer, path: str):
     reply = server.get(path)
@@ -421,7 +421,7 @@ def test_an_expired_request_does_not_reach_the_model(server: RunningServer):
         data = base64.b64encode(make_photo(3)).decode()
         document = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [data]}]}
         document["parameters"] = {"timeout": 200_000}  # in microseconds, as for Triton
-        with_parameter = server.post("/v2/models/colours/infer", json.dumps(document))
+        with_parameter = server.post("/v2/models/colors/infer", json.dumps(document))
         assert with_query.result().status == with_header.result().status == with_parameter.status == 504
         assert server.read_metric("vitrail_waiting_images") == 0
     assert first.result().status == 200
@@ -475,7 +475,7 @@ def test_the_server_is_not_ready_while_a_worker_is_replaced(server: RunningServe
         server.wait_for(lambda: server.get("/v2/health/ready").status == 503)
         assert server.get("/v2/health/ready").json["ready"] is False
         assert server.get("/v2/health/live").status == 200
-        assert server.get("/v2/models/colours/ready").status == 503
+        assert server.get("/v2/models/colors/ready").status == 503
         waiting = start_request(server, "/predict", make_photo(0))
     finally:
         os.kill(fork_server_pid, signal.SIGCONT)
@@ -505,7 +505,7 @@ def test_random_disconnects_do_not_affect_other_clients(server: RunningServer, c
                 time.sleep(client_rng.choice([0, 0.001, 0.004]))
                 connection.close()
                 continue
-            reply = server.post("/v2/models/colours/infer", data, **make_raw_headers(data))
+            reply = server.post("/v2/models/colors/infer", data, **make_raw_headers(data))
             if reply.status == 503:
                 continue
             if reply.status != 200 or read_logits(reply) != pytest.approx(expected_logits[data], abs=1e-4):
@@ -558,7 +558,7 @@ def test_more_images_than_the_queue_holds_are_refused_for_good(small_server: Run
     assert small_server.post("/predict", body, content_type=content_type).status == 400
     data = [base64.b64encode(make_photo(0)).decode()] * (QUEUE_SIZE + 1)
     document = {"inputs": [{"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}]}
-    reply = small_server.post("/v2/models/colours/infer", json.dumps(document))
+    reply = small_server.post("/v2/models/colors/infer", json.dumps(document))
     assert reply.status == 413
     assert f"1 to {QUEUE_SIZE}" in reply.json["error"]
 
@@ -588,7 +588,7 @@ def test_metrics_logs_and_ids(server: RunningServer):
     assert forged.headers["x-request-id"] != 'x" evil'
     line = server.wait_for(lambda: server.select_events("request", id="trace-1:a.b"))[0]
     assert line["status"] == 200
-    assert line["model"] == "colours"
+    assert line["model"] == "colors"
     assert line["seconds"] > 0
     text = server.get("/metrics").body.decode()
     for name in ("queue_seconds", "decode_seconds", "compute_seconds", "batch_size"):
@@ -606,7 +606,7 @@ def test_the_page_is_self_contained(server: RunningServer):
     assert reply.headers["cross-origin-opener-policy"] == "same-origin"
     assert reply.headers["cross-origin-embedder-policy"] == "require-corp"
     assert reply.headers["cross-origin-resource-policy"] == "same-origin"
-    assert b"colours" in reply.body or b"red" in reply.body
+    assert b"colors" in reply.body or b"red" in reply.body
 
 
 def test_the_reasons_for_a_plain_page(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
@@ -699,14 +699,14 @@ KEY = {"authorization": f"Bearer {SECRET}"}
 def test_the_api_key(protected_server: RunningServer, headers: dict[str, str], status: int):
     for path in ("/v2", "/metrics", "/", "/openapi.json"):
         assert protected_server.request("GET", path, headers=headers).status == status
-    assert protected_server.request("POST", "/predict?model=colours", make_photo(0), headers).status == status
+    assert protected_server.request("POST", "/predict?model=colors", make_photo(0), headers).status == status
     assert protected_server.get("/v2/health/ready").status == protected_server.get("/v2/health/live").status == 200
 
 
 def test_two_models_with_onnx_runtime(protected_server: RunningServer, clf: vitrail.Classifier):
-    assert protected_server.request("GET", "/v2", headers=KEY).json["models"] == ["colours", "file"]
+    assert protected_server.request("GET", "/v2", headers=KEY).json["models"] == ["colors", "file"]
     data = make_photo(5)
-    for name in ("colours", "file"):
+    for name in ("colors", "file"):
         metadata = protected_server.request("GET", f"/v2/models/{name}", headers=KEY).json
         assert metadata["platform"] == "onnxruntime_vitrail"
         reply = protected_server.request("POST", f"/v2/models/{name}/infer", data, {**KEY, **make_raw_headers(data)})
@@ -722,7 +722,7 @@ def test_the_plain_form_has_only_buttons_for_supported_routes(server: RunningSer
     onnx_page = protected_server.request("GET", "/?model=file", headers=KEY).body.decode()
     assert "Predict</button>" in onnx_page and "Explain</button>" not in onnx_page
     assert "ONNX file" in protected_server.select_events("plain_page", model="file")[0]["why"]
-    assert not server.select_events("plain_page", model="colours")  # it gets the full page
+    assert not server.select_events("plain_page", model="colors")  # it gets the full page
 
 
 def test_a_killed_fork_server_is_replaced(protected_server: RunningServer):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 import vitrail
-from conftest import COLOURS
+from conftest import COLORS
 from serving import RunningServer
 from test_serve import compute_logits, make_photo
 from vitrail.data.decode import decode
@@ -42,14 +42,14 @@ def make_image_input(files: list[bytes], binary: bool = True) -> triton.InferInp
 def test_live_ready_and_metadata(client: triton.InferenceServerClient):
     assert client.is_server_live()
     assert client.is_server_ready()
-    assert client.is_model_ready("colours")
-    assert client.is_model_ready("colours", "1")
+    assert client.is_model_ready("colors")
+    assert client.is_model_ready("colors", "1")
     assert not client.is_model_ready("other")
     server = client.get_server_metadata()
     assert server["name"] == "vitrail"
     assert server["version"] == vitrail.__version__
     assert {"binary_tensor_data", "classification", "statistics"} <= set(server["extensions"])
-    model = client.get_model_metadata("colours")
+    model = client.get_model_metadata("colors")
     assert model["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
     assert [output["name"] for output in model["outputs"]] == ["logits", "probabilities"]
     assert all(output["shape"] == [-1, 3] and output["datatype"] == "FP32" for output in model["outputs"])
@@ -61,13 +61,13 @@ def test_infer_in_json_and_binary(
     client: triton.InferenceServerClient, clf: vitrail.Classifier, binary_in: bool, binary_out: bool
 ):
     outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("probabilities", "logits")]
-    answer = client.infer("colours", [make_image_input(PHOTOS, binary_in)], outputs=outputs, request_id="my-7")
+    answer = client.infer("colors", [make_image_input(PHOTOS, binary_in)], outputs=outputs, request_id="my-7")
     expected = np.array([compute_logits(clf, file) for file in PHOTOS])
     np.testing.assert_allclose(answer.as_numpy("logits"), expected, atol=1e-4)
     np.testing.assert_allclose(answer.as_numpy("probabilities").sum(axis=1), 1, atol=1e-6)
     response = answer.get_response()
     assert response["id"] == "my-7"
-    assert response["model_name"] == "colours"
+    assert response["model_name"] == "colors"
     assert [output["name"] for output in response["outputs"]] == ["probabilities", "logits"]
 
 
@@ -76,7 +76,7 @@ def test_infer_with_default_outputs_and_compression(
     client: triton.InferenceServerClient, clf: vitrail.Classifier, compression: str
 ):
     answer = client.infer(
-        "colours",
+        "colors",
         [make_image_input(PHOTOS[:1])],
         request_compression_algorithm=compression,
         response_compression_algorithm=compression,
@@ -90,7 +90,7 @@ def test_decoded_pixels(client: triton.InferenceServerClient, clf: vitrail.Class
     for binary in (True, False):
         tensor = triton.InferInput("pixels", list(pixels.shape), "UINT8")
         tensor.set_data_from_numpy(pixels, binary_data=binary)
-        answer = client.infer("colours", [tensor], model_version="1")
+        answer = client.infer("colors", [tensor], model_version="1")
         expected = [compute_logits(clf, make_photo(seed, (20, 18))) for seed in range(2)]
         np.testing.assert_allclose(answer.as_numpy("logits"), expected, atol=1e-4)
 
@@ -98,7 +98,7 @@ def test_decoded_pixels(client: triton.InferenceServerClient, clf: vitrail.Class
 @pytest.mark.parametrize("binary", [True, False])
 def test_classification_outputs(client: triton.InferenceServerClient, clf: vitrail.Classifier, binary: bool):
     output = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)
-    answer = client.infer("colours", [make_image_input(PHOTOS)], outputs=[output]).as_numpy("probabilities")
+    answer = client.infer("colors", [make_image_input(PHOTOS)], outputs=[output]).as_numpy("probabilities")
     assert answer.shape == (3, 2)
     for row, file in zip(answer, PHOTOS, strict=True):
         expected = clf.predict(decode(io.BytesIO(file)), top=2)
@@ -111,7 +111,7 @@ def test_classification_outputs(client: triton.InferenceServerClient, clf: vitra
 def test_concurrent_requests(client: triton.InferenceServerClient, server: RunningServer, clf: vitrail.Classifier):
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}", concurrency=8) as concurrent_client:
         pending = [
-            concurrent_client.async_infer("colours", [make_image_input([make_photo(seed)])]) for seed in range(24)
+            concurrent_client.async_infer("colors", [make_image_input([make_photo(seed)])]) for seed in range(24)
         ]
         for seed, each in enumerate(pending):
             np.testing.assert_allclose(
@@ -121,14 +121,14 @@ def test_concurrent_requests(client: triton.InferenceServerClient, server: Runni
 
 def test_statistics(client: triton.InferenceServerClient):
     def fetch_statistics() -> dict[str, Any]:
-        return client.get_inference_statistics("colours")["model_stats"][0]
+        return client.get_inference_statistics("colors")["model_stats"][0]
 
     before = fetch_statistics()
-    client.infer("colours", [make_image_input(PHOTOS)])
+    client.infer("colors", [make_image_input(PHOTOS)])
     with pytest.raises(InferenceServerException):
-        client.infer("colours", [make_image_input([b"no image"])])
+        client.infer("colors", [make_image_input([b"no image"])])
     after = fetch_statistics()
-    assert (after["name"], after["version"]) == ("colours", "1")
+    assert (after["name"], after["version"]) == ("colors", "1")
     assert after["inference_count"] == before["inference_count"] + 3
     assert before["execution_count"] < after["execution_count"] <= before["execution_count"] + 3
     assert after["last_inference"] > 0
@@ -137,18 +137,18 @@ def test_statistics(client: triton.InferenceServerClient):
     assert after["inference_stats"]["compute_infer"]["ns"] > before["inference_stats"]["compute_infer"]["ns"]
     sizes = {row["batch_size"]: row["compute_infer"]["count"] for row in after["batch_stats"]}
     assert sum(size * count for size, count in sizes.items()) == after["inference_count"]
-    assert client.get_inference_statistics()["model_stats"][0]["name"] == "colours"
+    assert client.get_inference_statistics()["model_stats"][0]["name"] == "colors"
 
 
 def test_the_client_raises_its_own_errors(client: triton.InferenceServerClient):
-    for model, status, message in (("other", "404", "no model"), ("colours", "400", "not an image")):
+    for model, status, message in (("other", "404", "no model"), ("colors", "400", "not an image")):
         with pytest.raises(InferenceServerException, match=message) as caught:
             client.infer(model, [make_image_input([b"no image"])])
         assert caught.value.status() == status
     with pytest.raises(InferenceServerException, match="no version"):
-        client.infer("colours", [make_image_input(PHOTOS)], model_version="9")
+        client.infer("colors", [make_image_input(PHOTOS)], model_version="9")
     with pytest.raises(InferenceServerException, match="no output"):
-        client.infer("colours", [make_image_input(PHOTOS)], outputs=[triton.InferRequestedOutput("nothing")])
+        client.infer("colors", [make_image_input(PHOTOS)], outputs=[triton.InferRequestedOutput("nothing")])
 
 
 def test_explanations_as_tensors(server: RunningServer, clf: vitrail.Classifier):
@@ -157,13 +157,13 @@ def test_explanations_as_tensors(server: RunningServer, clf: vitrail.Classifier)
         "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(file).decode()]}],
         "parameters": {"class": "red", "against": "blue"},
     }
-    answer = {o["name"]: o for o in server.post("/v2/models/colours/explain", json.dumps(document)).json["outputs"]}
+    answer = {o["name"]: o for o in server.post("/v2/models/colors/explain", json.dumps(document)).json["outputs"]}
     expected = vitrail.explain(clf, decode(io.BytesIO(file)), target=("red", "blue"))
     assert answer["map"]["shape"] == [1, *expected.map.shape]
     np.testing.assert_allclose(answer["map"]["data"], expected.map.ravel(), atol=2e-6)
     assert answer["label"]["data"] == ["red"]
     document["parameters"] = {"layer": "last"}
-    reply = server.post("/v2/models/colours/explain", json.dumps(document))
+    reply = server.post("/v2/models/colors/explain", json.dumps(document))
     assert reply.status == 400
     assert "layer" in reply.json["error"]
 
@@ -173,7 +173,7 @@ def test_explanations_as_tensors(server: RunningServer, clf: vitrail.Classifier)
     ids=["too large", "too small", "NaN", "infinite", "string", "boolean"],
 )  # fmt: skip
 def test_an_invalid_timeout_is_refused(server: RunningServer, timeout: Any):
-    reply = server.post("/v2/models/colours/infer", make_request(IMAGE, parameters={"timeout": timeout}))
+    reply = server.post("/v2/models/colors/infer", make_request(IMAGE, parameters={"timeout": timeout}))
     assert reply.status == 400
     assert "timeout" in reply.json["error"]
 
@@ -181,7 +181,7 @@ def test_an_invalid_timeout_is_refused(server: RunningServer, timeout: Any):
 def test_classification_requires_an_output_with_a_row_of_classes(server: RunningServer):
     file = base64.b64encode(PHOTOS[0]).decode()
     outputs = [{"name": "probability", "parameters": {"classification": 1}}]
-    reply = server.post("/v2/models/colours/explain", make_request(IMAGE | {"data": [file]}, outputs=outputs))
+    reply = server.post("/v2/models/colors/explain", make_request(IMAGE | {"data": [file]}, outputs=outputs))
     assert reply.status == 400
     assert "no row of classes" in reply.json["error"]
 
@@ -318,4 +318,4 @@ def test_equal_values_keep_their_order():
 
 
 def test_the_classes_of_the_run(clf: vitrail.Classifier):
-    assert set(clf.classes) == set(COLOURS)
+    assert set(clf.classes) == set(COLORS)

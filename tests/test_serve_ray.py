@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import vitrail
-from conftest import COLOURS, picture
+from conftest import COLORS, picture
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
 
@@ -26,7 +26,7 @@ TIMEOUT_S = 90.0  # of one request
 
 def encode_photo(seed: int) -> bytes:
     buffer = io.BytesIO()
-    picture(list(COLOURS.values())[seed % 3], seed, (20, 18)).save(buffer, "PNG")
+    picture(list(COLORS.values())[seed % 3], seed, (20, 18)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

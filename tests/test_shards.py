@@ -128,34 +128,34 @@ def test_digits_from_shards_train_to_the_same_weights(tmp_path: Path):
         assert all(torch.equal(copy[i], images[i]) for i in range(0, len(images), 50))
 
 
-def test_every_verb_takes_shards(run: vitrail.Run, colours: Path, tmp_path: Path, capsys, own_cache: Path):
-    shards = write_set(colours, tmp_path / "colours", images_per_shard=20)
+def test_every_verb_takes_shards(run: vitrail.Run, colors: Path, tmp_path: Path, capsys, own_cache: Path):
+    shards = write_set(colors, tmp_path / "colors", images_per_shard=20)
 
     def run_verb(*arguments: object) -> dict:
         assert main([*map(str, arguments), "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
-    from_folder, from_shards = (run_verb("evaluate", run.folder, data) for data in (colours, shards))
+    from_folder, from_shards = (run_verb("evaluate", run.folder, data) for data in (colors, shards))
     paths = [Path(row.pop("path").rpartition(":")[2]) for row in from_shards["predictions"]]
-    assert [Path(row.pop("path")).relative_to(colours) for row in from_folder["predictions"]] == paths
+    assert [Path(row.pop("path")).relative_to(colors) for row in from_folder["predictions"]] == paths
     assert from_folder == from_shards
     first, again = run_verb("check", shards, "--out", tmp_path / "checked"), run_verb("check", shards)
     assert {k: v for k, v in first.items() if k != "data"} == {k: v for k, v in again.items() if k != "data"}
     assert (tmp_path / "checked" / "classes.png").exists()
-    theirs = run_verb("check", colours)
+    theirs = run_verb("check", colors)
     assert (first["classes"], first["duplicates"], first["sizes"]) == (
         theirs["classes"],
         theirs["duplicates"],
         theirs["sizes"],
     )
-    probes = [run_verb("probe", run.folder, data) for data in (colours, shards)]
+    probes = [run_verb("probe", run.folder, data) for data in (colors, shards)]
     assert probes[0]["knn"] == probes[1]["knn"] and probes[0]["linear"] == probes[1]["linear"]
     assert main(["check", str(shards), "--fix", str(tmp_path / "clean.csv")]) == 2
     assert "not files of their own" in capsys.readouterr().err
 
 
-def test_a_report_on_shards(run: vitrail.Run, colours: Path, tmp_path: Path):
-    shards = write_set(colours, tmp_path / "colours")
+def test_a_report_on_shards(run: vitrail.Run, colors: Path, tmp_path: Path):
+    shards = write_set(colors, tmp_path / "colors")
     assert (
         main(["evaluate", str(run.folder), str(shards), "--report", "--out", str(tmp_path / "report"), "--quiet"]) == 0
     )

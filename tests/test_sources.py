@@ -515,7 +515,7 @@ def test_fields_beyond_the_header_are_ignored(photos: Path):
     assert len(open_data(write(photos / "list.csv", lines), test=0, validation=0).train) == 2
 
 
-@pytest.mark.parametrize(("header", "missing"), [("path,colour", "label"), ("photo,label", "path")])
+@pytest.mark.parametrize(("header", "missing"), [("path,color", "label"), ("photo,label", "path")])
 def test_a_missing_column_is_named_with_the_existing_ones(header: str, missing: str, photos: Path):
     message = error_text(write(photos / "list.csv", [header, "img/a.png,cat"]))
     assert f"no column {missing!r}" in message and header.replace(",", ", ") in message

@@ -64,11 +64,11 @@ def _no_pictures():
 
 
 @pytest.fixture(scope="module")
-def whole(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Sweep:
+def whole(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Sweep:
     """A sweep that ran without interruption."""
     out = tmp_path_factory.mktemp("sweeps") / "whole"
     torch.set_num_threads(1)
-    return vitrail.sweep(colours, vary=VARY, trials=5, out=out, **tiny_options(depth=None))
+    return vitrail.sweep(colors, vary=VARY, trials=5, out=out, **tiny_options(depth=None))
 
 
 def tiny_options(**changes: Any) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in columns} for row in rows]
 
 
-def make_config(colours: Path, vary: dict[str, Any], **more: Any) -> SweepConfig:
+def make_config(colors: Path, vary: dict[str, Any], **more: Any) -> SweepConfig:
     recipe = find_recipe("small", **TINY)
-    defaults = {"data": str(colours), "fingerprint": "x", "validation_images": 6, "epochs": 3, "recipe": recipe}
+    defaults = {"data": str(colors), "fingerprint": "x", "validation_images": 6, "epochs": 3, "recipe": recipe}
     return SweepConfig(**{**defaults, "space": parse_space(vary), **more})
 
 
@@ -186,12 +186,12 @@ def test_finite_spaces():
     assert iterate_points(parse_space({"lr": "1e-4..1e-2:log"})) is None
 
 
-def test_proposals_are_in_the_space_and_distinct(colours: Path):
+def test_proposals_are_in_the_space_and_distinct(colors: Path):
     """Also if the steps end before the range, and if few points are left."""
     import optuna
 
     vary = {"width": "16..63:16", "depth": "1..3", "dropout": "0..0.5", "lr": "1e-5..1e-1:log", "batch_size": "2..512"}
-    config = make_config(colours, vary, trials=40)
+    config = make_config(colors, vary, trials=40)
     study = optuna.create_study(direction="maximize")
     for number in range(40):
         values = propose_values(config, study.trials)
@@ -202,31 +202,31 @@ def test_proposals_are_in_the_space_and_distinct(colours: Path):
         )
         study.add_trial(trial)
     assert len({repr(sorted(trial.params.items())) for trial in study.trials}) == 40
-    few = make_config(colours, {"heads": "1,2,3,4,5", "width": "16,24"}, trials=6)  # 3 and 5 divide no 16, 5 no 24
+    few = make_config(colors, {"heads": "1,2,3,4,5", "width": "16,24"}, trials=6)  # 3 and 5 divide no 16, 5 no 24
     study = optuna.create_study(direction="maximize")
     while (values := propose_values(few, study.trials)) is not None:
         study.add_trial(optuna.create_trial(value=0.5, params=values, distributions=space_distributions(few)))
     assert len(study.trials) == 3 + 4
 
 
-def test_proposals_depend_on_seed_and_history(colours: Path):
-    config = make_config(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"})
+def test_proposals_depend_on_seed_and_history(colors: Path):
+    config = make_config(colors, {"lr": "1e-4..1e-2:log", "depth": "1..9"})
     assert propose_values(config, []) == propose_values(config, [])
-    other = make_config(colours, {"lr": "1e-4..1e-2:log", "depth": "1..9"}, sweep_seed=1)
+    other = make_config(colors, {"lr": "1e-4..1e-2:log", "depth": "1..9"}, sweep_seed=1)
     assert propose_values(config, []) != propose_values(other, [])
 
 
 def test_a_large_space_is_not_enumerated(
-    colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """One point in a hundred is possible, and none of the first draws."""
     monkeypatch.setattr(sampling, "iterate_points", None)
     monkeypatch.setattr(sampling, "MAX_DRAWS", 2)
-    config = make_config(colours, {"width": "16..300", "heads": "16..300"})
+    config = make_config(colors, {"width": "16..300", "heads": "16..300"})
     assert all(find_conflict(config, sampling.sample_values(config, [], 0, draw)) for draw in range(2))
     values = propose_values(config, [])
     assert values is not None and find_conflict(config, values) is None
-    none = make_config(colours, {"width": "16..300", "heads": "301..999"})
+    none = make_config(colors, {"width": "16..300", "heads": "301..999"})
     monkeypatch.setattr(sampling, "MAX_ENUMERATED_POINTS", 9)
     assert propose_values(none, []) is None
     assert "none of 9 random points is possible and new" in capsys.readouterr().err
@@ -235,7 +235,7 @@ def test_a_large_space_is_not_enumerated(
 # Results
 
 
-def test_the_table(whole: vitrail.Sweep, colours: Path):
+def test_the_table(whole: vitrail.Sweep, colors: Path):
     rows, result = whole.result["rows"], whole.result
     assert sorted(row["trial"] for row in rows) == list(range(5))
     assert result["complete"] + result["pruned"] == 5
@@ -269,7 +269,7 @@ def test_the_table(whole: vitrail.Sweep, colours: Path):
         assert set(result["importance"]) == set(VARY)
 
 
-def test_the_best_run_can_be_loaded(whole: vitrail.Sweep, colours: Path):
+def test_the_best_run_can_be_loaded(whole: vitrail.Sweep, colors: Path):
     assert whole.best is not None
     clf = vitrail.load(whole.folder / whole.best["run"])
     assert clf.classes == ("blue", "green", "red")
@@ -290,15 +290,13 @@ def test_the_command_trains_the_best_trial(whole: vitrail.Sweep):
     assert recipe == RunFolder(whole.folder / whole.best["run"]).load_recipe()
 
 
-def test_commands_for_other_recipes(colours: Path):
+def test_commands_for_other_recipes(colors: Path):
     from vitrail.cli import train as verb
 
     recipe = find_recipe(
         "tutorial", qk_norm=True, position="rotary", image_size=(16, 32), max_grad_norm=2.0, validation_fraction=0.1
     )
-    config = make_config(
-        colours, {"ema_decay": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model"
-    )
+    config = make_config(colors, {"ema_decay": "none,0.9", "qkv_bias": "true,false"}, recipe=recipe, model="some/model")
     arguments = shlex.split(train_command(config, {"ema_decay": None, "qkv_bias": False}))
     parser = Parser(allow_abbrev=False)
     verb.add_arguments(parser)
@@ -326,26 +324,26 @@ def copy_sweep(whole: vitrail.Sweep, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_the_best_is_scored_once(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+def test_the_best_is_scored_once(whole: vitrail.Sweep, colors: Path, tmp_path: Path):
     out = copy_sweep(whole, tmp_path)
-    done = vitrail.sweep(colours, out=out, resume=True, score_test=True)
+    done = vitrail.sweep(colors, out=out, resume=True, score_test=True)
     assert done.test_run is not None and done.best is not None
     scores = done.result["best_on_test"]
     assert scores["trial"] == done.best["trial"] and scores["test"]["images"] == 24
     assert (out / "best" / "report.html").exists()
     trial, best = (vitrail.load(path) for path in (out / done.best["run"], out / "best"))
     assert all(torch.equal(a, b) for a, b in zip(trial.vit.parameters(), best.vit.parameters(), strict=True))
-    assert vitrail.sweep(colours, out=out, resume=True).result["best_on_test"] == scores  # the table keeps it
+    assert vitrail.sweep(colors, out=out, resume=True).result["best_on_test"] == scores  # the table keeps it
     (out / "best" / "trial.json").write_text(json.dumps({"trial": done.best["trial"] + 1}))
     with pytest.raises(UsageError, match="has been scored on test"):
-        vitrail.sweep(colours, out=out, resume=True, score_test=True)
+        vitrail.sweep(colors, out=out, resume=True, score_test=True)
 
 
 # Failures
 
 
-def test_a_trial_that_diverges_is_a_failed_trial(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["sweep", str(colours), "--vary", "lr=1e-3,1e30", "--optimizer", "adamw", "--metric", "loss"]
+def test_a_trial_that_diverges_is_a_failed_trial(colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["sweep", str(colors), "--vary", "lr=1e-3,1e30", "--optimizer", "adamw", "--metric", "loss"]
     arguments += ["--out", str(tmp_path / "out")]
     assert main([*arguments, *options(epochs=2), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -353,7 +351,7 @@ def test_a_trial_that_diverges_is_a_failed_trial(colours: Path, tmp_path: Path, 
     assert (good["state"], bad["state"]) == ("complete", "failed")
     assert "diverged" in bad["error"]
     assert result["trials"] == 2  # the space has two points
-    assert main(["sweep", str(colours), "--resume", "--out", str(tmp_path / "out")]) == 0
+    assert main(["sweep", str(colors), "--resume", "--out", str(tmp_path / "out")]) == 0
     assert "failed" in capsys.readouterr().out
 
 
@@ -361,7 +359,7 @@ def options(**changes: Any) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in tiny_options(**changes).items()]
 
 
-def test_an_error_in_every_trial_stops_the_sweep(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_in_every_trial_stops_the_sweep(colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = []
 
     def broken(*arguments: Any, **more: Any) -> None:
@@ -370,11 +368,11 @@ def test_an_error_in_every_trial_stops_the_sweep(colours: Path, tmp_path: Path, 
 
     monkeypatch.setattr(trials, "train", broken)
     with pytest.raises(VitrailError, match="3 trials in a row failed.*the kernel is missing"):
-        vitrail.sweep(colours, vary={"lr": "1e-4..1e-2"}, trials=9, out=tmp_path / "out", **TINY)
+        vitrail.sweep(colors, vary={"lr": "1e-4..1e-2"}, trials=9, out=tmp_path / "out", **TINY)
     assert len(calls) == 3
 
 
-def test_a_full_disk_leaves_the_trial_unfinished(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_leaves_the_trial_unfinished(colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = trials.train
 
     def full(*arguments: Any, **more: Any) -> None:
@@ -382,20 +380,20 @@ def test_a_full_disk_leaves_the_trial_unfinished(colours: Path, tmp_path: Path, 
 
     monkeypatch.setattr(trials, "train", full)
     with pytest.raises(VitrailError, match="no room is left"):
-        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", **tiny_options(epochs=1))
+        vitrail.sweep(colors, vary={"lr": [1e-3, 1e-2]}, out=tmp_path / "out", **tiny_options(epochs=1))
     monkeypatch.setattr(trials, "train", real)
-    done = vitrail.sweep(colours, out=tmp_path / "out", resume=True)
+    done = vitrail.sweep(colors, out=tmp_path / "out", resume=True)
     assert [row["state"] for row in done.result["rows"]] == ["complete", "complete"]
     assert not any("restarts" in row for row in done.result["rows"])  # its lease was released
 
 
-def test_a_trial_that_crashes_three_processes_has_failed(colours: Path, tmp_path: Path):
+def test_a_trial_that_crashes_three_processes_has_failed(colors: Path, tmp_path: Path):
     out = tmp_path / "out"
     pid = os.fork()
     if not pid:  # this process begins the sweep and dies in its first trial
         trials.train = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)
         console.quiet = True
-        vitrail.sweep(colours, vary={"lr": [1e-3, 1e-2]}, out=out, **tiny_options(epochs=1))
+        vitrail.sweep(colors, vary={"lr": [1e-3, 1e-2]}, out=out, **tiny_options(epochs=1))
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     for _ in range(2):
@@ -405,7 +403,7 @@ def test_a_trial_that_crashes_three_processes_has_failed(colours: Path, tmp_path
             worker.run_worker(out)
             os._exit(1)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-    done = vitrail.sweep(colours, out=out, resume=True)
+    done = vitrail.sweep(colors, out=out, resume=True)
     good, bad = done.result["rows"]
     assert (good["trial"], good["state"]) == (1, "complete")
     assert (bad["trial"], bad["state"], bad["restarts"]) == (0, "failed", 3)
@@ -427,20 +425,20 @@ def test_a_trial_that_crashes_three_processes_has_failed(colours: Path, tmp_path
         ({"vary": {"lr": "1..2"}, "resume": True}, "not a sweep that can be resumed"),
     ],
 )
-def test_wrong_options_write_nothing(colours: Path, tmp_path: Path, more: dict[str, Any], error: str):
+def test_wrong_options_write_nothing(colors: Path, tmp_path: Path, more: dict[str, Any], error: str):
     with pytest.raises(UsageError, match=error):
-        vitrail.sweep(colours, out=tmp_path / "out", **{**TINY, **more})
+        vitrail.sweep(colors, out=tmp_path / "out", **{**TINY, **more})
     assert not (tmp_path / "out").exists()
 
 
-def test_the_error_without_optuna(colours: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_without_optuna(colors: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError, match=r"optuna is not installed \(pip install 'vitrail\[sweep\]'\)"):
-        vitrail.sweep(colours, vary={"lr": [1, 2]})
+        vitrail.sweep(colors, vary={"lr": [1, 2]})
 
 
 def test_resume_rejects_changed_options(
-    whole: vitrail.Sweep, colours: Path, make_folder: Callable[..., Path], tmp_path: Path
+    whole: vitrail.Sweep, colors: Path, make_folder: Callable[..., Path], tmp_path: Path
 ):
     (file := tmp_path / "small.toml").write_text("width = 32\n")  # the same name
     for more, error in (
@@ -456,33 +454,33 @@ def test_resume_rejects_changed_options(
         ({"recipe": file}, "another recipe"),
     ):
         with pytest.raises(UsageError, match=error):
-            vitrail.sweep(colours, out=whole.folder, resume=True, **more)
+            vitrail.sweep(colors, out=whole.folder, resume=True, **more)
     with pytest.raises(UsageError, match="was started on"):
         vitrail.sweep(make_folder("other", 8), out=whole.folder, resume=True)
     with pytest.raises(UsageError, match="is not empty"):
-        vitrail.sweep(colours, vary=VARY, out=whole.folder)
+        vitrail.sweep(colors, vary=VARY, out=whole.folder)
     for more in ({"mlp_width": 16}, {"recipe": "small", **tiny_options(depth=None)}):
-        again = vitrail.sweep(colours, out=whole.folder, resume=True, vary=VARY, sampler="tpe", **more)
+        again = vitrail.sweep(colors, out=whole.folder, resume=True, vary=VARY, sampler="tpe", **more)
         assert comparable(again.result["rows"]) == comparable(whole.result["rows"])
 
 
-def test_damaged_files_are_named(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+def test_damaged_files_are_named(whole: vitrail.Sweep, colors: Path, tmp_path: Path):
     out = tmp_path / "out"
     (out / "locks").mkdir(parents=True)
     for damage in ("{", "[]", '{"data": 1}', "[" * 100_000):
         (out / "config.json").write_text(damage)
         with pytest.raises(VitrailError, match="is damaged"):
-            vitrail.sweep(colours, out=out, resume=True)
+            vitrail.sweep(colors, out=out, resume=True)
     (out / "config.json").write_bytes((whole.folder / "config.json").read_bytes())
     (out / "study.db").write_bytes(b"no database" * 1000)
     with pytest.raises(VitrailError, match=r"study.db cannot be used"):
-        vitrail.sweep(colours, out=out, resume=True)
+        vitrail.sweep(colors, out=out, resume=True)
 
 
 # Kills
 
 
-def test_kills_do_not_change_the_result(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+def test_kills_do_not_change_the_result(whole: vitrail.Sweep, colors: Path, tmp_path: Path):
     """All processes but the last are killed at a random file operation; no trial is lost, repeated or changed."""
     out, draw, kills = tmp_path / "killed", random.Random(5), 0
     resume = False
@@ -497,7 +495,7 @@ def test_kills_do_not_change_the_result(whole: vitrail.Sweep, colours: Path, tmp
                 more: dict[str, Any] = (
                     {"resume": True} if resume else {"vary": VARY, "trials": 5, **tiny_options(depth=None)}
                 )
-                vitrail.sweep(colours, out=out, **more)
+                vitrail.sweep(colors, out=out, **more)
                 code = 0
             except BaseException as error:
                 print(repr(error), file=sys.stderr)
@@ -544,10 +542,10 @@ def test_a_lease_of_another_machine_ends_with_its_heartbeats(tmp_path: Path, mon
     taken.release()
 
 
-def test_a_trial_that_another_machine_has_taken_is_not_recorded(colours: Path, tmp_path: Path):
+def test_a_trial_that_another_machine_has_taken_is_not_recorded(colors: Path, tmp_path: Path):
     """The other machine took this process for dead."""
     out = tmp_path / "out"
-    config = make_config(colours, {"lr": [1e-3]}, pruner="none", fingerprint=open_data(colours).fingerprint)
+    config = make_config(colors, {"lr": [1e-3]}, pruner="none", fingerprint=open_data(colors).fingerprint)
     folder = create_sweep(config, out)
     theirs = json.dumps({"machine": "another", "process": 1})
 
@@ -585,11 +583,11 @@ def test_a_ray_task_fits_on_a_node(nodes: list[Any], count: int | None, plan: tu
 
 @pytest.mark.scale
 @pytest.mark.timeout(600)
-def test_processes_share_a_sweep_and_one_is_killed(colours: Path, tmp_path: Path):
+def test_processes_share_a_sweep_and_one_is_killed(colors: Path, tmp_path: Path):
     """One of two worker processes is killed in a trial: the sweep prints it, and every trial runs once."""
     out = tmp_path / "out"
     arguments = ["--vary", "lr=1e-4..1e-1:log", "--pruner", "none", "--trials", "4", "--processes", "2", "--json"]
-    with start_sweep(colours, out, *arguments, *options(epochs=12)) as running:
+    with start_sweep(colors, out, *arguments, *options(epochs=12)) as running:
         number, victim = find_running_trial(out)
         os.kill(victim, signal.SIGKILL)
         answer, log = running.communicate(timeout=500)
@@ -638,24 +636,24 @@ def find_running_trial(out: Path) -> tuple[int, int]:
 
 @pytest.mark.scale
 @pytest.mark.timeout(600)
-def test_ctrl_c_saves_the_trial_and_prints_the_resume_command(colours: Path, tmp_path: Path):
+def test_ctrl_c_saves_the_trial_and_prints_the_resume_command(colors: Path, tmp_path: Path):
     out = tmp_path / "out"
-    with start_sweep(colours, out, "--vary", "lr=1e-3,1e-2", *options(epochs=40)) as running:
+    with start_sweep(colors, out, "--vary", "lr=1e-3,1e-2", *options(epochs=40)) as running:
         number, process = find_running_trial(out)
         assert process == running.pid
         running.send_signal(signal.SIGINT)
         log = running.communicate(timeout=300)[1]
     assert running.returncode == 130
-    assert f"vitrail sweep {colours} --resume --out {out}" in log
+    assert f"vitrail sweep {colors} --resume --out {out}" in log
     assert find_newest_checkpoint(out / "trials" / f"{number:03d}" / "checkpoint") is not None
     taken = LeaseObserver().take(SweepFolder(out).lock_path(number))
     assert taken is not None and not taken.was_abandoned  # the lease was released
     taken.release()
 
 
-def test_more_trials_extend_a_sweep(whole: vitrail.Sweep, colours: Path, tmp_path: Path):
+def test_more_trials_extend_a_sweep(whole: vitrail.Sweep, colors: Path, tmp_path: Path):
     out = copy_sweep(whole, tmp_path)
-    more = vitrail.sweep(colours, out=out, resume=True, trials=6)
+    more = vitrail.sweep(colors, out=out, resume=True, trials=6)
     rows = {row["trial"]: row for row in more.result["rows"]}
     assert sorted(rows) == list(range(6)) and rows[5]["accuracy"] is not None
     for row in whole.result["rows"]:

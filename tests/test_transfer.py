@@ -143,8 +143,8 @@ def test_other_classes_get_a_new_head_on_the_same_backbone(theirs: tuple[str, ..
     assert (", ".join(theirs) or "the model has no classes") in message
 
 
-def test_the_preprocessing_is_that_of_the_model_unless_the_recipe_changes_it(colours: Path):
-    splits = open_data(colours)
+def test_the_preprocessing_is_that_of_the_model_unless_the_recipe_changes_it(colors: Path):
+    splits = open_data(colors)
     own = Preprocess(image_size=(16, 16), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3))
     _, config, same = resolve_transfer_recipe(find_recipe("finetune"), splits, TINY, own)
     assert same == own
@@ -159,8 +159,8 @@ def test_the_preprocessing_is_that_of_the_model_unless_the_recipe_changes_it(col
     assert recipe.model["image_size"] == 32
 
 
-def test_fields_that_contradict_the_weights_are_named_with_both_values(colours: Path):
-    splits = open_data(colours)
+def test_fields_that_contradict_the_weights_are_named_with_both_values(colors: Path):
+    splits = open_data(colors)
     for changes, message in (
         ({"width": 32}, "has width 32, but the weights to start from have width 16"),
         ({"pool": "mean", "depth": 9}, "depth 9, pool mean|pool mean, depth 9"),
@@ -280,7 +280,7 @@ def test_a_run_from_pretrained_weights(recipe: str, pretrained: Path, make_folde
     origin = artefact.origin["from"]
     assert (origin["model"], origin["head"], origin["classes"]) == (str(pretrained), "new", 3)
     assert origin["sha256"] == weights_sha256(their_weights)
-    assert origin["origin"]["data"]["name"] == "colours"
+    assert origin["origin"]["data"]["name"] == "colors"
     assert artefact.preprocess == theirs.preprocess
     assert weights.keys() == their_weights.keys()  # the tensors of an ordinary ViT
     assert {p.name for p in out.iterdir()} >= {
@@ -323,8 +323,8 @@ def test_a_new_head_is_initialized_from_the_probe_or_at_random(pretrained: Path,
     assert losses["probe"] < 0.2 < losses["random"]
 
 
-def test_the_same_classes_and_another_image_size(pretrained: Path, colours: Path, tmp_path: Path, capsys):
-    run = vitrail.train(colours, model=pretrained, out=tmp_path / "run", epochs=1, image_size=(24, 20), freeze=1)
+def test_the_same_classes_and_another_image_size(pretrained: Path, colors: Path, tmp_path: Path, capsys):
+    run = vitrail.train(colors, model=pretrained, out=tmp_path / "run", epochs=1, image_size=(24, 20), freeze=1)
     message = capsys.readouterr().err
     assert "the same 3 classes as the model; the head is kept" in message
     assert "12,864 frozen" in message
@@ -412,10 +412,10 @@ def test_recipe_linear_stopped_while_computing_features_ends_with_the_same_bits(
 # Errors
 
 
-def test_a_recipe_for_pretrained_weights_needs_a_model(colours: Path, tmp_path: Path):
+def test_a_recipe_for_pretrained_weights_needs_a_model(colors: Path, tmp_path: Path):
     for changes in ({"recipe": "finetune"}, {"recipe": "linear"}, {"recipe": "lora"}, {"freeze": 1}, {"lora_rank": 4}):
         with pytest.raises(UsageError, match="needs weights to start from.*--from MODEL"):
-            vitrail.train(colours, out=tmp_path / "run", **changes)
+            vitrail.train(colors, out=tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 
@@ -470,10 +470,10 @@ def test_resume_requires_the_same_pretrained_weights(pretrained: Path, run: vitr
     ],
 )
 def test_wrong_use_is_one_error_and_creates_no_folder(
-    arguments, message, pretrained: Path, colours: Path, tmp_path: Path, capsys
+    arguments, message, pretrained: Path, colors: Path, tmp_path: Path, capsys
 ):
     arguments = [str(pretrained) if argument == "WARM" else argument for argument in arguments]
-    assert main(["train", str(colours), "--out", str(tmp_path / "run"), "--quiet", *arguments]) == 2
+    assert main(["train", str(colors), "--out", str(tmp_path / "run"), "--quiet", *arguments]) == 2
     errors = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]

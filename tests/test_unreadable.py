@@ -75,9 +75,9 @@ def test_evaluate_counts_unreadable_images(run: vitrail.Run, make_folder, capsys
 
 
 def test_a_table_with_missing_files_is_refused_or_they_are_counted(
-    run: vitrail.Run, colours: Path, tmp_path: Path, capsys
+    run: vitrail.Run, colors: Path, tmp_path: Path, capsys
 ):
-    rows = [f"{colours}/test/{label}/{i}.png,{label}" for label in ("red", "blue") for i in range(4)]
+    rows = [f"{colors}/test/{label}/{i}.png,{label}" for label in ("red", "blue") for i in range(4)]
     table = tmp_path / "list.csv"
     table.write_text("path,label\n" + "\n".join([*rows, "gone.png,red", "lost.png,blue"]) + "\n")
     assert main(["evaluate", str(run.folder), str(table), "--json"]) == 1

@@ -666,21 +666,19 @@ def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.C
     assert not other.exists()
 
 
-def test_examples_are_held_out_images(run: vitrail.Run, colours: Path):
+def test_examples_are_held_out_images(run: vitrail.Run, colors: Path):
     examples = choose_examples(run.classifier, data=RunFolder(run.folder).data_source)
     assert len(examples) == 8
     assert {example.truth for example in examples} == set(run.classifier.classes)
-    test_images = [run.classifier.read_image(path) for path in sorted((colours / "test").rglob("*.png"))]
+    test_images = [run.classifier.read_image(path) for path in sorted((colors / "test").rglob("*.png"))]
     assert all(any(torch.equal(example.pixels, pixels) for pixels in test_images) for example in examples)
     assert choose_examples(run.classifier, data="missing/folder")[0].name == "cat.jpg"
-    assert RunFolder(colours).data_source is None
+    assert RunFolder(colors).data_source is None
 
 
-def test_a_model_name_is_not_mistaken_for_a_run_folder(
-    run: vitrail.Run, colours: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_model_name_is_not_mistaken_for_a_run_folder(run: vitrail.Run, colors: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(run.folder)
-    assert find_training_data(".") == find_training_data("classifier.safetensors") == str(colours)
+    assert find_training_data(".") == find_training_data("classifier.safetensors") == str(colors)
     assert find_training_data("cifar10-small") is None
 
 
