@@ -32,7 +32,7 @@ def write_card(name: str, classifier: vitrail.Classifier, evaluation: Evaluation
             f"{width}x{height} pixels, {size / 2**20:.1f} MiB in float16), trained from scratch on the CIFAR-10 "
             "training images alone.",
             "",
-            f"**{evaluation.accuracy:.2%} of the {evaluation.images:,} test images** (95 % interval {low:.1%} to "
+            f"**{evaluation.accuracy:.2%} of the {evaluation.images:,} test images** (95% interval {low:.1%} to "
             f"{high:.1%}); no choice was made on these images. Expected calibration error {scores['ece']:.3f} with "
             f"temperature {classifier.temperature:.2f}, fitted on validation images.",
             "",

@@ -151,7 +151,7 @@ def describe_result(result: dict[str, Any], folder: Path) -> list[str]:
 def format_table(rows: list[dict[str, Any]]) -> list[str]:
     """Returns the trials as lines of aligned columns."""
     fields = list(rows[0]["values"]) if rows else []
-    cells = [["rank", "trial", *fields, "accuracy", "95 % interval", "loss", "epochs", "seconds", ""]]
+    cells = [["rank", "trial", *fields, "accuracy", "95% interval", "loss", "epochs", "seconds", ""]]
     for row in rows:
         scores = ["-"] * 5
         if row["accuracy"] is not None:

@@ -188,7 +188,7 @@ def draw_scores(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping
         axes.spines[["top", "right", "left"]].set_visible(False)
     axes.invert_yaxis()
     figure.supxlabel(
-        f"mean and 95 % interval, {faithfulness.images} images; filled: best or statistically tied", fontsize=9
+        f"mean and 95% interval, {faithfulness.images} images; filled: best or statistically tied", fontsize=9
     )
 
 

@@ -12,7 +12,7 @@ from vitrail.intervals import bootstrap_means, percentile_interval
 
 @dataclass(frozen=True)
 class Score:
-    """A measure of a method: the mean over images, its 95 % bootstrap interval, and the value of each image."""
+    """A measure of a method: the mean over images, its 95% bootstrap interval, and the value of each image."""
 
     mean: float
     interval: tuple[float, float]

@@ -66,7 +66,7 @@ def list_metrics(metrics: dict[str, Any]) -> list[str]:
     """Returns a table of the accuracy on each split, and which of them are optimistic."""
     if not metrics:
         return []
-    lines = ["## Metrics", "", "| split | images | accuracy | 95 % interval |", "| --- | --: | --: | --- |"]
+    lines = ["## Metrics", "", "| split | images | accuracy | 95% interval |", "| --- | --: | --: | --- |"]
     for split, scores in metrics.items():
         low, high = scores.get("accuracy_interval", (float("nan"),) * 2)
         lines.append(f"| {split} | {scores['images']} | {scores['accuracy']:.4f} | {low:.4f} to {high:.4f} |")

@@ -55,7 +55,7 @@ def describe_accuracy(verification: Verification) -> list[str]:
     low, high = (100 * bound for bound in interval)
     sentences = [
         f"accuracy {verification.accuracy:.4f} before and {verification.exported_accuracy:.4f} after: "
-        f"{100 * verification.accuracy_drop:+.2f} points lost (95 % interval {low:+.2f} to {high:+.2f})"
+        f"{100 * verification.accuracy_drop:+.2f} points lost (95% interval {low:+.2f} to {high:+.2f})"
     ]
     if high > 100 * MAX_ACCURACY_DROP:
         sentences.append(f"these images are too few to exclude a loss of more than {100 * MAX_ACCURACY_DROP} points")

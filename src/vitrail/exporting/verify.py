@@ -55,7 +55,7 @@ class Verification:
     accuracy: float | None = None
     exported_accuracy: float | None = None
     accuracy_drop: float | None = None
-    accuracy_drop_interval: tuple[float, float] | None = None  # 95 %, paired over the images
+    accuracy_drop_interval: tuple[float, float] | None = None  # 95%, paired over the images
     other_differences: dict[str, float] = field(default_factory=dict)  # of attention and maps
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def compare_logits(
 
 
 def compare_accuracy(comparison: Comparison, labels_N: Tensor) -> dict[str, Any]:
-    """Returns both accuracies, their difference, and its 95 % interval, paired over the images."""
+    """Returns both accuracies, their difference, and its 95% interval, paired over the images."""
     correct_N = (comparison.reference.argmax(1) == labels_N).double()
     exported_correct_N = (comparison.candidate.argmax(1) == labels_N).double()
     drop_N = correct_N - exported_correct_N

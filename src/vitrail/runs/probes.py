@@ -69,7 +69,7 @@ def describe_probes(scores: dict[str, Any]) -> list[str]:
         low, high = probe_scores["accuracy_interval"]
         lines.append(
             f"{description.format(**probe_scores)} on the pretrained features: {scores['split']} accuracy "
-            f"{probe_scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+            f"{probe_scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
             f"{describe_scored_images(probe_scores)}"
         )
     return lines

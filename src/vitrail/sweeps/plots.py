@@ -48,7 +48,7 @@ def scale_to_unit(axis: Axis, value: Any) -> float:
 
 
 def draw_slices(space: Space, rows: list[Row], path: Path) -> None:
-    """A panel for each field: complete trials with 95 % intervals, pruned ones hollow, the best one circled."""
+    """A panel for each field: complete trials with 95% intervals, pruned ones hollow, the best one circled."""
     from matplotlib.figure import Figure
 
     row_count, column_count = -(-len(space) // MAX_COLUMNS), min(len(space), MAX_COLUMNS)

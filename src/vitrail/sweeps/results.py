@@ -88,7 +88,7 @@ def summarize(folder: SweepFolder, config: SweepConfig, rows: list[Row]) -> dict
 
 
 def count_indistinguishable(rows: list[Row]) -> int:
-    """How many complete trials besides the best have an accuracy within its 95 % interval."""
+    """How many complete trials besides the best have an accuracy within its 95% interval."""
     complete = [row for row in rows if row["state"] == "complete"]
     return sum(row["accuracy"] >= complete[0]["accuracy_interval"][0] for row in complete[1:]) if complete else 0
 

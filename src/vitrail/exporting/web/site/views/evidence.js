@@ -13,7 +13,7 @@ const [WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN] = [320, 150, 34, 22, 8];
 export function renderEvidence(state) {
   const count = hiddenCount(state.hiddenPercent / 100, patchCount);
   byId("hide").value = String(state.hiddenPercent);
-  byId("hide-value").textContent = `${state.hiddenPercent} %: ${count} of ${patchCount}`;
+  byId("hide-value").textContent = `${state.hiddenPercent}%: ${count} of ${patchCount}`;
   byId("hide").setAttribute("aria-valuetext", `${state.hiddenPercent} percent, ${count} of ${patchCount} patches`);
   renderBars(state, count);
   const steps = state.image.curves[mapKey(state)];
