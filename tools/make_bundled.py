@@ -28,7 +28,7 @@ def write_card(name: str, classifier: vitrail.Classifier, evaluation: Evaluation
         [
             f"# {name}",
             "",
-            f"A ViT of {config.width}x{config.depth} ({parameters:,} parameters, patch {config.patch}, "
+            f"A ViT of width {config.width} and depth {config.depth} ({parameters:,} parameters, patch {config.patch}, "
             f"{width}x{height} pixels, {size / 2**20:.1f} MiB in float16), trained from scratch on the CIFAR-10 "
             "training images alone.",
             "",

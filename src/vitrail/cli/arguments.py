@@ -68,7 +68,7 @@ def add_torch_files(parser: argparse.ArgumentParser) -> None:
 
 def add_threads(parser: argparse.ArgumentParser, default: str = "the number of cores") -> None:
     parser.add_argument(
-        "--threads", type=count(), metavar="COUNT", help=f"threads that compute, per process (default: {default})"
+        "--threads", type=count(), metavar="COUNT", help=f"compute threads per process (default: {default})"
     )
 
 

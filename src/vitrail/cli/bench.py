@@ -58,9 +58,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="DATA",
         help="also compare the fast copy's labels with the plain model's on these images (default: off)",
     )
-    parser.add_argument(
-        "--max-images", type=count(), metavar="COUNT", help="images that are used, at most (default: 500)"
-    )
+    parser.add_argument("--max-images", type=count(), metavar="COUNT", help="maximum number of images (default: 500)")
     add_threads(parser)
     parser.add_argument("--rounds", type=count(), default=7, metavar="COUNT", help="alternating rounds (default: 7)")
     parser.add_argument(

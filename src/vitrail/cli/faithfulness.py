@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
         "--methods", metavar="NAME,NAME", help="methods, separated by commas (default: all; see vitrail explain --help)"
     )
     parser.add_argument(
-        "--max-images", type=count(), default=100, metavar="COUNT", help="images that are used, at most (default: 100)"
+        "--max-images", type=count(), default=100, metavar="COUNT", help="maximum number of images (default: 100)"
     )
     parser.add_argument(
         "--steps",

@@ -80,5 +80,5 @@ def find_metavar(name: str, hint: Any, limits: Mapping[str, Any]) -> str:
         number = ["COUNT"] if int in types else []
     if tuple[int, int] in types:
         number.append("HEIGHTxWIDTH")
-    none = ["none"] if type(None) in types and number else []
+    none = ["none"] if type(None) in types else []
     return "|".join([*number, *literal_values(hint), *none])

@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     if "config" in facts:
         c, p = facts["config"], facts["preprocess"]
         shown.append(
-            f"ViT {c['width']}x{c['depth']}, {c['heads']} heads, patch {c['patch']}, image {c['image_size']}, "
-            f"pool {c['pool']}, position {c['position']['kind']}"
+            f"ViT of width {c['width']} and depth {c['depth']}, {c['heads']} heads, patch {c['patch']}, "
+            f"image size {c['image_size']}, pool {c['pool']}, position {c['position']['kind']}"
         )
         shown.append(f"preprocessing: {p['fit']} to {p['image_size']}, mean {p['mean']}, std {p['std']}")
         shown.append(f"{len(facts['classes'])} classes: {', '.join(facts['classes'][:20])}")

@@ -85,7 +85,7 @@ def add_arguments(parser: Parser) -> None:
     )
     group.add_argument(
         "--images-per-part", dest="part_images", type=count(), metavar="COUNT",
-        help="images per output file, lost if a process dies while it works on them (default: 64 to 1,984)",
+        help="images per output file; if a process dies, the file it works on is lost (default: 64 to 1,984)",
         **suppressed,
     )  # fmt: skip
     group.add_argument(

@@ -37,6 +37,7 @@ def show_recipe(name: str) -> Answer:
     from rich.table import Table
 
     from vitrail.cli.field_options import format_default
+    from vitrail.model import ViTConfig
     from vitrail.training.recipes import find_recipe
 
     recipe = find_recipe(name)
@@ -50,9 +51,10 @@ def show_recipe(name: str) -> Answer:
             table.add_row(field.name, format_default(value) + mark, field.metadata["help"])
     document = recipe.to_json()
     model: dict[str, Any] = document["model"]
+    model_help = {field.name: field.metadata["help"] for field in dataclasses.fields(ViTConfig)}
     for field_name, value in model.items():
         shown = value["kind"] if isinstance(value, dict) else format_default(value)
-        table.add_row(field_name, f"{shown} *", "field of the model")
+        table.add_row(field_name, f"{shown} *", model_help[field_name])
     lines: list[Any] = [f"{recipe.name}: {' '.join(recipe.description.split())}", "", table]
     lines += ["", "* differs from the field's default; other fields of the model are chosen from the data"]
     return Answer(document, lines)

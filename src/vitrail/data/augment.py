@@ -27,10 +27,10 @@ class Augment:
     """How training images are augmented."""
 
     flip: float = option(0.5, "probability of a horizontal flip", ge=0, le=1)
-    crop: Crop = option("none", "random crop: of the image, resized (Inception), or of the padded image")
+    crop: Crop = option("none", "random crop; resized: of the image, then resized; padded: of the padded image")
     crop_scale: float = option(0.8, "minimum fraction of the area that a resized crop keeps", gt=0, le=1)
     crop_padding: float = option(0.125, "padding of a padded crop, as a fraction of the image size", ge=0, le=0.5)
-    policy: Policy = option("none", "random changes of color and shape")
+    policy: Policy = option("none", "automatic augmentation: random changes of color and shape")
     policy_ops: int = option(2, "operations per image in RandAugment", ge=0)
     policy_magnitude: int = option(9, "magnitude of RandAugment's operations, 0 to 30", ge=0, le=30)
     random_erasing: float = option(0.0, "probability of erasing a random rectangle", ge=0, le=1)

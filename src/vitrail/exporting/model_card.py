@@ -40,7 +40,7 @@ def describe_model(classifier: Classifier) -> list[str]:
     config = classifier.vit.config
     size = config.image_size if isinstance(config.image_size, int) else "x".join(map(str, config.image_size))
     parameters = sum(parameter.numel() for parameter in classifier.vit.parameters())
-    title = f"# ViT {config.width}x{config.depth}, patch {config.patch}, {size} px"
+    title = f"# ViT of width {config.width} and depth {config.depth}, patch {config.patch}, {size} px"
     return [title, "", f"{parameters:,} parameters, written by vitrail.", ""]
 
 

@@ -108,7 +108,7 @@ def describe_plan(start: Start, world: World) -> str:
     processes = f"{world.size} processes{', sharded' if world.is_sharded else ''}; " if world.size > 1 else ""
     return (
         f"{len(start.splits.train)} training images of {len(start.splits.classes)} classes, {config.image_size} px; "
-        f"ViT {config.width}x{config.depth}, patch {config.patch}, "
+        f"ViT of width {config.width} and depth {config.depth}, patch {config.patch}, "
         f"{sum(parameter.numel() for parameter in vit.parameters()):,} parameters; "
         f"recipe {recipe.name}, {schedule}; {processes}{world.device.type} in {dtype}"
     )

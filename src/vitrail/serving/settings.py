@@ -13,7 +13,7 @@ MIB = 1 << 20
 class Settings:
     """Settings that hold for every model of a server."""
 
-    backend: Backend = option("auto", "what runs the model; auto: the faster one, measured at the start")
+    backend: Backend = option("auto", "library that runs the model; auto: the faster one, measured at the start")
     processes: int | None = option(None, "worker processes per model (default: one per core, at most 4)", ge=1, le=64)
     threads: int | None = option(
         None, "threads per worker process (default: the cores, divided among the workers)", ge=1, le=1024

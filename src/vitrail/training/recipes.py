@@ -104,8 +104,8 @@ RECIPES: dict[str, Recipe] = {
             description="""90% on CIFAR-10 with a plain ViT, on two CPU cores, in about an hour and a quarter.
 
             90.0% test accuracy (89.4 to 90.6; one seed) after 71 minutes of training on a machine with other work. Its
-            settings come from speedrun-75 and common practice, not from a search. As there, images start at half their
-            size and the last weights are saved.
+            settings come from speedrun-75 and common practice, not from a search. As in speedrun-75, images start at
+            half their size and the last weights are saved.
             """,
             model=dict(
                 width=192, depth=6, heads=3, mlp_width=768, patch=4, image_size=32, prefix_tokens=0, pool="mean"
@@ -144,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="linear",
-            description="""Fits a linear head on the frozen features of a model (--from MODEL), as a linear probe.
+            description="""Fits a linear head on the frozen features of a model (--from MODEL): a linear probe.
 
             Features are computed once and cached; the head is a logistic regression whose L2 penalty is chosen on
             validation. It takes minutes instead of hours.

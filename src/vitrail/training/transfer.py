@@ -66,7 +66,7 @@ def check_same_architecture(recipe: Recipe, config: ViTConfig) -> None:
         in_weights = ", ".join(f"{name} {format_value(getattr(config, name))}" for name in different)
         raise UsageError(
             f"recipe {recipe.name} has {in_recipe}, but the weights to start from have {in_weights}",
-            "leave out these fields and use finetune, linear or lora",
+            f"leave out {', '.join(different)}, and use recipe finetune, linear or lora",
         )
 
 
