@@ -4,8 +4,8 @@
 #   docker run --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -v "$PWD/runs/photos:/model:ro" \
 #       -e VITRAIL_API_KEY="$(openssl rand -hex 32)" vitrail
 #
-# PyTorch's builds for processors alone are about a fifth of the size: give the address of their index, which its site
-# names, as --build-arg TORCH_INDEX=...
+# PyTorch's CPU-only builds are about a fifth of the size: --build-arg TORCH_INDEX=ADDRESS sets their package index
+# (pytorch.org names the address).
 FROM python:3.12-slim AS build
 ARG TORCH_INDEX=
 WORKDIR /src

@@ -1,19 +1,20 @@
-# make demo   set up, train on digits, evaluate, explain, say where the pictures are
-# make test   the suite; make test-scale: many processes, nodes and Ray, in minutes of their own
-# make check  lint and types
-# make parity measure every family beside its reference and write docs/parity.md
-# make cards  write the cards again from what timm, torchvision and open_clip say
+# make demo   install, train on digits, evaluate, predict, explain, and print where the pictures are
+# make test   the tests; make test-scale: the slow tests of many processes, nodes and Ray
+# make check  lint, formatting and types
+# make parity compare every family with its reference and write docs/parity.md
+# make cards  write the cards again from the data of timm, torchvision and open_clip
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-# Tests need a browser (Debian's Chromium), one of two nodes the program ip: installed where missing and we may.
+# Some tests need a browser (Debian's Chromium), and the test of two nodes needs the program ip. make installs them if
+# they are missing and apt-get can run as root.
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
-MAY := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
+CAN_INSTALL := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-# Lint of JavaScript needs Node.js and npm: Debian's, installed under the same condition.
+# The checks of JavaScript need Node.js and npm, which make installs under the same condition.
 NPM := command -v node && command -v npm
 APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
@@ -39,15 +40,15 @@ demo: $(VENV)/ready
 	@echo "Open $(RUN)/report.html in a browser; look at $(RUN)/attention.png, $(RUN)/curves.png, $(RUN)/confusion.png and $(RUN)/explanations/"
 
 test: $(VENV)/ready-for-work
-	@{ $(BROWSER); } >/dev/null || { $(MAY) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
+	@{ $(BROWSER); } >/dev/null || { $(CAN_INSTALL) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
 	$(TEST) -m "not scale"
 
 test-scale: $(VENV)/ready-for-work
-	@command -v ip >/dev/null || { $(MAY) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
+	@command -v ip >/dev/null || { $(CAN_INSTALL) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
 	$(TEST) -m scale
 
 node_modules/ready: package.json package-lock.json
-	@{ $(NPM); } >/dev/null || { $(MAY) && { $(APT) nodejs npm; } >/dev/null 2>&1; } || { echo "Node.js and npm are missing: on Debian and Ubuntu, apt install nodejs npm" >&2; exit 1; }
+	@{ $(NPM); } >/dev/null || { $(CAN_INSTALL) && { $(APT) nodejs npm; } >/dev/null 2>&1; } || { echo "Node.js and npm are missing: on Debian and Ubuntu, apt install nodejs npm" >&2; exit 1; }
 	@npm ci --no-audit --no-fund --silent
 	@touch $@
 
