@@ -161,7 +161,7 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colors: Pa
         (["--layer", "9"], "no layer 9"),
         (["--attention-head", "7"], "no head 7"),
         (["--attention-head", "first"], "--attention-head is 'first'"),
-        (["--method", "rollout", "--attention-head", "0"], "rollout takes no head"),
+        (["--method", "rollout", "--attention-head", "0"], "method rollout has no option head"),
         (["--class", "rde"], "no class 'rde'"),
         (["--class", "red", "--against", "rde"], "no class 'rde'"),
         (["--class", "red", "--against", "red"], "is compared with itself"),
@@ -172,7 +172,7 @@ def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colors: Pa
         (["--layer", "all", "--attention-head", "all"], "do not fit"),
         (["--layer", "all", "--picture", "overlay"], "--picture overlay is for one map"),
         (["--attention-head", "all", "--smooth"], "--smooth is for one map"),
-        (["--method", "balanced", "--layer", "0"], "libragrad takes no layer"),
+        (["--method", "balanced", "--layer", "0"], "method libragrad has no option layer"),
     ],
 )
 def test_explain_refuses_what_the_model_does_not_have(run: vitrail.Run, colors, arguments, message, capsys, tmp_path):

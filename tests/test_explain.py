@@ -517,7 +517,7 @@ def test_an_image_of_another_size_is_preprocessed():
         ({"method": "rollout", "layer": 7}, "there is no layer 7"),
         ({"method": "attention", "head": 4}, "there is no head 4 (the model has 4, from 0 to 3)"),
         ({"method": "attention", "head": -1}, "there is no head -1"),
-        ({"method": "rollout", "head": 0}, "rollout takes no head (attention does)"),
+        ({"method": "rollout", "head": 0}, "method rollout has no option head (methods with it: attention)"),
     ],
     ids=str,
 )

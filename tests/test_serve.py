@@ -138,7 +138,7 @@ def test_a_picture_of_an_explanation(server: RunningServer, layout: str):
         ("head=9", "no head"),
         ("query=9,9", "no patch"),
         ("query=x", "row and column"),
-        ("method=rollout&head=1", "takes no head"),
+        ("method=rollout&head=1", "method rollout has no option head"),
         ("picture=oil", "picture"),
         ("model=other", "no model"),
         ("timeout=-1", "timeout"),

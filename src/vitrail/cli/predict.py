@@ -4,7 +4,7 @@ A file that cannot be read gets a row with the error, and the exit code is 1.
 
 With --out, the rows go into parquet or CSV files in a folder, for any number of images, in constant memory. Then SOURCE
 may also be a table (.csv, .tsv, .parquet) with a column of paths. If the work is stopped, the same command with
---resume completes it without doing anything twice.
+--resume completes it, and keeps the parts that are done.
 """
 
 from __future__ import annotations

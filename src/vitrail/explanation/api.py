@@ -48,7 +48,7 @@ def explain_batch(
     head: int | None = None,
     query: tuple[int, int] | None = None,
 ) -> list[Explanation]:
-    """An explanation for each image of a batch of uint8 pixels (B, C, H, W) of the model's size.
+    """Returns an explanation for each image of a batch of uint8 pixels (B, C, H, W) of the model's size.
 
     `target` is one target for all images, or a list with one for each. The other options and the errors are those of
     `explain`. Long batches are split, so memory does not grow with the batch.
@@ -86,7 +86,7 @@ def make_explanations(
     targets: Sequence[ClassTarget | None],
     settings: dict[str, Any],
 ) -> list[Explanation]:
-    """The maps of a batch with their classes, probabilities (at the classifier's temperature) and settings."""
+    """Returns the maps of a batch with classes, probabilities (at the classifier's temperature) and settings."""
     classes = classifier.classes or ("",) * logits_BY.shape[1]
     probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
     if not classifier.classes:

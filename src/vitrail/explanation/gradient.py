@@ -34,10 +34,10 @@ def input_x_gradient(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
 
 @torch.enable_grad()
 def libragrad(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
-    """Input x LibraGrad gradient (`libragrad.py`) of the log odds, mean over the inputs of all blocks: signed.
+    """Input x LibraGrad gradient (`libragrad.py`) of the log-odds, mean over the inputs of all blocks: signed.
 
     Mehri et al. 2025 (arXiv 2411.16760). The map of every block's input sums to the same score. Their mean is more
-    faithful than the map of the first input, and the log odds more than the logit: measured on training images of two
+    faithful than the map of the first input, and the log-odds more than the logit: measured on training images of two
     models (docs/log.md).
     """
     with balanced_gradients(inputs.vit), record_block_inputs(inputs.vit) as block_inputs:

@@ -85,7 +85,7 @@ class TokenInputs:
         return (logits_BY * self.fix_target(logits_BY)).sum(dim=1)
 
     def log_odds(self, logits_BY: Tensor) -> Tensor:
-        """log p / (1 - p) of the explained class, or its log odds against the compared class, if any: (B,)."""
+        """log p / (1 - p) of the explained class, or its log-odds against the compared class, if any: (B,)."""
         if logits_BY.shape[1] == 1:
             return self.score(logits_BY)
         target_BY = self.fix_target(logits_BY)

@@ -38,7 +38,7 @@ class Method:
 
 _METHODS = (
     Method(
-        "libragrad", "LibraGrad input x gradient of the log odds, mean over all layers (Mehri et al. 2025)",
+        "libragrad", "LibraGrad input x gradient of the log-odds, mean over all layers (Mehri et al. 2025)",
         libragrad, "1 forward, 1 backward", signed=True,
     ),
     Method(
@@ -118,7 +118,7 @@ def check_options(
     for name in options:
         if name not in method.options:
             able = [other.name for other in METHODS.values() if name in other.options]
-            raise UsageError(f"{method.name} takes no {name}", f"{', '.join(able)} {'do' if len(able) > 1 else 'does'}")
+            raise UsageError(f"method {method.name} has no option {name}", f"methods with it: {', '.join(able)}")
     if layer is not None and not -config.depth <= layer < config.depth:
         raise UsageError(f"there is no layer {layer}", f"the model has {config.depth}, from 0 to {config.depth - 1}")
     if head is not None and not 0 <= head < config.heads:

@@ -11,7 +11,7 @@ from vitrail.model.position import Rotate
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762): (B, T, D) -> (B, T, D).
 
-    `attend` is a function that `vitrail.recording` replaces for a while to read q and k.
+    `attend` computes the attention; `vitrail.recording` replaces it temporarily, to record queries and keys.
     """
 
     def __init__(self, config: ViTConfig):

@@ -4,7 +4,7 @@
 | ------------------------------- | -------------------------------------------------------------- |
 | weights of linear layers        | normal, `std` (0.02)                                           |
 | last linear layer of a branch   | zero with `zero_init_residual`: each block starts as identity  |
-| patch projection                | normal, 1/sqrt(values in a patch), or `patch_init_std`              |
+| patch projection                | normal, 1/sqrt(values in a patch), or `patch_init_std`         |
 | tokens, positions, pool's query | truncated normal, 0.02                                         |
 | norms                           | weight one, bias zero                                          |
 | biases                          | zero                                                           |

@@ -121,7 +121,7 @@ def save_after_error(error: VitrailError, run: TrainingRun, stop: StopRequest) -
 
 
 def validate(run: TrainingRun) -> Row:
-    """Loss and accuracy on validation. Without validation those on test, which choose nothing."""
+    """Returns loss and accuracy on validation; without validation those on test, which no choice depends on."""
     split = "validation" if run.splits.validation is not None else "test"
     images = run.splits.as_dict().get(split)
     if images is None:
@@ -137,7 +137,7 @@ def validate(run: TrainingRun) -> Row:
     except NonFiniteOutput:
         raise TrainingDiverged(
             f"training diverged before step {run.state.step}: the model's outputs are not finite",
-            "try a lower learning rate or a longer warm-up",
+            "try a lower learning rate or a longer warmup",
         ) from None
     return {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
 

@@ -1,6 +1,6 @@
 """`vitrail.train`: a whole run, from its data to its report.
 
-The functions below `train` are its steps, in order: `resolve` chooses the run and the recipe, `data` loads the images,
+The modules of this package are its steps, in order: `resolve` chooses the run and the recipe, `data` loads the images,
 `start` builds the classifier, `epochs` trains it, `finish` scores it.
 """
 
@@ -60,17 +60,18 @@ def train(
 ) -> Run:
     """Trains a classifier on the images of `data` and writes the run folder.
 
-    `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` as
-    there). `recipe` is a name (default: `small`, or `finetune` with a model), a TOML or JSON file, or a `Recipe`;
-    `changes` are fields of it, of its augmentation or of its model (`epochs=3, width=128`).
+    `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` is
+    passed to it). `recipe` is a name (default: `small`, or `finetune` with a model), a TOML or JSON file, or a
+    `Recipe`; `changes` are fields of it, of its augmentation or of its model (`epochs=3, width=128`).
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `check` checks the data first, `report` writes report.html at the end, `score_test=False` scores validation
     instead of test. `epoch_callbacks` are called after each epoch with the run folder and its row of metrics.
 
-    Called by each process of a group (torchrun, or an initialized one), it trains one model with all of them; each
-    returns the run, the main one writes it. `fsdp` shards the model over them. Raises `VitrailError` for errors in the
-    data and in training.
+    If several processes call it (under torchrun, or in an initialized process group), they train one model: the main
+    process writes the run, and every process returns it. `fsdp` shards the model over the processes.
+
+    Raises `VitrailError` for errors in the data and in training.
     """
     with join_world(pick_device(device), fsdp=fsdp) as world:
         name = name_of_data(data)
@@ -112,7 +113,7 @@ def train(
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
-    """The folder that `find` returns on the main process. The others get its absolute path: they may run elsewhere."""
+    """Calls `find` on the main process; returns its folder on all, with an absolute path on the others."""
     with world.raise_on_all():
         folder = find() if world.is_main else None
     path = world.broadcast(folder.path.absolute() if folder else None)
@@ -122,7 +123,7 @@ def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolde
 def select_recipe(
     resumed: RunFolder | None, recipe: str | Path | Recipe | None, model: Model | None, changes: dict[str, Any]
 ) -> Recipe:
-    """The recipe of the resumed run, or that of a new one."""
+    """Returns the recipe of the resumed run, or that of a new one."""
     return resume_recipe(resumed, recipe, changes) if resumed else request_recipe(recipe, model, changes)
 
 
@@ -144,14 +145,14 @@ def check_world(recipe: Recipe, world: World, *, fsdp: bool, resumes: bool) -> N
 
 
 def init_device(world: World) -> torch.device:
-    """The device on which a model is built before it is sharded."""
+    """Returns the device on which a model is built before it is sharded."""
     return torch.device("cpu") if world.is_sharded else world.device
 
 
 def load_weights(
     model: Model | None, recipe: Recipe, resumed: RunFolder | None, world: World, torch_files: bool
 ) -> Pretrained | None:
-    """The pretrained weights, if any; on each machine one process downloads them first."""
+    """Returns the pretrained weights, if any; on each machine one process downloads them first."""
     with world.raise_on_all(), world.local_main_first():
         if resumed:
             return reload_pretrained(resumed, model, recipe, init_device(world), torch_files)
@@ -159,7 +160,7 @@ def load_weights(
 
 
 def resume_options(world: World, torch_files: bool) -> list[str]:
-    """Command-line options to repeat when resuming. Processes on several machines have no single command."""
+    """Returns the options that the resume command repeats. Processes on several machines have no single command."""
     options = ["--torch-files"] if torch_files else []
     if 1 < world.size == world.local_size:
         options += ["--processes", str(world.size)]
@@ -173,7 +174,7 @@ def begin_run(config: RunConfig, start: Start, name: str, out: str | Path | None
 
 
 def estimate_run_bytes(vit: ViT, recipe: Recipe) -> int:
-    """The most bytes that a run takes: three checkpoints while one of two is replaced, two artifacts, pictures."""
+    """Returns the maximum size of a run: three checkpoints (while one of two is replaced), two artifacts, pictures."""
     weights = 4 * sum(parameter.numel() for parameter in vit.parameters())
     checkpoint = weights * (1 + bool(recipe.ema_decay) + OPTIMIZERS[recipe.optimizer].state_per_weight)
     return 3 * checkpoint + 2 * weights + PICTURES_BYTES
@@ -181,7 +182,7 @@ def estimate_run_bytes(vit: ViT, recipe: Recipe) -> int:
 
 @contextmanager
 def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
-    """Locks the run for these processes. A signal that no training step catches ends it with the resume command."""
+    """Locks the run for these processes. A stop signal outside of the epochs raises `Interrupted` with a hint."""
     with ExitStack() as stack:
         world.on_main(lambda: stack.enter_context(folder.lock()))
         try:
@@ -193,7 +194,7 @@ def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
 
 
 def probe_start(start: Start) -> Probe:
-    """Probes pretrained weights and initializes a new head if the recipe wants a probe's."""
+    """Probes pretrained weights; initializes a new head with the probe's weights if the recipe says so."""
     probes = probe_pretrained(start.classifier, start.splits, start.recipe)
     if start.recipe.train_on != "features" and start.has_new_head:
         initialize_head(start.classifier, probes, start.recipe)

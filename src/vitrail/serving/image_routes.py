@@ -49,7 +49,7 @@ async def predict(
 @router.post("/explain", openapi_extra=schema.IMAGES, responses=schema.make_responses(schema.EXPLANATION))
 async def explain(
     request: Request, service: ServiceState, model: ModelName = None,
-    method: Annotated[str | None, Query(description="one of `vitrail explain --help`")] = None,
+    method: Annotated[str | None, Query(description="a method that `vitrail explain --help` lists")] = None,
     label: Annotated[str | None, Query(alias="class", description="the class to explain")] = None,
     against: Annotated[str | None, Query(description="show evidence for the class against this one")] = None,
     layer: int | None = None, head: int | None = None,

@@ -27,7 +27,7 @@ DIVERGED_HINT = "try a lower learning rate or a longer warmup"
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one step did."""
+    """Statistics of one training step."""
 
     step: int  # counted over the whole run, from 1
     loss: float
@@ -55,7 +55,7 @@ def train_steps(
         if len(batch[1]):
             last = train_step(state, batch, recipe, preprocess, total_steps=total_steps)
             yield last
-        else:  # none of its images could be read: the step counts, and changes nothing
+        else:  # none of its images could be read: the step is counted, the weights stay
             state.step += 1
     check_weights_finite(state, last)
 
@@ -101,7 +101,7 @@ def prepare_micro_batch(
     """Normalizes, resizes and mixes the images of a micro-batch on the model's device.
 
     Seeds torch for the mixing, then for the dropout and stochastic depth of the forward pass. Returns images, labels
-    before mixing, and targets, without the micro-batch's overlap.
+    before mixing, and targets, without the images that only serve as mixing partners (`MicroBatch.overlap`).
     """
     config = state.vit.config
     device = next(state.vit.parameters()).device
@@ -142,14 +142,14 @@ def update_weights(state: TrainState) -> None:
 
 
 def check_weights_finite(state: TrainState, last: StepStats | None) -> None:
-    """Raises `TrainingDiverged` if the last update, which no loss has tested, left a weight that is not finite."""
+    """Raises `TrainingDiverged` if a weight is not finite after the last update, which no later loss would reveal."""
     is_broken = not all(local_shard(parameter).isfinite().all() for parameter in state.vit.parameters())
     if any(state.world.any(is_broken)):
         raise divergence_error(state, "a weight is not finite", last)
 
 
 def divergence_error(state: TrainState, reason: str, stats: StepStats | None) -> TrainingDiverged:
-    """Returns the error that tells why and where training diverged."""
+    """Returns the error with the reason and the step at which training diverged."""
     grad_norm, lr = (stats.grad_norm, stats.lr) if stats else (0.0, 0.0)
     return TrainingDiverged(
         f"training diverged at step {state.step}: {reason}, gradient norm {grad_norm:.3g}, learning rate {lr:.3g}",

@@ -42,7 +42,7 @@ function evidenceView(state) {
   if (!map) return { map: null, isSigned: true, caption: "The map appears when the model has loaded." };
   const summary = summarizeMap(question(state), explainedProbability(state), info.method, map, info.grid);
   const caption = `${capitalize(summary)}.${describeValue(state, map)}`;
-  return { map, isSigned: true, method: info.method, caption, unit: "contribution to the log odds" };
+  return { map, isSigned: true, method: info.method, caption, unit: "contribution to the log-odds" };
 }
 
 function attentionView(state) {
