@@ -22,7 +22,7 @@ class Tolerance:
     floor: float = 1.0
 
     def allowed(self, largest: float) -> float:
-        """The allowed absolute difference where the largest reference value is `largest`."""
+        """Returns the allowed absolute difference where the largest reference value is `largest`."""
         return self.relative * max(self.floor, largest)
 
 
@@ -114,11 +114,11 @@ def compare(
 
 
 def nearest_neighbors(features_NY: Tensor) -> Tensor:
-    """The index of each image's nearest other image by cosine similarity, (N,)."""
+    """Returns the index of each image's nearest other image by cosine similarity, (N,)."""
     unit_NY = torch.nn.functional.normalize(features_NY, dim=1)
     return (unit_NY @ unit_NY.mT).fill_diagonal_(-2).argmax(1)
 
 
 def fraction_equal(first_N: Tensor, second_N: Tensor) -> float:
-    """The fraction of positions at which two tensors are equal."""
+    """Returns the fraction of positions at which two tensors are equal."""
     return (first_N == second_N).double().mean().item()

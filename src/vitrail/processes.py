@@ -54,7 +54,7 @@ class ParentLink:
         self.parent_pid = parent_pid
 
     def is_alive(self) -> bool:
-        """Whether the parent still runs. The pipe alone cannot tell: forked siblings hold copies of its other end."""
+        """Returns whether the parent still runs. The pipe cannot tell: forked siblings hold copies of its other end."""
         return os.getppid() == self.parent_pid
 
     def send(self, message: object) -> None:
@@ -96,7 +96,7 @@ class WorkerProcess:
             self.connection.send(message)
 
     def has_message(self) -> bool:
-        """Whether `receive` returns at once."""
+        """Returns whether `receive` returns at once."""
         return self.connection.poll()
 
     def receive(self) -> Any:
@@ -151,7 +151,7 @@ class CrashBudget:
         self.crash_counts[cause] += 1
 
     def is_exhausted(self, cause: Hashable = None) -> bool:
-        """Whether this cause has reached the limit."""
+        """Returns whether this cause has reached the limit."""
         return self.crash_counts[cause] >= self.limit
 
     def reset(self) -> None:

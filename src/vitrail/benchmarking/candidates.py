@@ -49,7 +49,7 @@ class Workload:
         return torch.randn(size, generator=generator).to(self.device, dtype)
 
     def model(self, library: str) -> nn.Module:
-        """A new ViT of the library."""
+        """Returns a new ViT of the library."""
         torch.manual_seed(0)
         if library == VITRAIL:
             return (copy.deepcopy(self.vit) if self.vit else ViT(self.config)).to(self.device)
@@ -57,7 +57,7 @@ class Workload:
 
 
 def training_candidates(workload: Workload, peers: Sequence[str]) -> list[Candidate]:
-    """A training step of each library's ViT: forward, cross-entropy, backward, the same AdamW for all."""
+    """Returns a training step of each library's ViT: forward, cross-entropy, backward, the same AdamW for all."""
     modes = [
         ("fp32", partial(prepare_training_step, dtype=torch.float32), True),
         ("bf16 autocast", partial(prepare_training_step, dtype=torch.bfloat16), True),
@@ -73,7 +73,7 @@ def training_candidates(workload: Workload, peers: Sequence[str]) -> list[Candid
 
 
 def prepare_training_step(workload: Workload, library: str, dtype: torch.dtype, compile: bool = False) -> Run:
-    """A training step on one batch that is already on the device."""
+    """Returns a training step on one batch that is already on the device."""
     model = workload.model(library).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images_BCHW = workload.images()
@@ -93,8 +93,10 @@ def prepare_training_step(workload: Workload, library: str, dtype: torch.dtype, 
 def inference_candidates(
     workload: Workload, peers: Sequence[str], *, compile: bool = True, onnx: bool = True
 ) -> list[Candidate]:
-    """The logits of a batch: vitrail in fp32 and by its fast path, the peers eager, the first peer also compiled and in
-    ONNX Runtime. One peer is enough for the latter: compiled or exported, all peers are the same graph.
+    """Returns candidates that compute the logits of a batch.
+
+    vitrail runs in fp32 and as its fast copy, the peers in eager mode, the first peer also compiled and in ONNX
+    Runtime. One peer is enough for that: compiled or exported, all peers are the same graph.
     """
     has_bf16 = has_native_bf16(workload.device)
     candidates: list[Candidate] = []
@@ -122,7 +124,7 @@ def inference_candidates(
 
 
 def prepare_inference(model: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Run:
-    """The forward pass of one batch, in inference mode."""
+    """Returns the forward pass of one batch, in inference mode."""
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -132,7 +134,7 @@ def prepare_inference(model: Callable[[Tensor], Tensor], images_BCHW: Tensor) ->
 
 
 def prepare_eager(workload: Workload, library: str, dtype: torch.dtype = torch.float32) -> Run:
-    """The library's own forward pass with weights in this dtype."""
+    """Returns the library's own forward pass with weights in this dtype."""
     return prepare_inference(workload.model(library).eval().to(dtype), workload.images(dtype))
 
 
@@ -146,7 +148,7 @@ def prepare_fast(workload: Workload, library: str, compile: bool = False) -> Run
 
 
 def prepare_compiled(workload: Workload, library: str, dtype: torch.dtype = torch.float32) -> Run:
-    """The library's forward pass through torch.compile; on CPU the weights are constants of the compiled code."""
+    """Returns the forward pass through torch.compile; on CPU the weights are constants of the compiled code."""
     import torch._inductor.config as inductor
 
     model = compile_model(workload.model(library).eval().requires_grad_(False).to(dtype))
@@ -157,14 +159,14 @@ def prepare_compiled(workload: Workload, library: str, dtype: torch.dtype = torc
 
 
 def compile_model(model: nn.Module) -> nn.Module:
-    """The model through torch.compile; on a GPU with CUDA graphs."""
+    """Returns the model through torch.compile; on a GPU with CUDA graphs."""
     on_gpu = next(model.parameters()).device.type == "cuda"
     compiled: nn.Module = torch.compile(model, mode="reduce-overhead" if on_gpu else "default", dynamic=False)  # type: ignore[assignment]
     return compiled
 
 
 def prepare_onnx_runtime(workload: Workload, library: str, *, int8: bool) -> Run:
-    """The exported model in ONNX Runtime, with as many threads as torch uses.
+    """Returns the exported model in ONNX Runtime, with as many threads as torch uses.
 
     `int8`: weights quantized per channel, activations dynamically.
     """
@@ -181,7 +183,7 @@ def prepare_onnx_runtime(workload: Workload, library: str, *, int8: bool) -> Run
 
 @lru_cache(maxsize=2)
 def export_onnx(config: ViTConfig, library: str, int8: bool) -> bytes:
-    """The model as an ONNX file for batches of any size."""
+    """Returns the model as an ONNX file for batches of any size."""
     if int8:
         return quantize_onnx(export_onnx(config, library, False))
     workload = Workload(config, 2, torch.device("cpu"))  # with one image the exporter would fix the batch size at 1
@@ -198,7 +200,7 @@ def export_onnx(config: ViTConfig, library: str, int8: bool) -> bytes:
 
 
 def quantize_onnx(model: bytes) -> bytes:
-    """The ONNX file with its linear layers in int8 by ONNX Runtime's dynamic quantization, weights per channel."""
+    """Returns the ONNX file with linear layers in int8: ONNX Runtime's dynamic quantization, weights per channel."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -15,7 +15,7 @@ STATUS_FILE = Path("/proc/self/status")
 
 
 def measure_peak_memory(candidates: Sequence[Candidate], device: torch.device, threads: int) -> list[int | None]:
-    """The peak memory in bytes of building each candidate and running two batches, without the imported libraries.
+    """Returns the peak memory in bytes of building each candidate and running two batches, without imported libraries.
 
     On CPU it is resident memory, each candidate in a process of its own; on a GPU the memory that torch allocated. None
     on systems other than Linux, and for candidates whose peak is that of compiling or exporting.
@@ -32,7 +32,7 @@ def measure_peak_memory(candidates: Sequence[Candidate], device: torch.device, t
 
 
 def measure_on_gpu(candidate: Candidate, device: torch.device) -> int:
-    """The peak of torch's allocator, minus the memory allocated before."""
+    """Returns the peak of torch's allocator, minus the memory allocated before."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -43,7 +43,7 @@ def measure_on_gpu(candidate: Candidate, device: torch.device) -> int:
 
 
 def measure_in_process(context: ForkServerContext, candidate: Candidate, threads: int) -> int | None:
-    """The peak in a new process; None if it dies, for example of too little memory."""
+    """Returns the peak in a new process; None if it dies, for example of too little memory."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=report_peak, args=(candidate, threads, sender))
     process.start()
@@ -68,6 +68,6 @@ def report_peak(candidate: Candidate, threads: int, sender: Connection) -> None:
 
 
 def read_resident_memory(field: str) -> int:
-    """The resident memory of this process in bytes: now (VmRSS) or at its peak (VmHWM)."""
+    """Returns the resident memory of this process in bytes: now (VmRSS) or at its peak (VmHWM)."""
     line = next(line for line in STATUS_FILE.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024

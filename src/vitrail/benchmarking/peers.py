@@ -97,7 +97,7 @@ def vit_pytorch_vit(config: ViTConfig) -> nn.Module:
 
 
 def square_image_size(config: ViTConfig, library: str) -> int:
-    """The height and width of a square color image; raises `UsageError` for other images."""
+    """Returns the height and width of a square color image; raises `UsageError` for other images."""
     height, width = to_pair(config.image_size)
     if height != width or config.channels != 3:
         raise UsageError(f"{library} takes only square color images")
@@ -113,7 +113,7 @@ PEERS: dict[str, Callable[[ViTConfig], nn.Module]] = {  # by package name
 
 
 def find_installed_peers(config: ViTConfig) -> tuple[list[str], dict[str, str]]:
-    """The peers that have a ViT for this config, and the reason for each one that does not."""
+    """Returns the peers that have a ViT for this config, and the reason for each one that does not."""
     available, missing = [], {}
     for name in PEERS:
         try:

@@ -27,7 +27,7 @@ class BenchmarkRow:
     seconds: tuple[float, ...] = ()  # per batch, for each round
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
+        """Returns a plain dict."""
         return asdict(self)
 
 
@@ -82,7 +82,7 @@ def run_benchmark(
 
 
 def make_rows(timings: Mapping[Candidate, Timing], batch_size: int) -> list[BenchmarkRow]:
-    """A row for each candidate, with its ratio to the peer with the shortest median."""
+    """Returns a row for each candidate, with its ratio to the peer with the shortest median."""
     peers = [timing for candidate, timing in timings.items() if candidate.library != VITRAIL]
     best = min(peers, key=lambda timing: timing.median, default=None)
     return [
@@ -99,7 +99,7 @@ def make_rows(timings: Mapping[Candidate, Timing], batch_size: int) -> list[Benc
 
 
 def describe_steal(fraction: float | None) -> str | None:
-    """A warning for timings with much CPU steal time, else None."""
+    """Returns a warning for timings with much CPU steal time, else None."""
     if fraction is None or fraction < MAX_STEAL_FRACTION:
         return None
     return f"the host took {fraction:.0%} of the CPU time during the timing (steal time)"
@@ -108,7 +108,7 @@ def describe_steal(fraction: float | None) -> str | None:
 def add_peak_memory(
     rows: Sequence[BenchmarkRow], candidates: Sequence[Candidate], peaks: Sequence[int | None]
 ) -> list[BenchmarkRow]:
-    """The rows with the peak memory of their candidates; `peaks` has the order of `candidates`."""
+    """Returns the rows with the peak memory of their candidates; `peaks` has the order of `candidates`."""
     by_candidate = {(each.library, each.mode): peak for each, peak in zip(candidates, peaks, strict=True)}
     return [replace(row, peak_memory=by_candidate[row.library, row.mode]) for row in rows]
 
@@ -119,7 +119,7 @@ def sort_rows(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 
 def format_markdown(rows: Sequence[BenchmarkRow]) -> str:
-    """The rows as a Markdown table, sorted."""
+    """Returns the rows as a Markdown table, sorted."""
     lines = [
         "| library | mode | images/s | ratio to the fastest peer (quartiles) | peak memory, MiB |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -132,7 +132,7 @@ def format_markdown(rows: Sequence[BenchmarkRow]) -> str:
 
 
 def format_ratio(row: BenchmarkRow) -> str:
-    """A ratio with its quartiles."""
+    """Returns a ratio with its quartiles."""
     if row.ratio is None:
         return "-"
     median, low, high = row.ratio

@@ -27,7 +27,7 @@ class Timing:
         return float(np.median(self.seconds))
 
     def ratio(self, other: "Timing") -> tuple[float, float, float]:
-        """The speed divided by that of the other: median, lower and upper quartile of the rounds' ratios."""
+        """Returns the speed divided by that of the other: median, lower and upper quartile of the rounds' ratios."""
         ratios = np.array(other.seconds) / np.array(self.seconds)
         low, median, high = np.percentile(ratios, [25, 50, 75])
         return float(median), float(low), float(high)

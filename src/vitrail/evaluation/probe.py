@@ -42,7 +42,7 @@ class Probe:
     unreadable: dict[str, int] = field(default_factory=dict)  # skipped images per split
 
     def to_json(self) -> dict[str, Any]:
-        """Both scores and the settings that they depend on."""
+        """Returns both scores and the settings that they depend on."""
         penalty_was_chosen = len(self.head.scores_by_penalty) > 1
         optimistic = self.split == "validation" and penalty_was_chosen  # chosen on the scored images
         return {

@@ -13,7 +13,7 @@ from vitrail.model.config import CLASS_TOKENS
 
 
 def readout_weights(record: Record, config: ViTConfig, tokens: int) -> Tensor:
-    """The weight of each token in the pooled vector, (B, T); each row sums to 1.
+    """Returns the weight of each token in the pooled vector, (B, T); each row sums to 1.
 
     The class tokens, the mean of the patches, half of each, or for attention pooling the mean over its heads.
     """
@@ -29,7 +29,7 @@ def readout_weights(record: Record, config: ViTConfig, tokens: int) -> Tensor:
 
 
 def readout_attention(record: Record, config: ViTConfig, layer: int = -1, head: int | None = None) -> Tensor:
-    """What the pooled tokens attend to in one layer, (B, T): of one head, or the mean over heads.
+    """Returns what the pooled tokens attend to in one layer, (B, T): of one head, or the mean over heads.
 
     For a class token this is its row of the attention matrix, else the mean of all rows, weighted as pooling does.
     """

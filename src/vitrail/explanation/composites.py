@@ -37,7 +37,7 @@ def make_mosaics(pixels: Tensor, labels: list[str], patch: int, count: int, seed
 
 
 def make_pairs(pixels: Tensor, labels: list[str], patch: int, count: int, seed: int) -> CompositeImages | None:
-    """The middle halves of two images of different classes side by side, in both orders."""
+    """Returns the middle halves of two images of different classes side by side, in both orders."""
     height, width = pixels.shape[-2:]
     middle = width // 2
     boxes = [((0, height), (0, middle)), ((0, height), (middle, width))]
@@ -88,7 +88,7 @@ def draw_groups(labels: list[str], size: int, count: int, seed: int) -> list[lis
 
 
 def patches_in_box(box: Box, h: int, w: int, patch: int) -> np.ndarray:
-    """The patches that lie entirely within a box, bool (P,)."""
+    """Returns the patches that lie entirely within a box, bool (P,)."""
     (top, bottom), (left, right) = box
     y, x = np.mgrid[:h, :w] * patch
     inside_P: np.ndarray = ((y >= top) & (y + patch <= bottom) & (x >= left) & (x + patch <= right)).ravel()

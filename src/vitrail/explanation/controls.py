@@ -12,13 +12,13 @@ def random_map(pixels_BCHW: Tensor, h: int, w: int, seed: int) -> np.ndarray:
 
 
 def center_map(pixels_BCHW: Tensor, h: int, w: int, seed: int) -> np.ndarray:
-    """A Gaussian at the center, (B, P), where photographers often place the object."""
+    """Returns a Gaussian at the center, (B, P), where photographers often place the object."""
     y, x = np.linspace(-1, 1, h)[:, None], np.linspace(-1, 1, w)[None]
     return np.tile(np.exp(-(y**2 + x**2) / 0.5).ravel(), (len(pixels_BCHW), 1))
 
 
 def edge_map(pixels_BCHW: Tensor, h: int, w: int, seed: int) -> np.ndarray:
-    """The mean magnitude of the brightness gradient (Sobel) in each patch, (B, P)."""
+    """Returns the mean magnitude of the brightness gradient (Sobel) in each patch, (B, P)."""
     from scipy.ndimage import sobel
 
     gray_BHW = pixels_BCHW.float().mean(dim=1).cpu().numpy()

@@ -70,7 +70,7 @@ def draw_evaluation_set(
 
 
 def classify_timed(classifier: Classifier, pixels: Tensor) -> tuple[np.ndarray, float]:
-    """The predicted class index of each image, (N,), and the seconds of a forward pass for one image."""
+    """Returns the predicted class index of each image, (N,), and the seconds of a forward pass for one image."""
     h, w = patch_grid(classifier, pixels)
     batches = torch.split(pixels, min(MAX_BATCH_IMAGES, max_batch_size(h * w)))
     classifier.logits(batches[0])  # warm-up

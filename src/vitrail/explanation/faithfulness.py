@@ -102,7 +102,7 @@ def count_steps(methods: int) -> int:
 
 
 def method_mapper(method: str) -> Mapper:
-    """The function that computes the maps of a method of `METHODS`."""
+    """Returns the function that computes the maps of a method of `METHODS`."""
 
     def compute(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
         targets: list[Target] = list(labels)
@@ -113,7 +113,7 @@ def method_mapper(method: str) -> Mapper:
 
 
 def control_mapper(name: str, seed: int) -> Mapper:
-    """The function that computes the control maps of this name."""
+    """Returns the function that computes the control maps of this name."""
 
     def compute(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
         return CONTROLS[name](pixels, *patch_grid(classifier, pixels), seed)
@@ -129,13 +129,13 @@ def measure_method(mapper: Mapper, data: EvaluationSet, steps: int, seed: int) -
 
 
 def compute_maps(mapper: Mapper, classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
-    """The maps of many images, (N, P), in batches."""
+    """Returns the maps of many images, (N, P), in batches."""
     batches = [slice(start, start + MAX_BATCH_IMAGES) for start in range(0, len(pixels), MAX_BATCH_IMAGES)]
     return np.concatenate([mapper(classifier, pixels[batch], labels[batch]) for batch in batches]).astype(np.float64)
 
 
 def compute_maps_timed(mapper: Mapper, data: EvaluationSet) -> tuple[np.ndarray, float]:
-    """The maps of all images, (N, P), and the seconds for one map."""
+    """Returns the maps of all images, (N, P), and the seconds for one map."""
     compute_maps(mapper, data.classifier, data.pixels[:WARM_UP_IMAGES], data.labels[:WARM_UP_IMAGES])
     started = time.perf_counter()
     maps = compute_maps(mapper, data.classifier, data.pixels, data.labels)
@@ -145,7 +145,7 @@ def compute_maps_timed(mapper: Mapper, data: EvaluationSet) -> tuple[np.ndarray,
 def measure_perturbations(
     data: EvaluationSet, maps: np.ndarray, steps: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
-    """The measures that remove patches, one value per image, and the mean deletion and insertion curve."""
+    """Returns the measures that remove patches, one value per image, and the mean deletion and insertion curve."""
     order = rank_patches(maps, seed)
     batches: dict[str, list[np.ndarray]] = {name: [] for name in (*CURVES, "saco")}
     for start in range(0, len(maps), data.batch_size):
@@ -162,7 +162,7 @@ def measure_perturbations(
 
 
 def measure_composites(data: EvaluationSet, mapper: Mapper) -> dict[str, np.ndarray]:
-    """The measures on composite images, one value per object; a measure without composites is left out."""
+    """Returns the measures on composite images, one value per object; a measure without composites is left out."""
     values = {}
     for name, composites in data.composites.items():
         if composites is not None:

@@ -46,7 +46,7 @@ def save_overlay(explanation: RelevanceMap, path: Path, smooth: bool = False) ->
 
 
 def render_png(explanation: RelevanceMap, overlay_only: bool = False) -> bytes:
-    """The panels of `save_explanation`, or the overlay alone, as PNG bytes."""
+    """Returns the panels of `save_explanation`, or the overlay alone, as PNG bytes."""
     buffer = io.BytesIO()
     draw = draw_overlay_figure if overlay_only else draw_panels
     draw(explanation).savefig(buffer, dpi=100, format="png")
@@ -54,7 +54,7 @@ def render_png(explanation: RelevanceMap, overlay_only: bool = False) -> bytes:
 
 
 def draw_overlay_figure(explanation: RelevanceMap, smooth: bool = False, min_size: int = 448) -> "Figure":
-    """The overlay alone, enlarged by a whole number so that its longer edge has about `min_size` pixels or more."""
+    """Returns the overlay alone, enlarged by a whole number: its longer edge has about `min_size` pixels or more."""
     height, width = explanation.image.shape[:2]
     times = max(1, round(min_size / max(height, width)))
     figure = new_figure(width * times / 100, height * times / 100)
@@ -156,7 +156,7 @@ def save_faithfulness(faithfulness: Faithfulness, path: Path) -> Path:
 
 
 def draw_curves(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping[str, Any]) -> None:
-    """The deletion and the insertion curve of each method."""
+    """Draws the deletion and the insertion curve of each method."""
     removed_percent = 100 * (1 - np.array(faithfulness.remaining))
     for axes, curve in zip(figure.subplots(1, 2), CURVE_LABELS, strict=True):
         for i, (name, scores) in enumerate(faithfulness.methods.items()):
@@ -170,7 +170,7 @@ def draw_curves(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping
 
 
 def draw_scores(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping[str, Any]) -> None:
-    """Each measure of each method: mean and interval, filled where the method is best or tied."""
+    """Draws each measure of each method: mean and interval, filled where the method is best or tied."""
     names = list(faithfulness.methods)
     for axes, (measure, definition) in zip(
         figure.subplots(1, len(MEASURES), sharey=True), MEASURES.items(), strict=True
@@ -193,7 +193,7 @@ def draw_scores(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping
 
 
 def prediction_label(explanation: RelevanceMap) -> str:
-    """The predicted class, the explained class if it is another, and the latter's probability."""
+    """Returns the predicted class, the explained class if it is another, and the latter's probability."""
     if not explanation.label:
         return "features, no classes"
     if explanation.label == explanation.predicted:
@@ -202,7 +202,7 @@ def prediction_label(explanation: RelevanceMap) -> str:
 
 
 def method_label(explanation: RelevanceMap) -> str:
-    """The method with its options."""
+    """Returns the method with its options."""
     parts = [explanation.method]
     if explanation.layer is not None:
         parts.append(f"layer {explanation.layer}")
@@ -212,7 +212,7 @@ def method_label(explanation: RelevanceMap) -> str:
 
 
 def scale_label(explanation: RelevanceMap) -> str:
-    """What the values of the color scale are."""
+    """Returns what the values of the color scale are."""
     if explanation.class_blind:
         return "share of attention"
     if not explanation.signed:
@@ -247,14 +247,14 @@ def set_title(axes: "Axes", text: str, size: float = 11, color: str = "black") -
 
 
 def new_figure(width: float, height: float, **options: Any) -> "Figure":
-    """An empty figure of this size in inches, without a window."""
+    """Returns an empty figure of this size in inches, without a window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), **options)
 
 
 def new_grid(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, Sequence[Axes]]":
-    """A figure and its subplots, row by row, without axis lines."""
+    """Returns a figure and its subplots, row by row, without axis lines."""
     figure = new_figure(width, height, layout="constrained")
     grid: Sequence[Axes] = np.atleast_1d(figure.subplots(rows, columns)).ravel()  # type: ignore[assignment]
     for axes in grid:

@@ -16,7 +16,7 @@ from vitrail.explanation.recording import promote_to_float32, recording
 
 
 def input_times_gradient(x_BTD: Tensor, gradient_BTD: Tensor) -> Tensor:
-    """The sum over channels of x * ds/dx, (B, T)."""
+    """Returns the sum over channels of x * ds/dx, (B, T)."""
     return (promote_to_float32(x_BTD.detach()) * promote_to_float32(gradient_BTD)).sum(dim=-1)
 
 
@@ -49,7 +49,7 @@ def libragrad(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
 
 @torch.enable_grad()
 def integrated_gradients(inputs: TokenInputs, steps: int = 20) -> tuple[Tensor, Tensor]:
-    """The mean gradient on the straight path from the baseline to the image, times their difference: signed.
+    """Returns the mean gradient on the straight path from the baseline to the image, times their difference: signed.
 
     Sundararajan et al. 2017 (arXiv 1703.01365) with Gauss-Legendre quadrature; the baseline is the mean color. The
     embedding is linear, so the path through tokens is the path through pixels, and the sum over the channels of a patch
@@ -99,7 +99,7 @@ def chefer(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
 
 @torch.enable_grad()
 def legrad(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
-    """The positive gradient of each layer's score with respect to its attention, mean over layers: not signed.
+    """Returns the positive gradient of each layer's score with respect to its attention, mean over layers: not signed.
 
     Bousselham et al. 2025 (LeGrad, arXiv 2404.03214): the mean over heads and rows of the positive part. The score of a
     layer is that of its mean token, or of its pooled tokens with attention pooling. Each block is differentiated on its

@@ -53,15 +53,15 @@ class TokenInputs:
             return self.logits(self.x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """The rest of the forward pass, in float32 at least: (B, T, D) -> (B, Y)."""
+        """Applies the rest of the forward pass, in float32 at least: (B, T, D) -> (B, Y)."""
         return self.classify(self.vit.encode(x_BTD, self.rotation))
 
     def classify(self, x_BTD: Tensor) -> Tensor:
-        """The pool and the head, in float32 at least: (B, T, D) -> (B, Y)."""
+        """Applies the pool and the head, in float32 at least: (B, T, D) -> (B, Y)."""
         return promote_to_float32(self.vit.head(self.vit.pool(x_BTD)))
 
     def logits_of_patches(self, keep_BP: Tensor, x_BTD: Tensor | None = None) -> Tensor:
-        """The logits with only some patches, each at its own position, and all prefix tokens: (B, Y).
+        """Returns the logits with only some patches, each at its own position, and all prefix tokens: (B, Y).
 
         `keep_BP` holds patch indices, row by row, the same number for each image. A ViT takes any set of tokens, so
         the other patches are removed and need no gray or blurred replacement (Jain et al. 2022, arXiv 2204.08945).
@@ -75,13 +75,13 @@ class TokenInputs:
         return self.classify(self.vit.encode(kept_BTD, rotation))
 
     def fix_target(self, logits_BY: Tensor) -> Tensor:
-        """The weight of each logit in the score, (B, Y); the first call computes it from the given logits."""
+        """Returns the weight of each logit in the score, (B, Y); the first call computes it from the given logits."""
         if self.target_BY is None:
             self.target_BY = self.target_rule(logits_BY.detach())
         return self.target_BY
 
     def score(self, logits_BY: Tensor) -> Tensor:
-        """The logit of the explained class, minus that of the class it is compared with, if any: (B,)."""
+        """Returns the logit of the explained class, minus that of the class it is compared with, if any: (B,)."""
         return (logits_BY * self.fix_target(logits_BY)).sum(dim=1)
 
     def log_odds(self, logits_BY: Tensor) -> Tensor:
@@ -95,11 +95,11 @@ class TokenInputs:
         return explained_B - logits_BY.masked_fill(~rivals_BY, -torch.inf).logsumexp(dim=1)
 
     def probability(self, logits_BY: Tensor) -> Tensor:
-        """The probability of the explained class, minus that of the compared class, if any, at temperature 1: (B,)."""
+        """Returns p of the explained class, minus p of the compared class, if any, at temperature 1: (B,)."""
         return (logits_BY.softmax(dim=1) * self.fix_target(logits_BY)).sum(dim=1)
 
     def drop_prefix(self, x_BT: Tensor) -> Tensor:
-        """The values of the patches alone: (B, R + P) -> (B, P)."""
+        """Returns the values of the patches alone: (B, R + P) -> (B, P)."""
         return x_BT[:, self.vit.config.prefix_tokens :]
 
 
@@ -119,11 +119,11 @@ def embed_images(classifier: Classifier, pixels_BCHW: Tensor, targets: Sequence[
 
 
 def patch_grid(classifier: Classifier, pixels_BCHW: Tensor) -> tuple[int, int]:
-    """The number of rows and columns of patches."""
+    """Returns the number of rows and columns of patches."""
     patch = classifier.vit.config.patch
     return pixels_BCHW.shape[-2] // patch, pixels_BCHW.shape[-1] // patch
 
 
 def max_batch_size(tokens: int) -> int:
-    """The number of images of this many tokens that pass through the model at once."""
+    """Returns the number of images of this many tokens that pass through the model at once."""
     return max(1, MAX_BATCH_TOKENS // tokens)

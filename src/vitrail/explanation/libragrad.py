@@ -76,7 +76,7 @@ def swiglu(module: SwiGluMlp, x: Tensor) -> Tensor:
 
 
 def mlp_head(module: MlpHead, x: Tensor) -> Tensor:
-    """The head with tanh(u) as u times a constant gate."""
+    """Computes the head with tanh(u) as u times a constant gate."""
     hidden: Tensor = _GatedActivation.apply(module.fc1(x), torch.tanh, 1.0)
     logits: Tensor = module.fc2(hidden)
     return logits
@@ -115,5 +115,5 @@ def balanced_gradients(vit: ViT) -> Iterator[None]:
 
 
 def _with_constant_weights(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same kernel with q and k detached: the attention weights have no gradient, only the values do."""
+    """Returns the same kernel with q and k detached: the attention weights have no gradient, only the values do."""
     return lambda q_BNTK, k_BNTK, v_BNTK, dropout=0.0: attend(q_BNTK.detach(), k_BNTK.detach(), v_BNTK, dropout)

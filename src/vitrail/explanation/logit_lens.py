@@ -9,7 +9,7 @@ from vitrail.explanation.inputs import TokenInputs
 
 @torch.no_grad()
 def logit_lens(inputs: TokenInputs, layer: int = -1) -> tuple[Tensor, Tensor]:
-    """The logit of the explained class for each patch token after a layer, minus the mean of all logits: signed.
+    """Returns the logit of the explained class for each patch token after a layer, minus the mean logit: signed.
 
     Vilas et al. 2023 (arXiv 2310.18969): norm, pool and head applied to one token alone.
     """

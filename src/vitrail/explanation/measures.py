@@ -74,13 +74,13 @@ def rank_patches(map_BP: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def remaining_counts(patches: int, steps: int) -> list[int]:
-    """The number of remaining patches at each point of a curve: from all to one, since a mean pool needs one."""
+    """Returns the remaining patches at each point of a curve: from all to one, since a mean pool needs one."""
     return [int(n) for n in np.linspace(patches, 1, min(steps, patches - 1) + 1).round()] if patches > 1 else [1]
 
 
 @torch.inference_mode()
 def perturbation_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int, use_baseline: bool = False) -> np.ndarray:
-    """The probability of the explained class while patches are removed in this order, (B, S).
+    """Returns the probability of the explained class while patches are removed in this order, (B, S).
 
     With `use_baseline` the tokens of an image of the mean color replace them.
     """
@@ -100,24 +100,24 @@ def perturbation_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int, us
 
 
 def replace_by_baseline(inputs: TokenInputs, patches_BP: Tensor) -> Tensor:
-    """The tokens with some patches replaced by those of the baseline, (B, T, D)."""
+    """Returns the tokens with some patches replaced by those of the baseline, (B, T, D)."""
     index_BPD = (patches_BP + inputs.vit.config.prefix_tokens).unsqueeze(-1).expand(-1, -1, inputs.x_BTD.shape[-1])
     baseline_BTD = inputs.baseline_1TD.expand(len(inputs.x_BTD), -1, -1)
     return inputs.x_BTD.scatter(1, index_BPD, baseline_BTD.gather(1, index_BPD))
 
 
 def deletion_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int) -> np.ndarray:
-    """The perturbation curve with the most relevant patches removed first."""
+    """Returns the perturbation curve with the most relevant patches removed first."""
     return perturbation_curve(inputs, order_BP, steps)
 
 
 def insertion_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int) -> np.ndarray:
-    """The perturbation curve with the least relevant patches removed first: insertion, read from right to left."""
+    """Returns the curve with the least relevant patches removed first: insertion, read from right to left."""
     return perturbation_curve(inputs, order_BP[:, ::-1].copy(), steps)
 
 
 def baseline_deletion_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int) -> np.ndarray:
-    """The deletion curve with patches replaced by the baseline."""
+    """Returns the deletion curve with patches replaced by the baseline."""
     return perturbation_curve(inputs, order_BP, steps, use_baseline=True)
 
 
@@ -129,7 +129,7 @@ CURVES: dict[str, Callable[[TokenInputs, np.ndarray, int], np.ndarray]] = {  # m
 
 
 def area_under_curve(curve_BS: np.ndarray) -> np.ndarray:
-    """The area under each curve by the trapezoidal rule, with equal steps of total width 1: (B,)."""
+    """Returns the area under each curve by the trapezoidal rule, with equal steps of total width 1: (B,)."""
     if curve_BS.shape[1] == 1:
         return curve_BS[:, 0]
     area_B: np.ndarray = (curve_BS[:, 1:] + curve_BS[:, :-1]).mean(axis=1) / 2
@@ -138,7 +138,7 @@ def area_under_curve(curve_BS: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def saco(inputs: TokenInputs, map_BP: np.ndarray, order_BP: np.ndarray, groups: int = 8) -> np.ndarray:
-    """The salience-guided faithfulness coefficient (Wu et al. 2024, arXiv 2404.01415), from -1 to 1: (B,).
+    """Returns the salience-guided faithfulness coefficient (Wu et al. 2024, arXiv 2404.01415), from -1 to 1: (B,).
 
     Patches are grouped by rank, and each group is removed alone. A pair of groups has the weight of their difference in
     relevance; it counts +1 where the group with more relevance costs more probability, else -1. NaN where removing a
@@ -169,7 +169,7 @@ def saco_from_groups(relevance_BG: np.ndarray, drop_BG: np.ndarray) -> np.ndarra
 
 
 def positive_share(map_BP: np.ndarray, object_BP: np.ndarray, other_BP: np.ndarray, chance: float) -> np.ndarray:
-    """The fraction of the positive relevance on the object, of that on the object and the others together: (B,).
+    """Returns the positive relevance on the object, as a fraction of that on all objects: (B,).
 
     A map without positive relevance on either gets the chance value.
     """

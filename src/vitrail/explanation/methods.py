@@ -94,7 +94,7 @@ METHOD_ALIASES = {  # the names in earlier versions
 
 
 def find_method(name: str) -> Method:
-    """The method of this name or old name; raises `UsageError` for an unknown one."""
+    """Returns the method of this name or old name; raises `UsageError` for an unknown one."""
     name = METHOD_ALIASES.get(name, name)
     if name not in METHODS:
         raise UsageError(f"there is no method {name!r}", did_you_mean(name, METHODS))
@@ -109,7 +109,7 @@ def check_options(
     head: int | None,
     query: tuple[int, int] | None,
 ) -> dict[str, object]:
-    """The options to call a method with.
+    """Returns the options to call a method with.
 
     Raises `UsageError` for one that the method does not take or the model does not have.
     """

@@ -12,7 +12,7 @@ from vitrail.explanation.inputs import TokenInputs, max_batch_size
 
 @torch.no_grad()
 def occlusion(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
-    """The drop in probability when a patch is removed, patch by patch: signed.
+    """Returns the drop in probability when a patch is removed, patch by patch: signed.
 
     Zeiler & Fergus 2014 (arXiv 1311.2901), with a removed token in place of the gray square. With a compared class, the
     drop of the difference of both probabilities. Raises `UsageError` where an image is a single patch.
@@ -27,7 +27,7 @@ def occlusion(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def rise(inputs: TokenInputs, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The mean probability over random halves of the image that contain a patch, minus the mean over all: signed.
+    """Returns the mean probability over random halves that contain a patch, minus the mean over all halves: signed.
 
     Petsiuk et al. 2018 (RISE, arXiv 1806.07421) with removed tokens. Masks come in complementary pairs, so each patch
     is in half of them (with an odd number of patches, each pair leaves one out). Raises `UsageError` where an image is
@@ -58,7 +58,7 @@ def require_several_patches(inputs: TokenInputs) -> None:
 
 
 def probabilities_of_sets(inputs: TokenInputs, keep_MP: Tensor) -> Tensor:
-    """The probability (`TokenInputs.probability`) of every image with each of M sets of patches, (B, M)."""
+    """Returns the probability (`TokenInputs.probability`) of every image with each of M sets of patches, (B, M)."""
     target_BY = inputs.target_BY
     assert target_BY is not None
     rows = []

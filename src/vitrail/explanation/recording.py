@@ -49,7 +49,7 @@ class Record:
         return self._weights(self.depth, slice(None)) if self.depth in self.queries else None
 
     def gradient(self, layer: int, d_attended_BNTK: Tensor) -> Tensor:
-        """The gradient with respect to a layer's attention, from that with respect to `attended[layer]`: (B, N, T, T).
+        """Returns the gradient with respect to a layer's attention, (B, N, T, T), from that of `attended[layer]`.
 
         attended = attention @ v, so the gradient is d_attended @ v^T, and the forward pass stores no attention matrix.
         """

@@ -67,7 +67,7 @@ class RelevanceMap:
         return f"{self.question} ({probability}{self.method}): {summarize_map(self.map)}"
 
     def to_json(self) -> dict[str, Any]:
-        """The map and the settings that made it, as JSON values."""
+        """Returns the map and the settings that made it, as JSON values."""
         return {
             "label": self.label,
             "probability": None if math.isnan(self.probability) else self.probability,

@@ -31,8 +31,9 @@ TILE_STYLE = OverlayStyle(opacity=0.9, gamma=0.8, color_floor=0.75, gray_floor=0
 
 
 def color_limits(map_hw: np.ndarray, signed: bool) -> tuple[float, float]:
-    """The values at the ends of the color scale: the 1st and the 99th percentile, so that one extreme patch does not
-    hide the others. The scale of a signed map is symmetric about zero.
+    """Returns the ends of the color scale: the 1st and the 99th percentile, so that no extreme patch hides the others.
+
+    The scale of a signed map is symmetric about zero.
     """
     if signed:
         limit = float(np.percentile(np.abs(map_hw), 99)) or 1e-12
@@ -42,7 +43,7 @@ def color_limits(map_hw: np.ndarray, signed: bool) -> tuple[float, float]:
 
 
 def scale_map(map_hw: np.ndarray, signed: bool = False) -> np.ndarray:
-    """The map clipped to its color limits and scaled to 0..1, or to -1..1 if it is signed."""
+    """Returns the map clipped to its color limits and scaled to 0..1, or to -1..1 if it is signed."""
     low, high = color_limits(map_hw, signed)
     if signed:
         signed_hw: np.ndarray = np.clip(map_hw / high, -1, 1)
@@ -52,7 +53,7 @@ def scale_map(map_hw: np.ndarray, signed: bool = False) -> np.ndarray:
 
 
 def enlarge_map(map_hw: np.ndarray, height: int, width: int, smooth: bool = False) -> np.ndarray:
-    """The map at the size of an image: each patch is a plain rectangle, or bicubic with `smooth`."""
+    """Returns the map at the size of an image: each patch is a plain rectangle, or bicubic with `smooth`."""
     if smooth:
         from PIL import Image
 
@@ -76,7 +77,7 @@ def color_map(signed: bool) -> "Colormap":
 
 
 def overlay_map(explanation: RelevanceMap, smooth: bool = False) -> np.ndarray:
-    """The image in gray under the colored map: floats (H, W, 3) from 0 to 1.
+    """Returns the image in gray under the colored map: floats (H, W, 3) from 0 to 1.
 
     In a signed map the image shows through where the relevance is near zero; another map covers it evenly.
     """

@@ -35,7 +35,7 @@ class MethodScores:
     is_control: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers except the values of single images."""
+        """Returns all numbers except the values of single images."""
         return {
             **{name: None if score is None else score.to_json() for name, score in self.scores.items()},
             "curves": self.curves,

@@ -37,14 +37,14 @@ def parse_target(classes: tuple[str, ...], target: Target) -> ClassTarget | None
 
 
 def find_class_index(classes: tuple[str, ...], label: str) -> int:
-    """The index of a class; raises `UsageError` for a class that the model does not have."""
+    """Returns the index of a class; raises `UsageError` for a class that the model does not have."""
     if label not in classes:
         raise UsageError(f"the model has no class {label!r}", did_you_mean(label, classes))
     return classes.index(label)
 
 
 def make_target_rule(targets: Sequence[ClassTarget | None]) -> TargetRule:
-    """The rule that weighs the logits: 1 for the explained class, -1 for the class that it is compared with, else 0.
+    """Returns the rule that weighs the logits: 1 for the explained class, -1 for the compared class, else 0.
 
     For a target of None the explained class is the one with the largest logit.
     """

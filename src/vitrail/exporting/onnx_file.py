@@ -77,7 +77,7 @@ def parse_protobuf(data: bytes, path: Path) -> Any:
 
 
 def metadata_text(model: Any, path: Path) -> str:
-    """The JSON document in the metadata; raises `VitrailError` if there is none or it is too long."""
+    """Returns the JSON document in the metadata; raises `VitrailError` if there is none or it is too long."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if "vitrail" not in metadata and model.graph.node:
         raise VitrailError(
@@ -128,7 +128,7 @@ def weights_digest(model: Any) -> str:
 
 
 def safe_digest(model: Any) -> str | None:
-    """The digest; None if a damaged weight cannot be read."""
+    """Returns the digest; None if a damaged weight cannot be read."""
     try:
         return weights_digest(model)
     except Exception:  # onnx raises many types of errors for a damaged tensor

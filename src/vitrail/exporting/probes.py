@@ -33,7 +33,7 @@ class Probes:
         return iter(EvaluationLoader(self.images, classifier.preprocess, BATCH_SIZE, workers=0))
 
     def first_pixels(self, classifier: BaseClassifier) -> Tensor:
-        """The pixels of the first batch."""
+        """Returns the pixels of the first batch."""
         return next(self.batches(classifier))[0]
 
 

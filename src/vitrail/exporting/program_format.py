@@ -45,7 +45,7 @@ class ProgramFormat(ABC):
         """Reads a written program as its users do."""
 
     def model_file(self, path: Path) -> Path:
-        """The file that holds the weights."""
+        """Returns the file that holds the weights."""
         return path
 
     def measure_int8(self, pixels_BCHW: Tensor) -> dict[str, Any]:

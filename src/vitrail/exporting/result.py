@@ -23,7 +23,7 @@ class ExportResult:
         return {**document, **self.verification.to_json(), **({"int8": self.int8} if self.int8 else {})}
 
     def summary(self) -> list[str]:
-        """The result in sentences."""
+        """Returns the result in sentences."""
         verification = self.verification
         sentences = [
             f"written: {self.path} ({self.bytes / 1e6:.2f} MB), with the outputs {', '.join(self.outputs)}",
@@ -48,7 +48,7 @@ class ExportResult:
 
 
 def describe_accuracy(verification: Verification) -> list[str]:
-    """The accuracies and their difference in sentences; none if the images are not labeled."""
+    """Returns the accuracies and their difference in sentences; none if the images are not labeled."""
     interval = verification.accuracy_drop_interval
     if verification.accuracy_drop is None or interval is None:
         return []

@@ -142,12 +142,12 @@ def make_shared_fields(config: ViTConfig, model_type: str) -> Document:
 
 
 def has_plain_trunk(config: ViTConfig) -> bool:
-    """Whether the model has learned positions, a norm after the last block and none before the first."""
+    """Returns whether the model has learned positions, a norm after the last block and none before the first."""
     return not isinstance(config.position, Rotary) and config.final_norm and not config.pre_norm
 
 
 def has_plain_blocks(config: ViTConfig) -> bool:
-    """Whether the blocks have a known activation and no LayerScale."""
+    """Returns whether the blocks have a known activation and no LayerScale."""
     return config.layer_scale is None and config.mlp in ACTIVATIONS
 
 

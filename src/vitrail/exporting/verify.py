@@ -202,7 +202,7 @@ def compare_attention(classifier: Classifier, run: RunProgram, pixels: Tensor, t
 
 
 def probe_targets(classifier: Classifier) -> list[tuple[int, int | None]]:
-    """The classes to explain: the first, the last, and the last compared with the first."""
+    """Returns the classes to explain: the first, the last, and the last compared with the first."""
     last = classifier.vit.config.classes - 1
     return [(0, None), (last, None), (last, 0)] if last else [(0, None)]
 

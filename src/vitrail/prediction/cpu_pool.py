@@ -42,7 +42,7 @@ class PartWritten:
 
 
 def predict_parts(parent: ParentLink, job: PartJob) -> None:
-    """The work of a process: predicts the parts that the parent sends."""
+    """Predicts the parts that the parent sends; the main function of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(job.model.threads or 1)

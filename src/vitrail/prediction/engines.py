@@ -17,7 +17,7 @@ Engine = Callable[[PartJob, Sequence[Part], PredictOptions, Callable[[int], obje
 def run_locally(
     job: PartJob, parts: Sequence[Part], options: PredictOptions, on_images: Callable[[int], object]
 ) -> None:
-    """The engine for this machine."""
+    """Predicts the parts on this machine."""
     if job.model.device_type == "cpu":
         processes = options.processes or max(1, count_cores() // (options.threads or 1))
         CpuPool(job, parts, processes, on_images).run()

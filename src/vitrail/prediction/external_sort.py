@@ -37,7 +37,7 @@ def sort_key(entry: Entry) -> list[str]:
 
 
 def path_components(path: str) -> list[str]:
-    """The names in a path, by which `Path` orders."""
+    """Returns the names in a path, by which `Path` orders."""
     return path.split("/")
 
 

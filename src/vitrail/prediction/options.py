@@ -51,6 +51,6 @@ class PredictOptions:
             raise UsageError(f"--processes is for the CPU; {device_type} has one model process", "use --workers")
 
     def images_per_part(self, images: int) -> int:
-        """The size of a part for a source of `images`, a multiple of `LISTING_STRIDE`."""
+        """Returns the size of a part for a source of `images`, a multiple of `LISTING_STRIDE`."""
         size = self.part_images or min(max(1, -(-images // DEFAULT_PART_COUNT)), MAX_DEFAULT_PART_IMAGES)
         return -(-size // LISTING_STRIDE) * LISTING_STRIDE

@@ -87,7 +87,7 @@ def run_parts(ray: Any, job: PartJob, parts: Sequence[Part], processes: int | No
 
 
 def wants_gpu(job: PartJob, nodes: Sequence[NodeResources]) -> bool:
-    """Whether actors need a GPU: if the device is cuda, or is left open for a PyTorch model and a node has one."""
+    """Returns whether actors need a GPU: for device cuda; without a device, for a PyTorch model if a node has one."""
     if (job.model.device or "").startswith("cuda"):
         return True
     return not job.model.is_onnx and job.model.device is None and any(node.get("GPU", 0) >= 1 for node in nodes)

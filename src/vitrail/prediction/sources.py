@@ -42,7 +42,7 @@ def list_source(source: str, temporary_folder: Path) -> Iterator[Entry]:
 
 
 def is_shard_source(source: str) -> bool:
-    """Whether a source is read as tar shards; a folder with images in it is not."""
+    """Returns whether a source is read as tar shards; a folder with images in it is not."""
     return not (os.path.isdir(source) and has_images(source)) and is_shards(source)  # the latter lists a whole folder
 
 
@@ -55,7 +55,7 @@ def translate_read_errors(source: str, items: Iterator[Item]) -> Iterator[Item]:
 
 
 def has_images(folder: str) -> bool:
-    """Whether a folder has images of its own, not only in other folders."""
+    """Returns whether a folder has images of its own, not only in other folders."""
     with suppress(OSError), os.scandir(folder) as entries:  # listing the folder reports the error
         return any(is_image_name(entry.name) for entry in entries)
     return False

@@ -35,7 +35,7 @@ def reliability_chart(calibration: dict[str, Any], key: str) -> Markup:
 
 
 def risk_chart(section: dict[str, Any]) -> Markup:
-    """The risk-coverage curve, and the thresholds of selective prediction on it."""
+    """Returns the risk-coverage curve, and the thresholds of selective prediction on it."""
     curve = section["curve"]
     max_risk = max(*curve["risk"], 0.01)
     plot = Plot(
@@ -56,7 +56,7 @@ def risk_chart(section: dict[str, Any]) -> Markup:
 
 
 def curve_chart(rows: list[dict[str, Any]], metric: str) -> Markup:
-    """The loss or the accuracy by epoch, for each split that was measured."""
+    """Returns the loss or the accuracy by epoch, for each split that was measured."""
     series = {
         split: [(row["epoch"], row[f"{split}_{metric}"]) for row in rows if row.get(f"{split}_{metric}") is not None]
         for split in SPLIT_STYLES
@@ -80,7 +80,7 @@ def curve_chart(rows: list[dict[str, Any]], metric: str) -> Markup:
 
 
 def deletion_chart(faithfulness: dict[str, Any]) -> Markup:
-    """The probability of the class while the most relevant patches are removed: each method, and random order."""
+    """Returns the deletion curves, most relevant patches first: a line for each method and one for random order."""
     methods = {name: row for name, row in faithfulness["methods"].items() if not row["control"] or name == "random"}
     plot = Plot(
         "Deletion", "Probability of the class while the most relevant patches are removed first; lower is better",
@@ -97,7 +97,7 @@ def deletion_chart(faithfulness: dict[str, Any]) -> Markup:
 
 
 def property_chart(name: str, bins: list[dict[str, Any]], accuracy: float) -> Markup:
-    """The accuracy in quantile bins of a property with intervals, and the accuracy of all images."""
+    """Returns the accuracy in quantile bins of a property with intervals, and the accuracy of all images."""
     low = max(0.0, min(row["interval"][0] for row in bins) - 0.05)
     low = float(int(low * 10)) / 10
     plot = Plot(
@@ -116,7 +116,7 @@ def property_chart(name: str, bins: list[dict[str, Any]], accuracy: float) -> Ma
 
 
 def corruption_chart(section: dict[str, Any]) -> Markup:
-    """The accuracy by strength, a line for each corruption."""
+    """Returns the accuracy by strength, a line for each corruption."""
     clean = section["clean_accuracy"]
     plot = Plot(
         "Accuracy under corruption", f"Clean {clean:.1%}, mean over all corruptions {section['mean_accuracy']:.1%}",

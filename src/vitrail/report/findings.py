@@ -176,7 +176,7 @@ def near_duplicates(document: Document) -> Finding | None:
 
 
 def properties(document: Document) -> Finding | None:
-    """The property with the largest difference in accuracy, among those with intervals that do not overlap."""
+    """Returns the property with the largest difference in accuracy, among those with intervals that do not overlap."""
     gaps = []
     for name, result in document["properties"]["by"].items():
         low, high = (choose(result["bins"], key=lambda row: row["accuracy"]) for choose in (min, max))

@@ -8,7 +8,7 @@ from vitrail.training import Recipe
 
 
 def tensorboard_callback(recipe: Recipe) -> EpochCallback:
-    """A callback that writes metrics as TensorBoard files.
+    """Returns a callback that writes metrics as TensorBoard files.
 
     Raises `UsageError` without TensorBoard, and for a recipe without epochs.
     """

@@ -23,7 +23,7 @@ def check_out(out: str | Path | None) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a path is more than the traces of a run that was killed before it had a recipe.json."""
+    """Returns whether a path is more than the traces of a run that was killed before it had a recipe.json."""
     is_temporary = path.name.startswith(TEMPORARY_PREFIX) and path.suffix == ".json"
     is_empty_checkpoints = path.name == "checkpoint" and path.is_dir() and not any(path.iterdir())
     return not (is_temporary or is_empty_checkpoints)

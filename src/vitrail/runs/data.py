@@ -99,7 +99,7 @@ def check_before_training(data: str | Path, recipe: Recipe, fit: Fit = "pad") ->
 
 
 def list_unreadable(report: CheckReport | None) -> Unreadable:
-    """The images that a check could not read, by split."""
+    """Returns the images that a check could not read, by split."""
     unreadable: Unreadable = defaultdict(list)
     for image, _ in report.survey.unreadable if report and report.survey else ():
         unreadable[image.split].append(image.name)
@@ -107,7 +107,7 @@ def list_unreadable(report: CheckReport | None) -> Unreadable:
 
 
 def drop_unreadable(splits: Splits, unreadable: Unreadable) -> Splits:
-    """The splits without these images; raises `VitrailError` if training images of two classes do not remain."""
+    """Returns the splits without these images; raises `VitrailError` if fewer than two training classes remain."""
     before = splits.as_dict()
     after: dict[str, Images] = {}
     for name, images in before.items():

@@ -99,7 +99,7 @@ def remaining_steps(run: TrainingRun, done: int) -> Iterator[StepStats]:
 
 
 def with_batch_files(error: TrainingDiverged, run: TrainingRun) -> TrainingDiverged:
-    """The error with some files of the last batch; diverged.json gets all of them."""
+    """Returns the error with some files of the last batch; diverged.json gets all of them."""
     epoch, number = divmod(run.state.step - 1, run.steps_per_epoch)
     images = run.splits.train
     files = [images.paths[i] for i in batch_indices(len(images), run.batch_size, run.recipe.seed, epoch)[number]]
@@ -176,7 +176,7 @@ def is_better(row: Row, best: Row | None) -> bool:
 
 
 def seconds_left(run: TrainingRun, row: Row) -> float:
-    """The time that the remaining epochs take at this epoch's speed; the cost of an image is its area."""
+    """Returns the time that the remaining epochs take at this epoch's speed; the cost of an image is its area."""
     if not row["images_per_second"]:  # all steps were taken before a resume
         return 0.0
 
@@ -188,7 +188,7 @@ def seconds_left(run: TrainingRun, row: Row) -> float:
 
 
 def format_epoch(row: Row, epochs: int, left_s: float) -> str:
-    """A line for an epoch, with the time left."""
+    """Returns a line for an epoch, with the time left."""
     scores = "".join(
         f"{split} loss {row[f'{split}_loss']:.3f} accuracy {row[f'{split}_accuracy']:.3f}  "
         for split in ("train", "validation", "test")

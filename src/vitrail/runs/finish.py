@@ -36,7 +36,7 @@ class Run:
     result: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The folder and the scores."""
+        """Returns the folder and the scores."""
         return {"run": str(self.folder), **self.result}
 
 
@@ -81,7 +81,7 @@ def finish_run(trained: TrainedRun, *, report: bool) -> Run:
 
 
 def fit_temperature(classifier: Classifier, validation: Images, recipe: Recipe) -> Classifier:
-    """The classifier with a temperature fitted on validation images, and the fit in its origin."""
+    """Returns the classifier with a temperature fitted on validation images, and the fit in its origin."""
     uncalibrated = replace(classifier, temperature=1.0)
     with progress_bar("fitting the temperature", len(validation)) as progress:
         outcome = compute_outcome(
@@ -116,7 +116,7 @@ def evaluate_held_out(classifier: Classifier, images: Images, trained: TrainedRu
 
 
 def summarize(classifier: Classifier, evaluation: Evaluation, trained: TrainedRun) -> dict[str, Any]:
-    """The scores for result.json; the artifact's origin gets them too."""
+    """Returns the scores for result.json; the artifact's origin gets them too."""
     split = trained.scored_split
     scores = evaluation.summary()
     scores["unreadable"] += trained.splits.unreadable.get(split, 0)

@@ -48,7 +48,7 @@ class RunConfig:
     options: tuple[str, ...] = ()  # options that the resume command repeats
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document; a key without a value is left out."""
+        """Returns a JSON document; a key without a value is left out."""
         document = {
             "data": self.data,
             "fingerprint": self.fingerprint,
@@ -102,7 +102,7 @@ class RunFolder:
         return self.path / "result.json"
 
     def picture(self, name: str) -> Path:
-        """The path of a picture: classes, curves, confusion or attention."""
+        """Returns the path of a picture: classes, curves, confusion or attention."""
         return self.path / f"{name}.png"
 
     def load_config(self) -> RunConfig:
@@ -114,7 +114,7 @@ class RunFolder:
             raise VitrailError(f"{self.config_file} is damaged ({error!r})", "start a new run") from None
 
     def load_recipe(self) -> Recipe:
-        """The recipe that the run was started with; raises as `load_config` does."""
+        """Returns the recipe that the run was started with; raises as `load_config` does."""
         return self.load_config().recipe
 
     @property
@@ -134,12 +134,12 @@ class RunFolder:
             return None
 
     def resume_command(self) -> str:
-        """The command line that resumes the run."""
+        """Returns the command line that resumes the run."""
         config = self.load_config()
         return shlex.join(["vitrail", "train", config.data, "--resume", "--out", str(self.path), *config.options])
 
     def was_finished_before(self, time_s: float) -> bool:
-        """Whether the run had its result before a moment, in seconds since 1970."""
+        """Returns whether the run had its result before a moment, in seconds since 1970."""
         return self.result_file.exists() and self.result_file.stat().st_mtime < time_s
 
     @contextmanager
@@ -162,7 +162,7 @@ class RunFolder:
             unlock_file(file)
 
     def load_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, one per epoch; empty without the file."""
+        """Returns the rows of metrics.jsonl, one per epoch; empty without the file."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []

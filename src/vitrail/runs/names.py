@@ -9,7 +9,7 @@ MAX_NUMBER = 10_000
 
 
 def name_of_data(data: str | Path) -> str:
-    """A short name for DATA: that of its folder or file, of its set of shards, or of the built-in data set."""
+    """Returns a short name for DATA: that of its folder or file, of its set of shards, or of the built-in data set."""
     if is_shards(data):
         return shard_set_name(str(data)).strip() or "run"
     path = Path(data).resolve() if Path(data).exists() else Path(data)
@@ -23,7 +23,7 @@ def numbered_folders(parent: str, name: str) -> Iterator[Path]:
 
 
 def newest_folder(folders: Iterable[Path], is_begun: Callable[[Path], bool]) -> Path:
-    """The last of consecutive existing folders for which `is_begun` is true; the first folder if none is."""
+    """Returns the last of consecutive existing folders for which `is_begun` is true; the first folder if none is."""
     first, *rest = folders
     newest = first
     for folder in rest:

@@ -25,11 +25,11 @@ class Pretrained:
     sha256: str  # of its weights
 
     def to_json(self) -> dict[str, Any]:
-        """What recipe.json keeps of it."""
+        """Returns what recipe.json keeps of it."""
         return {"model": self.source, "sha256": self.sha256}
 
     def origin(self, head: str) -> dict[str, Any]:
-        """What the trained artifact keeps of it. Its own origin is included, so that a chain can be followed."""
+        """Returns what the trained artifact keeps of it. It includes its own origin, so a chain can be followed."""
         classes = len(self.classifier.classes)
         return {**self.to_json(), "classes": classes, "head": head, "origin": self.classifier.origin}
 
@@ -37,7 +37,7 @@ class Pretrained:
 def load_pretrained(
     model: Model | None, recipe: Recipe, device: torch.device, torch_files: bool = False
 ) -> Pretrained | None:
-    """The weights to start from, or None; raises `UsageError` if there are none and the recipe needs some."""
+    """Returns the weights to start from, or None; raises `UsageError` if there are none and the recipe needs some."""
     if model is None:
         if recipe.needs_pretrained_weights:
             raise UsageError(
@@ -53,7 +53,7 @@ def load_pretrained(
 def reload_pretrained(
     folder: RunFolder, model: Model | None, recipe: Recipe, device: torch.device, torch_files: bool = False
 ) -> Pretrained | None:
-    """The weights that a run was started from; raises `VitrailError` if they are no longer the same."""
+    """Returns the weights that a run was started from; raises `VitrailError` if they are no longer the same."""
     started_from = folder.load_config().pretrained
     if not started_from:
         if model is not None:

@@ -19,7 +19,7 @@ PROBE_NAMES = {"knn": "k-NN", "linear": "the linear probe"}
 
 
 def probe_pretrained(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
-    """Both probes of the weights before training. A signal stops them; computed features stay in the cache."""
+    """Returns both probes of the weights before training. A signal stops them; computed features stay in the cache."""
     with catch_stop_signals() as stop:
 
         def raise_if_stopped() -> None:
@@ -60,7 +60,7 @@ def save_linear_probe(classifier: Classifier, probes: Probe, folder: RunFolder) 
 
 
 def describe_probes(scores: dict[str, Any]) -> list[str]:
-    """A line for the score of each probe; none if no image was held out."""
+    """Returns a line for the score of each probe; none if no image was held out."""
     if scores["split"] is None:
         return []
     lines = []
@@ -76,7 +76,7 @@ def describe_probes(scores: dict[str, Any]) -> list[str]:
 
 
 def compare_with_probes(classifier: Classifier, scores: dict[str, Any], probes: dict[str, Any]) -> str | None:
-    """A warning if a trained model is no more accurate than a probe, which costs next to nothing; else None."""
+    """Returns a warning if a trained model is no more accurate than a probe, which costs next to nothing; else None."""
     if classifier.origin["recipe"]["train_on"] == "features":
         return None
     best = max(PROBE_NAMES, key=lambda name: float(probes[name]["accuracy"]))

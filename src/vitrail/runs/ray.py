@@ -66,7 +66,7 @@ def train_on_ray(
 
 
 def select_folder(data: str | Path, out: str | Path | None, resume: bool, options: dict[str, Any]) -> RunFolder:
-    """The absolute folder of the run; raises `UsageError` for wrong options before any process is started."""
+    """Returns the absolute folder of the run; raises `UsageError` for wrong options before any process is started."""
     name = name_of_data(data)
     if resume:
         folder = find_run(name, out)

@@ -17,7 +17,7 @@ RESULT_NEUTRAL_FIELDS = ("workers", "image_cache_gib")  # fields of a recipe tha
 
 
 def find_run_to_resume(name: str, out: str | Path | None, resume: bool) -> RunFolder | None:
-    """The run to resume, or None for a new run, whose folder must then be free.
+    """Returns the run to resume, or None for a new run, whose folder must then be free.
 
     Without `resume`, a launcher that restarts its processes (torchrun) resumes the run that they began.
     """
@@ -31,7 +31,7 @@ def find_run_to_resume(name: str, out: str | Path | None, resume: bool) -> RunFo
 
 
 def find_run(name: str, out: str | Path | None) -> RunFolder:
-    """The run in `out`, else the newest of runs/NAME, runs/NAME-2, ..."""
+    """Returns the run in `out`, else the newest of runs/NAME, runs/NAME-2, ..."""
     if out is not None:
         return RunFolder(Path(out))
     return RunFolder(newest_folder(numbered_folders(RUNS, name), lambda path: RunFolder(path).config_file.exists()))
@@ -40,7 +40,7 @@ def find_run(name: str, out: str | Path | None) -> RunFolder:
 def find_run_of_launch(
     launch_id: str, name: str, out: str | Path | None, launched_at_s: float | None = None
 ) -> RunFolder | None:
-    """The run that a launch began before its processes were restarted; None if it began none.
+    """Returns the run that a launch began before its processes were restarted; None if it began none.
 
     A launch may have the name of an earlier one: a run that was finished before its launcher started (seconds since
     1970) belongs to the earlier one.
@@ -56,13 +56,13 @@ def find_run_of_launch(
 
 
 def request_recipe(recipe: str | Path | Recipe | None, model: Model | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe of a new run; raises `UsageError` for an unknown one."""
+    """Returns the recipe of a new run; raises `UsageError` for an unknown one."""
     default = DEFAULT_RECIPE if model is None else DEFAULT_TRANSFER_RECIPE
     return find_recipe(default if recipe is None else recipe, **changes)
 
 
 def resume_recipe(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe that a run was started with; raises `UsageError` if another one is requested.
+    """Returns the recipe that a run was started with; raises `UsageError` if another one is requested.
 
     Fields that do not change the result may change. The name of a built-in recipe matches any changes of it that
     the run was started with; a file or a `Recipe` must agree in every field.

@@ -26,7 +26,7 @@ def resume_from_checkpoint(run: TrainingRun) -> None:
 
 
 def find_checkpoint_name(run: TrainingRun) -> str | None:
-    """The newest sound checkpoint. Only its name: other processes may see the folder under another path."""
+    """Returns the newest sound checkpoint. Only its name: other processes may see the folder under another path."""
 
     def find() -> str | None:
         run.folder.check_writable()
@@ -51,7 +51,7 @@ def log_resumed(run: TrainingRun) -> None:
 
 
 def check_progress(document: dict[str, Any], run: TrainingRun, path: Path) -> Progress:
-    """The progress in a checkpoint; raises `VitrailError` if it does not belong to this run."""
+    """Returns the progress in a checkpoint; raises `VitrailError` if it does not belong to this run."""
     try:
         progress = progress_from_json(document)
     except (TypeError, UsageError) as error:

@@ -51,7 +51,7 @@ def build_classifier(recipe: Recipe, splits: Splits, pretrained: Pretrained | No
 
 
 def random_vit(config: ViTConfig, recipe: Recipe) -> ViT:
-    """A ViT with random weights, drawn with the recipe's seed."""
+    """Returns a ViT with random weights, drawn with the recipe's seed."""
     torch.manual_seed(recipe.seed)
     vit = ViT(config)
     initialize(vit, patch_init_std=recipe.patch_init_std, zero_init_residual=recipe.zero_init_residual)
@@ -74,7 +74,7 @@ def warn_if_trained_on_held_out_images(theirs: Classifier, data_origin: dict[str
 
 
 def describe_data(splits: Splits, recipe: Recipe) -> dict[str, Any]:
-    """The data of a run, for the origin in its artifact."""
+    """Returns the data of a run, for the origin in its artifact."""
     return {
         "name": splits.name,
         "fingerprint": splits.fingerprint,
@@ -98,7 +98,7 @@ def describe_training(recipe: Recipe) -> dict[str, Any]:
 
 
 def describe_plan(start: Start, world: World) -> str:
-    """A line on what is trained, on what data and how."""
+    """Returns a line on what is trained, on what data and how."""
     recipe, vit = start.recipe, start.classifier.vit
     config = vit.config
     dtype = str(autocast_dtype(recipe.precision, world.device)).removeprefix("torch.")

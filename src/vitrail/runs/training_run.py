@@ -124,17 +124,17 @@ class TrainingRun:
         self.world.on_main(lambda: classifier.save(self.folder.artifact))
 
     def describe_numerics(self) -> dict[str, Any]:
-        """What decides the last bits of a sum in this run."""
+        """Returns what decides the last bits of a sum in this run."""
         return {**describe_numerics(self.classifier.device), "the number of processes": self.world.size}
 
     def loss_monitor(self) -> LossMonitor:
-        """A new monitor, which warns of a loss that diverges or stays at chance level."""
+        """Returns a new monitor, which warns of a loss that diverges or stays at chance level."""
         counts = np.bincount(self.splits.train.labels, minlength=len(self.splits.classes))
         chance_loss = LOSSES[self.recipe.loss].chance_level(counts, self.recipe.label_smoothing)
         return LossMonitor(chance_loss, count_warmup_steps(self.total_steps, self.recipe))
 
     def interrupted(self) -> Interrupted:
-        """The error that ends a run after a stop signal, once it is saved."""
+        """Returns the error that ends a run after a stop signal, once it is saved."""
         return Interrupted(
             f"stopped at step {self.state.step} and saved", f"continue with: {self.folder.resume_command()}"
         )

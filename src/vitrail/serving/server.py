@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
         self.shutdown_delay_s = shutdown_delay_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal starts the shutdown, the second skips the delay, the third drops the running requests."""
+        """Starts the shutdown at signal one, skips the delay at signal two, drops running requests at signal three."""
         if not self.access.draining:
             self.access.draining = True
             log("draining", signal=signal.Signals(sig).name, seconds=self.shutdown_delay_s)

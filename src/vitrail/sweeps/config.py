@@ -50,7 +50,7 @@ class SweepConfig:
         return "maximize" if self.metric == "accuracy" else "minimize"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document."""
+        """Returns a JSON document."""
         return {
             "format": FORMAT,
             **vars(self),

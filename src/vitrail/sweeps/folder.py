@@ -50,15 +50,15 @@ class SweepFolder:
         return self.path / "sweep.json"
 
     def run_folder(self, trial: int) -> RunFolder:
-        """The run of a trial."""
+        """Returns the run of a trial."""
         return RunFolder(self.path / "trials" / f"{trial:03d}")
 
     def lock_path(self, trial: int) -> Path:
-        """The file that the process at work on a trial locks."""
+        """Returns the file that the process at work on a trial locks."""
         return self.path / "locks" / f"{trial:03d}"
 
     def load_config(self) -> SweepConfig:
-        """The sweep as a value; raises `UsageError` if this is not a sweep, `VitrailError` if it is damaged."""
+        """Returns the sweep as a value; raises `UsageError` if this is not a sweep, `VitrailError` if it is damaged."""
         try:
             return config_from_json(json.loads(self.config_file.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
@@ -122,7 +122,7 @@ def check_out(path: Path) -> None:
 
 
 def find_sweep(data: str | Path, out: str | Path | None) -> SweepFolder:
-    """The sweep in `out`, else the newest of sweeps/NAME, sweeps/NAME-2, ..."""
+    """Returns the sweep in `out`, else the newest of sweeps/NAME, sweeps/NAME-2, ..."""
     if out is not None:
         return SweepFolder(Path(out))
     folders = numbered_folders(SWEEPS, name_of_data(data))

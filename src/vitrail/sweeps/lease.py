@@ -39,7 +39,7 @@ class Lease:
         threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def is_held(self) -> bool:
-        """Whether no other machine has taken the trial since, because it took this process for dead."""
+        """Returns whether no other machine has taken the trial since, because it took this process for dead."""
         try:
             return self.path.read_text(encoding="utf-8") == self.content
         except OSError:  # a vanished folder is noticed by the next write
@@ -87,14 +87,14 @@ class LeaseObserver:
         return Lease(path, file, was_abandoned=bool(content))
 
     def is_elsewhere(self, content: str) -> bool:
-        """Whether another machine wrote the content of a lease."""
+        """Returns whether another machine wrote the content of a lease."""
         try:
             return bool(json.loads(content)["machine"] != machine_id())
         except (ValueError, KeyError, TypeError):  # its writer was killed while it wrote
             return False
 
     def has_timed_out(self, path: Path) -> bool:
-        """Whether a file has not been touched for the timeout, since this process first looked."""
+        """Returns whether a file has not been touched for the timeout, since this process first looked."""
         modified = path.stat().st_mtime
         last_modified, since = self.heartbeats.get(path, (None, 0.0))
         if modified != last_modified:

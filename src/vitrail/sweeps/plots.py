@@ -21,7 +21,7 @@ BEST_COLOR = "#d55e00"
 
 
 def axis_coordinate(axis: Axis, value: Any) -> float:
-    """The coordinate of a value: of a logarithmic range its exponent, of a choice its index."""
+    """Returns the coordinate of a value: of a logarithmic range its exponent, of a choice its index."""
     if isinstance(axis, Range):
         return math.log10(value) if axis.log else float(value)
     return float([repr(v) for v in axis.values].index(repr(value)))
@@ -42,13 +42,13 @@ def axis_ticks(axis: Axis) -> tuple[list[float], list[str]]:
 
 
 def scale_to_unit(axis: Axis, value: Any) -> float:
-    """The coordinate of a value, scaled so that the first tick is 0 and the last one 1."""
+    """Returns the coordinate of a value, scaled so that the first tick is 0 and the last one 1."""
     ticks = axis_ticks(axis)[0]
     return (axis_coordinate(axis, value) - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)
 
 
 def draw_slices(space: Space, rows: list[Row], path: Path) -> None:
-    """A panel for each field: complete trials with 95% intervals, pruned ones hollow, the best one circled."""
+    """Draws a panel for each field: complete trials with 95% intervals, pruned ones hollow, the best one circled."""
     from matplotlib.figure import Figure
 
     row_count, column_count = -(-len(space) // MAX_COLUMNS), min(len(space), MAX_COLUMNS)
@@ -86,7 +86,7 @@ def draw_slice(panel: "Axes", name: str, axis: Axis, rows: list[Row]) -> None:
 
 
 def draw_parallel(space: Space, rows: list[Row], path: Path) -> None:
-    """Each trial as a line through its values to its accuracy, which colors it; pruned trials are dashed."""
+    """Draws each trial as a line through its values, colored by its accuracy; pruned trials are dashed."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -107,7 +107,7 @@ def draw_parallel(space: Space, rows: list[Row], path: Path) -> None:
 
 
 def draw_parallel_axes(panel: "Axes", space: Space, lowest: float, span: float) -> None:
-    """A vertical axis for each field and one for accuracy."""
+    """Draws a vertical axis for each field and one for accuracy."""
     for x, axis in enumerate(space.values()):
         panel.axvline(x, color="#333333", linewidth=0.8)
         ticks, labels = axis_ticks(axis)

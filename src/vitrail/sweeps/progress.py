@@ -42,13 +42,13 @@ class SweepProgress:
         return len(self.finished)
 
     def describe_best(self, rows: list[dict[str, Any]]) -> str:
-        """The best complete trial; empty if none is complete."""
+        """Returns the best complete trial; empty if none is complete."""
         if not rows or rows[0]["state"] != "complete":
             return ""
         return f"best {rows[0][self.config.metric]:.4f} (trial {rows[0]['trial']})"
 
     def describe_time_left(self) -> str:
-        """The time left; empty at the end."""
+        """Returns the time left; empty at the end."""
         left = self.total - len(self.finished)
         seconds_per_trial = (time.monotonic() - self.started) / max(1, len(self.finished) - self.finished_before)
         return f"{timedelta(seconds=round(left * seconds_per_trial))} left" if left else ""

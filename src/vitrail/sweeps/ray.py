@@ -75,7 +75,7 @@ def start_ray_workers(out: Path, count: int | None, trials: int, address: str | 
 
 
 def plan_tasks(nodes: Sequence[NodeResources], count: int | None, trials: int) -> tuple[int, int, bool]:
-    """The number of tasks, the cores of each, and whether each has a GPU; as many cores as all can have at once."""
+    """Returns the number of tasks, the cores of each (as many as all can have at once), and whether each has a GPU."""
     gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
     slots = max(1, count_slots(nodes, 1, gpu))
     count = min(count or slots, trials)

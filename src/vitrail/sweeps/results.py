@@ -25,7 +25,7 @@ Row = dict[str, Any]  # a trial in the table
 
 
 def build_table(config: SweepConfig, study: SweepStudy) -> list[Row]:
-    """A row for each trial: complete ones by score, then pruned, failed and running ones."""
+    """Returns a row for each trial: complete ones by score, then pruned, failed and running ones."""
     rows = [trial_row(trial) for trial in study.list_trials()]
     rows.sort(key=lambda row: (STATE_ORDER[row["state"]], *score_key(config, row), row["trial"]))
     for rank, row in enumerate((row for row in rows if row["state"] == "complete"), 1):
@@ -42,7 +42,7 @@ def score_key(config: SweepConfig, row: Row) -> tuple[float, float]:
 
 
 def trial_row(trial: "FrozenTrial") -> Row:
-    """A trial as a row of the table."""
+    """Returns a trial as a row of the table."""
     scores = trial.user_attrs.get("scores", {})
     row: Row = {
         "trial": trial.number,
@@ -69,7 +69,7 @@ def write_table(folder: SweepFolder, config: SweepConfig, study: SweepStudy, **m
 
 
 def summarize(folder: SweepFolder, config: SweepConfig, rows: list[Row]) -> dict[str, Any]:
-    """The content of sweep.json."""
+    """Returns the content of sweep.json."""
     best = rows[0] if rows and rows[0]["state"] == "complete" else None
     return {
         "sweep": str(folder.path),
@@ -94,7 +94,7 @@ def count_indistinguishable(rows: list[Row]) -> int:
 
 
 def format_csv(config: SweepConfig, rows: list[Row]) -> str:
-    """The table as CSV, with a column for each field."""
+    """Returns the table as CSV, with a column for each field."""
     fields, last_columns = list(config.space), ["loss", "epochs", "seconds", "run", "error"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -108,12 +108,12 @@ def format_csv(config: SweepConfig, rows: list[Row]) -> str:
 
 
 def format_argument(value: Any) -> str:
-    """A value as the command line takes it, with all digits."""
+    """Returns a value as the command line takes it, with all digits."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def train_command(config: SweepConfig, values: dict[str, Any]) -> str:
-    """The command line that trains with these values, with a report and a score on test."""
+    """Returns the command line that trains with these values, with a report and a score on test."""
     command = ["vitrail", "train", shlex.quote(config.data)]
     default_recipe = DEFAULT_RECIPE if config.model is None else DEFAULT_TRANSFER_RECIPE
     base = config.recipe.name if config.recipe.name in RECIPES else DEFAULT_RECIPE
@@ -130,12 +130,12 @@ def train_command(config: SweepConfig, values: dict[str, Any]) -> str:
 
 
 def current_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with today's name for the `fit` of a sweep of format 1."""
+    """Returns the values with today's name for the `fit` of a sweep of format 1."""
     return {name: FIT_VALUES.get(value, value) if name == "fit" else value for name, value in values.items()}
 
 
 def recipe_differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:
-    """The fields of a recipe that differ from another one, as the command line takes them."""
+    """Returns the fields of a recipe that differ from another one, as the command line takes them."""
     document, base_document = recipe.to_json(), base.to_json()
     differences: dict[str, Any] = {}
     for name, group in RECIPE_FIELDS.items():
@@ -149,7 +149,7 @@ def recipe_differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:
 
 
 def describe_trial(config: SweepConfig, row: Row) -> str:
-    """A line for a trial that has ended."""
+    """Returns a line for a trial that has ended."""
     values = "  ".join(f"{name} {format_value(value)}" for name, value in row["values"].items())
     trial = f"trial {row['trial']}  {values}: "
     if row["state"] == "failed":

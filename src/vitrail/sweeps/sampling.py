@@ -35,7 +35,7 @@ def import_optuna() -> Any:
 
 
 def propose_values(config: SweepConfig, trials: "Sequence[FrozenTrial]") -> Values | None:
-    """A point that is possible and has not been tried; None if there is none."""
+    """Returns a point that is possible and has not been tried; None if there is none."""
     tried = {point_key(trial.params) for trial in trials}
     number = len(trials)
 
@@ -59,7 +59,7 @@ def propose_values(config: SweepConfig, trials: "Sequence[FrozenTrial]") -> Valu
 
 
 def sample_values(config: SweepConfig, trials: "Sequence[FrozenTrial]", number: int, draw: int) -> Values:
-    """A point from the sampler: Optuna's TPE (Bergstra et al. 2011), or a random one."""
+    """Returns a point from the sampler: Optuna's TPE (Bergstra et al. 2011), or a random one."""
     optuna = import_optuna()
     seed = derive_seed(config, number, draw)
     if config.sampler == "tpe":
@@ -83,12 +83,12 @@ def random_points(config: SweepConfig, number: int) -> Iterator[Values]:
 
 
 def derive_seed(config: SweepConfig, number: int, draw: int) -> int:
-    """A seed for a draw of a trial."""
+    """Returns a seed for a draw of a trial."""
     return int(np.random.SeedSequence((config.sweep_seed, number, draw)).generate_state(1)[0])
 
 
 def is_exhaustive(config: SweepConfig) -> bool:
-    """Whether the space has no more points than trials: then all are tried, in order."""
+    """Returns whether the space has no more points than trials: then all are tried, in order."""
     points = count_points(config.space)
     return points is not None and points <= config.trials
 
@@ -118,7 +118,7 @@ def check_possible(config: SweepConfig) -> None:
 
 
 def count_trials(config: SweepConfig) -> int:
-    """The number of trials: the requested one, or that of the possible points if they are fewer."""
+    """Returns the number of trials: the requested one, or that of the possible points if they are fewer."""
     if not is_exhaustive(config):
         return config.trials
     return sum(find_conflict(config, values) is None for values in iterate_points(config.space) or ())
@@ -130,12 +130,12 @@ def point_key(values: Values) -> str:
 
 
 def space_distributions(config: SweepConfig) -> "dict[str, BaseDistribution]":
-    """The space as Optuna's distributions."""
+    """Returns the space as Optuna's distributions."""
     return {name: axis_distribution(axis) for name, axis in config.space.items()}
 
 
 def axis_distribution(axis: Axis) -> "BaseDistribution":
-    """An axis as Optuna's distribution."""
+    """Returns an axis as Optuna's distribution."""
     optuna = import_optuna()
     if isinstance(axis, Choice):
         return optuna.distributions.CategoricalDistribution(axis.values)

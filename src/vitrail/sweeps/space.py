@@ -47,11 +47,11 @@ class Choice:
     values: tuple[Scalar, ...]
 
     def to_json(self) -> list[Scalar]:
-        """A JSON document."""
+        """Returns a JSON document."""
         return list(self.values)
 
     def list_values(self) -> tuple[Scalar, ...]:
-        """The values."""
+        """Returns the values."""
         return self.values
 
 
@@ -66,7 +66,7 @@ class Range:
     is_integer: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document, as in a TOML file."""
+        """Returns a JSON document, as in a TOML file."""
         document: dict[str, Any] = {"from": self.low, "to": self.high}
         if self.log:
             document["log"] = True
@@ -75,7 +75,7 @@ class Range:
         return document
 
     def list_values(self) -> tuple[Scalar, ...] | None:
-        """The numbers; None if they are continuous or too many."""
+        """Returns the numbers; None if they are continuous or too many."""
         step = self.step or (1 if self.is_integer and not self.log else None)
         if self.is_integer and self.log and self.high - self.low < 16:
             step = 1
@@ -91,7 +91,7 @@ Space = dict[str, Axis]
 
 
 def parse_space(vary: Mapping[str, Any]) -> Space:
-    """The space from fields and their values: text, a list, or a table with from, to, log, step.
+    """Returns the space from fields and their values: text, a list, or a table with from, to, log, step.
 
     Raises `UsageError` naming the field and what is wrong.
     """
@@ -115,7 +115,7 @@ def parse_vary(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def load_space(path: str | Path) -> dict[str, Any]:
-    """The fields and values of a TOML file, for `parse_space`; raises `UsageError` if it cannot be read."""
+    """Returns the fields and values of a TOML file, for `parse_space`; raises `UsageError` if it cannot be read."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -125,7 +125,7 @@ def load_space(path: str | Path) -> dict[str, Any]:
 
 
 def parse_axis(name: str, values: Any) -> Axis:
-    """The values of one field."""
+    """Returns the values of one field."""
     if name != "size" and name not in RECIPE_FIELDS:
         raise UsageError(f"a recipe has no field {name!r}", did_you_mean(name, [*RECIPE_FIELDS, "size"]))
     if name in FIXED_FIELDS:
@@ -164,7 +164,7 @@ def parse_range_text(name: str, text: str) -> dict[str, Any]:
 
 
 def parse_number(text: str) -> float:
-    """An int if the text is one, else a float."""
+    """Returns an int if the text is one, else a float."""
     try:
         return int(text)
     except ValueError:
@@ -172,7 +172,7 @@ def parse_number(text: str) -> float:
 
 
 def parse_range(name: str, table: Mapping[str, Any]) -> Range:
-    """The range in a table with from, to, and log or step."""
+    """Returns the range in a table with from, to, and log or step."""
     if unknown := set(table) - {"from", "to", "log", "step"}:
         raise UsageError(f"{name}: a range has no {min(unknown)!r}", "it has from, to, and log or step")
     if not {"from", "to"} <= set(table):
@@ -211,7 +211,7 @@ def check_bounds(name: str, low: float, high: float, step: float | None, log: bo
 
 
 def to_scalar(name: str, value: Any) -> Scalar:
-    """A value of a field, checked, as the study stores it; (height, width) becomes 32x48."""
+    """Returns a value of a field, checked, as the study stores it; (height, width) becomes 32x48."""
     if isinstance(value, tuple | list) and len(value) == 2:
         value = f"{value[0]}x{value[1]}"
     parsed = parse_value(name, value) if isinstance(value, str) else value
@@ -220,7 +220,7 @@ def to_scalar(name: str, value: Any) -> Scalar:
 
 
 def parse_value(name: str, text: str) -> Any:
-    """A field's value from its text; raises `UsageError`."""
+    """Returns a field's value from its text; raises `UsageError`."""
     if name == "fit":
         text = FIT_VALUES.get(text, text)  # a study of format 1 keeps the old name
     hint = field_type(name)
@@ -249,17 +249,17 @@ def check_value(name: str, value: Any) -> None:
 
 
 def field_type(name: str) -> Any:
-    """The type of a field."""
+    """Returns the type of a field."""
     return str if name == "size" else field_types(GROUPS[RECIPE_FIELDS[name]])[name]
 
 
 def rename_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A point or a space of a sweep of format 1 with today's names of fields; any other one as it is."""
+    """Returns a point or a space of a sweep of format 1 with today's names of fields; any other one as it is."""
     return rename_keys(dict(values), RECIPE_KEYS | AUGMENT_KEYS)
 
 
 def values_to_changes(values: Mapping[str, Scalar]) -> dict[str, Any]:
-    """A point as changes of a recipe."""
+    """Returns a point as changes of a recipe."""
     return {
         name: parse_value(name, value) if isinstance(value, str) else value
         for name, value in rename_fields(values).items()
@@ -267,7 +267,7 @@ def values_to_changes(values: Mapping[str, Scalar]) -> dict[str, Any]:
 
 
 def iterate_points(space: Space) -> Iterator[Values] | None:
-    """All points of the space, in order; None if they cannot be counted."""
+    """Returns all points of the space, in order; None if they cannot be counted."""
     lists = [axis.list_values() for axis in space.values()]
     if any(values is None for values in lists):
         return None
@@ -275,23 +275,23 @@ def iterate_points(space: Space) -> Iterator[Values] | None:
 
 
 def count_points(space: Space) -> int | None:
-    """The number of points; None if they cannot be counted."""
+    """Returns the number of points; None if they cannot be counted."""
     lists = [axis.list_values() for axis in space.values()]
     return None if any(values is None for values in lists) else math.prod(len(values or ()) for values in lists)
 
 
 def space_to_json(space: Space) -> dict[str, Any]:
-    """A JSON document, which `parse_space` reads."""
+    """Returns a JSON document, which `parse_space` reads."""
     return {name: axis.to_json() for name, axis in space.items()}
 
 
 def format_value(value: Any) -> str:
-    """A value in a table or a sentence."""
+    """Returns a value in a table or a sentence."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def option_name(name: str) -> str:
-    """A field as a command-line option, without its dashes."""
+    """Returns a field as a command-line option, without its dashes."""
     return name.replace("_", "-")

@@ -36,12 +36,12 @@ class SweepStudy:
     distributions: "dict[str, BaseDistribution]"  # of the fields
 
     def list_trials(self) -> "list[FrozenTrial]":
-        """All trials, by number."""
+        """Returns all trials, by number."""
         trials = (self.upgrade_trial(trial) for trial in self.optuna_study.get_trials(deepcopy=False))
         return sorted(trials, key=lambda trial: trial.number)
 
     def upgrade_trial(self, trial: "FrozenTrial") -> "FrozenTrial":
-        """A trial of format 1 with today's names of fields; any other trial as it is."""
+        """Returns a trial of format 1 with today's names of fields; any other trial as it is."""
         values = rename_fields(trial.params)
         if values == trial.params:
             return trial
@@ -50,7 +50,7 @@ class SweepStudy:
         return upgraded
 
     def count_finished(self) -> int:
-        """The number of trials that are complete, pruned or failed."""
+        """Returns the number of trials that are complete, pruned or failed."""
         return sum(trial.state.is_finished() for trial in self.list_trials())
 
     def begin_trial(self, config: SweepConfig) -> int | None:
@@ -65,7 +65,7 @@ class SweepStudy:
         return max(trial.number for trial in self.list_trials())
 
     def open_trial(self, number: int) -> "optuna.Trial":
-        """A running trial, to report to."""
+        """Returns a running trial, to report to."""
         study_id = self.storage.get_study_id_from_name(STUDY_NAME)
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
         return import_optuna().Trial(self.optuna_study, trial_id)
@@ -115,7 +115,7 @@ def build_pruner(config: SweepConfig) -> "optuna.pruners.BasePruner":
 
 
 def field_importances(study: SweepStudy, config: SweepConfig) -> dict[str, float] | None:
-    """The fraction of the variance of scores that each field explains (fANOVA, Hutter et al. 2014).
+    """Returns the fraction of the variance of scores that each field explains (fANOVA, Hutter et al. 2014).
 
     None if fewer than four trials are complete, all scores are equal, or one field is varied.
     """

@@ -53,7 +53,7 @@ class Sweep:
         return best
 
     def to_json(self) -> dict[str, Any]:
-        """The content of sweep.json."""
+        """Returns the content of sweep.json."""
         return self.result
 
 
@@ -122,7 +122,7 @@ def sweep(
 
 
 def describe_plan(folder: SweepFolder, config: SweepConfig) -> str:
-    """A line on what is tried, how, and by what trials are compared."""
+    """Returns a line on what is tried, how, and by what trials are compared."""
     points = count_points(config.space)
     size = f"{points:,} points" if points is not None and points < MAX_COUNTED_POINTS else "a continuous space"
     method = "every point" if is_exhaustive(config) else SAMPLER_NAMES[config.sampler]
@@ -201,7 +201,7 @@ def score_best(folder: SweepFolder, config: SweepConfig, trial: int) -> Run:
 
 
 def load_test_scores(folder: SweepFolder) -> dict[str, Any] | None:
-    """The test scores of the best trial, computed now or earlier; None without them."""
+    """Returns the test scores of the best trial, computed now or earlier; None without them."""
     best = RunFolder(folder.path / "best")
     try:
         trial = json.loads((best.path / BEST_TRIAL_FILE).read_text(encoding="utf-8"))["trial"]

@@ -150,7 +150,7 @@ def report_epochs(job: TrialJob) -> None:
 
 
 def final_scores(job: TrialJob, result: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a complete trial."""
+    """Returns the scores of a complete trial."""
     scores = result["validation"]
     return {
         "accuracy": scores["accuracy"],
@@ -162,7 +162,7 @@ def final_scores(job: TrialJob, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def scores_so_far(job: TrialJob) -> dict[str, Any]:
-    """The scores of the best epoch of a pruned trial."""
+    """Returns the scores of the best epoch of a pruned trial."""
     rows, images = job.run.load_metrics(), job.config.validation_images
     best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
     accuracy = best["validation_accuracy"]

@@ -77,7 +77,7 @@ def run_worker(
 def take_trial(
     folder: SweepFolder, config: SweepConfig, study: SweepStudy, observer: LeaseObserver
 ) -> tuple[int, Lease] | None:
-    """A trial that has lost its process, else a new one; None if other processes work on all that are left."""
+    """Returns a trial that has lost its process, else a new one; None if other processes work on all that are left."""
     with folder.lock():
         trials = study.list_trials()
         for trial in trials:

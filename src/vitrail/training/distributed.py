@@ -155,12 +155,12 @@ def join_world(device: torch.device, *, fsdp: bool = False) -> Iterator[World]:
 
 
 def is_connection_error(error: RuntimeError) -> bool:
-    """Whether an error was raised because another process of the group does not answer."""
+    """Returns whether an error was raised because another process of the group does not answer."""
     return isinstance(error, dist.DistError) or GLOO_CONNECTION_ERROR.search(str(error)) is not None
 
 
 def in_process_group() -> bool:
-    """Whether this process is in a process group."""
+    """Returns whether this process is in a process group."""
     return dist.is_available() and dist.is_initialized()
 
 

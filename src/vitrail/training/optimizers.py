@@ -60,22 +60,22 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter should decay: matrices and the patch projection; not vectors, tokens or positions."""
+    """Returns whether a parameter should decay: matrices and the patch projection; not vectors, tokens or positions."""
     return parameter.ndim >= 2 and name not in ("prefix", "position.grid", "pool.query")
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a hidden matrix, for which Muon is made."""
+    """Returns whether a parameter is a hidden matrix, for which Muon is made."""
     return parameter.ndim == 2 and name.startswith("blocks.")
 
 
 def is_qkv(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter holds the three matrices of queries, keys and values, one below the other."""
+    """Returns whether a parameter holds the three matrices of queries, keys and values, one below the other."""
     return is_block_matrix(name, parameter) and name.endswith("attn.qkv.weight")
 
 
 def is_single_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a hidden matrix other than the qkv projection."""
+    """Returns whether a parameter is a hidden matrix other than the qkv projection."""
     return is_block_matrix(name, parameter) and not is_qkv(name, parameter)
 
 

@@ -81,14 +81,14 @@ def sync_gradients(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def is_fsdp_module(module: nn.Module) -> bool:
-    """Whether FSDP2 has sharded this module."""
+    """Returns whether FSDP2 has sharded this module."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Whether other processes hold the rest of this tensor."""
+    """Returns whether other processes hold the rest of this tensor."""
     return hasattr(tensor, "full_tensor")
 
 

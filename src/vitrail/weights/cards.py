@@ -67,7 +67,7 @@ def list_untagged(name: str) -> list[str]:
 
 
 def is_card_name(name: str) -> bool:
-    """Whether `find_card` knows the name, be it ambiguous."""
+    """Returns whether `find_card` knows the name, be it ambiguous."""
     return name in load_cards() or bool(list_untagged(name))
 
 

@@ -24,5 +24,5 @@ def parse_config(document: Document, folder: Path) -> ParsedConfig:
 
 
 def is_timm_config(document: Document) -> bool:
-    """Whether the document is timm's, which includes the preprocessing."""
+    """Returns whether the document is timm's, which includes the preprocessing."""
     return "architecture" in document

@@ -45,7 +45,7 @@ class Layout:
         return None
 
     def is_ignored(self, name: str, root: str) -> bool:
-        """Whether a tensor of the file is not part of the classifier."""
+        """Returns whether a tensor of the file is not part of the classifier."""
         return any(fnmatchcase(name, full_name(pattern, root)) for pattern in self.ignored)
 
 

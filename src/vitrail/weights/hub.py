@@ -98,7 +98,7 @@ def find_cached_folder(name: str) -> Path | None:
 
 
 def has_preprocessing(folder: Path) -> bool:
-    """Whether a folder states the preprocessing: transformers in a file of its own, timm in `config.json`."""
+    """Returns whether a folder states the preprocessing: transformers in a file of its own, timm in `config.json`."""
     if (folder / PREPROCESSOR_FILE).is_file():
         return True
     try:

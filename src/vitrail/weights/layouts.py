@@ -94,5 +94,5 @@ def expand_rows(rows: Rows) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def is_same_model(first: str, second: str) -> bool:
-    """Whether two layouts name the same models."""
+    """Returns whether two layouts name the same models."""
     return (LAYOUTS[first].alias_of or first) == (LAYOUTS[second].alias_of or second)

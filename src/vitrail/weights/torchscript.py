@@ -71,7 +71,7 @@ def rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: 
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive rather than saved tensors."""
+    """Returns whether a file is a TorchScript archive rather than saved tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -144,7 +144,7 @@ def find_card_by_file(path: Path) -> Card | None:
 
 
 def matches_hash(path: Path, card: Card) -> bool:
-    """Whether the file has the SHA-256 that the card's publisher states."""
+    """Returns whether the file has the SHA-256 that the card's publisher states."""
     if not card.sha256 or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -165,7 +165,7 @@ def match_cards(tensors: dict[str, Tensor]) -> list[tuple[Card, str]]:
 
 
 def has_card_shapes(tensors: dict[str, Tensor], card: Card, key: str, root: str, widths: set[int]) -> bool:
-    """Whether the file has all tensors of a card in a layout; `widths` are the lengths of the file's norms."""
+    """Returns whether the file has all tensors of a card in a layout; `widths` are the lengths of the file's norms."""
     config = card.build_config()
     if widths and config.width not in widths:
         return False

@@ -17,7 +17,7 @@ NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_shards(address: str | Path) -> bool:
-    """Whether an address means tar shards: a URL, a .tar file, a pattern of them, or a folder of them.
+    """Returns whether an address means tar shards: a URL, a .tar file, a pattern of them, or a folder of them.
 
     A folder with class folders in it is a folder of images, whatever tar files it also has.
     """
@@ -38,7 +38,7 @@ def is_shards(address: str | Path) -> bool:
 
 
 def has_only_tars(folder: Path) -> bool:
-    """Whether a folder has tar files and no folders."""
+    """Returns whether a folder has tar files and no folders."""
     try:
         entries = list(folder.iterdir())
     except OSError:

@@ -36,7 +36,7 @@ class StorageUnreachable(OSError):
 
 
 def is_remote(address: str) -> bool:
-    """Whether reading an address needs fsspec."""
+    """Returns whether reading an address needs fsspec."""
     return "://" in address and not address.startswith("file://")
 
 

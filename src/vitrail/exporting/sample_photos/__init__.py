@@ -10,7 +10,7 @@ NAMES = ("cat.jpg", "coffee.jpg", "rocket.jpg", "astronaut.jpg")
 
 
 def read_sample_photos(classifier: BaseClassifier) -> dict[str, Tensor]:
-    """The photographs by file name, as uint8 (C, H, W) of the model's size."""
+    """Returns the photographs by file name, as uint8 (C, H, W) of the model's size."""
     photos = {}
     for name in NAMES:
         with as_file(files(__name__).joinpath(name)) as path:

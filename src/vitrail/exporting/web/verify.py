@@ -89,12 +89,12 @@ def make_noise(classifier: Classifier) -> Tensor:
 
 
 def draw_half(patches: int) -> Tensor:
-    """The indices of a random half of the patches, (1, K), unsorted."""
+    """Returns the indices of a random half of the patches, (1, K), unsorted."""
     return torch.randperm(patches, generator=torch.Generator().manual_seed(1))[: max(1, patches // 2)].unsqueeze(0)
 
 
 def make_target(classes: int, label: int, against: int | None = None) -> np.ndarray:
-    """The weights of the logits in the explained score, float32 (1, Y)."""
+    """Returns the weights of the logits in the explained score, float32 (1, Y)."""
     target_1Y = np.zeros((1, classes), dtype=np.float32)
     target_1Y[0, label] = 1
     if against is not None:
@@ -104,7 +104,7 @@ def make_target(classes: int, label: int, against: int | None = None) -> np.ndar
 
 @torch.no_grad()
 def logits_and_attention(classifier: Classifier, pixels_1CHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier's logits, not divided by the temperature, and its attention (L, N, T, T)."""
+    """Returns the classifier's logits, not divided by the temperature, and its attention (L, N, T, T)."""
     with recording(classifier.vit) as record:
         logits_1Y = classifier.vit(classifier.normalize(pixels_1CHW)).float().cpu()
     layers = [record.attention(layer)[0].float().cpu() for layer in range(record.depth)]
@@ -113,13 +113,13 @@ def logits_and_attention(classifier: Classifier, pixels_1CHW: Tensor) -> tuple[T
 
 @torch.no_grad()
 def logits_of_patches(classifier: Classifier, pixels_1CHW: Tensor, keep_1K: Tensor) -> Tensor:
-    """The classifier's logits with only these patches, (1, Y)."""
+    """Returns the classifier's logits with only these patches, (1, Y)."""
     inputs = embed_images(classifier, pixels_1CHW, [None])
     return inputs.logits_of_patches(keep_1K.to(classifier.device)).cpu()
 
 
 def explain(classifier: Classifier, pixels_1CHW: Tensor, label: int, against: int | None = None) -> Tensor:
-    """The classifier's map (h, w)."""
+    """Returns the classifier's map (h, w)."""
     names = classifier.classes
     target = names[label] if against is None else (names[label], names[against])
     return torch.from_numpy(explain_batch(classifier, pixels_1CHW, target=target)[0].map)
@@ -127,7 +127,7 @@ def explain(classifier: Classifier, pixels_1CHW: Tensor, label: int, against: in
 
 @torch.no_grad()
 def mean_lens(classifier: Classifier, pixels_1CHW: Tensor) -> Tensor:
-    """The logits that the head gives for each patch's last token alone, as the mean over the patches, (Y,)."""
+    """Returns the logits that the head gives for each patch's last token alone, as the mean over the patches, (Y,)."""
     vit, prefix = classifier.vit, classifier.vit.config.prefix_tokens
     z_1TD = vit.tokens(classifier.normalize(pixels_1CHW))
     copies_PTD = z_1TD[0, prefix:, None].expand(-1, prefix + 1, -1)
