@@ -19,7 +19,7 @@ COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Nothing is kept in the cache of whoever runs the tests: looks of images, features."""
+    """Tests use their own cache for facts about images and for features, not the one of the user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -27,7 +27,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def _loud_again():
-    """A test that asked for quiet does not silence the next one."""
+    """Resets `console.quiet` after a test that set it."""
     yield
     console.quiet = False
 

@@ -63,7 +63,7 @@ def test_the_make_commands_are_targets():
     assert set(named) <= targets
 
 
-def test_the_classifier_that_comes_along(folder: Path):
+def test_the_commands_for_the_bundled_classifier(folder: Path):
     done = shell(BLOCKS[1][1], folder)
     assert done.returncode == 0, done.stderr
     assert "cat.jpg: cat " in done.stdout and "85.13%" in done.stdout
@@ -126,7 +126,7 @@ def test_serving(folder: Path, run: vitrail.Run):
     assert '"event": "stopped"' in done.stderr
 
 
-def test_links_lead_somewhere():
+def test_links_point_to_existing_files():
     for text, folder in ((README, ROOT), (USAGE, ROOT / "docs")):
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             assert target.startswith("https://") or (folder / target).exists(), target
