@@ -40,9 +40,7 @@ class Parser(argparse.ArgumentParser):
         self.advanced.append(action)
 
     def add_help_all(self) -> None:
-        """Adds --help-all, if there are advanced options."""
-        if self.advanced_actions():
-            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the help with all options and exit")
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the help with all options and exit")
 
     def advanced_actions(self) -> list[argparse.Action]:
         return [*self.advanced, *(action for group in self.advanced_groups for action in group._group_actions)]
