@@ -11,15 +11,19 @@ LENGTHS = struct.Struct("<II")  # number of bytes of the JSON document and of th
 Message = tuple[dict[str, Any], bytes]
 
 
-def pack_message(document: dict[str, Any], parts: Sequence[Any] = ()) -> list[Any]:
-    """Returns the buffers of a message, to be written in order; `parts` are buffers that form the payload."""
+def pack_message(document: dict[str, Any], parts: Sequence[Any] = ()) -> bytes:
+    """Returns a message as bytes; `parts` are contiguous buffers of any type that form the payload.
+
+    The result is one object of bytes, because sockets and transports treat other buffers differently: since Python
+    3.12 asyncio counts the items of an array in `writelines`, not its bytes.
+    """
     text = json.dumps(document).encode()
-    return [LENGTHS.pack(len(text), sum(memoryview(part).nbytes for part in parts)), text, *parts]
+    return b"".join([LENGTHS.pack(len(text), sum(memoryview(part).nbytes for part in parts)), text, *parts])
 
 
 def send_message(connection: socket.socket, document: dict[str, Any], parts: Sequence[Any] = ()) -> None:
     """Sends a message; blocks until all of it is written."""
-    connection.sendall(b"".join(pack_message(document, parts)))
+    connection.sendall(pack_message(document, parts))
 
 
 def receive_message(file: BinaryIO) -> Message | None:

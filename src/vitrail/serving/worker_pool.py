@@ -68,7 +68,7 @@ class Worker:
         return worker
 
     def send(self, document: dict[str, Any], parts: list[Any]) -> None:
-        self.writer.writelines(pack_message(document, parts))
+        self.writer.write(pack_message(document, parts))
 
     async def receive(self, timeout_s: float | None = None) -> Message:
         """Returns the next answer.
