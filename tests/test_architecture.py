@@ -21,6 +21,7 @@ LAYERS = [
         "options",
         "console",
         "files",
+        "installation",
         "interrupts",
         "machine",
         "intervals",

@@ -29,6 +29,7 @@ from serving import QUEUE_SIZE, TIMEOUT_S, PendingRequest, Reply, RunningServer,
 from test_battery import png
 from vitrail.data.decode import decode
 from vitrail.errors import UsageError
+from vitrail.installation import install_hint
 from vitrail.serving import web_page
 from vitrail.serving.endpoint import choose_names
 from vitrail.serving.onnx_cache import onnx_cache_folder, onnx_cache_name, write_onnx
@@ -613,7 +614,7 @@ def test_the_reasons_for_a_plain_page(clf: vitrail.Classifier, monkeypatch: pyte
     assert web_page.reason_for_plain_page(clf) is None
     assert "has no classes" in str(web_page.reason_for_plain_page(replace(clf, classes=())))
     monkeypatch.setattr(web_page, "find_spec", lambda package: None if package == "onnx" else package)
-    assert web_page.reason_for_plain_page(clf) == "onnx is not installed: pip install 'vitrail[export]'"
+    assert web_page.reason_for_plain_page(clf) == f"onnx is not installed: {install_hint('export')}"
     monkeypatch.setattr(web_page, "MAX_PAGE_MB", 5.0)
     assert "more than 5" in str(web_page.reason_for_plain_page(clf))
 

@@ -23,6 +23,7 @@ from vitrail.data.scoring import open_images_to_score
 from vitrail.data.source import Listing, Source, encode_labels
 from vitrail.data.split import Splits, split_listing
 from vitrail.errors import UsageError, VitrailError
+from vitrail.installation import install_hint
 
 
 def paint(path: Path, value: int = 0) -> Path:
@@ -560,7 +561,7 @@ def test_parquet_without_pyarrow_says_what_to_install(photos: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (photos / "list.parquet").touch()
-    assert "pip install 'vitrail[parquet]'" in error_text(photos / "list.parquet")
+    assert install_hint("parquet") in error_text(photos / "list.parquet")
 
 
 # built-in data sets

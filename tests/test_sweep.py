@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -27,6 +28,7 @@ from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import recipe_changes
 from vitrail.data import open_data
 from vitrail.errors import UsageError, VitrailError
+from vitrail.installation import install_hint
 from vitrail.runs import epochs, finish
 from vitrail.runs.folder import RunFolder
 from vitrail.sweeps import lease, sampling, worker
@@ -433,7 +435,7 @@ def test_wrong_options_write_nothing(colors: Path, tmp_path: Path, more: dict[st
 
 def test_the_error_without_optuna(colors: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UsageError, match=r"optuna is not installed \(pip install 'vitrail\[sweep\]'\)"):
+    with pytest.raises(UsageError, match=re.escape(f"optuna is not installed ({install_hint('sweep')})")):
         vitrail.sweep(colors, vary={"lr": [1, 2]})
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.installation import install_hint
 
 NodeResources = dict[str, float]  # what a node has: CPU, GPU, ...
 
@@ -25,7 +26,7 @@ def connect_ray(address: str | None, cores: int | None = None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise UsageError("ray is not installed", "pip install 'vitrail[ray]'") from None
+        raise UsageError("ray is not installed", install_hint("ray")) from None
     if ray.is_initialized():
         yield ray
         return

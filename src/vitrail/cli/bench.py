@@ -1,7 +1,7 @@
 """Measure the speed of a model on this machine, beside other libraries' ViTs of the same size, in one alternating run.
 
 vitrail is measured with its plain model and its fast copy (predict --fast), another library also in ONNX Runtime.
-Missing libraries are named: pip install 'vitrail[bench]' installs all of them.
+Missing libraries are named; the extra `bench` installs all of them.
 """
 
 import argparse

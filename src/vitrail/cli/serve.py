@@ -21,6 +21,7 @@ from vitrail.cli.arguments import MODEL_HELP, add_device, add_torch_files
 from vitrail.cli.field_options import add_field_options
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
+from vitrail.installation import install_hint
 from vitrail.serving.settings import Settings
 
 OPTIONS = [each.name for each in fields(Settings)]
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         from vitrail.serving.fork_server import ModelSource
         from vitrail.serving.server import serve
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[serve]'") from None
+        raise UsageError(f"{error.name} is not installed", install_hint("serve")) from None
     sources = [ModelSource(model, arguments.torch_files) for model in arguments.models]
     summary = serve(
         sources, arguments.name, settings, host=arguments.host, port=arguments.port, device=arguments.device,

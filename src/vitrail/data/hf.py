@@ -21,6 +21,7 @@ from vitrail.data.source import SPLIT_NAMES, Listing, Source
 from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
 from vitrail.data.table import LABEL_COLUMNS
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.installation import install_hint
 
 HF_PREFIX = "hf:"
 HF_LABEL_COLUMNS = (*LABEL_COLUMNS, "labels", "fine_label")  # in order of preference
@@ -113,7 +114,7 @@ def load_tables(name: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise UsageError("hf:NAME needs Hugging Face datasets", "pip install 'vitrail[hf]'") from None
+        raise UsageError("hf:NAME needs Hugging Face datasets", install_hint("hf")) from None
     hint = None
     if not Path(name).exists() and ":" not in name:
         hint = f"if it has several configurations, use {HF_PREFIX}{name}:CONFIG"

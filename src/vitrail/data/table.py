@@ -8,6 +8,7 @@ from pathlib import Path
 from vitrail.data.encoded import ImageFiles
 from vitrail.data.source import Listing, Source, parse_split_name
 from vitrail.errors import VitrailError
+from vitrail.installation import install_hint
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_name")
@@ -72,7 +73,7 @@ def read_parquet_rows(file: Path) -> list[NumberedRow]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise VitrailError("reading parquet needs pyarrow", "pip install 'vitrail[parquet]'") from None
+        raise VitrailError("reading parquet needs pyarrow", install_hint("parquet")) from None
     try:
         rows: list[dict[str, object]] = parquet.read_table(file).to_pylist()
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError, VitrailError
+from vitrail.installation import install_hint
 from vitrail.weights.artifact import MAX_DOCUMENT_BYTES, Artifact, parse_artifact, parse_strict_json
 from vitrail.weights.upgrade import rename_keys
 
@@ -28,7 +29,7 @@ def import_onnx() -> tuple[Any, Any]:
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[export]'") from None
+        raise UsageError(f"{error.name} is not installed", install_hint("export")) from None
     return onnx, onnxruntime
 
 

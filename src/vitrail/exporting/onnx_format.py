@@ -20,6 +20,7 @@ from vitrail.exporting.onnx_file import MAX_BYTES, import_onnx, weights_digest
 from vitrail.exporting.program import ProgramOptions, RunProgram
 from vitrail.exporting.program_format import ProgramFormat
 from vitrail.exporting.trace import trace_program
+from vitrail.installation import install_hint
 from vitrail.weights.artifact import Artifact
 
 OPSET = 20  # the first with all operators of a ViT, such as LayerNormalization and Gelu
@@ -72,7 +73,7 @@ def build_onnx_model(classifier: Classifier, options: ProgramOptions) -> Any:
     try:
         import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError:
-        raise UsageError("onnxscript is not installed", "pip install 'vitrail[export]'") from None
+        raise UsageError("onnxscript is not installed", install_hint("export")) from None
     weight_bytes = sum(4 * parameter.numel() for parameter in classifier.vit.parameters())
     if weight_bytes > MAX_BYTES - (64 << 20):
         raise VitrailError(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.installation import install_hint
 
 
 def push_to_hub(folder: Path, name: str, *, private: bool = False) -> str:
@@ -14,7 +15,7 @@ def push_to_hub(folder: Path, name: str, *, private: bool = False) -> str:
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError:
-        raise UsageError("huggingface_hub is not installed", "pip install 'vitrail[hub]'") from None
+        raise UsageError("huggingface_hub is not installed", install_hint("hub")) from None
     try:
         if hub.get_token() is None:
             raise UsageError("you are not logged in to the Hugging Face hub", "run: hf auth login")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vitrail.errors import UsageError
+from vitrail.installation import install_hint
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -11,5 +12,5 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UsageError("parquet needs pyarrow", "pip install 'vitrail[parquet]', or use --format csv") from None
+        raise UsageError("parquet needs pyarrow", f"{install_hint('parquet')}, or use --format csv") from None
     return pyarrow, pyarrow.parquet

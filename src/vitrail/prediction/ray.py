@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.installation import install_hint
 from vitrail.machine import count_cores
 from vitrail.prediction.listing import Part
 from vitrail.prediction.options import PredictOptions
@@ -32,7 +33,7 @@ def make_ray_engine(address: str | None) -> Any:
     try:
         import ray.data
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
+        raise UsageError(f"{error.name} is not installed", install_hint("ray")) from None
 
     def run_on_ray(
         job: PartJob, parts: Sequence[Part], options: PredictOptions, on_images: Callable[[int], object]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vitrail.errors import UsageError
+from vitrail.installation import install_hint
 from vitrail.runs.training_run import EpochCallback, Row
 from vitrail.training import Recipe
 
@@ -17,7 +18,7 @@ def tensorboard_callback(recipe: Recipe) -> EpochCallback:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UsageError("TensorBoard is not installed", "pip install 'vitrail[tensorboard]'") from None
+        raise UsageError("TensorBoard is not installed", install_hint("tensorboard")) from None
 
     def write(folder: Path, row: Row) -> None:
         with SummaryWriter(folder / "tensorboard") as writer:

@@ -15,6 +15,7 @@ from vitrail.console import log
 from vitrail.data.open import absolute_address
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists, read_json_object
+from vitrail.installation import install_hint
 from vitrail.loading import load
 from vitrail.machine import count_cores
 from vitrail.ray_cluster import connect_ray
@@ -88,7 +89,7 @@ def run_ray_train(
         from ray import train as ray_train
         from ray.train import torch as torch_trainer
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed", "pip install 'vitrail[ray]'") from None
+        raise UsageError(f"{error.name} is not installed", install_hint("ray")) from None
     engine: Any = ray_train
     min_processes, max_processes = processes
     workers = max_processes if min_processes == max_processes else (min_processes, max_processes)

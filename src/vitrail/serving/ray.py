@@ -23,6 +23,7 @@ import torch
 from vitrail.classifier import BaseClassifier, top_predictions
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
+from vitrail.installation import install_hint
 from vitrail.loading import load
 from vitrail.serving.decoding import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.predictor import Predictor
@@ -48,7 +49,7 @@ def deployment(
     try:
         from ray import serve
     except ImportError:
-        raise UsageError("ray is not installed", "pip install 'vitrail[ray]'") from None
+        raise UsageError("ray is not installed", install_hint("ray")) from None
     from starlette.requests import Request
     from starlette.responses import JSONResponse
 

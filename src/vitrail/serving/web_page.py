@@ -7,6 +7,7 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.exporting.web import render_page
 from vitrail.exporting.web.page import MAX_PAGE_MB, check_page_size
+from vitrail.installation import install_hint
 from vitrail.serving.logs import log
 
 # Allows only the page's own content: inline scripts, WebAssembly, workers from blobs, and images that the user selects.
@@ -56,7 +57,7 @@ def reason_for_plain_page(classifier: BaseClassifier | None) -> str | None:
     except UsageError as error:
         return error.sentence
     missing = [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]
-    return f"{missing[0]} is not installed: pip install 'vitrail[export]'" if missing else None
+    return f"{missing[0]} is not installed: {install_hint('export')}" if missing else None
 
 
 def make_page(classifier: BaseClassifier, name: str, can_explain: bool) -> bytes:

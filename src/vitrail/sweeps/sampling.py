@@ -11,6 +11,7 @@ import numpy as np
 
 from vitrail.console import log
 from vitrail.errors import UsageError
+from vitrail.installation import install_hint
 from vitrail.model import ViTConfig
 from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.space import Axis, Choice, Values, count_points, iterate_points, values_to_changes
@@ -29,7 +30,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UsageError("optuna is not installed", "pip install 'vitrail[sweep]'") from None
+        raise UsageError("optuna is not installed", install_hint("sweep")) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

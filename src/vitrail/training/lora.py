@@ -8,6 +8,7 @@ import copy
 from torch import nn
 
 from vitrail.errors import UsageError
+from vitrail.installation import install_hint
 from vitrail.model import ViT
 from vitrail.training.recipe import Recipe
 
@@ -23,7 +24,7 @@ def check_peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise UsageError("LoRA needs the library peft", "pip install 'vitrail[lora]'") from None
+        raise UsageError("LoRA needs the library peft", install_hint("lora")) from None
 
 
 def add_lora(vit: ViT, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError, did_you_mean, first_line
+from vitrail.installation import install_hint
 from vitrail.weights.cards import Card, load_cards
 from vitrail.weights.config_files import is_timm_config
 from vitrail.weights.hf_config import PREPROCESSOR_FILE
@@ -68,7 +69,7 @@ def fetch_folder(name: str) -> Path:
     try:
         import huggingface_hub as hub
     except ImportError:
-        raise UsageError("huggingface_hub is not installed", "pip install 'vitrail[hub]'") from None
+        raise UsageError("huggingface_hub is not installed", install_hint("hub")) from None
     folder = find_cached_folder(name) or download_folder(name)
     commit = folder.name
     if not has_preprocessing(folder) and hub.try_to_load_from_cache(name, PREPROCESSOR_FILE, revision=commit) is None:

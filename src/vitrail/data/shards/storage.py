@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.installation import install_hint
 
 MAX_OPEN_FILES = 128  # shards on disk that a process holds open
 RETRY_DELAYS_S = (0.2, 1.0, 3.0)
@@ -114,7 +115,7 @@ def resolve_filesystem(address: str) -> tuple[Any, str]:
         return url_to_fs(address)  # fsspec caches it per process
     except ImportError as error:
         extra = "s3" if protocol == "s3" else "remote"
-        raise UsageError(f"{protocol}:// cannot be read: {error}", f"pip install 'vitrail[{extra}]'") from None
+        raise UsageError(f"{protocol}:// cannot be read: {error}", install_hint(extra)) from None
     except ValueError:
         hint = did_you_mean(protocol, fsspec.available_protocols())
         raise UsageError(f"{protocol}:// is not a protocol that fsspec knows", hint) from None
