@@ -6,13 +6,10 @@ import math
 import os
 import pickle
 import socket
-import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -34,7 +31,6 @@ from vitrail.weights.cards import find_card, load_cards
 from vitrail.weights.classes import load_imagenet_classes
 from vitrail.weights.config_json import config_to_json
 from vitrail.weights.conversion import export_weights, meta_state_dict
-from vitrail.weights.hub import find_cached_folder
 from vitrail.weights.inspection import inspect_file
 from vitrail.weights.layouts import LAYOUTS
 from vitrail.weights.tensor_files import read_tensors
@@ -456,87 +452,6 @@ def test_a_hub_id_is_loaded_from_the_cache_or_reported_as_missing(
     refs.mkdir()
     (refs / "main").write_text("abc")
     assert vitrail.load("owner/tiny").classes == ("ant", "bee")
-
-
-@pytest.fixture
-def hub_and_cache(tmp_path: Path, hub_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """A cached repository without its preprocessor file, and a local hub that has the file."""
-    from huggingface_hub import constants
-
-    commit, requests = "a" * 40, []
-    cache = tmp_path / "cache/models--owner--tiny"
-    document = json.loads((hub_folder / "preprocessor_config.json").read_text()) | {"image_mean": [0.4, 0.4, 0.4]}
-    content = json.dumps(document).encode()
-    (hub_folder / "preprocessor_config.json").unlink()
-    (cache / "refs").mkdir(parents=True)
-    (cache / "refs/main").write_text(commit)
-    (cache / "snapshots").mkdir()
-    hub_folder.rename(cache / "snapshots" / commit)
-
-    class Hub(BaseHTTPRequestHandler):
-        files: ClassVar = {f"/owner/tiny/resolve/{commit}/preprocessor_config.json": content}
-
-        def do_HEAD(self) -> None:
-            requests.append(self.path)
-            content = self.files.get(self.path)
-            self.send_response(404 if content is None else 200)
-            self.send_header("X-Repo-Commit", commit)
-            if content is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("ETag", '"1"')
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            self.do_HEAD()
-            self.wfile.write(self.files.get(self.path, b""))
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield Hub, requests, cache / "snapshots" / commit
-        server.shutdown()
-
-
-def test_a_missing_preprocessor_file_is_downloaded(hub_and_cache, capsys: pytest.CaptureFixture[str]):
-    _, requests, _ = hub_and_cache
-    assert vitrail.load("owner/tiny").preprocess.mean == (0.4, 0.4, 0.4)
-    assert requests and "warning" not in capsys.readouterr().err
-    requests.clear()
-    vitrail.load("owner/tiny")
-    assert not requests
-
-
-def test_a_preprocessor_file_that_does_not_exist_is_a_warning(
-    hub_and_cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    from huggingface_hub import constants
-
-    hub, requests, snapshot = hub_and_cache
-    hub.files = {}
-    with monkeypatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert vitrail.load("owner/tiny").preprocess.fit == "stretch"
-        assert "no preprocessor_config.json of owner/tiny here" in capsys.readouterr().err
-    vitrail.load("owner/tiny")
-    assert requests and "no preprocessor_config.json" in capsys.readouterr().err
-    requests.clear()
-    vitrail.load("owner/tiny")  # the cache has recorded that there is none
-    assert not requests and "no preprocessor_config.json" in capsys.readouterr().err
-    (snapshot / "model.safetensors").rename(snapshot / "model-1.safetensors")
-    index = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert find_cached_folder("owner/tiny") is None  # a shard is missing
-    (snapshot / "model-2.safetensors").touch()
-    assert find_cached_folder("owner/tiny") == snapshot
 
 
 # Features without classes

@@ -18,7 +18,7 @@ DATA = """DATA is one of:
   FOLDER or *.tar       tar shards, also "out/train-{000000..000099}.tar", https://..., s3://...
   hf:NAME               a data set of Hugging Face datasets"""
 DATA_HELP = "labeled images: a folder, a table, a built-in name, tar shards or hf:NAME (see above)"
-MODEL_HELP = "a run folder, an artifact, cifar10-small, a card, CARD@FILE, a weight file, a folder or a hub id"
+MODEL_HELP = "a run folder, an artifact, cifar10-small, a card, CARD@FILE, a file, a folder or a hub id[@revision]"
 
 Parse = Callable[[str], Any]
 

@@ -1,4 +1,4 @@
-"""The name of a public model -> its weights: a card, CARD@FILE, a file, a folder or a hub id."""
+"""The name of a public model -> its weights: a card, CARD@FILE, a file, a folder, a hub id or a hub id@revision."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,8 @@ from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.cards import find_card, is_card_name, load_cards
 from vitrail.weights.hub import WEIGHTS_FILE, fetch_file, fetch_folder
 from vitrail.weights.weight_files import PublicModel, load_weight_file, load_weight_folder
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt", ".tar", ".pkl")
 
 
 def load_public_model(model: str, *, torch_files: bool = False) -> PublicModel:
@@ -26,18 +28,27 @@ def resolve_model(model: str, torch_files: bool) -> PublicModel:
         return load_weight_folder(path, torch_files=torch_files)
     if path.is_file():
         return load_weight_file(path, torch_files=torch_files)
-    name, at, file = model.partition("@")
-    if at:
-        return load_weight_file(find_weight_file(Path(file)), find_card(name), torch_files=torch_files)
-    if is_card_name(model):
-        return fetch_card(model)
-    if path.suffix or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+    name, at, suffix = model.partition("@")
+    revision = suffix if at and is_revision(name, suffix) else None
+    if at and revision is None:
+        return load_weight_file(find_weight_file(Path(suffix)), find_card(name), torch_files=torch_files)
+    if is_card_name(name):
+        return fetch_card(name, revision)
+    if Path(name).suffix or path.is_absolute() or model.startswith((".", "~")) or name.count("/") != 1:
         near = did_you_mean(model, [*load_cards(), *bundled_classifiers()])
         raise UsageError(
             f"there is no run folder or artifact {model!r}, and no card with this name",
             near or "vitrail train makes a run, vitrail models lists the cards",
         )
-    return load_weight_folder(fetch_folder(model))
+    return load_repository(model)
+
+
+def is_revision(name: str, text: str) -> bool:
+    """Returns whether the text behind `name@` is a revision of a hub repository, and not a file."""
+    if is_card_name(name) and (find_card(name).file_name or Path(text).exists()):
+        return False
+    looks_like_file = Path(text).suffix in WEIGHT_SUFFIXES or text.startswith((".", "~")) or Path(text).is_absolute()
+    return "/" in name and bool(text) and not looks_like_file
 
 
 def find_weight_file(path: Path) -> Path:
@@ -46,12 +57,21 @@ def find_weight_file(path: Path) -> Path:
     return next((file for file in files if file.is_file()), path)
 
 
-def fetch_card(name: str) -> PublicModel:
+def fetch_card(name: str, revision: str | None = None) -> PublicModel:
     """Loads the model of a card from the cache or the network."""
     card = find_card(name)
     if card.file_name:
         return load_weight_file(fetch_file(card), card, torch_files=True)
-    folder = fetch_folder(card.source)
-    if card.get_layout().library == "timm":
-        return load_weight_file(folder / WEIGHTS_FILE, card)
-    return load_weight_folder(folder)
+    address = card.source + (f"@{revision}" if revision else "")
+    if card.get_layout().library != "timm":
+        return load_repository(address)
+    folder = fetch_folder(address)
+    model = load_weight_file(folder / WEIGHTS_FILE, card)
+    return replace(model, origin={**model.origin, "commit": folder.name})
+
+
+def load_repository(address: str) -> PublicModel:
+    """Loads the model of a hub repository, from the cache or the network; its origin names repository and commit."""
+    folder = fetch_folder(address)
+    model = load_weight_folder(folder)
+    return replace(model, origin={**model.origin, "source": address.partition("@")[0], "commit": folder.name})
