@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import vitrail
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.data.open import open_data
-from vitrail.explanation import explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.figures import new_figure, save_figure, set_title, show_image
 from vitrail.explanation.render import AGAINST_COLOR, FOR_COLOR, overlay_map, to_rgb
 

@@ -34,9 +34,9 @@ from vitrail.data.augment import build_augmentation
 from vitrail.data.decode import decode
 from vitrail.data.preprocess import Preprocess
 from vitrail.machine import describe_hardware
-from vitrail.training import find_recipe
 from vitrail.training.distributed import join_world
 from vitrail.training.loop import train_steps
+from vitrail.training.recipes import find_recipe
 from vitrail.training.train_state import init_train_state
 from vitrail.weights.sizes import SIZES
 

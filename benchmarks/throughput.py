@@ -34,7 +34,7 @@ from vitrail.benchmarking.results import BenchmarkResult, add_peak_memory, descr
 from vitrail.console import log
 from vitrail.files import write_json, write_text
 from vitrail.machine import describe_hardware, keep_freed_memory, pick_device
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.weights.sizes import SIZES
 
 SMALL = ViTConfig(width=192, depth=6, heads=3, mlp_width=768, patch=4, image_size=32, classes=10)

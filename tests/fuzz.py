@@ -20,13 +20,14 @@ with atheris.instrument_imports(include=["vitrail", "PIL"]):
     from PIL import Image
 
     from vitrail.classifier import Classifier
-    from vitrail.data import Preprocess
     from vitrail.data.check import check_data
     from vitrail.data.decode import ImageError, decode
     from vitrail.data.open import open_source
+    from vitrail.data.preprocess import Preprocess
     from vitrail.errors import VitrailError
     from vitrail.loading import load
-    from vitrail.model import ViT, ViTConfig
+    from vitrail.model.config import ViTConfig
+    from vitrail.model.vit import ViT
 
 FOLDER = Path(tempfile.mkdtemp())
 CONFIG = ViTConfig(width=8, depth=1, heads=2, mlp_width=16, image_size=8, patch=4, classes=2)

@@ -15,8 +15,9 @@ from typing import Any
 import vitrail
 from kills import make_data
 from vitrail import console
-from vitrail.data import Images, open_data
 from vitrail.data.encoded import ImageFiles
+from vitrail.data.images import Images
+from vitrail.data.open import open_data
 from vitrail.evaluation import compute_outcome
 from vitrail.runs import epochs, start
 

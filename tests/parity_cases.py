@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tools.timm_cards import read_timm_model
 from torch import Tensor, nn
 
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.weights.config_files import parse_config
 from vitrail.weights.conversion import export_weights, import_weights
 from vitrail.weights.layouts import LAYOUTS

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.data import Images, Preprocess
-from vitrail.model import ViT, ViTConfig
+from vitrail.data.images import Images
+from vitrail.data.preprocess import Preprocess
+from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 
 SIDE, PATCH, TILE = 24, 4, 8
 CLASSES = tuple("abcdef")

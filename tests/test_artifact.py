@@ -14,7 +14,7 @@ import vitrail
 from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_atomically
-from vitrail.model import Rotary
+from vitrail.model.config import Rotary
 from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
 
 

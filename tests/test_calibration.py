@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vitrail
-from vitrail.data import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.evaluation.calibration import (
     apply_temperature,
     calibrate,

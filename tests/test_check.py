@@ -14,10 +14,11 @@ from PIL import Image
 import vitrail
 from test_near_duplicates import jpeg, noisy, scenes
 from vitrail.cli.main import main
-from vitrail.data import facts, open_data
+from vitrail.data import facts
 from vitrail.data.check import CheckReport, check_data
 from vitrail.data.clean import write_clean_list
 from vitrail.data.findings import TEMPLATES, Code
+from vitrail.data.open import open_data
 from vitrail.errors import UsageError
 
 SCENES = scenes(72, 40)

@@ -14,8 +14,8 @@ import torch
 from kills import kill_runs
 from vitrail import files
 from vitrail.errors import VitrailError
-from vitrail.model import ViT, ViTConfig
-from vitrail.training import Recipe
+from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.training.checkpoint import (
     CHECKPOINT_FILES,
     find_damage,
@@ -24,6 +24,7 @@ from vitrail.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import TrainState, init_train_state
 
 OPERATIONS = ("make_folder", "save_tensors", "save_json", "fsync", "rename", "remove_folder")

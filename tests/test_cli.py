@@ -542,7 +542,9 @@ def test_faithfulness_refuses_wrong_use(run: vitrail.Run, colors: Path, argument
 
 
 def parser_of(verb: str) -> Parser:
-    return make_parser(verb, importlib.import_module(f"vitrail.cli.{verb}"))
+    parser = make_parser(verb, importlib.import_module(f"vitrail.cli.{verb}"))
+    parser.complete_help()
+    return parser
 
 
 def test_every_option_names_its_default():
@@ -585,6 +587,16 @@ def test_simple_answers_import_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_wrong_option_imports_nothing_heavy():
+    code = (
+        "import sys; from vitrail.cli.main import VERBS, main\n"
+        "for verb in VERBS:\n"
+        "    assert main([verb, '--nonsense']) == 2\n"
+        "    assert 'torch' not in sys.modules and 'sklearn' not in sys.modules, verb"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
 def test_the_default_shard_size_is_the_writers():

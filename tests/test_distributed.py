@@ -268,9 +268,9 @@ def test_a_launch_finds_the_run_that_it_began(photos: Path, tmp_path: Path, monk
 
 def test_the_shards_of_all_processes_are_the_batch():
     from vitrail.data.augment import Augment
-    from vitrail.training import Recipe
     from vitrail.training.batch_sharding import shard_positions
     from vitrail.training.distributed import World
+    from vitrail.training.recipe import Recipe
 
     for n in range(1, 20):
         for accumulation_steps in (1, 2, 3, 7):

@@ -17,12 +17,16 @@ from vitrail.data.decode import ImageError
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
 from vitrail.evaluation.figures import draw_confusion_matrix
-from vitrail.explanation import METHODS, Explanation, Record, explain_batch
+from vitrail.explanation.api import explain_batch
+from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.figures import save_gallery, save_heads
 from vitrail.explanation.libragrad import balanced_gradients
+from vitrail.explanation.methods import METHODS
+from vitrail.explanation.recording import Record
 from vitrail.explanation.render import overlay_map, scale_map
-from vitrail.model import Learned, Rotary, ViT, ViTConfig
 from vitrail.model.attention import attend
+from vitrail.model.config import Learned, Rotary, ViTConfig
+from vitrail.model.vit import ViT
 
 WIDE = (12, 20)  # 3 x 5 patches of 4 pixels
 CLASSES = ("ant", "bee", "cat", "dog", "emu")

@@ -16,7 +16,7 @@ from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.exporting.libraries import LIBRARIES, export_library, make_probe_images
-from vitrail.model import Learned, NoPosition, Rotary, SinCos
+from vitrail.model.config import Learned, NoPosition, Rotary, SinCos
 
 TINY = dict(width=32, depth=2, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
 PLAIN: dict = {}

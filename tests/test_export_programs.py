@@ -14,7 +14,7 @@ import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
-from vitrail.explanation import explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.exporting import int8, onnx_format
 from vitrail.exporting.formats import PROGRAM_FORMATS, export_program
 from vitrail.exporting.onnx_classifier import OnnxClassifier
@@ -23,7 +23,7 @@ from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ATTENTION, MAP, Program, ProgramOptions
 from vitrail.exporting.trace import trace_map_program
 from vitrail.exporting.verify import FLOAT32_LIMITS, INT8_LIMITS, Verification, check_tolerance, compare_maps
-from vitrail.model import Rotary, SinCos
+from vitrail.model.config import Rotary, SinCos
 from vitrail.prediction.model_spec import ModelSpec
 
 TINY = dict(width=32, depth=1, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)

@@ -10,9 +10,9 @@ from sklearn.metrics import average_precision_score
 from planted import CLASSES, PATCH, SIDE, PlantedImages, make_planted_images, train_planted_classifier
 from test_explain import attend_functions
 from vitrail.classifier import Classifier
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT_METHOD, METHODS, explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.composites import make_mosaics, make_pairs
 from vitrail.explanation.controls import CONTROLS
 from vitrail.explanation.faithfulness import count_steps, evaluate_faithfulness
@@ -29,6 +29,7 @@ from vitrail.explanation.measures import (
     saco,
     saco_from_groups,
 )
+from vitrail.explanation.methods import DEFAULT_METHOD, METHODS
 from vitrail.explanation.randomization import SHUFFLED_MODELS, shuffled_models
 from vitrail.explanation.scores import Faithfulness, make_score
 

@@ -25,11 +25,12 @@ from vitrail.benchmarking.memory import measure_peak_memory
 from vitrail.benchmarking.peers import PEERS, find_installed_peers
 from vitrail.benchmarking.results import describe_steal, run_benchmark
 from vitrail.benchmarking.timing import Timing, time_alternately
-from vitrail.data import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.fast import PackedLinear, make_fast_vit
 from vitrail.machine import measure_steal_time
-from vitrail.model import NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend
+from vitrail.model.config import NoPosition, Rotary, SinCos, ViTConfig
+from vitrail.model.vit import ViT
 
 TINY = dict(width=48, depth=3, heads=3, mlp_width=96, patch=4, image_size=16, classes=7)
 CPU = torch.device("cpu")
@@ -230,7 +231,7 @@ def test_memory_grows_with_the_model():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
 def test_the_memory_of_a_models_own_bench_has_its_weights_once(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
+    monkeypatch.setattr("vitrail.cli.run_benchmarks.find_installed_peers", lambda config: ([], {}))
     vit = ViT(ViTConfig(**{**TINY, "width": 768, "mlp_width": 3072, "depth": 6}))
     names = tuple("abcdefg")
     vitrail.Classifier(vit, names, Preprocess(image_size=(16, 16))).save(tmp_path / "m.safetensors")
@@ -290,7 +291,7 @@ def test_bench_shows_and_writes(run: vitrail.Run, colors: Path, tmp_path: Path, 
 def test_bench_compares_before_it_times_and_needs_no_model(
     run: vitrail.Run, make_folder, capsys, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.cli.bench.find_installed_peers", lambda config: ([], {}))
+    monkeypatch.setattr("vitrail.cli.run_benchmarks.find_installed_peers", lambda config: ([], {}))
     quick = ["--batch-sizes", 1, "--rounds", 1, "--min-round-s", 0.001, "--threads", 1]
     code, document, _ = ask(
         capsys, "bench", *quick, "--data", "digits", "--max-images", 2
@@ -298,7 +299,9 @@ def test_bench_compares_before_it_times_and_needs_no_model(
     assert (code, document["model"], document["agreement"]["images"]) == (0, "cifar10-small", 2)
     data = make_folder("bad", {"train": 2, "test": 2})
     (data / "test/red/0.png").write_bytes(b"no image")
-    monkeypatch.setattr("vitrail.cli.bench.run_benchmark", lambda *args, **options: pytest.fail("timed too early"))
+    monkeypatch.setattr(
+        "vitrail.cli.run_benchmarks.run_benchmark", lambda *args, **options: pytest.fail("timed too early")
+    )
     code, document, _ = ask(capsys, "bench", run.folder, *quick, "--data", data)
     assert (code, "0.png" in document["error"]) == (1, True)
 

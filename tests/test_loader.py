@@ -21,7 +21,8 @@ from vitrail.data.loader import EvaluationLoader, TrainLoader, count_batches, de
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import keyed_uniform
 from vitrail.errors import UsageError
-from vitrail.model import ViT, ViTConfig
+from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.runs.validation import evaluate_shard, pad_forward_calls
 from vitrail.training.distributed import World
 

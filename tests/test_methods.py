@@ -25,17 +25,18 @@ from test_explain import (
     stack_maps,
 )
 from vitrail.classifier import Classifier, NonFiniteOutput
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.errors import UsageError
-from vitrail.explanation import METHOD_ALIASES, METHODS, explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.attention import readout_weights
 from vitrail.explanation.faithfulness import evaluate_faithfulness
 from vitrail.explanation.hooks import eval_mode, record_block_inputs
 from vitrail.explanation.inputs import TokenInputs, embed_images
 from vitrail.explanation.libragrad import balanced_gradients
+from vitrail.explanation.methods import METHOD_ALIASES, METHODS
 from vitrail.explanation.recording import Record, recording
-from vitrail.model import ViT
 from vitrail.model.config import MlpKind, PoolKind
+from vitrail.model.vit import ViT
 
 CLASS_AWARE = [name for name, row in METHODS.items() if not row.class_blind]
 

@@ -15,12 +15,13 @@ from timm.layers import GluMlp
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
-from vitrail.model import Learned, NoPosition, Rotary, SinCos, ViT, ViTConfig
 from vitrail.model.attention import attend, attention_weights
 from vitrail.model.block import DropPath
+from vitrail.model.config import Learned, NoPosition, Rotary, SinCos, ViTConfig
 from vitrail.model.init import initialize
 from vitrail.model.pool import AttentionPool
 from vitrail.model.position import LearnedEmbedding, make_position
+from vitrail.model.vit import ViT
 from vitrail.weights.config_json import config_from_json, config_to_json, position_from_json
 
 TINY = dict(width=32, depth=3, heads=4, mlp_width=64, patch=4, image_size=16, classes=5)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits, load_sample_images
 
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.data.near_duplicates import (
     MAX_PAIRS,
     MIN_INNER_SIMILARITY,

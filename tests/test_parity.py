@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import VitrailError
-from vitrail.model import ViT, ViTConfig
+from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.weights.conversion import Layout, export_weights, import_weights
 from vitrail.weights.families import hf
 from vitrail.weights.layouts import LAYOUTS, count_mismatches, find_layouts

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from test_explain import classifier, photos, read_png
-from vitrail.explanation import METHODS, Explanation, explain_batch
+from vitrail.explanation.api import explain_batch
+from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.figures import draw_panels, save_layers, save_methods, save_overlay
+from vitrail.explanation.methods import METHODS
 from vitrail.explanation.render import (
     AGAINST_COLOR,
     FOR_COLOR,

@@ -11,8 +11,9 @@ from PIL import Image
 import vitrail
 from vitrail.classifier import Classifier
 from vitrail.cli import main
-from vitrail.data import Images, Preprocess
 from vitrail.data.encoded import ImageFiles
+from vitrail.data.images import Images
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.features import content_key, extract_features, model_key
@@ -20,7 +21,8 @@ from vitrail.evaluation.knn import knn_probabilities
 from vitrail.evaluation.linear_head import DEFAULT_PENALTY, fit_linear_head
 from vitrail.evaluation.probe import open_probe_data, probe
 from vitrail.intervals import wilson_interval
-from vitrail.model import ViT, ViTConfig
+from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 
 
 def clouds(n: int, classes: int, width: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

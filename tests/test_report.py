@@ -21,7 +21,8 @@ import vitrail
 from conftest import COLORS, picture
 from vitrail.cli import main
 from vitrail.cli.evaluate import fit_temperature
-from vitrail.data import Images, Preprocess
+from vitrail.data.images import Images
+from vitrail.data.preprocess import Preprocess
 from vitrail.evaluation import Evaluation, Outcome, evaluate
 from vitrail.evaluation.evaluation import open_splits
 from vitrail.evaluation.metrics import confusion_matrix

@@ -20,9 +20,9 @@ import vitrail
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.claim import create_run
 from vitrail.runs.folder import RunConfig, RunFolder
-from vitrail.training import Recipe
 from vitrail.training.checkpoint import find_newest_checkpoint, list_checkpoints
 from vitrail.training.loop import TrainingDiverged
+from vitrail.training.recipe import Recipe
 
 CONFIG = RunConfig("photos", "", Recipe())
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
@@ -49,7 +49,7 @@ def test_a_run_writes_all_its_files(run: vitrail.Run):
 def test_the_artifact_has_the_weights_of_the_best_validation_epoch(run: vitrail.Run):
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
-    from vitrail.data import open_data
+    from vitrail.data.open import open_data
     from vitrail.evaluation import compute_outcome
 
     split = run.classifier.origin["data"]["split"]
@@ -567,7 +567,7 @@ def test_a_locked_run_cannot_be_resumed(make_folder):
 
 
 def test_resume_accepts_the_same_position_and_image_size(make_folder):
-    from vitrail.model import Rotary
+    from vitrail.model.config import Rotary
 
     folder = make_folder("turned", 8)
     options = {"epochs": 1, "position": Rotary(base=10.0), "image_size": (16, 20), **SMALL}

@@ -26,7 +26,7 @@ from vitrail import console
 from vitrail.cli.main import main
 from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import recipe_changes
-from vitrail.data import open_data
+from vitrail.data.open import open_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.installation import install_hint
 from vitrail.runs import epochs, finish

@@ -12,10 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitrail.data import Images, Preprocess
+from vitrail.data.images import Images
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
 from vitrail.machine import pick_device
-from vitrail.model import ViT, ViTConfig
+from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.training.data_defaults import mean_and_std, pixel_histogram
 from vitrail.training.loop import train_steps
 from vitrail.training.lora import LORA_TARGETS
@@ -280,7 +282,7 @@ def test_a_recipe_from_a_file(tmp_path: Path):
 
 
 def test_defaults_depend_on_the_data():
-    from vitrail.data import Splits
+    from vitrail.data.split import Splits
     from vitrail.training.data_defaults import resolve_recipe
 
     def splits(size: tuple[int, int], n: int, channels: int = 3, flippable: bool = True) -> Splits:

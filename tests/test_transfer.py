@@ -14,11 +14,13 @@ import torch
 import vitrail
 from vitrail.classifier import Classifier
 from vitrail.cli import main
-from vitrail.data import Preprocess, open_data
+from vitrail.data.open import open_data
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.installation import install_hint
 from vitrail.interrupts import Interrupted
-from vitrail.model import Learned, ViT, ViTConfig
+from vitrail.model.config import Learned, ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.runs import epochs
 from vitrail.runs.probes import compare_with_probes
 from vitrail.training.loop import train_steps

@@ -331,8 +331,8 @@ def test_a_loss_that_is_not_finite_is_reported_with_step_rate_gradient_and_files
     assert document["files"][0] in caught.value.sentence
     saved = find_newest_checkpoint(folder.parent / "run" / "checkpoint")
     assert saved is not None and int(saved.name[5:13]) < 5  # no checkpoint has weights that are not finite
-    from vitrail.data import open_data
     from vitrail.data.loader import TrainLoader
+    from vitrail.data.open import open_data
 
     train = open_data(folder).train
     per_epoch = -(-len(train) // 8)

@@ -27,13 +27,13 @@ from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.cli.web_page import find_training_data
 from vitrail.data.preprocess import Preprocess
-from vitrail.explanation import explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.inputs import embed_images
 from vitrail.exporting.web import bundle, render_page
 from vitrail.exporting.web.examples import choose_examples, load_examples, png_data_url
 from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
 from vitrail.exporting.web.verify import verify_graphs
-from vitrail.model import Rotary
+from vitrail.model.config import Rotary
 from vitrail.runs.folder import RunFolder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, fields
 from typing import Any
 
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.weights.config_json import config_to_json, position_to_json
 from vitrail.weights.conversion import export_weights, meta_state_dict
 from vitrail.weights.layouts import LAYOUTS

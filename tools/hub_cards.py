@@ -7,7 +7,7 @@ import torch
 import torchvision.models
 
 from tools.card_rows import HALF, IMAGENET, OPENAI, SIZES, Row, find_differences, list_shapes, make_preprocess
-from vitrail.model import Rotary, ViTConfig
+from vitrail.model.config import Rotary, ViTConfig
 from vitrail.weights.layouts import LAYOUTS
 
 APACHE = "apache-2.0"

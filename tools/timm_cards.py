@@ -12,7 +12,7 @@ from torch import nn
 
 from tools.card_rows import INTERPOLATIONS, Row, find_differences, list_shapes, make_preprocess
 from vitrail.errors import VitrailError
-from vitrail.model import Rotary, ViTConfig
+from vitrail.model.config import Rotary, ViTConfig
 from vitrail.weights.config_json import config_from_json, config_to_json, position_to_json
 from vitrail.weights.families.timm import TimmTokens, find_timm_layout
 from vitrail.weights.layouts import LAYOUTS

@@ -14,36 +14,37 @@ if TYPE_CHECKING:
     from vitrail.api import evaluate, probe
     from vitrail.classifier import Classifier, Prediction
     from vitrail.errors import UsageError, VitrailError
-    from vitrail.explanation import Explanation, explain
+    from vitrail.explanation.api import explain
+    from vitrail.explanation.explanation import Explanation
     from vitrail.explanation.recording import recording
     from vitrail.loading import load, load_any
-    from vitrail.model import ViT, ViTConfig
+    from vitrail.model.config import ViTConfig
+    from vitrail.model.vit import ViT
     from vitrail.prediction import PredictSummary, predict_all
     from vitrail.runs.finish import Run
     from vitrail.runs.train import train
-    from vitrail.sweeps import Sweep
-    from vitrail.sweeps.sweep import sweep
+    from vitrail.sweeps.sweep import Sweep, sweep
 
 # Public names and their modules. A module is imported when its name is first used, so `import vitrail` is fast.
 _MODULES = {
     "Classifier": "vitrail.classifier",
-    "Explanation": "vitrail.explanation",
+    "Explanation": "vitrail.explanation.explanation",
     "PredictSummary": "vitrail.prediction",
     "Prediction": "vitrail.classifier",
     "Run": "vitrail.runs.finish",
-    "Sweep": "vitrail.sweeps",
+    "Sweep": "vitrail.sweeps.sweep",
     "UsageError": "vitrail.errors",
-    "ViT": "vitrail.model",
-    "ViTConfig": "vitrail.model",
+    "ViT": "vitrail.model.vit",
+    "ViTConfig": "vitrail.model.config",
     "VitrailError": "vitrail.errors",
     "evaluate": "vitrail.api",
-    "explain": "vitrail.explanation",
+    "explain": "vitrail.explanation.api",
     "load": "vitrail.loading",
     "load_any": "vitrail.loading",
     "predict_all": "vitrail.prediction",
     "probe": "vitrail.api",
     "recording": "vitrail.explanation.recording",
-    "sweep": "vitrail.sweeps",
+    "sweep": "vitrail.sweeps.sweep",
     "train": "vitrail.runs.train",
 }
 

@@ -16,8 +16,8 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.fast import make_fast_vit
 from vitrail.machine import has_native_bf16
-from vitrail.model import ViT
 from vitrail.model.config import to_pair
+from vitrail.model.vit import ViT
 from vitrail.weights.artifact import Artifact, write_artifact
 from vitrail.weights.resize import resize_vit
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
-from vitrail.model import ViT, ViTConfig
+from vitrail.model.config import ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.weights.artifact import is_artifact, read_artifact
 from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.conversion import meta_state_dict

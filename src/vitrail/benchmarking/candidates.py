@@ -16,8 +16,8 @@ from vitrail.benchmarking.peers import PEERS
 from vitrail.console import silence_output
 from vitrail.fast import make_fast_vit
 from vitrail.machine import has_native_bf16
-from vitrail.model import ViT, ViTConfig
-from vitrail.model.config import to_pair
+from vitrail.model.config import ViTConfig, to_pair
+from vitrail.model.vit import ViT
 
 VITRAIL = "vitrail"
 Run = Callable[[], object]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.comparison import Tolerance, compare
-from vitrail.data import Images
+from vitrail.data.images import Images
 
 UNBOUNDED = Tolerance(relative=float("inf"), floor=0.0)  # the difference is reported, not judged
 

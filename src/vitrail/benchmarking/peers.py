@@ -6,8 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
-from vitrail.model import ViTConfig
-from vitrail.model.config import to_pair
+from vitrail.model.config import ViTConfig, to_pair
 
 
 def timm_vit(config: ViTConfig) -> nn.Module:

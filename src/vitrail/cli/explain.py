@@ -5,22 +5,23 @@ another. Attention and rollout are the same for every class: they show where the
 scores how faithful each method is.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_device, add_model, load_classifier
-from vitrail.cli.images import list_input_images
 from vitrail.cli.parser import Parser
 from vitrail.console import progress_bar
-from vitrail.data.decode import ImageError
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT_METHOD, METHODS, Explanation, explain
-from vitrail.explanation.figures import save_explanation, save_heads, save_layers, save_overlay
-from vitrail.explanation.targets import Target, parse_target
+
+if TYPE_CHECKING:
+    from vitrail.explanation.explanation import Explanation
+    from vitrail.explanation.targets import Target
 
 MAX_NAME_BYTES = 200  # of a picture's file name: disks allow 255, and a number and an extension follow
 FIELDS = (  # of an image's row; None if the image cannot be read
@@ -30,17 +31,10 @@ FIELDS = (  # of an image's row; None if the image cannot be read
 
 
 def add_arguments(parser: Parser) -> None:
-    rows = "\n".join(
-        f"  {name:21}{row.description}{' (same for every class)' if row.class_blind else ''}: {row.cost}"
-        for name, row in METHODS.items()
-    )
-    parser.epilog = f"methods and their cost:\n{rows}"
     add_model(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards")
-    parser.add_argument(
-        "--method", metavar="NAME",
-        help=f"one of those below (default: {DEFAULT_METHOD}; with --layer, --attention-head or --query: attention)",
-    )  # fmt: skip
+    method = parser.add_argument("--method", metavar="NAME", help="one of those below")
+    parser.complete_help = lambda: describe_methods(parser, method)
     parser.add_argument(
         "--class", dest="label", metavar="LABEL", help="the class to explain (default: the predicted class)"
     )
@@ -75,7 +69,27 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
+def describe_methods(parser: Parser, option: argparse.Action) -> None:
+    """Adds the methods to the help."""
+    from vitrail.explanation.methods import DEFAULT_METHOD, METHODS
+
+    rows = "\n".join(
+        f"  {name:21}{row.description}{' (same for every class)' if row.class_blind else ''}: {row.cost}"
+        for name, row in METHODS.items()
+    )
+    parser.epilog = f"methods and their cost:\n{rows}"
+    option.help = (
+        f"one of those below (default: {DEFAULT_METHOD}; with --layer, --attention-head or --query: attention)"
+    )
+
+
 def run(arguments: argparse.Namespace) -> Answer:
+    from vitrail.cli.images import list_input_images
+    from vitrail.data.decode import ImageError
+    from vitrail.explanation.api import explain
+    from vitrail.explanation.methods import DEFAULT_METHOD
+    from vitrail.explanation.targets import parse_target
+
     classifier = load_classifier(arguments)
     config = classifier.vit.config
     target = parse_target_options(arguments.label, arguments.against)
@@ -120,6 +134,8 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def draw(explanations: Sequence[Explanation], path: Path, arguments: argparse.Namespace) -> None:
+    from vitrail.explanation.figures import save_explanation, save_heads, save_layers, save_overlay
+
     first, last = explanations[0], explanations[-1]
     if len(explanations) > 1:
         save_layers(explanations, path) if first.layer != last.layer else save_heads(explanations, path)

@@ -19,19 +19,14 @@ from vitrail.cli.arguments import add_device, add_model, add_skip_unreadable, lo
 from vitrail.cli.parser import Parser
 from vitrail.console import log, progress_bar
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.exporting.formats import PROGRAM_FORMATS, export_program
-from vitrail.exporting.libraries import LIBRARIES, export_library
-from vitrail.exporting.probes import load_probes
-from vitrail.exporting.program import ProgramOptions
-from vitrail.exporting.push import push_to_hub
 
 VERIFY = ("verify_data", "skip_unreadable")
 
 
 def add_arguments(parser: Parser) -> None:
-    formats = [*PROGRAM_FORMATS, *LIBRARIES, "web"]
     add_model(parser)
-    parser.add_argument("--format", required=True, metavar="NAME", help=f"one of {', '.join(formats)} (required)")
+    format_option = parser.add_argument("--format", required=True, metavar="NAME", help="one of the formats above")
+    parser.complete_help = lambda: list_formats(format_option)
     parser.add_argument(
         "--out", required=True, metavar="PATH",
         help="the output, which must not exist: a .onnx, .pt2 or .html file, else a folder (required)",
@@ -65,7 +60,18 @@ def add_arguments(parser: Parser) -> None:
     web_page.add_arguments(parser)
 
 
+def list_formats(option: argparse.Action) -> None:
+    """Names the formats in the help of --format."""
+    from vitrail.exporting.formats import PROGRAM_FORMATS
+    from vitrail.exporting.libraries import LIBRARIES
+
+    option.help = f"one of {', '.join([*PROGRAM_FORMATS, *LIBRARIES, 'web'])} (required)"
+
+
 def run(arguments: argparse.Namespace) -> Answer:
+    from vitrail.exporting.formats import PROGRAM_FORMATS
+    from vitrail.exporting.libraries import LIBRARIES
+
     if arguments.private and not arguments.push:
         raise UsageError("--private is for a repository made by --push", "add --push OWNER/NAME")
     if arguments.push and arguments.format in (*PROGRAM_FORMATS, "web"):
@@ -83,6 +89,8 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def program_options() -> list[str]:
+    from vitrail.exporting.program import ProgramOptions
+
     return [field.name for field in fields(ProgramOptions)]
 
 
@@ -94,6 +102,10 @@ def check_not_used(arguments: argparse.Namespace, names: Sequence[str], hint: st
 
 
 def write_program(arguments: argparse.Namespace) -> Answer:
+    from vitrail.exporting.formats import export_program
+    from vitrail.exporting.probes import load_probes
+    from vitrail.exporting.program import ProgramOptions
+
     if arguments.skip_unreadable and not arguments.verify_data:
         raise UsageError("--skip-unreadable is for the images of --verify-data", "add --verify-data DATA")
     extras = ProgramOptions(**{each.name: getattr(arguments, each.name) for each in fields(ProgramOptions)})
@@ -106,6 +118,10 @@ def write_program(arguments: argparse.Namespace) -> Answer:
 
 
 def export_folder(arguments: argparse.Namespace) -> Answer:
+    from vitrail.exporting.formats import PROGRAM_FORMATS
+    from vitrail.exporting.libraries import export_library
+    from vitrail.exporting.push import push_to_hub
+
     check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAM_FORMATS)}")
     exported = export_library(load_classifier(arguments), arguments.format, arguments.out)
     document = exported.to_json()

@@ -50,11 +50,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.console import progress_bar
     from vitrail.evaluation import open_scored_images
-    from vitrail.explanation import METHODS
     from vitrail.explanation.faithfulness import count_steps, evaluate_faithfulness
     from vitrail.explanation.figures import save_faithfulness
     from vitrail.explanation.measures import MEASURES
-    from vitrail.explanation.methods import find_method
+    from vitrail.explanation.methods import METHODS, find_method
     from vitrail.files import write_json
 
     methods = [name.strip() for name in (arguments.methods or ",".join(METHODS)).split(",")]

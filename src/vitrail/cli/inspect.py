@@ -4,17 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from vitrail.classifier import ARTIFACT_NAME
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_torch_files
 from vitrail.cli.parser import Parser
-from vitrail.console import escape_control_characters
-from vitrail.evaluation.evaluation import describe_scored_images
-from vitrail.weights.inspection import inspect_file
-from vitrail.weights.weight_files import WEIGHT_FILES
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,14 +15,24 @@ def add_arguments(parser: Parser) -> None:
 
 
 def collect_facts(path: Path, torch_files: bool) -> dict[str, Any]:
+    from vitrail.exporting.onnx_file import inspect_onnx
+    from vitrail.weights.inspection import inspect_file
+
     if path.suffix.lower() != ".onnx":
         return inspect_file(path, torch_files=torch_files)
-    from vitrail.exporting.onnx_file import inspect_onnx
 
     return inspect_onnx(path)
 
 
 def run(arguments: argparse.Namespace) -> Answer:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitrail.classifier import ARTIFACT_NAME
+    from vitrail.console import escape_control_characters
+    from vitrail.evaluation.evaluation import describe_scored_images
+    from vitrail.weights.weight_files import WEIGHT_FILES
+
     path = Path(arguments.file)
     if path.is_dir():
         path = next(

@@ -20,7 +20,6 @@ from typing import Any
 from vitrail.cli.answer import ANSWER_FILE, Answer
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
-from vitrail.machine import count_cores
 
 MAX_RESTARTS = 3
 
@@ -32,6 +31,8 @@ def is_launched() -> bool:
 
 def launch(argv: list[str], processes: int) -> Answer:
     """Runs a command in several processes and returns its answer; raises the error that they end with."""
+    from vitrail.machine import count_cores
+
     if processes < 1:
         raise UsageError(f"--processes is {processes}", "use 1 or more")
     if "TORCHELASTIC_RUN_ID" in os.environ:

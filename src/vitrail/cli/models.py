@@ -4,19 +4,19 @@ With words, only names that contain all of them: vitrail models dinov2 small. A 
 vitrail models cifar10-small
 """
 
-import argparse
-from typing import Any
+from __future__ import annotations
 
-from rich.markdown import Markdown
-from rich.table import Column, Table
+import argparse
+from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
-from vitrail.weights.cards import Card, load_cards
-from vitrail.weights.config_json import config_to_json
-from vitrail.weights.sizes import get_size_name, list_sizes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vitrail.weights.cards import Card
 
 
 def add_arguments(parser: Parser) -> None:
@@ -26,6 +26,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Answer:
+    from rich.markdown import Markdown
+
+    from vitrail.weights.bundled import bundled_classifiers, read_bundled_card
+    from vitrail.weights.cards import load_cards
+    from vitrail.weights.sizes import list_sizes
+
     terms = [word.lower() for word in arguments.words]
     cards = [describe_card(card) for card in load_cards().values() if all(term in card.name.lower() for term in terms)]
     names = [name for name in bundled_classifiers() if all(term in name for term in terms)]
@@ -49,6 +55,8 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def make_card_table(cards: list[dict[str, Any]]) -> Table:
+    from rich.table import Column, Table
+
     table = Table(
         Column("card", no_wrap=True), "size", "pixels", "outputs", "top-1", "license", box=None, header_style="bold"
     )
@@ -60,6 +68,8 @@ def make_card_table(cards: list[dict[str, Any]]) -> Table:
 
 
 def make_size_table(sizes: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
     table = Table("size", "width", "depth", "heads", "MLP", "patch", "parameters", box=None, header_style="bold")
     for row in sizes:
         *numbers, parameters = list(row.values())[1:]
@@ -69,6 +79,9 @@ def make_size_table(sizes: list[dict[str, Any]]) -> Table:
 
 def describe_card(card: Card) -> dict[str, Any]:
     """Returns a card as a row; its accuracy is the publisher's figure on ImageNet-1k."""
+    from vitrail.weights.config_json import config_to_json
+    from vitrail.weights.sizes import get_size_name
+
     config = card.build_config()
     return {
         "card": card.name,

@@ -1,7 +1,7 @@
 """An argument parser with short help (common options), full help (--help-all), and errors with a hint."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -21,6 +21,8 @@ class _HelpAll(argparse.Action):
 class Parser(argparse.ArgumentParser):
     """argparse, except that an error raises `UsageError` instead of printing the usage.
 
+    `complete_help` is called before help is printed. It fills in texts that need slow imports.
+
     Options of groups that `add_advanced_group` returns, and options passed to `hide`, appear under --help-all only.
     """
 
@@ -29,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.advanced: list[argparse.Action] = []
         self.advanced_groups: list[argparse._ArgumentGroup] = []
         self.shows_advanced = False
+        self.complete_help: Callable[[], None] = lambda: None
 
     def add_advanced_group(self, title: str) -> argparse._ArgumentGroup:
         group = self.add_argument_group(title)
@@ -58,6 +61,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def format_help(self) -> str:
+        self.complete_help()
         if self.shows_advanced or not (hidden := self.advanced_actions()):
             return super().format_help()
         with _suppress(hidden):

@@ -37,7 +37,7 @@ def show_recipe(name: str) -> Answer:
     from rich.table import Table
 
     from vitrail.cli.field_options import format_default
-    from vitrail.model import ViTConfig
+    from vitrail.model.config import ViTConfig
     from vitrail.training.recipes import find_recipe
 
     recipe = find_recipe(name)

@@ -7,7 +7,7 @@ from vitrail.cli.arguments import MODEL_HELP, add_device, add_torch_files
 from vitrail.cli.field_options import add_field_options, format_default
 from vitrail.cli.parser import Parser
 from vitrail.data.augment import Augment
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES
 from vitrail.weights.config_json import POSITIONS

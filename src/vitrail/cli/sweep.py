@@ -22,9 +22,7 @@ from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
 from vitrail.cli.train import describe_scores
 from vitrail.errors import UsageError
-from vitrail.sweeps import sweep
 from vitrail.sweeps.config import Metric, Pruner, Sampler
-from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE
 from vitrail.sweeps.space import format_value, load_space, parse_vary
 
 MAX_ROWS_SHOWN = 20
@@ -83,6 +81,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise UsageError(f"{both[0]} is both set and varied", f"leave out --{both[0].replace('_', '-')}")
     if not vary and not arguments.resume:
         raise UsageError("a sweep needs a field to vary", "add --vary lr=1e-4..1e-2:log, for example")
+    from vitrail.sweeps.sweep import sweep
+
     result = sweep(
         arguments.data,
         vary=vary,
@@ -109,6 +109,8 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def describe_result(result: dict[str, Any], folder: Path) -> list[str]:
     """Returns the table, how reliable it is, and the next command, as lines."""
+    from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE
+
     lines = format_table(result["rows"][:MAX_ROWS_SHOWN])
     if (more := len(result["rows"]) - MAX_ROWS_SHOWN) > 0:
         lines.append(f"and {more} more in {folder / 'sweep.csv'}")

@@ -3,11 +3,13 @@
 Writes a run folder: the classifier, metrics, curves, the confusion matrix, attention maps and a report.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_data, add_engine, count
@@ -16,11 +18,9 @@ from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
 from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluation.evaluation import describe_scored_images
-from vitrail.runs.finish import Run
-from vitrail.runs.probes import describe_probes
-from vitrail.runs.train import train
-from vitrail.training.distributed import PeerLost
+
+if TYPE_CHECKING:
+    from vitrail.runs.finish import Run
 
 
 def add_arguments(parser: Parser) -> None:
@@ -49,6 +49,8 @@ def add_arguments(parser: Parser) -> None:
 
 def describe_scores(split: str, scores: dict[str, Any]) -> str:
     """Returns accuracy with its interval, loss and number of images as text."""
+    from vitrail.evaluation.evaluation import describe_scored_images
+
     low, high = scores["accuracy_interval"]
     return (
         f"{split} accuracy {scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
@@ -58,6 +60,8 @@ def describe_scores(split: str, scores: dict[str, Any]) -> str:
 
 def run(arguments: argparse.Namespace) -> Answer | None:
     """Trains; of several processes, the first one returns the answer."""
+    from vitrail.training.distributed import PeerLost
+
     is_first = int(os.environ.get("RANK", 0)) == 0
     if arguments.engine == "ray":
         return train_and_describe(arguments)
@@ -88,6 +92,9 @@ def run(arguments: argparse.Namespace) -> Answer | None:
 
 def train_and_describe(arguments: argparse.Namespace) -> Answer:
     """Trains, on Ray if requested; returns the result as JSON and as text."""
+    from vitrail.runs.probes import describe_probes
+    from vitrail.runs.train import train
+
     start: Callable[..., Run] = train
     options: dict[str, Any] = {}
     if arguments.engine == "ray":

@@ -5,10 +5,7 @@ from pathlib import Path
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import load_classifier, positive_number
-from vitrail.cli.images import list_input_files
 from vitrail.cli.parser import Parser
-from vitrail.console import log
-from vitrail.runs.folder import RunFolder
 
 OPTIONS = ("examples", "precision", "title", "max_size_mb")
 
@@ -30,6 +27,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Answer:
+    from vitrail.cli.images import list_input_files
+    from vitrail.console import log
     from vitrail.exporting.web.page import MAX_PAGE_MB, export_web
 
     classifier = load_classifier(arguments)
@@ -51,5 +50,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def find_training_data(model: str) -> str | None:
     """Returns the training data of the run that MODEL belongs to; None if MODEL is a name, not a path."""
+    from vitrail.runs.folder import RunFolder
+
     path = Path(model)
     return RunFolder(path if path.is_dir() else path.parent).data_source if path.exists() else None

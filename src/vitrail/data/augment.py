@@ -4,19 +4,20 @@ To add one: a field of `Augment`, and a line in `build_augmentation` (for single
 of pixels) or `mix_batch` (for normalized batches with labels).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
-
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.randomness import keyed_uniform
 from vitrail.options import check_fields, option
+
+# The command line reads `Augment` before anything else runs, so functions import torch when they are called.
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from vitrail.data.preprocess import Preprocess
 
 Crop = Literal["none", "resized", "padded"]
 Policy = Literal["none", "randaugment", "trivialaugment"]
@@ -60,6 +61,10 @@ class Augmentation:
         """Shifts and flips each image at random; `indices` of the images, `seed` and `epoch` decide how."""
         if not len(indices) or not (self.max_shift or self.flip):
             return pixels_BCHW
+        import torch
+
+        from vitrail.data.randomness import keyed_uniform
+
         # "together" is an old name of this function: another key would change the batches of existing recipes
         random_B3 = torch.from_numpy(keyed_uniform(indices, 3, "together", seed, epoch))
         if self.max_shift:
@@ -73,6 +78,9 @@ class Augmentation:
 
 def shift_images(pixels_BCHW: Tensor, offset_B2: Tensor, border: int) -> Tensor:
     """Crops each image from its padded form (reflected borders) at its own offset, 0 to 2 * border down and right."""
+    import torch
+    import torch.nn.functional as F
+
     h, w = pixels_BCHW.shape[-2:]
     padded = F.pad(pixels_BCHW.float(), (border,) * 4, mode="reflect").to(pixels_BCHW.dtype)  # no uint8 kernel exists
     crops = padded.unfold(2, h, 1).unfold(3, w, 1)  # (B, C, offsets down, offsets right, H, W), a view
@@ -81,6 +89,8 @@ def shift_images(pixels_BCHW: Tensor, offset_B2: Tensor, border: int) -> Tensor:
 
 def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation:
     """Returns the transforms of training images, for images of the model's size."""
+    from torchvision.transforms import InterpolationMode, v2
+
     height, width = preprocess.image_size
     fill = preprocess.mean_color
     transforms: list[nn.Module] = []
@@ -119,6 +129,8 @@ def mix_batch(
     Each image is mixed with the one before it, the first with the last. The first `overlap` images are only partners
     of the next one: they are dropped from the result.
     """
+    from torchvision.transforms import v2
+
     transforms: list[nn.Module] = []
     if augment.mixup:
         transforms += [v2.MixUp(alpha=augment.mixup, num_classes=classes)]

@@ -8,14 +8,13 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from vitrail.data.options import Fit, Interpolation
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.options import check_fields, option
 
 MIN_STD, MAX_MEAN = 1e-6, 1000.0  # for pixels in [0, 1]; values beyond are mistakes
 MAX_CANVAS_SCALE = 4  # the padded canvas for random crops is at most this many times the model's size
 MAX_ENLARGED_PIXELS = 1 << 25  # a crop of a long, thin image may enlarge it to this many pixels
-Fit = Literal["pad", "crop", "stretch"]
-Interpolation = Literal["bilinear", "bicubic"]
 Engine = Literal["torch", "pillow", "transformers"]  # pillow: the transforms of torchvision and timm for PIL images
 
 

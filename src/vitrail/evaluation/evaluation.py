@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import BaseClassifier
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
 from vitrail.evaluation.metrics import (
     brier_score,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
-from vitrail.data import Images
 from vitrail.data.encoded import EncodedImages
+from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader, OnImageError, default_workers
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from vitrail.classifier import BaseClassifier
-from vitrail.data import Images
 from vitrail.data.decode import ImageError
+from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader
 from vitrail.errors import VitrailError
 

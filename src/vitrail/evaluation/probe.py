@@ -13,10 +13,11 @@ import numpy as np
 
 from vitrail.classifier import Classifier
 from vitrail.console import progress_bar
-from vitrail.data import Images, Splits, open_data
 from vitrail.data.decode import ImageError
 from vitrail.data.fingerprint import compute_fingerprint
-from vitrail.data.open import open_source
+from vitrail.data.images import Images
+from vitrail.data.open import open_data, open_source
+from vitrail.data.split import Splits
 from vitrail.errors import UsageError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.features import extract_features

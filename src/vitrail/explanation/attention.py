@@ -8,8 +8,7 @@ from torch import Tensor
 
 from vitrail.explanation.inputs import TokenInputs
 from vitrail.explanation.recording import Record, promote_to_float32, recording
-from vitrail.model import ViTConfig
-from vitrail.model.config import CLASS_TOKENS
+from vitrail.model.config import CLASS_TOKENS, ViTConfig
 
 
 def readout_weights(record: Record, config: ViTConfig, tokens: int) -> Tensor:

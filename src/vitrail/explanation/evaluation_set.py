@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader
 from vitrail.explanation.composites import CompositeImages, make_mosaics, make_pairs
 from vitrail.explanation.inputs import max_batch_size, patch_grid

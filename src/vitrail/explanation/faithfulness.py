@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.errors import UsageError
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.controls import CONTROLS

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from vitrail.model import ViT
+from vitrail.model.vit import ViT
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.explanation.recording import promote_to_float32
 from vitrail.explanation.targets import ClassTarget, TargetRule, make_target_rule
-from vitrail.model import ViT
 from vitrail.model.position import Rotate
+from vitrail.model.vit import ViT
 
 MAX_BATCH_TOKENS = 1 << 14  # tokens that pass through the model at once, so that memory does not grow with the batch
 

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.explanation.recording import exclusive_access
-from vitrail.model import ViT
 from vitrail.model.attention import Attention
 from vitrail.model.mlp import QuickGELU, SwiGluMlp
 from vitrail.model.pool import AttentionPool
-from vitrail.model.vit import MlpHead
+from vitrail.model.vit import MlpHead, ViT
 
 
 class _GatedActivation(torch.autograd.Function):

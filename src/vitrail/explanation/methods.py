@@ -17,7 +17,7 @@ from vitrail.explanation.gradient import (
 )
 from vitrail.explanation.logit_lens import logit_lens
 from vitrail.explanation.perturbation import occlusion, rise
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UsageError
-from vitrail.model import ViT
 from vitrail.model.attention import Attention
 from vitrail.model.pool import AttentionPool
+from vitrail.model.vit import ViT
 
 Rows = int | slice | Sequence[int]
 _locks: WeakKeyDictionary[ViT, AbstractContextManager[bool]] = WeakKeyDictionary()  # one for each ViT

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.model import NoPosition, SinCos, ViT, ViTConfig
+from vitrail.model.config import NoPosition, SinCos, ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.weights.layouts import LAYOUTS
 
 Document = dict[str, Any]

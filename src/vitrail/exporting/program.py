@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.model import ViT
 from vitrail.model.attention import Attention, attention_weights
 from vitrail.model.pool import AttentionPool
+from vitrail.model.vit import ViT
 
 PIXELS, TARGET = "pixels", "target"  # inputs
 LOGITS, ATTENTION, MAP = "logits", "attention", "map"  # outputs

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.exporting.library_format import Document, LibraryModel, State, require_values, with_layer_scale
-from vitrail.model import Rotary, ViTConfig
+from vitrail.model.config import Rotary, ViTConfig
 from vitrail.weights.conversion import export_weights
 from vitrail.weights.families.timm import TimmTokens, find_timm_layout
 from vitrail.weights.layouts import LAYOUTS

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.exporting.library_format import LibraryModel, State, require_values
-from vitrail.model import Rotary, ViTConfig
+from vitrail.model.config import Rotary, ViTConfig
 from vitrail.weights.conversion import export_weights
 from vitrail.weights.layouts import LAYOUTS
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.exporting.library_format import Document, LibraryModel, State, require_values, with_layer_scale
-from vitrail.model import Rotary, ViTConfig
+from vitrail.model.config import Rotary, ViTConfig
 from vitrail.weights.conversion import export_weights
 from vitrail.weights.families.hf import compute_swiglu_width
 from vitrail.weights.layouts import LAYOUTS

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.comparison import EXACT, Comparison, Tolerance, compare
 from vitrail.errors import VitrailError
-from vitrail.explanation import explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.recording import recording
 from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ATTENTION, LOGITS, MAP, ProgramOptions, RunProgram

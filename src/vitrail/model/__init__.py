@@ -4,8 +4,3 @@ A tensor's name ends in the letters of its shape: B batch, T tokens, P patches, 
 C channels, H W pixels, h w patch grid, R prefix tokens (class token, registers), S tokens attended to,
 M hidden width of the MLP, Y classes.
 """
-
-from vitrail.model.config import Learned, NoPosition, Position, Rotary, SinCos, ViTConfig
-from vitrail.model.vit import ViT
-
-__all__ = ["Learned", "NoPosition", "Position", "Rotary", "SinCos", "ViT", "ViTConfig"]

@@ -7,7 +7,9 @@ import numpy as np
 
 from vitrail.classifier import Classifier
 from vitrail.evaluation import Outcome
-from vitrail.explanation import DEFAULT_METHOD, METHODS, Explanation, explain_batch
+from vitrail.explanation.api import explain_batch
+from vitrail.explanation.explanation import Explanation
+from vitrail.explanation.methods import DEFAULT_METHOD, METHODS
 from vitrail.explanation.render import SEQUENTIAL_COLORMAP, TILE_STYLE, enlarge_map, paint_signed, to_rgb
 from vitrail.intervals import bootstrap_means, percentile_interval
 from vitrail.report.sample import Sample

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.evaluation.corruptions import measure_robustness
 from vitrail.evaluation.label_errors import find_label_errors
 from vitrail.evaluation.outcome import Outcome

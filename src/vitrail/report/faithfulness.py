@@ -3,8 +3,8 @@
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT_METHOD
 from vitrail.explanation.faithfulness import evaluate_faithfulness
+from vitrail.explanation.methods import DEFAULT_METHOD
 from vitrail.report.subject import SampleSizes, Subject
 
 METHODS_IN_REPORT = (DEFAULT_METHOD, "chefer", "attention", "rollout")  # fast enough for every report

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.data.near_duplicates import find_near_duplicates
 from vitrail.evaluation import Outcome
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data import Images, Preprocess
+from vitrail.data.images import Images
+from vitrail.data.preprocess import Preprocess
 from vitrail.evaluation.corruptions import draw_images
 from vitrail.evaluation.outcome import Outcome
 from vitrail.evaluation.properties import PROPERTIES, measure_properties

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import Classifier
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.evaluation import Evaluation
 
 CPU_BUDGET = 1e13  # multiply-adds for maps and their scores: one or two minutes on two cores

@@ -7,7 +7,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.evaluation.outcome import Outcome
 
 MAX_SIZE = 64  # pixels of the longer edge

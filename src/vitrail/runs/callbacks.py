@@ -5,7 +5,7 @@ from pathlib import Path
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
 from vitrail.runs.training_run import EpochCallback, Row
-from vitrail.training import Recipe
+from vitrail.training.recipe import Recipe
 
 
 def tensorboard_callback(recipe: Recipe) -> EpochCallback:

@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 
 from vitrail.console import log, progress_bar
-from vitrail.data import Images, Preprocess, Splits, open_data
 from vitrail.data.check import CheckReport, check_data
 from vitrail.data.contact_sheets import draw_class_sheet
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
-from vitrail.data.images import load_into_memory
-from vitrail.data.preprocess import Fit
+from vitrail.data.images import Images, load_into_memory
+from vitrail.data.open import open_data
+from vitrail.data.options import Fit
+from vitrail.data.preprocess import Preprocess
+from vitrail.data.split import Splits
 from vitrail.errors import VitrailError
 from vitrail.files import write_json
 from vitrail.machine import GIB
 from vitrail.runs.folder import RunFolder, Unreadable
 from vitrail.runs.pretrained import Pretrained
-from vitrail.training import Recipe
 from vitrail.training.distributed import World
+from vitrail.training.recipe import Recipe
 
 MAX_WARNINGS = 8  # findings of the check that are printed before training
 

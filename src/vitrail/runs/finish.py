@@ -9,20 +9,21 @@ import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
-from vitrail.data import Images, Splits
+from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE
+from vitrail.data.split import Splits
 from vitrail.evaluation import Evaluation, compute_outcome, evaluate
 from vitrail.evaluation.calibration import calibrate
 from vitrail.evaluation.figures import draw_confusion_matrix
 from vitrail.evaluation.metrics import confusion_matrix
 from vitrail.evaluation.probe import Probe
-from vitrail.explanation import explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.figures import save_gallery
 from vitrail.files import write_json
 from vitrail.loading import load
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.probes import compare_with_probes
-from vitrail.training import Recipe
+from vitrail.training.recipe import Recipe
 
 GALLERY_IMAGES = 30  # in attention.png
 

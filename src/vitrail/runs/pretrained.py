@@ -10,7 +10,7 @@ from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.loading import load
 from vitrail.runs.folder import RunFolder
-from vitrail.training import Recipe
+from vitrail.training.recipe import Recipe
 from vitrail.weights.artifact import weights_sha256
 
 Model = str | Path | Classifier

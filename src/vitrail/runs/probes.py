@@ -6,13 +6,13 @@ import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
-from vitrail.data import Splits
+from vitrail.data.split import Splits
 from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.evaluation.probe import Probe, probe
 from vitrail.interrupts import Interrupted, catch_stop_signals
 from vitrail.runs.folder import RunFolder
-from vitrail.training import Recipe
 from vitrail.training.curves import draw_curves
+from vitrail.training.recipe import Recipe
 from vitrail.training.transfer import set_head
 
 PROBE_NAMES = {"knn": "k-NN", "linear": "the linear probe"}

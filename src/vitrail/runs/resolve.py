@@ -10,8 +10,9 @@ from vitrail.runs.claim import RUNS, check_out
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.names import newest_folder, numbered_folders
 from vitrail.runs.pretrained import Model
-from vitrail.training import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, Recipe, find_recipe
 from vitrail.training.launch import current_launch
+from vitrail.training.recipe import Recipe
+from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, find_recipe
 
 RESULT_NEUTRAL_FIELDS = ("workers", "image_cache_gib")  # fields of a recipe that do not change the result
 

@@ -8,14 +8,15 @@ import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
-from vitrail.data import Splits
-from vitrail.model import ViT, ViTConfig
+from vitrail.data.split import Splits
+from vitrail.model.config import ViTConfig
 from vitrail.model.init import initialize
+from vitrail.model.vit import ViT
 from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
-from vitrail.training import Recipe
 from vitrail.training.data_defaults import resolve_recipe
 from vitrail.training.distributed import World
+from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import autocast_dtype
 from vitrail.training.transfer import describe_head, resolve_transfer_recipe, transfer_weights
 from vitrail.version import __version__

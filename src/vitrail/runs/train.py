@@ -18,7 +18,7 @@ from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import keep_freed_memory, pick_device
-from vitrail.model import ViT
+from vitrail.model.vit import ViT
 from vitrail.runs.callbacks import tensorboard_callback
 from vitrail.runs.claim import check_disk_space, create_run
 from vitrail.runs.data import check_image_sizes, load_data, write_check
@@ -32,10 +32,10 @@ from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_reci
 from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan
 from vitrail.runs.training_run import EpochCallback, TrainingRun
-from vitrail.training import Recipe
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
 from vitrail.training.optimizers import OPTIMIZERS
+from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import TrainState, init_train_state
 
 PICTURES_BYTES = 4 << 20  # for the pictures and tables of a run

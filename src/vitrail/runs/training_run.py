@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from vitrail.classifier import Classifier
-from vitrail.data import Splits
 from vitrail.data.loader import count_batches
+from vitrail.data.split import Splits
 from vitrail.interrupts import Interrupted
 from vitrail.machine import describe_numerics
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
-from vitrail.training import Recipe
 from vitrail.training.checkpoint import collect_tensors, save_checkpoint
 from vitrail.training.distributed import World
 from vitrail.training.loop import StepStats
 from vitrail.training.loss_monitor import LossMonitor
 from vitrail.training.losses import LOSSES
 from vitrail.training.parallel import gather_model
+from vitrail.training.recipe import Recipe
 from vitrail.training.schedules import count_warmup_steps
 from vitrail.training.train_state import TrainState
 

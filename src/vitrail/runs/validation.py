@@ -8,7 +8,7 @@ from math import ceil
 import torch
 
 from vitrail.classifier import Classifier
-from vitrail.data import Images
+from vitrail.data.images import Images
 from vitrail.errors import VitrailError
 from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.outcome import NoReadableImages

@@ -14,7 +14,7 @@ from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.serving.decoding import ImageDecoder, Pixels, fit_all
 from vitrail.serving.errors import RequestError, bad_request, internal_error, not_found, unreadable_image
 from vitrail.serving.fork_server import ForkServer, ModelSource

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from vitrail.data.decode import ImageError
-from vitrail.explanation import DEFAULT_METHOD
+from vitrail.explanation.methods import DEFAULT_METHOD
 from vitrail.serving import schema
 from vitrail.serving.body import read_files
 from vitrail.serving.decoding import Pixels

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
 from vitrail.errors import UsageError
-from vitrail.explanation import DEFAULT_METHOD, explain_batch
+from vitrail.explanation.api import explain_batch
+from vitrail.explanation.methods import DEFAULT_METHOD
 from vitrail.explanation.targets import Target
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitrail.data import open_data
+from vitrail.data.open import open_data
 from vitrail.errors import UsageError
 from vitrail.runs.data import check_before_training, drop_unreadable, list_unreadable
 from vitrail.sweeps.config import Metric, Pruner, Sampler, SweepConfig

@@ -12,7 +12,7 @@ import numpy as np
 from vitrail.console import log
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.space import Axis, Choice, Values, count_points, iterate_points, values_to_changes
 

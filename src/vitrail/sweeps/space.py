@@ -19,8 +19,7 @@ from typing import Any
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model import ViTConfig
-from vitrail.model.config import Position
+from vitrail.model.config import Position, ViTConfig
 from vitrail.options import check_values, field_types, option_parser
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.weights.config_json import POSITIONS

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data import Images, Preprocess
 from vitrail.data.augment import build_augmentation
 from vitrail.data.decode import ImageError
+from vitrail.data.images import Images
 from vitrail.data.loader import Batch, OnImageError, TrainLoader, WorkerDied
+from vitrail.data.preprocess import Preprocess
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
 

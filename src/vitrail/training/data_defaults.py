@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data import Images, Preprocess, Splits
 from vitrail.data.decode import ImageError
+from vitrail.data.images import Images
+from vitrail.data.preprocess import Preprocess
+from vitrail.data.split import Splits
 from vitrail.errors import UsageError, VitrailError
-from vitrail.model import ViTConfig
-from vitrail.model.config import to_pair
+from vitrail.model.config import ViTConfig, to_pair
 from vitrail.training.recipe import Recipe
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 from torch import nn
 
 from vitrail.errors import UsageError
-from vitrail.model import ViT
+from vitrail.model.vit import ViT
 from vitrail.training.recipe import Recipe
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitrail.data import Preprocess
 from vitrail.data.augment import mix_batch
 from vitrail.data.loader import Batch
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import derive_seed
 from vitrail.errors import VitrailError
 from vitrail.training.batch_sharding import MicroBatch, split_micro_batches

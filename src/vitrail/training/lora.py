@@ -9,7 +9,7 @@ from torch import nn
 
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
-from vitrail.model import ViT
+from vitrail.model.vit import ViT
 from vitrail.training.recipe import Recipe
 
 LORA_TARGETS = {

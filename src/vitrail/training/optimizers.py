@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vitrail.model import ViT
+from vitrail.model.vit import ViT
 from vitrail.training.muon import Muon
 from vitrail.training.recipe import Recipe
 

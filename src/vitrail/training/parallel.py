@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.errors import VitrailError
-from vitrail.model import ViT
+from vitrail.model.vit import ViT
 from vitrail.training.distributed import World
 
 

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from vitrail.data.augment import Augment
-from vitrail.data.preprocess import Fit, Interpolation
+from vitrail.data.options import Fit, Interpolation
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.weights.config_json import config_values_from_json, position_to_json
 from vitrail.weights.sizes import SIZES

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from vitrail.machine import has_native_bf16
-from vitrail.model import ViT
+from vitrail.model.vit import ViT
 from vitrail.training.distributed import SINGLE_PROCESS, World
 from vitrail.training.freezing import freeze_parameters
 from vitrail.training.lora import add_lora, merge_lora

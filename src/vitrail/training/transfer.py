@@ -6,10 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitrail.data import Preprocess, Splits
+from vitrail.data.preprocess import Preprocess
+from vitrail.data.split import Splits
 from vitrail.errors import UsageError
-from vitrail.model import ViT, ViTConfig
-from vitrail.model.config import to_pair
+from vitrail.model.config import ViTConfig, to_pair
+from vitrail.model.vit import ViT
 from vitrail.training.data_defaults import resolve_epochs_and_batch_size, with_normalization
 from vitrail.training.freezing import check_freeze
 from vitrail.training.lora import check_peft

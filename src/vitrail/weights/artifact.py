@@ -19,7 +19,7 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.weights.config_json import config_from_json, config_to_json
 from vitrail.weights.origin import check_origin

@@ -12,7 +12,7 @@ from typing import Any
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.weights.classes import get_class_names
 from vitrail.weights.config_json import config_from_json, position_to_json
 from vitrail.weights.conversion import Layout

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model import Learned, NoPosition, Position, Rotary, SinCos, ViTConfig
+from vitrail.model.config import Learned, NoPosition, Position, Rotary, SinCos, ViTConfig
 from vitrail.options import check_values
 
 POSITIONS: dict[str, type[Position]] = {"learned": Learned, "sincos": SinCos, "rotary": Rotary, "none": NoPosition}

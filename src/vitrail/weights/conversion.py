@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import VitrailError
-from vitrail.model import Learned, ViT, ViTConfig
+from vitrail.model.config import Learned, ViTConfig
+from vitrail.model.vit import ViT
 from vitrail.weights.operators import Copy, Operator, Rows
 
 Library = Literal["timm", "transformers", "torchvision", "google", "meta", "open_clip"]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.model import ViTConfig
-from vitrail.model.config import to_pair
+from vitrail.model.config import ViTConfig, to_pair
 from vitrail.weights.families.hf import READERS
 from vitrail.weights.parsed_config import RESAMPLING, Document, ParsedConfig, make_unique
 

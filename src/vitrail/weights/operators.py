@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 
 Get = Callable[[str], Tensor]
 Pieces = dict[str, tuple[int, Tensor]]  # name in the file -> (order among the pieces of this name, piece)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 
 Document = dict[str, Any]
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers

@@ -29,7 +29,8 @@ def list_sizes() -> list[dict[str, Any]]:
     """Returns each size with its number of parameters at 224 pixels, 1000 classes and the patch in use for it."""
     import torch
 
-    from vitrail.model import ViT, ViTConfig
+    from vitrail.model.config import ViTConfig
+    from vitrail.model.vit import ViT
 
     rows = []
     for name, size in SIZES.items():

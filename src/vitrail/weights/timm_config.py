@@ -8,10 +8,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitrail.data.preprocess import Fit, Preprocess
+from vitrail.data.options import Fit
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.model import Position, Rotary, ViTConfig
-from vitrail.model.config import PoolKind, to_pair
+from vitrail.model.config import PoolKind, Position, Rotary, ViTConfig, to_pair
 from vitrail.weights.cards import Card, load_cards
 from vitrail.weights.classes import get_class_names
 from vitrail.weights.families.timm import TOKENS, TimmTokens, find_timm_layout

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
-from vitrail.model import ViTConfig
+from vitrail.model.config import ViTConfig
 from vitrail.weights.cards import Card, load_cards
 from vitrail.weights.config_files import parse_config
 from vitrail.weights.conversion import export_weights, import_weights, meta_state_dict

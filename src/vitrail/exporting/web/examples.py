@@ -16,7 +16,7 @@ from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.scoring import open_images_to_score
 from vitrail.errors import VitrailError
-from vitrail.explanation import explain_batch
+from vitrail.explanation.api import explain_batch
 from vitrail.exporting.sample_photos import read_sample_photos
 
 MAX_EXAMPLES = 12

@@ -13,8 +13,9 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.comparison import Comparison, Tolerance
 from vitrail.errors import VitrailError
-from vitrail.explanation import explain_batch, recording
+from vitrail.explanation.api import explain_batch
 from vitrail.explanation.inputs import embed_images
+from vitrail.explanation.recording import recording
 from vitrail.exporting.web.graphs import Graphs, RunGraph
 
 TOLERANCE = Tolerance(1e-4, floor=1e-6)

@@ -1,6 +1,6 @@
 """Google's original `.npz` files (vit_jax, models_vit.py), including those of AugReg."""
 
-from vitrail.model import Learned
+from vitrail.model.config import Learned
 from vitrail.weights.conversion import Layout
 from vitrail.weights.operators import (
     Concat,

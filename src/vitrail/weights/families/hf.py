@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model import Learned, Rotary, ViTConfig
+from vitrail.model.config import Learned, Rotary, ViTConfig
 from vitrail.weights.conversion import Layout
 from vitrail.weights.operators import (
     ZERO_HEAD_BIAS,

@@ -1,6 +1,6 @@
 """Meta's original files of DINO, DeiT, DeiT-III, MAE and DINOv2. Most names are timm's."""
 
-from vitrail.model import Learned
+from vitrail.model.config import Learned
 from vitrail.weights.conversion import Layout
 from vitrail.weights.families import timm
 from vitrail.weights.operators import PositionTable, Rows, Token, make_layer_scale_rows, make_position_rows

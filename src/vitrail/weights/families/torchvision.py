@@ -1,6 +1,6 @@
 """torchvision's VisionTransformer."""
 
-from vitrail.model import Learned
+from vitrail.model.config import Learned
 from vitrail.weights.conversion import Layout
 from vitrail.weights.operators import PositionTable, Rows, Token, make_position_rows
 
