@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch.distributed import DistBackendError, DistNetworkError, DistStoreError, HashStore
 
 import vitrail
 from conftest import COLORS, fill
 from vitrail.errors import UsageError
 from vitrail.runs.folder import RunFolder
+from vitrail.training import rendezvous
+from vitrail.training.distributed import PeerLost, init_process_group, is_connection_error
 from vitrail.training.launch import current_launch
 from vitrail.training.rendezvous import agree_on_attempt
 
@@ -227,6 +229,72 @@ def test_an_attempt_ignores_the_processes_of_an_earlier_one():
     assert all(len(ids) == 1 for ids in attempts)
     assert len(set.union(*attempts)) == 4
     assert "dead" not in set.union(*attempts)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        # gloo on CPUs, from killed, stopped and crashed processes
+        (
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:28047: "
+            "Connection reset by peer. This is typically caused by a remote worker hanging",
+            True,
+        ),
+        ("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:39312.", True),
+        ("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete", True),
+        ("Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:144] no error", True),
+        ("Timeout waiting for key: default_pg/0//cpu//0/1 after 600000 ms", True),
+        ("Wait timeout", True),
+        # NCCL on GPUs
+        (
+            DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:2021, remote process exited or there was a network error\n"
+                "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting"
+            ),
+            True,
+        ),
+        (
+            DistBackendError(
+                "unhandled system error\nncclSystemError: System call (e.g. socket, malloc) failed\n"
+                "Last error:\nsocketStartConnect: Connect to 10.0.0.1<40873> failed : Connection refused"
+            ),
+            True,
+        ),
+        (DistBackendError("NCCL communicator was aborted on rank 0."), True),
+        # the store
+        (DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), True),
+        (
+            DistNetworkError("The client socket has timed out after 3000ms while trying to connect to (::1, 29778)"),
+            True,
+        ),
+        (DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//1"), True),
+        (TimeoutError("process 0 does not answer"), True),
+        # errors of this process
+        (
+            DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:2021, unhandled cuda error, NCCL version 2.20.5\n"
+                "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+            ),
+            False,
+        ),
+        (DistBackendError("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 65000"), False),
+        ("Invalid scalar type for gloo", False),
+        ("ProcessGroupGloo::allgather: invalid output tensor list at index 0 (expected length 2, got 1)", False),
+        ("[enforce fail at gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address for: eth7", False),
+        ("ProcessGroupNCCL is only supported with GPUs, no GPUs found!", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", False),
+    ],
+)
+def test_only_lost_connections_are_called_a_lost_process(error: str | Exception, is_lost: bool):
+    assert is_connection_error(RuntimeError(error) if isinstance(error, str) else error) == is_lost
+
+
+def test_a_wrong_setting_of_the_network_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rendezvous, "rendezvous_store", lambda rank, size: HashStore())
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "eth77"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PeerLost, match=r"process 0 of 2 cannot join the others: .*eth77"):
+        init_process_group(torch.device("cpu"))
 
 
 def test_a_launch_finds_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

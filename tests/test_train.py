@@ -3,8 +3,10 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -15,14 +17,15 @@ import torch.nn.functional as F
 from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
-from vitrail.machine import pick_device
+from vitrail.machine import has_native_bf16, pick_device
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
+from vitrail.runs.start import explain_precision
 from vitrail.training.data_defaults import mean_and_std, pixel_histogram
 from vitrail.training.loop import train_steps
 from vitrail.training.lora import LORA_TARGETS
 from vitrail.training.losses import LOSSES, Loss
-from vitrail.training.muon import Muon
+from vitrail.training.muon import Muon, orthogonalize
 from vitrail.training.optimizers import OPTIMIZERS, has_weight_decay
 from vitrail.training.recipe import LoraTarget, LossName, OptimizerName, Recipe, ScheduleName, recipe_from_json
 from vitrail.training.recipes import RECIPES, find_recipe
@@ -185,6 +188,26 @@ def test_auto_precision_is_bf16_only_where_it_is_native(monkeypatch: pytest.Monk
     assert autocast_dtype("bf16", cpu) == torch.bfloat16
 
 
+@pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])  # T4 and V100; A100
+def test_gpus_that_emulate_bf16_train_in_float32_and_say_so(
+    capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)  # by emulation
+    assert has_native_bf16(gpu) == (dtype == torch.bfloat16)
+    assert autocast_dtype("auto", gpu) == dtype
+    notes = [explain_precision(Recipe(precision=precision), gpu) or "" for precision in ("auto", "bf16", "fp32")]
+    if dtype == torch.bfloat16:
+        assert notes == ["", "", ""]
+    else:
+        assert "runs in float32" in notes[0] and "--precision fp32 is faster" in notes[1] and not notes[2]
+    assert explain_precision(Recipe(), torch.device("cpu")) is None
+
+
 def test_choosing_a_device_allocates_nothing_on_it(monkeypatch: pytest.MonkeyPatch):
     assert pick_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # without a GPU an allocation would fail
@@ -337,6 +360,22 @@ def test_muon_takes_the_steps_of_torch_optim_muon(momentum):
     theirs = run_steps(lambda matrices: torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=momentum))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=0)  # both compute directions of length 0.02 in bf16
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 8), (3, 8, 24)])
+def test_muon_computes_in_float32_where_bf16_is_not_native(shape, monkeypatch: pytest.MonkeyPatch):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, values, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
+    values = values / values.norm(dim=-1, keepdim=True)
+    for _ in range(5):  # the iteration acts on each singular value alone
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    exact = (u * values.unsqueeze(-2)) @ vh
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    torch.testing.assert_close(orthogonalize(matrices), exact.float(), atol=2e-5, rtol=0)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    rounded = orthogonalize(matrices)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.double(), exact, atol=0.1, rtol=0)
 
 
 def test_muon_orthogonalizes_queries_keys_and_values_separately():

@@ -60,9 +60,13 @@ def count_cores() -> int:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Returns whether this device computes in bf16 natively, and so faster than in float32."""
+    """Returns whether this device computes in bf16 natively, and so faster than in float32.
+
+    GPUs before NVIDIA's Ampere (T4, V100, RTX 20) only emulate bf16: they compute it in float32, with conversions.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 

@@ -49,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
     add_batch_size(parser, 64)
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32",
-        help="number format; bf16 also packs the weights, and stays fp32 on CPUs without bf16 (default: fp32)",
+        help="number format; bf16 also packs the weights, and stays fp32 on devices without bf16 units (default: fp32)",
     )  # fmt: skip
     parser.add_argument(
         "--fast", dest="precision", action="store_const", const="bf16", default=argparse.SUPPRESS,

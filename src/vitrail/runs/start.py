@@ -9,6 +9,7 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data.split import Splits
+from vitrail.machine import has_native_bf16
 from vitrail.model.config import ViTConfig
 from vitrail.model.init import initialize
 from vitrail.model.vit import ViT
@@ -96,6 +97,15 @@ def describe_training(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "versions": {"vitrail": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def explain_precision(recipe: Recipe, device: torch.device) -> str | None:
+    """Returns a line on the number format if a GPU only emulates bf16, which is slower than float32; else None."""
+    if device.type != "cuda" or has_native_bf16(device) or recipe.precision == "fp32":
+        return None
+    if recipe.precision == "auto":
+        return "this GPU has no bf16 units: training runs in float32"
+    return "warning: this GPU has no bf16 units and emulates bf16 slowly; --precision fp32 is faster"
 
 
 def describe_plan(start: Start, world: World) -> str:

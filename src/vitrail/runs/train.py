@@ -30,7 +30,7 @@ from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_p
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
 from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
 from vitrail.runs.resume import resume_from_checkpoint
-from vitrail.runs.start import Start, build_classifier, describe_plan
+from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
 from vitrail.runs.training_run import EpochCallback, TrainingRun
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
@@ -89,7 +89,8 @@ def train(
             start = build_classifier(requested, run_data.splits, pretrained, init_device(world))
             if world.is_main:
                 check_image_sizes(run_data, start.classifier.preprocess, requested.skip_unreadable)
-            for line in (*run_data.splits.notes, describe_plan(start, world)):
+            plan = (describe_plan(start, world), explain_precision(start.recipe, world.device))
+            for line in filter(None, (*run_data.splits.notes, *plan)):
                 log(line)
         config = RunConfig(
             data=str(data),

@@ -21,14 +21,18 @@ from vitrail.errors import UsageError, VitrailError, first_line
 
 T = TypeVar("T")
 SLOW_GROUP_TIMEOUT = timedelta(days=1)  # for objects that the others await: the data check, the report
-# gloo raises RuntimeError for everything, so only the text tells a lost connection from another error.
-GLOO_CONNECTION_ERROR = re.compile(
-    r"connection (closed|reset|refused)|connectFullMesh|gloo|NCCL|broken pipe|timed? ?out", re.IGNORECASE
+# gloo raises RuntimeError for everything, and NCCL raises DistBackendError for everything, even for a GPU without
+# memory or a wrong setting. So only the text tells a lost connection from another error.
+CONNECTION_ERROR = re.compile(
+    r"connection (was likely )?(closed|reset|refused|abort)|broken pipe|connectFullMesh failed"  # the system's, gloo's
+    r"|timed out waiting \d+ ?ms|timeout waiting for key|wait timeout|socket timeout"
+    r"|ncclRemoteError|NCCL communicator was aborted",
+    re.IGNORECASE,
 )
 
 
 class PeerLost(VitrailError):
-    """Another process of the group has ended; the whole group must be started again."""
+    """The group of processes has lost one, or has not formed; all of its processes must be started again."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,11 @@ def join_world(device: torch.device, *, fsdp: bool = False) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def is_connection_error(error: RuntimeError) -> bool:
+def is_connection_error(error: RuntimeError | TimeoutError) -> bool:
     """Returns whether an error was raised because another process of the group does not answer."""
-    return isinstance(error, dist.DistError) or GLOO_CONNECTION_ERROR.search(str(error)) is not None
+    if isinstance(error, TimeoutError | dist.DistNetworkError | dist.DistStoreError):
+        return True
+    return CONNECTION_ERROR.search(str(error)) is not None
 
 
 def in_process_group() -> bool:
@@ -199,4 +205,5 @@ def init_process_group(device: torch.device) -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, TimeoutError) as error:
-        raise PeerLost(f"process {rank} of {size} does not reach the others: {first_line(error)}") from error
+        action = "does not reach the others" if is_connection_error(error) else "cannot join the others"
+        raise PeerLost(f"process {rank} of {size} {action}: {first_line(error)}") from error

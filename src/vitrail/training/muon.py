@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vitrail.machine import has_native_bf16
+
 # x <- a x + b (x x^T) x + c (x x^T)^2 x moves singular values toward one; coefficients of Jordan et al. 2024.
 A, B, C = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
@@ -69,9 +71,13 @@ class Muon(Optimizer):
 
 
 def orthogonalize(x_Mrc: Tensor) -> Tensor:
-    """Moves the singular values of each of M matrices toward one, by the Newton-Schulz iteration in bf16."""
+    """Moves the singular values of each of M matrices toward one, by the Newton-Schulz iteration.
+
+    It is computed in bf16 where the device does that natively, else in float32, which is then faster.
+    """
+    dtype = torch.bfloat16 if has_native_bf16(x_Mrc.device) else torch.float32
     is_tall = x_Mrc.shape[-2] > x_Mrc.shape[-1]
-    x = (x_Mrc.mT if is_tall else x_Mrc).bfloat16()
+    x = (x_Mrc.mT if is_tall else x_Mrc).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
