@@ -5,6 +5,7 @@ import io
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +245,8 @@ def test_a_damaged_cache_is_created_again(photos: Path, tmp_path: Path, monkeypa
     file = next((tmp_path / "cache").iterdir())
     file.write_bytes(damage)
     assert check_data(photos).to_json() == first
-    assert sqlite3.connect(file).execute("SELECT count(*) FROM facts").fetchone() == (60,)
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("SELECT count(*) FROM facts").fetchone() == (60,)
 
 
 def test_a_check_works_without_a_cache_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -257,10 +259,9 @@ def test_the_cache_of_the_version_before_is_imported(photos: Path, tmp_path: Pat
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     first = check_data(photos).to_json()
     new, old = tmp_path / "cache" / facts.CACHE_NAME, tmp_path / "cache" / facts.OLD_CACHE_NAME
-    with sqlite3.connect(new) as connection:
+    with closing(sqlite3.connect(new)) as connection, connection:
         connection.execute("ALTER TABLE facts RENAME TO looks")
         connection.execute("UPDATE looks SET color_type = 'color'")
-    connection.close()
     new.rename(old)
     monkeypatch.setattr(facts, "read_file_facts", lambda images, i: pytest.fail("an image was read again"))
     assert check_data(photos).to_json() == first

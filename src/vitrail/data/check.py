@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,29 +88,29 @@ def check_source(
     """Does what `check_data` does for a source that is open."""
     splits = {split: len(listing) for split, listing in source.splits.items()}
     n_images = sum(splits.values())
-    cache = FactsCache(fresh)
-    done = iter(range(1, n_images + 1))
-    facts = {
-        split: cache.read_listing(listing, f"{source.name}:{split}", lambda: tick(next(done), n_images))
-        for split, listing in source.splits.items()
-    }
-    survey = Survey(source, facts, cache.near_duplicate_pairs, batch_size, fit)
-    return CheckReport(
-        data=address,
-        images=n_images,
-        classes=dict(sorted(Counter(c for listing in source.splits.values() for c in listing.labels).items())),
-        splits=splits,
-        sizes=summarize_sizes(survey),
-        color_types=dict(Counter(facts.color_type for _, facts in survey.readable).most_common()),
-        findings=[finding for finder in FINDERS for finding in finder(survey)],
-        unreadable=[record.name for record, _ in survey.unreadable],
-        duplicates=[[asdict(record) for record in group] for group in survey.duplicates],
-        near_duplicates=[
-            {"a": asdict(a), "b": asdict(b), "similarity": round(similarity, 4)}
-            for a, b, similarity in survey.near_duplicates
-        ],
-        survey=survey,
-    )
+    with closing(FactsCache(fresh)) as cache:
+        done = iter(range(1, n_images + 1))
+        facts = {
+            split: cache.read_listing(listing, f"{source.name}:{split}", lambda: tick(next(done), n_images))
+            for split, listing in source.splits.items()
+        }
+        survey = Survey(source, facts, cache.near_duplicate_pairs, batch_size, fit)
+        return CheckReport(
+            data=address,
+            images=n_images,
+            classes=dict(sorted(Counter(c for listing in source.splits.values() for c in listing.labels).items())),
+            splits=splits,
+            sizes=summarize_sizes(survey),
+            color_types=dict(Counter(facts.color_type for _, facts in survey.readable).most_common()),
+            findings=[finding for finder in FINDERS for finding in finder(survey)],
+            unreadable=[record.name for record, _ in survey.unreadable],
+            duplicates=[[asdict(record) for record in group] for group in survey.duplicates],
+            near_duplicates=[
+                {"a": asdict(a), "b": asdict(b), "similarity": round(similarity, 4)}
+                for a, b, similarity in survey.near_duplicates
+            ],
+            survey=survey,
+        )
 
 
 def summarize_sizes(survey: Survey) -> dict[str, list[int]]:

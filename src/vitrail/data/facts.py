@@ -89,10 +89,13 @@ def open_database() -> sqlite3.Connection | None:
     for _ in range(2):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
-            with connection:
-                create_tables(connection)
-            import_old_cache(connection, path.with_name(OLD_CACHE_NAME))
+            with contextlib.ExitStack() as on_error:
+                connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
+                on_error.callback(connection.close)
+                with connection:
+                    create_tables(connection)
+                import_old_cache(connection, path.with_name(OLD_CACHE_NAME))
+                on_error.pop_all()
             return connection
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # locked, read-only, or no space left
@@ -143,6 +146,12 @@ class FactsCache:
 
     def __init__(self, fresh: bool = False):
         self.connection = None if fresh else open_database()
+
+    def close(self) -> None:
+        """Closes the database; nothing is cached from now on."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
 
     def read_listing(
         self, listing: Listing, listing_name: str, tick: Callable[[], object]
@@ -218,7 +227,7 @@ class FactsCache:
             with self.connection:
                 self.connection.executemany(f"INSERT OR REPLACE INTO facts VALUES ({', '.join('?' * N_COLUMNS)})", rows)
         except sqlite3.Error:
-            self.connection = None
+            self.close()
 
     def near_duplicate_pairs(self, signatures: list[bytes], groups: list[str]) -> list[IndexPair]:
         """Returns `near_duplicate_pairs` of these signatures, cached."""

@@ -93,14 +93,21 @@ def open_study(folder: SweepFolder, config: SweepConfig) -> Iterator[SweepStudy]
                 load_if_exists=True,
             )
         except Exception as error:  # SQLAlchemy and Optuna raise many kinds for other files
+            if storage is not None:
+                close_storage(storage)
             raise VitrailError(
                 f"{folder.study_file} cannot be used: {type(error).__name__}", "start a new sweep"
             ) from error
     try:
         yield SweepStudy(study, storage, space_distributions(config))
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        close_storage(storage)
+
+
+def close_storage(storage: Any) -> None:
+    """Closes the connections of Optuna's storage to its database."""
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def build_pruner(config: SweepConfig) -> "optuna.pruners.BasePruner":
