@@ -1,4 +1,6 @@
-"""The scheduler, tested by hypothesis with random sequences of events and a simulated clock."""
+"""The scheduler, tested by hypothesis with random sequences of events and a simulated clock; admission under overload
+in simulated time.
+"""
 
 import pytest
 from hypothesis import settings
@@ -6,16 +8,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from vitrail.serving.scheduler import Item, QueueFull, Scheduler
+from vitrail.serving.service_time import BatchTime, ExplanationTime, PassTimes
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Compares the scheduler with a reference model: a list of waiting items, and the outcome of the other items."""
 
     @initialize(
-        max_batch_size=st.integers(1, 5), queue_size=st.integers(1, 9), max_delay=st.sampled_from([0.0, 0.5, 2.0])
+        max_batch_size=st.integers(1, 5),
+        queue_size=st.integers(1, 9),
+        max_delay=st.sampled_from([0.0, 0.5, 2.0]),
+        seconds=st.sampled_from([0.0, 0.2, 1.0]),
     )
-    def create(self, max_batch_size: int, queue_size: int, max_delay: float) -> None:
-        self.scheduler = Scheduler(max_batch_size, queue_size, max_delay)
+    def create(self, max_batch_size: int, queue_size: int, max_delay: float, seconds: float) -> None:
+        self.scheduler = Scheduler(max_batch_size, queue_size, max_delay, BatchTime({1: seconds}, deviation=0.0))
         self.now = 0.0
         self.waiting: list[Item] = []  # in order of arrival
         self.outcomes: dict[Item, str] = {}
@@ -56,16 +62,23 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not batch
             assert not expired
             return
+        end = self.now + self.scheduler.service_time.expected(len(batch))
+        assert all(item.deadline > end for item in batch)  # nothing is computed that cannot be answered
+        is_crowded = len(self.waiting) > self.scheduler.max_batch_size
+        size = self.scheduler.max_batch_size if is_crowded else 1
+        assert all(item.deadline <= self.now + self.scheduler.service_time.expected(size) for item in expired)
         removed = set(batch) | set(expired)
-        assert len(removed) == len(batch) + len(expired)
-        assert self.waiting[: len(removed)] == sorted(removed, key=self.waiting.index)  # items leave in order
-        assert batch == [item for item in self.waiting if item in set(batch)]
-        assert all(item.deadline > self.now for item in batch)
-        assert all(item.deadline <= self.now for item in expired)
+        assert len(removed) == len(batch) + len(expired) > 0
+        if is_crowded:
+            assert self.waiting[: len(removed)] == sorted(removed, key=self.waiting.index)  # items leave in order
+            assert len(batch) == self.scheduler.max_batch_size or len(removed) == len(self.waiting)
+        else:  # the items that stay have more time than those of the batch
+            kept = [item.deadline for item in self.waiting if item not in removed]
+            assert not kept or max(item.deadline for item in batch) <= min(kept)
         for item in removed:
             assert item not in self.outcomes  # an item has one outcome
             self.outcomes[item] = "batched" if item in batch else "expired"
-        self.waiting = self.waiting[len(removed) :]
+        self.waiting = [item for item in self.waiting if item not in removed]
 
     @invariant()
     def no_item_is_lost(self) -> None:
@@ -94,3 +107,37 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_the_time_of_a_batch_follows_the_real_one():
+    time = BatchTime({1: 0.1, 8: 0.4})
+    assert time.expected(1) == pytest.approx(0.1)
+    assert time.expected(16) == pytest.approx(0.8)
+    assert time.expected(4) == pytest.approx(0.1 + 0.3 * 3 / 7)
+    for _ in range(40):
+        time.observe([{}] * 8, 0.8)  # another program has taken half of the cores
+    assert time.expected(1) == pytest.approx(0.2, rel=0.01)
+    time.observe([{}] * 8, 1000.0)  # one batch hung
+    assert time.expected(8) < 2
+    for _ in range(40):
+        time.relax([])
+    assert time.expected(8) == pytest.approx(0.4, rel=0.01)
+
+
+def test_the_time_of_an_explanation_is_known_before():
+    time = ExplanationTime(patches=196)
+    assert time.seconds("rise", False) == 0  # nothing is measured yet
+    time.passes = PassTimes(forward=0.1, backward=0.2, batched_forward=0.05, picture=1.0)
+    assert time.seconds("attention", False) == pytest.approx(0.1)
+    assert time.seconds("libragrad", True) == pytest.approx(1.3)
+    assert time.seconds("integrated", False) == pytest.approx(2.1 + 4.0)  # the old name of a method
+    assert time.seconds("rise", False) == pytest.approx(0.1 + 100 * 0.05)
+    assert time.seconds("occlusion", False) == pytest.approx(0.1 + 196 * 0.05)
+    request = {"options": {"method": "rise"}, "picture": None}
+    for _ in range(40):
+        time.observe([request], 10.2)
+    assert time.seconds("rise", False) == pytest.approx(10.2, rel=0.01)
+    assert time.seconds("occlusion", False) == pytest.approx(9.9)
+    for _ in range(40):
+        time.relax([request])
+    assert time.seconds("rise", False) == pytest.approx(5.1, rel=0.01)

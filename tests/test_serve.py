@@ -31,7 +31,7 @@ from vitrail.data.decode import decode
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
 from vitrail.serving import web_page
-from vitrail.serving.endpoint import choose_names
+from vitrail.serving.model_info import choose_names
 from vitrail.serving.onnx_cache import onnx_cache_folder, onnx_cache_name, write_onnx
 
 
@@ -537,7 +537,7 @@ def small_server(run: vitrail.Run) -> Iterator[RunningServer]:
         "127.0.0.2",
         "--queue-size",
         QUEUE_SIZE,
-        "--decode-threads",
+        "--decode-processes",
         1,
         "--processes",
         1,

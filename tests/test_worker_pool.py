@@ -17,15 +17,16 @@ import vitrail
 from serving import TIMEOUT_S
 from vitrail.errors import UsageError, VitrailError
 from vitrail.serving import server as server_module
-from vitrail.serving import worker_pool
-from vitrail.serving.endpoint import describe_model
+from vitrail.serving import worker_process
 from vitrail.serving.fork_server import ForkServer, ModelSource
 from vitrail.serving.messages import send_message
 from vitrail.serving.metrics import Metrics
+from vitrail.serving.model_info import describe_model
 from vitrail.serving.scheduler import Scheduler
 from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig, make_error_document
-from vitrail.serving.worker_pool import Worker, WorkerCrashed, WorkerPool
+from vitrail.serving.worker_pool import WorkerPool
+from vitrail.serving.worker_process import Worker, WorkerCrashed
 
 
 class SleepingWorkers:
@@ -44,7 +45,7 @@ class SleepingWorkers:
             process.kill()
             process.wait()
 
-    def spawn(self) -> socket.socket:
+    async def spawn(self) -> socket.socket:
         connection, theirs = socket.socketpair()
         connection.setblocking(False)
         with theirs:
@@ -71,10 +72,10 @@ def test_the_pool_retries_after_the_system_refused_a_process(capfd: pytest.Captu
     attempts: list[bool] = []
 
     async def scenario(workers: SleepingWorkers) -> None:
-        def spawn() -> socket.socket:
+        async def spawn() -> socket.socket:
             attempts.append(True)
             with exhaust_file_descriptors() if len(attempts) == 1 else nullcontext():
-                return workers.spawn()
+                return await workers.spawn()
 
         pool = WorkerPool("m", "predict", spawn, Scheduler(1, 8), Metrics())
         with pytest.raises(VitrailError, match="m cannot be started: .*Too many open files"):
@@ -108,7 +109,7 @@ def test_the_error_of_a_failed_start_keeps_its_type(error: VitrailError):
 
 
 def test_a_process_that_hangs_during_its_start_is_killed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(worker_pool, "MAX_BATCH_S", 0.2)
+    monkeypatch.setattr(worker_process, "MAX_BATCH_S", 0.2)
 
     async def scenario(workers: SleepingWorkers) -> None:
         with pytest.raises(WorkerCrashed):
@@ -126,7 +127,7 @@ def test_a_process_that_hangs_during_its_start_is_killed(monkeypatch: pytest.Mon
 class BrokenForkServer(ForkServer):
     """Raises an unexpected error."""
 
-    def spawn(self, config: WorkerConfig) -> socket.socket:
+    async def spawn(self, config: WorkerConfig) -> socket.socket:
         raise RuntimeError("unexpected")
 
 

@@ -5,7 +5,7 @@
 
 POST /predict and /explain take an image as the body, or image files in a form. /v2 is the Open Inference Protocol,
 which tritonclient speaks; /metrics is for Prometheus; /openapi.json describes all routes. SIGTERM and Ctrl-C shut down
-gracefully: accepted requests are answered. Logs are JSON lines on stderr.
+gracefully: accepted requests are answered. Logs are JSON lines on stderr; with --quiet only problems.
 
 Access from other machines (--host 0.0.0.0) requires an API key: Authorization: Bearer KEY, X-API-Key: KEY, or the
 password in a browser. Put a proxy with TLS in front of it.
@@ -25,7 +25,7 @@ from vitrail.installation import install_hint
 from vitrail.serving.settings import Settings
 
 OPTIONS = [each.name for each in fields(Settings)]
-WORKER_OPTIONS = ("backend", "processes", "threads", "max_batch_size", "max_delay_ms", "explain")
+WORKER_OPTIONS = ("backend", "processes", "threads", "max_batch_size", "max_delay_ms", "explain", "page")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -50,6 +50,20 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--no-api-key", action="store_true", help="allow other machines without an API key (default: off)"
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept this name in the Host header, such as that of a proxy; repeatable",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let the scripts of this website use the server (CORS), such as https://example.org; repeatable",
+    )
     group = parser.add_argument_group("workers")
     add_field_options(group, Settings, WORKER_OPTIONS)
     limits = parser.add_advanced_group("limits")
@@ -73,7 +87,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     sources = [ModelSource(model, arguments.torch_files) for model in arguments.models]
     summary = serve(
         sources, arguments.name, settings, host=arguments.host, port=arguments.port, device=arguments.device,
-        api_key=key, allow_no_api_key=arguments.no_api_key,
+        api_key=key, allow_no_api_key=arguments.no_api_key, allowed_hosts=arguments.allow_host,
+        allowed_origins=arguments.allow_origin,
     )  # fmt: skip
     return Answer(summary, [f"{summary['requests']} requests answered"])
 

@@ -25,6 +25,8 @@ class Method:
     """`run` takes `TokenInputs` and the options named in `options`; it returns the map (B, P) and the logits (B, Y).
 
     `class_blind`: the map is the same for every class. `signed`: values below zero are evidence against the class.
+    `cost` is a text; the numbers of passes are `forwards` and `backwards` of one image at a time, and forwards in
+    batches: `batched_forwards`, or one for each patch.
     """
 
     name: str
@@ -34,12 +36,20 @@ class Method:
     class_blind: bool = False
     signed: bool = False
     options: frozenset[str] = frozenset()
+    forwards: int = 1
+    backwards: int = 0
+    batched_forwards: int = 0
+    forward_per_patch: bool = False
+
+    def count_batched_forwards(self, patches: int) -> int:
+        """Returns the forward passes that run in batches, for an image of this many patches."""
+        return self.batched_forwards + (patches if self.forward_per_patch else 0)
 
 
 _METHODS = (
     Method(
         "libragrad", "LibraGrad input x gradient of the log-odds, mean over all layers (Mehri et al. 2025)",
-        libragrad, "1 forward, 1 backward", signed=True,
+        libragrad, "1 forward, 1 backward", signed=True, backwards=1,
     ),
     Method(
         "attention", "attention weights of one layer, by default the last",
@@ -51,31 +61,31 @@ _METHODS = (
     ),
     Method(
         "chefer", "attention x its gradient, accumulated through all layers (Chefer et al. 2021)",
-        chefer, "1 forward, 1 backward",
+        chefer, "1 forward, 1 backward", backwards=1,
     ),
     Method(
         "legrad", "LeGrad: positive gradient of the attention of every layer (Bousselham et al. 2025)",
-        legrad, "2 forwards, 1 backward",
+        legrad, "2 forwards, 1 backward", forwards=2, backwards=1,
     ),
     Method(
         "gradcam", "Grad-CAM on the normalized input of a block, by default the last (Selvaraju et al. 2017)",
-        gradcam, "1 forward, 1 backward", options=frozenset({"layer"}),
+        gradcam, "1 forward, 1 backward", backwards=1, options=frozenset({"layer"}),
     ),
     Method(
         "input_x_gradient", "input x gradient of the patch embeddings (Shrikumar et al. 2016)",
-        input_x_gradient, "1 forward, 1 backward", signed=True,
+        input_x_gradient, "1 forward, 1 backward", signed=True, backwards=1,
     ),
     Method(
         "integrated_gradients", "integrated gradients, baseline: mean color (Sundararajan et al. 2017)",
-        integrated_gradients, "21 forwards, 20 backwards", signed=True,
+        integrated_gradients, "21 forwards, 20 backwards", signed=True, forwards=21, backwards=20,
     ),
     Method(
         "occlusion", "drop in probability without a patch (Zeiler & Fergus 2014)",
-        occlusion, "1 forward for each patch", signed=True,
+        occlusion, "1 forward for each patch", signed=True, forward_per_patch=True,
     ),
     Method(
         "rise", "RISE: mean probability over random halves that contain a patch (Petsiuk et al. 2018)",
-        rise, "200 forwards of half the patches", signed=True,
+        rise, "200 forwards of half the patches", signed=True, batched_forwards=100,  # of all patches
     ),
     Method(
         "logit_lens", "head applied to each patch token after a layer, by default the last (Vilas et al. 2023)",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from vitrail.serving import image_routes, operation_routes, v2_routes
 from vitrail.serving.errors import ClientDisconnected, RequestError, bad_request
 from vitrail.serving.logs import describe_error
-from vitrail.serving.service import Service, add_log_fields, get_service
+from vitrail.serving.service import Service, add_log_fields, get_service, refuse_unknown_query
 from vitrail.version import __version__
 
 
@@ -24,7 +24,8 @@ def make_app(service: Service, lifespan: Callable[..., Any]) -> FastAPI:
     for error, handler in HANDLERS.items():
         app.add_exception_handler(error, handler)
     for routes in (image_routes, v2_routes, operation_routes):
-        app.include_router(routes.router)
+        app.include_router(routes.router, dependencies=[Depends(refuse_unknown_query)])
+    app.include_router(operation_routes.page_router)
     return app
 
 

@@ -121,12 +121,17 @@ async def read_files(request: Request, body: bytes, max_files: int) -> list[tupl
         raise bad_request(f"the form cannot be read: {error.message}") from None
     except (KeyError, ValueError, UnicodeError):
         raise bad_request("the form cannot be read") from None
+    parts = form.multi_items()
     files = [
         ((part.filename or "image").encode("utf-8", "replace").decode(), await part.read())
-        for _, part in form.multi_items()
+        for _, part in parts
         if isinstance(part, UploadFile)
     ]
     await form.close()
     if not files:
         raise bad_request("the form has no file: send one or more image files")
+    for name, part in parts:
+        if not isinstance(part, UploadFile):
+            name = name.encode("utf-8", "replace").decode()[:60]
+            raise bad_request(f"the form field {name!r} is not a file: send options in the URL, such as ?top=3")
     return files

@@ -1,95 +1,35 @@
-"""The endpoint of one model: its metadata, its two worker pools, and the steps from image files to results."""
+"""The endpoint of one model: its metadata, its worker processes, and the steps from image files to results."""
 
-import asyncio
 import importlib.util
-import re
+import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
-from vitrail.data.preprocess import Preprocess
-from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.model.config import ViTConfig
-from vitrail.serving.decoding import ImageDecoder, Pixels, fit_all
-from vitrail.serving.errors import RequestError, bad_request, internal_error, not_found, unreadable_image
-from vitrail.serving.fork_server import ForkServer, ModelSource
+from vitrail.errors import VitrailError, did_you_mean
+from vitrail.serving.decode_worker import Pixels, fit_all
+from vitrail.serving.decoding import ImageDecoder
+from vitrail.serving.errors import RequestError, bad_request, not_found, unreadable_image
+from vitrail.serving.explainer import Explainer
+from vitrail.serving.fork_server import ForkServer
 from vitrail.serving.logs import log
 from vitrail.serving.metrics import Metrics
+from vitrail.serving.model_info import ModelInfo
+from vitrail.serving.page import Page
+from vitrail.serving.predictor import choose_batch_size
 from vitrail.serving.scheduler import Item, Scheduler
+from vitrail.serving.service_time import BatchTime
 from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig
-from vitrail.serving.worker_pool import MAX_SETUP_S, Worker, WorkerCrashed, WorkerPool, parse_error
+from vitrail.serving.worker_pool import ADMISSION_MARGIN, WorkerPool
+from vitrail.serving.worker_process import Worker, WorkerCrashed, parse_error
 
+MAX_SETUP_S = 1800.0  # a process for a one-time operation, such as an ONNX export, is killed after this time
 MODEL_VERSION = "1"
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # it becomes part of URLs
-RESERVED_NAMES = ("stats",)  # /v2/models/stats is a route
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What the server knows about a model without running it."""
-
-    name: str
-    index: int
-    source: ModelSource
-    config: ViTConfig
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    temperature: float
-    origin: dict[str, Any]
-    onnx_path: str | None  # the ONNX file of a model that is served from one
-
-    @property
-    def outputs(self) -> list[str]:
-        """The names of the protocol's output tensors."""
-        return ["logits", "probabilities"] if self.classes else ["features"]
-
-
-def describe_model(name: str, index: int, source: ModelSource, classifier: Classifier | None) -> ModelInfo:
-    """Returns the metadata of a classifier, or of the ONNX file if `classifier` is None."""
-    if classifier is None:
-        from vitrail.exporting.onnx_file import parse_onnx, read_onnx_bytes
-
-        path = Path(source.model)
-        onnx, _ = parse_onnx(read_onnx_bytes(path), path)
-        return ModelInfo(
-            name, index, source, onnx.config, onnx.classes, onnx.preprocess, onnx.temperature, onnx.origin, source.model
-        )
-    return ModelInfo(
-        name, index, source, classifier.vit.config, classifier.classes, classifier.preprocess,
-        classifier.temperature, classifier.origin, None,
-    )  # fmt: skip
-
-
-def choose_names(models: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Returns the names of the models: `names`, or names from their paths; raises `UsageError` for an invalid one."""
-    if names and len(names) != len(models):
-        raise UsageError(
-            f"there are {len(names)} names for {len(models)} models", "use --name once per model, in order"
-        )
-    names = list(names) or [
-        re.sub(r"[^\w.-]", "-", derive_name(model), flags=re.ASCII).strip("-.") or "model" for model in models
-    ]
-    for name in names:
-        if not NAME_PATTERN.fullmatch(name) or name in RESERVED_NAMES:
-            raise UsageError(f"{name!r} cannot be a model's name", "use letters, digits, '.', '_' and '-'")
-        if names.count(name) > 1:
-            raise UsageError(f"two models have the name {name!r}", "use --name once per model, in order")
-    return names
-
-
-def derive_name(model: str) -> str:
-    """Returns the last part of a model's path or name."""
-    path = Path(model.rpartition("@")[2])
-    if path.exists():
-        path = path.resolve()
-        return path.parent.name if path.name == "classifier.safetensors" else path.stem if path.is_file() else path.name
-    return model.rpartition("/")[2]
 
 
 class Endpoint:
@@ -109,79 +49,90 @@ class Endpoint:
         self.settings = settings
         self.decoder = decoder
         self.worker_config = worker_config
-        self.batch_size = settings.max_batch_size
+        self.batch_size = settings.max_batch_size or 1  # measured by `open` if the settings have none
         self.onnx_path = info.onnx_path
         self.backend = "onnxruntime" if info.onnx_path else "torch"
-        self.page: bytes | None = None
-        self.page_lock = asyncio.Lock()
-        scheduler = Scheduler(settings.max_batch_size or 1, settings.queue_size, settings.max_delay_ms / 1000)
+        self.batch_time = BatchTime()
+        scheduler = Scheduler(self.batch_size, settings.queue_size, settings.max_delay_ms / 1000, self.batch_time)
         self.prediction_pool = WorkerPool(
-            info.name, "predict", self._spawn_predictor, scheduler, metrics, settings.processes or 1
-        )
-        self.explanation_pool = None
+            info.name, "predict", self._spawn_predictor, scheduler, metrics, settings.processes or 1,
+            on_start=self._learn_batch_time,
+        )  # fmt: skip
+        self.explainer: Explainer | None = None
         if settings.explain and info.onnx_path is None:
-            self.explanation_pool = WorkerPool(
-                info.name, "explain", self._spawn_explainer, Scheduler(1, settings.queue_size), metrics
-            )
+            self.explainer = Explainer(info, settings, metrics, decoder, self._spawn_explainer)
+        self.page = Page(self._make_page)
 
     @property
     def is_ready(self) -> bool:
-        """Whether all worker pools are ready."""
-        return self.prediction_pool.is_ready and (self.explanation_pool is None or self.explanation_pool.is_ready)
+        """Whether predictions and explanations are ready."""
+        return self.prediction_pool.is_ready and (self.explainer is None or self.explainer.is_ready)
 
     async def open(self) -> None:
-        """Chooses the backend and starts the processes; raises `VitrailError` if they cannot be started."""
-        if self.info.onnx_path is None:
-            await self._choose_backend()
-        hello = await self.prediction_pool.open()
-        self.batch_size = hello["batch_size"]
-        if self.explanation_pool:
-            await self.explanation_pool.open()
+        """Chooses backend and batch size and starts the processes; raises `VitrailError` if that is not possible."""
+        rates = await self._choose_backend() if self.info.onnx_path is None else None
+        if self.settings.max_batch_size is None:
+            if rates is None:
+                document, _ = await self._run_once({"operation": "rates"}, onnx_path=self.onnx_path)
+                rates = dict(document["rates"])
+            self.batch_size = choose_batch_size(rates)
+            self.prediction_pool.scheduler.max_batch_size = self.batch_size
+        await self.prediction_pool.open()
+        if self.explainer:
+            await self.explainer.open()
 
     async def close(self) -> None:
+        self.page.close()
         await self.prediction_pool.close()
-        if self.explanation_pool:
-            await self.explanation_pool.close()
+        if self.explainer:
+            await self.explainer.close()
 
-    def _spawn_predictor(self) -> Any:
-        return self._spawn(onnx_path=self.onnx_path, batch_size=self.batch_size)
+    def _learn_batch_time(self, hello: dict[str, Any]) -> None:
+        """Takes the times that the first worker has measured; later ones may have shared the cores with requests."""
+        if not self.batch_time.seconds_by_size:
+            self.batch_time.seconds_by_size = dict(hello.get("seconds_by_size", []))
 
-    def _spawn_explainer(self) -> Any:
-        return self._spawn(batch_size=1, is_explainer=True)
+    async def _spawn_predictor(self) -> socket.socket:
+        return await self._spawn(onnx_path=self.onnx_path, batch_size=self.batch_size)
 
-    def _spawn(self, **changes: Any) -> Any:
-        return self.fork_server.spawn(replace(self.worker_config, **changes))
+    async def _spawn_explainer(self) -> socket.socket:
+        return await self._spawn(task="explain")
 
-    async def _choose_backend(self) -> None:
-        """Switches from torch to ONNX Runtime if the settings request it, or if it is faster on this machine."""
+    async def _spawn(self, **changes: Any) -> socket.socket:
+        return await self.fork_server.spawn(replace(self.worker_config, **changes))
+
+    async def _choose_backend(self) -> dict[int, float] | None:
+        """Switches from torch to ONNX Runtime if the settings request it, or if it is faster on this machine.
+
+        Returns the images per second by batch size of the chosen one; None if they were not measured.
+        """
         requested = self.settings.backend
         if requested == "torch" or (requested == "auto" and not importlib.util.find_spec("onnxruntime")):
-            return
+            return None
         from vitrail.serving.onnx_cache import onnx_cache_folder
 
+        request = {
+            "operation": "onnx", "folder": str(onnx_cache_folder()), "max_batch_size": self.settings.max_batch_size
+        }  # fmt: skip
         try:
-            document, _ = await self._run_once(
-                {
-                    "operation": "onnx",
-                    "folder": str(onnx_cache_folder()),
-                    "max_batch_size": self.settings.max_batch_size,
-                }
-            )
+            document, _ = await self._run_once(request)
         except VitrailError as error:
             if requested == "onnxruntime":
                 raise
             log("backend", model=self.info.name, chosen="torch", error=str(error))
-            return
-        rates = {name: max(rate_by_size.values()) for name, rate_by_size in document["rates"].items()}
+            return None
+        rates_by_size = {name: dict(rates) for name, rates in document["rates"].items()}
+        rates = {name: max(each.values()) for name, each in rates_by_size.items()}
         if requested == "onnxruntime" or rates["onnxruntime"] > rates["torch"]:
             self.backend, self.onnx_path = "onnxruntime", document["path"]
         rounded = {name: round(rate, 1) for name, rate in rates.items()}
         log("backend", model=self.info.name, chosen=self.backend, images_per_second=rounded)
+        return rates_by_size[self.backend]
 
-    async def _run_once(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    async def _run_once(self, request: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], bytes]:
         """Runs one operation in a new process; raises `VitrailError` if it fails."""
         try:
-            worker = await Worker.start(lambda: self._spawn(onnx_path=self.info.onnx_path, batch_size=1))
+            worker = await Worker.start(lambda: self._spawn(**{"onnx_path": self.info.onnx_path, **changes}))
         except (WorkerCrashed, OSError):
             raise VitrailError(f"the process for {request['operation']} cannot be started") from None
         try:
@@ -195,21 +146,28 @@ class Endpoint:
             raise parse_error(document)
         return document, payload
 
-    async def get_page(self) -> bytes:
-        """Returns the web page, which is made on the first call."""
-        async with self.page_lock:
-            if self.page is None:
-                try:
-                    can_explain = self.explanation_pool is not None
-                    request = {"operation": "page", "name": self.info.name, "can_explain": can_explain}
-                    _, self.page = await self._run_once(request)
-                except VitrailError as error:
-                    raise internal_error(f"the page cannot be made: {error}") from None
-            return self.page
+    async def _make_page(self) -> bytes:
+        request = {"operation": "page", "name": self.info.name, "can_explain": self.explainer is not None}
+        _, content = await self._run_once(request)
+        return content
 
-    async def decode_files(self, files: Sequence[bytes]) -> list[Pixels | ImageError]:
+    def check_load(self, deadline: float) -> None:
+        """Raises `RequestError` if not even one image is expected to be predicted before the deadline.
+
+        It is cheap: it is called before a request is read.
+        """
+        self.prediction_pool.check_load(1, deadline, wait_before=self.decoder.expected_wait(1), margin=ADMISSION_MARGIN)
+
+    def admit(self, images: int, deadline: float) -> AbstractContextManager[None]:
+        """Returns a context in which this number of images is decoded for a prediction.
+
+        Entering it raises `RequestError` if they are not expected to be predicted before the deadline.
+        """
+        return self.prediction_pool.admit(images, deadline, wait_before=self.decoder.expected_wait(images))
+
+    async def decode_files(self, files: Sequence[bytes], deadline: float) -> list[Pixels | ImageError]:
         """Returns the pixels or the error of each image file."""
-        return await self.decoder.decode_all(files, self.info.preprocess)
+        return await self.decoder.decode_all(files, self.info.preprocess, deadline)
 
     async def fit_pixels(self, pixels_NHWC: np.ndarray) -> list[Pixels]:
         """Resizes decoded images to the model's image size; raises `RequestError` if the model does not accept them."""
@@ -226,20 +184,13 @@ class Endpoint:
         items = [Item(deadline, each, {"operation": "logits"}) for each in pixels]
         return np.stack(await self.prediction_pool.submit(items, deadline))
 
-    async def explain(
-        self, pixels: Sequence[Pixels], options: dict[str, Any], picture: str | None, deadline: float
-    ) -> list[tuple[dict[str, Any], bytes]]:
-        """Returns the explanation of each image as JSON, and as PNG if `picture` is set.
-
-        `options` are those of `explain_options`.
-        """
-        if self.explanation_pool is None:
+    def require_explainer(self) -> Explainer:
+        """Returns the explainer; raises `RequestError` if this model or server has none."""
+        if self.explainer is None:
             is_disabled = not self.settings.explain
             sentence = "explanations are disabled on this server" if is_disabled else "an ONNX file cannot be explained"
             raise RequestError(501, "unsupported", sentence)
-        request = {"operation": "explain", "picture": picture, **options}
-        results = await self.explanation_pool.submit([Item(deadline, each, request) for each in pixels], deadline)
-        return [(document["explanation"], png) for document, png in results]
+        return self.explainer
 
     def make_outputs(self, rows_NY: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the protocol's output tensors for logits or features."""

@@ -1,5 +1,6 @@
 """Errors that end a request, each with an HTTP status and a reason: the label of the metric `rejected`."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -38,15 +39,24 @@ def not_found(sentence: str) -> RequestError:
 
 
 def overloaded(retry_after_s: float) -> RequestError:
-    """Returns the error for a full queue."""
+    """Returns the error for a full queue, or one in which the request would wait too long."""
+    seconds = max(1, math.ceil(retry_after_s))
     return RequestError(
-        503, "queue", "too many images are waiting; send this again later", max(1, round(retry_after_s))
+        503,
+        "queue",
+        f"too many images are waiting: an answer would take about {seconds} s; send this again later",
+        seconds,
     )
 
 
 def deadline_exceeded() -> RequestError:
     """Returns the error for a request that was not answered in time."""
     return RequestError(504, "deadline", "there was no answer before the deadline")
+
+
+def too_little_time(needed_s: float) -> RequestError:
+    """Returns the error for a request whose time limit is too short even for an idle server."""
+    return RequestError(504, "deadline", f"the time limit is too short: an image takes about {needed_s:.2g} s")
 
 
 def worker_crashed() -> RequestError:

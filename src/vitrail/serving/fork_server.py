@@ -3,27 +3,38 @@
 Importing torch takes seconds, a fork takes milliseconds: a worker that dies is replaced at once, and all workers share
 one copy of the weights. A fork is safe only in a process with a single thread. Therefore the fork server is forked
 before the server starts a thread, it runs no model, and it does not initialize a GPU.
+
+Server and fork server talk over a stream socket, which every Unix has: a frame is a length and a JSON document, and a
+request also carries the descriptor of a socket for the new worker.
 """
 
+import array
+import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
+from vitrail import console
 from vitrail.classifier import Classifier
 from vitrail.loading import is_onnx, load
-from vitrail.serving.logs import log
+from vitrail.serving.decode_worker import run_decoder
+from vitrail.serving.logs import warn
 from vitrail.serving.worker import WorkerConfig, run_worker
 
-MAX_REQUEST_BYTES = 1 << 16  # size of a request for a worker
+LENGTH = struct.Struct("<I")  # number of bytes of the document after it
+MAX_DOCUMENT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -49,33 +60,101 @@ class ForkServer:
         self.sources = sources
         self.control = control
         self.pid = pid
+        self.process: subprocess.Popen[bytes] | None = None  # a fork server that replaced the first one
+        self.request_count = 0
+        self.lock = asyncio.Lock()
 
-    def spawn(self, config: WorkerConfig) -> socket.socket:
-        """Starts a worker and returns a socket to it; the worker sends a hello message after its warm-up."""
-        ours, theirs = socket.socketpair()
-        message = json.dumps(asdict(config)).encode()
-        with theirs:
+    async def spawn(self, config: WorkerConfig) -> socket.socket:
+        """Starts a worker and returns a socket to it; the worker sends a hello message after its warm-up.
+
+        Raises `OSError` if the system cannot create another process now. If the fork server itself has died, a new one
+        is started first, which imports and loads everything again.
+        """
+        async with self.lock:
+            ours, theirs = socket.socketpair()
             try:
-                socket.send_fds(self.control, [message], [theirs.fileno()])
-            except OSError:  # the fork server died: start a new one, which imports and loads everything again
-                log("fork_server_lost", pid=self.pid)
-                self.restart()
-                socket.send_fds(self.control, [message], [theirs.fileno()])
-        ours.setblocking(False)
-        return ours
+                with theirs:  # open until the answer: some systems lose a descriptor that is closed on its way
+                    try:
+                        answer = await self._request(config, theirs)
+                    except (OSError, EOFError):
+                        warn("fork_server_lost", pid=self.pid)
+                        await self.restart()
+                        answer = await self._request(config, theirs)
+                if "errno" in answer:
+                    raise OSError(answer["errno"], answer["error"])
+            except BaseException:
+                ours.close()
+                raise
+            ours.setblocking(False)
+            return ours
 
-    def restart(self) -> None:
+    async def _request(self, config: WorkerConfig, descriptor: socket.socket) -> dict[str, Any]:
+        """Sends a request and returns its answer; skips answers to requests that were canceled."""
+        loop = asyncio.get_running_loop()
+        self.request_count += 1
+        frame = pack_frame({"id": self.request_count, "config": asdict(config)})
+        sent = socket.send_fds(self.control, [frame], [descriptor.fileno()])
+        await loop.sock_sendall(self.control, frame[sent:])
+        while True:
+            (length,) = LENGTH.unpack(await self._receive(LENGTH.size))
+            answer: dict[str, Any] = json.loads(await self._receive(length))
+            if answer["id"] == self.request_count:
+                return answer
+
+    async def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = await asyncio.get_running_loop().sock_recv(self.control, size - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return data
+
+    async def restart(self) -> None:
         """Starts a fork server as a new Python process: the server has threads now, so it must not fork."""
-        self.control.close()
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        await asyncio.to_thread(self.close)
+        self.control, theirs = socket.socketpair()
+        self.control.setblocking(False)
         sources = json.dumps([asdict(source) for source in self.sources])
-        command = [sys.executable, "-m", "vitrail.serving.fork_server", str(theirs.fileno()), sources]
+        quiet = ["--quiet"] if console.quiet else []
+        command = [sys.executable, "-m", "vitrail.serving.fork_server", str(theirs.fileno()), sources, *quiet]
         with theirs:
-            self.pid = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL).pid
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self.pid = self.process.pid
 
     def close(self) -> None:
-        """Ends the fork server; running workers end when their own sockets are closed."""
+        """Ends the fork server and waits for its end; running workers end when their own sockets are closed."""
         self.control.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        elif self.pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+        self.process, self.pid = None, 0
+
+
+def pack_frame(document: dict[str, Any]) -> bytes:
+    """Returns a document with its length before it."""
+    text = json.dumps(document).encode()
+    return LENGTH.pack(len(text)) + text
+
+
+def receive_frame(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Blocks until a frame arrives; returns its document and descriptors, or None at the end of the connection."""
+    data, descriptors, size = b"", array.array("i"), LENGTH.size
+    while len(data) < size:
+        part, control_messages, _, _ = control.recvmsg(size - len(data), socket.CMSG_SPACE(descriptors.itemsize))
+        for level, kind, values in control_messages:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(values[: len(values) - len(values) % descriptors.itemsize])
+        if not part:
+            return None
+        data += part
+        if len(data) == LENGTH.size == size:
+            size += min(LENGTH.unpack(data)[0], MAX_DOCUMENT_BYTES)
+    return json.loads(data[LENGTH.size :]), descriptors.tolist()
 
 
 def start_fork_server(
@@ -87,7 +166,7 @@ def start_fork_server(
 
     The new process closes `sockets_to_close`, which only the server uses.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps the boundaries of messages
+    ours, theirs = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
     if (pid := os.fork()) == 0:
@@ -95,6 +174,7 @@ def start_fork_server(
             each.close()
         _serve_forever(theirs, classifiers)
     theirs.close()
+    ours.setblocking(False)
     return ForkServer(sources, ours, pid)
 
 
@@ -105,14 +185,21 @@ def _serve_forever(control: socket.socket, classifiers: Sequence[Classifier | No
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no wait() for workers; their sockets close when they end
     with contextlib.suppress(OSError):
-        while True:
-            message, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 1)
-            if not message:
-                break
-            if os.fork() == 0:
-                control.close()
-                _become_worker(socket.socket(fileno=descriptors[0]), WorkerConfig(**json.loads(message)), classifiers)
-            os.close(descriptors[0])
+        while (message := receive_frame(control)) is not None:
+            request, descriptors = message
+            answer: dict[str, Any] = {"id": request["id"]}
+            try:
+                if not descriptors:  # too many files are open: the system has dropped the descriptor
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                if os.fork() == 0:
+                    control.close()
+                    config = WorkerConfig(**request["config"])
+                    _become_worker(socket.socket(fileno=descriptors[0]), config, classifiers)
+            except OSError as error:  # no process now; the pool tries again later
+                answer |= {"errno": error.errno, "error": error.strerror}
+            for descriptor in descriptors:
+                os.close(descriptor)
+            control.sendall(pack_frame(answer))
     os._exit(0)
 
 
@@ -120,7 +207,10 @@ def _become_worker(connection: socket.socket, config: WorkerConfig, classifiers:
     """Runs a worker until the server closes the connection; never returns to the forked parent's code."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        run_worker(connection, classifiers[config.model_index], config)
+        if config.task == "decode":
+            run_decoder(connection)
+        else:
+            run_worker(connection, classifiers[config.model_index], config)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -130,6 +220,7 @@ def _become_worker(connection: socket.socket, config: WorkerConfig, classifiers:
 def main(arguments: Sequence[str]) -> None:
     """Runs a fork server that was started by `ForkServer.restart`: the socket's number, and the models as JSON."""
     torch.set_num_threads(1)
+    console.quiet = "--quiet" in arguments
     sources = [ModelSource(**source) for source in json.loads(arguments[1])]
     classifiers = [source.load() for source in sources]
     _serve_forever(socket.socket(fileno=int(arguments[0])), classifiers)

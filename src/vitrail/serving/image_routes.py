@@ -9,7 +9,7 @@ from vitrail.data.decode import ImageError
 from vitrail.explanation.methods import DEFAULT_METHOD
 from vitrail.serving import schema
 from vitrail.serving.body import read_files
-from vitrail.serving.decoding import Pixels
+from vitrail.serving.decode_worker import Pixels
 from vitrail.serving.endpoint import Endpoint, find_endpoint
 from vitrail.serving.errors import bad_request, unreadable_image
 from vitrail.serving.service import (
@@ -18,6 +18,7 @@ from vitrail.serving.service import (
     Timeout,
     TimeoutHeader,
     add_log_fields,
+    get_start_time,
     run_until_deadline,
 )
 
@@ -59,15 +60,18 @@ async def explain(
 ) -> Response:  # fmt: skip
     """Explains the prediction for an image: the relevance map as JSON, or a picture of it as PNG."""
     endpoint = find_endpoint(service.endpoints, model)
+    explainer = endpoint.require_explainer()
     options = explain_options(endpoint, method, label, against, layer, head, query)
     deadline = service.deadline(request, timeout or x_request_timeout)
+    plan = explainer.plan(options, picture, 1, deadline - get_start_time(request), deadline)
     async with service.bodies.read(request, deadline) as body:
         files = await read_files(request, body, 1)
         add_log_fields(request, model=endpoint.info.name, images=1)
 
         async def work() -> tuple[dict[str, Any], bytes]:
-            pixels = require_readable(await endpoint.decode_files([files[0][1]]))
-            return (await endpoint.explain(pixels, options, picture, deadline))[0]
+            with explainer.admit(plan, 1, deadline):
+                pixels = require_readable(await endpoint.decode_files([files[0][1]], deadline))
+            return (await explainer.explain(plan, pixels, deadline))[0]
 
         document, png = await run_until_deadline(request, work(), deadline)
     if picture is not None:
@@ -79,7 +83,8 @@ async def predict_files(
     endpoint: Endpoint, files: list[tuple[str, bytes]], top: int, deadline: float
 ) -> tuple[list[dict[str, Any]], bool]:
     """Returns a row per file with its classes or its error, and whether any file could be read."""
-    images = await endpoint.decode_files([data for _, data in files])
+    with endpoint.admit(len(files), deadline):
+        images = await endpoint.decode_files([data for _, data in files], deadline)
     readable = [pixels for pixels in images if not isinstance(pixels, ImageError)]
     logits = iter(await endpoint.classify(readable, deadline) if readable else [])
     rows = [

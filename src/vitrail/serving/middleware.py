@@ -7,12 +7,13 @@ import hmac
 import json
 import time
 import traceback
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vitrail.serving.logs import choose_request_id, log
+from vitrail.serving.errors import RequestError
+from vitrail.serving.logs import choose_request_id, describe_error, log
 from vitrail.serving.metrics import Metrics
 
 PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which have no key
@@ -25,11 +26,17 @@ class AccessMiddleware:
     With an API key, every request needs it. Without one, the Host header must be in `hosts`, unless `hosts` is empty.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, hosts: Set[str]):
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, api_key: str | None, hosts: Set[str],
+        check_load: Callable[[str, str, str | None, float], None] = lambda *_: None,
+    ):  # fmt: skip
         self.app = app
         self.metrics = metrics
         self.api_key = api_key
         self.hosts = hosts  # prevents DNS rebinding: a website that reaches the server through its own domain
+        self.check_load = (
+            check_load  # takes path, query, time limit and start; raises the error of an overloaded server
+        )
         self.draining = False
         self.request_count = 0
 
@@ -41,6 +48,9 @@ class AccessMiddleware:
         started = time.monotonic()
         request_id = choose_request_id(headers.get("x-request-id"))
         context: dict[str, Any] = {"started": started, "log_fields": {}}
+        method = scope["method"]
+        if method == "HEAD":  # the same as GET, without the body
+            scope = {**scope, "method": "GET"}
         scope["request_context"] = context
         status = 0
 
@@ -56,10 +66,12 @@ class AccessMiddleware:
                 ]
                 if self.draining:
                     message["headers"].append((b"connection", b"close"))
+            elif method == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            if error := self.check_access(scope["path"], headers):
+            if error := self.check_access(scope["path"], headers) or self.check_overload(scope, headers, context):
                 await send_error(send_with_headers, *error)
             else:
                 await self.app(scope, receive, send_with_headers)
@@ -67,13 +79,29 @@ class AccessMiddleware:
             context["log_fields"]["traceback"] = traceback.format_exc()
         finally:
             seconds = time.monotonic() - started
-            route = getattr(scope.get("route"), "path", "other")
+            route = context.get("route") or getattr(scope.get("route"), "path", "other")
             self.request_count += 1
             self.metrics.requests.labels(route, str(status)).observe(seconds)
             log(
-                "request", id=request_id, method=scope["method"], path=scope["path"][:200], status=status,
+                "request", id=request_id, method=method, path=scope["path"][:200], status=status,
                 seconds=round(seconds, 4), **context["log_fields"],
             )  # fmt: skip
+
+    def check_overload(
+        self, scope: Scope, headers: dict[str, str], context: dict[str, Any]
+    ) -> tuple[int, str, dict[str, str]] | None:
+        """Returns status, message and headers of the error for a request that cannot be answered in time now."""
+        if scope["method"] != "POST":
+            return None
+        path, query = scope["path"], scope["query_string"].decode("latin-1")
+        try:
+            self.check_load(path, query, headers.get("x-request-timeout"), context["started"])
+        except RequestError as error:
+            self.metrics.rejected.labels(error.reason).inc()
+            context["log_fields"].update(describe_error(error))
+            context["route"] = "/predict" if path == "/predict" else "/v2/models/{name}/infer"
+            return error.status, error.sentence, error.headers
+        return None
 
     def check_access(self, path: str, headers: dict[str, str]) -> tuple[int, str, dict[str, str]] | None:
         """Returns status, message and headers of the error for a request without access; None if it has access."""

@@ -12,8 +12,10 @@ from vitrail.errors import UsageError
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.methods import DEFAULT_METHOD
 from vitrail.explanation.targets import Target
+from vitrail.serving.service_time import PassTimes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+MEASURED_FORWARDS = 4  # images of the batch that stands for the batches of perturbation methods
 MIN_RELATIVE_RATE = 0.95  # of the best rate: the smallest batch size that reaches this fraction is chosen
 
 
@@ -57,10 +59,26 @@ class Predictor:
         self.output_width = self.logits(pixels_BCHW).shape[1]
         return time.perf_counter() - started
 
-    def warm_up_explanation(self) -> None:
-        """Explains a gray image, so that all modules for explanations are imported."""
+    def measure_passes(self) -> PassTimes:
+        """Warms up all that explanations need and measures the seconds of their parts, for one image."""
         method = DEFAULT_METHOD if self.classifier.classes else "attention"
-        self.explain(self.gray_image[0], None, {"method": method}, "overlay")
+        image_CHW = self.gray_image[0]
+
+        def measure_explanation(picture: str | None) -> float:
+            started = time.perf_counter()
+            self.explain(image_CHW, None, {"method": method}, picture)
+            return time.perf_counter() - started
+
+        self.warm_up()
+        forward = min(self.warm_up() for _ in range(2))
+        measure_explanation("overlay")  # imports the modules for pictures
+        explanation = min(measure_explanation(None) for _ in range(2))
+        return PassTimes(
+            forward=forward,
+            backward=max(explanation - forward, forward),
+            batched_forward=min(forward, self.warm_up(MEASURED_FORWARDS) / MEASURED_FORWARDS),
+            picture=max(0.0, measure_explanation("panels") - explanation),
+        )
 
     @property
     def gray_image(self) -> Tensor:

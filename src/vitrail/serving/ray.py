@@ -25,7 +25,7 @@ from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
 from vitrail.loading import load
-from vitrail.serving.decoding import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
+from vitrail.serving.decode_worker import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.predictor import Predictor
 from vitrail.serving.settings import MIB, Settings
 
@@ -82,7 +82,11 @@ def deployment(
         def decode_pixels(self, data: bytes) -> np.ndarray:
             """Decodes an image file to pixels of the model's image size; raises `ImageError`."""
             preprocess = self.classifier.preprocess
-            with self.large_image_lock if count_pixels(data, limits) > LARGE_IMAGE_PIXELS else nullcontext():
+            with (
+                self.large_image_lock
+                if count_pixels(data, limits.max_megapixels) > LARGE_IMAGE_PIXELS
+                else nullcontext()
+            ):
                 return fit_pixels(decode(io.BytesIO(data), preprocess.channels), preprocess)
 
         async def __call__(self, request: Request) -> JSONResponse:

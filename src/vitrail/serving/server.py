@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,11 +23,13 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import count_cores
 from vitrail.serving.app import make_app
 from vitrail.serving.decoding import ImageDecoder
-from vitrail.serving.endpoint import Endpoint, ModelInfo, choose_names, describe_model
+from vitrail.serving.endpoint import Endpoint
 from vitrail.serving.fork_server import ForkServer, ModelSource, start_fork_server
-from vitrail.serving.logs import JsonLinesHandler, log
+from vitrail.serving.logs import JsonLinesHandler, flush, log, start_writer, warn
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.middleware import LOCAL_HOSTS, AccessMiddleware
+from vitrail.serving.model_info import ModelInfo, choose_names, describe_model
+from vitrail.serving.origins import allow_origins, check_hosts, check_origins
 from vitrail.serving.service import Service
 from vitrail.serving.settings import Settings
 from vitrail.serving.web_page import reason_for_plain_page
@@ -99,8 +101,13 @@ def serve(
     device: str | None = None,
     api_key: str | None = None,
     allow_no_api_key: bool = False,
+    allowed_hosts: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Serves until SIGTERM or Ctrl-C; returns URL, model names and number of requests.
+
+    `allowed_hosts` are more names in the Host header (those of a proxy), `allowed_origins` websites whose scripts may
+    read responses (CORS).
 
     Must be called in a process that has not started a thread or run a model. Raises `UsageError` for invalid arguments
     and `VitrailError` if a model cannot be loaded or run.
@@ -110,6 +117,7 @@ def serve(
         raise UsageError(
             f"listening on {host} requires an API key", "use --api-key-file FILE, or --no-api-key to allow everyone"
         )
+    hosts, origins = check_hosts(allowed_hosts), check_origins(allowed_origins)
     torch.set_num_threads(1)  # a fork needs a single thread; decoding needs no more
     model_names = choose_names([source.model for source in sources], names)
     classifiers = [source.load() for source in sources]
@@ -118,6 +126,8 @@ def serve(
     for name, classifier in zip(model_names, classifiers, strict=True):
         if (reason := reason_for_plain_page(classifier)) is not None:
             log("plain_page", model=name, why=reason)
+    if settings.explain:
+        import_pictures()
     fork_server = start_fork_server(sources, classifiers, sockets_to_close=[listener])
     with contextlib.suppress(ValueError, OSError):
         _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -127,18 +137,30 @@ def serve(
     worker_config = WorkerConfig(0, settings.threads or max(1, cores_per_model // workers), device)
     settings = replace(settings, processes=workers)
     logging.basicConfig(level=logging.WARNING, handlers=[JsonLinesHandler()], force=True)
+    start_writer()
     try:
-        return asyncio.run(_serve(infos, fork_server, settings, listener, worker_config, api_key, host))
+        return asyncio.run(_serve(infos, fork_server, settings, listener, worker_config, api_key, host, hosts, origins))
     finally:
         fork_server.close()
+        flush()
+
+
+def import_pictures() -> None:
+    """Imports what pictures of explanations need: all workers share it, and one that is replaced starts sooner."""
+    with contextlib.suppress(ImportError):
+        import matplotlib.figure
+        import matplotlib.patches  # noqa: F401
 
 
 async def _serve(
     infos: Sequence[ModelInfo], fork_server: ForkServer, settings: Settings, listener: socket.socket,
     worker_config: WorkerConfig, api_key: str | None, host: str,
+    allowed_hosts: Set[str] = frozenset(), origins: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     metrics = Metrics()
-    decoder = ImageDecoder(settings, metrics)
+    decoder = ImageDecoder(
+        settings, metrics, lambda: fork_server.spawn(replace(worker_config, threads=1, task="decode"))
+    )
     endpoints = {
         info.name: Endpoint(
             info, fork_server, settings, metrics, decoder, replace(worker_config, model_index=info.index)
@@ -149,15 +171,18 @@ async def _serve(
 
     async def start() -> None:
         try:
+            await decoder.open()
             for endpoint in endpoints.values():
                 await endpoint.open()
             batch_sizes = {name: endpoint.batch_size for name, endpoint in endpoints.items()}
             log("ready", models=list(endpoints), batch=batch_sizes)
+            for endpoint in endpoints.values() if settings.page else ():
+                endpoint.page.prepare()
         except VitrailError as error:
             startup_errors.append(error)
             server.should_exit = True
         except Exception as error:  # else the server would listen forever without ever being ready
-            log("not_started", traceback=traceback.format_exc())
+            warn("not_started", traceback=traceback.format_exc())
             startup_errors.append(VitrailError(f"the models cannot be started: {error!r}"))
             server.should_exit = True
 
@@ -169,16 +194,18 @@ async def _serve(
         await asyncio.gather(startup, return_exceptions=True)
         for endpoint in endpoints.values():
             await endpoint.close()
-        decoder.close()
+        await decoder.close()
 
     service = Service(endpoints, settings, metrics, decoder)
     app = make_app(service, lifespan)
     address, port = listener.getsockname()[:2]
     host_name = f"[{address}]" if ":" in address else address
-    access = AccessMiddleware(app, metrics, api_key, hosts={*LOCAL_HOSTS, host_name} if is_loopback(host) else set())
+    hosts = {*LOCAL_HOSTS, host_name, *allowed_hosts} if is_loopback(host) or allowed_hosts else set()
+    access = AccessMiddleware(app, metrics, api_key, hosts, service.check_load)
     service.is_draining = lambda: access.draining
     config = uvicorn.Config(
-        access, http=HttpProtocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        allow_origins(access, origins), http=HttpProtocol, ws="none", lifespan="on", log_config=None,
+        access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(settings.timeout_s + SHUTDOWN_GRACE_S),
     )  # fmt: skip

@@ -1,21 +1,25 @@
 """The state that the routes share, and helpers for every request: deadline, log fields, cancellation."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Depends, Header, Query, Request
 
+from vitrail.errors import did_you_mean
 from vitrail.serving.body import BodyReader
 from vitrail.serving.decoding import ImageDecoder
 from vitrail.serving.endpoint import Endpoint, compute_deadline
-from vitrail.serving.errors import ClientDisconnected, deadline_exceeded
+from vitrail.serving.errors import ClientDisconnected, bad_request, deadline_exceeded
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.settings import MIB, Settings
 
 Result = TypeVar("Result")
+PREDICTION_PATHS = re.compile(r"/predict|/v2/models/(?P<name>[^/]+)(/versions/[^/]+)?/infer")
 Timeout = Annotated[
     float | None, Query(gt=0, description="time limit of the request in seconds, at most the server's own")
 ]
@@ -36,6 +40,25 @@ class Service:
 
     def __post_init__(self) -> None:
         self.bodies = BodyReader(self.settings.max_body_mib * MIB)
+
+    def check_load(self, path: str, query: str, timeout_header: str | None, started: float) -> None:
+        """Raises `RequestError` if a request for predictions cannot be answered in time because of other requests.
+
+        This happens before the request is read, so that refused requests cost little. Invalid requests pass: the
+        route describes what is wrong.
+        """
+        route = PREDICTION_PATHS.fullmatch(path)
+        if route is None:
+            return
+        options = dict(parse_qsl(query)) if query else {}
+        name = route["name"] or options.get("model") or next(iter(self.endpoints))
+        try:
+            timeout = float(options.get("timeout") or timeout_header or self.settings.timeout_s)
+        except ValueError:
+            return
+        if name not in self.endpoints or not timeout > 0:
+            return
+        self.endpoints[name].check_load(started + min(timeout, self.settings.timeout_s))
 
     def deadline(self, request: Request, timeout: str | float | None) -> float:
         """Returns the monotonic time by which a request must be answered."""
@@ -81,3 +104,12 @@ async def run_until_deadline(request: Request, work: Awaitable[Result], deadline
         for each in (task, watch):
             each.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def refuse_unknown_query(request: Request) -> None:
+    """Raises `RequestError` for a query parameter that the route does not have."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            hint = did_you_mean(name[:60], known) if known else "this route has none"
+            raise bad_request(f"there is no query parameter {name[:60]!r}" + (f": {hint}" if hint else ""))

@@ -22,16 +22,17 @@ class Settings:
         None, "maximum number of images per batch (default: measured at the start)", ge=1, le=1024
     )
     max_delay_ms: float = option(0.0, "time to wait for a batch to fill, in milliseconds", ge=0, le=1000)
-    queue_size: int = option(256, "images that may wait for each model; further requests get 503", ge=1)
+    queue_size: int = option(256, "images that may wait for each model, if they can be answered in time", ge=1)
     timeout_s: float = option(10.0, "time limit of a request in seconds; after it, the request gets 504", gt=0)
     max_body_mib: int = option(16, "maximum size of a request's body, also after unpacking, in MiB", ge=1, le=1024)
     max_megapixels: int = option(50, "maximum size of an image in millions of pixels", ge=1, le=100)
     max_images_per_request: int = option(64, "maximum number of images per request", ge=1, le=4096)
-    decode_threads: int = option(2, "threads that decode images", ge=1, le=256)
+    decode_processes: int = option(2, "processes that decode images", ge=1, le=64)
     shutdown_delay_s: float = option(
         1.0, "time from SIGTERM until the server stops accepting connections, in seconds", ge=0
     )
-    explain: bool = option(True, "answer /explain, in a separate process")
+    explain: bool = option(True, "answer /explain, in separate processes")
+    page: bool = option(True, "offer a page at /, which is prepared at the start")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2: health, metadata, statistics and inference of every model."""
 
-import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from vitrail.serving import schema
-from vitrail.serving.decoding import Pixels
+from vitrail.serving.decode_worker import Pixels
 from vitrail.serving.endpoint import MODEL_VERSION, Endpoint, compute_deadline, find_endpoint
 from vitrail.serving.errors import ClientDisconnected, RequestError, bad_request, too_large
 from vitrail.serving.image_routes import explain_options, require_readable
@@ -25,7 +25,7 @@ from vitrail.serving.service import Service, ServiceState, add_log_fields, get_s
 from vitrail.version import __version__
 
 MAX_MICROSECONDS = 1e18  # larger integers may overflow a float
-Compute = Callable[[Endpoint, list[Pixels], InferRequest, float], Awaitable[dict[str, np.ndarray]]]
+Compute = Callable[[Endpoint, InferRequest, float, float], Awaitable[dict[str, np.ndarray]]]
 router = APIRouter(tags=["v2"])
 
 
@@ -85,16 +85,22 @@ async def explain_tensors(request: Request, service: ServiceState, name: str, ve
 
 
 async def compute_outputs(
-    endpoint: Endpoint, pixels: list[Pixels], infer_request: InferRequest, deadline: float
+    endpoint: Endpoint, infer_request: InferRequest, started: float, deadline: float
 ) -> dict[str, np.ndarray]:
+    with endpoint.admit(infer_request.image_count, deadline):
+        pixels = await read_pixels(endpoint, infer_request, deadline)
     return endpoint.make_outputs(await endpoint.classify(pixels, deadline))
 
 
 async def compute_maps(
-    endpoint: Endpoint, pixels: list[Pixels], infer_request: InferRequest, deadline: float
+    endpoint: Endpoint, infer_request: InferRequest, started: float, deadline: float
 ) -> dict[str, np.ndarray]:
+    explainer, images = endpoint.require_explainer(), infer_request.image_count
     options = explain_options(endpoint, **schema.read_explain_parameters(infer_request.parameters))
-    documents = [document for document, _ in await endpoint.explain(pixels, options, None, deadline)]
+    plan = explainer.plan(options, None, images, deadline - started, deadline)
+    with explainer.admit(plan, images, deadline):
+        pixels = await read_pixels(endpoint, infer_request, deadline)
+    documents = [document for document, _ in await explainer.explain(plan, pixels, deadline)]
     probabilities = [[np.nan if each["probability"] is None else each["probability"]] for each in documents]
     return {
         "map": np.array([each["map"] for each in documents], np.float32),
@@ -102,6 +108,17 @@ async def compute_maps(
         "predicted": encode_texts([each["predicted"] for each in documents]),
         **({"probability": np.array(probabilities, np.float32)} if endpoint.info.classes else {}),
     }
+
+
+async def read_pixels(endpoint: Endpoint, infer_request: InferRequest, deadline: float) -> list[Pixels]:
+    """Returns the pixels of the images, and counts the time."""
+    started = time.monotonic()
+    if infer_request.pixels is not None:
+        pixels = await endpoint.fit_pixels(infer_request.pixels)
+    else:
+        pixels = require_readable(await endpoint.decode_files(infer_request.files, deadline))
+    endpoint.prediction_pool.statistics.durations["compute_input"].add(time.monotonic() - started)
+    return pixels
 
 
 async def answer_inference(request: Request, service: Service, endpoint: Endpoint, compute: Compute) -> Response:
@@ -120,27 +137,20 @@ async def answer_inference(request: Request, service: Service, endpoint: Endpoin
             add_log_fields(request, model=endpoint.info.name, images=infer_request.image_count)
             own_timeout = protocol_timeout(infer_request.parameters)
             deadline = min(deadline, compute_deadline(started, own_timeout, settings.timeout_s))
-            work = compute_response(endpoint, infer_request, compute, deadline)
+            work = compute_response(endpoint, infer_request, compute, started, deadline)
             content, headers = await run_until_deadline(request, work, deadline)
     except (RequestError, ClientDisconnected):
-        statistics.durations["fail"].add(asyncio.get_running_loop().time() - started)
+        statistics.durations["fail"].add(time.monotonic() - started)
         raise
-    statistics.durations["success"].add(asyncio.get_running_loop().time() - started)
+    statistics.durations["success"].add(time.monotonic() - started)
     return Response(content, headers=headers)
 
 
 async def compute_response(
-    endpoint: Endpoint, infer_request: InferRequest, compute: Compute, deadline: float
+    endpoint: Endpoint, infer_request: InferRequest, compute: Compute, started: float, deadline: float
 ) -> tuple[bytes, dict[str, str]]:
     """Decodes the images, computes the outputs and returns the response's content and headers."""
-    started = asyncio.get_running_loop().time()
-    if infer_request.pixels is not None:
-        pixels = await endpoint.fit_pixels(infer_request.pixels)
-    else:
-        pixels = require_readable(await endpoint.decode_files(infer_request.files))
-    decode_seconds = asyncio.get_running_loop().time() - started
-    endpoint.prediction_pool.statistics.durations["compute_input"].add(decode_seconds)
-    values = await compute(endpoint, pixels, infer_request, deadline)
+    values = await compute(endpoint, infer_request, started, deadline)
     outputs = select_outputs(infer_request, values, endpoint.info.classes)
     return write_response(endpoint.info.name, MODEL_VERSION, infer_request, outputs)
 

@@ -5,9 +5,9 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import pick_device
 from vitrail.serving.messages import receive_message, send_message
-from vitrail.serving.predictor import Predictor, choose_batch_size
+from vitrail.serving.predictor import Predictor
 
 Answer = tuple[dict[str, Any], bytes]
+PAGE_NICENESS = 10
 MAX_MEASURED_BATCH_SIZE = 32  # largest batch size to measure, unless the settings have a maximum
 
 
@@ -31,8 +32,8 @@ class WorkerConfig:
     threads: int
     device: str | None = None
     onnx_path: str | None = None  # an ONNX file to run instead of the ViT
-    batch_size: int | None = None  # maximum batch size; None: measured by the worker
-    is_explainer: bool = False  # the worker computes explanations, not predictions
+    batch_size: int = 1  # maximum batch size
+    task: Literal["predict", "explain", "decode"] = "predict"
 
 
 def run_worker(connection: socket.socket, classifier: Classifier | None, config: WorkerConfig) -> None:
@@ -64,13 +65,14 @@ def open_classifier(classifier: Classifier | None, config: WorkerConfig) -> Base
 
 
 def make_hello(predictor: Predictor, config: WorkerConfig) -> dict[str, Any]:
-    """Chooses the batch size, warms up, and returns the hello message."""
-    rates = {} if config.batch_size else predictor.measure_rates(MAX_MEASURED_BATCH_SIZE)
-    batch_size = config.batch_size or choose_batch_size(rates)
-    predictor.warm_up(batch_size)
-    if config.is_explainer:
-        predictor.warm_up_explanation()
-    return {"outputs": predictor.output_width, "batch_size": batch_size, "rates": rates}
+    """Warms up and returns the hello message, with measured times: pairs of batch size and seconds, or of an explainer
+    the seconds of the parts of an explanation.
+    """
+    if config.task == "explain":
+        return {"pass_times": asdict(predictor.measure_passes())}
+    sizes = sorted({1, config.batch_size})
+    times = [[size, min(predictor.warm_up(size) for _ in range(2))] for size in sizes]
+    return {"outputs": predictor.output_width, "seconds_by_size": times}
 
 
 def answer_request(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
@@ -112,10 +114,16 @@ def answer_explanation(predictor: Predictor, document: dict[str, Any], payload: 
 
 
 def answer_page(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
-    """Makes the web page."""
+    """Makes the web page, with a low priority: it is made while the server answers requests."""
+    os.nice(PAGE_NICENESS)
     from vitrail.serving.web_page import make_page
 
     return {}, make_page(predictor.classifier, document["name"], document["can_explain"])
+
+
+def answer_rates(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
+    """Measures images per second by batch size."""
+    return {"rates": list(predictor.measure_rates(MAX_MEASURED_BATCH_SIZE).items())}, b""
 
 
 def answer_onnx(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
@@ -131,8 +139,8 @@ def answer_onnx(predictor: Predictor, document: dict[str, Any], payload: bytes) 
     onnx_predictor = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads(), device=device))
     max_batch_size = document["max_batch_size"] or MAX_MEASURED_BATCH_SIZE
     rates = {
-        "torch": predictor.measure_rates(max_batch_size),
-        "onnxruntime": onnx_predictor.measure_rates(max_batch_size),
+        "torch": list(predictor.measure_rates(max_batch_size).items()),
+        "onnxruntime": list(onnx_predictor.measure_rates(max_batch_size).items()),
     }
     return {"path": str(path), "rates": rates}, b""
 
@@ -141,6 +149,7 @@ OPERATIONS: dict[str, Callable[[Predictor, dict[str, Any], bytes], Answer]] = {
     "logits": answer_logits,
     "explain": answer_explanation,
     "page": answer_page,
+    "rates": answer_rates,
     "onnx": answer_onnx,
 }
 

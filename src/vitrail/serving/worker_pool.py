@@ -2,121 +2,65 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import VitrailError
 from vitrail.serving.errors import (
     RequestError,
     bad_request,
     deadline_exceeded,
     internal_error,
     overloaded,
+    too_little_time,
     worker_crashed,
 )
-from vitrail.serving.logs import log
-from vitrail.serving.messages import Message, pack_message, receive_message_async
+from vitrail.serving.logs import log, warn
+from vitrail.serving.messages import Message
 from vitrail.serving.metrics import Metrics, Statistics
 from vitrail.serving.scheduler import Item, QueueFull, Scheduler
+from vitrail.serving.worker_process import Spawn, Worker, WorkerCrashed
 
-MAX_BATCH_S = 120.0  # a process that does not answer a message within this time is killed
-MAX_SETUP_S = 1800.0  # the same for the one-time operations: ONNX export and web page
 MAX_RESTART_DELAY_S = 5.0  # longest pause between two attempts to start a process
+DEFAULT_START_S = 0.5  # expected time to start a process, until one has been started
+ADMISSION_MARGIN = 1.2  # a request is accepted if this multiple of its expected time is left
 
 
-class WorkerCrashed(Exception):
-    """The worker process ended, or was killed because it did not answer."""
-
-
-class Worker:
-    """The connection to one worker process. The task `ended` is done when the process has ended."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
-        self.reader = reader
-        self.writer = writer
-        self.hello: dict[str, Any] = {}
-        self.answers: asyncio.Queue[Message] = asyncio.Queue()
-        self.ended = asyncio.create_task(self._listen())
-
-    async def _listen(self) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            while True:
-                self.answers.put_nowait(await receive_message_async(self.reader))
-
-    @classmethod
-    async def start(cls, spawn: Callable[[], Any]) -> "Worker":
-        """Starts a process and waits for its warm-up.
-
-        Raises the process's own `VitrailError` if it fails, `WorkerCrashed` if it dies, and `OSError` if the system
-        cannot create it.
-        """
-        worker = cls(*await asyncio.open_connection(sock=spawn()))
-        try:
-            worker.hello = (await worker.receive())[0]  # only its pid, to kill it if the warm-up hangs
-            worker.hello |= (await worker.receive())[0]
-            if "error" in worker.hello:
-                raise parse_error(worker.hello)
-        except BaseException:
-            worker.close()
-            raise
-        return worker
-
-    def send(self, document: dict[str, Any], parts: list[Any]) -> None:
-        self.writer.write(pack_message(document, parts))
-
-    async def receive(self, timeout_s: float | None = None) -> Message:
-        """Returns the next answer.
-
-        Raises `WorkerCrashed` if the process ends. A process that does not answer within `timeout_s` (default:
-        `MAX_BATCH_S`) is killed.
-        """
-        timeout_s = timeout_s or MAX_BATCH_S
-        answer = asyncio.create_task(self.answers.get())
-        try:
-            await asyncio.wait({answer, self.ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-        finally:
-            answer.cancel()
-        if not self.ended.done():
-            log("worker_stuck", pid=self.hello.get("pid"), seconds=timeout_s)
-            with contextlib.suppress(ProcessLookupError, KeyError):
-                os.kill(self.hello["pid"], signal.SIGKILL)
-        raise WorkerCrashed
-
-    def close(self) -> None:
-        """Closes the connection, which ends the process."""
-        self.ended.cancel()
-        self.writer.close()
+class WorkAbandoned(Exception):
+    """The process was killed because nobody waited for its result any more."""
 
 
 class WorkerPool:
     """Runs `processes` workers, started by `spawn`, which compute the items of one queue in batches.
 
-    A process that ends is replaced at once. The requests of its batch fail; waiting requests are not affected.
+    A request is accepted only if its answer is expected before its deadline. A process that ends is replaced at once:
+    the requests of its batch fail, waiting requests are not affected. A process that works for nobody is replaced too,
+    if that is faster than to wait for it.
     """
 
     def __init__(
-        self, name: str, task: str, spawn: Callable[[], Any], scheduler: Scheduler, metrics: Metrics, processes: int = 1
-    ):
+        self, name: str, task: str, spawn: Spawn, scheduler: Scheduler, metrics: Metrics, processes: int = 1,
+        on_start: Callable[[dict[str, Any]], None] = lambda hello: None,
+    ):  # fmt: skip
         self.name = name
         self.task = task
         self.spawn = spawn
         self.scheduler = scheduler
         self.metrics = metrics
         self.processes = processes
+        self.on_start = on_start  # receives the hello message of each process
         self.statistics = Statistics()
         self.workers: dict[int, Worker] = {}
         self.worker_tasks: list[asyncio.Task[None]] = []
         self.wakeup = asyncio.Event()
         self.first_start: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.seconds_per_image = 0.05  # moving average
+        self.start_seconds = DEFAULT_START_S  # of the latest start
+        self.free_at = [0.0] * processes  # when each worker is expected to be free
+        self.coming = 0  # images of accepted requests that are still being decoded
         labels = (name, task)
         self.labeled_metrics = {
             key: getattr(metrics, key).labels(*labels) for key in ("queue", "compute", "batch", "restarts")
@@ -128,9 +72,14 @@ class WorkerPool:
         """Whether at least one process has finished its warm-up."""
         return bool(self.workers)
 
+    def start(self) -> None:
+        """Starts the processes, unless this was done before."""
+        if not self.worker_tasks:
+            self.worker_tasks = [asyncio.create_task(self._run_worker(number)) for number in range(self.processes)]
+
     async def open(self) -> dict[str, Any]:
         """Starts the processes; returns the first hello message or raises the error of the first failed start."""
-        self.worker_tasks = [asyncio.create_task(self._run_worker(number)) for number in range(self.processes)]
+        self.start()
         return await asyncio.shield(self.first_start)
 
     async def close(self) -> None:
@@ -141,6 +90,44 @@ class WorkerPool:
         for item in list(self.scheduler.waiting):
             resolve_item(item, worker_crashed())
 
+    def expected_wait(self, images: int, seconds_each: float = 0.0, coming: int = 0) -> float:
+        """Returns the expected seconds until an answer; `coming` images of other requests are first."""
+        now = time.monotonic()
+        free_in = [max(0.0, free_at - now) for free_at in self.free_at]
+        return self.scheduler.expected_wait(images, seconds_each, free_in, coming)
+
+    def check_load(
+        self, images: int, deadline: float, seconds_each: float = 0.0, wait_before: float = 0.0, margin: float = 1.0
+    ) -> None:
+        """Raises `RequestError` if `images` more images are not expected to be ready before the deadline.
+
+        `seconds_each` is their known time, `wait_before` the expected time to decode them; the expected time is
+        multiplied by `margin`. Images that are being decoded count only if there is a margin.
+        """
+        remaining = deadline - time.monotonic()
+        alone = self.scheduler.service_time.expected(1) + seconds_each
+        if remaining < alone:
+            self.scheduler.service_time.relax([])
+            raise too_little_time(alone)
+        wait = max(self.expected_wait(images, seconds_each, self.coming if margin > 1 else 0), wait_before + alone)
+        if wait * margin > remaining or len(self.scheduler) + images > self.scheduler.queue_size:
+            raise overloaded(wait)
+
+    @contextlib.contextmanager
+    def admit(
+        self, images: int, deadline: float, seconds_each: float = 0.0, wait_before: float = 0.0
+    ) -> Iterator[None]:
+        """Reserves places in the queue for images that are decoded in this context.
+
+        Raises `RequestError` if they are not expected to be ready before the deadline.
+        """
+        self.check_load(images, deadline, seconds_each, wait_before, ADMISSION_MARGIN)
+        self.coming += images
+        try:
+            yield
+        finally:
+            self.coming -= images
+
     async def submit(self, items: list[Item], deadline: float) -> list[Any]:
         """Returns the results of all items in order, or raises the first item's `RequestError`.
 
@@ -149,10 +136,11 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
         for item in items:
             item.future = loop.create_future()
+        self.check_load(len(items), deadline, items[0].seconds)
         try:
             self.scheduler.add(items, time.monotonic())
         except QueueFull:
-            raise overloaded(self.seconds_per_image * len(self.scheduler)) from None
+            raise overloaded(self.expected_wait(len(items))) from None
         self.wakeup.set()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -169,33 +157,32 @@ class WorkerPool:
         pause = 0.0
         while True:
             await asyncio.sleep(pause)
+            self.free_at[number] = time.monotonic() + self.start_seconds
             try:
                 worker = await Worker.start(self.spawn)
             except Exception as error:  # retry after any error, else the model would never be served again
                 message = f"{self.name} cannot be started" + (f": {error}" if str(error) else "")
                 if not self.first_start.done():
                     self.first_start.set_exception(error if isinstance(error, VitrailError) else VitrailError(message))
-                log("worker_not_started", model=self.name, task=self.task, error=str(error))
+                warn("worker_not_started", model=self.name, task=self.task, error=str(error))
                 pause = min(max(0.1, 2 * pause), MAX_RESTART_DELAY_S)
                 continue
-            self.scheduler.max_batch_size = worker.hello["batch_size"]
+            self.on_start(worker.hello)
+            self.start_seconds = worker.start_seconds
             if not self.first_start.done():
                 self.first_start.set_result(worker.hello)
             self.workers[number], pause = worker, 0.0
             worker.ended.add_done_callback(lambda _: self.wakeup.set())
-            log(
-                "worker_ready",
-                model=self.name,
-                task=self.task,
-                pid=worker.hello["pid"],
-                batch=self.scheduler.max_batch_size,
-            )
+            log("worker_ready", model=self.name, task=self.task, pid=worker.hello["pid"])
             try:
                 while True:
-                    await self._compute_batch(worker, await self._next_batch(worker))
+                    self.free_at[number] = 0.0
+                    await self._compute_batch(number, worker, await self._next_batch(worker))
+            except WorkAbandoned:
+                log("worker_stopped", model=self.name, task=self.task, pid=worker.hello["pid"], why="nobody waits")
             except (WorkerCrashed, OSError):
                 self.labeled_metrics["restarts"].inc()
-                log("worker_ended", model=self.name, task=self.task, pid=worker.hello["pid"])
+                warn("worker_ended", model=self.name, task=self.task, pid=worker.hello["pid"])
             finally:
                 del self.workers[number]
                 worker.close()
@@ -204,8 +191,8 @@ class WorkerPool:
         """Waits for the next batch; raises `WorkerCrashed` if the worker ends."""
         while not worker.ended.done():
             now = time.monotonic()
-            batch, expired = self.scheduler.take(now)
-            for item in expired:
+            batch, late = self.scheduler.take(now)
+            for item in late:
                 resolve_item(item, deadline_exceeded())
             if batch:
                 if self.scheduler.waiting:
@@ -221,45 +208,61 @@ class WorkerPool:
                     await self.wakeup.wait()
         raise WorkerCrashed
 
-    async def _compute_batch(self, worker: Worker, batch: list[Item]) -> None:
+    async def _compute_batch(self, number: int, worker: Worker, batch: list[Item]) -> None:
         """Computes one batch and resolves every item with its result or error."""
+        started = time.monotonic()
+        expected = self.scheduler.service_time.expected(len(batch)) + sum(item.seconds for item in batch)
+        self.free_at[number] = started + expected
+        requests = [item.request for item in batch]
         try:
-            request = {**batch[0].request, "shape": [len(batch), *batch[0].payload.shape]}
-            worker.send(request, [item.payload for item in batch])
-            document, payload = await worker.receive()
-        except BaseException:  # the process died, or the server is shutting down
+            worker.send({**requests[0], "shape": [len(batch), *batch[0].payload.shape]}, [i.payload for i in batch])
+            document, payload = await self._receive(worker, batch, started + expected)
+        except BaseException as error:  # the process died or was killed, or the server is shutting down
+            if isinstance(error, WorkAbandoned) and (elapsed := time.monotonic() - started) > expected:
+                self.scheduler.service_time.observe(requests, elapsed)  # it took at least this time
             for item in batch:
                 resolve_item(item, worker_crashed())
             raise
         if "error" in document:
-            error = (bad_request if document["is_usage_error"] else internal_error)(document["error"])
+            failure = (bad_request if document["is_usage_error"] else internal_error)(document["error"])
             for item in batch:
-                resolve_item(item, error)
+                resolve_item(item, failure)
             return
-        seconds = document["seconds"]
-        self.seconds_per_image += 0.2 * (seconds / len(batch) - self.seconds_per_image)
-        self.labeled_metrics["compute"].observe(seconds)
+        self.scheduler.service_time.observe(requests, time.monotonic() - started)
+        self.labeled_metrics["compute"].observe(document["seconds"])
         self.labeled_metrics["batch"].observe(len(batch))
-        self.statistics.add_batch(len(batch), seconds)
-        for item, result in zip(batch, self.split_results(document, payload, len(batch)), strict=True):
+        self.statistics.add_batch(len(batch), document["seconds"])
+        for item, result in zip(batch, split_results(document, payload, len(batch)), strict=True):
             resolve_item(item, result)
 
-    @staticmethod
-    def split_results(document: dict[str, Any], payload: bytes, batch_size: int) -> list[Any]:
-        """Splits an answer into results per item: rows of logits, or the only item's document and payload."""
-        if "outputs" not in document:
-            return [(document, payload)]
-        rows_BY = np.frombuffer(payload, np.float32).reshape(batch_size, document["outputs"])
-        is_finite_B = np.isfinite(rows_BY).min(axis=1)
-        return [
-            row_Y if is_finite else internal_error("the model's output for this image is not finite")
-            for row_Y, is_finite in zip(rows_BY, is_finite_B, strict=True)
-        ]
+    async def _receive(self, worker: Worker, batch: Sequence[Item], expected_end: float) -> Message:
+        """Returns the answer; kills the process and raises `WorkAbandoned` if it works too long for nobody."""
+        answer = asyncio.create_task(worker.receive())
+        waiters = asyncio.create_task(asyncio.wait([item.future for item in batch]))
+        try:
+            await asyncio.wait({answer, waiters}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done() and expected_end - time.monotonic() < self.start_seconds:
+                await asyncio.wait({answer}, timeout=self.start_seconds)  # a new process would not be faster
+            if answer.done():
+                return answer.result()
+            worker.kill()
+            raise WorkAbandoned
+        finally:
+            answer.cancel()
+            waiters.cancel()
+            await asyncio.gather(answer, waiters, return_exceptions=True)
 
 
-def parse_error(document: dict[str, Any]) -> VitrailError:
-    """Returns the error of an answer, with the type that it had in the worker."""
-    return (UsageError if document["is_usage_error"] else VitrailError)(document["error"])
+def split_results(document: dict[str, Any], payload: bytes, batch_size: int) -> list[Any]:
+    """Splits an answer into results per item: rows of logits, or the only item's document and payload."""
+    if "outputs" not in document:
+        return [(document, payload)]
+    rows_BY = np.frombuffer(payload, np.float32).reshape(batch_size, document["outputs"])
+    is_finite_B = np.isfinite(rows_BY).min(axis=1)
+    return [
+        row_Y if is_finite else internal_error("the model's output for this image is not finite")
+        for row_Y, is_finite in zip(rows_BY, is_finite_B, strict=True)
+    ]
 
 
 def resolve_item(item: Item, result: Any) -> None:

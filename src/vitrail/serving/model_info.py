@@ -1,0 +1,78 @@
+"""What the server knows about a model without running it: its name and metadata."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.classifier import Classifier
+from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError
+from vitrail.model.config import ViTConfig
+from vitrail.serving.fork_server import ModelSource
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # it becomes part of URLs
+RESERVED_NAMES = ("stats",)  # /v2/models/stats is a route
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the server knows about a model without running it."""
+
+    name: str
+    index: int
+    source: ModelSource
+    config: ViTConfig
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: float
+    origin: dict[str, Any]
+    onnx_path: str | None  # the ONNX file of a model that is served from one
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the protocol's output tensors."""
+        return ["logits", "probabilities"] if self.classes else ["features"]
+
+
+def describe_model(name: str, index: int, source: ModelSource, classifier: Classifier | None) -> ModelInfo:
+    """Returns the metadata of a classifier, or of the ONNX file if `classifier` is None."""
+    if classifier is None:
+        from vitrail.exporting.onnx_file import parse_onnx, read_onnx_bytes
+
+        path = Path(source.model)
+        onnx, _ = parse_onnx(read_onnx_bytes(path), path)
+        return ModelInfo(
+            name, index, source, onnx.config, onnx.classes, onnx.preprocess, onnx.temperature, onnx.origin, source.model
+        )
+    return ModelInfo(
+        name, index, source, classifier.vit.config, classifier.classes, classifier.preprocess,
+        classifier.temperature, classifier.origin, None,
+    )  # fmt: skip
+
+
+def choose_names(models: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Returns the names of the models: `names`, or names from their paths; raises `UsageError` for an invalid one."""
+    if names and len(names) != len(models):
+        raise UsageError(
+            f"there are {len(names)} names for {len(models)} models", "use --name once per model, in order"
+        )
+    names = list(names) or [
+        re.sub(r"[^\w.-]", "-", derive_name(model), flags=re.ASCII).strip("-.") or "model" for model in models
+    ]
+    for name in names:
+        if not NAME_PATTERN.fullmatch(name) or name in RESERVED_NAMES:
+            raise UsageError(f"{name!r} cannot be a model's name", "use letters, digits, '.', '_' and '-'")
+        if names.count(name) > 1:
+            raise UsageError(f"two models have the name {name!r}", "use --name once per model, in order")
+    return names
+
+
+def derive_name(model: str) -> str:
+    """Returns the last part of a model's path or name."""
+    path = Path(model.rpartition("@")[2])
+    if path.exists():
+        path = path.resolve()
+        return path.parent.name if path.name == "classifier.safetensors" else path.stem if path.is_file() else path.name
+    return model.rpartition("/")[2]
