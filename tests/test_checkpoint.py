@@ -98,9 +98,12 @@ def test_after_a_fault_in_any_file_operation_the_newest_complete_checkpoint_load
             if fault == "crash":
                 process = os.fork()
                 if not process:
-                    injector = FaultInjector(patch, n, lambda: os._exit(9), half)
-                    save_checkpoint(folder, third, {"epoch": 30})
-                    os._exit(len(injector.operations) < n)
+                    try:
+                        injector = FaultInjector(patch, n, lambda: os._exit(9), half)
+                        save_checkpoint(folder, third, {"epoch": 30})
+                        os._exit(len(injector.operations) < n)
+                    finally:  # an exception must not return to pytest in this copy of it
+                        os._exit(2)
                 failed = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
                 passed = not failed
             else:

@@ -1,6 +1,7 @@
 """Exported programs give the classifier's outputs or are not written; a foreign or damaged file is an error message."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ATTENTION, MAP, Program, ProgramOptions
 from vitrail.exporting.trace import trace_map_program
 from vitrail.exporting.verify import FLOAT32_LIMITS, INT8_LIMITS, Verification, check_tolerance, compare_maps
+from vitrail.installation import install_hint
 from vitrail.model.config import Rotary, SinCos
 from vitrail.prediction.model_spec import ModelSpec
 
@@ -433,7 +435,7 @@ def test_a_missing_package_is_an_error_message(
     package: str, saved: tuple[Classifier, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(UsageError, match=rf"{package} is not installed .*vitrail\[export\]"):
+    with pytest.raises(UsageError, match=re.escape(f"{package} is not installed ({install_hint('export')})")):
         export_program(saved[0], "onnx", tmp_path / "a.onnx", ProgramOptions(), load_probes(saved[0], None))
     assert not list(tmp_path.iterdir())
 

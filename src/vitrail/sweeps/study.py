@@ -79,11 +79,15 @@ class SweepStudy:
 def open_study(folder: SweepFolder, config: SweepConfig) -> Iterator[SweepStudy]:
     """The study in a sweep's folder, made if it is missing. Raises `VitrailError` if the file is no study."""
     optuna = import_optuna()
+    from sqlalchemy.pool import NullPool
+
     storage = None
     with folder.lock():
         try:
             storage = optuna.storages.RDBStorage(
-                f"sqlite:///{folder.study_file.resolve()}", engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_S}}
+                f"sqlite:///{folder.study_file.resolve()}",
+                # without a pool, each connection is closed after its use, also if the file turns out to be no study
+                engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_S}, "poolclass": NullPool},
             )
             study = optuna.create_study(
                 storage=storage,
