@@ -1,5 +1,6 @@
 """Helpers for tests of the server: a server process, and clients that are slow or disconnect early."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -37,17 +38,27 @@ class RunningServer:
 
     arguments: Sequence[str]
     env: dict[str, str] = field(default_factory=dict)
+    quiet_host: str | None = None  # the address of a server that runs with --quiet and does not print its URL
     log_lines: list[dict[str, Any]] = field(default_factory=list)
     other_lines: list[str] = field(default_factory=list)
 
     def __enter__(self) -> "RunningServer":
+        options = ["--port", "0"]
+        if self.quiet_host is not None:
+            with socket.create_server((self.quiet_host, 0)) as free:
+                self.host, self.port = free.getsockname()
+            options = ["--port", str(self.port), "--host", self.host, "--quiet"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vitrail", "serve", *map(str, self.arguments), "--port", "0", "--json"],
+            [sys.executable, "-m", "vitrail", "serve", *map(str, self.arguments), *options, "--json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **self.env},
+            start_new_session=True,
         )  # fmt: skip
         self.reader_thread = threading.Thread(target=self._read_log, daemon=True)
         self.reader_thread.start()
         try:
+            if self.quiet_host is not None:
+                self.wait_for(self.is_ready)
+                return self
             url = self.wait_for(lambda: next((event["url"] for event in self.select_events("listening")), None))
             self.host, port = url.removeprefix("http://").rstrip("/").rsplit(":", 1)
             self.host, self.port = self.host.replace("0.0.0.0", "127.0.0.1"), int(port)
@@ -56,6 +67,11 @@ class RunningServer:
             self.__exit__()
             raise
         return self
+
+    def is_ready(self) -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            return self.get("/v2/health/ready").status == 200
+        return False
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -133,9 +149,9 @@ class RunningServer:
         return json.loads(output)
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with its workers, which may be making a page
+        self.process.wait()
         self.reader_thread.join()
         assert self.process.stdout is not None
         assert self.process.stderr is not None

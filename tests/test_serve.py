@@ -1,5 +1,6 @@
 """The server with real processes and sockets, and with clients that are slow or disconnect early."""
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -28,11 +29,12 @@ from conftest import COLORS, picture
 from serving import QUEUE_SIZE, TIMEOUT_S, PendingRequest, Reply, RunningServer, send_without_waiting, start_request
 from test_battery import png
 from vitrail.data.decode import decode
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.installation import install_hint
 from vitrail.serving import web_page
 from vitrail.serving.model_info import choose_names
 from vitrail.serving.onnx_cache import onnx_cache_folder, onnx_cache_name, write_onnx
+from vitrail.serving.page import Page
 
 
 def encode_image(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -527,24 +529,15 @@ def test_random_disconnects_do_not_affect_other_clients(server: RunningServer, c
     assert server.read_metric("vitrail_waiting_images") == 0
 
 
-# A server on another loopback address, with a small queue
+# A quiet server on another loopback address, with a small queue, behind a proxy
 
 
 @pytest.fixture(scope="module")
 def small_server(run: vitrail.Run) -> Iterator[RunningServer]:
-    arguments = [
-        "--host",
-        "127.0.0.2",
-        "--queue-size",
-        QUEUE_SIZE,
-        "--decode-processes",
-        1,
-        "--processes",
-        1,
-        "--backend",
-        "torch",
-    ]
-    with RunningServer([run.folder, *arguments, "--no-explain"]) as running:
+    options = ["--queue-size", QUEUE_SIZE, "--decode-processes", 1, "--processes", 1, "--backend", "torch"]
+    access = ["--allow-host", "images.example.org", "--allow-origin", "https://shop.example"]
+    arguments = [run.folder, *options, *access, "--no-explain", "--no-page"]
+    with RunningServer(arguments, quiet_host="127.0.0.2") as running:
         yield running
 
 
@@ -552,6 +545,35 @@ def test_the_host_name_of_the_printed_url_is_allowed(small_server: RunningServer
     assert small_server.host == "127.0.0.2"
     assert small_server.get("/v2").status == 200
     assert small_server.get("/v2", host="evil.example").status == 403
+    assert small_server.get("/v2", host="Images.Example.org:443").status == 200  # --allow-host
+
+
+def test_only_allowed_websites_may_read_responses(small_server: RunningServer):
+    allowed = small_server.get("/v2", origin="https://shop.example")
+    assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    assert "retry-after" in allowed.headers["access-control-expose-headers"]
+    headers = {"origin": "https://shop.example", "access-control-request-method": "POST"}
+    assert small_server.request("OPTIONS", "/predict", headers=headers).status == 200
+    foreign = small_server.get("/v2", origin="https://evil.example")
+    assert "access-control-allow-origin" not in foreign.headers
+    assert (
+        small_server.request("OPTIONS", "/predict", headers={**headers, "origin": "https://evil.example"}).status == 400
+    )
+
+
+def test_a_quiet_server_logs_problems_only(small_server: RunningServer):
+    assert small_server.post("/predict", make_photo(0)).status == 200
+    with socket.create_connection((small_server.host, small_server.port), timeout=TIMEOUT_S) as connection:
+        connection.sendall(b"no request\r\n\r\n")
+        assert b" 400 " in connection.recv(65536)
+    small_server.wait_for(lambda: small_server.select_events("note"))
+    assert {event["event"] for event in small_server.log_lines} <= {"note", "worker_ended"}
+
+
+def test_a_server_without_a_page(small_server: RunningServer):
+    reply = small_server.get("/")
+    assert reply.status == 404
+    assert "--no-page" in reply.json["error"]
 
 
 def test_more_images_than_the_queue_holds_are_refused_for_good(small_server: RunningServer):
@@ -608,6 +630,70 @@ def test_the_page_is_self_contained(server: RunningServer):
     assert reply.headers["cross-origin-embedder-policy"] == "require-corp"
     assert reply.headers["cross-origin-resource-policy"] == "same-origin"
     assert b"colors" in reply.body or b"red" in reply.body
+
+
+def test_a_browser_that_has_the_page_gets_no_second_copy(server: RunningServer):
+    tag = server.get("/").headers["etag"]
+    reply = server.request("GET", "/?utm_source=mail", headers={"if-none-match": f'"other", W/{tag}'})
+    assert (reply.status, reply.body) == (304, b"")
+    assert reply.headers["cache-control"] == "no-cache"
+    assert server.request("GET", "/", headers={"if-none-match": '"other"'}).status == 200
+
+
+def test_a_page_that_cannot_be_made_is_not_made_for_every_visit(monkeypatch: pytest.MonkeyPatch):
+    attempts = []
+
+    async def make() -> bytes:
+        attempts.append(True)
+        await asyncio.sleep(0.01)
+        if len(attempts) == 1:
+            raise VitrailError("no memory")
+        return b"page"
+
+    async def visit() -> None:
+        page = Page(make)
+        page.prepare()
+        replies = await asyncio.gather(*(page.get() for _ in range(3)), return_exceptions=True)
+        assert [getattr(reply, "sentence", "") for reply in replies] == ["the page cannot be made: no memory"] * 3
+        assert len(attempts) == 1
+        monkeypatch.setattr("vitrail.serving.page.RETRY_S", 0.0)
+        assert await page.get() == b"page"
+        assert await page.get() == b"page"
+        assert len(attempts) == 2
+
+    asyncio.run(visit())
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", "/v2/models/colors", "/metrics", "/openapi.json"])
+def test_head_has_the_status_and_headers_of_get(server: RunningServer, path: str):
+    head, get = server.request("HEAD", path), server.get(path)
+    assert (head.status, head.body) == (get.status, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+    assert server.request("HEAD", "/predict").status == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/predict?topp=3", "there is no query parameter 'topp': did you mean top?"),
+        ("/explain?methd=rise", "method"),
+        ("/explain?top=3", "there is no query parameter 'top'"),
+        ("/v2/models/colors/infer?model=features", "there is no query parameter 'model'"),
+    ],
+)
+def test_an_unknown_query_parameter_is_refused(server: RunningServer, path: str, message: str):
+    reply = server.post(path, make_photo(0))
+    assert reply.status == 400
+    assert message in reply.json["error"]
+
+
+def test_an_option_in_a_form_is_refused(server: RunningServer):
+    body, content_type = make_form(("a.png", make_photo(0)))
+    field = b'--frontier\r\nContent-Disposition: form-data; name="top"\r\n\r\n1\r\n'
+    reply = server.post("/predict", field + body, content_type=content_type)
+    assert reply.status == 400
+    assert "the form field 'top' is not a file: send options in the URL" in reply.json["error"]
 
 
 def test_the_reasons_for_a_plain_page(clf: vitrail.Classifier, monkeypatch: pytest.MonkeyPatch):
@@ -676,7 +762,7 @@ def protected_server(
     write_onnx(clf, cached)
     shutil.copy(cached, folder / "file.ONNX")
     arguments = [run.folder, folder / "file.ONNX", "--host", "0.0.0.0", "--api-key-file", folder / "key"]
-    with RunningServer([*arguments, "--backend", "onnxruntime", "--no-explain"]) as running:
+    with RunningServer([*arguments, "--backend", "onnxruntime", "--no-explain", "--no-page"]) as running:
         yield running
 
 
@@ -698,8 +784,9 @@ KEY = {"authorization": f"Bearer {SECRET}"}
     ],
 )
 def test_the_api_key(protected_server: RunningServer, headers: dict[str, str], status: int):
-    for path in ("/v2", "/metrics", "/", "/openapi.json"):
-        assert protected_server.request("GET", path, headers=headers).status == status
+    for path in ("/v2", "/metrics", "/favicon.ico", "/openapi.json"):
+        expected = 204 if status == 200 and path == "/favicon.ico" else status
+        assert protected_server.request("GET", path, headers=headers).status == expected
     assert protected_server.request("POST", "/predict?model=colors", make_photo(0), headers).status == status
     assert protected_server.get("/v2/health/ready").status == protected_server.get("/v2/health/live").status == 200
 
@@ -716,13 +803,13 @@ def test_two_models_with_onnx_runtime(protected_server: RunningServer, clf: vitr
     assert protected_server.request("POST", "/explain", data, KEY).status == 501
 
 
-def test_the_plain_form_has_only_buttons_for_supported_routes(server: RunningServer, protected_server: RunningServer):
+def test_the_plain_form_has_only_buttons_for_supported_routes(server: RunningServer, clf: vitrail.Classifier):
     features = server.get("/?model=features").body.decode()
     assert "Explain</button>" in features and "Predict</button>" not in features
     assert "has no classes" in server.select_events("plain_page", model="features")[0]["why"]
-    onnx_page = protected_server.request("GET", "/?model=file", headers=KEY).body.decode()
+    onnx_page = web_page.make_plain_page(clf, "file", can_explain=False).decode()
     assert "Predict</button>" in onnx_page and "Explain</button>" not in onnx_page
-    assert "ONNX file" in protected_server.select_events("plain_page", model="file")[0]["why"]
+    assert "ONNX file" in str(web_page.reason_for_plain_page(None))
     assert not server.select_events("plain_page", model="colors")  # it gets the full page
 
 
@@ -786,6 +873,8 @@ def test_sigterm_under_load_loses_no_accepted_request(protected_server: RunningS
         (["{run}", "--host", "nowhere.invalid", "--no-api-key"], "cannot listen"),
         (["{run}", "--api-key-file", "/nothing"], "cannot be read"),
         (["{run}", "--queue-size", "0"], "queue_size"),
+        (["{run}", "--allow-host", "https://example.org"], "is not a host name"),
+        (["{run}", "--allow-origin", "example.org"], "is not an origin"),
         (["nothing-there"], "nothing-there"),
     ],
 )

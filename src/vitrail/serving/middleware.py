@@ -34,9 +34,7 @@ class AccessMiddleware:
         self.metrics = metrics
         self.api_key = api_key
         self.hosts = hosts  # prevents DNS rebinding: a website that reaches the server through its own domain
-        self.check_load = (
-            check_load  # takes path, query, time limit and start; raises the error of an overloaded server
-        )
+        self.check_load = check_load  # takes path, query, time limit and start; raises `RequestError`
         self.draining = False
         self.request_count = 0
 

@@ -123,7 +123,7 @@ def serve(
     classifiers = [source.load() for source in sources]
     infos = [describe_model(name, i, sources[i], classifiers[i]) for i, name in enumerate(model_names)]
     listener = open_listener(host, port)
-    for name, classifier in zip(model_names, classifiers, strict=True):
+    for name, classifier in zip(model_names, classifiers, strict=True) if settings.page else ():
         if (reason := reason_for_plain_page(classifier)) is not None:
             log("plain_page", model=name, why=reason)
     if settings.explain:
