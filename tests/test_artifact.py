@@ -235,9 +235,11 @@ def test_nesting_without_end_is_refused(file: Path):
 def test_weights_that_are_not_finite_are_said_to_be_so(run: vitrail.Run, file: Path):
     clf = vitrail.load(file)
     clf.vit.head.weight.data[0, 0] = float("nan")
-    clf.save(file)
     with pytest.raises(VitrailError, match="not finite"):
-        vitrail.load(file).predict(torch.zeros(3, 16, 16, dtype=torch.uint8))
+        clf.predict(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    clf.save(file)
+    with pytest.raises(VitrailError, match=r"head\.weight has 1 values that are NaN"):
+        vitrail.load(file)
 
 
 def test_a_description_without_end_is_not_parsed(file: Path):

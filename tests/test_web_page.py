@@ -556,7 +556,7 @@ def test_images_are_resized_to_the_same_bits_as_in_python(page):
     generator = np.random.default_rng(3)
     for n, (fit, engine, interpolation, crop) in enumerate(FITS):
         channels = 1 if n % 4 == 0 else 3
-        options = dict(fit=fit, engine=engine, interpolation=interpolation, crop_fraction=crop)
+        options = dict(fit=fit, engine=engine, interpolation=interpolation, crop_fraction=crop, trim=(n % 3, n % 2))
         preprocess = Preprocess(image_size=(30, 24), mean=(0.3,) * channels, std=(0.5,) * channels, **options)
         for h, w in ((97, 61), (13, 55), (200, 9)):
             pixels = torch.from_numpy(generator.integers(0, 256, (channels, h, w), dtype=np.uint8))

@@ -227,14 +227,17 @@ def make_siglip_cards() -> list[Row]:
 
 
 def make_siglip_card(generation: str, interpolation: str, size: str, patch: int, pixels: int) -> Row:
-    """Returns the card of one model; the image size is rounded down to whole patches."""
+    """Returns the card of one model, which ignores the pixels beyond the last whole patch."""
     preprocess = make_preprocess(pixels, pixels, interpolation, HALF, stretch=True, engine="transformers")
-    rounded = pixels - pixels % patch
+    rest = pixels % patch
+    rounded = pixels - rest
+    if rest:
+        preprocess |= {"image_size": [rounded, rounded], "trim": [rest, rest]}
     return make_hub_card(
         f"google/{generation}-{size}-patch{patch}-{pixels}",
         "hf-siglip",
         size,
-        preprocess | {"image_size": [rounded, rounded]},
+        preprocess,
         patch=patch,
         image_size=rounded,
         prefix_tokens=0,

@@ -159,6 +159,26 @@ def make_timm_cards(results: dict[str, dict[str, float]]) -> list[Row]:
     return rows
 
 
+def make_timm_architectures(published: set[str]) -> list[Row]:
+    """Returns a row for each of timm's architectures that vitrail has and of which no checkpoint has a card.
+
+    People train such models themselves; loading them needs the architecture's config.
+    """
+    rows: list[Row] = []
+    for module in ("vision_transformer", "deit", "eva"):
+        for name in timm.list_models(module=module):
+            if name in published:
+                continue
+            try:
+                with torch.device("meta"):
+                    layout, config = read_timm_model(timm.create_model(name))
+            except (VitrailError, RuntimeError, AttributeError, KeyError, NotImplementedError) as error:
+                print(f"no architecture: {name}: {str(error)[:150]}", file=sys.stderr)
+                continue
+            rows.append(make_checkpoint_cards(name, get_pretrained_cfg(name), layout, config, {})[0])
+    return rows
+
+
 def make_checkpoint_cards(name: str, cfg: Any, layout: str, config: ViTConfig, accuracy: dict[str, float]) -> list[Row]:
     """Returns the cards of one checkpoint and of the original file."""
     size = cfg.input_size[1]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
@@ -91,9 +93,11 @@ class Classifier(BaseClassifier):
     is_fast: bool = False
 
     def to(self, device: str | torch.device) -> Classifier:
-        """Moves the weights to a device."""
+        """Returns this classifier if it is on the device, else a copy there; the original stays where it is."""
         self.require_plain_weights("be moved")
-        return replace(self, vit=self.vit.to(device))
+        if torch.empty(0, device=device).device == self.device:
+            return self
+        return replace(self, vit=copy_to_device(self.vit, device))
 
     def fast(self, *, compile: Sequence[int] = ()) -> Classifier:
         """Returns a copy for fast inference. It cannot explain, be saved or be moved.
@@ -121,15 +125,15 @@ class Classifier(BaseClassifier):
 
     @torch.inference_mode()
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """Returns logits as described in `BaseClassifier`. Puts the model in eval mode."""
-        self.vit.eval()
-        return check_finite(self.vit(self.normalize(pixels_BCHW))) / self.temperature
+        """Returns logits as described in `BaseClassifier`, computed in eval mode."""
+        with eval_mode(self.vit):
+            return check_finite(self.vit(self.normalize(pixels_BCHW))) / self.temperature
 
     @torch.inference_mode()
     def logits_and_features(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the results of `logits`, (B, Y), and `features`, (B, D), from one forward pass."""
-        self.vit.eval()
-        features_BD = self.vit.features(self.normalize(pixels_BCHW))
+        with eval_mode(self.vit):
+            features_BD = self.vit.features(self.normalize(pixels_BCHW))
         return check_finite(self.vit.head(features_BD)) / self.temperature, check_finite(features_BD)
 
     @torch.no_grad()  # not inference_mode: users train heads on the result
@@ -142,15 +146,15 @@ class Classifier(BaseClassifier):
         if not isinstance(images, Tensor):
             items = [images] if isinstance(images, str | Path) else images
             images = torch.stack([self.read_image(image) for image in items])
-        self.vit.eval()
-        return check_finite(self.vit.features(self.normalize(images)))
+        with eval_mode(self.vit):
+            return check_finite(self.vit.features(self.normalize(images)))
 
     def with_image_size(self, image_size: int | tuple[int, int]) -> Classifier:
         """Returns a copy for another image size, with positions resized; raises `UsageError` for an impossible size."""
         self.require_plain_weights("be resized")
         vit = resize_vit(self.vit, replace(self.vit.config, image_size=image_size))
         vit.eval().requires_grad_(False)
-        return replace(self, vit=vit, preprocess=replace(self.preprocess, image_size=to_pair(image_size)))
+        return replace(self, vit=vit, preprocess=self.preprocess.with_image_size(to_pair(image_size)))
 
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Writes the artifact atomically; with `half` its weights are in float16, half the bytes."""
@@ -160,6 +164,27 @@ class Classifier(BaseClassifier):
         if half:
             weights = {name: to_float16(name, tensor) for name, tensor in weights.items()}
         write_artifact(Path(path), artifact, weights)
+
+
+def copy_to_device(vit: ViT, device: str | torch.device) -> ViT:
+    """Returns a copy on a device, without a second copy of the weights on this one."""
+    copies: dict[int, Any] = {id(buffer): buffer.to(device) for buffer in vit.buffers()}
+    for parameter in vit.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+    return copy.deepcopy(vit, copies)
+
+
+@contextmanager
+def eval_mode(vit: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode, and the modules that were in training mode back into it afterwards."""
+    training = [module for module in vit.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def top_predictions(logits_Y: Tensor, classes: Sequence[str], top: int = 5) -> list[Prediction]:

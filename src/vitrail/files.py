@@ -26,6 +26,22 @@ def absolute_if_exists(path: str | Path) -> str:
     return str(Path(path).resolve()) if os.path.exists(path) else str(path)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises `VitrailError` if a file is only a Git LFS pointer: the repository was cloned without its large files."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError:  # whoever reads the file reports it
+        return
+    if start == LFS_POINTER:
+        raise VitrailError(
+            f"{path} is a Git LFS pointer, not the file itself", "run git lfs pull in its repository to get the file"
+        )
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file, then renames it to `path`; an existing file stays intact until then.
 

@@ -7,12 +7,15 @@ from torch import Tensor
 
 from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
+from vitrail.model.assemble import assemble_vit
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.weights.artifact import is_artifact, read_artifact
 from vitrail.weights.bundled import bundled_classifiers
-from vitrail.weights.conversion import meta_state_dict
+from vitrail.weights.conversion import check_finite, meta_state_dict
 from vitrail.weights.public import load_public_model
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
@@ -34,6 +37,7 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: 
         path = bundled_classifiers()[str(model)]
     if path.is_dir() and not (path / "config.json").is_file():
         if not (path / ARTIFACT_NAME).is_file():
+            refuse_adapter(path)
             unfinished = " yet" if (path / "checkpoint").is_dir() else ""
             raise UsageError(f"{path} has no {ARTIFACT_NAME}{unfinished}", "name a run folder or an artifact")
         path = path / ARTIFACT_NAME
@@ -41,8 +45,8 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: 
         classifier = load_artifact(path)
     else:
         classifier = load_public_weights(model, torch_files=torch_files)
-    classifier.vit.eval().requires_grad_(False)
-    return classifier.to(device)
+    classifier.vit.to(device).eval().requires_grad_(False)
+    return classifier
 
 
 def load_any(
@@ -61,9 +65,24 @@ def is_onnx(model: str | Path) -> bool:
     return Path(model).suffix.lower() == ".onnx" and not Path(model).is_dir()
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raises `UsageError` if a folder has only the LoRA updates of a model, which peft saved."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UsageError(
+            f"{folder} is an adapter of peft, without the weights of its model",
+            "merge it first: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(OUT)",
+        )
+
+
 def load_artifact(path: Path) -> Classifier:
+    """Returns the classifier of an artifact; weights of any float type are float32 in it."""
     artifact, weights = read_artifact(path)
-    weights = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in weights.items()}
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    for name, tensor in weights.items():
+        try:
+            check_finite(name, tensor)
+        except VitrailError as error:
+            raise VitrailError(f"{path}: {error.sentence}", error.hint) from None
     vit = build_vit(artifact.config, weights, path)
     return Classifier(vit, artifact.classes, artifact.preprocess, artifact.temperature, artifact.origin)
 
@@ -89,10 +108,13 @@ def build_vit(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
     for name, tensor in expected.items():
         if name not in weights:
             raise VitrailError(f"{path} lacks the tensor {name}")
-        if weights[name].shape != tensor.shape or weights[name].dtype != tensor.dtype:
-            raise VitrailError(f"{path}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
+        if (found := describe_tensor(weights[name])) != (wanted := describe_tensor(tensor)):
+            raise VitrailError(f"{path}: {name} is {found}, expected {wanted}")
     if unknown := sorted(set(weights) - set(expected)):
         raise VitrailError(f"{path} has tensors that the model does not know: {', '.join(unknown[:5])}")
-    vit = ViT(config)
-    vit.load_state_dict(weights)
-    return vit
+    return assemble_vit(config, weights)
+
+
+def describe_tensor(tensor: Tensor) -> str:
+    """Returns shape and type for a message."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -116,7 +116,8 @@ def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation
 
 def build_resizing(preprocess: Preprocess) -> Augmentation:
     """Returns the transform without augmentation: images are only brought to the model's size."""
-    keeps_size = preprocess.crop_fraction == 1.0 and preprocess.min_size <= min(preprocess.image_size)
+    is_cut = preprocess.crop_fraction != 1.0 or any(preprocess.trim)
+    keeps_size = not is_cut and preprocess.min_size <= min(preprocess.image_size)
     model_shape = (preprocess.channels, *preprocess.image_size)
     return Augmentation(preprocess.fit_image, identity_shape=model_shape if keeps_size else None)
 

@@ -1,6 +1,6 @@
 """Preprocessing: from the pixels of an image to the input of the model; stored with the weights and used everywhere."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,8 @@ class Preprocess:
     `fit` treats images whose aspect ratio differs from the model's: `pad` keeps the whole image and its proportions,
     `crop` takes the center, `stretch` keeps the whole image and changes its proportions. With a `crop_fraction` below
     one, `crop` and `stretch` resize to more than the model's size and take the center of that (224 of 256 is 0.875).
+    With a `trim`, the image is fitted to the model's size and that many rows and columns more, which are then cut off
+    at the bottom and at the right: a model of 378 pixels whose library prepares 384.
     """
 
     image_size: tuple[int, int]
@@ -35,14 +37,17 @@ class Preprocess:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     min_size: int = option(1, "minimum height and width of an image; smaller ones are refused", ge=1)
+    trim: tuple[int, int] = (0, 0)  # rows and columns that are cut off at the bottom and at the right
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "mean", "std"):
+        for name in ("image_size", "mean", "std", "trim"):
             if isinstance(getattr(self, name), list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         check_fields(self)
         if min(self.image_size) < 1:
             raise UsageError(f"image_size is {self.image_size}; height and width must be at least 1")
+        if min(self.trim) < 0:
+            raise UsageError(f"trim is {self.trim}; rows and columns must be at least 0")
         values = (*map(abs, self.mean), *self.std)
         is_sane = min(self.std, default=0) >= MIN_STD and max(values) <= MAX_MEAN
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not is_sane:
@@ -58,11 +63,16 @@ class Preprocess:
         """The mean as 0 to 255 for each channel."""
         return [min(max(round(255 * m), 0), 255) for m in self.mean]
 
+    @property
+    def fitted_size(self) -> tuple[int, int]:
+        """Height and width before `trim` is cut off."""
+        return self.image_size[0] + self.trim[0], self.image_size[1] + self.trim[1]
+
     def check_size(self, h: int, w: int) -> None:
         """Raises `ValueError` for an image size below `min_size`, and if a crop would enlarge the image enormously."""
         if min(h, w) < self.min_size:
             raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.min_size}")
-        height, width = self.image_size
+        height, width = self.fitted_size
         new_h, new_w = self.resized_size(h, w)
         max_pixels = max(h * w, MAX_ENLARGED_PIXELS, MAX_CANVAS_SCALE * height * width)
         if self.fit == "crop" and new_h * new_w > max_pixels:  # a file of a few KB would need gigabytes
@@ -70,7 +80,7 @@ class Preprocess:
 
     def resized_size(self, h: int, w: int) -> tuple[int, int]:
         """Returns the size to which `crop` and `stretch` resize an image of h x w pixels before the center crop."""
-        height, width = self.image_size
+        height, width = self.fitted_size
         new_h, new_w = round(height / self.crop_fraction), round(width / self.crop_fraction)
         if self.fit == "crop":  # the longer dimension is rounded down, as in torchvision, timm and transformers
             return (
@@ -83,14 +93,16 @@ class Preprocess:
 
         Raises `ValueError` as `check_size` does.
         """
-        height, width = self.image_size
+        height, width = self.fitted_size
         h, w = image_CHW.shape[-2:]
         self.check_size(h, w)
         if self.fit == "pad":
             scale = min(height / h, width / w)
             inner = (min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
-            return self.pad(self.resize(image_CHW, *inner), height, width)
-        return self.center_crop(self.resize(image_CHW, *self.resized_size(h, w)), height, width)
+            fitted_CHW = self.pad(self.resize(image_CHW, *inner), height, width)
+        else:
+            fitted_CHW = self.center_crop(self.resize(image_CHW, *self.resized_size(h, w)), height, width)
+        return fitted_CHW[:, : self.image_size[0], : self.image_size[1]].contiguous() if any(self.trim) else fitted_CHW
 
     def fit_canvas(self, image_CHW: Tensor) -> Tensor:
         """Returns the image from which random crops are taken: with fit `pad` padded to the model's aspect ratio.
@@ -139,8 +151,16 @@ class Preprocess:
         std = torch.tensor(self.std, device=pixels_BCHW.device).view(shape)
         return (pixels_BCHW / 255 - mean) / std
 
+    def with_image_size(self, image_size: tuple[int, int]) -> "Preprocess":
+        """Returns a copy for another image size, of which nothing is cut off."""
+        return self if image_size == self.image_size else replace(self, image_size=image_size, trim=(0, 0))
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Returns the fields; without `trim` if nothing is cut off, as earlier versions wrote them."""
+        document = asdict(self)
+        if not any(self.trim):
+            del document["trim"]
+        return document
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "Preprocess":

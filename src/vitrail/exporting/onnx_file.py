@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError, VitrailError
+from vitrail.files import refuse_lfs_pointer
 from vitrail.installation import install_hint
 from vitrail.weights.artifact import MAX_DOCUMENT_BYTES, Artifact, parse_artifact, parse_strict_json
 from vitrail.weights.upgrade import rename_keys
@@ -68,6 +69,7 @@ def parse_onnx(data: bytes, path: Path) -> tuple[Artifact, dict[str, Any]]:
 
 
 def parse_protobuf(data: bytes, path: Path) -> Any:
+    refuse_lfs_pointer(path)
     onnx, _ = import_onnx()
     model = onnx.ModelProto()
     try:

@@ -17,6 +17,10 @@ from vitrail.weights.families.timm import TimmTokens, find_timm_layout
 from vitrail.weights.layouts import LAYOUTS
 
 CROP_MODES = {"crop": "center", "pad": "border", "stretch": "squash"}
+TRIM_NOTE = (
+    "this classifier cuts rows and columns off at the bottom and at the right, timm's transform at all sides, so "
+    "outputs differ a little"
+)
 GLOBAL_POOLS = {"cls": "token", "mean": "avg", "mean_norm": "avg", "map": "map"}
 
 
@@ -46,7 +50,8 @@ def convert_to_timm(classifier: Classifier, config: ViTConfig, state: State) -> 
     }
     tensors = export_weights(LAYOUTS[model.layout], "", model.config, model.state)
     load_code = 'timm.create_model("local-dir:{folder}", pretrained=True).eval()'
-    return LibraryModel(tensors, {"config.json": document}, load_code)
+    note = TRIM_NOTE if any(classifier.preprocess.trim) else ""
+    return LibraryModel(tensors, {"config.json": document}, load_code, note)
 
 
 def load_with_timm(folder: Path) -> Callable[[Tensor], Tensor]:
@@ -59,10 +64,13 @@ def load_with_timm(folder: Path) -> Callable[[Tensor], Tensor]:
 def make_pretrained_cfg(classifier: Classifier, model: TimmModel) -> Document:
     """Returns timm's document of preprocessing and classes."""
     preprocess, config = classifier.preprocess, model.config
+    fraction = preprocess.crop_fraction
+    if any(preprocess.trim):
+        fraction *= preprocess.image_size[0] / preprocess.fitted_size[0]
     document: Document = {
         "input_size": [config.channels, *preprocess.image_size],
         "interpolation": preprocess.interpolation,
-        "crop_pct": 1.0 if preprocess.fit == "pad" else preprocess.crop_fraction,  # padding crops nothing
+        "crop_pct": 1.0 if preprocess.fit == "pad" else fraction,  # padding crops nothing
         "crop_mode": CROP_MODES[preprocess.fit],
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),

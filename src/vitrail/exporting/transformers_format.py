@@ -99,7 +99,7 @@ def load_with_transformers(folder: Path) -> Callable[[Tensor], Tensor]:
 def make_preprocessor(classifier: Classifier) -> Document:
     """Returns the `preprocessor_config.json` of the classifier's preprocessing; padding differs, see `PAD_NOTE`."""
     preprocess = classifier.preprocess
-    height, width = preprocess.image_size
+    height, width = preprocess.fitted_size  # the model ignores what is beyond its last patch, as in vitrail
     fraction = 1.0 if preprocess.fit == "pad" else preprocess.crop_fraction
     resized_height, resized_width = (round(size / fraction) for size in (height, width))
     is_cropped = preprocess.fit == "crop" or fraction < 1

@@ -42,8 +42,7 @@ def resolve_transfer_recipe(
     changes["image_size"] = height if height == width else (height, width)
     new_config = replace(config, **changes, classes=len(splits.classes))
     preprocess = replace(
-        preprocess,
-        image_size=(height, width),
+        preprocess.with_image_size((height, width)),
         min_size=preprocess.min_size if new_config.patch == config.patch else new_config.patch,
         fit=recipe.fit or preprocess.fit,
         interpolation=recipe.interpolation or preprocess.interpolation,

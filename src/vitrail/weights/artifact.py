@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
-from vitrail.files import write_atomically
+from vitrail.files import refuse_lfs_pointer, write_atomically
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.weights.config_json import config_from_json, config_to_json
@@ -139,6 +139,7 @@ def check_consistency(artifact: Artifact) -> None:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Returns the `vitrail` document of a safetensors file (None if it has none) and its tensors."""
+    refuse_lfs_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

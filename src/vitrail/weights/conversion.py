@@ -119,10 +119,28 @@ def require_operator(name: str, layout: Layout, config: ViTConfig) -> tuple[Oper
 
 
 def get_tensor(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
-    """Returns a tensor of the file; raises `VitrailError` if it is missing."""
+    """Returns a tensor of the file; one of 8 or 16 bits in float32, so that sums of two are not rounded.
+
+    Raises `VitrailError` if it is missing, or has NaN or infinity.
+    """
     if name not in tensors:
         raise VitrailError(f"the file lacks the tensor {name}", f"it was read as {layout.description}")
-    return tensors[name]
+    tensor = tensors[name]
+    check_finite(name, tensor)
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises `VitrailError` if a tensor has NaN or infinity."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return
+    values = tensor.float() if tensor.itemsize < 4 else tensor
+    if values.sum().isfinite() or values.isfinite().all():  # a sum is faster to test, but may overflow
+        return
+    raise VitrailError(
+        f"the tensor {name} has {int((~values.isfinite()).sum())} values that are NaN or infinite",
+        "the file is damaged, or its training diverged: use an earlier checkpoint",
+    )
 
 
 def check_depth(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> None:

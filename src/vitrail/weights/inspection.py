@@ -9,6 +9,7 @@ from vitrail.weights.layouts import LAYOUTS, find_layouts
 from vitrail.weights.sizes import get_size_name
 from vitrail.weights.tensor_files import read_tensors
 from vitrail.weights.weight_files import match_cards
+from vitrail.weights.wrappers import strip_wrappers
 
 
 def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
             "temperature": artifact.temperature,
             "origin": artifact.origin,
         }
+    weights = strip_wrappers(weights, path)
     cards = [card for card, _ in match_cards(weights)]
     return facts | {
         "layouts": [LAYOUTS[key].description for key, _ in find_layouts(weights)],

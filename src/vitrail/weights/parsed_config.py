@@ -1,9 +1,11 @@
 """What the `config.json` of another library describes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitrail.data.preprocess import Preprocess
+from vitrail.errors import UsageError
 from vitrail.model.config import ViTConfig
 
 Document = dict[str, Any]
@@ -18,6 +20,7 @@ class ParsedConfig:
     config: ViTConfig
     classes: tuple[str, ...]
     preprocess: Preprocess
+    renamed: Mapping[str, str] = field(default_factory=dict)  # tensors that the file has under another name
 
 
 def make_unique(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -28,3 +31,26 @@ def make_unique(names: tuple[str, ...]) -> tuple[str, ...]:
         unique.append(f"{name} ({index})" if name in seen else name)
         seen.add(name)
     return tuple(unique)
+
+
+def parse_patch_size(size: Any) -> Any:
+    """Returns the size of a square patch that is given as one number or as two equal ones."""
+    if isinstance(size, list):
+        if len(set(size)) != 1:
+            raise UsageError(f"patches of {size} are not square")
+        return size[0]
+    return size
+
+
+def split_image_size(size: tuple[int, int], patch: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns an image size rounded down to whole patches, and the rows and columns beyond them.
+
+    A convolution without padding ignores these at the bottom and at the right, as in SigLIP So400m: 384 is 378 + 6.
+    """
+    height, width = (length // patch * patch for length in size)
+    return (height, width), (size[0] - height, size[1] - width)
+
+
+def to_image_size(size: tuple[int, int]) -> int | tuple[int, int]:
+    """Returns one number for a square."""
+    return size[0] if size[0] == size[1] else size

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.model.assemble import assemble_vit
 from vitrail.model.config import ViTConfig
 from vitrail.model.position import LearnedEmbedding
 from vitrail.model.vit import ViT
@@ -19,9 +20,7 @@ def resize_vit(vit: ViT, config: ViTConfig) -> ViT:
         weights["position.grid"] = vit.position.resize(*config.grid).detach()
     if vit.config.patch != config.patch:
         weights["patch_embed.proj.weight"] = resize_patch_projection(weights["patch_embed.proj.weight"], config.patch)
-    new = ViT(config).to(vit.prefix.device, vit.prefix.dtype)
-    new.load_state_dict(weights)
-    return new.train(vit.training)
+    return assemble_vit(config, weights).to(vit.prefix.device).train(vit.training)
 
 
 def resize_patch_projection(weight_DCpp: Tensor, patch: int) -> Tensor:
@@ -31,7 +30,7 @@ def resize_patch_projection(weight_DCpp: Tensor, patch: int) -> Tensor:
     squares if it shrinks.
     """
     old = weight_DCpp.shape[-1]
-    basis = torch.eye(old * old, dtype=torch.float64).view(-1, 1, old, old)
+    basis = torch.eye(old * old, dtype=torch.float64, device="cpu")  # MPS has no float64.view(-1, 1, old, old)
     resize = F.interpolate(basis, size=(patch, patch), mode="bicubic", antialias=True).flatten(1)  # old², new²
-    new_DCn = weight_DCpp.double().cpu().flatten(2) @ torch.linalg.pinv(resize).mT
+    new_DCn = weight_DCpp.cpu().double().flatten(2) @ torch.linalg.pinv(resize).mT
     return new_DCn.unflatten(2, (patch, patch)).to(weight_DCpp)

@@ -1,5 +1,6 @@
 """Files of tensors in any format -> names and tensors. Only plain tensors are ever unpickled."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.files import refuse_lfs_pointer
 from vitrail.weights.artifact import read_safetensors
 from vitrail.weights.torchscript import is_torchscript, read_torchscript
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pt.tar", ".pth.tar", ".ckpt.tar")
+EMA_KEYS = ("state_dict_ema", "model_ema")  # the mean of the weights, which timm loads if a checkpoint has it
 STATE_DICT_KEYS = ("model", "state_dict", "teacher", "target_encoder")  # keys under which trainers save weights
 SHARD_INDEX = "model.safetensors.index.json"
 
@@ -24,7 +28,8 @@ def read_tensors(path: Path, *, torch_files: bool = False) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise VitrailError(f"there is no file {path}")
-    if path.suffix.lower() in TORCH_SUFFIXES:
+    refuse_lfs_pointer(path)
+    if path.name.lower().endswith(TORCH_SUFFIXES):
         if not torch_files:
             raise UsageError(
                 f"{path} is a file of torch's own format, which can carry code",
@@ -78,7 +83,8 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     if is_torchscript(path):
         return read_torchscript(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training script: plain values
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         raise VitrailError(
             f"{path} holds more than plain tensors, or is damaged; nothing in it was run ({first_line(error)})",
@@ -89,12 +95,15 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
 
 def unwrap_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     """Returns the tensors of what a trainer saved: the object itself, or the value of one of the usual keys."""
-    for key in STATE_DICT_KEYS:
+    for key in (*EMA_KEYS, *STATE_DICT_KEYS):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
+            if key in EMA_KEYS:
+                log(f"{path}: read {key}, the mean of the weights over the last steps")
     if not isinstance(loaded, dict):
         raise VitrailError(f"{path} holds {type(loaded).__name__} instead of a dictionary of tensors")
     tensors = {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
     if not tensors:
-        raise VitrailError(f"{path} holds no tensors under the keys that trainers use ({', '.join(STATE_DICT_KEYS)})")
+        keys = ", ".join((*STATE_DICT_KEYS, *EMA_KEYS))
+        raise VitrailError(f"{path} holds no tensors under the keys that trainers use ({keys})")
     return tensors

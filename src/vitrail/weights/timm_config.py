@@ -1,189 +1,127 @@
 """timm's `config.json` -> layout, config, classes and preprocessing.
 
 The document names an architecture and the arguments in which the model differs from it. The architecture itself is
-known from a card.
+known from a card, or from `architectures.jsonl` if no checkpoint of it was published.
 """
 
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from vitrail.data.options import Fit
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
-from vitrail.model.config import PoolKind, Position, Rotary, ViTConfig, to_pair
+from vitrail.model.config import ViTConfig, to_pair
 from vitrail.weights.cards import Card, load_cards
 from vitrail.weights.classes import get_class_names
-from vitrail.weights.families.timm import TOKENS, TimmTokens, find_timm_layout
-from vitrail.weights.parsed_config import RESAMPLING, Document, ParsedConfig, make_unique
+from vitrail.weights.parsed_config import (
+    RESAMPLING,
+    Document,
+    ParsedConfig,
+    make_unique,
+    split_image_size,
+    to_image_size,
+)
+from vitrail.weights.timm_arguments import parse_arguments
 
-SAME_FIELDS = {  # timm's model_args -> our fields with the same meaning
-    "embed_dim": "width",
-    "depth": "depth",
-    "num_heads": "heads",
-    "patch_size": "patch",
-    "in_chans": "channels",
-    "init_values": "layer_scale",
-    "qk_norm": "qk_norm",
-    "qkv_bias": "qkv_bias",
-    "pre_norm": "pre_norm",
-}
-CONVERTED = (
-    "img_size", "mlp_ratio", "act_layer", "rope_temperature", "swiglu_align_to", "class_token", "reg_tokens",
-    "num_reg_tokens", "no_embed_class", "global_pool", "fc_norm", "final_norm",
-)  # fmt: skip
-IGNORED = ("dynamic_img_size", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate")
-KNOWN = (*SAME_FIELDS, *CONVERTED, *IGNORED)
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 CROP_MODES: dict[Any, Fit] = {"squash": "stretch", "border": "pad"}  # all others crop, which is timm's default
-
-
-@dataclass(frozen=True)
-class TokensAndPool:
-    """The layout of a model, and the fields of its config that depend on tokens and pooling."""
-
-    layout: str
-    prefix_tokens: int
-    pool: PoolKind
-    final_norm: bool
+NORM_AFTER = {"fc_norm.weight": "norm.weight", "fc_norm.bias": "norm.bias"}
 
 
 def parse_timm_config(document: Document) -> ParsedConfig:
     """Parses the document; raises `VitrailError` for an architecture or an argument that is not known."""
-    card = find_architecture(document["architecture"])
-    base = card.build_config()
+    architecture = document["architecture"]
+    card = find_architecture(architecture)
     arguments = document.get("model_args") or {}
-    if unknown := [name for name in arguments if name not in KNOWN]:
-        name = unknown[0]
-        raise UsageError(f"timm's argument {name}={arguments[name]!r} is not known", did_you_mean(name, KNOWN))
-    pretrained = document.get("pretrained_cfg", {})
-    fields: Document = {ours: arguments[theirs] for theirs, ours in SAME_FIELDS.items() if theirs in arguments}
-    tokens = parse_tokens(arguments, card.layout, replace(base, pre_norm=fields.get("pre_norm", base.pre_norm)))
-    config = replace(
-        base,
-        **fields,
-        image_size=parse_image_size(arguments, pretrained, base),
-        mlp=parse_activation(arguments, base),
-        mlp_width=parse_mlp_width(arguments, fields.get("width", base.width), base),
-        position=parse_position(arguments, base),
-        classes=document.get("num_classes", base.classes),
-        prefix_tokens=tokens.prefix_tokens,
-        pool=tokens.pool,
-        final_norm=tokens.final_norm,
+    pretrained = document.get("pretrained_cfg") or {}
+    tokens, config = parse_arguments(arguments, card, architecture)
+    base = card.build_config()
+    size, _ = split_image_size(parse_image_size(arguments, pretrained, base), config.patch)
+    classes = document.get("num_classes", arguments.get("num_classes", base.classes))
+    config = replace(config, image_size=to_image_size(size), classes=classes)
+    return ParsedConfig(
+        tokens.layout,
+        config,
+        parse_classes(document, pretrained, card, config),
+        parse_pretrained_cfg(pretrained, card, config, parse_input_size(arguments, pretrained, base)),
+        renamed=NORM_AFTER if tokens.is_normed_after else {},
     )
-    classes = parse_classes(pretrained.get("label_names") or [], card, base, config)
-    return ParsedConfig(tokens.layout, config, classes, parse_pretrained_cfg(pretrained, card, config))
 
 
 def find_architecture(name: str) -> Card:
     """Returns a card of this architecture of timm's; raises `VitrailError` if there is none."""
-    known = {
-        card.name.partition("/")[2].rpartition(".")[0]: card
-        for card in load_cards().values()
-        if card.get_layout().library == "timm"
-    }
+    known = load_architectures()
     if name not in known:
         raise VitrailError(f"timm's architecture {name!r} is not a ViT that vitrail knows", did_you_mean(name, known))
     return known[name]
 
 
+@cache
+def load_architectures() -> dict[str, Card]:
+    """Returns a card for each architecture of timm's, by its name; one without a source for those without weights."""
+    lines = files("vitrail.weights").joinpath("architectures.jsonl").read_text(encoding="utf-8").splitlines()
+    unpublished = [Card(**json.loads(line)) for line in lines]
+    published = [card for card in load_cards().values() if card.get_layout().library == "timm"]
+    names = [card.name.partition("/")[2].rpartition(".")[0] for card in published]
+    return {**{card.name.partition("/")[2]: card for card in unpublished}, **dict(zip(names, published, strict=True))}
+
+
 # Fields of the config
 
 
-def parse_image_size(arguments: Document, pretrained: Document, base: ViTConfig) -> int | tuple[int, int]:
-    """Returns the image size, (height, width) if it is not square."""
-    size = arguments.get("img_size", pretrained["input_size"][1:] if "input_size" in pretrained else base.image_size)
-    if isinstance(size, int):
-        return size
-    height, width = size
-    return height if height == width else (height, width)
+def parse_image_size(arguments: Document, pretrained: Document, base: ViTConfig) -> tuple[int, int]:
+    """Returns the image size, (height, width)."""
+    size = arguments.get("img_size") or (pretrained["input_size"][1:] if "input_size" in pretrained else None)
+    height, width = to_pair(size or base.image_size)
+    return height, width
 
 
-def parse_activation(arguments: Document, base: ViTConfig) -> Any:
-    """Returns the kind of the MLP."""
-    activation = arguments.get("act_layer", base.mlp)
-    if "act_layer" in arguments and activation not in ACTIVATIONS:
-        raise UsageError(f"timm's activation {activation!r} is not known")
-    return activation
+# Classes
 
 
-def parse_mlp_width(arguments: Document, width: int, base: ViTConfig) -> int:
-    """Returns the hidden width of the MLP."""
-    if "mlp_ratio" not in arguments:
-        return base.mlp_width
-    is_packed = base.mlp == "swiglu" and not isinstance(base.position, Rotary)  # the ratio counts gate and value
-    return int(width * arguments["mlp_ratio"]) // (2 if is_packed else 1)
+def parse_classes(document: Document, pretrained: Document, card: Card, config: ViTConfig) -> tuple[str, ...]:
+    """Returns the class names of the document; else the card's if the number is the same, else numbered names.
 
-
-def parse_position(arguments: Document, base: ViTConfig) -> Position:
-    """Returns the positions."""
-    if "rope_temperature" in arguments:
-        return Rotary(base=float(arguments["rope_temperature"]))
-    return base.position
-
-
-def parse_classes(names: list[Any], card: Card, base: ViTConfig, config: ViTConfig) -> tuple[str, ...]:
-    """Returns the class names of the document; else the card's if the number is the same, else numbered names."""
+    timm writes names at the top or in `pretrained_cfg`: a list, or a document of names by index, which may have gaps.
+    A name may be a code, such as a WordNet id, whose meaning `label_descriptions` has; timm shows the meaning too.
+    """
     if config.classes == 0:
         return ()
-    if len(names) == config.classes:
-        return make_unique(tuple(map(str, names)))
-    return get_class_names(card.labels if config.classes == base.classes else "class", config.classes)
-
-
-# Tokens and pooling
-
-
-def parse_tokens(arguments: Document, layout: str, base: ViTConfig) -> TokensAndPool:
-    """Returns the layout, tokens and pool of a model from its architecture's layout and config, and its arguments."""
-    if isinstance(base.position, Rotary):
-        prefix_tokens = 1 + arguments.get("num_reg_tokens", base.prefix_tokens - 1)
-        pools: dict[str, PoolKind] = {"token": "cls", "avg": "mean"}
-        return TokensAndPool(layout, prefix_tokens, pools[arguments.get("global_pool", "avg")], base.final_norm)
-    if layout not in TOKENS:  # DeiT with a distillation token, whose tokens are fixed
-        return TokensAndPool(layout, base.prefix_tokens, base.pool, base.final_norm)
-    default = TOKENS[layout]
-    class_token = arguments.get("class_token", default.class_token)
-    registers = max(base.prefix_tokens - class_token, 0) if default.registers else 0
-    registers = arguments.get("reg_tokens", registers)
-    no_embed_class = arguments.get("no_embed_class", default.no_embed_class)
-    if registers and not no_embed_class:
-        raise UsageError("timm's registers with positions of their own are not known")
-    pool, final_norm = parse_pool(arguments, base)
-    tokens = TimmTokens(
-        class_token=class_token,
-        class_position=class_token and not no_embed_class,
-        registers=registers > 0,
-        attention_pool=pool == "map",
-        pre_norm=base.pre_norm,
-    )
-    return TokensAndPool(find_timm_layout(tokens), int(class_token) + registers, pool, final_norm)
-
-
-def parse_pool(arguments: Document, base: ViTConfig) -> tuple[PoolKind, bool]:
-    """Returns the pool and whether a norm follows the last block; timm normalizes before or after the mean."""
-    if not any(name in arguments for name in ("global_pool", "fc_norm", "final_norm")):
-        return base.pool, base.final_norm
-    global_pool = arguments.get("global_pool", {"cls": "token", "map": "map"}.get(base.pool, "avg"))
-    final_norm = arguments.get("final_norm", True)
-    fc_norm = arguments.get("fc_norm")
-    if fc_norm is None:
-        fc_norm = global_pool == "avg"
-    pools: dict[str, PoolKind] = {
-        "token": "cls",
-        "avg": "mean_norm" if fc_norm and final_norm else "mean",
-        "map": "map",
+    names = read_label(document, pretrained, "label_names") or document.get("labels") or []
+    if isinstance(names, list) and len(names) != config.classes:  # the names of other outputs, or none
+        labels = card.labels if config.classes == card.build_config().classes else "class"
+        return get_class_names(labels, config.classes)
+    by_index = {
+        int(index): name for index, name in (names if isinstance(names, dict) else dict(enumerate(names))).items()
     }
-    return pools[global_pool], final_norm and not fc_norm
+    descriptions = read_label(document, pretrained, "label_descriptions") or {}
+    shown = {index: str(descriptions.get(name) or name) for index, name in by_index.items()}
+    return make_unique(tuple(shown.get(index, f"class {index}") for index in range(config.classes)))
+
+
+def read_label(document: Document, pretrained: Document, key: str) -> Any:
+    """Returns a field that timm writes at the top of the document, or in `pretrained_cfg`."""
+    return document.get(key) or pretrained.get(key)
 
 
 # Preprocessing
 
 
-def parse_pretrained_cfg(document: Document, card: Card, config: ViTConfig) -> Preprocess:
+def parse_input_size(arguments: Document, pretrained: Document, base: ViTConfig) -> tuple[int, int]:
+    """Returns the size to which timm prepares images; it may differ from the model's if that takes any size."""
+    takes_any = not pretrained.get("fixed_input_size", True) or arguments.get("dynamic_img_size", False)
+    ignored = ("img_size",) if takes_any and "input_size" in pretrained else ()
+    return parse_image_size({k: v for k, v in arguments.items() if k not in ignored}, pretrained, base)
+
+
+def parse_pretrained_cfg(document: Document, card: Card, config: ViTConfig, size: tuple[int, int]) -> Preprocess:
     """Returns the preprocessing of `pretrained_cfg`, the card's where it says nothing."""
     base = card.build_preprocess()
-    height, width = to_pair(config.image_size)
+    height, width = size
+    image_size, trim = split_image_size(size, config.patch)
     if document.get("interpolation", "bicubic") not in RESAMPLING.values():
         raise UsageError(f"the interpolation {document['interpolation']!r} is not known", "bilinear and bicubic are")
     fit = CROP_MODES.get(document.get("crop_mode"), "crop")
@@ -196,7 +134,8 @@ def parse_pretrained_cfg(document: Document, card: Card, config: ViTConfig) -> P
         mean, std = (sum(mean) / len(mean),) * config.channels, (sum(std) / len(std),) * config.channels
     return replace(
         base,
-        image_size=(height, width),
+        image_size=image_size,
+        trim=trim,
         crop_fraction=min(1.0, min(height, width) / resized),
         interpolation=document.get("interpolation", base.interpolation),
         fit=fit,

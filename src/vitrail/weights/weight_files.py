@@ -20,6 +20,7 @@ from vitrail.weights.config_files import parse_config
 from vitrail.weights.conversion import export_weights, import_weights, meta_state_dict
 from vitrail.weights.layouts import LAYOUTS, find_layouts, is_same_model
 from vitrail.weights.tensor_files import SHARD_INDEX, read_tensors
+from vitrail.weights.wrappers import strip_wrappers
 
 WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin", "weights.npz")
 
@@ -43,7 +44,7 @@ def load_weight_file(path: Path, card: Card | None = None, *, torch_files: bool 
     """
     card = card or find_card_by_file(path)
     is_allowed = torch_files or (card is not None and matches_hash(path, card))
-    tensors = read_tensors(path, torch_files=is_allowed)
+    tensors = strip_wrappers(read_tensors(path, torch_files=is_allowed), path)
     return load_by_card(path, card, tensors) if card else load_by_shapes(path, tensors)
 
 
@@ -109,7 +110,8 @@ def load_weight_folder(folder: Path, *, torch_files: bool = False) -> PublicMode
     if path is None:
         files = ", ".join(WEIGHT_FILES)
         raise VitrailError(f"{folder} has a config.json and no weights ({files})", "download it again")
-    tensors = read_tensors(path, torch_files=torch_files)
+    tensors = strip_wrappers(read_tensors(path, torch_files=torch_files), path)
+    tensors = {parsed.renamed.get(name, name): tensor for name, tensor in tensors.items()}
     layout = LAYOUTS[parsed.layout]
     root = layout.find_root(tensors)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model.config import Learned, Rotary, ViTConfig
+from vitrail.model.config import Learned, Rotary, ViTConfig, to_pair
 from vitrail.weights.conversion import Layout
 from vitrail.weights.operators import (
     ZERO_HEAD_BIAS,
@@ -24,8 +24,8 @@ from vitrail.weights.operators import (
     make_layer_scale_rows,
     make_position_rows,
 )
+from vitrail.weights.parsed_config import Document, parse_patch_size, split_image_size, to_image_size
 
-Document = dict[str, Any]
 Reader = Callable[[Document, str, int], tuple[str, ViTConfig]]
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
 BICUBIC = Learned(antialias=False)  # F.interpolate in bicubic mode
@@ -38,29 +38,21 @@ def build_config(document: Document, layout: str, **fields: Any) -> ViTConfig:
         if activation not in ACTIVATIONS:
             raise UsageError(f"the activation {activation!r} is not known", did_you_mean(activation, ACTIVATIONS))
         fields["mlp"] = ACTIVATIONS[activation]
-    size = document.get("image_size", 224)
+    patch = parse_patch_size(document["patch_size"])
+    size, _ = split_image_size(to_pair(document.get("image_size", 224)), patch)
     shared: Document = {
         "width": document["hidden_size"],
         "depth": document["num_hidden_layers"],
         "heads": document["num_attention_heads"],
         "mlp_width": document.get("intermediate_size", 0),
-        "patch": parse_patch_size(document["patch_size"]),
-        "image_size": tuple(size) if isinstance(size, list) else size,
+        "patch": patch,
+        "image_size": to_image_size(size),
         "channels": document.get("num_channels", 3),
         "norm_eps": document.get("layer_norm_eps", 1e-12),
         "qkv_bias": document.get("qkv_bias", True),
         "position": LAYOUTS[layout].position,
     }
     return ViTConfig(**{**shared, **fields})
-
-
-def parse_patch_size(size: Any) -> Any:
-    """Returns the size of a square patch that is given as one number or as two equal ones."""
-    if isinstance(size, list):
-        if len(set(size)) != 1:
-            raise UsageError(f"patches of {size} are not square")
-        return size[0]
-    return size
 
 
 # ViT and DeiT
@@ -254,8 +246,6 @@ def read_siglip(document: Document, architecture: str, classes: int) -> tuple[st
     vision = document.get("vision_config", document)
     defaults = {**TOWER_DEFAULTS, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 16}
     tower = {**defaults, **vision}
-    # an image of 384 pixels has 6 pixels beyond the last patch of 14, which the convolution does not use
-    tower["image_size"] = tower["image_size"] // tower["patch_size"] * tower["patch_size"]
     layout, pool = ("hf-siglip-classifier", "mean") if classes else ("hf-siglip", "map")
     return layout, build_config(tower, layout, prefix_tokens=0, pool=pool, classes=classes)
 

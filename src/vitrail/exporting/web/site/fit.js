@@ -150,8 +150,24 @@ function cropCenter(image, height, width, engine) {
   return { width, height, planes };
 }
 
+function trim(image, [rows, columns]) {
+  if (!rows && !columns) return image;
+  const { width: w, height: h } = image;
+  const [height, width] = [h - rows, w - columns];
+  const channels = image.planes.length / (w * h);
+  const planes = new Uint8Array(channels * height * width);
+  for (let c = 0; c < channels; c++) {
+    for (let y = 0; y < height; y++) {
+      const start = (c * h + y) * w;
+      planes.set(image.planes.subarray(start, start + width), (c * height + y) * width);
+    }
+  }
+  return { width, height, planes };
+}
+
 export function fitImage(image, preprocess) {
-  const [height, width] = preprocess.image_size;
+  const rest = preprocess.trim ?? [0, 0]; // rows and columns that the model does not use
+  const [height, width] = preprocess.image_size.map((size, axis) => size + rest[axis]);
   const { width: w, height: h } = image;
   if (Math.min(w, h) < preprocess.min_size) {
     throw new Error(`${w}x${h} pixels are fewer than a patch of ${preprocess.min_size}`);
@@ -159,7 +175,7 @@ export function fitImage(image, preprocess) {
   if (preprocess.fit === "pad") {
     const scale = Math.min(height / h, width / w);
     const inner = (size, largest) => Math.min(largest, Math.max(1, roundHalfToEven(size * scale)));
-    return pad(resize(image, inner(h, height), inner(w, width), preprocess), height, width, preprocess.mean);
+    return trim(pad(resize(image, inner(h, height), inner(w, width), preprocess), height, width, preprocess.mean), rest);
   }
   let scaledHeight = roundHalfToEven(height / preprocess.crop_fraction);
   let scaledWidth = roundHalfToEven(width / preprocess.crop_fraction);
@@ -170,5 +186,6 @@ export function fitImage(image, preprocess) {
       throw new Error(`${w}x${h} pixels are too thin: a crop would enlarge them to ${scaledWidth}x${scaledHeight}`);
     }
   }
-  return cropCenter(resize(image, scaledHeight, scaledWidth, preprocess), height, width, preprocess.engine);
+  const cropped = cropCenter(resize(image, scaledHeight, scaledWidth, preprocess), height, width, preprocess.engine);
+  return trim(cropped, rest);
 }
