@@ -73,8 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, b"", {"X-Error-Code": code, "X-Error-Message": message, **headers})
 
     def handle_request(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.rfile.read(length)
+        self.body = self.read_body()
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if self.hub.fault is not None and self.hub.fault(self, path):
@@ -91,6 +90,16 @@ class Handler(BaseHTTPRequestHandler):
             self.read(path, has_token=token is not None)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     # Reading
 
@@ -155,6 +164,8 @@ class Handler(BaseHTTPRequestHandler):
             if not exists:
                 self.hub.repositories[name].commit({".gitattributes": b""})
             return self.answer_json({"url": f"{self.hub.url}/{name}"}, 409 if exists else 200)
+        if path == "/api/validate-yaml":
+            return self.answer_json({"errors": [], "warnings": []})
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
                 {**each, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{each['oid']}"}}}

@@ -230,18 +230,6 @@ def test_the_load_code_runs(tmp_path: Path):
         assert (theirs - clf.vit(x) / clf.temperature).abs().max() < 2e-5
 
 
-def test_a_push_without_a_login_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.exporting.push import push_to_hub
-
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(UsageError, match="logged in"):
-        push_to_hub(tmp_path, "owner/name")
-
-
 def test_an_exported_file_with_a_transposed_tensor_is_refused(tmp_path: Path):
     export_library(make_classifier(), "hf", tmp_path / "exported")
     path = tmp_path / "exported" / "model.safetensors"

@@ -10,6 +10,7 @@ folder is loaded by the library itself and compared on photographs and noise, if
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -50,7 +51,8 @@ def add_arguments(parser: Parser) -> None:
     add_skip_unreadable(parser)
     parser.add_argument(
         "--push", metavar="OWNER/NAME",
-        help="timm, hf, torchvision: upload the folder to this repository of the Hugging Face hub (default: off)",
+        help="timm, hf, torchvision: upload the folder to this repository of the Hugging Face hub, like vitrail push; "
+        "an existing folder is uploaded if it holds the same (default: off)",
     )  # fmt: skip
     parser.add_argument(
         "--private", action="store_true", help="make a repository that --push creates private (default: off)"
@@ -119,13 +121,18 @@ def write_program(arguments: argparse.Namespace) -> Answer:
 
 def export_folder(arguments: argparse.Namespace) -> Answer:
     from vitrail.exporting.formats import PROGRAM_FORMATS
-    from vitrail.exporting.libraries import export_library
-    from vitrail.exporting.push import push_to_hub
+    from vitrail.exporting.libraries import export_again, export_library
+    from vitrail.exporting.push import check_push, push_folder
 
     check_not_used(arguments, (*program_options(), *VERIFY), f"use --format {', '.join(PROGRAM_FORMATS)}")
-    exported = export_library(load_classifier(arguments), arguments.format, arguments.out)
+    if arguments.push:
+        check_push(arguments.push, private=arguments.private)
+    is_repeated = bool(arguments.push) and os.path.exists(arguments.out)
+    export = export_again if is_repeated else export_library
+    exported = export(load_classifier(arguments), arguments.format, arguments.out)
     document = exported.to_json()
-    shown = [f"written: {exported.folder}, which is read by: {exported.load_code}"]
+    written = "is there already" if is_repeated else "written"
+    shown = [f"{written}: {exported.folder}, which is read by: {exported.load_code}"]
     if exported.comparison:
         shown.append(
             f"{arguments.format} read it back: largest difference {document['max_difference']:.1e} on "
@@ -139,6 +146,6 @@ def export_folder(arguments: argparse.Namespace) -> Answer:
         shown.append(f"note: {exported.note}")
     if arguments.push:
         log(f"uploading to {arguments.push}")
-        document["pushed"] = push_to_hub(exported.folder, arguments.push, private=arguments.private)
+        document["pushed"] = push_folder(exported.folder, arguments.push, private=arguments.private)
         shown.append(f"pushed: {document['pushed']}")
     return Answer(document, shown)

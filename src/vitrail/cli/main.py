@@ -30,6 +30,7 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
     "explain": "show which parts of an image a prediction is based on",
     "faithfulness": "score how faithful a classifier's explanations are",
     "export": "export a classifier to another runtime, library or a web page",
+    "push": "upload an exported folder to the Hugging Face hub",
     "serve": "serve predictions and explanations over HTTP",
     "recipe": "list the recipes, or print the values of one",
     "models": "list public checkpoints and model sizes",

@@ -3,6 +3,8 @@
 The folder is written to a temporary path, read back by the library and compared before it gets its name.
 """
 
+import filecmp
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ from vitrail.exporting.transformers_format import convert_to_transformers, load_
 from vitrail.files import write_folder_atomically, write_json, write_text
 
 NOISE_IMAGES = 8
+SHOWN_FOLDER = "path/to/folder"  # in a model card
 LIBRARIES: dict[str, Library] = {  # by the name of the format
-    "timm": Library("timm", convert_to_timm, load_with_timm),
-    "hf": Library("transformers", convert_to_transformers, load_with_transformers),
+    "timm": Library("timm", convert_to_timm, load_with_timm, "1.0.20"),
+    "hf": Library("transformers", convert_to_transformers, load_with_transformers, "4.40"),
     "torchvision": Library("torchvision", convert_to_torchvision, load_with_torchvision),
 }
 
@@ -72,10 +75,23 @@ def export_library(classifier: Classifier, format: str, out: str | Path) -> Expo
         for name, document in model.files.items():
             write_json(temporary / name, document)
         comparison = verify_folder(classifier, library, temporary)
-        load_code = model.load_code.format(folder=folder)
-        card = write_model_card(classifier, library.package, load_code, comparison, model.note)
+        load_code = model.load_code.format(folder=SHOWN_FOLDER)  # the card may be published: no path of this machine
+        card = write_model_card(classifier, library.package, load_code, comparison, model.note, oldest=library.oldest)
         write_text(temporary / "README.md", card)
-    return ExportedLibrary(folder, format, load_code, comparison, model.note)
+    return ExportedLibrary(folder, format, model.load_code.format(folder=folder), comparison, model.note)
+
+
+def export_again(classifier: Classifier, format: str, out: str | Path) -> ExportedLibrary:
+    """Returns the export that `out` holds already, after a check that it is the same; raises `UsageError` otherwise."""
+    folder = Path(out)
+    with tempfile.TemporaryDirectory() as temporary:
+        exported = export_library(classifier, format, Path(temporary) / "export")
+        names = [path.name for path in exported.folder.iterdir() if path.name != "README.md"]  # which people edit
+        _, different, missing = filecmp.cmpfiles(exported.folder, folder, names, shallow=False)
+    if different or missing:
+        raise UsageError(f"{folder} already exists and holds something else", "choose another --out")
+    load_code = exported.load_code.replace(str(exported.folder), str(folder))
+    return replace(exported, folder=folder, load_code=load_code)
 
 
 def convert_classifier(classifier: Classifier, library: Library) -> LibraryModel:

@@ -44,6 +44,7 @@ class Library:
     package: str
     convert: Callable[[Classifier, ViTConfig, State], LibraryModel]
     load: Callable[[Path], Callable[[Tensor], Tensor]]
+    oldest: str = ""  # the oldest version that was tested
 
 
 def with_learned_positions(vit: ViT) -> tuple[ViTConfig, State]:

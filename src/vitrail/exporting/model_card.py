@@ -4,25 +4,37 @@ from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.data.scoring import OPTIMISTIC_NOTE
+from vitrail.exporting.preparation import describe_geometry, describe_normalization, describe_program
+from vitrail.weights.origin import without_paths
 
 
 def write_model_card(
-    classifier: Classifier, library: str, load_code: str, comparison: dict[str, Any] | None, note: str = ""
+    classifier: Classifier,
+    library: str,
+    load_code: str,
+    comparison: dict[str, Any] | None,
+    note: str = "",
+    *,
+    oldest: str = "",
+    is_program: bool = False,
 ) -> str:
-    """Returns a README for the hub, YAML between dashes and then Markdown.
+    """Returns a README for the hub, YAML between dashes and then Markdown. It names no path of this machine.
 
     `comparison` has `compared_on` and `max_difference`; without it the card states that the outputs were not compared.
+    `oldest` is the library's oldest version that was tested. A program takes pixels, other models normalized values.
     """
+    origin = without_paths(classifier.origin)
     sections = [
         make_header(classifier, library),
         describe_model(classifier),
         ["## How to use", "", "```python", *load_code.split("; "), "```", ""],
-        describe_preprocessing(classifier),
+        [f"It was tested with {library} {oldest} and newer.", ""] if oldest else [],
+        describe_preprocessing(classifier, is_program),
         [f"Note: {note}.", ""] if note else [],
         describe_comparison(comparison, library),
-        list_metrics(classifier.origin.get("metrics") or {}),
+        list_metrics(origin.get("metrics") or {}),
         list_classes(classifier.classes),
-        describe_origin(classifier.origin),
+        describe_origin(origin),
     ]
     return "\n".join(line for section in sections for line in section)
 
@@ -44,15 +56,16 @@ def describe_model(classifier: Classifier) -> list[str]:
     return [title, "", f"{parameters:,} parameters, written by vitrail.", ""]
 
 
-def describe_preprocessing(classifier: Classifier) -> list[str]:
-    preprocess = classifier.preprocess
-    height, width = preprocess.image_size
-    return [
-        f"Images: {preprocess.fit} to {height}x{width} ({preprocess.interpolation}, crop fraction "
-        f"{preprocess.crop_fraction:.4g}), then mean {list(preprocess.mean)} and standard deviation "
-        f"{list(preprocess.std)} of values from 0 to 1.",
-        "",
-    ]
+def describe_preprocessing(classifier: Classifier, is_program: bool) -> list[str]:
+    """Returns the steps from an image file to the model's input and outputs, as a numbered list."""
+    steps = describe_geometry(classifier.preprocess)
+    if is_program:
+        steps += describe_program(classifier)
+    else:
+        steps.append(describe_normalization(classifier.preprocess))
+        if classifier.classes:
+            steps.append("A softmax turns the outputs into probabilities: the temperature is part of the weights.")
+    return ["## Preparing an image", "", *(f"{i}. {step}" for i, step in enumerate(steps, start=1)), ""]
 
 
 def describe_comparison(comparison: dict[str, Any] | None, library: str) -> list[str]:

@@ -17,11 +17,14 @@ from vitrail.exporting.int8 import quantize
 from vitrail.exporting.model_card import write_model_card
 from vitrail.exporting.onnx_classifier import OnnxClassifier, create_session
 from vitrail.exporting.onnx_file import MAX_BYTES, import_onnx, weights_digest
+from vitrail.exporting.preparation import prepare_document
 from vitrail.exporting.program import ProgramOptions, RunProgram
 from vitrail.exporting.program_format import ProgramFormat
 from vitrail.exporting.trace import trace_program
 from vitrail.installation import install_hint
+from vitrail.version import __version__
 from vitrail.weights.artifact import Artifact
+from vitrail.weights.origin import without_paths
 
 OPSET = 20  # the first with all operators of a ViT, such as LayerNormalization and Gelu
 LOAD_CODE = (
@@ -102,19 +105,25 @@ def remove_exporter_metadata(model: Any) -> None:
 
 
 def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -> None:
-    """Adds the document of an artifact under the key `vitrail`, and a model card."""
+    """Adds what loads the file again (key `vitrail`), what prepares an image without vitrail, and a model card."""
     preprocess = classifier.preprocess
     artifact = Artifact(
-        classifier.vit.config, classifier.classes, preprocess, classifier.temperature, classifier.origin
+        classifier.vit.config,
+        classifier.classes,
+        preprocess,
+        classifier.temperature,
+        without_paths(classifier.origin),
     )
-    document = {**artifact.to_json(), "exported": exported, "sha256": weights_digest(model)}
+    applied = {"temperature_is_applied": True}  # in the graph, so that nobody divides by it again
+    document = {**artifact.to_json(), **applied, "exported": exported, "sha256": weights_digest(model)}
+    entries = {"preparation": prepare_document(classifier), "class_names": classifier.classes, "vitrail": document}
     del model.metadata_props[:]
-    entry = model.metadata_props.add()
-    entry.key, entry.value = "vitrail", json.dumps(document, ensure_ascii=False)
+    for key, value in entries.items():
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     height, width = preprocess.image_size
     load_code = LOAD_CODE.format(file="model.onnx", channels=preprocess.channels, height=height, width=width)
-    model.doc_string = write_model_card(classifier, "onnx", load_code, exported)
-    model.producer_name = "vitrail"
+    model.doc_string = write_model_card(classifier, "onnx", load_code, exported, is_program=True)
+    model.producer_name, model.producer_version = "vitrail", __version__
 
 
 def classifier_in_memory(model: Any, classifier: Classifier) -> OnnxClassifier:

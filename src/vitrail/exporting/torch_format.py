@@ -11,12 +11,14 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.console import silence_output
 from vitrail.errors import UsageError
+from vitrail.exporting.preparation import prepare_document
 from vitrail.exporting.program import TARGET, ProgramOptions, RunProgram
 from vitrail.exporting.program_format import ProgramFormat
 from vitrail.exporting.trace import trace_program
 from vitrail.weights.artifact import Artifact
+from vitrail.weights.origin import without_paths
 
-DOCUMENT_NAME = "vitrail.json"  # extra file of the .pt2: classes, preprocessing, temperature, origin
+DOCUMENT_NAME = "vitrail.json"  # extra file of the .pt2: classes, preprocessing, temperature, origin, preparation
 
 
 class TorchFormat(ProgramFormat):
@@ -29,9 +31,16 @@ class TorchFormat(ProgramFormat):
         if options.int8:
             raise UsageError("--int8 is for ONNX files", "use --format onnx or triton")
         artifact = Artifact(
-            classifier.vit.config, classifier.classes, classifier.preprocess, classifier.temperature, classifier.origin
+            classifier.vit.config,
+            classifier.classes,
+            classifier.preprocess,
+            classifier.temperature,
+            without_paths(classifier.origin),
         )
-        document = json.dumps(artifact.to_json(), ensure_ascii=False)
+        document = json.dumps(
+            {**artifact.to_json(), "temperature_is_applied": True, "preparation": prepare_document(classifier)},
+            ensure_ascii=False,
+        )
         self.file = BytesIO()
         with silence_output():
             torch.export.save(trace_program(classifier, options), self.file, extra_files={DOCUMENT_NAME: document})

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.classifier import Classifier
@@ -20,13 +21,17 @@ from vitrail.exporting.program import Program, ProgramOptions, plain_attention
 
 
 def trace_program(classifier: Classifier, options: ProgramOptions) -> torch.export.ExportedProgram:
-    """Returns the program with the requested outputs, for a batch of any size."""
+    """Returns the program with the requested outputs, for a batch of any size, without source paths of this machine."""
     program = Program(classifier, attention=options.attention)
     module = trace_map_program(program) if options.map else program
     inputs = example_inputs(program) if options.map else (program.example_pixels,)
     batch = torch.export.Dim("batch")
     with torch.no_grad():
-        return torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+        exported = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    for graph in exported.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return exported
 
 
 def trace_map_program(program: Program) -> nn.Module:

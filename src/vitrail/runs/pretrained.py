@@ -29,9 +29,13 @@ class Pretrained:
         return {"model": self.source, "sha256": self.sha256}
 
     def origin(self, head: str) -> dict[str, Any]:
-        """Returns what the trained artifact keeps of it. It includes its own origin, so a chain can be followed."""
-        classes = len(self.classifier.classes)
-        return {**self.to_json(), "classes": classes, "head": head, "origin": self.classifier.origin}
+        """Returns what the trained artifact keeps of it. It includes its own origin, so a chain can be followed.
+
+        An artifact may be published: a file or folder is named without its path, which recipe.json has.
+        """
+        source = self.source and (Path(self.source).name if Path(self.source).exists() else self.source)
+        start = {"model": source, "sha256": self.sha256}
+        return {**start, "classes": len(self.classifier.classes), "head": head, "origin": self.classifier.origin}
 
 
 def load_pretrained(

@@ -68,6 +68,8 @@ def describe_hub_error(name: str, error: Exception, *, near: str | None = None, 
     """
     from huggingface_hub import errors
 
+    while getattr(error, "response", None) is None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the client wraps what happened
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HFValidationError):
         return UsageError(f"{name!r} is not the name of a repository", near or "use owner/name")

@@ -1,5 +1,6 @@
 """Checks an artifact's `origin`: it may hold anything, but the fields that vitrail reads must have these types."""
 
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vitrail.errors import VitrailError
@@ -43,3 +44,19 @@ def check_types(section: Any, types: Types, name: str) -> None:
         value = section.get(field)
         if not matches_type(tuple(value) if isinstance(value, list) else value, expected):
             raise VitrailError(f"its origin cannot be read: {field} of {name} is {repr(value)[:40]}")
+
+
+def without_paths(value: Any) -> Any:
+    """Returns a copy of a JSON value in which every absolute path is only its last part.
+
+    An export may be published, and a path tells the name of a user and how a machine is arranged.
+    """
+    if isinstance(value, dict):
+        return {key: without_paths(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(each) for each in value]
+    if not isinstance(value, str) or "://" in value:
+        return value.rsplit("/", 1)[-1] if isinstance(value, str) and value.startswith("file://") else value
+    if value.startswith(("~", "./", "../")) or PurePosixPath(value).is_absolute():
+        return PurePosixPath(value).name
+    return PureWindowsPath(value).name if PureWindowsPath(value).is_absolute() else value

@@ -1,0 +1,113 @@
+"""How to prepare an image for an exported model, in words and as data, so that nobody needs vitrail for it.
+
+The words are in model cards and in the ONNX file. The data beside them hold the same values:
+
+    color       RGB or L (gray), Pillow's names
+    resize      rule, size, interpolation and antialias; `rule` is one of
+                  fit_inside: scale = min(H / h, W / w) for the size (H, W), each side round(side * scale), at least 1
+                  cover: the side with the larger of H / h and W / w becomes exactly that of the size, the other keeps
+                    the proportions, rounded down
+                  exact: to the size
+    pad, crop   size, and where the image or the crop starts: `offset` is how half of the difference is rounded
+    input       name, layout, type, range
+"""
+
+from typing import Any
+
+from vitrail.classifier import BaseClassifier
+from vitrail.data.decode import BACKGROUND
+from vitrail.data.preprocess import Preprocess
+from vitrail.exporting.program import LOGITS, PIXELS
+
+RULES = {"pad": "fit_inside", "crop": "cover", "stretch": "exact"}
+
+
+def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
+    """Returns the words and the data for a program, which takes 8-bit pixels."""
+    preprocess = classifier.preprocess
+    target = "canvas" if preprocess.fit == "pad" else "crop"
+    return {
+        "words": [*describe_geometry(preprocess), *describe_program(classifier)],
+        "color": color_name(preprocess),
+        "transparent_over": list(BACKGROUND),
+        "exif_orientation": "applied",
+        "resize": {
+            "rule": RULES[preprocess.fit],
+            "size": list(resize_target(preprocess)),
+            "interpolation": preprocess.interpolation,
+            "antialias": True,
+        },
+        target: {
+            "size": list(preprocess.image_size),
+            "offset": offset_rounding(preprocess),
+            **({"color": preprocess.mean_color} if preprocess.fit == "pad" else {}),
+        },
+        "input": {"name": PIXELS, "layout": "NCHW", "type": "uint8", "range": [0, 255]},
+        "inside_the_graph": ["divide by 255", "mean", "standard deviation", "temperature"],
+        "output": {"name": LOGITS, "softmax_applied": False, "temperature_applied": True},
+    }
+
+
+def describe_geometry(preprocess: Preprocess) -> list[str]:
+    """Returns the steps from a file to pixels of the model's size, one sentence each."""
+    height, width = preprocess.image_size
+    new_height, new_width = resize_target(preprocess)
+    color = "RGB" if preprocess.channels == 3 else "gray (Pillow's L)"
+    filter = f"{preprocess.interpolation} interpolation and antialiasing, as Pillow's resize does"
+    rounding = "down" if offset_rounding(preprocess) == "floor" else "to the nearest integer, halves to the even one"
+    steps = [f"Decode the file to 8-bit {color}, apply its EXIF orientation, and put transparent pixels over white."]
+    if preprocess.fit == "pad":
+        color_text = f"({', '.join(map(str, preprocess.mean_color))})"
+        return [
+            *steps,
+            f"Resize it with its proportions to fit inside {height} x {width} (height x width), with {filter}.",
+            f"Center it on a canvas of {height} x {width} of the color {color_text}, offsets rounded down.",
+        ]
+    if preprocess.fit == "crop":
+        steps.append(f"Resize it with its proportions to cover {new_height} x {new_width}, with {filter}.")
+    else:
+        steps.append(f"Resize it to {new_height} x {new_width} (height x width), with {filter}.")
+    if preprocess.fit == "crop" or (new_height, new_width) != (height, width):
+        steps.append(f"Take the center of {height} x {width}, offsets rounded {rounding}.")
+    return steps
+
+
+def describe_program(classifier: BaseClassifier) -> list[str]:
+    """Returns what a program takes, what is inside it and what it returns."""
+    order = "red, green, blue" if classifier.preprocess.channels == 3 else "one gray"
+    sentences = [
+        f"Pass the pixels as uint8 from 0 to 255 in the layout (batch, channel, height, width); channels: {order}.",
+        "Do not normalize: the graph divides by 255, subtracts the mean and divides by the standard deviation.",
+    ]
+    if classifier.classes:
+        sentences.append(
+            "A softmax turns the logits into probabilities, in the order of the classes. The logits are divided by the "
+            "temperature in the graph: do not divide again."
+        )
+    return sentences
+
+
+def describe_normalization(preprocess: Preprocess) -> str:
+    """Returns the last step for a model that takes normalized values."""
+    order = "red, green, blue" if preprocess.channels == 3 else "one gray"
+    return (
+        f"Divide by 255, subtract the mean {list(preprocess.mean)} and divide by the standard deviation "
+        f"{list(preprocess.std)}; channels: {order}."
+    )
+
+
+def color_name(preprocess: Preprocess) -> str:
+    return "RGB" if preprocess.channels == 3 else "L"
+
+
+def resize_target(preprocess: Preprocess) -> tuple[int, int]:
+    """Returns the size of the resize's rule: larger than the model's if a center crop follows."""
+    height, width = preprocess.image_size
+    if preprocess.fit == "pad":
+        return height, width
+    return round(height / preprocess.crop_fraction), round(width / preprocess.crop_fraction)
+
+
+def offset_rounding(preprocess: Preprocess) -> str:
+    """Returns `floor`, or `round` as Python and torchvision's center crop round."""
+    return "floor" if preprocess.fit == "pad" or preprocess.engine == "transformers" else "round"
