@@ -133,7 +133,7 @@ def test_wrong_options_need_no_cluster(colors: Path, tmp_path: Path):
         ({"restarts": -1}, "restarts is -1"),
         ({"recipe": "smal"}, "no recipe 'smal'"),
         ({"epochs": -1}, "epochs is -1"),
-        ({"resume": True}, "not a run that can be resumed"),
+        ({"resume": True, "out": colors}, "not a run that can be resumed"),
     ):
         with pytest.raises(UsageError, match=error):
             train_on_ray(colors, out=tmp_path / "out", **more)

@@ -236,8 +236,10 @@ def test_resume_rejects_another_recipe_and_a_folder_without_a_run(run: vitrail.R
         vitrail.train(colors, out=run.folder, resume=True, lr=0.5)
     with pytest.raises(UsageError, match="another recipe"):
         vitrail.train(colors, out=run.folder, resume=True, recipe=Recipe(name="small", epochs=8))
+    (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not a run"):
-        vitrail.train(colors, out=tmp_path / "nothing", resume=True)
+        vitrail.train(colors, out=tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_resume_rejects_an_edited_recipe_file(make_folder):
@@ -478,13 +480,14 @@ def test_without_checkpoints_a_finished_run_is_not_overwritten_and_an_unfinished
     run = vitrail.train(folder, out=folder.parent / "run", epochs=2, report=False, **SMALL)
     names = ("classifier.safetensors", "metrics.jsonl", "result.json")
     before = [(run.folder / name).read_bytes() for name in names]
-    for emptied in (True, False):
-        shutil.rmtree(run.folder / "checkpoint")
-        if emptied:
-            (run.folder / "checkpoint").mkdir()
-        with pytest.raises(UsageError, match="is finished and its checkpoints are gone"):
-            vitrail.train(folder, out=run.folder, resume=True)
-        assert [(run.folder / name).read_bytes() for name in names] == before
+    shutil.rmtree(run.folder / "checkpoint")
+    (run.folder / "checkpoint").mkdir()
+    assert vitrail.train(folder, out=run.folder, resume=True, report=False).result == run.result
+    assert [(run.folder / name).read_bytes() for name in names] == before
+    artifact = (run.folder / "classifier.safetensors").rename(run.folder / "moved.safetensors")
+    with pytest.raises(UsageError, match="is finished and its checkpoints are gone"):
+        vitrail.train(folder, out=run.folder, resume=True)
+    artifact.rename(run.folder / "classifier.safetensors")
     (run.folder / "result.json").unlink()
     vitrail.train(folder, out=run.folder, resume=True, report=False)
     assert (run.folder / "classifier.safetensors").read_bytes() == before[0]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitrail.model.config import ViTConfig
     from vitrail.model.vit import ViT
     from vitrail.prediction import PredictSummary, predict_all
-    from vitrail.runs.finish import Run
+    from vitrail.runs.result import Run
     from vitrail.runs.train import train
     from vitrail.sweeps.sweep import Sweep, sweep
 
@@ -31,7 +31,7 @@ _MODULES = {
     "Explanation": "vitrail.explanation.explanation",
     "PredictSummary": "vitrail.prediction",
     "Prediction": "vitrail.classifier",
-    "Run": "vitrail.runs.finish",
+    "Run": "vitrail.runs.result",
     "Sweep": "vitrail.sweeps.sweep",
     "UsageError": "vitrail.errors",
     "ViT": "vitrail.model.vit",

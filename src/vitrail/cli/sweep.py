@@ -20,7 +20,6 @@ from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_data, add_engine, count
 from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
-from vitrail.cli.train import describe_scores
 from vitrail.errors import UsageError
 from vitrail.sweeps.config import Metric, Pruner, Sampler
 from vitrail.sweeps.space import format_value, load_space, parse_vary
@@ -109,6 +108,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def describe_result(result: dict[str, Any], folder: Path) -> list[str]:
     """Returns the table, how reliable it is, and the next command, as lines."""
+    from vitrail.runs.result import describe_scores
     from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE
 
     lines = format_table(result["rows"][:MAX_ROWS_SHOWN])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.cli.answer import Answer
+from vitrail.cli.answer import Answer, ignore_closed_stdout, print_answer
 from vitrail.cli.arguments import add_data, add_engine, count
 from vitrail.cli.launch import end_with_parent, is_launched, launch, return_answer
 from vitrail.cli.parser import Parser
@@ -20,7 +20,7 @@ from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.runs.finish import Run
+    from vitrail.runs.result import Run
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,17 +44,6 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--restarts", type=count(0), metavar="COUNT", help="with Ray: restarts of lost processes (default: 3)"
-    )
-
-
-def describe_scores(split: str, scores: dict[str, Any]) -> str:
-    """Returns accuracy with its interval, loss and number of images as text."""
-    from vitrail.evaluation.evaluation import describe_scored_images
-
-    low, high = scores["accuracy_interval"]
-    return (
-        f"{split} accuracy {scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
-        f"loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
     )
 
 
@@ -92,7 +81,8 @@ def run(arguments: argparse.Namespace) -> Answer | None:
 
 def train_and_describe(arguments: argparse.Namespace) -> Answer:
     """Trains, on Ray if requested; returns the result as JSON and as text."""
-    from vitrail.runs.probes import describe_probes
+    from vitrail.runs.finish import ReportInterrupted
+    from vitrail.runs.result import log_result
     from vitrail.runs.train import train
 
     start: Callable[..., Run] = train
@@ -108,30 +98,29 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
             "restarts": restarts,
             "ray_address": arguments.ray_address,
         }
-    run = start(
-        arguments.data,
-        model=arguments.model,
-        torch_files=arguments.torch_files,
-        recipe=arguments.recipe,
-        out=arguments.out,
-        resume=arguments.resume,
-        device=arguments.device,
-        tensorboard=arguments.tensorboard,
-        report=not arguments.no_report,
-        check=not arguments.no_check,
-        fsdp=arguments.fsdp,
-        **options,
-        **recipe_changes(arguments),
-    )
-    lines = []
-    for split in ("test", "validation"):
-        if scores := run.result.get(split):
-            lines.append(describe_scores(split, scores))
-    if run.result.get("probe"):
-        lines += describe_probes(run.result["probe"])
-    if run.result.get("verdict"):
-        lines.append(run.result["verdict"])
-    lines.append(f"trained in {run.result['seconds']:.0f} s; files are in {run.folder}")
+    try:
+        run = start(
+            arguments.data,
+            model=arguments.model,
+            torch_files=arguments.torch_files,
+            recipe=arguments.recipe,
+            out=arguments.out,
+            resume=arguments.resume,
+            device=arguments.device,
+            tensorboard=arguments.tensorboard,
+            report=not arguments.no_report,
+            check=not arguments.no_check,
+            fsdp=arguments.fsdp,
+            on_result=log_result if arguments.json else print_result,
+            **options,
+            **recipe_changes(arguments),
+        )
+    except ReportInterrupted as error:
+        if not arguments.json:  # the scores are on stdout already
+            raise
+        log(str(error))
+        return Answer(error.run.to_json(), code=error.exit_code)
+    lines = [f"files are in {run.folder}"]
     for name, description in (
         ("classifier.safetensors", "the classifier"),
         ("report.html", "the report, for a browser"),
@@ -143,3 +132,11 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
         if Path(run.folder, name).exists():
             lines.append(f"  {run.folder / name}  {description}")
     return Answer(run.to_json(), lines)
+
+
+def print_result(folder: Path, result: dict[str, Any]) -> None:
+    """Prints the scores to stdout at once, before pictures and report are made."""
+    from vitrail.runs.result import describe_result
+
+    with ignore_closed_stdout():
+        print_answer(Answer(result, list(describe_result(result))), as_json=False)

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from vitrail.machine import count_cores
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
 OnImageError = Callable[[ImageError], object]  # called for every unreadable image that is left out of a batch
+Read = TypeVar("Read")
 BatchKey = tuple[int, np.ndarray]  # epoch, indices of the images
 MAX_WORKERS = 8
 
@@ -147,9 +149,15 @@ def default_workers(images: Images, processes: int = 1) -> int:
 
 
 def load_batches(
-    reader: BatchReader, keys: Iterable[BatchKey], workers: int, on_error: OnImageError | None
-) -> Iterator[Batch]:
-    """Yields the batches with these keys; reports unreadable images to `on_error`, or raises the first error."""
+    reader: "Dataset[tuple[Read, list[ImageError]]]",
+    keys: Iterable[Any],
+    workers: int,
+    on_error: OnImageError | None = None,
+) -> Iterator[Read]:
+    """Yields what a reader returns for these keys; reports unreadable images to `on_error`, or raises the first error.
+
+    The reader is a `BatchReader`, or another one that also returns the errors of unreadable images.
+    """
     batches = map(reader.__getitem__, keys) if workers == 0 else load_in_workers(reader, keys, workers)
     for batch, errors in batches:
         for error in errors:
@@ -160,15 +168,15 @@ def load_batches(
 
 
 def load_in_workers(
-    reader: BatchReader, keys: Iterable[BatchKey], workers: int
-) -> Iterator[tuple[Batch, list[ImageError]]]:
+    reader: "Dataset[tuple[Read, list[ImageError]]]", keys: Iterable[Any], workers: int
+) -> Iterator[tuple[Read, list[ImageError]]]:
     """Yields what worker processes have read, in the order of the keys; raises `WorkerDied` if one was killed."""
-    loader: DataLoader[tuple[Batch, list[ImageError]]] = DataLoader(
+    loader: DataLoader[tuple[Read, list[ImageError]]] = DataLoader(
         reader,
         batch_size=None,  # the reader returns whole batches
         sampler=keys,
         num_workers=workers,
-        collate_fn=_identity,  # type: ignore[arg-type]  # torch expects a list of samples
+        collate_fn=_identity,
         worker_init_fn=_init_worker,
         generator=torch.Generator(),  # else the workers' seed, which is not used, is drawn from the global generator
     )
@@ -195,7 +203,7 @@ def is_worker_death(error: RuntimeError) -> bool:
     return "DataLoader worker (pid" in str(error)
 
 
-def _identity(batch: tuple[Batch, list[ImageError]]) -> tuple[Batch, list[ImageError]]:
+def _identity(batch: Read) -> Read:
     return batch
 
 

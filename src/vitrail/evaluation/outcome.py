@@ -1,7 +1,7 @@
 """The outputs of a classifier on labeled images, from which every metric is computed. Shapes: n images, Y classes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,6 +34,11 @@ class Outcome:
     def readable_images(self, images: Images) -> Images:
         """Returns `images` without those that were skipped, so that indices match the arrays."""
         return images.exclude(self.unreadable)
+
+    def with_temperature(self, temperature: float) -> "Outcome":
+        """Returns the outcome that the classifier has with this temperature, to the last bit; the own one must be 1."""
+        logits = torch.from_numpy(self.logits).float() / temperature
+        return replace(self, logits=logits.double().numpy())
 
     @cached_property
     def probabilities(self) -> np.ndarray:

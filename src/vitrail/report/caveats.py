@@ -3,6 +3,7 @@
 from typing import Any
 
 from vitrail.data.scoring import OPTIMISTIC_NOTE
+from vitrail.report.budget import describe_shortened
 
 MIN_CLASS_IMAGES = 30
 
@@ -15,6 +16,11 @@ def write_caveats(document: dict[str, Any]) -> list[str]:
         "images, not the variation between trainings.",
         "Precision and F1 depend on the class frequencies in these images; recall does not.",
     ]
+    if shortened := document["shortened_parts"]:
+        sentences.append(
+            "The report of a run takes at most a quarter of the time of training, so these parts use fewer images: "
+            f"{describe_shortened(shortened)}. The command under Reproduce uses all."
+        )
     if document["summary"].get("optimistic"):
         sentences.append(f"These are validation images, {OPTIMISTIC_NOTE}.")
     elif document["data"]["split"] != "test":

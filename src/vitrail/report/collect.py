@@ -1,6 +1,7 @@
 """Collects the document of a report, which is report.json, and its pictures. The page shows nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ from vitrail.evaluation.corruptions import measure_robustness
 from vitrail.evaluation.label_errors import find_label_errors
 from vitrail.evaluation.outcome import Outcome
 from vitrail.evaluation.properties import PROPERTIES, accuracy_by_quantile
+from vitrail.explanation.faithfulness import count_steps
 from vitrail.report.attribution import explain_classes, explain_mistakes
+from vitrail.report.budget import NO_LIMIT, Budget, fit_sizes, list_shortened
 from vitrail.report.calibration import collect_calibration
 from vitrail.report.caveats import write_caveats
 from vitrail.report.embedding import collect_embedding
-from vitrail.report.faithfulness import collect_faithfulness
+from vitrail.report.faithfulness import METHODS_IN_REPORT, collect_faithfulness
 from vitrail.report.findings import write_findings
 from vitrail.report.near_duplicates import collect_near_duplicates
 from vitrail.report.provenance import describe_model, describe_report
@@ -25,19 +28,24 @@ from vitrail.report.subject import SampleSizes, Subject
 from vitrail.report.thumbnails import ThumbnailIndex, make_thumbnail
 
 FORMAT = 2
-REPORT_STEPS = 8  # calls of `on_step`; one more with corruptions
+REPORT_STEPS = 8 + count_steps(len(METHODS_IN_REPORT))  # calls of `on_step`; one more with corruptions
 
 Document = dict[str, Any]
 Pictures = dict[str, bytes]  # WebP by name
 
 
 def collect(
-    subject: Subject, sizes: SampleSizes, on_step: Callable[[str], object] = lambda name: None
+    subject: Subject,
+    sizes: SampleSizes,
+    on_step: Callable[[str], object] = lambda name: None,
+    budget: Budget = NO_LIMIT,
 ) -> tuple[Document, Pictures]:
     """Returns the document and the pictures of a report. `on_step` receives the name of each step as it begins.
 
-    Raises `ImageError` for an unreadable image.
+    A `budget` lowers the sizes to what fits into it; `shortened_parts` of the document then names those parts. Raises
+    `ImageError` for an unreadable image.
     """
+    complete, sizes = sizes, fit_sizes(subject, sizes, budget)
     classifier, outcome = subject.classifier, subject.evaluation.outcome
     splits = subject.splits | {subject.split: subject.images}
     on_step("scores")
@@ -65,9 +73,6 @@ def collect(
     document["attribution"], class_tiles = explain_classes(classifier, outcome, sample)
     for row in document["attribution"]["classes"]:
         row["tile"] += len(mistake_tiles)
-    on_step("faithfulness")
-    document["faithfulness"], reason = collect_faithfulness(subject, sizes)
-    document["skipped_parts"] = {"faithfulness": reason} if reason else {}
     if len(selection.corruptions):
         on_step("corruptions")
         document["corruptions"] = measure_robustness(
@@ -75,6 +80,16 @@ def collect(
         )
     on_step("embedding")
     document["embedding"], pictures = collect_embedding(classifier, outcome, sample)
+    on_step("faithfulness")
+    document["faithfulness"], reason = collect_faithfulness(
+        subject,
+        sample.subset(subject.images, selection.faithfulness),
+        budget,
+        lambda name: on_step(f"faithfulness: {name}"),
+    )
+    document["skipped_parts"] = {"faithfulness": reason} if reason else {}
+    used = replace(sizes, near_duplicates=sum(document["near_duplicates"]["compared_images"].values()))
+    document["shortened_parts"] = list_shortened(used, complete, count_available(splits, subject.split))
     tiles = thumbnail_tiles(thumbnails, sample, splits, subject)
     document["thumbnails"], thumbnail_sheets = make_sheets("images", tiles)
     document["thumbnails"]["images"] = thumbnails.describe(splits, subject.split, outcome)
@@ -99,6 +114,14 @@ def describe_subject(subject: Subject, splits: dict[str, Images]) -> Document:
         "classes": list(subject.evaluation.outcome.classes),
         "training_metrics": [row for row in subject.training_metrics if "epoch" in row],
     }
+
+
+def count_available(splits: dict[str, Images], scored_split: str) -> dict[str, int]:
+    """Returns how many images each part of a report could use."""
+    scored, in_all = len(splits[scored_split]), sum(map(len, splits.values()))
+    return {"near_duplicates": in_all} | dict.fromkeys(
+        ("properties", "attribution", "embedding", "faithfulness"), scored
+    )
 
 
 def collect_label_errors(outcome: Outcome, sizes: SampleSizes) -> Document:

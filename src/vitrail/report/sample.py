@@ -1,13 +1,17 @@
 """The images that a report looks at. Each image of the scored split is decoded once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
+from vitrail.data.loader import default_workers, load_batches
 from vitrail.data.preprocess import Preprocess
 from vitrail.evaluation.corruptions import draw_images
 from vitrail.evaluation.outcome import Outcome
@@ -15,6 +19,7 @@ from vitrail.evaluation.properties import PROPERTIES, measure_properties
 from vitrail.report.subject import SampleSizes
 from vitrail.report.thumbnails import make_thumbnail
 
+READ_IMAGES = 32  # that a worker reads at a time
 NO_IMAGES = np.zeros(0, dtype=int)
 
 
@@ -27,6 +32,12 @@ class Selection:
     properties: np.ndarray
     embedding: np.ndarray
     corruptions: np.ndarray
+    faithfulness: np.ndarray
+
+    @property
+    def with_pixels(self) -> tuple[np.ndarray, ...]:
+        """The images of the parts that need pixels."""
+        return self.mistakes, self.attribution, self.embedding, self.corruptions, self.faithfulness
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,11 @@ class Sample:
         """Returns the fitted pixels of these images, (n, C, H, W)."""
         return torch.stack([self.pixels[int(i)] for i in indices])
 
+    def subset(self, images: Images, indices: np.ndarray) -> Images:
+        """Returns these of the scored images with the fitted pixels, which need not be decoded again."""
+        chosen = images.subset(indices)
+        return replace(chosen, pixels=self.batch(indices)) if len(indices) else chosen
+
 
 def select_images(outcome: Outcome, sizes: SampleSizes) -> Selection:
     """Draws the images of each part. The draws depend on the outcome and the sizes only."""
@@ -55,6 +71,7 @@ def select_images(outcome: Outcome, sizes: SampleSizes) -> Selection:
         properties=np.sort(np.random.Generator(np.random.Philox(0)).permutation(n)[: sizes.properties]),
         embedding=np.sort(np.random.Generator(np.random.Philox(1)).permutation(n)[: sizes.embedding]),
         corruptions=draw_images(n, sizes.corruptions) if sizes.corruptions else NO_IMAGES,
+        faithfulness=draw_images(n, sizes.faithfulness) if sizes.faithfulness else NO_IMAGES,
     )
 
 
@@ -74,26 +91,69 @@ def balance_classes(labels: np.ndarray, max_images: int, seed: int) -> np.ndarra
     return np.sort(order[np.argsort(rank[order], kind="stable")][:max_images])
 
 
-def read_sample(images: Images, preprocess: Preprocess, selection: Selection, thumbnails: Sequence[int]) -> Sample:
-    """Decodes every selected image once. `thumbnails` are the images that need a thumbnail.
+class SampleReader(Dataset["tuple[ImageGroup, list[ImageError]]"]):
+    """Reads groups of images, each once, and returns of each image what the report needs of it."""
+
+    def __init__(
+        self, images: Images, preprocess: Preprocess, pixels: set[int], thumbnails: set[int], properties: set[int]
+    ):
+        self.images = images
+        self.preprocess = preprocess
+        self.pixels = pixels
+        self.thumbnails = thumbnails
+        self.properties = properties
+
+    def __getitem__(self, indices: np.ndarray) -> "tuple[ImageGroup, list[ImageError]]":
+        group = ImageGroup({}, {}, [])
+        for i in indices.tolist():
+            try:
+                image = self.images[i]
+                fitted = self.preprocess.fit_image(image)
+            except ImageError as error:
+                return group, [error]
+            except ValueError as error:
+                return group, [ImageError(self.images.paths[i], str(error))]
+            if i in self.pixels:
+                group.pixels[i] = fitted.numpy()  # an array, since every tensor from a worker needs a file handle
+            if i in self.thumbnails:
+                group.thumbnails[i] = make_thumbnail(fitted)
+            if i in self.properties:
+                group.properties.append(measure_properties(image, fitted))
+        return group, []
+
+
+class ImageGroup(NamedTuple):
+    """What was read of some images: fitted pixels (C, H, W) and thumbnails (h, w, 3) by index, and properties."""
+
+    pixels: dict[int, np.ndarray]
+    thumbnails: dict[int, np.ndarray]
+    properties: list[tuple[float, ...]]
+
+
+def read_sample(
+    images: Images,
+    preprocess: Preprocess,
+    selection: Selection,
+    thumbnails: Sequence[int],
+    workers: int | None = None,
+) -> Sample:
+    """Decodes every selected image once, in worker processes if they are files. `thumbnails` need a thumbnail.
 
     Raises `ImageError` for an unreadable image.
     """
-    parts = (selection.mistakes, selection.attribution, selection.embedding, selection.corruptions)
-    needs_pixels = set(np.concatenate(parts).tolist())
+    needs_pixels = set(np.concatenate(selection.with_pixels).tolist())
     needs_thumbnail = set(thumbnails)
     needs_properties = set(selection.properties.tolist())
+    reader = SampleReader(images, preprocess, needs_pixels, needs_thumbnail, needs_properties)
+    indices = np.array(sorted(needs_pixels | needs_thumbnail | needs_properties), dtype=np.int64)
+    groups = np.array_split(indices, range(READ_IMAGES, len(indices), READ_IMAGES)) if len(indices) else []
     pixels: dict[int, Tensor] = {}
     tiles: dict[int, np.ndarray] = {}
     properties: list[tuple[float, ...]] = []
-    for i in sorted(needs_pixels | needs_thumbnail | needs_properties):
-        image = images[i]
-        fitted = preprocess.fit_image(image)
-        if i in needs_pixels:
-            pixels[i] = fitted
-        if i in needs_thumbnail:
-            tiles[i] = make_thumbnail(fitted)
-        if i in needs_properties:
-            properties.append(measure_properties(image, fitted))
+    workers = default_workers(images) if workers is None else workers
+    for group in load_batches(reader, groups, workers if len(indices) > READ_IMAGES else 0):
+        pixels |= {i: torch.from_numpy(array) for i, array in group.pixels.items()}
+        tiles |= group.thumbnails
+        properties += group.properties
     columns = np.array(properties).reshape(-1, len(PROPERTIES)).T
     return Sample(selection, pixels, tiles, dict(zip(PROPERTIES, columns, strict=True)))

@@ -13,7 +13,11 @@ from vitrail.evaluation import Evaluation
 CPU_BUDGET = 1e13  # multiply-adds for maps and their scores: one or two minutes on two cores
 GPU_SPEEDUP = 100  # of a GPU over a CPU, roughly
 FORWARDS_PER_SCORED_IMAGE = 200  # to score four explanation methods, roughly
+FORWARDS_PER_EXPLANATION = 12  # of the default method, roughly: a forward and a backward pass with attention kept
 MIN_FAITHFULNESS_IMAGES = 8
+MAX_CORRUPTED_IMAGES = 2000
+MIN_CORRUPTED_IMAGES = 100
+CORRUPTED_COPIES = 19  # of an image: six corruptions with three strengths, and none
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,17 @@ class SampleSizes:
         """Returns sizes that a model of this size can process in minutes on its device.
 
         They depend on the size of the model and the type of device, not on time, so a report can be repeated.
+        `fit_sizes` of the report's budget lowers them to what fits into a given time.
         """
         budget = CPU_BUDGET * (GPU_SPEEDUP if classifier.device.type in ("cuda", "mps") else 1)
         images = budget / forward_cost(classifier)
+        corrupted = int(min(MAX_CORRUPTED_IMAGES, max(10 * images / CORRUPTED_COPIES, MIN_CORRUPTED_IMAGES)))
         faithfulness = images / FORWARDS_PER_SCORED_IMAGE
         return cls(
             attribution=int(min(cls.attribution, max(images / 3 / 4, 24))),  # 3 for the backward pass, 4 parts
             faithfulness=int(min(cls.faithfulness, faithfulness)) if faithfulness >= MIN_FAITHFULNESS_IMAGES else 0,
             embedding=int(min(cls.embedding, max(images, 60))),
-            corruptions=2000 if corruptions else 0,
+            corruptions=corrupted if corruptions else 0,
         )
 
 

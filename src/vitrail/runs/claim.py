@@ -17,9 +17,14 @@ RUNS = "runs"  # the parent of default run folders
 def check_out(out: str | Path | None) -> None:
     """Raises `UsageError` if `out` holds files, `VitrailError` if a run could not be written."""
     path = Path(out or RUNS)
-    if out is not None and path.exists() and (not path.is_dir() or any(map(is_foreign, path.iterdir()))):
+    if out is not None and not is_free(path):
         raise UsageError(f"{path} is not empty", "continue it with --resume, or choose another --out")
     check_writable(path, OUT_HINT)
+
+
+def is_free(path: Path) -> bool:
+    """Returns whether a run may begin at a path: nothing is there, or no more than traces of one that was killed."""
+    return not path.exists() or (path.is_dir() and not any(map(is_foreign, path.iterdir())))
 
 
 def is_foreign(path: Path) -> bool:

@@ -127,7 +127,7 @@ def validate(run: TrainingRun) -> Row:
     if images is None:
         return {}
     try:
-        loss, accuracy = evaluate_all_ranks(
+        scores = evaluate_all_ranks(
             run.eval_classifier,
             images,
             run.world,
@@ -139,7 +139,8 @@ def validate(run: TrainingRun) -> Row:
             f"training diverged before step {run.state.step}: the model's outputs are not finite",
             "try a lower learning rate or a longer warmup",
         ) from None
-    return {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
+    run.outcome = scores.outcome if split == "validation" else None
+    return {f"{split}_loss": scores.loss, f"{split}_accuracy": scores.accuracy}
 
 
 def end_epoch(run: TrainingRun, row: Row) -> None:
@@ -149,7 +150,7 @@ def end_epoch(run: TrainingRun, row: Row) -> None:
     check_replicas(run.state.replicas, world)
     run.progress = Progress(run.progress.epoch + 1, run.progress.seconds, run.progress.best)
     if is_better(row, run.progress.best):
-        run.progress.best = row
+        run.progress.best, run.best_outcome = row, run.outcome
         run.save_artifact()
     world.on_main(lambda: run.folder.append_metrics(row))
     log(format_epoch(row, run.epochs, seconds_left(run, row)))

@@ -1,10 +1,10 @@
-"""The end of a run: calibration, scores, pictures, report."""
+"""The end of a run: calibration and scores first, which are saved and announced at once; then pictures and report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vitrail.classifier import Classifier
@@ -12,33 +12,31 @@ from vitrail.console import log, progress_bar
 from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.data.split import Splits
-from vitrail.evaluation import Evaluation, compute_outcome, evaluate
+from vitrail.errors import VitrailError
+from vitrail.evaluation import Evaluation, Outcome, compute_outcome, evaluate
 from vitrail.evaluation.calibration import calibrate
-from vitrail.evaluation.figures import draw_confusion_matrix
-from vitrail.evaluation.metrics import confusion_matrix
 from vitrail.evaluation.probe import Probe
-from vitrail.explanation.api import explain_batch
-from vitrail.explanation.figures import save_gallery
-from vitrail.files import write_json
+from vitrail.files import read_json_object, write_json
+from vitrail.interrupts import Interrupted
 from vitrail.loading import load
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.pictures import draw_pictures
 from vitrail.runs.probes import compare_with_probes
+from vitrail.runs.result import ResultCallback, Run
+from vitrail.runs.run_report import run_report_command, write_run_report
 from vitrail.training.recipe import Recipe
 
-GALLERY_IMAGES = 30  # in attention.png
+PICTURES = ("confusion", "attention")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, its classifier and its scores."""
+class ReportInterrupted(Interrupted):
+    """A signal stopped the pictures or the report of a run, whose scores are saved."""
 
-    folder: Path
-    classifier: Classifier
-    result: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the folder and the scores."""
-        return {"run": str(self.folder), **self.result}
+    def __init__(self, run: Run, command: str):
+        super().__init__(
+            f"stopped before the report was written; the scores are saved in {run.folder}", f"write it with: {command}"
+        )
+        self.run = run
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,74 @@ class TrainedRun:
     splits: Splits
     recipe: Recipe
     device: torch.device
-    seconds: float  # of training
+    seconds: float = 0.0  # of training
     probes: Probe | None = None  # of the pretrained weights
+    validation_outcome: Outcome | None = None  # of the saved weights, if it is known
 
     @property
     def scored_split(self) -> str:
         """The split that the final scores are of: test, else validation."""
         return "test" if self.splits.test is not None else "validation"
 
+    @property
+    def scored_images(self) -> Images | None:
+        """The images of the scored split; None if no images are held out."""
+        return self.splits.as_dict().get(self.scored_split)
 
-def finish_run(trained: TrainedRun, *, report: bool) -> Run:
-    """Calibrates and scores the saved classifier, writes its scores, pictures and, with `report`, its report."""
-    splits, images = trained.splits, trained.splits.as_dict().get(trained.scored_split)
+
+def finish_run(trained: TrainedRun, *, report: bool, on_result: ResultCallback) -> Run:
+    """Calibrates and scores the saved classifier, then draws its pictures and, with `report`, writes its report.
+
+    `on_result` is called as soon as the scores are saved. Raises `ReportInterrupted` for a signal after that.
+    """
+    run, evaluation = score_run(trained)
+    with keep_run(run, trained):
+        on_result(run.folder, run.result)
+        if evaluation is not None:
+            show_run(run, evaluation, trained, report=report)
+    return run
+
+
+def reload_run(trained: TrainedRun, *, report: bool, on_result: ResultCallback) -> Run:
+    """Returns a run that is finished; makes those of its pictures and its report that are missing."""
+    folder = trained.folder
+    try:
+        result = read_json_object(folder.result_file)
+    except (OSError, ValueError) as error:
+        raise VitrailError(f"{folder.result_file} is damaged ({error})", "remove it, then --resume") from None
+    run = Run(folder.path, load(folder.path, device=trained.device), result)
+    log(f"{folder.path} is finished")
+    report = report and not (folder.path / "report.html").exists()
+    with keep_run(run, trained):
+        on_result(run.folder, result)
+        if trained.scored_images is not None and (report or not has_pictures(folder)):
+            evaluation = evaluate_held_out(run.classifier, trained.scored_images, trained)
+            show_run(run, evaluation, trained, report=report)
+    return run
+
+
+def has_pictures(folder: RunFolder) -> bool:
+    """Returns whether the pictures that are drawn after the scores are there."""
+    return all(folder.picture(name).exists() for name in PICTURES)
+
+
+@contextmanager
+def keep_run(run: Run, trained: TrainedRun) -> Iterator[None]:
+    """Within the block a stop signal raises `ReportInterrupted`, which has the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise ReportInterrupted(run, run_report_command(trained.folder, trained.recipe)) from None
+
+
+def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
+    """Calibrates and scores the saved classifier and saves both; the evaluation is None if no images are held out."""
+    splits, images = trained.splits, trained.scored_images
     classifier = load(trained.folder.path, device=trained.device)
+    uncalibrated = None
     if splits.validation is not None:
-        classifier = fit_temperature(classifier, splits.validation, trained.recipe)
+        uncalibrated = trained.validation_outcome or outcome_on_validation(classifier, splits.validation, trained)
+        classifier = fit_temperature(classifier, uncalibrated)
     result: dict[str, Any] = {"seconds": round(trained.seconds, 3)}
     if splits.unreadable:
         result["unreadable"] = splits.unreadable
@@ -71,45 +122,73 @@ def finish_run(trained: TrainedRun, *, report: bool) -> Run:
     if images is None:
         log("no image was held out, so there is no score and no picture of attention")
     else:
-        evaluation = evaluate_held_out(classifier, images, trained)
+        known = (
+            uncalibrated.with_temperature(classifier.temperature) if uncalibrated and is_optimistic(trained) else None
+        )
+        evaluation = evaluate_held_out(classifier, images, trained, known)
         result |= summarize(classifier, evaluation, trained)
         classifier.save(trained.folder.artifact)
-        draw_pictures(classifier, images, evaluation, trained.folder)
     write_json(trained.folder.result_file, result)
-    if report and images is not None and evaluation is not None:
-        write_run_report(classifier, images, evaluation, trained)
-    return Run(trained.folder.path, classifier, result)
+    return Run(trained.folder.path, classifier, result), evaluation
 
 
-def fit_temperature(classifier: Classifier, validation: Images, recipe: Recipe) -> Classifier:
-    """Returns the classifier with a temperature fitted on validation images, and the fit in its origin."""
-    uncalibrated = replace(classifier, temperature=1.0)
-    with progress_bar("fitting the temperature", len(validation)) as progress:
-        outcome = compute_outcome(
-            uncalibrated,
-            validation,
-            workers=recipe.workers,
-            on_batch=progress.advance,
-            skip_unreadable=recipe.skip_unreadable,
+def show_run(run: Run, evaluation: Evaluation, trained: TrainedRun, *, report: bool) -> None:
+    """Draws the pictures of a scored run, and writes its report if requested."""
+    images = trained.scored_images
+    assert images is not None
+    draw_pictures(run.classifier, images, evaluation, trained.folder)
+    if report:
+        write_run_report(
+            run.classifier,
+            evaluation,
+            folder=trained.folder,
+            recipe=trained.recipe,
+            split=trained.scored_split,
+            splits=trained.splits,
+            training_s=run.result["seconds"],
         )
-        calibration = calibrate(outcome)
+
+
+def outcome_on_validation(classifier: Classifier, validation: Images, trained: TrainedRun) -> Outcome:
+    """Returns the outcome on validation images of the classifier without a temperature."""
+    with progress_bar("fitting the temperature", len(validation)) as progress:
+        return compute_outcome(
+            replace(classifier, temperature=1.0),
+            validation,
+            workers=trained.recipe.workers,
+            on_batch=progress.advance,
+            skip_unreadable=trained.recipe.skip_unreadable,
+        )
+
+
+def fit_temperature(classifier: Classifier, uncalibrated: Outcome) -> Classifier:
+    """Returns the classifier with a temperature fitted on validation images, and the fit in its origin."""
+    calibration = calibrate(uncalibrated)
     origin = {**classifier.origin, "calibration": calibration.to_json()}
     return replace(classifier, temperature=calibration.temperature, origin=origin)
 
 
-def evaluate_held_out(classifier: Classifier, images: Images, trained: TrainedRun) -> Evaluation:
-    """Evaluates the classifier on the scored split."""
+def is_optimistic(trained: TrainedRun) -> bool:
+    """Returns whether the scored images are those by which training selected the weights."""
+    return trained.scored_split == "validation"
+
+
+def evaluate_held_out(
+    classifier: Classifier, images: Images, trained: TrainedRun, outcome: Outcome | None = None
+) -> Evaluation:
+    """Evaluates the classifier on the scored split; `outcome` is its outcome there if it is known already."""
     split = trained.scored_split
     description = f"the {len(images)} {split} images of {trained.splits.name}"
-    is_optimistic = split == "validation"
-    if is_optimistic:
+    if is_optimistic(trained):
         description += f", {OPTIMISTIC_NOTE}"
+    if outcome is not None:
+        return Evaluation(outcome, description, classifier.temperature, is_optimistic(trained))
     with progress_bar(f"evaluating on {split}", len(images)) as progress:
         return evaluate(
             classifier,
             images,
             description=description,
-            optimistic=is_optimistic,
+            optimistic=is_optimistic(trained),
             workers=trained.recipe.workers,
             on_batch=progress.advance,
             skip_unreadable=trained.recipe.skip_unreadable,
@@ -126,44 +205,3 @@ def summarize(classifier: Classifier, evaluation: Evaluation, trained: TrainedRu
         return {split: scores}
     probes = trained.probes.to_json()
     return {split: scores, "probe": probes, "verdict": compare_with_probes(classifier, scores, probes)}
-
-
-def draw_pictures(classifier: Classifier, images: Images, evaluation: Evaluation, folder: RunFolder) -> None:
-    """Draws the confusion matrix and the attention gallery."""
-    draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder.picture("confusion"))
-    draw_attention(classifier, evaluation.outcome.readable_images(images), folder.picture("attention"))
-
-
-def draw_attention(classifier: Classifier, images: Images, path: Path, max_images: int = GALLERY_IMAGES) -> None:
-    """Draws the attention maps of some images, about equally many per class, with true and predicted class."""
-    rank_in_class = np.zeros(len(images), dtype=int)  # index of an image among those of its class
-    for label in range(len(images.classes)):
-        members = np.flatnonzero(images.labels == label)
-        rank_in_class[members] = np.arange(len(members))
-    first = np.lexsort((images.labels, rank_in_class))[:max_images]
-    shown = images.subset(sorted(first, key=lambda i: int(images.labels[i])))
-    pixels = shown.load_batch(classifier.preprocess, range(len(shown)))
-    true_classes = [images.classes[label] for label in shown.labels]
-    save_gallery(explain_batch(classifier, pixels, method="attention"), true_classes, path)
-
-
-def write_run_report(classifier: Classifier, images: Images, evaluation: Evaluation, trained: TrainedRun) -> None:
-    """Writes report.html and report.json into the run folder."""
-    from vitrail.report import Subject, report_command, write_report
-    from vitrail.report.collect import REPORT_STEPS
-
-    folder, skip_unreadable = trained.folder, trained.recipe.skip_unreadable
-    options = ["--skip-unreadable"] if skip_unreadable else []
-    subject = Subject(
-        classifier,
-        evaluation.outcome.readable_images(images),
-        evaluation,
-        split=trained.scored_split,
-        splits=trained.splits.as_dict(),
-        skip_unreadable=skip_unreadable,
-        training_metrics=folder.load_metrics(),
-        model_path=str(folder.path),
-        command=report_command(folder.path, folder.load_config().data, options),
-    )
-    with progress_bar("writing the report", REPORT_STEPS) as progress:
-        write_report(subject, folder.path, on_step=lambda note: progress.advance(note=note))

@@ -138,6 +138,10 @@ class RunFolder:
         config = self.load_config()
         return shlex.join(["vitrail", "train", config.data, "--resume", "--out", str(self.path), *config.options])
 
+    def is_finished(self) -> bool:
+        """Returns whether the run has its classifier and its scores."""
+        return self.result_file.exists() and self.artifact.exists()
+
     def was_finished_before(self, time_s: float) -> bool:
         """Returns whether the run had its result before a moment, in seconds since 1970."""
         return self.result_file.exists() and self.result_file.stat().st_mtime < time_s

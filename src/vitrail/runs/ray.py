@@ -19,11 +19,11 @@ from vitrail.installation import install_hint
 from vitrail.loading import load
 from vitrail.machine import count_cores
 from vitrail.ray_cluster import connect_ray
-from vitrail.runs.claim import RUNS, check_out
-from vitrail.runs.finish import Run
+from vitrail.runs.claim import RUNS
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.names import name_of_data, numbered_folders
-from vitrail.runs.resolve import find_run, request_recipe
+from vitrail.runs.resolve import find_run_to_resume, request_recipe
+from vitrail.runs.result import ResultCallback, Run, log_result
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost
 from vitrail.training.recipe import RECIPE_FIELDS
@@ -40,6 +40,7 @@ def train_on_ray(
     processes: int | tuple[int, int] = 2,
     restarts: int = 3,
     ray_address: str | None = None,
+    on_result: ResultCallback = log_result,
     **options: Any,
 ) -> Run:
     """Trains as `vitrail.train` does, with its options, in several processes of a Ray cluster.
@@ -58,7 +59,7 @@ def train_on_ray(
     if options.get("recipe") is not None:
         options["recipe"] = find_recipe(options["recipe"])
     job = {"data": absolute_address(data), "out": str(folder.path), "options": options}
-    with connect_ray(ray_address, max(count_cores(), max_processes)) as ray, log_epochs(folder):
+    with connect_ray(ray_address, max(count_cores(), max_processes)) as ray, log_progress(folder, on_result):
         answer = run_ray_train(ray, folder.path, (min_processes, max_processes), restarts, job)
     if "error" in answer:
         raise (UsageError if answer["is_usage_error"] else VitrailError)(answer["error"], answer["hint"])
@@ -69,13 +70,12 @@ def train_on_ray(
 def select_folder(data: str | Path, out: str | Path | None, resume: bool, options: dict[str, Any]) -> RunFolder:
     """Returns the absolute folder of the run; raises `UsageError` for wrong options before any process is started."""
     name = name_of_data(data)
-    if resume:
-        folder = find_run(name, out)
+    folder = find_run_to_resume(name, out, resume)
+    if folder is not None:
         folder.load_recipe()
     else:
         changes = {field: options[field] for field in (*RECIPE_FIELDS, "size") if field in options}
         request_recipe(options.get("recipe"), options.get("model"), changes)
-        check_out(out)
         free = (path for path in numbered_folders(RUNS, name) if not path.exists())
         folder = RunFolder(Path(out) if out is not None else next(free))
     return RunFolder(folder.path.resolve())
@@ -127,20 +127,26 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def log_epochs(folder: RunFolder) -> Iterator[None]:
-    """Inside, prints a line for every epoch that the processes record."""
+def log_progress(folder: RunFolder, on_result: ResultCallback) -> Iterator[None]:
+    """Inside, prints a line for every epoch that the processes record, and calls `on_result` once they have scores."""
     is_over = threading.Event()
     printed = len(folder.load_metrics())
+    has_result = False
 
     def watch() -> None:
-        nonlocal printed
-        while not is_over.wait(POLL_INTERVAL_S):
+        nonlocal printed, has_result
+        while not (ends := is_over.wait(POLL_INTERVAL_S)) or not has_result:
             for row in folder.load_metrics()[printed:]:
                 printed += 1
                 scores = "  ".join(
                     f"{name.replace('_', ' ')} {row[name]:.3f}" for name in row if name.endswith(("_loss", "_accuracy"))
                 )
                 log(f"epoch {row.get('epoch', '')}  {scores}")
+            if not has_result and folder.is_finished():
+                has_result = True
+                on_result(folder.path, read_json_object(folder.result_file))
+            if ends:
+                return
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

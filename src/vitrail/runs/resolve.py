@@ -1,29 +1,36 @@
 """Which run to resume, if any, and which recipe to train with."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vitrail.console import log
 from vitrail.errors import UsageError
-from vitrail.runs.claim import RUNS, check_out
+from vitrail.runs.claim import RUNS, check_out, is_free
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.names import newest_folder, numbered_folders
 from vitrail.runs.pretrained import Model
 from vitrail.training.launch import current_launch
-from vitrail.training.recipe import Recipe
+from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, find_recipe
 
+MAX_NAMED_FIELDS = 3  # in an error
 RESULT_NEUTRAL_FIELDS = ("workers", "image_cache_gib")  # fields of a recipe that do not change the result
 
 
 def find_run_to_resume(name: str, out: str | Path | None, resume: bool) -> RunFolder | None:
     """Returns the run to resume, or None for a new run, whose folder must then be free.
 
-    Without `resume`, a launcher that restarts its processes (torchrun) resumes the run that they began.
+    With `resume` a new run starts if there is none yet, so that one command starts and resumes a job. Without it, a
+    launcher that restarts its processes (torchrun) resumes the run that they began.
     """
     if resume:
-        return find_run(name, out)
+        folder = find_run(name, out)
+        if folder.config_file.exists() or not is_free(folder.path):
+            return folder
+        log(f"there is no run in {folder.path} to resume, so a new one starts")
     launch = current_launch()
     if launch and (restarted := find_run_of_launch(launch.id, name, out, launch.started_at)):
         return restarted
@@ -76,5 +83,35 @@ def resume_recipe(folder: RunFolder, recipe: str | Path | Recipe | None, changes
         neutral = {name: getattr(started, name) for name in RESULT_NEUTRAL_FIELDS}
         requested = find_recipe(recipe, **changes).with_changes(**neutral)
     if requested != started:
-        raise UsageError(f"{folder.path} was started with another recipe", "resume it without recipe options")
+        raise another_recipe_error(folder, started, requested)
     return started
+
+
+def another_recipe_error(folder: RunFolder, started: Recipe, requested: Recipe) -> UsageError:
+    """Returns the error for a recipe that is not the one a run was started with; it names the fields that differ."""
+    before, now = flatten_recipe(started), flatten_recipe(requested)
+    fields = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    differences = ", ".join(
+        f"{name} is {format_value(now.get(name))}, before {format_value(before.get(name))}"
+        for name in fields[:MAX_NAMED_FIELDS]
+    )
+    more = f" and {len(fields) - MAX_NAMED_FIELDS} more fields" if len(fields) > MAX_NAMED_FIELDS else ""
+    hint = "resume it without recipe options"
+    if "epochs" in fields:
+        data = folder.data_source or "DATA"
+        hint += ", or train its weights further in a new run: " + shlex.join(
+            ["vitrail", "train", data, "--from", str(folder.path), "--epochs", str(now["epochs"])]
+        )
+    return UsageError(f"{folder.path} was started with another recipe: {differences}{more}", hint)
+
+
+def flatten_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Returns the name of a recipe, and all its fields that a user may set and that are set."""
+    parts = {"recipe": vars(recipe), "augment": vars(recipe.augment), "model": recipe.model}
+    values = {name: parts[part][name] for name, part in RECIPE_FIELDS.items() if name in parts[part]}
+    return {"recipe": recipe.name, **values}
+
+
+def format_value(value: Any) -> str:
+    """Returns a value of a recipe as text."""
+    return "not set" if value is None else str(value)

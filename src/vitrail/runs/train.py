@@ -23,12 +23,13 @@ from vitrail.runs.callbacks import tensorboard_callback
 from vitrail.runs.claim import check_disk_space, create_run
 from vitrail.runs.data import check_image_sizes, load_data, write_check
 from vitrail.runs.epochs import train_epochs
-from vitrail.runs.finish import Run, TrainedRun, finish_run
+from vitrail.runs.finish import TrainedRun, finish_run, reload_run
 from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.runs.names import name_of_data
 from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
 from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
+from vitrail.runs.result import ResultCallback, Run, log_result
 from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
 from vitrail.runs.training_run import EpochCallback, TrainingRun
@@ -56,6 +57,7 @@ def train(
     fsdp: bool = False,
     score_test: bool = True,
     epoch_callbacks: Sequence[EpochCallback] = (),
+    on_result: ResultCallback = log_result,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images of `data` and writes the run folder.
@@ -65,8 +67,10 @@ def train(
     `Recipe`; `changes` are fields of it, of its augmentation or of its model (`epochs=3, width=128`).
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
+    `resume` starts a new run if there is none yet, and returns a finished one as it is.
     `check` checks the data first, `report` writes report.html at the end, `score_test=False` scores validation
-    instead of test. `epoch_callbacks` are called after each epoch with the run folder and its row of metrics.
+    instead of test. `epoch_callbacks` are called after each epoch with the run folder and its row of metrics,
+    `on_result` with the run folder and the scores, as soon as they are saved and before the report is made.
 
     If several processes call it (under torchrun, or in an initialized process group), they train one model: the main
     process writes the run, and every process returns it. `fsdp` shards the model over the processes.
@@ -104,13 +108,16 @@ def train(
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         assert folder is not None
         with lock_run(folder, world):
+            if resumed and world.on_main(resumed.is_finished):
+                trained = TrainedRun(folder, start.splits, start.recipe, world.device)
+                return finish_on_main(world, lambda: reload_run(trained, report=report, on_result=on_result))
             probes = None
             with world.raise_on_all():
                 if world.is_main:
                     write_check(run_data.report, folder)
                     probes = probe_start(start) if pretrained else None
             trained = train_classifier(start, folder, probes, callbacks, world, resumes=resumed is not None)
-            return finish_on_main(trained, world, report)
+            return finish_on_main(world, lambda: finish_run(trained, report=report, on_result=on_result))
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
@@ -221,7 +228,7 @@ def train_classifier(
     if resumes:
         resume_from_checkpoint(run)
     train_epochs(run)
-    return TrainedRun(folder, start.splits, start.recipe, world.device, run.progress.seconds, probes)
+    return TrainedRun(folder, start.splits, start.recipe, world.device, run.progress.seconds, probes, run.best_outcome)
 
 
 def log_frozen_parameters(state: TrainState) -> None:
@@ -233,10 +240,10 @@ def log_frozen_parameters(state: TrainState) -> None:
         log(f"{trainable:,} trainable parameters, {frozen:,} frozen")
 
 
-def finish_on_main(trained: TrainedRun, world: World, report: bool) -> Run:
+def finish_on_main(world: World, finish: Callable[[], Run]) -> Run:
     """Finishes the run on the main process; all return it, the others with the classifier on the CPU."""
     with world.raise_on_all():
-        run = finish_run(trained, report=report) if world.is_main else None
+        run = finish() if world.is_main else None
     if world.size == 1:
         assert run is not None
         return run

@@ -11,6 +11,7 @@ import numpy as np
 from vitrail.classifier import Classifier
 from vitrail.data.loader import count_batches
 from vitrail.data.split import Splits
+from vitrail.evaluation import Outcome
 from vitrail.interrupts import Interrupted
 from vitrail.machine import describe_numerics
 from vitrail.options import check_fields
@@ -75,6 +76,8 @@ class TrainingRun:
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)  # the last checkpoint
     curves_drawn_at: float = -float("inf")
+    outcome: Outcome | None = None  # of the last validation, if this process has evaluated all of it
+    best_outcome: Outcome | None = None  # of the weights in the artifact, unless an earlier process wrote it
 
     @property
     def world(self) -> World:

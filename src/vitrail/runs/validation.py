@@ -11,10 +11,19 @@ from vitrail.classifier import Classifier
 from vitrail.data.images import Images
 from vitrail.errors import VitrailError
 from vitrail.evaluation import compute_outcome
-from vitrail.evaluation.outcome import NoReadableImages
+from vitrail.evaluation.outcome import NoReadableImages, Outcome
 from vitrail.training.distributed import World
 
 BATCH_SIZE = 256  # per process, with several processes
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """Loss and accuracy, and the outcome of each image if one process has evaluated all of them."""
+
+    loss: float
+    accuracy: float
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,11 @@ def evaluate_all_ranks(
     *,
     workers: int | None = None,
     skip_unreadable: bool = False,
-) -> tuple[float, float]:
-    """Loss and accuracy on these images. Raises what `compute_outcome` raises, on all processes."""
+) -> ValidationScores:
+    """Returns the scores on these images. Raises what `compute_outcome` raises, on all processes."""
     if world.size == 1:
         outcome = compute_outcome(classifier, images, workers=workers, skip_unreadable=skip_unreadable)
-        return outcome.loss, outcome.accuracy
+        return ValidationScores(outcome.loss, outcome.accuracy, outcome)
     start, stop = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     forward_calls = ceil(ceil(len(images) / world.size) / BATCH_SIZE)  # of the process with the most images
     with pad_forward_calls(classifier, forward_calls if world.is_sharded else 0):
@@ -52,7 +61,7 @@ def evaluate_all_ranks(
         raise errors[0]
     if empty_shards and not n:
         raise NoReadableImages(f"none of {len(images)} images can be read", empty_shards[0].hint)
-    return sum(shard.loss for shard in shards) / n, sum(shard.correct for shard in shards) / n
+    return ValidationScores(sum(shard.loss for shard in shards) / n, sum(shard.correct for shard in shards) / n)
 
 
 def evaluate_shard(

@@ -19,8 +19,8 @@ from vitrail.errors import UsageError
 from vitrail.files import absolute_if_exists, save_json, write_json
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import pick_device
-from vitrail.runs.finish import Run
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.result import Run
 from vitrail.runs.train import train
 from vitrail.sweeps.config import Metric, Pruner, Sampler, SweepConfig
 from vitrail.sweeps.folder import SweepFolder

@@ -1,0 +1,51 @@
+"""The result of a run: its scores, and the lines that describe them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.classifier import Classifier
+from vitrail.console import log
+from vitrail.evaluation.evaluation import describe_scored_images
+from vitrail.runs.probes import describe_probes
+
+ResultCallback = Callable[[Path, dict[str, Any]], None]  # gets the run folder and the content of result.json
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its classifier and its scores."""
+
+    folder: Path
+    classifier: Classifier
+    result: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the folder and the scores."""
+        return {"run": str(self.folder), **self.result}
+
+
+def describe_scores(split: str, scores: dict[str, Any]) -> str:
+    """Returns accuracy with its interval, loss and number of images as text."""
+    low, high = scores["accuracy_interval"]
+    return (
+        f"{split} accuracy {scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
+        f"loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
+    )
+
+
+def describe_result(result: dict[str, Any]) -> list[str]:
+    """Returns the scores of a run, those of its probes, the verdict and the time of training, as lines."""
+    lines = [describe_scores(split, result[split]) for split in ("test", "validation") if result.get(split)]
+    if result.get("probe"):
+        lines += describe_probes(result["probe"])
+    if result.get("verdict"):
+        lines.append(result["verdict"])
+    return [*lines, f"trained in {result['seconds']:.0f} s"]
+
+
+def log_result(folder: Path, result: dict[str, Any]) -> None:
+    """Prints the result to stderr."""
+    for line in describe_result(result):
+        log(line)

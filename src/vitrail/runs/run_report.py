@@ -1,0 +1,51 @@
+"""The report of a run, which may take a part of the time that training took."""
+
+from vitrail.classifier import Classifier
+from vitrail.console import log, progress_bar
+from vitrail.data.split import Splits
+from vitrail.evaluation import Evaluation
+from vitrail.report import Subject, report_command, write_report
+from vitrail.report.budget import Budget, describe_shortened
+from vitrail.report.collect import REPORT_STEPS
+from vitrail.runs.folder import RunFolder
+from vitrail.training.recipe import Recipe
+
+TRAINING_FRACTION = 0.25  # of the time of training, which the report may take
+
+
+def run_report_command(folder: RunFolder, recipe: Recipe) -> str:
+    """Returns the command that writes the whole report of a run."""
+    options = ["--skip-unreadable"] if recipe.skip_unreadable else []
+    return report_command(folder.path, folder.load_config().data, options)
+
+
+def write_run_report(
+    classifier: Classifier,
+    evaluation: Evaluation,
+    *,
+    folder: RunFolder,
+    recipe: Recipe,
+    split: str,
+    splits: Splits,
+    training_s: float,
+) -> None:
+    """Writes report.html and report.json into the run folder, and prints what was left out to save time."""
+    by_name = splits.as_dict()
+    command = run_report_command(folder, recipe)
+    subject = Subject(
+        classifier,
+        evaluation.outcome.readable_images(by_name[split]),
+        evaluation,
+        split=split,
+        splits=by_name,
+        skip_unreadable=recipe.skip_unreadable,
+        training_metrics=folder.load_metrics(),
+        model_path=str(folder.path),
+        command=command,
+    )
+    budget = Budget(TRAINING_FRACTION * training_s)
+    with progress_bar("writing the report", REPORT_STEPS) as progress:
+        document = write_report(subject, folder.path, budget=budget, on_step=lambda note: progress.advance(note=note))
+    if shortened := document["shortened_parts"]:
+        parts = describe_shortened(shortened)
+        log(f"to save time, the report uses fewer images for {parts}; the whole report: {command}")
