@@ -234,9 +234,10 @@ def test_a_hostile_state_ends_a_resume_with_an_error(make_folder, changes: dict[
     import vitrail
 
     folder = make_folder("colors", 8)
-    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=16)
+    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=16, report=False)
     path = find_newest_checkpoint(run.folder / "checkpoint")
     assert path is not None
+    (run.folder / "result.json").unlink()  # else the run is finished, and its checkpoint is not read
     rewrite_state(path, {**json.loads((path / CHECKPOINT_FILES[2]).read_text()), **changes})
     with pytest.raises(VitrailError, match=r"not of this vitrail|another run"):
         vitrail.train(folder, out=run.folder, resume=True)

@@ -20,7 +20,7 @@ from vitrail.errors import UsageError
 from vitrail.evaluation import evaluate
 from vitrail.evaluation.evaluation import open_scored_images
 from vitrail.interrupts import Interrupted
-from vitrail.report import SampleSizes
+from vitrail.report.subject import SampleSizes
 from vitrail.report.budget import MINIMUM, NO_LIMIT, Budget, fit_sizes
 from vitrail.report.collect import collect
 from vitrail.report.faithfulness import collect_faithfulness
