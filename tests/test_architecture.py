@@ -24,6 +24,7 @@ LAYERS = [
         "installation",
         "interrupts",
         "machine",
+        "openmp",
         "intervals",
         "processes",
         "ray_cluster",

@@ -1,14 +1,13 @@
 """Vision Transformers you can see through: train, understand and ship an image classifier, on one ViT you can read."""
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitrail.openmp import let_idle_threads_sleep
 from vitrail.version import __version__ as __version__
 
-# torch reads it once, when it starts its threads: idle threads sleep instead of spinning. Spinning makes a step more
-# than ten times slower if another process uses the same cores (docs/log.md); sleeping costs nothing measurable.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+let_idle_threads_sleep()
+del let_idle_threads_sleep
 
 if TYPE_CHECKING:
     from vitrail.api import evaluate, probe
