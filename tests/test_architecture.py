@@ -24,6 +24,7 @@ LAYERS = [
         "installation",
         "interrupts",
         "machine",
+        "batching",
         "openmp",
         "intervals",
         "processes",

@@ -234,7 +234,9 @@ def test_a_hostile_state_ends_a_resume_with_an_error(make_folder, changes: dict[
     import vitrail
 
     folder = make_folder("colors", 8)
-    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=16, report=False)
+    run = vitrail.train(
+        folder, out=folder.parent / "run", epochs=1, width=16, depth=1, heads=2, mlp_width=16, report=False
+    )
     path = find_newest_checkpoint(run.folder / "checkpoint")
     assert path is not None
     (run.folder / "result.json").unlink()  # else the run is finished, and its checkpoint is not read

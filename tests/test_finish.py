@@ -20,11 +20,11 @@ from vitrail.errors import UsageError
 from vitrail.evaluation import evaluate
 from vitrail.evaluation.evaluation import open_scored_images
 from vitrail.interrupts import Interrupted
-from vitrail.report.subject import SampleSizes
 from vitrail.report.budget import MINIMUM, NO_LIMIT, Budget, fit_sizes
 from vitrail.report.collect import collect
 from vitrail.report.faithfulness import collect_faithfulness
 from vitrail.report.page import render_page
+from vitrail.report.subject import SampleSizes
 from vitrail.runs import finish
 from vitrail.runs.finish import ReportInterrupted
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     add_data(parser)
     add_training_options(
-        parser, out_help="the run folder (default: runs/NAME)", resume_help="continue the run in --out; start it if there is none"
+        parser,
+        out_help="the run folder (default: runs/NAME)",
+        resume_help="continue the run in --out; start it if there is none",
     )
     parser.add_argument(
         "--processes", type=count(), metavar="COUNT", help="processes that train one model (default: 1)"

@@ -15,6 +15,7 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch import Tensor
 
+from vitrail.batching import BatchHalver
 from vitrail.classifier import Classifier
 from vitrail.data.randomness import derive_seed
 from vitrail.intervals import wilson_interval
@@ -120,5 +121,8 @@ def measure_robustness(
 
 
 def _count_correct(classifier: Classifier, pixels: Tensor, labels: Tensor, batch_size: int) -> int:
-    predicted = [classifier.logits(batch).argmax(dim=1).cpu() for batch in torch.split(pixels, batch_size)]
+    halve = BatchHalver()
+    predicted: list[Tensor] = []
+    for batch in torch.split(pixels, batch_size):
+        predicted += halve(lambda part: classifier.logits(part).argmax(dim=1).cpu(), batch)
     return int((torch.cat(predicted) == labels).sum())

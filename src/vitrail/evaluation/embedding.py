@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.batching import BatchHalver
 from vitrail.classifier import Classifier
 
 MIN_TSNE_IMAGES = 60
@@ -16,7 +17,10 @@ BATCH_SIZE = 250
 @torch.inference_mode()
 def pooled_features(classifier: Classifier, pixels_nCHW: Tensor) -> np.ndarray:
     """Returns the input of the head for uint8 pixels of the model's size: (n, D)."""
-    features = [classifier.features(pixels).cpu() for pixels in torch.split(pixels_nCHW, BATCH_SIZE)]
+    halve = BatchHalver()
+    features: list[Tensor] = []
+    for pixels in torch.split(pixels_nCHW, BATCH_SIZE):
+        features += halve(lambda part: classifier.features(part).cpu(), pixels)
     return torch.cat(features).numpy()
 
 

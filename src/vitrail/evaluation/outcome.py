@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from vitrail.batching import BatchHalver
 from vitrail.classifier import BaseClassifier
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
@@ -92,10 +93,12 @@ def compute_outcome(
     processes: int = 1,
     on_batch: Callable[[int], object] = lambda images: None,
     skip_unreadable: bool = False,
+    may_halve: bool = True,
 ) -> Outcome:
     """Returns the logits of every image, in order. `on_batch` receives the number of images of each batch.
 
-    `processes` is the number of processes on this machine that compute outcomes at the same time.
+    `processes` is the number of processes on this machine that compute outcomes at the same time. Batches that do not
+    fit into memory are halved, unless `may_halve` is false.
 
     Raises `ImageError` for an unreadable image. With `skip_unreadable` such images are skipped and listed; then raises
     `NoReadableImages` if none is left.
@@ -107,6 +110,7 @@ def compute_outcome(
         on_batch(1)
 
     logits, labels = [], []
+    halve = BatchHalver()
     batches = EvaluationLoader(
         images,
         classifier.preprocess,
@@ -117,7 +121,11 @@ def compute_outcome(
     )
     for pixels, labels_B in batches:
         if len(labels_B):
-            logits.append(classifier.logits(pixels).cpu())
+            logits += (
+                halve(lambda part: classifier.logits(part).cpu(), pixels)
+                if may_halve
+                else [classifier.logits(pixels).cpu()]
+            )
             labels.append(labels_B)
             on_batch(len(pixels))
     if not logits:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.batching import BatchHalver
 from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput, top_probabilities
 from vitrail.data.decode import ImageError, ImageUnreachable, decode
 from vitrail.data.preprocess import Preprocess
@@ -113,12 +114,13 @@ def compute_outputs(classifier: BaseClassifier, batch: ImageBatch, embedding: bo
 
 
 def forward(classifier: BaseClassifier, pixels_BCHW: Tensor, embedding: bool) -> tuple[Tensor, Tensor | None]:
-    """Returns logits and, for an embedding, features."""
-    with explain_out_of_memory(f"a batch of {len(pixels_BCHW)}"):
+    """Returns logits and, for an embedding, features; a batch that does not fit into memory is halved."""
+    with explain_out_of_memory("a batch of 1"):
         if embedding:
             assert isinstance(classifier, Classifier)
-            return classifier.logits_and_features(pixels_BCHW)
-        return classifier.logits(pixels_BCHW), None
+            logits, features = zip(*BatchHalver()(classifier.logits_and_features, pixels_BCHW), strict=True)
+            return torch.cat(logits), torch.cat(features)
+        return torch.cat(BatchHalver()(classifier.logits, pixels_BCHW)), None
 
 
 @contextmanager

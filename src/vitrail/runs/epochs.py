@@ -131,6 +131,7 @@ def validate(run: TrainingRun) -> Row:
             run.eval_classifier,
             images,
             run.world,
+            batch_size=run.recipe.evaluation_batch_size(run.world.size),
             workers=run.recipe.workers,
             skip_unreadable=run.recipe.skip_unreadable,
         )

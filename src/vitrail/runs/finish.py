@@ -155,6 +155,7 @@ def outcome_on_validation(classifier: Classifier, validation: Images, trained: T
         return compute_outcome(
             replace(classifier, temperature=1.0),
             validation,
+            batch_size=trained.recipe.evaluation_batch_size(),
             workers=trained.recipe.workers,
             on_batch=progress.advance,
             skip_unreadable=trained.recipe.skip_unreadable,
@@ -189,6 +190,7 @@ def evaluate_held_out(
             images,
             description=description,
             optimistic=is_optimistic(trained),
+            batch_size=trained.recipe.evaluation_batch_size(),
             workers=trained.recipe.workers,
             on_batch=progress.advance,
             skip_unreadable=trained.recipe.skip_unreadable,

@@ -14,8 +14,6 @@ from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.outcome import NoReadableImages, Outcome
 from vitrail.training.distributed import World
 
-BATCH_SIZE = 256  # per process, with several processes
-
 
 @dataclass(frozen=True)
 class ValidationScores:
@@ -41,17 +39,24 @@ def evaluate_all_ranks(
     images: Images,
     world: World,
     *,
+    batch_size: int = 256,
     workers: int | None = None,
     skip_unreadable: bool = False,
 ) -> ValidationScores:
-    """Returns the scores on these images. Raises what `compute_outcome` raises, on all processes."""
+    """Returns the scores on these images, from batches of `batch_size` images per process.
+
+    Raises what `compute_outcome` raises, on all processes.
+    """
     if world.size == 1:
-        outcome = compute_outcome(classifier, images, workers=workers, skip_unreadable=skip_unreadable)
+        outcome = compute_outcome(
+            classifier, images, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable
+        )
         return ValidationScores(outcome.loss, outcome.accuracy, outcome)
     start, stop = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
-    forward_calls = ceil(ceil(len(images) / world.size) / BATCH_SIZE)  # of the process with the most images
+    forward_calls = ceil(ceil(len(images) / world.size) / batch_size)  # of the process with the most images
     with pad_forward_calls(classifier, forward_calls if world.is_sharded else 0):
-        scores = evaluate_shard(classifier, images.subset(range(start, stop)), world, workers, skip_unreadable)
+        share = images.subset(range(start, stop))
+        scores = evaluate_shard(classifier, share, world, batch_size, workers, skip_unreadable)
     shards = world.all_gather(scores)
     n = sum(shard.images for shard in shards)
     errors = [shard.error for shard in shards if shard.error]
@@ -65,7 +70,7 @@ def evaluate_all_ranks(
 
 
 def evaluate_shard(
-    classifier: Classifier, images: Images, world: World, workers: int | None, skip_unreadable: bool
+    classifier: Classifier, images: Images, world: World, batch_size: int, workers: int | None, skip_unreadable: bool
 ) -> ShardScores:
     """Evaluates the share of one process. An error is returned, so that all processes learn of it."""
     if not len(images):
@@ -74,10 +79,11 @@ def evaluate_shard(
         outcome = compute_outcome(
             classifier,
             images,
-            batch_size=BATCH_SIZE,
+            batch_size=batch_size,
             workers=workers,
             processes=world.local_size,
             skip_unreadable=skip_unreadable,
+            may_halve=not world.is_sharded,  # every process must call a sharded model equally often
         )
     except VitrailError as error:
         return ShardScores(error=error)

@@ -23,6 +23,9 @@ HeadInit = Literal["random", "probe"]
 LoraTarget = Literal["qkv", "attention", "blocks"]
 
 
+MAX_EVALUATION_BATCH = 256
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train. `model` has the fields of `ViTConfig` that the recipe sets; the data determines the others.
@@ -127,6 +130,17 @@ class Recipe:
             or self.head_init == "probe"
             or self.layer_decay != 1.0
         )
+
+    def evaluation_batch_size(self, processes: int = 1) -> int:
+        """Returns the images per batch of one of several processes when nothing is trained.
+
+        It is four times the micro-batch of training, at most 256: without gradients a forward pass keeps the
+        activations of one block instead of all.
+        """
+        if self.batch_size is None:
+            return MAX_EVALUATION_BATCH
+        micro_batch = -(-self.batch_size // (self.accumulation_steps * processes))
+        return min(MAX_EVALUATION_BATCH, 4 * micro_batch)
 
     def with_changes(self, **changes: Any) -> "Recipe":
         """Returns the recipe with other values for any fields of its own, its augmentation or its model.
