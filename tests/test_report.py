@@ -32,6 +32,7 @@ from vitrail.report.embedding import collect_embedding
 from vitrail.report.page import render_page
 from vitrail.report.sample import read_sample, select_images
 from vitrail.report.sprite_sheets import TILES_PER_SHEET, make_sheets, sprite_position
+from vitrail.runs import run_report
 
 HOSTILE = ("<img src=x onerror=window.pwned=1>", "\"><script>window.pwned=1; alert('&amp;')", "blue {{ 7*7 }} https:")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -59,9 +60,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reported(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
-    """A run with its report."""
+    """A run with a whole report: a training of seconds leaves time for the cheap parts only."""
     out = tmp_path_factory.mktemp("reported") / "run"
-    return vitrail.train(hostile, out=out, epochs=4, width=32, depth=2, heads=2, mlp_width=64, patch=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_report, "TRAINING_FRACTION", 1000)
+        return vitrail.train(hostile, out=out, epochs=4, width=32, depth=2, heads=2, mlp_width=64, patch=4)
 
 
 @pytest.fixture(scope="session")
