@@ -1,5 +1,7 @@
 # make demo   install, train on digits, evaluate, predict, explain, and print where the pictures are
 # make test   the tests; make test-scale: the slow tests of many processes, nodes and Ray
+# make test-newest  the tests of NEWEST_TESTS on the newest supported Python of this machine, if there is a newer one
+# make test-lowest  the tests with the lowest versions of the libraries that pyproject.toml allows
 # make check  lint, formatting and types
 # make parity compare every family with its reference and write docs/parity.md
 # make cards  write the cards again from the data of timm, torchvision and open_clip
@@ -7,18 +9,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Development installs with uv, which is several times faster and shares files between environments.
+UV := $(BIN)/uv
+UV_INSTALL := $(UV) pip install --quiet --constraint constraints.txt
+NEWEST := .venv-newest
+LOWEST := .venv-lowest
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 # Some tests need a browser (Debian's Chromium), and the test of two nodes needs the program ip. make installs them if
 # they are missing and apt-get can run as root.
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 CAN_INSTALL := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4
+TEST := OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+# What depends most on the version of Python: processes, signals, asyncio, the exporters; with several kills.
+NEWEST_TESTS := $(addprefix tests/test_,train.py checkpoint.py loader.py runs.py interrupts.py processes.py predict_all.py \
+    export_programs.py sweep.py scheduler.py worker_pool.py serve.py serve_protocol.py cli.py old_files.py)
 # The checks of JavaScript need Node.js and npm, which make installs under the same condition.
 NPM := command -v node && command -v npm
 APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
-.PHONY: demo test test-scale check parity cards format wheel clean
+.PHONY: demo test test-scale test-newest test-lowest check parity cards format wheel clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitrail needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -27,9 +38,16 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PIP) --editable .
 	@touch $@
 
-$(VENV)/ready-for-work: $(VENV)/ready
-	@$(PIP) --editable '.[dev]'
+$(UV): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitrail needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) uv
 	@touch $@
+
+$(VENV)/ready-for-work: $(UV) constraints.txt
+	@echo "installing vitrail, torch and the tools of development into $(VENV)"
+	@$(UV_INSTALL) --python $(BIN)/python --editable '.[dev]'
+	@touch $(VENV)/ready $@
 
 demo: $(VENV)/ready
 	$(BIN)/vitrail train digits --out $(RUN)
@@ -41,11 +59,27 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-for-work
 	@{ $(BROWSER); } >/dev/null || { $(CAN_INSTALL) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
-	$(TEST) -m "not scale"
+	$(TEST) --dist worksteal -m "not scale"
 
 test-scale: $(VENV)/ready-for-work
 	@command -v ip >/dev/null || { $(CAN_INSTALL) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
-	$(TEST) -m scale
+	$(TEST) --dist loadfile -m scale
+
+test-newest: $(VENV)/ready-for-work
+	@newest="$$($(BIN)/python tools/newest_python.py)"; \
+	if [ -z "$$newest" ]; then echo "no supported Python here is newer than that of $(VENV)"; exit 0; fi; \
+	set -e; version="$$("$$newest" --version)"; echo "testing with $$version"; \
+	$(UV) venv --quiet --clear --python "$$newest" $(NEWEST); \
+	$(UV_INSTALL) --python $(NEWEST)/bin/python --editable '.[dev]'; \
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) --dist worksteal -m "not scale" $(NEWEST_TESTS); \
+	echo "the tests of training, prediction, export, server, sweep and kills pass with $$version"
+
+# The tools and references of the tests are the newest that fit. Old libraries warn of their own deprecations.
+test-lowest: $(VENV)/ready-for-work
+	$(UV) pip compile --quiet pyproject.toml --extra all --resolution lowest-direct --python $(BIN)/python --output-file $(VENV)/lowest.txt
+	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint $(VENV)/lowest.txt --editable '.[all,test]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) --dist worksteal -m "not scale" -W default
 
 node_modules/ready: package.json package-lock.json
 	@{ $(NPM); } >/dev/null || { $(CAN_INSTALL) && { $(APT) nodejs npm; } >/dev/null 2>&1; } || { echo "Node.js and npm are missing: on Debian and Ubuntu, apt install nodejs npm" >&2; exit 1; }
@@ -75,4 +109,4 @@ wheel: $(VENV)/ready-for-work
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) node_modules build dist
+	rm -rf $(VENV) $(NEWEST) $(LOWEST) node_modules build dist

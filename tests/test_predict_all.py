@@ -811,6 +811,40 @@ def test_a_data_loading_worker_that_dies_is_an_error_of_one_sentence(
         vitrail.predict_all(run.folder, colors / "test", tmp_path / "out")
 
 
+FEW_HANDLES = """
+import os, resource, sys, time
+import vitrail
+from vitrail.prediction import gpu_stream, rows
+
+model, images, out = sys.argv[1:]
+first, decode = min(os.listdir(images)), rows.decode
+
+
+def decode_first_slowly(path, channels):  # meanwhile the batches of the other workers wait in the main process
+    time.sleep(2 * path.endswith(first))
+    return decode(path, channels)
+
+
+rows.decode = decode_first_slowly
+engine = lambda job, parts, options, on_images: gpu_stream.predict_in_stream(job, parts, 3, on_images)
+vitrail.prediction.predict.resolve_engine = lambda options: engine
+handles = len(os.listdir("/proc/self/fd")) + 60
+resource.setrlimit(resource.RLIMIT_NOFILE, (handles, handles))
+summary = vitrail.predict_all(model, images, out, format="csv", part_images=1000, batch_size=64)
+print(summary.images, summary.unreadable)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files in /proc")
+def test_a_stream_needs_few_open_files(run: vitrail.Run, many: Path, tmp_path: Path):
+    """Data-loading workers send a batch as one tensor: an image each would be a file handle each."""
+    images = many / "a"
+    command = [sys.executable, "-W", "error", "-c", FEW_HANDLES, run.folder, images, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(list(images.iterdir()))), "0"]
+
+
 # folders of earlier versions
 
 

@@ -738,6 +738,8 @@ def test_the_server_conforms_to_its_openapi_document(server: RunningServer, tmp_
     """
     (tmp_path / "hooks.py").write_text(SCHEMATHESIS_HOOKS)
     script = Path(sys.executable).with_name("schemathesis")
+    if not script.exists():
+        pytest.skip("schemathesis is not installed: it needs newer libraries than vitrail")
     checks = "no_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     process = subprocess.run(
         [str(script), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", checks, "--max-examples", "3",
