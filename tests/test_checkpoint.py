@@ -13,7 +13,7 @@ import torch
 
 from kills import kill_runs
 from vitrail import files
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.training.checkpoint import (
@@ -25,6 +25,7 @@ from vitrail.training.checkpoint import (
     save_checkpoint,
 )
 from vitrail.training.recipe import Recipe
+from vitrail.training.recipes import RECIPES
 from vitrail.training.train_state import TrainState, init_train_state
 
 OPERATIONS = ("make_folder", "save_tensors", "save_json", "fsync", "rename", "remove_folder")
@@ -259,6 +260,21 @@ def test_tensors_of_another_model_and_optimizer_state_of_another_shape_are_error
         load_checkpoint(path, make_state(0))
 
 
+@pytest.mark.parametrize("kind", ["Adafactor", "a list"])
+def test_optimizer_state_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_path: Path, kind: str):
+    """With a sentence, before any progress depends on it; such an optimizer is not among the recipes'."""
+    state = make_state(1)
+    if kind == "Adafactor":
+        parameters = [parameter for parameter in state.vit.parameters() if parameter.numel()]
+        state.optimizers = [torch.optim.Adafactor(parameters)]
+        state.optimizers[0].step()
+    else:
+        next(iter(state.optimizers[0].state.values()))["history"] = [1.0]
+    with pytest.raises(UsageError, match=r"cannot be saved: (row_var of .* is a tensor|history of .* is a list)"):
+        save_checkpoint(tmp_path, state, {"epoch": 1})
+    assert list_checkpoints(tmp_path) == []
+
+
 def test_a_checkpoint_that_this_node_does_not_see_is_an_error(tmp_path: Path):
     path = save_checkpoint(tmp_path, make_state(1), {})
     shutil.rmtree(path)
@@ -280,3 +296,11 @@ def test_twenty_kills_leave_every_checkpoint_readable_and_change_no_bit(tmp_path
     """`python tests/kills.py 200` runs the long version."""
     counts = kill_runs(20, tmp_path, seed=3, new_process_every=0)
     assert counts["kills"] >= 20
+
+
+def test_built_in_recipes_cannot_be_changed():
+    before = RECIPES["small"].model
+    RECIPES["small"].model["width"] = 7
+    assert RECIPES["small"].model == before
+    with pytest.raises(TypeError):
+        RECIPES["small"] = RECIPES["tutorial"]  # type: ignore[index]

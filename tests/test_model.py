@@ -419,7 +419,8 @@ def test_json_without_a_field_takes_its_default():
     [
         ({"widht": 32}, "no field 'widht' (did you mean width?)"),
         ({"position": {"kind": "rotery"}}, "position 'rotery' is not known (did you mean rotary?)"),
-        ({"position": {"kind": "rotary", "temperature": 1.0}}, "position 'rotary' has no option temperature"),
+        ({"position": {"kind": "rotary", "temperature": 1.0}}, "position 'rotary' has no option 'temperature'"),
+        ({"position": {"kind": "rotary", "base": 100.0, "bas": 1}}, "has no option 'bas' (did you mean base"),
         ({"position": {}}, "position"),
         ({"position": None}, "position is None"),
         ({"width": "32"}, "width"),

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.data.decode import ImageError, decode
+from vitrail.data.decode import ImageError
+from vitrail.data.image_input import ImageInput, is_one_image, to_pixels
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.fast import make_fast_vit
@@ -24,6 +26,7 @@ from vitrail.weights.artifact import Artifact, write_artifact
 from vitrail.weights.resize import resize_vit
 
 ARTIFACT_NAME = "classifier.safetensors"
+PREDICT_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -53,24 +56,41 @@ class BaseClassifier(ABC):
         Raises `NonFiniteOutput` for NaN or infinity.
         """
 
-    def read_image(self, image: str | Path | Tensor) -> Tensor:
-        """Returns uint8 pixels (C, H, W) of the model's size, from a file or from uint8 pixels (C, h, w).
+    def read_image(self, image: ImageInput) -> Tensor:
+        """Returns uint8 pixels (C, H, W) of the model's size.
 
-        Raises `ImageError` if the image cannot be read or is too small.
+        `image` is a file, the bytes of a file, a PIL image, an array (h, w), (h, w, 3) or (h, w, 4), or a tensor
+        (C, h, w); arrays and tensors are uint8, or floats from 0 to 1. Raises `ImageError` if the image cannot be read
+        or is too small.
         """
-        name = "image" if isinstance(image, Tensor) else str(image)
-        pixels = image if isinstance(image, Tensor) else decode(image, self.preprocess.channels)
-        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.preprocess.channels:
-            raise ImageError(name, f"pixels must be uint8 ({self.preprocess.channels}, h, w)")
+        name = str(image) if isinstance(image, str | Path) else "image"
+        pixels = to_pixels(image, self.preprocess.channels)
         try:
             return self.preprocess.fit_image(pixels)
         except ValueError as error:
             raise ImageError(name, str(error)) from None
 
-    def predict(self, image: str | Path | Tensor, top: int = 5) -> list[Prediction]:
-        """Returns the `top` most probable classes of one image, best first; raises as `read_image` does."""
+    @overload
+    def predict(self, image: str | Path | bytes | Image.Image, top: int = 5) -> list[Prediction]: ...
+    @overload
+    def predict(self, image: list[Any] | tuple[Any, ...], top: int = 5) -> list[list[Prediction]]: ...
+    @overload
+    def predict(self, image: Any, top: int = 5) -> Any: ...
+    def predict(self, image: Any, top: int = 5) -> Any:
+        """Returns the `top` most probable classes of an image, best first; raises as `read_image` does.
+
+        For a list of images, an array (B, h, w, C) or a tensor (B, C, h, w) it returns a list of such lists.
+        """
         self.require_classes()
-        return top_predictions(self.logits(self.read_image(image).unsqueeze(0))[0], self.classes, top)
+        if is_one_image(image):
+            return self.predict_batch([image], top)[0]
+        starts = range(0, len(image), PREDICT_BATCH_SIZE)
+        return [each for start in starts for each in self.predict_batch(image[start : start + PREDICT_BATCH_SIZE], top)]
+
+    def predict_batch(self, images: Sequence[ImageInput], top: int) -> list[list[Prediction]]:
+        """Returns the most probable classes of each image, computed at once."""
+        logits_BY = self.logits(torch.stack([self.read_image(image) for image in images]))
+        return [top_predictions(logits_Y, self.classes, top) for logits_Y in logits_BY]
 
     def require_classes(self) -> None:
         """Raises `UsageError` if the model returns features, which have no classes."""
@@ -91,6 +111,15 @@ class Classifier(BaseClassifier):
     temperature: float = 1.0
     origin: dict[str, Any] = field(default_factory=dict)
     is_fast: bool = False
+
+    def __repr__(self) -> str:
+        """A line: a notebook would show every module of the model."""
+        config = self.vit.config
+        size = "x".join(map(str, self.preprocess.image_size))
+        classes = f"{len(self.classes)} classes" if self.classes else "no classes"
+        parameters = sum(parameter.numel() for parameter in self.vit.parameters())
+        shape = f"ViT of width {config.width} and depth {config.depth}, patch {config.patch}, {size} px"
+        return f"Classifier({classes}, {shape}, {parameters:,} parameters on {self.device})"
 
     def to(self, device: str | torch.device) -> Classifier:
         """Returns this classifier if it is on the device, else a copy there; the original stays where it is."""
@@ -137,14 +166,14 @@ class Classifier(BaseClassifier):
         return check_finite(self.vit.head(features_BD)) / self.temperature, check_finite(features_BD)
 
     @torch.no_grad()  # not inference_mode: users train heads on the result
-    def features(self, images: Tensor | str | Path | Sequence[str | Path | Tensor]) -> Tensor:
+    def features(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
         """Returns the pooled vectors that the head reads, (B, D) in float32.
 
-        `images` are uint8 pixels (B, C, H, W) of the model's size, a file, or a list of files and uint8 pixels
-        (C, h, w). Raises `ImageError` for an unreadable image, `NonFiniteOutput` as `logits` does.
+        `images` are uint8 pixels (B, C, H, W) of the model's size, an image of any kind that `read_image` reads, or a
+        list of them. Raises `ImageError` for an unreadable image, `NonFiniteOutput` as `logits` does.
         """
-        if not isinstance(images, Tensor):
-            items = [images] if isinstance(images, str | Path) else images
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            items: Any = [images] if is_one_image(images) else images
             images = torch.stack([self.read_image(image) for image in items])
         with eval_mode(self.vit):
             return check_finite(self.vit.features(self.normalize(images)))

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
-from vitrail.model.assemble import assemble_vit
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.weights.artifact import is_artifact, read_artifact
+from vitrail.weights.assemble import assemble_vit
 from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.conversion import check_finite, meta_state_dict
 from vitrail.weights.public import load_public_model

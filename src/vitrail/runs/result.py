@@ -21,6 +21,12 @@ class Run:
     classifier: Classifier
     result: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """A line with the scores; `result` has everything."""
+        splits = [split for split in ("test", "validation") if self.result.get(split)]
+        scores = ", ".join(f"{split} accuracy {self.result[split]['accuracy']:.4f}" for split in splits)
+        return f"Run({str(self.folder)!r}: {scores or 'no score'})"
+
     def to_json(self) -> dict[str, Any]:
         """Returns the folder and the scores."""
         return {"run": str(self.folder), **self.result}

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from vitrail import files
 from vitrail.console import log
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.files import read_json_object
 from vitrail.training.parallel import distribute_like, full_cpu_tensor
 from vitrail.training.train_state import TrainState
@@ -162,6 +162,23 @@ def optimizer_entries(optimizer: Optimizer, tensors: Tensors) -> dict[int, Tenso
     return entries
 
 
+def check_optimizer_state(optimizer: Optimizer) -> None:
+    """Raises `UsageError` for state that a checkpoint cannot hold: no tensor, or a tensor of another shape.
+
+    Loading refuses these too; without this check a run would lose its progress at the first resume.
+    """
+    for parameter, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if (isinstance(value, Tensor) and value.shape in ((), parameter.shape)) or value is None:
+                continue
+            kind = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise UsageError(
+                f"the state of the optimizer {type(optimizer).__name__} cannot be saved: {name} of a parameter "
+                f"{tuple(parameter.shape)} is {kind}",
+                "use an optimizer with state of the parameter's shape (adamw, sgd, muon)",
+            )
+
+
 def load_module_state(module: nn.Module, tensors: Tensors) -> None:
     """Loads full tensors into a module, which may be sharded."""
     current = module.state_dict()
@@ -172,8 +189,12 @@ def load_module_state(module: nn.Module, tensors: Tensors) -> None:
 def collect_tensors(state: TrainState) -> tuple[Tensors, Tensors]:
     """Returns CPU copies of the weights and EMA weights, and of the optimizer state, by name.
 
-    For a sharded state this is a collective; processes other than the main one get empty tensors.
+    For a sharded state this is a collective; processes other than the main one get empty tensors. Raises `UsageError`
+    for an optimizer whose state could not be loaded again.
     """
+
+    for each in state.optimizers:
+        check_optimizer_state(each)
 
     def copy_to_cpu(tensors: Tensors) -> Tensors:
         return {name: full_cpu_tensor(tensor, keep=state.world.is_main) for name, tensor in tensors.items()}

@@ -6,6 +6,7 @@ for pretrained weights (finetune, linear, lora) by what it does with them. A new
 
 import json
 import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,26 @@ from vitrail.training.recipe import Recipe
 DEFAULT_RECIPE = "small"
 DEFAULT_TRANSFER_RECIPE = "finetune"  # the default for a pretrained model
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
+
+class BuiltInRecipes(Mapping[str, Recipe]):
+    """Recipes by name. Each is returned as a copy, so that changing its `model` does not change the built-in one."""
+
+    def __init__(self, recipes: Iterable[Recipe]):
+        self._recipes = {recipe.name: recipe for recipe in recipes}
+
+    def __getitem__(self, name: str) -> Recipe:
+        recipe = self._recipes[name]
+        return replace(recipe, model=dict(recipe.model))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recipes)
+
+    def __len__(self) -> int:
+        return len(self._recipes)
+
+
+RECIPES = BuiltInRecipes(
+    (
         Recipe(
             name="small",
             description="""The default: a plain ViT from scratch, for small data sets on a laptop.
@@ -168,7 +186,7 @@ RECIPES: dict[str, Recipe] = {
             head_init="probe",
         ),
     )
-}
+)
 
 
 def find_recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:

@@ -1,6 +1,6 @@
 """A ViT's config as JSON, for artifacts, cards and recipes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from vitrail.errors import UsageError, did_you_mean
@@ -44,7 +44,8 @@ def position_from_json(value: str | dict[str, Any] | Position) -> Position:
     kind = str(options.pop("kind", None))
     if kind not in POSITIONS:
         raise UsageError(f"position {kind!r} is not known", did_you_mean(kind, POSITIONS))
-    try:
-        return POSITIONS[kind](**options)
-    except TypeError:
-        raise UsageError(f"position {kind!r} has no option {', '.join(options)}") from None
+    known = [each.name for each in fields(POSITIONS[kind])]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"position {kind!r} has no option {name!r}", did_you_mean(name, known))
+    return POSITIONS[kind](**options)

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.model.assemble import assemble_vit
 from vitrail.model.config import ViTConfig
 from vitrail.model.position import LearnedEmbedding
 from vitrail.model.vit import ViT
+from vitrail.weights.assemble import assemble_vit
 
 
 def resize_vit(vit: ViT, config: ViTConfig) -> ViT:

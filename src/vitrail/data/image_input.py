@@ -1,0 +1,98 @@
+"""The images that Python users have -> uint8 pixels (C, h, w): files, bytes, PIL images, arrays, tensors."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data.decode import ImageError, decode
+from vitrail.errors import UsageError
+
+ImageInput = str | Path | bytes | Image.Image | np.ndarray | Tensor
+KINDS = "a file, bytes, a PIL image, an array (h, w, C) or a tensor (C, h, w)"
+
+
+def is_one_image(image: Any) -> bool:
+    """Returns whether this is one image, and not a list or a batch of several; raises `UsageError` for neither."""
+    if isinstance(image, str | Path | bytes | bytearray | Image.Image):
+        return True
+    if isinstance(image, np.ndarray | Tensor):
+        return image.ndim < 4
+    if isinstance(image, Sequence):
+        return False
+    raise UsageError(f"an image cannot be a {type(image).__name__}", f"give {KINDS}, or a list of them")
+
+
+def to_pixels(image: ImageInput, channels: int, name: str | None = None) -> Tensor:
+    """Returns uint8 pixels (C, h, w), with 1 channel (gray) or 3 (RGB).
+
+    Raises `ImageError` for an image that cannot be read, and for pixels that are neither uint8 nor floats in [0, 1].
+    """
+    if isinstance(image, str | Path):
+        return decode(image, channels, name)
+    name = name or "image"
+    if isinstance(image, bytes | bytearray):
+        return decode(io.BytesIO(image), channels, name)
+    if isinstance(image, Image.Image):
+        return decode_pil(image, channels, name)
+    if isinstance(image, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(image)) if is_numeric(image) else None
+        if pixels is None:
+            raise ImageError(name, f"an array of {image.dtype} has no pixels; give uint8, or floats from 0 to 1")
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+            raise ImageError(name, f"an array must be (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), not {image.shape}")
+        return with_channels(to_uint8(pixels, name).permute(2, 0, 1), channels, name)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+            raise ImageError(name, f"a tensor must be ({channels}, h, w), not {tuple(image.shape)}")
+        return with_channels(to_uint8(image.detach().cpu(), name), channels, name)
+    raise UsageError(f"an image cannot be a {type(image).__name__}", f"give {KINDS}")
+
+
+def is_numeric(array: np.ndarray) -> bool:
+    """Returns whether torch has the type of an array."""
+    return array.dtype.kind in "uif" and array.dtype.itemsize <= 8 and array.dtype.isnative
+
+
+def decode_pil(image: Image.Image, channels: int, name: str) -> Tensor:
+    """Returns the pixels that a lossless file of the image would have, with its rotation and transparency."""
+    buffer = io.BytesIO()
+    try:
+        if image.mode in ("CMYK", "YCbCr", "HSV", "LAB"):  # PNG has none of them
+            image = image.convert("RGB")
+        kind = "TIFF" if image.mode in ("F", "I", "I;16B", "I;16L") else "PNG"
+        image.save(buffer, kind, exif=image.getexif(), **({"compress_level": 0} if kind == "PNG" else {}))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(name, f"the PIL image cannot be read ({error})") from None
+    return decode(io.BytesIO(buffer.getvalue()), channels, name)
+
+
+def to_uint8(pixels: Tensor, name: str) -> Tensor:
+    """Returns uint8 pixels; raises `ImageError` for floats outside [0, 1] and for other types."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise ImageError(name, f"pixels must be uint8 or floats from 0 to 1, not {str(pixels.dtype).split('.')[1]}")
+    if not pixels.numel():
+        raise ImageError(name, "it has no pixels")
+    low, high = pixels.min().item(), pixels.max().item()
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise ImageError(
+            name,
+            f"floats must be from 0 to 1, without normalization; these are from {low:.4g} to {high:.4g}",
+        )
+    return (pixels.double() * 255).round().to(torch.uint8)
+
+
+def with_channels(pixels_CHW: Tensor, channels: int, name: str) -> Tensor:
+    """Returns the pixels with 1 or 3 channels, as the decoder would: gray is repeated, transparency put over white."""
+    if len(pixels_CHW) == channels:
+        return pixels_CHW
+    array = pixels_CHW.permute(1, 2, 0).contiguous().numpy()
+    return decode_pil(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels, name)
