@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,7 +274,8 @@ def test_a_run_from_pretrained_weights(recipe: str, pretrained: Path, make_folde
     folder = make_folder("warm and cold", 15, ("warm", "cold"))
     out = folder.parent / "run"
     before = (pretrained / "classifier.safetensors").read_bytes()
-    run = vitrail.train(folder, model=pretrained, recipe=recipe, out=out, **QUICK[recipe])
+    options = QUICK[recipe] if recipe == "linear" else {**QUICK[recipe], "validation_fraction": 0.0}  # keeps the last
+    run = vitrail.train(folder, model=pretrained, recipe=recipe, out=out, **options)
     message = capsys.readouterr().err
     assert "a new head of 2 classes (cold, warm) replaces that of 3 classes (blue, green, red)" in message
     assert run.classifier.classes == ("cold", "warm")
@@ -322,7 +326,10 @@ def test_a_new_head_is_initialized_from_the_probe_or_at_random(pretrained: Path,
         run = vitrail.train(folder, model=pretrained, out=folder.parent / start, **options)
         losses[start] = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])["validation_loss"]
         assert run.result["probe"]["knn"]["accuracy"] == 1.0
-        message = "gained nothing over k-NN" if run.result["test"]["accuracy"] == 1.0 else "loses to k-NN"
+        if run.result["best_epoch"]:
+            message = "gained nothing over k-NN" if run.result["test"]["accuracy"] == 1.0 else "loses to k-NN"
+        else:
+            message = "training gained nothing: no epoch was better"
         assert message in run.result["verdict"]
     assert losses["probe"] < 0.2 < losses["random"]
 
@@ -353,9 +360,7 @@ def test_weights_trained_on_another_split_of_the_same_data_cause_a_warning(make_
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "lora"])
-def test_a_resumed_run_ends_with_the_same_bits(
-    recipe: str, pretrained: Path, make_folder, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_resumed_run_ends_with_the_same_bits(recipe: str, pretrained: Path, make_folder):
     pytest.importorskip("peft")
     folder = make_folder("warm and cold", 20, ("warm", "cold"))
     options = {
@@ -366,25 +371,87 @@ def test_a_resumed_run_ends_with_the_same_bits(
         "drop_path": 0.1,
         "freeze": 1,
         "ema_decay": 0.9,
+        "validation_fraction": 0.0,  # keeps the last weights
     }
     whole = vitrail.train(folder, out=folder.parent / "whole", **options)
-    real = epochs.train_steps
-
-    def stop_at_four(state, *rest, **others):
-        for step in real(state, *rest, **others):
-            if step.step == 4:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield step
-
-    monkeypatch.setattr(epochs, "train_steps", stop_at_four)
-    with pytest.raises(Interrupted, match="stopped at step 4"):
+    with stop_at(4):
         vitrail.train(folder, out=folder.parent / "broken", **options)
-    monkeypatch.setattr(epochs, "train_steps", real)
     again = vitrail.train(folder, out=folder.parent / "broken", resume=True)
     first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
     assert first == second
     assert again.result["test"] == whole.result["test"]
     assert again.result["probe"]["linear"] == whole.result["probe"]["linear"]
+
+
+def load_rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_that_makes_the_weights_worse_keeps_the_start(pretrained: Path, make_folder, capsys):
+    folder = make_folder("warm and cold", 15, ("warm", "cold"))
+    run = vitrail.train(folder, model=pretrained, out=folder.parent / "run", epochs=2, batch_size=8, lr=0.3)
+    start, *rest = load_rows(run.folder)
+    assert start.keys() == {"epoch", "step", "validation_loss", "validation_accuracy"}
+    assert (start["epoch"], start["step"], run.result["best_epoch"]) == (0, 0, 0)
+    assert [row["epoch"] for row in rest] == [1, 2]
+    assert all(row["validation_loss"] > start["validation_loss"] for row in rest)
+    assert run.result["test"]["accuracy"] == run.result["probe"]["linear"]["accuracy"] == 1.0
+    weights, theirs = run.classifier.vit.state_dict(), vitrail.load(pretrained).vit.state_dict()
+    assert all(torch.equal(weights[name], theirs[name]) for name in weights if not name.startswith("head"))
+    assert "training gained nothing: no epoch was better" in run.result["verdict"]
+    message = capsys.readouterr().err
+    assert "epoch 0/2  validation loss" in message
+    assert "the weights at the start, so these are kept" in message
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_resumed_run_scores_the_start_once(step: int, pretrained: Path, make_folder):
+    folder = make_folder("warm and cold", 15, ("warm", "cold"))
+    options = {"model": pretrained, "epochs": 2, "batch_size": 8, "lr": 0.3}
+    whole = vitrail.train(folder, out=folder.parent / "whole", **options)
+    broken = folder.parent / "broken"
+    with stop_at(step):
+        vitrail.train(folder, out=broken, **options)
+    assert [row["epoch"] for row in load_rows(broken)] == [0, *([1] if step == 4 else [])]
+    if step == 1:  # as if the machine had stopped before the first checkpoint
+        shutil.rmtree(broken / "checkpoint")
+    again = vitrail.train(folder, out=broken, resume=True)
+    scores = [[{k: v for k, v in row.items() if not k.endswith(("seconds", "second"))} for row in load_rows(run.folder)]
+              for run in (whole, again)]  # fmt: skip
+    assert scores[0] == scores[1]
+    assert again.result["best_epoch"] == whole.result["best_epoch"] == 0
+    first, second = ((r.folder / "classifier.safetensors").read_bytes() for r in (whole, again))
+    assert first == second
+
+
+def test_a_run_that_has_not_scored_its_start_resumes_without_it(
+    pretrained: Path, make_folder, monkeypatch: pytest.MonkeyPatch
+):
+    folder = make_folder("warm and cold", 15, ("warm", "cold"))
+    out = folder.parent / "old"
+    with stop_at(1), monkeypatch.context() as patch:
+        patch.setattr(epochs, "score_start", lambda run, stop: None)  # as before the start was scored
+        vitrail.train(folder, model=pretrained, out=out, epochs=2, batch_size=8)
+    run = vitrail.train(folder, out=out, resume=True)
+    assert [row["epoch"] for row in load_rows(out)] == [1, 2]
+    assert run.result["best_epoch"] in (1, 2)
+
+
+@contextmanager
+def stop_at(number: int) -> Iterator[None]:
+    """Inside, a run receives SIGINT at this step and must stop there."""
+    real = epochs.train_steps
+
+    def steps(state, *rest, **others):
+        for step in real(state, *rest, **others):
+            if step.step == number:
+                signal.raise_signal(signal.SIGINT)
+            yield step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "train_steps", steps)
+        with pytest.raises(Interrupted, match=f"stopped at step {number}"):
+            yield
 
 
 def test_recipe_linear_stopped_while_computing_features_ends_with_the_same_bits(

@@ -31,6 +31,8 @@ def train_epochs(run: TrainingRun) -> None:
     """Trains all remaining epochs; raises `Interrupted` after a stop signal, once the run is saved."""
     monitor = run.loss_monitor()
     with catch_stop_signals() as stop:
+        if run.starts_from_weights and not run.state.step and run.progress.best is None:
+            score_start(run, stop)
         while run.progress.epoch < run.epochs:
             try:
                 row = train_epoch(run, monitor, stop)
@@ -40,6 +42,26 @@ def train_epochs(run: TrainingRun) -> None:
             end_epoch(run, row)
             if any(run.world.any(stop.requested)):
                 raise run.interrupted()
+    if run.progress.best and run.progress.best["epoch"] == 0:
+        log("no epoch was better on validation than the weights at the start, so these are kept")
+
+
+def score_start(run: TrainingRun, stop: StopRequest) -> None:
+    """Scores the pretrained weights as epoch 0 and saves them: training must beat them on validation to replace them.
+
+    Does nothing without validation, where the latest weights are kept.
+    """
+    if run.splits.validation is None:
+        return
+    try:
+        row = {"epoch": 0, "step": 0, **validate(run)}
+    except LOADING_ERRORS as error:
+        raise save_after_error(error, run, stop) from None
+    run.world.on_main(run.folder.check_exists)
+    run.progress.best, run.best_outcome = row, run.outcome
+    run.save_artifact()
+    run.world.on_main(lambda: run.folder.write_metrics([row]))
+    log(format_epoch(row, run.epochs))
 
 
 def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Row:
@@ -189,12 +211,13 @@ def seconds_left(run: TrainingRun, row: Row) -> float:
     return len(run.splits.train) / row["images_per_second"] * remaining / relative_cost(row["epoch"])
 
 
-def format_epoch(row: Row, epochs: int, left_s: float) -> str:
-    """Returns a line for an epoch, with the time left."""
+def format_epoch(row: Row, epochs: int, left_s: float = 0.0) -> str:
+    """Returns a line for an epoch, with the time left; epoch 0 is the start."""
     scores = "".join(
         f"{split} loss {row[f'{split}_loss']:.3f} accuracy {row[f'{split}_accuracy']:.3f}  "
         for split in ("train", "validation", "test")
         if f"{split}_loss" in row
     )
     left = f"  {timedelta(seconds=round(left_s))} left" if left_s else ""
-    return f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  {scores}{row['images_per_second']:,.0f} images/s{left}"
+    speed = f"{row['images_per_second']:,.0f} images/s{left}" if row["epoch"] else "before training"
+    return f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  {scores}{speed}"

@@ -50,6 +50,7 @@ class TrainedRun:
     seconds: float = 0.0  # of training
     probes: Probe | None = None  # of the pretrained weights
     validation_outcome: Outcome | None = None  # of the saved weights, if it is known
+    best_epoch: int | None = None  # whose weights are kept, by validation; 0 is the start; None without validation
 
     @property
     def scored_split(self) -> str:
@@ -116,6 +117,8 @@ def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
         uncalibrated = trained.validation_outcome or outcome_on_validation(classifier, splits.validation, trained)
         classifier = fit_temperature(classifier, uncalibrated)
     result: dict[str, Any] = {"seconds": round(trained.seconds, 3)}
+    if trained.best_epoch is not None:
+        result["best_epoch"] = trained.best_epoch
     if splits.unreadable:
         result["unreadable"] = splits.unreadable
     evaluation = None
@@ -206,4 +209,8 @@ def summarize(classifier: Classifier, evaluation: Evaluation, trained: TrainedRu
     if trained.probes is None:
         return {split: scores}
     probes = trained.probes.to_json()
-    return {split: scores, "probe": probes, "verdict": compare_with_probes(classifier, scores, probes)}
+    return {
+        split: scores,
+        "probe": probes,
+        "verdict": compare_with_probes(classifier, scores, probes, trained.best_epoch),
+    }

@@ -5,7 +5,8 @@ runs/NAME/
   recipe.json                                  how the run was started; a resume reads it
   check.json  classes.png                      findings of the data check, some images of each class
   checkpoint/                                  the two newest checkpoints
-  metrics.jsonl                                a row per epoch, or per penalty of a linear head
+  metrics.jsonl                                a row per epoch, or per penalty of a linear head; with pretrained weights
+                                               epoch 0 is the start
   result.json                                  the final scores
   curves.png  confusion.png  attention.png     pictures
   report.html  report.json                     the report, for people and for programs

@@ -75,10 +75,20 @@ def describe_probes(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
-def compare_with_probes(classifier: Classifier, scores: dict[str, Any], probes: dict[str, Any]) -> str | None:
-    """Returns a warning if a trained model is no more accurate than a probe, which costs next to nothing; else None."""
+def compare_with_probes(
+    classifier: Classifier, scores: dict[str, Any], probes: dict[str, Any], best_epoch: int | None = None
+) -> str | None:
+    """Returns a warning if a trained model is no more accurate than a probe, which costs next to nothing; else None.
+
+    `best_epoch` is the epoch whose weights were kept; 0 is the start.
+    """
     if classifier.origin["recipe"]["train_on"] == "features":
         return None
+    if best_epoch == 0:
+        return (
+            "training gained nothing: no epoch was better on validation than the weights at the start, which are kept; "
+            "try a lower learning rate or more epochs, or use --recipe linear, which costs next to nothing"
+        )
     best = max(PROBE_NAMES, key=lambda name: float(probes[name]["accuracy"]))
     name, probe_scores = PROBE_NAMES[best], probes[best]
     if scores["accuracy"] > probe_scores["accuracy"]:

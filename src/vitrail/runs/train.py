@@ -228,7 +228,18 @@ def train_classifier(
     if resumes:
         resume_from_checkpoint(run)
     train_epochs(run)
-    return TrainedRun(folder, start.splits, start.recipe, world.device, run.progress.seconds, probes, run.best_outcome)
+    best = run.progress.best
+    best_epoch = best["epoch"] if best and "validation_accuracy" in best else None
+    return TrainedRun(
+        folder,
+        start.splits,
+        start.recipe,
+        world.device,
+        run.progress.seconds,
+        probes,
+        validation_outcome=run.best_outcome,
+        best_epoch=best_epoch,
+    )
 
 
 def log_frozen_parameters(state: TrainState) -> None:

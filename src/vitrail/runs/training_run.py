@@ -38,7 +38,7 @@ class Progress:
 
     epoch: int = 0  # completed epochs
     seconds: float = 0.0  # of training, in this and earlier processes
-    best: Row | None = None  # the row of the epoch whose weights are in the artifact
+    best: Row | None = None  # the row of the epoch whose weights are in the artifact; epoch 0 is the start
     loss: float = 0.0  # sums over the images of the current epoch
     correct: int = 0
     images: int = 0
@@ -83,6 +83,11 @@ class TrainingRun:
     def world(self) -> World:
         """The processes that train."""
         return self.state.world
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether training started from pretrained weights."""
+        return "from" in self.classifier.origin
 
     @property
     def epochs(self) -> int:

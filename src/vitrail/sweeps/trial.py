@@ -141,11 +141,11 @@ def train_trial(job: TrialJob, is_resumed: bool) -> dict[str, Any]:
 
 
 def report_epochs(job: TrialJob) -> None:
-    """Reports to the study the epochs that it does not have."""
+    """Reports to the study the epochs that it does not have; not epoch 0, the start, which says nothing of a trial."""
     trials = job.trial.study.get_trials(deepcopy=False)
     reported = next(trial for trial in trials if trial.number == job.trial.number).intermediate_values
     for row in job.run.load_metrics():
-        if "epoch" in row and row["epoch"] not in reported:
+        if row.get("epoch") and row["epoch"] not in reported:
             job.trial.report(row[f"validation_{job.config.metric}"], row["epoch"])
 
 
@@ -171,7 +171,7 @@ def scores_so_far(job: TrialJob) -> dict[str, Any]:
         "accuracy_interval": list(wilson_interval(round(accuracy * images), images)),
         "loss": best["validation_loss"],
         "epochs": rows[-1]["epoch"],
-        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
     }
 
 
