@@ -12,7 +12,7 @@ from vitrail.sweeps.config import Metric, Pruner, Sampler, SweepConfig
 from vitrail.sweeps.folder import SweepFolder, check_out, create_sweep, find_sweep
 from vitrail.sweeps.sampling import check_possible
 from vitrail.sweeps.space import Space, format_value, option_name, parse_space
-from vitrail.training.data_defaults import resolve_epochs_and_batch_size
+from vitrail.training.data_defaults import resolve_schedule
 from vitrail.training.recipe import Recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, find_recipe
 
@@ -87,7 +87,7 @@ def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int
     splits = drop_unreadable(splits, list_unreadable(report))
     if splits.validation is None:
         raise UsageError(f"no validation image of {options.data} can be read, and a sweep compares trials on them")
-    epochs = resolve_epochs_and_batch_size(recipe, splits).epochs or 1
+    epochs = resolve_schedule(recipe, splits).epochs or 1
     return splits.fingerprint, len(splits.validation), epochs
 
 

@@ -1,5 +1,6 @@
-"""Defaults that depend on the data: image size, patch, channels, classes, normalization, epochs and batch size."""
+"""Defaults that depend on the data: image size, patch, channels, classes, normalization, epochs, batch size, rate."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.split import Splits
+from vitrail.data.loader import count_batches
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig, to_pair
 from vitrail.training.recipe import Recipe
@@ -24,6 +26,9 @@ TARGET_SAMPLES_SEEN = 450_000  # epochs x training images
 EPOCHS_RANGE = (10, 60)
 STEPS_PER_EPOCH = 20  # the batch size is the power of two that comes nearest to this
 BATCH_SIZE_RANGE = (16, 256)
+TRANSFER_BATCH_SIZE_RANGE = (16, 64)  # for pretrained weights, which are often those of large models
+TRANSFER_LR_OF_100_STEPS = 4.2e-5
+MAX_TRANSFER_LR = 3e-4
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -49,18 +54,31 @@ def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, P
     preprocess = with_normalization(
         preprocess, recipe.normalize or "data", splits.train, skip_unreadable=recipe.skip_unreadable
     )
-    return resolve_epochs_and_batch_size(recipe.with_changes(**sizes), splits), config, preprocess
+    return resolve_schedule(recipe.with_changes(**sizes), splits), config, preprocess
 
 
-def resolve_epochs_and_batch_size(recipe: Recipe, splits: Splits) -> Recipe:
-    """Returns the recipe with epochs and batch size; flips are turned off if the classes must not be mirrored."""
+def resolve_schedule(recipe: Recipe, splits: Splits, batch_size_range: tuple[int, int] = BATCH_SIZE_RANGE) -> Recipe:
+    """Returns the recipe with epochs, batch size and learning rate.
+
+    Flips are turned off if the classes must not be mirrored.
+    """
     if recipe.train_on == "features":
         return recipe
     n = len(splits.train)
     epochs = recipe.epochs or int(np.clip(round(TARGET_SAMPLES_SEEN / n), *EPOCHS_RANGE))
-    batch_size = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / STEPS_PER_EPOCH)), *BATCH_SIZE_RANGE))
+    batch_size = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / STEPS_PER_EPOCH)), *batch_size_range))
+    lr = recipe.lr or choose_transfer_lr(epochs * count_batches(n, batch_size))
     flip = recipe.augment.flip if splits.can_flip else 0.0
-    return recipe.with_changes(epochs=epochs, batch_size=batch_size, flip=flip)
+    return recipe.with_changes(epochs=epochs, batch_size=batch_size, lr=lr, flip=flip)
+
+
+def choose_transfer_lr(steps: int) -> float:
+    """Returns a learning rate for pretrained weights: it grows with the root of the number of steps.
+
+    AdamW's first steps change every weight by about the learning rate, however small its gradient. With few steps there
+    is no time to repair what large ones destroy.
+    """
+    return float(f"{min(MAX_TRANSFER_LR, TRANSFER_LR_OF_100_STEPS * math.sqrt(steps / 100)):.2g}")
 
 
 def choose_image_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def train_step(
     grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(list(state.vit.parameters()), max_norm)).item()
     loss_sum, correct = state.world.sum(loss_sum, correct)
     stats = StepStats(
-        state.step + 1, loss_sum / len(labels), int(correct), len(labels), recipe.lr * lr_scale, grad_norm
+        state.step + 1, loss_sum / len(labels), int(correct), len(labels), recipe.peak_lr * lr_scale, grad_norm
     )
     state.step += 1
     if not math.isfinite(stats.loss + stats.grad_norm):

@@ -19,20 +19,20 @@ from vitrail.training.recipe import Recipe
 
 def build_adamw(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """AdamW (arXiv 1711.05101), with torch's fused kernel."""
-    return [torch.optim.AdamW(parameter_groups(vit, recipe, recipe.lr), lr=recipe.lr, fused=True)]
+    return [torch.optim.AdamW(parameter_groups(vit, recipe, recipe.peak_lr), lr=recipe.peak_lr, fused=True)]
 
 
 def build_sgd(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """SGD with Nesterov momentum."""
-    groups = parameter_groups(vit, recipe, recipe.lr)
+    groups = parameter_groups(vit, recipe, recipe.peak_lr)
     nesterov = recipe.momentum > 0
-    return [torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)]
+    return [torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=nesterov)]
 
 
 def build_muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     """Muon for the matrices of the blocks, AdamW for all other parameters."""
-    other = parameter_groups(vit, recipe, recipe.lr, lambda name, p: not is_block_matrix(name, p))
-    optimizers: list[Optimizer] = [torch.optim.AdamW(other, lr=recipe.lr, fused=True)]
+    other = parameter_groups(vit, recipe, recipe.peak_lr, lambda name, p: not is_block_matrix(name, p))
+    optimizers: list[Optimizer] = [torch.optim.AdamW(other, lr=recipe.peak_lr, fused=True)]
     matrices = [
         {**group, "parts": parts}
         for is_chosen, parts in ((is_qkv, 3), (is_single_matrix, 1))

@@ -46,8 +46,13 @@ class Recipe:
         1, "micro-batches that a batch is split into, to save memory (gradient accumulation)", ge=1
     )
     optimizer: OptimizerName = option("adamw", "optimizer")
-    lr: float = option(1e-3, "peak learning rate", gt=0)
-    muon_lr: float = option(0.02, "peak learning rate of Muon, for the matrices of the blocks", gt=0)
+    lr: float | None = option(
+        1e-3,
+        "peak learning rate of AdamW or SGD; with Muon only of embeddings, norms, biases and head, not of the blocks' "
+        "matrices (muon_lr); none: for pretrained weights, chosen from the number of steps",
+        gt=0,
+    )
+    muon_lr: float = option(0.02, "peak learning rate of Muon, for the matrices of the blocks (most weights)", gt=0)
     weight_decay: float = option(0.05, "weight decay", ge=0)
     weight_decay_on: WeightDecayOn = option(
         "matrices", "parameters that decay: matrices (no norms, biases, tokens or positions), or all"
@@ -57,6 +62,9 @@ class Recipe:
     schedule: ScheduleName = option("cosine", "learning rate schedule after the warmup")
     warmup_fraction: float = option(
         0.1, "fraction of all steps in which the learning rate rises to its peak", ge=0, lt=1
+    )
+    min_warmup_steps: int = option(
+        0, "the warmup takes at least this number of steps, but at most half of all steps", ge=0
     )
     loss: LossName = option("cross_entropy", "training loss")
     max_grad_norm: float | None = option(1.0, "maximum gradient norm, or none for no clipping", gt=0)
@@ -119,6 +127,13 @@ class Recipe:
                 "on features only a linear head is trained, so lora_rank, freeze and another head cannot be used",
                 "use --train-on images",
             )
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate of a recipe that has one; raises `UsageError` if it is still to be chosen."""
+        if self.lr is None:
+            raise UsageError(f"recipe {self.name} has no learning rate", "set lr")
+        return self.lr
 
     @property
     def needs_pretrained_weights(self) -> bool:

@@ -148,13 +148,14 @@ RECIPES = BuiltInRecipes(
             description="""Fine-tunes all weights of a pretrained model (--from MODEL).
 
             Earlier blocks have a lower learning rate (layer-wise decay, arXiv 2106.08254), and a new head starts with
-            the weights of the linear probe (arXiv 2202.10054), so training starts at the accuracy of the probe.
+            the weights of the linear probe (arXiv 2202.10054). The start is scored as epoch 0, and its weights are kept
+            if no epoch beats them on validation. The learning rate grows with the number of steps, the batch size with
+            the number of images, and the warmup takes 20 steps or half of all; docs/log.md has the search.
             """,
-            model=dict(drop_path=0.1),
             augment=Augment(crop="resized", crop_scale=0.5),
             epochs=10,
-            batch_size=64,
-            lr=3e-4,
+            lr=None,
+            min_warmup_steps=20,
             layer_decay=0.75,
             weight_decay=0.05,
             label_smoothing=0.1,

@@ -25,7 +25,7 @@ def lr_factor(step: int, total_steps: int, recipe: Recipe) -> float:
 
 def count_warmup_steps(total_steps: int, recipe: Recipe) -> int:
     """Returns the number of warmup steps."""
-    return round(recipe.warmup_fraction * total_steps)
+    return max(round(recipe.warmup_fraction * total_steps), min(recipe.min_warmup_steps, total_steps // 2))
 
 
 def image_scale(step: int, total_steps: int, recipe: Recipe) -> float:

@@ -11,7 +11,7 @@ from vitrail.data.split import Splits
 from vitrail.errors import UsageError
 from vitrail.model.config import ViTConfig, to_pair
 from vitrail.model.vit import ViT
-from vitrail.training.data_defaults import resolve_epochs_and_batch_size, with_normalization
+from vitrail.training.data_defaults import TRANSFER_BATCH_SIZE_RANGE, resolve_schedule, with_normalization
 from vitrail.training.freezing import check_freeze
 from vitrail.training.lora import check_peft
 from vitrail.training.recipe import Recipe
@@ -26,7 +26,7 @@ CHANGEABLE = ("image_size", "patch", "head", "dropout", "attention_dropout", "em
 def resolve_transfer_recipe(
     recipe: Recipe, splits: Splits, config: ViTConfig, preprocess: Preprocess
 ) -> tuple[Recipe, ViTConfig, Preprocess]:
-    """Returns the recipe with sizes, epochs and batch size, and the model and preprocessing.
+    """Returns the recipe with sizes, epochs, batch size and learning rate, and the model and preprocessing.
 
     The model and preprocessing are the pretrained ones, where the recipe does not change them. Raises `UsageError`
     naming every field of the recipe's model that contradicts the weights.
@@ -53,7 +53,7 @@ def resolve_transfer_recipe(
             preprocess, recipe.normalize, splits.train, skip_unreadable=recipe.skip_unreadable
         )
     recipe = recipe.with_changes(image_size=new_config.image_size, patch=new_config.patch)
-    return resolve_epochs_and_batch_size(recipe, splits), new_config, preprocess
+    return resolve_schedule(recipe, splits, TRANSFER_BATCH_SIZE_RANGE), new_config, preprocess
 
 
 def check_same_architecture(recipe: Recipe, config: ViTConfig) -> None:
