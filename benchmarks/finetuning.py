@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.data import Images, Splits, open_data
-from vitrail.data.images import load_into_memory
-from vitrail.evaluation import compute_outcome
+from vitrail.data.images import Images, load_into_memory
+from vitrail.data.open import open_data
+from vitrail.data.split import Splits
+from vitrail.evaluation.outcome import compute_outcome
 from vitrail.intervals import normal_interval
 from vitrail.runs.epochs import train_epochs
 from vitrail.runs.folder import RunFolder
@@ -34,7 +35,7 @@ from vitrail.runs.start import build_classifier
 from vitrail.runs.train import probe_start
 from vitrail.runs.training_run import TrainingRun
 from vitrail.sweeps.space import parse_value
-from vitrail.training import find_recipe
+from vitrail.training.recipes import find_recipe
 from vitrail.training.train_state import init_train_state
 
 IMAGE_SIZE = 56

@@ -31,6 +31,7 @@ from vitrail.training.lora import merge_lora
 from vitrail.training.optimizers import parameter_groups
 from vitrail.training.recipe import Recipe
 from vitrail.training.recipes import RECIPES, find_recipe
+from vitrail.training.schedules import count_warmup_steps
 from vitrail.training.train_state import init_train_state
 from vitrail.training.transfer import describe_head, resolve_transfer_recipe, transfer_weights
 from vitrail.weights.artifact import read_artifact, weights_sha256
@@ -600,6 +601,27 @@ def test_the_verdict():
     assert "chance" not in compare_with_probes(classifier, figures(0.5, 0.4, 0.6), probes)
     classifier.origin["recipe"]["train_on"] = "features"
     assert compare_with_probes(classifier, figures(0.5, 0.4, 0.6), probes) is None
+
+
+def test_few_steps_have_a_small_learning_rate_and_a_warmup(make_folder):
+    folder = make_folder("two", {"train": 60, "validation": 2, "test": 2}, ("warm", "cold"))
+    splits = open_data(folder, channels=3, validation=0.1, test=0.1)
+    own = Preprocess(image_size=(16, 16))
+
+    def resolve(**changes) -> Recipe:
+        return resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, own)[0]
+
+    recipe = resolve()
+    assert (recipe.epochs, recipe.batch_size, recipe.lr) == (
+        10,
+        16,
+        pytest.approx(4.2e-5 * (80 / 100) ** 0.5, rel=0.02),
+    )
+    assert count_warmup_steps(80, recipe) == 20
+    assert count_warmup_steps(8, recipe) == 4
+    assert count_warmup_steps(1000, recipe) == 100
+    assert resolve(epochs=1).lr < recipe.lr < resolve(epochs=100).lr < resolve(epochs=100_000).lr == 3e-4
+    assert (resolve(lr=1e-3).lr, resolve(batch_size=4).batch_size) == (1e-3, 4)
 
 
 def test_the_recipes_for_pretrained_weights_are_marked():

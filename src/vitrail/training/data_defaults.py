@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
+from vitrail.data.loader import count_batches
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.split import Splits
-from vitrail.data.loader import count_batches
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig, to_pair
 from vitrail.training.recipe import Recipe

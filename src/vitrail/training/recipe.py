@@ -144,6 +144,7 @@ class Recipe:
             or self.lora_rank is not None
             or self.head_init == "probe"
             or self.layer_decay != 1.0
+            or self.lr is None
         )
 
     def evaluation_batch_size(self, processes: int = 1) -> int:
