@@ -137,7 +137,7 @@ def test_the_file_contains_everything_needed_to_use_it(
     assert (loaded.classes, loaded.preprocess, loaded.temperature) == (clf.classes, clf.preprocess, clf.temperature)
     assert loaded.origin == clf.origin
     assert loaded.exported["max_difference"] < 1e-4
-    assert loaded.exported["compared_on"] == "64 images of digits"
+    assert loaded.exported["compared_on"] == "64 parts of 4 photographs"
     model = onnx.load(path)
     assert model.producer_name == "vitrail"
     assert "ant, bee, cat" in model.doc_string
@@ -256,7 +256,9 @@ def test_a_program_that_does_not_agree_is_not_written(
         return model
 
     monkeypatch.setattr(onnx_format, "build_onnx_model", build_changed_model)
-    with pytest.raises(VitrailError, match=r"differ by 5\.88e-02 .* 64 images of digits"):  # 0.1 over the temperature
+    with pytest.raises(
+        VitrailError, match=r"differ by 5\.88e-02 .* 64 parts of 4 photographs"
+    ):  # 0.1 over the temperature
         export_program(clf, "onnx", tmp_path / "a.onnx", ProgramOptions(), probes)
     monkeypatch.setattr(onnx_format, "build_onnx_model", lambda *_: intact)
     monkeypatch.setattr(int8, "MAX_WEIGHT", 1)

@@ -1,6 +1,7 @@
 """k-NN and linear probes against scikit-learn and their definitions, and the cache of features."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -322,3 +323,18 @@ def test_an_unreadable_image_is_named_in_the_error(run: vitrail.Run, make_folder
     (folder / "train" / "red" / "1.png").write_bytes(b"no image")
     with pytest.raises(VitrailError, match=r"red/1\.png"):
         probe(run.classifier, open_probe_data(run.classifier, folder))
+
+
+def test_cached_features_of_other_models_make_room(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    from vitrail.evaluation.features import read_cached, write_cached
+
+    files = [own_cache / "features" / model / "images.safetensors" for model in ("a", "b", "c")]
+    features = torch.ones(1000, 100)
+    monkeypatch.setenv("VITRAIL_CACHE_GIB", str(2.5 * features.nbytes / (1 << 30)))
+    for file in files[:2]:
+        assert write_cached(file, features)
+    os.utime(files[0], (1, 1))
+    os.utime(files[1], (2, 2))
+    assert read_cached(files[0], 1000) is not None  # now used later than the other
+    assert write_cached(files[2], features)
+    assert [file.exists() for file in files] == [True, False, True]

@@ -499,6 +499,33 @@ def test_an_error_is_shown_if_the_model_cannot_run(browser, file: Path, model: C
 
 
 @needs_chromium
+def test_a_worker_that_fails_is_reported_and_answers_nothing_more(browser, file: Path):
+    page = open_tab(browser)
+    page.add_init_script(
+        "window.Worker = class { postMessage() { setTimeout(() => {"
+        " this.onerror({ message: 'gone', preventDefault() {} }); this.onmessage({ data: { outputs: {} } }); }) } }"
+    )
+    page.goto(file.as_uri())
+    page.evaluate("vitrail.opened")
+    assert page.locator("#error").inner_text() == "The model cannot run in this browser: gone"
+    assert not page.complaints
+    page.context.close()
+
+
+@needs_chromium
+def test_the_attention_of_the_prediction_weights_tokens_as_attention_pooling_does(
+    browser, noise: list[Path], tmp_path: Path
+):
+    other = classifier(seed=2, depth=2, prefix_tokens=0, pool="map")
+    (tmp_path / "page.html").write_bytes(render_page(other, noise[:1]))
+    page = load_page(open_tab(browser), (tmp_path / "page.html").as_uri())
+    page.locator("#tab-attention").click()
+    explanation = explain_batch(other, other.read_image(noise[0])[None], method="attention")[0]
+    assert is_close(numbers(page)["map"], explanation.map)
+    page.context.close()
+
+
+@needs_chromium
 def test_it_is_accessible_and_fits_a_phone(browser, file: Path):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -619,7 +646,8 @@ def test_every_kind_of_vit_agrees_or_is_an_error(options: dict[str, Any]):
     assert len(pixels) == 4
     models = trace_graphs(other)
     graphs, half_graphs = pack_graphs(models), pack_graphs(models, half=True)
-    assert max(verify_graphs(other, graphs, pixels)["relative"].values()) < 1e-4
+    relative = verify_graphs(other, graphs, pixels)["relative"]
+    assert max(relative.values()) < 1e-4 and "attention map" in relative
     assert len(half_graphs.weights) < 0.55 * len(graphs.weights)
     verification = verify_graphs(other, half_graphs, pixels)
     assert 1e-5 < max(verification["relative"].values()) < 2e-2

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,42 @@ from torch import Tensor
 
 from vitrail.errors import UsageError, VitrailError
 
+DEFAULT_CACHE_GIB = 10.0
+
 
 def cache_folder() -> Path:
     """Returns the folder for results that can be recomputed: $VITRAIL_CACHE, or ~/.cache/vitrail."""
     return Path(os.environ.get("VITRAIL_CACHE") or Path.home() / ".cache" / "vitrail")
+
+
+def cache_limit() -> int:
+    """Returns the size limit of each kind of cached files in bytes: $VITRAIL_CACHE_GIB, or 10 GiB."""
+    value = os.environ.get("VITRAIL_CACHE_GIB") or DEFAULT_CACHE_GIB
+    try:
+        return int(float(value) * (1 << 30))
+    except (ValueError, OverflowError):
+        raise UsageError(f"VITRAIL_CACHE_GIB is {value!r}, which is not a number", "set it in GiB, as 50") from None
+
+
+def make_room(folder: Path, pattern: str, needed_bytes: int) -> None:
+    """Removes the cached files that were used longest ago until `needed_bytes` more are within the limit."""
+    files = []
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            status = path.stat()
+            files.append((status.st_mtime, status.st_size, path))
+    excess = sum(size for _, size, _ in files) + needed_bytes - cache_limit()
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= size
+
+
+def mark_used(path: Path) -> None:
+    """Notes that a cached file is used now: `make_room` removes the oldest first."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def absolute_if_exists(path: str | Path) -> str:

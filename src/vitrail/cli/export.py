@@ -1,7 +1,8 @@
 """Export a classifier to another runtime, to another library, or as a web page.
 
   onnx, torch, triton       a program: decoded pixels -> logits; the file contains normalization, temperature, classes
-                            and preprocessing; `vitrail predict` and `evaluate` also take the ONNX file
+                            and preprocessing; `vitrail predict` and `evaluate` also take the ONNX file. triton: OUT is
+                            REPOSITORY/MODEL, for tritonserver --model-repository REPOSITORY
   timm, hf, torchvision     a folder that the library loads (hf: transformers)
   web                       one HTML file with the model in it, which predicts and explains in any browser, offline
 
@@ -46,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--verify-data", metavar="DATA",
-        help="onnx, torch, triton: labeled images to compare on (default: some of the built-in digits)",
+        help="onnx, torch, triton: labeled images to compare on (default: parts of photographs)",
     )  # fmt: skip
     add_skip_unreadable(parser)
     parser.add_argument(

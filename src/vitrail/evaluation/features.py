@@ -22,7 +22,7 @@ from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader, OnImageError, default_workers
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
-from vitrail.files import cache_folder, write_atomically
+from vitrail.files import cache_folder, make_room, mark_used, write_atomically
 from vitrail.weights.artifact import read_safetensors, weights_sha256
 from vitrail.weights.config_json import config_to_json
 
@@ -129,6 +129,7 @@ def read_cached(path: Path, n: int) -> Tensor | None:
     try:
         document, tensors = read_safetensors(path)
         is_intact = document is not None and document.get("sha256") == weights_sha256(tensors)
+        mark_used(path)
         return tensors["features"] if is_intact and len(tensors["features"]) == n else None
     except (VitrailError, KeyError):
         return None
@@ -139,6 +140,7 @@ def write_cached(path: Path, features_BD: Tensor) -> bool:
     tensors = {"features": features_BD.contiguous()}
     metadata = {"vitrail": json.dumps({"sha256": weights_sha256(tensors)})}
     try:
+        make_room(cache_folder() / "features", "*/*.safetensors", features_BD.nbytes)
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     except VitrailError as error:
         log(f"features are not cached: {error.sentence}")

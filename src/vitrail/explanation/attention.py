@@ -19,12 +19,18 @@ def readout_weights(record: Record, config: ViTConfig, tokens: int) -> Tensor:
     if record.pool_attention is not None:
         return record.pool_attention[:, :, 0].mean(dim=1)
     query = record.queries[0]
-    row_T = torch.zeros(tokens, device=query.device, dtype=promote_to_float32(query).dtype)
+    row_T = fixed_readout(config, tokens).to(query.device, promote_to_float32(query).dtype)
+    return row_T.expand(len(query), tokens)
+
+
+def fixed_readout(config: ViTConfig, tokens: int) -> Tensor:
+    """Returns the weight of each token in the pooled vector, (T,), for a pool whose weights depend on no image."""
+    row_T = torch.zeros(tokens)
     class_tokens = CLASS_TOKENS.get(config.pool, 0)
     row_T[:class_tokens] = 1 / max(class_tokens, 1)
     if "mean" in config.pool:
         row_T[config.prefix_tokens :] = 1 / (tokens - config.prefix_tokens)
-    return (row_T / row_T.sum()).expand(len(query), tokens)
+    return row_T / row_T.sum()
 
 
 def readout_attention(record: Record, config: ViTConfig, layer: int = -1, head: int | None = None) -> Tensor:

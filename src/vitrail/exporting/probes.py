@@ -14,8 +14,9 @@ from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader
 from vitrail.data.open import open_source
 from vitrail.data.scoring import SCORING_ORDER, open_images_to_score
+from vitrail.exporting.sample_photos import decode_sample_photos
 
-DEFAULT_DATA = "digits"  # real images that come with scikit-learn
+DEFAULT_DATA = "digits"  # gray images that come with scikit-learn
 DEFAULT_IMAGES = 64
 BATCH_SIZE = 64
 
@@ -38,7 +39,7 @@ class Probes:
 
 
 def load_probes(classifier: Classifier, data: str | Path | None, skip_unreadable: bool = False) -> Probes:
-    """Returns the images of `data` that `vitrail evaluate` would score, or some of the built-in digits.
+    """Returns the images of `data` that `vitrail evaluate` would score; without `data`, some of the model's kind.
 
     With `skip_unreadable`, images that cannot be read are left out, and the description counts them. Raises
     `VitrailError` for classes that the classifier does not have, and if no image can be read.
@@ -65,6 +66,8 @@ def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: boo
         source = data or DEFAULT_DATA
         scored = open_images_to_score(source, classifier.classes, channels, trained_on, missing_ok)
         return Probes(scored.images, scored.description, is_labeled=True)
+    if data is None and channels == 3:
+        return cut_photos()
     listing = open_source(data or DEFAULT_DATA, channels, missing_ok)
     split = next(listing.splits[name] for name in SCORING_ORDER if len(listing.splits.get(name, ())))
     split = split if data else split.subset(range(min(DEFAULT_IMAGES, len(split))))
@@ -72,3 +75,19 @@ def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: boo
     files = split.pixels.locations() if isinstance(split.pixels, EncodedImages) else None
     images = Images(split.pixels, split.names, labels, ("",), files)
     return Probes(images, f"{len(images)} images of {listing.name}", is_labeled=False)
+
+
+def cut_photos() -> Probes:
+    """Returns parts of the photographs that come with vitrail, of many sizes and shapes."""
+    photos = decode_sample_photos(3)
+    random = np.random.Generator(np.random.Philox(0))
+    pixels, names = [], []
+    for i in range(DEFAULT_IMAGES):
+        name = [*photos][i % len(photos)]
+        whole = np.array(photos[name].shape[1:])
+        height, width = (whole * random.uniform(0.5, 1, 2)).astype(int).tolist()
+        top, left = random.integers(0, whole - (height, width) + 1).tolist()
+        pixels.append(photos[name][:, top : top + height, left : left + width].contiguous())
+        names.append(f"{name} {i}")
+    images = Images(pixels, names, np.zeros(len(pixels), dtype=np.int64), ("",))
+    return Probes(images, f"{len(images)} parts of {len(photos)} photographs", is_labeled=False)

@@ -25,12 +25,15 @@ class ExportResult:
     def summary(self) -> list[str]:
         """Returns the result in sentences."""
         verification = self.verification
+        served = f"serve it: tritonserver --model-repository {self.path.absolute().parent}"
         sentences = [
             f"written: {self.path} ({self.bytes / 1e6:.2f} MB), with the outputs {', '.join(self.outputs)}",
             f"compared on {verification.description}: largest difference of a logit {verification.max_difference:.1e}, "
             f"same class for {verification.agreement:.2%}, an image alone and in a batch differ by "
             f"{verification.batch_difference:.1e}",
         ]
+        if self.format == "triton":
+            sentences.insert(1, served)
         if verification.other_differences:
             differences = ", ".join(f"{name} {value:.1e}" for name, value in verification.other_differences.items())
             sentences.append(f"largest differences of the other outputs: {differences}")

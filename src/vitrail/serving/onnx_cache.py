@@ -10,7 +10,7 @@ from vitrail.classifier import Classifier
 from vitrail.exporting.formats import export_program
 from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ProgramOptions
-from vitrail.files import cache_folder
+from vitrail.files import cache_folder, make_room
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.config_json import config_to_json
@@ -33,6 +33,8 @@ def onnx_cache_name(classifier: Classifier) -> str:
 def write_onnx(classifier: Classifier, path: Path) -> None:
     """Writes the file as `vitrail export` does, with a comparison on sample images.
 
-    Raises `VitrailError` and writes no file if its outputs differ from those of the classifier.
+    The files used longest ago make room for it. Raises `VitrailError` and writes no file if its outputs differ from
+    those of the classifier.
     """
+    make_room(path.parent, "*.onnx", sum(4 * parameter.numel() for parameter in classifier.vit.parameters()))
     export_program(classifier, "onnx", path, ProgramOptions(), load_probes(classifier, None))

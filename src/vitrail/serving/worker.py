@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
+from vitrail.files import mark_used
 from vitrail.machine import pick_device
 from vitrail.serving.messages import receive_message, send_message
 from vitrail.serving.predictor import Predictor
@@ -135,6 +136,7 @@ def answer_onnx(predictor: Predictor, document: dict[str, Any], payload: bytes) 
     path = Path(document["folder"]) / onnx_cache_name(predictor.classifier)
     if not path.exists():
         write_onnx(predictor.classifier, path)
+    mark_used(path)
     device = str(predictor.classifier.device)
     onnx_predictor = Predictor(OnnxClassifier.load(path, threads=torch.get_num_threads(), device=device))
     max_batch_size = document["max_batch_size"] or MAX_MEASURED_BATCH_SIZE

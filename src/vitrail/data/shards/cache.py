@@ -15,24 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vitrail.data.shards.storage import Shard, download, is_remote, local_path, open_files, read_remote_range
-from vitrail.errors import UsageError
-from vitrail.files import cache_folder
+from vitrail.files import cache_folder, cache_limit, make_room, mark_used
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes may copy the same shard; one of the copies stays
     fcntl = None  # type: ignore[assignment]
-
-DEFAULT_CACHE_GIB = 10.0
-
-
-def cache_limit() -> int:
-    """Returns the size limit in bytes: $VITRAIL_CACHE_GIB, or 10 GiB."""
-    value = os.environ.get("VITRAIL_CACHE_GIB") or DEFAULT_CACHE_GIB
-    try:
-        return int(float(value) * (1 << 30))
-    except (ValueError, OverflowError):
-        raise UsageError(f"VITRAIL_CACHE_GIB is {value!r}, which is not a number", "set it in GiB, as 50") from None
 
 
 def mark_cacheable(shards: Sequence[Shard]) -> list[Shard]:
@@ -67,7 +55,7 @@ def read_range(shard: Shard, start: int, length: int) -> bytes:
         return open_files.get(local_path(shard.address), shard.version).read(start, length)
     if shard.cacheable and (path := fetch_copy(shard)):
         with contextlib.suppress(FileNotFoundError):  # another process has just made room
-            return open_files.get(path, shard.version, on_open=_mark_used).read(start, length)
+            return open_files.get(path, shard.version, on_open=mark_used).read(start, length)
     return read_remote_range(shard.address, start, length)
 
 
@@ -102,7 +90,7 @@ def fetch_copy(shard: Shard) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(path.with_suffix(".lock")):
             if not path.exists():
-                make_room(path.parent, shard.size)
+                make_room(path.parent, "*.tar", shard.size)
                 _download_atomically(shard, path)
     except OSError:
         return None
@@ -114,21 +102,6 @@ def drop_copy(shard: Shard) -> None:
     path = copy_path(shard)
     open_files.forget(path, shard.version)
     path.unlink(missing_ok=True)
-
-
-def make_room(folder: Path, needed_bytes: int) -> None:
-    """Removes the copies that were opened longest ago until `needed_bytes` more are within the limit."""
-    copies = []
-    for path in folder.glob("*.tar"):
-        with contextlib.suppress(OSError):
-            status = path.stat()
-            copies.append((status.st_mtime, status.st_size, path))
-    excess = sum(size for _, size, _ in copies) + needed_bytes - cache_limit()
-    for _, size, path in sorted(copies):
-        if excess <= 0:
-            return
-        path.unlink(missing_ok=True)
-        excess -= size
 
 
 @contextmanager
@@ -150,8 +123,3 @@ def _download_atomically(shard: Shard, path: Path) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def _mark_used(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        os.utime(path)  # `make_room` removes the oldest first

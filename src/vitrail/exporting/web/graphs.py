@@ -1,6 +1,7 @@
 """The ONNX graphs that a page runs; they share one file of weights.
 
-    inspect   an image -> logits, attention of every layer and head, logits of every patch and layer
+    inspect   an image -> logits, attention of every layer and head, logits of every patch and layer, and the weight of
+              each token in the pooled vector
     subset    an image and some of its patches -> logits; the other patches are not computed at all
     map       an image and a class, alone or against another -> the map of the default method
 
@@ -21,9 +22,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vitrail.classifier import Classifier
 from vitrail.console import silence_output
+from vitrail.explanation.attention import fixed_readout
 from vitrail.exporting.onnx_format import OPSET
 from vitrail.exporting.program import Program, plain_attention
 from vitrail.exporting.trace import logits_and_map
+from vitrail.model.attention import attention_weights
+from vitrail.model.pool import AttentionPool
 from vitrail.model.position import Rotate
 
 WEIGHTS = "weights"  # name of the external file in the graphs
@@ -52,7 +56,20 @@ class PageGraph(nn.Module):
 
 
 class InspectGraph(PageGraph):
-    """Returns logits (1, Y), attention (L, N, T, T), logits of each patch alone (L, P, Y), logits by layer (L, Y)."""
+    """Returns an image's outputs.
+
+    Logits (1, Y), attention (L, N, T, T), logits of each patch alone (L, P, Y), logits by layer (L, Y), and the weight
+    of each token in the pooled vector (T,).
+    """
+
+    fixed_readout_T: Tensor
+
+    def __init__(self, program: Program):
+        super().__init__(program)
+        config = self.vit.config
+        if config.pool != "map":
+            tokens = config.prefix_tokens + config.grid[0] * config.grid[1]
+            self.register_buffer("fixed_readout_T", fixed_readout(config, tokens))
 
     def forward(self, pixels_1CHW: Tensor) -> tuple[Tensor, ...]:
         vit = self.vit
@@ -66,7 +83,15 @@ class InspectGraph(PageGraph):
                 layer_logits.append(vit.head(vit.pool(z_1TD)))
                 copies_PTD = z_1TD[0, self.prefix :, None].expand(-1, self.prefix + 1, -1)
                 lens.append(vit.head(vit.pool(copies_PTD)))  # every pool reads copies of one token as that token
-        return layer_logits[-1], torch.cat(attention), torch.stack(lens), torch.cat(layer_logits)
+        readout_T = self.readout(z_1TD)
+        return layer_logits[-1], torch.cat(attention), torch.stack(lens), torch.cat(layer_logits), readout_T
+
+    def readout(self, z_1TD: Tensor) -> Tensor:
+        """Returns the weight of each token in the pooled vector, as `vitrail explain --method attention` has it."""
+        pool = self.vit.pool
+        if isinstance(pool, AttentionPool):
+            return attention_weights(*pool.query_and_keys(z_1TD))[0, :, 0].mean(dim=0)
+        return self.fixed_readout_T + torch.zeros_like(z_1TD[0, :, 0])
 
 
 class SubsetGraph(PageGraph):
@@ -128,7 +153,10 @@ def trace_graphs(classifier: Classifier) -> dict[str, Any]:
         map_graph = map_graph(pixels_1CHW, target_1Y)
     return {
         "inspect": export_graph(
-            InspectGraph(program), (pixels_1CHW,), ["pixels"], ["logits", "attention", "lens", "layer_logits"]
+            InspectGraph(program),
+            (pixels_1CHW,),
+            ["pixels"],
+            ["logits", "attention", "lens", "layer_logits", "readout"],
         ),
         "subset": export_graph(SubsetGraph(program), (pixels_1CHW, keep_BK), ["pixels", "keep"], ["logits"], dynamic),
         "map": export_graph(map_graph.eval(), (pixels_1CHW, target_1Y), ["pixels", "target"], ["map"]),

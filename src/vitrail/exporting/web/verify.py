@@ -62,7 +62,7 @@ def compare_outputs(
 ) -> dict[str, Comparison]:
     """Compares every output of the graphs for one image; maps explain its most probable class."""
     pixels, classes = pixels_1CHW.numpy(), len(classifier.classes)
-    logits, attention, lens, _ = sessions["inspect"](pixels)
+    logits, attention, lens, _, readout = sessions["inspect"](pixels)
     reference_logits, reference_attention = logits_and_attention(classifier, pixels_1CHW)
     best, *others = reference_logits[0].argsort(descending=True)[:2].tolist()
     keep_1K = draw_half(attention.shape[-1] - classifier.vit.config.prefix_tokens)
@@ -71,6 +71,7 @@ def compare_outputs(
         "attention": (reference_attention, attention),
         "subset": (logits_of_patches(classifier, pixels_1CHW, keep_1K), sessions["subset"](pixels, keep_1K.numpy())[0]),
         "map": (explain(classifier, pixels_1CHW, best), sessions["map"](pixels, make_target(classes, best))[0]),
+        "attention map": (explain_attention(classifier, pixels_1CHW), read_attention(classifier, attention, readout)),
         "lens": (mean_lens(classifier, pixels_1CHW), lens[-1].mean(axis=0)),
     }
     for other in others:
@@ -124,6 +125,18 @@ def explain(classifier: Classifier, pixels_1CHW: Tensor, label: int, against: in
     names = classifier.classes
     target = names[label] if against is None else (names[label], names[against])
     return torch.from_numpy(explain_batch(classifier, pixels_1CHW, target=target)[0].map)
+
+
+def explain_attention(classifier: Classifier, pixels_1CHW: Tensor) -> Tensor:
+    """Returns the classifier's attention of the prediction in the last layer (h, w)."""
+    return torch.from_numpy(explain_batch(classifier, pixels_1CHW, method="attention")[0].map)
+
+
+def read_attention(classifier: Classifier, attention_LNTT: np.ndarray, readout_T: np.ndarray) -> np.ndarray:
+    """Returns what the page shows for the same, (P,): the pooled tokens' rows, as the mean over the heads."""
+    prefix = classifier.vit.config.prefix_tokens
+    weights_T: np.ndarray = np.einsum("q,nqt->t", readout_T, attention_LNTT[-1]) / attention_LNTT.shape[1]
+    return weights_T[prefix:]
 
 
 @torch.no_grad()

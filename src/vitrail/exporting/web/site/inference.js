@@ -56,8 +56,8 @@ async function resultOrNull(request) {
 export async function inspectPixels(pixels) {
   const outputs = await resultOrNull(model.inspect(pixels));
   if (!outputs) return null;
-  const { logits, attention, lens, layer_logits: layerLogits, milliseconds } = outputs;
-  return { logits, attention, lens, layerLogits, status: `Answered in ${Math.round(milliseconds)} ms, in this page.` };
+  const { logits, attention, readout, lens, layer_logits: layerLogits, milliseconds } = outputs;
+  return { logits, attention, readout, lens, layerLogits, status: `Answered in ${Math.round(milliseconds)} ms, in this page.` };
 }
 
 // Runs the model for an example, of which the page had the logits and one map alone.

@@ -3,24 +3,13 @@
 import { info, patchCount, tokenCount } from "./info.js";
 import { mean, sum } from "./math.js";
 
-// The weight of each token in the pooled vector.
-function poolWeights() {
-  const { pool, prefix } = info;
-  const classTokens = { cls: 1, "cls+dist": 2, "cls+mean": 1 }[pool] || 0;
-  const weights = new Float32Array(tokenCount);
-  for (let t = 0; t < classTokens; t++) weights[t] = 1 / classTokens;
-  if (pool.includes("mean")) for (let t = prefix; t < tokenCount; t++) weights[t] = 1 / patchCount;
-  if (pool === "map") weights.fill(1 / tokenCount);
-  const total = sum(weights);
-  return weights.map((value) => value / total);
-}
-
-// The attention of one head: a patch's row ("to") or column ("from"), or without a patch the pooled tokens' rows.
-function headAttention(attention, layer, head, patch, direction) {
+// The attention of one head: a patch's row ("to") or column ("from"), or without a patch the pooled tokens' rows, weighted
+// by `readout`, the weight of each token in the pooled vector.
+function headAttention({ attention, readout }, layer, head, patch, direction) {
   const start = (layer * info.heads + head) * tokenCount * tokenCount;
   const row = new Float32Array(tokenCount);
   if (patch === null) {
-    poolWeights().forEach((weight, query) => {
+    readout.forEach((weight, query) => {
       if (!weight) return;
       for (let key = 0; key < tokenCount; key++) row[key] += weight * attention[start + query * tokenCount + key];
     });
@@ -33,10 +22,10 @@ function headAttention(attention, layer, head, patch, direction) {
   return row;
 }
 
-// The attention over the patches, and the sum over the tokens before them; head -1 is the mean of all heads.
-export function attentionMap(attention, { layer, head, patch, direction }) {
+// The attention of an image over the patches, and the sum over the tokens before them; head -1 is the mean of all heads.
+export function attentionMap(image, { layer, head, patch, direction }) {
   const heads = head === -1 ? Array.from({ length: info.heads }, (_, i) => i) : [head];
-  const rows = heads.map((each) => headAttention(attention, layer, each, patch, direction));
+  const rows = heads.map((each) => headAttention(image, layer, each, patch, direction));
   const row = rows[0].map((_, i) => mean(rows.map((values) => values[i])));
   return { map: row.subarray(info.prefix), prefixSum: sum(row.subarray(0, info.prefix)) };
 }

@@ -1,5 +1,6 @@
 // The worker as functions that return promises. It handles one request at a time. Waiting requests are sorted by
-// priority, and a new request replaces a waiting one of the same kind, so that a slider causes no backlog.
+// priority, and a new request replaces a waiting one of the same kind, so that a slider causes no backlog. After an error
+// outside of a request the worker counts as stopped: every request, also a later one, is rejected with that error.
 
 export class SupersededError extends Error {}
 
@@ -7,6 +8,7 @@ export function startModel(shape, payload, source) {
   const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
   const waiting = [];
   let running = null;
+  let failure = null;
   let count = 0;
 
   function startNext() {
@@ -17,6 +19,7 @@ export function startModel(shape, payload, source) {
   }
 
   function request(name, inputs, { priority = 0, kind = null } = {}) {
+    if (failure) return Promise.reject(failure);
     return new Promise((resolve, reject) => {
       for (let i = waiting.length - 1; kind !== null && i >= 0; i--) {
         if (waiting[i].kind === kind) waiting.splice(i, 1)[0].reject(new SupersededError(kind));
@@ -27,6 +30,7 @@ export function startModel(shape, payload, source) {
   }
 
   worker.onmessage = ({ data }) => {
+    if (!running) return; // a late answer after a failure
     const { resolve, reject } = running;
     running = null;
     startNext();
@@ -35,8 +39,8 @@ export function startModel(shape, payload, source) {
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    const error = new Error(event.message || "the worker stopped");
-    for (const each of [running, ...waiting.splice(0)]) each?.reject(error);
+    failure = new Error(event.message || "the worker stopped");
+    for (const each of [running, ...waiting.splice(0)]) each?.reject(failure);
     running = null;
   };
 

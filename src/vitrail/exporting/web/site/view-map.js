@@ -46,9 +46,8 @@ function evidenceView(state) {
 }
 
 function attentionView(state) {
-  const { attention } = state.image;
-  if (!attention) return { map: null, isSigned: false, caption: "Attention appears when the model has loaded." };
-  const { map, prefixSum } = attentionMap(attention, state);
+  if (!state.image.attention) return { map: null, isSigned: false, caption: "Attention appears when the model has loaded." };
+  const { map, prefixSum } = attentionMap(state.image, state);
   const caption = describeAttention(state, map, prefixSum);
   return { map, isSigned: false, method: "attention", caption, unit: "fraction of attention" };
 }

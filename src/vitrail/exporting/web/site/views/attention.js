@@ -26,7 +26,7 @@ export function renderAttention(state) {
   for (const button of byId("heads").querySelectorAll("button")) {
     const each = Number(button.dataset.head);
     button.setAttribute("aria-pressed", String(each === head));
-    const { map } = attentionMap(image.attention, { layer, head: each, patch, direction });
+    const { map } = attentionMap(image, { layer, head: each, patch, direction });
     drawTile(button.querySelector("canvas"), map, info.grid, false, patch);
   }
   renderOtherDirection(state);
@@ -37,6 +37,6 @@ function renderOtherDirection({ layer, head, patch, direction, image }) {
   byId("other").hidden = byId("other-title").hidden = patch === null;
   if (patch === null) return;
   byId("other-title").textContent = other === "to" ? "Where this patch attends" : "Which patches attend to this patch";
-  const { map } = attentionMap(image.attention, { layer, head, patch, direction: other });
+  const { map } = attentionMap(image, { layer, head, patch, direction: other });
   drawTile(byId("other"), map, info.grid, false, patch);
 }
