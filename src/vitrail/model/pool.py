@@ -68,20 +68,12 @@ class AttentionPool(nn.Module):
         self.mlp = make_mlp(config)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        q_BN1K = self.queries(x_BTD)
+        q_BN1K = self.q(self.query).expand(x_BTD.shape[0], -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_BNTK, v_BNTK = self.kv(x_BTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         pooled_BN1K = self.attend(q_BN1K, k_BNTK, v_BNTK, 0.0)
         x_BD: Tensor = self.proj(pooled_BN1K.flatten(1))
         x_BD = x_BD + self.mlp(self.norm(x_BD))
         return x_BD
-
-    def queries(self, x_BTD: Tensor) -> Tensor:
-        return self.q(self.query).expand(x_BTD.shape[0], -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def query_and_keys(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what the attention of the pool is computed from, (B, N, 1, K) and (B, N, T, K)."""
-        k_BNTK = self.kv(x_BTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)[0]
-        return self.queries(x_BTD), k_BNTK
 
 
 def make_pool(config: ViTConfig) -> nn.Module:

@@ -90,7 +90,9 @@ class InspectGraph(PageGraph):
         """Returns the weight of each token in the pooled vector, as `vitrail explain --method attention` has it."""
         pool = self.vit.pool
         if isinstance(pool, AttentionPool):
-            return attention_weights(*pool.query_and_keys(z_1TD))[0, :, 0].mean(dim=0)
+            q_1N1K = pool.q(pool.query)[None].unflatten(-1, (pool.heads, -1)).transpose(1, 2)
+            k_1NTK = pool.kv(z_1TD).unflatten(-1, (2, pool.heads, -1)).permute(2, 0, 3, 1, 4)[0]
+            return attention_weights(q_1N1K, k_1NTK)[0, :, 0].mean(dim=0)
         return self.fixed_readout_T + torch.zeros_like(z_1TD[0, :, 0])
 
 
