@@ -24,7 +24,7 @@ ROUNDINGS = {"floor": lambda value: int(value // 1), "round": round}
 CASES: dict[str, dict[str, Any]] = {
     "pad": dict(fit="pad"),
     "crop": dict(fit="crop", crop_fraction=0.8, engine="transformers", interpolation="bicubic"),
-    "stretch": dict(fit="stretch", crop_fraction=0.9, engine="pillow"),
+    "stretch": dict(fit="stretch", crop_fraction=0.9, engine="pillow", trim=(3, 5)),
 }
 
 
@@ -59,7 +59,8 @@ def prepare(says: dict[str, Any], file: Path) -> np.ndarray:
     else:
         left, top = rounded((width - to_width) / 2), rounded((height - to_height) / 2)
         image = image.crop((left, top, left + to_width, top + to_height))
-    array = np.asarray(image)
+    cut = says["cut_off"]
+    array = np.asarray(image.crop((0, 0, to_width - cut["right"], to_height - cut["bottom"])))
     assert says["input"] == {"name": "pixels", "layout": "NCHW", "type": "uint8", "range": [0, 255]}
     return array.transpose(2, 0, 1)[None]
 

@@ -9,6 +9,7 @@ The words are in model cards and in the ONNX file. The data beside them hold the
                     the proportions, rounded down
                   exact: to the size
     pad, crop   size, and where the image or the crop starts: `offset` is how half of the difference is rounded
+    cut_off     rows at the bottom and columns at the right, after that
     input       name, layout, type, range
 """
 
@@ -38,10 +39,11 @@ def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
             "antialias": True,
         },
         target: {
-            "size": list(preprocess.image_size),
+            "size": list(preprocess.fitted_size),
             "offset": offset_rounding(preprocess),
             **({"color": preprocess.mean_color} if preprocess.fit == "pad" else {}),
         },
+        "cut_off": {"bottom": preprocess.trim[0], "right": preprocess.trim[1]},
         "input": {"name": PIXELS, "layout": "NCHW", "type": "uint8", "range": [0, 255]},
         "inside_the_graph": ["divide by 255", "mean", "standard deviation", "temperature"],
         "output": {"name": LOGITS, "softmax_applied": False, "temperature_applied": True},
@@ -50,7 +52,9 @@ def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
 
 def describe_geometry(preprocess: Preprocess) -> list[str]:
     """Returns the steps from a file to pixels of the model's size, one sentence each."""
-    height, width = preprocess.image_size
+    height, width = preprocess.fitted_size
+    rows, columns = preprocess.trim
+    cut = [f"Cut off {rows} rows at the bottom and {columns} columns at the right."] if rows or columns else []
     new_height, new_width = resize_target(preprocess)
     color = "RGB" if preprocess.channels == 3 else "gray (Pillow's L)"
     filter = f"{preprocess.interpolation} interpolation and antialiasing, as Pillow's resize does"
@@ -62,6 +66,7 @@ def describe_geometry(preprocess: Preprocess) -> list[str]:
             *steps,
             f"Resize it with its proportions to fit inside {height} x {width} (height x width), with {filter}.",
             f"Center it on a canvas of {height} x {width} of the color {color_text}, offsets rounded down.",
+            *cut,
         ]
     if preprocess.fit == "crop":
         steps.append(f"Resize it with its proportions to cover {new_height} x {new_width}, with {filter}.")
@@ -69,7 +74,7 @@ def describe_geometry(preprocess: Preprocess) -> list[str]:
         steps.append(f"Resize it to {new_height} x {new_width} (height x width), with {filter}.")
     if preprocess.fit == "crop" or (new_height, new_width) != (height, width):
         steps.append(f"Take the center of {height} x {width}, offsets rounded {rounding}.")
-    return steps
+    return [*steps, *cut]
 
 
 def describe_program(classifier: BaseClassifier) -> list[str]:
@@ -102,7 +107,7 @@ def color_name(preprocess: Preprocess) -> str:
 
 def resize_target(preprocess: Preprocess) -> tuple[int, int]:
     """Returns the size of the resize's rule: larger than the model's if a center crop follows."""
-    height, width = preprocess.image_size
+    height, width = preprocess.fitted_size
     if preprocess.fit == "pad":
         return height, width
     return round(height / preprocess.crop_fraction), round(width / preprocess.crop_fraction)
