@@ -1,8 +1,13 @@
-"""A LitServe server with batching, as its documentation describes. For benchmarks/serving.py."""
+"""A LitServe server with batching, as its documentation describes. For serving.py and overload.py.
+
+Arguments: model, port, maximum batch size, time limit in seconds (default: 120), and images per second of a model that
+sleeps instead (default: the model itself).
+"""
 
 import base64
 import io
 import sys
+import time
 from typing import Any
 
 import litserve as ls
@@ -27,6 +32,9 @@ class Api(ls.LitAPI):
         return torch.stack(inputs)
 
     def predict(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        if len(sys.argv) > 5:
+            time.sleep(len(pixels_BCHW) / float(sys.argv[5]))
+            return torch.zeros(len(pixels_BCHW), len(self.classifier.classes))
         return self.classifier.logits(pixels_BCHW)
 
     def unbatch(self, output: torch.Tensor) -> list[torch.Tensor]:
@@ -38,5 +46,5 @@ class Api(ls.LitAPI):
 
 if __name__ == "__main__":
     api = Api(max_batch_size=int(sys.argv[3]), batch_timeout=0.01)
-    server = ls.LitServer(api, accelerator="cpu", timeout=120)
+    server = ls.LitServer(api, accelerator="cpu", timeout=float(sys.argv[4]) if len(sys.argv) > 4 else 120)
     server.run(port=int(sys.argv[2]), host="127.0.0.1", generate_client_file=False, log_level="error")
