@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_data
 from vitrail.cli.parser import Parser
+from vitrail.training.advice import advise_pretrained_weights
 
 if TYPE_CHECKING:
     from vitrail.data.check import CheckReport
@@ -102,4 +103,7 @@ def describe_report(report: CheckReport) -> list[object]:
     errors = len(report.errors)
     problems = f"{errors} problem{'' if errors == 1 else 's'} to fix before training"
     lines.append(problems if errors else "ready to train")
+    train_images = report.splits.get("train", report.splits.get("all", 0))
+    if not errors and (advice := advise_pretrained_weights(train_images, report.data)):
+        lines.append(advice)
     return lines

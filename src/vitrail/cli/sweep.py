@@ -1,6 +1,6 @@
 """Search for good settings of a recipe: train trials with different values and rank them on validation.
 
-  vitrail sweep photos --vary lr=1e-4..1e-2:log --vary width=96,128,192 --trials 20
+  vitrail sweep photos --vary muon_lr=3e-3..3e-2:log --vary width=96,128,192 --trials 20
 
 Each trial is an ordinary run folder under OUT/trials. Trials are compared on validation only; --score-test scores the
 best one on the test images, once. Every field of a recipe can be varied, or set for all trials. VALUES are LOW..HIGH,
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if both := sorted(set(vary) & set(changes)):
         raise UsageError(f"{both[0]} is both set and varied", f"leave out --{both[0].replace('_', '-')}")
     if not vary and not arguments.resume:
-        raise UsageError("a sweep needs a field to vary", "add --vary lr=1e-4..1e-2:log, for example")
+        raise UsageError("a sweep needs a field to vary", "add --vary muon_lr=3e-3..3e-2:log, for example")
     from vitrail.sweeps.sweep import sweep
 
     result = sweep(

@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from vitrail.training.advice import describe_overfitting
+
 MAX_NAMED_CLASSES = 4
 LOW_RECALL = 0.5
 HIGH_ECE = 0.03
@@ -29,6 +31,7 @@ class Finding(NamedTuple):
 def write_findings(document: Document) -> list[dict[str, str]]:
     """Returns the findings of a document in the order of its sections."""
     functions = (
+        overfitting,
         weakest_class,
         most_frequent_mistake,
         calibration,
@@ -42,6 +45,11 @@ def write_findings(document: Document) -> list[dict[str, str]]:
     )
     findings = [function(document) for function in functions]
     return [finding._asdict() for finding in findings if finding]
+
+
+def overfitting(document: Document) -> Finding | None:
+    sentence = describe_overfitting(document["training_metrics"])
+    return Finding(Level.WARNING, sentence, "training") if sentence else None
 
 
 def weakest_class(document: Document) -> Finding | None:

@@ -14,6 +14,7 @@ from vitrail.files import write_json
 from vitrail.interrupts import StopRequest, catch_stop_signals
 from vitrail.runs.training_run import Progress, Row, TrainingRun
 from vitrail.runs.validation import evaluate_all_ranks
+from vitrail.training.advice import describe_overfitting
 from vitrail.training.batch_sharding import make_train_loader
 from vitrail.training.curves import draw_curves
 from vitrail.training.loop import StepStats, TrainingDiverged, train_steps
@@ -44,6 +45,8 @@ def train_epochs(run: TrainingRun) -> None:
                 raise run.interrupted()
     if run.progress.best and run.progress.best["epoch"] == 0:
         log("no epoch was better on validation than the weights at the start, so these are kept")
+    elif warning := describe_overfitting(run.folder.load_metrics()):
+        log(warning)
 
 
 def score_start(run: TrainingRun, stop: StopRequest) -> None:

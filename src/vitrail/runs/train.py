@@ -33,6 +33,7 @@ from vitrail.runs.result import ResultCallback, Run, log_result
 from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
 from vitrail.runs.training_run import EpochCallback, TrainingRun
+from vitrail.training.advice import advise_pretrained_weights
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
 from vitrail.training.optimizers import OPTIMIZERS
@@ -93,7 +94,8 @@ def train(
             start = build_classifier(requested, run_data.splits, pretrained, init_device(world))
             if world.is_main:
                 check_image_sizes(run_data, start.classifier.preprocess, requested.skip_unreadable)
-            plan = (describe_plan(start, world), explain_precision(start.recipe, world.device))
+            advice = None if pretrained else advise_pretrained_weights(len(run_data.splits.train), str(data))
+            plan = (describe_plan(start, world), explain_precision(start.recipe, world.device), advice)
             for line in filter(None, (*run_data.splits.notes, *plan)):
                 log(line)
         config = RunConfig(

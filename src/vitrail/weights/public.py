@@ -35,12 +35,19 @@ def resolve_model(model: str, torch_files: bool) -> PublicModel:
     if is_card_name(name):
         return fetch_card(name, revision)
     if Path(name).suffix or path.is_absolute() or model.startswith((".", "~")) or name.count("/") != 1:
-        near = did_you_mean(model, [*load_cards(), *bundled_classifiers()])
+        near = name_cards_without_library(model) or did_you_mean(model, [*load_cards(), *bundled_classifiers()])
         raise UsageError(
             f"there is no run folder or artifact {model!r}, and no card with this name",
             near or "vitrail train makes a run, vitrail models lists the cards",
         )
     return load_repository(model)
+
+
+def name_cards_without_library(name: str) -> str | None:
+    """Returns a hint with the cards that have this name behind the name of their library, with or without a tag."""
+    cards = [card for card in load_cards() if (short := card.partition("/")[2]) == name or short.startswith(f"{name}.")]
+    untagged = sorted({card.partition(".")[0] if "." not in name else card for card in cards})
+    return f"did you mean {' or '.join(untagged)}?" if name and untagged else None
 
 
 def is_revision(name: str, text: str) -> bool:
