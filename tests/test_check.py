@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
     ),
     "16 bits": (
         lambda root: save(Image.fromarray(np.asarray(NEW[0])[..., 0].astype(np.uint16) * 257), root / TRAIN / "d.png"),
-        "high-bit-depth", "train/barn/d.png", "scaled to 8 bits",
+        "high-bit-depth", "train/barn/d.png", "bit depth gives black and white",
     ),
     "transparency": (
         lambda root: save(NEW[0].convert("RGBA"), root / TRAIN / "t.png"), "transparent", "t.png", "becomes white",
@@ -260,11 +260,16 @@ def test_the_cache_of_the_version_before_is_imported(photos: Path, tmp_path: Pat
     first = check_data(photos).to_json()
     new, old = tmp_path / "cache" / facts.CACHE_NAME, tmp_path / "cache" / facts.OLD_CACHE_NAME
     with closing(sqlite3.connect(new)) as connection, connection:
-        connection.execute("ALTER TABLE facts RENAME TO looks")
-        connection.execute("UPDATE looks SET color_type = 'color'")
+        (n_png,) = connection.execute("SELECT count(*) FROM facts WHERE format = 'PNG'").fetchone()
+        connection.execute("UPDATE facts SET format = 'JPEG' WHERE key LIKE '%00.png'")
+        (n_jpeg,) = connection.execute("SELECT count(*) FROM facts WHERE format = 'JPEG'").fetchone()
     new.rename(old)
-    monkeypatch.setattr(facts, "read_file_facts", lambda images, i: pytest.fail("an image was read again"))
-    assert check_data(photos).to_json() == first
+    read = []
+    read_file_facts = facts.read_file_facts
+    monkeypatch.setattr(facts, "read_file_facts", lambda images, i: read.append(i) or read_file_facts(images, i))
+    again = check_data(photos).to_json()
+    assert {**again, "findings": [], "warnings": []} == {**first, "findings": [], "warnings": []}
+    assert n_jpeg > 0 and len(read) == n_png - n_jpeg  # formats whose decoding has changed are read again
     assert not old.exists()
 
 

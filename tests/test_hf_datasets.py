@@ -71,7 +71,7 @@ def test_columns_splits_and_labels_of_many_kinds(tmp_path: Path, hub, capsys):
     assert list(source.splits["validation"].labels) == ["d", "c"]
     assert list(source.splits["train"].names[:2]) == ["train-0000000", "train-0000001"]
     assert list(source.splits["validation"].names) == ["validation-0000000", "validation-0000002"]
-    assert any("2 images of validation without a label" in note for note in source.ignored)
+    assert any("2 images of validation without a label" in each.sentence for each in source.left_out)
     assert any("from column fine_label, not coarse" in note for note in source.notes)
     text_labels = tmp_path / "text.parquet"
     hub.Dataset.from_dict(

@@ -168,7 +168,7 @@ def test_an_index_with_a_flipped_bit_anywhere_is_refused(shards: Path):
         {"document": {"shards": [{"file": "../../etc/passwd", "bytes": 10}] * 5}},
         {"document": {"shards": [{"file": "/etc/passwd", "bytes": 10}] * 5}},
         {"document": {"shards": [{"file": "http://far/away.tar", "bytes": 10}] * 5}},
-        {"document": {"format": 2}},
+        {"document": {"format": 3}},
         {"document": {"channels": 7}},
         {"document": {"classes": 5}},
         {"document": {"shards": None}},
@@ -334,10 +334,10 @@ def test_labels_in_every_form_names_that_are_not_utf8_and_samples_without_image_
     assert [name.removeprefix("shard/") for name in listing.names[:5]] == [
         "0.png", "1.JPG", "dog/2.png", "3.seg.png", "cat/4.png",
     ]  # fmt: skip
-    assert any("1 samples without an image" in note for note in source.ignored)
-    assert len(source.damaged) == 1 and "6.png has no label" in source.damaged[0]
+    assert any("1 file not named like an image" in each.sentence for each in source.left_out)
+    assert ["__meta__.png has no label" in source.damaged[0], "6.png has no label" in source.damaged[1]] == [True] * 2
     assert "not UTF-8" in next(iter(v for k, v in find_unreadable(tmp_path / "set").items() if "7.png" in k))
-    with pytest.raises(VitrailError, match=r"6\.png has no label"):
+    with pytest.raises(VitrailError, match=r"\.png has no label"):
         open_data(tmp_path / "set")
 
 

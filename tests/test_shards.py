@@ -348,7 +348,7 @@ def test_wildcards_some_of_the_shards_and_unindexed_shards(shards: Path, own_cac
     write_tar(shards / "train-other.tar", ("red/x.png", png_bytes()))
     source = open_source(shards)
     assert len(source.splits["train"]) == 24
-    assert any("1 tar files are not in its index and skipped, train-other.tar" in note for note in source.ignored)
+    assert any("1 tar file not in its index, first train-other.tar" in each.sentence for each in source.left_out)
     both = open_source(f"{shards}/{{test-000000,train-other}}.tar")  # one by our index, one by a new one
     assert {split: len(listing) for split, listing in both.splits.items()} == {"test": 10, "train": 1}
 

@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from vitrail.data import builtin, folder, table
+from vitrail.data import builtin, table
+from vitrail.data import open as open_module
 from vitrail.data.builtin import BUILTIN_DATASETS, TorchvisionImages
 from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.formats import is_image_name
 from vitrail.data.images import Images
 from vitrail.data.open import absolute_address, open_data, open_source
 from vitrail.data.scoring import open_images_to_score
@@ -305,7 +307,7 @@ def test_other_files_are_counted_and_ignored(tmp_path: Path):
     (tmp_path / "cat" / "notes.md").write_text("x")
     splits = open_data(tmp_path, test=0, validation=0)
     assert len(splits.train) == 4
-    assert [note for note in splits.notes if "cat" in note and "2 files that are not images ignored" in note]
+    assert [note for note in splits.notes if "2 files not named like an image" in note and "cat/notes.md" in note]
 
 
 def test_images_in_nested_folders_belong_to_the_top_level_class(tmp_path: Path):
@@ -342,8 +344,8 @@ def test_linked_classes_and_images_are_followed(tmp_path: Path):
 
 
 def test_image_files_are_recognized_by_extension():
-    assert folder.has_image_extension(Path("a.JPG")) and folder.has_image_extension(Path("a.b.tiff"))
-    assert not any(folder.has_image_extension(Path(name)) for name in ("a.txt", ".a.png", "png", "a.png.bak"))
+    assert is_image_name("a.JPG") and is_image_name("a.b.tiff") and is_image_name("a.heic")
+    assert not any(map(is_image_name, ("a.txt", ".a.png", "png", "a.png.bak")))
 
 
 # fingerprint and evaluation
@@ -511,9 +513,11 @@ def test_a_row_that_is_too_short_names_the_line(photos: Path):
     assert "line 6: the column 'label' is empty" in error_text(write(photos / "list.csv", [*ROWS, "img/a.png"]))
 
 
-def test_fields_beyond_the_header_are_ignored(photos: Path):
-    lines = ["path,label", "img/a.png,cat,extra", "img/b.png,dog,more,still more"]
+def test_fields_beyond_the_header_name_the_line_unless_they_are_empty(photos: Path):
+    lines = ["path,label", "img/a.png,cat,", "img/b.png,dog,, "]
     assert len(open_data(write(photos / "list.csv", lines), test=0, validation=0).train) == 2
+    message = error_text(write(photos / "list.csv", [*lines, "img/c.png,cat, tabby"]))
+    assert "line 4: 3 values for 2 columns" in message and "quotes" in message
 
 
 @pytest.mark.parametrize(("header", "missing"), [("path,color", "label"), ("photo,label", "path")])
@@ -541,7 +545,8 @@ def test_labels_are_stripped_and_composed(photos: Path):
 
 def test_numbers_are_labels_even_zero(photos: Path, monkeypatch: pytest.MonkeyPatch):
     rows = [("row 1", {"path": "img/a.png", "label": 0}), ("row 2", {"path": "img/b.png", "label": 1})]
-    monkeypatch.setattr(table, "read_parquet_rows", lambda file: rows)
+    monkeypatch.setattr(table, "iter_rows", lambda file: rows)
+    monkeypatch.setattr(open_module, "has_image_bytes", lambda file: None)
     (photos / "list.parquet").touch()
     assert open_data(photos / "list.parquet", test=0, validation=0).classes == ("0", "1")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitrail.data.decode import ImageError
 from vitrail.data.image_input import ImageInput, is_one_image, to_pixels
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.fast import make_fast_vit
 from vitrail.machine import has_native_bf16
@@ -67,7 +67,7 @@ class BaseClassifier(ABC):
         pixels = to_pixels(image, self.preprocess.channels)
         try:
             return self.preprocess.fit_image(pixels)
-        except ValueError as error:
+        except ImageSizeError as error:
             raise ImageError(name, str(error)) from None
 
     @overload

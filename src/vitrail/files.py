@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -81,16 +82,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
+        temporary = create_beside(path, lambda new: os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)))
         try:
-            write(Path(temporary))
-            set_default_mode(Path(temporary), 0o666)
-            fsync(Path(temporary))
+            mode = temporary.stat().st_mode
+            write(temporary)
+            os.chmod(temporary, mode)  # safetensors replaces the file by one that only its owner may read
+            fsync(temporary)
             os.replace(temporary, path)
             fsync(path.parent)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise VitrailError(
             f"{path} cannot be written: {describe_write_error(error)}", "free some space, or choose another path"
@@ -108,10 +109,9 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
     parent = path.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{path.name}-"))
+        temporary = create_beside(parent / path.name, Path.mkdir)
         try:
             yield temporary
-            set_default_mode(temporary, 0o777)
             fsync(temporary)
             check_new_folder(path)
             if path.is_dir():
@@ -132,11 +132,19 @@ def check_new_folder(path: Path) -> None:
         raise UsageError(f"{path} already exists", "choose another path, or move it away")
 
 
-def set_default_mode(path: Path, mode: int) -> None:
-    """Gives a temporary file or folder, which only its owner may read, the mode that the umask allows."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, mode & ~mask)
+def create_beside(path: Path, create: Callable[[Path], object]) -> Path:
+    """Creates a temporary file or folder with a new hidden name beside `path`, and returns its path.
+
+    Unlike the functions of `tempfile`, it has the mode that the umask allows. To read the umask, a process would have
+    to set it, also for its other threads.
+    """
+    while True:
+        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+        try:
+            create(temporary)
+        except FileExistsError:
+            continue
+        return temporary
 
 
 def existing_parent(path: Path) -> Path:

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             on_batch=progress.advance,
             skip_unreadable=arguments.skip_unreadable,
         )
-    answer = Answer(evaluation.to_json())
+    answer = Answer({**evaluation.to_json(), "left_out": [each.sentence for each in scored.left_out]})
     answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
     if folder:
         write_evaluation(evaluation, classifier, folder, answer)

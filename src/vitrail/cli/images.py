@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vitrail.data.decode import decode
-from vitrail.data.folder import check_utf8_name, walk_images
-from vitrail.errors import UsageError
+from vitrail.data.decode import ImageHeader, decode_with_header
+from vitrail.data.walk import Omissions, check_utf8_name, log_left_out, no_images, walk_images
+from vitrail.errors import VitrailError
 from vitrail.prediction.shard_members import ShardMember, list_shard_members, read_shard_member
 from vitrail.prediction.sources import is_shard_source, translate_read_errors
 
@@ -22,7 +22,12 @@ class InputImage:
 
     def read(self, channels: int) -> Tensor:
         """Returns uint8 pixels (C, h, w); raises `ImageError`."""
-        return decode(read_shard_member(self.path, self.member) if self.member else self.path, channels, self.path)
+        return self.read_with_header(channels)[0]
+
+    def read_with_header(self, channels: int) -> tuple[Tensor, ImageHeader]:
+        """Returns what `read` returns, and the header."""
+        file = read_shard_member(self.path, self.member) if self.member else self.path
+        return decode_with_header(file, channels, self.path)
 
 
 def list_input_images(sources: Sequence[str]) -> list[InputImage]:
@@ -41,9 +46,10 @@ def list_input_images(sources: Sequence[str]) -> list[InputImage]:
 
 
 def list_input_files(sources: Sequence[str]) -> list[Path]:
-    """Returns the image files in order.
+    """Returns the image files in order, and prints the files that a folder leaves out.
 
-    Raises `UsageError` for a folder without images, `VitrailError` for a name that is not UTF-8.
+    Raises `UsageError` for a folder without images, `VitrailError` for a name that is not UTF-8 and for a folder that
+    cannot be listed.
     """
     files: list[Path] = []
     for source in sources:
@@ -52,8 +58,12 @@ def list_input_files(sources: Sequence[str]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        below, _ = walk_images(path)
+        omissions = Omissions()
+        below = walk_images(path, omissions)
+        if omissions.unreachable:
+            raise VitrailError(omissions.unreachable[0], "change its permissions")
         if not below:
-            raise UsageError(f"the folder {path} has no images")
+            raise no_images(path, omissions)
+        log_left_out(omissions.describe(path))
         files += below
     return files

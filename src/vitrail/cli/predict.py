@@ -164,7 +164,8 @@ def describe_summary(summary: PredictSummary) -> list[Any]:
 
 def predict_and_print(arguments: argparse.Namespace) -> Answer:
     from vitrail.cli.images import list_input_images
-    from vitrail.console import progress_bar
+    from vitrail.console import log, progress_bar
+    from vitrail.data.pixel_range import DEPTH_RULE
 
     classifier = load_any_classifier(arguments)
     if arguments.precision == "bf16":
@@ -172,11 +173,14 @@ def predict_and_print(arguments: argparse.Namespace) -> Answer:
     images = list_input_images(arguments.images)
     top = arguments.top or 5
     rows: list[dict[str, Any]] = []
+    deep: list[str] = []  # images of more than 8 bits
     with progress_bar("predicting", len(images)) as progress:
         for start in range(0, len(images), arguments.batch_size):
             batch = images[start : start + arguments.batch_size]
-            rows += predict_batch(classifier, batch, top)
+            rows += predict_batch(classifier, batch, top, deep)
             progress.advance(len(batch))
+    if deep:
+        log(f"warning: {len(deep)} image{'s' * (len(deep) > 1)} in 16 bits or floats, first {deep[0]}: {DEPTH_RULE}")
     lines = []
     for row in rows:
         predictions = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["top"])
@@ -184,19 +188,27 @@ def predict_and_print(arguments: argparse.Namespace) -> Answer:
     return Answer({"predictions": rows}, lines, code=1 if any(row["error"] for row in rows) else 0)
 
 
-def predict_batch(classifier: BaseClassifier, images: list[InputImage], top: int) -> list[dict[str, Any]]:
-    """Returns a row per image: path, most probable classes, and the error if it cannot be read."""
+def predict_batch(
+    classifier: BaseClassifier, images: list[InputImage], top: int, deep: list[str]
+) -> list[dict[str, Any]]:
+    """Returns a row per image: path, most probable classes, and the error if it cannot be read.
+
+    The paths of images of more than 8 bits are added to `deep`.
+    """
     import torch
 
     from vitrail.classifier import top_predictions
-    from vitrail.data.decode import ImageError
+    from vitrail.data.decode import GRAY_16_BIT, ImageError
 
     classifier.require_classes()
     rows: list[dict[str, Any]] = [{"path": image.path, "top": [], "error": None} for image in images]
     pixels = []
     for image, row in zip(images, rows, strict=True):
         try:
-            pixels.append(classifier.read_image(image.read(classifier.preprocess.channels)))
+            image_CHW, header = image.read_with_header(classifier.preprocess.channels)
+            pixels.append(classifier.read_image(image_CHW))
+            if header.color_type == GRAY_16_BIT:
+                deep.append(image.path)
         except ImageError as error:
             row["error"] = error.reason
     readable = [row for row in rows if row["error"] is None]

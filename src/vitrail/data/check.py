@@ -29,6 +29,7 @@ class CheckReport:
     sizes: dict[str, list[int]] = field(default_factory=dict)  # minimum, median, maximum of height and of width
     color_types: dict[str, int] = field(default_factory=dict)  # images per color type
     findings: list[Finding] = field(default_factory=list)
+    left_out: int = 0  # files of the source that are not among the images
     unreadable: list[str] = field(default_factory=list)
     duplicates: list[list[dict[str, Any]]] = field(default_factory=list)  # groups of identical images
     near_duplicates: list[dict[str, Any]] = field(default_factory=list)  # pairs
@@ -103,6 +104,7 @@ def check_source(
             sizes=summarize_sizes(survey),
             color_types=dict(Counter(facts.color_type for _, facts in survey.readable).most_common()),
             findings=[finding for finder in FINDERS for finding in finder(survey)],
+            left_out=sum(each.files for each in source.left_out),
             unreadable=[record.name for record, _ in survey.unreadable],
             duplicates=[[asdict(record) for record in group] for group in survey.duplicates],
             near_duplicates=[

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from vitrail.data.check import CheckReport
+from vitrail.data.decode import ImageUnreachable
 from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_text
@@ -24,6 +25,8 @@ def write_clean_list(report: CheckReport, file: Path) -> Counter[str]:
     survey = report.survey
     if survey is None:
         raise VitrailError(f"{report.data} cannot be listed: {report.errors[0]}")
+    if unreachable := [error for _, error in survey.unreadable if isinstance(error, ImageUnreachable)]:
+        raise VitrailError(f"{unreachable[0].sentence}, so the list would be without a good image", "try again later")
     if any(survey.path(record) is None for record, _ in survey.images):
         raise UsageError(f"the images of {report.data} are not files of their own", "--fix is for folders and tables")
     if file.exists():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -15,14 +16,17 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from vitrail.data.formats import MAGIC_BYTES, explain_unread, readable_formats
+from vitrail.data.pixel_range import (
+    UnclearRange,
+    check_brightness,
+    has_16_bit_colors,
+    has_more_than_8_bits,
+    scale_to_8_bits,
+)
 from vitrail.errors import VitrailError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-)
 MAX_PIXELS = 100_000_000  # checked against the header before anything is decoded
-STRIP_PIXELS = 1 << 20  # pixels of a 16-bit image that are converted to float64 at a time
 EXIF_ORIENTATION = 0x0112
 GRAY_16_BIT = "16-bit gray"
 COLOR_TYPES = {
@@ -33,6 +37,7 @@ COLOR_TYPES = {
 }  # by Pillow's mode
 TRANSIENT_ERRNOS = frozenset((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
+PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # of `warnings`; our own limits are lower
 
 
 class ImageError(VitrailError):
@@ -70,9 +75,9 @@ class ImageHeader:
 def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
     """Decodes an image file into uint8 (C, H, W), with C = 1 (gray) or 3 (RGB).
 
-    The EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparent pixels are put over white, and of an
-    animation the first frame is used. A color profile (ICC) is not applied. Raises `ImageError`, which has the file's
-    `name`.
+    The EXIF orientation is applied, more than 8 bits are scaled as `pixel_range` says, transparent pixels are put over
+    white, and of an animation the first frame is used. A color profile (ICC) is not applied. Raises `ImageError`, which
+    has the file's `name`.
     """
     return decode_with_header(file, channels, name)[0]
 
@@ -82,6 +87,7 @@ def decode_with_header(
 ) -> tuple[Tensor, ImageHeader]:
     """Returns what `decode` returns, and the header."""
     with open_image(file, name) as image:
+        was_16_bit = has_16_bit_colors(image)  # known before loading only, and `getexif` may load the image
         header = ImageHeader(
             format=str(image.format),
             color_type=COLOR_TYPES.get(image.mode, image.mode),
@@ -91,9 +97,11 @@ def decode_with_header(
         )
         if image.mode == "LAB":  # Pillow cannot convert it to RGB without a profile
             raise ImageError(display_name(file, name), "its colors are in LAB; save it as RGB")
-        image.load()
-        upright = _to_8_bit(ImageOps.exif_transpose(image))
-        array = np.array(upright.convert("L" if channels == 1 else "RGB"))
+        try:
+            upright = ImageOps.exif_transpose(load_8_bit(image, was_16_bit))
+        except UnclearRange as error:
+            raise ImageError(display_name(file, name), str(error)) from None
+        array = np.array(remove_transparency(upright).convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous(), header
 
 
@@ -112,20 +120,19 @@ def open_image(file: str | Path | BinaryIO, name: str | None = None) -> Iterator
     """Opens a file with Pillow; turns every error inside the context into an `ImageError`."""
     name = display_name(file, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's decompression bomb warning: our own limit is lower
-            if isinstance(file, str | Path):
-                refuse_special_file(file, name)
-            with Image.open(file, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(name, f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS:,}")
-                yield image
+        silence_pillow()
+        if isinstance(file, str | Path):
+            refuse_special_file(file, name)
+        with Image.open(file, formats=readable_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(name, f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS:,}")
+            yield image
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(name, "there is no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(name, f"not an image, or not one of {', '.join(FORMATS)}") from None
+        raise ImageError(name, explain_unread(read_start(file))) from None
     except PermissionError:
         raise ImageError(name, "no permission to read it") from None
     except Image.DecompressionBombError:  # Pillow's limit is higher than ours
@@ -139,6 +146,18 @@ def open_image(file: str | Path | BinaryIO, name: str | None = None) -> Iterator
         raise ImageError(name, f"damaged or truncated ({error})") from None
 
 
+def read_start(file: str | Path | BinaryIO) -> bytes:
+    """Returns the first bytes of a file; none if it cannot be read again."""
+    try:
+        if isinstance(file, str | Path):
+            with open(file, "rb") as stream:
+                return stream.read(MAGIC_BYTES)
+        file.seek(0)
+        return file.read(MAGIC_BYTES)
+    except OSError:
+        return b""
+
+
 def refuse_special_file(file: str | Path, name: str) -> None:
     """Raises `ImageError` for a folder, and for a pipe or device, which could be read forever."""
     mode = os.stat(file).st_mode
@@ -146,19 +165,35 @@ def refuse_special_file(file: str | Path, name: str) -> None:
         raise ImageError(name, f"this is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}, not an image")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Converts an image to an 8-bit mode without transparency."""
-    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips at 255
-        values = np.asarray(image)
-        full_scale = 65535 if image.mode != "F" else 1 if values.max(initial=0) <= 1 else 255
-        pixels = np.empty(values.shape, np.uint8)
-        rows = max(1, STRIP_PIXELS // image.width)
-        for top in range(0, image.height, rows):
-            scaled = values[top : top + rows].astype(np.float64) * 255 / full_scale
-            pixels[top : top + rows] = np.nan_to_num(scaled).clip(0, 255).round()
-        return Image.fromarray(pixels)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
+def load_8_bit(image: Image.Image, was_16_bit: bool) -> Image.Image:
+    """Loads an image with 8 bits per channel and the same orientation; raises `UnclearRange`.
+
+    `was_16_bit` says whether the file has several channels of 16 bits.
+    """
+    if has_more_than_8_bits(image.mode):
+        image.load()
+        scaled = scale_to_8_bits(image)
+        scaled.getexif()[EXIF_ORIENTATION] = image.getexif().get(EXIF_ORIENTATION, 1)
+        return scaled
+    image.load()
+    if was_16_bit:
+        check_brightness(image)
     return image
+
+
+def remove_transparency(image: Image.Image) -> Image.Image:
+    """Puts an image over the background if it is transparent anywhere."""
+    if not image.has_transparency_data:
+        return image
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
+    return Image.alpha_composite(canvas, rgba).convert("RGB")
+
+
+def silence_pillow() -> None:
+    """Adds a filter of Pillow's warnings to those of the process, which stay as they are otherwise.
+
+    `warnings.catch_warnings` would replace the filters of all threads.
+    """
+    if PILLOW_FILTER not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -15,15 +15,15 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from vitrail.data.decode import GRAY_16_BIT, ImageError, decode_with_header
+from vitrail.data.decode import ImageError, decode_with_header
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.near_duplicates import MAX_PAIRS, IndexPair, compute_signature, near_duplicate_pairs
 from vitrail.data.source import Listing
 from vitrail.files import cache_folder
 
-CACHE_NAME = "image-facts-2.sqlite"  # the number changes with the meaning of a column
-OLD_CACHE_NAME = "looks-1.sqlite"
-OLD_COLOR_TYPES = {"grey": "gray", "colour": "color", "16-bit grey": GRAY_16_BIT}
+CACHE_NAME = "image-facts-3.sqlite"  # the number changes with the decoder and with the meaning of a column
+OLD_CACHE_NAME = "image-facts-2.sqlite"
+UNCHANGED_FORMATS = ("JPEG", "WEBP", "GIF", "BMP")  # whose images are decoded as when the old cache was written
 UNUSED_DAYS = 90  # an entry that was not read for so long is deleted
 SIGNATURE_INPUT_SIZE = 64  # larger images are reduced to this before the signature is computed
 WRITE_EVERY = 1000  # new entries
@@ -120,17 +120,17 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 
 def import_old_cache(connection: sqlite3.Connection, path: Path) -> None:
-    """Moves the entries of the cache of versions before 0.2 into this one; a damaged one is deleted."""
+    """Moves the entries of the cache before this one that are still true; a damaged one is deleted."""
     if not path.exists():
         return
     with contextlib.suppress(sqlite3.DatabaseError, OSError):
         connection.execute("ATTACH ? AS old", (str(path),))
         try:
             with connection:
-                connection.execute("INSERT OR IGNORE INTO facts SELECT * FROM old.looks")
+                formats = ", ".join("?" * len(UNCHANGED_FORMATS))
+                rows = f"SELECT * FROM old.facts WHERE format IN ({formats})"
+                connection.execute(f"INSERT OR IGNORE INTO facts {rows}", UNCHANGED_FORMATS)
                 connection.execute("INSERT OR IGNORE INTO pairs SELECT * FROM old.pairs")
-                for old, new in OLD_COLOR_TYPES.items():
-                    connection.execute("UPDATE facts SET color_type = ? WHERE color_type = ?", (new, old))
         finally:
             connection.execute("DETACH old")
     with contextlib.suppress(OSError):

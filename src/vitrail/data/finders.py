@@ -7,31 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.data.decode import GRAY_16_BIT
+from vitrail.data.decode import GRAY_16_BIT, ImageUnreachable
 from vitrail.data.facts import ImageFacts
 from vitrail.data.findings import Code, Finding
+from vitrail.data.formats import EXTENSIONS_OF_FORMAT
 from vitrail.data.near_duplicates import MAX_PAIRS
 from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
 
 MIN_CLASS_IMAGES = 10  # fewer make the training and the score of a class unreliable
 MAX_IMBALANCE = 10  # largest class over smallest
 DEFAULT_BATCH_SIZE = 16  # which recipes choose for few images
+LABEL_SEPARATORS = ("|", ";")  # of several classes in one label
 SMALL_FACTOR = 4  # times smaller than the median size
 LARGE_PIXELS = 25_000_000  # decoding such an image takes longer than training on it
 MAX_ASPECT_RATIO = 3
 MAX_CROP_LOSS = 0.3  # fraction of an image that a crop may remove without a warning
-
-JPEG_EXTENSIONS = (".jpg", ".jpeg", ".jfif")
-EXTENSIONS_OF_FORMAT = {
-    "JPEG": JPEG_EXTENSIONS,
-    "MPO": JPEG_EXTENSIONS,
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-}
 
 Findings = Iterator[Finding]
 Image = tuple[ImageRecord, ImageFacts]
@@ -44,7 +34,8 @@ def find_damage(survey: Survey) -> Findings:
 
 def find_unreadable_images(survey: Survey) -> Findings:
     for record, error in survey.unreadable:
-        yield Finding(Code.UNREADABLE_IMAGE, [record.name], {"reason": error.reason})
+        code = Code.UNREACHABLE_IMAGE if isinstance(error, ImageUnreachable) else Code.UNREADABLE_IMAGE
+        yield Finding(code, [record.name], {"reason": error.reason})
 
 
 def find_split_problems(survey: Survey) -> Findings:
@@ -90,17 +81,25 @@ def find_similar_class_names(survey: Survey) -> Findings:
             yield Finding(Code.SIMILAR_CLASS_NAMES, values={"classes": names})
 
 
-def find_ignored_files(survey: Survey) -> Findings:
-    for reason in survey.source.ignored:
-        yield Finding(Code.IGNORED, values={"reason": reason})
+def find_several_labels(survey: Survey) -> Findings:
+    """Finds labels such as "ants|insect", which are the names of several classes in some tables."""
+    labels = sorted({label for listing in survey.source.splits.values() for label in set(listing.labels)})
+    several = [label for label in labels if any(separator in label for separator in LABEL_SEPARATORS)]
+    if several:
+        yield Finding(Code.SEVERAL_LABELS, values={"n": len(several), "example_label": several[0]})
+
+
+def find_left_out(survey: Survey) -> Findings:
+    for left_out in survey.source.left_out:
+        yield Finding(Code.IGNORED, values={"reason": left_out.sentence, "files": left_out.files})
 
 
 def find_wrong_extensions(survey: Survey) -> Findings:
     wrong = [
         (record, facts)
         for record, facts in survey.readable
-        if facts.format in EXTENSIONS_OF_FORMAT
-        and Path(record.name).suffix.lower() not in ("", *EXTENSIONS_OF_FORMAT[facts.format])
+        if (usual := EXTENSIONS_OF_FORMAT.get("JPEG" if facts.format == "MPO" else facts.format))
+        and Path(record.name).suffix.lower() not in ("", *usual)
     ]
     if wrong:
         yield Finding(Code.WRONG_EXTENSION, names_of(wrong), {"format": wrong[0][1].format})
@@ -212,7 +211,8 @@ FINDERS: tuple[Callable[[Survey], Findings], ...] = (
     find_split_problems,
     find_class_sizes,
     find_similar_class_names,
-    find_ignored_files,
+    find_several_labels,
+    find_left_out,
     find_wrong_extensions,
     find_repeated_rows,
     find_duplicates,

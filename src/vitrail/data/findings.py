@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from vitrail.data.pixel_range import DEPTH_RULE
+
 EXAMPLES = 3  # in a message; the finding has all paths
 FIT_EFFECTS = {
     "pad": "they are shrunk and padded",
@@ -18,6 +20,7 @@ class Code(StrEnum):
     """The kind of a finding; its value is stable and part of the JSON output."""
 
     UNREADABLE_IMAGE = "unreadable-image"
+    UNREACHABLE_IMAGE = "unreachable-image"
     DAMAGED_SOURCE = "damaged-source"
     INVALID_LAYOUT = "invalid-layout"
     NO_TRAINING_IMAGES = "no-training-images"
@@ -28,6 +31,7 @@ class Code(StrEnum):
     CLASS_IMBALANCE = "class-imbalance"
     FEWER_THAN_A_BATCH = "fewer-than-a-batch"
     SIMILAR_CLASS_NAMES = "similar-class-names"
+    SEVERAL_LABELS = "several-labels"
     IGNORED = "ignored"
     WRONG_EXTENSION = "wrong-extension"
     LISTED_TWICE = "listed-twice"
@@ -64,6 +68,9 @@ LEAK_HINT = "the score will be too high; --fix leaves the training copy out"
 
 TEMPLATES: dict[Code, Template] = {
     Code.UNREADABLE_IMAGE: Template("{example}: {reason}", SKIP_HINT, "error"),
+    Code.UNREACHABLE_IMAGE: Template(
+        "{example} cannot be read now: {reason}", "training stops: the image may be good; try again later", "error"
+    ),
     Code.DAMAGED_SOURCE: Template("{reason}", SKIP_HINT, "error"),
     Code.INVALID_LAYOUT: Template("{reason}", "{hint}", "error"),
     Code.NO_TRAINING_IMAGES: Template("there are {splits!n} but no training images", "training stops", "error"),
@@ -90,7 +97,11 @@ TEMPLATES: dict[Code, Template] = {
         "the classes {classes!q} differ only in case, accents, spaces or punctuation",
         "they remain separate classes: rename one to merge them",
     ),
-    Code.IGNORED: Template("{reason}", "they are not used"),
+    Code.SEVERAL_LABELS: Template(
+        "{n} labels look like several classes each, for example {example_label!r}",
+        "each is one class of that name: an image has one class",
+    ),
+    Code.IGNORED: Template("{reason}", "not used"),
     Code.WRONG_EXTENSION: Template(
         "{images_are} named like another format, for example {example}, which is a {format}",
         "they are read by their content",
@@ -122,9 +133,7 @@ TEMPLATES: dict[Code, Template] = {
         "images in gray and in color ({n_gray} of {n_images} are gray)",
         "gray ones become color images: the model may learn grayness as a shortcut",
     ),
-    Code.HIGH_BIT_DEPTH: Template(
-        "{images_are} in 16 bits or floats, for example {example}", "their full range is scaled to 8 bits"
-    ),
+    Code.HIGH_BIT_DEPTH: Template("{images_are} in 16 bits or floats, for example {example}", DEPTH_RULE),
     Code.TRANSPARENT: Template(
         "{images_are} partly transparent, for example {example}", "the background becomes white"
     ),

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from vitrail import console
-from vitrail.data.decode import ImageError
+from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
-from vitrail.data.source import SPLIT_NAMES, Listing, Source
+from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source
 from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
-from vitrail.data.table import LABEL_COLUMNS
+from vitrail.data.table_rows import LABEL_COLUMNS
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.installation import install_hint
 
@@ -57,7 +57,8 @@ class DatasetRows(EncodedImages):
         except FileNotFoundError as error:
             raise ImageError(self.location(i), f"there is no file {error.filename}") from None
         except OSError as error:
-            raise ImageError(self.location(i), error.strerror or str(error)) from None
+            error_type = ImageUnreachable if error.errno in TRANSIENT_ERRNOS else ImageError
+            raise error_type(self.location(i), error.strerror or str(error)) from None
         return content
 
     def byte_sizes(self) -> np.ndarray:
@@ -92,21 +93,21 @@ def read_hf_dataset(address: str) -> Source:
     """
     name = address.removeprefix(HF_PREFIX)
     notes: list[str] = []
-    ignored: list[str] = []
+    left_out: list[LeftOut] = []
     splits: dict[str, Listing] = {}
     for table_name, table in load_tables(name).items():
         split = SPLIT_NAMES.get(str(table_name).lower())
         if split is None or split in splits:
-            ignored.append(f"{address} has also {table_name}, which is ignored")
+            left_out.append(LeftOut(f"{address}: the split {table_name}", len(table)))
             continue
-        splits[split] = list_split(name, split, table, notes, ignored)
+        splits[split] = list_split(name, split, table, notes, left_out)
     splits = {split: listing for split, listing in splits.items() if len(listing)}
     if set(splits) == {"train"}:  # the library's name for a data set that is not split
         splits = {"all": splits["train"]}
     if not splits:
         raise VitrailError(f"{address} has no labeled images in train, validation or test")
     short_name = Path(name).stem if Path(name).exists() else name.replace(":", "-")
-    return Source(short_name, splits, notes=notes, ignored=ignored)
+    return Source(short_name, splits, notes=notes, left_out=left_out)
 
 
 def load_tables(name: str) -> dict[str, Any]:
@@ -160,23 +161,35 @@ def load_from_hub(name: str) -> Any:
     return datasets.load_dataset(repository, config or None)
 
 
-def list_split(name: str, split: str, table: Any, notes: list[str], ignored: list[str]) -> Listing:
-    """Lists the labeled images of a split and appends to `notes` and `ignored`."""
+def list_split(name: str, split: str, table: Any, notes: list[str], left_out: list[LeftOut]) -> Listing:
+    """Lists the labeled images of a split and appends to `notes` and `left_out`."""
     import datasets
 
     features = dict(table.features)
-    image_columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    image_columns = [column for column, feature in features.items() if holds_images(feature)]
     if not image_columns:
         raise UsageError(f"{HF_PREFIX}{name} has no column of images", f"its columns are {', '.join(features)}")
     image_column, label_column = image_columns[0], choose_label_column(name, features, notes)
     classes, codes = encode_classes(table, label_column, features[label_column])
     labeled = np.flatnonzero(codes >= 0)
     if len(labeled) < len(codes):
-        ignored.append(f"{HF_PREFIX}{name}: {len(codes) - len(labeled)} images of {split} without a label ignored")
+        n = len(codes) - len(labeled)
+        left_out.append(LeftOut(f"{HF_PREFIX}{name}: {n} images of {split} without a label", n))
+    others = [column for column in features if column not in (image_column, label_column)]
+    unused = LeftOut(f"{HF_PREFIX}{name}: the column{'s' * (len(others) > 1)} {', '.join(others)}")
+    if others and unused not in left_out:
+        left_out.append(unused)
     undecoded = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     names = name_rows(name, split, undecoded, image_column).take(labeled)
     images = DatasetRows(undecoded, image_column, name, names, labeled)
     return Listing(images, names, Categorical(classes, codes[labeled]))
+
+
+def holds_images(feature: Any) -> bool:
+    """Returns whether a column has images, also in a parquet file without the library's own schema."""
+    import datasets
+
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
 def choose_label_column(name: str, features: dict[str, Any], notes: list[str]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.strings import take_strings
 
 Pixels = Sequence[Tensor] | Tensor  # indexing gives uint8 (C, H, W)
@@ -75,7 +75,7 @@ class Images:
         for i in indices:
             try:
                 pixels.append(preprocess.fit_image(self[int(i)]))
-            except ValueError as error:
+            except ImageSizeError as error:
                 raise ImageError(self.paths[int(i)], str(error)) from None
         return torch.stack(pixels)
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitrail.data.augment import Augmentation, build_resizing
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.randomness import derive_seed, epoch_permutation
 from vitrail.errors import VitrailError
 from vitrail.machine import count_cores
@@ -127,7 +127,7 @@ class BatchReader(Dataset[tuple[Batch, list[ImageError]]]):
                     readable.append(i)
                 except ImageError as error:
                     errors.append(error)
-                except ValueError as error:
+                except ImageSizeError as error:
                     errors.append(ImageError(self.images.paths[i], str(error)))
         stacked = torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
         return stacked, np.array(readable, dtype=np.int64), errors

@@ -9,7 +9,8 @@ from vitrail.data.hf import HF_PREFIX, read_hf_dataset
 from vitrail.data.shards import is_shards, list_shards
 from vitrail.data.source import Source
 from vitrail.data.split import Splits, build_splits
-from vitrail.data.table import TABLE_EXTENSIONS, read_table
+from vitrail.data.table import read_table
+from vitrail.data.table_rows import TABLE_EXTENSIONS, has_image_bytes
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.files import absolute_if_exists
 
@@ -52,6 +53,8 @@ def read_source(address: str | Path) -> Source:
     if os.path.isdir(path):  # not path.is_dir(), which raises for names that are too long
         return read_image_folder(path)
     if path.suffix.lower() in TABLE_EXTENSIONS and os.path.isfile(path):
+        if path.suffix.lower() == ".parquet" and has_image_bytes(path):
+            return read_hf_dataset(f"{HF_PREFIX}{path}")
         return read_table(path)
     if os.path.isfile(path):
         raise UsageError(

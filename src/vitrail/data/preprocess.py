@@ -18,6 +18,10 @@ MAX_ENLARGED_PIXELS = 1 << 25  # a crop of a long, thin image may enlarge it to 
 Engine = Literal["torch", "pillow", "transformers"]  # pillow: the transforms of torchvision and timm for PIL images
 
 
+class ImageSizeError(ValueError):
+    """An image that is too small or too thin for the model; the text is the reason."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How an image becomes a float tensor (C, H, W).
@@ -69,14 +73,14 @@ class Preprocess:
         return self.image_size[0] + self.trim[0], self.image_size[1] + self.trim[1]
 
     def check_size(self, h: int, w: int) -> None:
-        """Raises `ValueError` for an image size below `min_size`, and if a crop would enlarge the image enormously."""
+        """Raises `ImageSizeError` for an image below `min_size`, and for one that a crop would enlarge enormously."""
         if min(h, w) < self.min_size:
-            raise ValueError(f"{w}x{h} pixels are fewer than a patch of {self.min_size}")
+            raise ImageSizeError(f"{w}x{h} pixels are fewer than a patch of {self.min_size}")
         height, width = self.fitted_size
         new_h, new_w = self.resized_size(h, w)
         max_pixels = max(h * w, MAX_ENLARGED_PIXELS, MAX_CANVAS_SCALE * height * width)
         if self.fit == "crop" and new_h * new_w > max_pixels:  # a file of a few KB would need gigabytes
-            raise ValueError(f"{w}x{h} pixels are too thin: a crop would enlarge them to {new_w}x{new_h}")
+            raise ImageSizeError(f"{w}x{h} pixels are too thin: a crop would enlarge them to {new_w}x{new_h}")
 
     def resized_size(self, h: int, w: int) -> tuple[int, int]:
         """Returns the size to which `crop` and `stretch` resize an image of h x w pixels before the center crop."""
@@ -91,7 +95,7 @@ class Preprocess:
     def fit_image(self, image_CHW: Tensor) -> Tensor:
         """Resizes, pads and crops an image, uint8 (C, h, w), to the model's size, uint8 (C, H, W).
 
-        Raises `ValueError` as `check_size` does.
+        Raises `ImageSizeError` as `check_size` does.
         """
         height, width = self.fitted_size
         h, w = image_CHW.shape[-2:]
@@ -108,7 +112,7 @@ class Preprocess:
         """Returns the image from which random crops are taken: with fit `pad` padded to the model's aspect ratio.
 
         The canvas is at most `MAX_CANVAS_SCALE` times the model's size, so that a long, thin image does not fill the
-        memory. Raises `ValueError` as `check_size` does.
+        memory. Raises `ImageSizeError` as `check_size` does.
         """
         height, width = self.image_size
         h, w = image_CHW.shape[-2:]

@@ -7,8 +7,9 @@ from typing import Any
 from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
-from vitrail.data.source import Listing, Source, encode_labels
+from vitrail.data.source import LeftOut, Listing, Source, encode_labels
 from vitrail.data.split import complete_splits
+from vitrail.data.walk import log_left_out
 
 SCORING_ORDER = ("test", "validation", "all", "train")  # the first split that exists is scored
 OPTIMISTIC_NOTE = "used for selection during training, so the scores are optimistic"
@@ -22,6 +23,7 @@ class ScoredImages:
     images: Images
     description: str  # "the 360 held-out test images of digits"
     optimistic: bool = False  # whether training selected weights or a hyperparameter on these images
+    left_out: tuple[LeftOut, ...] = ()  # what the source leaves out
 
 
 def open_images_to_score(
@@ -31,9 +33,10 @@ def open_images_to_score(
 
     These are the test images, else validation, else all. `trained_on` describes the training data (`origin["data"]`).
     If they are the data at the address, a split that it lacks is drawn as in training, so that no training image is
-    scored.
+    scored. Prints what the source leaves out.
     """
     source, splits, is_training_data = open_as_trained(address, channels, trained_on, missing_ok)
+    log_left_out(source.left_out)
     split = next(name for name in SCORING_ORDER if len(splits.get(name, ())))
     optimistic = split == "validation" and is_training_data
     description = describe_split(split, len(splits[split]), source)
@@ -43,7 +46,12 @@ def open_images_to_score(
         description += f", {OPTIMISTIC_NOTE}"
     elif split in ("all", "train") and source.name == trained_on.get("name"):
         description += "; the data have changed since training, so training images may be among them"
-    return ScoredImages(encode_labels(splits[split], classes, str(address), TRANSFER_HINT), description, optimistic)
+    return ScoredImages(
+        encode_labels(splits[split], classes, str(address), TRANSFER_HINT),
+        description,
+        optimistic,
+        tuple(source.left_out),
+    )
 
 
 def describe_split(split: str, n: int, source: Source) -> str:

@@ -51,17 +51,25 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Something that a source leaves out."""
+
+    sentence: str
+    files: int = 0  # how many files of the source it is about
+
+
+@dataclass(frozen=True)
 class Source:
     """Listings by split: `train`, `validation` and `test`, or `all` if the source is not split."""
 
     name: str
     splits: dict[str, Listing]
     notes: list[str] = field(default_factory=list)  # sentences for the user, shown before training
-    ignored: list[str] = field(default_factory=list)  # sentences on files, folders or splits that belong to no class
+    left_out: list[LeftOut] = field(default_factory=list)  # files, folders, splits or columns that are not used
     can_flip: bool = True
     channels: int = 3
     missing: list[str] = field(default_factory=list)  # sentences on files that a table lists but do not exist
-    damaged: list[str] = field(default_factory=list)  # sentences on images that cannot be listed: missing, cut shards
+    damaged: list[str] = field(default_factory=list)  # sentences on images or folders that cannot be listed
     hint: str = "paths are relative to the table"  # how to repair what is missing or damaged
 
     def with_channels(self, channels: int) -> "Source":

@@ -4,6 +4,7 @@ Splits that the source lacks are drawn from the others, stratified by class. The
 images, in alphabetical order.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +64,7 @@ def build_splits(source: Source, address: str, *, validation: float, test: float
         if listing.labels
     }
     held_out_notes = note_held_out(images, source, {"test": test, "validation": validation})
+    left_out = [f"{each.sentence}; not used" for each in source.left_out]
     return Splits(
         name=source.name,
         classes=classes,
@@ -72,7 +74,7 @@ def build_splits(source: Source, address: str, *, validation: float, test: float
         channels=source.channels,
         fingerprint=compute_fingerprint(source),
         can_flip=source.can_flip,
-        notes=[*source.ignored, *source.notes, *held_out_notes, *note_missing_classes(images)],
+        notes=[*left_out, *source.notes, *held_out_notes, *note_missing_classes(images)],
         source_splits={split: source.find_split(split) for split in images},
     )
 
@@ -122,8 +124,8 @@ def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing
 
 def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
     """Returns the indices of the images to hold out, sorted."""
-    duplicate_of = first_duplicates(listing)
     classes, codes = factorize(listing.labels)
+    duplicate_of = first_duplicates(listing, codes)
     class_ends = np.bincount(codes, minlength=len(classes)).cumsum()[:-1]
     held_out: list[int] = []
     for members in np.split(np.argsort(codes, kind="stable"), class_ends):
@@ -140,21 +142,27 @@ def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
     return sorted(held_out)
 
 
-def first_duplicates(listing: Listing) -> np.ndarray:
-    """Returns for each image the index of the first image with identical content, int64 (n,).
+def first_duplicates(listing: Listing, codes: np.ndarray) -> np.ndarray:
+    """Returns for each image the index of the first image of its class with identical content, int64 (n,).
 
-    Only files of equal size are read. Data sets that decode on access are not read: each image counts as unique.
+    `codes` are the classes. Only files of one size and class are read. Data sets that decode on access are not read:
+    each image counts as unique.
     """
     first = np.arange(len(listing))
     if isinstance(listing.pixels, Tensor):
-        index_by_bytes: dict[bytes, int] = {}
-        return np.array([index_by_bytes.setdefault(x.numpy().tobytes(), i) for i, x in enumerate(listing.pixels)])
+        index_of: dict[tuple[int, bytes], int] = {}
+        digests = (hashlib.sha256(pixels.numpy().tobytes()).digest() for pixels in listing.pixels)
+        keys = zip(codes.tolist(), digests, strict=True)
+        return np.array([index_of.setdefault(key, i) for i, key in enumerate(keys)], dtype=np.int64)
     if not isinstance(listing.pixels, EncodedImages):
         return first
     sizes = listing.pixels.byte_sizes()
-    _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    candidates = np.flatnonzero((counts[inverse] > 1) & (sizes >= 0))
-    digests = np.ascontiguousarray(listing.pixels.sha256(candidates)).view(f"S{SHA256_BYTES}").ravel()
-    _, earliest, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    _, inverse, counts = np.unique(np.stack([codes, sizes]), axis=1, return_inverse=True, return_counts=True)
+    candidates = np.flatnonzero((counts[inverse.ravel()] > 1) & (sizes >= 0))
+    digests_and_codes = np.concatenate(
+        [listing.pixels.sha256(candidates), codes[candidates, None].astype(">i8").view(np.uint8)], axis=1
+    )
+    rows = np.ascontiguousarray(digests_and_codes).view(f"V{SHA256_BYTES + 8}").ravel()
+    _, earliest, inverse = np.unique(rows, return_index=True, return_inverse=True)
     first[candidates] = candidates[earliest[inverse]]
     return first

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from vitrail.errors import UsageError, VitrailError
+from vitrail.data.walk import Omissions, log_left_out, no_images
+from vitrail.errors import VitrailError
 from vitrail.prediction.entry import Entry
 from vitrail.prediction.sources import list_source
 
@@ -55,8 +56,8 @@ def write_listing(
     try:
         with file.open("wb") as lines:
             for source in sources:
-                images_before = images
-                for entry in list_source(source, file.parent):
+                images_before, omissions = images, Omissions()
+                for entry in list_source(source, file.parent, omissions):
                     line = entry.to_line().encode()
                     if images % LISTING_STRIDE == 0:
                         offsets.append(offset)
@@ -66,7 +67,8 @@ def write_listing(
                     if images % PROGRESS_STRIDE == 0:
                         on_progress(images)
                 if images == images_before:
-                    raise UsageError(f"{source} has no images")
+                    raise no_images(source, omissions)
+                log_left_out(omissions.describe(source))
     except OSError as error:  # errors of reading a source are `VitrailError`s by now
         raise VitrailError(
             f"{file.parent} cannot be written: {error.strerror}", "free some space, or choose another folder"

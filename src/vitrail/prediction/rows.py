@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.batching import BatchHalver
 from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput, top_probabilities
 from vitrail.data.decode import ImageError, ImageUnreachable, decode
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
 from vitrail.prediction.entry import Entry
 from vitrail.prediction.shard_members import read_shard_member
@@ -63,7 +63,7 @@ def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
             errors.append(None)
         except ImageUnreachable as error:
             raise VitrailError(error.sentence, "continue with --resume once it can be read") from None
-        except (ImageError, ValueError) as error:
+        except (ImageError, ImageSizeError) as error:
             errors.append(error.reason if isinstance(error, ImageError) else str(error))
     return ImageBatch(torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8), errors)
 

@@ -11,6 +11,7 @@ from vitrail.data.shards.images import ShardImages
 from vitrail.data.shards.index import ShardIndex, empty_columns
 from vitrail.data.shards.storage import Shard, is_remote
 from vitrail.data.strings import StringArray
+from vitrail.data.walk import log_left_out
 from vitrail.errors import VitrailError
 
 
@@ -34,6 +35,7 @@ def list_shard_members(address: str) -> Iterator[tuple[str, ShardMember]]:
     source = list_shards(address)
     if source.damaged:
         raise VitrailError(source.damaged[0], source.hint)
+    log_left_out(source.left_out)
     for images in (listing.pixels for listing in source.splits.values()):
         assert isinstance(images, ShardImages)
         shards, columns = images.shard_index.shards, images.shard_index.columns

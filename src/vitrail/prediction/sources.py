@@ -3,18 +3,18 @@
 The images of a folder come in the order of their paths, whatever the order on disk: parts are the same on any machine.
 """
 
-import csv
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from vitrail.data.decode import EXTENSIONS, TRANSIENT_ERRNOS
+from vitrail.data.decode import TRANSIENT_ERRNOS
+from vitrail.data.formats import is_hidden, is_image_name
 from vitrail.data.shards import is_shards
-from vitrail.data.table import PATH_COLUMNS, TABLE_EXTENSIONS, find_column
+from vitrail.data.table_rows import PATH_COLUMNS, TABLE_EXTENSIONS, find_column, has_image_bytes, iter_rows
+from vitrail.data.walk import Omissions
 from vitrail.errors import UsageError, VitrailError
-from vitrail.prediction.arrow import import_pyarrow
 from vitrail.prediction.entry import Entry
 from vitrail.prediction.external_sort import path_components, sort_entries
 from vitrail.prediction.shard_members import list_shard_members
@@ -22,8 +22,8 @@ from vitrail.prediction.shard_members import list_shard_members
 Item = TypeVar("Item")
 
 
-def list_source(source: str, temporary_folder: Path) -> Iterator[Entry]:
-    """Yields the images of a source; a folder includes all folders below it.
+def list_source(source: str, temporary_folder: Path, omissions: Omissions) -> Iterator[Entry]:
+    """Yields the images of a source; a folder includes all folders below it. Other files are added to `omissions`.
 
     Raises `UsageError` if there is no such source, `VitrailError` if it cannot be read, and `OSError` if a large folder
     cannot be sorted in `temporary_folder`.
@@ -33,7 +33,7 @@ def list_source(source: str, temporary_folder: Path) -> Iterator[Entry]:
         members = translate_read_errors(source, list_shard_members(source))
         return (Entry(name, member.length, -1, member) for name, member in members)
     if os.path.isdir(path):
-        return sort_entries(walk_folder(path), temporary_folder)
+        return sort_entries(walk_folder(path, omissions), temporary_folder)
     if os.path.splitext(path)[1].lower() in TABLE_EXTENSIONS and os.path.isfile(path):
         return (stat_entry(name) for name in translate_read_errors(path, read_path_column(Path(path))))
     if not os.path.lexists(path) and not is_image_name(os.path.basename(path)):  # else the row of the image says it
@@ -61,10 +61,6 @@ def has_images(folder: str) -> bool:
     return False
 
 
-def is_image_name(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
 def stat_entry(path: str) -> Entry:
     """Returns an entry with the size and time of its file; raises `VitrailError` if the disk fails."""
     try:
@@ -76,9 +72,9 @@ def stat_entry(path: str) -> Entry:
     return Entry(path, status.st_size, int(status.st_mtime))
 
 
-def walk_folder(root: str) -> Iterator[Entry]:
+def walk_folder(root: str, omissions: Omissions) -> Iterator[Entry]:
     """Yields all image files below a folder, unordered. Hidden folders are skipped, links are followed, each folder is
-    entered once.
+    entered once. Other files are added to `omissions`.
 
     A folder that several links lead to is named by its own path if that is below `root`, else by the first link in the
     order of paths. This does not depend on the order on disk.
@@ -99,42 +95,31 @@ def walk_folder(root: str) -> Iterator[Entry]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     path = entry.name if folder == "." else os.path.join(folder, entry.name)
+                    if is_hidden(entry.name):
+                        continue
                     if entry.is_dir():
-                        if not entry.name.startswith((".", "__")):
-                            (linked_folders if entry.is_symlink() else folders).append(path)
+                        (linked_folders if entry.is_symlink() else folders).append(path)
                     elif is_image_name(entry.name):
                         yield stat_entry(path)
+                    elif os.path.exists(path):
+                        omissions.add_file(path)
+                    else:
+                        omissions.add_link(path)
         except OSError as error:
             raise VitrailError(f"{folder} cannot be listed: {error.strerror}", "change its permissions") from None
 
 
 def read_path_column(table: Path) -> Iterator[str]:
     """Yields the paths in a table, which are relative to its folder, row by row."""
-    rows = read_parquet_rows(table) if table.suffix.lower() == ".parquet" else read_csv_rows(table)
+    if table.suffix.lower() == ".parquet" and (column := has_image_bytes(table)):
+        raise UsageError(
+            f"{table} holds the bytes of images, in its column {column!r}, not their paths",
+            f"write them as shards first: vitrail shard hf:{table} --out FOLDER",
+        )
     name = None
-    for number, row in enumerate(rows, start=1):
+    for number, row in iter_rows(table):
         name = name or find_column(table, row, PATH_COLUMNS)
-        if not row.get(name):
-            raise VitrailError(f"{table}, row {number}: the column {name!r} is empty", "fill it in or remove the row")
+        if not isinstance(row[name], str) or not str(row[name]).strip():
+            problem = f"holds {type(row[name]).__name__}, not paths" if row[name] else "is empty"
+            raise VitrailError(f"{table}, {number}: the column {name!r} {problem}", "fill it in or remove the row")
         yield str(table.parent / str(row[name]))
-
-
-def read_csv_rows(table: Path) -> Iterator[dict[str, object]]:
-    """Yields the rows of a comma- or tab-separated file."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            for row in csv.DictReader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ","):
-                yield dict(row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise VitrailError(f"{table} is not a table in UTF-8 ({error})", "save it as CSV in UTF-8") from None
-
-
-def read_parquet_rows(table: Path) -> Iterator[dict[str, object]]:
-    """Yields the rows of a parquet file, of which 1,024 at a time are in memory."""
-    _, parquet = import_pyarrow()
-    try:
-        with parquet.ParquetFile(table) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise VitrailError(f"{table} is not a parquet file ({error})") from None

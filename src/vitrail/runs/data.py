@@ -11,12 +11,12 @@ import numpy as np
 from vitrail.console import log, progress_bar
 from vitrail.data.check import CheckReport, check_data
 from vitrail.data.contact_sheets import draw_class_sheet
-from vitrail.data.decode import ImageError
+from vitrail.data.decode import ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images, load_into_memory
 from vitrail.data.open import open_data
 from vitrail.data.options import Fit
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.split import Splits
 from vitrail.errors import VitrailError
 from vitrail.files import write_json
@@ -101,10 +101,14 @@ def check_before_training(data: str | Path, recipe: Recipe, fit: Fit = "pad") ->
 
 
 def list_unreadable(report: CheckReport | None) -> Unreadable:
-    """Returns the images that a check could not read, by split."""
+    """Returns the images that a check could not read, by split.
+
+    Those of a failing disk or network are not among them: `check_before_training` raises their errors.
+    """
     unreadable: Unreadable = defaultdict(list)
-    for image, _ in report.survey.unreadable if report and report.survey else ():
-        unreadable[image.split].append(image.name)
+    for image, error in report.survey.unreadable if report and report.survey else ():
+        if not isinstance(error, ImageUnreachable):
+            unreadable[image.split].append(image.name)
     return dict(unreadable)
 
 
@@ -190,7 +194,7 @@ def size_error(preprocess: Preprocess, height: int, width: int) -> str | None:
     """Why the preprocessing refuses images of this size, or None."""
     try:
         preprocess.check_size(height, width)
-    except ValueError as error:
+    except ImageSizeError as error:
         return str(error)
     return None
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.decode import ImageError, decode, read_size
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.serving.messages import receive_message, send_message
 
 LARGE_IMAGE_PIXELS = 4_000_000  # larger images are decoded one at a time, to limit the memory in use
@@ -71,7 +71,7 @@ def fit_pixels(image_CHW: Tensor, preprocess: Preprocess) -> Pixels:
     """Resizes an image to the model's image size; raises `ImageError` if that is not possible."""
     try:
         pixels_CHW: Pixels = preprocess.fit_image(image_CHW).contiguous().numpy()
-    except ValueError as error:
+    except ImageSizeError as error:
         raise ImageError("image", str(error)) from None
     return pixels_CHW
 

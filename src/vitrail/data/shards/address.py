@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
+from vitrail.data.formats import is_hidden
 from vitrail.data.shards.index import INDEX_FILE
 from vitrail.data.shards.storage import is_remote, local_path, resolve_filesystem, with_retries
 from vitrail.data.source import SPLIT_NAMES
@@ -28,7 +29,7 @@ def is_shards(address: str | Path) -> bool:
     try:
         if (folder / INDEX_FILE).is_file():
             return True
-        entries = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
+        entries = [path for path in folder.iterdir() if not is_hidden(path.name)]
     except OSError:
         return False
     subfolders = [path for path in entries if path.is_dir()]
@@ -40,7 +41,7 @@ def is_shards(address: str | Path) -> bool:
 def has_only_tars(folder: Path) -> bool:
     """Returns whether a folder has tar files and no folders."""
     try:
-        entries = list(folder.iterdir())
+        entries = [path for path in folder.iterdir() if not is_hidden(path.name)]
     except OSError:
         return False
     return any(path.suffix == ".tar" for path in entries) and not any(path.is_dir() for path in entries)

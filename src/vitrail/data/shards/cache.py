@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,8 @@ try:
 except ImportError:  # Windows: two processes may copy the same shard; one of the copies stays
     fcntl = None  # type: ignore[assignment]
 
+PART_SUFFIX = ".part"
+MAX_PART_AGE_S = 86400  # of a part, where locks do not exist
 
 def mark_cacheable(shards: Sequence[Shard]) -> list[Shard]:
     """Returns the shards with the first remote ones marked, as long as they fit into the cache together."""
@@ -104,6 +107,8 @@ def drop_copy(shard: Shard) -> None:
     path.unlink(missing_ok=True)
 
 
+PART_SUFFIX = ".part"
+MAX_PART_AGE_S = 86400  # of a part, where locks do not exist
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Locks a file against other processes; removes it at the end."""
@@ -116,10 +121,11 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 def _download_atomically(shard: Shard, path: Path) -> None:
     """Raises `OSError`, unlike `write_atomically`; a copy need not survive a power failure, so nothing is synced."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".fetch-")
-    os.close(handle)
+    part = path.with_suffix(f".{os.getpid()}{PART_SUFFIX}")
     try:
-        download(shard.address, Path(temporary), shard.size)
-        os.replace(temporary, path)
+        download(shard.address, part, shard.size)
+        os.replace(part, path)
     finally:
+PART_SUFFIX = ".part"
+MAX_PART_AGE_S = 86400  # of a part, where locks do not exist
         Path(temporary).unlink(missing_ok=True)

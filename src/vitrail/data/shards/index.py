@@ -12,6 +12,7 @@ import numpy as np
 
 from vitrail.data.encoded import SHA256_BYTES
 from vitrail.data.shards.storage import Shard
+from vitrail.data.source import LeftOut
 from vitrail.data.strings import StringArray
 
 INDEX_FILE = "index.safetensors"
@@ -66,7 +67,7 @@ class ShardIndex:
     names: StringArray
     channels: int = 3
     can_flip: bool = True
-    ignored: tuple[str, ...] = ()  # sentences about files and samples that are skipped
+    left_out: tuple[LeftOut, ...] = ()  # files and samples that are not used
     damaged: tuple[str, ...] = ()  # sentences about what could not be indexed
 
     def __len__(self) -> int:
@@ -118,7 +119,7 @@ def concatenate_indices(name: str, indices: Sequence[ShardIndex]) -> ShardIndex:
         concatenate_names([index.names for index in indices]),
         channels=max(index.channels for index in indices),
         can_flip=all(index.can_flip for index in indices),
-        ignored=tuple(sentence for index in indices for sentence in index.ignored),
+        left_out=tuple(each for index in indices for each in index.left_out),
         damaged=tuple(sentence for index in indices for sentence in index.damaged),
     )
 

@@ -14,12 +14,13 @@ from safetensors.numpy import load, save_file
 
 from vitrail.data.shards.index import COLUMNS, MAX_IMAGE_BYTES, SPLITS, Fault, ShardIndex
 from vitrail.data.shards.storage import Shard
+from vitrail.data.source import LeftOut
 from vitrail.data.strings import StringArray
 from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
 
 METADATA_KEY = "vitrail-shards"
-FORMAT = 1
+FORMAT = 2
 MAX_INDEX_BYTES = 8 << 30  # a hundred million images
 
 
@@ -33,7 +34,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
         "classes": index.classes,
         "channels": index.channels,
         "flippable": index.can_flip,
-        "notes": index.ignored,
+        "left_out": [[each.sentence, each.files] for each in index.left_out],
         "lost": index.damaged,
     }
     document["sha256"] = index_digest(arrays, document)
@@ -58,17 +59,22 @@ def parse_index(content: bytes, address: str) -> ShardIndex:
         header_bytes = int.from_bytes(content[:8], "little")
         document = json.loads(json.loads(content[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
         arrays = load(content)
-        if document["format"] != FORMAT:
+        if document["format"] not in (1, FORMAT):
             raise ValueError(f"format {document['format']!r} is of another version of vitrail")
         if document["sha256"] != index_digest(arrays, document):
             raise ValueError("its SHA-256 does not match")
-        return build_index(arrays, document)
+        return build_index(arrays, upgrade_format_1(document) if document["format"] == 1 else document)
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise VitrailError(
             f"{address} is not a valid index of shards: {reason}",
             "move it away: the shards are then read to make a new one",
         ) from None
+
+
+def upgrade_format_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns a document of format 1, which has only sentences on files that are not used, in the current format."""
+    return {**document, "left_out": [[sentence, 0] for sentence in document["notes"]]}
 
 
 def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> ShardIndex:
@@ -92,7 +98,7 @@ def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Shar
         names,
         channels=channels,
         can_flip=bool(document["flippable"]),
-        ignored=tuple(map(str, document["notes"])),
+        left_out=tuple(LeftOut(str(sentence), int(files)) for sentence, files in document["left_out"]),
         damaged=tuple(map(str, document["lost"])),
     )
 

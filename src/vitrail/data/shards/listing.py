@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.console import log, progress_bar
+from vitrail.data.formats import is_image_name
 from vitrail.data.shards.address import expand_address, join_address, parent_folder, shard_set_name
 from vitrail.data.shards.cache import cache_key, copies_folder, mark_cacheable
 from vitrail.data.shards.images import ShardImages
@@ -15,12 +16,14 @@ from vitrail.data.shards.index import INDEX_FILE, SPLITS, ShardIndex, concatenat
 from vitrail.data.shards.index_file import MAX_INDEX_BYTES, parse_index, save_index
 from vitrail.data.shards.storage import Shard, is_remote, list_tars, local_path, read_small_file, stat_shard
 from vitrail.data.shards.tar_index import index_tar
-from vitrail.data.source import Listing, Source
+from vitrail.data.source import LeftOut, Listing, Source
 from vitrail.data.strings import Categorical
+from vitrail.data.walk import count
 from vitrail.errors import UsageError, VitrailError
 
 STAT_THREADS = 16
 READ_THREADS = 2
+READER_VERSION = 2  # changes when `index_tar` finds other images in a shard, so that cached indices are made again
 
 
 def list_shards(address: str | Path) -> Source:
@@ -31,6 +34,7 @@ def list_shards(address: str | Path) -> Source:
     """
     index = load_index(str(address))
     splits = divide_by_split(index)
+    left_out = [*index.left_out, *describe_images_beside(str(address))]
     if not splits and not index.damaged:
         raise VitrailError(f"{address} has no images", "a sample is KEY.jpg (or .png, ...) with KEY.cls or KEY.json")
     if "all" in splits and len(splits) > 1:
@@ -47,13 +51,23 @@ def list_shards(address: str | Path) -> Source:
     return Source(
         index.name,
         splits,
-        ignored=list(index.ignored),
+        left_out=left_out,
         can_flip=index.can_flip,
         channels=index.channels,
         missing=missing,
         damaged=list(index.damaged),
         hint="fetch it again, or skip its images with --skip-unreadable",
     )
+
+
+def describe_images_beside(address: str) -> list[LeftOut]:
+    """Returns a sentence on image files in a folder of shards and in its folders of shards, which are not read."""
+    if is_remote(address) or not local_path(address).is_dir():
+        return []
+    folders = {local_path(address), *(Path(file).parent for file in list_tars(address))}
+    images = [path for folder in sorted(folders) for path in sorted(folder.iterdir()) if is_image_name(path.name)]
+    sentence = f"{address}: {count(len(images), 'image')} beside the tar files"
+    return [LeftOut(f"{sentence}, first {images[0].name}", len(images))] if images else []
 
 
 def divide_by_split(index: ShardIndex) -> dict[str, Listing]:
@@ -97,8 +111,8 @@ def find_in_folder(folder: str) -> tuple[list[str], dict[str, ShardIndex | None]
     index = read_index_file(folder)
     files = [join_address(folder, shard.address) for shard in index.shards] if index else list_tars(folder)
     if index and not is_remote(folder) and (others := sorted(set(list_tars(folder)) - set(files))):
-        sentence = f"{folder}: {len(others)} tar files are not in its index and skipped, {Path(others[0]).name} first"
-        index = replace(index, ignored=(*index.ignored, sentence))
+        sentence = f"{folder}: {count(len(others), 'tar file')} not in its index, first {Path(others[0]).name}"
+        index = replace(index, left_out=(*index.left_out, LeftOut(sentence, len(others))))
     if not files:
         raise UsageError(f"there are no tar files in {folder}", "give a folder of shards, or a pattern of them")
     return files, {folder.rstrip("/") if is_remote(folder) else str(local_path(folder)): index}
@@ -153,7 +167,7 @@ def index_shards(shards: Sequence[Shard]) -> list[ShardIndex]:
 
 
 def cached_index_path(shard: Shard) -> Path:
-    return copies_folder() / f"{cache_key(shard)}.safetensors"
+    return copies_folder() / f"{cache_key(shard)}-{READER_VERSION}.safetensors"
 
 
 def load_cached_index(shard: Shard) -> ShardIndex | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vitrail.data.formats import is_hidden
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.installation import install_hint
 
@@ -68,7 +69,9 @@ def list_tars(folder: str) -> list[str]:
     """Returns the addresses of the tar files in a folder and in its subfolders, sorted."""
     if not is_remote(folder):
         root = local_path(folder)
-        return [str(path) for path in sorted({*root.glob("*.tar"), *root.glob("*/*.tar")}) if path.is_file()]
+        files = sorted({*root.glob("*.tar"), *root.glob("*/*.tar")})
+        visible = [path for path in files if not any(map(is_hidden, path.relative_to(root).parts))]
+        return [str(path) for path in visible if path.is_file() or path.is_symlink()]  # a link to nothing is missing
     filesystem, path = resolve_filesystem(folder)
     paths = with_retries(folder, lambda: {*filesystem.glob(f"{path}/*.tar"), *filesystem.glob(f"{path}/*/*.tar")})
     return [str(filesystem.unstrip_protocol(path)) for path in sorted(paths)]

@@ -1,45 +1,41 @@
 """Reads a tar file in the WebDataset layout to make its index.
 
-Members with the same key, their path up to the first dot of the file name, are one sample. Nothing is unpacked, so no
-member can do harm by its name; an image that is not a regular file is listed with the reason.
+`samples` says which members are a sample. Nothing is unpacked, so no member can do harm by its name; an image that is
+not a regular file is listed with the reason.
 """
 
 import hashlib
-import json
 import tarfile
-import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from vitrail.data.decode import EXTENSIONS
+from vitrail.data.formats import EXTENSIONS
 from vitrail.data.shards.cache import open_shard
 from vitrail.data.shards.index import MAX_IMAGE_BYTES, SPLITS, Fault, ShardIndex, empty_columns
+from vitrail.data.shards.samples import (
+    LABEL_EXTENSIONS,
+    TarMember,
+    TarSample,
+    divide_group,
+    is_skipped,
+    parse_label,
+    printable_name,
+    sample_key,
+    split_name,
+)
 from vitrail.data.shards.storage import Shard, StorageUnreachable
-from vitrail.data.source import SPLIT_NAMES
+from vitrail.data.source import SPLIT_NAMES, LeftOut
 from vitrail.data.strings import StringArray
-from vitrail.data.table import LABEL_COLUMNS
+from vitrail.data.walk import Omissions
 from vitrail.errors import VitrailError
 
 MAX_LABEL_BYTES = 1 << 20  # also the limit of a tar header
 CHUNK_BYTES = 1 << 20
-LABEL_EXTENSIONS = ("json", "cls", "label")  # by priority
 BLOCK = 512  # bytes
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
-
-
-@dataclass
-class TarSample:
-    """The members of one key."""
-
-    key: str
-    image: tarfile.TarInfo | None = None
-    sha256: bytes = b""
-    fault: Fault = Fault.NONE
-    label_members: dict[str, bytes] = field(default_factory=dict)
 
 
 class TarImage(NamedTuple):
@@ -77,29 +73,58 @@ def index_tar(shard: Shard) -> ShardIndex:
     if nothing in it is a tar file.
     """
     images: list[TarImage] = []
-    damaged: list[str] = []
-    samples_without_image = 0
+    reading = TarReading(shard)
     try:
         with open_shard(shard) as file:
-            for sample in iter_samples(shard, file, damaged):
+            for sample in iter_samples(shard, file, reading):
                 if sample.image is None:
-                    samples_without_image += 1
                     continue
-                name, label = printable_name(sample.image.name), find_label(sample)
-                if label is None:
-                    damaged.append(f"{shard.address}: {name} has no label ({', '.join(LABEL_EXTENSIONS)})")
+                name = printable_name(sample.image.info.name)
+                if sample.label is None:
+                    reading.damaged.append(f"{shard.address}: {name} has no label ({', '.join(LABEL_EXTENSIONS)})")
                     continue
-                offset, length = sample.image.offset_data, sample.image.size
-                images.append(TarImage(name, label, offset, length, sample.fault, sample.sha256))
+                offset, length = sample.image.info.offset_data, sample.image.info.size
+                images.append(TarImage(name, sample.label, offset, length, sample.image.fault, sample.image.sha256))
     except OSError as error:
         reason = str(error) if isinstance(error, StorageUnreachable) else error.strerror or str(error)
-        damaged.append(f"{shard.address} cannot be read: {reason}")
-    sentence = f"{shard.address}: {samples_without_image} samples without an image are skipped"
-    return build_tar_index(shard, images, (sentence,) if samples_without_image else (), tuple(damaged))
+        reading.damaged.append(f"{shard.address} cannot be read: {reason}")
+    return build_tar_index(shard, images, reading.describe(), tuple(reading.damaged))
+
+
+class TarReading:
+    """What is found in a shard besides its samples."""
+
+    def __init__(self, shard: Shard):
+        self.shard = shard
+        self.damaged: list[str] = []  # sentences
+        self.omissions = Omissions()
+        self.further_images: list[str] = []
+        self.without_image: list[str] = []  # names of members, one for each sample
+
+    def describe(self) -> tuple[LeftOut, ...]:
+        """Returns sentences on the members that are not used."""
+        texts = {
+            "further image{s} of samples that have one": self.further_images,
+            "sample{s} without an image": self.without_image,
+        }
+        left_out = self.omissions.describe(self.shard.address)
+        for text, names in texts.items():
+            if names:
+                plural = text.format(s="s" * (len(names) > 1))
+                left_out.append(LeftOut(f"{self.shard.address}: {len(names)} {plural}, first {names[0]}", len(names)))
+        return tuple(left_out)
+
+    def divide(self, key: str, group: list[TarMember]) -> list[TarSample]:
+        """Returns the samples of a group of members, and remembers the others."""
+        samples, further = divide_group(key, group)
+        self.further_images += [printable_name(image.info.name) for image in further]
+        if samples[0].image is None:
+            self.without_image.append(printable_name(group[0].info.name))
+        return samples
 
 
 def build_tar_index(
-    shard: Shard, images: Sequence[TarImage], ignored: tuple[str, ...], damaged: tuple[str, ...]
+    shard: Shard, images: Sequence[TarImage], left_out: tuple[LeftOut, ...], damaged: tuple[str, ...]
 ) -> ShardIndex:
     classes = tuple(sorted({image.label for image in images}))
     code_of = {label: code for code, label in enumerate(classes)}
@@ -112,39 +137,43 @@ def build_tar_index(
         columns["sha256"][i] = np.frombuffer(image.sha256.ljust(32, b"\0"), dtype=np.uint8)
     stem = PurePosixPath(shard.address).stem
     names = StringArray.from_strings(f"{stem}/{image.name}" for image in images)
-    return ShardIndex(shard.address, (shard,), classes, columns, names, ignored=ignored, damaged=damaged)
+    return ShardIndex(shard.address, (shard,), classes, columns, names, left_out=left_out, damaged=damaged)
 
 
-def iter_samples(shard: Shard, file: BinaryIO, damaged: list[str]) -> Iterator[TarSample]:
-    """Yields the samples of a shard in order; appends a sentence to `damaged` if they end early."""
-    sample: TarSample | None = None
+def iter_samples(shard: Shard, file: BinaryIO, reading: TarReading) -> Iterator[TarSample]:
+    """Yields the samples of a shard in order; `reading` gets the other members, and a sentence if they end early."""
+    group: list[TarMember] = []
+    key = None
     members = 0
     try:
         limited_file: Any = _LimitedFile(file, shard.size)
         with tarfile.open(fileobj=limited_file, mode="r:", errors="surrogateescape") as tar:
-            while (member := tar.next()) is not None:
+            while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
-                key, extension = split_key(member.name)
-                if member.isdir() or not extension or key.rpartition("/")[2].startswith("__"):
+                if info.isdir() or is_skipped(info.name):
                     continue
-                if sample is None or key != sample.key:
-                    if sample is not None:
-                        yield sample
-                    sample = TarSample(key)
                 members += 1
-                add_member(sample, member, extension.lower(), file, shard.size)
+                extension = split_name(info.name)[1]
+                if f".{extension}" not in EXTENSIONS and extension not in LABEL_EXTENSIONS:
+                    reading.omissions.add_file(printable_name(info.name))
+                    continue
+                if key is not None and sample_key(info.name) != key:
+                    yield from reading.divide(key, group)
+                    group = []
+                key = sample_key(info.name)
+                group.append(read_member(info, file, shard.size))
             end = tar.offset
         file.seek(end)
         rest = file.read(BLOCK)
         if rest.count(0) != BLOCK:
             reason = "the rest is damaged" if rest else "the end mark is missing, so it may be truncated"
-            damaged.append(f"{shard.address}: after {members} members {reason}")
+            reading.damaged.append(f"{shard.address}: after {members} members {reason}")
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         if not members:
             raise not_a_tar(shard, file, error) from None
-        damaged.append(f"{shard.address}: after {members} members the rest is damaged or missing ({error})")
-    if sample is not None:
-        yield sample
+        reading.damaged.append(f"{shard.address}: after {members} members the rest is damaged or missing ({error})")
+    if key is not None:
+        yield from reading.divide(key, group)
 
 
 def not_a_tar(shard: Shard, file: BinaryIO, error: Exception) -> VitrailError:
@@ -160,19 +189,17 @@ def not_a_tar(shard: Shard, file: BinaryIO, error: Exception) -> VitrailError:
     return VitrailError(f"{shard.address} is not a tar file ({error})")
 
 
-def add_member(sample: TarSample, member: tarfile.TarInfo, extension: str, file: BinaryIO, shard_size: int) -> None:
-    """Adds a member to its sample if it is the first image, or may have the label."""
-    last_extension = extension.rpartition(".")[2]
-    fault = find_fault(member, shard_size)
-    if "." + last_extension in EXTENSIONS and sample.image is None:
-        sample.image, sample.fault = member, fault
-        if not fault:
-            sha = hashlib.sha256()
-            for chunk in iter_chunks(file, member):
-                sha.update(chunk)
-            sample.sha256 = sha.digest()
-    elif extension in LABEL_EXTENSIONS and member.isreg() and member.size <= MAX_LABEL_BYTES and not fault:
-        sample.label_members[extension] = b"".join(iter_chunks(file, member))
+def read_member(info: tarfile.TarInfo, file: BinaryIO, shard_size: int) -> TarMember:
+    """Returns a member with the digest of an image, or with the label that it has."""
+    member = TarMember(info, find_fault(info, shard_size))
+    if member.is_image and not member.fault:
+        sha = hashlib.sha256()
+        for chunk in iter_chunks(file, info):
+            sha.update(chunk)
+        member.sha256 = sha.digest()
+    elif member.is_label and not member.fault and info.size <= MAX_LABEL_BYTES:
+        member.label = parse_label(member.extension, b"".join(iter_chunks(file, info)))
+    return member
 
 
 def iter_chunks(file: BinaryIO, member: tarfile.TarInfo) -> Iterator[bytes]:
@@ -200,36 +227,6 @@ def find_fault(member: tarfile.TarInfo, shard_size: int) -> Fault:
     return Fault.TOO_LARGE if member.size > MAX_IMAGE_BYTES else Fault.NONE
 
 
-def split_key(name: str) -> tuple[str, str]:
-    """Returns key and extension, divided at the first dot of the file name, as in WebDataset."""
-    folder, slash, file_name = name.rpartition("/")
-    stem, _, extension = file_name.partition(".")
-    return folder + slash + stem, extension
-
-
-def find_label(sample: TarSample) -> str | None:
-    """Returns the class of a sample: from its JSON, its .cls, its .label, or the folder in its key."""
-    for extension in LABEL_EXTENSIONS:
-        content = sample.label_members.get(extension)
-        if content is not None and (label := parse_label(extension, content)):
-            return label
-    folder = PurePosixPath(printable_name(sample.key)).parent.name
-    return unicodedata.normalize("NFC", folder) if folder not in ("", "/", "..") else None
-
-
-def parse_label(extension: str, content: bytes) -> str | None:
-    """Returns the label in a member's bytes, None if there is none."""
-    try:
-        value: Any = json.loads(content) if extension == "json" else content.decode()
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(value, dict):
-        value = next((value[key] for key in value if str(key).lower() in LABEL_COLUMNS), None)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return None
-    return unicodedata.normalize("NFC", str(value).strip()) or None
-
-
 def find_split(address: str) -> str:
     """Returns the split that a word in a shard's name means, or else its folder's whole name; `all` if none does."""
     path = PurePosixPath(address)
@@ -243,8 +240,3 @@ def find_split(address: str) -> str:
 def words_in(name: str) -> list[str]:
     """Returns the words of a name in lower case."""
     return "".join(c if c.isalpha() else " " for c in name.lower()).split()
-
-
-def printable_name(name: str) -> str:
-    """Returns a member's name with bytes that are not UTF-8 replaced."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.decode import EXTENSIONS, ImageError
+from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
+from vitrail.data.formats import EXTENSIONS, EXTENSIONS_OF_FORMAT, extension_of_format, readable_formats
 from vitrail.data.randomness import epoch_permutation
 from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns
 from vitrail.data.shards.index_file import save_index
@@ -36,7 +37,6 @@ MIB = 1 << 20
 DEFAULT_SHARD_MIB = 256  # large enough to stream, small enough to download again
 BLOCK, RECORD = 512, 10240  # bytes of a tar file
 OVERHEAD = 7 * BLOCK  # of a sample: three headers, two small members, padding
-CANONICAL_EXTENSIONS = {"jpeg": "jpg", "jfif": "jpg", "tif": "tiff", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm"}
 
 
 @dataclass
@@ -262,18 +262,18 @@ def encode_image(listing: Listing, i: int) -> tuple[str, bytes]:
         reason = f"{len(content):,} bytes are more than the {MAX_IMAGE_BYTES:,} that an image in a shard may have"
         raise ImageError(listing.pixels.location(i), reason)
     extension = PurePosixPath(listing.names[i]).suffix.lower()
-    extension = extension[1:] if extension in EXTENSIONS else detect_extension(content)
-    return CANONICAL_EXTENSIONS.get(extension, extension), content
+    if extension not in EXTENSIONS:
+        return detect_extension(content)[1:], content
+    return next(each[0] for each in EXTENSIONS_OF_FORMAT.values() if extension in each)[1:], content
 
 
 def detect_extension(content: bytes) -> str:
-    """Returns the extension of an image's format; `png` for bytes that are not an image and stay unreadable."""
+    """Returns the extension of an image's format; ".png" for bytes that are not an image and stay unreadable."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            extension = (image.format or "png").lower()
+        with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
+            return extension_of_format(image.format) or ".png"
     except Exception:  # Pillow raises nearly anything
-        return "png"
-    return extension if f".{extension}" in EXTENSIONS else "png"
+        return ".png"
 
 
 def encode_png(pixels_CHW: Tensor) -> bytes:
