@@ -20,7 +20,7 @@ from vitrail.data.decode import ImageError, ImageUnreachable
 from vitrail.data.formats import is_hidden
 from vitrail.data.loader import TrainLoader
 from vitrail.data.open import open_data, open_source
-from vitrail.data.shards.cache import exclusive_lock, make_room
+from vitrail.data.shards.cache import exclusive_lock, remove_abandoned_parts
 from vitrail.data.source import Listing, Source
 from vitrail.data.split import first_duplicates
 from vitrail.data.strings import factorize
@@ -388,7 +388,7 @@ def test_parts_of_copies_that_killed_processes_left_are_removed(tmp_path: Path):
     for name in (f"{key}.123.part", f"{live}.123.part"):
         (tmp_path / name).write_bytes(b"half")
     with exclusive_lock(tmp_path / f"{live}.lock"):
-        make_room(tmp_path, 0)
+        remove_abandoned_parts(tmp_path)
         assert [path.name for path in tmp_path.glob("*.part")] == [f"{live}.123.part"]
-    make_room(tmp_path, 0)
+    remove_abandoned_parts(tmp_path)
     assert not list(tmp_path.iterdir())

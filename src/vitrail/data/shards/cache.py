@@ -26,6 +26,7 @@ except ImportError:  # Windows: two processes may copy the same shard; one of th
 PART_SUFFIX = ".part"
 MAX_PART_AGE_S = 86400  # of a part, where locks do not exist
 
+
 def mark_cacheable(shards: Sequence[Shard]) -> list[Shard]:
     """Returns the shards with the first remote ones marked, as long as they fit into the cache together."""
     free = cache_limit()
@@ -93,6 +94,7 @@ def fetch_copy(shard: Shard) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(path.with_suffix(".lock")):
             if not path.exists():
+                remove_abandoned_parts(path.parent)
                 make_room(path.parent, "*.tar", shard.size)
                 _download_atomically(shard, path)
     except OSError:
@@ -107,8 +109,23 @@ def drop_copy(shard: Shard) -> None:
     path.unlink(missing_ok=True)
 
 
-PART_SUFFIX = ".part"
-MAX_PART_AGE_S = 86400  # of a part, where locks do not exist
+def remove_abandoned_parts(folder: Path) -> None:
+    """Removes the parts of copies that no process is downloading: their locks are free."""
+    for path in folder.glob(f"*{PART_SUFFIX}"):
+        lock = folder / f"{path.name.partition('.')[0]}.lock"
+        with contextlib.suppress(OSError), lock.open("a") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif time.time() - path.stat().st_mtime < MAX_PART_AGE_S:
+                continue
+            path.unlink()
+            lock.unlink()
+    for path in folder.glob(".fetch-*"):  # the name of a part before 0.2
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > MAX_PART_AGE_S:
+                path.unlink()
+
+
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Locks a file against other processes; removes it at the end."""
@@ -126,6 +143,4 @@ def _download_atomically(shard: Shard, path: Path) -> None:
         download(shard.address, part, shard.size)
         os.replace(part, path)
     finally:
-PART_SUFFIX = ".part"
-MAX_PART_AGE_S = 86400  # of a part, where locks do not exist
-        Path(temporary).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
