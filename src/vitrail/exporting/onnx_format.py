@@ -116,7 +116,7 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -
     )
     applied = {"temperature_is_applied": True}  # in the graph, so that nobody divides by it again
     document = {**artifact.to_json(), **applied, "exported": exported, "sha256": weights_digest(model)}
-    entries = {"preparation": prepare_document(classifier), "class_names": classifier.classes, "vitrail": document}
+    entries = {"vitrail": document, "preparation": prepare_document(classifier), "class_names": classifier.classes}
     del model.metadata_props[:]
     for key, value in entries.items():
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
