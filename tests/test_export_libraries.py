@@ -179,6 +179,7 @@ def test_the_command_line_prints_the_comparison_and_does_not_overwrite(
     card = (tmp_path / "exported" / "README.md").read_text()
     assert "ant, bee, cat" in card
     assert "timm.create_model" in card
+    assert "Needs timm 1.0.16 or newer" in card
     assert "on 8 images of noise and 4 photographs: largest difference" in card
     assert main(arguments) == 2
     assert "already exists" in json.loads(capsys.readouterr().out)["error"]

@@ -7,6 +7,8 @@ from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.exporting.preparation import describe_geometry, describe_normalization, describe_program
 from vitrail.weights.origin import without_paths
 
+MINIMUM_VERSIONS = {"timm": ("Needs timm 1.0.16 or newer, which can load a folder.", "")}
+
 
 def write_model_card(
     classifier: Classifier,
@@ -27,7 +29,7 @@ def write_model_card(
     sections = [
         make_header(classifier, library),
         describe_model(classifier),
-        ["## How to use", "", "```python", *load_code.split("; "), "```", ""],
+        ["## How to use", "", *MINIMUM_VERSIONS.get(library, ()), "```python", *load_code.split("; "), "```", ""],
         [f"It was tested with {library} {oldest} and newer.", ""] if oldest else [],
         describe_preprocessing(classifier, is_program),
         [f"Note: {note}.", ""] if note else [],
