@@ -118,7 +118,7 @@ def main(rank: int, size: int, folder: Path, scenarios: dict) -> None:
     """Runs the scenarios one after another in one process group, as another engine would call them."""
     torch.set_num_threads(1)
     console.quiet = True
-    epochs.draw_curves = finish.draw_pictures = lambda *arguments: None
+    epochs.draw_curves = finish.draw_pictures = lambda *arguments, **options: None
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     for name, options in scenarios.items():

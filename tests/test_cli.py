@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -602,3 +603,17 @@ def test_a_wrong_option_imports_nothing_heavy():
 def test_the_default_shard_size_is_the_writers():
     assert shard.DEFAULT_SHARD_MIB == writer.DEFAULT_SHARD_MIB
     assert (probe.DEFAULT_K, probe.DEFAULT_TEMPERATURE) == (knn.DEFAULT_K, knn.DEFAULT_TEMPERATURE)
+
+
+def test_a_mistyped_run_is_not_taken_for_a_hub_id(run: vitrail.Run, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(run.folder, tmp_path / "mine" / "colors")
+    monkeypatch.chdir(tmp_path)
+    for name, hint in (("runs/nope", "vitrail train makes a run"), ("mine/color", "did you mean mine/colors?")):
+        assert main(["predict", name, "x.jpg"]) == 2
+        assert capsys.readouterr().err == f"error: there is no folder {name}\nhint: {hint}\n"
+
+
+def test_export_checks_its_file_before_it_announces_work(run: vitrail.Run, tmp_path: Path, capsys):
+    assert main(["export", str(run.folder), "--format", "torch", "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "x").exists()

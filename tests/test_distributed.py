@@ -303,7 +303,7 @@ def test_a_launch_finds_the_run_that_it_began(photos: Path, tmp_path: Path, monk
 
     monkeypatch.chdir(tmp_path)
     for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # tested elsewhere
-        monkeypatch.setattr(module, name, lambda *arguments: None)
+        monkeypatch.setattr(module, name, lambda *arguments, **options: None)
     out = tmp_path / "run"
     assert current_launch() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")

@@ -27,6 +27,7 @@ from vitrail.report.page import render_page
 from vitrail.report.subject import SampleSizes
 from vitrail.runs import finish
 from vitrail.runs.finish import ReportInterrupted
+from vitrail.training.curves import draw_curves
 
 TINY = {"epochs": 1, "width": 16, "depth": 1, "heads": 2, "mlp_width": 16}
 TINY_OPTIONS = ("--epochs", "1", "--width", "16", "--depth", "1", "--heads", "2", "--mlp-width", "16")
@@ -169,3 +170,17 @@ def test_faithfulness_stops_when_the_time_is_over():
     assert steps
     section, reason = collect_faithfulness(subject, subject.images, Budget(0.0), steps.append)
     assert section is None and reason is not None and "a quarter" in reason
+
+
+def test_the_curves_mark_the_kept_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: (drawn.append(self), path.write_bytes(b"")))
+    rows = [{"epoch": n, "train_loss": 1 / n, "validation_accuracy": 0.5} for n in (1, 2, 3)]
+    draw_curves(rows, tmp_path / "curves.png", "photos, recipe small", kept=2)
+    (figure,) = drawn
+    assert figure.get_suptitle() == "photos, recipe small"
+    for axes in figure.axes:
+        marks = [line for line in axes.lines if line.get_label() == "kept: epoch 2"]
+        assert [list(line.get_xdata()) for line in marks] == [[2, 2]]

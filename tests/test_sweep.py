@@ -61,7 +61,7 @@ def _no_pictures():
     """Other tests cover the pictures of a run; drawing them takes longer than training runs as small as these."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "draw_pictures", lambda *arguments: None)
-        patch.setattr(epochs, "draw_curves", lambda *arguments: None)
+        patch.setattr(epochs, "draw_curves", lambda *arguments, **options: None)
         yield
 
 

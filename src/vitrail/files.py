@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -205,6 +206,27 @@ def read_json_object(path: Path, max_bytes: int = 1 << 20) -> dict[str, Any]:
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON file atomically."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def create_json(path: Path, document: Any) -> None:
+    """Writes a JSON file that must not exist yet, whole and in one moment; raises `FileExistsError` if it exists.
+
+    On a file system without hard links two processes at the same moment may both succeed; the later file stays.
+    """
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}.json")  # a process ID is not unique across machines
+    save_json(temporary, document)
+    fsync(temporary)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        if path.exists():
+            raise FileExistsError(f"{path} exists") from None
+        os.rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
 
 
 def fsync(path: Path) -> None:

@@ -105,13 +105,14 @@ def check_not_used(arguments: argparse.Namespace, names: Sequence[str], hint: st
 
 
 def write_program(arguments: argparse.Namespace) -> Answer:
-    from vitrail.exporting.formats import export_program
+    from vitrail.exporting.formats import check_request, export_program
     from vitrail.exporting.probes import load_probes
     from vitrail.exporting.program import ProgramOptions
 
     if arguments.skip_unreadable and not arguments.verify_data:
         raise UsageError("--skip-unreadable is for the images of --verify-data", "add --verify-data DATA")
     extras = ProgramOptions(**{each.name: getattr(arguments, each.name) for each in fields(ProgramOptions)})
+    check_request(arguments.format, arguments.out)
     classifier = load_classifier(arguments)
     check = load_probes(classifier, arguments.verify_data, arguments.skip_unreadable)
     log(f"tracing the model, then comparing it on {check.description}")

@@ -94,7 +94,9 @@ def make_score_table(result: Faithfulness) -> Table:
     from vitrail.explanation.measures import MEASURES
 
     method = Column("method", min_width=max(map(len, result.methods)))
-    table = Table(method, *(name.replace("_", "\n") for name in MEASURES), "cost", box=None, header_style="bold")
+    headers = {"randomization": "random-\nization"}  # the widest names, in two lines: a terminal has 80 columns
+    columns = [Column(headers.get(name, name.replace("_", "\n")), no_wrap=True) for name in MEASURES]
+    table = Table(method, *columns, "cost", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name, row in result.methods.items():
         cells = []
         for score in row.scores.values():

@@ -9,7 +9,7 @@ LOW..HIGH:log (log-uniform), LOW..HIGH:STEP, or A,B,C. A TOML file can say the s
   width = [96, 128, 192]
   warmup_fraction = {from = 0.0, to = 0.3}
 Any number of processes and machines that see OUT can join with --resume. A trial whose process dies is resumed by
-another.
+another. The trials are in an SQLite file, whose locks some network file systems lack: on those, let one machine work.
 """
 
 import argparse

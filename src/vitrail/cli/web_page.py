@@ -29,8 +29,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.cli.images import list_input_files
     from vitrail.console import log
+    from vitrail.exporting.onnx_file import import_onnx
     from vitrail.exporting.web.page import MAX_PAGE_MB, export_web
 
+    import_onnx()
     classifier = load_classifier(arguments)
     examples = list_input_files(arguments.examples) if arguments.examples else None
     log("tracing the model and comparing the page's outputs with PyTorch's")

@@ -124,11 +124,16 @@ def save_grid(explanations: Sequence[RelevanceMap], titles: Sequence[str], path:
     return save_figure(figure, path, dpi=120)
 
 
-def save_gallery(explanations: Sequence[RelevanceMap], truths: Sequence[str], path: Path) -> Path:
-    """Writes many images, each beside its overlay, with label and prediction; text and color mark the errors."""
+def save_gallery(explanations: Sequence[RelevanceMap], truths: Sequence[str], path: Path, title: str = "") -> Path:
+    """Writes many images, each beside its overlay, with label and prediction; text and color mark the errors.
+
+    A line above the images says what the colors are.
+    """
     columns = 5
     rows = -(-len(explanations) // columns)
-    figure, grid = new_grid(rows, columns, 3.0 * columns, 1.9 * rows)
+    figure, grid = new_grid(rows, columns, 3.0 * columns, 1.9 * rows + 0.5)
+    legend = "bright: much attention, dark: little; true class, then ✓, or ✗ and the predicted class"
+    figure.suptitle("\n".join(line for line in (title, legend) if line), fontsize=10, parse_math=False)
     for axes, explanation, truth in zip(grid, explanations, truths, strict=False):
         show_image(axes, np.concatenate([to_rgb(explanation.image) / 255, overlay_map(explanation)], axis=1))
         is_correct = explanation.label == truth

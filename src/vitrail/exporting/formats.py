@@ -37,10 +37,8 @@ def export_program(
     Raises `UsageError` if `out` exists, a package is missing, or the options do not suit; `VitrailError` with the
     numbers if the program does not agree.
     """
-    if format not in PROGRAM_FORMATS:
-        raise UsageError(f"there is no format {format!r}", did_you_mean(format, PROGRAM_FORMATS))
+    check_request(format, out)
     program_format, path = PROGRAM_FORMATS[format], Path(out)
-    program_format.check_path(path)
     options.check(classifier)
     program = program_format(classifier, options)
     verification = verify_program(classifier, program.run, probes, options, on_batch)
@@ -58,6 +56,14 @@ def export_program(
             write(temporary)
     size = program.model_file(path).stat().st_size
     return ExportResult(path, format, options.outputs, verification, size, int8)
+
+
+def check_request(format: str, out: str | Path) -> None:
+    """Raises `UsageError` for an unknown format, for a path that it cannot be written to, and for a missing package."""
+    if format not in PROGRAM_FORMATS:
+        raise UsageError(f"there is no format {format!r}", did_you_mean(format, PROGRAM_FORMATS))
+    PROGRAM_FORMATS[format].check_path(Path(out))
+    PROGRAM_FORMATS[format].check_packages()
 
 
 @torch.inference_mode()

@@ -63,8 +63,21 @@ class OnnxFormat(ProgramFormat):
         add_metadata(self.model, self.classifier, exported)
         path.write_bytes(self.model.SerializeToString())
 
+    @classmethod
+    def check_packages(cls) -> None:
+        import_exporter()
+
     def read_back(self, path: Path) -> RunProgram:
         return OnnxClassifier.load(self.model_file(path)).run
+
+
+def import_exporter() -> None:
+    """Raises `UsageError` if a package is not installed that torch's ONNX exporter or the verification needs."""
+    import_onnx()
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError:
+        raise UsageError("onnxscript is not installed", install_hint("export")) from None
 
 
 def build_onnx_model(classifier: Classifier, options: ProgramOptions) -> Any:
@@ -72,11 +85,7 @@ def build_onnx_model(classifier: Classifier, options: ProgramOptions) -> Any:
 
     Raises `UsageError` if a package is missing, `VitrailError` if the weights are too large for one file.
     """
-    import_onnx()
-    try:
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError:
-        raise UsageError("onnxscript is not installed", install_hint("export")) from None
+    import_exporter()
     weight_bytes = sum(4 * parameter.numel() for parameter in classifier.vit.parameters())
     if weight_bytes > MAX_BYTES - (64 << 20):
         raise VitrailError(

@@ -28,6 +28,11 @@ class ProgramFormat(ABC):
         if path.suffix.lower() != cls.suffix:
             raise UsageError(f"{path} has the wrong suffix", f"the name must end in {cls.suffix}")
 
+    @classmethod
+    def check_packages(cls) -> None:
+        """Raises `UsageError` if a package that the format needs is not installed; torch alone needs none."""
+        return
+
     @abstractmethod
     def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
         """Runs the program in memory and returns one of its outputs."""

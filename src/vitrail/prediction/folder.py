@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import fsync, remove_folder, write_atomically, write_json
+from vitrail.files import create_json, describe_write_error, remove_folder, write_atomically, write_json
 from vitrail.prediction.listing import ListingFile, Part
 
 try:
@@ -141,20 +140,16 @@ class PredictionFolder:
     def claim(self, plan: Plan) -> None:
         """Writes the plan if there is none yet; raises `UsageError` if there is another one.
 
-        Several machines may claim a folder at once: the first link wins, and all of them read the winner.
+        Several machines may claim a folder at once: the first one wins, and all of them read the winner's plan.
         """
         if self.read_plan() is None:
-            temporary = self.metadata / f".plan-{uuid4().hex}.json"  # a process ID is not unique across containers
-            write_json(temporary, plan.to_json())
             try:
-                os.link(temporary, self.metadata / "plan.json")
+                create_json(self.metadata / "plan.json", plan.to_json())
             except FileExistsError:
                 pass
-            except OSError:  # a file system without links
-                os.rename(temporary, self.metadata / "plan.json")
-            finally:
-                temporary.unlink(missing_ok=True)
-            fsync(self.metadata)
+            except OSError as error:
+                reason = describe_write_error(error)
+                raise VitrailError(f"{self.metadata} cannot be written: {reason}", "choose another --out") from None
         if (existing := self.read_plan()) is not None and (differences := existing.differences(plan)):
             raise UsageError(
                 f"{self.path} has predictions with other options: {'; '.join(differences)}",

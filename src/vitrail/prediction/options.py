@@ -8,6 +8,7 @@ from vitrail.options import check_fields, option
 from vitrail.prediction.listing import LISTING_STRIDE
 
 MAX_DEFAULT_PART_IMAGES = 31 * LISTING_STRIDE  # 1,984: the most work that a killed process loses by default
+MIN_DEFAULT_PART_IMAGES = 8 * LISTING_STRIDE  # 512: a small source is one file
 DEFAULT_PART_COUNT = 256  # smaller sources are cut into this many parts, so that every core gets several
 
 
@@ -52,5 +53,6 @@ class PredictOptions:
 
     def images_per_part(self, images: int) -> int:
         """Returns the size of a part for a source of `images`, a multiple of `LISTING_STRIDE`."""
-        size = self.part_images or min(max(1, -(-images // DEFAULT_PART_COUNT)), MAX_DEFAULT_PART_IMAGES)
+        default = min(max(MIN_DEFAULT_PART_IMAGES, -(-images // DEFAULT_PART_COUNT)), MAX_DEFAULT_PART_IMAGES)
+        size = self.part_images or default
         return -(-size // LISTING_STRIDE) * LISTING_STRIDE

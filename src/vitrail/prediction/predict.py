@@ -85,12 +85,11 @@ def prepare_job(
             listing = write_listing(
                 sources, Path(temporary, "listing"), on_progress=lambda images: progress.update(images, None)
             )
-        plan = replace(
-            plan,
-            images=listing.images,
-            fingerprint=listing.fingerprint,
-            part_images=options.images_per_part(listing.images),
-        )
+        existing = folder.read_plan()  # a folder that is completed keeps the size of its parts, unless one is requested
+        part_images = options.images_per_part(listing.images)
+        if existing is not None and options.part_images is None:
+            part_images = existing.part_images
+        plan = replace(plan, images=listing.images, fingerprint=listing.fingerprint, part_images=part_images)
         folder.claim(plan)
         listing = folder.store_listing(listing)
     directory = working_directory([*sources, spec.model, folder.path])

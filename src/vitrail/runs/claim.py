@@ -1,12 +1,10 @@
 """Starts a run or a sweep in a folder that no other one has."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import check_free_space, check_writable, describe_write_error, fsync, save_json
+from vitrail.files import check_free_space, check_writable, create_json, describe_write_error
 from vitrail.runs.folder import CONFIG_FILE, OUT_HINT, RunConfig, RunFolder
 from vitrail.runs.names import numbered_folders
 
@@ -52,7 +50,7 @@ def create_run(config: RunConfig, name: str, out: str | Path | None = None) -> R
             path.mkdir(parents=True, exist_ok=out is not None)
             folder = RunFolder(path)
             folder.checkpoints.mkdir(exist_ok=True)
-            claim_file(folder.config_file, config.to_json())
+            create_json(folder.config_file, config.to_json())
             return folder
         except FileExistsError:
             if out is not None:
@@ -60,21 +58,3 @@ def create_run(config: RunConfig, name: str, out: str | Path | None = None) -> R
         except OSError as error:
             raise VitrailError(f"{out or RUNS} cannot be written: {describe_write_error(error)}", OUT_HINT) from None
     raise UsageError("every name for the run is taken", "choose one with --out")
-
-
-def claim_file(path: Path, document: dict[str, Any]) -> None:
-    """Writes a JSON file, whole and in one moment; raises `FileExistsError` if another process was first."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.json")
-    save_json(temporary, document)
-    fsync(temporary)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links: of two processes at the same moment, both may win
-        if path.exists():
-            raise FileExistsError from None
-        os.rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)

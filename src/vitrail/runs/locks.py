@@ -3,9 +3,13 @@
 Otherwise data-loading workers, which can outlive a killed parent by seconds, would keep the parent's locks.
 """
 
-import fcntl
 import os
 from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are not noticed
+    fcntl = None  # type: ignore[assignment]
 
 _locked_files: set[IO[Any]] = set()
 
@@ -15,7 +19,8 @@ def _close_inherited_files() -> None:
         file.close()
 
 
-os.register_at_fork(after_in_child=_close_inherited_files)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_files)
 
 
 def lock_file(file: IO[Any], *, wait: bool) -> None:
@@ -23,7 +28,8 @@ def lock_file(file: IO[Any], *, wait: bool) -> None:
 
     Raises `BlockingIOError` if another process holds it and `wait` is false, `OSError` if the disk has no locks.
     """
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     _locked_files.add(file)
 
 

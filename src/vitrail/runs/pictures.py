@@ -32,4 +32,5 @@ def draw_attention(classifier: Classifier, images: Images, path: Path, max_image
     shown = images.subset(sorted(first, key=lambda i: int(images.labels[i])))
     pixels = shown.load_batch(classifier.preprocess, range(len(shown)))
     true_classes = [images.classes[label] for label in shown.labels]
-    save_gallery(explain_batch(classifier, pixels, method="attention"), true_classes, path)
+    title = f"attention of {len(shown)} images, about equally many of each class"
+    save_gallery(explain_batch(classifier, pixels, method="attention"), true_classes, path, title)

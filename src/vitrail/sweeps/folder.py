@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitrail.errors import UsageError, VitrailError
-from vitrail.files import check_writable, describe_write_error, write_json
-from vitrail.runs.claim import claim_file
+from vitrail.files import check_writable, create_json, describe_write_error, write_json
 from vitrail.runs.folder import OUT_HINT, RunFolder
 from vitrail.runs.locks import lock_file, unlock_file
 from vitrail.runs.names import name_of_data, newest_folder, numbered_folders
@@ -100,7 +99,7 @@ def create_sweep(config: SweepConfig, out: str | Path | None) -> SweepFolder:
             (path / "locks").mkdir(parents=True, exist_ok=True)
             check_writable(path, OUT_HINT)
             folder = SweepFolder(path)
-            claim_file(folder.config_file, config.to_json())
+            create_json(folder.config_file, config.to_json())
             return folder
         except FileExistsError:
             if out is not None:

@@ -9,6 +9,8 @@ from vitrail.weights.cards import find_card, is_card_name, load_cards
 from vitrail.weights.hub import WEIGHTS_FILE, fetch_file, fetch_folder
 from vitrail.weights.weight_files import PublicModel, load_weight_file, load_weight_folder
 
+RUNS = "runs"  # the parent of default run folders
+RUN_FILES = ("recipe.json", "classifier.safetensors")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt", ".tar", ".pkl")
 
 
@@ -40,6 +42,7 @@ def resolve_model(model: str, torch_files: bool) -> PublicModel:
             f"there is no run folder or artifact {model!r}, and no card with this name",
             near or "vitrail train makes a run, vitrail models lists the cards",
         )
+    refuse_missing_run(path)
     return load_repository(model)
 
 
@@ -48,6 +51,18 @@ def name_cards_without_library(name: str) -> str | None:
     cards = [card for card in load_cards() if (short := card.partition("/")[2]) == name or short.startswith(f"{name}.")]
     untagged = sorted({card.partition(".")[0] if "." not in name else card for card in cards})
     return f"did you mean {' or '.join(untagged)}?" if name and untagged else None
+
+
+def refuse_missing_run(path: Path) -> None:
+    """Raises `UsageError` for a path that does not exist in a folder of runs: it is mistyped, and no hub id."""
+    siblings = sorted(str(each) for each in path.parent.iterdir() if is_run(each)) if path.parent.is_dir() else []
+    if siblings or path.parent.name == RUNS:
+        raise UsageError(f"there is no folder {path}", did_you_mean(str(path), siblings) or "vitrail train makes a run")
+
+
+def is_run(path: Path) -> bool:
+    """Returns whether a path is the folder of a run."""
+    return any((path / name).is_file() for name in RUN_FILES)
 
 
 def is_revision(name: str, text: str) -> bool:
