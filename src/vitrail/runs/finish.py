@@ -76,18 +76,29 @@ def finish_run(trained: TrainedRun, *, report: bool, on_result: ResultCallback) 
     return run
 
 
+def is_finished(trained: TrainedRun) -> bool:
+    """Returns whether the run has its classifier, and its scores on the split that they are wanted on."""
+    if not trained.folder.is_finished():
+        return False
+    return trained.scored_images is None or trained.scored_split in load_result(trained.folder)
+
+
+def load_result(folder: RunFolder) -> dict[str, Any]:
+    """Returns the content of result.json; raises `VitrailError` if it is damaged."""
+    try:
+        return read_json_object(folder.result_file)
+    except (OSError, ValueError) as error:
+        raise VitrailError(f"{folder.result_file} is damaged ({error})", "remove it, then --resume") from None
+
+
 def reload_run(trained: TrainedRun, *, report: bool, on_result: ResultCallback) -> Run:
     """Returns a run that is finished; makes those of its pictures and its report that are missing."""
     folder = trained.folder
-    try:
-        result = read_json_object(folder.result_file)
-    except (OSError, ValueError) as error:
-        raise VitrailError(f"{folder.result_file} is damaged ({error})", "remove it, then --resume") from None
-    run = Run(folder.path, load(folder.path, device=trained.device), result)
+    run = Run(folder.path, load(folder.path, device=trained.device), load_result(folder))
     log(f"{folder.path} is finished")
     report = report and not (folder.path / "report.html").exists()
     with keep_run(run, trained):
-        on_result(run.folder, result)
+        on_result(run.folder, run.result)
         if trained.scored_images is not None and (report or not has_pictures(folder)):
             evaluation = evaluate_held_out(run.classifier, trained.scored_images, trained)
             show_run(run, evaluation, trained, report=report)

@@ -23,7 +23,7 @@ from vitrail.runs.callbacks import tensorboard_callback
 from vitrail.runs.claim import check_disk_space, create_run
 from vitrail.runs.data import check_image_sizes, load_data, write_check
 from vitrail.runs.epochs import train_epochs
-from vitrail.runs.finish import TrainedRun, finish_run, reload_run
+from vitrail.runs.finish import TrainedRun, finish_run, is_finished, reload_run
 from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.runs.names import name_of_data
 from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
@@ -110,8 +110,8 @@ def train(
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         assert folder is not None
         with lock_run(folder, world):
-            if resumed and world.on_main(resumed.is_finished):
-                trained = TrainedRun(folder, start.splits, start.recipe, world.device)
+            trained = TrainedRun(folder, start.splits, start.recipe, world.device)
+            if resumed and world.on_main(lambda: is_finished(trained)):
                 return finish_on_main(world, lambda: reload_run(trained, report=report, on_result=on_result))
             probes = None
             with world.raise_on_all():
