@@ -648,7 +648,7 @@ def test_other_options_are_refused_and_nothing_is_lost(
         ({"top": 2}, "top is 2, before 1"),
         ({"format": "csv"}, "format is csv, before parquet"),
         ({"embedding": True}, "embedding is True, before False"),
-        ({"part_images": 100}, "part-images is 128, before 64"),
+        ({"part_images": 100}, "part-images is 128, before 512"),
         ({"precision": "bf16"}, "precision is bf16, before fp32"),
         ({"sources": [photos, photos]}, "there are 16 images, before 8"),
     ):
