@@ -120,8 +120,9 @@ def format_table(document: dict[str, Any]) -> str:
     for name, row in document["methods"].items():
         cells = []
         for score in (row[measure] for measure in measures):
-            margin = 0 if score is None else (score["interval"][1] - score["interval"][0]) / 2
-            text = "-" if score is None else f"{score['mean']:.3f} ± {margin:.3f}"
+            interval = score and score["interval"]
+            margin = f" ± {(interval[1] - interval[0]) / 2:.3f}" if interval else ""
+            text = "-" if score is None else f"{score['mean']:.3f}{margin}"
             cells.append(f"**{text}**" if score and score["best"] else text)
         cost = "" if row["control"] else f"{row['forward_passes']:.1f}"
         lines.append(f"| {'*' + name + '*' if row['control'] else name} | {' | '.join(cells)} | {cost} |")

@@ -76,6 +76,12 @@ def refuse_lfs_pointer(path: Path) -> None:
         )
 
 
+def base_name(path: str | Path) -> str:
+    """Returns the name of a folder, dots included, or that of a file without its suffix."""
+    path = Path(path)
+    return path.stem if path.is_file() else path.resolve().name if path.is_dir() else path.name
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file, then renames it to `path`; an existing file stays intact until then.
 

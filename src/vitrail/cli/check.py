@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> Answer:
 def add_clean_list(report: CheckReport, arguments: argparse.Namespace, answer: Answer) -> None:
     """Writes the list of --fix and adds it to the answer."""
     from vitrail.data.clean import write_clean_list
+    from vitrail.files import base_name
 
-    name = Path(arguments.data).resolve().stem if Path(arguments.data).exists() else arguments.data
-    file = Path(arguments.fix or f"{name}-clean.csv")
+    file = Path(arguments.fix or f"{base_name(arguments.data)}-clean.csv")
     removed = write_clean_list(report, file)
     count = report.images - removed.total()
     answer.document["clean"] = {"file": str(file), "images": count, "left_out": dict(removed)}

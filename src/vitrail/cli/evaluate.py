@@ -95,12 +95,14 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def choose_report_folder(arguments: argparse.Namespace) -> Path:
     """Returns --out, or the first free folder of reports/NAME, reports/NAME-2, ...; existing reports are kept."""
+    from vitrail.files import base_name
+
     if arguments.out:
         folder = Path(arguments.out)
         if (folder / "report.html").exists() or (folder / "report.json").exists():
             raise UsageError(f"{folder} has a report already", "choose another --out, or leave it out")
         return folder
-    name = Path(arguments.model).resolve().stem if Path(arguments.model).exists() else Path(arguments.model).name
+    name = base_name(arguments.model)
     names = (name if n == 1 else f"{name}-{n}" for n in count_up(1))
     return next(path for path in (Path("reports", each) for each in names) if not path.exists())
 
@@ -149,10 +151,13 @@ def describe_scores(
 ) -> list[Any]:
     """Returns the scores as lines and a table; `listed` is the number of images with the unreadable ones."""
     low, high = evaluation.accuracy_interval
+    ece_low, ece_high = document["ece_interval"]
+    top5 = f", top-5 {document['top5']:.4f}" if "top5" in document else ""
     lines: list[Any] = [
         evaluation.description,
-        f"accuracy {evaluation.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}), top-5 {document['top5']:.4f}, "
-        f"loss {document['loss']:.4f}, calibration error {document['ece']:.4f}",
+        f"accuracy {evaluation.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}){top5}, "
+        f"loss {document['loss']:.4f}, calibration error {document['ece_corrected']:.4f} (95% interval "
+        f"{ece_low:.4f} to {ece_high:.4f})",
         describe_temperature(classifier),
     ]
     if unreadable := document["unreadable_files"]:

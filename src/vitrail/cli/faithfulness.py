@@ -100,8 +100,9 @@ def make_score_table(result: Faithfulness) -> Table:
     for name, row in result.methods.items():
         cells = []
         for score in row.scores.values():
-            half = 0.0 if score is None else (score.interval[1] - score.interval[0]) / 2
-            cells.append("-" if score is None else f"{score.mean:.3f}{'*' if score.is_best else ' '}\n±{half:.3f}")
+            interval = score and score.interval
+            half = f"±{(interval[1] - interval[0]) / 2:.3f}" if interval else "-"
+            cells.append("-" if score is None else f"{score.mean:.3f}{'*' if score.is_best else ' '}\n{half}")
         cost = "" if row.is_control or row.forward_passes is None else f"{row.forward_passes:.1f}"
         table.add_row(Text(name, style="dim" if row.is_control else ""), *cells, cost)
     return table

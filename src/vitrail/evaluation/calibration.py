@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from vitrail.evaluation.outcome import Outcome
-from vitrail.intervals import wilson_interval
+from vitrail.intervals import FALSE_FINDINGS, upper_bound, wilson_interval
 
 TARGET_ACCURACIES = (0.8, 0.9, 0.95, 0.98, 0.99)  # of the images that are answered
 MIN_IMAGES = 30  # to fit a temperature
-MIN_ANSWERED = 20  # images that a threshold must leave, for a meaningful accuracy
+MIN_ANSWERED = 20  # images at the first point of a risk-coverage curve
+CANDIDATES = 20  # coverages at which a threshold may be
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
@@ -20,7 +21,8 @@ class Calibration:
     """Temperature and thresholds fitted on held-out images. The artifact stores them.
 
     The logits are divided by `temperature`. It is 1 if it could not be fitted; `reason` then gives the reason.
-    `thresholds` has a row for each reachable target accuracy, as `find_threshold` returns it.
+    `thresholds` has a row for each target accuracy that can be guaranteed, as `find_thresholds` returns it; rows of
+    earlier versions have no `guaranteed_accuracy`.
     """
 
     temperature: float
@@ -81,12 +83,13 @@ def apply_temperature(outcome: Outcome, temperature: float) -> Outcome:
 def risk_coverage_curve(outcome: Outcome, points: int = 101) -> dict[str, Any]:
     """Returns the error rate (risk) of the most confident images at several coverages, and the area under the curve.
 
-    Geifman & El-Yaniv 2017 (arXiv 1705.08500). `aurc` is the mean risk over all coverages.
+    Geifman & El-Yaniv 2017 (arXiv 1705.08500). The curve begins at `MIN_ANSWERED` images, since the error rate of fewer
+    is noise. `aurc` is the mean risk over all coverages.
     """
     order = np.argsort(-outcome.confidence, kind="stable")
     errors = ~outcome.correct[order]
     risk = errors.cumsum() / np.arange(1, len(errors) + 1)
-    n = np.unique(np.linspace(1, len(errors), min(points, len(errors))).round().astype(int))
+    n = np.unique(np.linspace(min(MIN_ANSWERED, len(errors)), len(errors), points).round().astype(int))
     return {
         "coverage": (n / len(errors)).tolist(),
         "risk": risk[n - 1].tolist(),
@@ -94,33 +97,38 @@ def risk_coverage_curve(outcome: Outcome, points: int = 101) -> dict[str, Any]:
     }
 
 
-def find_threshold(outcome: Outcome, target_accuracy: float) -> dict[str, Any] | None:
-    """Returns the lowest confidence threshold at which the answered images reach `target_accuracy`.
-
-    The row also has the coverage and the accuracy at that threshold. Returns None if no threshold reaches the target
-    with at least `MIN_ANSWERED` answered images.
-    """
-    order = np.argsort(-outcome.confidence, kind="stable")
-    sorted_confidence = outcome.confidence[order]
-    correct = outcome.correct[order].cumsum()
-    n = np.arange(1, len(order) + 1)
-    # images of equal confidence are answered together: a threshold cannot separate them
-    is_last_of_ties = np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)
-    reached = np.flatnonzero(is_last_of_ties & (correct / n >= target_accuracy) & (n >= MIN_ANSWERED))
-    if not len(reached):
-        return None
-    last = int(reached[-1])
-    return {
-        "target_accuracy": target_accuracy,
-        "threshold": float(sorted_confidence[last]),
-        "coverage": float(n[last] / len(order)),
-        "accuracy": float(correct[last] / n[last]),
-    }
-
-
 def find_thresholds(outcome: Outcome) -> list[dict[str, Any]]:
-    """Returns a row of `find_threshold` for each target accuracy that a threshold reaches."""
-    return [row for target in TARGET_ACCURACIES if (row := find_threshold(outcome, target)) is not None]
+    """Returns for each target accuracy the lowest confidence threshold that guarantees it, if any does.
+
+    The guarantee: with a confidence of 95%, the answered images of new data have at least the target accuracy, for all
+    returned thresholds together. As in the SGR algorithm of Geifman & El-Yaniv 2017, a threshold passes if the exact
+    upper bound of its error rate is low enough, with a correction for the number of thresholds. The candidates are
+    `CANDIDATES` coverages that are fixed in advance, so that the correction holds without a search.
+
+    A row has the threshold, and its coverage, accuracy, number of answered images and `guaranteed_accuracy`.
+    """
+    sorted_confidence = np.sort(outcome.confidence)[::-1]
+    last = np.unique(np.ceil(len(sorted_confidence) * np.arange(1, CANDIDATES + 1) / CANDIDATES).astype(int) - 1)
+    thresholds = np.unique(sorted_confidence[last])[::-1]
+    answered = np.array([(outcome.confidence >= threshold).sum() for threshold in thresholds])
+    errors = np.array([(~outcome.correct[outcome.confidence >= threshold]).sum() for threshold in thresholds])
+    guaranteed = 1 - upper_bound(errors, answered, 1 - FALSE_FINDINGS / CANDIDATES)
+    rows = []
+    for target in TARGET_ACCURACIES:
+        passing = np.flatnonzero(guaranteed >= target)
+        if len(passing):
+            best = int(passing[-1])
+            rows.append(
+                {
+                    "target_accuracy": target,
+                    "threshold": float(thresholds[best]),
+                    "coverage": float(answered[best] / len(sorted_confidence)),
+                    "accuracy": float(1 - errors[best] / answered[best]),
+                    "images": int(answered[best]),
+                    "guaranteed_accuracy": float(guaranteed[best]),
+                }
+            )
+    return rows
 
 
 def selective_accuracy(outcome: Outcome, threshold: float) -> dict[str, Any]:

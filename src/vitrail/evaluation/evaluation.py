@@ -8,10 +8,11 @@ from typing import Any
 from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
+from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.metrics import (
+    TOP_K,
     brier_score,
     confusion_matrix,
-    expected_calibration_error,
     most_confused_pairs,
     per_class_scores,
     top_k_accuracy,
@@ -44,14 +45,20 @@ class Evaluation:
         return wilson_interval(int(self.outcome.correct.sum()), self.images)
 
     def summary(self) -> dict[str, Any]:
-        """Returns the scores over all images; it has the key `optimistic` only if that is true."""
+        """Returns the scores over all images.
+
+        It has `top5` only with more than five classes, and `optimistic` only if that is true. `loss` is the negative
+        log-likelihood; `ece_corrected` is the calibration error without its bias.
+        """
+        calibration = measure_calibration_error(self.outcome)
         return {
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
-            "top5": top_k_accuracy(self.outcome),
+            **({"top5": top_k_accuracy(self.outcome)} if len(self.outcome.classes) > TOP_K else {}),
             "loss": self.outcome.loss,
-            "ece": expected_calibration_error(self.outcome),
-            "nll": self.outcome.loss,
+            "ece": calibration.ece,
+            "ece_corrected": calibration.corrected,
+            "ece_interval": list(calibration.interval),
             "brier": brier_score(self.outcome),
             "temperature": self.temperature,
             "images": self.images,

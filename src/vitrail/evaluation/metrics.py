@@ -5,9 +5,17 @@ from typing import Any
 import numpy as np
 
 from vitrail.evaluation.outcome import Outcome
-from vitrail.intervals import RESAMPLES, bootstrap_counts, percentile_interval, wilson_interval
+from vitrail.intervals import (
+    RESAMPLES,
+    bootstrap_counts,
+    f1_interval,
+    mean_of_proportions_interval,
+    percentile_interval,
+    wilson_interval,
+)
 
 AVERAGES = ("balanced_accuracy", "macro_f1")
+TOP_K = 5
 
 
 def brier_score(outcome: Outcome) -> float:
@@ -44,9 +52,13 @@ def reliability_bins(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
     return rows
 
 
-def top_k_accuracy(outcome: Outcome, k: int = 5) -> float:
-    """Returns the fraction of images whose true class is among the `k` most probable; 1 if there are at most `k`."""
-    k = min(k, len(outcome.classes))
+def top_k_accuracy(outcome: Outcome, k: int = TOP_K) -> float:
+    """Returns the fraction of images whose true class is among the `k` most probable.
+
+    Raises `ValueError` unless there are more than `k` classes: with fewer it is 1 for every model.
+    """
+    if k >= len(outcome.classes):
+        raise ValueError(f"the top {k} of {len(outcome.classes)} classes say nothing about a model")
     top_k = np.argpartition(-outcome.logits, k - 1, axis=1)[:, :k]
     return float((top_k == outcome.labels[:, None]).any(axis=1).mean())
 
@@ -93,24 +105,37 @@ def most_confused_pairs(matrix: np.ndarray, classes: tuple[str, ...], max_pairs:
     ]
 
 
-def bootstrap_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Returns balanced accuracy, macro F1 and the F1 of every class, with 95% percentile bootstrap intervals.
+def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Returns balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval.
 
-    Resampling images is resampling cells of the confusion matrix. Classes without images are excluded from averages.
+    The interval of macro F1 is a percentile bootstrap: resampling images is resampling cells of the confusion matrix.
+    Without a mistake that would have no width, and the interval of the accuracy is used. Classes without images are
+    excluded from averages.
     """
     classes = len(outcome.classes)
     cells, counts = np.unique(outcome.labels * classes + outcome.predicted, return_counts=True)
     true, predicted = np.divmod(cells, classes)
-    resampled_counts = bootstrap_counts(counts, np.random.Generator(np.random.Philox(seed)), resamples)
-    scores = [_averages_and_f1(true, predicted, each, classes) for each in (counts, *resampled_counts)]
-    averages = np.array([[each[name] for name in AVERAGES] for each in scores])
-    f1 = np.array([each["f1"] for each in scores])
-    low, high = percentile_interval(averages[1:])
-    f1_low, f1_high = percentile_interval(f1[1:])
+    scores = _averages_and_f1(true, predicted, counts, classes)
+    true_counts, predicted_counts = (np.bincount(each, counts, classes).astype(int) for each in (true, predicted))
+    correct_counts = np.bincount(true, counts * (true == predicted), classes).astype(int)
+    has_images = true_counts > 0
+    if outcome.accuracy == 1:
+        macro_f1_interval = list(wilson_interval(len(outcome.labels), len(outcome.labels)))
+    else:
+        resampled = bootstrap_counts(counts, np.random.Generator(np.random.Philox(seed)), resamples)
+        macro_f1 = [_averages_and_f1(true, predicted, each, classes)["macro_f1"] for each in resampled]
+        macro_f1_interval = [float(bound) for bound in percentile_interval(np.array(macro_f1))]
+    errors = true_counts + predicted_counts - 2 * correct_counts
     return {
-        **{name: float(averages[0, i]) for i, name in enumerate(AVERAGES)},
-        **{f"{name}_interval": [float(low[i]), float(high[i])] for i, name in enumerate(AVERAGES)},
-        "f1_intervals": {name: [float(f1_low[i]), float(f1_high[i])] for i, name in enumerate(outcome.classes)},
+        **{name: float(scores[name]) for name in AVERAGES},
+        "balanced_accuracy_interval": list(
+            mean_of_proportions_interval(correct_counts[has_images], true_counts[has_images])
+        ),
+        "macro_f1_interval": macro_f1_interval,
+        "f1_intervals": {
+            name: list(f1_interval(int(correct_counts[i]), int(errors[i]))) if correct_counts[i] + errors[i] else None
+            for i, name in enumerate(outcome.classes)
+        },
     }
 
 

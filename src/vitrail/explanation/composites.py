@@ -18,7 +18,9 @@ class CompositeImages:
     """Composite images (M, C, H, W), each once for every object in it, with the object's class.
 
     `object_MP` and `other_MP` mark the patches that lie entirely on that object, and entirely on another one. `chance`
-    is the expected fraction of relevance on the object for a map that does not depend on the class.
+    is the fraction of relevance on the object, on average, for a map that does not depend on the class. Every
+    `cluster_size` consecutive ones consist of the same photographs: they are not independent. No photograph is in two
+    clusters.
     """
 
     pixels: Tensor
@@ -26,6 +28,7 @@ class CompositeImages:
     object_MP: np.ndarray
     other_MP: np.ndarray
     chance: float
+    cluster_size: int
 
 
 def make_mosaics(pixels: Tensor, labels: list[str], patch: int, count: int, seed: int) -> CompositeImages | None:
@@ -69,22 +72,30 @@ def compose(
             object_masks.append(masks[box])
             other_masks.append(np.any(masks[:box] + masks[box + 1 :], axis=0))
     return CompositeImages(
-        torch.stack(composites), objects, np.stack(object_masks), np.stack(other_masks), 1 / len(boxes)
-    )
+        torch.stack(composites), objects, np.stack(object_masks), np.stack(other_masks), 1 / len(boxes),
+        cluster_size=len(boxes) * (2 if len(boxes) == 2 else 1),
+    )  # fmt: skip
 
 
 def draw_groups(labels: list[str], size: int, count: int, seed: int) -> list[list[int]]:
-    """At most `count` groups of image indices, each of `size` different classes; a pair comes in both orders."""
+    """At most `count` groups of image indices, each of `size` different classes; a pair comes in both orders.
+
+    No image is in two groups, so that groups are independent. The classes with the most unused images are taken next.
+    """
     generator = np.random.default_rng(seed)
-    by_class = {label: [i for i, other in enumerate(labels) if other == label] for label in sorted(set(labels))}
-    if len(by_class) < size:
-        return []
+    unused = {
+        label: generator.permutation([i for i, other in enumerate(labels) if other == label]).tolist()
+        for label in sorted(set(labels))
+    }
     groups: list[list[int]] = []
-    while len(groups) < count:
-        classes = generator.choice(sorted(by_class), size=size, replace=False)
-        group = [int(generator.choice(by_class[label])) for label in classes]
+    while len(groups) < max(count, 1):
+        classes = [label for label in generator.permutation(sorted(unused)).tolist() if unused[label]]
+        if len(classes) < size:
+            break
+        classes = sorted(classes, key=lambda label: -len(unused[label]))[:size]
+        group = [unused[label].pop() for label in generator.permutation(classes).tolist()]
         groups += [group, group[::-1]] if size == 2 else [group]
-    return groups[: max(count, 1)]
+    return groups
 
 
 def patches_in_box(box: Box, h: int, w: int, patch: int) -> np.ndarray:

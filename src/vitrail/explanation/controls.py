@@ -1,5 +1,6 @@
 """Control maps, which do not depend on the model: every explanation method should score better than they do."""
 
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -7,8 +8,9 @@ from torch import Tensor
 
 
 def random_map(pixels_BCHW: Tensor, h: int, w: int, seed: int) -> np.ndarray:
-    """Uniform random values, (B, P)."""
-    return np.random.default_rng(seed).random((len(pixels_BCHW), h * w))
+    """Returns uniform random values, (B, P); equal images have equal maps, so that the control is class-blind."""
+    keys = [zlib.crc32(image.cpu().numpy().tobytes()) for image in pixels_BCHW]
+    return np.stack([np.random.default_rng([seed, key]).random(h * w) for key in keys])
 
 
 def center_map(pixels_BCHW: Tensor, h: int, w: int, seed: int) -> np.ndarray:

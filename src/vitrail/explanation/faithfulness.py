@@ -25,7 +25,7 @@ from vitrail.explanation.measures import (
     saco,
 )
 from vitrail.explanation.methods import METHODS, find_method
-from vitrail.explanation.randomization import SHUFFLED_MODELS, shuffled_models
+from vitrail.explanation.randomization import DRAWS, SHUFFLED_MODELS, SHUFFLED_PARTS, shuffled_models
 from vitrail.explanation.scores import Faithfulness, MethodScores, make_score, mark_best
 from vitrail.explanation.targets import Target, parse_targets
 
@@ -84,7 +84,7 @@ def evaluate_faithfulness(
         measured[name].values["randomization"] = values
     scores = {
         name: MethodScores(
-            {measure: make_score(measurements.values.get(measure), seed) for measure in MEASURES},
+            {name: make_score(measurements.values.get(name), measure) for name, measure in MEASURES.items()},
             measurements.curves,
             1000 * measurements.seconds,
             measurements.seconds / data.seconds_per_forward,
@@ -93,7 +93,7 @@ def evaluate_faithfulness(
         for name, measurements in measured.items()
     }
     remaining = [count / data.patch_count for count in remaining_counts(data.patch_count, steps)]
-    return Faithfulness(mark_best(scores, seed), len(data.pixels), remaining, description, data.unreadable)
+    return Faithfulness(mark_best(scores), len(data.pixels), remaining, description, data.unreadable)
 
 
 def count_steps(methods: int) -> int:
@@ -157,17 +157,19 @@ def measure_perturbations(
             batches[name].append(compute_curve(inputs, order[batch], steps))
         batches["saco"].append(saco(inputs, maps[batch], order[batch]))
     results = {name: np.concatenate(parts) for name, parts in batches.items()}
-    values = {name: area_under_curve(results[name]) for name in CURVES} | {"saco": results["saco"]}
+    remaining = remaining_counts(data.patch_count, steps)
+    values = {name: area_under_curve(results[name], remaining) for name in CURVES} | {"saco": results["saco"]}
     return values, {name: results[name].mean(axis=0).tolist() for name in ("deletion", "insertion")}
 
 
 def measure_composites(data: EvaluationSet, mapper: Mapper) -> dict[str, np.ndarray]:
-    """Returns the measures on composite images, one value per object; a measure without composites is left out."""
+    """Returns the measures on composites, (clusters, members); a measure without composites is left out."""
     values = {}
     for name, composites in data.composites.items():
         if composites is not None:
             maps = compute_maps(mapper, data.classifier, composites.pixels, composites.labels)
-            values[name] = positive_share(maps, composites.object_MP, composites.other_MP, composites.chance)
+            share_M = positive_share(maps, composites.object_MP, composites.other_MP, composites.chance)
+            values[name] = share_M.reshape(-1, composites.cluster_size)
     return values
 
 
@@ -178,7 +180,7 @@ def measure_randomization(
     seed: int,
     on_step: Callable[[str], object],
 ) -> dict[str, np.ndarray]:
-    """For each method, the mean absolute rank correlation with the maps of the shuffled models, one value per image.
+    """For each method, the absolute rank correlations with the maps of the shuffled models, (kinds, draws, images).
 
     Only one shuffled model is in memory at a time.
     """
@@ -189,4 +191,7 @@ def measure_randomization(
         for name, mapper in mappers.items():
             shuffled_maps = compute_maps(mapper, model, data.pixels[subset], data.labels[subset])
             correlations[name].append(np.abs(rank_correlation(maps[name][subset], shuffled_maps)))
-    return {name: np.mean(values, axis=0) for name, values in correlations.items()}
+    return {
+        name: np.stack(values).reshape(DRAWS, len(SHUFFLED_PARTS), -1).swapaxes(0, 1)
+        for name, values in correlations.items()
+    }

@@ -184,7 +184,7 @@ def draw_scores(figure: "SubFigure", faithfulness: Faithfulness, colors: Mapping
             score = faithfulness.methods[name].scores[measure]
             if score is not None:
                 face = colors[name] if score.is_best else "white"
-                axes.plot(score.interval, [row] * 2, color=colors[name], lw=1.8)
+                axes.plot(score.interval or (score.mean,) * 2, [row] * 2, color=colors[name], lw=1.8)
                 axes.plot(score.mean, row, "o", color=colors[name], mfc=face, ms=6)
         axes.set_yticks(range(len(names)), names, fontsize=9)
         axes.set_title(f"{definition.label}\n{definition.better} is better", fontsize=9)

@@ -34,6 +34,7 @@ class TokenInputs:
     grid: tuple[int, int]
     target_rule: TargetRule
     baseline_1TD: Tensor  # the tokens of an image of the mean color
+    temperature: float = 1.0  # of the probabilities; scores and log-odds are those of the logits without it
     target_BY: Tensor | None = field(default=None, repr=False)  # set by the first call of `fix_target`
 
     @property
@@ -95,8 +96,12 @@ class TokenInputs:
         return explained_B - logits_BY.masked_fill(~rivals_BY, -torch.inf).logsumexp(dim=1)
 
     def probability(self, logits_BY: Tensor) -> Tensor:
-        """Returns p of the explained class, minus p of the compared class, if any, at temperature 1: (B,)."""
-        return (logits_BY.softmax(dim=1) * self.fix_target(logits_BY)).sum(dim=1)
+        """Returns the calibrated p of the explained class, minus p of the compared class, if any: (B,)."""
+        return (self.calibrated_probabilities(logits_BY) * self.fix_target(logits_BY)).sum(dim=1)
+
+    def calibrated_probabilities(self, logits_BY: Tensor) -> Tensor:
+        """Returns the probabilities that the classifier gives: those of the logits divided by the temperature."""
+        return (logits_BY / self.temperature).softmax(dim=1)
 
     def drop_prefix(self, x_BT: Tensor) -> Tensor:
         """Returns the values of the patches alone: (B, R + P) -> (B, P)."""
@@ -115,7 +120,7 @@ def embed_images(classifier: Classifier, pixels_BCHW: Tensor, targets: Sequence[
     with torch.inference_mode(False), torch.no_grad():
         x_BTD = vit.embed(classifier.normalize(pixels_BCHW))
         grid = patch_grid(classifier, pixels_BCHW)
-        return TokenInputs(vit, x_BTD, grid, make_target_rule(targets), vit.embed(mean_color))
+        return TokenInputs(vit, x_BTD, grid, make_target_rule(targets), vit.embed(mean_color), classifier.temperature)
 
 
 def patch_grid(classifier: Classifier, pixels_BCHW: Tensor) -> tuple[int, int]:

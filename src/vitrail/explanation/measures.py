@@ -4,7 +4,7 @@ Patches are removed from the token sequence (`TokenInputs.logits_of_patches`), s
 replacement, except in `deletion_baseline`. Shapes: S points of a curve, G groups of patches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,21 +13,29 @@ import torch
 from torch import Tensor
 
 from vitrail.explanation.inputs import TokenInputs
+from vitrail.intervals import Interval, cluster_interval, t_interval, two_way_interval
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The name of a measure in tables and figures, what it measures, and which direction is better."""
+    """The name of a measure in tables and figures, what it measures, and which direction is better.
+
+    `interval` takes the values of a method, of which only those along some axes are independent: images (N,),
+    composites (composites, members), or shuffled models and images (kinds, draws, N). `chance` is the value of every
+    map that is the same for all classes.
+    """
 
     label: str
     description: str
     better: str  # lower or higher
+    interval: Callable[[np.ndarray, float], Interval | None] = t_interval
+    chance: float | None = None
 
 
 MEASURES: dict[str, Measure] = {
     "deletion": Measure(
         "deletion AUC",
-        "area under the curve of the class's probability while patches are removed, most relevant first "
+        "area under the curve of the class's calibrated probability while patches are removed, most relevant first "
         "(Petsiuk et al. 2018)",
         "lower",
     ),
@@ -52,16 +60,21 @@ MEASURES: dict[str, Measure] = {
         "fraction of the positive relevance on the image of the class in a mosaic of four; chance: 0.25 "
         "(Rao et al. 2022)",
         "higher",
+        cluster_interval,
+        chance=0.25,
     ),
     "pair": Measure(
         "pair",
         "fraction of the positive relevance on the object of the class, of two side by side; chance: 0.5",
         "higher",
+        cluster_interval,
+        chance=0.5,
     ),
     "randomization": Measure(
         "randomization",
         "absolute rank correlation with the maps of models with shuffled weights (Adebayo et al. 2018)",
         "lower",
+        two_way_interval,
     ),
 }
 
@@ -128,11 +141,15 @@ CURVES: dict[str, Callable[[TokenInputs, np.ndarray, int], np.ndarray]] = {  # m
 }
 
 
-def area_under_curve(curve_BS: np.ndarray) -> np.ndarray:
-    """Returns the area under each curve by the trapezoidal rule, with equal steps of total width 1: (B,)."""
+def area_under_curve(curve_BS: np.ndarray, remaining: Sequence[int]) -> np.ndarray:
+    """Returns the area under each curve by the trapezoidal rule, at these numbers of patches, for a total width of 1: (B,).
+
+    The steps differ in width where the number of patches is not a multiple of the number of steps.
+    """
     if curve_BS.shape[1] == 1:
         return curve_BS[:, 0]
-    area_B: np.ndarray = (curve_BS[:, 1:] + curve_BS[:, :-1]).mean(axis=1) / 2
+    widths = -np.diff(remaining) / (remaining[0] - remaining[-1])
+    area_B: np.ndarray = (curve_BS[:, 1:] + curve_BS[:, :-1]) @ widths / 2
     return area_B
 
 

@@ -80,11 +80,11 @@ _METHODS = (
         integrated_gradients, "21 forwards, 20 backwards", signed=True, forwards=21, backwards=20,
     ),
     Method(
-        "occlusion", "drop in probability without a patch (Zeiler & Fergus 2014)",
+        "occlusion", "drop in calibrated probability without a patch (Zeiler & Fergus 2014)",
         occlusion, "1 forward for each patch", signed=True, forward_per_patch=True,
     ),
     Method(
-        "rise", "RISE: mean probability over random halves that contain a patch (Petsiuk et al. 2018)",
+        "rise", "RISE: mean calibrated probability over random halves that contain a patch (Petsiuk et al. 2018)",
         rise, "200 forwards of half the patches", signed=True, batched_forwards=100,  # of all patches
     ),
     Method(

@@ -1,6 +1,6 @@
 """Perturbation-based methods: they remove patches (`TokenInputs.logits_of_patches`) and measure the probability.
 
-M counts sets of patches. Probabilities are those at temperature 1.
+M counts sets of patches. Probabilities are calibrated: they are those that the classifier returns.
 """
 
 import torch
@@ -66,6 +66,6 @@ def probabilities_of_sets(inputs: TokenInputs, keep_MP: Tensor) -> Tensor:
         parts = []
         for keep in torch.split(keep_MP, max_batch_size(inputs.x_BTD.shape[1])):
             logits_MY = inputs.logits_of_patches(keep, inputs.x_BTD[i : i + 1].expand(len(keep), -1, -1))
-            parts.append((logits_MY.softmax(dim=1) * target_BY[i : i + 1]).sum(dim=1))
+            parts.append((inputs.calibrated_probabilities(logits_MY) * target_BY[i : i + 1]).sum(dim=1))
         rows.append(torch.cat(parts))
     return torch.stack(rows)

@@ -14,16 +14,18 @@ from torch import nn
 from vitrail.classifier import Classifier
 
 DRAWS = 3  # one draw is not enough: another shuffled head changes the score more than other images do
-SHUFFLED_MODELS = 3 * DRAWS
+SHUFFLED_PARTS = ("head", "upper half", "all layers")
+SHUFFLED_MODELS = len(SHUFFLED_PARTS) * DRAWS
 
 
 def shuffled_models(classifier: Classifier, seed: int, draws: int = DRAWS) -> Iterator[Classifier]:
     """Copies with shuffled weights of the head, of the upper half and of all layers: `draws` of each, one at a time."""
     blocks = range(len(classifier.vit.blocks))
     upper_half = [f"blocks.{i}." for i in blocks[len(blocks) // 2 :]] + ["norm.", "pool.", "head."]
-    for number, prefixes in enumerate([("head.",), tuple(upper_half), ("",)] * draws):
+    prefixes_of = dict(zip(SHUFFLED_PARTS, [("head.",), tuple(upper_half), ("",)], strict=True))
+    for number, part in enumerate(SHUFFLED_PARTS * draws):
         vit = copy.deepcopy(classifier.vit)
-        shuffle_parameters(vit, prefixes, 1000 * seed + number)
+        shuffle_parameters(vit, prefixes_of[part], 1000 * seed + number)
         yield replace(classifier, vit=vit)
 
 

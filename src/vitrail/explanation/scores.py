@@ -1,27 +1,37 @@
-"""The scores of explanation methods: means with bootstrap intervals, and the best method of each measure."""
+"""The scores of explanation methods: means with intervals, and the best method of each measure."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from vitrail.explanation.measures import MEASURES
+from vitrail.explanation.measures import MEASURES, Measure
 from vitrail.explanation.methods import METHODS
-from vitrail.intervals import bootstrap_means, percentile_interval
+from vitrail.intervals import LEVEL, Interval
+
+ROUNDING = 1e-6  # of maps in float32: class-blind maps differ from chance by this much at most
 
 
 @dataclass(frozen=True)
 class Score:
-    """A measure of a method: the mean over images, its 95% bootstrap interval, and the value of each image."""
+    """A measure of a method: the mean of its values, its 95% interval (None for a single image), and the values.
+
+    Only values along the first axis are independent, or along the last two if there are three (`Measure.interval`).
+    """
 
     mean: float
-    interval: tuple[float, float]
+    interval: Interval | None
     values: np.ndarray = field(repr=False)
     is_best: bool = False  # the best method, or one that is not significantly worse
 
     def to_json(self) -> dict[str, Any]:
-        """Mean, interval and number of images."""
-        return {"mean": self.mean, "interval": list(self.interval), "images": len(self.values), "best": self.is_best}
+        """Mean, interval, and number of independent images or composites."""
+        return {
+            "mean": self.mean,
+            "interval": None if self.interval is None else list(self.interval),
+            "images": self.values.shape[-1] if self.values.ndim == 3 else len(self.values),
+            "best": self.is_best,
+        }
 
 
 @dataclass(frozen=True)
@@ -78,32 +88,40 @@ class Faithfulness:
         }
 
 
-def make_score(values: np.ndarray | None, seed: int) -> Score | None:
-    """Mean and bootstrap interval of one value per image; None where there are none or one is not finite."""
+def make_score(values: np.ndarray | None, measure: Measure) -> Score | None:
+    """Mean and interval of the values of a method; None where there are none or one is not finite."""
     if values is None or not np.isfinite(values).all():
         return None
-    low, high = percentile_interval(bootstrap_means(values, np.random.default_rng(seed)))
-    return Score(float(values.mean()), (float(low), float(high)), values)
+    return Score(float(values.mean()), measure.interval(values, LEVEL), values)
 
 
-def mark_best(methods: dict[str, MethodScores], seed: int) -> dict[str, MethodScores]:
+def mark_best(methods: dict[str, MethodScores]) -> dict[str, MethodScores]:
     """Marks the best method of each measure, and every method that is not significantly worse.
 
-    The test is a bootstrap of the paired differences. Controls are not marked.
+    The test is the interval of the paired differences from the best method, corrected for the number of methods.
+    Controls are not marked, nor are methods that are not above chance in a measure that has one.
     """
     marked = {name: dict(method.scores) for name, method in methods.items()}
-    for measure, definition in MEASURES.items():
-        sign = 1 if definition.better == "higher" else -1
+    for name, measure in MEASURES.items():
+        sign = 1 if measure.better == "higher" else -1
         scores = {
-            name: score
-            for name, method in methods.items()
-            if not method.is_control and (score := method.scores[measure]) is not None
+            method: score
+            for method, row in methods.items()
+            if not row.is_control and (score := row.scores[name]) is not None and is_above_chance(score, measure)
         }
         if not scores:
             continue
         best = max(scores.values(), key=lambda score: sign * score.mean)
-        for name, score in scores.items():
-            differences = sign * (best.values - score.values)
-            low, _ = percentile_interval(bootstrap_means(differences, np.random.default_rng(seed)))
-            marked[name][measure] = replace(score, is_best=bool(score is best or low <= 0))
+        level = 1 - 2 * (1 - LEVEL) / max(len(scores) - 1, 1)  # one-sided, for each of the other methods
+        for method, score in scores.items():
+            differences = measure.interval(sign * (best.values - score.values), level)
+            is_best = score is best or differences is None or differences[0] <= ROUNDING
+            marked[method][name] = replace(score, is_best=is_best)
     return {name: replace(method, scores=marked[name]) for name, method in methods.items()}
+
+
+def is_above_chance(score: Score, measure: Measure) -> bool:
+    """Whether the whole interval is above chance; true for a measure without a chance level."""
+    if measure.chance is None:
+        return True
+    return score.interval is not None and score.interval[0] > measure.chance + ROUNDING

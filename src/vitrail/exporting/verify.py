@@ -18,7 +18,7 @@ from vitrail.explanation.api import explain_batch
 from vitrail.explanation.recording import recording
 from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ATTENTION, LOGITS, MAP, ProgramOptions, RunProgram
-from vitrail.intervals import normal_interval
+from vitrail.intervals import paired_difference_interval
 
 SINGLE_IMAGES = 8  # images that are also run one by one, and images on which attention and maps are compared
 MAX_ACCURACY_DROP = 0.005  # of an int8 program
@@ -142,15 +142,15 @@ def compare_logits(
 
 def compare_accuracy(comparison: Comparison, labels_N: Tensor) -> dict[str, Any]:
     """Returns both accuracies, their difference, and its 95% interval, paired over the images."""
-    correct_N = (comparison.reference.argmax(1) == labels_N).double()
-    exported_correct_N = (comparison.candidate.argmax(1) == labels_N).double()
-    drop_N = correct_N - exported_correct_N
-    drop = drop_N.mean().item()
+    correct_N = comparison.reference.argmax(1) == labels_N
+    exported_correct_N = comparison.candidate.argmax(1) == labels_N
+    n, lost = len(labels_N), int((correct_N & ~exported_correct_N).sum())
+    gained = int((exported_correct_N & ~correct_N).sum())
     return {
-        "accuracy": correct_N.mean().item(),
-        "exported_accuracy": exported_correct_N.mean().item(),
-        "accuracy_drop": drop,
-        "accuracy_drop_interval": normal_interval(drop, drop_N.std(correction=0).item(), len(drop_N)),
+        "accuracy": correct_N.double().mean().item(),
+        "exported_accuracy": exported_correct_N.double().mean().item(),
+        "accuracy_drop": (lost - gained) / n,
+        "accuracy_drop_interval": paired_difference_interval(lost, gained, n),
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.evaluation import Evaluation, Outcome
-from vitrail.evaluation.metrics import bootstrap_scores, confusion_matrix, most_confused_pairs, per_class_scores
+from vitrail.evaluation.metrics import average_scores, confusion_matrix, most_confused_pairs, per_class_scores
 from vitrail.intervals import wilson_interval
 
 MAX_MATRIX_CLASSES = 30  # with more classes the most frequent confusions are listed instead of a matrix
@@ -17,8 +17,8 @@ Cell = tuple[int, int]  # true class, predicted class
 def collect_scores(evaluation: Evaluation) -> dict[str, Any]:
     """Returns the summary, the scores of each class with intervals, and the most confused pairs of classes."""
     outcome = evaluation.outcome
-    bootstrapped = bootstrap_scores(outcome)
-    f1_intervals = bootstrapped.pop("f1_intervals")
+    averages = average_scores(outcome)
+    f1_intervals = averages.pop("f1_intervals")
     matrix = confusion_matrix(outcome)
     correct = np.diag(matrix)
     rows = []
@@ -34,7 +34,7 @@ def collect_scores(evaluation: Evaluation) -> dict[str, Any]:
             }
         )
     return {
-        "summary": evaluation.summary() | bootstrapped,
+        "summary": evaluation.summary() | averages,
         "per_class": rows,
         "most_confused": most_confused_pairs(matrix, outcome.classes),
     }
