@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import vitrail
 from vitrail.data.preprocess import Preprocess
 from vitrail.evaluation.calibration import (
     apply_temperature,
     calibrate,
-    find_threshold,
+    find_thresholds,
     fit_temperature,
     risk_coverage_curve,
     selective_accuracy,
@@ -19,7 +20,7 @@ from vitrail.evaluation.calibration import (
 from vitrail.evaluation.corruptions import CORRUPTIONS, draw_images, measure_robustness
 from vitrail.evaluation.embedding import neighbor_purity, project_to_2d
 from vitrail.evaluation.label_errors import confident_classes, find_label_errors
-from vitrail.evaluation.metrics import bootstrap_scores, brier_score, expected_calibration_error, reliability_bins
+from vitrail.evaluation.metrics import average_scores, brier_score, expected_calibration_error, reliability_bins
 from vitrail.evaluation.outcome import Outcome
 from vitrail.evaluation.properties import accuracy_by_quantile, brightness, measure_properties, sharpness
 
@@ -90,27 +91,36 @@ def test_risk_and_thresholds_equal_those_of_counting():
         answered = np.argsort(-confidence)[: round(coverage * 500)]
         assert risk == pytest.approx(wrong[answered].mean())
     assert curve["risk"][-1] == pytest.approx(1 - outcome.accuracy)
-    row = find_threshold(outcome, 0.9)
-    accuracies = {t: 1 - wrong[confidence >= t].mean() for t in confidence if (confidence >= t).sum() >= 20}
-    assert row["threshold"] == min(t for t, accuracy in accuracies.items() if accuracy >= 0.9)
-    scores = selective_accuracy(outcome, row["threshold"])
-    assert scores["accuracy"] == pytest.approx(row["accuracy"])
-    assert scores["coverage"] == pytest.approx(row["coverage"])
-    assert find_threshold(outcome, 1.1) is None
+    assert curve["coverage"][0] == pytest.approx(20 / 500)  # of fewer images an error rate says nothing
+    rows = {row["target_accuracy"]: row for row in find_thresholds(outcome)}
+    assert rows
+    for row in rows.values():
+        answered = confidence >= row["threshold"]
+        errors = int(wrong[answered].sum())
+        bound = binomtest(errors, int(answered.sum()), alternative="less").proportion_ci(1 - 0.05 / 20).high
+        assert row["guaranteed_accuracy"] == pytest.approx(1 - bound)
+        assert row["target_accuracy"] <= row["guaranteed_accuracy"] < row["accuracy"]
+        scores = selective_accuracy(outcome, row["threshold"])
+        assert scores["accuracy"] == pytest.approx(row["accuracy"])
+        assert scores["coverage"] == pytest.approx(row["coverage"])
+        assert scores["images"] == row["images"]
 
 
 def test_images_of_equal_confidence_are_answered_together():
     logits = np.tile([1.0, 0.0], (60, 1))
     outcome = Outcome(["x"] * 60, np.array([0] * 40 + [1] * 20), logits, ("a", "b"))
-    assert find_threshold(outcome, 0.9) is None  # no threshold separates the 40 from the 20
-    assert find_threshold(outcome, 0.6)["coverage"] == 1
+    assert find_thresholds(outcome) == []  # no threshold separates the 40 from the 20
+    correct = Outcome(["x"] * 60, np.zeros(60, int), logits, ("a", "b"))
+    rows = find_thresholds(correct)
+    assert [row["coverage"] for row in rows] == [1] * len(rows)
+    assert max(row["target_accuracy"] for row in rows) == 0.9  # 60 correct of 60 do not guarantee 95%
 
 
 def test_averages_equal_those_of_scikit_learn_and_are_in_their_intervals():
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
     outcome = random_outcome(300, 1.0)
-    scores = bootstrap_scores(outcome)
+    scores = average_scores(outcome)
     assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(outcome.labels, outcome.predicted))
     assert scores["macro_f1"] == pytest.approx(f1_score(outcome.labels, outcome.predicted, average="macro"))
     each = f1_score(outcome.labels, outcome.predicted, average=None)
@@ -121,7 +131,18 @@ def test_averages_equal_those_of_scikit_learn_and_are_in_their_intervals():
     for name, f1 in zip(outcome.classes, each, strict=True):
         low, high = scores["f1_intervals"][name]
         assert low < f1 < high
-    assert bootstrap_scores(outcome) == scores
+    assert average_scores(outcome) == scores
+
+
+def test_no_interval_of_an_average_has_zero_width_without_mistakes():
+    labels = np.repeat([0, 1, 2], 4)
+    scores = average_scores(Outcome(["x"] * 12, labels, 9.0 * np.eye(3)[labels], tuple("abc")))
+    for low, high in (
+        scores["balanced_accuracy_interval"],
+        scores["macro_f1_interval"],
+        *scores["f1_intervals"].values(),
+    ):
+        assert low < 0.9 < high == pytest.approx(1)
 
 
 def test_confident_classes_follow_the_paper():

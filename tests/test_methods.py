@@ -481,7 +481,7 @@ def test_a_model_without_classes_has_attention_maps_only(tmp_path):
             explain_batch(clf, photos(), **options)
 
 
-def test_the_temperature_changes_the_probability_and_not_the_map():
+def test_the_temperature_changes_the_probability_and_not_a_map_of_log_odds():
     clf = classifier()
     cold = explain_batch(clf, photos())[0]
     clf.temperature = 3.0
@@ -489,6 +489,22 @@ def test_the_temperature_changes_the_probability_and_not_the_map():
     assert (cold.map == warm.map).all()
     assert warm.probability < cold.probability
     assert warm.probability == pytest.approx(clf.predict(photos()[0], top=1)[0].probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_maps_of_probabilities_are_calibrated(temperature):
+    """Occlusion's drop from the printed probability, and RISE's mean over halves, are those of the classifier."""
+    clf = replace(classifier(), temperature=temperature)
+    pixels = photos()[:1]
+    inputs = embed_images(clf, pixels, [(1, None)])
+    explanation = explain_batch(clf, pixels, method="occlusion", target=clf.classes[1])[0]
+    without_first = inputs.logits_of_patches(torch.arange(1, inputs.patch_count)[None]).detach()
+    left = float((without_first / temperature).softmax(1)[0, 1])
+    assert explanation.map.ravel()[0] == pytest.approx(explanation.probability - left, abs=1e-5)
+    soft, sharp = (
+        np.abs(explain_batch(replace(clf, temperature=t), pixels, method="rise")[0].map).sum() for t in (30.0, 1.0)
+    )
+    assert soft < sharp
 
 
 # The model stays unchanged; any dtype, mode and batch works.

@@ -23,7 +23,7 @@ def normal_quantile(level: float = LEVEL) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def wilson_interval(successes: int, n: int, level: float = LEVEL) -> Interval:
+def wilson_interval(successes: float, n: float, level: float = LEVEL) -> Interval:
     """Returns the score interval of a proportion (Wilson 1927). It holds near 0 and 1 and for small samples."""
     p, z = successes / n, normal_quantile(level)
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -44,12 +44,15 @@ def f1_interval(true_positives: int, errors: int, level: float = LEVEL) -> Inter
 def mean_of_proportions_interval(successes: np.ndarray, n: np.ndarray, level: float = LEVEL) -> Interval:
     """Returns the interval of the unweighted mean of independent proportions.
 
-    It combines the distances from each proportion to the ends of its Wilson interval (Zou & Donner 2008, MOVER).
+    It is Wilson's interval with the effective number of items: the one at which a single proportion would have the
+    variance of the mean, as for surveys (Korn & Graubard 1998). A proportion of fewer than five items has the variance
+    of the mean proportion.
     """
-    proportions = successes / n
-    ends = np.array([wilson_interval(int(k), int(count), level) for k, count in zip(successes, n, strict=True)])
-    below, above = np.sqrt(((ends - proportions[:, None]) ** 2).sum(axis=0)) / len(n)
-    return max(0.0, float(proportions.mean() - below)), min(1.0, float(proportions.mean() + above))
+    mean = float((successes / n).mean())
+    of_mean = mean * (1 - mean) / n
+    variance = np.where(n < 5, of_mean, successes * (n - successes) / (n**2 * np.maximum(n - 1, 1))).sum() / len(n) ** 2
+    effective = mean * (1 - mean) / variance if variance > 0 else len(n) ** 2 / (1 / n).sum()
+    return wilson_interval(mean * effective, effective, level)
 
 
 def paired_difference_interval(only_first: int, only_second: int, n: int, level: float = LEVEL) -> Interval:
@@ -153,8 +156,9 @@ def lower_tail_p_values(successes: np.ndarray, n: np.ndarray) -> np.ndarray:
     """Returns for each group the p-value of Fisher's exact test that its success rate is below that of the others."""
     from scipy.stats import hypergeom
 
-    p_values: np.ndarray = hypergeom.cdf(successes, n.sum(), successes.sum(), n)
-    return p_values
+    pairs, pair_of_group = np.unique(np.stack([successes, n]), axis=1, return_inverse=True)
+    p_values: np.ndarray = hypergeom.cdf(pairs[0], n.sum(), successes.sum(), pairs[1])
+    return p_values[pair_of_group]
 
 
 def homogeneity_p_value(
@@ -173,7 +177,7 @@ def homogeneity_p_value(
 
 
 def holm(p_values: np.ndarray, level: float = FALSE_FINDINGS) -> np.ndarray:
-    """Returns which hypotheses are rejected, so that any false rejection has at most probability `level` (Holm 1979)."""
+    """Returns which hypotheses are rejected. Any false rejection has at most probability `level` (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     passes = np.asarray(p_values)[order] <= level / np.arange(len(order), 0, -1)
     rejected = np.zeros(len(order), dtype=bool)

@@ -12,9 +12,9 @@ from vitrail.evaluation.metrics import expected_calibration_error, reliability_b
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import Interval, t_interval
 
-SIMULATIONS = 1000
-MAX_SCALE = 4.0  # largest factor of the observed gaps that is considered
-SCALES = 61
+SIMULATIONS = 500
+MAX_SCALE = 3.0  # largest factor of the observed gaps that is considered
+SCALES = 46
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def suspect_labels(outcome: Outcome) -> SuspectedLabels:
         return SuspectedLabels(reason=f"{n} images are too few to tell wrong labels from mistakes of the model")
     if outcome.accuracy < MIN_ACCURACY:
         return SuspectedLabels(
-            reason=f"the model's accuracy is {outcome.accuracy:.1%}; below {MIN_ACCURACY:.0%} most of the labels that a "
-            "model doubts are right"
+            reason=f"the model's accuracy is {outcome.accuracy:.1%}; below {MIN_ACCURACY:.0%} most of the labels that "
+            "a model doubts are right"
         )
     if outcome.accuracy == 1:
         return SuspectedLabels(reason="model and labels agree on all images", wrong_fraction=0.0)
@@ -89,8 +89,10 @@ def fit_disagreements(outcome: Outcome) -> DisagreementFit:
         return float(-np.where(agrees, np.log(agreement), np.log1p(-agreement)).sum())
 
     options = {"xatol": 1e-3, "fatol": 1e-3}
-    clean = minimize(lambda p: loss(*p, 0.0), [0.0, 0.0], method="Nelder-Mead", options=options)
-    noisy = minimize(lambda p: loss(p[0], p[1], _sigmoid(p[2])), [*clean.x, -4.0], method="Nelder-Mead", options=options)
+    clean = minimize(lambda p: loss(p[0], p[1], 0.0), [0.0, 0.0], method="Nelder-Mead", options=options)
+    noisy = minimize(
+        lambda p: loss(p[0], p[1], _sigmoid(p[2])), [*clean.x, -4.0], method="Nelder-Mead", options=options
+    )
     offset, log_slope, wrong = noisy.x
     return DisagreementFit(
         float(offset), float(np.exp(log_slope)), float(_sigmoid(wrong)), float(2 * (clean.fun - noisy.fun))

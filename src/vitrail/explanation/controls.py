@@ -24,7 +24,8 @@ def edge_map(pixels_BCHW: Tensor, h: int, w: int, seed: int) -> np.ndarray:
     from scipy.ndimage import sobel
 
     gray_BHW = pixels_BCHW.float().mean(dim=1).cpu().numpy()
-    magnitude_BHW = np.hypot(sobel(gray_BHW, axis=1), sobel(gray_BHW, axis=2))
+    # one image at a time: scipy's filter smooths along every other axis, and would mix the images of a batch
+    magnitude_BHW = np.stack([np.hypot(sobel(gray_HW, axis=0), sobel(gray_HW, axis=1)) for gray_HW in gray_BHW])
     b, height, width = magnitude_BHW.shape
     patches: np.ndarray = magnitude_BHW.reshape(b, h, height // h, w, width // w).mean(axis=(2, 4)).reshape(b, -1)
     return patches

@@ -142,9 +142,10 @@ CURVES: dict[str, Callable[[TokenInputs, np.ndarray, int], np.ndarray]] = {  # m
 
 
 def area_under_curve(curve_BS: np.ndarray, remaining: Sequence[int]) -> np.ndarray:
-    """Returns the area under each curve by the trapezoidal rule, at these numbers of patches, for a total width of 1: (B,).
+    """Returns the area under each curve by the trapezoidal rule, (B,), for a total width of 1.
 
-    The steps differ in width where the number of patches is not a multiple of the number of steps.
+    `remaining` is the number of patches at each point. The steps differ in width where the number of patches is not a
+    multiple of the number of steps.
     """
     if curve_BS.shape[1] == 1:
         return curve_BS[:, 0]

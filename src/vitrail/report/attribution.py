@@ -11,8 +11,9 @@ from vitrail.explanation.api import explain_batch
 from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.methods import DEFAULT_METHOD, METHODS
 from vitrail.explanation.render import SEQUENTIAL_COLORMAP, TILE_STYLE, enlarge_map, paint_signed, to_rgb
-from vitrail.intervals import bootstrap_means, percentile_interval
+from vitrail.intervals import t_interval
 from vitrail.report.sample import Sample
+from vitrail.report.verdicts import MIN_VERDICT_IMAGES, exceeds
 
 TILE_SIZE = 128  # pixels of the longer edge of a drawn map
 BATCH_SIZE = 64
@@ -67,13 +68,12 @@ def explain_mistakes(classifier: Classifier, outcome: Outcome, sample: Sample) -
     return rows, tiles
 
 
-def explain_classes(
-    classifier: Classifier, outcome: Outcome, sample: Sample, seed: int = 0
-) -> tuple[dict[str, Any], Tiles]:
+def explain_classes(classifier: Classifier, outcome: Outcome, sample: Sample) -> tuple[dict[str, Any], Tiles]:
     """Returns the mean map of the evidence for each class, over images that were predicted as that class, and tiles.
 
     The positive evidence of each image is normalized to sum 1, so that every image has the same weight. The border is
-    the outermost ring of patches: its share of the evidence is compared with its share of the area.
+    the outermost ring of patches: its share of the evidence is compared with its share of the area, for each class with
+    enough images and for all images together (`verdicts.exceeds`).
     """
     indices = sample.selection.attribution
     predicted = outcome.predicted[indices]
@@ -83,24 +83,24 @@ def explain_classes(
     border_hw = border_mask(h, w)
     border_area = float(border_hw.mean()) if border_hw.size else 0.0
     has_border = min(h, w) >= MIN_GRID
-    generator = np.random.Generator(np.random.Philox(seed))
+    border_shares = np.array([(share * border_hw).sum() for share in shares])
+    shares_of_class = [border_shares[predicted == label] for label in range(len(outcome.classes))]
+    suspicious = exceeds([*shares_of_class, border_shares], WARNING_FACTOR * border_area)
     rows: list[dict[str, Any]] = []
     means: list[np.ndarray] = []
     for label, name in enumerate(outcome.classes):
         class_maps = np.array([share for share, i in zip(shares, predicted, strict=True) if i == label])
         if not len(class_maps):
             continue
-        border_share = (class_maps * border_hw).sum(axis=(1, 2))
-        low, high = percentile_interval(bootstrap_means(border_share, generator))
         means.append(class_maps.mean(axis=0))
         rows.append(
             {
                 "class": name,
                 "images": len(class_maps),
                 "map": round_map(means[-1]),
-                "border_share": float(border_share.mean()) if has_border else None,
-                "border_share_interval": [float(low), float(high)] if has_border else None,
-                "is_suspicious": bool(has_border and low > WARNING_FACTOR * border_area),
+                "border_share": float(shares_of_class[label].mean()) if has_border else None,
+                "border_share_interval": t_interval(shares_of_class[label]) if has_border else None,
+                "is_suspicious": has_border and suspicious[label],
                 "tile": len(means) - 1,
             }
         )
@@ -113,6 +113,10 @@ def explain_classes(
         "grid": [h, w],
         "border_area": border_area if has_border else None,
         "warning_above": WARNING_FACTOR * border_area if has_border else None,
+        "min_images": MIN_VERDICT_IMAGES,
+        "border_share": float(border_shares.mean()) if has_border and len(shares) else None,
+        "border_share_interval": t_interval(border_shares) if has_border else None,
+        "is_suspicious": has_border and suspicious[-1],
         "max_share": max_share,
         "uniform_share": 1 / (h * w) if h * w else None,
         "classes": rows,

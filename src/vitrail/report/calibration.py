@@ -12,7 +12,9 @@ from vitrail.evaluation.calibration import (
     risk_coverage_curve,
     selective_accuracy,
 )
-from vitrail.evaluation.metrics import brier_score, expected_calibration_error, reliability_bins
+from vitrail.evaluation.calibration_error import confidence_bias_interval, measure_calibration_error
+from vitrail.evaluation.metrics import brier_score, reliability_bins
+from vitrail.intervals import t_interval
 from vitrail.report.subject import Subject
 
 Thresholds = list[dict[str, Any]]
@@ -41,11 +43,14 @@ def collect_calibration(subject: Subject) -> tuple[dict[str, Any], dict[str, Any
         "optimistic": bool(calibration and calibration.fitted_on == subject.split),
         "before": measure_calibration(uncalibrated),
         "after": measure_calibration(calibrated) if temperature != 1 else None,
+        "loss_decrease_interval": t_interval(uncalibrated.losses - calibrated.losses),
     }
     rows = [apply_threshold(outcome, threshold) for threshold in thresholds]
     selective_section = {
         "curve": risk_coverage_curve(outcome),
         "chosen_on": calibration.fitted_on if calibration else None,
+        "chosen_on_images": calibration.images if calibration else None,
+        "is_guaranteed": all(row["guaranteed_accuracy"] is not None for row in rows),
         "recommended": recommend_target(rows, outcome.accuracy),
         "thresholds": rows,
     }
@@ -68,9 +73,13 @@ def find_calibration(subject: Subject) -> tuple[Calibration | None, Thresholds]:
 
 
 def measure_calibration(outcome: Outcome) -> dict[str, Any]:
-    """Returns ECE, negative log-likelihood, Brier score, mean confidence, and the bins of a reliability diagram."""
+    """Returns calibration error, negative log-likelihood, Brier score, mean confidence, and reliability bins."""
+    error = measure_calibration_error(outcome)
     return {
-        "ece": expected_calibration_error(outcome),
+        "ece": error.ece,
+        "ece_corrected": error.corrected,
+        "ece_interval": list(error.interval),
+        "confidence_bias_interval": confidence_bias_interval(outcome),
         "nll": outcome.loss,
         "brier": brier_score(outcome),
         "confidence": float(outcome.confidence.mean()),
@@ -85,11 +94,13 @@ def apply_threshold(outcome: Outcome, threshold: dict[str, Any]) -> dict[str, An
         "threshold": threshold["threshold"],
         "chosen_coverage": threshold["coverage"],
         "chosen_accuracy": threshold["accuracy"],
+        "guaranteed_accuracy": threshold.get("guaranteed_accuracy"),
         **selective_accuracy(outcome, threshold["threshold"]),
     }
 
 
 def recommend_target(rows: Thresholds, accuracy: float) -> float | None:
-    """Returns the first target accuracy that at least halves the error rate, else the highest one."""
+    """Returns the first guaranteed target accuracy that at least halves the error rate, else the highest one."""
+    rows = [row for row in rows if row["guaranteed_accuracy"] is not None]
     better = [row["target_accuracy"] for row in rows if 1 - row["target_accuracy"] <= (1 - accuracy) / 2]
     return better[0] if better else rows[-1]["target_accuracy"] if rows else None

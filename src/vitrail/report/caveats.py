@@ -31,6 +31,11 @@ def write_caveats(document: dict[str, Any]) -> list[str]:
             f"{small} of {len(document['classes'])} classes have fewer than {MIN_CLASS_IMAGES} images here, so their "
             "scores are uncertain."
         )
+    if document["selective_prediction"]["thresholds"]:
+        sentences.append(
+            "The guarantee of a threshold is for images like those on which it was chosen. The same images selected "
+            "the temperature and, in training, the weights; the accuracy on the scored images is the check."
+        )
     if document["calibration"]["optimistic"]:
         sentences.append("The temperature was fitted on these images, so the calibration after it is optimistic.")
     sentences.append(
@@ -44,7 +49,8 @@ def write_caveats(document: dict[str, Any]) -> list[str]:
     if document["faithfulness"] is None:
         sentences.append("The faithfulness of the maps was not measured here; vitrail faithfulness measures it.")
     sentences.append(
-        "For a suspected label error, model and label disagree. With a weak model, the model is wrong in most cases."
+        "For a suspected label error, model and label disagree. That the label is wrong is an estimate: it assumes "
+        "that the mistakes of the model become rare as its confidence grows."
     )
     if skipped := document["near_duplicates"]["skipped_splits"]:
         sentences.append(f"Near-duplicates were not searched in {' and '.join(skipped)}: there are too many images.")

@@ -83,7 +83,8 @@ def deletion_chart(faithfulness: dict[str, Any]) -> Markup:
     """Returns the deletion curves, most relevant patches first: a line for each method and one for random order."""
     methods = {name: row for name, row in faithfulness["methods"].items() if not row["control"] or name == "random"}
     plot = Plot(
-        "Deletion", "Probability of the class while the most relevant patches are removed first; lower is better",
+        "Deletion",
+        "Calibrated probability of the class while the most relevant patches are removed first; lower is better",
         (0, 1), (0, 1), ("fraction of patches removed", "probability"),
     )  # fmt: skip
     styles = {name: f"s{i}" for i, name in enumerate(n for n in methods if n != "random")} | {"random": "s4 dashed"}
@@ -98,12 +99,10 @@ def deletion_chart(faithfulness: dict[str, Any]) -> Markup:
 
 def property_chart(name: str, bins: list[dict[str, Any]], accuracy: float) -> Markup:
     """Returns the accuracy in quantile bins of a property with intervals, and the accuracy of all images."""
-    low = max(0.0, min(row["interval"][0] for row in bins) - 0.05)
-    low = float(int(low * 10)) / 10
     plot = Plot(
         f"Accuracy by {name}",
         "; ".join(f"{row['from']:.3g} to {row['to']:.3g}: {row['accuracy']:.1%}" for row in bins),
-        (0, len(bins)), (low, 1), (f"{name}, from low to high", "accuracy"),
+        (0, len(bins)), (0, 1), (f"{name}, from low to high", "accuracy"),
     )  # fmt: skip
     for i, row in enumerate(bins):
         tooltip = f"{row['from']:.3g} to {row['to']:.3g}: {row['accuracy']:.1%} of {row['images']:,} images"
@@ -112,7 +111,7 @@ def property_chart(name: str, bins: list[dict[str, Any]], accuracy: float) -> Ma
         plot.whisker(i + 0.5, row["interval"], "ink")
     plot.line([(0, accuracy), (len(bins), accuracy)], "s4 dashed")
     ticks = [(i + 0.5, f"≤ {row['to']:.3g}") for i, row in enumerate(bins)]
-    return plot.svg(ticks, percent_ticks(low, 1))
+    return plot.svg(ticks, percent_ticks(0, 1))
 
 
 def corruption_chart(section: dict[str, Any]) -> Markup:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitrail.data.images import Images
 from vitrail.evaluation.corruptions import measure_robustness
-from vitrail.evaluation.label_errors import find_label_errors
+from vitrail.evaluation.label_errors import suspect_labels
 from vitrail.evaluation.outcome import Outcome
 from vitrail.evaluation.properties import PROPERTIES, accuracy_by_quantile
 from vitrail.explanation.faithfulness import count_steps
@@ -26,8 +26,9 @@ from vitrail.report.scores import collect_confusion, collect_scores
 from vitrail.report.sprite_sheets import make_sheets
 from vitrail.report.subject import SampleSizes, Subject
 from vitrail.report.thumbnails import ThumbnailIndex, make_thumbnail
+from vitrail.report.verdicts import find_dependencies
 
-FORMAT = 2
+FORMAT = 3
 REPORT_STEPS = 8 + count_steps(len(METHODS_IN_REPORT))  # calls of `on_step`; one more with corruptions
 
 Document = dict[str, Any]
@@ -125,27 +126,25 @@ def count_available(splits: dict[str, Images], scored_split: str) -> dict[str, i
 
 
 def collect_label_errors(outcome: Outcome, sizes: SampleSizes) -> Document:
-    """Returns the number of suspected label errors, and the clearest as examples."""
-    suspects = find_label_errors(outcome)
+    """Returns the number of suspected label errors, and the clearest as examples; or the reason why there are none."""
+    suspects = suspect_labels(outcome)
     return {
-        "suspected": len(suspects),
-        "examples": suspects[: sizes.examples],
+        "suspected": len(suspects.rows),
+        "wrong_fraction": suspects.wrong_fraction,
+        "reason": suspects.reason,
+        "examples": suspects.rows[: sizes.examples],
         "method": "confident learning (Northcutt et al. 2021)",
     }
 
 
 def collect_properties(outcome: Outcome, sample: Sample) -> Document:
-    """Returns the accuracy in quantile bins of each property of the images."""
+    """Returns the accuracy in quantile bins of each property of the images, and the properties with an effect on it."""
     indices = sample.selection.properties
+    bins = {name: accuracy_by_quantile(sample.properties[name], outcome.correct[indices]) for name in PROPERTIES}
     return {
         "images": len(indices),
-        "by": {
-            name: {
-                "description": description,
-                "bins": accuracy_by_quantile(sample.properties[name], outcome.correct[indices]),
-            }
-            for name, description in PROPERTIES.items()
-        },
+        "by": {name: {"description": PROPERTIES[name], "bins": rows} for name, rows in bins.items()},
+        "with_effect": find_dependencies(bins),
     }
 
 

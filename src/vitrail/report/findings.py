@@ -53,16 +53,25 @@ def overfitting(document: Document) -> Finding | None:
 
 
 def weakest_class(document: Document) -> Finding | None:
-    rows = [row for row in document["per_class"] if row["images"]]
+    """Returns the class with the lowest recall, if it is below that of the other classes beyond chance."""
+    section = document["class_comparison"]
+    rows = {row["class"]: row for row in document["per_class"] if row["images"]}
     if len(rows) < 2:
         return None
-    worst, best = (choose(rows, key=lambda row: row["recall"]) for choose in (min, max))
-    if worst["recall_interval"][1] >= best["recall_interval"][0]:
-        return Finding(Level.OK, "No class is clearly weaker than the others.", "classes")
+    few = f"fewer than {section['min_images']} images"
+    if section["judged_classes"] < 2:
+        return Finding(Level.NOTE, f"The classes are not compared, since most have {few}.", "classes")
+    hidden = len(rows) - section["judged_classes"]
+    unjudged = f" {count(hidden, 'class', 'classes')} with {few} {'is' if hidden == 1 else 'are'} not compared."
+    rest = unjudged if hidden else ""
+    if not section["weak_classes"]:
+        return Finding(Level.OK, f"No class is clearly weaker than the others.{rest}", "classes")
+    worst = rows[section["weak_classes"][0]]
+    low, high = worst["recall_interval"]
     return Finding(
-        Level.WARNING if worst["recall"] < LOW_RECALL else Level.NOTE,
-        f"The weakest class is {worst['class']}: its recall is {percent(worst['recall'])}; the best is "
-        f"{percent(best['recall'])} ({best['class']}).",
+        Level.WARNING if high < LOW_RECALL else Level.NOTE,
+        f"The weakest class is {worst['class']}: its recall is {percent(worst['recall'])} (95% interval {percent(low)} "
+        f"to {percent(high)}), below that of the other classes.{rest}",
         "classes",
     )
 
@@ -81,29 +90,42 @@ def most_frequent_mistake(document: Document) -> Finding:
 
 
 def calibration(document: Document) -> Finding:
+    """Returns the calibration of the probabilities that the model gives now, and what a temperature changes."""
     section = document["calibration"]
     before, after = section["before"], section["after"]
     current = after if after and section["is_stored"] else before
-    is_overconfident = current["confidence"] > document["summary"]["accuracy"]
-    bias = "overconfident" if is_overconfident else "underconfident"
-    error = f"The model is {bias}, with a calibration error (ECE) of {points(current['ece'])}"
+    low, high = current["ece_interval"]
+    level = Level.OK if high <= HIGH_ECE else Level.WARNING if low > HIGH_ECE else Level.NOTE
+    text = describe_calibration(current)
+    gain = section["loss_decrease_interval"] or (0, 0)
     if after is None:
         reason = f" No temperature was fitted: {section['reason']}." if section["reason"] else ""
-        level = Level.NOTE if current["ece"] > HIGH_ECE else Level.OK
-        return Finding(level, f"{error}.{reason}", "calibration")
+        return Finding(level, f"{text}{reason}", "calibration")
+    temperature = f"temperature of {section['temperature']:.2f}"
+    effect = (
+        "lowers the loss" if gain[0] > 0 else "raises the loss" if gain[1] < 0 else "does not change the loss clearly"
+    )
     if section["is_stored"]:
         return Finding(
-            Level.OK if after["ece"] <= before["ece"] else Level.WARNING,
-            f"A temperature of {section['temperature']:.2f} changes the calibration error (ECE) from "
-            f"{points(before['ece'])} to {points(after['ece'])}.",
+            Level.WARNING if gain[1] < 0 else level,
+            f"{text} The {temperature} {effect} on these images.",
             "calibration",
         )
-    return Finding(
-        Level.NOTE,
-        f"{error}. A temperature of {section['temperature']:.2f} would change it to {points(after['ece'])}; vitrail "
-        "evaluate --fit-temperature stores it in the model.",
-        "calibration",
-    )
+    advice = "; vitrail evaluate --fit-temperature stores it in the model" if gain[0] > 0 else ""
+    return Finding(level, f"{text} A {temperature}, which is not stored, {effect}{advice}.", "calibration")
+
+
+def describe_calibration(measured: dict[str, Any]) -> str:
+    """Returns a sentence about the calibration error that claims no more than its interval supports."""
+    low, high = measured["ece_interval"]
+    bias = measured["confidence_bias_interval"] or (0, 0)
+    interval = f"{points(measured['ece_corrected'])} (95% interval {100 * low:.1f} to {100 * high:.1f})"
+    if bias[0] > 0 or bias[1] < 0:
+        direction = "overconfident" if bias[0] > 0 else "underconfident"
+        return f"The model is {direction}; its calibration error is {interval}."
+    if low > 0:
+        return f"The calibration error is {interval}: too much confidence in some predictions, too little in others."
+    return f"No calibration error is visible on these images; it is at most {points(high)} (95% interval)."
 
 
 def selective_prediction(document: Document) -> Finding | None:
@@ -115,52 +137,65 @@ def selective_prediction(document: Document) -> Finding | None:
     return Finding(
         Level.NOTE,
         f"If you accept only predictions with a confidence of at least {row['threshold']:.2f}, "
-        f"{percent(row['coverage'])} of the images are answered and {percent(row['accuracy'])} of those are correct.",
+        f"{percent(row['coverage'])} of the images are answered and {percent(row['accuracy'])} of those are correct; "
+        f"{percent(row['guaranteed_accuracy'])} are guaranteed with 95% confidence.",
         "selective-prediction",
     )
 
 
 def border_evidence(document: Document) -> Finding | None:
+    """Returns the classes whose evidence is on the border beyond chance; None if no class has enough images."""
     section = document["attribution"]
-    if section["border_area"] is None:
+    if section["border_area"] is None or section["images"] < section["min_images"]:
         return None
     suspicious = [row["class"] for row in section["classes"] if row["is_suspicious"]]
-    if not suspicious:
+    if not suspicious and not section["is_suspicious"]:
+        judged = sum(row["images"] >= section["min_images"] for row in section["classes"])
+        scope = "all classes together" if judged < len(section["classes"]) else "any class"
         return Finding(
-            Level.OK, "The evidence is not concentrated on the border of the image for any class.", "attribution"
+            Level.OK, f"The evidence is not concentrated on the border of the image for {scope}.", "attribution"
         )
     return Finding(
         Level.WARNING,
-        f"Possible shortcut: for {join_names(suspicious)} the evidence is concentrated on the border of the image. "
-        "Check whether the model uses the background instead of the object.",
+        f"Possible shortcut: for {join_names(suspicious) or 'all classes together'} the evidence is concentrated on "
+        "the border of the image. Check whether the model uses the background instead of the object.",
         "attribution",
     )
 
 
 def faithfulness(document: Document) -> Finding | None:
+    """Returns whether the default maps rank patches better than random maps; better and worse need clear intervals."""
     section = document["faithfulness"]
     if section is None:
         return None
     default, random = (
         section["methods"].get(name, {}).get("deletion") for name in (section["default_method"], "random")
     )
-    if not default or not random:
+    if not default or not random or not default["interval"] or not random["interval"]:
         return None
-    is_better = default["interval"][1] < random["interval"][0]
+    is_better, is_worse = default["interval"][1] < random["interval"][0], default["interval"][0] > random["interval"][1]
+    verdict = "better" if is_better else "worse" if is_worse else "not clearly better"
     return Finding(
-        Level.OK if is_better else Level.WARNING,
-        f"The relevance maps are {'' if is_better else 'not '}better than random maps: removing the most relevant "
-        f"patches first gives a mean probability of {default['mean']:.2f}, a random order gives {random['mean']:.2f}.",
+        Level.OK if is_better else Level.WARNING if is_worse else Level.NOTE,
+        f"The relevance maps are {verdict} than random maps: removing the most relevant patches first gives a mean "
+        f"probability of {default['mean']:.2f}, a random order gives {random['mean']:.2f}.",
         "faithfulness",
     )
 
 
 def label_errors(document: Document) -> Finding:
-    n = document["label_errors"]["suspected"]
+    """Returns how many labels are suspected to be wrong, or why none is listed."""
+    section = document["label_errors"]
+    n, wrong = section["suspected"], section["wrong_fraction"]
     if not n:
-        return Finding(Level.OK, "No label is suspected to be wrong.", "label-errors")
-    fraction = percent(n / document["data"]["images"])
-    return Finding(Level.NOTE, f"{count(n, 'label')} ({fraction}) may be wrong and should be checked.", "label-errors")
+        level = Level.OK if wrong == 0 else Level.NOTE
+        return Finding(level, f"No label is listed as suspect: {section['reason']}.", "label-errors")
+    return Finding(
+        Level.NOTE,
+        f"{count(n, 'label')} should be checked: each is more likely wrong than the model. An estimated "
+        f"{percent(wrong)} of all labels are wrong.",
+        "label-errors",
+    )
 
 
 def near_duplicates(document: Document) -> Finding | None:
@@ -184,12 +219,12 @@ def near_duplicates(document: Document) -> Finding | None:
 
 
 def properties(document: Document) -> Finding | None:
-    """Returns the property with the largest difference in accuracy, among those with intervals that do not overlap."""
+    """Returns the property with the largest difference in accuracy, among those with an effect beyond chance."""
     gaps = []
-    for name, result in document["properties"]["by"].items():
-        low, high = (choose(result["bins"], key=lambda row: row["accuracy"]) for choose in (min, max))
-        if low["interval"][1] < high["interval"][0]:
-            gaps.append((high["accuracy"] - low["accuracy"], name, low, high))
+    for name in document["properties"]["with_effect"]:
+        bins = document["properties"]["by"][name]["bins"]
+        low, high = (choose(bins, key=lambda row: row["accuracy"]) for choose in (min, max))
+        gaps.append((high["accuracy"] - low["accuracy"], name, low, high))
     if not gaps:
         return None
     gap, name, low, high = max(gaps, key=lambda row: row[0])
@@ -228,12 +263,12 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def count(n: int, noun: str, plural: str = "") -> str:
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def join_names(names: list[str]) -> str:
-    """Joins names as "a, b and c"; of more than `MAX_NAMED_CLASSES` it names the first and counts the others."""
+    """Joins names as "a, b and c", no names as "". Of more than `MAX_NAMED_CLASSES` it counts the last."""
     if len(names) > MAX_NAMED_CLASSES:
         return f"{', '.join(names[:MAX_NAMED_CLASSES])} and {len(names) - MAX_NAMED_CLASSES} more"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

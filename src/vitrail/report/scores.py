@@ -7,6 +7,7 @@ import numpy as np
 from vitrail.evaluation import Evaluation, Outcome
 from vitrail.evaluation.metrics import average_scores, confusion_matrix, most_confused_pairs, per_class_scores
 from vitrail.intervals import wilson_interval
+from vitrail.report.verdicts import compare_classes
 
 MAX_MATRIX_CLASSES = 30  # with more classes the most frequent confusions are listed instead of a matrix
 MAX_LISTED_CELLS = 60
@@ -36,6 +37,7 @@ def collect_scores(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "summary": evaluation.summary() | averages,
         "per_class": rows,
+        "class_comparison": compare_classes(rows),
         "most_confused": most_confused_pairs(matrix, outcome.classes),
     }
 
