@@ -162,8 +162,8 @@ def test_labels_are_suspected_only_by_a_model_that_is_good_enough(accuracy: floa
     for seed in range(4):
         outcome, wrong = draw_noisy_labels(np.random.default_rng(seed), 1000, SIGNALS[accuracy], 0.04)
         result = suspect_labels(outcome)
-        found = [row["image"] for row in result.rows]
-        right, listed = right + int(wrong[found].sum()), listed + len(found)
+        suspects = [row["image"] for row in result.rows]
+        right, listed = right + int(wrong[suspects].sum()), listed + len(suspects)
         assert bool(result.rows) == is_listed
         assert (result.reason is None) == is_listed
         if is_listed:

@@ -76,7 +76,7 @@ def draw_outcome(
 
 @cache
 def population(temperature: float) -> Outcome:
-    """Returns so many images that their figures are the truth."""
+    """Returns 200,000 images, whose figures count as the truth."""
     return draw_outcome(np.random.default_rng(1), 200_000, temperature)
 
 

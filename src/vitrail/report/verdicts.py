@@ -1,7 +1,7 @@
 """The statistical verdicts of a report. Where there is nothing to find, each is wrong in at most 5% of reports.
 
-The families of tests are corrected for their size (Holm 1979, Bonferroni), and nothing is said about a class with fewer
-than `MIN_VERDICT_IMAGES` images.
+The families of tests are corrected for their size (Holm 1979, Bonferroni), and a class with fewer than
+`MIN_VERDICT_IMAGES` images gets no verdict.
 """
 
 from typing import Any
