@@ -27,7 +27,7 @@ from vitrail.data.images import Images, load_into_memory
 from vitrail.data.open import open_data
 from vitrail.data.split import Splits
 from vitrail.evaluation.outcome import compute_outcome
-from vitrail.intervals import normal_interval
+from vitrail.intervals import t_interval
 from vitrail.runs.epochs import train_epochs
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.pretrained import Pretrained, load_pretrained
@@ -203,7 +203,7 @@ def format_table(rows: list[Row]) -> str:
 
 def paired_interval(differences: np.ndarray) -> tuple[float, float]:
     """Returns the 95% interval of the mean of paired differences, in points."""
-    low, high = normal_interval(float(differences.mean()), float(differences.std(ddof=1)), len(differences))
+    low, high = t_interval(differences) or (float("nan"), float("nan"))
     return 100 * low, 100 * high
 
 
