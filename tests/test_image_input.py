@@ -52,17 +52,26 @@ def test_many_images_are_computed_in_several_batches(classifier: BaseClassifier,
     assert {answer[0].label for answer in answers} == {classifier.predict(file)[0].label}
 
 
-MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"]
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_pil_image_has_the_pixels_of_its_file(mode: str, channels: int, tmp_path: Path):
-    base = Image.fromarray(PIXELS[..., 0] if mode in ("I;16", "I", "F") else PIXELS)
-    image = base.convert("L").convert(mode) if mode in ("I;16", "I", "F") else base.convert(mode)
-    path = tmp_path / f"x.{'tif' if mode in ('CMYK', 'I', 'F', 'I;16') else 'png'}"
+    deep = {"I;16": PIXELS[..., 0].astype(np.uint16) * 257, "F": PIXELS[..., 0].astype(np.float32) / 255}
+    image = Image.fromarray(deep[mode]) if mode in deep else Image.fromarray(PIXELS).convert(mode)
+    path = tmp_path / f"x.{'tif' if mode in ('CMYK', 'F', 'I;16') else 'png'}"
     (image.convert("RGB") if mode == "YCbCr" else image).save(path)
     assert torch.equal(to_pixels(image, channels), to_pixels(path, channels))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_pil_image_whose_white_is_not_known_is_refused_as_its_file_is(mode: str, tmp_path: Path):
+    image = Image.fromarray(PIXELS[..., 0]).convert(mode)  # 0 to 255, in 16 or 32 bits or as floats
+    image.save(tmp_path / "x.tif")
+    for each in (image, tmp_path / "x.tif"):
+        with pytest.raises(ImageError, match="8 bits"):
+            to_pixels(each, 3)
 
 
 def test_rotation_and_transparency_are_those_of_the_file(tmp_path: Path):

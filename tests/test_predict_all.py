@@ -28,6 +28,7 @@ import vitrail
 from conftest import COLORS, picture
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.walk import Omissions
 from vitrail.errors import UsageError, VitrailError
 from vitrail.prediction import external_sort, gpu_stream
 from vitrail.prediction.folder import Plan
@@ -459,7 +460,7 @@ def test_links_are_followed_once_and_hidden_files_are_skipped(tmp_path: Path):
     (tmp_path / "sub" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     for hidden in (".c.png", "notes.txt"):
         (tmp_path / hidden).write_bytes(b"")
-    paths = sorted(entry.path for entry in walk_folder(str(tmp_path)))
+    paths = sorted(entry.path for entry in walk_folder(str(tmp_path), Omissions()))
     assert paths == [str(tmp_path / name) for name in ("a.png", "sub/b.PNG", "sub/dangling.jpg")]
 
 
@@ -472,7 +473,7 @@ def test_a_folder_keeps_its_own_path_whatever_links_lead_to_it(tmp_path: Path):
     picture(COLORS["red"], 9).save(tmp_path / "out" / "sub" / "x.png")
     for name in "cab":
         (tmp_path / "in" / name).symlink_to(tmp_path / "out")
-    paths = sorted(entry.path for entry in walk_folder(str(tmp_path / "in")))
+    paths = sorted(entry.path for entry in walk_folder(str(tmp_path / "in"), Omissions()))
     real = [str(tmp_path / "in" / f"{i}-real" / "x.png") for i in range(8)]
     assert paths == [*real, str(tmp_path / "in" / "a" / "sub" / "x.png")]
 
