@@ -55,14 +55,14 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="accept this name in the Host header, such as that of a proxy; repeatable",
+        help="accept this name in the Host header, such as that of a proxy; repeatable (default: none)",
     )
     parser.add_argument(
         "--allow-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="let the scripts of this website use the server (CORS), such as https://example.org; repeatable",
+        help="let the scripts of this website use the server (CORS), such as https://example.org; repeatable (default: none)",
     )
     group = parser.add_argument_group("workers")
     add_field_options(group, Settings, WORKER_OPTIONS)

@@ -175,7 +175,8 @@ export function fitImage(image, preprocess) {
   if (preprocess.fit === "pad") {
     const scale = Math.min(height / h, width / w);
     const inner = (size, largest) => Math.min(largest, Math.max(1, roundHalfToEven(size * scale)));
-    return trim(pad(resize(image, inner(h, height), inner(w, width), preprocess), height, width, preprocess.mean), rest);
+    const resized = resize(image, inner(h, height), inner(w, width), preprocess);
+    return trim(pad(resized, height, width, preprocess.mean), rest);
   }
   let scaledHeight = roundHalfToEven(height / preprocess.crop_fraction);
   let scaledWidth = roundHalfToEven(width / preprocess.crop_fraction);

@@ -57,7 +57,8 @@ export async function inspectPixels(pixels) {
   const outputs = await resultOrNull(model.inspect(pixels));
   if (!outputs) return null;
   const { logits, attention, readout, lens, layer_logits: layerLogits, milliseconds } = outputs;
-  return { logits, attention, readout, lens, layerLogits, status: `Answered in ${Math.round(milliseconds)} ms, in this page.` };
+  const status = `Answered in ${Math.round(milliseconds)} ms, in this page.`;
+  return { logits, attention, readout, lens, layerLogits, status };
 }
 
 // Runs the model for an example, of which the page had the logits and one map alone.

@@ -3,8 +3,8 @@
 import { info, patchCount, tokenCount } from "./info.js";
 import { mean, sum } from "./math.js";
 
-// The attention of one head: a patch's row ("to") or column ("from"), or without a patch the pooled tokens' rows, weighted
-// by `readout`, the weight of each token in the pooled vector.
+// The attention of one head: a patch's row ("to") or column ("from"). Without a patch: the rows of the pooled tokens,
+// weighted by `readout`, the weight of each token in the pooled vector.
 function headAttention({ attention, readout }, layer, head, patch, direction) {
   const start = (layer * info.heads + head) * tokenCount * tokenCount;
   const row = new Float32Array(tokenCount);
@@ -22,7 +22,7 @@ function headAttention({ attention, readout }, layer, head, patch, direction) {
   return row;
 }
 
-// The attention of an image over the patches, and the sum over the tokens before them; head -1 is the mean of all heads.
+// The attention of an image over the patches, and the sum over the tokens before them. Head -1 is the mean of all.
 export function attentionMap(image, { layer, head, patch, direction }) {
   const heads = head === -1 ? Array.from({ length: info.heads }, (_, i) => i) : [head];
   const rows = heads.map((each) => headAttention(image, layer, each, patch, direction));

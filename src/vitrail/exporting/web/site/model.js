@@ -1,6 +1,6 @@
 // The worker as functions that return promises. It handles one request at a time. Waiting requests are sorted by
-// priority, and a new request replaces a waiting one of the same kind, so that a slider causes no backlog. After an error
-// outside of a request the worker counts as stopped: every request, also a later one, is rejected with that error.
+// priority, and a new request replaces a waiting one of the same kind, so that a slider causes no backlog. An error
+// outside of a request stops the worker: all its requests, also later ones, are rejected with that error.
 
 export class SupersededError extends Error {}
 

@@ -46,7 +46,9 @@ function evidenceView(state) {
 }
 
 function attentionView(state) {
-  if (!state.image.attention) return { map: null, isSigned: false, caption: "Attention appears when the model has loaded." };
+  if (!state.image.attention) {
+    return { map: null, isSigned: false, caption: "Attention appears when the model has loaded." };
+  }
   const { map, prefixSum } = attentionMap(state.image, state);
   const caption = describeAttention(state, map, prefixSum);
   return { map, isSigned: false, method: "attention", caption, unit: "fraction of attention" };
