@@ -62,7 +62,7 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="let scripts of this website, such as https://example.org, use the server (CORS); repeatable (default: none)",
+        help="let scripts of a website, such as https://example.org, use the server (CORS); repeatable (default: none)",
     )
     group = parser.add_argument_group("workers")
     add_field_options(group, Settings, WORKER_OPTIONS)
