@@ -9,7 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-# Development installs with uv, which is several times faster and shares files between environments.
+# Development installs with uv, which is several times faster and shares files between environments; where uv cannot
+# reach an index that pip is configured for, pip installs.
 UV := $(BIN)/uv
 UV_INSTALL := $(UV) pip install --quiet --constraint constraints.txt
 NEWEST := .venv-newest
@@ -46,7 +47,7 @@ $(UV): pyproject.toml
 
 $(VENV)/ready-for-work: $(UV) constraints.txt
 	@echo "installing vitrail, torch and the tools of development into $(VENV)"
-	@$(UV_INSTALL) --python $(BIN)/python --editable '.[dev]'
+	@$(UV_INSTALL) --python $(BIN)/python --editable '.[dev]' || $(PIP) --editable '.[dev]'
 	@touch $(VENV)/ready $@
 
 demo: $(VENV)/ready
@@ -69,8 +70,9 @@ test-newest: $(VENV)/ready-for-work
 	@newest="$$($(BIN)/python tools/newest_python.py)"; \
 	if [ -z "$$newest" ]; then echo "no supported Python here is newer than that of $(VENV)"; exit 0; fi; \
 	set -e; version="$$("$$newest" --version)"; echo "testing with $$version"; \
-	$(UV) venv --quiet --clear --python "$$newest" $(NEWEST); \
-	$(UV_INSTALL) --python $(NEWEST)/bin/python --editable '.[dev]'; \
+	"$$newest" -m venv --clear $(NEWEST); \
+	$(UV_INSTALL) --python $(NEWEST)/bin/python --editable '.[dev]' \
+	    || $(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[dev]'; \
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) --dist worksteal -m "not scale" $(NEWEST_TESTS); \
 	echo "the tests of training, prediction, export, server, sweep and kills pass with $$version"
 
