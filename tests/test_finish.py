@@ -178,7 +178,7 @@ def test_the_curves_mark_the_kept_epoch(tmp_path: Path, monkeypatch: pytest.Monk
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: (drawn.append(self), path.write_bytes(b"")))
     rows = [{"epoch": n, "train_loss": 1 / n, "validation_accuracy": 0.5} for n in (1, 2, 3)]
-    draw_curves(rows, tmp_path / "curves.png", "photos, recipe small", kept=2)
+    draw_curves(rows, tmp_path / "curves.png", "photos, recipe small", best_x=2)
     (figure,) = drawn
     assert figure.get_suptitle() == "photos, recipe small"
     for axes in figure.axes:

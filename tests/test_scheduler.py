@@ -73,8 +73,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.waiting[: len(removed)] == sorted(removed, key=self.waiting.index)  # items leave in order
             assert len(batch) == self.scheduler.max_batch_size or len(removed) == len(self.waiting)
         else:  # the items that stay have more time than those of the batch
-            kept = [item.deadline for item in self.waiting if item not in removed]
-            assert not kept or max(item.deadline for item in batch) <= min(kept)
+            later = [item.deadline for item in self.waiting if item not in removed]
+            assert not later or max(item.deadline for item in batch) <= min(later)
         for item in removed:
             assert item not in self.outcomes  # an item has one outcome
             self.outcomes[item] = "batched" if item in batch else "expired"

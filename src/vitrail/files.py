@@ -68,7 +68,7 @@ def refuse_lfs_pointer(path: Path) -> None:
     try:
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))
-    except OSError:  # whoever reads the file reports it
+    except OSError:  # the code that reads the file reports it
         return
     if start == LFS_POINTER:
         raise VitrailError(

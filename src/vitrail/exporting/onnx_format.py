@@ -123,7 +123,7 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -
         classifier.temperature,
         without_paths(classifier.origin),
     )
-    applied = {"temperature_is_applied": True}  # in the graph, so that nobody divides by it again
+    applied = {"temperature_is_applied": True}  # it is in the graph: dividing the logits again is wrong
     document = {**artifact.to_json(), **applied, "exported": exported, "sha256": weights_digest(model)}
     entries = {"vitrail": document, "preparation": prepare_document(classifier), "class_names": classifier.classes}
     del model.metadata_props[:]

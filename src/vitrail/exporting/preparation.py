@@ -1,4 +1,4 @@
-"""How to prepare an image for an exported model, in words and as data, so that nobody needs vitrail for it.
+"""How to prepare an image for an exported model, in words and as data. Other programs need no vitrail.
 
 The words are in model cards and in the ONNX file. The data beside them hold the same values:
 

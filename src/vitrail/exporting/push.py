@@ -40,7 +40,7 @@ def check_push(name: str, *, private: bool = False) -> None:
 
 
 def check_rights(user: dict[str, Any], name: str) -> None:
-    """Raises `UsageError` if a token only reads, or belongs to somebody who may not write to the owner's repositories.
+    """Raises `UsageError` if a token only reads, or belongs to a user who may not write to the owner's repositories.
 
     What a fine-grained token may do is known to the hub alone.
     """

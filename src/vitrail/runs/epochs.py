@@ -189,9 +189,9 @@ def report_epoch(run: TrainingRun, row: Row) -> None:
     for callback in run.callbacks:
         callback(run.folder.path, row)
     if time.monotonic() - run.curves_drawn_at > CURVES_INTERVAL_S or run.progress.epoch == run.epochs:
-        kept = run.progress.best["epoch"] if run.progress.best else None
+        best_epoch = run.progress.best["epoch"] if run.progress.best else None
         title = f"{run.splits.name}, recipe {run.recipe.name}"
-        draw_curves(run.folder.load_metrics(), run.folder.picture("curves"), title, kept=kept)
+        draw_curves(run.folder.load_metrics(), run.folder.picture("curves"), title, best_x=best_epoch)
         run.curves_drawn_at = time.monotonic()
 
 

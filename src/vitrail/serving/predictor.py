@@ -15,7 +15,7 @@ from vitrail.explanation.targets import Target
 from vitrail.serving.service_time import PassTimes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-MEASURED_FORWARDS = 4  # images of the batch that stands for the batches of perturbation methods
+MEASURED_FORWARDS = 4  # images in the batch that is timed for perturbation methods
 MIN_RELATIVE_RATE = 0.95  # of the best rate: the smallest batch size that reaches this fraction is chosen
 
 

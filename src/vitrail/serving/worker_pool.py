@@ -31,7 +31,7 @@ ADMISSION_MARGIN = 1.2  # a request is accepted if this multiple of its expected
 
 
 class WorkAbandoned(Exception):
-    """The process was killed because nobody waited for its result any more."""
+    """The process was killed because no client waits for its result any more."""
 
 
 class WorkerPool:
@@ -236,7 +236,7 @@ class WorkerPool:
             resolve_item(item, result)
 
     async def _receive(self, worker: Worker, batch: Sequence[Item], expected_end: float) -> Message:
-        """Returns the answer; kills the process and raises `WorkAbandoned` if it works too long for nobody."""
+        """Returns the answer; kills the process and raises `WorkAbandoned` if no client waits for it any more and it still works."""
         answer = asyncio.create_task(worker.receive())
         waiters = asyncio.create_task(asyncio.wait([item.future for item in batch]))
         try:

@@ -15,9 +15,9 @@ def draw_curves(
     title: str = "",
     x_key: str = "epoch",
     log_x: bool = False,
-    kept: float | None = None,
+    best_x: float | None = None,
 ) -> None:
-    """Plots loss and accuracy of every split in the rows over their `x_key`; marks the x whose weights are `kept`.
+    """Plots loss and accuracy of every split in the rows over their `x_key`; marks the x `best_x`, whose weights are kept.
 
     `log_x` makes the x axis logarithmic and reversed, for a regularization strength that falls from row to row.
     """
@@ -38,8 +38,8 @@ def draw_curves(
         if log_x:
             axes.set_xscale("log")
             axes.invert_xaxis()
-        if kept is not None:
-            axes.axvline(kept, color="0.35", linestyle="--", linewidth=1, label=f"kept: {x_key} {kept:g}")
+        if best_x is not None:
+            axes.axvline(best_x, color="0.35", linestyle="--", linewidth=1, label=f"kept: {x_key} {best_x:g}")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

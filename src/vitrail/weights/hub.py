@@ -1,8 +1,8 @@
 """Public weights from their publishers' servers, through caches that also work offline.
 
-A repository of the hub is asked for its newest commit each time, so that a change is noticed; only what is new is
-downloaded. If the hub cannot answer, the cached commit is used and a warning says so. A commit that is named, and
-`HF_HUB_OFFLINE=1`, ask nothing.
+vitrail looks up the newest commit of a repository each time, so it notices changes; it downloads only new files. If the
+hub cannot answer, vitrail uses the cached commit and prints a warning. It does not contact the hub for a named commit,
+nor with `HF_HUB_OFFLINE=1`.
 """
 
 import inspect

@@ -86,9 +86,7 @@ def describe_hub_error(name: str, error: Exception, *, near: str | None = None, 
         return VitrailError("the hub does not accept your token", f"log in again: {LOGIN}")
     if status == 403:
         action = "write to" if writing else "read"
-        return VitrailError(
-            f"your login may not {action} {name}", f"ask its owner, or log in as somebody else: {LOGIN}"
-        )
+        return VitrailError(f"your login may not {action} {name}", f"ask its owner, or log in as another user: {LOGIN}")
     if status == 429:
         return VitrailError("the hub refuses more requests for now", "retry in some minutes; a login allows more")
     reason = first_line(
