@@ -236,7 +236,7 @@ class WorkerPool:
             resolve_item(item, result)
 
     async def _receive(self, worker: Worker, batch: Sequence[Item], expected_end: float) -> Message:
-        """Returns the answer; kills the process and raises `WorkAbandoned` if no client waits for it any more and it still works."""
+        """Returns the answer; kills the process and raises `WorkAbandoned` if it works on and no client waits."""
         answer = asyncio.create_task(worker.receive())
         waiters = asyncio.create_task(asyncio.wait([item.future for item in batch]))
         try:

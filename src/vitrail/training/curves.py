@@ -17,7 +17,7 @@ def draw_curves(
     log_x: bool = False,
     best_x: float | None = None,
 ) -> None:
-    """Plots loss and accuracy of every split in the rows over their `x_key`; marks the x `best_x`, whose weights are kept.
+    """Plots loss and accuracy of every split in the rows over their `x_key`; marks `best_x`, whose weights are kept.
 
     `log_x` makes the x axis logarithmic and reversed, for a regularization strength that falls from row to row.
     """
