@@ -60,7 +60,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-for-work
 	@{ $(BROWSER); } >/dev/null || { $(CAN_INSTALL) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
-	$(TEST) --dist worksteal -m "not scale"
+	$(TEST) --dist loadfile -m "not scale"
 
 test-scale: $(VENV)/ready-for-work
 	@command -v ip >/dev/null || { $(CAN_INSTALL) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
@@ -73,7 +73,7 @@ test-newest: $(VENV)/ready-for-work
 	"$$newest" -m venv --clear $(NEWEST); \
 	$(UV_INSTALL) --python $(NEWEST)/bin/python --editable '.[dev]' \
 	    || $(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[dev]'; \
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) --dist worksteal -m "not scale" $(NEWEST_TESTS); \
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) --dist loadfile -m "not scale" $(NEWEST_TESTS); \
 	echo "the tests of training, prediction, export, server, sweep and kills pass with $$version"
 
 # The tools and references of the tests are the newest that fit, and tests that compare with a newer transformers are left
@@ -82,7 +82,7 @@ test-lowest: $(VENV)/ready-for-work
 	$(UV) pip compile --quiet pyproject.toml --extra all --resolution lowest-direct --python $(BIN)/python --output-file $(VENV)/lowest.txt
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint $(VENV)/lowest.txt --editable '.[all,test]'
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) --dist worksteal -m "not scale" -W default \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) --dist loadfile -m "not scale" -W default \
 	    $(addprefix --ignore=tests/test_,parity.py public_weights.py foreign_weights.py)
 
 node_modules/ready: package.json package-lock.json

@@ -301,7 +301,7 @@ def test_processes_that_evaluate_together_share_the_cores(clf, tmp_path: Path, m
 
     monkeypatch.setattr(loader, "count_cores", lambda: 8)
     monkeypatch.setattr(loader, "load_in_workers", count_workers)
-    part = evaluate_shard(clf, files(tmp_path, n=3), World(size=4, local_size=2), None, False)
+    part = evaluate_shard(clf, files(tmp_path, n=3), World(size=4, local_size=2), 8, None, False)
     assert (part.images, part.error, started) == (3, None, [3])
 
 

@@ -269,7 +269,7 @@ def test_an_onnx_file_predicts_into_a_folder_and_has_no_embedding(run: vitrail.R
 def test_processes_of_several_threads(start_command: Callable[..., Command], colors: Path, tmp_path: Path):
     """A process that has started threads must not fork: the children would wait for these threads for ever."""
     (tmp_path / "list.csv").write_text("path\n" + f"{colors / 'test/red/0.png'}\n" * 65)
-    args = ("--out", tmp_path / "out", "--processes", 2, "--threads", 2)
+    args = ("--out", tmp_path / "out", "--processes", 2, "--threads", 2, "--images-per-part", 33)
     code, document, _ = start_command("cifar10-small", tmp_path / "list.csv", *args).wait(100)
     assert (code, document["images"], document["parts"], len(document["labels"])) == (0, 65, 2, 1)
 

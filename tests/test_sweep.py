@@ -124,7 +124,7 @@ def test_values_of_a_field(field: str, values: Any, axis: Range | Choice):
         ("lrr", "1..2", "did you mean lr"),
         ("lr", "2..1", "the range 2..1 is empty"),
         ("lr", "1..1", "is empty"),
-        ("lr", "-1..1", "must be a number, above 0"),
+        ("lr", "-1..1", "must be a number or none, above 0"),
         ("lr", "0..1:log", "starts above 0"),
         ("lr", "1..2:x", "not a range of numbers"),
         ("lr", "a..b", "not a range of numbers"),

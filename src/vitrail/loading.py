@@ -108,8 +108,8 @@ def build_vit(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:
     for name, tensor in expected.items():
         if name not in weights:
             raise VitrailError(f"{path} lacks the tensor {name}")
-        if (actual := describe_tensor(weights[name])) != (expected := describe_tensor(tensor)):
-            raise VitrailError(f"{path}: {name} is {actual}, expected {expected}")
+        if (stored := describe_tensor(weights[name])) != (needed := describe_tensor(tensor)):
+            raise VitrailError(f"{path}: {name} is {stored}, expected {needed}")
     if unknown := sorted(set(weights) - set(expected)):
         raise VitrailError(f"{path} has tensors that the model does not know: {', '.join(unknown[:5])}")
     return assemble_vit(config, weights)

@@ -92,7 +92,9 @@ def describe_hub_error(name: str, error: Exception, *, near: str | None = None, 
     reason = first_line(
         error.__cause__ if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ else error
     )
-    return VitrailError(f"the hub at {hub_url()} cannot be used ({reason})", "check the network, and retry later")
+    return VitrailError(
+        f"the hub at {hub_url()} cannot be used ({reason})", near or "check the network, and retry later"
+    )
 
 
 def hub_url(name: str = "") -> str:

@@ -30,7 +30,8 @@ def resize_patch_projection(weight_DCpp: Tensor, patch: int) -> Tensor:
     squares if it shrinks.
     """
     old = weight_DCpp.shape[-1]
-    basis = torch.eye(old * old, dtype=torch.float64, device="cpu")  # MPS has no float64.view(-1, 1, old, old)
+    # on the CPU: MPS has no float64
+    basis = torch.eye(old * old, dtype=torch.float64, device="cpu").view(-1, 1, old, old)
     resize = F.interpolate(basis, size=(patch, patch), mode="bicubic", antialias=True).flatten(1)  # old², new²
     new_DCn = weight_DCpp.cpu().double().flatten(2) @ torch.linalg.pinv(resize).mT
     return new_DCn.unflatten(2, (patch, patch)).to(weight_DCpp)
