@@ -136,4 +136,4 @@ def test_wrong_options_need_no_cluster(colors: Path, tmp_path: Path):
         ({"resume": True, "out": colors}, "not a run that can be resumed"),
     ):
         with pytest.raises(UsageError, match=error):
-            train_on_ray(colors, out=tmp_path / "out", **more)
+            train_on_ray(colors, **{"out": tmp_path / "out", **more})
