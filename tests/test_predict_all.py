@@ -435,6 +435,16 @@ def test_a_table_lists_paths_and_may_repeat_them(run: vitrail.Run, colors: Path,
         (colors / "test" / "list.parquet").unlink()
 
 
+def peak_of_listing(folder: Path, out: Path, n: int) -> int:
+    """Returns the peak of allocated bytes, also of other threads: the smaller of two measurements is the listing's."""
+    tracemalloc.start()
+    try:
+        assert write_listing([str(folder)], out).images == n
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_memory_of_listing_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(external_sort, "RUN_LENGTH", 200)
     monkeypatch.setattr(external_sort, "MAX_RUNS", 4)
@@ -445,10 +455,7 @@ def test_the_memory_of_listing_does_not_grow_with_the_images(tmp_path: Path, mon
         folder.mkdir()
         for i in range(n):
             os.link(tmp_path / "one.png", folder / f"{i}.png")
-        tracemalloc.start()
-        assert write_listing([str(folder)], tmp_path / f"listing-{n}").images == n
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(min(peak_of_listing(folder, tmp_path / f"listing-{n}-{i}", n) for i in range(2)))
     assert peaks[1] < 1.5 * peaks[0] + 8 * 10_000 / 64
 
 
