@@ -1,10 +1,11 @@
-"""Images of a source = images that are read + images that are named as left out, for folders, tables and archives."""
+"""Images of a source = images that are read + images that are named as left out, for every kind of source."""
 
 import io
 import os
 import random
+import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from vitrail.cli.images import list_input_images
 from vitrail.data.augment import Augmentation
 from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError, ImageUnreachable
-from vitrail.data.formats import is_hidden
+from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS, is_hidden, is_image_name
 from vitrail.data.loader import TrainLoader
 from vitrail.data.open import open_data, open_source
 from vitrail.data.shards.cache import exclusive_lock, remove_abandoned_parts
+from vitrail.data.shards.index import INDEX_FILE
+from vitrail.data.shards.writer import write_shards
 from vitrail.data.source import Listing, Source
 from vitrail.data.split import first_duplicates
 from vitrail.data.strings import factorize
@@ -30,7 +33,9 @@ from vitrail.files import write_atomically, write_folder_atomically, write_text
 from vitrail.prediction.sources import list_source
 from vitrail.runs.data import list_unreadable
 
-SOURCES = 180  # of each kind; there are three kinds
+SOURCES = 150  # folders, tables, and archives, so many of each
+SHARD_SOURCES, PARQUET_SOURCES = 60, 60
+HUB_SOURCES, HUB_FOLDERS = 24, 8  # each costs a tenth of a second
 
 
 def encoded(kind: str, value: int) -> bytes:
@@ -109,8 +114,8 @@ def check_source(address: Path, files: list[str]) -> bool:
     return True
 
 
-def folders(root: Path) -> Iterator[tuple[Path, dict[str, bytes]]]:
-    for seed in range(SOURCES):
+def folders(root: Path, n: int = SOURCES) -> Iterator[tuple[Path, dict[str, bytes]]]:
+    for seed in range(n):
         files = draw_paths(random.Random(seed))
         write_files(root / f"{seed}", files)
         yield root / f"{seed}", files
@@ -184,6 +189,154 @@ def test_the_members_of_archives_are_read_or_named(tmp_path: Path, own_cache: Pa
         assert read + refused + named == len(images), (members, source.left_out, source.damaged)
         assert not source.damaged or "has no label" in source.damaged[0]
     assert n_readable > SOURCES / 2
+
+
+def test_the_images_of_shard_folders_are_read_or_named(tmp_path: Path, own_cache: Path):
+    n_readable = 0
+    for seed, (folder, files) in enumerate(folders(tmp_path / "folders", SHARD_SOURCES)):
+        draw = random.Random(f"shards {seed}")
+        try:
+            source = open_source(folder, missing_ok=True)
+            out = tmp_path / f"shards-{seed}"
+            written = write_shards(source, out, images_per_shard=draw.randint(1, 4), skip_unreadable=True)
+        except VitrailError:  # a layout that is refused, or no image that can be read
+            continue
+        n_readable += 1
+        named = sum(each.files for each in source.left_out) + len(source.damaged)
+        assert written.images + len(written.unreadable) + named == len(visible(files))
+        tars = sorted(out.glob("*.tar"))
+        n_images = written.images
+        if len(tars) > 1 and draw.random() < 0.5:  # the index still says how many images a lost shard had
+            draw.choice(tars).unlink()
+        if draw.random() < 0.5:
+            (out / "beside.png").write_bytes(CONTENTS[".png"])
+            n_images += 1
+        n_foreign = draw.randint(0, 2)
+        for i in range(n_foreign):
+            write_tar(out / f"foreign-{i}.tar", ("red/0.png", CONTENTS[".png"]))
+        if draw.random() < 0.2:  # then every shard is read, and a lost one is not known
+            (out / INDEX_FILE).unlink()
+            n_images += n_foreign - (written.images - sum(count_images(tar) for tar in tars if tar.exists()))
+        try:
+            source = open_source(out, missing_ok=True)
+        except VitrailError as error:
+            assert "and shards without a split" in error.sentence
+            continue
+        sentences = " ".join(each.sentence for each in source.left_out)
+        named = sum(each.files for each in source.left_out if "not in its index" not in each.sentence)
+        read, refused = count_read(source)
+        assert read + refused + named == n_images, (sentences, source.missing)
+        assert (out / INDEX_FILE).exists() == (f"{n_foreign} tar file" in sentences) or not n_foreign
+    assert n_readable > SHARD_SOURCES / 4
+
+
+def count_images(tar: Path) -> int:
+    with tarfile.open(tar) as file:
+        return sum(is_image_name(name) for name in file.getnames())
+
+
+def test_the_rows_of_parquet_tables_are_read_or_named(tmp_path: Path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    n_readable = 0
+    (tmp_path / "img").mkdir()
+    for extension, content in CONTENTS.items():
+        (tmp_path / "img" / f"a{extension}").write_bytes(content)
+    for seed in range(PARQUET_SOURCES):
+        draw = random.Random(seed)
+        n_rows = draw.randint(1, 8)
+        names = [f"img/{draw.choice([f'a{each}' for each in CONTENTS] + ['none.png'])}" for _ in range(n_rows)]
+        labels = [draw.choice(["cat", "dog", "cat, tabby", "ants|insect"]) for _ in range(n_rows)]
+        columns = {"path": names, "label": labels, "weight": [3] * n_rows}
+        if is_empty := draw.random() < 0.2:
+            columns[draw.choice(["path", "label"])][draw.randrange(n_rows)] = draw.choice([None, " "])
+        file = tmp_path / f"{seed}.parquet"
+        parquet.write_table(pyarrow.table(columns), file)
+        try:
+            source = open_source(file, missing_ok=True)
+        except VitrailError as error:
+            assert is_empty and f"{file}, row " in error.sentence
+            continue
+        n_readable += 1
+        read, refused = count_read(source)
+        assert not is_empty and read + refused == n_rows
+        assert ["weight" in each.sentence for each in source.left_out] == [True]
+        assert len(list(list_source(str(file), tmp_path, Omissions()))) == n_rows
+    assert n_readable > PARQUET_SOURCES / 2
+
+
+def draw_hub_rows(draw: random.Random, folder: Path) -> tuple[dict[str, list], int]:
+    """Draws the columns of a table of images in the way of Hugging Face, and the number of rows without a label."""
+    n_rows = draw.randint(1, 6)
+    images: list[dict | None] = []
+    for i in range(n_rows):
+        content = draw.choice(list(CONTENTS.values()))
+        file = folder / f"{i}.png"
+        images.append(
+            draw.choice([{"bytes": content, "path": None}, {"bytes": content, "path": f"{i}.png"}])
+            if draw.random() < 0.7
+            else draw.choice([{"bytes": None, "path": str(file)}, None])
+        )
+        file.write_bytes(content)
+    labels = [draw.choice(["cat", "dog", None]) if draw.random() < 0.5 else "owl" for _ in range(n_rows)]
+    return {"image": images, "label": labels, "note": ["x"] * n_rows}, labels.count(None)
+
+
+def test_the_rows_of_hub_tables_are_read_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.Value("string"), "note": datasets.Value("string")}
+    )
+    n_readable = 0
+    for seed in range(HUB_SOURCES):
+        draw = random.Random(seed)
+        tables, n_rows, n_unlabeled = {}, 0, 0
+        for split in draw.choice([["train"], ["train", "test"], ["train", "validation", "extra"]]):
+            rows, unlabeled = draw_hub_rows(draw, tmp_path)
+            tables[split] = datasets.Dataset.from_dict(rows, features)
+            n_rows, n_unlabeled = n_rows + len(rows["label"]), n_unlabeled + unlabeled * (split != "extra")
+        if set(tables) == {"train"}:  # one parquet file, also without hf:
+            address = f"{draw.choice(['', 'hf:'])}{tmp_path}/{seed}.parquet"
+            parquet.write_table(tables["train"].data.table, address.removeprefix("hf:"))
+        else:
+            address = f"hf:{tmp_path}/{seed}"
+            datasets.DatasetDict(tables).save_to_disk(address.removeprefix("hf:"))
+        for file in tmp_path.glob("*.png"):  # some of the images that rows name are lost
+            if draw.random() < 0.5:
+                file.unlink()
+        try:
+            source = open_source(address, missing_ok=True)
+        except VitrailError as error:
+            assert "has no labeled images" in error.sentence
+            continue
+        n_readable += 1
+        read, refused = count_read(source)
+        named = sum(each.files for each in source.left_out)
+        assert read + refused + named == n_rows, (seed, source.left_out)
+        assert named == n_unlabeled + len(tables.get("extra", ()))
+        assert any("the column note" in each.sentence for each in source.left_out)
+    assert n_readable > HUB_SOURCES / 2
+
+
+def test_the_files_of_folders_that_datasets_reads_are_read_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    n_readable = 0
+    for folder, files in folders(tmp_path, HUB_FOLDERS):
+        images = [path for path in visible(files) if PurePath(path).suffix.lower() in EXTENSIONS | UNREAD_EXTENSIONS]
+        try:
+            source = open_source(f"hf:{folder}", missing_ok=True)
+        except VitrailError as error:
+            assert str(folder) in error.sentence and "\n" not in error.sentence
+            continue
+        n_readable += 1
+        count_read(source)
+        # datasets lists a file below both words, such as train/cat/test/0.png, in both splits
+        listed = {name for listing in source.splits.values() for name in listing.names}
+        assert len(listed) + sum(each.files for each in source.left_out) == len(images), (images, source.left_out)
+    assert n_readable > HUB_FOLDERS / 4
 
 
 # single cases

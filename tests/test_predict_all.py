@@ -23,10 +23,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import vitrail
 from conftest import COLORS, picture
 from vitrail.cli import main
+from vitrail.data.decode import ImageHeader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.walk import Omissions
 from vitrail.errors import UsageError, VitrailError
@@ -594,14 +596,14 @@ def test_a_part_without_manifest_or_bytes_is_predicted_again(
 def test_an_image_that_kills_processes_is_named(
     run: vitrail.Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    decode = vitrail.prediction.rows.decode
+    decode = vitrail.prediction.rows.decode_with_header
 
-    def decode_or_die(path: str, channels: int) -> torch.Tensor:
+    def decode_or_die(path: str, channels: int) -> tuple[torch.Tensor, ImageHeader]:
         if path.endswith("01100.png"):
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(path, channels)
 
-    monkeypatch.setattr("vitrail.prediction.rows.decode", decode_or_die)
+    monkeypatch.setattr("vitrail.prediction.rows.decode_with_header", decode_or_die)
     message = r"a process died 3 times on the images from .*/01\d+.png to .*/01\d+.png: killed by SIGKILL"
     with pytest.raises(VitrailError, match=message):
         vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=64, processes=2, batch_size=16)
@@ -623,16 +625,16 @@ def test_a_part_that_kills_processes_during_writing_is_named(
 def test_the_part_of_a_dead_process_goes_to_an_idle_one(
     run: vitrail.Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    decode, once = vitrail.prediction.rows.decode, tmp_path / "once"
+    decode, once = vitrail.prediction.rows.decode_with_header, tmp_path / "once"
 
-    def decode_or_die(path: str, channels: int) -> torch.Tensor:
+    def decode_or_die(path: str, channels: int) -> tuple[torch.Tensor, ImageHeader]:
         if path.endswith("01999.png") and not once.exists():
             once.touch()
             time.sleep(3)  # the other one has finished all other parts by now
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(path, channels)
 
-    monkeypatch.setattr("vitrail.prediction.rows.decode", decode_or_die)
+    monkeypatch.setattr("vitrail.prediction.rows.decode_with_header", decode_or_die)
     summary = vitrail.predict_all(run.folder, many, tmp_path / "out", part_images=500, processes=2, batch_size=250)
     assert once.exists()
     assert summary.images == IMAGES
@@ -802,10 +804,10 @@ def test_a_stream_with_data_loading_workers_gives_the_same(
 def test_an_error_in_a_data_loading_worker_is_not_reported_as_its_death(
     run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail(path: str, channels: int) -> torch.Tensor:
+    def fail(path: str, channels: int) -> tuple[torch.Tensor, ImageHeader]:
         raise RuntimeError("an error of ours")
 
-    monkeypatch.setattr("vitrail.prediction.rows.decode", fail)
+    monkeypatch.setattr("vitrail.prediction.rows.decode_with_header", fail)
     with pytest.raises(RuntimeError, match="an error of ours"):
         vitrail.predict_all(run.folder, colors / "test", tmp_path / "out")
 
@@ -814,9 +816,36 @@ def test_an_error_in_a_data_loading_worker_is_not_reported_as_its_death(
 def test_a_data_loading_worker_that_dies_is_an_error_of_one_sentence(
     run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vitrail.prediction.rows.decode", lambda path, channels: os.kill(os.getpid(), signal.SIGKILL))
+    kill = lambda path, channels: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    monkeypatch.setattr("vitrail.prediction.rows.decode_with_header", kill)
     with pytest.raises(VitrailError, match="a data-loading worker died"):
         vitrail.predict_all(run.folder, colors / "test", tmp_path / "out")
+
+
+@pytest.mark.parametrize("engine", ["processes", "stream"])
+def test_images_of_more_than_8_bits_are_counted(
+    run: vitrail.Run, tmp_path: Path, engine: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+):
+    if engine == "stream":
+        request.getfixturevalue("stream_engine")
+    (tmp_path / "images").mkdir()
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "images" / "float.tiff")
+    Image.fromarray((ramp * 65535).astype(np.uint16)).save(tmp_path / "images" / "gray.png")
+    picture(COLORS["red"], 0).save(tmp_path / "images" / "red.png")
+    command = ["predict", str(run.folder), str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--json"]
+    line = f"warning: 2 images in 16 bits or floats, first {tmp_path / 'images' / 'float.tiff'}: their bit depth gives"
+    for more in ([], ["--resume"]):  # the count is kept in the folder
+        assert main([*command, *more]) == 0
+        printed = capsys.readouterr()
+        assert line in printed.err and json.loads(printed.out)["over_8_bits"] == 2
+    for manifest in (tmp_path / "out" / "_vitrail").glob("part-*.json"):  # of a version that did not count them
+        document = json.loads(manifest.read_text())
+        del document["over_8_bits"], document["over_8_bits_example"]
+        manifest.write_text(json.dumps(document))
+    assert main([*command, "--resume"]) == 0
+    printed = capsys.readouterr()
+    assert "warning" not in printed.err and json.loads(printed.out)["resumed"] == 1
 
 
 FEW_HANDLES = """
@@ -825,7 +854,7 @@ import vitrail
 from vitrail.prediction import gpu_stream, rows
 
 model, images, out = sys.argv[1:]
-first, decode = min(os.listdir(images)), rows.decode
+first, decode = min(os.listdir(images)), rows.decode_with_header
 
 
 def decode_first_slowly(path, channels):  # meanwhile the batches of the other workers wait in the main process
@@ -833,7 +862,7 @@ def decode_first_slowly(path, channels):  # meanwhile the batches of the other w
     return decode(path, channels)
 
 
-rows.decode = decode_first_slowly
+rows.decode_with_header = decode_first_slowly
 engine = lambda job, parts, options, on_images: gpu_stream.predict_in_stream(job, parts, 3, on_images)
 vitrail.prediction.predict.resolve_engine = lambda options: engine
 handles = len(os.listdir("/proc/self/fd")) + 60

@@ -123,12 +123,16 @@ def run(arguments: argparse.Namespace) -> Answer:
 def predict_into_folder(arguments: argparse.Namespace) -> Answer:
     from dataclasses import fields
 
+    from vitrail.console import log
+    from vitrail.data.pixel_range import describe_over_8_bits
     from vitrail.prediction import predict_all
     from vitrail.prediction.options import PredictOptions
 
     names = {each.name for each in fields(PredictOptions)}
     options = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     summary = predict_all(arguments.model, arguments.images, arguments.out, **options)
+    if summary.over_8_bits_example:
+        log(f"warning: {describe_over_8_bits(summary.over_8_bits, summary.over_8_bits_example)}")
     return Answer(summary.to_json(), describe_summary(summary), code=1 if summary.unreadable else 0)
 
 
@@ -165,7 +169,7 @@ def describe_summary(summary: PredictSummary) -> list[Any]:
 def predict_and_print(arguments: argparse.Namespace) -> Answer:
     from vitrail.cli.images import list_input_images
     from vitrail.console import log, progress_bar
-    from vitrail.data.pixel_range import DEPTH_RULE
+    from vitrail.data.pixel_range import describe_over_8_bits
 
     classifier = load_any_classifier(arguments)
     if arguments.precision == "bf16":
@@ -173,14 +177,14 @@ def predict_and_print(arguments: argparse.Namespace) -> Answer:
     images = list_input_images(arguments.images)
     top = arguments.top or 5
     rows: list[dict[str, Any]] = []
-    deep: list[str] = []  # images of more than 8 bits
+    over_8_bits: list[str] = []  # images of more than 8 bits
     with progress_bar("predicting", len(images)) as progress:
         for start in range(0, len(images), arguments.batch_size):
             batch = images[start : start + arguments.batch_size]
-            rows += predict_batch(classifier, batch, top, deep)
+            rows += predict_batch(classifier, batch, top, over_8_bits)
             progress.advance(len(batch))
-    if deep:
-        log(f"warning: {len(deep)} image{'s' * (len(deep) > 1)} in 16 bits or floats, first {deep[0]}: {DEPTH_RULE}")
+    if over_8_bits:
+        log(f"warning: {describe_over_8_bits(len(over_8_bits), over_8_bits[0])}")
     lines = []
     for row in rows:
         predictions = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["top"])
@@ -189,11 +193,11 @@ def predict_and_print(arguments: argparse.Namespace) -> Answer:
 
 
 def predict_batch(
-    classifier: BaseClassifier, images: list[InputImage], top: int, deep: list[str]
+    classifier: BaseClassifier, images: list[InputImage], top: int, over_8_bits: list[str]
 ) -> list[dict[str, Any]]:
     """Returns a row per image: path, most probable classes, and the error if it cannot be read.
 
-    The paths of images of more than 8 bits are added to `deep`.
+    The paths of images of more than 8 bits are added to `over_8_bits`.
     """
     import torch
 
@@ -208,7 +212,7 @@ def predict_batch(
             image_CHW, header = image.read_with_header(classifier.preprocess.channels)
             pixels.append(classifier.read_image(image_CHW))
             if header.color_type == GRAY_16_BIT:
-                deep.append(image.path)
+                over_8_bits.append(image.path)
         except ImageError as error:
             row["error"] = error.reason
     readable = [row for row in rows if row["error"] is None]

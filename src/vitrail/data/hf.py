@@ -17,9 +17,11 @@ import numpy as np
 from vitrail import console
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
+from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source
 from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
 from vitrail.data.table_rows import LABEL_COLUMNS
+from vitrail.data.walk import Omissions, count, walk_files
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.installation import install_hint
 
@@ -95,7 +97,8 @@ def read_hf_dataset(address: str) -> Source:
     notes: list[str] = []
     left_out: list[LeftOut] = []
     splits: dict[str, Listing] = {}
-    for table_name, table in load_tables(name).items():
+    tables = load_tables(name)
+    for table_name, table in tables.items():
         split = SPLIT_NAMES.get(str(table_name).lower())
         if split is None or split in splits:
             left_out.append(LeftOut(f"{address}: the split {table_name}", len(table)))
@@ -106,6 +109,7 @@ def read_hf_dataset(address: str) -> Source:
         splits = {"all": splits["train"]}
     if not splits:
         raise VitrailError(f"{address} has no labeled images in train, validation or test")
+    left_out += describe_unlisted_files(name, tables)
     short_name = Path(name).stem if Path(name).exists() else name.replace(":", "-")
     return Source(short_name, splits, notes=notes, left_out=left_out)
 
@@ -238,6 +242,32 @@ def name_rows(name: str, split: str, table: Any, column: str) -> StringArray | N
         return numbered
     root = os.path.abspath(name) + os.sep
     return StringArray.from_strings(path.removeprefix(root) for chunk in chunks for path in chunk.to_pylist())
+
+
+def describe_unlisted_files(name: str, tables: dict[str, Any]) -> list[LeftOut]:
+    """Returns a sentence on the image files below a folder that are in none of its tables.
+
+    The library leaves out, without a word, formats that it does not know, folders that begin with two underscores, and
+    files beside the folders of splits.
+    """
+    if not os.path.isdir(name):
+        return []
+    files = [path for path in walk_files(name, Omissions()) if path.suffix.lower() in EXTENSIONS | UNREAD_EXTENSIONS]
+    listed = {path for table in tables.values() for path in paths_in_rows(table)} if files else set()
+    unlisted = sorted(path for path in files if os.path.abspath(path) not in listed)
+    if not unlisted:
+        return []
+    sentence = f"{HF_PREFIX}{name}: {count(len(unlisted), 'image')} that datasets does not list, first {unlisted[0]}"
+    return [LeftOut(sentence, len(unlisted))]
+
+
+def paths_in_rows(table: Any) -> set[str]:
+    """Returns the absolute paths of the image files that the rows of a table name."""
+    import pyarrow.compute as pc
+
+    images = [column for column, feature in table.features.items() if holds_images(feature)]
+    columns = [table.data.column(column) for column in images]
+    return {path for column in columns for path in pc.struct_field(column, "path").to_pylist() if path}
 
 
 @contextmanager

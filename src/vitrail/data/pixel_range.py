@@ -17,6 +17,11 @@ WHITE_IS_ZERO, UNSIGNED = 0, 1
 CONVERT_RANGE = "save it with 8 bits, or scale it to the whole range of 16 bits"
 
 
+def describe_over_8_bits(n: int, first: str) -> str:
+    """Returns the sentence on `n` images of more than 8 bits, the first of which is named."""
+    return f"{n:,} image{'s' * (n > 1)} in 16 bits or floats, first {first}: {DEPTH_RULE}"
+
+
 class UnclearRange(Exception):
     """An image whose file does not say which of its values are black and white; the text is the reason."""
 

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vitrail.console import log
@@ -105,11 +105,21 @@ def is_folder(entry: os.DirEntry[str], omissions: Omissions) -> bool:
 
 
 def walk_images(folder: Path | str, omissions: Omissions) -> list[Path]:
-    """Returns all image files below a folder, sorted.
+    """Returns all image files below a folder, sorted; the other files are added to `omissions`."""
+    images: list[Path] = []
+    for path in walk_files(folder, omissions):
+        if is_image_name(path.name):
+            images.append(path)
+        else:
+            omissions.add_file(path)
+    return sorted(images)
+
+
+def walk_files(folder: Path | str, omissions: Omissions) -> Iterator[Path]:
+    """Yields all files below a folder that are not hidden.
 
     Links to folders are followed; a folder that is reached twice is listed once.
     """
-    images: list[Path] = []
     visited: set[str] = set()
     waiting = [Path(folder)]
     while waiting:
@@ -119,12 +129,7 @@ def walk_images(folder: Path | str, omissions: Omissions) -> list[Path]:
         visited.add(real)
         folders, files = list_entries(current, omissions)
         waiting += reversed(folders)
-        for path in files:
-            if is_image_name(path.name):
-                images.append(path)
-            else:
-                omissions.add_file(path)
-    return sorted(images)
+        yield from files
 
 
 def check_utf8_name(parent: str | Path, name: str) -> None:

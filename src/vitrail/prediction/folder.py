@@ -90,14 +90,23 @@ class PartManifest:
     sha256: str
     labels: dict[str, int]  # images per predicted class
     examples: list[list[str]]  # some of the unreadable images: path, error
+    over_8_bits: int = 0  # images in 16 bits or floats; a manifest of an earlier version does not count them
+    over_8_bits_example: str | None = None  # the path of the first
 
 
 def part_manifest(
-    part: int, content: bytes, labels: dict[str, int], errors: Sequence[tuple[str, str]], rows: int
+    part: int,
+    content: bytes,
+    labels: dict[str, int],
+    errors: Sequence[tuple[str, str]],
+    over_8_bits: Sequence[str],
+    rows: int,
 ) -> PartManifest:
     """Describes a part; `errors` are (path, error) of its unreadable images."""
     examples = [list(each) for each in errors[:MAX_EXAMPLES]]
-    return PartManifest(part, rows, len(errors), len(content), hashlib.sha256(content).hexdigest(), labels, examples)
+    digest = hashlib.sha256(content).hexdigest()
+    first = over_8_bits[0] if over_8_bits else None
+    return PartManifest(part, rows, len(errors), len(content), digest, labels, examples, len(over_8_bits), first)
 
 
 @dataclass(frozen=True)

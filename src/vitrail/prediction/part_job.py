@@ -60,7 +60,7 @@ class PartJob:
         readable = [i for i, error in enumerate(rows.errors) if error is None]
         labels = Counter(classes[i] for i in rows.labels[readable, 0]) if rows.labels.shape[1] else Counter[str]()
         errors = [(path, error) for path, error in zip(rows.paths, rows.errors, strict=True) if error is not None]
-        manifest = part_manifest(part.number, content, dict(labels), errors, len(rows))
+        manifest = part_manifest(part.number, content, dict(labels), errors, rows.over_8_bits, len(rows))
         self.folder.write_part(manifest, content, plan.format)
         return manifest
 

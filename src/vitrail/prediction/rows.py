@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.batching import BatchHalver
 from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput, top_probabilities
-from vitrail.data.decode import ImageError, ImageUnreachable, decode
+from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageUnreachable, decode_with_header
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
 from vitrail.prediction.entry import Entry
@@ -30,6 +30,7 @@ class Rows:
     labels: np.ndarray  # (n, k) int64, indices of the k most probable classes; k is 0 for a model without classes
     probabilities: np.ndarray  # (n, k) float32
     features: np.ndarray | None  # (n, D) float32, if embeddings are wanted and any image could be read
+    over_8_bits: list[str] = field(default_factory=list)  # paths of the images in 16 bits or floats
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -41,6 +42,7 @@ class ImageBatch:
 
     pixels_BCHW: Tensor  # uint8; empty if no image could be read
     errors: list[str | None]  # one per entry
+    over_8_bits: list[str] = field(default_factory=list)  # paths of the images in 16 bits or floats
 
     @property
     def readable(self) -> list[int]:
@@ -55,17 +57,21 @@ def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
     """
     pixels: list[Tensor] = []
     errors: list[str | None] = []
+    over_8_bits: list[str] = []
     for entry in entries:
         try:
             with explain_out_of_memory(entry.path):
                 file = read_shard_member(entry.path, entry.member) if entry.member else entry.path
-                pixels.append(preprocess.fit_image(decode(file, preprocess.channels)))
+                image_CHW, header = decode_with_header(file, preprocess.channels)
+                pixels.append(preprocess.fit_image(image_CHW))
             errors.append(None)
+            if header.color_type == GRAY_16_BIT:
+                over_8_bits.append(portable_path(entry.path))
         except ImageUnreachable as error:
             raise VitrailError(error.sentence, "continue with --resume once it can be read") from None
         except (ImageError, ImageSizeError) as error:
             errors.append(error.reason if isinstance(error, ImageError) else str(error))
-    return ImageBatch(torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8), errors)
+    return ImageBatch(torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8), errors, over_8_bits)
 
 
 def predict_rows(
@@ -90,7 +96,8 @@ def predict_rows(
             features[indices] = features_BD.cpu().numpy()
         for i in indices:
             errors[i] = None
-    return Rows([portable_path(entry.path) for entry in entries], errors, labels, probabilities, features)
+    paths = [portable_path(entry.path) for entry in entries]
+    return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits)
 
 
 Outputs = tuple[list[int], Tensor, Tensor | None]  # indices of entries, their logits and their features
@@ -150,4 +157,5 @@ def concatenate_rows(batches: Sequence[Rows]) -> Rows:
         np.concatenate([rows.labels for rows in batches]),
         np.concatenate([rows.probabilities for rows in batches]),
         features,
+        [path for rows in batches for path in rows.over_8_bits],
     )

@@ -21,6 +21,8 @@ class PredictSummary:
     labels: dict[str, int]  # images per predicted class
     parts: int
     parts_done: int
+    over_8_bits: int = 0  # images in 16 bits or floats
+    over_8_bits_example: str | None = None  # the path of one
     resumed: int = 0  # parts that were done before
     seconds: float = 0.0
     images_now: int = 0  # images predicted in these seconds
@@ -40,14 +42,28 @@ def summarize(
     folder: PredictionFolder, format: str, parts: Sequence[Part], total_parts: int, **fields: Any
 ) -> PredictSummary:
     """Adds up the manifests of those `parts` that are done; `fields` are further fields of the summary."""
-    images = parts_done = unreadable = 0
+    images = parts_done = unreadable = over_8_bits = 0
+    over_8_bits_example: str | None = None
     labels: Counter[str] = Counter()
     examples: list[list[str]] = []
     for part in parts:
         if manifest := folder.read_manifest(part, format):
             images, parts_done = images + manifest.rows, parts_done + 1
             unreadable += manifest.unreadable
+            over_8_bits += manifest.over_8_bits
+            over_8_bits_example = over_8_bits_example or manifest.over_8_bits_example
             labels.update(manifest.labels)
             examples += manifest.examples[: MAX_EXAMPLES - len(examples)]
     labels_by_count = dict(labels.most_common())
-    return PredictSummary(folder.path, images, unreadable, examples, labels_by_count, total_parts, parts_done, **fields)
+    return PredictSummary(
+        folder.path,
+        images,
+        unreadable,
+        examples,
+        labels_by_count,
+        total_parts,
+        parts_done,
+        over_8_bits,
+        over_8_bits_example,
+        **fields,
+    )
