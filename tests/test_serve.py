@@ -751,7 +751,7 @@ def test_the_server_conforms_to_its_openapi_document(server: RunningServer, tmp_
     assert server.get("/v2/health/ready").status == 200
 
 
-# A second server: an API key, two models, ONNX Runtime, and the shutdown
+# A second server: an API key, two models and ONNX Runtime; and a third, which is shut down
 
 
 @pytest.fixture(scope="module")
@@ -825,41 +825,38 @@ def test_a_killed_fork_server_is_replaced(protected_server: RunningServer):
     assert protected_server.request("POST", "/predict", make_photo(0), KEY).status == 200
 
 
-def test_sigterm_under_load_loses_no_accepted_request(protected_server: RunningServer):
+def test_sigterm_under_load_loses_no_accepted_request(run: vitrail.Run):
     """Sends requests until connections are refused; every request that the server started gets a response."""
     lost: list[object] = []
     answered: list[Reply] = []
     stop = threading.Event()
 
-    def client(number: int) -> None:
+    def client(server: RunningServer, number: int) -> None:
         while not stop.is_set():
             request_id = f"{number}-{len(answered)}-{time.monotonic_ns()}"
             try:
-                answered.append(
-                    protected_server.request(
-                        "POST", "/predict", make_photo(number), {**KEY, "x-request-id": request_id}
-                    )
-                )
+                answered.append(server.post("/predict", make_photo(number), x_request_id=request_id))
             except ConnectionRefusedError:
                 return
             except Exception as error:  # reset before the server read it, or lost: the log decides
                 lost.append((request_id, error))
                 return
 
-    threads = [threading.Thread(target=client, args=[n]) for n in range(12)]
-    for thread in threads:
-        thread.start()
-    protected_server.wait_for(lambda: len(answered) > 30)
-    summary = protected_server.stop()
-    stop.set()
-    for thread in threads:
-        thread.join(TIMEOUT_S)
+    with RunningServer([run.folder, "--processes", 1, "--backend", "torch", "--no-explain", "--no-page"]) as server:
+        threads = [threading.Thread(target=client, args=[server, n]) for n in range(12)]
+        for thread in threads:
+            thread.start()
+        server.wait_for(lambda: len(answered) > 30)
+        summary = server.stop()
+        stop.set()
+        for thread in threads:
+            thread.join(TIMEOUT_S)
     assert {reply.status for reply in answered} == {200}
-    started_ids = {event["id"] for event in protected_server.select_events("request")}
+    started_ids = {event["id"] for event in server.select_events("request")}
     assert not [request_id for request_id, _ in lost if request_id in started_ids]
     assert summary["requests"] >= len(answered)
-    assert protected_server.select_events("draining")
-    assert protected_server.select_events("stopped")
+    assert server.select_events("draining")
+    assert server.select_events("stopped")
 
 
 # Usage errors
