@@ -1,6 +1,6 @@
 # make demo   install, train on digits, evaluate, predict, explain, and print where the pictures are
 # make test   the tests; make test-scale: the slow tests of many processes, nodes and Ray
-# make test-newest  the tests of NEWEST_TESTS on the newest supported Python of this machine, if there is a newer one
+# make test-newest  the tests that are marked `newest` on the newest supported Python of this machine, if it is newer
 # make test-lowest  the tests with the lowest versions of the libraries that pyproject.toml allows
 # make check  lint, formatting and types
 # make parity compare every family with its reference and write docs/parity.md
@@ -23,9 +23,8 @@ BROWSER := command -v chromium || command -v chromium-browser || command -v goog
 CAN_INSTALL := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4
 TEST := OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
-# What depends most on the version of Python: processes, signals, asyncio, the exporters; with several kills.
-NEWEST_TESTS := $(addprefix tests/test_,train.py checkpoint.py loader.py runs.py interrupts.py processes.py predict_all.py \
-    export_programs.py sweep.py scheduler.py worker_pool.py serve.py serve_protocol.py cli.py old_files.py)
+# The test files with a mark. Collecting all of them takes as long as many tests.
+files_with = $(shell grep -l 'mark\.$(1)\b' tests/test_*.py)
 # The checks of JavaScript need Node.js and npm, which make installs under the same condition.
 NPM := command -v node && command -v npm
 APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
@@ -60,12 +59,14 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-for-work
 	@{ $(BROWSER); } >/dev/null || { $(CAN_INSTALL) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
-	$(TEST) --dist loadfile -m "not scale"
+	$(TEST) --dist worksteal -m "not scale"
 
 test-scale: $(VENV)/ready-for-work
 	@command -v ip >/dev/null || { $(CAN_INSTALL) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
-	$(TEST) --dist loadfile -m scale
+	$(TEST) --dist loadgroup -m scale $(call files_with,scale)
 
+# What depends most on the version of Python: processes, signals, asyncio, serialization, the exporters, the command line;
+# with a run of each verb, a sweep, a server and several kills.
 test-newest: $(VENV)/ready-for-work
 	@newest="$$($(BIN)/python tools/newest_python.py)"; \
 	if [ -z "$$newest" ]; then echo "no supported Python here is newer than that of $(VENV)"; exit 0; fi; \
@@ -73,7 +74,7 @@ test-newest: $(VENV)/ready-for-work
 	"$$newest" -m venv --clear $(NEWEST); \
 	$(UV_INSTALL) --python $(NEWEST)/bin/python --editable '.[dev]' \
 	    || $(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[dev]'; \
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) --dist loadfile -m "not scale" $(NEWEST_TESTS); \
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) --dist worksteal -m newest $(call files_with,newest); \
 	echo "the tests of training, prediction, export, server, sweep and kills pass with $$version"
 
 # The tools and references of the tests are the newest that fit, and tests that compare with a newer transformers are left
@@ -82,7 +83,7 @@ test-lowest: $(VENV)/ready-for-work
 	$(UV) pip compile --quiet pyproject.toml --extra all --resolution lowest-direct --python $(BIN)/python --output-file $(VENV)/lowest.txt
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint $(VENV)/lowest.txt --editable '.[all,test]'
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) --dist loadfile -m "not scale" -W default \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) --dist worksteal -m "not scale" -W default \
 	    $(addprefix --ignore=tests/test_,parity.py public_weights.py foreign_weights.py)
 
 node_modules/ready: package.json package-lock.json

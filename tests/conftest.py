@@ -1,7 +1,9 @@
 """Folders of pictures that a small ViT can learn, and a run trained on them once."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +15,49 @@ from serving import MAX_BATCH_SIZE, QUEUE_SIZE, RunningServer
 from vitrail import console
 from vitrail.data.open import open_source
 from vitrail.data.shards.writer import write_shards
+from vitrail.runs import data as runs_data
+from vitrail.runs import epochs, finish, probes
 
 COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+def _own_environment(tmp_path_factory: pytest.TempPathFactory):
     """Tests use their own cache for facts about images and for features, not the one of the user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_worker_niceness", "0")  # else Ray's processes wait for all others on a busy machine
+        yield
+
+
+DRAWING = [
+    (module, name, getattr(module, name))
+    for module, name in (
+        (runs_data, "draw_class_sheet"), (epochs, "draw_curves"), (probes, "draw_curves"), (finish, "draw_pictures"),
+    )
+]  # fmt: skip
+
+
+@contextmanager
+def drawing(draws: bool) -> Iterator[None]:
+    """Inside, runs in this process draw their pictures, or do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, function in DRAWING:
+            patch.setattr(module, name, function if draws else lambda *arguments, **options: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_pictures():
+    """Most runs draw no pictures: that takes ten times as long as a training of a few steps."""
+    with drawing(False):
+        yield
+
+
+@pytest.fixture
+def pictures():
+    """The runs of a test with this fixture draw their pictures."""
+    with drawing(True):
         yield
 
 
@@ -92,13 +128,24 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
     """A run on the colors: learnt well in a few seconds."""
     out = tmp_path_factory.mktemp("runs") / "colors"
-    return vitrail.train(colors, out=out, epochs=8, width=32, depth=2, heads=2, mlp_width=64)
+    with drawing(True):
+        return vitrail.train(colors, out=out, epochs=8, width=32, depth=2, heads=2, mlp_width=64)
 
 
 @pytest.fixture(scope="session")
 def clf(run: vitrail.Run) -> vitrail.Classifier:
     """The classifier of the run on the colors."""
     return vitrail.load(run.folder)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """The module `ray`, connected to a cluster of this machine with two cores; it ends before other tests fork."""
+    pytest.importorskip("ray")
+    from vitrail.ray_cluster import connect_ray
+
+    with connect_ray(None, cores=2) as ray:
+        yield ray
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def raise_os_error(number: int) -> Callable[[], None]:
     return fail
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("half", [False, True], ids=["before", "half-way"])
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO", "crash"])
 def test_after_a_fault_in_any_file_operation_the_newest_complete_checkpoint_loads(
@@ -176,6 +177,7 @@ def point_manifest_elsewhere(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_reported_and_the_previous_checkpoint_is_used(tmp_path: Path, kind: str, capsys):
     first, second = make_state(1), make_state(2)
@@ -292,6 +294,7 @@ def test_a_folder_that_vanished_is_not_created_again(tmp_path: Path):
     assert not folder.exists()
 
 
+@pytest.mark.newest
 def test_twenty_kills_leave_every_checkpoint_readable_and_change_no_bit(tmp_path: Path):
     """`python tests/kills.py 200` runs the long version."""
     counts = kill_runs(20, tmp_path, seed=3, new_process_every=0)

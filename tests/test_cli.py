@@ -32,6 +32,7 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, di
     return code, json.loads(captured.out), captured.err
 
 
+@pytest.mark.newest
 def test_stdout_is_one_json_object_and_nothing_else(make_folder, tmp_path: Path):
     folder = make_folder("photos", 6)
     done = subprocess.run(
@@ -47,6 +48,7 @@ def test_stdout_is_one_json_object_and_nothing_else(make_folder, tmp_path: Path)
     assert "\x1b" not in done.stderr
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
     assert main([verb, "--help"]) == 0
@@ -55,6 +57,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
     assert len(shown.splitlines()) > 5
 
 
+@pytest.mark.newest
 def test_help_and_version(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 0
     shown = capsys.readouterr().out
@@ -63,6 +66,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"vitrail {vitrail.__version__}\n"
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
@@ -98,12 +102,14 @@ def test_wrong_use_is_one_sentence_and_a_hint(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.newest
 def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]):
     code, document, _ = ask(capsys, "evaluate", "nowhere", "digits")
     assert code == 2
     assert document["error"].startswith("there is no run folder")
 
 
+@pytest.mark.newest
 def test_predict_and_evaluate_agree_image_by_image(run: vitrail.Run, colors: Path, capsys):
     _, scored, _ = ask(capsys, "evaluate", run.folder, colors)
     _, predicted, _ = ask(capsys, "predict", run.folder, colors / "test", "--batch-size", 7)
@@ -135,6 +141,7 @@ def test_predict_gives_a_damaged_file_a_row_of_its_own(run: vitrail.Run, colors:
         assert reason in row["error"]
 
 
+@pytest.mark.newest
 def test_explain_writes_pictures_and_never_over_one(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
     image = colors / "test" / "red" / "0.png"
     for expected in ("0.attention.png", "0.attention-2.png"):
@@ -273,6 +280,7 @@ def test_class_names_are_text_and_never_markup(make_folder, tmp_path: Path, caps
         assert "[red]y:cat:" in shown
 
 
+@pytest.mark.newest
 def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colors: Path):
     command = f"{sys.executable} -m vitrail evaluate {run.folder} {colors} --json | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -325,6 +333,7 @@ def test_a_process_of_several_leaves_the_json_to_the_one_that_started_it(monkeyp
     assert "no run folder or artifact 'nowhere'" in captured.err
 
 
+@pytest.mark.newest
 def test_names_that_are_not_utf8(run: vitrail.Run, colors: Path, tmp_path: Path, capsys):
     strange = os.fsdecode(b"\xff")
     code, document, _ = ask(capsys, "predict", run.folder, f"{strange}.jpg")
@@ -409,6 +418,7 @@ def test_a_name_of_many_bytes_is_cut_to_what_a_disk_takes(run: vitrail.Run, colo
     assert names == ["short.libragrad.red.png", "漢" * 66 + ".png"]
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -22,6 +22,8 @@ from vitrail.serving.errors import RequestError
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.settings import Settings
 
+pytestmark = pytest.mark.newest
+
 KILLER = b"this file kills its decoder"
 HANG = b"this file is decoded forever"
 PREPROCESS = Preprocess(image_size=(16, 16))

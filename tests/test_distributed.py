@@ -25,7 +25,9 @@ from vitrail.training.distributed import PeerLost, init_process_group, is_connec
 from vitrail.training.launch import current_launch
 from vitrail.training.rendezvous import agree_on_attempt
 
-pytestmark = pytest.mark.scale
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(600)]
+needs_records = pytest.mark.xdist_group("records")  # tests of a group share its fixtures in one process of pytest
+needs_single_rows = pytest.mark.xdist_group("single rows")
 
 EPOCHS = 14
 TINY = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "check": False}
@@ -59,7 +61,7 @@ def run_ranks(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str, 
         for rank in range(size)
     ]
     try:
-        codes = [process.wait(timeout=200) for process in processes]
+        codes = [process.wait(timeout=500) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -72,84 +74,6 @@ def run_ranks(size: int, folder: Path, scenarios: dict[str, dict]) -> dict[str, 
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three classes, with test images."""
     return fill(tmp_path_factory.mktemp("data") / "photos", {"train": 21, "test": 5}, tuple(COLORS), (16, 16))
-
-
-@pytest.fixture(scope="module")
-def records(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict]]]:
-    """Records of the same training by 1, 2 and 3 processes."""
-    common = {**TINY, **MIXED, **FROM_FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8}
-    scenarios = {
-        "plain": {**common, "epochs": 8},  # 51 images, 7 steps per epoch, the last with 3 images
-        "accumulated": {**common, "epochs": 8, "accumulation_steps": 3},
-    }
-    folder = tmp_path_factory.mktemp("records")
-    return {size: run_ranks(size, folder / str(size), scenarios) for size in (1, 2, 3)}
-
-
-def join_micro_batches(by_rank: list[dict]) -> dict[tuple[int, int], list[str]]:
-    """Returns (step, micro-batch) -> the hashes of its images with their targets, over all ranks in order."""
-    hashes: dict[tuple[int, int], list[str]] = {}
-    for record in by_rank:
-        for step, index, image_hashes in record["micro_batches"]:
-            hashes.setdefault((step, index), []).extend(image_hashes)
-    return hashes
-
-
-@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_several_processes_train_on_the_batches_of_one_process(records, size: int, scenario: str):
-    single, several = join_micro_batches(records[1][scenario]), join_micro_batches(records[size][scenario])
-    assert len(single) >= 50
-    assert single == several
-    assert len({image for images in single.values() for image in images}) > 300  # mixing makes them all different
-    assert min(len(images) for images in single.values()) < size  # some shards were empty
-
-
-@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_losses_counts_and_gradients_are_those_of_one_process(records, size: int, scenario: str):
-    (single,), several = records[1][scenario], records[size][scenario]
-    assert len(single["steps"]) >= 50
-    for record in several:
-        for actual, expected in zip(record["steps"], single["steps"], strict=True):
-            step, loss, _, images, grad_norm = expected
-            assert actual[0] == step
-            assert actual[3] == images  # without the unreadable ones
-            assert actual[1] == pytest.approx(loss, abs=2e-4)
-            assert actual[4] == pytest.approx(grad_norm, rel=2e-3)
-        assert record["steps"] == several[0]["steps"]
-
-
-@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_every_validation_image_is_scored_once_and_unreadable_ones_are_counted(records, size: int, scenario: str):
-    (single,), several = records[1][scenario], records[size][scenario]
-    for actual, expected in zip(several[0]["rows"], single["rows"], strict=True):
-        assert actual["unreadable"] == expected["unreadable"] > 0
-        assert actual["validation_accuracy"] == pytest.approx(expected["validation_accuracy"])
-        assert actual["validation_loss"] == pytest.approx(expected["validation_loss"], abs=2e-4)
-
-    def sum_validations(by_rank: list[dict]) -> list[tuple[int, int]]:
-        """Returns (images, correct) of each validation, over all ranks."""
-        validations = zip(*(record["validations"] for record in by_rank), strict=True)
-        return [tuple(map(sum, zip(*counts, strict=True))) for counts in validations]
-
-    assert sum_validations(several) == sum_validations([single])
-    assert all(record["result"] == several[0]["result"] for record in several)  # every process returns the run
-    assert several[0]["result"]["test"]["images"] == single["result"]["test"]["images"] == 15
-
-
-def test_a_sharded_model_trains_like_a_replicated_one(photos: Path, tmp_path: Path):
-    common = {**TINY, **MIXED, **FROM_FILES, "data": str(photos), "damaged": DAMAGED, "batch_size": 8, "epochs": 2}
-    scenarios = {name: {**common, "accumulation_steps": 2, "fsdp": name == "fsdp"} for name in ("ddp", "fsdp")}
-    records = run_ranks(2, tmp_path / "records", scenarios)
-    ddp, fsdp = records["ddp"][0], records["fsdp"][0]
-    assert len(fsdp["steps"]) == len(ddp["steps"]) >= 12
-    for actual, expected in zip(fsdp["steps"], ddp["steps"], strict=True):
-        assert actual[1] == pytest.approx(expected[1], abs=1e-5)
-        assert actual[4] == pytest.approx(expected[4], rel=1e-4)
-    assert fsdp["validations"] == ddp["validations"]
-    assert fsdp["result"]["test"]["loss"] == pytest.approx(ddp["result"]["test"]["loss"], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -172,40 +96,125 @@ SHORT = {"batch_size": 16, "epochs": 2}
 
 
 @pytest.fixture(scope="module")
-def pair_records(photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    """Records of two processes: of a sharded run, uninterrupted and resumed, and of options that save memory."""
+def records(
+    photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, list[dict]]]:
+    """Records of the same training by 1, 2 and 3 processes.
+
+    Two processes also train a sharded model, uninterrupted and resumed, and with the options that save memory.
+    """
     pytest.importorskip("peft")
-    sharded = {**TINY, **MIXED, "data": str(photos), "batch_size": 16, "epochs": 3, "fsdp": True}
+    data = {"data": str(photos)}
+    common = {**TINY, **MIXED, **FROM_FILES, **data, "damaged": DAMAGED, "batch_size": 8}
     scenarios = {
+        "plain": {**common, "epochs": 8},  # 51 images, 7 steps per epoch, the last with 3 images
+        "accumulated": {**common, "epochs": 8, "accumulation_steps": 3},
+    }
+    sharded = {**TINY, **MIXED, **data, "batch_size": 16, "epochs": 3, "fsdp": True}
+    of_two = {
+        **{name: {**common, "epochs": 2, "accumulation_steps": 2, "fsdp": name == "fsdp"} for name in ("ddp", "fsdp")},
         "uninterrupted": sharded,
         "stopped": {**sharded, "stop_after": 1},
-        "resumed": {"data": str(photos), "out": "stopped", "resume": True, "fsdp": True, "check": False},
-        **{name: {"data": str(photos), **SHORT, **options} for name, options in MEMORY_SAVING.items()},
+        "resumed": {**data, "out": "stopped", "resume": True, "fsdp": True, "check": False},
+        "lora": {**data, **SHORT, **LORA, "model": str(pretrained)},
+        "checkpointing": {**data, **SHORT, **MEMORY_SAVING["checkpointing"]},
     }
-    scenarios["lora"]["model"] = str(pretrained)
-    return run_ranks(2, tmp_path_factory.mktemp("pair") / "records", scenarios)
+    folder = tmp_path_factory.mktemp("records")
+    return {
+        size: run_ranks(size, folder / str(size), {**scenarios, **(of_two if size == 2 else {})}) for size in (1, 2, 3)
+    }
 
 
-def test_a_resumed_sharded_run_ends_with_the_same_bits(pair_records):
+def join_micro_batches(by_rank: list[dict]) -> dict[tuple[int, int], list[str]]:
+    """Returns (step, micro-batch) -> the hashes of its images with their targets, over all ranks in order."""
+    hashes: dict[tuple[int, int], list[str]] = {}
+    for record in by_rank:
+        for step, index, image_hashes in record["micro_batches"]:
+            hashes.setdefault((step, index), []).extend(image_hashes)
+    return hashes
+
+
+@needs_records
+@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_train_on_the_batches_of_one_process(records, size: int, scenario: str):
+    single, several = join_micro_batches(records[1][scenario]), join_micro_batches(records[size][scenario])
+    assert len(single) >= 50
+    assert single == several
+    assert len({image for images in single.values() for image in images}) > 300  # mixing makes them all different
+    assert min(len(images) for images in single.values()) < size  # some shards were empty
+
+
+@needs_records
+@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_losses_counts_and_gradients_are_those_of_one_process(records, size: int, scenario: str):
+    (single,), several = records[1][scenario], records[size][scenario]
+    assert len(single["steps"]) >= 50
+    for record in several:
+        for actual, expected in zip(record["steps"], single["steps"], strict=True):
+            step, loss, _, images, grad_norm = expected
+            assert actual[0] == step
+            assert actual[3] == images  # without the unreadable ones
+            assert actual[1] == pytest.approx(loss, abs=2e-4)
+            assert actual[4] == pytest.approx(grad_norm, rel=2e-3)
+        assert record["steps"] == several[0]["steps"]
+
+
+@needs_records
+@pytest.mark.parametrize("scenario", ["plain", "accumulated"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_validation_image_is_scored_once_and_unreadable_ones_are_counted(records, size: int, scenario: str):
+    (single,), several = records[1][scenario], records[size][scenario]
+    for actual, expected in zip(several[0]["rows"], single["rows"], strict=True):
+        assert actual["unreadable"] == expected["unreadable"] > 0
+        assert actual["validation_accuracy"] == pytest.approx(expected["validation_accuracy"])
+        assert actual["validation_loss"] == pytest.approx(expected["validation_loss"], abs=2e-4)
+
+    def sum_validations(by_rank: list[dict]) -> list[tuple[int, int]]:
+        """Returns (images, correct) of each validation, over all ranks."""
+        validations = zip(*(record["validations"] for record in by_rank), strict=True)
+        return [tuple(map(sum, zip(*counts, strict=True))) for counts in validations]
+
+    assert sum_validations(several) == sum_validations([single])
+    assert all(record["result"] == several[0]["result"] for record in several)  # every process returns the run
+    assert several[0]["result"]["test"]["images"] == single["result"]["test"]["images"] == 15
+
+
+@needs_records
+def test_a_sharded_model_trains_like_a_replicated_one(records):
+    ddp, fsdp = records[2]["ddp"][0], records[2]["fsdp"][0]
+    assert len(fsdp["steps"]) == len(ddp["steps"]) >= 12
+    for actual, expected in zip(fsdp["steps"], ddp["steps"], strict=True):
+        assert actual[1] == pytest.approx(expected[1], abs=1e-5)
+        assert actual[4] == pytest.approx(expected[4], rel=1e-4)
+    assert fsdp["validations"] == ddp["validations"]
+    assert fsdp["result"]["test"]["loss"] == pytest.approx(ddp["result"]["test"]["loss"], abs=1e-4)
+
+
+@needs_records
+def test_a_resumed_sharded_run_ends_with_the_same_bits(records):
     names = ("uninterrupted", "stopped", "resumed")
-    for uninterrupted, stopped, resumed in zip(*(pair_records[name] for name in names), strict=True):
+    for uninterrupted, stopped, resumed in zip(*(records[2][name] for name in names), strict=True):
         assert len(stopped["steps"]) == 4  # 51 images
         assert stopped["steps"] + resumed["steps"] == uninterrupted["steps"]
         assert resumed["result"]["test"] == uninterrupted["result"]["test"]
 
 
+@needs_records
 @pytest.mark.parametrize("name", MEMORY_SAVING)
 def test_lora_and_gradient_checkpointing_work_with_two_processes(
-    pair_records, photos: Path, pretrained: Path, tmp_path: Path, name: str
+    records, photos: Path, pretrained: Path, tmp_path: Path, name: str
 ):
     model = {"model": pretrained} if name == "lora" else {}
     single = vitrail.train(photos, out=tmp_path / "run", report=False, **SHORT, **MEMORY_SAVING[name], **model)
-    for actual, expected in zip(pair_records[name][0]["rows"], load_rows(single.folder), strict=True):
+    for actual, expected in zip(records[2][name][0]["rows"], load_rows(single.folder), strict=True):
         assert actual.keys() == expected.keys()
         for metric in {"train_loss", "validation_loss"} & expected.keys():  # epoch 0 has no training loss
             assert actual[metric] == pytest.approx(expected[metric], abs=2e-4)
 
 
+@needs_records
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_collectives_return_the_same_in_all_processes(records, size: int):
     for results in records[size]["world"]:
@@ -299,12 +308,9 @@ def test_a_wrong_setting_of_the_network_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_launch_finds_the_run_that_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from vitrail.runs import epochs, finish
     from vitrail.runs.resolve import find_run_of_launch
 
     monkeypatch.chdir(tmp_path)
-    for module, name in ((finish, "draw_pictures"), (epochs, "draw_curves")):  # tested elsewhere
-        monkeypatch.setattr(module, name, lambda *arguments, **options: None)
     out = tmp_path / "run"
     assert current_launch() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
@@ -454,6 +460,7 @@ def assert_same_losses(actual: list[dict], expected: list[dict]) -> None:
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=5e-4)
 
 
+@needs_single_rows
 def test_a_killed_worker_is_restarted_and_no_epoch_is_lost(photos: Path, single_rows: list[dict], tmp_path: Path):
     out = tmp_path / "run"
     arguments = train_arguments(photos, out, "--epochs", EPOCHS, "--processes", 2, "--json")
@@ -467,6 +474,7 @@ def test_a_killed_worker_is_restarted_and_no_epoch_is_lost(photos: Path, single_
     assert_same_losses(load_rows(out), single_rows)
 
 
+@needs_single_rows
 def test_an_interrupted_launch_can_be_resumed_by_one_process(photos: Path, single_rows: list[dict], tmp_path: Path):
     out = tmp_path / "run"
     launcher = start(
@@ -552,6 +560,7 @@ def node_pids(name: str) -> list[int]:
     return [int(pid) for pid in listing.stdout.split()]
 
 
+@needs_single_rows
 def test_training_continues_on_one_node_when_the_other_is_lost(
     photos: Path, single_rows: list[dict], tmp_path: Path, two_nodes
 ):

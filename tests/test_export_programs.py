@@ -78,6 +78,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, Path]:
     return clf, folder / "model.onnx"
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", CONFIGS)
 def test_onnx_gives_the_same_logits_and_attention_and_int8_almost_the_same(name: str):
     clf = classifier(**CONFIGS[name])
@@ -110,6 +111,7 @@ def map_differences(clf: Classifier, run) -> list[float]:
     return [comparison.relative_difference for comparison in comparisons]
 
 
+@pytest.mark.newest
 def test_the_map_in_the_graph_equals_explain():
     clf = classifier(depth=2, classes=2)  # a frequent batch size, which the tracer must not confuse with the classes
     runner = classifier_in_memory(build_onnx_model(clf, ProgramOptions(map=True)), clf)
@@ -129,6 +131,7 @@ def test_every_gradient_rule_of_the_map_is_in_the_graph():
     assert max(map_differences(clf, lambda pixels, _, target: graph(pixels, target)[-1])) < 1e-5
 
 
+@pytest.mark.newest
 def test_the_file_contains_everything_needed_to_use_it(
     saved: tuple[Classifier, Path], capsys: pytest.CaptureFixture[str]
 ):
@@ -228,6 +231,7 @@ def test_triton_gets_a_folder_with_an_int8_model_and_measured_accuracy(
     assert config.output[0].label_filename == "labels.txt"
 
 
+@pytest.mark.newest
 def test_torch_export_reads_the_file(saved: tuple[Classifier, Path], tmp_path: Path):
     clf, _ = saved
     arguments = [str(saved[1].with_suffix(".safetensors")), "--format", "torch", "--attention", "--quiet"]

@@ -53,6 +53,7 @@ def test_the_score_is_printed_before_the_report_and_a_signal_then_loses_nothing(
     assert f"write it with: vitrail evaluate {out} {photos} --report" in errors
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_command_that_is_named_writes_the_report(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     def interrupt(folder: Path, result: dict[str, Any]) -> None:
         assert json.loads((folder / "result.json").read_text()) == result

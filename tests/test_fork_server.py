@@ -12,6 +12,8 @@ import pytest
 
 from vitrail.serving.fork_server import pack_frame, receive_frame
 
+pytestmark = pytest.mark.newest
+
 PREAMBLE = """
 import asyncio, errno, json, os, signal, socket, sys
 from vitrail.serving import fork_server as module

@@ -6,6 +6,8 @@ import pytest
 
 from vitrail.interrupts import catch_stop_signals
 
+pytestmark = pytest.mark.newest
+
 
 def test_a_handler_not_set_from_python_is_not_replaced(monkeypatch: pytest.MonkeyPatch):
     """A program that embeds Python can set such a handler; here `getsignal` only reports one."""

@@ -63,6 +63,7 @@ def identical(ours: list, theirs: list) -> bool:
 # training
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_identical_for_any_number_of_workers(workers: int, images: Images):
     for epoch in (0, 1):
@@ -145,6 +146,7 @@ def test_batches_do_not_depend_on_the_global_generator(images: Images):
     assert identical(batches(images), ours)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_corrupt_file_stops_training_and_evaluation_and_is_named(workers: int, images: Images):
     path = images.pixels.paths[7]
@@ -196,6 +198,7 @@ def test_shifts_agree_with_torchvision():
 # evaluation
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_evaluation_keeps_the_order_and_does_not_augment(workers: int, images: Images):
     ours = list(EvaluationLoader(images, PREPROCESS, batch_size=4, workers=workers))

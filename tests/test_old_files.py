@@ -12,6 +12,8 @@ from vitrail.cli.main import main
 from vitrail.training.recipes import Recipe
 from vitrail.weights.artifact import FORMAT, read_safetensors
 
+pytestmark = pytest.mark.newest
+
 OLD = Path(__file__).parent / "format1"
 DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 PREDICTIONS = json.loads((OLD / "predictions.json").read_text())

@@ -193,6 +193,7 @@ def is_alive(pid: int) -> bool:
 # rows
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("format", ["parquet", "csv"])
 def test_rows_equal_those_of_predict_without_a_folder(
     run: vitrail.Run, colors: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
@@ -518,6 +519,7 @@ def test_tar_shards_give_the_rows_of_the_folder_they_were_made_from(run: vitrail
 # kills
 
 
+@pytest.mark.newest
 def test_a_killed_worker_loses_nothing(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
@@ -531,6 +533,7 @@ def test_a_killed_worker_loses_nothing(
     assert part_digests(tmp_path / "out") == part_digests(uninterrupted)
 
 
+@pytest.mark.newest
 def test_a_killed_command_resumes(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, uninterrupted: Path, tmp_path: Path
 ):
@@ -563,6 +566,7 @@ def has_manifest(out: Path, file: Path) -> bool:
     return (out / "_vitrail" / f"{file.stem}.json").exists()
 
 
+@pytest.mark.newest
 def test_ctrl_c_keeps_finished_parts_and_explains_how_to_resume(
     start_command: Callable[..., Command], run: vitrail.Run, many: Path, tmp_path: Path
 ):
@@ -593,6 +597,7 @@ def test_a_part_without_manifest_or_bytes_is_predicted_again(
     assert part_digests(out) == before
 
 
+@pytest.mark.newest
 def test_an_image_that_kills_processes_is_named(
     run: vitrail.Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -785,6 +790,7 @@ def stream_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitrail.prediction.predict.resolve_engine", lambda options: engine)
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("stream_engine")
 @pytest.mark.parametrize("batch_size", [64, 50])
 def test_a_stream_with_data_loading_workers_gives_the_same(
@@ -812,6 +818,7 @@ def test_an_error_in_a_data_loading_worker_is_not_reported_as_its_death(
         vitrail.predict_all(run.folder, colors / "test", tmp_path / "out")
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("stream_engine")
 def test_a_data_loading_worker_that_dies_is_an_error_of_one_sentence(
     run: vitrail.Run, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -981,6 +988,7 @@ def actor_pids(pid: int) -> list[int]:
 
 
 @pytest.mark.scale
+@pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     start_command: Callable[..., Command],
@@ -988,7 +996,6 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     many: Path,
     uninterrupted: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ):
     pytest.importorskip("ray.data")
     import tempfile
@@ -996,7 +1003,6 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else its processes wait for all others on a busy machine
     options = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False, "temp_dir": folder})
     nodes = [cluster.add_node(**options) for _ in range(2)]
@@ -1030,6 +1036,7 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
 
 
 @pytest.mark.scale
+@pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_ray_reports_a_failure_and_another_engine_resumes(
     start_command: Callable[..., Command],

@@ -12,6 +12,8 @@ import pytest
 from vitrail.errors import UsageError
 from vitrail.processes import CrashBudget, Exited, Failed, ParentGone, ParentLink, start_worker, wait_for_messages
 
+pytestmark = pytest.mark.newest
+
 
 @dataclass(frozen=True)
 class Number:

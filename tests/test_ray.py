@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,10 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.folder import RunFolder
 from vitrail.sweeps.folder import SweepFolder
 
-pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.scale, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore"),
+]  # fmt: skip
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 12, "optimizer": "adamw"}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    pytest.importorskip("ray")
-    pytest.importorskip("optuna")
-    from vitrail.ray_cluster import connect_ray
-
-    with connect_ray(None, cores=2) as ray:
-        yield ray
 
 
 def run_in_thread(function: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
@@ -56,8 +48,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     return value
 
 
-def test_a_sweep_survives_a_killed_ray_task(cluster: Any, colors: Path, tmp_path: Path):
+def test_a_sweep_survives_a_killed_ray_task(ray_cluster: Any, colors: Path, tmp_path: Path):
     """Every trial runs once; the killed one resumes from its checkpoint."""
+    pytest.importorskip("optuna")
     out = tmp_path / "out"
     killed: list[int] = []
 
@@ -87,7 +80,7 @@ def test_a_sweep_survives_a_killed_ray_task(cluster: Any, colors: Path, tmp_path
     assert resumed.result["rows"] == rows
 
 
-def test_ray_train_resumes_after_a_worker_is_killed(cluster: Any, colors: Path, tmp_path: Path):
+def test_ray_train_resumes_after_a_worker_is_killed(ray_cluster: Any, colors: Path, tmp_path: Path):
     """One of two processes is killed: the run ends with the losses of an undisturbed run."""
     from vitrail.runs.ray import train_on_ray
 
@@ -114,7 +107,7 @@ def test_ray_train_resumes_after_a_worker_is_killed(cluster: Any, colors: Path, 
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
-def test_errors_that_a_restart_cannot_repair_are_raised_at_once(cluster: Any, colors: Path, tmp_path: Path):
+def test_errors_that_a_restart_cannot_repair_are_raised_at_once(ray_cluster: Any, colors: Path, tmp_path: Path):
     from vitrail.runs.ray import train_on_ray
 
     with pytest.raises(VitrailError, match="diverged"):

@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitrail
-from conftest import COLORS, picture
+from conftest import COLORS, drawing, picture
+from serving import TIMEOUT_S
 from vitrail.cli import main
 from vitrail.cli.evaluate import choose_report_folder, fit_temperature
 from vitrail.data.images import Images
@@ -65,7 +66,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reported(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
     """A run with a whole report: a training of seconds leaves time for the cheap parts only."""
     out = tmp_path_factory.mktemp("reported") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, drawing(True):
         patch.setattr(run_report, "TRAINING_FRACTION", 1000)
         return vitrail.train(hostile, out=out, epochs=4, width=32, depth=2, heads=2, mlp_width=64, patch=4)
 
@@ -95,6 +96,7 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any, path: Path, **options: Any) -> Any:
     """Opens the page without a network; `complaints` lists console messages, errors and external requests."""
     context = browser.new_context(offline=True, **options)
+    context.set_default_timeout(1000 * TIMEOUT_S)
     page = context.new_page()
     page.complaints = []
     page.on("console", lambda message: page.complaints.append(message.text))

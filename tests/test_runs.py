@@ -28,6 +28,7 @@ CONFIG = RunConfig("photos", "", Recipe())
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
 
 
+@pytest.mark.newest
 def test_a_run_writes_all_its_files(run: vitrail.Run):
     files = {path.name for path in run.folder.iterdir()}
     assert files == {
@@ -188,6 +189,7 @@ def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "vitrail", *map(str, arguments)]
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_resumes_to_the_same_bits(make_folder, number: signal.Signals):
     folder = make_folder("long", 30)
@@ -437,6 +439,7 @@ def test_a_run_stopped_at_the_last_step_of_an_epoch_can_be_resumed(make_folder, 
     assert len((resumed.folder / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.newest
 def test_a_signal_during_the_last_validation_stops_the_run(make_folder, monkeypatch: pytest.MonkeyPatch):
     from vitrail.interrupts import Interrupted
     from vitrail.runs import epochs
@@ -548,6 +551,7 @@ def test_resume_rejects_changed_data(make_folder):
     assert (out / "classifier.safetensors").read_bytes() == before
 
 
+@pytest.mark.newest
 def test_runs_started_at_the_same_time_get_different_folders(make_folder, tmp_path: Path):
     folder = make_folder("photos", 6)
     command = [

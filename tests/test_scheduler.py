@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from vitrail.serving.scheduler import Item, QueueFull, Scheduler
 from vitrail.serving.service_time import BatchTime, ExplanationTime, PassTimes
 
+pytestmark = pytest.mark.newest
+
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Compares the scheduler with a reference model: a list of waiting items, and the outcome of the other items."""

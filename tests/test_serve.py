@@ -81,6 +81,7 @@ def make_form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
 # Predictions and explanations
 
 
+@pytest.mark.newest
 def test_a_prediction_equals_that_of_the_classifier(server: RunningServer, clf: vitrail.Classifier):
     for seed in range(3):
         data = make_photo(seed, (24, 20))
@@ -92,6 +93,7 @@ def test_a_prediction_equals_that_of_the_classifier(server: RunningServer, clf: 
         assert [row["probability"] for row in top] == pytest.approx([p.probability for p in expected], abs=1e-5)
 
 
+@pytest.mark.newest
 def test_a_bad_file_in_a_form_does_not_affect_the_others(server: RunningServer):
     body, content_type = make_form(
         ("a.png", make_photo(0)),
@@ -106,6 +108,7 @@ def test_a_bad_file_in_a_form_does_not_affect_the_others(server: RunningServer):
     assert "damaged" in rows[1]["error"]
 
 
+@pytest.mark.newest
 def test_an_explanation_equals_that_of_the_classifier(server: RunningServer, clf: vitrail.Classifier):
     data = make_photo(0)
     expected = vitrail.explain(clf, decode(io.BytesIO(data)), target=("red", "blue"))
@@ -205,6 +208,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {  # the data, and the expected e
 }
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_image(server: RunningServer, clf: vitrail.Classifier, name: str):
     data, message = HOSTILE[name]
@@ -260,6 +264,7 @@ def test_a_body_of_100_mb_is_refused_without_buffering_it(server: RunningServer)
     assert server.measure_memory() - before < 20 << 20
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("body", "encoding", "status"),
     [
@@ -304,6 +309,7 @@ def test_a_file_name_that_is_not_valid_unicode_is_accepted(server: RunningServer
     assert reply.json["predictions"][0]["name"] == "?.png"
 
 
+@pytest.mark.newest
 def test_damaged_requests_cause_no_server_error(server: RunningServer):
     """Sends randomly damaged requests over raw sockets: no response is a 5xx, and the server stays ready."""
     rng = random.Random(0)
@@ -355,6 +361,7 @@ def test_a_wrong_method(server: RunningServer):
     assert "error" in reply.json
 
 
+@pytest.mark.newest
 def test_a_slow_client_gets_a_timeout(server: RunningServer):
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(
@@ -397,6 +404,7 @@ def fill_queue(server: RunningServer) -> tuple[PendingRequest, list[PendingReque
     return first, rest
 
 
+@pytest.mark.newest
 def test_requests_beyond_the_queue_are_refused(server: RunningServer, clf: vitrail.Classifier):
     rejected = server.read_metric('vitrail_rejected_total{reason="queue"}')
     with StoppedWorker(server):
@@ -415,6 +423,7 @@ def test_requests_beyond_the_queue_are_refused(server: RunningServer, clf: vitra
     assert server.read_metric('vitrail_rejected_total{reason="queue"}') == rejected + 3
 
 
+@pytest.mark.newest
 def test_an_expired_request_does_not_reach_the_model(server: RunningServer):
     image_count = server.read_metric("vitrail_batch_size_sum")
     with StoppedWorker(server):
@@ -431,6 +440,7 @@ def test_an_expired_request_does_not_reach_the_model(server: RunningServer):
     assert server.read_metric("vitrail_batch_size_sum") == image_count + 1
 
 
+@pytest.mark.newest
 def test_a_disconnected_client_leaves_the_queue(server: RunningServer, clf: vitrail.Classifier):
     image_count, disconnected = (
         server.read_metric("vitrail_batch_size_sum"),
@@ -454,6 +464,7 @@ def test_a_disconnected_client_leaves_the_queue(server: RunningServer, clf: vitr
     assert server.read_metric('vitrail_rejected_total{reason="gone"}') == disconnected + 4
 
 
+@pytest.mark.newest
 def test_a_killed_worker_is_replaced_and_only_its_batch_fails(server: RunningServer):
     with StoppedWorker(server) as worker:
         first, rest = fill_queue(server)
@@ -493,6 +504,7 @@ def test_a_slow_explanation_does_not_delay_predictions(server: RunningServer):
     assert slow.result().status == 200
 
 
+@pytest.mark.newest
 def test_random_disconnects_do_not_affect_other_clients(server: RunningServer, clf: vitrail.Classifier):
     """Runs clients that disconnect at random: every response belongs to its own request."""
     rng = random.Random(1)
@@ -602,6 +614,7 @@ def test_large_images_delay_no_small_ones_and_respect_the_deadline(small_server:
 # Metrics, logs, web page and OpenAPI document
 
 
+@pytest.mark.newest
 def test_metrics_logs_and_ids(server: RunningServer):
     assert server.post("/predict", b"no image").status == 400
     assert b" 400 " in server.send_raw(b"no request\r\n\r\n")
@@ -825,6 +838,7 @@ def test_a_killed_fork_server_is_replaced(protected_server: RunningServer):
     assert protected_server.request("POST", "/predict", make_photo(0), KEY).status == 200
 
 
+@pytest.mark.newest
 def test_sigterm_under_load_loses_no_accepted_request(run: vitrail.Run):
     """Sends requests until connections are refused; every request that the server started gets a response."""
     lost: list[object] = []

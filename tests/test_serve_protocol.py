@@ -23,6 +23,8 @@ from vitrail.serving.errors import RequestError
 from vitrail.serving.protocol import OutputTensor, flatten, format_top_classes, parse_request, split_bytes
 from vitrail.serving.settings import Settings
 
+pytestmark = pytest.mark.newest
+
 PHOTOS = [make_photo(seed, (16 + seed, 20)) for seed in range(3)]
 
 

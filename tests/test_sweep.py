@@ -29,7 +29,6 @@ from vitrail.cli.recipe_options import recipe_changes
 from vitrail.data.open import open_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.installation import install_hint
-from vitrail.runs import epochs, finish
 from vitrail.runs.folder import RunFolder
 from vitrail.sweeps import lease, sampling, worker
 from vitrail.sweeps import trial as trials
@@ -54,15 +53,6 @@ from vitrail.training.recipes import find_recipe
 
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 16, "epochs": 3}
 VARY = {"lr": "1e-4..1e-1:log", "depth": "1..2", "optimizer": ["adamw", "muon"]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_pictures():
-    """Other tests cover the pictures of a run; drawing them takes longer than training runs as small as these."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "draw_pictures", lambda *arguments: None)
-        patch.setattr(epochs, "draw_curves", lambda *arguments, **options: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +227,7 @@ def test_a_large_space_is_not_enumerated(
 # Results
 
 
+@pytest.mark.newest
 def test_the_table(whole: vitrail.Sweep, colors: Path):
     rows, result = whole.result["rows"], whole.result
     assert sorted(row["trial"] for row in rows) == list(range(5))
@@ -271,6 +262,7 @@ def test_the_table(whole: vitrail.Sweep, colors: Path):
         assert set(result["importance"]) == set(VARY)
 
 
+@pytest.mark.newest
 def test_the_best_run_can_be_loaded(whole: vitrail.Sweep, colors: Path):
     assert whole.best is not None
     clf = vitrail.load(whole.folder / whole.best["run"])
@@ -389,6 +381,7 @@ def test_a_full_disk_leaves_the_trial_unfinished(colors: Path, tmp_path: Path, m
     assert not any("restarts" in row for row in done.result["rows"])  # its lease was released
 
 
+@pytest.mark.newest
 def test_a_trial_that_crashes_three_processes_has_failed(colors: Path, tmp_path: Path):
     out = tmp_path / "out"
     pid = os.fork()
@@ -482,6 +475,7 @@ def test_damaged_files_are_named(whole: vitrail.Sweep, colors: Path, tmp_path: P
 # Kills
 
 
+@pytest.mark.newest
 def test_kills_do_not_change_the_result(whole: vitrail.Sweep, colors: Path, tmp_path: Path):
     """All processes but the last are killed at a random file operation; no trial is lost, repeated or changed."""
     out, draw, kills = tmp_path / "killed", random.Random(5), 0
@@ -518,6 +512,7 @@ def test_kills_do_not_change_the_result(whole: vitrail.Sweep, colors: Path, tmp_
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.newest
 def test_one_process_holds_a_lease(tmp_path: Path):
     path = tmp_path / "locks" / "000"
     first = LeaseObserver().take(path)

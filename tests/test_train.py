@@ -33,6 +33,8 @@ from vitrail.training.schedules import SCHEDULES, downscale, image_scale, lr_fac
 from vitrail.training.train_state import autocast_dtype, init_train_state
 from vitrail.weights.upgrade import RECIPE_KEYS
 
+pytestmark = pytest.mark.newest
+
 TINY = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=8, classes=3)
 PREPROCESS = Preprocess(image_size=(8, 8))
 

@@ -269,6 +269,7 @@ QUICK = {
 }
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("recipe", QUICK)
 def test_a_run_from_pretrained_weights(recipe: str, pretrained: Path, make_folder, capsys):
     pytest.importorskip("peft")

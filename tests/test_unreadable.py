@@ -238,6 +238,7 @@ def test_a_disk_unmounted_during_validation_leaves_a_run_that_can_resume(make_fo
     assert again.result["validation"]["images"] == 4
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_deleted_test_image_is_left_out_of_scores_and_pictures(make_folder):
     folder = make_folder("fading", {"train": 8, "val": 4, "test": 4})
     victim = folder / "test" / "red" / "0.png"

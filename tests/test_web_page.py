@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from serving import RunningServer
+from serving import TIMEOUT_S, RunningServer
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
 from vitrail.cli.web_page import find_training_data
@@ -115,6 +115,7 @@ def browser() -> Iterator[Any]:
 def open_tab(browser: Any, **options: Any) -> Any:
     """An empty offline tab; `complaints` collects console messages, errors and requests to the network."""
     context = browser.new_context(**{"offline": True, "viewport": {"width": 1280, "height": 1000}, **options})
+    context.set_default_timeout(1000 * TIMEOUT_S)
     page = context.new_page()
     page.complaints = []
     page.on("console", lambda message: page.complaints.append(message.text))

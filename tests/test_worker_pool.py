@@ -28,6 +28,8 @@ from vitrail.serving.worker import WorkerConfig, make_error_document
 from vitrail.serving.worker_pool import WorkerPool
 from vitrail.serving.worker_process import Worker, WorkerCrashed
 
+pytestmark = pytest.mark.newest
+
 
 class SleepingWorkers:
     """Starts processes that send their pid and these messages, and then do nothing."""
