@@ -988,7 +988,6 @@ def actor_pids(pid: int) -> list[int]:
 
 
 @pytest.mark.scale
-@pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
     start_command: Callable[..., Command],
@@ -1036,7 +1035,6 @@ def test_ray_loses_nothing_when_a_process_or_a_node_is_killed(
 
 
 @pytest.mark.scale
-@pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_ray_reports_a_failure_and_another_engine_resumes(
     start_command: Callable[..., Command],

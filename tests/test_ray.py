@@ -18,9 +18,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.folder import RunFolder
 from vitrail.sweeps.folder import SweepFolder
 
-pytestmark = [
-    pytest.mark.scale, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore"),
-]  # fmt: skip
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 TINY: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16, "batch_size": 12, "optimizer": "adamw"}
 
 

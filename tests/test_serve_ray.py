@@ -83,7 +83,6 @@ def is_correct(answer: dict, expected: list[vitrail.Prediction]) -> bool:
 
 
 @pytest.mark.scale
-@pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_ray_returns_the_same_predictions(port: int, clf: vitrail.Classifier):
     for seed in range(3):
@@ -96,7 +95,6 @@ def test_ray_returns_the_same_predictions(port: int, clf: vitrail.Classifier):
 
 
 @pytest.mark.scale
-@pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_under_load_responses_are_not_mixed_up_and_a_dead_replica_is_replaced(port: int, clf: vitrail.Classifier):
