@@ -530,6 +530,7 @@ def test_a_large_model_on_a_cpu_has_smaller_samples():
     assert large.attribution < small.attribution
 
 
+@pytest.mark.usefixtures("pictures")
 def test_no_report_with_make_report_false(make_folder, tmp_path: Path):
     run = vitrail.train(
         make_folder("plain", 8),
