@@ -21,8 +21,10 @@ RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # they are missing and apt-get can run as root.
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 CAN_INSTALL := test "$$(id -u)" = 0 && command -v apt-get >/dev/null
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4
-TEST := OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+# One process more than cores, at most four: many tests wait, for a server, a browser or the end of a process.
+WORKERS = $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
+TEST = OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 # The test files with a mark. Collecting all of them takes as long as many tests.
 files_with = $(shell grep -l 'mark\.$(1)\b' tests/test_*.py)
 # The checks of JavaScript need Node.js and npm, which make installs under the same condition.
@@ -59,11 +61,11 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-for-work
 	@{ $(BROWSER); } >/dev/null || { $(CAN_INSTALL) && { $(APT) chromium; } >/dev/null 2>&1; } || echo "no Chromium, so the browser tests are skipped: apt install chromium" >&2
-	$(TEST) --dist worksteal -m "not scale"
+	$(TEST) -m "not scale"
 
 test-scale: $(VENV)/ready-for-work
 	@command -v ip >/dev/null || { $(CAN_INSTALL) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
-	$(TEST) --dist loadfile -m scale $(call files_with,scale)
+	$(TEST) --numprocesses auto --maxprocesses 4 --dist loadfile -m scale $(call files_with,scale)
 
 # What depends most on the version of Python: processes, signals, asyncio, serialization, the exporters, the command line;
 # with a run of each verb, a sweep, a server and several kills.
@@ -74,7 +76,7 @@ test-newest: $(VENV)/ready-for-work
 	"$$newest" -m venv --clear $(NEWEST); \
 	$(UV_INSTALL) --python $(NEWEST)/bin/python --editable '.[dev]' \
 	    || $(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[dev]'; \
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) --dist worksteal -m newest $(call files_with,newest); \
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) -m newest $(call files_with,newest); \
 	echo "the tests of training, prediction, export, server, sweep and kills pass with $$version"
 
 # The tools and references of the tests are the newest that fit, and tests that compare with a newer transformers are left
@@ -83,7 +85,7 @@ test-lowest: $(VENV)/ready-for-work
 	$(UV) pip compile --quiet pyproject.toml --extra all --resolution lowest-direct --python $(BIN)/python --output-file $(VENV)/lowest.txt
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint $(VENV)/lowest.txt --editable '.[all,test]'
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) --dist worksteal -m "not scale" -W default \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not scale" -W default \
 	    $(addprefix --ignore=tests/test_,parity.py public_weights.py foreign_weights.py)
 
 node_modules/ready: package.json package-lock.json

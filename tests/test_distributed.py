@@ -218,7 +218,7 @@ def attempt_ids(store: HashStore, size: int) -> set[str]:
     """Returns the ids of one attempt that its processes, each in a thread, agree on."""
     with ThreadPoolExecutor(size) as threads:
         ranks = [threads.submit(agree_on_attempt, store, rank, size) for rank in reversed(range(size))]
-        return {rank.result(timeout=60) for rank in ranks}
+        return {rank.result(timeout=250) for rank in ranks}
 
 
 def test_an_attempt_ignores_the_processes_of_an_earlier_one():

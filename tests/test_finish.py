@@ -45,7 +45,7 @@ def test_the_score_is_printed_before_the_report_and_a_signal_then_loses_nothing(
     line = process.stdout.readline()
     assert not (out / "report.html").exists()
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=250)
     assert process.returncode == 130, errors
     result = json.loads((out / "result.json").read_text())
     assert line.startswith(f"test accuracy {result['test']['accuracy']:.4f} (95% interval ")

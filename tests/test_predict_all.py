@@ -545,7 +545,7 @@ def test_a_killed_command_resumes(
         command.wait_until(lambda parts=parts: count_manifests(out) >= parts)
         workers = command.workers
         command.kill()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while any(map(is_alive, workers)):  # they notice that their parent is gone
             assert time.monotonic() < deadline
             time.sleep(0.05)
