@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from serving import MAX_BATCH_SIZE, QUEUE_SIZE, RunningServer
 from vitrail import console
 from vitrail.data.open import open_source
 from vitrail.data.shards.writer import write_shards
+from vitrail.errors import VitrailError
 from vitrail.runs import train  # noqa: F401 - it loads the modules that draw
 
 COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
@@ -27,6 +28,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("RAY_worker_niceness", "0")  # else Ray's processes wait for all others on a busy machine
+        patch.setenv("RAY_gcs_server_port_wait_time_s", "120")
         yield
 
 
@@ -145,8 +147,16 @@ def ray_cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     from vitrail.ray_cluster import connect_ray
 
-    with connect_ray(None, cores=2) as ray:
-        yield ray
+    def connect(attempts: int) -> Any:
+        try:
+            return stack.enter_context(connect_ray(None, cores=2))
+        except VitrailError:  # Ray allows itself 30 seconds to start, which is too short on a busy machine
+            if attempts == 1:
+                raise
+            return connect(attempts - 1)
+
+    with ExitStack() as stack:
+        yield connect(attempts=3)
 
 
 @pytest.fixture(scope="session")
