@@ -295,6 +295,7 @@ def test_a_folder_that_vanished_is_not_created_again(tmp_path: Path):
 
 
 @pytest.mark.newest
+@pytest.mark.timeout(600)
 def test_twenty_kills_leave_every_checkpoint_readable_and_change_no_bit(tmp_path: Path):
     """`python tests/kills.py 200` runs the long version."""
     counts = kill_runs(20, tmp_path, seed=3, new_process_every=0)

@@ -59,7 +59,7 @@ def _kill_processes():
     PROCESSES.clear()
 
 
-def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float = 280) -> None:
+def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float = 500) -> None:
     """Waits until a run has recorded `n` epochs."""
     deadline = time.monotonic() + seconds
     while len(load_rows(run)) < n:
@@ -68,7 +68,7 @@ def wait_for_rows(run: Path, n: int, process: subprocess.Popen, seconds: float =
         time.sleep(0.05)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 500) -> None:
     """Waits until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -89,7 +89,7 @@ def worker_pids(launcher: subprocess.Popen) -> list[int]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def wait_for_end(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str, str]:
+def wait_for_end(process: subprocess.Popen, seconds: float = 500) -> tuple[int, str, str]:
     """Returns exit code, standard output and standard error."""
     try:
         out, err = process.communicate(timeout=seconds)
