@@ -35,7 +35,7 @@ LAYERS = [
     {"weights"},
     {"classifier"},
     {"comparison", "evaluation", "explanation", "training"},
-    {"exporting", "report"},
+    {"callbacks", "exporting", "report"},
     {"loading"},
     {"benchmarking", "prediction", "runs", "serving"},
     {"api", "sweeps"},

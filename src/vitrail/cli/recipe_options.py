@@ -15,7 +15,7 @@ from vitrail.weights.sizes import SIZES
 
 GROUPS = (("training", Recipe, "recipe"), ("augmentation", Augment, "augment"), ("model", ViTConfig, "model"))
 COMMON = {  # shown by --help; the others by --help-all
-    "epochs", "batch_size", "lr", "optimizer", "seed", "validation_fraction", "workers", "skip_unreadable",
+    "epochs", "patience", "batch_size", "lr", "optimizer", "seed", "validation_fraction", "workers", "skip_unreadable",
     "mixup", "cutmix", "width", "depth", "heads", "patch", "image_size",
 }  # fmt: skip
 FROM_DATA = {  # chosen by training/data_defaults.py unless the recipe sets them

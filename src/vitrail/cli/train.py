@@ -9,8 +9,9 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from vitrail.callbacks.names import LoggerName
 from vitrail.cli.answer import Answer, ignore_closed_stdout, print_answer
 from vitrail.cli.arguments import add_data, add_engine, count
 from vitrail.cli.launch import end_with_parent, is_launched, launch, return_answer
@@ -34,7 +35,16 @@ def add_arguments(parser: Parser) -> None:
         "--processes", type=count(), metavar="COUNT", help="processes that train one model (default: 1)"
     )
     parser.add_argument("--no-report", action="store_true", help="write no report.html at the end (default: off)")
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files (default: off)")
+    parser.add_argument(
+        "--logger", choices=get_args(LoggerName), help="also log to this tool, if it is installed (default: none)"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        dest="logger",
+        action="store_const",
+        const="tensorboard",
+        help="the same as --logger tensorboard",
+    )
     group = parser.add_advanced_group("several processes")
     group.add_argument(
         "--fsdp", action="store_true", help="shard the model over the processes; needs --optimizer adamw (default: off)"
@@ -84,11 +94,12 @@ def run(arguments: argparse.Namespace) -> Answer | None:
 def train_and_describe(arguments: argparse.Namespace) -> Answer:
     """Trains, on Ray if requested; returns the result as JSON and as text."""
     from vitrail.runs.finish import ReportInterrupted
-    from vitrail.runs.result import log_result
+    from vitrail.runs.result import ResultPrinter, log_result
     from vitrail.runs.train import train
 
     start: Callable[..., Run] = train
-    options: dict[str, Any] = {}
+    show = log_result if arguments.json else print_result
+    options: dict[str, Any] = {"callbacks": [ResultPrinter(show)]}
     if arguments.engine == "ray":
         from vitrail.runs.ray import train_on_ray as start
 
@@ -99,6 +110,7 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
             "processes": (min_processes, max_processes),
             "restarts": restarts,
             "ray_address": arguments.ray_address,
+            "on_result": show,
         }
     try:
         run = start(
@@ -109,11 +121,10 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
             out=arguments.out,
             resume=arguments.resume,
             device=arguments.device,
-            tensorboard=arguments.tensorboard,
+            logger=arguments.logger,
             report=not arguments.no_report,
             check=not arguments.no_check,
             fsdp=arguments.fsdp,
-            on_result=log_result if arguments.json else print_result,
             **options,
             **recipe_changes(arguments),
         )

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from types import MappingProxyType
 
+from vitrail.callbacks.base import SplitScores
 from vitrail.classifier import NonFiniteOutput
 from vitrail.console import log, progress_bar
 from vitrail.data.decode import ImageError
@@ -12,12 +14,13 @@ from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import write_json
 from vitrail.interrupts import StopRequest, catch_stop_signals
+from vitrail.runs.result import describe_early_stop
 from vitrail.runs.training_run import Progress, Row, TrainingRun
 from vitrail.runs.validation import evaluate_all_ranks
 from vitrail.training.advice import describe_overfitting
 from vitrail.training.batch_sharding import make_train_loader
 from vitrail.training.curves import draw_curves
-from vitrail.training.loop import StepStats, TrainingDiverged, train_steps
+from vitrail.training.loop import StepStats, TrainingDiverged, check_weights_finite, train_steps
 from vitrail.training.loss_monitor import LossMonitor
 from vitrail.training.parallel import check_replicas
 from vitrail.training.schedules import image_scale
@@ -29,24 +32,43 @@ LOADING_ERRORS = (ImageError, NoReadableImages, WorkerDied)
 
 
 def train_epochs(run: TrainingRun) -> None:
-    """Trains all remaining epochs; raises `Interrupted` after a stop signal, once the run is saved."""
+    """Trains the remaining epochs, or until a callback asks for a stop.
+
+    Raises `Interrupted` after a stop signal, once the run is saved.
+    """
     monitor = run.loss_monitor()
     with catch_stop_signals() as stop:
+        run.hooks.has_started = True
+        run.call_hook_on_all("on_run_start", run.progress.epoch)
         if run.starts_from_weights and not run.state.step and run.progress.best is None:
             score_start(run, stop)
-        while run.progress.epoch < run.epochs:
+        while run.progress.epoch < run.epochs and not run.stop_if_requested():
+            run.call_hook_on_all("on_epoch_start", run.progress.epoch + 1)
+            if run.stop_if_requested():
+                break
             try:
                 row = train_epoch(run, monitor, stop)
                 row |= validate(run)
             except LOADING_ERRORS as error:
                 raise save_after_error(error, run, stop) from None
+            call_evaluation_hook(run, row)
             end_epoch(run, row)
             if any(run.world.any(stop.requested)):
                 raise run.interrupted()
+    if run.progress.stopped_early:
+        end_early(run)
     if run.progress.best and run.progress.best["epoch"] == 0:
         log("no epoch was better on validation than the weights at the start, so these are kept")
     elif warning := describe_overfitting(run.folder.load_metrics()):
         log(warning)
+
+
+def end_early(run: TrainingRun) -> None:
+    """Prints why training stops; saves the weights at the start if there are no others, and that training is over."""
+    assert run.progress.stopped_early is not None
+    log(describe_early_stop(run.progress.stopped_early))
+    if run.progress.best is None:
+        run.save_artifact()
 
 
 def score_start(run: TrainingRun, stop: StopRequest) -> None:
@@ -65,6 +87,7 @@ def score_start(run: TrainingRun, stop: StopRequest) -> None:
     run.save_artifact()
     run.world.on_main(lambda: run.folder.write_metrics([row]))
     log(format_epoch(row, run.epochs))
+    call_evaluation_hook(run, row)
 
 
 def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Row:
@@ -74,6 +97,7 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
     done = state.step - progress.epoch * run.steps_per_epoch
     with progress_bar(f"epoch {progress.epoch + 1}/{run.epochs}", run.steps_per_epoch) as bar:
         bar.start_from(done)
+        has_step_hook = run.hooks.has("on_step_end")
         for step in remaining_steps(run, done):
             progress.add(step)
             if warning := monitor.update(step):
@@ -84,11 +108,21 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
             scores = f"loss {progress.loss / progress.images:.3f}  accuracy {progress.correct / progress.images:.3f}"
             bar.advance(note=f"{scores}  {images / seconds:,.0f} images/s")
             is_due = time.monotonic() - run.saved_at > CHECKPOINT_INTERVAL_S
-            must_stop, is_due = run.world.any(stop.requested, is_due)  # a later signal counts at the next step
+            if has_step_hook:
+                run.call_hook("on_step_end", progress.epoch + 1, metrics=describe_step(step))
+            calls = run.hooks.calls
+            must_stop, is_due, ends_early, has_failed = run.world.any(  # a later signal counts at the next step
+                stop.requested, is_due, calls.stop is not None, calls.error is not None
+            )
             if must_stop or is_due:
                 run.save_checkpoint()
+            if has_failed:
+                run.hooks.raise_error(run.save_after_callback)
             if must_stop:
                 raise run.interrupted()
+            if ends_early and run.stop_if_requested():
+                check_weights_finite(state, step)
+                break
     seconds = time.perf_counter() - started
     if not progress.images:
         raise VitrailError(f"no image could be read in epoch {progress.epoch + 1}", "is the disk still there?")
@@ -102,6 +136,17 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
         "grad_norm": progress.grad_norm,
         "seconds": round(seconds, 2),
         "images_per_second": round(images / seconds, 1),
+    }
+
+
+def describe_step(step: StepStats) -> Row:
+    """Returns the metrics of a step, with the names of those of an epoch."""
+    return {
+        "step": step.step,
+        "train_loss": step.loss,
+        "train_accuracy": step.correct / step.images,
+        "lr": step.lr,
+        "grad_norm": step.grad_norm,
     }
 
 
@@ -169,26 +214,42 @@ def validate(run: TrainingRun) -> Row:
     return {f"{split}_loss": scores.loss, f"{split}_accuracy": scores.accuracy}
 
 
+def call_evaluation_hook(run: TrainingRun, row: Row) -> None:
+    """Calls on_evaluation_end with the scores in the row, if it has any."""
+    for split in ("validation", "test"):
+        if f"{split}_loss" in row:
+            scores = {name: row[f"{split}_{name}"] for name in ("loss", "accuracy")}
+            evaluation = SplitScores(split, MappingProxyType(scores), is_final=False)
+            run.call_hook_on_all("on_evaluation_end", row["epoch"], metrics=row, evaluation=evaluation)
+
+
 def end_epoch(run: TrainingRun, row: Row) -> None:
-    """Saves the weights if they are the best, records the row, writes a checkpoint, calls the callbacks."""
+    """Saves the weights if they are the best, records the row, calls the callbacks, writes a checkpoint.
+
+    The checkpoint holds the state of the callbacks after this epoch, and a stop that they ask for.
+    """
     world = run.world
     world.on_main(run.folder.check_exists)
     check_replicas(run.state.replicas, world)
-    run.progress = Progress(run.progress.epoch + 1, run.progress.seconds, run.progress.best)
+    before = run.progress
+    run.progress = Progress(
+        before.epoch + 1, before.seconds, before.best, lr=before.lr, stopped_early=before.stopped_early
+    )
     if is_better(row, run.progress.best):
         run.progress.best, run.best_outcome = row, run.outcome
         run.save_artifact()
     world.on_main(lambda: run.folder.append_metrics(row))
     log(format_epoch(row, run.epochs, seconds_left(run, row)))
+    run.call_hook("on_epoch_end", row["epoch"], metrics=row)
+    has_stopped = run.stop_if_requested()
     run.save_checkpoint("-measured")
-    world.on_main(lambda: report_epoch(run, row))  # after saving: a callback may end the run
+    run.hooks.raise_error(run.save_after_callback)
+    world.on_main(lambda: draw_epochs(run, is_last=has_stopped or run.progress.epoch == run.epochs))
 
 
-def report_epoch(run: TrainingRun, row: Row) -> None:
-    """Calls the callbacks, and draws the curves if they are older than `CURVES_INTERVAL_S` or the epoch is the last."""
-    for callback in run.callbacks:
-        callback(run.folder.path, row)
-    if time.monotonic() - run.curves_drawn_at > CURVES_INTERVAL_S or run.progress.epoch == run.epochs:
+def draw_epochs(run: TrainingRun, *, is_last: bool) -> None:
+    """Draws the curves if they are older than `CURVES_INTERVAL_S` or the epoch is the last."""
+    if time.monotonic() - run.curves_drawn_at > CURVES_INTERVAL_S or is_last:
         best_epoch = run.progress.best["epoch"] if run.progress.best else None
         title = f"{run.splits.name}, recipe {run.recipe.name}"
         draw_curves(run.folder.load_metrics(), run.folder.picture("curves"), title, best_x=best_epoch)

@@ -20,9 +20,10 @@ from vitrail.files import read_json_object, write_json
 from vitrail.interrupts import Interrupted
 from vitrail.loading import load
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.hooks import RunHooks
 from vitrail.runs.pictures import draw_pictures
 from vitrail.runs.probes import compare_with_probes
-from vitrail.runs.result import ResultCallback, Run
+from vitrail.runs.result import Run
 from vitrail.runs.run_report import run_report_command, write_run_report
 from vitrail.training.recipe import Recipe
 
@@ -51,6 +52,7 @@ class TrainedRun:
     probes: Probe | None = None  # of the pretrained weights
     validation_outcome: Outcome | None = None  # of the saved weights, if it is known
     best_epoch: int | None = None  # whose weights are kept, by validation; 0 is the start; None without validation
+    stopped_early: dict[str, Any] | None = None  # epoch, epochs, step, callback and reason
 
     @property
     def scored_split(self) -> str:
@@ -63,14 +65,14 @@ class TrainedRun:
         return self.splits.as_dict().get(self.scored_split)
 
 
-def finish_run(trained: TrainedRun, *, report: bool, on_result: ResultCallback) -> Run:
+def finish_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
     """Calibrates and scores the saved classifier, then draws its pictures and, with `report`, writes its report.
 
-    `on_result` is called as soon as the scores are saved. Raises `ReportInterrupted` for a signal after that.
+    The callbacks get the scores as soon as they are saved. Raises `ReportInterrupted` for a signal after that.
     """
     run, evaluation = score_run(trained)
     with keep_run(run, trained):
-        on_result(run.folder, run.result)
+        hooks.finish_scores(run)
         if evaluation is not None:
             show_run(run, evaluation, trained, report=report)
     return run
@@ -91,14 +93,14 @@ def load_result(folder: RunFolder) -> dict[str, Any]:
         raise VitrailError(f"{folder.result_file} is damaged ({error})", "remove it, then --resume") from None
 
 
-def reload_run(trained: TrainedRun, *, report: bool, on_result: ResultCallback) -> Run:
+def reload_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
     """Returns a run that is finished; makes those of its pictures and its report that are missing."""
     folder = trained.folder
     run = Run(folder.path, load(folder.path, device=trained.device), load_result(folder))
     log(f"{folder.path} is finished")
     report = report and not (folder.path / "report.html").exists()
     with keep_run(run, trained):
-        on_result(run.folder, run.result)
+        hooks.show_result(run)
         if trained.scored_images is not None and (report or not has_pictures(folder)):
             evaluation = evaluate_held_out(run.classifier, trained.scored_images, trained)
             show_run(run, evaluation, trained, report=report)
@@ -130,6 +132,8 @@ def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
     result: dict[str, Any] = {"seconds": round(trained.seconds, 3)}
     if trained.best_epoch is not None:
         result["best_epoch"] = trained.best_epoch
+    if trained.stopped_early:
+        result["stopped_early"] = trained.stopped_early
     if splits.unreadable:
         result["unreadable"] = splits.unreadable
     evaluation = None

@@ -13,7 +13,7 @@ from vitrail.runs.folder import RunFolder
 from vitrail.runs.names import newest_folder, numbered_folders
 from vitrail.runs.pretrained import Model
 from vitrail.training.launch import current_launch
-from vitrail.training.recipe import RECIPE_FIELDS, Recipe
+from vitrail.training.recipe import Recipe, flatten_recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, find_recipe
 
 MAX_NAMED_FIELDS = 3  # in an error
@@ -103,13 +103,6 @@ def another_recipe_error(folder: RunFolder, started: Recipe, requested: Recipe) 
             ["vitrail", "train", data, "--from", str(folder.path), "--epochs", str(now["epochs"])]
         )
     return UsageError(f"{folder.path} was started with another recipe: {differences}{more}", hint)
-
-
-def flatten_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Returns the name of a recipe, and all its fields that a user may set and that are set."""
-    parts = {"recipe": vars(recipe), "augment": vars(recipe.augment), "model": recipe.model}
-    values = {name: parts[part][name] for name, part in RECIPE_FIELDS.items() if name in parts[part]}
-    return {"recipe": recipe.name, **values}
 
 
 def format_value(value: Any) -> str:

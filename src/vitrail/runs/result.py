@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrail.callbacks.base import Callback, CallbackState
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.evaluation.evaluation import describe_scored_images
@@ -48,10 +49,34 @@ def describe_result(result: dict[str, Any]) -> list[str]:
         lines += describe_probes(result["probe"])
     if result.get("verdict"):
         lines.append(result["verdict"])
+    if stopped := result.get("stopped_early"):
+        lines.append(describe_early_stop(stopped))
     return [*lines, f"trained in {result['seconds']:.0f} s"]
+
+
+def describe_early_stop(stopped: dict[str, Any]) -> str:
+    """Returns a line on when and why training stopped early."""
+    return f"training stopped early, after epoch {stopped['epoch']} of {stopped['epochs']}: {stopped['reason']}"
 
 
 def log_result(folder: Path, result: dict[str, Any]) -> None:
     """Prints the result to stderr."""
     for line in describe_result(result):
         log(line)
+
+
+class ResultPrinter(Callback):
+    """Prints the result of a run as soon as it is saved, before pictures and report are made."""
+
+    def __init__(self, show: ResultCallback = log_result):
+        self.show = show
+        self.has_shown = False
+
+    def on_evaluation_end(self, state: CallbackState) -> None:
+        if state.result is not None:
+            self.has_shown = True
+            self.show(state.folder, dict(state.result))
+
+    def on_run_end(self, state: CallbackState) -> None:
+        if state.result is not None and not self.has_shown:  # a run without scores
+            self.show(state.folder, dict(state.result))

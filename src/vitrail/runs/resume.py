@@ -21,6 +21,7 @@ def resume_from_checkpoint(run: TrainingRun) -> None:
         path = run.folder.checkpoints / name
         with run.world.raise_on_all():
             run.progress = check_progress(load_checkpoint(path, run.state), run, path)
+            run.hooks.calls.load_state_dicts(run.progress.callbacks)
         log_resumed(run)
     run.world.on_main(lambda: run.folder.drop_metrics_after(run.progress.epoch))
 
@@ -39,8 +40,8 @@ def find_checkpoint_name(run: TrainingRun) -> str | None:
 
 def log_resumed(run: TrainingRun) -> None:
     """Prints the step from which a run continues, and what has changed since that decides the last bits."""
-    if run.progress.epoch == run.epochs:
-        log("all epochs are done")
+    if run.progress.epoch == run.epochs or run.progress.stopped_early:
+        log("all epochs are done" if run.progress.epoch == run.epochs else "training is over")
         return
     log(f"continuing after step {run.state.step}, in epoch {run.progress.epoch + 1}")
     now = run.describe_numerics()
@@ -59,6 +60,8 @@ def check_progress(document: dict[str, Any], run: TrainingRun, path: Path) -> Pr
     first_step = progress.epoch * run.steps_per_epoch
     has_numbers = progress.best is None or all(isinstance(value, int | float) for value in progress.best.values())
     is_within_epoch = first_step <= run.state.step <= first_step + run.steps_per_epoch
+    if progress.stopped_early:  # perhaps within its last epoch
+        is_within_epoch = run.state.step <= first_step
     if not has_numbers or not is_within_epoch or not 0 <= progress.epoch <= run.epochs:
         raise VitrailError(f"the checkpoint {path} is of another run", "start a new run")
     return progress

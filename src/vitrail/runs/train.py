@@ -13,26 +13,28 @@ from typing import Any
 
 import torch
 
+from vitrail.callbacks.base import Callback
+from vitrail.callbacks.names import LoggerName
 from vitrail.console import log
 from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import keep_freed_memory, pick_device
 from vitrail.model.vit import ViT
-from vitrail.runs.callbacks import tensorboard_callback
 from vitrail.runs.claim import check_disk_space, create_run
 from vitrail.runs.data import check_image_sizes, load_data, write_check
 from vitrail.runs.epochs import train_epochs
 from vitrail.runs.finish import TrainedRun, finish_run, is_finished, reload_run
 from vitrail.runs.folder import RunConfig, RunFolder
+from vitrail.runs.hooks import RunHooks, make_hooks
 from vitrail.runs.names import name_of_data
 from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
 from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
-from vitrail.runs.result import ResultCallback, Run, log_result
+from vitrail.runs.result import Run
 from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
-from vitrail.runs.training_run import EpochCallback, TrainingRun
+from vitrail.runs.training_run import TrainingRun
 from vitrail.training.advice import advise_pretrained_weights
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
@@ -51,14 +53,13 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     device: str | None = None,
-    tensorboard: bool = False,
     report: bool = True,
     check: bool = True,
     torch_files: bool = False,
     fsdp: bool = False,
     score_test: bool = True,
-    epoch_callbacks: Sequence[EpochCallback] = (),
-    on_result: ResultCallback = log_result,
+    callbacks: Sequence[object] = (),
+    logger: LoggerName | Callback | None = None,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images of `data` and writes the run folder.
@@ -70,8 +71,7 @@ def train(
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `resume` starts a new run if there is none yet, and returns a finished one as it is.
     `check` checks the data first, `report` writes report.html at the end, `score_test=False` scores validation
-    instead of test. `epoch_callbacks` are called after each epoch with the run folder and its row of metrics,
-    `on_result` with the run folder and the scores, as soon as they are saved and before the report is made.
+    instead of test. `callbacks` are objects with hooks, see `vitrail.Callback`; `logger` is one of them, or its name.
 
     If several processes call it (under torchrun, or in an initialized process group), they train one model: the main
     process writes the run, and every process returns it. `fsdp` shards the model over the processes.
@@ -83,7 +83,7 @@ def train(
         resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))
         requested = world.on_main(lambda: select_recipe(resumed, recipe, model, changes))
         with world.raise_on_all():
-            callbacks = [*epoch_callbacks, *([tensorboard_callback(requested)] if tensorboard else [])]
+            hooks = make_hooks(callbacks, logger, requested, world)
             check_world(requested, world, fsdp=fsdp, resumes=resumed is not None)
         pretrained = load_weights(model, requested, resumed, world, torch_files)
         run_data = load_data(
@@ -92,6 +92,7 @@ def train(
         keep_freed_memory()
         with world.raise_on_all():
             start = build_classifier(requested, run_data.splits, pretrained, init_device(world))
+            hooks.check_start(start)
             if world.is_main:
                 check_image_sizes(run_data, start.classifier.preprocess, requested.skip_unreadable)
             advice = None if pretrained else advise_pretrained_weights(len(run_data.splits.train), str(data))
@@ -105,21 +106,26 @@ def train(
             unreadable=run_data.unreadable,
             pretrained=pretrained.to_json() if pretrained else None,
             launch_id=launch.id if (launch := current_launch()) else None,
-            options=tuple(resume_options(world, torch_files)),
+            options=tuple(resume_options(world, torch_files, logger)),
         )
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         assert folder is not None
+        hooks.begin(start, folder.path, name, is_resumed=resumed is not None)
         with lock_run(folder, world):
             trained = TrainedRun(folder, start.splits, start.recipe, world.device)
             if resumed and world.on_main(lambda: is_finished(trained)):
-                return finish_on_main(world, lambda: reload_run(trained, report=report, on_result=on_result))
+                return finish_on_main(world, lambda: reload_run(trained, report=report, hooks=hooks))
             probes = None
             with world.raise_on_all():
                 if world.is_main:
                     write_check(run_data.report, folder)
                     probes = probe_start(start) if pretrained else None
-            trained = train_classifier(start, folder, probes, callbacks, world, resumes=resumed is not None)
-            return finish_on_main(world, lambda: finish_run(trained, report=report, on_result=on_result))
+            with hooks.call_run_end():
+                trained = train_classifier(start, folder, probes, hooks, world, resumes=resumed is not None)
+                run = finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks))
+                if not world.is_main:
+                    hooks.finish_scores(run)
+            return run
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
@@ -169,9 +175,11 @@ def load_weights(
         return load_pretrained(model, recipe, init_device(world), torch_files)
 
 
-def resume_options(world: World, torch_files: bool) -> list[str]:
+def resume_options(world: World, torch_files: bool, logger: object) -> list[str]:
     """Returns the options that the resume command repeats. Processes on several machines have no single command."""
     options = ["--torch-files"] if torch_files else []
+    if isinstance(logger, str):
+        options += ["--logger", logger]
     if 1 < world.size == world.local_size:
         options += ["--processes", str(world.size)]
     return options + (["--fsdp"] if world.is_sharded else [])
@@ -215,23 +223,22 @@ def train_classifier(
     start: Start,
     folder: RunFolder,
     probes: Probe | None,
-    callbacks: list[EpochCallback],
+    hooks: RunHooks,
     world: World,
     *,
     resumes: bool,
 ) -> TrainedRun:
     """Trains for all epochs, or makes the linear probe the head if the recipe trains on features."""
     if probes and start.recipe.train_on == "features":
+        hooks.start_without_epochs()
         save_linear_probe(start.classifier, probes, folder)
         return TrainedRun(folder, start.splits, start.recipe, world.device, probes.seconds, probes)
     state = init_train_state(start.classifier.vit, start.recipe, world)
-    run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, callbacks)
+    run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, hooks)
     log_frozen_parameters(state)
     if resumes:
         resume_from_checkpoint(run)
     train_epochs(run)
-    best = run.progress.best
-    best_epoch = best["epoch"] if best and "validation_accuracy" in best else None
     return TrainedRun(
         folder,
         start.splits,
@@ -240,7 +247,8 @@ def train_classifier(
         run.progress.seconds,
         probes,
         validation_outcome=run.best_outcome,
-        best_epoch=best_epoch,
+        best_epoch=run.best_epoch,
+        stopped_early=run.progress.stopped_early,
     )
 
 

@@ -1,9 +1,7 @@
 """A run while it trains: what learns, from what data, where it is written, and how many steps are done."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from vitrail.interrupts import Interrupted
 from vitrail.machine import describe_numerics
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.hooks import RunHooks
 from vitrail.training.checkpoint import collect_tensors, save_checkpoint
 from vitrail.training.distributed import World
 from vitrail.training.loop import StepStats
@@ -27,7 +26,6 @@ from vitrail.training.schedules import count_warmup_steps
 from vitrail.training.train_state import TrainState
 
 Row = dict[str, Any]  # a line of metrics.jsonl
-EpochCallback = Callable[[Path, Row], None]  # gets the run folder and the row of metrics of an epoch
 
 OLD_PROGRESS_KEYS = {"gradient": "grad_norm", "made_with": "numerics"}  # of checkpoints before format 2
 
@@ -46,6 +44,8 @@ class Progress:
     grad_norm: float = 0.0
     unreadable: int = 0  # images of the current epoch that could not be read
     numerics: dict[str, Any] = field(default_factory=dict)  # hardware and software that decide the last bits of a sum
+    callbacks: dict[str, Any] = field(default_factory=dict)  # the states of callbacks, by name
+    stopped_early: dict[str, Any] | None = None  # epoch, epochs, step, callback and reason, once training has stopped
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -72,7 +72,7 @@ class TrainingRun:
     splits: Splits
     recipe: Recipe  # with sizes, epochs and batch size
     folder: RunFolder
-    callbacks: list[EpochCallback] = field(default_factory=list)
+    hooks: RunHooks = field(default_factory=RunHooks)
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)  # the last checkpoint
     curves_drawn_at: float = -float("inf")
@@ -119,6 +119,7 @@ class TrainingRun:
     def save_checkpoint(self, label: str = "") -> None:
         """Writes a checkpoint, whose name ends with the label."""
         self.progress.numerics = self.describe_numerics()
+        self.progress.callbacks = self.hooks.calls.state_dicts()
         tensors = collect_tensors(self.state) if self.world.is_sharded else None
         self.world.on_main(
             lambda: save_checkpoint(self.folder.checkpoints, self.state, asdict(self.progress), label, tensors)
@@ -130,6 +131,48 @@ class TrainingRun:
         classifier = self.eval_classifier
         classifier = replace(classifier, vit=gather_model(classifier.vit, self.world))
         self.world.on_main(lambda: classifier.save(self.folder.artifact))
+
+    def save_after_callback(self) -> str:
+        """Writes a checkpoint after the error of a callback; returns the hint that says so."""
+        self.save_checkpoint()
+        return f"saved at step {self.state.step}, continue with: {self.folder.resume_command()}"
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights are kept, by validation; 0 is the start. None without validation."""
+        best = self.progress.best
+        return best["epoch"] if best and "validation_accuracy" in best else None
+
+    def call_hook(self, hook: str, epoch: int, **values: Any) -> None:
+        """Calls a hook of the callbacks in this process; an error is kept."""
+        self.hooks.moment = {
+            "epoch": epoch,
+            "step": self.state.step,
+            "steps": self.total_steps,
+            "lr": self.progress.lr or None,
+            "best_epoch": self.best_epoch,
+            "stopped_early": self.progress.stopped_early,
+        }
+        self.hooks.find_classifier = self.find_classifier
+        self.hooks.call(hook, **values)
+
+    def call_hook_on_all(self, hook: str, epoch: int, **values: Any) -> None:
+        """Calls a hook in all processes; raises the error of a callback in all of them, once the run is saved."""
+        if self.hooks.has(hook):
+            self.call_hook(hook, epoch, **values)
+            self.hooks.raise_error(self.save_after_callback)
+
+    def find_classifier(self) -> Classifier | None:
+        """Returns the classifier that is evaluated; None if its weights are sharded."""
+        return None if self.world.is_sharded else self.eval_classifier
+
+    def stop_if_requested(self) -> bool:
+        """Records the request of a callback to stop; returns whether training has stopped, the same in all processes."""
+        if self.progress.stopped_early is None and (stop := self.hooks.agree_on_stop()):
+            epoch = -(-self.state.step // self.steps_per_epoch)
+            if self.state.step < self.total_steps:
+                self.progress.stopped_early = {"epoch": epoch, "epochs": self.epochs, "step": self.state.step, **stop}
+        return self.progress.stopped_early is not None
 
     def describe_numerics(self) -> dict[str, Any]:
         """Returns what decides the last bits of a sum in this run."""

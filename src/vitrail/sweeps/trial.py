@@ -4,10 +4,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail import console
+from vitrail.callbacks.base import Callback, CallbackState, EndRun
 from vitrail.classifier import NonFiniteOutput
 from vitrail.errors import UsageError, VitrailError, first_line, is_out_of_memory
 from vitrail.interrupts import Interrupted
@@ -28,11 +28,11 @@ MAX_CRASHES = 3  # processes that a trial may crash without completing an epoch,
 TRIAL_ERRORS = (TrainingDiverged, NonFiniteOutput, UsageError)  # caused by the values of the trial
 
 
-class TrialPruned(Exception):
-    """The trial is stopped early."""
+class TrialPruned(EndRun):
+    """The pruner ends the trial."""
 
 
-class LeaseLost(Exception):
+class LeaseLost(EndRun):
     """Another machine has taken the trial."""
 
 
@@ -109,16 +109,6 @@ def train_trial(job: TrialJob, is_resumed: bool) -> dict[str, Any]:
         shutil.rmtree(run.path)
     recipe = config.recipe.with_changes(**values_to_changes(trial.params))
 
-    def end_epoch(path: Path, row: Row) -> None:
-        job.on_epoch(row)
-        if not job.lease.is_held():
-            raise LeaseLost
-        report_epochs(job)
-        if row["epoch"] < job.epochs and trial.should_prune():
-            raise TrialPruned
-        if not job.should_continue():
-            raise Interrupted("stopped; all trials are saved")
-
     if is_resumed and (rows := run.load_metrics()):
         report_epochs(job)
         if rows[-1].get("epoch", job.epochs) < job.epochs and trial.should_prune():
@@ -135,9 +125,26 @@ def train_trial(job: TrialJob, is_resumed: bool) -> dict[str, Any]:
             report=False,
             check=recipe.skip_unreadable,
             score_test=False,
-            epoch_callbacks=[end_epoch],
+            callbacks=[TrialReporter(job)],
         )
     return finished.result
+
+
+class TrialReporter(Callback):
+    """Reports each epoch of a trial to the study, and ends the run of a trial that is to end."""
+
+    def __init__(self, job: TrialJob):
+        self.job = job
+
+    def on_epoch_end(self, state: CallbackState) -> None:
+        self.job.on_epoch(dict(state.metrics))
+        if not self.job.lease.is_held():
+            raise LeaseLost
+        report_epochs(self.job)
+        if state.epoch < self.job.epochs and self.job.trial.should_prune():
+            raise TrialPruned
+        if not self.job.should_continue():
+            raise Interrupted("stopped; all trials are saved")
 
 
 def report_epochs(job: TrialJob) -> None:

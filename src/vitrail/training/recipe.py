@@ -41,6 +41,9 @@ class Recipe:
     epochs: int | None = option(
         None, "passes over the training images; none: chosen from the number of training images", ge=1
     )
+    patience: int | None = option(
+        None, "stop after this number of epochs without a better validation score; none: train for all epochs", ge=1
+    )
     batch_size: int | None = option(None, "images per step; none: chosen from the number of training images", ge=1)
     accumulation_steps: int = option(
         1, "micro-batches that a batch is split into, to save memory (gradient accumulation)", ge=1
@@ -217,3 +220,10 @@ FEATURE_FIELDS = {
     "train_on", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
     "test_fraction", "split_seed", "image_cache_gib", "workers", "skip_unreadable",
 }  # fmt: skip
+
+
+def flatten_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Returns the name of a recipe, and all its fields that a user may set and that are set."""
+    parts = {"recipe": vars(recipe), "augment": vars(recipe.augment), "model": recipe.model}
+    values = {name: parts[part][name] for name, part in RECIPE_FIELDS.items() if name in parts[part]}
+    return {"recipe": recipe.name, **values}

@@ -1,0 +1,5 @@
+"""The names of loggers."""
+
+from typing import Literal
+
+LoggerName = Literal["mlflow", "tensorboard", "wandb"]
