@@ -1,6 +1,5 @@
 """Calls the hooks of callbacks, and keeps what they ask for: a stop, or the end of the run by an error."""
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -8,7 +7,7 @@ from typing import Any
 
 from vitrail.callbacks.base import HOOKS, Callback, CallbackError, CallbackState, EndRun
 from vitrail.console import log
-from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.errors import UsageError, VitrailError, did_you_mean, first_line
 from vitrail.interrupts import Interrupted
 
 Stop = dict[str, str]  # callback and reason
@@ -103,10 +102,7 @@ def check_callback(callback: object) -> object:
         raise UsageError(f"{kind} is a class, and a callback is an object", f"write {kind}(...)")
     names = {name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name, None))}
     if isinstance(callback, Callback) and (unknown := sorted(names - {*HOOKS})):
-        near = difflib.get_close_matches(unknown[0], HOOKS, n=1)
-        raise UsageError(
-            f"{kind} has a hook {unknown[0]} that is never called", f"did you mean {near[0]}?" if near else None
-        )
+        raise UsageError(f"{kind}.{unknown[0]} is not a hook and is never called", did_you_mean(unknown[0], HOOKS))
     if not any(find_hook(callback, hook) for hook in HOOKS):
         raise UsageError(f"{kind} is not a callback: it has none of the hooks", f"the hooks are {', '.join(HOOKS)}")
     if hasattr(callback, "state_dict") != hasattr(callback, "load_state_dict"):

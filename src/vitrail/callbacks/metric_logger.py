@@ -1,6 +1,6 @@
 """What the loggers share: what is logged of a run, and when.
 
-Nothing that is logged has a local path: the data and the run are named, the recipe and the scores are numbers and words.
+No local path is logged: of the data and the run it is the name, of recipe and scores the numbers and words.
 """
 
 from collections.abc import Mapping

@@ -118,7 +118,7 @@ class RunHooks:
 
     @contextmanager
     def call_run_end(self) -> Iterator[None]:
-        """On exit calls on_run_end, also if an error or a signal ends the run; the errors of callbacks are then printed."""
+        """On exit calls on_run_end, also if an error ends the run; an error of a callback is then printed."""
         try:
             yield
         except BaseException as error:

@@ -167,7 +167,7 @@ class TrainingRun:
         return None if self.world.is_sharded else self.eval_classifier
 
     def stop_if_requested(self) -> bool:
-        """Records the request of a callback to stop; returns whether training has stopped, the same in all processes."""
+        """Records a callback's request to stop; returns whether training has stopped, the same in all processes."""
         if self.progress.stopped_early is None and (stop := self.hooks.agree_on_stop()):
             epoch = -(-self.state.step // self.steps_per_epoch)
             if self.state.step < self.total_steps:
