@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 import vitrail
 from vitrail import console
+from vitrail.callbacks import Callback
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.runs import epochs, finish, validation
@@ -69,9 +70,10 @@ def record_run(data, out, damaged=(), stop_after=None, **options):
             torch.rand(dist.get_rank())  # so that the generators of the processes differ
         return init_train_state(*arguments)
 
-    def stop(folder, row):
-        if row["epoch"] == stop_after:
-            raise Interrupted("stopped")
+    class Stop(Callback):
+        def on_epoch_end(self, state):
+            if state.epoch == stop_after:
+                raise Interrupted("stopped")
 
     with (
         patch.object(loop, "prepare_micro_batch", prepare_and_record),
@@ -81,7 +83,7 @@ def record_run(data, out, damaged=(), stop_after=None, **options):
         patch.object(train_module, "init_train_state", init_with_own_generator_state),
     ):
         try:
-            run = vitrail.train(data, out=out, report=False, epoch_callbacks=[stop], **options)
+            run = vitrail.train(data, out=out, report=False, callbacks=[Stop()], **options)
         except Interrupted:
             return record
     rows = RunFolder(run.folder).load_metrics()

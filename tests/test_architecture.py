@@ -90,9 +90,9 @@ def test_javascript_lines_are_short():
 
 def test_the_public_names():
     assert set(vitrail.__all__) == {
-        "Classifier", "Explanation", "PredictSummary", "Prediction", "Run", "Sweep", "UsageError", "ViT", "ViTConfig",
-        "VitrailError", "evaluate", "explain", "load", "load_any", "predict_all", "probe", "recording", "sweep",
-        "train",
+        "Callback", "Classifier", "EarlyStopping", "Explanation", "PredictSummary", "Prediction", "Run", "Sweep",
+        "UsageError", "ViT", "ViTConfig", "VitrailError", "evaluate", "explain", "load", "load_any", "predict_all",
+        "probe", "recording", "sweep", "train",
     }  # fmt: skip
     assert callable(vitrail.train)
     assert all(hasattr(vitrail, name) for name in vitrail.__all__)

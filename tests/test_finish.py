@@ -9,12 +9,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import vitrail
 from test_report import random_subject
+from vitrail.callbacks import Callback, CallbackState
 from vitrail.cli import main
 from vitrail.errors import UsageError
 from vitrail.evaluation import evaluate
@@ -55,13 +55,15 @@ def test_the_score_is_printed_before_the_report_and_a_signal_then_loses_nothing(
 
 @pytest.mark.usefixtures("pictures")
 def test_the_command_that_is_named_writes_the_report(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    def interrupt(folder: Path, result: dict[str, Any]) -> None:
-        assert json.loads((folder / "result.json").read_text()) == result
-        os.kill(os.getpid(), signal.SIGTERM)
+    class Interrupter(Callback):
+        def on_evaluation_end(self, state: CallbackState) -> None:
+            if state.evaluation is not None and state.evaluation.is_final:
+                assert json.loads((state.folder / "result.json").read_text()) == state.result
+                os.kill(os.getpid(), signal.SIGTERM)
 
     out = photos.parent / "run"
     with pytest.raises(ReportInterrupted) as caught:
-        vitrail.train(photos, out=out, on_result=interrupt, **TINY)
+        vitrail.train(photos, out=out, callbacks=[Interrupter()], **TINY)
     assert isinstance(caught.value, Interrupted) and caught.value.run.result["test"]["images"] == 12
     _, verb, *arguments = shlex.split(str(caught.value.hint).removeprefix("write it with: "))
     monkeypatch.chdir(photos.parent)

@@ -396,13 +396,6 @@ def test_resume_with_other_workers_and_changed_hardware_warns(make_folder, capsy
     assert result["test"]["images"] == whole.result["test"]["images"]
 
 
-def test_tensorboard_on_request(make_folder):
-    pytest.importorskip("tensorboard")
-    folder = make_folder("board", 6)
-    run = vitrail.train(folder, out=folder.parent / "run", epochs=1, tensorboard=True, **SMALL)
-    assert list((run.folder / "tensorboard").glob("events*"))
-
-
 def test_a_run_stopped_at_the_last_step_of_an_epoch_can_be_resumed(make_folder, monkeypatch: pytest.MonkeyPatch):
     """With one step per epoch, every step is the last one."""
     from vitrail.interrupts import Interrupted

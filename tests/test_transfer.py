@@ -502,11 +502,6 @@ def test_the_data_check_uses_the_fit_of_the_pretrained_model(make_folder, tmp_pa
     assert {each["consequence"] for each in elongated} == {"only their center is used"}
 
 
-def test_tensorboard_with_recipe_linear_is_an_error_before_the_data_is_opened(pretrained: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="no epochs for TensorBoard"):
-        vitrail.train(tmp_path / "nowhere", model=pretrained, recipe="linear", out=tmp_path / "run", tensorboard=True)
-
-
 def test_resume_requires_the_same_pretrained_weights(pretrained: Path, run: vitrail.Run, make_folder, tmp_path: Path):
     folder = make_folder("few", 8, ("warm", "cold"))
     copy = tmp_path / "copy.safetensors"
@@ -537,7 +532,7 @@ def test_resume_requires_the_same_pretrained_weights(pretrained: Path, run: vitr
         (["--from", "WARM", "--freeze", "tail"], "--freeze"),
         (["--from", "WARM", "--recipe", "linear", "--epochs", "3"], "fits its head on features, where epochs"),
         (["--from", "WARM", "--recipe", "linear", "--flip", "0"], "where flip has no effect"),
-        (["--from", "WARM", "--recipe", "linear", "--tensorboard"], "no epochs for TensorBoard"),
+        (["--from", "WARM", "--recipe", "linear", "--patience", "2"], "fits its head on features, where patience"),
         (["--from", "WARM", "--recipe", "linear", "--head", "mlp"], "only a linear head"),
         (["--from", "WARM", "--lora-rank", "0"], "lora_rank is 0"),
     ],

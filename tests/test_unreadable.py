@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,7 +250,7 @@ def test_a_deleted_test_image_is_left_out_of_scores_and_pictures(make_folder):
         batch_size=8,
         image_cache_gib=0.0,
         skip_unreadable=True,
-        epoch_callbacks=[lambda *row: victim.unlink(missing_ok=True)],
+        callbacks=[SimpleNamespace(on_epoch_end=lambda state: victim.unlink(missing_ok=True))],
         **SMALL,
     )
     assert (run.result["test"]["images"], run.result["test"]["unreadable"]) == (7, 1)

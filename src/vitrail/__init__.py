@@ -11,6 +11,8 @@ del let_idle_threads_sleep
 
 if TYPE_CHECKING:
     from vitrail.api import evaluate, probe
+    from vitrail.callbacks.base import Callback
+    from vitrail.callbacks.early_stopping import EarlyStopping
     from vitrail.classifier import Classifier, Prediction
     from vitrail.errors import UsageError, VitrailError
     from vitrail.explanation.api import explain
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 # Public names and their modules. A module is imported when its name is first used, so `import vitrail` is fast.
 _MODULES = {
+    "Callback": "vitrail.callbacks.base",
     "Classifier": "vitrail.classifier",
+    "EarlyStopping": "vitrail.callbacks.early_stopping",
     "Explanation": "vitrail.explanation.explanation",
     "PredictSummary": "vitrail.prediction",
     "Prediction": "vitrail.classifier",
@@ -48,7 +52,9 @@ _MODULES = {
 }
 
 __all__ = [
+    "Callback",
     "Classifier",
+    "EarlyStopping",
     "Explanation",
     "PredictSummary",
     "Prediction",

@@ -219,13 +219,15 @@ def write_html_report(
     skip = arguments.skip_unreadable
     split, splits = open_splits(classifier, arguments.data, skip)
     flags = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
+    run = RunFolder(Path(arguments.model)) if Path(arguments.model).is_dir() else None
     subject = Subject(
         classifier,
         evaluation.outcome.readable_images(splits[split]),
         evaluation,
         split=split,
         splits=splits,
-        training_metrics=RunFolder(Path(arguments.model)).load_metrics() if Path(arguments.model).is_dir() else [],
+        training_metrics=run.load_metrics() if run else [],
+        stopped_early=run.load_early_stop() if run else None,
         model_path=str(arguments.model),
         command=report_command(arguments.model, arguments.data, [flag for flag, is_on in flags.items() if is_on]),
         skip_unreadable=skip,

@@ -36,15 +36,13 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--no-report", action="store_true", help="write no report.html at the end (default: off)")
     parser.add_argument(
-        "--logger", choices=get_args(LoggerName), help="also log to this tool, if it is installed (default: none)"
-    )
+        "--logger", action="append", choices=get_args(LoggerName),
+        help="also log to this tool, if it is installed; may be repeated (default: none)",
+    )  # fmt: skip
     parser.add_argument(
-        "--tensorboard",
-        dest="logger",
-        action="store_const",
-        const="tensorboard",
-        help="the same as --logger tensorboard",
-    )
+        "--tensorboard", dest="logger", action="append_const", const="tensorboard",
+        help="the same as --logger tensorboard (default: off)",
+    )  # fmt: skip
     group = parser.add_advanced_group("several processes")
     group.add_argument(
         "--fsdp", action="store_true", help="shard the model over the processes; needs --optimizer adamw (default: off)"

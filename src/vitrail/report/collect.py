@@ -113,6 +113,7 @@ def describe_subject(subject: Subject, splits: dict[str, Images]) -> Document:
             "splits": {name: len(images) for name, images in splits.items()},
         },
         "classes": list(subject.evaluation.outcome.classes),
+        "stopped_early": subject.stopped_early,
         "training_metrics": [row for row in subject.training_metrics if "epoch" in row],
     }
 

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from vitrail.training.advice import describe_overfitting
+from vitrail.training.advice import describe_early_stop, describe_overfitting
 
 MAX_NAMED_CLASSES = 4
 LOW_RECALL = 0.5
@@ -31,6 +31,7 @@ class Finding(NamedTuple):
 def write_findings(document: Document) -> list[dict[str, str]]:
     """Returns the findings of a document in the order of its sections."""
     functions = (
+        early_stop,
         overfitting,
         weakest_class,
         most_frequent_mistake,
@@ -45,6 +46,11 @@ def write_findings(document: Document) -> list[dict[str, str]]:
     )
     findings = [function(document) for function in functions]
     return [finding._asdict() for finding in findings if finding]
+
+
+def early_stop(document: Document) -> Finding | None:
+    stopped = document.get("stopped_early")
+    return Finding(Level.NOTE, f"{describe_early_stop(stopped)}.", "training") if stopped else None
 
 
 def overfitting(document: Document) -> Finding | None:

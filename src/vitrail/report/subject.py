@@ -25,7 +25,8 @@ class Subject:
     """A classifier, the images that it was scored on, and their context.
 
     `images` are the readable images of the scored split, in the order of the evaluation. `splits` are all splits of the
-    data. `training_metrics` are the rows of the run's metrics. `command` is the command that repeats the report.
+    data. `training_metrics` are the rows of the run's metrics. `stopped_early` says when and why training stopped
+    before its last epoch. `command` is the command that repeats the report.
     """
 
     classifier: Classifier
@@ -34,6 +35,7 @@ class Subject:
     split: str = "test"
     splits: dict[str, Images] = field(default_factory=dict)
     training_metrics: list[dict[str, Any]] = field(default_factory=list)
+    stopped_early: dict[str, Any] | None = None
     model_path: str = ""
     command: str = ""
     skip_unreadable: bool = False

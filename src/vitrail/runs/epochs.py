@@ -14,10 +14,9 @@ from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import write_json
 from vitrail.interrupts import StopRequest, catch_stop_signals
-from vitrail.runs.result import describe_early_stop
 from vitrail.runs.training_run import Progress, Row, TrainingRun
 from vitrail.runs.validation import evaluate_all_ranks
-from vitrail.training.advice import describe_overfitting
+from vitrail.training.advice import describe_early_stop, describe_overfitting
 from vitrail.training.batch_sharding import make_train_loader
 from vitrail.training.curves import draw_curves
 from vitrail.training.loop import StepStats, TrainingDiverged, check_weights_finite, train_steps
@@ -42,10 +41,7 @@ def train_epochs(run: TrainingRun) -> None:
         run.call_hook_on_all("on_run_start", run.progress.epoch)
         if run.starts_from_weights and not run.state.step and run.progress.best is None:
             score_start(run, stop)
-        while run.progress.epoch < run.epochs and not run.stop_if_requested():
-            run.call_hook_on_all("on_epoch_start", run.progress.epoch + 1)
-            if run.stop_if_requested():
-                break
+        while run.progress.epoch < run.epochs and not run.progress.stopped_early and begin_epoch(run):
             try:
                 row = train_epoch(run, monitor, stop)
                 row |= validate(run)
@@ -63,8 +59,18 @@ def train_epochs(run: TrainingRun) -> None:
         log(warning)
 
 
+def begin_epoch(run: TrainingRun) -> bool:
+    """Calls on_epoch_start; returns whether the epoch is to be trained. If a callback asks for a stop, saves that."""
+    if not run.stop_if_requested():
+        run.call_hook_on_all("on_epoch_start", run.progress.epoch + 1)
+    if run.stop_if_requested():
+        run.save_checkpoint("-stopped")  # sorts after "-measured", which may exist for this step
+        return False
+    return True
+
+
 def end_early(run: TrainingRun) -> None:
-    """Prints why training stops; saves the weights at the start if there are no others, and that training is over."""
+    """Prints why training stops; saves the weights at the start if there are no others."""
     assert run.progress.stopped_early is not None
     log(describe_early_stop(run.progress.stopped_early))
     if run.progress.best is None:

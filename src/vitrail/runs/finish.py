@@ -164,6 +164,7 @@ def show_run(run: Run, evaluation: Evaluation, trained: TrainedRun, *, report: b
             split=trained.scored_split,
             splits=trained.splits,
             training_s=run.result["seconds"],
+            stopped_early=run.result.get("stopped_early"),
         )
 
 

@@ -11,7 +11,7 @@ runs/NAME/
   curves.png  confusion.png  attention.png     pictures
   report.html  report.json                     the report, for people and for programs
   diverged.json                                the batch at which training diverged, if it did
-  tensorboard/                                 with --tensorboard
+  tensorboard/  wandb/                         with --logger
 """
 
 import json
@@ -178,6 +178,13 @@ class RunFolder:
             except json.JSONDecodeError:
                 break  # a killed run may leave half a line; that epoch is trained again
         return rows
+
+    def load_early_stop(self) -> dict[str, Any] | None:
+        """Returns when and why training stopped early; None if it did not, and without a readable result.json."""
+        try:
+            return read_json_object(self.result_file).get("stopped_early")
+        except (OSError, ValueError):
+            return None
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds an epoch's row; raises `VitrailError` if it cannot be written."""

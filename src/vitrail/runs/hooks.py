@@ -8,7 +8,7 @@ from typing import Any
 from vitrail.callbacks.base import CallbackState, SplitScores
 from vitrail.callbacks.calls import CallbackCalls, Stop
 from vitrail.callbacks.early_stopping import EarlyStopping
-from vitrail.callbacks.loggers import make_logger
+from vitrail.callbacks.loggers import Logger, make_loggers
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError, first_line
@@ -131,14 +131,16 @@ class RunHooks:
         self.raise_error(lambda: f"the run in {self.facts['folder']} is complete")
 
 
-def make_hooks(callbacks: Sequence[object], logger: object, recipe: Recipe, world: World) -> RunHooks:
+def make_hooks(
+    callbacks: Sequence[object], logger: Logger | Sequence[Logger] | None, recipe: Recipe, world: World
+) -> RunHooks:
     """Returns the callbacks of a run with those that the recipe and the logger add, and the printer of the result.
 
     Raises `UsageError` for an object that is no callback, and for a logger whose library is missing.
     """
     if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
         raise UsageError(f"callbacks is {callbacks!r}; it must be a list of callbacks")
-    added: list[object] = [] if logger is None else [make_logger(logger)]
+    added = make_loggers(logger)
     if recipe.patience is not None:
         if any(isinstance(callback, EarlyStopping) for callback in callbacks):
             raise UsageError("the patience is set twice: by the recipe and by EarlyStopping", "leave out one of them")

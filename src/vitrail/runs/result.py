@@ -10,6 +10,7 @@ from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.runs.probes import describe_probes
+from vitrail.training.advice import describe_early_stop
 
 ResultCallback = Callable[[Path, dict[str, Any]], None]  # gets the run folder and the content of result.json
 
@@ -52,11 +53,6 @@ def describe_result(result: dict[str, Any]) -> list[str]:
     if stopped := result.get("stopped_early"):
         lines.append(describe_early_stop(stopped))
     return [*lines, f"trained in {result['seconds']:.0f} s"]
-
-
-def describe_early_stop(stopped: dict[str, Any]) -> str:
-    """Returns a line on when and why training stopped early."""
-    return f"training stopped early, after epoch {stopped['epoch']} of {stopped['epochs']}: {stopped['reason']}"
 
 
 def log_result(folder: Path, result: dict[str, Any]) -> None:

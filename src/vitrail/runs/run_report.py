@@ -1,5 +1,7 @@
 """The report of a run, which may take a part of the time that training took."""
 
+from typing import Any
+
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data.split import Splits
@@ -28,6 +30,7 @@ def write_run_report(
     split: str,
     splits: Splits,
     training_s: float,
+    stopped_early: dict[str, Any] | None = None,
 ) -> None:
     """Writes report.html and report.json into the run folder, and prints what was left out to save time."""
     by_name = splits.as_dict()
@@ -40,6 +43,7 @@ def write_run_report(
         splits=by_name,
         skip_unreadable=recipe.skip_unreadable,
         training_metrics=folder.load_metrics(),
+        stopped_early=stopped_early,
         model_path=str(folder.path),
         command=command,
     )

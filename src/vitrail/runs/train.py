@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from vitrail.callbacks.base import Callback
-from vitrail.callbacks.names import LoggerName
+from vitrail.callbacks.loggers import Logger, name_loggers
 from vitrail.console import log
 from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
@@ -59,7 +58,7 @@ def train(
     fsdp: bool = False,
     score_test: bool = True,
     callbacks: Sequence[object] = (),
-    logger: LoggerName | Callback | None = None,
+    logger: Logger | Sequence[Logger] | None = None,
     **changes: Any,
 ) -> Run:
     """Trains a classifier on the images of `data` and writes the run folder.
@@ -71,7 +70,7 @@ def train(
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `resume` starts a new run if there is none yet, and returns a finished one as it is.
     `check` checks the data first, `report` writes report.html at the end, `score_test=False` scores validation
-    instead of test. `callbacks` are objects with hooks, see `vitrail.Callback`; `logger` is one of them, or its name.
+    instead of test. `callbacks` are objects with hooks (`vitrail.Callback`); `logger` is one of them, or its name.
 
     If several processes call it (under torchrun, or in an initialized process group), they train one model: the main
     process writes the run, and every process returns it. `fsdp` shards the model over the processes.
@@ -122,10 +121,7 @@ def train(
                     probes = probe_start(start) if pretrained else None
             with hooks.call_run_end():
                 trained = train_classifier(start, folder, probes, hooks, world, resumes=resumed is not None)
-                run = finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks))
-                if not world.is_main:
-                    hooks.finish_scores(run)
-            return run
+                return finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks), hooks)
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
@@ -175,11 +171,10 @@ def load_weights(
         return load_pretrained(model, recipe, init_device(world), torch_files)
 
 
-def resume_options(world: World, torch_files: bool, logger: object) -> list[str]:
+def resume_options(world: World, torch_files: bool, logger: Logger | Sequence[Logger] | None) -> list[str]:
     """Returns the options that the resume command repeats. Processes on several machines have no single command."""
     options = ["--torch-files"] if torch_files else []
-    if isinstance(logger, str):
-        options += ["--logger", logger]
+    options += [f"--logger={name}" for name in name_loggers(logger)]
     if 1 < world.size == world.local_size:
         options += ["--processes", str(world.size)]
     return options + (["--fsdp"] if world.is_sharded else [])
@@ -261,8 +256,11 @@ def log_frozen_parameters(state: TrainState) -> None:
         log(f"{trainable:,} trainable parameters, {frozen:,} frozen")
 
 
-def finish_on_main(world: World, finish: Callable[[], Run]) -> Run:
-    """Finishes the run on the main process; all return it, the others with the classifier on the CPU."""
+def finish_on_main(world: World, finish: Callable[[], Run], hooks: RunHooks | None = None) -> Run:
+    """Finishes the run on the main process; all return it, the others with the classifier on the CPU.
+
+    `hooks` get the scores in the other processes.
+    """
     with world.raise_on_all():
         run = finish() if world.is_main else None
     if world.size == 1:
@@ -271,4 +269,6 @@ def finish_on_main(world: World, finish: Callable[[], Run]) -> Run:
     copied = run and replace(run, folder=run.folder.absolute(), classifier=copy.deepcopy(run.classifier).to("cpu"))
     shared = world.broadcast(copied)
     assert shared is not None
+    if hooks and not world.is_main:
+        hooks.finish_scores(shared)
     return run or shared

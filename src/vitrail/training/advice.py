@@ -1,4 +1,4 @@
-"""Advice on a training: whether to start from pretrained weights, and whether it has overfitted early."""
+"""Sentences on a training: whether to start from pretrained weights, whether it has stopped or overfitted early."""
 
 import shlex
 from typing import Any
@@ -21,6 +21,11 @@ def advise_pretrained_weights(train_images: int, data: str) -> str | None:
         f"{train_images:,} training images are few (under {FEW_IMAGES:,}): pretrained weights are usually far better "
         f"than training from scratch; for example: {command}"
     )
+
+
+def describe_early_stop(stopped: dict[str, Any]) -> str:
+    """Returns a sentence, without its full stop, on when and why training stopped early."""
+    return f"Training stopped early, after epoch {stopped['epoch']} of {stopped['epochs']}: {stopped['reason']}"
 
 
 def describe_overfitting(rows: list[dict[str, Any]]) -> str | None:
