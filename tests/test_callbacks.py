@@ -1,7 +1,9 @@
 """Callbacks: when each hook is called and with what, errors, early stopping, and exact resume of both."""
 
+import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
@@ -14,7 +16,7 @@ import torch
 import vitrail
 from conftest import fill
 from vitrail import Callback, EarlyStopping
-from vitrail.callbacks.base import HOOKS, CallbackError
+from vitrail.callbacks.base import HOOKS, CallbackError, CallbackState
 from vitrail.cli.main import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.folder import RunFolder
@@ -332,6 +334,21 @@ def test_the_state_of_a_callback_is_in_the_checkpoint(data: Path, tmp_path: Path
     vitrail.train(data, out=tmp_path / "copy", resume=True, callbacks=[Counter()], report=False)
     assert "was started with the callback Counter#2, which is not among the callbacks now" in capsys.readouterr().err
     assert list_checkpoints(RunFolder(tmp_path / "copy").checkpoints)
+
+
+def test_the_examples_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parent.parent / "docs" / "callbacks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block, {"__name__": "example"})
+    assert "accuracy reached 0.2" in read_result(tmp_path / "runs" / "own")["stopped_early"]["reason"]
+    assert read_result(tmp_path / "runs" / "patient")["best_epoch"] > 0
+    assert list((tmp_path / "runs" / "logged" / "tensorboard").glob("events*"))
+    fields = {each.name for each in dataclasses.fields(CallbackState)} | {"classifier", "model"}
+    table = "".join(re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", table)) >= fields - {"get_classifier", "request_stop"}
 
 
 def test_a_callback_may_end_in_an_error_of_vitrail_with_its_hint(data: Path, tmp_path: Path):

@@ -24,7 +24,14 @@ class WandB(MetricLogger):
     def start(self, state: CallbackState, parameters: Mapping[str, Any]) -> None:
         wandb = require_library("wandb", self.title)
         private = wandb.Settings(
-            console="off", save_code=False, disable_git=True, x_disable_meta=True, host="", silent=True
+            console="off",
+            save_code=False,
+            disable_git=True,
+            host="",
+            silent=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
         )
         defaults = {"name": state.folder.name, "dir": str(state.folder), "settings": private, "resume": "allow"}
         self.run = wandb.init(config=dict(parameters), id=self.run_id, **{**defaults, **self.options})
