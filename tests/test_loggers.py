@@ -100,8 +100,9 @@ def test_tensorboard_with_a_recipe_on_features_has_the_final_scores(data: Path, 
 
 
 def test_wandb_offline_writes_its_folder_with_every_value(data: Path, tmp_path: Path):
-    pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     run = train_with_a_break(data, tmp_path / "run", lambda: WandB(mode="offline"))
+    wandb.teardown()  # ends its service process
     parts = sorted((run.folder / "wandb").glob("offline-run-*/*.wandb"))
     assert len(parts) == 2 and len({part.name for part in parts}) == 1  # one ID
     history, config, pictures = read_wandb(parts)
