@@ -17,6 +17,7 @@ import torch.distributed as dist
 import vitrail
 from vitrail import console
 from vitrail.callbacks import Callback
+from vitrail.callbacks.base import CallbackError
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.runs import epochs, finish, validation
@@ -34,10 +35,11 @@ def hash_images(images, targets):
     ]
 
 
-def record_run(data, out, damaged=(), stop_after=None, **options):
+def record_run(data, out, damaged=(), stop_after=None, asks_for_stop=None, fails=None, **options):
     """Runs vitrail.train and returns a record of it.
 
     `damaged` are image files to damage after the data was opened; `stop_after` is the epoch to stop after.
+    `asks_for_stop` and `fails` are the rank and the step at which a callback in that process does so.
     """
     record = {"steps": [], "micro_batches": [], "validations": []}
     prepare_micro_batch, train_steps = loop.prepare_micro_batch, epochs.train_steps
@@ -75,6 +77,17 @@ def record_run(data, out, damaged=(), stop_after=None, **options):
             if state.epoch == stop_after:
                 raise Interrupted("stopped")
 
+    class EveryProcess(Callback):
+        every_process = True
+
+        def on_step_end(self, state):
+            rank = dist.get_rank() if dist.is_initialized() else 0
+            assert state.is_main == (rank == 0)
+            if [rank, state.step] == fails:
+                raise ZeroDivisionError("by zero")
+            if [rank, state.step] == asks_for_stop:
+                state.stop(f"rank {rank} asks for it")
+
     with (
         patch.object(loop, "prepare_micro_batch", prepare_and_record),
         patch.object(epochs, "train_steps", train_and_record),
@@ -83,9 +96,11 @@ def record_run(data, out, damaged=(), stop_after=None, **options):
         patch.object(train_module, "init_train_state", init_with_own_generator_state),
     ):
         try:
-            run = vitrail.train(data, out=out, report=False, callbacks=[Stop()], **options)
+            run = vitrail.train(data, out=out, report=False, callbacks=[Stop(), EveryProcess()], **options)
         except Interrupted:
             return record
+        except CallbackError as error:
+            return {**record, "error": str(error)}
     rows = RunFolder(run.folder).load_metrics()
     return {**record, "rows": rows, "result": run.result, "classes": run.classifier.classes}
 

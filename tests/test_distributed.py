@@ -113,6 +113,9 @@ def records(
         "uninterrupted": sharded,
         "stopped": {**sharded, "stop_after": 1},
         "resumed": {**data, "out": "stopped", "resume": True, "fsdp": True, "check": False},
+        "asked": {**TINY, **data, **SHORT, "asks_for_stop": [1, 3], "fsdp": True},
+        "failing": {**TINY, **data, **SHORT, "fails": [1, 3]},
+        "failed": {**data, "out": "failing", "resume": True, "check": False},
         "lora": {**data, **SHORT, **LORA, "model": str(pretrained)},
         "checkpointing": {**data, **SHORT, **MEMORY_SAVING["checkpointing"]},
     }
@@ -191,6 +194,25 @@ def test_a_resumed_sharded_run_ends_with_the_same_bits(records):
         assert len(stopped["steps"]) == 4  # 51 images
         assert stopped["steps"] + resumed["steps"] == uninterrupted["steps"]
         assert resumed["result"]["test"] == uninterrupted["result"]["test"]
+
+
+def test_all_processes_stop_after_the_step_at_which_a_callback_of_one_asks_for_it(records):
+    for record in records[2]["asked"]:
+        assert len(record["steps"]) == 3
+        assert record["result"]["stopped_early"] == {
+            "epoch": 1, "epochs": 2, "step": 3, "callback": "EveryProcess", "reason": "rank 1 asks for it",
+        }  # fmt: skip
+        assert record["result"]["test"] == records[2]["asked"][0]["result"]["test"]
+
+
+def test_all_processes_end_with_the_error_of_a_callback_of_one_and_the_run_resumes(records):
+    for failing, resumed in zip(records[2]["failing"], records[2]["failed"], strict=True):
+        assert failing["error"].startswith(
+            "the callback EveryProcess failed in on_step_end: ZeroDivisionError: by zero"
+        )
+        assert "saved at step 3, continue with: vitrail train" in failing["error"]
+        assert [step[0] for step in failing["steps"] + resumed["steps"]] == list(range(1, 9))
+        assert resumed["result"]["test"]["images"] == 15
 
 
 @pytest.mark.parametrize("name", MEMORY_SAVING)
