@@ -44,15 +44,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_pictures():
-    """Pictures take most of the time of such small runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrail.runs.finish.draw_pictures", lambda *_: None)
-        patch.setattr("vitrail.runs.epochs.draw_curves", lambda *_, **__: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
     """A run of two epochs without callbacks."""

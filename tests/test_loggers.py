@@ -57,7 +57,6 @@ def test_final_scores_have_the_ends_of_their_intervals():
         "accuracy_interval": [0.25, 0.75],
         "images": 8,
         "top5_interval": None,
-        "optimistic": True,
     }
     assert final_scores("test", scores) == {
         "final_test_accuracy": 0.5, "final_test_accuracy_low": 0.25, "final_test_accuracy_high": 0.75,
@@ -65,7 +64,7 @@ def test_final_scores_have_the_ends_of_their_intervals():
     }  # fmt: skip
 
 
-def test_tensorboard_has_every_value_once_after_a_resume(data: Path, tmp_path: Path):
+def test_tensorboard_has_every_value_once_after_a_resume(data: Path, tmp_path: Path, pictures):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -99,7 +98,7 @@ def test_tensorboard_with_a_recipe_on_features_has_the_final_scores(data: Path, 
     assert accuracy.value == pytest.approx(linear.result["test"]["accuracy"])
 
 
-def test_wandb_offline_writes_its_folder_with_every_value(data: Path, tmp_path: Path):
+def test_wandb_offline_writes_its_folder_with_every_value(data: Path, tmp_path: Path, pictures):
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     run = train_with_a_break(data, tmp_path / "run", lambda: WandB(mode="offline"))
     wandb.teardown()  # ends its service process
@@ -141,7 +140,7 @@ def read_wandb(parts: list[Path]):
     return history, config, pictures
 
 
-def test_mlflow_is_read_back_by_its_client(data: Path, tmp_path: Path):
+def test_mlflow_is_read_back_by_its_client(data: Path, tmp_path: Path, pictures):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     address = f"file:{tmp_path / 'store'}"
     run = train_with_a_break(data, tmp_path / "run", lambda: MLflow("pets", tracking_uri=address))
