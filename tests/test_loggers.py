@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,24 +121,35 @@ def test_wandb_offline_writes_its_folder_with_every_value(data: Path, tmp_path: 
 
 
 def read_wandb(parts: list[Path]):
-    """Returns the rows, the config and the names of the pictures in wandb's own files."""
+    """Returns the rows, the config and the names of the pictures in the files of an offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     history, config, pictures = [], {}, set()
     for part in parts:
-        store = DataStore()
-        store.open_for_scan(str(part))
-        while (data := store.scan_data()) is not None:
-            record = Record()
-            record.ParseFromString(data)
-            for update in record.run.config.update:
-                config[update.key] = json.loads(update.value_json)
-            items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-            if items:
-                history.append(items)
-            pictures |= {name for name, value in items.items() if isinstance(value, dict) and "path" in value}
+        for content in read_log(part.read_bytes()):
+            record = Record.FromString(content)
+            config |= {update.key: json.loads(update.value_json) for update in record.run.config.update}
+            if record.history.item:
+                history.append({item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})
+                pictures |= {item.nested_key[0] for item in record.history.item if "path" in item.nested_key}
+                pictures |= {name for name, value in history[-1].items() if isinstance(value, dict)}
     return history, config, pictures
+
+
+def read_log(content: bytes):
+    """Yields the records of a file in LevelDB's log format: blocks of 32 KiB, with parts of records in them."""
+    position, parts = 7, []  # after wandb's own header
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        _, length, kind = struct.unpack_from("<IHB", content, position) if left >= 7 else (0, 0, 0)
+        if kind == 0:  # the rest of the block is empty
+            position += left
+            continue
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield b"".join(parts)
+            parts = []
 
 
 def test_mlflow_is_read_back_by_its_client(data: Path, tmp_path: Path, pictures):

@@ -32,6 +32,7 @@ class WandB(MetricLogger):
             x_disable_meta=True,
             x_disable_stats=True,
             x_disable_machine_info=True,
+            x_save_requirements=False,
         )
         defaults = {"name": state.folder.name, "dir": str(state.folder), "settings": private, "resume": "allow"}
         self.run = wandb.init(config=dict(parameters), id=self.run_id, **{**defaults, **self.options})
