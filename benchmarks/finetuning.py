@@ -28,6 +28,7 @@ from vitrail.data.open import open_data
 from vitrail.data.split import Splits
 from vitrail.evaluation.outcome import compute_outcome
 from vitrail.intervals import t_interval
+from vitrail.runs.data import RunData
 from vitrail.runs.epochs import train_epochs
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.pretrained import Pretrained, load_pretrained
@@ -103,7 +104,7 @@ def run_trial(data_set: DataSet, splits: Splits, pretrained: Pretrained, seed: i
     """Trains from the probe; returns the row of the trial, with the test images that each model gets right."""
     started = time.process_time()
     recipe = find_recipe("finetune", image_size=IMAGE_SIZE, seed=seed, workers=0, epochs=epochs, **changes)
-    start = build_classifier(recipe, splits, pretrained, torch.device("cpu"))
+    start = build_classifier(recipe, RunData(splits), pretrained, torch.device("cpu"))
     probes = probe_start(start)
     state = init_train_state(start.classifier.vit, start.recipe)
     with tempfile.TemporaryDirectory() as folder:

@@ -35,8 +35,8 @@ from vitrail.data.shards import images as shard_images
 from vitrail.data.shards import tar_index
 from vitrail.data.shards.index import INDEX_FILE
 from vitrail.data.shards.index_file import METADATA_KEY, index_digest, parse_index, save_index
+from vitrail.data.split import drop_images
 from vitrail.errors import UsageError, VitrailError
-from vitrail.runs.data import drop_unreadable
 from vitrail.runs.folder import RunFolder
 
 
@@ -209,7 +209,7 @@ def test_a_damaged_member_does_not_remove_one_of_the_same_name_in_another_split(
     assert document["unreadable"] == {"train": ["00000/a/0.png"]}
     vitrail.train(tmp_path / "set", out=run.folder, resume=True, report=False)
     (run.folder / "recipe.json").write_text(json.dumps({**document, "unreadable": ["00000/a/0.png"]}))
-    splits = drop_unreadable(open_data(tmp_path / "set"), RunFolder(run.folder).load_config().unreadable)
+    splits = drop_images(open_data(tmp_path / "set"), RunFolder(run.folder).load_config().unreadable)
     assert splits.unreadable == {"train": 1, "validation": 1}
 
 
@@ -220,9 +220,9 @@ def test_an_unreadable_image_is_removed_from_the_split_that_was_held_out(tmp_pat
         )
         validation = splits.as_dict()["validation"].names[0]
         assert splits.source_splits["validation"] == split
-        remaining = drop_unreadable(splits, {split: [validation]})
+        remaining = drop_images(splits, {split: [validation]})
         assert remaining.unreadable == {"validation": 1} and len(remaining.train) == len(splits.train)
-        assert drop_unreadable(splits, {"validation": [validation]}) is splits
+        assert drop_images(splits, {"validation": [validation]}) is splits
 
 
 @pytest.mark.parametrize("check_data", [True, False])

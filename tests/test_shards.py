@@ -25,9 +25,10 @@ from vitrail.data.loader import TrainLoader
 from vitrail.data.open import open_data, open_source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.shards import is_shards
-from vitrail.data.shards.address import expand_braces, shard_set_name
+from vitrail.data.shards.address import expand_braces
 from vitrail.data.shards.index import INDEX_FILE
 from vitrail.data.shards.writer import write_shards
+from vitrail.data.source import name_of_data
 from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
 from vitrail.errors import UsageError, VitrailError
 
@@ -327,7 +328,7 @@ def test_braces_expand_as_in_a_shell():
     ],
 )
 def test_the_name_of_a_set_of_shards(address: str, name: str):
-    assert shard_set_name(address) == name
+    assert name_of_data(address) == name
 
 
 def test_a_folder_with_class_folders_is_a_folder_of_images_whatever_archives_it_has(photos: Path, tmp_path: Path):

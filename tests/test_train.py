@@ -308,7 +308,12 @@ def test_a_recipe_from_a_file(tmp_path: Path):
 
 def test_defaults_depend_on_the_data():
     from vitrail.data.split import Splits
-    from vitrail.training.data_defaults import resolve_recipe
+    from vitrail.training.data_defaults import complete_recipe, resolve_model
+
+    def resolve(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
+        config, preprocess = resolve_model(recipe, splits)
+        recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=False)
+        return recipe, config, preprocess
 
     def splits(size: tuple[int, int], n: int, channels: int = 3, flippable: bool = True) -> Splits:
         pixels = torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8)
@@ -319,18 +324,16 @@ def test_defaults_depend_on_the_data():
         ((8, 8), 8, 2), ((28, 28), 28, 4), ((32, 32), 32, 4), ((30, 30), 32, 4), ((64, 64), 64, 8),
         ((12, 20), (12, 20), 2), ((480, 640), 96, 8), ((60, 300), 64, 8), ((300, 40), 32, 4),
     ):  # fmt: skip
-        resolved, config, preprocess = resolve_recipe(Recipe(), splits(size, 8))
+        resolved, config, preprocess = resolve(Recipe(), splits(size, 8))
         assert (config.image_size, config.patch, config.classes) == (image_size, patch, 2)
         assert preprocess.image_size == ((image_size, image_size) if isinstance(image_size, int) else image_size)
-    resolved, config, preprocess = resolve_recipe(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
+    resolved, config, preprocess = resolve(Recipe(), splits((8, 8), 600, channels=1, flippable=False))
     assert config.channels == 1
     assert resolved.augment.flip == 0
     assert preprocess.mean[0] == pytest.approx(0.5, abs=0.01)
     assert 16 <= resolved.batch_size <= 256
-    assert resolve_recipe(Recipe(epochs=7, batch_size=5), splits((8, 8), 8))[0].epochs == 7
-    resolved, config, _ = resolve_recipe(
-        Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8)
-    )
+    assert resolve(Recipe(epochs=7, batch_size=5), splits((8, 8), 8))[0].epochs == 7
+    resolved, config, _ = resolve(Recipe(model={"image_size": 16, "patch": 8, "position": "rotary"}), splits((8, 8), 8))
     assert config.grid == (2, 2)
 
 

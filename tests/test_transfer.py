@@ -19,6 +19,7 @@ from vitrail.classifier import Classifier
 from vitrail.cli import main
 from vitrail.data.open import open_data
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.split import Splits
 from vitrail.errors import UsageError, VitrailError
 from vitrail.installation import install_hint
 from vitrail.interrupts import Interrupted
@@ -26,6 +27,7 @@ from vitrail.model.config import Learned, ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.runs import epochs
 from vitrail.runs.probes import compare_with_probes
+from vitrail.training.data_defaults import complete_recipe
 from vitrail.training.loop import train_steps
 from vitrail.training.lora import merge_lora
 from vitrail.training.optimizers import parameter_groups
@@ -33,7 +35,7 @@ from vitrail.training.recipe import Recipe
 from vitrail.training.recipes import RECIPES, find_recipe
 from vitrail.training.schedules import count_warmup_steps
 from vitrail.training.train_state import init_train_state
-from vitrail.training.transfer import describe_head, resolve_transfer_recipe, transfer_weights
+from vitrail.training.transfer import describe_head, resolve_transfer, transfer_weights
 from vitrail.weights.artifact import read_artifact, weights_sha256
 from vitrail.weights.resize import resize_patch_projection, resize_vit
 
@@ -151,14 +153,21 @@ def test_other_classes_get_a_new_head_on_the_same_backbone(theirs: tuple[str, ..
     assert (", ".join(theirs) or "the model has no classes") in message
 
 
+def resolve_recipe(recipe: Recipe, splits: Splits, own: Preprocess) -> tuple[Recipe, ViTConfig, Preprocess]:
+    """Resolves a recipe for weights of the tiny model with this preprocessing."""
+    config, preprocess = resolve_transfer(recipe, len(splits.classes), TINY, own)
+    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=True)
+    return recipe, config, preprocess
+
+
 def test_the_preprocessing_is_that_of_the_model_unless_the_recipe_changes_it(colors: Path):
     splits = open_data(colors)
     own = Preprocess(image_size=(16, 16), fit="crop", crop_fraction=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3))
-    _, config, same = resolve_transfer_recipe(find_recipe("finetune"), splits, TINY, own)
+    _, config, same = resolve_recipe(find_recipe("finetune"), splits, own)
     assert same == own
     assert config == TINY
     changes = {"image_size": 32, "fit": "pad", "normalize": "imagenet", "crop_fraction": 1.0, "patch": 8}
-    recipe, config, changed = resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, own)
+    recipe, config, changed = resolve_recipe(find_recipe("finetune", **changes), splits, own)
     assert (config.image_size, config.patch, config.grid) == (32, 8, (4, 4))
     assert changed == replace(
         own, image_size=(32, 32), fit="pad", crop_fraction=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
@@ -176,11 +185,11 @@ def test_fields_that_contradict_the_weights_are_named_with_both_values(colors: P
         ({"position": "rotary"}, "position Rotary.*position Learned"),
     ):
         with pytest.raises(UsageError, match=message):
-            resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, Preprocess(image_size=(16, 16)))
+            resolve_recipe(find_recipe("finetune", **changes), splits, Preprocess(image_size=(16, 16)))
     with pytest.raises(UsageError, match=r"recipe small has .*width 96"):
-        resolve_transfer_recipe(find_recipe("small"), splits, TINY, Preprocess(image_size=(16, 16)))
+        resolve_recipe(find_recipe("small"), splits, Preprocess(image_size=(16, 16)))
     with pytest.raises(UsageError, match="does not divide into patches"):
-        resolve_transfer_recipe(find_recipe("finetune", image_size=18), splits, TINY, Preprocess(image_size=(16, 16)))
+        resolve_recipe(find_recipe("finetune", image_size=18), splits, Preprocess(image_size=(16, 16)))
 
 
 # Trainable and frozen parameters
@@ -605,7 +614,7 @@ def test_few_steps_have_a_small_learning_rate_and_a_warmup(make_folder):
     own = Preprocess(image_size=(16, 16))
 
     def resolve(**changes) -> Recipe:
-        return resolve_transfer_recipe(find_recipe("finetune", **changes), splits, TINY, own)[0]
+        return resolve_recipe(find_recipe("finetune", **changes), splits, own)[0]
 
     recipe = resolve()
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (

@@ -1,6 +1,6 @@
 """Checks data before training: every image is read, and what would harm training or its score is reported."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.console import log, progress_bar
+from vitrail.data.contact_sheets import draw_class_sheet
+from vitrail.data.decode import ImageError, ImageUnreachable
+from vitrail.data.encoded import EncodedImages
 from vitrail.data.facts import FactsCache
 from vitrail.data.finders import FINDERS
 from vitrail.data.findings import Code, Finding
+from vitrail.data.images import Images
 from vitrail.data.open import open_source
+from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.source import Source
+from vitrail.data.split import Splits
 from vitrail.data.survey import Survey
 from vitrail.errors import UsageError, VitrailError
+from vitrail.files import write_json
+
+MAX_WARNINGS = 8  # findings that are printed before training
 
 
 @dataclass
@@ -42,6 +52,18 @@ class CheckReport:
     @property
     def warnings(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == "warning"]
+
+    @property
+    def skippable(self) -> dict[str, list[str]]:
+        """The names of the images that --skip-unreadable leaves out, by the source's split.
+
+        Those of a failing disk or network are not among them: `check_before_training` raises their errors.
+        """
+        names: dict[str, list[str]] = defaultdict(list)
+        for image, error in self.survey.unreadable if self.survey else ():
+            if not isinstance(error, ImageUnreachable):
+                names[image.split].append(image.name)
+        return dict(names)
 
     def to_json(self) -> dict[str, Any]:
         document = {name: value for name, value in vars(self).items() if name not in ("survey", "findings")}
@@ -124,3 +146,79 @@ def summarize_sizes(survey: Survey) -> dict[str, list[int]]:
         name: [int(values.min()), int(np.median(values)), int(values.max())]
         for name, values in zip(("height", "width"), shapes.T, strict=True)
     }
+
+
+def check_before_training(
+    source: Source, address: str, *, batch_size: int | None, fit: str, skip_unreadable: bool
+) -> CheckReport:
+    """Checks a source and prints warnings; raises `VitrailError` for the first error.
+
+    With `skip_unreadable`, errors of single images do not count.
+    """
+    with progress_bar("checking the data", 0) as progress:
+        report = check_source(
+            source, address, lambda done, total: progress.update(done, total), batch_size=batch_size, fit=fit
+        )
+    for finding in report.warnings[:MAX_WARNINGS]:
+        log(f"warning: {finding}")
+    if (more := len(report.warnings) - MAX_WARNINGS) > 0:
+        log(f"warning: {more} more; vitrail check {address} lists them all")
+    errors = [finding for finding in report.errors if not (skip_unreadable and finding.is_skippable)]
+    if errors:
+        others = f" (and {len(errors) - 1} more errors; vitrail check lists them)" if len(errors) > 1 else ""
+        raise VitrailError(f"{address}: {errors[0].message}{others}", errors[0].consequence)
+    return report
+
+
+def check_image_sizes(
+    report: CheckReport | None, splits: Splits, preprocess: Preprocess, skip_unreadable: bool = False
+) -> None:
+    """Raises `ImageError` for an image that is too small or too thin for the model.
+
+    Uses the sizes that a check has read. Without a report it reads the sizes from the files, unless no image can be too
+    small; one that is too thin then raises when it is loaded.
+    """
+    if report and report.survey:
+        for image, facts in report.survey.readable:
+            if reason := size_error(preprocess, facts.height, facts.width):
+                pixels = report.survey.source.splits[image.split].pixels
+                raise ImageError(
+                    pixels.location(image.index) if isinstance(pixels, EncodedImages) else image.name, reason
+                )
+        return
+    if preprocess.min_size == 1:
+        return
+    parts = splits.as_dict().values()
+    with progress_bar("reading sizes", sum(map(len, parts))) as progress:
+        for images in parts:
+            check_sizes_of(images, preprocess, skip_unreadable, progress.advance)
+
+
+def check_sizes_of(images: Images, preprocess: Preprocess, skip_unreadable: bool, tick: Callable[[], object]) -> None:
+    """Raises `ImageError` for an image of a set that is too small; `tick` is called for each image."""
+    for i in range(len(images)):
+        tick()
+        try:
+            size = images.read_size(i)
+        except ImageError:
+            if skip_unreadable:  # the loader counts it
+                continue
+            raise
+        if reason := size_error(preprocess, *size):
+            raise ImageError(images.paths[i], reason)
+
+
+def size_error(preprocess: Preprocess, height: int, width: int) -> str | None:
+    """Why the preprocessing refuses images of this size, or None."""
+    try:
+        preprocess.check_size(height, width)
+    except ImageSizeError as error:
+        return str(error)
+    return None
+
+
+def write_report(report: CheckReport, file: Path, picture: Path) -> None:
+    """Writes the findings as JSON, and a picture of the classes."""
+    if report.survey:
+        draw_class_sheet(report.survey, picture)
+    write_json(file, report.to_json())

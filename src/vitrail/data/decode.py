@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.data.formats import MAGIC_BYTES, explain_unread, readable_formats
+from vitrail.data.formats import explain_unread, read_start, readable_formats
 from vitrail.data.pixel_range import (
     UnclearRange,
     check_brightness,
@@ -144,18 +144,6 @@ def open_image(file: str | Path | BinaryIO, name: str | None = None) -> Iterator
         raise
     except Exception as error:  # a damaged file makes Pillow raise many types (TypeError in the tags of a TIFF)
         raise ImageError(name, f"damaged or truncated ({error})") from None
-
-
-def read_start(file: str | Path | BinaryIO) -> bytes:
-    """Returns the first bytes of a file; none if it cannot be read again."""
-    try:
-        if isinstance(file, str | Path):
-            with open(file, "rb") as stream:
-                return stream.read(MAGIC_BYTES)
-        file.seek(0)
-        return file.read(MAGIC_BYTES)
-    except OSError:
-        return b""
 
 
 def refuse_special_file(file: str | Path, name: str) -> None:

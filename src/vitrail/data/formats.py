@@ -2,7 +2,8 @@
 
 import functools
 import importlib
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 from vitrail.installation import install_hint
 
@@ -106,3 +107,15 @@ def is_hidden(name: str) -> bool:
 def is_image_name(name: str) -> bool:
     """Returns whether a file name ends like that of an image that is read, and is not hidden."""
     return PurePath(name).suffix.lower() in EXTENSIONS and not is_hidden(name)
+
+
+def read_start(file: str | Path | BinaryIO) -> bytes:
+    """Returns the first bytes of a file; none if it cannot be read again."""
+    try:
+        if isinstance(file, str | Path):
+            with open(file, "rb") as stream:
+                return stream.read(MAGIC_BYTES)
+        file.seek(0)
+        return file.read(MAGIC_BYTES)
+    except OSError:
+        return b""

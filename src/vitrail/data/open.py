@@ -60,7 +60,7 @@ def read_source(address: str | Path) -> Source:
         raise UsageError(
             f"{path} is not a folder, a table ({', '.join(TABLE_EXTENSIONS)}), a tar shard or a built-in name"
         )
-    hint = did_you_mean(str(address), BUILTIN_DATASETS) if "/" not in str(address) else None
+    hint = did_you_mean(path.name, BUILTIN_DATASETS) if path.name == str(address) else None
     raise UsageError(f"there is no folder, table or built-in data set {str(address)!r}", hint)
 
 

@@ -1,7 +1,9 @@
 """What a source reader returns: images with names and labels, by split."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torchvision.transforms.v2.functional as F
@@ -22,6 +24,8 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+BRACES_AND_WILDCARDS = re.compile(r"\{.*\}|[*?]")
+TRAILING_NUMBERS = re.compile(r"[-_.\d]+$")
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,18 @@ def parse_split_name(text: str, location: str) -> str:
         return SPLIT_NAMES[text.strip().lower()]
     except KeyError:
         raise VitrailError(f"{location}: {text!r} is not a split", "use train, validation or test") from None
+
+
+def name_of_data(address: str | Path) -> str:
+    """Returns a short name for DATA: that of its folder or file, of its set of shards, or of the built-in data set.
+
+    Shards are named after their files without numbers, or after their folder if that leaves nothing or a split's name.
+    """
+    text = BRACES_AND_WILDCARDS.sub("", str(address).removeprefix("file://"))
+    path = Path(text).resolve() if Path(text).exists() else Path(text)
+    if path.is_dir():
+        return path.name or "data"
+    if not (path.suffix == ".tar" or "://" in text or text != str(address)):
+        return path.stem.strip() or "data"
+    stem = TRAILING_NUMBERS.sub("", path.stem if path.suffix == ".tar" else path.name)
+    return (stem if stem not in ("", "shards", *SPLIT_NAMES) else path.parent.name or stem).strip() or "shards"

@@ -5,14 +5,18 @@ images, in alphabetical order.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from vitrail.console import log, progress_bar
+from vitrail.data.decode import ImageError
 from vitrail.data.encoded import SHA256_BYTES, EncodedImages
 from vitrail.data.fingerprint import compute_fingerprint
-from vitrail.data.images import Images
+from vitrail.data.images import Images, load_into_memory
 from vitrail.data.randomness import derive_seed
 from vitrail.data.source import Listing, Source, encode_labels
 from vitrail.data.strings import factorize
@@ -166,3 +170,45 @@ def first_duplicates(listing: Listing, codes: np.ndarray) -> np.ndarray:
     _, earliest, inverse = np.unique(rows, return_index=True, return_inverse=True)
     first[candidates] = candidates[earliest[inverse]]
     return first
+
+
+def drop_images(splits: Splits, unreadable: Mapping[str, Sequence[str]]) -> Splits:
+    """Returns the splits without these images, which are named by the source's split.
+
+    Raises `VitrailError` if fewer than two training classes remain.
+    """
+    before = splits.as_dict()
+    after: dict[str, Images] = {}
+    for name, images in before.items():
+        dropped = {*unreadable.get(splits.source_splits.get(name, name), ())}
+        readable = [i for i, image in enumerate(images.names) if image not in dropped]
+        after[name] = images.subset(readable) if len(readable) < len(images) else images
+    counts = {name: len(images) - len(after[name]) for name, images in before.items()}
+    if not (total := sum(counts.values())):
+        return splits
+    log(f"{total} unreadable image{'s are' if total > 1 else ' is'} skipped (--skip-unreadable)")
+    classes = [splits.classes[number] for number in np.unique(after["train"].labels)]
+    if len(classes) < 2:
+        reason = f"only the class {classes[0]!r} has a" if classes else "there is no"
+        raise VitrailError(
+            f"{reason} readable training image; two classes are needed", "vitrail check lists the reasons"
+        )
+    remaining: dict[str, Any] = {name: images if len(images) else None for name, images in after.items()}
+    return replace(splits, **remaining, unreadable={name: count for name, count in counts.items() if count})
+
+
+def load_splits_into_memory(splits: Splits, max_bytes: int, skip_unreadable: bool = False) -> Splits:
+    """Decodes the splits into memory if they fit in `max_bytes`, which proves that each file can be read."""
+    parts = splits.as_dict()
+    total = sum(map(len, parts.values()))
+    with progress_bar("reading images", total) as progress:
+        try:
+            loaded: dict[str, Any] = {
+                name: load_into_memory(images, max_bytes * len(images) // total, progress.advance)
+                for name, images in parts.items()
+            }
+        except ImageError:
+            if skip_unreadable:  # the loader counts it
+                return splits
+            raise
+    return replace(splits, **loaded)

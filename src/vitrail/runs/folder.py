@@ -93,6 +93,10 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def check_file(self) -> Path:
+        return self.path / "check.json"
+
+    @property
     def config_file(self) -> Path:
         """The file that makes a folder a run."""
         return self.path / CONFIG_FILE

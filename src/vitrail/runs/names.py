@@ -3,17 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from vitrail.data.shards.address import is_shards, shard_set_name
-
 MAX_NUMBER = 10_000
-
-
-def name_of_data(data: str | Path) -> str:
-    """Returns a short name for DATA: that of its folder or file, of its set of shards, or of the built-in data set."""
-    if is_shards(data):
-        return shard_set_name(str(data)).strip() or "run"
-    path = Path(data).resolve() if Path(data).exists() else Path(data)
-    return path.stem.strip() or "run"
 
 
 def numbered_folders(parent: str, name: str) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vitrail.console import log
 from vitrail.data.open import absolute_address
+from vitrail.data.source import name_of_data
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists, read_json_object
 from vitrail.installation import install_hint
@@ -21,7 +22,7 @@ from vitrail.machine import count_cores
 from vitrail.ray_cluster import connect_ray
 from vitrail.runs.claim import RUNS
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.names import name_of_data, numbered_folders
+from vitrail.runs.names import numbered_folders
 from vitrail.runs.resolve import find_run_to_resume, request_recipe
 from vitrail.runs.result import ResultCallback, Run, log_result
 from vitrail.runs.train import train

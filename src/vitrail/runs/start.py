@@ -13,13 +13,14 @@ from vitrail.machine import has_native_bf16
 from vitrail.model.config import ViTConfig
 from vitrail.model.init import initialize
 from vitrail.model.vit import ViT
+from vitrail.runs.data import RunData
 from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
-from vitrail.training.data_defaults import resolve_recipe
+from vitrail.training.data_defaults import complete_recipe, resolve_model
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import autocast_dtype
-from vitrail.training.transfer import describe_head, resolve_transfer_recipe, transfer_weights
+from vitrail.training.transfer import describe_head, resolve_transfer, transfer_weights
 from vitrail.version import __version__
 
 
@@ -29,27 +30,33 @@ class Start:
 
     classifier: Classifier
     recipe: Recipe  # with sizes, epochs and batch size
-    splits: Splits
+    data: RunData
     has_new_head: bool = True  # else the head is that of the pretrained weights
 
+    @property
+    def splits(self) -> Splits:
+        return self.data.splits
 
-def build_classifier(recipe: Recipe, splits: Splits, pretrained: Pretrained | None, device: torch.device) -> Start:
+
+def build_classifier(recipe: Recipe, data: RunData, pretrained: Pretrained | None, device: torch.device) -> Start:
     """Completes the recipe from the data and builds the classifier, with random or pretrained weights."""
+    splits = data.splits
     data_origin = describe_data(splits, recipe)
     if pretrained:
         theirs = pretrained.classifier
         warn_if_trained_on_held_out_images(theirs, data_origin)
-        recipe, config, preprocess = resolve_transfer_recipe(recipe, splits, theirs.vit.config, theirs.preprocess)
+        config, preprocess = resolve_transfer(recipe, len(splits.classes), theirs.vit.config, theirs.preprocess)
         torch.manual_seed(recipe.seed)
         vit, head = transfer_weights(theirs.vit, theirs.classes, config, splits.classes)
         log(describe_head(head, theirs.classes, splits.classes) + refit_note(recipe, head))
         origin = {"from": pretrained.origin(head)}
     else:
-        recipe, config, preprocess = resolve_recipe(recipe, splits)
+        config, preprocess = resolve_model(recipe, splits)
         vit, head, origin = random_vit(config, recipe), "new", {}
+    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=pretrained is not None)
     origin |= describe_training(recipe) | {"data": data_origin}
     classifier = Classifier(vit.to(device), splits.classes, preprocess, origin=origin)
-    return Start(classifier, recipe, splits, has_new_head=head == "new")
+    return Start(classifier, recipe, data, has_new_head=head == "new")
 
 
 def random_vit(config: ViTConfig, recipe: Recipe) -> ViT:

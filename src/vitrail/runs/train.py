@@ -15,18 +15,19 @@ import torch
 
 from vitrail.callbacks.loggers import Logger, name_loggers
 from vitrail.console import log
+from vitrail.data.check import check_image_sizes, write_report
+from vitrail.data.source import name_of_data
 from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import keep_freed_memory, pick_device
 from vitrail.model.vit import ViT
 from vitrail.runs.claim import check_disk_space, create_run
-from vitrail.runs.data import check_image_sizes, load_data, write_check
+from vitrail.runs.data import load_data
 from vitrail.runs.epochs import train_epochs
 from vitrail.runs.finish import TrainedRun, finish_run, is_finished, reload_run
 from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.runs.hooks import RunHooks, make_hooks
-from vitrail.runs.names import name_of_data
 from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
 from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
@@ -90,23 +91,24 @@ def train(
         )
         keep_freed_memory()
         with world.raise_on_all():
-            start = build_classifier(requested, run_data.splits, pretrained, init_device(world))
+            start = build_classifier(requested, run_data, pretrained, init_device(world))
             hooks.check_start(start)
             if world.is_main:
-                check_image_sizes(run_data, start.classifier.preprocess, requested.skip_unreadable)
-            advice = None if pretrained else advise_pretrained_weights(len(run_data.splits.train), str(data))
+                preprocess = start.classifier.preprocess
+                check_image_sizes(start.data.report, start.splits, preprocess, requested.skip_unreadable)
+            config = RunConfig(
+                data=str(data),
+                fingerprint=start.splits.fingerprint,
+                recipe=requested,
+                unreadable=start.data.unreadable,
+                pretrained=pretrained.to_json() if pretrained else None,
+                launch_id=launch.id if (launch := current_launch()) else None,
+                options=tuple(resume_options(world, torch_files, logger)),
+            )
+            advice = None if pretrained else advise_pretrained_weights(len(start.splits.train), config.data)
             plan = (describe_plan(start, world), explain_precision(start.recipe, world.device), advice)
-            for line in filter(None, (*run_data.splits.notes, *plan)):
+            for line in filter(None, (*start.splits.notes, *plan)):
                 log(line)
-        config = RunConfig(
-            data=str(data),
-            fingerprint=run_data.splits.fingerprint,
-            recipe=requested,
-            unreadable=run_data.unreadable,
-            pretrained=pretrained.to_json() if pretrained else None,
-            launch_id=launch.id if (launch := current_launch()) else None,
-            options=tuple(resume_options(world, torch_files, logger)),
-        )
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         assert folder is not None
         hooks.begin(start, folder.path, name, is_resumed=resumed is not None)
@@ -117,7 +119,8 @@ def train(
             probes = None
             with world.raise_on_all():
                 if world.is_main:
-                    write_check(run_data.report, folder)
+                    if start.data.report and not folder.check_file.exists():
+                        write_report(start.data.report, folder.check_file, folder.picture("classes"))
                     probes = probe_start(start) if pretrained else None
             with hooks.call_run_end():
                 trained = train_classifier(start, folder, probes, hooks, world, resumes=resumed is not None)

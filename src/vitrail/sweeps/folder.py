@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vitrail.data.source import name_of_data
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import check_writable, create_json, describe_write_error, write_json
 from vitrail.runs.folder import OUT_HINT, RunFolder
 from vitrail.runs.locks import lock_file, unlock_file
-from vitrail.runs.names import name_of_data, newest_folder, numbered_folders
+from vitrail.runs.names import newest_folder, numbered_folders
 from vitrail.sweeps.config import SweepConfig, config_from_json
 
 SWEEPS = "sweeps"  # the parent of default sweep folders

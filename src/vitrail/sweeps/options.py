@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.open import open_data
+from vitrail.data.check import check_before_training
+from vitrail.data.open import open_source
+from vitrail.data.split import build_splits, drop_images
 from vitrail.errors import UsageError
-from vitrail.runs.data import check_before_training, drop_unreadable, list_unreadable
 from vitrail.sweeps.config import Metric, Pruner, Sampler, SweepConfig
 from vitrail.sweeps.folder import SweepFolder, check_out, create_sweep, find_sweep
 from vitrail.sweeps.sampling import check_possible
@@ -71,20 +72,28 @@ def new_sweep(options: SweepOptions, out: str | Path | None) -> SweepFolder:
 
 def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int, int]:
     """Opens and checks the data; returns their fingerprint, the number of validation images, and a trial's epochs."""
-    splits = open_data(
+    source = open_source(options.data, missing_ok=recipe.skip_unreadable)
+    splits = build_splits(
+        source,
         options.data,
         validation=recipe.validation_fraction,
         test=recipe.test_fraction,
         split_seed=recipe.split_seed,
-        missing_ok=recipe.skip_unreadable,
     )
     if splits.validation is None:
         raise UsageError(
             f"recipe {recipe.name} holds out no validation images of {options.data}, by which a sweep compares trials",
             "add --validation-fraction 0.1",
         )
-    report = check_before_training(options.data, recipe) if options.check else None
-    splits = drop_unreadable(splits, list_unreadable(report))
+    if options.check:
+        report = check_before_training(
+            source,
+            options.data,
+            batch_size=recipe.batch_size,
+            fit=recipe.fit or "pad",
+            skip_unreadable=recipe.skip_unreadable,
+        )
+        splits = drop_images(splits, report.skippable)
     if splits.validation is None:
         raise UsageError(f"no validation image of {options.data} can be read, and a sweep compares trials on them")
     epochs = resolve_schedule(recipe, splits).epochs or 1

@@ -32,8 +32,8 @@ MAX_TRANSFER_LR = 3e-4
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, Preprocess]:
-    """Returns the recipe with sizes, epochs and batch size, and the model and preprocessing for these data."""
+def resolve_model(recipe: Recipe, splits: Splits) -> tuple[ViTConfig, Preprocess]:
+    """Returns the model and preprocessing for these data, without their normalization."""
     source_sizes = sample_image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
     model = dict(recipe.model)
     image_size = to_pair(model["image_size"]) if "image_size" in model else choose_image_size(source_sizes)
@@ -51,10 +51,21 @@ def resolve_recipe(recipe: Recipe, splits: Splits) -> tuple[Recipe, ViTConfig, P
         std=(0.5,) * splits.channels,
         min_size=patch,
     )
-    preprocess = with_normalization(
-        preprocess, recipe.normalize or "data", splits.train, skip_unreadable=recipe.skip_unreadable
-    )
-    return resolve_schedule(recipe.with_changes(**sizes), splits), config, preprocess
+    return config, preprocess
+
+
+def complete_recipe(
+    recipe: Recipe, config: ViTConfig, preprocess: Preprocess, splits: Splits, *, transfers: bool
+) -> tuple[Recipe, Preprocess]:
+    """Returns the recipe with sizes, epochs, batch size and learning rate, and the preprocessing with mean and std.
+
+    With `transfers`, the weights and the preprocessing are pretrained.
+    """
+    recipe = recipe.with_changes(image_size=config.image_size, patch=config.patch)
+    recipe = resolve_schedule(recipe, splits, TRANSFER_BATCH_SIZE_RANGE if transfers else BATCH_SIZE_RANGE)
+    if by := recipe.normalize or (None if transfers else "data"):
+        preprocess = with_normalization(preprocess, by, splits.train, skip_unreadable=recipe.skip_unreadable)
+    return recipe, preprocess
 
 
 def resolve_schedule(recipe: Recipe, splits: Splits, batch_size_range: tuple[int, int] = BATCH_SIZE_RANGE) -> Recipe:

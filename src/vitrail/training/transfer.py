@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.split import Splits
 from vitrail.errors import UsageError
 from vitrail.model.config import ViTConfig, to_pair
 from vitrail.model.vit import ViT
-from vitrail.training.data_defaults import TRANSFER_BATCH_SIZE_RANGE, resolve_schedule, with_normalization
 from vitrail.training.freezing import check_freeze
 from vitrail.training.lora import check_peft
 from vitrail.training.recipe import Recipe
@@ -23,13 +21,12 @@ HeadTransfer = Literal["kept", "reordered", "new"]
 CHANGEABLE = ("image_size", "patch", "head", "dropout", "attention_dropout", "embedding_dropout", "drop_path")
 
 
-def resolve_transfer_recipe(
-    recipe: Recipe, splits: Splits, config: ViTConfig, preprocess: Preprocess
-) -> tuple[Recipe, ViTConfig, Preprocess]:
-    """Returns the recipe with sizes, epochs, batch size and learning rate, and the model and preprocessing.
+def resolve_transfer(
+    recipe: Recipe, classes: int, config: ViTConfig, preprocess: Preprocess
+) -> tuple[ViTConfig, Preprocess]:
+    """Returns the model and preprocessing: the pretrained ones, where the recipe does not change them.
 
-    The model and preprocessing are the pretrained ones, where the recipe does not change them. Raises `UsageError`
-    naming every field of the recipe's model that contradicts the weights.
+    Raises `UsageError` naming every field of the recipe's model that contradicts the weights.
     """
     check_same_architecture(recipe, config)
     check_freeze(recipe, config.depth)
@@ -40,7 +37,7 @@ def resolve_transfer_recipe(
         changes["head"] = "linear"
     height, width = to_pair(recipe.model.get("image_size", preprocess.image_size))
     changes["image_size"] = height if height == width else (height, width)
-    new_config = replace(config, **changes, classes=len(splits.classes))
+    new_config = replace(config, **changes, classes=classes)
     preprocess = replace(
         preprocess.with_image_size((height, width)),
         min_size=preprocess.min_size if new_config.patch == config.patch else new_config.patch,
@@ -48,12 +45,7 @@ def resolve_transfer_recipe(
         interpolation=recipe.interpolation or preprocess.interpolation,
         crop_fraction=recipe.crop_fraction or preprocess.crop_fraction,
     )
-    if recipe.normalize:
-        preprocess = with_normalization(
-            preprocess, recipe.normalize, splits.train, skip_unreadable=recipe.skip_unreadable
-        )
-    recipe = recipe.with_changes(image_size=new_config.image_size, patch=new_config.patch)
-    return resolve_schedule(recipe, splits, TRANSFER_BATCH_SIZE_RANGE), new_config, preprocess
+    return new_config, preprocess
 
 
 def check_same_architecture(recipe: Recipe, config: ViTConfig) -> None:

@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vitrail.data.formats import is_hidden
 from vitrail.data.shards.index import INDEX_FILE
@@ -120,12 +120,3 @@ def parent_folder(address: str) -> str:
 def join_address(folder: str, file: str) -> str:
     """Returns the address of a file in a folder."""
     return f"{folder.rstrip('/')}/{file}" if is_remote(folder) else str(local_path(folder) / file)
-
-
-def shard_set_name(address: str) -> str:
-    """Names a set of shards after its folder, or after its files without their numbers."""
-    if not is_remote(address) and local_path(address).is_dir():
-        return local_path(address).resolve().name
-    path = PurePosixPath(re.sub(r"\{.*\}|[*?]", "", address))
-    stem = re.sub(r"[-_.\d]+$", "", path.stem if path.suffix == ".tar" else path.name)
-    return stem if stem and stem not in ("shards", *SPLIT_NAMES) else path.parent.name or stem or "shards"

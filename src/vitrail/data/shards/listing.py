@@ -9,14 +9,14 @@ import numpy as np
 
 from vitrail.console import log, progress_bar
 from vitrail.data.formats import is_image_name
-from vitrail.data.shards.address import expand_address, join_address, parent_folder, shard_set_name
+from vitrail.data.shards.address import expand_address, join_address, parent_folder
 from vitrail.data.shards.cache import cache_key, copies_folder, mark_cacheable
 from vitrail.data.shards.images import ShardImages
 from vitrail.data.shards.index import INDEX_FILE, SPLITS, ShardIndex, concatenate_indices, select_shards
 from vitrail.data.shards.index_file import MAX_INDEX_BYTES, parse_index, save_index
 from vitrail.data.shards.storage import Shard, is_remote, list_tars, local_path, read_small_file, stat_shard
 from vitrail.data.shards.tar_index import index_tar
-from vitrail.data.source import LeftOut, Listing, Source
+from vitrail.data.source import LeftOut, Listing, Source, name_of_data
 from vitrail.data.strings import Categorical
 from vitrail.data.walk import count
 from vitrail.errors import UsageError, VitrailError
@@ -100,7 +100,7 @@ def load_index(address: str) -> ShardIndex:
             f"there is no shard {address}", "give a folder of shards, or a pattern such as shards-{000000..000009}.tar"
         )
     parts += index_shards(to_index)
-    name = parts[0].name if len(parts) == 1 and not to_index else shard_set_name(address)
+    name = parts[0].name if len(parts) == 1 and not to_index else name_of_data(address)
     index = concatenate_indices(name, parts)
     absent = tuple(f"there is no shard {shard.address}" for shard in unindexed if shard.size < 0)
     return replace(index, damaged=(*index.damaged, *absent))
