@@ -1,8 +1,7 @@
 """Functions of the public API that combine several packages."""
 
-from pathlib import Path
-
 from vitrail.classifier import BaseClassifier, Classifier
+from vitrail.data.python_data import Data
 from vitrail.evaluation import Evaluation, open_scored_images
 from vitrail.evaluation import evaluate as evaluate_images
 from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
@@ -10,7 +9,7 @@ from vitrail.evaluation.probe import Probe, open_probe_data
 from vitrail.evaluation.probe import probe as probe_splits
 
 
-def evaluate(classifier: BaseClassifier, data: str | Path, *, skip_unreadable: bool = False) -> Evaluation:
+def evaluate(classifier: BaseClassifier, data: Data, *, skip_unreadable: bool = False) -> Evaluation:
     """Returns the scores of a classifier on labeled images: the test split, else validation, else all images.
 
     Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are counted and skipped.
@@ -27,7 +26,7 @@ def evaluate(classifier: BaseClassifier, data: str | Path, *, skip_unreadable: b
 
 def probe(
     classifier: Classifier,
-    data: str | Path,
+    data: Data,
     *,
     k: int = DEFAULT_K,
     temperature: float = DEFAULT_TEMPERATURE,

@@ -96,12 +96,11 @@ def check_data(
     except VitrailError as error:
         values = {"reason": error.sentence, "hint": error.hint or "training stops"}
         return CheckReport(str(address), findings=[Finding(Code.INVALID_LAYOUT, values=values)])
-    return check_source(source, str(address), tick, batch_size=batch_size, fit=fit, fresh=fresh)
+    return check_source(source, tick, batch_size=batch_size, fit=fit, fresh=fresh)
 
 
 def check_source(
     source: Source,
-    address: str,
     tick: Callable[[int, int], object] = lambda done, total: None,
     *,
     batch_size: int | None = None,
@@ -119,7 +118,7 @@ def check_source(
         }
         survey = Survey(source, facts, cache.near_duplicate_pairs, batch_size, fit)
         return CheckReport(
-            data=address,
+            data=source.address,
             images=n_images,
             classes=dict(sorted(Counter(c for listing in source.splits.values() for c in listing.labels).items())),
             splits=splits,
@@ -148,25 +147,21 @@ def summarize_sizes(survey: Survey) -> dict[str, list[int]]:
     }
 
 
-def check_before_training(
-    source: Source, address: str, *, batch_size: int | None, fit: str, skip_unreadable: bool
-) -> CheckReport:
+def check_before_training(source: Source, *, batch_size: int | None, fit: str, skip_unreadable: bool) -> CheckReport:
     """Checks a source and prints warnings; raises `VitrailError` for the first error.
 
     With `skip_unreadable`, errors of single images do not count.
     """
     with progress_bar("checking the data", 0) as progress:
-        report = check_source(
-            source, address, lambda done, total: progress.update(done, total), batch_size=batch_size, fit=fit
-        )
+        report = check_source(source, lambda done, total: progress.update(done, total), batch_size=batch_size, fit=fit)
     for finding in report.warnings[:MAX_WARNINGS]:
         log(f"warning: {finding}")
     if (more := len(report.warnings) - MAX_WARNINGS) > 0:
-        log(f"warning: {more} more; vitrail check {address} lists them all")
+        log(f"warning: {more} more; vitrail check {source.address} lists them all")
     errors = [finding for finding in report.errors if not (skip_unreadable and finding.is_skippable)]
     if errors:
         others = f" (and {len(errors) - 1} more errors; vitrail check lists them)" if len(errors) > 1 else ""
-        raise VitrailError(f"{address}: {errors[0].message}{others}", errors[0].consequence)
+        raise VitrailError(f"{source.address}: {errors[0].message}{others}", errors[0].consequence)
     return report
 
 

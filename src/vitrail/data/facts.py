@@ -162,9 +162,9 @@ class FactsCache:
         """
 
         def read(i: int) -> CacheEntry:
-            if isinstance(listing.pixels, EncodedImages):
-                return self.read_encoded(listing.pixels, i)
-            return self.read_decoded(listing, i, listing_name)
+            if not isinstance(listing.pixels, EncodedImages):
+                return self.read_decoded(listing, i, listing_name)
+            return self.read_encoded(listing.pixels, i)
 
         facts: list[ImageFacts | ImageError] = []
         new: list[CacheEntry] = []

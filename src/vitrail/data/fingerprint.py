@@ -14,6 +14,8 @@ from vitrail.data.source import Listing, Source
 def compute_fingerprint(source: Source) -> str:
     """Returns the SHA-256, in hex, of the splits, names, labels and file sizes of all images, in any order.
 
+    A source from Python has a digest of its pixels instead of sizes.
+
     Rows are sorted in memory only if the source does not list them in order.
     """
     sha = hashlib.sha256()
@@ -25,6 +27,7 @@ def compute_fingerprint(source: Source) -> str:
         for row in rows() if is_sorted(rows()) else sorted(rows()):
             sha.update(separator + row.encode())
             separator = b"\n"
+    sha.update(source.digest.encode())
     return sha.hexdigest()
 
 

@@ -1,12 +1,12 @@
 """Which images of a source a classifier is scored on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
+from vitrail.data.python_data import Data
 from vitrail.data.source import LeftOut, Listing, Source, encode_labels
 from vitrail.data.split import complete_splits
 from vitrail.data.walk import log_left_out
@@ -27,7 +27,7 @@ class ScoredImages:
 
 
 def open_images_to_score(
-    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
+    data: Data, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
 ) -> ScoredImages:
     """Opens the images on which to score a classifier with these classes and channels.
 
@@ -35,7 +35,7 @@ def open_images_to_score(
     If they are the data at the address, a split that it lacks is drawn as in training, so that no training image is
     scored. Prints what the source leaves out.
     """
-    source, splits, is_training_data = open_as_trained(address, channels, trained_on, missing_ok)
+    source, splits, is_training_data = open_as_trained(data, channels, trained_on, missing_ok)
     log_left_out(source.left_out)
     split = next(name for name in SCORING_ORDER if len(splits.get(name, ())))
     optimistic = split == "validation" and is_training_data
@@ -47,7 +47,7 @@ def open_images_to_score(
     elif split in ("all", "train") and source.name == trained_on.get("name"):
         description += "; the data have changed since training, so training images may be among them"
     return ScoredImages(
-        encode_labels(splits[split], classes, str(address), TRANSFER_HINT),
+        encode_labels(splits[split], classes, source.address, TRANSFER_HINT),
         description,
         optimistic,
         tuple(source.left_out),
@@ -63,25 +63,25 @@ def describe_split(split: str, n: int, source: Source) -> str:
 
 
 def open_known_splits(
-    address: str | Path, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
+    data: Data, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
 ) -> dict[str, Images]:
     """Opens all splits at an address as in training, without those that have a class that the classifier lacks."""
-    _, splits, _ = open_as_trained(address, channels, trained_on, missing_ok)
+    source, splits, _ = open_as_trained(data, channels, trained_on, missing_ok)
     return {
-        name: encode_labels(listing, classes, str(address))
+        name: encode_labels(listing, classes, source.address)
         for name, listing in splits.items()
         if len(listing) and set(listing.labels) <= set(classes)
     }
 
 
 def open_as_trained(
-    address: str | Path, channels: int, trained_on: dict[str, Any], missing_ok: bool
+    data: Data, channels: int, trained_on: dict[str, Any], missing_ok: bool
 ) -> tuple[Source, dict[str, Listing], bool]:
     """Returns the source at an address, its splits, and whether it is what the classifier was trained on.
 
     Only then are missing splits added, as in training.
     """
-    source = open_source(address, channels, missing_ok)
+    source = open_source(data, channels, missing_ok)
     fractions = trained_on.get("split")
     if not fractions or trained_on.get("fingerprint") != compute_fingerprint(source):
         return source, source.splits, False

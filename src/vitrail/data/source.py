@@ -1,9 +1,11 @@
 """What a source reader returns: images with names and labels, by split."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torchvision.transforms.v2.functional as F
@@ -75,6 +77,8 @@ class Source:
     missing: list[str] = field(default_factory=list)  # sentences on files that a table lists but do not exist
     damaged: list[str] = field(default_factory=list)  # sentences on images or folders that cannot be listed
     hint: str = "paths are relative to the table"  # how to repair what is missing or damaged
+    address: str = ""  # DATA as the user wrote it, or "python:" and a name
+    digest: str = ""  # of the pixels of images that have no files
 
     def with_channels(self, channels: int) -> "Source":
         """Returns the same images as gray (1) or color (3)."""
@@ -117,8 +121,27 @@ def parse_split_name(text: str, location: str) -> str:
         raise VitrailError(f"{location}: {text!r} is not a split", "use train, validation or test") from None
 
 
-def name_of_data(address: str | Path) -> str:
-    """Returns a short name for DATA: that of its folder or file, of its set of shards, or of the built-in data set.
+def name_of_data(data: Any) -> str:
+    """Returns a short name for DATA, for the default folder of its run.
+
+    It is that of the folder, file, set of shards or built-in data set, or of the class of an object of Python.
+    """
+    if isinstance(data, str | Path):
+        return name_of_address(data)
+    if isinstance(data, Mapping):
+        data = next(iter(data.values()), ())
+    data = getattr(data, "dataset", data)  # of a DataLoader
+    if isinstance(data, tuple | list):
+        images = data[0] if data else ()
+        if not isinstance(images, Sequence) or not all(isinstance(image, str | Path) for image in images) or not images:
+            return "arrays"
+        return Path(os.path.commonpath([Path(image).absolute().parent for image in images])).name
+    name = getattr(data, "name", None)
+    return name if isinstance(name, str) else type(data).__name__.lower()
+
+
+def name_of_address(address: str | Path) -> str:
+    """Returns the name of a folder or file without its extension, or of a built-in data set.
 
     Shards are named after their files without numbers, or after their folder if that leaves nothing or a split's name.
     """

@@ -45,13 +45,14 @@ class Splits:
         return {name: images for name, images in named.items() if images is not None}
 
 
-def build_splits(source: Source, address: str, *, validation: float, test: float, split_seed: int) -> Splits:
+def build_splits(source: Source, *, validation: float = 0.1, test: float = 0.2, split_seed: int = 0) -> Splits:
     """Returns the splits of a source for training.
 
     A source that is not split is divided by class: the fractions `test` and `validation` are held out. If only the
-    validation split is missing, it is taken from the training images. Raises `VitrailError`, naming the `address`, if
+    validation split is missing, it is taken from the training images. Raises `VitrailError`, naming the address, if
     there are no training images or fewer than two classes.
     """
+    address = source.address
     listings = complete_splits(source.splits, test, validation, split_seed)
     if "train" not in listings:
         raise VitrailError(f"{address} has {' and '.join(listings)} but no training images", "add a folder named train")
@@ -122,8 +123,10 @@ def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing
     between the two.
     """
     held_out = choose_held_out(listing, fraction, seed) if fraction else []
-    rest = listing.subset(np.delete(np.arange(len(listing)), held_out)) if held_out else listing
-    return rest, listing.subset(held_out)
+    if not held_out:
+        return listing, Listing([], [], [])
+    rest, held = (listing.subset(part) for part in (np.delete(np.arange(len(listing)), held_out), held_out))
+    return rest, held
 
 
 def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:

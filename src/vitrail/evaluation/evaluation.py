@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
+from vitrail.data.python_data import Data
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.metrics import (
@@ -95,7 +95,7 @@ def describe_scored_images(scores: dict[str, Any]) -> str:
     return f"{scores['images']} images" + (f", {OPTIMISTIC_NOTE}" if scores.get("optimistic") else "")
 
 
-def open_scored_images(classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False) -> ScoredImages:
+def open_scored_images(classifier: BaseClassifier, data: Data, skip_unreadable: bool = False) -> ScoredImages:
     """Opens the labeled images at a DATA address on which to score this classifier.
 
     Raises `VitrailError` for a class that the classifier lacks, and `UsageError` if it has no classes.
@@ -106,9 +106,7 @@ def open_scored_images(classifier: BaseClassifier, data: str | Path, skip_unread
     return open_images_to_score(data, classifier.classes, channels, trained_on, missing_ok=skip_unreadable)
 
 
-def open_splits(
-    classifier: BaseClassifier, data: str | Path, skip_unreadable: bool = False
-) -> tuple[str, dict[str, Images]]:
+def open_splits(classifier: BaseClassifier, data: Data, skip_unreadable: bool = False) -> tuple[str, dict[str, Images]]:
     """Returns the name of the scored split, and all splits of the data, divided as in training."""
     trained_on = classifier.origin.get("data", {})
     splits = open_known_splits(data, classifier.classes, classifier.preprocess.channels, trained_on, skip_unreadable)

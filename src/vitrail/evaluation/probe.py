@@ -6,7 +6,6 @@ A fine-tuned model should score higher than both.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from vitrail.console import progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.images import Images
-from vitrail.data.open import open_data, open_source
-from vitrail.data.split import Splits
+from vitrail.data.open import open_source
+from vitrail.data.python_data import Data
+from vitrail.data.split import Splits, build_splits
 from vitrail.errors import UsageError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.features import extract_features
@@ -71,17 +71,18 @@ def summarize_scores(evaluation: Evaluation | None) -> dict[str, Any]:
     }
 
 
-def open_probe_data(classifier: Classifier, data: str | Path, skip_unreadable: bool = False) -> Splits:
+def open_probe_data(classifier: Classifier, data: Data, skip_unreadable: bool = False) -> Splits:
     """Opens the splits at a DATA address in the classifier's channels.
 
     If the classifier was trained on the same data, they are divided into the same splits.
     """
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    fingerprint = compute_fingerprint(open_source(data, channels, skip_unreadable))
+    source = open_source(data, channels, skip_unreadable)
+    fingerprint = compute_fingerprint(source)
     split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
-    return open_data(data, channels=channels, missing_ok=skip_unreadable, **options)
+    return build_splits(source, **options)
 
 
 def probe(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +12,7 @@ from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader
 from vitrail.data.open import open_source
+from vitrail.data.python_data import Data
 from vitrail.data.scoring import SCORING_ORDER, open_images_to_score
 from vitrail.exporting.sample_photos import decode_sample_photos
 
@@ -38,7 +38,7 @@ class Probes:
         return next(self.batches(classifier))[0]
 
 
-def load_probes(classifier: Classifier, data: str | Path | None, skip_unreadable: bool = False) -> Probes:
+def load_probes(classifier: Classifier, data: Data | None, skip_unreadable: bool = False) -> Probes:
     """Returns the images of `data` that `vitrail evaluate` would score; without `data`, some of the model's kind.
 
     With `skip_unreadable`, images that cannot be read are left out, and the description counts them. Raises
@@ -58,7 +58,7 @@ def load_probes(classifier: Classifier, data: str | Path | None, skip_unreadable
     return replace(probes, images=images, description=f"{probes.description}, without {len(unreadable)} unreadable")
 
 
-def list_probes(classifier: Classifier, data: str | Path | None, missing_ok: bool) -> Probes:
+def list_probes(classifier: Classifier, data: Data | None, missing_ok: bool) -> Probes:
     """Returns the images without reading them."""
     channels, trained_on = classifier.preprocess.channels, classifier.origin.get("data", {})
     is_trained_on_default = trained_on.get("name") == DEFAULT_DATA and classifier.classes

@@ -1,10 +1,10 @@
 """The data of a run: opened, checked, without unreadable images, and in memory if they fit."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from vitrail.data.check import CheckReport, check_before_training
 from vitrail.data.open import open_source
+from vitrail.data.python_data import Data
 from vitrail.data.split import Splits, build_splits, drop_images, load_splits_into_memory
 from vitrail.errors import VitrailError
 from vitrail.machine import GIB
@@ -19,12 +19,13 @@ class RunData:
     """What a run trains on."""
 
     splits: Splits
+    address: str = ""  # of the data
     unreadable: Unreadable = field(default_factory=dict)  # images that the splits are without
     report: CheckReport | None = None  # of the data check, on the main process
 
 
 def load_data(
-    data: str | Path,
+    data: Data,
     recipe: Recipe,
     world: World,
     *,
@@ -44,7 +45,6 @@ def load_data(
         source = open_source(data, missing_ok=recipe.skip_unreadable)
         splits = build_splits(
             source.with_channels(theirs.channels) if theirs else source,
-            str(data),
             validation=recipe.validation_fraction,
             test=recipe.test_fraction,
             split_seed=recipe.split_seed,
@@ -59,7 +59,6 @@ def load_data(
         if check and world.is_main:
             report = check_before_training(
                 source,
-                str(data),
                 batch_size=recipe.batch_size,
                 fit=recipe.fit or (theirs.fit if theirs else "pad"),
                 skip_unreadable=recipe.skip_unreadable,
@@ -69,4 +68,4 @@ def load_data(
         splits = drop_images(splits if score_test else replace(splits, test=None), unreadable)
         max_bytes = int(recipe.image_cache_gib * GIB) // world.local_size
         splits = load_splits_into_memory(splits, max_bytes, recipe.skip_unreadable)
-    return RunData(splits, unreadable, report)
+    return RunData(splits, source.address, unreadable, report)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import ARTIFACT_NAME
+from vitrail.data.python_data import PREFIX
 from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import check_writable, describe_write_error, fsync, read_json_object, write_text
@@ -124,9 +125,10 @@ class RunFolder:
 
     @property
     def data_source(self) -> str | None:
-        """The DATA of the run; None if the folder holds no readable recipe.json."""
+        """The DATA of the run; None for data from Python, and if the folder holds no readable recipe.json."""
         try:
-            return str(self._load_document()["data"])
+            data = str(self._load_document()["data"])
+            return None if data.startswith(PREFIX) else data
         except (VitrailError, KeyError, TypeError, OSError):
             return None
 
@@ -141,6 +143,8 @@ class RunFolder:
     def resume_command(self) -> str:
         """Returns the command line that resumes the run."""
         config = self.load_config()
+        if config.data.startswith(PREFIX):
+            return f"vitrail.train(data, resume=True, out={str(self.path)!r})"
         return shlex.join(["vitrail", "train", config.data, "--resume", "--out", str(self.path), *config.options])
 
     def is_finished(self) -> bool:

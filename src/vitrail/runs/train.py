@@ -16,6 +16,7 @@ import torch
 from vitrail.callbacks.loggers import Logger, name_loggers
 from vitrail.console import log
 from vitrail.data.check import check_image_sizes, write_report
+from vitrail.data.python_data import Data
 from vitrail.data.source import name_of_data
 from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
@@ -46,7 +47,7 @@ PICTURES_BYTES = 4 << 20  # for the pictures and tables of a run
 
 
 def train(
-    data: str | Path,
+    data: Data,
     *,
     model: Model | None = None,
     recipe: str | Path | Recipe | None = None,
@@ -97,7 +98,7 @@ def train(
                 preprocess = start.classifier.preprocess
                 check_image_sizes(start.data.report, start.splits, preprocess, requested.skip_unreadable)
             config = RunConfig(
-                data=str(data),
+                data=start.data.address,
                 fingerprint=start.splits.fingerprint,
                 recipe=requested,
                 unreadable=start.data.unreadable,

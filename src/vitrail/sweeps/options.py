@@ -75,7 +75,6 @@ def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int
     source = open_source(options.data, missing_ok=recipe.skip_unreadable)
     splits = build_splits(
         source,
-        options.data,
         validation=recipe.validation_fraction,
         test=recipe.test_fraction,
         split_seed=recipe.split_seed,
@@ -88,7 +87,6 @@ def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int
     if options.check:
         report = check_before_training(
             source,
-            options.data,
             batch_size=recipe.batch_size,
             fit=recipe.fit or "pad",
             skip_unreadable=recipe.skip_unreadable,

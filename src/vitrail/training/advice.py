@@ -16,7 +16,11 @@ def advise_pretrained_weights(train_images: int, data: str) -> str | None:
     """Returns the advice to start from pretrained weights if there are few training images, else None."""
     if train_images >= FEW_IMAGES:
         return None
-    command = shlex.join(["vitrail", "train", data, "--from", ADVISED_CARD])
+    command = (
+        f"vitrail.train(data, model={ADVISED_CARD!r})"
+        if data.startswith("python:")
+        else shlex.join(["vitrail", "train", data, "--from", ADVISED_CARD])
+    )
     return (
         f"{train_images:,} training images are few (under {FEW_IMAGES:,}): pretrained weights are usually far better "
         f"than training from scratch; for example: {command}"

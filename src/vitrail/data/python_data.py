@@ -1,0 +1,334 @@
+"""Data from Python: arrays, Datasets, DataLoaders and Hugging Face data sets, as a source."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from vitrail.console import progress_bar
+from vitrail.data.decode import ImageError
+from vitrail.data.encoded import EncodedImages, ImageFiles
+from vitrail.data.hf import list_split
+from vitrail.data.image_input import to_pixels
+from vitrail.data.images import Images
+from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source, name_of_data
+from vitrail.data.split import Splits
+from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
+from vitrail.errors import UsageError, VitrailError
+from vitrail.machine import GIB
+
+if TYPE_CHECKING:
+    import datasets
+
+ArrayPair: TypeAlias = tuple[Sequence[Any] | np.ndarray | Tensor, Sequence[Any] | np.ndarray | Tensor]
+PythonData: TypeAlias = (
+    "Dataset[Any] | DataLoader[Any] | datasets.Dataset | Images | Splits | Source | ArrayPair"
+    " | Mapping[str, Dataset[Any] | DataLoader[Any] | datasets.Dataset | Images | ArrayPair]"
+)
+Data: TypeAlias = "str | Path | PythonData"
+
+PREFIX = "python:"  # of the address of data that are no files
+NAME_DIGITS = 7
+LABEL_ATTRIBUTES = ("targets", "labels")  # of the map-style data sets of torchvision and others
+DIGEST_IMAGES = 16  # of a data set that are hashed, evenly spaced, so that another one is noticed on resume
+MAX_ITERABLE_BYTES = 8 * GIB  # of pixels that an iterable data set may fill
+KINDS = (
+    "an address, a Dataset, a DataLoader, a Hugging Face Dataset, a pair (images, labels), or a dict of these by split"
+)
+
+
+@dataclass(frozen=True)
+class DatasetImages(Sequence[Tensor]):
+    """The images of a map-style data set; each is converted to uint8 pixels (C, h, w) on access."""
+
+    dataset: Any
+    split: str
+    channels: int
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
+        row = int(i if self.rows is None else self.rows[i])
+        return to_pixels(read_item(self.dataset, row, self.split)[0], self.channels, item_name(self.split, row))
+
+
+def read_python_data(data: Any) -> Source:
+    """Returns the source of an object that holds labeled images.
+
+    A dict has one object per split (`train`, `validation`, `test`); anything else is split as a folder would be. Raises
+    `UsageError` for an object of another kind, `VitrailError` for images or labels that cannot be used.
+    """
+    if isinstance(data, Source):
+        return data if data.address else replace(data, address=f"{PREFIX}{data.name}")
+    if isinstance(data, Splits):
+        return merge_listings(data.name, {name: list_images(images) for name, images in data.as_dict().items()}, [], [])
+    parts: Mapping[str, Any] = data if isinstance(data, Mapping) else {"all": data}
+    notes: list[str] = []
+    left_out: list[LeftOut] = []
+    splits: dict[str, Listing] = {}
+    for key, part in parts.items():
+        split = "all" if key == "all" else SPLIT_NAMES.get(str(key).lower())
+        if split is None:
+            raise UsageError(f"data has no split {key!r}", "use train, validation and test")
+        splits[split] = list_part(part, split, notes, left_out)
+    return merge_listings(name_of_data(data), splits, notes, left_out)
+
+
+def merge_listings(name: str, splits: dict[str, Listing], notes: list[str], left_out: list[LeftOut]) -> Source:
+    """Returns the source of these splits, in color if any of them is; raises `VitrailError` if there are no images."""
+    splits = {split: listing for split, listing in splits.items() if len(listing)}
+    if not splits:
+        raise VitrailError("data has no images", "give at least two labeled images of each of two classes")
+    channels = max(count_channels(listing) for listing in splits.values())
+    digests = [digest_listing(listing) for listing in splits.values()]
+    source = Source(
+        name, splits, notes=notes, left_out=left_out, channels=1, address=f"{PREFIX}{name}", digest=" ".join(digests)
+    )
+    if channels == 1:
+        return source
+    splits = {
+        split: listing if count_channels(listing) == 3 else listing.with_channels(3)
+        for split, listing in splits.items()
+    }
+    return replace(source, splits=splits, channels=3)
+
+
+def list_part(part: Any, split: str, notes: list[str], left_out: list[LeftOut]) -> Listing:
+    """Lists the images of one split and appends to `notes` and `left_out`."""
+    if isinstance(part, Images):
+        return list_images(part)
+    if is_hf_dataset(part):
+        return list_split(name_of_data(part), split, part, notes, left_out)
+    if isinstance(part, DataLoader):
+        note_loader(part, notes)
+        part = part.dataset
+    if isinstance(part, tuple | list) and len(part) == 2:
+        return list_arrays(*part, split=split)
+    if isinstance(part, IterableDataset):
+        note = "an iterable data set is read once into memory, so that every epoch has the same images"
+        notes += [note] if note not in notes else []
+        return list_iterable(part, split)
+    if hasattr(part, "__getitem__") and hasattr(part, "__len__"):
+        return list_dataset(part, split, notes)
+    raise UsageError(f"data cannot be a {type(part).__name__}", f"give {KINDS}")
+
+
+def is_hf_dataset(data: Any) -> bool:
+    """Returns whether this is a `datasets.Dataset`; raises `UsageError` for a streamed one."""
+    if not type(data).__module__.startswith("datasets."):
+        return False
+    if not hasattr(data, "_fingerprint") or not hasattr(data, "select_columns"):
+        raise UsageError("a streamed Hugging Face data set cannot be shuffled exactly", "load it without streaming")
+    return hasattr(data, "data")
+
+
+def note_loader(loader: DataLoader[Any], notes: list[str]) -> None:
+    """Says what of a DataLoader is not used."""
+    note = "of the DataLoader, the data set is used; batches and their order are the recipe's"
+    if loader.collate_fn is not default_collate:
+        note += ", and its collate function is not called"
+    notes += [note] if note not in notes else []
+
+
+def list_images(images: Images) -> Listing:
+    """Returns the images of vitrail's own type with class names as labels."""
+    return Listing(images.pixels, images.names, Categorical(images.classes, images.labels))
+
+
+def list_arrays(images: Any, labels: Any, *, split: str) -> Listing:
+    """Lists an array or tensor of images, or a sequence of them, with a label each.
+
+    NumPy arrays are (n, h, w) or (n, h, w, C), tensors (n, h, w) or (n, C, h, w), of uint8 or of floats from 0 to 1. A
+    list has images of any kind that `Classifier.predict` takes; files of a list of paths are read when they are needed.
+    """
+    n = len(images)
+    if n != len(labels):
+        raise VitrailError(f"there are {n:,} images and {len(labels):,} labels in {split}", "give one label per image")
+    names = label_names(labels, None, split)
+    numbered = NumberedNames(f"{split}-", np.arange(n), NAME_DIGITS)
+    if not n:
+        return Listing([], [], [])
+    if all_paths(images):
+        return list_files(list(map(Path, images)), names)
+    if isinstance(images, Sequence):
+        pixels = DatasetImages(list(zip(images, labels, strict=True)), split, guess_channels(images[0]))
+        return Listing(pixels, numbered, names)
+    if images.ndim not in (3, 4):
+        raise VitrailError(f"the images of {split} have the shape {tuple(images.shape)}", "give (n, h, w, C)")
+    if isinstance(images, Tensor) and images.ndim == 3:
+        images = images[:, None]
+    channels = guess_channels(images[0])
+    first = to_pixels(images[0], channels, item_name(split, 0))
+    stacked = torch.empty(n, *first.shape, dtype=torch.uint8)
+    for i in range(n):
+        stacked[i] = to_pixels(images[i], channels, item_name(split, i))
+    return Listing(stacked, numbered, names)
+
+
+def all_paths(images: Any) -> bool:
+    """Returns whether the images are a list of file names."""
+    return isinstance(images, Sequence) and all(isinstance(image, str | Path) for image in images)
+
+
+def list_files(paths: list[Path], labels: Categorical) -> Listing:
+    """Lists image files; their names are relative to the folder that they share."""
+    root = os.path.commonpath([path.parent for path in paths])
+    return Listing(ImageFiles(paths), [path.relative_to(root).as_posix() for path in paths], labels)
+
+
+def list_dataset(dataset: Any, split: str, notes: list[str]) -> Listing:
+    """Lists a map-style data set of pairs (image, label); its images are read when they are needed.
+
+    Labels are taken from `dataset.targets` or `dataset.labels` if they are there; else every item is read once. Class
+    names are `dataset.classes`, image names `dataset.names`, where these exist.
+    """
+    n = len(dataset)
+    if not n:
+        return Listing([], [], [])
+    image, label = read_item(dataset, 0, split)
+    channels = guess_channels(image)
+    pixels = DatasetImages(dataset, split, channels)
+    if not torch.equal(pixels[0], to_pixels(image, channels)):
+        note = (
+            f"the data set gives another image at each reading of item 0 of {split}: its random transforms come before "
+            "vitrail's augmentation, and a resumed run is not exact"
+        )
+        notes.append(note)
+    labels = next((getattr(dataset, name) for name in LABEL_ATTRIBUTES if has_labels(dataset, name, label)), None)
+    if labels is None:
+        with progress_bar("reading labels", n) as progress:
+            labels = [label]
+            for i in range(1, n):
+                labels.append(read_item(dataset, i, split)[1])
+                progress.advance()
+    names = getattr(dataset, "names", None)
+    names = StringArray.from_strings(map(str, names)) if names is not None and len(names) == n else None
+    return Listing(
+        pixels,
+        NumberedNames(f"{split}-", np.arange(n), NAME_DIGITS) if names is None else names,
+        label_names(labels, getattr(dataset, "classes", None), split),
+    )
+
+
+def list_iterable(dataset: Iterable[Any], split: str) -> Listing:
+    """Reads an iterable data set of pairs (image, label) into memory; raises `VitrailError` if it does not fit."""
+    pixels: list[Tensor] = []
+    labels: list[Any] = []
+    n_bytes = 0
+    channels = 0
+    for i, item in enumerate(dataset):
+        image, label = split_item(item, i, split)
+        channels = channels or guess_channels(image)
+        pixels.append(to_pixels(image, channels, item_name(split, i)))
+        labels.append(label)
+        n_bytes += pixels[-1].numel()
+        if n_bytes > MAX_ITERABLE_BYTES:
+            raise VitrailError(
+                f"the iterable data set of {split} has more than {MAX_ITERABLE_BYTES // GIB} GiB of pixels",
+                "write it as shards or files, or give a map-style data set",
+            )
+    numbered = NumberedNames(f"{split}-", np.arange(len(labels)), NAME_DIGITS)
+    return Listing(pixels, numbered, label_names(labels, getattr(dataset, "classes", None), split))
+
+
+def read_item(dataset: Any, i: int, split: str) -> tuple[Any, Any]:
+    """Returns the image and the label of an item; an error in the data set becomes an `ImageError` with its text."""
+    try:
+        item = dataset[i]
+    except (MemoryError, ImageError):
+        raise
+    except Exception as error:
+        raise ImageError(item_name(split, i), f"the data set raised {type(error).__name__}: {error}") from error
+    return split_item(item, i, split)
+
+
+def split_item(item: Any, i: int, split: str) -> tuple[Any, Any]:
+    """Returns the image and the label of an item; raises `VitrailError` if it is not such a pair."""
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list | dict) else type(item).__name__
+    raise VitrailError(f"{item_name(split, i)} is a {kind}, not a pair (image, label)", "wrap the data set")
+
+
+def item_name(split: str, i: int) -> str:
+    return f"item {i} of {split}"
+
+
+def has_labels(dataset: Any, name: str, first: Any) -> bool:
+    """Returns whether an attribute of a data set has its labels: one for each item, the first of them equal."""
+    labels = getattr(dataset, name, None)
+    try:
+        return labels is not None and len(labels) == len(dataset) and plain_label(labels[0]) == plain_label(first)
+    except (TypeError, KeyError, IndexError, VitrailError):
+        return False
+
+
+def plain_label(label: Any) -> int | str:
+    """Returns a label as int or str; raises `VitrailError` for anything else, such as several labels."""
+    if isinstance(label, np.ndarray | Tensor | np.generic) and (label.ndim == 0 or label.size == 1):
+        label = label.item()
+    if isinstance(label, bool):
+        return int(label)
+    if isinstance(label, int | str):
+        return label
+    raise VitrailError(
+        f"a label is {label!r} ({type(label).__name__}), not an int or a str", "give one class per image"
+    )
+
+
+def label_names(labels: Any, classes: Sequence[str] | None, split: str) -> Categorical:
+    """Returns the class name of each label: the label itself, or its entry in `classes` if it is an index."""
+    if isinstance(labels, np.ndarray | Tensor):
+        labels = labels.tolist()
+    plain = [plain_label(label) for label in labels]
+    if classes is not None and all(isinstance(label, int) for label in plain):
+        outside = next((label for label in plain if not 0 <= int(label) < len(classes)), None)
+        if outside is not None:
+            raise VitrailError(
+                f"the label {outside} of {split} is not an index of the {len(classes)} classes", "see dataset.classes"
+            )
+        return Categorical(tuple(map(str, classes)), np.array(plain, dtype=np.int64))
+    names, codes = factorize([str(label) for label in plain])
+    return Categorical(tuple(names), codes)
+
+
+def guess_channels(image: Any) -> int:
+    """Returns 1 for a gray image, else 3."""
+    if isinstance(image, np.ndarray):
+        return 1 if image.ndim == 2 or image.shape[-1] == 1 else 3
+    if isinstance(image, Tensor):
+        return 1 if image.shape[0] == 1 else 3
+    mode = getattr(image, "mode", None)
+    return 1 if mode in ("1", "L", "LA", "I", "F", "I;16") else 3
+
+
+def count_channels(listing: Listing) -> int:
+    """Returns the channels of the images of a listing."""
+    channels = getattr(listing.pixels, "channels", None)
+    return int(channels) if channels is not None else len(listing.pixels[0])
+
+
+def digest_listing(listing: Listing) -> str:
+    """Returns a digest of the pixels: of all if they are in memory, else of some images, evenly spaced.
+
+    Encoded images have none: the fingerprint has their sizes.
+    """
+    if isinstance(listing.pixels, EncodedImages):
+        return ""
+    sha = hashlib.sha256()
+    if isinstance(listing.pixels, Tensor):
+        sha.update(listing.pixels.numpy().tobytes())
+    else:
+        n = len(listing)
+        for i in np.linspace(0, n - 1, min(n, DIGEST_IMAGES)).astype(int).tolist():
+            sha.update(listing.pixels[i].numpy().tobytes())
+    return sha.hexdigest()
