@@ -31,7 +31,6 @@ from vitrail.data.walk import Omissions
 from vitrail.errors import VitrailError
 from vitrail.files import write_atomically, write_folder_atomically, write_text
 from vitrail.prediction.sources import list_source
-from vitrail.runs.data import list_unreadable
 
 SOURCES = 150  # folders, tables, and archives, so many of each
 SHARD_SOURCES, PARQUET_SOURCES = 60, 60
@@ -483,7 +482,7 @@ def test_an_image_of_a_failing_disk_is_not_left_out_of_the_run(tmp_path: Path, m
     assert {finding.code: finding.is_skippable for finding in report.errors} == {
         "unreadable-image": True, "unreachable-image": False,
     }  # fmt: skip
-    assert list_unreadable(report) == {"all": ["cat/0.png", "dog/0.png", "dog/2.png"]}
+    assert report.skippable == {"all": ["cat/0.png", "dog/0.png", "dog/2.png"]}
 
 
 def test_an_error_in_a_transform_is_not_blamed_on_the_image(tmp_path: Path):

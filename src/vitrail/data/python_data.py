@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 import torch
@@ -28,11 +28,8 @@ if TYPE_CHECKING:
     import datasets
 
 ArrayPair: TypeAlias = tuple[Sequence[Any] | np.ndarray | Tensor, Sequence[Any] | np.ndarray | Tensor]
-PythonData: TypeAlias = (
-    "Dataset[Any] | DataLoader[Any] | datasets.Dataset | Images | Splits | Source | ArrayPair"
-    " | Mapping[str, Dataset[Any] | DataLoader[Any] | datasets.Dataset | Images | ArrayPair]"
-)
-Data: TypeAlias = "str | Path | PythonData"
+Part: TypeAlias = Union["Dataset[Any]", "DataLoader[Any]", "datasets.Dataset", Images, ArrayPair]
+Data: TypeAlias = str | Path | Part | Splits | Source | Mapping[str, Part]
 
 PREFIX = "python:"  # of the address of data that are no files
 NAME_DIGITS = 7
