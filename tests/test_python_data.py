@@ -154,12 +154,12 @@ def test_a_run_on_python_data_resumes_to_the_same_bits_and_refuses_other_data(fo
     images, labels = load_arrays(pictures)
     whole = vitrail.train((images, labels), out=tmp_path / "whole", **OPTIONS)
 
-    def stop(run_folder: Path, row: dict) -> None:
-        if row["epoch"] == 1:
+    class Stop:
+        def on_epoch_end(self, state: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as stopped:
-        vitrail.train((images, labels), out=tmp_path / "cut", epoch_callbacks=[stop], **OPTIONS)
+        vitrail.train((images, labels), out=tmp_path / "cut", callbacks=[Stop()], **OPTIONS)
     assert "vitrail.train(data, resume=True, out=" in stopped.value.hint
     with pytest.raises(VitrailError, match="the data are not those"):
         vitrail.train((255 - images, labels), out=tmp_path / "cut", resume=True, **OPTIONS)
