@@ -227,3 +227,11 @@ def test_an_index_outside_of_the_classes_and_other_processes_are_refused(folder:
         absolute_address(pictures)
     with pytest.raises(UsageError, match="other processes must open the data"):
         vitrail.sweep(pictures, vary=["lr=1e-4..1e-2"])  # type: ignore[arg-type]
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    example = text.split("```python\n", 1)[1].split("```", 1)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert capsys.readouterr().out == "('cat', 'dog')\n"
