@@ -35,7 +35,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory):
 DRAWING = [
     (module, name, getattr(module, name))
     for path, module in sorted(sys.modules.items())
-    if path.startswith(("vitrail.runs.", "vitrail.callbacks."))
+    if path.startswith(("vitrail.runs.", "vitrail.callbacks.", "vitrail.data.check"))
     for name in ("draw_class_sheet", "draw_curves", "draw_pictures")
     if hasattr(module, name)
 ]

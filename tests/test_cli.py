@@ -280,7 +280,6 @@ def test_class_names_are_text_and_never_markup(make_folder, tmp_path: Path, caps
         assert "[red]y:cat:" in shown
 
 
-@pytest.mark.newest
 def test_a_reader_that_goes_away_is_no_error(run: vitrail.Run, colors: Path):
     command = f"{sys.executable} -m vitrail evaluate {run.folder} {colors} --json | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
