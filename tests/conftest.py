@@ -1,6 +1,8 @@
 """Folders of pictures that a small ViT can learn, and a run trained on them once."""
 
+import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -153,7 +155,10 @@ def ray_cluster() -> Iterator[Any]:
         except VitrailError:  # Ray allows itself 30 seconds to start, which is too short on a busy machine
             if attempts == 1:
                 raise
-            return connect(attempts - 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of what Ray has started
+            gc.collect()
+        return connect(attempts - 1)
 
     with ExitStack() as stack:
         yield connect(attempts=3)
