@@ -533,7 +533,7 @@ def test_resume_rejects_changed_data(make_folder):
     assert (out / "classifier.safetensors").read_bytes() == before
 
 
-@pytest.mark.newest
+@pytest.mark.timeout(600)
 def test_runs_started_at_the_same_time_get_different_folders(make_folder, tmp_path: Path):
     folder = make_folder("photos", 6)
     command = [
@@ -546,7 +546,7 @@ def test_runs_started_at_the_same_time_get_different_folders(make_folder, tmp_pa
         "2",
     ]
     processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    folders = {json.loads(process.communicate(timeout=250)[0])["run"] for process in processes}
+    folders = {json.loads(process.communicate(timeout=500)[0])["run"] for process in processes}
     assert folders == {"runs/photos", "runs/photos-2", "runs/photos-3"}
 
 
