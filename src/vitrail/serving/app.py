@@ -1,6 +1,6 @@
 """The FastAPI application: the routes, and one handler per type of error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -29,32 +29,33 @@ def make_app(service: Service, lifespan: Callable[..., Any]) -> FastAPI:
     return app
 
 
-def handle_request_error(request: Request, error: RequestError) -> JSONResponse:
+async def handle_request_error(request: Request, error: RequestError) -> JSONResponse:
     get_service(request).metrics.rejected.labels(error.reason).inc()
     add_log_fields(request, **describe_error(error))
     return JSONResponse({"error": error.sentence}, error.status, error.headers)
 
 
-def handle_disconnect(request: Request, error: ClientDisconnected) -> Response:
+async def handle_disconnect(request: Request, error: ClientDisconnected) -> Response:
     get_service(request).metrics.rejected.labels("gone").inc()
     add_log_fields(request, reason="gone")
     return Response(status_code=499)  # never sent; the log uses the same status as nginx
 
 
-def handle_invalid_arguments(request: Request, error: RequestValidationError) -> JSONResponse:
+async def handle_invalid_arguments(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
-    return handle_request_error(request, bad_request(f"{first['loc'][-1]}: {first['msg']}"))
+    return await handle_request_error(request, bad_request(f"{first['loc'][-1]}: {first['msg']}"))
 
 
-def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
+async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
-def handle_internal_error(request: Request, error: Exception) -> JSONResponse:
-    return handle_request_error(request, RequestError(500, "failed", "internal server error"))
+async def handle_internal_error(request: Request, error: Exception) -> JSONResponse:
+    return await handle_request_error(request, RequestError(500, "failed", "internal server error"))
 
 
-HANDLERS: dict[type[Exception], Callable[..., Response]] = {
+# Starlette would run a handler that is not `async` in a thread
+HANDLERS: dict[type[Exception], Callable[..., Coroutine[Any, Any, Response]]] = {
     RequestError: handle_request_error,
     ClientDisconnected: handle_disconnect,
     RequestValidationError: handle_invalid_arguments,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,11 @@ from vitrail.serving.worker_process import Spawn
 MAX_ATTEMPTS = 2  # a file during whose decoding this many processes died is unreadable
 EXPECTED_DECODE_S = 0.005  # until files have been decoded
 Result = TypeVar("Result")
+
+
+@lru_cache
+def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    return preprocess.to_json()
 
 
 class ImageDecoder:
@@ -55,7 +61,7 @@ class ImageDecoder:
         if self.waiting + len(files) > self.settings.queue_size:
             raise overloaded(self.pool.expected_wait(len(files)))
         self.waiting += len(files)
-        document = preprocess.to_json()
+        document = describe_preprocess(preprocess)
         tasks = [asyncio.create_task(self._decode_one(file, document, deadline)) for file in files]
         try:
             return await asyncio.gather(*tasks)

@@ -49,6 +49,11 @@ def overloaded(retry_after_s: float) -> RequestError:
     )
 
 
+def too_many_connections() -> RequestError:
+    """Returns the error for a connection beyond the limit."""
+    return RequestError(503, "connections", "too many connections are open; send this again later", 1)
+
+
 def deadline_exceeded() -> RequestError:
     """Returns the error for a request that was not answered in time."""
     return RequestError(504, "deadline", "there was no answer before the deadline")

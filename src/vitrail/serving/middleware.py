@@ -5,6 +5,7 @@ import binascii
 import contextlib
 import hmac
 import json
+import re
 import time
 import traceback
 from collections.abc import Callable, Set
@@ -17,6 +18,10 @@ from vitrail.serving.logs import choose_request_id, describe_error, log
 from vitrail.serving.metrics import Metrics
 
 PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which have no key
+PREDICTION_PATHS = re.compile(r"/predict|/v2/models/(?P<name>[^/]+)(/versions/[^/]+)?/infer")
+SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
+CheckLoad = Callable[[str, str, str | None, float], None]  # takes path, query, time limit and start
+AccessError = tuple[int, str, dict[str, str]]  # status, message and headers
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # allowed Host headers, in addition to the address of the server
 
 
@@ -28,13 +33,13 @@ class AccessMiddleware:
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, api_key: str | None, hosts: Set[str],
-        check_load: Callable[[str, str, str | None, float], None] = lambda *_: None,
+        check_load: CheckLoad = lambda *_: None,
     ):  # fmt: skip
         self.app = app
         self.metrics = metrics
         self.api_key = api_key
         self.hosts = hosts  # prevents DNS rebinding: a website that reaches the server through its own domain
-        self.check_load = check_load  # takes path, query, time limit and start; raises `RequestError`
+        self.check_load = check_load  # raises `RequestError`
         self.draining = False
         self.request_count = 0
 
@@ -57,11 +62,7 @@ class AccessMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message.setdefault("headers", [])
-                message["headers"] += [
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"cross-origin-resource-policy", b"same-origin"),
-                ]
+                message["headers"] += [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
                 if self.draining:
                     message["headers"].append((b"connection", b"close"))
             elif method == "HEAD" and message["type"] == "http.response.body":
@@ -85,10 +86,11 @@ class AccessMiddleware:
                 seconds=round(seconds, 4), **context["log_fields"],
             )  # fmt: skip
 
-    def check_overload(
-        self, scope: Scope, headers: dict[str, str], context: dict[str, Any]
-    ) -> tuple[int, str, dict[str, str]] | None:
-        """Returns status, message and headers of the error for a request that cannot be answered in time now."""
+    def check_overload(self, scope: Scope, headers: dict[str, str], context: dict[str, Any]) -> AccessError | None:
+        """Returns the error for a request that cannot be answered in time now.
+
+        Most of these were refused by `Admission` already, which does not know every form of a request.
+        """
         if scope["method"] != "POST":
             return None
         path, query = scope["path"], scope["query_string"].decode("latin-1")
@@ -97,27 +99,35 @@ class AccessMiddleware:
         except RequestError as error:
             self.metrics.rejected.labels(error.reason).inc()
             context["log_fields"].update(describe_error(error))
-            context["route"] = "/predict" if path == "/predict" else "/v2/models/{name}/infer"
+            context["route"] = find_prediction_route(path)
             return error.status, error.sentence, error.headers
         return None
 
-    def check_access(self, path: str, headers: dict[str, str]) -> tuple[int, str, dict[str, str]] | None:
-        """Returns status, message and headers of the error for a request without access; None if it has access."""
+    def check_access(self, path: str, headers: dict[str, str]) -> AccessError | None:
+        """Returns the error for a request without access, and counts it; None if it has access."""
+        if error := self.find_access_error(path, headers):
+            self.metrics.rejected.labels("host" if self.api_key is None else "key").inc()
+        return error
+
+    def find_access_error(self, path: str, headers: dict[str, str]) -> AccessError | None:
+        """Returns the error for a request without access; None if it has access."""
         if self.api_key is not None:
             if path in PUBLIC_PATHS or any(
                 hmac.compare_digest(self.api_key.encode(), candidate) for candidate in read_api_keys(headers)
             ):
                 return None
-            self.metrics.rejected.labels("key").inc()
-            return (
-                401,
-                "the API key is missing or wrong",
-                {"www-authenticate": 'Basic realm="vitrail", charset="UTF-8"'},
-            )
+            authenticate = {"www-authenticate": 'Basic realm="vitrail", charset="UTF-8"'}
+            return 401, "the API key is missing or wrong", authenticate
         if self.hosts and parse_host(headers.get("host", "localhost")) not in self.hosts:
-            self.metrics.rejected.labels("host").inc()
             return 403, "this server is only for this machine: use localhost or the address it listens on", {}
         return None
+
+
+def find_prediction_route(path: str) -> str | None:
+    """Returns the route of a request for predictions, for the metrics; None for every other path."""
+    if PREDICTION_PATHS.fullmatch(path) is None:
+        return None
+    return "/predict" if path == "/predict" else "/v2/models/{name}/infer"
 
 
 def read_api_keys(headers: dict[str, str]) -> list[bytes]:
@@ -139,8 +149,12 @@ def parse_host(header: str) -> str:
 
 async def send_error(send: Send, status: int, message: str, headers: dict[str, str]) -> None:
     """Sends an error response without calling the application."""
-    body = json.dumps({"error": message}).encode()
+    body = make_error_body(message)
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     raw += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
+
+
+def make_error_body(message: str) -> bytes:
+    return json.dumps({"error": message}).encode()

@@ -1,15 +1,18 @@
-"""The server process: startup and shutdown of all parts, signals, and timeouts for slow connections."""
+"""The server process: startup and shutdown of all parts, and signals."""
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import resource
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,14 +20,15 @@ from typing import Any
 import torch
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import count_cores
+from vitrail.serving.admission import Admission
 from vitrail.serving.app import make_app
 from vitrail.serving.decoding import ImageDecoder
 from vitrail.serving.endpoint import Endpoint
 from vitrail.serving.fork_server import ForkServer, ModelSource, start_fork_server
+from vitrail.serving.http_protocol import KEEP_ALIVE_S, HttpProtocol
 from vitrail.serving.logs import JsonLinesHandler, flush, log, start_writer, warn
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.middleware import LOCAL_HOSTS, AccessMiddleware
@@ -35,32 +39,8 @@ from vitrail.serving.settings import Settings
 from vitrail.serving.web_page import reason_for_plain_page
 from vitrail.serving.worker import WorkerConfig
 
-HEADER_TIMEOUT_S = 10.0  # time limit for the headers of the first request on a connection
 MAX_DEFAULT_WORKERS = 4  # worker processes per model, unless the settings say otherwise
-KEEP_ALIVE_S = 30  # an idle connection is closed after this time
 SHUTDOWN_GRACE_S = 5.0  # time to finish accepted requests at shutdown, beyond the request timeout
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with a time limit for the headers of a request."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.timeout_handle = self.loop.call_later(HEADER_TIMEOUT_S, transport.close)
-
-    def on_headers_complete(self) -> None:
-        self.timeout_handle.cancel()
-        super().on_headers_complete()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self.timeout_handle.cancel()
-        if self.cycle.response_complete:  # else the next request has started already
-            self.timeout_handle = self.loop.call_later(KEEP_ALIVE_S + HEADER_TIMEOUT_S, self.transport.close)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.timeout_handle.cancel()
-        super().connection_lost(exc)
 
 
 class Server(uvicorn.Server):
@@ -128,14 +108,13 @@ def serve(
             log("plain_page", model=name, why=reason)
     if settings.explain:
         import_pictures()
+    freeze_objects()
     fork_server = start_fork_server(sources, classifiers, sockets_to_close=[listener])
-    with contextlib.suppress(ValueError, OSError):
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    max_connections = min(settings.max_connections, allow_many_files() // 2)
     cores_per_model = max(1, count_cores() // len(infos))
     workers = settings.processes or (1 if uses_accelerator(device) else min(cores_per_model, MAX_DEFAULT_WORKERS))
     worker_config = WorkerConfig(0, settings.threads or max(1, cores_per_model // workers), device)
-    settings = replace(settings, processes=workers)
+    settings = replace(settings, processes=workers, max_connections=max_connections)
     logging.basicConfig(level=logging.WARNING, handlers=[JsonLinesHandler()], force=True)
     start_writer()
     try:
@@ -143,6 +122,25 @@ def serve(
     finally:
         fork_server.close()
         flush()
+
+
+def allow_many_files() -> int:
+    """Raises the limit on open files as far as the system allows, and returns it."""
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+        limit = hard_limit
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
+def freeze_objects() -> None:
+    """Takes all present objects out of garbage collection.
+
+    The libraries have about 400,000 of them. A search through all would stop the server for tenths of a second, and
+    in a forked process it would copy all memory.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def import_pictures() -> None:
@@ -175,6 +173,7 @@ async def _serve(
             for endpoint in endpoints.values():
                 await endpoint.open()
             batch_sizes = {name: endpoint.batch_size for name, endpoint in endpoints.items()}
+            freeze_objects()
             log("ready", models=list(endpoints), batch=batch_sizes)
             for endpoint in endpoints.values() if settings.page else ():
                 endpoint.page.prepare()
@@ -203,10 +202,10 @@ async def _serve(
     hosts = {*LOCAL_HOSTS, host_name, *allowed_hosts} if is_loopback(host) or allowed_hosts else set()
     access = AccessMiddleware(app, metrics, api_key, hosts, service.check_load)
     service.is_draining = lambda: access.draining
+    admission = Admission(access, service.check_load, metrics, origins, settings.max_connections)
     config = uvicorn.Config(
-        allow_origins(access, origins), http=HttpProtocol, ws="none", lifespan="on", log_config=None,
-        access_log=False, server_header=False,
-        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
+        allow_origins(access, origins), http=partial(HttpProtocol, admission), ws="none", lifespan="on",
+        log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(settings.timeout_s + SHUTDOWN_GRACE_S),
     )  # fmt: skip
     server = Server(config, access, settings.shutdown_delay_s)

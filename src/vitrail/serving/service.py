@@ -1,7 +1,6 @@
 """The state that the routes share, and helpers for every request: deadline, log fields, cancellation."""
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from vitrail.serving.decoding import ImageDecoder
 from vitrail.serving.endpoint import Endpoint, compute_deadline
 from vitrail.serving.errors import ClientDisconnected, bad_request, deadline_exceeded
 from vitrail.serving.metrics import Metrics
+from vitrail.serving.middleware import PREDICTION_PATHS
 from vitrail.serving.settings import MIB, Settings
 
 Result = TypeVar("Result")
-PREDICTION_PATHS = re.compile(r"/predict|/v2/models/(?P<name>[^/]+)(/versions/[^/]+)?/infer")
 Timeout = Annotated[
     float | None, Query(gt=0, description="time limit of the request in seconds, at most the server's own")
 ]
@@ -70,7 +69,12 @@ def get_service(request: Request) -> Service:
     return service
 
 
-ServiceState = Annotated[Service, Depends(get_service)]
+async def depend_on_service(request: Request) -> Service:
+    """Returns the service. FastAPI would run a function that is not `async` in a thread, for each request."""
+    return get_service(request)
+
+
+ServiceState = Annotated[Service, Depends(depend_on_service)]
 
 
 def get_start_time(request: Request) -> float:
@@ -106,7 +110,7 @@ async def run_until_deadline(request: Request, work: Awaitable[Result], deadline
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-def refuse_unknown_query(request: Request) -> None:
+async def refuse_unknown_query(request: Request) -> None:
     """Raises `RequestError` for a query parameter that the route does not have."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:

@@ -28,6 +28,9 @@ class Settings:
     max_megapixels: int = option(50, "maximum size of an image in millions of pixels", ge=1, le=100)
     max_images_per_request: int = option(64, "maximum number of images per request", ge=1, le=4096)
     decode_processes: int = option(2, "processes that decode images", ge=1, le=64)
+    max_connections: int = option(
+        2048, "connections that may be open; beyond them idle ones are closed, then new ones get 503", ge=1
+    )
     shutdown_delay_s: float = option(
         1.0, "time from SIGTERM until the server stops accepting connections, in seconds", ge=0
     )
