@@ -194,7 +194,7 @@ def measure_open(port: int, bodies: Sequence[bytes], rate: float, seconds: float
     allow_many_connections()
     load = Load(port, bodies)
     started, cpu_started = time.monotonic(), time.process_time()
-    asyncio.run(load.run_open(rate, seconds, 2 * timeout_s))
+    asyncio.run(load.run_open(rate, seconds, timeout_s + 1))
     cpu = time.process_time() - cpu_started
     counted = [each for each in load.finished if each.due >= started + seconds / 2]
     waits = [each.ended - each.due for each in counted if each.status == 200]

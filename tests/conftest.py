@@ -1,6 +1,7 @@
 """Folders of pictures that a small ViT can learn, and a run trained on them once."""
 
 import gc
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from serving import MAX_BATCH_SIZE, QUEUE_SIZE, RunningServer
+from serving import MAX_BATCH_SIZE, QUEUE_SIZE, ForkedWorkers, RunningServer
 from vitrail import console
 from vitrail.data.open import open_source
 from vitrail.data.shards.writer import write_shards
@@ -162,6 +163,20 @@ def ray_cluster() -> Iterator[Any]:
 
     with ExitStack() as stack:
         yield connect(attempts=3)
+
+
+@pytest.fixture
+def fork_workers() -> Iterator[Callable[[Callable[[socket.socket], None]], ForkedWorkers]]:
+    """Returns a function from the work of processes to what forks them; they end after the test."""
+    created: list[ForkedWorkers] = []
+
+    def create(work: Callable[[socket.socket], None]) -> ForkedWorkers:
+        created.append(ForkedWorkers(work))
+        return created[-1]
+
+    yield create
+    for each in created:
+        each.kill()
 
 
 @pytest.fixture(scope="session")

@@ -160,6 +160,34 @@ class RunningServer:
 
 
 @dataclass
+class ForkedWorkers:
+    """Forks worker processes without a fork server: `work` runs in each, with its end of a connection."""
+
+    work: Callable[[socket.socket], None]
+    pids: list[int] = field(default_factory=list)
+
+    async def spawn(self) -> socket.socket:
+        """Returns a connection to a new process."""
+        ours, theirs = socket.socketpair()
+        if (pid := os.fork()) == 0:
+            ours.close()
+            try:
+                self.work(theirs)
+            finally:
+                os._exit(0)
+        self.pids.append(pid)
+        theirs.close()
+        ours.setblocking(False)
+        return ours
+
+    def kill(self) -> None:
+        """Ends all processes."""
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@dataclass
 class PendingRequest:
     """A request that runs in a thread."""
 

@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from serving import TIMEOUT_S, RunningServer
+from serving import TIMEOUT_S, ForkedWorkers, RunningServer
 from test_serve import make_photo
 from vitrail.data.decode import ImageError, decode
 from vitrail.data.preprocess import Preprocess
@@ -29,39 +30,28 @@ HANG = b"this file is decoded forever"
 PREPROCESS = Preprocess(image_size=(16, 16))
 
 
-class Decoders:
-    """Forks decoding processes, in which two files kill or block the image library."""
-
-    def __init__(self) -> None:
-        self.pids: list[int] = []
-
-    async def spawn(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        if (pid := os.fork()) == 0:
-            ours.close()
-            faulthandler.disable()
-            decode_worker.count_pixels = self.count_pixels
-            try:
-                run_decoder(theirs)
-            finally:
-                os._exit(0)
-        self.pids.append(pid)
-        theirs.close()
-        ours.setblocking(False)
-        return ours
-
-    @staticmethod
-    def count_pixels(file: bytes, max_megapixels: int) -> int:
-        if file == KILLER:
-            os.kill(os.getpid(), signal.SIGSEGV)  # what a bug in an image library does
-        if file == HANG:
-            signal.pause()
-        return 1
+def decode_files(connection: socket.socket) -> None:
+    """Decodes files; two of them kill or block the image library."""
+    faulthandler.disable()
+    decode_worker.count_pixels = count_pixels
+    run_decoder(connection)
 
 
-def run_scenario(scenario: Any) -> Any:
-    """Runs a scenario with a decoder that has one process; returns its result and the number of processes."""
-    decoders = Decoders()
+def count_pixels(file: bytes, max_megapixels: int) -> int:
+    if file == KILLER:
+        os.kill(os.getpid(), signal.SIGSEGV)  # what a bug in an image library does
+    if file == HANG:
+        signal.pause()
+    return 1
+
+
+@pytest.fixture
+def decoders(fork_workers: Callable[..., ForkedWorkers]) -> ForkedWorkers:
+    return fork_workers(decode_files)
+
+
+def run_scenario(decoders: ForkedWorkers, scenario: Any) -> Any:
+    """Runs a scenario with a decoder that has one process; returns its result."""
 
     async def run() -> Any:
         decoder = ImageDecoder(Settings(decode_processes=1, queue_size=8), Metrics(), decoders.spawn)
@@ -72,35 +62,30 @@ def run_scenario(scenario: Any) -> Any:
         finally:
             await decoder.close()
 
-    try:
-        return asyncio.run(run()), len(decoders.pids)
-    finally:
-        for pid in decoders.pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    return asyncio.run(run())
 
 
 def far() -> float:
     return asyncio.get_running_loop().time() + TIMEOUT_S
 
 
-def test_a_file_that_kills_its_decoder_is_unreadable_and_affects_no_other():
+def test_a_file_that_kills_its_decoder_is_unreadable_and_affects_no_other(decoders: ForkedWorkers):
     async def scenario(decoder: ImageDecoder) -> list[Any]:
         return await decoder.decode_all([make_photo(0), KILLER, make_photo(1)], PREPROCESS, far())
 
-    (first, killed, last), processes = run_scenario(scenario)
+    (first, killed, last) = run_scenario(decoders, scenario)
     assert isinstance(killed, ImageError)
     assert "ended" in killed.reason
-    for seed, pixels in ((0, first), (1, last)):
-        assert (pixels == PREPROCESS.fit_image(decode_photo(seed)).numpy()).all()
-    assert processes == 2 + 2  # one more for large images; the file was tried twice
+    for seed, image in ((0, first), (1, last)):
+        assert (image.pixels == PREPROCESS.fit_image(decode_photo(seed)).numpy()).all()
+    assert len(decoders.pids) == 2 + 2  # one more for large images; the file was tried twice
 
 
 def decode_photo(seed: int) -> Any:
     return decode(io.BytesIO(make_photo(seed)))
 
 
-def test_a_decoder_that_was_killed_by_someone_else_loses_no_file():
+def test_a_decoder_that_was_killed_by_someone_else_loses_no_file(decoders: ForkedWorkers):
     async def scenario(decoder: ImageDecoder) -> list[Any]:
         (worker,) = decoder.pool.workers.values()
         os.kill(worker.hello["pid"], signal.SIGSTOP)
@@ -109,20 +94,20 @@ def test_a_decoder_that_was_killed_by_someone_else_loses_no_file():
         os.kill(worker.hello["pid"], signal.SIGKILL)
         return await task
 
-    (pixels,), _ = run_scenario(scenario)
-    assert pixels.shape == (3, 16, 16)
+    (image,) = run_scenario(decoders, scenario)
+    assert image.pixels.shape == (3, 16, 16)
 
 
-def test_a_file_that_is_decoded_forever_is_given_up_at_the_deadline():
+def test_a_file_that_is_decoded_forever_is_given_up_at_the_deadline(decoders: ForkedWorkers):
     async def scenario(decoder: ImageDecoder) -> list[Any]:
         with pytest.raises(RequestError) as caught:
             await decoder.decode_all([HANG], PREPROCESS, asyncio.get_running_loop().time() + 0.2)
         assert caught.value.status == 504
         return await decoder.decode_all([make_photo(0)], PREPROCESS, far())
 
-    (pixels,), processes = run_scenario(scenario)
-    assert pixels.shape == (3, 16, 16)
-    assert processes == 3
+    (image,) = run_scenario(decoders, scenario)
+    assert image.pixels.shape == (3, 16, 16)
+    assert len(decoders.pids) == 3
 
 
 def test_a_crash_in_the_image_library_does_not_end_the_server(server: RunningServer):

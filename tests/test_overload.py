@@ -7,19 +7,18 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import overload, serving
+from benchmarks import load_client, overload, serving
 
 import vitrail
-from serving import TIMEOUT_S
+from serving import TIMEOUT_S, ForkedWorkers
 from test_serve import make_photo
 from vitrail.explanation.methods import METHODS
 from vitrail.serving.endpoint import Endpoint
@@ -107,25 +106,29 @@ def test_below_the_capacity_everything_is_answered_in_time():
 # A real server with a model that sleeps
 
 
-def test_a_real_server_under_twice_its_capacity(clf: vitrail.Classifier, tmp_path: Path):
+def test_a_real_server_under_four_times_its_capacity(clf: vitrail.Classifier, tmp_path: Path):
+    """Nearly all of the capacity is answered in time.
+
+    Another program can take the cores for a while, so the best of a few attempts counts, each with the capacity before
+    and after it. A server that computes what comes too late, or whose refusals are expensive, is far below in all.
+    """
     path = tmp_path / "model.safetensors"
     clf.save(path)
-    arguments = overload.make_parser().parse_args(["--rate", "40", "--max-batch-size", "4", "--timeout-s", "1.5"])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = overload.server_command("vitrail serve", path, port, arguments)
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    model = overload.Model(path, rate=25.0, max_batch_size=4)
     requests = [serving.encode_request("vitrail serve", make_photo(seed)) for seed in range(8)]
-    try:
-        serving.wait_until_ready("vitrail serve", port, requests[0], process)
-        capacity = serving.load_server(port, requests, clients=10, warmup_s=0.5, seconds=1.5)["images_per_second"]
-        load = overload.measure_load(port, requests, 2 * capacity, seconds=5, timeout_s=1.5)
-    finally:
-        serving.stop_server(process)
-    assert set(load["statuses"]) <= {"200", "503", "504"}
-    assert load["in_time_per_second"] >= 0.5 * capacity  # less than in the simulation: other programs use the machine
-    assert load["statuses"]["503"] > 0
-    assert load["p50_refused"] < load["p50"]  # who is refused does not wait
+    timeout_s, attempts = 2.0, []
+    with overload.run_server("vitrail serve", model, timeout_s, requests[0]) as (port, _):
+        before = load_client.measure_closed(port, requests, clients=10, warmup_s=0.3, seconds=1.0)
+        while len(attempts) < 4 and not (attempts and attempts[-1]["share"] >= 0.85):
+            load = load_client.measure_open(port, requests, 4 * before, seconds=4, timeout_s=timeout_s)
+            after = load_client.measure_closed(port, requests, clients=10, warmup_s=0.3, seconds=1.0)
+            attempts.append({**load, "share": load["in_time_per_second"] / max(before, after)})
+            before = after
+    best = attempts[-1]
+    assert best["share"] >= 0.85, attempts
+    assert set(best["statuses"]) <= {"200", "503", "504"}
+    assert best["statuses"]["503"] > best["statuses"]["200"]
+    assert best["p50_refused"] < best["p50"]  # who is refused does not wait
 
 
 # Explanations
@@ -134,30 +137,15 @@ def test_a_real_server_under_twice_its_capacity(clf: vitrail.Classifier, tmp_pat
 PASSES = {"forward": 0.01, "backward": 0.01, "batched_forward": 0.02, "picture": 0.0}
 
 
-class ForkedExplainers:
-    """Forks processes that answer at once, except to RISE, which never ends."""
-
-    def __init__(self) -> None:
-        self.pids: list[int] = []
-
-    async def spawn(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        if (pid := os.fork()) == 0:
-            ours.close()
-            try:
-                send_message(theirs, {"pid": os.getpid()})
-                send_message(theirs, {"pass_times": PASSES})
-                with theirs.makefile("rb") as requests:
-                    while (message := receive_message(requests)) is not None:
-                        if message[0]["options"]["method"] == "rise":
-                            signal.pause()
-                        send_message(theirs, {"explanation": message[0]["options"], "seconds": 0.0})
-            finally:
-                os._exit(0)
-        self.pids.append(pid)
-        theirs.close()
-        ours.setblocking(False)
-        return ours
+def answer_explanations(connection: socket.socket) -> None:
+    """Answers at once, except RISE, which never ends."""
+    send_message(connection, {"pid": os.getpid()})
+    send_message(connection, {"pass_times": PASSES})
+    with connection.makefile("rb") as requests:
+        while (message := receive_message(requests)) is not None:
+            if message[0]["options"]["method"] == "rise":
+                signal.pause()
+            send_message(connection, {"explanation": message[0]["options"], "seconds": 0.0})
 
 
 class IdleDecoder:
@@ -168,15 +156,11 @@ class IdleDecoder:
 
 
 @pytest.fixture
-def explainers() -> Iterator[ForkedExplainers]:
-    forked = ForkedExplainers()
-    yield forked
-    for pid in forked.pids:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+def explainers(fork_workers: Callable[..., ForkedWorkers]) -> ForkedWorkers:
+    return fork_workers(answer_explanations)
 
 
-def run_explainer(clf: vitrail.Classifier, explainers: ForkedExplainers, scenario: Callable[[Explainer], Any]) -> Any:
+def run_explainer(clf: vitrail.Classifier, explainers: ForkedWorkers, scenario: Callable[[Explainer], Any]) -> Any:
     async def run() -> Any:
         info = describe_model("colors", 0, ModelSource("m"), clf)
         decoder: Any = IdleDecoder()
@@ -199,7 +183,7 @@ async def explain(explainer: Explainer, method: str, deadline_s: float = 100.0) 
 
 
 def test_a_slow_explanation_does_not_delay_quick_ones_and_ends_when_nobody_waits(
-    clf: vitrail.Classifier, explainers: ForkedExplainers
+    clf: vitrail.Classifier, explainers: ForkedWorkers
 ):
     async def scenario(explainer: Explainer) -> None:
         slow = asyncio.create_task(explain(explainer, "rise"))  # known to take 2 s; it never ends here
@@ -223,7 +207,7 @@ def test_a_slow_explanation_does_not_delay_quick_ones_and_ends_when_nobody_waits
 
 
 def test_an_explanation_that_takes_longer_than_the_time_limit_is_refused(
-    clf: vitrail.Classifier, explainers: ForkedExplainers
+    clf: vitrail.Classifier, explainers: ForkedWorkers
 ):
     async def scenario(explainer: Explainer) -> None:
         with pytest.raises(RequestError) as caught:

@@ -29,6 +29,7 @@ from conftest import COLORS, picture
 from serving import QUEUE_SIZE, TIMEOUT_S, PendingRequest, Reply, RunningServer, send_without_waiting, start_request
 from test_battery import png
 from vitrail.data.decode import decode
+from vitrail.data.pixel_range import DEPTH_RULE
 from vitrail.errors import UsageError, VitrailError
 from vitrail.installation import install_hint
 from vitrail.serving import web_page
@@ -106,6 +107,28 @@ def test_a_bad_file_in_a_form_does_not_affect_the_others(server: RunningServer):
     assert [row["name"] for row in rows] == ["a.png", "b.png", "c.jpg"]
     assert [bool(row["top"]) for row in rows] == [True, False, True]
     assert "damaged" in rows[1]["error"]
+
+
+def test_an_answer_says_how_more_than_8_bits_were_scaled(server: RunningServer, clf: vitrail.Classifier):
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    deep = encode_image(Image.fromarray(values), "PNG")
+    body, content_type = make_form(("deep.png", deep), ("plain.png", make_photo(0)))
+    deep_row, plain_row = server.post("/predict", body, content_type=content_type).json["predictions"]
+    assert DEPTH_RULE in deep_row["warning"]
+    assert plain_row["warning"] is None
+    expected = clf.predict(decode(io.BytesIO(deep)))[0]
+    assert deep_row["top"][0]["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    assert DEPTH_RULE in server.post("/explain", deep).json["warning"]
+    assert server.post("/explain", make_photo(0)).json["warning"] is None
+    for files, is_warned in (([make_photo(0), deep], True), ([make_photo(0)], False)):
+        data = [base64.b64encode(file).decode() for file in files]
+        tensor = {"name": "image", "shape": [len(files)], "datatype": "BYTES", "data": data}
+        answer = server.post("/v2/models/colors/infer", json.dumps({"inputs": [tensor]})).json
+        assert ("parameters" in answer) == is_warned
+        assert not is_warned or DEPTH_RULE in answer["parameters"]["warning"]
+    schemas = server.get("/openapi.json").json["paths"]["/predict"]["post"]["responses"]["200"]["content"]
+    row = schemas["application/json"]["schema"]["properties"]["predictions"]["items"]
+    assert DEPTH_RULE in row["properties"]["warning"]["description"]
 
 
 @pytest.mark.newest

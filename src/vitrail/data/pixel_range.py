@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 DEPTH_RULE = "their bit depth gives black and white, and floats are taken as 0 to 1"
+DEPTH_WARNING = f"16 bits or floats: {DEPTH_RULE}"  # what the server says about an image
 MIN_BRIGHTEST = 1 / 8  # of the whole range: the brightest value of an image that is not almost black
 STRIP_PIXELS = 1 << 20  # pixels that are converted to float64 at a time
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF

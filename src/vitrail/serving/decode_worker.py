@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import ImageError, decode, read_size
+from vitrail.data.decode import GRAY_16_BIT, ImageError, decode_with_header, read_size
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.serving.messages import receive_message, send_message
 
@@ -37,7 +37,7 @@ def run_decoder(connection: socket.socket) -> None:
 
 
 def answer_file(request: dict[str, Any], file: bytes) -> tuple[dict[str, Any], list[Pixels]]:
-    """Returns the shape and the pixels; or the reason why the file cannot be read; or that it is large.
+    """Returns shape and pixels, and whether the file has over 8 bits; or why it cannot be read; or that it is large.
 
     A large image is decoded only if the request says so.
     """
@@ -46,12 +46,13 @@ def answer_file(request: dict[str, Any], file: bytes) -> tuple[dict[str, Any], l
         if count_pixels(file, request["max_megapixels"]) > max_pixels:
             return {"is_large": True}, []
         preprocess = parse_preprocess(json.dumps(request["preprocess"]))
-        pixels_CHW = fit_pixels(decode(io.BytesIO(file), preprocess.channels), preprocess)
+        image_CHW, header = decode_with_header(io.BytesIO(file), preprocess.channels)
+        pixels_CHW = fit_pixels(image_CHW, preprocess)
     except ImageError as error:
         return {"unreadable": error.reason}, []
     except MemoryError:
         return {"unreadable": "its pixels do not fit into memory"}, []
-    return {"pixels": list(pixels_CHW.shape)}, [pixels_CHW]
+    return {"pixels": list(pixels_CHW.shape), "is_deep": header.color_type == GRAY_16_BIT}, [pixels_CHW]
 
 
 @lru_cache

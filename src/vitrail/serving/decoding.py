@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 from vitrail.data.decode import ImageError
+from vitrail.data.pixel_range import DEPTH_WARNING
 from vitrail.data.preprocess import Preprocess
 from vitrail.serving.decode_worker import Pixels
 from vitrail.serving.errors import RequestError, overloaded
@@ -22,6 +24,18 @@ from vitrail.serving.worker_process import Spawn
 MAX_ATTEMPTS = 2  # a file during whose decoding this many processes died is unreadable
 EXPECTED_DECODE_S = 0.005  # until files have been decoded
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """The pixels of an image file in the model's size, and what a client should know about them."""
+
+    pixels: Pixels
+    is_deep: bool = False  # the file has 16 bits or floats
+
+    @property
+    def warning(self) -> str | None:
+        return DEPTH_WARNING if self.is_deep else None
 
 
 @lru_cache
@@ -56,8 +70,8 @@ class ImageDecoder:
 
     async def decode_all(
         self, files: Sequence[bytes], preprocess: Preprocess, deadline: float
-    ) -> list[Pixels | ImageError]:
-        """Returns the pixels of each file, or its error: a bad file does not affect the other files."""
+    ) -> list[DecodedImage | ImageError]:
+        """Returns each image, or its error: a bad file does not affect the other files."""
         if self.waiting + len(files) > self.settings.queue_size:
             raise overloaded(self.pool.expected_wait(len(files)))
         self.waiting += len(files)
@@ -70,7 +84,7 @@ class ImageDecoder:
                 task.cancel()  # if the client disconnected, the files that are still waiting are not decoded
             self.waiting -= len(files)
 
-    async def _decode_one(self, file: bytes, preprocess: dict[str, Any], deadline: float) -> Pixels | ImageError:
+    async def _decode_one(self, file: bytes, preprocess: dict[str, Any], deadline: float) -> DecodedImage | ImageError:
         """Decodes a file in the pool; a large image only has its header read there and moves to the other pool."""
         document, payload = await self._ask(self.pool, file, preprocess, deadline)
         if "is_large" in document:
@@ -78,7 +92,7 @@ class ImageDecoder:
         self.metrics.decode.observe(document["seconds"])
         if "unreadable" in document:
             return ImageError("image", document["unreadable"])
-        return np.frombuffer(payload, np.uint8).reshape(document["pixels"])
+        return DecodedImage(np.frombuffer(payload, np.uint8).reshape(document["pixels"]), document["is_deep"])
 
     async def _ask(
         self, pool: WorkerPool, file: bytes, preprocess: dict[str, Any], deadline: float

@@ -12,7 +12,7 @@ import numpy as np
 from vitrail.data.decode import ImageError
 from vitrail.errors import VitrailError, did_you_mean
 from vitrail.serving.decode_worker import Pixels, fit_all
-from vitrail.serving.decoding import ImageDecoder
+from vitrail.serving.decoding import DecodedImage, ImageDecoder
 from vitrail.serving.errors import RequestError, bad_request, not_found, unreadable_image
 from vitrail.serving.explainer import Explainer
 from vitrail.serving.fork_server import ForkServer
@@ -165,8 +165,8 @@ class Endpoint:
         """
         return self.prediction_pool.admit(images, deadline, wait_before=self.decoder.expected_wait(images))
 
-    async def decode_files(self, files: Sequence[bytes], deadline: float) -> list[Pixels | ImageError]:
-        """Returns the pixels or the error of each image file."""
+    async def decode_files(self, files: Sequence[bytes], deadline: float) -> list[DecodedImage | ImageError]:
+        """Returns the image or the error of each file."""
         return await self.decoder.decode_all(files, self.info.preprocess, deadline)
 
     async def fit_pixels(self, pixels_NHWC: np.ndarray) -> list[Pixels]:

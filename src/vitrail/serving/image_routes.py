@@ -9,7 +9,7 @@ from vitrail.data.decode import ImageError
 from vitrail.explanation.methods import DEFAULT_METHOD
 from vitrail.serving import schema
 from vitrail.serving.body import read_files
-from vitrail.serving.decode_worker import Pixels
+from vitrail.serving.decoding import DecodedImage
 from vitrail.serving.endpoint import Endpoint, find_endpoint
 from vitrail.serving.errors import bad_request, unreadable_image
 from vitrail.serving.service import (
@@ -70,34 +70,40 @@ async def explain(
 
         async def work() -> tuple[dict[str, Any], bytes]:
             with explainer.admit(plan, 1, deadline):
-                pixels = require_readable(await endpoint.decode_files([files[0][1]], deadline))
-            return (await explainer.explain(plan, pixels, deadline))[0]
+                (image,) = require_readable(await endpoint.decode_files([files[0][1]], deadline))
+            explanation, png = (await explainer.explain(plan, [image.pixels], deadline))[0]
+            return {"model": endpoint.info.name, "explanation": explanation, "warning": image.warning}, png
 
         document, png = await run_until_deadline(request, work(), deadline)
     if picture is not None:
         return Response(png, media_type="image/png")
-    return JSONResponse({"model": endpoint.info.name, "explanation": document})
+    return JSONResponse(document)
 
 
 async def predict_files(
     endpoint: Endpoint, files: list[tuple[str, bytes]], top: int, deadline: float
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Returns a row per file with its classes or its error, and whether any file could be read."""
+    """Returns a row per file with its classes, a warning or an error, and whether any file could be read."""
     with endpoint.admit(len(files), deadline):
         images = await endpoint.decode_files([data for _, data in files], deadline)
-    readable = [pixels for pixels in images if not isinstance(pixels, ImageError)]
+    readable = [image.pixels for image in images if not isinstance(image, ImageError)]
     logits = iter(await endpoint.classify(readable, deadline) if readable else [])
     rows = [
-        {"name": name, "top": [], "error": pixels.reason}
-        if isinstance(pixels, ImageError)
-        else {"name": name, "top": endpoint.select_top_classes(next(logits), top), "error": None}
-        for (name, _), pixels in zip(files, images, strict=True)
+        {"name": name, "top": [], "warning": None, "error": image.reason}
+        if isinstance(image, ImageError)
+        else {
+            "name": name,
+            "top": endpoint.select_top_classes(next(logits), top),
+            "warning": image.warning,
+            "error": None,
+        }
+        for (name, _), image in zip(files, images, strict=True)
     ]
     return rows, bool(readable)
 
 
-def require_readable(images: list[Pixels | ImageError]) -> list[Pixels]:
-    """Returns the pixels of all images; raises `RequestError` for the first one that could not be read."""
+def require_readable(images: list[DecodedImage | ImageError]) -> list[DecodedImage]:
+    """Returns the images; raises `RequestError` for the first one that could not be read."""
     for number, each in enumerate(images):
         if isinstance(each, ImageError):
             raise unreadable_image(each.reason if len(images) == 1 else f"image {number}: {each.reason}")

@@ -282,9 +282,9 @@ def format_top_classes(values_NY: np.ndarray, labels: Sequence[str], class_count
 
 
 def write_response(
-    model: str, version: str, request: InferRequest, outputs: Sequence[OutputTensor]
+    model: str, version: str, request: InferRequest, outputs: Sequence[OutputTensor], warning: str | None = None
 ) -> tuple[bytes, dict[str, str]]:
-    """Returns body and headers of a response."""
+    """Returns body and headers of a response; a warning becomes one of its parameters."""
     entries, tensors = [], []
     for each in outputs:
         entry: dict[str, Any] = {"name": each.name, "shape": list(each.values.shape), "datatype": each.datatype}
@@ -297,6 +297,8 @@ def write_response(
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if request.id is not None:
         document["id"] = request.id
+    if warning is not None:
+        document["parameters"] = {"warning": warning}
     text = json.dumps(document, allow_nan=False).encode()
     if not tensors:
         return text, {"content-type": "application/json"}

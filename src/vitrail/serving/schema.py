@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vitrail.data.pixel_range import DEPTH_RULE
 from vitrail.serving.errors import bad_request
 
 NUMBER, STRING, INTEGER, BOOLEAN = {"type": "number"}, {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
@@ -25,12 +26,18 @@ def make_json_content(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+WARNING = {
+    **make_nullable(STRING),
+    "description": f"what to know about the image: one of more than 8 bits is scaled by a rule ({DEPTH_RULE})",
+}
 ERROR = make_json_content(make_object(error=STRING))
 TOP_CLASS = make_object(label=STRING, probability=NUMBER)
 PREDICTIONS = make_json_content(
     make_object(
         model=STRING,
-        predictions=make_array(make_object(name=STRING, top=make_array(TOP_CLASS), error=make_nullable(STRING))),
+        predictions=make_array(
+            make_object(name=STRING, top=make_array(TOP_CLASS), warning=WARNING, error=make_nullable(STRING))
+        ),
     )
 )
 EXPLANATION = {
@@ -38,6 +45,7 @@ EXPLANATION = {
         make_object(
             model=STRING,
             explanation=make_object(label=STRING, method=STRING, map=make_array(make_array(NUMBER)), summary=STRING),
+            warning=WARNING,
         )
     ),
     "image/png": BINARY,
@@ -60,7 +68,15 @@ STATISTICS = make_json_content(
     )
 )
 INFERENCE = {
-    **make_json_content(make_object(model_name=STRING, model_version=STRING, outputs=make_array(TENSOR))),
+    **make_json_content(
+        {
+            **(response := make_object(model_name=STRING, model_version=STRING, outputs=make_array(TENSOR))),
+            "properties": {
+                **response["properties"],
+                "parameters": {"type": "object", "properties": {"warning": WARNING}},
+            },
+        }
+    ),
     "application/octet-stream": BINARY,
 }
 PLAIN_TEXT = {"text/plain": {"schema": STRING}}

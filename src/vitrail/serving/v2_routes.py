@@ -25,7 +25,8 @@ from vitrail.serving.service import Service, ServiceState, add_log_fields, get_s
 from vitrail.version import __version__
 
 MAX_MICROSECONDS = 1e18  # larger integers may overflow a float
-Compute = Callable[[Endpoint, InferRequest, float, float], Awaitable[dict[str, np.ndarray]]]
+Computed = tuple[dict[str, np.ndarray], str | None]  # outputs, and a warning about the images
+Compute = Callable[[Endpoint, InferRequest, float, float], Awaitable[Computed]]
 router = APIRouter(tags=["v2"])
 
 
@@ -84,41 +85,43 @@ async def explain_tensors(request: Request, service: ServiceState, name: str, ve
     return await answer_inference(request, service, find_endpoint(service.endpoints, name, version), compute_maps)
 
 
-async def compute_outputs(
-    endpoint: Endpoint, infer_request: InferRequest, started: float, deadline: float
-) -> dict[str, np.ndarray]:
+async def compute_outputs(endpoint: Endpoint, infer_request: InferRequest, started: float, deadline: float) -> Computed:
     with endpoint.admit(infer_request.image_count, deadline):
-        pixels = await read_pixels(endpoint, infer_request, deadline)
-    return endpoint.make_outputs(await endpoint.classify(pixels, deadline))
+        pixels, warning = await read_pixels(endpoint, infer_request, deadline)
+    return endpoint.make_outputs(await endpoint.classify(pixels, deadline)), warning
 
 
-async def compute_maps(
-    endpoint: Endpoint, infer_request: InferRequest, started: float, deadline: float
-) -> dict[str, np.ndarray]:
+async def compute_maps(endpoint: Endpoint, infer_request: InferRequest, started: float, deadline: float) -> Computed:
     explainer, images = endpoint.require_explainer(), infer_request.image_count
     options = explain_options(endpoint, **schema.read_explain_parameters(infer_request.parameters))
     plan = explainer.plan(options, None, images, deadline - started, deadline)
     with explainer.admit(plan, images, deadline):
-        pixels = await read_pixels(endpoint, infer_request, deadline)
+        pixels, warning = await read_pixels(endpoint, infer_request, deadline)
     documents = [document for document, _ in await explainer.explain(plan, pixels, deadline)]
     probabilities = [[np.nan if each["probability"] is None else each["probability"]] for each in documents]
-    return {
+    outputs = {
         "map": np.array([each["map"] for each in documents], np.float32),
         "label": encode_texts([each["label"] for each in documents]),
         "predicted": encode_texts([each["predicted"] for each in documents]),
         **({"probability": np.array(probabilities, np.float32)} if endpoint.info.classes else {}),
     }
+    return outputs, warning
 
 
-async def read_pixels(endpoint: Endpoint, infer_request: InferRequest, deadline: float) -> list[Pixels]:
-    """Returns the pixels of the images, and counts the time."""
+async def read_pixels(
+    endpoint: Endpoint, infer_request: InferRequest, deadline: float
+) -> tuple[list[Pixels], str | None]:
+    """Returns the pixels of the images and a warning about them, and counts the time."""
     started = time.monotonic()
+    warning = None
     if infer_request.pixels is not None:
         pixels = await endpoint.fit_pixels(infer_request.pixels)
     else:
-        pixels = require_readable(await endpoint.decode_files(infer_request.files, deadline))
+        images = require_readable(await endpoint.decode_files(infer_request.files, deadline))
+        pixels = [image.pixels for image in images]
+        warning = next((image.warning for image in images if image.warning), None)
     endpoint.prediction_pool.statistics.durations["compute_input"].add(time.monotonic() - started)
-    return pixels
+    return pixels, warning
 
 
 async def answer_inference(request: Request, service: Service, endpoint: Endpoint, compute: Compute) -> Response:
@@ -150,9 +153,9 @@ async def compute_response(
     endpoint: Endpoint, infer_request: InferRequest, compute: Compute, started: float, deadline: float
 ) -> tuple[bytes, dict[str, str]]:
     """Decodes the images, computes the outputs and returns the response's content and headers."""
-    values = await compute(endpoint, infer_request, started, deadline)
+    values, warning = await compute(endpoint, infer_request, started, deadline)
     outputs = select_outputs(infer_request, values, endpoint.info.classes)
-    return write_response(endpoint.info.name, MODEL_VERSION, infer_request, outputs)
+    return write_response(endpoint.info.name, MODEL_VERSION, infer_request, outputs, warning)
 
 
 def encode_texts(values: list[str]) -> np.ndarray:
