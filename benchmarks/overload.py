@@ -8,8 +8,9 @@ the time at which the request was due. The capacity is the rate of answers to cl
 clients before and after each load, because other programs may use the machine.
 
 The models sleep: a batch takes a known time and no CPU, as on a GPU. Server, queue, processes and HTTP are real.
-`--vit` measures a real ViT instead, on the cores that the clients use too. The servers get the same time limit:
-LitServe as `timeout`, which it applies to the wait of a request for its batch (needs `pip install litserve`).
+`--vit` measures a real ViT instead, on the cores that the clients use too. LitServe (`pip install litserve`) gets half
+of the time limit as `timeout`: it drops requests that have waited longer than this when it forms a batch. With the
+whole limit it would compute requests that are late in any case.
 """
 
 import argparse
@@ -61,7 +62,8 @@ def server_command(name: str, model: Model, port: int, timeout_s: float) -> list
     limit, batch = str(timeout_s), str(model.max_batch_size)
     if name == "LitServe":
         rate = [] if model.rate is None else [str(model.rate)]
-        return [sys.executable, "-m", "benchmarks.serving_litserve", str(model.path), str(port), batch, limit, *rate]
+        command = [sys.executable, "-m", "benchmarks.serving_litserve", str(model.path), str(port), batch]
+        return [*command, str(timeout_s / 2), *rate]
     options = [str(model.path), "--port", str(port), "--backend", "torch", "--timeout-s", limit]
     options += ["--max-batch-size", batch, "--no-explain", "--no-page"]
     if model.rate is None:

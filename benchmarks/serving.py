@@ -5,7 +5,8 @@
 Every server gets the same JPEG files from the same clients; a client sends the next request when it has the response.
 The bare model is the same classifier in a loop at its fastest batch size, with decoded images. It is measured before
 and after the servers of each round, and ratios are within a round.
-Needs `pip install litserve` and vitrail[serve]. `--only "Ray Serve"` measures the Ray deployment.
+Needs `pip install litserve` and vitrail[serve]. `--only "Ray Serve"` measures the Ray deployment, and
+`--only "vitrail serve" --only "vitrail serve, decoding in threads"` what decoding in processes costs.
 """
 
 import argparse
@@ -46,8 +47,9 @@ from vitrail.weights.sizes import SIZES
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "temple.jpg"
 BARE_MODEL = "the bare model"
 PEER_MODULES = {"LitServe": "serving_litserve", "FastAPI, plain": "serving_fastapi", "Ray Serve": "serving_ray"}
-SERVERS = ("vitrail serve", "vitrail serve, ONNX Runtime", *PEER_MODULES)
-DEFAULT_SERVERS = SERVERS[:-1]
+IN_THREADS = "vitrail serve, decoding in threads"
+DEFAULT_SERVERS = ("vitrail serve", "vitrail serve, ONNX Runtime", "LitServe", "FastAPI, plain")
+SERVERS = (*DEFAULT_SERVERS, "Ray Serve", IN_THREADS)
 MAX_BATCH_SIZE = 32
 START_TIMEOUT_S = 240
 
@@ -94,7 +96,8 @@ def server_command(name: str, path: Path, port: int, batch_size: int) -> list[st
         return [sys.executable, "-m", f"benchmarks.{PEER_MODULES[name]}", str(path), str(port), str(batch_size)]
     backend = "onnxruntime" if name.endswith("ONNX Runtime") else "torch"
     options = ["--backend", backend, "--max-batch-size", str(batch_size), "--timeout-s", "120", "--no-explain"]
-    return [sys.executable, "-m", "vitrail", "serve", str(path), "--port", str(port), *options]
+    module = "benchmarks.decoding_in_threads" if name == IN_THREADS else "vitrail"
+    return [sys.executable, "-m", module, "serve", str(path), "--port", str(port), *options]
 
 
 def encode_request(name: str, file: bytes) -> bytes:
@@ -209,8 +212,11 @@ def wait_until_ready(name: str, port: int, request: bytes, process: subprocess.P
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 connection.sendall(request)
-                if connection.recv(12).endswith(b"200"):
+                status = connection.recv(12)[-3:]
+                if status == b"200":
                     return
+                if status == b"500":
+                    raise SystemExit(f"{name} fails: it answers with status 500")
         except OSError:
             pass
         time.sleep(0.3)

@@ -14,6 +14,7 @@ import litserve as ls
 import torch
 
 import vitrail
+from vitrail.classifier import top_predictions
 from vitrail.data.decode import decode
 from vitrail.machine import count_cores
 
@@ -41,7 +42,7 @@ class Api(ls.LitAPI):
         return list(output)
 
     def encode_response(self, output: torch.Tensor) -> dict[str, Any]:
-        return {"top": [vars(prediction) for prediction in self.classifier.top_predictions(output)]}
+        return {"top": [vars(prediction) for prediction in top_predictions(output, self.classifier.classes)]}
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Scheduler:
         self.max_delay = max_delay
         self.service_time: ServiceTime = service_time or BatchTime()
         self.waiting: dict[Item, None] = {}  # in order of arrival; a dict, for fast removal from the middle
+        self.known_seconds = 0.0  # the known times of all waiting images
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -53,10 +54,15 @@ class Scheduler:
         for item in items:
             item.arrival_time = now
             self.waiting[item] = None
+            self.known_seconds += item.seconds
 
     def cancel(self, item: Item) -> bool:
         """Removes an item; returns whether it was still waiting."""
-        return self.waiting.pop(item, self) is None
+        if item not in self.waiting:
+            return False
+        del self.waiting[item]
+        self.known_seconds = self.known_seconds - item.seconds if self.waiting else 0.0
+        return True
 
     def next_batch_time(self) -> float | None:
         """Returns when the next batch may start (possibly in the past); None if the queue is empty."""
@@ -72,7 +78,7 @@ class Scheduler:
         images that will join the queue first.
         """
         before, last = divmod(len(self.waiting) + other_images + images - 1, self.max_batch_size)
-        ahead = before * self.service_time.expected(self.max_batch_size) + sum(item.seconds for item in self.waiting)
+        ahead = before * self.service_time.expected(self.max_batch_size) + self.known_seconds
         own = self.service_time.expected(last + 1) + seconds_each
         return (sum(free_in) + ahead + (images - 1) * seconds_each) / len(free_in) + own
 
@@ -106,5 +112,5 @@ class Scheduler:
             ):
                 batch.pop()
         for item in (*batch, *late):
-            del self.waiting[item]
+            self.cancel(item)
         return batch, late
