@@ -36,8 +36,8 @@ class SmallServer:
         self.received: list[str] = []  # the queries that reached the application
         self.opened: list[Any] = []  # connections of clients
         self.may_answer = threading.Event()  # for the model "slow"
-        self.access = AccessMiddleware(self.app, Metrics(), api_key, {"localhost"}, self.check_load)
-        self.admission = Admission(self.access, self.check_load, self.access.metrics, [], max_connections)
+        self.access = AccessMiddleware(self.app, Metrics(), api_key, {"localhost"}, self.expect_request)
+        self.admission = Admission(self.access, self.expect_request, self.access.metrics, [], max_connections)
         self.protocols: list[HttpProtocol] = []
         config = uvicorn.Config(
             self.access, port=0, http=partial(HttpProtocol, self.admission), lifespan="off", log_config=None,
@@ -46,7 +46,7 @@ class SmallServer:
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
-    def check_load(self, path: str, query: str, timeout: str | None, started: float) -> None:
+    def expect_request(self, path: str, query: str, timeout: str | None, started: float) -> None:
         if query == "model=full":
             raise overloaded(2.5)
 

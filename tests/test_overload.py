@@ -151,6 +151,8 @@ def answer_explanations(connection: socket.socket) -> None:
 class IdleDecoder:
     """A decoder with nothing to do."""
 
+    coming = 0
+
     def expected_wait(self, files: int) -> float:
         return 0.0
 
@@ -256,6 +258,41 @@ class RecordingForkServer(ForkServer):
                     return  # it dies during its first batch
                 rates = {1: 10.0, 4: 40.0, 16: 41.0} if number == 1 else {1: 10.0}
                 send_message(connection, {"rates": list(rates.items())})
+
+
+def test_requests_whose_headers_arrive_together_do_not_all_see_the_same_queue(clf: vitrail.Classifier):
+    async def scenario() -> None:
+        info = describe_model("m", 0, ModelSource("m"), clf)
+        settings = Settings(backend="torch", processes=1, max_batch_size=4, explain=False)
+        decoder: Any = IdleDecoder()
+        endpoint = Endpoint(info, RecordingForkServer(), settings, Metrics(), decoder, WorkerConfig(0, 1))
+        await endpoint.open()  # a batch of 4 takes 0.02 s
+        now = asyncio.get_running_loop().time
+
+        def accept_all() -> list[Any]:
+            accepted = []
+            while len(accepted) < 5000:
+                try:
+                    accepted.append(endpoint.expect_request(now() + 5))
+                except RequestError as error:
+                    assert error.status == 503
+                    return accepted
+            return accepted
+
+        accepted = accept_all()
+        assert len(accepted) == pytest.approx(5 / 0.02 * 4 / ADMISSION_MARGIN, rel=0.1)
+        for arrival in accepted:
+            arrival.end()
+            arrival.end()
+        assert endpoint.prediction_pool.coming == decoder.coming == 0
+        slow_clients = accept_all()
+        assert len(slow_clients) > 100
+        async with asyncio.timeout(TIMEOUT_S):
+            while decoder.coming:  # they count for a short time only
+                await asyncio.sleep(0.05)
+        await endpoint.close()
+
+    asyncio.run(scenario())
 
 
 def test_the_batch_size_is_measured_once(clf: vitrail.Classifier):

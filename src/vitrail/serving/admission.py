@@ -19,7 +19,8 @@ from vitrail.serving.metrics import Metrics
 from vitrail.serving.middleware import (
     SECURITY_HEADERS,
     AccessMiddleware,
-    CheckLoad,
+    ExpectedRequest,
+    ExpectRequest,
     find_prediction_route,
     make_error_body,
 )
@@ -55,25 +56,25 @@ def render_error(status: int, sentence: str, retry_after_s: int | None) -> tuple
 
 
 class Admission:
-    """Decides from the headers of a request whether it is refused, and counts refusals.
+    """Decides from the headers of a request whether it is refused or expected, and counts refusals.
 
-    It knows only the ordinary request for a prediction. It lets every other one pass, and the application decides.
+    It knows only the ordinary request for a prediction; the application decides about every other one.
     """
 
     def __init__(
-        self, access: AccessMiddleware, check_load: CheckLoad, metrics: Metrics, origins: Set[str] | list[str],
+        self, access: AccessMiddleware, expect_request: ExpectRequest, metrics: Metrics, origins: Set[str] | list[str],
         max_connections: int,
     ):  # fmt: skip
         self.access = access
-        self.check_load = check_load
+        self.expect_request = expect_request
         self.metrics = metrics
         self.allows_origins = bool(origins)  # then a website's request needs headers that the application adds
         self.max_connections = max_connections
         self.refused: Counter[str] = Counter()  # by reason, since the latest line of the log
         self.durations: dict[tuple[str, int], Any] = {}
 
-    def refuse(self, method: bytes, url: bytes, raw_headers: Headers) -> Refusal | None:
-        """Returns the response to a request that is refused; None to let it pass."""
+    def decide(self, method: bytes, url: bytes, raw_headers: Headers) -> Refusal | ExpectedRequest | None:
+        """Returns the response to a request that is refused, or that it is expected; None leaves the decision."""
         if method != b"POST":
             return None
         started = time.monotonic()
@@ -85,11 +86,10 @@ class Admission:
         if (self.allows_origins and "origin" in headers) or self.access.find_access_error(path, headers):
             return None
         try:
-            self.check_load(path, query, headers.get("x-request-timeout"), started)
+            return self.expect_request(path, query, headers.get("x-request-timeout"), started)
         except RequestError as error:
             self.count(error, route, time.monotonic() - started)
             return Refusal(error, choose_request_id(headers.get("x-request-id")))
-        return None
 
     def refuse_connection(self) -> Refusal:
         """Returns the response to a connection beyond the limit."""

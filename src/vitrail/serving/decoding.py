@@ -56,6 +56,7 @@ class ImageDecoder:
         self.pool = self._make_pool("decode", settings.decode_processes, spawn)
         self.large_image_pool = self._make_pool("decode_large", 1, spawn)
         self.waiting = 0
+        self.coming = 0  # files of accepted requests whose body has not arrived
 
     def _make_pool(self, task: str, processes: int, spawn: Spawn) -> WorkerPool:
         scheduler = Scheduler(1, 2 * self.settings.queue_size, service_time=BatchTime({1: EXPECTED_DECODE_S}))
@@ -115,7 +116,7 @@ class ImageDecoder:
 
     def expected_wait(self, files: int) -> float:
         """Returns the expected seconds until this many more files are decoded."""
-        return self.pool.expected_wait(files)
+        return self.pool.expected_wait(files, coming=self.coming)
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Runs a slow function on a client's data in a thread."""

@@ -1,5 +1,6 @@
 """The endpoint of one model: its metadata, its worker processes, and the steps from image files to results."""
 
+import asyncio
 import importlib.util
 import socket
 from collections.abc import Sequence
@@ -29,7 +30,31 @@ from vitrail.serving.worker_pool import ADMISSION_MARGIN, WorkerPool
 from vitrail.serving.worker_process import Worker, WorkerCrashed, parse_error
 
 MAX_SETUP_S = 1800.0  # a process for a one-time operation, such as an ONNX export, is killed after this time
+MAX_ARRIVAL_S = 1.0  # an accepted request counts for at most this time before its images are known
 MODEL_VERSION = "1"
+
+
+class Arrival:
+    """A request that was accepted from its headers. Until its images are known, it counts as one.
+
+    Otherwise all requests whose headers arrive at the same time would see the same short queue. A client that sends its
+    image slowly counts for a short time only.
+    """
+
+    def __init__(self, pool: WorkerPool, decoder: ImageDecoder):
+        self.pool = pool
+        self.decoder = decoder
+        self.pool.coming += 1
+        self.decoder.coming += 1
+        self.timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(MAX_ARRIVAL_S, self.end)
+
+    def end(self) -> None:
+        """Stops counting the request; does nothing the second time."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+            self.pool.coming -= 1
+            self.decoder.coming -= 1
 
 
 class Endpoint:
@@ -151,12 +176,13 @@ class Endpoint:
         _, content = await self._run_once(request)
         return content
 
-    def check_load(self, deadline: float) -> None:
-        """Raises `RequestError` if not even one image is expected to be predicted before the deadline.
+    def expect_request(self, deadline: float) -> Arrival:
+        """Accepts a request that has not been read yet.
 
-        It is cheap: it is called before a request is read.
+        Raises `RequestError` if not even one image is expected to be predicted before the deadline.
         """
         self.prediction_pool.check_load(1, deadline, wait_before=self.decoder.expected_wait(1), margin=ADMISSION_MARGIN)
+        return Arrival(self.prediction_pool, self.decoder)
 
     def admit(self, images: int, deadline: float) -> AbstractContextManager[None]:
         """Returns a context in which this number of images is decoded for a prediction.

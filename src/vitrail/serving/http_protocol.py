@@ -49,15 +49,16 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.timeout_handle.cancel()
         is_first_in_line = self.cycle is None or self.cycle.response_complete  # else it follows in the same connection
-        refusal = None
+        decision = None
         if is_first_in_line and not self.transport.is_closing():
-            refusal = self.admission.refuse(self.parser.get_method(), self.url, self.headers)
-        if refusal is None:
+            decision = self.admission.decide(self.parser.get_method(), self.url, self.headers)
+        if not isinstance(decision, Refusal):
+            self.scope["arrival"] = decision  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
             return
         self.discards_body = True
         self.closes_after_body = not self.can_keep_alive()
-        self.send_refusal(refusal, keep_alive=not self.closes_after_body)
+        self.send_refusal(decision, keep_alive=not self.closes_after_body)
         self.timeout_handle = self.loop.call_later(DISCARD_S, self.transport.close)
 
     def can_keep_alive(self) -> bool:

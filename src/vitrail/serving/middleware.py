@@ -9,7 +9,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Set
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +20,16 @@ from vitrail.serving.metrics import Metrics
 PUBLIC_PATHS = ("/v2/health/live", "/v2/health/ready")  # for load balancers, which have no key
 PREDICTION_PATHS = re.compile(r"/predict|/v2/models/(?P<name>[^/]+)(/versions/[^/]+)?/infer")
 SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
-CheckLoad = Callable[[str, str, str | None, float], None]  # takes path, query, time limit and start
+
+
+class ExpectedRequest(Protocol):
+    """A request that was accepted from its headers (`endpoint.Arrival`)."""
+
+    def end(self) -> None:
+        """Stops counting the request."""
+
+
+ExpectRequest = Callable[[str, str, str | None, float], ExpectedRequest | None]  # of path, query, time limit and start
 AccessError = tuple[int, str, dict[str, str]]  # status, message and headers
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}  # allowed Host headers, in addition to the address of the server
 
@@ -33,13 +42,13 @@ class AccessMiddleware:
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, api_key: str | None, hosts: Set[str],
-        check_load: CheckLoad = lambda *_: None,
+        expect_request: ExpectRequest = lambda *_: None,
     ):  # fmt: skip
         self.app = app
         self.metrics = metrics
         self.api_key = api_key
         self.hosts = hosts  # prevents DNS rebinding: a website that reaches the server through its own domain
-        self.check_load = check_load  # raises `RequestError`
+        self.expect_request = expect_request  # raises `RequestError`
         self.draining = False
         self.request_count = 0
 
@@ -50,7 +59,7 @@ class AccessMiddleware:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         started = time.monotonic()
         request_id = choose_request_id(headers.get("x-request-id"))
-        context: dict[str, Any] = {"started": started, "log_fields": {}}
+        context: dict[str, Any] = {"started": started, "log_fields": {}, "arrival": scope.get("arrival")}
         method = scope["method"]
         if method == "HEAD":  # the same as GET, without the body
             scope = {**scope, "method": "GET"}
@@ -77,6 +86,8 @@ class AccessMiddleware:
         except Exception:  # Starlette has sent the response with status 500 already
             context["log_fields"]["traceback"] = traceback.format_exc()
         finally:
+            if context["arrival"]:
+                context["arrival"].end()
             seconds = time.monotonic() - started
             route = context.get("route") or getattr(scope.get("route"), "path", "other")
             self.request_count += 1
@@ -89,13 +100,13 @@ class AccessMiddleware:
     def check_overload(self, scope: Scope, headers: dict[str, str], context: dict[str, Any]) -> AccessError | None:
         """Returns the error for a request that cannot be answered in time now.
 
-        Most of these were refused by `Admission` already, which does not know every form of a request.
+        `Admission` has refused or accepted most requests already; it does not know every form of a request.
         """
-        if scope["method"] != "POST":
+        if scope["method"] != "POST" or context["arrival"]:
             return None
         path, query = scope["path"], scope["query_string"].decode("latin-1")
         try:
-            self.check_load(path, query, headers.get("x-request-timeout"), context["started"])
+            context["arrival"] = self.expect_request(path, query, headers.get("x-request-timeout"), context["started"])
         except RequestError as error:
             self.metrics.rejected.labels(error.reason).inc()
             context["log_fields"].update(describe_error(error))

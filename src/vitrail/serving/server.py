@@ -200,9 +200,9 @@ async def _serve(
     address, port = listener.getsockname()[:2]
     host_name = f"[{address}]" if ":" in address else address
     hosts = {*LOCAL_HOSTS, host_name, *allowed_hosts} if is_loopback(host) or allowed_hosts else set()
-    access = AccessMiddleware(app, metrics, api_key, hosts, service.check_load)
+    access = AccessMiddleware(app, metrics, api_key, hosts, service.expect_request)
     service.is_draining = lambda: access.draining
-    admission = Admission(access, service.check_load, metrics, origins, settings.max_connections)
+    admission = Admission(access, service.expect_request, metrics, origins, settings.max_connections)
     config = uvicorn.Config(
         allow_origins(access, origins), http=partial(HttpProtocol, admission), ws="none", lifespan="on",
         log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,

@@ -12,7 +12,7 @@ from fastapi import Depends, Header, Query, Request
 from vitrail.errors import did_you_mean
 from vitrail.serving.body import BodyReader
 from vitrail.serving.decoding import ImageDecoder
-from vitrail.serving.endpoint import Endpoint, compute_deadline
+from vitrail.serving.endpoint import Arrival, Endpoint, compute_deadline
 from vitrail.serving.errors import ClientDisconnected, bad_request, deadline_exceeded
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.middleware import PREDICTION_PATHS
@@ -40,24 +40,24 @@ class Service:
     def __post_init__(self) -> None:
         self.bodies = BodyReader(self.settings.max_body_mib * MIB)
 
-    def check_load(self, path: str, query: str, timeout_header: str | None, started: float) -> None:
-        """Raises `RequestError` if a request for predictions cannot be answered in time because of other requests.
+    def expect_request(self, path: str, query: str, timeout_header: str | None, started: float) -> Arrival | None:
+        """Accepts a request for predictions before it is read; returns None for any other request.
 
-        This happens before the request is read, so that refused requests cost little. Invalid requests pass: the
+        Raises `RequestError` if it cannot be answered in time because of other requests. Invalid requests pass: the
         route describes what is wrong.
         """
         route = PREDICTION_PATHS.fullmatch(path)
         if route is None:
-            return
+            return None
         options = dict(parse_qsl(query)) if query else {}
         name = route["name"] or options.get("model") or next(iter(self.endpoints))
         try:
             timeout = float(options.get("timeout") or timeout_header or self.settings.timeout_s)
         except ValueError:
-            return
+            return None
         if name not in self.endpoints or not timeout > 0:
-            return
-        self.endpoints[name].check_load(started + min(timeout, self.settings.timeout_s))
+            return None
+        return self.endpoints[name].expect_request(started + min(timeout, self.settings.timeout_s))
 
     def deadline(self, request: Request, timeout: str | float | None) -> float:
         """Returns the monotonic time by which a request must be answered."""
@@ -84,6 +84,12 @@ def get_start_time(request: Request) -> float:
 def add_log_fields(request: Request, **fields: object) -> None:
     """Adds fields to the request's log line."""
     request.scope["request_context"]["log_fields"].update(fields)
+
+
+def end_arrival(request: Request) -> None:
+    """Stops counting a request as one that arrives; its images are counted from now on."""
+    if arrival := request.scope["request_context"]["arrival"]:
+        arrival.end()
 
 
 async def run_until_deadline(request: Request, work: Awaitable[Result], deadline: float) -> Result:

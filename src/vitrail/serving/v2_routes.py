@@ -21,7 +21,14 @@ from vitrail.serving.protocol import (
     select_outputs,
     write_response,
 )
-from vitrail.serving.service import Service, ServiceState, add_log_fields, get_start_time, run_until_deadline
+from vitrail.serving.service import (
+    Service,
+    ServiceState,
+    add_log_fields,
+    end_arrival,
+    get_start_time,
+    run_until_deadline,
+)
 from vitrail.version import __version__
 
 MAX_MICROSECONDS = 1e18  # larger integers may overflow a float
@@ -140,6 +147,7 @@ async def answer_inference(request: Request, service: Service, endpoint: Endpoin
             add_log_fields(request, model=endpoint.info.name, images=infer_request.image_count)
             own_timeout = protocol_timeout(infer_request.parameters)
             deadline = min(deadline, compute_deadline(started, own_timeout, settings.timeout_s))
+            end_arrival(request)
             work = compute_response(endpoint, infer_request, compute, started, deadline)
             content, headers = await run_until_deadline(request, work, deadline)
     except (RequestError, ClientDisconnected):

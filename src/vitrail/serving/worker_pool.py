@@ -60,7 +60,7 @@ class WorkerPool:
         self.first_start: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.start_seconds = DEFAULT_START_S  # of the latest start
         self.free_at = [0.0] * processes  # when each worker is expected to be free
-        self.coming = 0  # images of accepted requests that are still being decoded
+        self.coming = 0  # images of accepted requests that have not arrived or are being decoded
         labels = (name, task)
         self.labeled_metrics = {
             key: getattr(metrics, key).labels(*labels) for key in ("queue", "compute", "batch", "restarts")
