@@ -25,6 +25,8 @@ from vitrail.serving.metrics import Metrics
 from vitrail.serving.middleware import AccessMiddleware
 from vitrail.serving.service import refuse_unknown_query
 
+pytestmark = pytest.mark.newest
+
 FULL, FREE, SLOW = "/predict?model=full", "/predict?model=free", "/predict?model=slow"
 KEY = "secret"
 
