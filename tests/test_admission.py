@@ -20,7 +20,7 @@ from vitrail.serving import image_routes, operation_routes, v2_routes
 from vitrail.serving.admission import Admission
 from vitrail.serving.app import HANDLERS
 from vitrail.serving.errors import overloaded
-from vitrail.serving.http_protocol import MAX_DISCARDED_BYTES, HttpProtocol
+from vitrail.serving.http_protocol import MAX_DISCARDED_BYTES, make_protocol
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.middleware import AccessMiddleware
 from vitrail.serving.service import refuse_unknown_query
@@ -40,9 +40,8 @@ class SmallServer:
         self.may_answer = threading.Event()  # for the model "slow"
         self.access = AccessMiddleware(self.app, Metrics(), api_key, {"localhost"}, self.expect_request)
         self.admission = Admission(self.access, self.expect_request, self.access.metrics, [], max_connections)
-        self.protocols: list[HttpProtocol] = []
         config = uvicorn.Config(
-            self.access, port=0, http=partial(HttpProtocol, self.admission), lifespan="off", log_config=None,
+            self.access, port=0, http=make_protocol(self.admission), lifespan="off", log_config=None,
             timeout_graceful_shutdown=int(TIMEOUT_S),
         )  # fmt: skip
         self.server = uvicorn.Server(config)

@@ -7,7 +7,7 @@ is one check and one write: no task, no routing, no body in memory, and one line
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -62,7 +62,7 @@ class Admission:
     """
 
     def __init__(
-        self, access: AccessMiddleware, expect_request: ExpectRequest, metrics: Metrics, origins: Set[str] | list[str],
+        self, access: AccessMiddleware, expect_request: ExpectRequest, metrics: Metrics, origins: Collection[str],
         max_connections: int,
     ):  # fmt: skip
         self.access = access

@@ -111,3 +111,13 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.timeout_handle.cancel()
         super().connection_lost(exc)
+
+
+def make_protocol(admission: Admission) -> type[HttpProtocol]:
+    """Returns the protocol for uvicorn, which creates one for each connection."""
+
+    class AdmittingProtocol(HttpProtocol):
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(admission, *arguments, **options)
+
+    return AdmittingProtocol

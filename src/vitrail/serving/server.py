@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +27,7 @@ from vitrail.serving.app import make_app
 from vitrail.serving.decoding import ImageDecoder
 from vitrail.serving.endpoint import Endpoint
 from vitrail.serving.fork_server import ForkServer, ModelSource, start_fork_server
-from vitrail.serving.http_protocol import KEEP_ALIVE_S, HttpProtocol
+from vitrail.serving.http_protocol import KEEP_ALIVE_S, make_protocol
 from vitrail.serving.logs import JsonLinesHandler, flush, log, start_writer, warn
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.middleware import LOCAL_HOSTS, AccessMiddleware
@@ -204,7 +203,7 @@ async def _serve(
     service.is_draining = lambda: access.draining
     admission = Admission(access, service.expect_request, metrics, origins, settings.max_connections)
     config = uvicorn.Config(
-        allow_origins(access, origins), http=partial(HttpProtocol, admission), ws="none", lifespan="on",
+        allow_origins(access, origins), http=make_protocol(admission), ws="none", lifespan="on",
         log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(settings.timeout_s + SHUTDOWN_GRACE_S),
     )  # fmt: skip
