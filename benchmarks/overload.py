@@ -2,6 +2,8 @@
 
     python -m benchmarks.overload --write docs/benchmarks.md --out overload.json
 
+It takes seven to eight minutes on an idle machine with two cores.
+
 The load is open-loop: requests start at random times (Poisson), whether or not earlier ones have been answered, as
 those of independent users do. An answer counts if it has status 200 and arrives within the time limit, measured from
 the time at which the request was due. The capacity is the rate of answers to closed-loop clients, measured by the same
@@ -41,7 +43,8 @@ LOADS = (1.2, 1.5, 2.0, 4.0)
 BATCH_SIZES = {5.0: 1, 20.0: 4, 100.0: 8, 500.0: 32}  # maximum batch size by images/s: a batch takes 0.06 to 0.2 s
 VIT_BATCH_SIZE = 8
 SERVERS = ("vitrail serve", "LitServe")
-CLOSED_S = 2.0  # time of a measurement of the capacity
+CLOSED_S = 2.0  # least time of a measurement of the capacity
+CLOSED_IMAGES = 20  # least number of images that it counts
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def run_server(name: str, model: Model, timeout_s: float, request: bytes) -> Ite
 def measure_capacity(pool: Pool, port: int, requests: list[bytes], model: Model) -> float:
     """Returns the images per second that the server answers to closed-loop clients: more than wait for one batch."""
     clients = 2 * model.max_batch_size + 2
-    return float(pool.apply(measure_closed, (port, requests, clients, CLOSED_S / 4, CLOSED_S)))
+    seconds = CLOSED_S if model.rate is None else max(CLOSED_S, CLOSED_IMAGES / model.rate)
+    return float(pool.apply(measure_closed, (port, requests, clients, CLOSED_S / 4, seconds)))
 
 
 def measure_server(name: str, model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -171,8 +175,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vit", action="store_true", help="measure a real ViT instead of models that sleep")
     parser.add_argument("--size", default="Ti", choices=list(SIZES), help="size of the ViT (default: Ti)")
     parser.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="default: 224")
-    parser.add_argument("--timeout-s", type=float, default=3, metavar="SECONDS", help="time limit (default: 3)")
-    parser.add_argument("--seconds", type=float, default=9, metavar="SECONDS", help="time per load (default: 9)")
+    parser.add_argument("--timeout-s", type=float, default=2, metavar="SECONDS", help="time limit (default: 2)")
+    parser.add_argument("--seconds", type=float, default=6, metavar="SECONDS", help="time per load (default: 6)")
     parser.add_argument(
         "--loads", type=float, nargs="+", default=LOADS, metavar="LOAD", help="multiples of the capacity"
     )
