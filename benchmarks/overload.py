@@ -2,7 +2,7 @@
 
     python -m benchmarks.overload --write docs/benchmarks.md --out overload.json
 
-It takes seven to eight minutes on an idle machine with two cores.
+The times of its parts add up to about seven minutes.
 
 The load is open-loop: requests start at random times (Poisson), whether or not earlier ones have been answered, as
 those of independent users do. An answer counts if it has status 200 and arrives within the time limit, measured from
