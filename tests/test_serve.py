@@ -451,11 +451,11 @@ def test_an_expired_request_does_not_reach_the_model(server: RunningServer):
     image_count = server.read_metric("vitrail_batch_size_sum")
     with StoppedWorker(server):
         first = block_worker(server)
-        with_query = start_request(server, "/predict?timeout=0.3", make_photo(1))
-        with_header = start_request(server, "/predict", make_photo(2), x_request_timeout="0.3")
+        with_query = start_request(server, "/predict?timeout=1.5", make_photo(1))
+        with_header = start_request(server, "/predict", make_photo(2), x_request_timeout="1.5")
         data = base64.b64encode(make_photo(3)).decode()
         document = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [data]}]}
-        document["parameters"] = {"timeout": 200_000}  # in microseconds, as for Triton
+        document["parameters"] = {"timeout": 1_200_000}  # in microseconds, as for Triton
         with_parameter = server.post("/v2/models/colors/infer", json.dumps(document))
         assert with_query.result().status == with_header.result().status == with_parameter.status == 504
         assert server.read_metric("vitrail_waiting_images") == 0
