@@ -1,33 +1,42 @@
 """Loads a classifier from a run folder, an artifact, public weights or an ONNX file."""
 
+import copy
+import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
-from vitrail.model.config import ViTConfig
+from vitrail.model.config import ViTConfig, to_pair
 from vitrail.model.vit import ViT
 from vitrail.weights.artifact import is_artifact, read_artifact
 from vitrail.weights.assemble import assemble_vit
 from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.conversion import check_finite, meta_state_dict
+from vitrail.weights.modules import save_module
 from vitrail.weights.public import load_public_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def load(model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
+def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, torch_files: bool = False) -> Classifier:
     """Returns a classifier. `model` is one of:
 
     - a run folder, or an artifact (`classifier.safetensors`)
     - the name of a bundled classifier (`cifar10-small`)
     - public weights: a card (`timm/...`), `CARD@FILE`, a file, a folder, or a Hugging Face hub id
+    - a `ViT`, or a Vision Transformer of timm or transformers, whose weights are copied
 
     `torch_files` allows reading plain tensors from torch's own files (.pt, .pth, .bin). Raises `VitrailError` for a
     damaged file, `UsageError` if the model does not exist.
     """
+    if isinstance(model, nn.Module):
+        classifier = load_module(model)
+        classifier.vit.to(device).eval().requires_grad_(False)
+        return classifier
     path = Path(model)
     if path.suffix.lower() == ".onnx" and path.is_file():
         raise UsageError(
@@ -85,6 +94,20 @@ def load_artifact(path: Path) -> Classifier:
             raise VitrailError(f"{path}: {error.sentence}", error.hint) from None
     vit = build_vit(artifact.config, weights, path)
     return Classifier(vit, artifact.classes, artifact.preprocess, artifact.temperature, artifact.origin)
+
+
+def load_module(module: nn.Module) -> Classifier:
+    """Returns a classifier with a copy of the weights of a model in memory; classes without names are numbers."""
+    if isinstance(module, ViT):
+        classes = tuple(map(str, range(module.config.classes)))
+        preprocess = Preprocess(
+            image_size=to_pair(module.config.image_size),
+            mean=(0.5,) * module.config.channels,
+            std=(0.5,) * module.config.channels,
+        )
+        return Classifier(copy.deepcopy(module), classes, preprocess)
+    with tempfile.TemporaryDirectory() as folder:
+        return load_public_weights(save_module(module, Path(folder)))
 
 
 def load_public_weights(model: str | Path, *, torch_files: bool = False) -> Classifier:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError
@@ -13,7 +14,7 @@ from vitrail.runs.folder import RunFolder
 from vitrail.training.recipe import Recipe
 from vitrail.weights.artifact import weights_sha256
 
-Model = str | Path | Classifier
+Model = str | Path | Classifier | nn.Module
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load_pretrained(
                 f"recipe {recipe.name}, as it is requested, needs weights to start from", "name them with --from MODEL"
             )
         return None
-    source = None if isinstance(model, Classifier) else str(model)
+    source = None if isinstance(model, Classifier | nn.Module) else str(model)
     classifier = model if isinstance(model, Classifier) else load(model, device=device, torch_files=torch_files)
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     return Pretrained(classifier, source, weights_sha256(weights))

@@ -8,12 +8,13 @@ from typing import Any
 
 from vitrail.console import log
 from vitrail.errors import UsageError
+from vitrail.model.config import ViTConfig
 from vitrail.runs.claim import RUNS, check_out, is_free
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.names import newest_folder, numbered_folders
 from vitrail.runs.pretrained import Model
 from vitrail.training.launch import current_launch
-from vitrail.training.recipe import Recipe, flatten_recipe
+from vitrail.training.recipe import RECIPE_FIELDS, Recipe, flatten_recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES, find_recipe
 
 MAX_NAMED_FIELDS = 3  # in an error
@@ -61,6 +62,11 @@ def find_run_of_launch(
         if folder.launch_id == launch_id and not (launched_at_s and folder.was_finished_before(launched_at_s)):
             return folder
     return None
+
+
+def describe_model(config: ViTConfig) -> dict[str, Any]:
+    """Returns the fields of a model that a recipe may set; channels and classes are those of the data."""
+    return {name: getattr(config, name) for name, part in RECIPE_FIELDS.items() if part == "model"}
 
 
 def request_recipe(recipe: str | Path | Recipe | None, model: Model | None, changes: dict[str, Any]) -> Recipe:

@@ -22,6 +22,7 @@ from vitrail.errors import UsageError
 from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import keep_freed_memory, pick_device
+from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.runs.claim import check_disk_space, create_run
 from vitrail.runs.data import load_data
@@ -31,7 +32,7 @@ from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.runs.hooks import RunHooks, make_hooks
 from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
-from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
+from vitrail.runs.resolve import describe_model, find_run_to_resume, request_recipe, resume_recipe
 from vitrail.runs.result import Run
 from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
@@ -49,7 +50,7 @@ PICTURES_BYTES = 4 << 20  # for the pictures and tables of a run
 def train(
     data: Data,
     *,
-    model: Model | None = None,
+    model: Model | ViTConfig | None = None,
     recipe: str | Path | Recipe | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -66,8 +67,9 @@ def train(
     """Trains a classifier on the images of `data` and writes the run folder.
 
     `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` is
-    passed to it). `recipe` is a name (default: `small`, or `finetune` with a model), a TOML or JSON file, or a
-    `Recipe`; `changes` are fields of it, of its augmentation or of its model (`epochs=3, width=128`).
+    passed to it). A `ViTConfig` describes a model with random weights instead. `recipe` is a name (default: `small`, or
+    `finetune` with weights), a TOML or JSON file, or a `Recipe`; `changes` are fields of it, of its augmentation or of
+    its model (`epochs=3, width=128`).
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `resume` starts a new run if there is none yet, and returns a finished one as it is.
@@ -79,6 +81,8 @@ def train(
 
     Raises `VitrailError` for errors in the data and in training.
     """
+    if isinstance(model, ViTConfig):
+        model, changes = None, {**describe_model(model), **changes}
     with join_world(pick_device(device), fsdp=fsdp) as world:
         name = name_of_data(data)
         resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))
