@@ -12,9 +12,9 @@ MAX_PARAMETERS = 100  # in one request
 
 
 class MLflow(MetricLogger):
-    """Logs to MLflow: to the server or the file store that `tracking_uri`, or MLFLOW_TRACKING_URI, names.
+    """Logs to MLflow: to the server or the database that `tracking_uri`, or MLFLOW_TRACKING_URI, names.
 
-    Without either, MLflow chooses its own local store.
+    Without either, MLflow chooses its own local store. An example of a database is sqlite:///mlflow.db.
     """
 
     library, title = "mlflow", "MLflow"
