@@ -119,8 +119,9 @@ def describe_error(error: Exception, name: str, hook: str) -> Exception:
     """Returns the error that ends the run. What a callback raises to end the run is not changed."""
     if isinstance(error, EndRun | Interrupted):
         return error
-    is_ours = isinstance(error, VitrailError)
-    reason = error.sentence if is_ours else f"{type(error).__name__}: {first_line(error)}"
-    described = CallbackError(f"the callback {name} failed in {hook}: {reason}", error.hint if is_ours else None)
+    reason, hint = f"{type(error).__name__}: {first_line(error)}", None
+    if isinstance(error, VitrailError):
+        reason, hint = error.sentence, error.hint
+    described = CallbackError(f"the callback {name} failed in {hook}: {reason}", hint)
     described.__cause__ = error
     return described

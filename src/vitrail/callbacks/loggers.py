@@ -23,7 +23,9 @@ def list_loggers(logger: Logger | Sequence[Logger] | None) -> list[Logger]:
     """Returns what `logger=` takes as a list."""
     if logger is None:
         return []
-    return list(logger) if isinstance(logger, list | tuple) else [logger]
+    if isinstance(logger, Sequence) and not isinstance(logger, str):
+        return list(logger)
+    return [logger]
 
 
 def name_loggers(logger: Logger | Sequence[Logger] | None) -> list[str]:

@@ -49,13 +49,13 @@ class MetricLogger(Callback):
         self.start(state, run_parameters(state))
 
     def on_epoch_end(self, state: CallbackState) -> None:
-        self.log_metrics({name: value for name, value in state.metrics.items() if name not in NOT_METRICS}, state.step)
+        self.log_metrics(measured(state.metrics), state.step)
 
     def on_evaluation_end(self, state: CallbackState) -> None:
         if state.evaluation and state.evaluation.is_final:
             self.log_metrics(final_scores(state.evaluation.split, state.evaluation.scores), state.step)
         elif state.evaluation and state.epoch == 0:  # the pretrained weights, before the first epoch
-            self.log_metrics(dict(state.metrics), state.step)
+            self.log_metrics(measured(state.metrics), state.step)
 
     def on_run_end(self, state: CallbackState) -> None:
         for name in PICTURES if self.pictures else ():
@@ -79,6 +79,11 @@ def require_library(module: str, title: str) -> Any:
         if error.name and error.name.split(".")[0] == module.split(".")[0]:
             raise UsageError(f"{title} is not installed", install_hint(module.split(".")[0])) from None
         raise UsageError(f"{title} cannot be imported: {error}", f"install {error.name or title}") from None
+
+
+def measured(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of a row without its epoch and step."""
+    return {name: value for name, value in metrics.items() if name not in NOT_METRICS}
 
 
 def run_parameters(state: CallbackState) -> dict[str, Any]:

@@ -80,7 +80,11 @@ class RunHooks:
         error: str | None = None,
     ) -> None:
         """Calls a hook. Errors and requests to stop are kept until `raise_error` and `agree_on_stop`."""
-        values = {"metrics": MappingProxyType(dict(metrics or {})), "evaluation": evaluation, "error": error}
+        values: dict[str, Any] = {
+            "metrics": MappingProxyType(dict(metrics or {})),
+            "evaluation": evaluation,
+            "error": error,
+        }
 
         def make_state(request_stop: Callable[[str], None]) -> CallbackState:
             return CallbackState(
