@@ -119,7 +119,8 @@ def describe_error(error: Exception, name: str, hook: str) -> Exception:
     """Returns the error that ends the run. What a callback raises to end the run is not changed."""
     if isinstance(error, EndRun | Interrupted):
         return error
-    reason, hint = f"{type(error).__name__}: {first_line(error)}", None
+    hint: str | None = None
+    reason = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, VitrailError):
         reason, hint = error.sentence, error.hint
     described = CallbackError(f"the callback {name} failed in {hook}: {reason}", hint)
