@@ -113,7 +113,7 @@ def records(
         "uninterrupted": sharded,
         "stopped": {**sharded, "stop_after": 1},
         "resumed": {**data, "out": "stopped", "resume": True, "fsdp": True, "check": False},
-        "asked": {**TINY, **data, **SHORT, "asks_for_stop": [1, 3], "fsdp": True},
+        "asked": {**TINY, **data, **SHORT, "asks_for_stop": [1, 3], "optimizer": "adamw", "fsdp": True},
         "failing": {**TINY, **data, **SHORT, "fails": [1, 3]},
         "failed": {**data, "out": "failing", "resume": True, "check": False},
         "lora": {**data, **SHORT, **LORA, "model": str(pretrained)},

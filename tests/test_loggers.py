@@ -38,7 +38,7 @@ def fail_in_epoch_3():
 
 def train_with_a_break(data: Path, out: Path, make_logger) -> vitrail.Run:
     """Trains with the logger until an error in epoch 3, then resumes the run with a new one."""
-    with pytest.raises(CallbackError):
+    with pytest.raises(CallbackError, match="SimpleNamespace failed in on_epoch_start"):
         vitrail.train(data, out=out, logger=make_logger(), callbacks=[fail_in_epoch_3()], **TINY)
     return vitrail.train(data, out=out, resume=True, logger=make_logger(), report=False, check=False)
 
@@ -152,6 +152,7 @@ def read_log(content: bytes):
             parts = []
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, about MLflow's tables
 def test_mlflow_is_read_back_by_its_client(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.chdir(tmp_path)  # pictures go to the folder mlruns

@@ -27,6 +27,7 @@ class MetricLogger(Callback):
     def __init__(self, *, pictures: bool = True):
         self.pictures = pictures
         self.run_id: str | None = None
+        self.has_started = False
         require_library(self.library, self.title)
 
     def start(self, state: CallbackState, parameters: Mapping[str, Any]) -> None:
@@ -47,6 +48,7 @@ class MetricLogger(Callback):
 
     def on_run_start(self, state: CallbackState) -> None:
         self.start(state, run_parameters(state))
+        self.has_started = True
 
     def on_epoch_end(self, state: CallbackState) -> None:
         self.log_metrics(measured(state.metrics), state.step)
@@ -58,6 +60,8 @@ class MetricLogger(Callback):
             self.log_metrics(measured(state.metrics), state.step)
 
     def on_run_end(self, state: CallbackState) -> None:
+        if not self.has_started:
+            return
         for name in PICTURES if self.pictures else ():
             if (path := state.folder / f"{name}.png").exists():
                 self.log_picture(name, path, state.step)
