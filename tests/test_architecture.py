@@ -29,6 +29,8 @@ LAYERS = [
         "intervals",
         "processes",
         "ray_cluster",
+        "parts",
+        "plugins",
     },
     {"model"},
     {"fast", "data"},
@@ -38,7 +40,7 @@ LAYERS = [
     {"callbacks", "exporting", "report"},
     {"loading"},
     {"benchmarking", "prediction", "runs", "serving"},
-    {"api", "sweeps"},
+    {"api", "registry", "sweeps"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -60,10 +62,10 @@ def test_there_are_no_import_cycles():
     assert find_cycles(find_imports()) == []
 
 
-def test_the_model_depends_on_errors_and_options_alone():
+def test_the_model_depends_on_errors_options_and_parts_alone():
     for each in find_imports():
         if each.importer.startswith("vitrail.model"):
-            assert each.imported.split(".")[1] in ("model", "errors", "options"), each
+            assert each.imported.split(".")[1] in ("model", "errors", "options", "parts"), each
 
 
 def test_the_model_is_short():
@@ -92,7 +94,7 @@ def test_the_public_names():
     assert set(vitrail.__all__) == {
         "Callback", "Classifier", "EarlyStopping", "Explanation", "PredictSummary", "Prediction", "Run", "Sweep",
         "UsageError", "ViT", "ViTConfig", "VitrailError", "evaluate", "explain", "load", "load_any", "predict_all",
-        "probe", "recording", "sweep", "train",
+        "probe", "recording", "register", "sweep", "train",
     }  # fmt: skip
     assert callable(vitrail.train)
     assert all(hasattr(vitrail, name) for name in vitrail.__all__)

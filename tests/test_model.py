@@ -380,7 +380,7 @@ IMPOSSIBLE = [
     ({"image_size": (16, 16, 3)}, "image_size"),
     ({"width": 30, "heads": 3, "position": SinCos()}, "width divisible by 4, not 30"),
     ({"width": 24, "heads": 4, "position": Rotary()}, "head width divisible by 4, not 6"),
-    ({"position": "rotary"}, "position is 'rotary'"),
+    ({"position": "rotari"}, "position 'rotari' is not known (did you mean rotary?)"),
     ({"position": None}, "position is None"),
 ]
 

@@ -24,7 +24,7 @@ from vitrail.runs.start import explain_precision
 from vitrail.training.data_defaults import mean_and_std, pixel_histogram
 from vitrail.training.loop import train_steps
 from vitrail.training.lora import LORA_TARGETS
-from vitrail.training.losses import LOSSES, Loss
+from vitrail.training.losses import LOSSES
 from vitrail.training.muon import Muon, orthogonalize
 from vitrail.training.optimizers import OPTIMIZERS, has_weight_decay
 from vitrail.training.recipe import LoraTarget, LossName, OptimizerName, Recipe, ScheduleName, recipe_from_json
@@ -122,12 +122,12 @@ def test_every_name_in_a_recipe_has_its_row_in_a_table():
 
 
 def test_a_loss_is_one_row_of_a_table(monkeypatch: pytest.MonkeyPatch):
-    def binary_cross_entropy(logits_BY: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def binary_cross_entropy(logits_BY: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         one_hot = targets if targets.ndim == 2 else F.one_hot(targets, logits_BY.shape[1]).float()
         return F.binary_cross_entropy_with_logits(logits_BY, one_hot)
 
     plain, _ = train_tiny()
-    monkeypatch.setitem(LOSSES, "cross_entropy", Loss(binary_cross_entropy, lambda counts, smoothing: 0.0))
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda context: binary_cross_entropy)
     for changes in ({}, {"mixup": 0.5}):
         weights, steps = train_tiny(30, lr=1e-2, **changes)
         assert steps[-1].loss < steps[0].loss

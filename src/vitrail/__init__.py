@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitrail.model.config import ViTConfig
     from vitrail.model.vit import ViT
     from vitrail.prediction import PredictSummary, predict_all
+    from vitrail.registry import register
     from vitrail.runs.result import Run
     from vitrail.runs.train import train
     from vitrail.sweeps.sweep import Sweep, sweep
@@ -47,6 +48,7 @@ _MODULES = {
     "predict_all": "vitrail.prediction",
     "probe": "vitrail.api",
     "recording": "vitrail.explanation.recording",
+    "register": "vitrail.registry",
     "sweep": "vitrail.sweeps.sweep",
     "train": "vitrail.runs.train",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "predict_all",
     "probe",
     "recording",
+    "register",
     "sweep",
     "train",
 ]

@@ -1,5 +1,7 @@
 """Functions of the public API that combine several packages."""
 
+from collections.abc import Sequence
+
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.data.python_data import Data
 from vitrail.evaluation import Evaluation, open_scored_images
@@ -9,10 +11,13 @@ from vitrail.evaluation.probe import Probe, open_probe_data
 from vitrail.evaluation.probe import probe as probe_splits
 
 
-def evaluate(classifier: BaseClassifier, data: Data, *, skip_unreadable: bool = False) -> Evaluation:
+def evaluate(
+    classifier: BaseClassifier, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()
+) -> Evaluation:
     """Returns the scores of a classifier on labeled images: the test split, else validation, else all images.
 
     Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are counted and skipped.
+    `metrics` names metrics to compute besides: `balanced_accuracy`, `macro_f1`, and those that plugins register.
     """
     scored = open_scored_images(classifier, data, skip_unreadable)
     return evaluate_images(
@@ -21,6 +26,7 @@ def evaluate(classifier: BaseClassifier, data: Data, *, skip_unreadable: bool = 
         description=scored.description,
         optimistic=scored.optimistic,
         skip_unreadable=skip_unreadable,
+        metrics=metrics,
     )
 
 

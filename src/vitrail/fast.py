@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitrail.model.block import Block, LayerScale
 from vitrail.model.config import to_pair
-from vitrail.model.mlp import Mlp
+from vitrail.model.mlp import Mlp, SwiGluMlp
 from vitrail.model.vit import PatchEmbed, ViT, check_divisible
 
 
@@ -35,10 +35,10 @@ def make_fast_vit(vit: ViT, dtype: torch.dtype, *, compile: Sequence[int] = ()) 
 
 def fold_layer_scale(block: Block) -> None:
     """Multiplies each LayerScale into the last linear layer of its branch."""
-    for name, linear in (("ls1", block.attn.proj), ("ls2", block.mlp.get_submodule("fc2"))):
+    fc2 = block.mlp.fc2 if isinstance(block.mlp, Mlp | SwiGluMlp) else None  # a plugin's MLP keeps its LayerScale
+    for name, linear in (("ls1", block.attn.proj), ("ls2", fc2)):
         scale = getattr(block, name)
-        if isinstance(scale, LayerScale):
-            assert isinstance(linear, nn.Linear)
+        if isinstance(scale, LayerScale) and isinstance(linear, nn.Linear):
             linear.weight.mul_(scale.gamma[:, None])
             linear.bias.mul_(scale.gamma)
             setattr(block, name, nn.Identity())

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitrail.errors import UsageError, did_you_mean
+from vitrail.parts import check_part
 
 BOUND_NAMES = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none", str: "text"}
@@ -22,9 +23,13 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    part: str | None = None,
 ) -> Any:
-    """Returns a dataclass field with a default, a help text and, for a number, its bounds (as in pydantic)."""
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    """Returns a dataclass field with a default, a help text and, for a number, its bounds (as in pydantic).
+
+    `part` is the kind of parts that the field names (`parts.py`); its type lists the built-in ones.
+    """
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt, "part": part}
     return field(default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}})
 
 
@@ -42,6 +47,8 @@ def check_values(dataclass_type: type, values: Mapping[str, Any]) -> None:
             raise UsageError(f"there is no field {name!r}", did_you_mean(name, known))
         limits, hint = known[name].metadata, hints[name]
         if matches_type(value, hint) and is_within_bounds(value, limits):
+            if "part" in limits and isinstance(value, str):
+                check_part(name, limits["part"], value, literal_values(hint))
             continue
         if isinstance(value, str) and (choices := literal_values(hint)):
             raise UsageError(f"{name} {value!r} is not known", did_you_mean(value, choices))
@@ -114,7 +121,7 @@ def option_parser(hint: Any) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         if type(None) in alternatives and text.lower() == "none":
             return None
-        if text in known:
+        if text in known or str in alternatives:
             return text
         if tuple[int, int] in alternatives and "x" in text:
             height, width = text.split("x")

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
 from vitrail.errors import VitrailError
+from vitrail.parts import plugins_for_processes
+from vitrail.plugins import load_plugins
 
 # A fork starts at once and shares memory. On other systems than Linux some libraries do not survive it.
 FORK_ON_LINUX: Literal["fork", "spawn"] = "fork" if sys.platform.startswith("linux") else "spawn"
@@ -120,14 +122,15 @@ class WorkerProcess:
 def start_worker(
     target: Callable[..., None], *arguments: Any, method: Literal["fork", "spawn"] = "spawn", daemon: bool = False
 ) -> WorkerProcess:
-    """Starts a process that calls `target(parent, *arguments)` with a `ParentLink`.
+    """Starts a process that has the plugins of this one and calls `target(parent, *arguments)` with a `ParentLink`.
 
     A `VitrailError` of `target` reaches the parent as `Failed`, and so does any other error after its traceback is
     printed; the exit code is then 1. A worker that loses its parent ends silently. A daemon may start no processes.
     """
     context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(target, theirs, os.getpid(), arguments), daemon=daemon)
+    plugins = plugins_for_processes()
+    process = context.Process(target=_run, args=(target, theirs, os.getpid(), plugins, arguments), daemon=daemon)
     process.start()
     theirs.close()
     return WorkerProcess(process, ours)
@@ -159,9 +162,16 @@ class CrashBudget:
         self.crash_counts.clear()
 
 
-def _run(target: Callable[..., None], connection: Connection, parent_pid: int, arguments: tuple[Any, ...]) -> None:
+def _run(
+    target: Callable[..., None],
+    connection: Connection,
+    parent_pid: int,
+    plugins: Sequence[str],
+    arguments: tuple[Any, ...],
+) -> None:
     parent = ParentLink(connection, parent_pid)
     try:
+        load_plugins(plugins)
         target(parent, *arguments)
     except ParentGone:
         return

@@ -47,6 +47,10 @@ def add_arguments(parser: Parser) -> None:
         "--fit-temperature", action="store_true",
         help="first fit the temperature on DATA's validation images and save it in MODEL (default: off)",
     )  # fmt: skip
+    parser.add_argument(
+        "--metric", action="append", default=[], metavar="NAME",
+        help="also compute this metric: balanced_accuracy, macro_f1 or one of a plugin; repeatable (default: none)",
+    )  # fmt: skip
     add_batch_size(parser, 256)
     add_threads(parser)
     add_device(parser)
@@ -59,7 +63,9 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.console import progress_bar
     from vitrail.evaluation.evaluation import evaluate, open_scored_images
+    from vitrail.evaluation.metrics import check_metrics
 
+    check_metrics(arguments.metric)
     if arguments.corruptions and not arguments.report:
         raise UsageError("--corruptions adds to the report", "add --report")
     folder = choose_report_folder(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
@@ -78,6 +84,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             batch_size=arguments.batch_size,
             on_batch=progress.advance,
             skip_unreadable=arguments.skip_unreadable,
+            metrics=arguments.metric,
         )
     answer = Answer({**evaluation.to_json(), "left_out": [each.sentence for each in scored.left_out]})
     answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
@@ -160,6 +167,7 @@ def describe_scores(
         f"{ece_low:.4f} to {ece_high:.4f})",
         describe_temperature(classifier),
     ]
+    lines += [f"{name} {value:.4f}" for name, value in evaluation.metrics.items()]
     if unreadable := document["unreadable_files"]:
         first = f"{unreadable[0]['path']}: {unreadable[0]['error']}"
         lines.append(f"{len(unreadable)} of {listed} images could not be read and were skipped, for example {first}")

@@ -72,7 +72,9 @@ def add_arguments(parser: Parser) -> None:
 def describe_methods(parser: Parser, option: argparse.Action) -> None:
     """Adds the methods to the help."""
     from vitrail.explanation.methods import DEFAULT_METHOD, METHODS
+    from vitrail.plugins import load_entry_points
 
+    load_entry_points()
     rows = "\n".join(
         f"  {name:21}{row.description}{' (same for every class)' if row.class_blind else ''}: {row.cost}"
         for name, row in METHODS.items()

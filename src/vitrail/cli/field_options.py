@@ -81,4 +81,5 @@ def find_metavar(name: str, hint: Any, limits: Mapping[str, Any]) -> str:
     if tuple[int, int] in types:
         number.append("HEIGHTxWIDTH")
     none = ["none"] if type(None) in types else []
-    return "|".join([*number, *literal_values(hint), *none])
+    other = ["NAME"] if "part" in limits else []
+    return "|".join([*number, *literal_values(hint), *other, *none])

@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> Answer:
             f"ViT of width {c['width']} and depth {c['depth']}, {c['heads']} heads, patch {c['patch']}, "
             f"image size {c['image_size']}, pool {c['pool']}, position {c['position']['kind']}"
         )
+        for part in facts.get("parts", []):
+            shown.append(f"needs the {part['kind']} {part['name']!r} of the module {part['module']}")
         shown.append(f"preprocessing: {p['fit']} to {p['image_size']}, mean {p['mean']}, std {p['std']}")
         shown.append(f"{len(facts['classes'])} classes: {', '.join(facts['classes'][:20])}")
         if "outputs" in facts:

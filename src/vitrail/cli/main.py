@@ -16,6 +16,7 @@ from vitrail import console
 from vitrail.cli.answer import ANSWER_FILE, Answer, ignore_closed_stdout, print_answer, print_json
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError, VitrailError, did_you_mean, is_out_of_memory
+from vitrail.plugins import load_plugins
 from vitrail.version import __version__
 
 ABOUT = "Train, understand and ship Vision Transformers for image classification, on one ViT you can read."
@@ -37,6 +38,11 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
     "inspect": "show what a weight file contains",
     "bench": "measure the speed of a model on this machine, beside other libraries",
 }
+
+# verbs that build a model, read a recipe or explain
+PLUGIN_VERBS = {
+    "train", "sweep", "evaluate", "probe", "predict", "explain", "faithfulness", "export", "serve", "recipe", "bench",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,12 +85,17 @@ def answer_command(argv: list[str]) -> Answer | None:
     if verb not in VERBS:
         raise UsageError(f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
     module = importlib.import_module(f"vitrail.cli.{verb}")
+    parser = make_parser(verb, module)
     try:
-        arguments = make_parser(verb, module).parse(argv[1:])
+        arguments = parser.parse(argv[1:])
     except SystemExit:  # --help has printed
         return None
     arguments.command_line = argv  # for verbs that start the same command in other processes
     console.quiet = arguments.quiet
+    if verb in PLUGIN_VERBS:
+        load_plugins(arguments.plugin)
+    for check in parser.checks:
+        check(arguments)
     answer: Answer | None = module.run(arguments)
     return answer
 
@@ -97,6 +108,11 @@ def make_parser(verb: str, module: ModuleType) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    if verb in PLUGIN_VERBS:
+        parser.add_argument(
+            "--plugin", action="append", default=[], metavar="MODULE",
+            help="import a module that registers parts, by its name or .py file; repeatable (default: installed ones)",
+        )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables (default: off)")
     parser.add_argument("--quiet", action="store_true", help="print no progress (default: off)")
     parser.add_help_all()

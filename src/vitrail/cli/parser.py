@@ -23,6 +23,8 @@ class Parser(argparse.ArgumentParser):
 
     `complete_help` is called before help is printed. It fills in texts that need slow imports.
 
+    `checks` are called with the arguments once plugins are imported, before the verb imports anything heavy.
+
     Options of groups that `add_advanced_group` returns, and options passed to `hide`, appear under --help-all only.
     """
 
@@ -32,6 +34,7 @@ class Parser(argparse.ArgumentParser):
         self.advanced_groups: list[argparse._ArgumentGroup] = []
         self.shows_advanced = False
         self.complete_help: Callable[[], None] = lambda: None
+        self.checks: list[Callable[[argparse.Namespace], None]] = []
 
     def add_advanced_group(self, title: str) -> argparse._ArgumentGroup:
         group = self.add_argument_group(title)

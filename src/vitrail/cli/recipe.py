@@ -23,8 +23,10 @@ def run(arguments: argparse.Namespace) -> Answer:
 def list_recipes() -> Answer:
     from rich.table import Table
 
+    from vitrail.plugins import load_entry_points
     from vitrail.training.recipes import RECIPES
 
+    load_entry_points()
     rows = [{"recipe": name, "description": " ".join(each.description.split())} for name, each in RECIPES.items()]
     table = Table("recipe", "description", box=None, header_style="bold")
     for row in rows:

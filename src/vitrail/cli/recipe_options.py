@@ -7,10 +7,11 @@ from vitrail.cli.arguments import MODEL_HELP, add_device, add_torch_files
 from vitrail.cli.field_options import add_field_options, format_default
 from vitrail.cli.parser import Parser
 from vitrail.data.augment import Augment
-from vitrail.model.config import ViTConfig
+from vitrail.model.config import POSITIONS, ViTConfig
+from vitrail.options import check_values
+from vitrail.parts import check_part
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, RECIPES
-from vitrail.weights.config_json import POSITIONS
 from vitrail.weights.sizes import SIZES
 
 GROUPS = (("training", Recipe, "recipe"), ("augmentation", Augment, "augment"), ("model", ViTConfig, "model"))
@@ -43,6 +44,7 @@ def add_training_options(parser: Parser, *, out_help: str, resume_help: str) -> 
     parser.add_argument("--resume", action="store_true", help=f"{resume_help} (default: off)")
     add_device(parser)
     parser.add_argument("--no-check", action="store_true", help="skip the check of the data (default: off)")
+    parser.checks.append(check_recipe_options)
     defaults = describe_defaults()
     for title, dataclass_type, part in GROUPS:
         names = [name for name, belongs_to in RECIPE_FIELDS.items() if belongs_to == part]
@@ -52,7 +54,7 @@ def add_training_options(parser: Parser, *, out_help: str, resume_help: str) -> 
             (common, [name for name in names if name in COMMON]),
             (advanced, [name for name in names if name not in COMMON]),
         ):
-            add_field_options(group, dataclass_type, selected, defaults, choices={"position": POSITIONS})
+            add_field_options(group, dataclass_type, selected, defaults)
 
 
 def describe_defaults() -> dict[str, str]:
@@ -68,6 +70,16 @@ def describe_defaults() -> dict[str, str]:
         if name in FROM_DATA and name not in recipe.model:
             texts[name] = FROM_DATA[name]
     return texts
+
+
+def check_recipe_options(arguments: argparse.Namespace) -> None:
+    """Raises `UsageError` for an impossible value, before a verb imports more than the options need."""
+    for name, value in recipe_changes(arguments).items():
+        if name == "position":
+            check_part(name, "position", value, POSITIONS)
+        elif name != "size":
+            dataclass_type = next(each for _, each, part in GROUPS if part == RECIPE_FIELDS[name])
+            check_values(dataclass_type, {name: value})
 
 
 def recipe_changes(arguments: argparse.Namespace) -> dict[str, Any]:

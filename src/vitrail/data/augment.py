@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.options import check_fields, option
+from vitrail.parts import make_part
 
 # The command line reads `Augment` before anything else runs, so functions import torch when they are called.
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Crop = Literal["none", "resized", "padded"]
 Policy = Literal["none", "randaugment", "trivialaugment"]
+POLICIES: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {}  # of plugins: arguments -> transform of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Augment:
     crop: Crop = option("none", "random crop; resized: of the image, then resized; padded: of the padded image")
     crop_scale: float = option(0.8, "minimum fraction of the area that a resized crop keeps", gt=0, le=1)
     crop_padding: float = option(0.125, "padding of a padded crop, as a fraction of the image size", ge=0, le=0.5)
-    policy: Policy = option("none", "automatic augmentation: random changes of color and shape")
+    policy: Policy | str = option("none", "automatic augmentation: random color and shape", part="augmentation")
     policy_ops: int = option(2, "operations per image in RandAugment", ge=0)
     policy_magnitude: int = option(9, "magnitude of RandAugment's operations, 0 to 30", ge=0, le=30)
     random_erasing: float = option(0.0, "probability of erasing a random rectangle", ge=0, le=1)
@@ -93,7 +95,7 @@ def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation
 
     height, width = preprocess.image_size
     fill = preprocess.mean_color
-    transforms: list[nn.Module] = []
+    transforms: list[Callable[..., Any]] = []
     if augment.crop == "resized":
         scale, mode = (augment.crop_scale, 1.0), InterpolationMode(preprocess.interpolation)
         transforms += [v2.Lambda(preprocess.fit_canvas)]
@@ -102,8 +104,10 @@ def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation
     if augment.policy == "randaugment":
         ops, magnitude = augment.policy_ops, augment.policy_magnitude
         transforms += [v2.RandAugment(ops, magnitude, interpolation=bilinear, fill=fill)]
-    if augment.policy == "trivialaugment":
+    elif augment.policy == "trivialaugment":
         transforms += [v2.TrivialAugmentWide(interpolation=bilinear, fill=fill)]
+    elif augment.policy != "none":
+        transforms += [make_part(POLICIES, augment.policy)]
     if augment.random_erasing:
         transforms += [v2.RandomErasing(augment.random_erasing, value=fill)]
     max_shift = round(augment.crop_padding * min(height, width)) if augment.crop == "padded" else 0

@@ -1,7 +1,7 @@
 """Scores of a classifier on labeled images."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitrail.classifier import BaseClassifier
@@ -12,6 +12,8 @@ from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.metrics import (
     TOP_K,
     brier_score,
+    check_metrics,
+    compute_metrics,
     confusion_matrix,
     most_confused_pairs,
     per_class_scores,
@@ -29,6 +31,7 @@ class Evaluation:
     description: str = ""  # of the images
     temperature: float = 1.0  # the logits are divided by it
     optimistic: bool = False  # whether training selected weights or a hyperparameter on these images
+    metrics: dict[str, float] = field(default_factory=dict)  # that were asked for by name
 
     @property
     def images(self) -> int:
@@ -63,6 +66,7 @@ class Evaluation:
             "temperature": self.temperature,
             "images": self.images,
             "unreadable": len(self.outcome.unreadable),  # skipped, not in `images`
+            **({"metrics": self.metrics} if self.metrics else {}),
             **({"optimistic": True} if self.optimistic else {}),
         }
 
@@ -123,12 +127,17 @@ def evaluate(
     workers: int | None = None,
     on_batch: Callable[[int], object] = lambda images: None,
     skip_unreadable: bool = False,
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Returns the scores of `classifier` on labeled images. `on_batch` receives the number of images of each batch.
 
+    `metrics` are names of `METRICS` to compute besides.
+
     Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are skipped and counted.
     """
+    check_metrics(metrics)
     outcome = compute_outcome(
         classifier, images, batch_size=batch_size, workers=workers, on_batch=on_batch, skip_unreadable=skip_unreadable
     )
-    return Evaluation(outcome, description or f"{len(images)} images", classifier.temperature, optimistic)
+    scores = compute_metrics(outcome, metrics)
+    return Evaluation(outcome, description or f"{len(images)} images", classifier.temperature, optimistic, scores)

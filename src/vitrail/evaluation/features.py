@@ -23,8 +23,9 @@ from vitrail.data.loader import EvaluationLoader, OnImageError, default_workers
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import cache_folder, make_room, mark_used, write_atomically
+from vitrail.parts import hash_code
 from vitrail.weights.artifact import read_safetensors, weights_sha256
-from vitrail.weights.config_json import config_to_json
+from vitrail.weights.config_json import config_to_json, model_parts
 
 CHUNK = 256  # images per file of the cache
 # config fields that do not change features
@@ -108,7 +109,8 @@ def model_key(classifier: Classifier) -> str:
     """Returns a digest of everything that determines the features of an image."""
     weights = {name: t.cpu() for name, t in classifier.vit.state_dict().items() if not name.startswith("head.")}
     config = {name: value for name, value in config_to_json(classifier.vit.config).items() if name not in HEAD_FIELDS}
-    document = json.dumps([weights_sha256(weights), config, classifier.preprocess.to_json()], sort_keys=True)
+    code = hash_code(model_parts(classifier.vit.config))
+    document = json.dumps([weights_sha256(weights), config, classifier.preprocess.to_json(), *code], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:32]
 
 

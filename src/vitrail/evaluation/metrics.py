@@ -1,9 +1,11 @@
 """Metrics of an outcome. Shapes: n images, Y classes."""
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from vitrail.errors import UsageError, first_line
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import (
     RESAMPLES,
@@ -13,6 +15,7 @@ from vitrail.intervals import (
     percentile_interval,
     wilson_interval,
 )
+from vitrail.parts import check_part, make_part
 
 AVERAGES = ("balanced_accuracy", "macro_f1")
 TOP_K = 5
@@ -152,3 +155,43 @@ def _averages_and_f1(true: np.ndarray, predicted: np.ndarray, counts: np.ndarray
 
 def _none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def balanced_accuracy(outcome: Outcome) -> float:
+    """Returns the mean recall of the classes that have images."""
+    return float(_averages_of(outcome)["balanced_accuracy"])
+
+
+def macro_f1(outcome: Outcome) -> float:
+    """Returns the mean F1 of the classes that have images."""
+    return float(_averages_of(outcome)["macro_f1"])
+
+
+def _averages_of(outcome: Outcome) -> dict[str, Any]:
+    classes = len(outcome.classes)
+    cells, counts = np.unique(outcome.labels * classes + outcome.predicted, return_counts=True)
+    return _averages_and_f1(*np.divmod(cells, classes), counts, classes)
+
+
+# metrics that are computed when they are named: outcome, and the arguments after the name -> a number
+METRICS: dict[str, Callable[..., float]] = {"balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1}
+
+
+def compute_metrics(outcome: Outcome, names: Sequence[str]) -> dict[str, float]:
+    """Returns the named metrics; raises `UsageError` for an unknown one, and for one that fails or is no number."""
+    check_metrics(names)
+    values = {}
+    for name in names:
+        try:
+            values[name] = float(make_part(METRICS, name, outcome))
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"the metric {name!r} fails: {type(error).__name__}: {first_line(error)}") from error
+    return values
+
+
+def check_metrics(names: Iterable[str]) -> None:
+    """Raises `UsageError` for a name that is not in `METRICS`."""
+    for name in names:
+        check_part("metric", "metric", name, ("balanced_accuracy", "macro_f1"))

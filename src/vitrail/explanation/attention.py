@@ -9,12 +9,14 @@ from torch import Tensor
 from vitrail.explanation.inputs import TokenInputs
 from vitrail.explanation.recording import Record, promote_to_float32, recording
 from vitrail.model.config import CLASS_TOKENS, ViTConfig
+from vitrail.parts import part_name
 
 
 def readout_weights(record: Record, config: ViTConfig, tokens: int) -> Tensor:
     """Returns the weight of each token in the pooled vector, (B, T); each row sums to 1.
 
-    The class tokens, the mean of the patches, half of each, or for attention pooling the mean over its heads.
+    The class tokens, the mean of the patches, half of each, or for attention pooling the mean over its heads. A pool of
+    a plugin counts as reading its class tokens, or if it has none, the mean of the patches.
     """
     if record.pool_attention is not None:
         return record.pool_attention[:, :, 0].mean(dim=1)
@@ -26,9 +28,9 @@ def readout_weights(record: Record, config: ViTConfig, tokens: int) -> Tensor:
 def fixed_readout(config: ViTConfig, tokens: int) -> Tensor:
     """Returns the weight of each token in the pooled vector, (T,), for a pool whose weights depend on no image."""
     row_T = torch.zeros(tokens)
-    class_tokens = CLASS_TOKENS.get(config.pool, 0)
+    class_tokens = CLASS_TOKENS.get(part_name(config.pool), 0)
     row_T[:class_tokens] = 1 / max(class_tokens, 1)
-    if "mean" in config.pool:
+    if not class_tokens or config.pool == "cls+mean":
         row_T[config.prefix_tokens :] = 1 / (tokens - config.prefix_tokens)
     return row_T / row_T.sum()
 

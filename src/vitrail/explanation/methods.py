@@ -1,7 +1,8 @@
 """The explanation methods: for each its name, its source, its cost, and the options that it takes."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from vitrail.explanation.gradient import (
 from vitrail.explanation.logit_lens import logit_lens
 from vitrail.explanation.perturbation import occlusion, rise
 from vitrail.model.config import ViTConfig
+from vitrail.parts import check_arguments, find_part, split_part
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ _METHODS = (
         logit_lens, "1 forward", signed=True, options=frozenset({"layer"}),
     ),
 )  # fmt: skip
-METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
+METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 DEFAULT_METHOD = "libragrad"
 METHOD_ALIASES = {  # the names in earlier versions
     "balanced": "libragrad",
@@ -104,11 +106,16 @@ METHOD_ALIASES = {  # the names in earlier versions
 
 
 def find_method(name: str) -> Method:
-    """Returns the method of this name or old name; raises `UsageError` for an unknown one."""
-    name = METHOD_ALIASES.get(name, name)
-    if name not in METHODS:
+    """Returns the method of this name or old name, with its arguments; raises `UsageError` for an unknown one."""
+    text = METHOD_ALIASES.get(name, name)
+    name, arguments = split_part(text)
+    if name not in METHODS and find_part("explanation", name) is None:
         raise UsageError(f"there is no method {name!r}", did_you_mean(name, METHODS))
-    return METHODS[name]
+    method = METHODS[name]
+    if not arguments:
+        return method
+    check_arguments(method.run, text, 1)
+    return replace(method, name=text, run=partial(method.run, **arguments))
 
 
 def check_options(

@@ -23,6 +23,7 @@ from vitrail.exporting.timm_format import convert_to_timm, load_with_timm
 from vitrail.exporting.torchvision_format import convert_to_torchvision, load_with_torchvision
 from vitrail.exporting.transformers_format import convert_to_transformers, load_with_transformers
 from vitrail.files import write_folder_atomically, write_json, write_text
+from vitrail.weights.config_json import model_parts
 
 NOISE_IMAGES = 8
 SHOWN_FOLDER = "path/to/folder"  # in a model card
@@ -96,6 +97,8 @@ def export_again(classifier: Classifier, format: str, out: str | Path) -> Export
 
 def convert_classifier(classifier: Classifier, library: Library) -> LibraryModel:
     """Returns the classifier in the library's terms; raises `VitrailError` naming what it cannot express."""
+    for part in model_parts(classifier.vit.config):
+        raise UsageError(f"{library.package} has no {part['kind']} {part['name']!r}", "export it as onnx or torch")
     config, state = with_learned_positions(classifier.vit)
     model = library.convert(classifier, config, fold_temperature(state, classifier.temperature))
     return replace(model, tensors={name: tensor.cpu().clone() for name, tensor in model.tensors.items()})

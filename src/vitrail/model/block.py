@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from vitrail.model.attention import Attention
 from vitrail.model.config import ViTConfig
-from vitrail.model.mlp import make_mlp
+from vitrail.model.mlp import MLPS
 from vitrail.model.position import Rotate
+from vitrail.parts import make_part
 
 
 class Block(nn.Module):
@@ -18,7 +19,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ls1 = nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
-        self.mlp = make_mlp(config)
+        self.mlp = make_part(MLPS, config.mlp, config)
         self.ls2 = nn.Identity() if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 

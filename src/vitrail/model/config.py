@@ -5,11 +5,16 @@ from typing import Literal
 
 from vitrail.errors import UsageError
 from vitrail.options import check_fields, option
+from vitrail.parts import part_name
 
 Interpolation = Literal["bicubic", "bilinear"]
 MlpKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 PoolKind = Literal["cls", "cls+dist", "mean", "mean_norm", "cls+mean", "map"]
-HeadKind = Literal["linear", "mlp"]
+PositionKind = Literal["learned", "sincos", "rotary", "none"]
+POOL_HELP = (
+    "cls: class token; mean: mean of the patches; mean_norm: mean, then a norm; map: attention pooling; "
+    "cls+mean: both, concatenated; cls+dist: class and distillation token, concatenated"
+)
 CLASS_TOKENS = {"cls": 1, "cls+dist": 2, "cls+mean": 1}  # prefix tokens that a pool reads
 POOLED_VECTORS = {"cls+dist": 2, "cls+mean": 2}  # vectors that a pool concatenates, if not one
 
@@ -56,6 +61,7 @@ class NoPosition(Checked):
 
 
 Position = Learned | SinCos | Rotary | NoPosition
+POSITIONS: dict[str, type[Position]] = {"learned": Learned, "sincos": SinCos, "rotary": Rotary, "none": NoPosition}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +76,16 @@ class ViTConfig(Checked):
     image_size: int | tuple[int, int] = option(224, "image size in pixels: one number, or HEIGHTxWIDTH", ge=1)
     channels: int = option(3, "image channels: 1 for gray, 3 for color", ge=1)
     prefix_tokens: int = option(1, "tokens before the patches: class token and registers", ge=0)
-    position: Position = option(Learned(), "position embedding")
+    position: Position | PositionKind | str = option(Learned(), "position embedding", part="position")
     pre_norm: bool = option(False, "a norm before the first block, as in CLIP")
-    mlp: MlpKind = option("gelu", "activation of the MLP")
+    mlp: MlpKind | str = option("gelu", "activation of the MLP", part="mlp")
     qkv_bias: bool = option(True, "a bias on queries, keys and values")
     qk_norm: bool = option(False, "normalize queries and keys")
     layer_scale: float | None = option(None, "initial value of LayerScale; none: no LayerScale")
     final_norm: bool = option(True, "a norm after the last block")
     norm_eps: float = option(1e-6, "epsilon of the norms", gt=0)
-    pool: PoolKind = option(
-        "cls",
-        "cls: class token; mean: mean of the patches; mean_norm: mean, then a norm; map: attention pooling; "
-        "cls+mean: both, concatenated; cls+dist: class and distillation token, concatenated",
-    )
-    head: HeadKind = option("linear", "classification head")
+    pool: PoolKind | str = option("cls", POOL_HELP, part="pool")
+    head: Literal["linear", "mlp"] | str = option("linear", "classification head", part="head")
     dropout: float = option(0.0, "dropout after projections and in the MLP", ge=0, lt=1)
     attention_dropout: float = option(0.0, "dropout of the attention weights", ge=0, lt=1)
     embedding_dropout: float = option(0.0, "dropout of the embedded tokens", ge=0, lt=1)
@@ -91,6 +93,8 @@ class ViTConfig(Checked):
     classes: int = option(0, "number of classes; 0: the ViT returns the pooled vector", ge=0)
 
     def __post_init__(self) -> None:
+        if isinstance(self.position, str) and self.position in POSITIONS:
+            object.__setattr__(self, "position", POSITIONS[self.position]())
         super().__post_init__()
         if self.width % self.heads:
             raise UsageError(f"width {self.width} does not divide into {self.heads} heads")
@@ -100,7 +104,7 @@ class ViTConfig(Checked):
                 f"an image of {height}x{width} pixels does not divide into patches of {self.patch}",
                 f"use a multiple of {self.patch}, or another patch",
             )
-        if self.prefix_tokens < (needed := CLASS_TOKENS.get(self.pool, 0)):
+        if self.prefix_tokens < (needed := CLASS_TOKENS.get(part_name(self.pool), 0)):
             tokens = "a class token" if needed == 1 else f"{needed} class tokens"
             raise UsageError(f"pool {self.pool!r} needs {tokens}, but prefix_tokens is {self.prefix_tokens}")
         if isinstance(self.position, SinCos) and self.width % 4:
@@ -116,7 +120,11 @@ class ViTConfig(Checked):
 
     @property
     def pooled_width(self) -> int:
-        return self.width * POOLED_VECTORS.get(self.pool, 1)
+        return self.width * POOLED_VECTORS.get(part_name(self.pool), 1)
+
+
+def position_kind(position: Position | str) -> str:
+    return position if isinstance(position, str) else next(k for k, v in POSITIONS.items() if isinstance(position, v))
 
 
 def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:

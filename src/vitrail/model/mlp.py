@@ -44,12 +44,9 @@ class QuickGELU(nn.Module):
         return x_BTM * torch.sigmoid(1.702 * x_BTM)
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "quick_gelu": QuickGELU,
+MLPS: dict[str, Callable[..., nn.Module]] = {
+    "gelu": lambda config: Mlp(config, nn.GELU()),
+    "gelu_tanh": lambda config: Mlp(config, nn.GELU(approximate="tanh")),
+    "quick_gelu": lambda config: Mlp(config, QuickGELU()),
+    "swiglu": SwiGluMlp,
 }
-
-
-def make_mlp(config: ViTConfig) -> nn.Module:
-    return SwiGluMlp(config) if config.mlp == "swiglu" else Mlp(config, ACTIVATIONS[config.mlp]())

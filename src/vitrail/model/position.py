@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.model.config import Learned, NoPosition, Position, Rotary, SinCos, ViTConfig
+from vitrail.model.config import Learned, Rotary, SinCos, ViTConfig, position_kind
+from vitrail.parts import make_part
 
 Rotate = Callable[[Tensor], Tensor]
 
@@ -44,10 +45,9 @@ class LearnedEmbedding(PositionEmbedding):
         old_h, old_w = self.grid.shape[:2]
         options = self.options
         scale = ((h + options.offset) / old_h, (w + options.offset) / old_w) if options.offset else None
-        size = None if scale else (h, w)
         old_1Dhw = self.grid.to(dtype).permute(2, 0, 1).unsqueeze(0)
         rule = {"align_corners": options.align_corners, "antialias": options.antialias}
-        new_1Dhw = F.interpolate(old_1Dhw, size=size, scale_factor=scale, mode=options.interpolation, **rule)
+        new_1Dhw = F.interpolate(old_1Dhw, None if scale else (h, w), scale, options.interpolation, **rule)
         return new_1Dhw[0].permute(1, 2, 0).to(self.grid.dtype)
 
 
@@ -107,13 +107,13 @@ class RotaryEmbedding(PositionEmbedding):
         return rotate
 
 
-EMBEDDINGS: dict[type[Position], Callable[[ViTConfig], PositionEmbedding]] = {
-    Learned: LearnedEmbedding,
-    SinCos: SinCosEmbedding,
-    Rotary: RotaryEmbedding,
+EMBEDDINGS: dict[str, Callable[..., PositionEmbedding]] = {
+    "learned": LearnedEmbedding,
+    "sincos": SinCosEmbedding,
+    "rotary": RotaryEmbedding,
+    "none": lambda config: PositionEmbedding(),
 }
 
 
 def make_position(config: ViTConfig) -> PositionEmbedding:
-    kind = type(config.position)
-    return PositionEmbedding() if kind is NoPosition else EMBEDDINGS[kind](config)
+    return make_part(EMBEDDINGS, position_kind(config.position), config)

@@ -1,5 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 1)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -7,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from vitrail.model.block import Block
 from vitrail.model.config import ViTConfig
 from vitrail.model.init import initialize
-from vitrail.model.pool import make_pool
+from vitrail.model.pool import POOLS
 from vitrail.model.position import Rotate, make_position
+from vitrail.parts import make_part
 
 
 class ViT(nn.Module):
@@ -29,8 +32,8 @@ class ViT(nn.Module):
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
-        self.pool = make_pool(config)
-        self.head = make_head(config)
+        self.pool = make_part(POOLS, config.pool, config)
+        self.head = make_part(HEADS, config.head, config) if config.classes else nn.Identity()
         initialize(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ class MlpHead(nn.Module):
         return self.fc2(torch.tanh(self.fc1(x_BD)))
 
 
-def make_head(config: ViTConfig) -> nn.Module:
-    if config.classes == 0:
-        return nn.Identity()
-    return MlpHead(config) if config.head == "mlp" else nn.Linear(config.pooled_width, config.classes)
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "linear": lambda config: nn.Linear(config.pooled_width, config.classes),
+    "mlp": MlpHead,
+}

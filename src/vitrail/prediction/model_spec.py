@@ -11,8 +11,9 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError
 from vitrail.loading import is_onnx, load
 from vitrail.machine import parse_device, pick_device
+from vitrail.parts import hash_code
 from vitrail.weights.artifact import weights_sha256
-from vitrail.weights.config_json import config_to_json
+from vitrail.weights.config_json import config_to_json, model_parts
 from vitrail.weights.upgrade import FIT_VALUES, PREPROCESS_KEYS
 
 FORMAT_1_KEYS = {new: old for old, new in PREPROCESS_KEYS.items()}
@@ -85,6 +86,7 @@ def classifier_digest(classifier: Classifier) -> str:
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     preprocess = {FORMAT_1_KEYS.get(key, key): value for key, value in classifier.preprocess.to_json().items()}
     preprocess["fit"] = FORMAT_1_FITS.get(preprocess["fit"], preprocess["fit"])
-    documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes]
+    code = hash_code(model_parts(classifier.vit.config))
+    documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes, *code]
     text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -19,6 +19,8 @@ import torch
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.installation import install_hint
 from vitrail.machine import count_cores
+from vitrail.parts import plugins_for_processes
+from vitrail.plugins import load_plugins
 from vitrail.prediction.listing import Part
 from vitrail.prediction.options import PredictOptions
 from vitrail.prediction.part_job import PartJob
@@ -104,10 +106,11 @@ def count_actor_slots(nodes: Sequence[NodeResources], threads: int, use_gpu: boo
 
 def bind_actor(job: PartJob) -> type:
     """Returns an actor class without arguments, which Ray can start again on any machine."""
+    plugins = plugins_for_processes()
 
     class BoundActor(PartActor):
         def __init__(self) -> None:
-            super().__init__(job)
+            super().__init__(job, plugins)
 
     return BoundActor
 
@@ -115,12 +118,13 @@ def bind_actor(job: PartJob) -> type:
 class PartActor:
     """A Ray process with the model."""
 
-    def __init__(self, job: PartJob):
+    def __init__(self, job: PartJob, plugins: Sequence[str] = ()):
         self.job = job
         torch.set_num_threads(job.model.threads or 1)
         self.startup_error: VitrailError | None = None
         try:
             enter_working_directory(job)
+            load_plugins(plugins)
             self.classifier = job.load_classifier()
         except VitrailError as error:
             self.startup_error = error

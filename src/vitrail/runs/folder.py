@@ -27,6 +27,7 @@ from vitrail.data.python_data import PREFIX
 from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import check_writable, describe_write_error, fsync, read_json_object, write_text
+from vitrail.parts import require_parts
 from vitrail.runs.locks import lock_file, unlock_file
 from vitrail.training.checkpoint import list_checkpoints
 from vitrail.training.recipe import Recipe, recipe_from_json
@@ -57,7 +58,12 @@ class RunConfig:
             "recipe": self.recipe.to_json(),
             "unreadable": self.unreadable,
         }
-        optional = {"from": self.pretrained, "job": self.launch_id, "options": list(self.options)}
+        optional = {
+            "from": self.pretrained,
+            "job": self.launch_id,
+            "options": list(self.options),
+            "parts": self.recipe.parts(),
+        }
         return document | {key: value for key, value in optional.items() if value}
 
 
@@ -112,8 +118,12 @@ class RunFolder:
         return self.path / f"{name}.png"
 
     def load_config(self) -> RunConfig:
-        """How the run was started; raises `UsageError` if this is not a run, `VitrailError` if the file is damaged."""
+        """How the run was started; raises `UsageError` if this is not a run, `VitrailError` if the file is damaged.
+
+        Also raises `VitrailError` if the recipe has a part of a plugin that is not registered.
+        """
         document = self._load_document()
+        require_parts(document.get("parts"), str(self.path))
         try:
             return config_from_json(document)
         except (ValueError, KeyError, TypeError, UsageError) as error:

@@ -13,6 +13,7 @@ from vitrail.loading import load
 from vitrail.runs.folder import RunFolder
 from vitrail.training.recipe import Recipe
 from vitrail.weights.artifact import weights_sha256
+from vitrail.weights.conversion import check_described
 
 Model = str | Path | Classifier | nn.Module
 
@@ -51,6 +52,8 @@ def load_pretrained(
         return None
     source = None if isinstance(model, Classifier | nn.Module) else str(model)
     classifier = model if isinstance(model, Classifier) else load(model, device=device, torch_files=torch_files)
+    if isinstance(model, Classifier):
+        check_described(model.vit)
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     return Pretrained(classifier, source, weights_sha256(weights))
 

@@ -19,6 +19,8 @@ from vitrail.files import absolute_if_exists, read_json_object
 from vitrail.installation import install_hint
 from vitrail.loading import load
 from vitrail.machine import count_cores
+from vitrail.parts import plugins_for_processes
+from vitrail.plugins import load_plugins
 from vitrail.ray_cluster import connect_ray
 from vitrail.runs.claim import RUNS
 from vitrail.runs.folder import RunFolder
@@ -59,7 +61,12 @@ def train_on_ray(
         options["model"] = absolute_if_exists(options["model"])
     if options.get("recipe") is not None:
         options["recipe"] = find_recipe(options["recipe"])
-    job = {"data": absolute_address(data), "out": str(folder.path), "options": options}
+    job = {
+        "data": absolute_address(data),
+        "out": str(folder.path),
+        "options": options,
+        "plugins": plugins_for_processes(),
+    }
     with connect_ray(ray_address, max(count_cores(), max_processes)) as ray, log_progress(folder, on_result):
         answer = run_ray_train(ray, folder.path, (min_processes, max_processes), restarts, job)
     if "error" in answer:
@@ -119,6 +126,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Trains in one process. Errors that a restart cannot repair are returned; a loss is raised, for Ray to repair."""
     folder = RunFolder(Path(job["out"]))
     try:
+        load_plugins(job["plugins"])
         run = train(job["data"], out=folder.path, resume=folder.config_file.exists(), **job["options"])
     except PeerLost:
         raise

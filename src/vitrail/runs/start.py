@@ -4,6 +4,7 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitrail.classifier import Classifier
@@ -18,6 +19,7 @@ from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
 from vitrail.training.data_defaults import complete_recipe, resolve_model
 from vitrail.training.distributed import World
+from vitrail.training.losses import LossContext
 from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import autocast_dtype
 from vitrail.training.transfer import describe_head, resolve_transfer, transfer_weights
@@ -36,6 +38,11 @@ class Start:
     @property
     def splits(self) -> Splits:
         return self.data.splits
+
+    def loss_context(self) -> LossContext:
+        """Returns what the loss of the run may depend on."""
+        classes = self.splits.classes
+        return LossContext(self.recipe, classes, np.bincount(self.splits.train.labels, minlength=len(classes)))
 
 
 def build_classifier(recipe: Recipe, data: RunData, pretrained: Pretrained | None, device: torch.device) -> Start:
@@ -98,8 +105,13 @@ def describe_data(splits: Splits, recipe: Recipe) -> dict[str, Any]:
 
 
 def describe_training(recipe: Recipe) -> dict[str, Any]:
-    """Recipe and versions of a run, for the origin in its artifact; without fields that do not change the result."""
+    """Recipe, its parts of plugins, and versions of a run, for the origin in its artifact.
+
+    Fields of the recipe that do not change the result are left out.
+    """
+    parts = recipe.parts()
     return {
+        **({"parts": parts} if parts else {}),
         "recipe": {name: value for name, value in recipe.to_json().items() if name not in RESULT_NEUTRAL_FIELDS},
         "seed": recipe.seed,
         "versions": {"vitrail": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -24,12 +24,14 @@ from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import keep_freed_memory, pick_device
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
+from vitrail.plugins import loaded_plugins
 from vitrail.runs.claim import check_disk_space, create_run
 from vitrail.runs.data import load_data
 from vitrail.runs.epochs import train_epochs
 from vitrail.runs.finish import TrainedRun, finish_run, is_finished, reload_run
 from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.runs.hooks import RunHooks, make_hooks
+from vitrail.runs.plugin_checks import check_plugins
 from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
 from vitrail.runs.resolve import describe_model, find_run_to_resume, request_recipe, resume_recipe
@@ -40,7 +42,8 @@ from vitrail.runs.training_run import TrainingRun
 from vitrail.training.advice import advise_pretrained_weights
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
-from vitrail.training.optimizers import OPTIMIZERS
+from vitrail.training.losses import chance_level, make_loss, name_loss
+from vitrail.training.optimizers import find_optimizer
 from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import TrainState, init_train_state
 
@@ -52,6 +55,7 @@ def train(
     *,
     model: Model | ViTConfig | None = None,
     recipe: str | Path | Recipe | None = None,
+    loss: str | Callable[..., Any] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     device: str | None = None,
@@ -69,7 +73,8 @@ def train(
     `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` is
     passed to it). A `ViTConfig` describes a model with random weights instead. `recipe` is a name (default: `small`, or
     `finetune` with weights), a TOML or JSON file, or a `Recipe`; `changes` are fields of it, of its augmentation or of
-    its model (`epochs=3, width=128`).
+    its model (`epochs=3, width=128`). `loss` is a name, a callable `loss(logits, targets)`, or a class that makes one
+    from a `LossContext`, which has the class counts; to resume, pass it again.
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `resume` starts a new run if there is none yet, and returns a finished one as it is.
@@ -81,16 +86,15 @@ def train(
 
     Raises `VitrailError` for errors in the data and in training.
     """
-    if isinstance(model, ViTConfig):
-        model, changes = None, {**describe_model(model), **changes}
+    weights, changes = resolve_arguments(model, loss, changes)
     with join_world(pick_device(device), fsdp=fsdp) as world:
         name = name_of_data(data)
         resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))
-        requested = world.on_main(lambda: select_recipe(resumed, recipe, model, changes))
+        requested = world.on_main(lambda: select_recipe(resumed, recipe, weights, changes))
         with world.raise_on_all():
             hooks = make_hooks(callbacks, logger, requested, world)
             check_world(requested, world, fsdp=fsdp, resumes=resumed is not None)
-        pretrained = load_weights(model, requested, resumed, world, torch_files)
+        pretrained = load_weights(weights, requested, resumed, world, torch_files)
         run_data = load_data(
             data, requested, world, pretrained=pretrained, resumed=resumed, check=check, score_test=score_test
         )
@@ -99,8 +103,7 @@ def train(
             start = build_classifier(requested, run_data, pretrained, init_device(world))
             hooks.check_start(start)
             if world.is_main:
-                preprocess = start.classifier.preprocess
-                check_image_sizes(start.data.report, start.splits, preprocess, requested.skip_unreadable)
+                check_before_training(start)
             config = RunConfig(
                 data=start.data.address,
                 fingerprint=start.splits.fingerprint,
@@ -110,10 +113,7 @@ def train(
                 launch_id=launch.id if (launch := current_launch()) else None,
                 options=tuple(resume_options(world, torch_files, logger)),
             )
-            advice = None if pretrained else advise_pretrained_weights(len(start.splits.train), config.data)
-            plan = (describe_plan(start, world), explain_precision(start.recipe, world.device), advice)
-            for line in filter(None, (*start.splits.notes, *plan)):
-                log(line)
+            log_plan(start, world, config.data, has_weights=pretrained is not None)
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         assert folder is not None
         hooks.begin(start, folder.path, name, is_resumed=resumed is not None)
@@ -130,6 +130,17 @@ def train(
             with hooks.call_run_end():
                 trained = train_classifier(start, folder, probes, hooks, world, resumes=resumed is not None)
                 return finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks), hooks)
+
+
+def resolve_arguments(
+    model: Model | ViTConfig | None, loss: str | Callable[..., Any] | None, changes: dict[str, Any]
+) -> tuple[Model | None, dict[str, Any]]:
+    """Returns the weights to start from, and the changes of the recipe with those that a config and a loss mean."""
+    if loss is not None:
+        changes = {**changes, "loss": loss if isinstance(loss, str) else name_loss(loss)}
+    if isinstance(model, ViTConfig):
+        return None, {**describe_model(model), **changes}
+    return model, changes
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
@@ -154,8 +165,9 @@ def check_world(recipe: Recipe, world: World, *, fsdp: bool, resumes: bool) -> N
     """
     if world.size > 1 and recipe.train_on == "features":
         raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
-    if world.is_sharded and OPTIMIZERS[recipe.optimizer].needs_full_matrices:
-        raise UsageError("Muon needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
+    if world.is_sharded and find_optimizer(recipe).needs_full_matrices:
+        name = recipe.optimizer.capitalize()
+        raise UsageError(f"{name} needs whole matrices, and --fsdp shards them", "use adamw, or leave out --fsdp")
     if world.is_sharded and recipe.lora_rank:
         raise UsageError("LoRA's updates are merged into whole matrices, and --fsdp shards them", "leave out --fsdp")
     if fsdp and world.size == 1 and not resumes:
@@ -183,6 +195,8 @@ def resume_options(world: World, torch_files: bool, logger: Logger | Sequence[Lo
     """Returns the options that the resume command repeats. Processes on several machines have no single command."""
     options = ["--torch-files"] if torch_files else []
     options += [f"--logger={name}" for name in name_loggers(logger)]
+    for plugin in loaded_plugins():
+        options += ["--plugin", plugin]
     if 1 < world.size == world.local_size:
         options += ["--processes", str(world.size)]
     return options + (["--fsdp"] if world.is_sharded else [])
@@ -197,7 +211,7 @@ def begin_run(config: RunConfig, start: Start, name: str, out: str | Path | None
 def estimate_run_bytes(vit: ViT, recipe: Recipe) -> int:
     """Returns the maximum size of a run: three checkpoints (while one of two is replaced), two artifacts, pictures."""
     weights = 4 * sum(parameter.numel() for parameter in vit.parameters())
-    checkpoint = weights * (1 + bool(recipe.ema_decay) + OPTIMIZERS[recipe.optimizer].state_per_weight)
+    checkpoint = weights * (1 + bool(recipe.ema_decay) + find_optimizer(recipe).state_per_weight)
     return 3 * checkpoint + 2 * weights + PICTURES_BYTES
 
 
@@ -222,6 +236,20 @@ def probe_start(start: Start) -> Probe:
     return probes
 
 
+def check_before_training(start: Start) -> None:
+    """Raises `VitrailError` if parts of plugins would fail, or images are too small for the model."""
+    check_plugins(start)
+    check_image_sizes(start.data.report, start.splits, start.classifier.preprocess, start.recipe.skip_unreadable)
+
+
+def log_plan(start: Start, world: World, data: str, *, has_weights: bool) -> None:
+    """Prints what is trained, on what data and how."""
+    advice = None if has_weights else advise_pretrained_weights(len(start.splits.train), data)
+    plan = (describe_plan(start, world), explain_precision(start.recipe, world.device), advice)
+    for line in filter(None, (*start.splits.notes, *plan)):
+        log(line)
+
+
 def train_classifier(
     start: Start,
     folder: RunFolder,
@@ -236,8 +264,10 @@ def train_classifier(
         hooks.start_without_epochs()
         save_linear_probe(start.classifier, probes, folder)
         return TrainedRun(folder, start.splits, start.recipe, world.device, probes.seconds, probes)
-    state = init_train_state(start.classifier.vit, start.recipe, world)
-    run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, hooks)
+    loss = make_loss(start.loss_context())
+    state = init_train_state(start.classifier.vit, start.recipe, world, loss)
+    level = chance_level(loss)
+    run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, hooks, chance_loss=level)
     log_frozen_parameters(state)
     if resumes:
         resume_from_checkpoint(run)

@@ -4,8 +4,6 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from vitrail.classifier import Classifier
 from vitrail.data.loader import count_batches
 from vitrail.data.split import Splits
@@ -19,7 +17,6 @@ from vitrail.training.checkpoint import collect_tensors, save_checkpoint
 from vitrail.training.distributed import World
 from vitrail.training.loop import StepStats
 from vitrail.training.loss_monitor import LossMonitor
-from vitrail.training.losses import LOSSES
 from vitrail.training.parallel import gather_model
 from vitrail.training.recipe import Recipe
 from vitrail.training.schedules import count_warmup_steps
@@ -73,6 +70,7 @@ class TrainingRun:
     recipe: Recipe  # with sizes, epochs and batch size
     folder: RunFolder
     hooks: RunHooks = field(default_factory=RunHooks)
+    chance_loss: float | None = None  # of a model that ignores the image, if it is known
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)  # the last checkpoint
     curves_drawn_at: float = -float("inf")
@@ -180,9 +178,7 @@ class TrainingRun:
 
     def loss_monitor(self) -> LossMonitor:
         """Returns a new monitor, which warns of a loss that diverges or stays at chance level."""
-        counts = np.bincount(self.splits.train.labels, minlength=len(self.splits.classes))
-        chance_loss = LOSSES[self.recipe.loss].chance_level(counts, self.recipe.label_smoothing)
-        return LossMonitor(chance_loss, count_warmup_steps(self.total_steps, self.recipe))
+        return LossMonitor(self.chance_loss, count_warmup_steps(self.total_steps, self.recipe))
 
     def interrupted(self) -> Interrupted:
         """Returns the error that ends a run after a stop signal, once it is saved."""

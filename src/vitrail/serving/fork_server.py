@@ -29,6 +29,8 @@ import torch
 from vitrail import console
 from vitrail.classifier import Classifier
 from vitrail.loading import is_onnx, load
+from vitrail.parts import plugins_for_processes
+from vitrail.plugins import load_plugins
 from vitrail.serving.decode_worker import run_decoder
 from vitrail.serving.logs import warn
 from vitrail.serving.worker import WorkerConfig, run_worker
@@ -117,7 +119,8 @@ class ForkServer:
         self.control.setblocking(False)
         sources = json.dumps([asdict(source) for source in self.sources])
         quiet = ["--quiet"] if console.quiet else []
-        command = [sys.executable, "-m", "vitrail.serving.fork_server", str(theirs.fileno()), sources, *quiet]
+        plugins = json.dumps(plugins_for_processes())
+        command = [sys.executable, "-m", "vitrail.serving.fork_server", str(theirs.fileno()), sources, plugins, *quiet]
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self.pid = self.process.pid
@@ -218,9 +221,10 @@ def _become_worker(connection: socket.socket, config: WorkerConfig, classifiers:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs a fork server that was started by `ForkServer.restart`: the socket's number, and the models as JSON."""
+    """Runs a fork server that was started by `ForkServer.restart`: the socket's number; models and plugins as JSON."""
     torch.set_num_threads(1)
     console.quiet = "--quiet" in arguments
+    load_plugins(json.loads(arguments[2]))
     sources = [ModelSource(**source) for source in json.loads(arguments[1])]
     classifiers = [source.load() for source in sources]
     _serve_forever(socket.socket(fileno=int(arguments[0])), classifiers)

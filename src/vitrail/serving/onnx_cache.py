@@ -11,9 +11,10 @@ from vitrail.exporting.formats import export_program
 from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ProgramOptions
 from vitrail.files import cache_folder, make_room
+from vitrail.parts import hash_code
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256
-from vitrail.weights.config_json import config_to_json
+from vitrail.weights.config_json import config_to_json, model_parts
 
 
 def onnx_cache_folder() -> Path:
@@ -24,7 +25,10 @@ def onnx_cache_folder() -> Path:
 def onnx_cache_name(classifier: Classifier) -> str:
     """Returns the file name for a classifier: a hash of weights, config, preprocessing and versions."""
     digest = hashlib.sha256(f"{__version__} {torch.__version__} {classifier.temperature}\n".encode())
-    digest.update(json.dumps([config_to_json(classifier.vit.config), classifier.preprocess.to_json()]).encode())
+    config = classifier.vit.config
+    digest.update(
+        json.dumps([config_to_json(config), classifier.preprocess.to_json(), *hash_code(model_parts(config))]).encode()
+    )
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
     digest.update(weights_sha256(weights).encode())
     return f"{digest.hexdigest()[:40]}.onnx"

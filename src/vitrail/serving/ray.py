@@ -25,6 +25,8 @@ from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
 from vitrail.loading import load
+from vitrail.parts import plugins_for_processes
+from vitrail.plugins import load_plugins
 from vitrail.serving.decode_worker import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.predictor import Predictor
 from vitrail.serving.settings import MIB, Settings
@@ -55,6 +57,7 @@ def deployment(
 
     limits = settings or Settings()
     batch_size = limits.max_batch_size or 16
+    plugins = plugins_for_processes()
 
     @serve.deployment(
         name="vitrail", max_queued_requests=limits.queue_size, max_ongoing_requests=2 * batch_size, **options
@@ -65,6 +68,7 @@ def deployment(
         def __init__(self) -> None:
             if threads is not None:
                 torch.set_num_threads(threads)
+            load_plugins(plugins)
             classifier = load(model, device=device)
             classifier.require_classes()
             self.classifier = classifier

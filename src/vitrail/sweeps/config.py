@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitrail.options import check_fields, option
+from vitrail.parts import require_parts
 from vitrail.sweeps.space import Space, parse_space, rename_fields, space_to_json
 from vitrail.training.recipe import Recipe, recipe_from_json
 from vitrail.weights.upgrade import rename_keys
@@ -51,8 +52,10 @@ class SweepConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document."""
+        parts = self.recipe.parts()
         return {
             "format": FORMAT,
+            **({"parts": parts} if parts else {}),
             **vars(self),
             "recipe": self.recipe.to_json(),
             "space": space_to_json(self.space),
@@ -62,9 +65,10 @@ class SweepConfig:
 def config_from_json(document: dict[str, Any]) -> SweepConfig:
     """Reads what `to_json` wrote, in this or an older format.
 
-    Raises `TypeError`, `ValueError`, `KeyError` or `UsageError` for anything else.
+    Raises `TypeError`, `ValueError`, `KeyError` or `UsageError` for anything else, `VitrailError` without its plugins.
     """
     document = dict(document)
+    require_parts(document.pop("parts", None), "the sweep")
     file_format = document.pop("format", 1)
     if file_format == 1:
         document = rename_keys(document, KEYS_OF_FORMAT_1)

@@ -14,6 +14,8 @@ import torch
 from vitrail import console
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
+from vitrail.parts import plugins_for_processes
+from vitrail.plugins import load_plugins
 from vitrail.ray_cluster import NodeResources, connect_ray, count_slots, node_resources
 from vitrail.sweeps.worker import run_worker
 
@@ -27,7 +29,8 @@ class RayWorkers:
     def __init__(self, ray: Any, out: Path, count: int, cores: int, gpu: bool):
         self.ray = ray
         task = ray.remote(num_cpus=cores, num_gpus=int(gpu), max_retries=MAX_RETRIES)(join_sweep)
-        self.running = [task.remote(str(out.resolve()), cores) for _ in range(count)]
+        plugins = plugins_for_processes()
+        self.running = [task.remote(str(out.resolve()), cores, plugins) for _ in range(count)]
 
     def supervise(self, finished_trials: int) -> bool:
         """False once all tasks have ended. Raises `VitrailError` if one cannot continue."""
@@ -51,9 +54,10 @@ class RayWorkers:
             self.ray.wait(self.running, num_returns=len(self.running), timeout=STOP_TIMEOUT_S)
 
 
-def join_sweep(out: str, threads: int) -> None:
-    """Runs a worker in a task."""
+def join_sweep(out: str, threads: int, plugins: Sequence[str] = ()) -> None:
+    """Runs a worker in a task, with these plugins."""
     console.quiet = True
+    load_plugins(plugins)
     torch.set_num_threads(threads)
     try:
         run_worker(out)

@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vitrail.files import write_json, write_text
+from vitrail.plugins import loaded_plugins
 from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.folder import SweepFolder
 from vitrail.sweeps.sampling import count_trials
@@ -121,6 +122,8 @@ def train_command(config: SweepConfig, values: dict[str, Any]) -> str:
         command += ["--from", shlex.quote(config.model), *(["--torch-files"] if config.torch_files else [])]
     if base != default_recipe:
         command += ["--recipe", base]
+    for plugin in loaded_plugins():
+        command += ["--plugin", shlex.quote(plugin)]
     for name, value in (recipe_differences(config.recipe, RECIPES[base]) | current_values(values)).items():
         if isinstance(value, bool):
             command.append(f"--{option_name(name)}" if value else f"--no-{option_name(name)}")

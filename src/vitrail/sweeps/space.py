@@ -19,10 +19,10 @@ from typing import Any
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model.config import Position, ViTConfig
+from vitrail.model.config import POSITIONS, ViTConfig
 from vitrail.options import check_values, field_types, option_parser
+from vitrail.parts import check_part
 from vitrail.training.recipe import RECIPE_FIELDS, Recipe
-from vitrail.weights.config_json import POSITIONS
 from vitrail.weights.sizes import SIZES
 from vitrail.weights.upgrade import AUGMENT_KEYS, FIT_VALUES, RECIPE_KEYS, rename_keys
 
@@ -223,7 +223,7 @@ def parse_value(name: str, text: str) -> Any:
     if name == "fit":
         text = FIT_VALUES.get(text, text)  # a study of format 1 keeps the old name
     hint = field_type(name)
-    if name == "size" or hint == Position:
+    if name in ("size", "position"):
         return text
     if hint is bool:
         if text.lower() not in ("true", "false"):
@@ -240,9 +240,8 @@ def check_value(name: str, value: Any) -> None:
     if name == "size":
         if value not in SIZES:
             raise UsageError(f"there is no size {value!r}", did_you_mean(str(value), SIZES))
-    elif field_type(name) == Position:
-        if value not in POSITIONS:
-            raise UsageError(f"position {value!r} is not known", did_you_mean(str(value), POSITIONS))
+    elif name == "position":
+        check_part(name, "position", str(value), POSITIONS)
     else:
         check_values(GROUPS[RECIPE_FIELDS[name]], {name: value})
 

@@ -16,7 +16,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import derive_seed
 from vitrail.errors import VitrailError
 from vitrail.training.batch_sharding import MicroBatch, split_micro_batches
-from vitrail.training.losses import LOSSES
+from vitrail.training.losses import StepBatch
 from vitrail.training.parallel import full_tensor, local_shard, sync_gradients
 from vitrail.training.recipe import Recipe
 from vitrail.training.schedules import downscale, image_scale, lr_factor
@@ -79,7 +79,7 @@ def train_step(
         # gradients are averaged over processes, and each process has a part of the batch
         weight = len(targets) / len(labels) * state.world.size
         with sync_gradients(state.train_model, enabled=i + 1 == len(micro_batches)):
-            logits_BY, loss = forward_backward(state, images_BCHW, targets, recipe, weight)
+            logits_BY, loss = forward_backward(state, StepBatch(images_BCHW, labels_B), targets, recipe, weight)
         loss_sum += loss.item() * len(targets)
         correct += int((logits_BY.argmax(1) == labels_B).sum())
     max_norm = recipe.max_grad_norm or float("inf")
@@ -117,18 +117,16 @@ def prepare_micro_batch(
 
 
 def forward_backward(
-    state: TrainState, images_BCHW: Tensor, targets: Tensor, recipe: Recipe, weight: float
+    state: TrainState, batch: StepBatch, targets: Tensor, recipe: Recipe, weight: float
 ) -> tuple[Tensor, Tensor]:
     """Adds the gradient of `weight` times the loss to the parameters; returns logits and unweighted loss."""
-    device = images_BCHW.device
+    device = batch.images_BCHW.device
     dtype = autocast_dtype(recipe.precision, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits_BY = state.train_model(images_BCHW)
-    if len(targets):
-        loss = LOSSES[recipe.loss].compute(logits_BY.float(), targets, recipe.label_smoothing)
-    else:  # this process's shard of a small batch is empty, but its backward takes part in the collectives
-        loss = logits_BY.float().sum()
-    (loss * weight).backward()  # type: ignore[no-untyped-call]
+        logits_BY = state.train_model(batch.images_BCHW)
+    # if this process's shard of a small batch is empty, its backward still takes part in the collectives
+    loss = state.loss(logits_BY.float(), targets, batch) if len(targets) else logits_BY.float().sum()
+    (loss * weight).backward()
     return logits_BY, loss
 
 

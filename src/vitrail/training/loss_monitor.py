@@ -12,9 +12,12 @@ MIN_IMPROVEMENT = 0.995  # fraction of the chance level that the loss should be 
 
 
 class LossMonitor:
-    """Watches the mean loss over the last steps; `chance_loss` is the loss of a model that ignores the image."""
+    """Watches the mean loss over the last steps.
 
-    def __init__(self, chance_loss: float, warmup_steps: int):
+    `chance_loss` is the loss of a model that ignores the image, if it is known.
+    """
+
+    def __init__(self, chance_loss: float | None, warmup_steps: int):
         self.chance_loss = chance_loss
         self.warmup_steps = warmup_steps
         self.recent: deque[float] = deque(maxlen=WINDOW)
@@ -36,7 +39,7 @@ class LossMonitor:
 
     def divergence_warning(self, stats: StepStats, mean_loss: float, first_loss: float) -> str | None:
         """Returns a warning if the loss is far above its start."""
-        if mean_loss < DIVERGENCE_FACTOR * max(first_loss, self.chance_loss):
+        if mean_loss < DIVERGENCE_FACTOR * max(first_loss, self.chance_loss or 0.0):
             return None
         return (
             f"the loss diverges: mean {mean_loss:.3g} over the {WINDOW} steps up to step {stats.step}, "
@@ -46,7 +49,9 @@ class LossMonitor:
 
     def not_learning_warning(self, stats: StepStats) -> str | None:
         """Returns a warning if the loss has not fallen below chance level in time."""
-        if stats.step < self.warmup_steps + PATIENCE or self.lowest < MIN_IMPROVEMENT * self.chance_loss:
+        if self.chance_loss is None or stats.step < self.warmup_steps + PATIENCE:
+            return None
+        if self.lowest < MIN_IMPROVEMENT * self.chance_loss:
             return None
         return (
             f"the model has learned nothing by step {stats.step}: the lowest mean loss is {self.lowest:.3g}, and "

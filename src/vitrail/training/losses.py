@@ -1,36 +1,140 @@
 """The training losses, by name in a recipe.
 
-To add one, write its functions, add a row to `LOSSES`, and its name to `LossName` in `recipe.py`.
+A row of `LOSSES` is called once per run, with a `LossContext` and the arguments after the loss's name in the recipe. It
+returns the loss: (logits (B, Y) float32, targets (B,) int64 or (B, Y) probabilities) -> mean over the batch.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from vitrail.errors import UsageError, first_line
+from vitrail.parts import PARTS, Part, make_part, part_name
+from vitrail.training.recipe import Recipe
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A loss for single-label classification."""
+class LossContext:
+    """What a loss may depend on: the recipe, the classes, and the number of training images of each class (Y,)."""
 
-    # (logits (B, Y) float32, targets (B,) int64 or (B, Y) probabilities, label smoothing) -> mean over the batch
-    compute: Callable[[Tensor, Tensor, float], Tensor]
-    # (images per class (Y,), label smoothing) -> the lowest loss of a model that ignores the image
-    chance_level: Callable[[np.ndarray, float], float]
+    recipe: Recipe
+    classes: tuple[str, ...]
+    class_counts: np.ndarray
+
+    def balanced_weights(self) -> Tensor:
+        """Returns a weight per class, (Y,): all classes count alike, and the mean over the images is 1.
+
+        It is n / (Y * images of the class), as `class_weight="balanced"` in scikit-learn; 0 for a class without images.
+        """
+        counts = torch.as_tensor(self.class_counts, dtype=torch.float32)
+        weights = counts.sum() / (int((counts > 0).sum()) * counts)
+        return weights.masked_fill(counts == 0, 0.0)
 
 
-def cross_entropy(logits_BY: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy with label smoothing."""
-    return F.cross_entropy(logits_BY, targets, label_smoothing=smoothing)
+@dataclass(frozen=True)
+class StepBatch:
+    """The images of a micro-batch as the model gets them, and their labels before mixing."""
+
+    images_BCHW: Tensor
+    labels_B: Tensor
+
+
+# what a step computes from the logits and targets of a micro-batch
+StepLoss = Callable[[Tensor, Tensor, StepBatch], Tensor]
+
+
+class CrossEntropy:
+    """Mean cross-entropy with label smoothing. `class_weights` is None, or `balanced`: all classes count alike."""
+
+    def __init__(self, context: LossContext, class_weights: str | None = None):
+        if class_weights not in (None, "balanced"):
+            raise UsageError(f"class_weights is {class_weights!r}", "known: balanced, none")
+        self.smoothing = context.recipe.label_smoothing
+        self.weights_Y = context.balanced_weights() if class_weights else None
+        counts = context.class_counts if self.weights_Y is None else context.class_counts * self.weights_Y.numpy()
+        self.chance_level = class_entropy(counts, self.smoothing)
+
+    def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
+        if self.weights_Y is None:
+            return F.cross_entropy(logits_BY, targets, label_smoothing=self.smoothing)
+        weights_Y = self.weights_Y.to(logits_BY.device)
+        losses_B = F.cross_entropy(logits_BY, targets, weights_Y, label_smoothing=self.smoothing, reduction="none")
+        return losses_B.mean()  # over images, not over weights: micro-batches then add up to the batch
 
 
 def class_entropy(class_counts_Y: np.ndarray, smoothing: float) -> float:
-    """Entropy of the smoothed class frequencies, in nats."""
+    """Entropy of the smoothed class frequencies, in nats: the lowest loss of a model that ignores the image."""
     frequencies = class_counts_Y / class_counts_Y.sum() * (1 - smoothing) + smoothing / len(class_counts_Y)
     frequencies = frequencies[frequencies > 0]
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": Loss(cross_entropy, class_entropy)}
+LOSSES: dict[str, Callable[..., Loss]] = {"cross_entropy": CrossEntropy}
+
+
+def make_loss(context: LossContext) -> Loss:
+    """Returns the loss of a recipe; raises `UsageError` for wrong arguments and for a loss that cannot be trained."""
+    text = context.recipe.loss
+    loss = make_part(LOSSES, text, context)
+    if ("loss", part_name(text)) in PARTS:
+        check_loss(part_name(text), loss, context)
+    return loss
+
+
+def check_loss(name: str, loss: Loss, context: LossContext) -> None:
+    """Raises `UsageError` unless a loss returns a scalar with a gradient, and has no parameters of its own."""
+    if not callable(loss):
+        raise UsageError(f"the loss {name!r} makes a {type(loss).__name__} instead of a loss", "see docs/plugins.md")
+    if isinstance(loss, nn.Module) and any(each.requires_grad for each in loss.parameters()):
+        raise UsageError(f"the loss {name!r} has parameters, which no optimizer trains", "make them buffers")
+    logits_BY = torch.zeros(len(context.classes) + 1, len(context.classes), requires_grad=True)
+    targets, kind = torch.zeros(len(logits_BY), dtype=torch.int64), "class indices (B,)"
+    if context.recipe.augment.is_mixing:
+        targets, kind = F.one_hot(targets, len(context.classes)).float(), "probabilities (B, Y)"
+    try:
+        value = loss(logits_BY, targets)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"the loss {name!r} fails: {reason}", f"it gets logits (B, Y) and {kind}") from error
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        shape = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise UsageError(f"the loss {name!r} returns {shape}", "it must return a scalar that depends on the logits")
+
+
+def make_step_loss(loss: Loss) -> StepLoss:
+    """Returns a loss as a step calls it. The buffers of a module follow the logits to their device."""
+
+    def compute(logits_BY: Tensor, targets: Tensor, batch: StepBatch) -> Tensor:
+        if isinstance(loss, nn.Module):
+            loss.to(logits_BY.device)
+        return loss(logits_BY, targets)
+
+    return compute
+
+
+def chance_level(loss: Loss) -> float | None:
+    """Returns the lowest loss of a model that ignores the image; None for a loss that does not tell."""
+    level: float | None = getattr(loss, "chance_level", None)
+    return level
+
+
+def name_loss(loss: Callable[..., object]) -> str:
+    """Lets recipes of this process name a callable by its qualified name, which it returns.
+
+    A class makes the loss from a `LossContext`; anything else is a loss itself, `loss(logits, targets)`.
+    """
+    if not callable(loss):
+        raise UsageError(f"loss is a {type(loss).__name__}", "give a name or a callable loss(logits, targets)")
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    named = function if hasattr(function, "__qualname__") else type(function)
+    name = f"{named.__module__}.{named.__qualname__}"
+    LOSSES[name] = loss if isinstance(loss, type) else lambda context: loss
+    PARTS["loss", name] = Part("loss", name, loss, named.__module__, is_unnamed=True)
+    return name

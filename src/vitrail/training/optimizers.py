@@ -1,18 +1,21 @@
 """Optimizers by name in a recipe, and which parameters they update with which learning rate and weight decay.
 
 To add one, write a function that builds it, add a row to `OPTIMIZERS`, and its name to `OptimizerName` in `recipe.py`,
-which also has its hyperparameters.
+which also has its hyperparameters. A plugin registers a class of optimizers.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from vitrail.errors import UsageError, first_line
 from vitrail.model.vit import ViT
+from vitrail.parts import part_name, split_part
 from vitrail.training.muon import Muon
 from vitrail.training.recipe import Recipe
 
@@ -47,7 +50,7 @@ def build_muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
 class OptimizerKind:
     """How an optimizer is built, and what the rest of training must know of it."""
 
-    build: Callable[[ViT, Recipe], list[Optimizer]]
+    build: Callable[..., list[Optimizer]]  # of the ViT, the recipe, and the arguments after its name
     state_per_weight: int  # numbers of optimizer state per weight, at most
     needs_full_matrices: bool = False  # it cannot work on FSDP2's shards
 
@@ -57,6 +60,29 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "sgd": OptimizerKind(build_sgd, state_per_weight=1),
     "muon": OptimizerKind(build_muon, state_per_weight=2, needs_full_matrices=True),
 }
+
+
+def find_optimizer(recipe: Recipe) -> OptimizerKind:
+    """Returns the row of a recipe's optimizer."""
+    return OPTIMIZERS[part_name(recipe.optimizer)]
+
+
+def build_optimizers(vit: ViT, recipe: Recipe) -> list[Optimizer]:
+    """Returns the optimizers of a recipe, for all trainable parameters; raises `UsageError` for wrong arguments."""
+    _, arguments = split_part(recipe.optimizer)
+    build = find_optimizer(recipe).build
+    if arguments and not isinstance(build, partial):
+        raise UsageError(f"{recipe.optimizer!r} has arguments", "set momentum, weight_decay and others in the recipe")
+    return build(vit, recipe, **arguments)
+
+
+def build_from_class(kind: Callable[..., Optimizer], vit: ViT, recipe: Recipe, **arguments: Any) -> list[Optimizer]:
+    """Returns an optimizer of a plugin for all parameters; raises `UsageError` if it cannot be made."""
+    groups = parameter_groups(vit, recipe, recipe.peak_lr)
+    try:
+        return [kind(groups, lr=recipe.peak_lr, **arguments)]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the optimizer {recipe.optimizer!r} cannot be made: {first_line(error)}") from error
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:

@@ -8,6 +8,7 @@ from vitrail.data.options import Fit, Interpolation
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
+from vitrail.parts import needed_parts
 from vitrail.weights.config_json import config_values_from_json, position_to_json
 from vitrail.weights.sizes import SIZES
 from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
@@ -48,7 +49,7 @@ class Recipe:
     accumulation_steps: int = option(
         1, "micro-batches that a batch is split into, to save memory (gradient accumulation)", ge=1
     )
-    optimizer: OptimizerName = option("adamw", "optimizer")
+    optimizer: OptimizerName | str = option("adamw", "optimizer", part="optimizer")
     lr: float | None = option(
         1e-3,
         "peak learning rate of AdamW or SGD; with Muon only of embeddings, norms, biases and head, not of the blocks' "
@@ -62,14 +63,16 @@ class Recipe:
     )
     momentum: float = option(0.9, "momentum of SGD", ge=0, lt=1)
     muon_momentum: float = option(0.95, "momentum of Muon", ge=0, lt=1)
-    schedule: ScheduleName = option("cosine", "learning rate schedule after the warmup")
+    schedule: ScheduleName | str = option("cosine", "learning rate schedule after the warmup", part="schedule")
     warmup_fraction: float = option(
         0.1, "fraction of all steps in which the learning rate rises to its peak", ge=0, lt=1
     )
     min_warmup_steps: int = option(
         0, "the warmup takes at least this number of steps, but at most half of all steps", ge=0
     )
-    loss: LossName = option("cross_entropy", "training loss")
+    loss: LossName | str = option(
+        "cross_entropy", "training loss; cross_entropy:class_weights=balanced weights the classes", part="loss"
+    )
     max_grad_norm: float | None = option(1.0, "maximum gradient norm, or none for no clipping", gt=0)
     label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
     ema_decay: float | None = option(None, "decay of the EMA weights, or none for no averaging", gt=0, lt=1)
@@ -184,6 +187,14 @@ class Recipe:
                 f"it uses {', '.join(sorted(FEATURE_FIELDS))}, or use --train-on images",
             )
         return changed
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Returns the parts of plugins that the recipe names, as files name them."""
+        model = {kind: self.model[kind] for kind in ("pool", "mlp", "head") if kind in self.model}
+        if isinstance(position := self.model.get("position"), str):
+            model["position"] = position
+        own = {"loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}
+        return needed_parts({**model, **own, "augmentation": self.augment.policy})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as a JSON document."""

@@ -25,6 +25,10 @@ class BuiltInRecipes(Mapping[str, Recipe]):
     def __init__(self, recipes: Iterable[Recipe]):
         self._recipes = {recipe.name: recipe for recipe in recipes}
 
+    def add(self, recipe: Recipe) -> None:
+        """Adds a recipe, or replaces one of the same name; `vitrail.register` does it for plugins."""
+        self._recipes[recipe.name] = recipe
+
     def __getitem__(self, name: str) -> Recipe:
         recipe = self._recipes[name]
         return replace(recipe, model=dict(recipe.model))

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.parts import make_part
 from vitrail.training.recipe import Recipe
 
-SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after the warmup, 0 to 1 -> fraction of the peak rate
+SCHEDULES: dict[str, Callable[..., float]] = {  # progress after the warmup, 0 to 1 -> fraction of the peak rate
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 + 0.5 * math.cos(math.pi * progress),
@@ -20,7 +21,7 @@ def lr_factor(step: int, total_steps: int, recipe: Recipe) -> float:
     warmup_steps = count_warmup_steps(total_steps, recipe)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    return SCHEDULES[recipe.schedule]((step - warmup_steps) / max(total_steps - warmup_steps, 1))
+    return make_part(SCHEDULES, recipe.schedule, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
 
 
 def count_warmup_steps(total_steps: int, recipe: Recipe) -> int:

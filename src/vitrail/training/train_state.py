@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,7 +14,8 @@ from vitrail.model.vit import ViT
 from vitrail.training.distributed import SINGLE_PROCESS, World
 from vitrail.training.freezing import freeze_parameters
 from vitrail.training.lora import add_lora, merge_lora
-from vitrail.training.optimizers import OPTIMIZERS
+from vitrail.training.losses import Loss, LossContext, StepLoss, make_loss, make_step_loss
+from vitrail.training.optimizers import build_optimizers
 from vitrail.training.parallel import broadcast_parameters, local_shard, shard_model, wrap_ddp
 from vitrail.training.recipe import Recipe
 
@@ -27,6 +29,7 @@ class TrainState:
     vit: ViT
     ema: AveragedModel | None
     optimizers: list[Optimizer]
+    loss: StepLoss
     step: int = 0
     frozen: list[nn.Module] = field(default_factory=list)
     has_lora: bool = False
@@ -56,8 +59,11 @@ class TrainState:
             module.eval()
 
 
-def init_train_state(vit: ViT, recipe: Recipe, world: World = SINGLE_PROCESS) -> TrainState:
-    """Prepares a model for training by a recipe, in all processes of the world."""
+def init_train_state(vit: ViT, recipe: Recipe, world: World = SINGLE_PROCESS, loss: Loss | None = None) -> TrainState:
+    """Prepares a model for training by a recipe, in all processes of the world.
+
+    Without `loss` it is the recipe's, for classes of equal size.
+    """
     vit.gradient_checkpointing = recipe.gradient_checkpointing
     if recipe.lora_rank:
         add_lora(vit, recipe)
@@ -67,7 +73,7 @@ def init_train_state(vit: ViT, recipe: Recipe, world: World = SINGLE_PROCESS) ->
     if world.is_sharded:
         for module in (vit, ema.module) if ema else (vit,):
             shard_model(module, world)
-    optimizers = OPTIMIZERS[recipe.optimizer].build(vit, recipe)
+    optimizers = build_optimizers(vit, recipe)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     if world.is_sharded:
@@ -77,11 +83,18 @@ def init_train_state(vit: ViT, recipe: Recipe, world: World = SINGLE_PROCESS) ->
         vit,
         ema,
         optimizers,
+        make_step_loss(loss or make_loss(equal_classes(vit, recipe))),
         frozen=frozen,
         has_lora=bool(recipe.lora_rank),
         world=world,
         ddp_model=wrap_ddp(vit, world),
     )
+
+
+def equal_classes(vit: ViT, recipe: Recipe) -> LossContext:
+    """Returns the context of a loss for classes of equal size, which have numbers for names."""
+    classes = vit.config.classes
+    return LossContext(recipe, tuple(map(str, range(classes))), np.ones(classes))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -80,7 +80,8 @@ def transfer_weights(
     device = vit.prefix.device
     new_vit = ViT(config).to(device)
     weights = pretrained.state_dict()
-    if not (has_same_classes and vit.config.head == config.head):
+    is_reordered = old_classes != new_classes and config.head not in ("linear", "mlp")  # whose rows are not known
+    if not (has_same_classes and vit.config.head == config.head) or is_reordered:
         backbone = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
         new_head = {f"head.{name}": tensor for name, tensor in new_vit.head.state_dict().items()}
         new_vit.load_state_dict(backbone | new_head)

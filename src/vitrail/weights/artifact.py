@@ -1,7 +1,8 @@
 """The artifact: one safetensors file that is a classifier.
 
 Its tensors are the ViT's. Its metadata hold one JSON document under the key `vitrail`: format, config, classes,
-preprocessing, temperature, origin and the SHA-256 of the tensors. Nothing is ever unpickled.
+preprocessing, temperature, origin and the SHA-256 of the tensors; `parts` if the model has parts of plugins. Nothing is
+ever unpickled, and no module that a file names is imported.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ from vitrail.errors import VitrailError
 from vitrail.files import refuse_lfs_pointer, write_atomically
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
-from vitrail.weights.config_json import config_from_json, config_to_json
+from vitrail.parts import allow_described, require_parts
+from vitrail.weights.config_json import config_from_json, config_to_json, model_parts
 from vitrail.weights.origin import check_origin
 from vitrail.weights.upgrade import upgrade_artifact
 
@@ -43,8 +45,11 @@ class Artifact:
     origin: dict[str, Any] = field(default_factory=dict)  # recipe, seed, versions, data, metrics
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the JSON document; with `parts` only if the model has parts of plugins."""
+        parts = model_parts(self.config)
         return {
             "format": FORMAT,
+            **({"parts": parts} if parts else {}),
             "config": config_to_json(self.config),
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_json(),
@@ -66,8 +71,8 @@ def write_artifact(path: Path, artifact: Artifact, weights: dict[str, Tensor]) -
     write_atomically(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
 
 
-def read_artifact(path: Path) -> tuple[Artifact, dict[str, Tensor]]:
-    """Returns the classifier and its tensors.
+def read_artifact(path: Path, *, needs_parts: bool = True) -> tuple[Artifact, dict[str, Tensor]]:
+    """Returns the classifier and its tensors; `needs_parts` as in `parse_artifact`.
 
     Raises `VitrailError` if the file is missing, truncated, altered, or not an artifact.
     """
@@ -76,22 +81,28 @@ def read_artifact(path: Path) -> tuple[Artifact, dict[str, Tensor]]:
         raise VitrailError(
             f"{path} has weights but is not a vitrail artifact", "vitrail inspect shows what a weight file contains"
         )
-    artifact = parse_artifact(document, path)
+    artifact = parse_artifact(document, path, needs_parts=needs_parts)
     if document.get("sha256") != weights_sha256(weights):
         raise VitrailError(f"{path} is damaged: its weights do not match their checksum", "copy the file again")
     return artifact, weights
 
 
-def parse_artifact(document: dict[str, Any], path: Path) -> Artifact:
-    """Returns the classifier of a file's JSON document, of this format or format 1; raises `VitrailError` otherwise."""
+def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = True) -> Artifact:
+    """Returns the classifier of a file's JSON document, of this format or format 1; raises `VitrailError` otherwise.
+
+    Without `needs_parts` the parts of plugins that the document names need not be registered.
+    """
     if document.get("format") not in (1, FORMAT):
         raise VitrailError(
             f"{path} has format {document.get('format')!r}; this version of vitrail reads {FORMAT}", "update vitrail"
         )
+    if needs_parts:
+        require_parts(document.get("parts"), str(path))
     try:
         if document["format"] == 1:
             document = upgrade_artifact(document)
-        config = config_from_json(document["config"])
+        with allow_described(None if needs_parts else document.get("parts")):
+            config = config_from_json(document["config"])
         preprocess = Preprocess.from_json(document["preprocess"])
         classes = tuple(require_list(document["classes"]))
         artifact = Artifact(config, classes, preprocess, document["temperature"], document["origin"])

@@ -4,14 +4,19 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model.config import Learned, NoPosition, Position, Rotary, SinCos, ViTConfig
+from vitrail.model.config import POSITIONS, Position, ViTConfig, position_kind
 from vitrail.options import check_values
-
-POSITIONS: dict[str, type[Position]] = {"learned": Learned, "sincos": SinCos, "rotary": Rotary, "none": NoPosition}
+from vitrail.parts import check_part, needed_parts
 
 
 def config_to_json(config: ViTConfig) -> dict[str, Any]:
     return {**asdict(config), "position": position_to_json(config.position)}
+
+
+def model_parts(config: ViTConfig) -> list[dict[str, str]]:
+    """Returns the parts of plugins that a model has, as files name them."""
+    choices = {"pool": config.pool, "position": position_kind(config.position), "mlp": config.mlp, "head": config.head}
+    return needed_parts(choices)
 
 
 def config_from_json(document: dict[str, Any]) -> ViTConfig:
@@ -30,20 +35,24 @@ def config_values_from_json(document: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def position_to_json(position: Position) -> dict[str, Any]:
+def position_to_json(position: Position | str) -> dict[str, Any]:
     """Returns the position's fields and its kind, which `asdict` alone would lose."""
-    kind = next(name for name, part in POSITIONS.items() if isinstance(position, part))
-    return {"kind": kind, **asdict(position)}
+    return {"kind": position_kind(position), **({} if isinstance(position, str) else asdict(position))}
 
 
-def position_from_json(value: str | dict[str, Any] | Position) -> Position:
-    """Returns a position from its name, its JSON form with a `kind`, or itself."""
+def position_from_json(value: str | dict[str, Any] | Position) -> Position | str:
+    """Returns a position from its name, its JSON form with a `kind`, or itself; one of a plugin stays a name."""
     if not isinstance(value, str | dict):
         return value
     options = {"kind": value} if isinstance(value, str) else dict(value)
     kind = str(options.pop("kind", None))
     if kind not in POSITIONS:
-        raise UsageError(f"position {kind!r} is not known", did_you_mean(kind, POSITIONS))
+        check_part("position", "position", kind, POSITIONS)
+        if options:
+            raise UsageError(
+                f"position {kind!r} has no option {next(iter(options))!r}", "write it as NAME:OPTION=VALUE"
+            )
+        return kind
     known = [each.name for each in fields(POSITIONS[kind])]
     for name in options:
         if name not in known:

@@ -12,10 +12,13 @@ from torch import Tensor
 from vitrail.errors import VitrailError
 from vitrail.model.config import Learned, ViTConfig
 from vitrail.model.vit import ViT
+from vitrail.weights.assemble import make_vit_of_plugin
+from vitrail.weights.config_json import model_parts
 from vitrail.weights.operators import Copy, Operator, Rows
 
 Library = Literal["timm", "transformers", "torchvision", "google", "meta", "open_clip"]
 Fill = Callable[[str], str]  # a template -> a name
+UNSAVED = "the model cannot be saved: "
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,28 @@ def find_operator(name: str, layout: Layout, config: ViTConfig) -> tuple[Operato
 
 @lru_cache(maxsize=512)
 def meta_state_dict(config: ViTConfig) -> dict[str, Tensor]:
-    """Returns the ViT's state dict on the meta device, without memory; raises `VitrailError` for impossible sizes."""
+    """Returns the ViT's state dict on the meta device, without memory; raises `VitrailError` for impossible sizes.
+
+    A part of a plugin that cannot be made on the meta device is made on the CPU.
+    """
     try:
         with torch.device("meta"):
             return ViT(config).state_dict()
     except (RuntimeError, TypeError):  # the number of elements overflows
+        if model_parts(config):  # or a part of a plugin needs values of tensors
+            return make_vit_of_plugin(config).state_dict()
         raise VitrailError("its config describes a model that no machine can hold") from None
+
+
+def check_described(vit: ViT) -> None:
+    """Raises `VitrailError` naming a tensor of a model that its config does not describe: it could not be loaded."""
+    expected, actual = (
+        {(name, tuple(tensor.shape)) for name, tensor in state.items()}
+        for state in (meta_state_dict(vit.config), vit.state_dict())
+    )
+    if different := sorted(expected ^ actual):
+        hint = 'register your part, vitrail.register("pool", "gem", GeM), and name it in the config'
+        raise VitrailError(f"{UNSAVED}its config does not describe the tensor {different[0][0]}", hint)
 
 
 def import_weights(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

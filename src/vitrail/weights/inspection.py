@@ -32,8 +32,9 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
         },
     }
     if document:
-        artifact, _ = read_artifact(path)
+        artifact, _ = read_artifact(path, needs_parts=False)
         return facts | {
+            **({"parts": document["parts"]} if "parts" in document else {}),
             "config": config_to_json(artifact.config),
             "classes": list(artifact.classes),
             "preprocess": artifact.preprocess.to_json(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.model.config import MlpKind, PoolKind, Position, Rotary, ViTConfig
+from vitrail.model.config import Position, Rotary, ViTConfig
 from vitrail.weights.cards import Card
 from vitrail.weights.families.timm import TOKENS, TimmTokens, find_timm_layout
 from vitrail.weights.parsed_config import Document, parse_patch_size
@@ -60,7 +60,7 @@ REQUIRED: dict[str, tuple[Any, ...]] = {  # arguments of which vitrail has only 
     "use_fc_norm": (False,),
 }
 KNOWN = (*SAME_FIELDS, *CONVERTED, *IGNORED, *REQUIRED)
-ACTIVATIONS: dict[str | None, MlpKind] = {
+ACTIVATIONS: dict[str | None, str] = {
     None: "gelu",
     "gelu": "gelu",
     "gelu_tanh": "gelu_tanh",
@@ -78,7 +78,7 @@ class TokensAndPool:
 
     layout: str
     prefix_tokens: int
-    pool: PoolKind
+    pool: str
     final_norm: bool
     is_normed_after: bool = False  # the norm of the class token is named as the norm of a mean
 
@@ -126,7 +126,7 @@ def parse_norm_eps(norm_layer: Any) -> float:
     return NORM_EPS
 
 
-def parse_mlp(arguments: Document, base: ViTConfig) -> MlpKind:
+def parse_mlp(arguments: Document, base: ViTConfig) -> str:
     """Returns the kind of the MLP."""
     if "swiglu_mlp" in arguments:  # DINOv3
         return "swiglu" if arguments["swiglu_mlp"] else "gelu"
@@ -159,7 +159,7 @@ def parse_mlp_width(arguments: Document, width: int, base: ViTConfig, architectu
     return hidden // (2 if is_packed else 1)
 
 
-def parse_position(arguments: Document, base: ViTConfig) -> Position:
+def parse_position(arguments: Document, base: ViTConfig) -> Position | str:
     """Returns the positions."""
     if "rope_temperature" in arguments:
         return Rotary(base=float(arguments["rope_temperature"]))
@@ -197,7 +197,7 @@ def parse_tokens(arguments: Document, layout: str, base: ViTConfig) -> TokensAnd
 
 def parse_dinov3_tokens(arguments: Document, layout: str, base: ViTConfig) -> TokensAndPool:
     """Returns the same for timm's DINOv3, which has a class token and registers."""
-    pools: dict[str, PoolKind] = {"token": "cls", "avg": "mean"}
+    pools: dict[str, str] = {"token": "cls", "avg": "mean"}
     global_pool = arguments.get("global_pool", "avg")
     if global_pool not in pools:
         raise UsageError(f"timm's global_pool {global_pool!r} is not known here", f"{' and '.join(pools)} are")
@@ -209,7 +209,7 @@ def parse_dinov3_tokens(arguments: Document, layout: str, base: ViTConfig) -> To
     return TokensAndPool(layout, prefix_tokens, pools[global_pool], base.final_norm)
 
 
-def parse_pool(arguments: Document, base: ViTConfig) -> tuple[PoolKind, bool, bool]:
+def parse_pool(arguments: Document, base: ViTConfig) -> tuple[str, bool, bool]:
     """Returns the pool, whether a norm follows the last block, and whether timm names it as a norm after the pool.
 
     timm normalizes before the pool (`norm`) or after it (`fc_norm`). For the class token both are the same.
