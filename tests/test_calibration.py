@@ -116,6 +116,13 @@ def test_images_of_equal_confidence_are_answered_together():
     assert max(row["target_accuracy"] for row in rows) == 0.9  # 60 correct of 60 do not guarantee 95%
 
 
+def test_an_outcome_computes_its_arrays_once():
+    logits = np.random.default_rng(0).normal(size=(20, 3))
+    outcome = Outcome([""] * 20, np.zeros(20, int), logits, ("a", "b", "c"))
+    for name in ("probabilities", "confidence", "predicted", "correct", "losses"):
+        assert getattr(outcome, name) is getattr(outcome, name), name
+
+
 def test_averages_equal_those_of_scikit_learn_and_are_in_their_intervals():
     from sklearn.metrics import balanced_accuracy_score, f1_score
 

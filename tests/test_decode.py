@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFile
 
 from vitrail.data import decode as decode_module
-from vitrail.data.decode import PILLOW_FILTER, ImageError, ImageUnreachable, decode
+from vitrail.data.decode import PILLOW_FILTER, ImageError, ImageUnreachable, decode, decode_with_header, read_size
 from vitrail.data.formats import EXTENSIONS, readable_formats
 from vitrail.errors import VitrailError
 
@@ -103,6 +103,48 @@ def test_a_cmyk_jpeg_gives_the_intended_colors():
     assert Image.open(io.BytesIO(data)).mode == "CMYK"
     image = decode(io.BytesIO(data)).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(image - np.asarray(rgb).astype(int)).mean() < 3
+
+
+TWO_COLORS = Path(__file__).with_name("two-colors.heic")  # (200, 40, 40), at the right (40, 60, 200); coded with x265
+
+
+def two_colors() -> Image.Image:
+    image = Image.new("RGB", (48, 32), (200, 40, 40))
+    image.paste((40, 60, 200), (24, 0, 48, 32))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_formats_of_phones_have_the_right_pixels(kind: str, channels: int):
+    if kind == "HEIF":
+        pytest.importorskip("pi_heif")
+    data = TWO_COLORS.read_bytes() if kind == "HEIF" else encoded(two_colors(), kind)
+    image, header = decode_with_header(io.BytesIO(data), channels)
+    expected = decode(io.BytesIO(encoded(two_colors(), "PNG")), channels)
+    assert header.format == kind and image.shape == expected.shape
+    differences = (image.int() - expected.int()).abs()
+    differences[..., 16:32] = 0  # at the edge the codecs blur colors
+    assert differences.max() <= 8 and read_size(io.BytesIO(data)) == (32, 48)
+    with pytest.raises(ImageError, match="damaged"):
+        decode(io.BytesIO(data[: len(data) * 2 // 3]))
+
+
+def test_an_avif_without_its_decoder_is_named(monkeypatch: pytest.MonkeyPatch):
+    data = encoded(two_colors(), "AVIF")[:200]
+    monkeypatch.setattr("vitrail.data.formats.features.check", lambda name: False)
+    with pytest.raises(ImageError, match="it is an AVIF that this Pillow cannot read; update Pillow"):
+        decode(io.BytesIO(data))
+
+
+def test_a_heic_without_its_library_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vitrail.data.formats.HEIF_LIBRARIES", ())
+    readable_formats.cache_clear()
+    try:
+        with pytest.raises(ImageError, match=r"it is a HEIC, and reading it needs pi-heif: .*install.*heif"):
+            decode(TWO_COLORS)
+    finally:
+        readable_formats.cache_clear()
 
 
 SIXTEEN_BIT_RAMP = np.linspace(0, 65535, 256).round().astype(np.uint16)[None]  # 257 apart: 0, 257 ... 65535

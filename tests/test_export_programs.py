@@ -1,7 +1,10 @@
 """Exported programs give the classifier's outputs or are not written; a foreign or damaged file is an error message."""
 
+import importlib
 import json
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 import vitrail
 from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
 from vitrail.cli import main
+from vitrail.cli.main import make_parser
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation.api import explain_batch
 from vitrail.exporting import int8, onnx_format
@@ -22,11 +26,14 @@ from vitrail.exporting.onnx_classifier import OnnxClassifier
 from vitrail.exporting.onnx_format import add_metadata, build_onnx_model, classifier_in_memory
 from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ATTENTION, MAP, Program, ProgramOptions
+from vitrail.exporting.result import ExportResult
 from vitrail.exporting.trace import trace_map_program
 from vitrail.exporting.verify import FLOAT32_LIMITS, INT8_LIMITS, Verification, check_tolerance, compare_maps
+from vitrail.files import mark_used
 from vitrail.installation import install_hint
 from vitrail.model.config import Rotary, SinCos
 from vitrail.prediction.model_spec import ModelSpec
+from vitrail.serving.onnx_cache import onnx_cache_folder, onnx_cache_name, write_onnx
 
 TINY = dict(width=32, depth=1, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
 CONFIGS: dict[str, dict] = {  # together they have every kind of module
@@ -229,6 +236,39 @@ def test_triton_gets_a_folder_with_an_int8_model_and_measured_accuracy(
     assert config.name == "insects"
     assert [list(output.dims) for output in config.output] == [[3], [1, 4, 17, 17]]
     assert config.output[0].label_filename == "labels.txt"
+
+
+def test_the_summary_of_a_program_says_how_to_use_it_and_what_was_not_measured(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verification = Verification("noise", 8, 1e-6, 1.0, 0.0, 0.0, 3.0)
+    int8 = {"float_bytes": 4e6, "bytes": 1e6, "float_milliseconds": 3.0, "milliseconds": 2.0}
+    result = ExportResult(Path("repository/insects"), "triton", ("logits",), verification, 1_000_000, int8)
+    text = "\n".join(result.summary())
+    assert f"serve it: tritonserver --model-repository {tmp_path / 'repository'}\n" in text  # the folder above
+    assert "4.0 times smaller, 1.50 times as fast" in text
+    (option,) = re.findall(r"not measured: give labeled images with (--\S+) DATA", text)
+    actions = make_parser("export", importlib.import_module("vitrail.cli.export"))._actions
+    assert option in {name for action in actions for name in action.option_strings}
+    assert not any("tritonserver" in line for line in replace(result, format="onnx").summary())
+
+
+def test_the_cache_of_onnx_files_keeps_those_used_last(
+    saved: tuple[Classifier, Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clf, _ = saved
+    monkeypatch.setenv("VITRAIL_CACHE_GIB", str(3 / 1024))
+    onnx_cache_folder().mkdir(parents=True)
+    for age, name in enumerate(("new", "old", "oldest")):
+        (onnx_cache_folder() / f"{name}.onnx").write_bytes(bytes(1 << 20))
+        os.utime(onnx_cache_folder() / f"{name}.onnx", (1e9 - age, 1e9 - age))
+    mark_used(onnx_cache_folder() / "oldest.onnx")  # as the server does when it takes a file
+    name = onnx_cache_name(clf)
+    write_onnx(clf, onnx_cache_folder() / name)
+    assert {file.name for file in onnx_cache_folder().iterdir()} == {"new.onnx", "oldest.onnx", name}
+    x = pixels_for(clf)
+    assert torch.allclose(OnnxClassifier.load(onnx_cache_folder() / name).logits(x), clf.logits(x), atol=1e-5)
+    other = replace(clf, temperature=2.0)
+    assert onnx_cache_name(replace(clf)) == name != onnx_cache_name(other)
 
 
 @pytest.mark.newest

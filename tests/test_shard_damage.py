@@ -187,6 +187,25 @@ def test_an_index_with_a_valid_digest_and_impossible_values_is_refused(shards: P
         open_source(shards)
 
 
+def test_an_index_of_format_1_is_read(shards: Path):
+    """It had sentences on files that are not used, without their number."""
+    before = open_source(shards)
+    arrays = load_file(shards / INDEX_FILE)
+    content = (shards / INDEX_FILE).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    document = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][METADATA_KEY])
+    del document["left_out"]
+    document |= {"format": 1, "notes": ["a.tar: 2 files without an image"]}
+    document["sha256"] = index_digest(arrays, document)
+    save_file(arrays, shards / INDEX_FILE, metadata={METADATA_KEY: json.dumps(document)})
+    source = open_source(shards)
+    assert [each.sentence for each in source.left_out] == ["a.tar: 2 files without an image"]
+    for split, listing in before.splits.items():
+        assert list(source.splits[split].names) == list(listing.names)
+        assert list(source.splits[split].labels) == list(listing.labels)
+        assert (source.splits[split].pixels[0] == listing.pixels[0]).all()
+
+
 def test_huge_lengths_in_an_index_are_not_read(shards: Path):
     index = parse_index((shards / INDEX_FILE).read_bytes(), "")
     index.columns["length"][0] = 2**62

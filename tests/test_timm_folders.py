@@ -110,6 +110,22 @@ def test_a_folder_has_timms_outputs(name: str, tmp_path: Path, photo: Path):
     assert difference < 1e-5, (name, float(difference))
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_folder_without_arguments_has_the_pool_that_it_names(pool: str, tmp_path: Path, photo: Path):
+    """timm 1.0.20 records arguments only if the caller of `save_for_hf` repeats them."""
+    model = randomize_parameters(timm.create_model("test_vit", num_classes=5, global_pool=pool)).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    document = json.loads((tmp_path / "config.json").read_text())
+    del document["model_args"]
+    assert document["global_pool"] == pool
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    clf = vitrail.load(tmp_path)
+    x = clf.normalize(clf.read_image(photo)[None])
+    expected = model(x)
+    assert expected.std() > 1e-3 and (clf.vit(x) - expected).abs().max() < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_architecture_has_the_config_that_timm_gives_it(tmp_path: Path):
     """With the arguments that timm records for every model, most of them with another width and size."""

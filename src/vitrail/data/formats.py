@@ -5,6 +5,8 @@ import importlib
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
+from PIL import features
+
 from vitrail.installation import install_hint
 
 EXTENSIONS_OF_FORMAT = {  # Pillow's names of formats; the first extension is the usual one
@@ -80,11 +82,17 @@ def explain_unread(start: bytes) -> str:
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         return explain_heif()
     if start[4:12] == b"ftypavif":
-        return f"it is an AVIF that this Pillow cannot read; update Pillow, or {CONVERT_HINT}"
+        return explain_avif()
     for offset, magic, name in MAGIC:
         if start[offset : offset + len(magic)] == magic:
             return f"{name} files are not read; {CONVERT_HINT}"
     return f"not an image, or not one of {', '.join(readable_formats())}"
+
+
+def explain_avif() -> str:
+    if features.check("avif"):
+        return "it is a damaged AVIF"
+    return f"it is an AVIF that this Pillow cannot read; update Pillow, or {CONVERT_HINT}"
 
 
 def explain_heif() -> str:

@@ -46,7 +46,7 @@ class ExportResult:
                 f"{faster:.2f} times as fast ({self.int8['milliseconds']:.2f} ms per image, in batches of 8)"
             )
             if verification.accuracy_drop is None:
-                sentences.append("the accuracy was not measured: give labeled images with --check DATA")
+                sentences.append("the accuracy was not measured: give labeled images with --verify-data DATA")
         return sentences
 
 

@@ -36,6 +36,8 @@ def parse_timm_config(document: Document) -> ParsedConfig:
     architecture = document["architecture"]
     card = find_architecture(architecture)
     arguments = document.get("model_args") or {}
+    if "global_pool" in document:  # all that versions of timm before 1.0.31 say about a pool without `model_args`
+        arguments = {"global_pool": document["global_pool"], **arguments}
     pretrained = document.get("pretrained_cfg") or {}
     tokens, config = parse_arguments(arguments, card, architecture)
     base = card.build_config()
