@@ -1,6 +1,7 @@
 """Batches that do not fit into memory are halved, and evaluation batches follow the batch size of training."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,12 @@ from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
 from vitrail.evaluation import compute_outcome
+from vitrail.prediction import part_job
 from vitrail.prediction.entry import Entry
+from vitrail.prediction.folder import Plan, PredictionFolder
+from vitrail.prediction.listing import Part
+from vitrail.prediction.model_spec import ModelSpec
+from vitrail.prediction.part_job import PartJob
 from vitrail.prediction.rows import ImageBatch, predict_rows
 from vitrail.training.recipe import Recipe
 
@@ -59,6 +65,20 @@ def test_a_prediction_short_of_memory_has_the_same_rows():
     assert np.array_equal(rows[0].probabilities, rows[1].probabilities)
     with pytest.raises(VitrailError, match="not enough memory for a batch of 1"):
         predict_rows(ShortOfMemory(0), entries, batch, 2, False)
+
+
+def test_a_part_does_not_try_a_size_again_that_was_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = make_images(40)
+    entries = [Entry(name, 0, 0) for name in images.names]
+    starts = range(0, 40, 20)
+    monkeypatch.setattr(PartJob, "batches", lambda job, part: [entries[start : start + 20] for start in starts])
+    monkeypatch.setattr(PartJob, "write_part", lambda job, classifier, part, batches: list(batches))
+    monkeypatch.setattr(part_job, "read_batch", lambda each, _: ImageBatch(images.pixels[: len(each)], [None] * 20))
+    classifier = ShortOfMemory(6)
+    plan = Plan("", 40, "", 40, "csv", 2, False, "fp32")
+    job = PartJob(ModelSpec(""), plan, PredictionFolder(tmp_path), tmp_path, 20, None)
+    job.predict_part(classifier, Part(0, 40, 0, 0))
+    assert [size for size in classifier.sizes if size > 6] == [20, 10]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():

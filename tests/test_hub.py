@@ -393,3 +393,13 @@ def test_a_server_without_ranges_sends_the_file_again(files, tmp_path: Path):
     hub.fault = only("weights.bin", answer)
     download_file(card.source, tmp_path / "file", card.sha256)
     assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device whose disk is always full")
+def test_a_full_disk_is_not_taken_for_a_fault_of_the_server(files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    hub, _, card = files
+    monkeypatch.setattr("vitrail.files.create_beside", lambda path, create: Path("/dev/full"))
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+    with pytest.raises(VitrailError, match=r"a\.bin cannot be written: No space left on device"):
+        download_file(card.source, tmp_path / "a.bin", card.sha256)
+    assert len(hub.requests) == 1

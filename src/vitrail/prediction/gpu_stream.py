@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vitrail.batching import BatchHalver
 from vitrail.data.loader import is_worker_death
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import VitrailError
@@ -71,11 +72,13 @@ def predict_in_stream(job: PartJob, parts: Sequence[Part], workers: int, on_imag
         multiprocessing_context=FORK_ON_LINUX if workers else None,
     )
     predicted: list[Rows] = []
+    halve = BatchHalver()
     try:
         for item in loader:
             if isinstance(item, Failed):
                 raise item.error
-            predicted.append(predict_rows(classifier, item.entries, item.images, job.plan.top, job.plan.embedding))
+            plan = job.plan
+            predicted.append(predict_rows(classifier, item.entries, item.images, plan.top, plan.embedding, halve))
             on_images(len(item.entries))
             if sum(map(len, predicted)) == item.part.images:
                 job.write_part(classifier, item.part, predicted)

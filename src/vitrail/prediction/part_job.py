@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vitrail.batching import BatchHalver
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import VitrailError
 from vitrail.prediction.entry import Entry
@@ -47,9 +48,10 @@ class PartJob:
     ) -> PartManifest:
         """Predicts and writes a part; calls `on_batch` with the number of images after each batch."""
         batches: list[Rows] = []
+        halve = BatchHalver()
         for entries in self.batches(part):
             batch = read_batch(entries, classifier.preprocess)
-            batches.append(predict_rows(classifier, entries, batch, self.plan.top, self.plan.embedding))
+            batches.append(predict_rows(classifier, entries, batch, self.plan.top, self.plan.embedding, halve))
             on_batch(len(entries))
         return self.write_part(classifier, part, batches)
 

@@ -75,18 +75,23 @@ def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
 
 
 def predict_rows(
-    classifier: BaseClassifier, entries: Sequence[Entry], batch: ImageBatch, top: int, embedding: bool
+    classifier: BaseClassifier,
+    entries: Sequence[Entry],
+    batch: ImageBatch,
+    top: int,
+    embedding: bool,
+    halve: BatchHalver | None = None,
 ) -> Rows:
     """Predicts a batch. Only an image with a non-finite output gets an error; the others keep their rows.
 
-    Raises `VitrailError` if memory runs out.
+    `halve` remembers from batch to batch how many images fit into memory. Raises `VitrailError` if memory runs out.
     """
     k = min(top, len(classifier.classes))
     labels = np.zeros((len(entries), k), np.int64)
     probabilities = np.zeros((len(entries), k), np.float32)
     features: np.ndarray | None = None
     errors: list[str | None] = [NON_FINITE if error is None else error for error in batch.errors]
-    for indices, logits_BY, features_BD in compute_outputs(classifier, batch, embedding):
+    for indices, logits_BY, features_BD in compute_outputs(classifier, batch, embedding, halve or BatchHalver()):
         if k:
             probabilities_BK, labels_BK = top_probabilities(logits_BY, k)
             labels[indices], probabilities[indices] = labels_BK.cpu().numpy(), probabilities_BK.cpu().numpy()
@@ -103,31 +108,35 @@ def predict_rows(
 Outputs = tuple[list[int], Tensor, Tensor | None]  # indices of entries, their logits and their features
 
 
-def compute_outputs(classifier: BaseClassifier, batch: ImageBatch, embedding: bool) -> list[Outputs]:
+def compute_outputs(
+    classifier: BaseClassifier, batch: ImageBatch, embedding: bool, halve: BatchHalver
+) -> list[Outputs]:
     """Returns the outputs of all readable images in one batch, or image by image if one output is not finite."""
     readable = batch.readable
     if not readable:
         return []
     try:
-        return [(readable, *forward(classifier, batch.pixels_BCHW, embedding))]
+        return [(readable, *forward(classifier, batch.pixels_BCHW, embedding, halve))]
     except NonFiniteOutput:
         outputs: list[Outputs] = []
         for i, pixels_CHW in zip(readable, batch.pixels_BCHW, strict=True):
             try:
-                outputs.append(([i], *forward(classifier, pixels_CHW.unsqueeze(0), embedding)))
+                outputs.append(([i], *forward(classifier, pixels_CHW.unsqueeze(0), embedding, halve)))
             except NonFiniteOutput:
                 continue
         return outputs
 
 
-def forward(classifier: BaseClassifier, pixels_BCHW: Tensor, embedding: bool) -> tuple[Tensor, Tensor | None]:
+def forward(
+    classifier: BaseClassifier, pixels_BCHW: Tensor, embedding: bool, halve: BatchHalver
+) -> tuple[Tensor, Tensor | None]:
     """Returns logits and, for an embedding, features; a batch that does not fit into memory is halved."""
     with explain_out_of_memory("a batch of 1"):
         if embedding:
             assert isinstance(classifier, Classifier)
-            logits, features = zip(*BatchHalver()(classifier.logits_and_features, pixels_BCHW), strict=True)
+            logits, features = zip(*halve(classifier.logits_and_features, pixels_BCHW), strict=True)
             return torch.cat(logits), torch.cat(features)
-        return torch.cat(BatchHalver()(classifier.logits, pixels_BCHW)), None
+        return torch.cat(halve(classifier.logits, pixels_BCHW)), None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Downloads one file by HTTP: resumed after a cut, with time limits, verified, and complete or absent."""
 
+import errno
 import hashlib
 import os
 import time
@@ -18,6 +19,7 @@ TRIES = 5  # in a row that bring no byte
 WAIT_S = 1.0  # between tries
 CHUNK_BYTES = 1 << 18
 MEGABYTE = 1_000_000
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # not of the network
 
 
 class DownloadFailed(VitrailError):
@@ -44,6 +46,8 @@ def fill_file(url: str, path: Path, sha256_prefix: str) -> None:
                     break
                 reason: Exception = ConnectionError("the connection was cut")
             except (OSError, HTTPException) as error:
+                if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+                    raise
                 reason = error
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
