@@ -32,7 +32,7 @@ from vitrail.errors import VitrailError
 from vitrail.files import write_atomically, write_folder_atomically, write_text
 from vitrail.prediction.sources import list_source
 
-SOURCES = 150  # folders, tables, and archives, so many of each
+SOURCES = 150  # of folders, of tables, and of archives
 SHARD_SOURCES, PARQUET_SOURCES = 60, 60
 HUB_SOURCES, HUB_FOLDERS = 24, 12  # each costs a tenth of a second
 
