@@ -557,6 +557,27 @@ def parser_of(verb: str) -> Parser:
     return parser
 
 
+OPTIONS_OF_OTHERS = {
+    "--model-repository",
+    "--logdir",
+    "--data-binary",
+    "--version",
+    "--no-",
+}  # of other programs; parts
+
+
+def test_every_option_that_a_text_names_exists():
+    options = {name for verb in VERBS for action in parser_of(verb)._actions for name in action.option_strings}
+    source = Path(vitrail.__file__).parent
+    named = {
+        (option, str(file.relative_to(source)))
+        for file in source.rglob("*.py")
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 100
+    assert {(option, file) for option, file in named if option not in options | OPTIONS_OF_OTHERS} == set()
+
+
 def test_every_option_names_its_default():
     """Or that it is required. Metavars are words, not single letters."""
     for verb in VERBS:

@@ -83,7 +83,7 @@ def write_shards(
     exists, `ImageError` for a missing file (skipped with `skip_unreadable`), `VitrailError` if the disk is too small.
     """
     if shard_mib <= 0 or (images_per_shard is not None and images_per_shard < 1):
-        raise UsageError("a shard has at least one image", "use a larger --size or --images")
+        raise UsageError("a shard has at least one image", "use a larger --shard-size-mib or --images-per-shard")
     check_new_folder(out)
     check_free_space(out, count_bytes(source), "choose another disk")
     with write_folder_atomically(out) as folder:
