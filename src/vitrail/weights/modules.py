@@ -23,8 +23,11 @@ def save_module(module: nn.Module, folder: Path) -> Path:
 
         save_for_hf(module, str(folder), safe_serialization=True)
         return folder
-    if library == "transformers" and hasattr(module, "save_pretrained"):
-        module.save_pretrained(str(folder))
-        return folder
+    if library == "transformers":
+        from transformers import PreTrainedModel
+
+        if isinstance(module, PreTrainedModel):
+            module.save_pretrained(str(folder))
+            return folder
     kind = f"{type(module).__module__}.{type(module).__name__}"
     raise UsageError(f"vitrail knows no Vision Transformer of type {kind}", HINT)
