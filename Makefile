@@ -97,6 +97,7 @@ check: $(VENV)/ready-for-work node_modules/ready
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	npx eslint
 	npx prettier --check .
 

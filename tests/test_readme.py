@@ -53,7 +53,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "sh", "python", "sh"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "sh", "python", "python", "sh"]
 
 
 def test_the_make_commands_are_targets():
@@ -105,6 +105,13 @@ def test_public_weights(folder: Path):
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5
+
+
+def test_predictions_in_python(folder: Path):
+    code = next(text for _, text in BLOCKS if "to_pandas" in text)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cat 0.8") and "['cat', " in done.stdout and "probability_5" in done.stdout
 
 
 def test_the_sweep(folder: Path):

@@ -10,14 +10,19 @@ let_idle_threads_sleep()
 del let_idle_threads_sleep
 
 if TYPE_CHECKING:
-    from vitrail.api import evaluate, probe
+    from vitrail.api import evaluate, export, predict, probe
     from vitrail.callbacks.base import Callback
     from vitrail.callbacks.early_stopping import EarlyStopping
-    from vitrail.classifier import Classifier, Prediction
+    from vitrail.classifier import Classifier
+    from vitrail.data.decode import ImageError
+    from vitrail.data.preprocess import Preprocess
     from vitrail.errors import UsageError, VitrailError
+    from vitrail.evaluation.evaluation import Evaluation
+    from vitrail.evaluation.probe import Probe
     from vitrail.explanation.api import explain
     from vitrail.explanation.explanation import Explanation
     from vitrail.explanation.recording import recording
+    from vitrail.image_predictions import ImagePrediction, Prediction, Predictions
     from vitrail.loading import load, load_any
     from vitrail.model.config import ViTConfig
     from vitrail.model.vit import ViT
@@ -26,15 +31,23 @@ if TYPE_CHECKING:
     from vitrail.runs.result import Run
     from vitrail.runs.train import train
     from vitrail.sweeps.sweep import Sweep, sweep
+    from vitrail.training.recipe import Recipe
 
 # Public names and their modules. A module is imported when its name is first used, so `import vitrail` is fast.
 _MODULES = {
     "Callback": "vitrail.callbacks.base",
     "Classifier": "vitrail.classifier",
     "EarlyStopping": "vitrail.callbacks.early_stopping",
+    "Evaluation": "vitrail.evaluation.evaluation",
     "Explanation": "vitrail.explanation.explanation",
+    "ImageError": "vitrail.data.decode",
+    "ImagePrediction": "vitrail.image_predictions",
     "PredictSummary": "vitrail.prediction",
-    "Prediction": "vitrail.classifier",
+    "Prediction": "vitrail.image_predictions",
+    "Predictions": "vitrail.image_predictions",
+    "Preprocess": "vitrail.data.preprocess",
+    "Probe": "vitrail.evaluation.probe",
+    "Recipe": "vitrail.training.recipe",
     "Run": "vitrail.runs.result",
     "Sweep": "vitrail.sweeps.sweep",
     "UsageError": "vitrail.errors",
@@ -43,8 +56,10 @@ _MODULES = {
     "VitrailError": "vitrail.errors",
     "evaluate": "vitrail.api",
     "explain": "vitrail.explanation.api",
+    "export": "vitrail.api",
     "load": "vitrail.loading",
     "load_any": "vitrail.loading",
+    "predict": "vitrail.api",
     "predict_all": "vitrail.prediction",
     "probe": "vitrail.api",
     "recording": "vitrail.explanation.recording",
@@ -57,9 +72,16 @@ __all__ = [
     "Callback",
     "Classifier",
     "EarlyStopping",
+    "Evaluation",
     "Explanation",
+    "ImageError",
+    "ImagePrediction",
     "PredictSummary",
     "Prediction",
+    "Predictions",
+    "Preprocess",
+    "Probe",
+    "Recipe",
     "Run",
     "Sweep",
     "UsageError",
@@ -68,8 +90,10 @@ __all__ = [
     "VitrailError",
     "evaluate",
     "explain",
+    "export",
     "load",
     "load_any",
+    "predict",
     "predict_all",
     "probe",
     "recording",

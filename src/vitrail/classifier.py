@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitrail.batching import BatchHalver
 from vitrail.data.decode import ImageError
+from vitrail.data.image_batches import OnError, read_batches
 from vitrail.data.image_input import ImageInput, is_one_image, to_pixels
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.fast import make_fast_vit
+from vitrail.image_predictions import ImagePrediction, Predictions
 from vitrail.machine import has_native_bf16
 from vitrail.model.config import to_pair
 from vitrail.model.vit import ViT
@@ -26,15 +30,6 @@ from vitrail.weights.artifact import Artifact, write_artifact
 from vitrail.weights.resize import resize_vit
 
 ARTIFACT_NAME = "classifier.safetensors"
-PREDICT_BATCH_SIZE = 64
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A class and its predicted probability."""
-
-    label: str
-    probability: float
 
 
 class NonFiniteOutput(VitrailError):
@@ -56,41 +51,79 @@ class BaseClassifier(ABC):
         Raises `NonFiniteOutput` for NaN or infinity.
         """
 
-    def read_image(self, image: ImageInput) -> Tensor:
+    def read_image(self, image: ImageInput, name: str | None = None) -> Tensor:
         """Returns uint8 pixels (C, H, W) of the model's size.
 
-        `image` is a file, the bytes of a file, a PIL image, an array (h, w), (h, w, 3) or (h, w, 4), or a tensor
-        (C, h, w); arrays and tensors are uint8, or floats from 0 to 1. Raises `ImageError` if the image cannot be read
-        or is too small.
+        `image` is a file, the bytes of a file, a PIL image, an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), or a
+        tensor (h, w) or (C, h, w); arrays and tensors are uint8, or floats from 0 to 1. Raises `ImageError`, with the
+        `name`, if the image cannot be read or is too small.
         """
-        name = str(image) if isinstance(image, str | Path) else "image"
-        pixels = to_pixels(image, self.preprocess.channels)
+        name = name or (str(image) if isinstance(image, str | Path) else "image")
+        pixels = to_pixels(image, self.preprocess.channels, name)
         try:
             return self.preprocess.fit_image(pixels)
         except ImageSizeError as error:
             raise ImageError(name, str(error)) from None
 
     @overload
-    def predict(self, image: str | Path | bytes | Image.Image, top: int = 5) -> list[Prediction]: ...
+    def predict(  # type: ignore[overload-overlap]
+        self, images: str | Path | bytes | Image.Image, top: int = 5, *,
+        batch_size: int = 64, on_error: OnError = "raise", progress: bool = True,
+    ) -> ImagePrediction: ...  # fmt: skip
     @overload
-    def predict(self, image: list[Any] | tuple[Any, ...], top: int = 5) -> list[list[Prediction]]: ...
+    def predict(  # type: ignore[overload-overlap]
+        self, images: np.ndarray | Tensor, top: int = 5, *,
+        batch_size: int = 64, on_error: OnError = "raise", progress: bool = True,
+    ) -> ImagePrediction | Predictions: ...  # fmt: skip
     @overload
-    def predict(self, image: Any, top: int = 5) -> Any: ...
-    def predict(self, image: Any, top: int = 5) -> Any:
-        """Returns the `top` most probable classes of an image, best first; raises as `read_image` does.
+    def predict(
+        self, images: Iterable[ImageInput], top: int = 5, *,
+        batch_size: int = 64, on_error: OnError = "raise", progress: bool = True,
+    ) -> Predictions: ...  # fmt: skip
+    def predict(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        top: int = 5,
+        *,
+        batch_size: int = 64,
+        on_error: OnError = "raise",
+        progress: bool = True,
+    ) -> ImagePrediction | Predictions:
+        """Returns the `top` most probable classes of an image, best first, or of each of several images.
 
-        For a list of images, an array (B, h, w, C) or a tensor (B, C, h, w) it returns a list of such lists.
+        One image is anything that `read_image` reads. Several are an iterable of images of any kinds, an array
+        (n, h, w, C) or a tensor (n, C, h, w); they are read and computed in batches, with a progress bar if there are
+        more than `batch_size` of them and `progress` is not turned off.
+
+        An image that cannot be read raises an `ImageError` that names its index; with `on_error="skip"` the result
+        has its reason instead of classes. The same pixels have the same logits, to the last bit, in whatever form
+        they come. Another `batch_size` changes logits by rounding only.
         """
         self.require_classes()
-        if is_one_image(image):
-            return self.predict_batch([image], top)[0]
-        starts = range(0, len(image), PREDICT_BATCH_SIZE)
-        return [each for start in starts for each in self.predict_batch(image[start : start + PREDICT_BATCH_SIZE], top)]
+        single = is_one_image(images)
+        parts = [torch.empty(0, len(self.classes))]
+        paths: list[str | None] = []
+        errors: dict[int, str] = {}
+        halve = BatchHalver()
+        for batch in read_batches(
+            [images] if single else images,  # type: ignore[arg-type,list-item]
+            self._read_one if single else self.read_image,
+            batch_size=batch_size,
+            on_error=on_error,
+            progress="predicting" if progress else None,
+        ):
+            logits_BY = torch.full((len(batch.paths), len(self.classes)), torch.nan)
+            if readable := batch.readable:
+                logits_BY[readable] = torch.cat([part.cpu() for part in halve(self.logits, batch.pixels_BCHW)])
+            parts.append(logits_BY)
+            errors |= {len(paths) + i: reason for i, reason in batch.errors.items()}
+            paths += batch.paths
+        predictions = Predictions(torch.cat(parts), self.classes, top, paths, errors)
+        return predictions[0] if single else predictions
 
-    def predict_batch(self, images: Sequence[ImageInput], top: int) -> list[list[Prediction]]:
-        """Returns the most probable classes of each image, computed at once."""
-        logits_BY = self.logits(torch.stack([self.read_image(image) for image in images]))
-        return [top_predictions(logits_Y, self.classes, top) for logits_Y in logits_BY]
+    def _read_one(self, image: ImageInput, name: str) -> Tensor:
+        """Reads an image that stands alone, so its name in messages has no index."""
+        return self.read_image(image)
 
     def require_classes(self) -> None:
         """Raises `UsageError` if the model returns features, which have no classes."""
@@ -167,16 +200,36 @@ class Classifier(BaseClassifier):
 
     @torch.no_grad()  # not inference_mode: users train heads on the result
     def features(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
-        """Returns the pooled vectors that the head reads, (B, D) in float32.
+        """Returns the pooled vectors that the head reads, (B, D) in float32, on the classifier's device.
 
-        `images` are uint8 pixels (B, C, H, W) of the model's size, an image of any kind that `read_image` reads, or a
-        list of them. Raises `ImageError` for an unreadable image, `NonFiniteOutput` as `logits` does.
+        `images` are uint8 pixels (B, C, H, W) of the model's size, which are computed as one batch, or anything that
+        `embed` takes. Raises `ImageError` for an unreadable image, `NonFiniteOutput` as `logits` does.
         """
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            items: Any = [images] if is_one_image(images) else images
-            images = torch.stack([self.read_image(image) for image in items])
+        if not (isinstance(images, Tensor) and images.ndim == 4):
+            return self.embed(images).to(self.device)
         with eval_mode(self.vit):
             return check_finite(self.vit.features(self.normalize(images)))
+
+    def embed(
+        self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = 64, progress: bool = True
+    ) -> Tensor:
+        """Returns the features of images: (n, D) float32 on the CPU, also for one image.
+
+        They are the pooled vectors that the head reads, as in `vitrail probe` and `vitrail predict --embedding`.
+        `images` and `progress` are those of `predict`. Raises `ImageError`, which names the index of an image that
+        cannot be read.
+        """
+        single = is_one_image(images)
+        parts = [torch.empty(0, self.vit.config.pooled_width)]
+        halve = BatchHalver()
+        for batch in read_batches(
+            [images] if single else images,  # type: ignore[arg-type,list-item]
+            self._read_one if single else self.read_image,
+            batch_size=batch_size,
+            progress="embedding" if progress else None,
+        ):
+            parts += [part.cpu() for part in halve(self.features, batch.pixels_BCHW)]
+        return torch.cat(parts)
 
     def with_image_size(self, image_size: int | tuple[int, int]) -> Classifier:
         """Returns a copy for another image size, with positions resized; raises `UsageError` for an impossible size."""
@@ -214,18 +267,6 @@ def eval_mode(vit: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def top_predictions(logits_Y: Tensor, classes: Sequence[str], top: int = 5) -> list[Prediction]:
-    """Returns the `top` most probable classes of one image, best first."""
-    probabilities, indices = top_probabilities(logits_Y.unsqueeze(0), top)
-    return [Prediction(classes[i], p) for p, i in zip(probabilities[0].tolist(), indices[0].tolist(), strict=True)]
-
-
-def top_probabilities(logits_BY: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Returns the `top` largest softmax probabilities of each row and their class indices, (B, top) each."""
-    probabilities, indices = logits_BY.softmax(1).topk(min(top, logits_BY.shape[1]))
-    return probabilities, indices
 
 
 def check_finite(outputs: Tensor) -> Tensor:

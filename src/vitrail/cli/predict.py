@@ -201,8 +201,8 @@ def predict_batch(
     """
     import torch
 
-    from vitrail.classifier import top_predictions
     from vitrail.data.decode import GRAY_16_BIT, ImageError
+    from vitrail.image_predictions import top_predictions
 
     classifier.require_classes()
     rows: list[dict[str, Any]] = [{"path": image.path, "top": [], "error": None} for image in images]

@@ -1,7 +1,13 @@
-"""The images that Python users have -> uint8 pixels (C, h, w): files, bytes, PIL images, arrays, tensors."""
+"""The images that Python users have -> uint8 pixels (C, h, w): files, bytes, PIL images, arrays, tensors.
+
+The type of an image decides how it is read, never its values or the images beside it: arrays are (h, w), (h, w, 1),
+(h, w, 3) or (h, w, 4), tensors (h, w), (1, h, w), (3, h, w) or (4, h, w); both are uint8, or floats from 0 to 1, which
+are rounded to the nearest of the 256 values.
+"""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +23,24 @@ ImageInput = str | Path | bytes | Image.Image | np.ndarray | Tensor
 KINDS = "a file, bytes, a PIL image, an array (h, w, C) or a tensor (C, h, w)"
 
 
-def is_one_image(image: Any) -> bool:
-    """Returns whether this is one image, and not a list or a batch of several; raises `UsageError` for neither."""
-    if isinstance(image, str | Path | bytes | bytearray | Image.Image):
+def is_one_image(images: Any) -> bool:
+    """Returns whether this is one image, and not several; raises `UsageError` for neither.
+
+    Several are an array (n, h, w, C), a tensor (n, C, h, w), an array of paths, or any other iterable.
+    """
+    if isinstance(images, str | Path | bytes | bytearray | Image.Image):
         return True
-    if isinstance(image, np.ndarray | Tensor):
-        return image.ndim < 4
-    if isinstance(image, Sequence):
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4 and not is_list_of_paths(images)
+    if isinstance(images, Tensor):
+        return images.ndim < 4
+    if isinstance(images, Iterable) and not isinstance(images, Mapping | AbstractSet):
         return False
-    raise UsageError(f"an image cannot be a {type(image).__name__}", f"give {KINDS}, or a list of them")
+    raise UsageError(f"an image cannot be a {type(images).__name__}", f"give {KINDS}, or a list of them")
+
+
+def is_list_of_paths(array: np.ndarray) -> bool:
+    return array.ndim == 1 and array.dtype.kind in "UOT"
 
 
 def to_pixels(image: ImageInput, channels: int, name: str | None = None) -> Tensor:
@@ -41,18 +56,23 @@ def to_pixels(image: ImageInput, channels: int, name: str | None = None) -> Tens
     if isinstance(image, Image.Image):
         return decode_pil(image, channels, name)
     if isinstance(image, np.ndarray):
-        pixels = torch.from_numpy(np.ascontiguousarray(image)) if is_numeric(image) else None
+        array = np.ascontiguousarray(image) if image.flags.writeable else image.copy()
+        pixels = torch.from_numpy(array) if is_numeric(image) else None
         if pixels is None:
             raise ImageError(name, f"an array of {image.dtype} has no pixels; give uint8, or floats from 0 to 1")
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-            raise ImageError(name, f"an array must be (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), not {image.shape}")
+            batch = "; several gray images are (n, h, w, 1)" if pixels.ndim == 3 else ""
+            shapes = "(h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
+            raise ImageError(name, f"an array must be {shapes}, not {image.shape}{batch}")
         return with_channels(to_uint8(pixels, name).permute(2, 0, 1), channels, name)
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        pixels = image.detach().cpu()
+        pixels = pixels[None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4):
             raise ImageError(name, f"a tensor must be ({channels}, h, w), not {tuple(image.shape)}")
-        return with_channels(to_uint8(image.detach().cpu(), name), channels, name)
-    raise UsageError(f"an image cannot be a {type(image).__name__}", f"give {KINDS}")
+        return with_channels(to_uint8(pixels, name), channels, name)
+    raise UsageError(f"{'an image' if name == 'image' else name} cannot be a {type(image).__name__}", f"give {KINDS}")
 
 
 def is_numeric(array: np.ndarray) -> bool:

@@ -11,18 +11,22 @@ MAX_DEFAULT_PART_IMAGES = 31 * LISTING_STRIDE  # 1,984: the most work that a kil
 MIN_DEFAULT_PART_IMAGES = 8 * LISTING_STRIDE  # 512: a small source is one file
 DEFAULT_PART_COUNT = 256  # smaller sources are cut into this many parts, so that every core gets several
 
+TableFormat = Literal["parquet", "csv"]
+EngineName = Literal["local", "ray"]
+PredictPrecision = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """How predictions are made and written."""
 
-    format: Literal["parquet", "csv"] = option("parquet", "file format of the parts")
+    format: TableFormat = option("parquet", "file format of the parts")
     top: int = option(1, "classes per image, most probable first", ge=1)
     embedding: bool = option(False, "add the model's features of each image as a column")
     part_images: int | None = option(None, f"images per part, rounded up to a multiple of {LISTING_STRIDE}", ge=1)
     slice: tuple[int, int] = option((1, 1), "(i, n): predict the i-th of n equal shares of the parts")
     resume: bool = option(False, "continue predictions that were stopped")
-    engine: Literal["local", "ray"] = option("local", "what runs the parts")
+    engine: EngineName = option("local", "what runs the parts")
     ray_address: str | None = option(None, "address of a Ray cluster (default: start one on this machine)")
     processes: int | None = option(None, "model processes on the CPU or on Ray (default: one per core)", ge=1)
     workers: int | None = option(None, "data-loading workers for a GPU (default: cores - 1)", ge=1)
@@ -30,7 +34,7 @@ class PredictOptions:
     threads: int | None = option(None, "threads per process (default: 1)", ge=1)
     device: str | None = option(None, "cpu, cuda or mps (default: the fastest one available)")
     torch_files: bool = option(False, "also read tensors from PyTorch's own files")
-    precision: Literal["fp32", "bf16"] = option("fp32", "number format of the model")
+    precision: PredictPrecision = option("fp32", "number format of the model")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,22 +21,70 @@ from vitrail.prediction.engines import Engine, resolve_engine
 from vitrail.prediction.folder import Plan, PredictionFolder
 from vitrail.prediction.listing import Part, write_listing
 from vitrail.prediction.model_spec import ModelSpec
-from vitrail.prediction.options import PredictOptions
+from vitrail.prediction.options import EngineName, PredictOptions, PredictPrecision, TableFormat
 from vitrail.prediction.part_job import PartJob
 from vitrail.prediction.spreadsheets import check_csv_classes
 from vitrail.prediction.summary import PredictSummary, summarize
 
 
 def predict_all(
-    model: str | Path, sources: str | Path | Sequence[str | Path], out: str | Path, **options: Any
+    model: str | Path,
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    format: TableFormat = "parquet",
+    top: int = 1,
+    embedding: bool = False,
+    part_images: int | None = None,
+    slice: tuple[int, int] = (1, 1),
+    resume: bool = False,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
+    processes: int | None = None,
+    workers: int | None = None,
+    batch_size: int = 64,
+    threads: int | None = None,
+    device: str | None = None,
+    torch_files: bool = False,
+    precision: PredictPrecision = "fp32",
 ) -> PredictSummary:
     """Predicts every image of the sources into a folder of parts. Memory does not grow with the number of images.
 
-    `sources` are folders, tar shards, tables (.csv, .tsv, .parquet) with a column of paths, and image files; `options`
-    are the fields of `PredictOptions`. An image that cannot be read gets a row with its error. After any kind of stop,
-    `resume=True` continues. Raises `UsageError` if `out` holds other files, or predictions with other options.
+    `sources` are folders, tar shards, tables (.csv, .tsv, .parquet) with a column of paths, and image files. An image
+    that cannot be read gets a row with its error. After any kind of stop, `resume=True` continues. Raises `UsageError`
+    if `out` holds other files, or predictions with other options.
+
+    - `format`: file format of the parts; `part_images`: images per part; `top`: classes per image, most probable first
+    - `embedding`: add the model's features of each image as a column
+    - `slice`: (i, n) predicts the i-th of n equal shares of the parts
+    - `engine`: this machine or a Ray cluster, at `ray_address` (default: start one)
+    - `processes`, `threads`: model processes on a CPU, and threads of each; `workers`: data-loading workers for a GPU
+    - `device`, `precision`, `torch_files`: how the model is loaded; `batch_size`: images per batch
     """
-    settings = PredictOptions(**options)
+    settings = PredictOptions(
+        format=format,
+        top=top,
+        embedding=embedding,
+        part_images=part_images,
+        slice=slice,
+        resume=resume,
+        engine=engine,
+        ray_address=ray_address,
+        processes=processes,
+        workers=workers,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+        torch_files=torch_files,
+        precision=precision,
+    )
+    return predict_sources(model, sources, out, settings)
+
+
+def predict_sources(
+    model: str | Path, sources: str | Path | Sequence[str | Path], out: str | Path, settings: PredictOptions
+) -> PredictSummary:
+    """Does what `predict_all` says."""
     source_names = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
     if not source_names:
         raise UsageError("there is nothing to predict", "name a folder")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vitrail.batching import BatchHalver
-from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput, top_probabilities
+from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
 from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageUnreachable, decode_with_header
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
+from vitrail.image_predictions import top_probabilities
 from vitrail.prediction.entry import Entry
 from vitrail.prediction.shard_members import read_shard_member
 from vitrail.prediction.spreadsheets import portable_path

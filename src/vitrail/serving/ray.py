@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.classifier import BaseClassifier, top_predictions
+from vitrail.classifier import BaseClassifier
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
+from vitrail.image_predictions import top_predictions
 from vitrail.installation import install_hint
 from vitrail.loading import load
 from vitrail.parts import plugins_for_processes

@@ -1,0 +1,202 @@
+"""What a classifier answers for images in memory: the most probable classes of one image, or of many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from vitrail.data.decode import ImageError
+from vitrail.errors import UsageError
+from vitrail.installation import install_hint
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and its predicted probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImagePrediction(Sequence[Prediction]):
+    """The most probable classes of one image, best first, as a sequence of `Prediction`.
+
+    An image that was skipped because it cannot be read has an `error` and no classes.
+    """
+
+    logits: Tensor  # (Y,) float32 on the CPU, divided by the temperature; NaN for a skipped image
+    classes: tuple[str, ...]
+    top: int
+    path: str | None = None  # of an image that came from a file
+    error: str | None = None  # why the image was skipped
+
+    @property
+    def label(self) -> str:
+        """The most probable class; raises `ImageError` for a skipped image."""
+        return self._best.label
+
+    @property
+    def probability(self) -> float:
+        """The probability of the most probable class; raises `ImageError` for a skipped image."""
+        return self._best.probability
+
+    @cached_property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of every class, in the order of the classes; empty for a skipped image."""
+        return {} if self.error else dict(zip(self.classes, self.logits.softmax(0).tolist(), strict=True))
+
+    @property
+    def _best(self) -> Prediction:
+        if self.error is not None:
+            raise ImageError(self.path or "image", self.error)
+        return self._predictions[0]
+
+    @cached_property
+    def _predictions(self) -> list[Prediction]:
+        return [] if self.error is not None else top_predictions(self.logits, self.classes, self.top)
+
+    def __len__(self) -> int:
+        return len(self._predictions)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prediction]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
+        return self._predictions[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ImagePrediction):
+            return self.error == other.error and self._predictions == other._predictions
+        return self._predictions == other if isinstance(other, list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self._predictions) if self.error is None else f"ImagePrediction(error={self.error!r})"
+
+
+class Predictions(Sequence[ImagePrediction]):
+    """The predictions for many images, one for each image, in the order of the images.
+
+    `logits` is (n, Y), float32 on the CPU, divided by the temperature. Images that were skipped because they cannot be
+    read keep their place: their row of `logits` is NaN, and `errors` maps their position to the reason.
+    """
+
+    logits: Tensor
+    classes: tuple[str, ...]
+    top: int
+    paths: list[str | None]  # None for an image that did not come from a file
+    errors: dict[int, str]
+
+    def __init__(
+        self,
+        logits: Tensor,
+        classes: tuple[str, ...],
+        top: int,
+        paths: Sequence[str | None],
+        errors: dict[int, str],
+    ):
+        self.logits = logits
+        self.classes = classes
+        self.top = top
+        self.paths = list(paths)
+        self.errors = dict(errors)
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The most probable class of each image; None for a skipped image."""
+        best = self.logits.argmax(1).tolist() if len(self) else []
+        return [None if i in self.errors else self.classes[number] for i, number in enumerate(best)]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The probability of every class, (n, Y) float32; NaN for a skipped image."""
+        return self.logits.softmax(1)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> ImagePrediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> Predictions: ...
+    def __getitem__(self, index: int | slice) -> ImagePrediction | Predictions:
+        if isinstance(index, slice):
+            chosen = range(len(self))[index]
+            errors = {k: self.errors[i] for k, i in enumerate(chosen) if i in self.errors}
+            logits = self.logits[torch.tensor(list(chosen), dtype=torch.int64)]
+            return Predictions(logits, self.classes, self.top, [self.paths[i] for i in chosen], errors)
+        i = range(len(self))[index]
+        return ImagePrediction(self.logits[i], self.classes, self.top, self.paths[i], self.errors.get(i))
+
+    def __iter__(self) -> Iterator[ImagePrediction]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Predictions | list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        skipped = f", {len(self.errors)} skipped" if self.errors else ""
+        return f"Predictions({len(self)} images, {len(self.classes)} classes{skipped})"
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """Returns the columns of the table that `vitrail predict --out` writes, each with a value for each image.
+
+        They are path, label, probability, label_2, probability_2, ... and error. `path` is None for an image that did
+        not come from a file; the values of a skipped image are None.
+        """
+        rows = [list(each) for each in self]
+        columns: dict[str, list[Any]] = {"path": list(self.paths)}
+        for k in range(min(self.top, len(self.classes))):
+            suffix = "" if k == 0 else f"_{k + 1}"
+            columns[f"label{suffix}"] = [row[k].label if row else None for row in rows]
+            columns[f"probability{suffix}"] = [row[k].probability if row else None for row in rows]
+        return {**columns, "error": [self.errors.get(i) for i in range(len(self))]}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Returns the columns of `to_columns` as a pandas frame; raises `UsageError` if pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError("to_pandas needs pandas", install_hint("pandas")) from None
+        columns = self.to_columns()
+        return pandas.DataFrame(columns).astype({name: column_type(name, "string", "float64") for name in columns})
+
+    def to_polars(self) -> polars.DataFrame:
+        """Returns the columns of `to_columns` as a polars frame; raises `UsageError` if polars is not installed."""
+        try:
+            import polars
+        except ImportError:
+            raise UsageError("to_polars needs polars", install_hint("polars")) from None
+        columns = self.to_columns()
+        return polars.DataFrame(columns, {name: column_type(name, polars.String, polars.Float64) for name in columns})
+
+
+def column_type(name: str, text: Any, number: Any) -> Any:
+    """Returns the type of a column, which must not depend on its values: a column of None has none."""
+    return number if name.startswith("probability") else text
+
+
+def top_predictions(logits_Y: Tensor, classes: Sequence[str], top: int = 5) -> list[Prediction]:
+    """Returns the `top` most probable classes of one image, best first."""
+    probabilities, indices = top_probabilities(logits_Y.unsqueeze(0), top)
+    return [Prediction(classes[i], p) for p, i in zip(probabilities[0].tolist(), indices[0].tolist(), strict=True)]
+
+
+def top_probabilities(logits_BY: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Returns the `top` largest softmax probabilities of each row and their class indices, (B, top) each."""
+    probabilities, indices = logits_BY.softmax(1).topk(min(top, logits_BY.shape[1]))
+    return probabilities, indices
