@@ -14,8 +14,8 @@ import litserve as ls
 import torch
 
 import vitrail
-from vitrail.classifier import top_predictions
 from vitrail.data.decode import decode
+from vitrail.image_predictions import top_predictions
 from vitrail.machine import count_cores
 
 
