@@ -90,7 +90,7 @@ async def predict_files(
         images = await endpoint.decode_files([data for _, data in files], deadline)
     readable = [image.pixels for image in images if not isinstance(image, ImageError)]
     logits = iter(await endpoint.classify(readable, deadline) if readable else [])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "top": [], "warning": None, "error": image.reason}
         if isinstance(image, ImageError)
         else {
