@@ -111,9 +111,7 @@ def open_torch_model(model: str | Path | Classifier) -> Classifier:
     return model if isinstance(model, Classifier) else load(model)
 
 
-def evaluate(
-    model: Model, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()
-) -> Evaluation:
+def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()) -> Evaluation:
     """Returns the scores of a classifier on labeled images: the test split, else validation, else all images.
 
     `model` is a classifier, or anything that `load_any` accepts.

@@ -7,6 +7,7 @@ returns the loss: (logits (B, Y) float32, targets (B,) int64 or (B, Y) probabili
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -135,6 +136,6 @@ def name_loss(loss: Callable[..., object]) -> str:
     function = loss.func if isinstance(loss, functools.partial) else loss
     named = function if hasattr(function, "__qualname__") else type(function)
     name = f"{named.__module__}.{named.__qualname__}"
-    LOSSES[name] = loss if isinstance(loss, type) else lambda context: loss
+    LOSSES[name] = cast("Callable[..., Loss]", loss) if isinstance(loss, type) else lambda context: cast("Loss", loss)
     PARTS["loss", name] = Part("loss", name, loss, named.__module__, is_unnamed=True)
     return name

@@ -190,7 +190,7 @@ class Recipe:
 
     def parts(self) -> list[dict[str, Any]]:
         """Returns the parts of plugins that the recipe names, as files name them."""
-        model = {kind: self.model[kind] for kind in ("pool", "mlp", "head") if kind in self.model}
+        model: dict[str, str] = {kind: self.model[kind] for kind in ("pool", "mlp", "head") if kind in self.model}
         if isinstance(position := self.model.get("position"), str):
             model["position"] = position
         own = {"loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}
