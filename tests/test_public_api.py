@@ -1,20 +1,27 @@
 """What is public: the list of docs/api.md, the signatures, and deprecations that warn once."""
 
+import inspect
 import re
 import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import Literal, Unpack, get_type_hints
 
 import numpy as np
 import pytest
 
 import vitrail
+from vitrail.data.augment import Augment
 from vitrail.deprecation import deprecated
+from vitrail.training.recipe import RECIPE_FIELDS
+from vitrail.training.recipe_changes import RecipeChanges, TrainChanges
+from vitrail.training.recipes import find_recipe
+from vitrail.weights.sizes import SIZES
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tools"))
-public_api = import_module("public_api")
+public_api, recipe_changes = import_module("public_api"), import_module("recipe_changes")
 
 DOCUMENT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(vitrail[\w.]*)` \| `(vitrail[\w.]*)` \| (.+) \|$", DOCUMENT, re.MULTILINE)
@@ -37,10 +44,44 @@ def test_the_signatures_are_those_of_the_file():
 def test_nothing_public_takes_any_option():
     """A bare **options or **kwargs has no names that an editor could complete."""
     for line in public_api.describe_all().splitlines():
-        assert not re.search(r"\*\*\w+: Any", line) or line.startswith(KNOWN), line
+        assert not re.search(r"\*\*\w+: Any", line), line
 
 
-KNOWN = ("vitrail.train(", "vitrail.sweep(", "    with_changes(")
+def test_the_types_of_recipe_changes_are_those_of_the_dataclasses():
+    owners = {"recipe": vitrail.Recipe, "augment": Augment, "model": vitrail.ViTConfig}
+    expected = {name: get_type_hints(owners[part])[name] for name, part in RECIPE_FIELDS.items()}
+    types = get_type_hints(RecipeChanges)
+    assert types.pop("size") == Literal[tuple(SIZES)]
+    assert types == expected
+    assert get_type_hints(TrainChanges).keys() == types.keys() - {"loss"} | {"size"}
+    assert recipe_changes.write_module() == recipe_changes.FILE.read_text(encoding="utf-8"), (
+        "a field of a recipe or its help text has changed: run python tools/recipe_changes.py --write"
+    )
+
+
+def test_keywords_that_change_a_recipe_are_distinct_from_the_functions_own():
+    for function, changes in (
+        (vitrail.train, TrainChanges),
+        (vitrail.sweep, RecipeChanges),
+        (vitrail.Recipe.with_changes, RecipeChanges),
+        (find_recipe, RecipeChanges),
+    ):
+        own = inspect.signature(function).parameters
+        assert own["changes"].annotation == Unpack[changes]
+        assert not own.keys() & get_type_hints(changes).keys()
+
+
+def test_a_keyword_that_no_recipe_has_is_refused_with_the_nearest_one(tmp_path: Path):
+    for call in (
+        lambda: vitrail.train("digits", out=tmp_path / "run", epoch=3),
+        lambda: vitrail.sweep("digits", out=tmp_path / "sweep", vary={"lr": [1e-3]}, epoch=3),
+        lambda: vitrail.Recipe().with_changes(epoch=3),
+        lambda: find_recipe("small", epoch=3),
+    ):
+        with pytest.raises(vitrail.UsageError, match="a recipe has no field 'epoch'") as refused:
+            call()
+        assert "epochs" in refused.value.hint
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_deprecated_function_warns_once_at_its_caller():

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import is_typeddict
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "tests" / "public_api.txt"
@@ -36,12 +37,21 @@ def describe(name: str, value: object) -> Iterator[str]:
         return
     yield f"class {name}({', '.join(base.__name__ for base in value.__bases__ if base is not object)})"
     members: dict[str, list[str]] = {}
-    for owner in reversed(value.__mro__):
+    for owner in reversed(list_bases(value)):
         if owner.__module__.split(".")[0] == "vitrail":
             for member, lines in describe_members(owner):
                 members[member] = lines
     for member in sorted(members):
         yield from (f"    {line}" for line in members[member])
+
+
+def list_bases(value: type) -> tuple[type, ...]:
+    """Returns a class and its bases; those of a `TypedDict` are not in its `__mro__`, so its source names them."""
+    if not is_typeddict(value):
+        return value.__mro__
+    (definition,) = definitions_of(value)
+    bases = (getattr(import_module(value.__module__), base.id) for base in definition.bases)
+    return (value, *(each for base in bases if is_typeddict(base) for each in list_bases(base)))
 
 
 def describe_members(owner: type) -> Iterator[tuple[str, list[str]]]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vitrail.runs.train import train
     from vitrail.sweeps.sweep import Sweep, sweep
     from vitrail.training.recipe import Recipe
+    from vitrail.training.recipe_changes import RecipeChanges
 
 # Public names and their modules. A module is imported when its name is first used, so `import vitrail` is fast.
 _MODULES = {
@@ -48,6 +49,7 @@ _MODULES = {
     "Preprocess": "vitrail.data.preprocess",
     "Probe": "vitrail.evaluation.probe",
     "Recipe": "vitrail.training.recipe",
+    "RecipeChanges": "vitrail.training.recipe_changes",
     "Run": "vitrail.runs.result",
     "Sweep": "vitrail.sweeps.sweep",
     "UsageError": "vitrail.errors",
@@ -82,6 +84,7 @@ __all__ = [
     "Preprocess",
     "Probe",
     "Recipe",
+    "RecipeChanges",
     "Run",
     "Sweep",
     "UsageError",

@@ -120,7 +120,7 @@ class VitrailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise ValueError(f"VitrailClassifier needs two classes or more, and y has 1 class: {self.classes_[0]!r}")
         names = name_classes(self.classes_)
         source = make_source(images, [names[code] for code in codes], can_flip=self.flip is not None)
-        seed = int(check_random_state(self.random_state).randint(MAX_SEED)) if self._draws_seed() else self.random_state
+        seed = self._choose_seed()
         changes = {name: getattr(self, name) for name in RECIPE_KEYWORDS if getattr(self, name) is not None}
         with run_folder(self.out) as out, quiet_unless(self.verbose), errors_as_value_errors():
             run = train(
@@ -155,8 +155,9 @@ class VitrailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         labels: np.ndarray = self.classes_[probabilities.argmax(1)]
         return labels
 
-    def _draws_seed(self) -> bool:
-        return not isinstance(self.random_state, int | np.integer)
+    def _choose_seed(self) -> int:
+        state = self.random_state
+        return state if isinstance(state, int | np.integer) else int(check_random_state(state).randint(MAX_SEED))
 
     def _read(self, X: Any, y: Any, *, is_training: bool) -> list[Any] | np.ndarray:
         """Returns images that `Classifier.predict` reads: a list, or an array (n, h, w, C) of uint8."""

@@ -1,7 +1,7 @@
 """Which run to resume, if any, and which recipe to train with."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,13 @@ def describe_model(config: ViTConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name, part in RECIPE_FIELDS.items() if part == "model"}
 
 
-def request_recipe(recipe: str | Path | Recipe | None, model: Model | None, changes: dict[str, Any]) -> Recipe:
+def request_recipe(recipe: str | Path | Recipe | None, model: Model | None, changes: Mapping[str, Any]) -> Recipe:
     """Returns the recipe of a new run; raises `UsageError` for an unknown one."""
     default = DEFAULT_RECIPE if model is None else DEFAULT_TRANSFER_RECIPE
     return find_recipe(default if recipe is None else recipe, **changes)
 
 
-def resume_recipe(folder: RunFolder, recipe: str | Path | Recipe | None, changes: dict[str, Any]) -> Recipe:
+def resume_recipe(folder: RunFolder, recipe: str | Path | Recipe | None, changes: Mapping[str, Any]) -> Recipe:
     """Returns the recipe that a run was started with; raises `UsageError` if another one is requested.
 
     Fields that do not change the result may change. The name of a built-in recipe matches any changes of it that

@@ -5,11 +5,11 @@ The modules of this package are its steps, in order: `resolve` chooses the run a
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -45,6 +45,7 @@ from vitrail.training.launch import current_launch
 from vitrail.training.losses import chance_level, make_loss, name_loss
 from vitrail.training.optimizers import find_optimizer
 from vitrail.training.recipe import Recipe
+from vitrail.training.recipe_changes import TrainChanges
 from vitrail.training.train_state import TrainState, init_train_state
 
 PICTURES_BYTES = 4 << 20  # for the pictures and tables of a run
@@ -66,7 +67,7 @@ def train(
     score_test: bool = True,
     callbacks: Sequence[object] = (),
     logger: Logger | Sequence[Logger] | None = None,
-    **changes: Any,
+    **changes: Unpack[TrainChanges],
 ) -> Run:
     """Trains a classifier on the images of `data` and writes the run folder.
 
@@ -86,11 +87,11 @@ def train(
 
     Raises `VitrailError` for errors in the data and in training.
     """
-    weights, changes = resolve_arguments(model, loss, changes)
+    weights, all_changes = resolve_arguments(model, loss, changes)
     with join_world(pick_device(device), fsdp=fsdp) as world:
         name = name_of_data(data)
         resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))
-        requested = world.on_main(lambda: select_recipe(resumed, recipe, weights, changes))
+        requested = world.on_main(lambda: select_recipe(resumed, recipe, weights, all_changes))
         with world.raise_on_all():
             hooks = make_hooks(callbacks, logger, requested, world)
             check_world(requested, world, fsdp=fsdp, resumes=resumed is not None)
@@ -133,8 +134,8 @@ def train(
 
 
 def resolve_arguments(
-    model: Model | ViTConfig | None, loss: str | Callable[..., Any] | None, changes: dict[str, Any]
-) -> tuple[Model | None, dict[str, Any]]:
+    model: Model | ViTConfig | None, loss: str | Callable[..., Any] | None, changes: Mapping[str, Any]
+) -> tuple[Model | None, Mapping[str, Any]]:
     """Returns the weights to start from, and the changes of the recipe with those that a config and a loss mean."""
     if loss is not None:
         changes = {**changes, "loss": loss if isinstance(loss, str) else name_loss(loss)}
@@ -152,7 +153,7 @@ def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolde
 
 
 def select_recipe(
-    resumed: RunFolder | None, recipe: str | Path | Recipe | None, model: Model | None, changes: dict[str, Any]
+    resumed: RunFolder | None, recipe: str | Path | Recipe | None, model: Model | None, changes: Mapping[str, Any]
 ) -> Recipe:
     """Returns the recipe of the resumed run, or that of a new one."""
     return resume_recipe(resumed, recipe, changes) if resumed else request_recipe(recipe, model, changes)

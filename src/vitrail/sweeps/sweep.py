@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from vitrail.console import log
 from vitrail.data.open import absolute_address
@@ -31,6 +31,7 @@ from vitrail.sweeps.sampling import count_trials, import_optuna, is_exhaustive
 from vitrail.sweeps.space import count_points
 from vitrail.sweeps.study import SweepStudy, field_importances, open_study
 from vitrail.training.recipe import Recipe
+from vitrail.training.recipe_changes import RecipeChanges
 
 Engine = Literal["local", "ray"]
 BEST_TRIAL_FILE = "trial.json"  # in OUT/best: the trial of which it is a copy
@@ -77,7 +78,7 @@ def sweep(
     device: str | None = None,
     check: bool = True,
     torch_files: bool = False,
-    **changes: Any,
+    **changes: Unpack[RecipeChanges],
 ) -> Sweep:
     """Trains variations of a recipe and returns their table, best on validation first.
 

@@ -1,7 +1,7 @@
 """The recipe: everything about a training that its user may choose, as a value that is checked when it is made."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from vitrail.data.augment import Augment
 from vitrail.data.options import Fit, Interpolation
@@ -9,6 +9,7 @@ from vitrail.errors import UsageError, did_you_mean
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.parts import needed_parts
+from vitrail.training.recipe_changes import RecipeChanges
 from vitrail.weights.config_json import config_values_from_json, position_to_json
 from vitrail.weights.sizes import SIZES
 from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
@@ -164,18 +165,19 @@ class Recipe:
         micro_batch = -(-self.batch_size // (self.accumulation_steps * processes))
         return min(MAX_EVALUATION_BATCH, 4 * micro_batch)
 
-    def with_changes(self, **changes: Any) -> "Recipe":
+    def with_changes(self, **changes: Unpack[RecipeChanges]) -> "Recipe":
         """Returns the recipe with other values for any fields of its own, its augmentation or its model.
 
         `size` sets the model fields of a named size. Raises `UsageError` for an unknown field.
         """
         by_group: dict[str, dict[str, Any]] = {"recipe": {}, "augment": {}, "model": {}}
-        if "size" in changes:
-            size = str(changes.pop("size"))
+        values: dict[str, Any] = {**changes}
+        if "size" in values:
+            size = str(values.pop("size"))
             if size not in SIZES:
                 raise UsageError(f"there is no size {size!r}", did_you_mean(size, SIZES))
             by_group["model"] |= SIZES[size]
-        for name, value in changes.items():
+        for name, value in values.items():
             if name not in RECIPE_FIELDS:
                 raise UsageError(f"a recipe has no field {name!r}", _hint_for_unknown_field(name, value))
             by_group[RECIPE_FIELDS[name]][name] = value

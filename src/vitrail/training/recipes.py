@@ -9,11 +9,12 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.training.recipe import Recipe
+from vitrail.training.recipe_changes import RecipeChanges
 
 DEFAULT_RECIPE = "small"
 DEFAULT_TRANSFER_RECIPE = "finetune"  # the default for a pretrained model
@@ -194,7 +195,7 @@ RECIPES = BuiltInRecipes(
 )
 
 
-def find_recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:
+def find_recipe(name: str | Path | Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:
     """Returns a recipe, given by its name, a TOML or JSON file, or itself, with changes.
 
     A file sets fields by name, on top of the built-in recipe that its `base` names (`small` by default). Raises
