@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import vitrail
-from vitrail.callbacks.base import CallbackState, SplitScores
+from vitrail.callbacks import CallbackState, SplitScores
 from vitrail.sklearn import VitrailClassifier
 from vitrail.training.losses import LossContext
 

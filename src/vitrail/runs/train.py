@@ -74,8 +74,9 @@ def train(
     `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` is
     passed to it). A `ViTConfig` describes a model with random weights instead. `recipe` is a name (default: `small`, or
     `finetune` with weights), a TOML or JSON file, or a `Recipe`; `changes` are fields of it, of its augmentation or of
-    its model (`epochs=3, width=128`). `loss` is a name, a callable `loss(logits, targets)`, or a class that makes one
-    from a `LossContext`, which has the class counts; to resume, pass it again.
+    its model (`epochs=3, width=128`); `vitrail.RecipeChanges` lists them. `loss` is a name, a callable
+    `loss(logits, targets)`, or a class that makes one from a `LossContext`, which has the class counts; to resume, pass
+    it again.
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `resume` starts a new run if there is none yet, and returns a finished one as it is.
@@ -105,15 +106,7 @@ def train(
             hooks.check_start(start)
             if world.is_main:
                 check_before_training(start)
-            config = RunConfig(
-                data=start.data.address,
-                fingerprint=start.splits.fingerprint,
-                recipe=requested,
-                unreadable=start.data.unreadable,
-                pretrained=pretrained.to_json() if pretrained else None,
-                launch_id=launch.id if (launch := current_launch()) else None,
-                options=tuple(resume_options(world, torch_files, logger)),
-            )
+            config = describe_run(start, requested, pretrained, resume_options(world, torch_files, logger))
             log_plan(start, world, config.data, has_weights=pretrained is not None)
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         assert folder is not None
@@ -203,6 +196,19 @@ def resume_options(world: World, torch_files: bool, logger: Logger | Sequence[Lo
     return options + (["--fsdp"] if world.is_sharded else [])
 
 
+def describe_run(start: Start, recipe: Recipe, pretrained: Pretrained | None, options: Sequence[str]) -> RunConfig:
+    """Returns what recipe.json keeps of a run; `recipe` is the requested one."""
+    return RunConfig(
+        data=start.data.address,
+        fingerprint=start.splits.fingerprint,
+        recipe=recipe,
+        unreadable=start.data.unreadable,
+        pretrained=pretrained.to_json() if pretrained else None,
+        launch_id=launch.id if (launch := current_launch()) else None,
+        options=tuple(options),
+    )
+
+
 def begin_run(config: RunConfig, start: Start, name: str, out: str | Path | None) -> RunFolder:
     """Makes the folder of a new run; raises `VitrailError` if its disk is too small."""
     check_disk_space(out, estimate_run_bytes(start.classifier.vit, start.recipe))
@@ -230,7 +236,7 @@ def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
 
 
 def probe_start(start: Start) -> Probe:
-    """Probes pretrained weights; initializes a new head with the probe's weights if the recipe says so."""
+    """Probes pretrained weights; initializes a new head with the probe's weights if the recipe has that option."""
     probes = probe_pretrained(start.classifier, start.splits, start.recipe)
     if start.recipe.train_on != "features" and start.has_new_head:
         initialize_head(start.classifier, probes, start.recipe)
