@@ -27,6 +27,7 @@ from vitrail.machine import has_native_bf16
 from vitrail.model.config import to_pair
 from vitrail.model.vit import ViT
 from vitrail.weights.artifact import Artifact, write_artifact
+from vitrail.weights.conversion import check_described
 from vitrail.weights.resize import resize_vit
 
 ARTIFACT_NAME = "classifier.safetensors"
@@ -239,8 +240,12 @@ class Classifier(BaseClassifier):
         return replace(self, vit=vit, preprocess=self.preprocess.with_image_size(to_pair(image_size)))
 
     def save(self, path: str | Path, *, half: bool = False) -> None:
-        """Writes the artifact atomically; with `half` its weights are in float16, half the bytes."""
+        """Writes the artifact atomically; with `half` its weights are in float16, half the bytes.
+
+        Raises `VitrailError` if the config does not describe the weights: the artifact could not be loaded.
+        """
         self.require_plain_weights("be saved")
+        check_described(self.vit)
         artifact = Artifact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
         weights = self.vit.state_dict()
         if half:

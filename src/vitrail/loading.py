@@ -15,7 +15,7 @@ from vitrail.model.vit import ViT
 from vitrail.weights.artifact import is_artifact, read_artifact
 from vitrail.weights.assemble import assemble_vit
 from vitrail.weights.bundled import bundled_classifiers
-from vitrail.weights.conversion import check_finite, meta_state_dict
+from vitrail.weights.conversion import check_described, check_finite, meta_state_dict
 from vitrail.weights.modules import save_module
 from vitrail.weights.public import load_public_model
 
@@ -99,6 +99,7 @@ def load_artifact(path: Path) -> Classifier:
 def load_module(module: nn.Module) -> Classifier:
     """Returns a classifier with a copy of the weights of a model in memory; classes without names are numbers."""
     if isinstance(module, ViT):
+        check_described(module)
         classes = tuple(map(str, range(module.config.classes)))
         preprocess = Preprocess(
             image_size=to_pair(module.config.image_size),

@@ -53,7 +53,14 @@ def check_values(dataclass_type: type, values: Mapping[str, Any]) -> None:
         if isinstance(value, str) and (choices := literal_values(hint)):
             raise UsageError(f"{name} {value!r} is not known", did_you_mean(value, choices))
         expected = f"{' or '.join(describe_type(hint))}{describe_bounds(limits)}"
-        raise UsageError(f"{name} is {value!r}; it must be {expected}")
+        raise UsageError(f"{name} is {value!r}; it must be {expected}", hint_to_register(name, value, limits))
+
+
+def hint_to_register(field: str, value: Any, limits: Mapping[str, Any]) -> str | None:
+    """Returns how to use an object as a part, if the field names parts and the value is such an object."""
+    if "part" not in limits or not callable(value):
+        return None
+    return f'name it first: vitrail.register("{limits["part"]}", "mine", ...), then {field}="mine"'
 
 
 @lru_cache

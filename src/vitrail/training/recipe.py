@@ -9,6 +9,7 @@ from vitrail.errors import UsageError, did_you_mean
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.parts import needed_parts
+from vitrail.training.field_hints import FIELD_HINTS
 from vitrail.training.recipe_changes import RecipeChanges
 from vitrail.weights.config_json import config_values_from_json, position_to_json
 from vitrail.weights.sizes import SIZES
@@ -218,7 +219,8 @@ def recipe_from_json(document: dict[str, Any]) -> Recipe:
 def _hint_for_unknown_field(name: str, value: Any) -> str | None:
     if isinstance(value, dict):
         return "write its fields at the top level"
-    return f"it is now called {RECIPE_KEYS[name]}" if name in RECIPE_KEYS else did_you_mean(name, RECIPE_FIELDS)
+    renamed = f"it is now called {RECIPE_KEYS[name]}" if name in RECIPE_KEYS else None
+    return renamed or FIELD_HINTS.get(name) or did_you_mean(name, RECIPE_FIELDS)
 
 
 # The fields that a user may set, and the dataclass that has each; names are unique across the three.

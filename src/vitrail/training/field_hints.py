@@ -1,0 +1,30 @@
+"""What to do instead, for options of other libraries that a recipe does not have."""
+
+CLASS_WEIGHTS = 'use loss="cross_entropy:class_weights=balanced"'
+TRANSFORM = (
+    'set flip, crop or policy, or register a function: vitrail.register("augmentation", "mine", ...), policy="mine"'
+)
+EARLY_STOP = "use patience=N, or callbacks=[vitrail.EarlyStopping(patience=N)]"
+CALLBACKS = "use callbacks=[...], a list of objects with hooks such as on_epoch_end"
+LOSS = "use loss=FUNCTION, called as FUNCTION(logits, targets)"
+SAMPLE_WEIGHTS = f"images have no weights of their own; for classes {CLASS_WEIGHTS}"
+ONE_LABEL = "an image has exactly one class; train one classifier per label"
+METRICS = "use vitrail.evaluate(run.classifier, data, metrics=[...])"
+
+FIELD_HINTS: dict[str, str] = {
+    **dict.fromkeys(("class_weight", "class_weights"), CLASS_WEIGHTS),
+    **dict.fromkeys(("sample_weight", "sample_weights"), SAMPLE_WEIGHTS),
+    **dict.fromkeys(("augment", "augmentation", "transform", "transforms"), TRANSFORM),
+    **dict.fromkeys(("early_stop", "early_stopping"), EARLY_STOP),
+    **dict.fromkeys(("callback", "watcher", "watchers"), CALLBACKS),
+    **dict.fromkeys(("criterion", "loss_fn"), LOSS),
+    **dict.fromkeys(("metric", "metrics"), METRICS),
+    **dict.fromkeys(("multi_label", "multilabel", "problem_type"), ONE_LABEL),
+    "learning_rate": "use lr",
+    "num_epochs": "use epochs",
+    "num_train_epochs": "use epochs",
+    "hidden_size": "use width",
+    "num_hidden_layers": "use depth",
+    "num_attention_heads": "use heads",
+    "intermediate_size": "use mlp_width",
+}
