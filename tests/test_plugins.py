@@ -303,10 +303,9 @@ def test_a_replaced_built_in_part_fails_before_training(photos: Path, tmp_path: 
         vitrail.train(photos, out=tmp_path / "run", check=False, **TINY_CHANGES)
 
 
-def test_a_part_that_only_the_object_has_fails_before_training(
-    clf: vitrail.Classifier, photos: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(clf.vit, "pool", Shared(clf.vit.config))
+def test_a_part_that_only_the_object_has_fails_before_training(run: vitrail.Run, photos: Path):
+    clf = vitrail.load(run.folder)
+    clf.vit.pool = Shared(clf.vit.config)
     with pytest.raises(VitrailError, match=r"its config does not describe the tensor pool\.a \(register your part"):
         vitrail.train(photos, model=clf, check=False, epochs=1)
 

@@ -210,7 +210,7 @@ PIXELS = np.zeros((4, 8, 8, 3), dtype=np.uint8)
         (Broken({"image": PIXELS[0], "label": 1}), r"is a dict of 2, not a pair"),
         (Broken(KeyError("x")), "item 0 of all: the data set raised KeyError"),
         (Broken((PIXELS[0], None)), "a label is None"),
-        (Broken((object(), 1)), "an image cannot be a object"),
+        (Broken((object(), 1)), "item 0 of all cannot be a object"),
     ],
 )
 def test_data_that_cannot_be_used_is_refused_in_a_sentence(data: Any, message: str):

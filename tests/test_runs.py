@@ -457,7 +457,7 @@ def test_a_signal_during_a_collective_stops_at_the_next_step(make_folder, monkey
     monkeypatch.setattr(World, "any", interrupted)
     with pytest.raises(Interrupted, match="stopped at step 1 and saved"):
         vitrail.train(folder, out=folder.parent / "run", epochs=3, batch_size=100, **SMALL)
-    assert sent == [(False, False)]
+    assert sent and not any(sent[0])
 
 
 def test_without_checkpoints_a_finished_run_is_not_overwritten_and_an_unfinished_one_restarts(make_folder):
@@ -503,8 +503,8 @@ def test_the_resume_command_repeats_options(tmp_path: Path):
     from vitrail.training.distributed import World
 
     single, sharded, two_machines = World(), World(size=2, local_size=2, is_sharded=True), World(size=4, local_size=2)
-    assert resume_options(single, torch_files=False) == resume_options(two_machines, torch_files=False) == []
-    options = resume_options(sharded, torch_files=True)
+    assert resume_options(single, False, None) == resume_options(two_machines, False, None) == []
+    options = resume_options(sharded, True, None)
     folder = create_run(RunConfig("my photos", "", Recipe(), options=tuple(options)), "photos", tmp_path / "run")
     assert folder.resume_command() == (
         f"vitrail train 'my photos' --resume --out {tmp_path / 'run'} --torch-files --processes 2 --fsdp"

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.serving import server as server_module
 from vitrail.serving import worker_process
 from vitrail.serving.fork_server import ForkServer, ModelSource
+from vitrail.serving.http_protocol import make_protocol
 from vitrail.serving.messages import send_message
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.model_info import describe_model
@@ -144,17 +146,17 @@ def test_an_unexpected_error_during_the_start_ends_the_server(clf: vitrail.Class
 
 
 def test_a_client_that_does_not_finish_its_request_is_disconnected(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.1)
-    monkeypatch.setattr(server_module, "HEADER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("vitrail.serving.http_protocol.KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr("vitrail.serving.http_protocol.HEADER_TIMEOUT_S", 0.1)
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
     async def scenario(listener: socket.socket) -> None:
-        server = uvicorn.Server(
-            uvicorn.Config(application, http=server_module.HttpProtocol, lifespan="off", log_config=None)
-        )
+        admission = SimpleNamespace(max_connections=8, decide=lambda *headers: None)
+        protocol = make_protocol(admission)  # type: ignore[arg-type]
+        server = uvicorn.Server(uvicorn.Config(application, http=protocol, lifespan="off", log_config=None))
         server_task = asyncio.create_task(server.serve(sockets=[listener]))
         async with asyncio.timeout(TIMEOUT_S):
             reader, writer = await asyncio.open_connection(*listener.getsockname())
