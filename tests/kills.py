@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def train_in_fork(data: Path, out: Path, resume: bool, draw: random.Random, die_
     except vitrail.VitrailError as error:
         print(f"{out.name}: {error}", file=sys.stderr)
         code = 3
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +147,9 @@ class FactsCache:
 
     def __init__(self, fresh: bool = False):
         self.connection = None if fresh else open_database()
+        # Threads that read through one connection share its prepared statements: without a lock, a row can have NULL in
+        # columns that another thread has just reset.
+        self.lock = threading.Lock()
 
     def close(self) -> None:
         """Closes the database; nothing is cached from now on."""
@@ -204,9 +208,10 @@ class FactsCache:
         if self.connection is None:
             return None
         try:
-            row = self.connection.execute(
-                "SELECT * FROM facts WHERE key = ? AND size = ? AND time_ns = ?", (key, size, time_ns)
-            ).fetchone()
+            with self.lock:
+                row = self.connection.execute(
+                    "SELECT * FROM facts WHERE key = ? AND size = ? AND time_ns = ?", (key, size, time_ns)
+                ).fetchone()
             if row is None:
                 return None
             sha256, height, width, file_format, color_type, transparent, rotated, animated, constant, signature = row[
@@ -224,7 +229,7 @@ class FactsCache:
             (e.key, e.size, e.time_ns, today(), *astuple(e.facts)) for e in entries if isinstance(e.facts, ImageFacts)
         ]
         try:
-            with self.connection:
+            with self.lock, self.connection:
                 self.connection.executemany(f"INSERT OR REPLACE INTO facts VALUES ({', '.join('?' * N_COLUMNS)})", rows)
         except sqlite3.Error:
             self.close()
