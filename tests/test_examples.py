@@ -283,7 +283,7 @@ REGISTER = 'name it first: vitrail.register("{0}", "mine", ...), then {1}="mine"
         ({"callbacks": [print]}, "the hooks are on_run_start, "),
         ({"multi_label": True}, "an image has exactly one class"),
         ({"hidden_size": 64}, "use width"),
-        ({"loss": "focal"}, "known: cross_entropy"),
+        ({"loss": "dice"}, "known: cross_entropy"),
     ],
 )
 def test_a_wish_is_refused_at_once_with_what_to_do_instead(options: dict[str, Any], instead: str, tmp_path: Path):

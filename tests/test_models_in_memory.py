@@ -34,6 +34,7 @@ def test_a_model_of_another_library_keeps_its_logits_and_is_trained(make, colors
     torch.manual_seed(0)
     theirs = make().eval()
     ours = vitrail.load(theirs)
+    assert ours.origin["source"] == f"{type(theirs).__module__}.{type(theirs).__name__}"
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = theirs(images)
@@ -68,3 +69,22 @@ def test_another_module_is_refused(colors: Path, tmp_path: Path):
     timm = pytest.importorskip("timm")
     with pytest.raises(VitrailError):
         vitrail.load(timm.create_model("resnet10t"))
+
+
+class MaxPool(nn.Module):
+    """A pool without parameters."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD.amax(1)
+
+
+def test_a_part_without_tensors_that_the_config_does_not_describe_is_not_lost(colors: Path, tmp_path: Path):
+    classifier = vitrail.load(ViT(CONFIG))
+    classifier.save(tmp_path / "before.safetensors")
+    classifier.vit.pool = MaxPool()
+    with pytest.raises(VitrailError, match="its config does not describe the part pool"):
+        classifier.save(tmp_path / "after.safetensors")
+    assert not (tmp_path / "after.safetensors").exists()
+    with pytest.raises(VitrailError, match="its config does not describe the part pool"):
+        vitrail.train(colors, model=classifier, out=tmp_path / "run", **OPTIONS)
+    assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import vitrail
 from shard_files import SMALL
@@ -98,6 +98,23 @@ def test_every_kind_of_data_gives_the_batches_and_the_model_of_the_folder(folder
     assert (files.folder / name).read_bytes() == (reference.folder / name).read_bytes()
     assert vitrail.evaluate(ours.classifier, pictures).accuracy == ours.result["test"]["accuracy"]
     assert vitrail.evaluate(ours.classifier, (images, labels)).images == 28
+
+
+def test_files_of_several_splits_are_identified_as_those_of_a_folder(photos: Path):
+    def list_files(split: str) -> tuple[list[Path], list[str]]:
+        files = sorted((photos / split).glob("*/*.png"))
+        return files, [file.parent.name for file in files]
+
+    ours = open_source({"train": list_files("train"), "test": list_files("test")})
+    assert ours.digest == ""  # so the fingerprint has only names, labels and sizes, as that of a folder
+    assert {split: len(listing) for split, listing in ours.splits.items()} == {"train": 24, "test": 12}
+
+
+def test_a_subset_has_the_class_names_of_its_data_set(folder: Path):
+    subset = Subset(Subset(Pictures(folder), range(20)), range(4, 20))
+    source = open_source(subset)
+    assert set(source.splits["all"].labels) == {"blue", "red"}
+    assert open_data(subset).classes == ("blue", "red")
 
 
 def augmentation() -> Any:

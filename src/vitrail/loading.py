@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -108,7 +109,9 @@ def load_module(module: nn.Module) -> Classifier:
         )
         return Classifier(copy.deepcopy(module), classes, preprocess)
     with tempfile.TemporaryDirectory() as folder:
-        return load_public_weights(save_module(module, Path(folder)))
+        classifier = load_public_weights(save_module(module, Path(folder)))
+    source = f"{type(module).__module__}.{type(module).__name__}"
+    return replace(classifier, origin={**classifier.origin, "source": source})
 
 
 def load_public_weights(model: str | Path, *, torch_files: bool = False) -> Classifier:

@@ -249,7 +249,7 @@ def make_source(images: list[Any] | np.ndarray, labels: list[str], *, can_flip: 
         pixels = [to_pixels(image, channels, f"X[{i}]") for i, image in enumerate(images)]
     same_shape = len({each.shape for each in pixels}) == 1
     listing = Listing(torch.stack(pixels) if same_shape else pixels, names, labels)
-    return Source("arrays", {"train": listing}, can_flip=can_flip, channels=channels, address="python:arrays")
+    return Source("arrays", {"train": listing}, can_flip=can_flip, channels=channels)
 
 
 @contextmanager

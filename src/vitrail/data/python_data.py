@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from vitrail.console import progress_bar
 from vitrail.data.decode import ImageError
@@ -48,14 +48,12 @@ class DatasetImages(Sequence[Tensor]):
     dataset: Any
     split: str
     channels: int
-    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.dataset) if self.rows is None else len(self.rows)
+        return len(self.dataset)
 
     def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
-        row = int(i if self.rows is None else self.rows[i])
-        return to_pixels(read_item(self.dataset, row, self.split)[0], self.channels, item_name(self.split, row))
+        return to_pixels(read_item(self.dataset, int(i), self.split)[0], self.channels, item_name(self.split, int(i)))
 
 
 def read_python_data(data: Any) -> Source:
@@ -86,10 +84,9 @@ def merge_listings(name: str, splits: dict[str, Listing], notes: list[str], left
     if not splits:
         raise VitrailError("data has no images", "give at least two labeled images of each of two classes")
     channels = max(count_channels(listing) for listing in splits.values())
-    digests = [digest_listing(listing) for listing in splits.values()]
-    source = Source(
-        name, splits, notes=notes, left_out=left_out, channels=1, address=f"{PREFIX}{name}", digest=" ".join(digests)
-    )
+    digest = " ".join(filter(None, map(digest_listing, splits.values())))
+    address = f"{PREFIX}{name}"
+    source = Source(name, splits, notes=notes, left_out=left_out, channels=1, address=address, digest=digest)
     if channels == 1:
         return source
     splits = {
@@ -186,7 +183,7 @@ def list_dataset(dataset: Any, split: str, notes: list[str]) -> Listing:
     """Lists a map-style data set of pairs (image, label); its images are read when they are needed.
 
     Labels are taken from `dataset.targets` or `dataset.labels` if they are there; else every item is read once. Class
-    names are `dataset.classes`, image names `dataset.names`, where these exist.
+    names are `dataset.classes`, also of the data set of a `Subset`; image names are `dataset.names`, where these exist.
     """
     n = len(dataset)
     if not n:
@@ -212,8 +209,15 @@ def list_dataset(dataset: Any, split: str, notes: list[str]) -> Listing:
     return Listing(
         pixels,
         NumberedNames(f"{split}-", np.arange(n), NAME_DIGITS) if names is None else names,
-        label_names(labels, getattr(dataset, "classes", None), split),
+        label_names(labels, find_classes(dataset), split),
     )
+
+
+def find_classes(dataset: Any) -> Sequence[str] | None:
+    """Returns the class names of a data set, or of the one that a `Subset` is of; None if it has none."""
+    while not hasattr(dataset, "classes") and isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return getattr(dataset, "classes", None)
 
 
 def list_iterable(dataset: Iterable[Any], split: str) -> Listing:
@@ -234,7 +238,7 @@ def list_iterable(dataset: Iterable[Any], split: str) -> Listing:
                 "write it as shards or files, or give a map-style data set",
             )
     numbered = NumberedNames(f"{split}-", np.arange(len(labels)), NAME_DIGITS)
-    return Listing(pixels, numbered, label_names(labels, getattr(dataset, "classes", None), split))
+    return Listing(pixels, numbered, label_names(labels, find_classes(dataset), split))
 
 
 def read_item(dataset: Any, i: int, split: str) -> tuple[Any, Any]:

@@ -116,8 +116,7 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     excluded from averages.
     """
     classes = len(outcome.classes)
-    cells, counts = np.unique(outcome.labels * classes + outcome.predicted, return_counts=True)
-    true, predicted = np.divmod(cells, classes)
+    true, predicted, counts = _count_cells(outcome)
     scores = _averages_and_f1(true, predicted, counts, classes)
     true_counts, predicted_counts = (np.bincount(each, counts, classes).astype(int) for each in (true, predicted))
     correct_counts = np.bincount(true, counts * (true == predicted), classes).astype(int)
@@ -168,9 +167,15 @@ def macro_f1(outcome: Outcome) -> float:
 
 
 def _averages_of(outcome: Outcome) -> dict[str, Any]:
+    return _averages_and_f1(*_count_cells(outcome), len(outcome.classes))
+
+
+def _count_cells(outcome: Outcome) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns true class, predicted class and number of images of each cell of the confusion matrix that has any."""
     classes = len(outcome.classes)
     cells, counts = np.unique(outcome.labels * classes + outcome.predicted, return_counts=True)
-    return _averages_and_f1(*np.divmod(cells, classes), counts, classes)
+    true, predicted = np.divmod(cells, classes)
+    return true, predicted, counts
 
 
 # metrics that are computed when they are named: outcome, and the arguments after the name -> a number
@@ -194,4 +199,4 @@ def compute_metrics(outcome: Outcome, names: Sequence[str]) -> dict[str, float]:
 def check_metrics(names: Iterable[str]) -> None:
     """Raises `UsageError` for a name that is not in `METRICS`."""
     for name in names:
-        check_part("metric", "metric", name, ("balanced_accuracy", "macro_f1"))
+        check_part("metric", "metric", name, AVERAGES)

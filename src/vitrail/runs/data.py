@@ -54,6 +54,8 @@ def load_data(
                 f"the data are not those that {resumed.path} was started on",
                 "resume on the same files, or start a new run on these",
             )
+    if len(set(world.all_gather(splits.fingerprint))) > 1:
+        raise VitrailError("the processes have different data", "give all of them the same images in the same order")
     report = None
     with world.raise_on_all():
         if check and world.is_main:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -50,7 +51,7 @@ class RunHooks:
         if start.splits.validation is None:
             raise UsageError("early stopping needs validation images", "add --validation-fraction 0.1")
 
-    def begin(self, start: Start, folder: Any, name: str, *, is_resumed: bool) -> None:
+    def begin(self, start: Start, folder: Path, name: str, *, is_resumed: bool) -> None:
         """Sets the facts of a run. `folder` is its path, `name` that of the data."""
         self.facts = {
             "folder": folder,

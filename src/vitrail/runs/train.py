@@ -105,7 +105,7 @@ def train(
             start = build_classifier(requested, run_data, pretrained, init_device(world))
             hooks.check_start(start)
             if world.is_main:
-                check_before_training(start)
+                check_parts_and_sizes(start)
             config = describe_run(start, requested, pretrained, resume_options(world, torch_files, logger))
             log_plan(start, world, config.data, has_weights=pretrained is not None)
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
@@ -243,7 +243,7 @@ def probe_start(start: Start) -> Probe:
     return probes
 
 
-def check_before_training(start: Start) -> None:
+def check_parts_and_sizes(start: Start) -> None:
     """Raises `VitrailError` if parts of plugins would fail, or images are too small for the model."""
     check_plugins(start)
     check_image_sizes(start.data.report, start.splits, start.classifier.preprocess, start.recipe.skip_unreadable)

@@ -18,6 +18,7 @@ from vitrail.weights.operators import Copy, Operator, Rows
 
 Library = Literal["timm", "transformers", "torchvision", "google", "meta", "open_clip"]
 Fill = Callable[[str], str]  # a template -> a name
+REPLACEABLE_PARTS = ("position", "pool", "head")
 UNSAVED = "the model cannot be saved: "
 
 
@@ -74,29 +75,41 @@ def find_operator(name: str, layout: Layout, config: ViTConfig) -> tuple[Operato
 
 
 @lru_cache(maxsize=512)
-def meta_state_dict(config: ViTConfig) -> dict[str, Tensor]:
-    """Returns the ViT's state dict on the meta device, without memory; raises `VitrailError` for impossible sizes.
+def meta_vit(config: ViTConfig) -> ViT:
+    """Returns a ViT on the meta device, without memory; raises `VitrailError` for impossible sizes.
 
     A part of a plugin that cannot be made on the meta device is made on the CPU.
     """
     try:
         with torch.device("meta"):
-            return ViT(config).state_dict()
+            return ViT(config)
     except (RuntimeError, TypeError):  # the number of elements overflows
         if model_parts(config):  # or a part of a plugin needs values of tensors
-            return make_vit_of_plugin(config).state_dict()
+            return make_vit_of_plugin(config)
         raise VitrailError("its config describes a model that no machine can hold") from None
 
 
+def meta_state_dict(config: ViTConfig) -> dict[str, Tensor]:
+    """Returns the state dict of `meta_vit`."""
+    return meta_vit(config).state_dict()
+
+
 def check_described(vit: ViT) -> None:
-    """Raises `VitrailError` naming a tensor of a model that its config does not describe: it could not be loaded."""
+    """Raises `VitrailError` naming what the config of a model does not describe: loading would change the model.
+
+    Compares names and shapes of all tensors, and the types of the parts that a user may replace: a part without tensors
+    would otherwise be lost without an error.
+    """
     expected, actual = (
-        {(name, tuple(tensor.shape)) for name, tensor in state.items()}
-        for state in (meta_state_dict(vit.config), vit.state_dict())
+        {(f"tensor {name}", tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+        | {(f"part {name}", type(getattr(model, name))) for name in REPLACEABLE_PARTS}
+        for model in (meta_vit(vit.config), vit)
     )
-    if different := sorted(expected ^ actual):
+    different = {name for name, _ in expected ^ actual}
+    if different:
+        first = min(different, key=lambda name: (name.startswith("part"), name))  # a tensor says more
         hint = 'register your part, vitrail.register("pool", "gem", GeM), and name it in the config'
-        raise VitrailError(f"{UNSAVED}its config does not describe the tensor {different[0][0]}", hint)
+        raise VitrailError(f"{UNSAVED}its config does not describe the {first}", hint)
 
 
 def import_weights(layout: Layout, root: str, config: ViTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
