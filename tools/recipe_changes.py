@@ -23,7 +23,7 @@ FILE = Path(__file__).parent.parent / "src" / "vitrail" / "training" / "recipe_c
 OWNERS = {"recipe": Recipe, "augment": Augment, "model": ViTConfig}
 SIZE_HELP = "named model size: sets width, depth, heads and mlp_width"
 WIDTH = 120
-HEAD = '''"""The types of the changes of a recipe. `python tools/recipe_changes.py --write` makes this module."""
+HEAD = '''"""The types of the changes of a recipe. Made by tools/recipe_changes.py: do not edit."""
 
 from typing import Literal, TypedDict
 {imports}

@@ -1,4 +1,4 @@
-"""The types of the changes of a recipe. `python tools/recipe_changes.py --write` makes this module."""
+"""The types of the changes of a recipe. Made by tools/recipe_changes.py: do not edit."""
 
 from typing import Literal, TypedDict
 
