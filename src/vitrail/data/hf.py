@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vitrail import console
+from vitrail.data.addresses import HF_PREFIX
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS
@@ -25,7 +26,6 @@ from vitrail.data.walk import Omissions, count, walk_files
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.installation import install_hint
 
-HF_PREFIX = "hf:"
 HF_LABEL_COLUMNS = (*LABEL_COLUMNS, "labels", "fine_label")  # in order of preference
 NAME_DIGITS = 7  # digits of the row number in an image's name
 FILE_BUILDERS = {".arrow": "arrow", ".parquet": "parquet"}

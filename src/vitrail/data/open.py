@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from vitrail.data.addresses import HF_PREFIX
 from vitrail.data.builtin import BUILTIN_DATASETS, read_builtin_dataset
 from vitrail.data.folder import read_image_folder
-from vitrail.data.hf import HF_PREFIX, read_hf_dataset
+from vitrail.data.hf import read_hf_dataset
 from vitrail.data.python_data import Data, read_python_data
 from vitrail.data.shards import is_shards, list_shards
 from vitrail.data.source import Source

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from vitrail.console import progress_bar
+from vitrail.data.addresses import PYTHON_PREFIX
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages, ImageFiles
 from vitrail.data.hf import list_split
@@ -31,7 +32,6 @@ ArrayPair: TypeAlias = tuple[Sequence[Any] | np.ndarray | Tensor, Sequence[Any] 
 Part: TypeAlias = Union["Dataset[Any]", "DataLoader[Any]", "datasets.Dataset", Images, ArrayPair]
 Data: TypeAlias = str | Path | Part | Splits | Source | Mapping[str, Part]
 
-PREFIX = "python:"  # of the address of data that are no files
 NAME_DIGITS = 7
 LABEL_ATTRIBUTES = ("targets", "labels")  # of the map-style data sets of torchvision and others
 DIGEST_IMAGES = 16  # of a data set that are hashed, evenly spaced, so that another one is noticed on resume
@@ -63,7 +63,7 @@ def read_python_data(data: Any) -> Source:
     `UsageError` for an object of another kind, `VitrailError` for images or labels that cannot be used.
     """
     if isinstance(data, Source):
-        return data if data.address else replace(data, address=f"{PREFIX}{data.name}")
+        return data if data.address else replace(data, address=f"{PYTHON_PREFIX}{data.name}")
     if isinstance(data, Splits):
         return merge_listings(data.name, {name: list_images(images) for name, images in data.as_dict().items()}, [], [])
     parts: Mapping[str, Any] = data if isinstance(data, Mapping) else {"all": data}
@@ -85,7 +85,7 @@ def merge_listings(name: str, splits: dict[str, Listing], notes: list[str], left
         raise VitrailError("data has no images", "give at least two labeled images of each of two classes")
     channels = max(count_channels(listing) for listing in splits.values())
     digest = " ".join(filter(None, map(digest_listing, splits.values())))
-    address = f"{PREFIX}{name}"
+    address = f"{PYTHON_PREFIX}{name}"
     source = Source(name, splits, notes=notes, left_out=left_out, channels=1, address=address, digest=digest)
     if channels == 1:
         return source

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.classifier import ARTIFACT_NAME
-from vitrail.data.python_data import PREFIX
+from vitrail.data.addresses import PYTHON_PREFIX
 from vitrail.data.shards.index import SPLITS
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import check_writable, describe_write_error, fsync, read_json_object, write_text
@@ -138,7 +138,7 @@ class RunFolder:
         """The DATA of the run; None for data from Python, and if the folder holds no readable recipe.json."""
         try:
             data = str(self._load_document()["data"])
-            return None if data.startswith(PREFIX) else data
+            return None if data.startswith(PYTHON_PREFIX) else data
         except (VitrailError, KeyError, TypeError, OSError):
             return None
 
@@ -153,7 +153,7 @@ class RunFolder:
     def resume_command(self) -> str:
         """Returns the command line that resumes the run."""
         config = self.load_config()
-        if config.data.startswith(PREFIX):
+        if config.data.startswith(PYTHON_PREFIX):
             return f"vitrail.train(data, resume=True, out={str(self.path)!r})"
         return shlex.join(["vitrail", "train", config.data, "--resume", "--out", str(self.path), *config.options])
 

@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from vitrail.data.python_data import PREFIX
+from vitrail.data.addresses import PYTHON_PREFIX
 
 FEW_IMAGES = (
     5000  # below, pretrained weights are advised: at 4,000 a linear probe beat training from scratch (docs/log.md)
@@ -20,7 +20,7 @@ def advise_pretrained_weights(train_images: int, data: str) -> str | None:
         return None
     command = (
         f"vitrail.train(data, model={ADVISED_CARD!r})"
-        if data.startswith(PREFIX)
+        if data.startswith(PYTHON_PREFIX)
         else shlex.join(["vitrail", "train", data, "--from", ADVISED_CARD])
     )
     return (
