@@ -32,7 +32,11 @@ class Api(ls.LitAPI):
     def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(inputs)
 
-    def predict(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+    def predict(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns logits. With a maximum batch size of 1, LitServe calls neither `batch` nor `unbatch`."""
+        return self.predict_batch(pixels) if pixels.ndim == 4 else self.predict_batch(pixels[None])[0]
+
+    def predict_batch(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         if len(sys.argv) > 5:
             time.sleep(len(pixels_BCHW) / float(sys.argv[5]))
             return torch.zeros(len(pixels_BCHW), len(self.classifier.classes))
