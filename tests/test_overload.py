@@ -21,6 +21,7 @@ import vitrail
 from serving import TIMEOUT_S, ForkedWorkers
 from test_serve import make_photo
 from vitrail.explanation.methods import METHODS
+from vitrail.serving.decoding import ImageDecoder
 from vitrail.serving.endpoint import Endpoint
 from vitrail.serving.errors import RequestError
 from vitrail.serving.explainer import Explainer
@@ -29,7 +30,7 @@ from vitrail.serving.messages import receive_message, send_message
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.model_info import describe_model
 from vitrail.serving.scheduler import Item, Scheduler
-from vitrail.serving.service_time import BatchTime
+from vitrail.serving.service_time import ArrivalTime, BatchTime
 from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig
 from vitrail.serving.worker_pool import ADMISSION_MARGIN
@@ -155,6 +156,9 @@ class IdleDecoder:
 
     def expected_wait(self, files: int) -> float:
         return 0.0
+
+    def check_room(self, files: int) -> None:
+        """Accepts any number of files."""
 
 
 @pytest.fixture
@@ -291,6 +295,41 @@ def test_requests_whose_headers_arrive_together_do_not_all_see_the_same_queue(cl
             while decoder.coming:  # they count for a short time only
                 await asyncio.sleep(0.05)
         await endpoint.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_event_loop_makes_admission_stricter_and_is_forgotten():
+    arrival_time = ArrivalTime()
+    assert arrival_time.expected(100.0) == 0
+    for _ in range(50):
+        arrival_time.observe(0.4, 100.0)
+    assert arrival_time.expected(100.0) == pytest.approx(0.4, rel=1e-3)
+    assert arrival_time.expected(101.0) == pytest.approx(0.2, rel=1e-3)
+    assert arrival_time.expected(110.0) < 0.001
+
+
+def test_a_request_for_which_no_file_can_be_decoded_is_refused_from_its_headers(clf: vitrail.Classifier):
+    """Otherwise its body is read and routed before it is refused, which costs ten times the CPU time of a refusal."""
+
+    async def scenario() -> None:
+        info = describe_model("m", 0, ModelSource("m"), clf)
+        settings = Settings(backend="torch", processes=1, max_batch_size=4, explain=False, queue_size=10)
+        metrics = Metrics()
+        decoder = ImageDecoder(settings, metrics, RecordingForkServer().spawn)
+        endpoint = Endpoint(info, RecordingForkServer(), settings, metrics, decoder, WorkerConfig(0, 1))
+        now = asyncio.get_running_loop().time()
+        decoder.pool.scheduler.service_time.seconds_by_size = {1: 1e-6}
+        endpoint.batch_time.seconds_by_size = {4: 1e-6}
+        decoder.waiting = 7
+        accepted = [endpoint.expect_request(now + 5) for _ in range(3)]
+        with pytest.raises(RequestError, match="too many images are waiting"):
+            endpoint.expect_request(now + 5)
+        accepted[0].complete()
+        accepted.append(endpoint.expect_request(now + 5))
+        for arrival in accepted:
+            arrival.end()
+        decoder.threads.shutdown()
 
     asyncio.run(scenario())
 

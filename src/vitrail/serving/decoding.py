@@ -73,8 +73,7 @@ class ImageDecoder:
         self, files: Sequence[bytes], preprocess: Preprocess, deadline: float
     ) -> list[DecodedImage | ImageError]:
         """Returns each image, or its error: a bad file does not affect the other files."""
-        if self.waiting + len(files) > self.settings.queue_size:
-            raise overloaded(self.pool.expected_wait(len(files)))
+        self.check_room(len(files))
         self.waiting += len(files)
         document = describe_preprocess(preprocess)
         tasks = [asyncio.create_task(self._decode_one(file, document, deadline)) for file in files]
@@ -113,6 +112,11 @@ class ImageDecoder:
                 answer: tuple[dict[str, Any], bytes] = results[0]
                 return answer
         return {"unreadable": "the process that decoded it ended; the file may be damaged", "seconds": 0.0}, b""
+
+    def check_room(self, files: int) -> None:
+        """Raises `RequestError` if there is no room for this many more files."""
+        if self.waiting + files > self.settings.queue_size:
+            raise overloaded(self.pool.expected_wait(files))
 
     def expected_wait(self, files: int) -> float:
         """Returns the expected seconds until this many more files are decoded."""

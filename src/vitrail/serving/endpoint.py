@@ -23,7 +23,7 @@ from vitrail.serving.model_info import ModelInfo
 from vitrail.serving.page import Page
 from vitrail.serving.predictor import choose_batch_size
 from vitrail.serving.scheduler import Item, Scheduler
-from vitrail.serving.service_time import BatchTime
+from vitrail.serving.service_time import ArrivalTime, BatchTime
 from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig
 from vitrail.serving.worker_pool import ADMISSION_MARGIN, WorkerPool
@@ -31,6 +31,7 @@ from vitrail.serving.worker_process import Worker, WorkerCrashed, parse_error
 
 MAX_SETUP_S = 1800.0  # a process for a one-time operation, such as an ONNX export, is killed after this time
 MAX_ARRIVAL_S = 1.0  # an accepted request counts for at most this time before its images are known
+ARRIVAL_MARGIN = 1.5  # an accepted request may take this multiple of the mean time until its images are known
 MODEL_VERSION = "1"
 
 
@@ -41,12 +42,21 @@ class Arrival:
     image slowly counts for a short time only.
     """
 
-    def __init__(self, pool: WorkerPool, decoder: ImageDecoder):
+    def __init__(self, pool: WorkerPool, decoder: ImageDecoder, time: ArrivalTime):
         self.pool = pool
         self.decoder = decoder
+        self.time = time
+        self.started = asyncio.get_running_loop().time()
         self.pool.coming += 1
         self.decoder.coming += 1
         self.timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(MAX_ARRIVAL_S, self.end)
+
+    def complete(self) -> None:
+        """Stops counting the request, because its images are known."""
+        if self.timer is not None:
+            now = asyncio.get_running_loop().time()
+            self.time.observe(now - self.started, now)
+            self.end()
 
     def end(self) -> None:
         """Stops counting the request; does nothing the second time."""
@@ -78,6 +88,7 @@ class Endpoint:
         self.onnx_path = info.onnx_path
         self.backend = "onnxruntime" if info.onnx_path else "torch"
         self.batch_time = BatchTime()
+        self.arrival_time = ArrivalTime()
         scheduler = Scheduler(self.batch_size, settings.queue_size, settings.max_delay_ms / 1000, self.batch_time)
         self.prediction_pool = WorkerPool(
             info.name, "predict", self._spawn_predictor, scheduler, metrics, settings.processes or 1,
@@ -181,8 +192,11 @@ class Endpoint:
 
         Raises `RequestError` if not even one image is expected to be predicted before the deadline.
         """
-        self.prediction_pool.check_load(1, deadline, wait_before=self.decoder.expected_wait(1), margin=ADMISSION_MARGIN)
-        return Arrival(self.prediction_pool, self.decoder)
+        self.decoder.check_room(1 + self.decoder.coming)
+        arrival_s = ARRIVAL_MARGIN * self.arrival_time.expected(asyncio.get_running_loop().time())
+        wait_before = self.decoder.expected_wait(1)
+        self.prediction_pool.check_load(1, deadline - arrival_s, wait_before=wait_before, margin=ADMISSION_MARGIN)
+        return Arrival(self.prediction_pool, self.decoder, self.arrival_time)
 
     def admit(self, images: int, deadline: float) -> AbstractContextManager[None]:
         """Returns a context in which this number of images is decoded for a prediction.

@@ -89,7 +89,7 @@ def add_log_fields(request: Request, **fields: object) -> None:
 def end_arrival(request: Request) -> None:
     """Stops counting a request as one that arrives; its images are counted from now on."""
     if arrival := request.scope["request_context"]["arrival"]:
-        arrival.end()
+        arrival.complete()
 
 
 async def run_until_deadline(request: Request, work: Awaitable[Result], deadline: float) -> Result:

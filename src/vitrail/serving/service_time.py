@@ -81,6 +81,25 @@ class BatchTime:
             self.factor += LEARNING_RATE * (1 - self.factor)
 
 
+@dataclass
+class ArrivalTime:
+    """The time from the headers of a request until its images are known: for the body, and in the event loop.
+
+    It is long if the event loop has more to do than one core allows. A moving average, halved in each second without a
+    measurement, because a value that refuses every request would never be corrected.
+    """
+
+    seconds: float = 0.0
+    measured_at: float = 0.0
+
+    def expected(self, now: float) -> float:
+        return float(self.seconds * 0.5 ** (now - self.measured_at))
+
+    def observe(self, seconds: float, now: float) -> None:
+        before = self.expected(now)
+        self.seconds, self.measured_at = before + LEARNING_RATE * (seconds - before), now
+
+
 @dataclass(frozen=True)
 class PassTimes:
     """Measured seconds of the parts of an explanation, for one image."""

@@ -28,6 +28,7 @@ from vitrail.serving.worker_process import Spawn, Worker, WorkerCrashed
 MAX_RESTART_DELAY_S = 5.0  # longest pause between two attempts to start a process
 DEFAULT_START_S = 0.5  # expected time to start a process, until one has been started
 ADMISSION_MARGIN = 1.2  # a request is accepted if this multiple of its expected time is left
+DECODING_MARGIN = 1.1  # the same before its images are decoded: less, or a little delay would refuse it a second time
 
 
 class WorkAbandoned(Exception):
@@ -101,7 +102,7 @@ class WorkerPool:
     ) -> None:
         """Raises `RequestError` if `images` more images are not expected to be ready before the deadline.
 
-        `seconds_each` is their known time, `wait_before` the expected time to decode them; the expected time is
+        `seconds_each` is their known time, `wait_before` the expected time to decode them; their expected time is
         multiplied by `margin`. Images that are being decoded count only if there is a margin.
         """
         remaining = deadline - time.monotonic()
@@ -121,7 +122,7 @@ class WorkerPool:
 
         Raises `RequestError` if they are not expected to be ready before the deadline.
         """
-        self.check_load(images, deadline, seconds_each, wait_before, ADMISSION_MARGIN)
+        self.check_load(images, deadline, seconds_each, wait_before, DECODING_MARGIN)
         self.coming += images
         try:
             yield
