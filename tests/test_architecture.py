@@ -16,6 +16,7 @@ ROOT = Path(vitrail.__file__).parent
 # A package or module imports only from itself and from the layers above it in this list.
 LAYERS = [
     {
+        "annotation_files",
         "version",
         "errors",
         "options",

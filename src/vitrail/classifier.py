@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.batching import BatchHalver
 from vitrail.data.decode import ImageError
-from vitrail.data.image_batches import OnError, read_batches
+from vitrail.data.image_batches import ImageBatch, OnError, read_batches
 from vitrail.data.image_input import ImageInput, is_one_image, to_pixels
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import UsageError, VitrailError
@@ -102,25 +102,30 @@ class BaseClassifier(ABC):
         """
         self.require_classes()
         single = is_one_image(images)
-        parts = [torch.empty(0, len(self.classes))]
-        paths: list[str | None] = []
-        errors: dict[int, str] = {}
-        halve = BatchHalver()
-        for batch in read_batches(
-            [images] if single else images,  # type: ignore[arg-type,list-item]
+        batches = read_batches(
+            [images] if single else images,  # type: ignore[list-item]
             self._read_one if single else self.read_image,
             batch_size=batch_size,
             on_error=on_error,
             progress="predicting" if progress else None,
-        ):
+        )
+        predictions = self.predict_batches(batches, top)
+        return predictions[0] if single else predictions
+
+    def predict_batches(self, batches: Iterable[ImageBatch], top: int = 5) -> Predictions:
+        """Returns the predictions for the images of all batches, in their order."""
+        parts = [torch.empty(0, len(self.classes))]
+        paths: list[str | None] = []
+        errors: dict[int, str] = {}
+        halve = BatchHalver()
+        for batch in batches:
             logits_BY = torch.full((len(batch.paths), len(self.classes)), torch.nan)
             if readable := batch.readable:
                 logits_BY[readable] = torch.cat([part.cpu() for part in halve(self.logits, batch.pixels_BCHW)])
             parts.append(logits_BY)
             errors |= {len(paths) + i: reason for i, reason in batch.errors.items()}
             paths += batch.paths
-        predictions = Predictions(torch.cat(parts), self.classes, top, paths, errors)
-        return predictions[0] if single else predictions
+        return Predictions(torch.cat(parts), self.classes, top, paths, errors)
 
     def _read_one(self, image: ImageInput, name: str) -> Tensor:
         """Reads an image that stands alone, so its name in messages has no index."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import ImageError
+from vitrail.annotation_files import AnnotationFormat, LabeledImage, LabeledImages, write_annotations
+from vitrail.data.decode import ImageError, read_upright_size
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
 
@@ -165,6 +168,30 @@ class Predictions(Sequence[ImagePrediction]):
             columns[f"label{suffix}"] = [row[k].label if row else None for row in rows]
             columns[f"probability{suffix}"] = [row[k].probability if row else None for row in rows]
         return {**columns, "error": [self.errors.get(i) for i in range(len(self))]}
+
+    def save(self, out: str | Path, *, format: AnnotationFormat, model_name: str = "vitrail") -> Path:
+        """Writes the most probable class of each image for another tool; returns `out`, which must not exist.
+
+        `coco` and `fiftyone` are a JSON file; `label-studio` is a folder of tasks with predictions, and their labeling
+        config. Images that were skipped are named there, with the reason. `model_name` says what predicted them. Raises
+        `UsageError` if `out` exists, or for an image that did not come from a file.
+        """
+        images: list[LabeledImage] = []
+        unreadable: dict[str, str] = {}
+        for i, path in enumerate(self.paths):
+            if path is None:
+                raise UsageError(f"images[{i}] did not come from a file", "predict files, whose paths can be written")
+            if i in self.errors:
+                unreadable[path] = self.errors[i]
+                continue
+            size = None
+            with suppress(ImageError):  # an image in a shard has no file of its own
+                size = read_upright_size(path)
+            probabilities_Y = self.logits[i].softmax(0)
+            label = int(probabilities_Y.argmax())
+            images.append(LabeledImage(path, label, float(probabilities_Y[label]), size))
+        write_annotations(LabeledImages(self.classes, images, unreadable, model_name), Path(out), format)
+        return Path(out)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Returns the columns of `to_columns` as a pandas frame; raises `UsageError` if pandas is not installed."""

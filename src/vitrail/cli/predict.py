@@ -5,6 +5,9 @@ A file that cannot be read gets a row with the error, and the exit code is 1.
 With --out, the rows go into parquet or CSV files in a folder, for any number of images, in constant memory. Then SOURCE
 may also be a table (.csv, .tsv, .parquet) with a column of paths. If the work is stopped, the same command with
 --resume completes it, and keeps the parts that are done.
+
+With --format coco, fiftyone or label-studio, --out is a file or folder that these tools import. It has the most
+probable class of each image.
 """
 
 from __future__ import annotations
@@ -26,11 +29,16 @@ from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitrail.classifier import BaseClassifier
+    from torch import Tensor
+
     from vitrail.cli.images import InputImage
+    from vitrail.image_predictions import Predictions
     from vitrail.prediction import PredictSummary
 
 MAX_CLASSES_SHOWN = 10
+MAX_UNREADABLE_SHOWN = 10
+TABLE_FORMATS = ("parquet", "csv")
+OTHER_FORMATS = ("coco", "fiftyone", "label-studio")  # those of `annotation_files`
 FOLDER_OPTIONS = {  # name in the namespace -> option; only with --out
     "format": "--format", "embedding": "--embedding", "resume": "--resume", "processes": "--processes",
     "workers": "--workers", "part_images": "--images-per-part", "slice": "--slice", "engine": "--engine",
@@ -58,11 +66,17 @@ def add_arguments(parser: Parser) -> None:
     add_threads(parser, "the number of cores; with --out, 1")
     add_device(parser)
     parser.add_argument(
-        "--out", metavar="FOLDER", help="write the rows into files in this folder (default: print them)"
+        "--out",
+        metavar="FOLDER",
+        help="write the rows into files in this folder; coco: into this file (default: print them)",
     )
     group = parser.add_advanced_group("with --out")
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
-    group.add_argument("--format", choices=["parquet", "csv"], help="file format (default: parquet)", **suppressed)
+    group.add_argument(
+        "--format", choices=[*TABLE_FORMATS, *OTHER_FORMATS],
+        help="tables (parquet, csv), or what another tool imports (default: parquet)",
+        **suppressed,
+    )  # fmt: skip
     group.add_argument(
         "--embedding", action="store_true", help="add the model's features as a column (default: off)", **suppressed
     )
@@ -112,12 +126,20 @@ parse_slice.__name__ = "I/N"  # argparse prints it in errors
 
 def run(arguments: argparse.Namespace) -> Answer:
     options = vars(arguments)
-    if arguments.out is not None:
+    if arguments.out is None:
+        for name, option in FOLDER_OPTIONS.items():
+            if name in options:
+                raise UsageError(f"{option} is for predictions into a folder", "add --out FOLDER")
+        return predict_and_print(arguments)
+    if options.get("format") not in OTHER_FORMATS:
         return predict_into_folder(arguments)
-    for name, option in FOLDER_OPTIONS.items():
-        if name in options:
-            raise UsageError(f"{option} is for predictions into a folder", "add --out FOLDER")
-    return predict_and_print(arguments)
+    for name, option in {**FOLDER_OPTIONS, "top": "--top"}.items():
+        if name != "format" and options.get(name) is not None:
+            raise UsageError(
+                f"{option} is for tables, and {arguments.format} has the best class of each image only",
+                "use --format parquet or csv",
+            )
+    return predict_for_other_tool(arguments)
 
 
 def predict_into_folder(arguments: argparse.Namespace) -> Answer:
@@ -166,57 +188,81 @@ def describe_summary(summary: PredictSummary) -> list[Any]:
     return lines
 
 
+def predict_for_other_tool(arguments: argparse.Namespace) -> Answer:
+    from pathlib import Path
+
+    from vitrail.annotation_files import OWN_FILE_FORMATS, check_annotation_request, require_own_file
+    from vitrail.cli.images import list_input_images
+    from vitrail.files import base_name
+
+    out = Path(arguments.out)
+    check_annotation_request(arguments.format, out)
+    images = list_input_images(arguments.images)
+    for image in images if arguments.format in OWN_FILE_FORMATS else ():
+        if image.member is not None:
+            require_own_file(image.path, arguments.format)
+    predictions = predict_images(arguments, images)
+    predictions.save(out, format=arguments.format, model_name=base_name(arguments.model))
+    unreadable = [
+        {"path": str(predictions.paths[i]), "error": reason} for i, reason in sorted(predictions.errors.items())
+    ]
+    document = {"out": str(out), "format": arguments.format, "images": len(predictions), "unreadable_files": unreadable}
+    lines = [f"{len(predictions) - len(unreadable):,} images: {out}"]
+    lines += [f"{each['path']}: unreadable: {each['error']}" for each in unreadable[:MAX_UNREADABLE_SHOWN]]
+    if more := len(unreadable[MAX_UNREADABLE_SHOWN:]):
+        lines.append(f"and {more:,} more that could not be read")
+    return Answer(document, lines, code=1 if unreadable else 0)
+
+
 def predict_and_print(arguments: argparse.Namespace) -> Answer:
     from vitrail.cli.images import list_input_images
-    from vitrail.console import log, progress_bar
+
+    predictions = predict_images(arguments, list_input_images(arguments.images), arguments.top or 5)
+    rows = [
+        {"path": each.path, "top": [vars(prediction) for prediction in each], "error": each.error}
+        for each in predictions
+    ]
+    lines = []
+    for each in predictions:
+        classes = ", ".join(f"{prediction.label} {prediction.probability:.1%}" for prediction in each)
+        lines.append(f"{each.path}: {classes or f'unreadable: {each.error}'}")
+    return Answer({"predictions": rows}, lines, code=1 if predictions.errors else 0)
+
+
+def predict_images(arguments: argparse.Namespace, images: list[InputImage], top: int = 1) -> Predictions:
+    """Returns the predictions for the images; warns of images of more than 8 bits."""
+    from vitrail.console import log
+    from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageUnreachable
+    from vitrail.data.image_batches import read_batches
     from vitrail.data.pixel_range import describe_over_8_bits
 
     classifier = load_any_classifier(arguments)
     if arguments.precision == "bf16":
         classifier = require_classifier(classifier, arguments.model, "--precision bf16").fast()
-    images = list_input_images(arguments.images)
-    top = arguments.top or 5
-    rows: list[dict[str, Any]] = []
-    over_8_bits: list[str] = []  # images of more than 8 bits
-    with progress_bar("predicting", len(images)) as progress:
-        for start in range(0, len(images), arguments.batch_size):
-            batch = images[start : start + arguments.batch_size]
-            rows += predict_batch(classifier, batch, top, over_8_bits)
-            progress.advance(len(batch))
-    if over_8_bits:
-        log(f"warning: {describe_over_8_bits(len(over_8_bits), over_8_bits[0])}")
-    lines = []
-    for row in rows:
-        predictions = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in row["top"])
-        lines.append(f"{row['path']}: {predictions or 'unreadable: ' + str(row['error'])}")
-    return Answer({"predictions": rows}, lines, code=1 if any(row["error"] for row in rows) else 0)
-
-
-def predict_batch(
-    classifier: BaseClassifier, images: list[InputImage], top: int, over_8_bits: list[str]
-) -> list[dict[str, Any]]:
-    """Returns a row per image: path, most probable classes, and the error if it cannot be read.
-
-    The paths of images of more than 8 bits are added to `over_8_bits`.
-    """
-    import torch
-
-    from vitrail.data.decode import GRAY_16_BIT, ImageError
-    from vitrail.image_predictions import top_predictions
-
     classifier.require_classes()
-    rows: list[dict[str, Any]] = [{"path": image.path, "top": [], "error": None} for image in images]
-    pixels = []
-    for image, row in zip(images, rows, strict=True):
+    over_8_bits: list[str] = []
+
+    def read(image: InputImage, name: str) -> Tensor:
         try:
             image_CHW, header = image.read_with_header(classifier.preprocess.channels)
-            pixels.append(classifier.read_image(image_CHW))
-            if header.color_type == GRAY_16_BIT:
-                over_8_bits.append(image.path)
-        except ImageError as error:
-            row["error"] = error.reason
-    readable = [row for row in rows if row["error"] is None]
-    if readable:
-        for row, logits_Y in zip(readable, classifier.logits(torch.stack(pixels)), strict=True):
-            row["top"] = [vars(each) for each in top_predictions(logits_Y, classifier.classes, top)]
-    return rows
+        except ImageUnreachable as error:  # the other images keep their rows
+            raise ImageError(error.name, error.reason) from None
+        pixels_CHW = classifier.read_image(image_CHW)
+        if header.color_type == GRAY_16_BIT:
+            over_8_bits.append(image.path)
+        return pixels_CHW
+
+    predictions = classifier.predict_batches(
+        read_batches(
+            images,
+            read,
+            batch_size=arguments.batch_size,
+            on_error="skip",
+            progress="predicting",
+            path_of=lambda image: image.path,
+        ),
+        top,
+    )
+    if over_8_bits:
+        log(f"warning: {describe_over_8_bits(len(over_8_bits), over_8_bits[0])}")
+    return predictions

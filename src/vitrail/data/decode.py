@@ -111,6 +111,13 @@ def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int
         return image.height, image.width
 
 
+def read_upright_size(file: str | Path | BinaryIO) -> tuple[int, int]:
+    """Returns height and width after EXIF rotation, from the file's header; raises `ImageError`."""
+    with open_image(file) as image:
+        is_turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(5, 9)
+        return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
 def display_name(file: str | Path | BinaryIO, name: str | None) -> str:
     return name or (str(file) if isinstance(file, str | Path) else "image")
 
