@@ -103,7 +103,7 @@ class BaseClassifier(ABC):
         self.require_classes()
         single = is_one_image(images)
         batches = read_batches(
-            [images] if single else images,  # type: ignore[list-item]
+            [images] if single else images,  # type: ignore[arg-type]
             self._read_one if single else self.read_image,
             batch_size=batch_size,
             on_error=on_error,
@@ -229,7 +229,7 @@ class Classifier(BaseClassifier):
         parts = [torch.empty(0, self.vit.config.pooled_width)]
         halve = BatchHalver()
         for batch in read_batches(
-            [images] if single else images,  # type: ignore[arg-type,list-item]
+            [images] if single else images,  # type: ignore[arg-type]
             self._read_one if single else self.read_image,
             batch_size=batch_size,
             progress="embedding" if progress else None,
