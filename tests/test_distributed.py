@@ -74,6 +74,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def uneven(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos with four training images of one class."""
+    folder = shutil.copytree(photos, tmp_path_factory.mktemp("data") / "uneven")
+    for path in sorted((folder / "train" / "red").iterdir())[4:]:
+        path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
 def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose weights other runs start from."""
     out = tmp_path_factory.mktemp("pretrained") / "run"
@@ -94,7 +103,7 @@ SHORT = {"batch_size": 16, "epochs": 2}
 
 @pytest.fixture(scope="module")
 def records(
-    photos: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+    photos: Path, uneven: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, dict[str, list[dict]]]:
     """Records of the same training by 1, 2 and 3 processes.
 
@@ -106,6 +115,7 @@ def records(
     scenarios = {
         "plain": {**common, "epochs": 8},  # 51 images, 7 steps per epoch, the last with 3 images
         "accumulated": {**common, "epochs": 8, "accumulation_steps": 3},
+        "balanced": {**common, "data": str(uneven), "epochs": 8, "balance": "sampler"},
     }
     sharded = {**TINY, **MIXED, **data, "batch_size": 16, "epochs": 3, "fsdp": True}
     of_two = {
@@ -132,6 +142,16 @@ def join_micro_batches(by_rank: list[dict]) -> dict[tuple[int, int], list[str]]:
         for step, index, image_hashes in record["micro_batches"]:
             hashes.setdefault((step, index), []).extend(image_hashes)
     return hashes
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_train_on_the_balanced_batches_of_one_process(records, size: int):
+    single, several = join_micro_batches(records[1]["balanced"]), join_micro_batches(records[size]["balanced"])
+    assert len(single) >= 40 and single == several
+    for actual, expected in zip(records[size]["balanced"][0]["rows"], records[1]["balanced"][0]["rows"], strict=True):
+        assert actual["unreadable"] == expected["unreadable"] > 0
+        for name in ("accuracy", "balanced_accuracy"):
+            assert actual[f"validation_{name}"] == pytest.approx(expected[f"validation_{name}"])
 
 
 @pytest.mark.parametrize("scenario", ["plain", "accumulated"])

@@ -275,7 +275,7 @@ REGISTER = 'name it first: vitrail.register("{0}", "mine", ...), then {1}="mine"
         ({"optimizer": torch.optim.NAdam}, REGISTER.format("optimizer", "optimizer")),
         ({"schedule": lambda progress: 1.0}, REGISTER.format("schedule", "schedule")),
         ({"policy": nn.Identity()}, REGISTER.format("augmentation", "policy")),
-        ({"class_weights": "balanced"}, 'use loss="cross_entropy:class_weights=balanced"'),
+        ({"class_weights": "balanced"}, 'use balance="weights"'),
         ({"sample_weight": [1.0] * 20}, "images have no weights of their own"),
         ({"transform": nn.Identity()}, 'vitrail.register("augmentation", "mine", ...), policy="mine"'),
         ({"early_stop": 3}, "callbacks=[vitrail.EarlyStopping(patience=N)]"),

@@ -402,7 +402,7 @@ def test_training_that_makes_the_weights_worse_keeps_the_start(pretrained: Path,
     folder = make_folder("warm and cold", 15, ("warm", "cold"))
     run = vitrail.train(folder, model=pretrained, out=folder.parent / "run", epochs=2, batch_size=8, lr=0.3)
     start, *rest = load_rows(run.folder)
-    assert start.keys() == {"epoch", "step", "validation_loss", "validation_accuracy"}
+    assert start.keys() == {"epoch", "step", "validation_loss", "validation_accuracy", "validation_balanced_accuracy"}
     assert (start["epoch"], start["step"], run.result["best_epoch"]) == (0, 0, 0)
     assert [row["epoch"] for row in rest] == [1, 2]
     assert all(row["validation_loss"] > start["validation_loss"] for row in rest)

@@ -157,6 +157,8 @@ def describe_scores(
     evaluation: Evaluation, document: dict[str, Any], classifier: BaseClassifier, listed: int
 ) -> list[Any]:
     """Returns the scores as lines and a table; `listed` is the number of images with the unreadable ones."""
+    from vitrail.evaluation.evaluation import describe_averages
+
     low, high = evaluation.accuracy_interval
     ece_low, ece_high = document["ece_interval"]
     top5 = f", top-5 {document['top5']:.4f}" if "top5" in document else ""
@@ -165,6 +167,7 @@ def describe_scores(
         f"accuracy {evaluation.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}){top5}, "
         f"loss {document['loss']:.4f}, calibration error {document['ece_corrected']:.4f} (95% interval "
         f"{ece_low:.4f} to {ece_high:.4f})",
+        describe_averages(document),
         describe_temperature(classifier),
     ]
     lines += [f"{name} {value:.4f}" for name, value in evaluation.metrics.items()]

@@ -22,7 +22,7 @@ from vitrail.machine import count_cores
 Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
 OnImageError = Callable[[ImageError], object]  # called for every unreadable image that is left out of a batch
 Read = TypeVar("Read")
-BatchKey = tuple[int, np.ndarray]  # epoch, indices of the images
+BatchKey = tuple[int, np.ndarray]  # epoch, draws: an image's index, plus the number of images for each repetition
 MAX_WORKERS = 8
 
 
@@ -46,6 +46,7 @@ class TrainLoader:
     on_error: OnImageError | None = None
     select: Callable[[np.ndarray], np.ndarray] = lambda indices: indices
     local_processes: int = 1  # on this machine, which share its cores
+    draw: Callable[[int], np.ndarray] | None = None  # epoch -> draws; None: each image once, shuffled
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
@@ -58,8 +59,9 @@ class TrainLoader:
         return load_batches(self.reader, keys, workers, self.on_error)
 
     def batch_indices(self, epoch: int) -> list[np.ndarray]:
-        """Returns the indices of the images in each batch of an epoch."""
-        return batch_indices(len(self.images), self.batch_size, self.seed, epoch)
+        """Returns the draws in each batch of an epoch."""
+        n = len(self.images)
+        return divide_draws(self.draw(epoch) if self.draw else epoch_permutation(n, self.seed, epoch), self.batch_size)
 
     def read(self, epoch: int, indices: np.ndarray) -> tuple[Batch, list[ImageError]]:
         """Reads these images as a batch of an epoch in this process; also returns the errors of unreadable ones."""
@@ -97,7 +99,7 @@ class EvaluationLoader:
 
 
 class BatchReader(Dataset[tuple[Batch, list[ImageError]]]):
-    """Reads batches by epoch and indices; the augmentation of an image depends only on (seed, epoch, index)."""
+    """Reads batches by epoch and draws; the augmentation of an image depends only on (seed, epoch, draw)."""
 
     def __init__(self, images: Images, augmentation: Augmentation, seed: int):
         self.images = images
@@ -105,26 +107,28 @@ class BatchReader(Dataset[tuple[Batch, list[ImageError]]]):
         self.seed = seed
 
     def __getitem__(self, key: BatchKey) -> tuple[Batch, list[ImageError]]:
-        epoch, indices = key
-        pixels, indices, errors = self.read_images(epoch, np.asarray(indices, dtype=np.int64))
-        pixels = self.augmentation.augment_batch(pixels, indices, self.seed, epoch)
-        return (pixels, torch.from_numpy(self.images.labels[indices].astype(np.int64))), errors
+        epoch, draws = key
+        pixels, draws, errors = self.read_images(epoch, np.asarray(draws, dtype=np.int64))
+        pixels = self.augmentation.augment_batch(pixels, draws, self.seed, epoch)
+        labels = self.images.labels[draws % len(self.images)]
+        return (pixels, torch.from_numpy(labels.astype(np.int64))), errors
 
-    def read_images(self, epoch: int, indices: np.ndarray) -> tuple[Tensor, np.ndarray, list[ImageError]]:
-        """Returns the stacked images, the indices of those that could be read, and the errors of the others."""
+    def read_images(self, epoch: int, draws: np.ndarray) -> tuple[Tensor, np.ndarray, list[ImageError]]:
+        """Returns the stacked images, the draws of those that could be read, and the errors of the others."""
         array = self.images.pixels
         if isinstance(array, Tensor) and array.shape[1:] == self.augmentation.identity_shape:
-            return array[indices], indices, []
+            return array[draws % len(self.images)], draws, []
         pixels: list[Tensor] = []
         readable: list[int] = []
         errors: list[ImageError] = []
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            for i in indices.tolist():
+            for draw in draws.tolist():
+                i = draw % len(self.images)
                 if self.augmentation.is_random:
-                    torch.default_generator.manual_seed(derive_seed("sample", self.seed, epoch, i))
+                    torch.default_generator.manual_seed(derive_seed("sample", self.seed, epoch, draw))
                 try:
                     pixels.append(self.augmentation.augment_image(self.images[i]))
-                    readable.append(i)
+                    readable.append(draw)
                 except ImageError as error:
                     errors.append(error)
                 except ImageSizeError as error:
@@ -138,9 +142,9 @@ def count_batches(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
-def batch_indices(n: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Returns the indices of the images in each batch of an epoch, of `n` images."""
-    return np.array_split(epoch_permutation(n, seed, epoch), range(batch_size, n, batch_size))
+def divide_draws(draws: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Returns the draws of each batch of an epoch."""
+    return np.array_split(draws, range(batch_size, len(draws), batch_size))
 
 
 def default_workers(images: Images, processes: int = 1) -> int:

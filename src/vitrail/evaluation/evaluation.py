@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from vitrail.classifier import BaseClassifier
@@ -10,7 +11,9 @@ from vitrail.data.python_data import Data
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.metrics import (
+    AVERAGES,
     TOP_K,
+    average_scores,
     brier_score,
     check_metrics,
     compute_metrics,
@@ -21,6 +24,8 @@ from vitrail.evaluation.metrics import (
 )
 from vitrail.evaluation.outcome import Outcome, compute_outcome
 from vitrail.intervals import wilson_interval
+
+AVERAGE_NAMES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,13 @@ class Evaluation:
         """The 95% interval of the accuracy."""
         return wilson_interval(int(self.outcome.correct.sum()), self.images)
 
+    @cached_property
+    def averages(self) -> dict[str, Any]:
+        """Balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval."""
+        return average_scores(self.outcome)
+
     def summary(self) -> dict[str, Any]:
-        """Returns the scores over all images.
+        """Returns the scores over all images. Balanced accuracy and macro F1 count all classes alike.
 
         It has `top5` only with more than five classes, and `optimistic` only if that is true. `loss` is the negative
         log-likelihood; `ece_corrected` is the calibration error without its bias.
@@ -57,6 +67,7 @@ class Evaluation:
         return {
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
+            **{key: self.averages[key] for name in AVERAGES for key in (name, f"{name}_interval")},
             **({"top5": top_k_accuracy(self.outcome)} if len(self.outcome.classes) > TOP_K else {}),
             "loss": self.outcome.loss,
             "ece": calibration.ece,
@@ -92,6 +103,15 @@ class Evaluation:
                 for path, true, predicted, probabilities in predictions
             ],
         }
+
+
+def describe_averages(scores: dict[str, Any]) -> str:
+    """Returns balanced accuracy and macro F1 of a summary with their intervals as text."""
+    parts = []
+    for name in AVERAGES:
+        low, high = scores[f"{name}_interval"]
+        parts.append(f"{AVERAGE_NAMES[name]} {scores[name]:.4f} ({low:.4f} to {high:.4f})")
+    return ", ".join(parts)
 
 
 def describe_scored_images(scores: dict[str, Any]) -> str:

@@ -112,8 +112,8 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     """Returns balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval.
 
     The interval of macro F1 is a percentile bootstrap: resampling images is resampling cells of the confusion matrix.
-    Without a mistake that would have no width, and the interval of the accuracy is used. Classes without images are
-    excluded from averages.
+    Without a mistake that would have no width, and the interval of the accuracy is used. As in scikit-learn, balanced
+    accuracy excludes classes without images, and macro F1 those that have no images and are never predicted.
     """
     classes = len(outcome.classes)
     true, predicted, counts = _count_cells(outcome)
@@ -149,7 +149,8 @@ def _averages_and_f1(true: np.ndarray, predicted: np.ndarray, counts: np.ndarray
     has_images = true_counts > 0
     f1 = 2 * correct_counts / np.maximum(true_counts + predicted_counts, 1)
     recall = correct_counts[has_images] / true_counts[has_images]
-    return {"balanced_accuracy": recall.mean(), "macro_f1": f1[has_images].mean(), "f1": f1}
+    is_used = has_images | (predicted_counts > 0)
+    return {"balanced_accuracy": recall.mean(), "macro_f1": f1[is_used].mean(), "f1": f1}
 
 
 def _none_if_nan(value: float) -> float | None:
@@ -162,7 +163,7 @@ def balanced_accuracy(outcome: Outcome) -> float:
 
 
 def macro_f1(outcome: Outcome) -> float:
-    """Returns the mean F1 of the classes that have images."""
+    """Returns the mean F1 of the classes that have images or are predicted."""
     return float(_averages_of(outcome)["macro_f1"])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.evaluation import Evaluation, Outcome
-from vitrail.evaluation.metrics import average_scores, confusion_matrix, most_confused_pairs, per_class_scores
+from vitrail.evaluation.metrics import confusion_matrix, most_confused_pairs, per_class_scores
 from vitrail.intervals import wilson_interval
 from vitrail.report.verdicts import compare_classes
 
@@ -18,8 +18,7 @@ Cell = tuple[int, int]  # true class, predicted class
 def collect_scores(evaluation: Evaluation) -> dict[str, Any]:
     """Returns the summary, the scores of each class with intervals, and the most confused pairs of classes."""
     outcome = evaluation.outcome
-    averages = average_scores(outcome)
-    f1_intervals = averages.pop("f1_intervals")
+    f1_intervals = evaluation.averages["f1_intervals"]
     matrix = confusion_matrix(outcome)
     correct = np.diag(matrix)
     rows = []
@@ -35,7 +34,7 @@ def collect_scores(evaluation: Evaluation) -> dict[str, Any]:
             }
         )
     return {
-        "summary": evaluation.summary() | averages,
+        "summary": evaluation.summary(),
         "per_class": rows,
         "class_comparison": compare_classes(rows),
         "most_confused": most_confused_pairs(matrix, outcome.classes),

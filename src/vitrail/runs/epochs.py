@@ -9,7 +9,7 @@ from vitrail.callbacks.base import SplitScores
 from vitrail.classifier import NonFiniteOutput
 from vitrail.console import log, progress_bar
 from vitrail.data.decode import ImageError
-from vitrail.data.loader import WorkerDied, batch_indices
+from vitrail.data.loader import WorkerDied, divide_draws
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import write_json
@@ -17,6 +17,7 @@ from vitrail.interrupts import StopRequest, catch_stop_signals
 from vitrail.runs.training_run import Progress, Row, TrainingRun
 from vitrail.runs.validation import evaluate_all_ranks
 from vitrail.training.advice import describe_early_stop, describe_overfitting
+from vitrail.training.balance import epoch_draws
 from vitrail.training.batch_sharding import make_train_loader
 from vitrail.training.curves import draw_curves
 from vitrail.training.loop import StepStats, TrainingDiverged, check_weights_finite, train_steps
@@ -55,7 +56,7 @@ def train_epochs(run: TrainingRun) -> None:
         end_early(run)
     if run.progress.best and run.progress.best["epoch"] == 0:
         log("no epoch was better on validation than the weights at the start, so these are kept")
-    elif warning := describe_overfitting(run.folder.load_metrics()):
+    elif warning := describe_overfitting(run.folder.load_metrics(), run.recipe.selection_metric):
         log(warning)
 
 
@@ -178,7 +179,8 @@ def with_batch_files(error: TrainingDiverged, run: TrainingRun) -> TrainingDiver
     """Returns the error with some files of the last batch; diverged.json gets all of them."""
     epoch, number = divmod(run.state.step - 1, run.steps_per_epoch)
     images = run.splits.train
-    files = [images.paths[i] for i in batch_indices(len(images), run.batch_size, run.recipe.seed, epoch)[number]]
+    draws = divide_draws(epoch_draws(images, run.recipe, epoch), run.batch_size)[number]
+    files = [images.paths[i] for i in draws % len(images)]
     path = run.folder.path / "diverged.json"
     if run.world.is_main:
         write_json(path, {"step": run.state.step, "error": error.sentence, "files": files})
@@ -217,7 +219,11 @@ def validate(run: TrainingRun) -> Row:
             "try a lower learning rate or a longer warmup",
         ) from None
     run.outcome = scores.outcome if split == "validation" else None
-    return {f"{split}_loss": scores.loss, f"{split}_accuracy": scores.accuracy}
+    return {
+        f"{split}_loss": scores.loss,
+        f"{split}_accuracy": scores.accuracy,
+        f"{split}_balanced_accuracy": scores.balanced_accuracy,
+    }
 
 
 def call_evaluation_hook(run: TrainingRun, row: Row) -> None:
@@ -241,7 +247,7 @@ def end_epoch(run: TrainingRun, row: Row) -> None:
     run.progress = Progress(
         before.epoch + 1, before.seconds, before.best, lr=before.lr, stopped_early=before.stopped_early
     )
-    if is_better(row, run.progress.best):
+    if is_better(row, run.progress.best, run.recipe.selection_metric):
         run.progress.best, run.best_outcome = row, run.outcome
         run.save_artifact()
     world.on_main(lambda: run.folder.append_metrics(row))
@@ -262,11 +268,11 @@ def draw_epochs(run: TrainingRun, *, is_last: bool) -> None:
         run.curves_drawn_at = time.monotonic()
 
 
-def is_better(row: Row, best: Row | None) -> bool:
-    """Compares validation accuracy, then loss. Without validation the latest weights are the best."""
+def is_better(row: Row, best: Row | None, metric: str = "accuracy") -> bool:
+    """Compares a metric on validation, then the loss. Without validation the latest weights are the best."""
 
     def rank(row: Row) -> tuple[float, float]:
-        return row.get("validation_accuracy", 0.0), -row.get("validation_loss", 0.0)
+        return row.get(f"validation_{metric}", 0.0), -row.get("validation_loss", 0.0)
 
     return best is None or "validation_accuracy" not in row or rank(row) > rank(best)
 

@@ -8,7 +8,7 @@ from typing import Any
 from vitrail.callbacks.base import Callback, CallbackState
 from vitrail.classifier import Classifier
 from vitrail.console import log
-from vitrail.evaluation.evaluation import describe_scored_images
+from vitrail.evaluation.evaluation import describe_averages, describe_scored_images
 from vitrail.runs.probes import describe_probes
 from vitrail.training.advice import describe_early_stop
 
@@ -45,7 +45,9 @@ def describe_scores(split: str, scores: dict[str, Any]) -> str:
 
 def describe_result(result: dict[str, Any]) -> list[str]:
     """Returns the scores of a run, those of its probes, the verdict and the time of training, as lines."""
-    lines = [describe_scores(split, result[split]) for split in ("test", "validation") if result.get(split)]
+    scored = [split for split in ("test", "validation") if result.get(split)]
+    lines = [describe_scores(split, result[split]) for split in scored]
+    lines += [describe_averages(result[split]) for split in scored if "macro_f1" in result[split]]  # not in old runs
     if result.get("probe"):
         lines += describe_probes(result["probe"])
     if result.get("verdict"):

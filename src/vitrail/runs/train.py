@@ -40,6 +40,7 @@ from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
 from vitrail.runs.training_run import TrainingRun
 from vitrail.training.advice import advise_pretrained_weights
+from vitrail.training.balance import describe_balance
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
 from vitrail.training.losses import chance_level, make_loss, name_loss
@@ -252,7 +253,8 @@ def check_parts_and_sizes(start: Start) -> None:
 def log_plan(start: Start, world: World, data: str, *, has_weights: bool) -> None:
     """Prints what is trained, on what data and how."""
     advice = None if has_weights else advise_pretrained_weights(len(start.splits.train), data)
-    plan = (describe_plan(start, world), explain_precision(start.recipe, world.device), advice)
+    balance = describe_balance(start.splits.classes, start.loss_context().class_counts, start.recipe)
+    plan = (describe_plan(start, world), balance, explain_precision(start.recipe, world.device), advice)
     for line in filter(None, (*start.splits.notes, *plan)):
         log(line)
 

@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
 import torch
 
 from vitrail.classifier import Classifier
 from vitrail.data.images import Images
 from vitrail.errors import VitrailError
 from vitrail.evaluation import compute_outcome
+from vitrail.evaluation.metrics import balanced_accuracy
 from vitrail.evaluation.outcome import NoReadableImages, Outcome
 from vitrail.training.distributed import World
 
@@ -21,6 +23,7 @@ class ValidationScores:
 
     loss: float
     accuracy: float
+    balanced_accuracy: float  # mean recall of the classes that have images
     outcome: Outcome | None = None
 
 
@@ -32,6 +35,8 @@ class ShardScores:
     correct: int = 0
     images: int = 0
     error: VitrailError | None = None
+    correct_by_class: np.ndarray | int = 0  # (Y,)
+    images_by_class: np.ndarray | int = 0
 
 
 def evaluate_all_ranks(
@@ -51,7 +56,7 @@ def evaluate_all_ranks(
         outcome = compute_outcome(
             classifier, images, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable
         )
-        return ValidationScores(outcome.loss, outcome.accuracy, outcome)
+        return ValidationScores(outcome.loss, outcome.accuracy, balanced_accuracy(outcome), outcome)
     start, stop = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     forward_calls = ceil(ceil(len(images) / world.size) / batch_size)  # of the process with the most images
     with pad_forward_calls(classifier, forward_calls if world.is_sharded else 0):
@@ -66,7 +71,14 @@ def evaluate_all_ranks(
         raise errors[0]
     if empty_shards and not n:
         raise NoReadableImages(f"none of {len(images)} images can be read", empty_shards[0].hint)
-    return ValidationScores(sum(shard.loss for shard in shards) / n, sum(shard.correct for shard in shards) / n)
+    images_by_class = np.asarray(sum(shard.images_by_class for shard in shards))
+    correct_by_class = np.asarray(sum(shard.correct_by_class for shard in shards))
+    has_images = images_by_class > 0
+    return ValidationScores(
+        sum(shard.loss for shard in shards) / n,
+        sum(shard.correct for shard in shards) / n,
+        float((correct_by_class[has_images] / images_by_class[has_images]).mean()),
+    )
 
 
 def evaluate_shard(
@@ -87,8 +99,14 @@ def evaluate_shard(
         )
     except VitrailError as error:
         return ShardScores(error=error)
-    correct = int((outcome.predicted == outcome.labels).sum())
-    return ShardScores(float(outcome.losses.sum()), correct, len(outcome.labels))
+    correct, classes = outcome.predicted == outcome.labels, len(outcome.classes)
+    return ShardScores(
+        float(outcome.losses.sum()),
+        int(correct.sum()),
+        len(outcome.labels),
+        correct_by_class=np.bincount(outcome.labels[correct], minlength=classes),
+        images_by_class=np.bincount(outcome.labels, minlength=classes),
+    )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from vitrail.weights.upgrade import rename_keys
 
 Pruner = Literal["median", "hyperband", "none"]
 Sampler = Literal["tpe", "random"]
-Metric = Literal["accuracy", "loss"]
+Metric = Literal["accuracy", "balanced_accuracy", "loss"]
 
 FORMAT = 2
 KEYS_OF_FORMAT_1 = {
@@ -48,7 +48,7 @@ class SweepConfig:
     @property
     def direction(self) -> str:
         """The direction of optimization, as Optuna calls it."""
-        return "maximize" if self.metric == "accuracy" else "minimize"
+        return "minimize" if self.metric == "loss" else "maximize"
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.files import write_json, write_text
 from vitrail.plugins import loaded_plugins
-from vitrail.sweeps.config import SweepConfig
+from vitrail.sweeps.config import Metric, SweepConfig
 from vitrail.sweeps.folder import SweepFolder
 from vitrail.sweeps.sampling import count_trials
 from vitrail.sweeps.space import format_value, option_name
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "running"}
 STATE_ORDER = {"complete": 0, "pruned": 1, "failed": 2, "running": 3}
 MIN_TRIALS_FOR_IMPORTANCE = 30  # importances of fewer trials are rough
+SCORES = (
+    "accuracy", "accuracy_interval", "balanced_accuracy", "balanced_accuracy_interval", "macro_f1", "macro_f1_interval",
+    "loss", "epochs", "seconds",
+)  # fmt: skip
 Row = dict[str, Any]  # a trial in the table
 
 
@@ -38,8 +42,9 @@ def score_key(config: SweepConfig, row: Row) -> tuple[float, float]:
     """Sorts trials by the metric, then by the other one; the best first."""
     if row["accuracy"] is None:
         return 0.0, 0.0
-    keys = -row["accuracy"], row["loss"]
-    return keys if config.metric == "accuracy" else (keys[1], keys[0])
+    if config.metric == "loss":
+        return row["loss"], -row["accuracy"]
+    return -row[config.metric], row["loss"]
 
 
 def trial_row(trial: "FrozenTrial") -> Row:
@@ -50,7 +55,7 @@ def trial_row(trial: "FrozenTrial") -> Row:
         "rank": None,
         "state": STATES[trial.state.name],
         "values": trial.params,
-        **{name: scores.get(name) for name in ("accuracy", "accuracy_interval", "loss", "epochs", "seconds")},
+        **{name: scores.get(name) for name in SCORES},
         "run": f"trials/{trial.number:03d}",
     }
     if "error" in trial.user_attrs:
@@ -82,21 +87,23 @@ def summarize(folder: SweepFolder, config: SweepConfig, rows: list[Row]) -> dict
         **{state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "failed")},
         "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 3),
         "best": best,
-        "indistinguishable": count_indistinguishable(rows),
+        "indistinguishable": count_indistinguishable(rows, config.metric),
         "command": train_command(config, best["values"]) if best else None,
         "rows": rows,
     }
 
 
-def count_indistinguishable(rows: list[Row]) -> int:
-    """How many complete trials besides the best have an accuracy within its 95% interval."""
+def count_indistinguishable(rows: list[Row], metric: Metric = "accuracy") -> int:
+    """How many complete trials besides the best have an accuracy, plain or balanced, within its 95% interval."""
+    name = "balanced_accuracy" if metric == "balanced_accuracy" else "accuracy"
     complete = [row for row in rows if row["state"] == "complete"]
-    return sum(row["accuracy"] >= complete[0]["accuracy_interval"][0] for row in complete[1:]) if complete else 0
+    return sum(row[name] >= complete[0][f"{name}_interval"][0] for row in complete[1:]) if complete else 0
 
 
 def format_csv(config: SweepConfig, rows: list[Row]) -> str:
     """Returns the table as CSV, with a column for each field."""
-    fields, last_columns = list(config.space), ["loss", "epochs", "seconds", "run", "error"]
+    fields = list(config.space)
+    last_columns = ["loss", "epochs", "seconds", "run", "error", "balanced_accuracy", "macro_f1"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["rank", "trial", "state", *fields, "accuracy", "accuracy_low", "accuracy_high", *last_columns])
@@ -160,6 +167,8 @@ def describe_trial(config: SweepConfig, row: Row) -> str:
     low, high = row["accuracy_interval"]
     epochs = f"pruned after {row['epochs']} epochs" if row["state"] == "pruned" else f"{row['epochs']} epochs"
     scores = f"accuracy {row['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+    if config.metric == "balanced_accuracy":
+        scores = f"balanced accuracy {row['balanced_accuracy']:.4f}, {scores}"
     if config.metric == "loss":
         scores = f"loss {row['loss']:.4f}, {scores}"
     return f"{trial}{scores}, {epochs}, {row['seconds']:.0f} s"

@@ -87,9 +87,9 @@ def sweep(
     tasks of a Ray cluster; a script with several `processes` needs the usual `if __name__ == "__main__":`.
 
     `sampler` is tpe or random; a space with no more points than `trials` is tried in full. `pruner` stops trials early:
-    median, hyperband or none. `metric` is accuracy or loss. `resume` continues a sweep, or joins one that other
-    processes work on; a larger `trials` extends it. `score_test` scores the best trial on test. Other options are as in
-    `train`. Raises `VitrailError` for errors in the data, and if one stops every trial.
+    median, hyperband or none. `metric` is accuracy, balanced_accuracy or loss. `resume` continues a sweep, or joins one
+    that other processes work on; a larger `trials` extends it. `score_test` scores the best trial on test. Other
+    options are as in `train`. Raises `VitrailError` for errors in the data, and if one stops every trial.
     """
     import_optuna()
     if processes is not None and processes < 1:

@@ -20,6 +20,7 @@ from vitrail.sweeps.lease import Lease
 from vitrail.sweeps.space import values_to_changes
 from vitrail.sweeps.study import SweepStudy
 from vitrail.training.loop import TrainingDiverged
+from vitrail.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import optuna
@@ -46,6 +47,11 @@ class TrialJob:
     lease: Lease
     on_epoch: Callable[[Row], None]
     should_continue: Callable[[], bool]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe with the values of the trial."""
+        return self.config.recipe.with_changes(**values_to_changes(self.trial.params))
 
     @property
     def epochs(self) -> int:
@@ -107,7 +113,7 @@ def train_trial(job: TrialJob, is_resumed: bool) -> dict[str, Any]:
     config, trial, run = job.config, job.trial, job.run
     if not is_resumed and run.path.exists():  # of a process that was killed before it wrote recipe.json
         shutil.rmtree(run.path)
-    recipe = config.recipe.with_changes(**values_to_changes(trial.params))
+    recipe = job.recipe
 
     if is_resumed and (rows := run.load_metrics()):
         report_epochs(job)
@@ -162,6 +168,10 @@ def final_scores(job: TrialJob, result: dict[str, Any]) -> dict[str, Any]:
     return {
         "accuracy": scores["accuracy"],
         "accuracy_interval": scores["accuracy_interval"],
+        "balanced_accuracy": scores["balanced_accuracy"],
+        "balanced_accuracy_interval": scores["balanced_accuracy_interval"],
+        "macro_f1": scores["macro_f1"],
+        "macro_f1_interval": scores["macro_f1_interval"],
         "loss": scores["loss"],
         "epochs": max((row.get("epoch", 0) for row in job.run.load_metrics()), default=0),
         "seconds": result["seconds"],
@@ -171,11 +181,12 @@ def final_scores(job: TrialJob, result: dict[str, Any]) -> dict[str, Any]:
 def scores_so_far(job: TrialJob) -> dict[str, Any]:
     """Returns the scores of the best epoch of a pruned trial."""
     rows, images = job.run.load_metrics(), job.config.validation_images
-    best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    best = max(rows, key=lambda row: (row[f"validation_{job.recipe.selection_metric}"], -row["validation_loss"]))
     accuracy = best["validation_accuracy"]
     return {
         "accuracy": accuracy,
         "accuracy_interval": list(wilson_interval(round(accuracy * images), images)),
+        "balanced_accuracy": best.get("validation_balanced_accuracy"),
         "loss": best["validation_loss"],
         "epochs": rows[-1]["epoch"],
         "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),

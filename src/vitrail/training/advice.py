@@ -34,15 +34,15 @@ def describe_early_stop(stopped: dict[str, Any]) -> str:
     return f"Training stopped early, after epoch {stopped['epoch']} of {stopped['epochs']}: {stopped['reason']}"
 
 
-def describe_overfitting(rows: list[dict[str, Any]]) -> str | None:
+def describe_overfitting(rows: list[dict[str, Any]], metric: str = "accuracy") -> str | None:
     """Returns a sentence if validation was best early and training accuracy then left it behind, else None.
 
-    `rows` are the rows of a run's metrics.
+    `rows` are the rows of a run's metrics; `metric` selects the weights.
     """
     rows = [row for row in rows if "validation_accuracy" in row and "epoch" in row]
     if not rows or rows[-1]["epoch"] < MIN_EPOCHS or "train_accuracy" not in rows[-1]:
         return None
-    best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    best = max(rows, key=lambda row: (row[f"validation_{metric}"], -row["validation_loss"]))
     last = rows[-1]
     if best["epoch"] > EARLY * last["epoch"] or last["train_accuracy"] - last["validation_accuracy"] < GAP:
         return None

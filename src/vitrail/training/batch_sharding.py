@@ -8,6 +8,7 @@ mixing.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.loader import Batch, OnImageError, TrainLoader, WorkerDied
 from vitrail.data.preprocess import Preprocess
+from vitrail.training.balance import epoch_draws
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
 
@@ -73,6 +75,7 @@ def make_train_loader(
         workers=recipe.workers,
         on_error=on_error,
         local_processes=world.local_size,
+        draw=partial(epoch_draws, images, recipe),
     )
     return loader if world.size == 1 else ShardedTrainLoader(loader, preprocess, recipe, world)
 
@@ -108,7 +111,7 @@ class ShardedTrainLoader:
             while self.world.any(bool(self.errors or worker_died))[0]:  # rare
                 indices = self.drop_unreadable(indices, worker_died)
                 pixels = self.read_shard(epoch, indices)
-            labels = torch.from_numpy(self.images.labels[indices].astype(np.int64))
+            labels = torch.from_numpy(self.images.labels[indices % len(self.images)].astype(np.int64))
             yield pixels if len(pixels) else self.no_pixels, labels
 
     def shard_indices(self, indices: np.ndarray) -> np.ndarray:
@@ -125,11 +128,12 @@ class ShardedTrainLoader:
         if first_death := next((death for death, _ in by_rank if death), None):
             raise first_death
         errors = {error.name: error for _, errors in by_rank for error in errors}
-        unreadable = [i for i in indices if self.images.paths[i] in errors]
+        path_of = {draw: self.images.paths[draw % len(self.images)] for draw in indices.tolist()}
+        unreadable = [draw for draw, path in path_of.items() if path in errors]
         if self.on_error is None or not unreadable:  # an error that concerns no image of this batch cannot be skipped
             raise next(iter(errors.values()))
-        for i in unreadable:
-            self.on_error(errors[self.images.paths[i]])
+        for draw in unreadable:
+            self.on_error(errors[path_of[draw]])
         return indices[~np.isin(indices, unreadable)]
 
     def read_shard(self, epoch: int, indices: np.ndarray) -> Tensor:

@@ -1,6 +1,6 @@
 """What to do instead, for options of other libraries that a recipe does not have."""
 
-CLASS_WEIGHTS = 'use loss="cross_entropy:class_weights=balanced"'
+CLASS_WEIGHTS = 'use balance="weights"'
 TRANSFORM = (
     'set flip, crop or policy, or register a function: vitrail.register("augmentation", "mine", ...), policy="mine"'
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError, first_line
 from vitrail.parts import PARTS, Part, make_part, part_name
+from vitrail.training.balance import ShiftedLogits, class_weights, seen_class_counts
 from vitrail.training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -34,9 +35,14 @@ class LossContext:
 
         It is n / (Y * images of the class), as `class_weight="balanced"` in scikit-learn; 0 for a class without images.
         """
-        counts = torch.as_tensor(self.class_counts, dtype=torch.float32)
-        weights = counts.sum() / (int((counts > 0).sum()) * counts)
-        return weights.masked_fill(counts == 0, 0.0)
+        return class_weights(self.class_counts)
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """The weight of each class, (Y,), if the recipe has `balance = "weights"`; else None."""
+        if self.recipe.balance != "weights":
+            return None
+        return class_weights(self.class_counts, self.recipe.balance_strength)
 
 
 @dataclass(frozen=True)
@@ -52,21 +58,39 @@ StepLoss = Callable[[Tensor, Tensor, StepBatch], Tensor]
 
 
 class CrossEntropy:
-    """Mean cross-entropy with label smoothing. `class_weights` is None, or `balanced`: all classes count alike."""
+    """Mean cross-entropy with label smoothing, weighted if the recipe has `balance = "weights"`.
+
+    An image's loss, with its smoothing, is multiplied by the weight of its class. Of mixed images it is the sum of both
+    losses by their shares, each with its own weight. torch would weight the smoothing by class too: with a weight of
+    100 for a rare class, that class would be a target of every image. `class_weights="balanced"` weights the classes
+    without `balance`.
+    """
+
+    takes_class_weights = True
 
     def __init__(self, context: LossContext, class_weights: str | None = None):
         if class_weights not in (None, "balanced"):
             raise UsageError(f"class_weights is {class_weights!r}", "known: balanced, none")
+        if class_weights and context.recipe.balance != "none":
+            raise UsageError(
+                f"the classes are weighted twice: by class_weights and by balance {context.recipe.balance}",
+                "leave out one of them",
+            )
         self.smoothing = context.recipe.label_smoothing
-        self.weights_Y = context.balanced_weights() if class_weights else None
-        counts = context.class_counts if self.weights_Y is None else context.class_counts * self.weights_Y.numpy()
+        self.weights_Y = context.balanced_weights() if class_weights else context.class_weights
+        seen = seen_class_counts(context.class_counts, context.recipe)
+        counts = seen if self.weights_Y is None else seen * self.weights_Y.numpy()
         self.chance_level = class_entropy(counts, self.smoothing)
 
     def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
         if self.weights_Y is None:
             return F.cross_entropy(logits_BY, targets, label_smoothing=self.smoothing)
         weights_Y = self.weights_Y.to(logits_BY.device)
-        losses_B = F.cross_entropy(logits_BY, targets, weights_Y, label_smoothing=self.smoothing, reduction="none")
+        losses_B = F.cross_entropy(logits_BY, targets, weights_Y, reduction="none")
+        if self.smoothing:
+            weights_B = targets @ weights_Y if targets.is_floating_point() else weights_Y[targets]
+            uniform_B = -F.log_softmax(logits_BY, dim=1).mean(dim=1)
+            losses_B = (1 - self.smoothing) * losses_B + self.smoothing * weights_B * uniform_B
         return losses_B.mean()  # over images, not over weights: micro-batches then add up to the batch
 
 
@@ -82,10 +106,19 @@ LOSSES: dict[str, Callable[..., Loss]] = {"cross_entropy": CrossEntropy}
 
 def make_loss(context: LossContext) -> Loss:
     """Returns the loss of a recipe; raises `UsageError` for wrong arguments and for a loss that cannot be trained."""
-    text = context.recipe.loss
-    loss = make_part(LOSSES, text, context)
-    if ("loss", part_name(text)) in PARTS:
-        check_loss(part_name(text), loss, context)
+    recipe = context.recipe
+    name = part_name(recipe.loss)
+    if recipe.balance == "weights" and not getattr(LOSSES.get(name), "takes_class_weights", False):
+        raise UsageError(
+            f"the loss {name!r} takes no class weights, which balance = weights needs",
+            "use balance sampler or logits; a class of your own reads context.class_weights and has "
+            "takes_class_weights = True",
+        )
+    loss = make_part(LOSSES, recipe.loss, context)
+    if ("loss", name) in PARTS:
+        check_loss(name, loss, context)
+    if recipe.balance == "logits":
+        return ShiftedLogits(loss, context.class_counts, recipe.balance_strength)
     return loss
 
 

@@ -17,6 +17,7 @@ from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
 LossName = Literal["cross_entropy"]
+BalanceName = Literal["none", "weights", "sampler", "logits"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 WeightDecayOn = Literal["matrices", "all"]
@@ -73,7 +74,17 @@ class Recipe:
         0, "the warmup takes at least this number of steps, but at most half of all steps", ge=0
     )
     loss: LossName | str = option(
-        "cross_entropy", "training loss; cross_entropy:class_weights=balanced weights the classes", part="loss"
+        "cross_entropy",
+        "training loss; cross_entropy:class_weights=balanced is the same as balance weights",
+        part="loss",
+    )
+    balance: BalanceName = option(
+        "none",
+        "what to do about classes of unequal size; none: all images count alike; weights: of the classes, in the loss; "
+        "sampler: an epoch has equally many images of each class; logits: shifted by the class frequencies in the loss",
+    )
+    balance_strength: float = option(
+        1.0, "of balance; 1: the classes count alike; 0.5: by the square root of their sizes", gt=0, le=2
     )
     max_grad_norm: float | None = option(1.0, "maximum gradient norm, or none for no clipping", gt=0)
     label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
@@ -128,6 +139,8 @@ class Recipe:
         object.__setattr__(self, "model", config_values_from_json(self.model))
         if self.lora_rank and self.freeze == "backbone":
             raise UsageError("LoRA trains the backbone, and freeze 'backbone' freezes it", "choose one of them")
+        if self.train_on == "features" and self.balance != "none":
+            raise UsageError("a head on features is fitted without balance", "use --train-on images, or --balance none")
         if self.train_on == "features" and (
             self.lora_rank or self.freeze or self.model.get("head", "linear") != "linear"
         ):
@@ -142,6 +155,11 @@ class Recipe:
         if self.lr is None:
             raise UsageError(f"recipe {self.name} has no learning rate", "set lr")
         return self.lr
+
+    @property
+    def selection_metric(self) -> str:
+        """The metric on validation that selects the weights of a run: balanced accuracy if the classes are balanced."""
+        return "accuracy" if self.balance == "none" else "balanced_accuracy"
 
     @property
     def needs_pretrained_weights(self) -> bool:

@@ -104,6 +104,11 @@ class TrainChanges(TypedDict, total=False):
     """fraction of all steps in which the learning rate rises to its peak"""
     min_warmup_steps: int
     """the warmup takes at least this number of steps, but at most half of all steps"""
+    balance: Literal["none", "weights", "sampler", "logits"]
+    """what to do about classes of unequal size; none: all images count alike; weights: of the classes, in the loss;
+    sampler: an epoch has equally many images of each class; logits: shifted by the class frequencies in the loss"""
+    balance_strength: float
+    """of balance; 1: the classes count alike; 0.5: by the square root of their sizes"""
     max_grad_norm: float | None
     """maximum gradient norm, or none for no clipping"""
     label_smoothing: float
@@ -166,4 +171,4 @@ class RecipeChanges(TrainChanges, total=False):
     """The fields of a recipe that its user may set: its own, those of its augmentation and those of its model."""
 
     loss: Literal["cross_entropy"] | str
-    """training loss; cross_entropy:class_weights=balanced weights the classes"""
+    """training loss; cross_entropy:class_weights=balanced is the same as balance weights"""
