@@ -1,5 +1,6 @@
 """Training from pretrained weights: what is transferred, what is trained, what is frozen, and resuming."""
 
+import copy
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from vitrail.interrupts import Interrupted
 from vitrail.model.config import Learned, ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.runs import epochs
+from vitrail.runs.folder import RunFolder
 from vitrail.runs.probes import compare_with_probes
 from vitrail.training.data_defaults import complete_recipe
 from vitrail.training.loop import train_steps
@@ -210,6 +213,67 @@ def test_frozen_parameters_keep_every_bit(freeze, moving: tuple[str, ...]):
         assert moved == {name for name in before if name.startswith(moving)}
 
 
+def test_parameters_are_frozen_by_name_as_by_number():
+    recipe = dict(lr=0.1, weight_decay=0.5, ema_decay=0.9, precision="fp32")
+    start = make_vit(replace(TINY, dropout=0.5))
+    weights = []
+    for freeze in (1, "patch_embed position prefix blocks.0", ("patch_embed.*, pos*", "prefix", "blocks.0.*")):
+        vit = copy.deepcopy(start)
+        train_tiny(vit, Recipe(freeze=freeze, **recipe))
+        weights.append(vit.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items())
+
+
+def test_a_pattern_freezes_parameters_of_every_block():
+    vit = make_vit()
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    state = train_tiny(vit, Recipe(freeze=("blocks.*.attn", "*.norm2.bias"), lr=0.1, precision="fp32"))
+    kept = {name for name, tensor in vit.state_dict().items() if torch.equal(tensor, before[name])}
+    assert kept == {name for name in before if ".attn." in name or name.endswith("norm2.bias")}
+    state.set_train_mode()
+    assert [(block.attn.training, block.mlp.training) for block in vit.blocks] == [(False, True)] * 3
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message", "hint"),
+    [
+        ("blocks.7", "freeze 'blocks.7' matches no parameter", "did you mean blocks.2"),
+        ("patch_embd", "freeze 'patch_embd' matches no parameter", "did you mean patch_embed"),
+        ("*", "freeze matches every parameter", "freeze fewer"),
+    ],
+)
+def test_a_pattern_that_freezes_nothing_or_everything_is_refused(freeze: str, message: str, hint: str):
+    with pytest.raises(UsageError, match=message.replace("*", r"\*")) as refused:
+        init_train_state(make_vit(), Recipe(freeze=freeze))
+    assert hint in refused.value.hint
+
+
+def test_requires_grad_of_a_given_model_is_respected_also_after_a_resume(colors: Path, tmp_path: Path):
+    vit = make_vit(replace(TINY, classes=3))
+    vit.patch_embed.requires_grad_(False)
+    vit.blocks[1].requires_grad_(False)
+    options: dict[str, Any] = dict(epochs=2, lr=1e-2, validation_fraction=0, report=False, check=False, workers=0)
+    run = vitrail.train(colors, model=vit, out=tmp_path / "whole", **options)
+    weights, frozen = run.classifier.vit.state_dict(), ("patch_embed.", "blocks.1.")
+    kept = {name for name, tensor in vit.state_dict().items() if torch.equal(tensor, weights[name])}
+    assert kept == {name for name in weights if name.startswith(frozen)}
+    assert RunFolder(run.folder).load_recipe().freeze.startswith("patch_embed.proj.weight patch_embed.proj.bias ")
+
+    class Stop:
+        def on_epoch_end(self, state):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        vitrail.train(colors, model=vit, out=tmp_path / "cut", callbacks=[Stop()], **options)
+    resumed = vitrail.train(colors, model=vit, out=tmp_path / "cut", resume=True, **options)
+    again = resumed.classifier.vit.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    with pytest.raises(UsageError, match="parameters are frozen twice"):
+        vitrail.train(colors, model=vit, freeze=1, out=tmp_path / "twice", **options)
+    assert not (tmp_path / "twice").exists()
+
+
 def test_frozen_modules_have_no_dropout():
     vit = make_vit(replace(TINY, dropout=0.5, drop_path=0.5, embedding_dropout=0.5))
     state = init_train_state(vit, Recipe(freeze=2))
@@ -226,8 +290,8 @@ def test_frozen_modules_have_no_dropout():
 def test_an_impossible_number_of_frozen_blocks_is_an_error():
     with pytest.raises(UsageError, match="freeze is 4, but the model has 3 blocks"):
         init_train_state(make_vit(), Recipe(freeze=4))
-    with pytest.raises(UsageError, match="freeze"):
-        Recipe(freeze="head")
+    with pytest.raises(UsageError, match="cannot be frozen by name besides"):
+        Recipe(freeze="head", lora_rank=2)
     with pytest.raises(UsageError, match="LoRA trains the backbone"):
         Recipe(freeze="backbone", lora_rank=2)
 
@@ -538,7 +602,8 @@ def test_resume_requires_the_same_pretrained_weights(pretrained: Path, run: vitr
         (["--from", "WARM", "--width", "64"], "width 64, but the weights to start from have width 32"),
         (["--from", "WARM", "--image-size", "15"], "does not divide into patches of 2"),
         (["--from", "WARM", "--freeze", "9"], "freeze is 9, but the model has 2 blocks"),
-        (["--from", "WARM", "--freeze", "tail"], "--freeze"),
+        (["--from", "WARM", "--freeze", "tail"], "freeze 'tail' matches no parameter of the model"),
+        (["--from", "WARM", "--freeze", "*"], "freeze matches every parameter"),
         (["--from", "WARM", "--recipe", "linear", "--epochs", "3"], "fits its head on features, where epochs"),
         (["--from", "WARM", "--recipe", "linear", "--flip", "0"], "where flip has no effect"),
         (["--from", "WARM", "--recipe", "linear", "--patience", "2"], "fits its head on features, where patience"),

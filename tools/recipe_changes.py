@@ -66,7 +66,7 @@ def write_type(hint: Any) -> str:
         return " | ".join(map(write_type, get_args(hint)))
     if get_origin(hint):
         return f"{get_origin(hint).__name__}[{', '.join(map(write_type, get_args(hint)))}]"
-    return str(hint.__name__)
+    return "..." if hint is ... else str(hint.__name__)
 
 
 def write_field(name: str, hint: Any, text: str) -> Iterator[str]:

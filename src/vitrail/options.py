@@ -106,6 +106,8 @@ def describe_type(hint: Any) -> list[str]:
         return [name for part in get_args(hint) for name in describe_type(part)]
     if hint == tuple[int, int]:
         return ["two whole numbers"]
+    if hint == tuple[str, ...]:
+        return ["several texts"]
     return [TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))]
 
 
@@ -128,7 +130,7 @@ def option_parser(hint: Any) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         if type(None) in alternatives and text.lower() == "none":
             return None
-        if text in known or str in alternatives:
+        if text in known or (str in alternatives and not (int in alternatives and text.isdecimal())):
             return text
         if tuple[int, int] in alternatives and "x" in text:
             height, width = text.split("x")

@@ -19,6 +19,7 @@ METAVARS = {  # where the type and the bounds do not say it
     "shutdown_delay_s": "SECONDS",
     "image_size": "PIXELS",
     "patch": "PIXELS",
+    "freeze": "COUNT|backbone|PATTERNS",
     "max_megapixels": "MEGAPIXELS",
 }
 

@@ -10,7 +10,9 @@ from torch import nn
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.loading import load
+from vitrail.model.vit import ViT
 from vitrail.runs.folder import RunFolder
+from vitrail.training.freezing import frozen_names
 from vitrail.training.recipe import Recipe
 from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.conversion import check_described
@@ -38,6 +40,21 @@ class Pretrained:
         source = self.source and (Path(self.source).name if Path(self.source).exists() else self.source)
         start = {"model": source, "sha256": self.sha256}
         return {**start, "classes": len(self.classifier.classes), "head": head, "origin": self.classifier.origin}
+
+
+def find_frozen_parameters(model: Model) -> list[str]:
+    """Returns the parameters of a model in memory that its user has frozen with `requires_grad=False`.
+
+    Raises `UsageError` for a model of another library, whose parameters have other names here.
+    """
+    module = model.vit if isinstance(model, Classifier) else model
+    frozen = frozen_names(module) if isinstance(module, nn.Module) else []
+    if frozen and not isinstance(module, ViT):
+        raise UsageError(
+            f"{frozen[0]} has requires_grad=False, and vitrail has other names for the parameters of this model",
+            'freeze them by vitrail\'s names, such as freeze="patch_embed blocks.0"',
+        )
+    return frozen
 
 
 def load_pretrained(

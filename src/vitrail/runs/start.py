@@ -19,6 +19,7 @@ from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
 from vitrail.training.data_defaults import complete_recipe, resolve_model
 from vitrail.training.distributed import World
+from vitrail.training.freezing import match_parameters
 from vitrail.training.losses import LossContext
 from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import autocast_dtype
@@ -61,6 +62,7 @@ def build_classifier(recipe: Recipe, data: RunData, pretrained: Pretrained | Non
         config, preprocess = resolve_model(recipe, splits)
         vit, head, origin = random_vit(config, recipe), "new", {}
     recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=pretrained is not None)
+    match_parameters((name for name, _ in vit.named_parameters()), recipe.frozen_patterns)
     origin |= describe_training(recipe) | {"data": data_origin}
     classifier = Classifier(vit.to(device), splits.classes, preprocess, origin=origin)
     return Start(classifier, recipe, data, has_new_head=head == "new")

@@ -32,7 +32,7 @@ from vitrail.runs.finish import TrainedRun, finish_run, is_finished, reload_run
 from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.runs.hooks import RunHooks, make_hooks
 from vitrail.runs.plugin_checks import check_plugins
-from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
+from vitrail.runs.pretrained import Model, Pretrained, find_frozen_parameters, load_pretrained, reload_pretrained
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
 from vitrail.runs.resolve import describe_model, find_run_to_resume, request_recipe, resume_recipe
 from vitrail.runs.result import Run
@@ -47,6 +47,7 @@ from vitrail.training.losses import chance_level, make_loss, name_loss
 from vitrail.training.optimizers import find_optimizer
 from vitrail.training.recipe import Recipe
 from vitrail.training.recipe_changes import TrainChanges
+from vitrail.training.recipes import find_recipe
 from vitrail.training.train_state import TrainState, init_train_state
 
 PICTURES_BYTES = 4 << 20  # for the pictures and tables of a run
@@ -73,7 +74,8 @@ def train(
     """Trains a classifier on the images of `data` and writes the run folder.
 
     `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` is
-    passed to it). A `ViTConfig` describes a model with random weights instead. `recipe` is a name (default: `small`, or
+    passed to it). Parameters with `requires_grad=False` stay frozen, unless all are so, as in a loaded model. A
+    `ViTConfig` describes a model with random weights instead. `recipe` is a name (default: `small`, or
     `finetune` with weights), a TOML or JSON file, or a `Recipe`; `changes` are fields of it, of its augmentation or of
     its model (`epochs=3, width=128`); `vitrail.RecipeChanges` lists them. `loss` is a name, a callable
     `loss(logits, targets)`, or a class that makes one from a `LossContext`, which has the class counts; to resume, pass
@@ -89,7 +91,7 @@ def train(
 
     Raises `VitrailError` for errors in the data and in training.
     """
-    weights, all_changes = resolve_arguments(model, loss, changes)
+    weights, all_changes = resolve_arguments(model, recipe, loss, changes)
     with join_world(pick_device(device), fsdp=fsdp) as world:
         name = name_of_data(data)
         resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))
@@ -128,13 +130,23 @@ def train(
 
 
 def resolve_arguments(
-    model: Model | ViTConfig | None, loss: str | Callable[..., Any] | None, changes: Mapping[str, Any]
+    model: Model | ViTConfig | None,
+    recipe: str | Path | Recipe | None,
+    loss: str | Callable[..., Any] | None,
+    changes: Mapping[str, Any],
 ) -> tuple[Model | None, Mapping[str, Any]]:
-    """Returns the weights to start from, and the changes of the recipe with those that a config and a loss mean."""
+    """Returns the weights to start from, and the changes of the recipe with those that the other arguments mean."""
     if loss is not None:
         changes = {**changes, "loss": loss if isinstance(loss, str) else name_loss(loss)}
     if isinstance(model, ViTConfig):
         return None, {**describe_model(model), **changes}
+    if model is not None and (frozen := find_frozen_parameters(model)):
+        if changes.get("freeze") or (recipe is not None and find_recipe(recipe).freeze):
+            raise UsageError(
+                "parameters are frozen twice: by requires_grad=False of the model, and by freeze",
+                "use one of them",
+            )
+        changes = {**changes, "freeze": " ".join(frozen)}
     return model, changes
 
 

@@ -114,7 +114,12 @@ class Recipe:
     train_on: TrainOn = option("images", "images, or features: compute features once and fit a linear head on them")
     probe_l2: float | None = option(None, "L2 penalty of a head fitted on features; none: the best on validation", gt=0)
     layer_decay: float = option(1.0, "learning rate of a block, as a fraction of the next block's", gt=0, le=1)
-    freeze: int | Literal["backbone"] = option(0, "number of first blocks to freeze, or backbone", ge=0)
+    freeze: int | str | tuple[str, ...] = option(
+        0,
+        "what to freeze: a number of first blocks; backbone; or patterns of parameter names or modules, "
+        "'patch_embed blocks.*.attn'",
+        ge=0,
+    )
     head_init: HeadInit = option("random", "initial weights of a new head: random, or those of a linear probe")
     lora_rank: int | None = option(None, "rank of LoRA updates; none: no LoRA", ge=1)
     lora_alpha: float = option(16.0, "LoRA updates are scaled by lora_alpha / lora_rank", gt=0)
@@ -135,12 +140,19 @@ class Recipe:
     skip_unreadable: bool = option(False, "skip and count images that cannot be read, instead of stopping")
 
     def __post_init__(self) -> None:
+        if isinstance(self.freeze, list | tuple):  # one form in files, so that recipes compare equal
+            object.__setattr__(self, "freeze", " ".join(map(str, self.freeze)) or 0)
         check_fields(self)
         object.__setattr__(self, "model", config_values_from_json(self.model))
         if self.lora_rank and self.freeze == "backbone":
             raise UsageError("LoRA trains the backbone, and freeze 'backbone' freezes it", "choose one of them")
         if self.train_on == "features" and self.balance != "none":
             raise UsageError("a head on features is fitted without balance", "use --train-on images, or --balance none")
+        if self.lora_rank and self.frozen_patterns:
+            raise UsageError(
+                "LoRA trains only its updates and the head, so parameters cannot be frozen by name besides",
+                "give freeze a number of blocks",
+            )
         if self.train_on == "features" and (
             self.lora_rank or self.freeze or self.model.get("head", "linear") != "linear"
         ):
@@ -162,11 +174,21 @@ class Recipe:
         return "accuracy" if self.balance == "none" else "balanced_accuracy"
 
     @property
+    def frozen_patterns(self) -> tuple[str, ...]:
+        """The patterns of `freeze`, if it has patterns of names."""
+        if not isinstance(self.freeze, str) or self.freeze == "backbone":
+            return ()
+        return tuple(self.freeze.replace(",", " ").split())
+
+    @property
     def needs_pretrained_weights(self) -> bool:
-        """Whether the recipe makes sense only for a pretrained model."""
+        """Whether the recipe makes sense only for a pretrained model.
+
+        Parameters may be frozen by name at random weights, too (a random patch projection: arXiv 2104.02057).
+        """
         return (
             self.train_on == "features"
-            or self.freeze != 0
+            or (self.freeze != 0 and not self.frozen_patterns)
             or self.lora_rank is not None
             or self.head_init == "probe"
             or self.layer_decay != 1.0

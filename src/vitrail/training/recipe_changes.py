@@ -141,8 +141,9 @@ class TrainChanges(TypedDict, total=False):
     """L2 penalty of a head fitted on features; none: the best on validation"""
     layer_decay: float
     """learning rate of a block, as a fraction of the next block's"""
-    freeze: int | Literal["backbone"]
-    """number of first blocks to freeze, or backbone"""
+    freeze: int | str | tuple[str, ...]
+    """what to freeze: a number of first blocks; backbone; or patterns of parameter names or modules, 'patch_embed
+    blocks.*.attn'"""
     head_init: Literal["random", "probe"]
     """initial weights of a new head: random, or those of a linear probe"""
     lora_rank: int | None
