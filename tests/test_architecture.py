@@ -39,6 +39,7 @@ LAYERS = [
     {"weights"},
     {"image_predictions"},
     {"classifier"},
+    {"module_classifier"},
     {"comparison", "evaluation", "explanation", "training"},
     {"callbacks", "exporting", "report"},
     {"loading"},

@@ -204,8 +204,8 @@ def test_unknown_names_and_arguments_are_errors(my_parts: Path):
     plugins.load_plugins([str(my_parts)])
     assert vitrail.ViTConfig(pool="gem:p=2").pool == "gem:p=2"
     for wrong, message in [
-        ({"pool": "gen"}, "pool 'gen' is not known (did you mean gem?)"),
-        ({"position": "condtional"}, "position 'condtional' is not known (did you mean conditional?)"),
+        ({"pool": "gen"}, "pool 'gen' is not known (did you mean gem? Or register your own"),
+        ({"position": "condtional"}, "position 'condtional' is not known (did you mean conditional? Or register"),
         ({"pool": "gem:p"}, "'gem:p' is not the name of a part"),
         ({"pool": "gem:q=2"}, "gem has no argument 'q' (known: p)"),
         ({"pool": "mean:p=2"}, "mean has no argument 'p'"),
@@ -213,7 +213,7 @@ def test_unknown_names_and_arguments_are_errors(my_parts: Path):
         with pytest.raises(UsageError) as caught:
             vitrail.ViT(vitrail.ViTConfig(width=16, depth=1, heads=2, classes=2, **wrong))
         assert message in str(caught.value)
-    with pytest.raises(UsageError, match=r"loss 'fokal' is not known \(did you mean focal\?\)"):
+    with pytest.raises(UsageError, match=r"loss 'fokal' is not known \(did you mean focal\? Or register"):
         Recipe(loss="fokal")
     assert vitrail.ViTConfig(position="rotary").position == Rotary()
 

@@ -23,13 +23,14 @@ FILE = Path(__file__).parent.parent / "src" / "vitrail" / "training" / "recipe_c
 OWNERS = {"recipe": Recipe, "augment": Augment, "model": ViTConfig}
 SIZE_HELP = "named model size: sets width, depth, heads and mlp_width"
 WIDTH = 120
+OWN_KEYWORDS = ("architecture", "loss")  # of `train`, which names them itself
 HEAD = '''"""The types of the changes of a recipe. Made by tools/recipe_changes.py: do not edit."""
 
 from typing import Literal, TypedDict
 {imports}
 
 class TrainChanges(TypedDict, total=False):
-    """The fields of a recipe that `train` takes as keywords besides its own, of which `loss` is one."""
+    """The fields of a recipe that `train` takes as keywords besides its own, `architecture` and `loss`."""
 
 {most}
 
@@ -89,13 +90,13 @@ def write_module() -> str:
         for module in sorted({each.__module__ for each in classes})
     )
     blocks = {
-        is_loss: "".join(
+        is_own: "".join(
             f"{line}\n"
             for name, (hint, text) in changes.items()
-            if (name == "loss") is is_loss
+            if (name in OWN_KEYWORDS) is is_own
             for line in write_field(name, hint, text)
         )
-        for is_loss in (False, True)
+        for is_own in (False, True)
     }
     return HEAD.format(imports=imports, most=blocks[False], rest=blocks[True])
 

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from vitrail.loading import load, load_any
     from vitrail.model.config import ViTConfig
     from vitrail.model.vit import ViT
+    from vitrail.module_classifier import ModuleClassifier
     from vitrail.prediction import PredictSummary, predict_all
     from vitrail.registry import register
-    from vitrail.runs.result import Run
+    from vitrail.runs.result import ModuleRun, Run
     from vitrail.runs.train import train
     from vitrail.sweeps.sweep import Sweep, sweep
     from vitrail.training.recipe import Recipe
@@ -43,6 +44,8 @@ _MODULES = {
     "Explanation": "vitrail.explanation.explanation",
     "ImageError": "vitrail.data.decode",
     "ImagePrediction": "vitrail.image_predictions",
+    "ModuleClassifier": "vitrail.module_classifier",
+    "ModuleRun": "vitrail.runs.result",
     "PredictSummary": "vitrail.prediction",
     "Prediction": "vitrail.image_predictions",
     "Predictions": "vitrail.image_predictions",
@@ -78,6 +81,8 @@ __all__ = [
     "Explanation",
     "ImageError",
     "ImagePrediction",
+    "ModuleClassifier",
+    "ModuleRun",
     "PredictSummary",
     "Prediction",
     "Predictions",

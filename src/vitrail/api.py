@@ -6,7 +6,7 @@ from typing import Literal, overload
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.data.image_batches import OnError
@@ -26,7 +26,7 @@ from vitrail.exporting.result import ExportResult
 from vitrail.image_predictions import ImagePrediction, Predictions
 from vitrail.loading import load, load_any
 
-Model = str | Path | BaseClassifier
+Model = str | Path | BaseClassifier | nn.Module
 ProgramFormatName = Literal["onnx", "torch", "triton"]
 LibraryName = Literal["timm", "hf", "torchvision"]
 
@@ -114,7 +114,8 @@ def open_torch_model(model: str | Path | Classifier) -> Classifier:
 def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()) -> Evaluation:
     """Returns the scores of a classifier on labeled images: the test split, else validation, else all images.
 
-    `model` is a classifier, or anything that `load_any` accepts.
+    `model` is a classifier, or anything that `load_any` accepts. `ModuleClassifier(module, classes, preprocess)` makes
+    a classifier of any module from images to logits.
     Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are counted and skipped.
     `metrics` names metrics to compute besides: `balanced_accuracy`, `macro_f1`, and those that plugins register.
     """

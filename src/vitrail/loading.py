@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
@@ -13,11 +14,18 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig, to_pair
 from vitrail.model.vit import ViT
+from vitrail.module_classifier import TorchClassifier, load_module_artifact, refuse_module
 from vitrail.weights.artifact import is_artifact, read_artifact
 from vitrail.weights.assemble import assemble_vit
 from vitrail.weights.bundled import bundled_classifiers
 from vitrail.weights.conversion import check_described, check_finite, meta_state_dict
-from vitrail.weights.modules import save_module
+from vitrail.weights.modules import (
+    REGISTER_HINT,
+    convert_torchvision,
+    is_known_library,
+    refuse_unknown,
+    save_module,
+)
 from vitrail.weights.public import load_public_model
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -29,7 +37,7 @@ def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, t
     - a run folder, or an artifact (`classifier.safetensors`)
     - the name of a bundled classifier (`cifar10-small`)
     - public weights: a card (`timm/...`), `CARD@FILE`, a file, a folder, or a Hugging Face hub id
-    - a `ViT`, or a Vision Transformer of timm or transformers, whose weights are copied
+    - a `ViT`, or a Vision Transformer of timm, transformers or torchvision, whose weights are copied
 
     `torch_files` allows reading plain tensors from torch's own files (.pt, .pth, .bin). Raises `VitrailError` for a
     damaged file, `UsageError` if the model does not exist.
@@ -38,11 +46,25 @@ def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, t
         classifier = load_module(model)
         classifier.vit.to(device).eval().requires_grad_(False)
         return classifier
+    if isinstance(model, BaseClassifier):  # of another runtime: the types exclude it, callers may not check them
+        raise refuse_module(f"a {type(model).__name__}")
     path = Path(model)
     if path.suffix.lower() == ".onnx" and path.is_file():
         raise UsageError(
             f"{path} is an ONNX file, whose weights cannot be read", "vitrail predict, evaluate and serve run it"
         )
+    artifact = find_artifact(model)
+    classifier = load_artifact(artifact) if artifact else load_public_weights(model, torch_files=torch_files)
+    classifier.vit.to(device).eval().requires_grad_(False)
+    return classifier
+
+
+def find_artifact(model: str | Path) -> Path | None:
+    """Returns the artifact that a run folder, a path or the name of a bundled classifier means; else None.
+
+    Raises `UsageError` for a folder that has neither an artifact nor a config.json.
+    """
+    path = Path(model)
     if str(model) in bundled_classifiers() and not path.exists():
         path = bundled_classifiers()[str(model)]
     if path.is_dir() and not (path / "config.json").is_file():
@@ -51,23 +73,35 @@ def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, t
             unfinished = " yet" if (path / "checkpoint").is_dir() else ""
             raise UsageError(f"{path} has no {ARTIFACT_NAME}{unfinished}", "name a run folder or an artifact")
         path = path / ARTIFACT_NAME
-    if path.is_file() and is_artifact(path):
-        classifier = load_artifact(path)
-    else:
-        classifier = load_public_weights(model, torch_files=torch_files)
-    classifier.vit.to(device).eval().requires_grad_(False)
-    return classifier
+    return path if path.is_file() and is_artifact(path) else None
 
 
 def load_any(
-    model: str | Path, device: str | torch.device = "cpu", *, torch_files: bool = False, threads: int | None = None
+    model: str | Path | nn.Module,
+    device: str | torch.device = "cpu",
+    *,
+    torch_files: bool = False,
+    threads: int | None = None,
 ) -> BaseClassifier:
-    """Returns a classifier as `load` does, or one that ONNX Runtime runs if `model` is an ONNX file."""
-    if not is_onnx(model):
-        return load(model, device, torch_files=torch_files)
+    """Returns a classifier as `load` does, one that ONNX Runtime runs if `model` is an ONNX file, or a module's.
+
+    A run or artifact of a model that is not a ViT gives a `ModuleClassifier`.
+    """
+    if isinstance(model, nn.Module) or not is_onnx(model):
+        return load_torch(model, device, torch_files=torch_files)
     from vitrail.exporting.onnx_classifier import OnnxClassifier  # needs ONNX Runtime
 
     return OnnxClassifier.load(model, threads=threads, device=str(device))
+
+
+def load_torch(
+    model: str | Path | nn.Module, device: str | torch.device = "cpu", *, torch_files: bool = False
+) -> TorchClassifier:
+    """Returns a classifier as `load` does, or that of a model that is not a ViT."""
+    artifact = None if isinstance(model, nn.Module) or Path(model).suffix == ".onnx" else find_artifact(model)
+    if artifact and (classifier := load_module_artifact(artifact)):
+        return classifier.to(device)
+    return load(model, device, torch_files=torch_files)
 
 
 def is_onnx(model: str | Path) -> bool:
@@ -108,8 +142,18 @@ def load_module(module: nn.Module) -> Classifier:
             std=(0.5,) * module.config.channels,
         )
         return Classifier(copy.deepcopy(module), classes, preprocess)
-    with tempfile.TemporaryDirectory() as folder:
-        classifier = load_public_weights(save_module(module, Path(folder)))
+    if not is_known_library(module):
+        raise refuse_unknown(module)
+    if isinstance(module, torchvision.models.VisionTransformer):
+        public = convert_torchvision(module)
+        vit = build_vit(public.config, {name: each.clone() for name, each in public.weights.items()}, Path("the model"))
+        classifier = Classifier(vit, public.classes, public.preprocess)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                classifier = load_public_weights(save_module(module, Path(folder)))
+            except VitrailError as error:
+                raise UsageError(error.sentence, error.hint or REGISTER_HINT) from None
     source = f"{type(module).__module__}.{type(module).__name__}"
     return replace(classifier, origin={**classifier.origin, "source": source})
 

@@ -19,8 +19,8 @@ from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.plugins import load_entry_points, loaded_plugins
 
 Kind = Literal[
-    "pool", "position", "mlp", "head", "loss", "optimizer", "schedule", "augmentation", "recipe", "explanation",
-    "metric",
+    "pool", "position", "mlp", "head", "model", "loss", "optimizer", "schedule", "augmentation", "recipe",
+    "explanation", "metric",
 ]  # fmt: skip
 KINDS: tuple[str, ...] = get_args(Kind)
 NAME = re.compile(r"[A-Za-z_<][\w.<>+-]*")
@@ -125,8 +125,9 @@ def check_part(field: str, kind: str, text: str, built_in: Iterable[str]) -> Non
     """Raises `UsageError` if a field names neither a built-in part nor a registered one."""
     name, known = part_name(text), list(built_in)
     if name not in known and (kind, name) not in _described and find_part(kind, name) is None:
-        names = [*known, *registered_names(kind)]
-        raise UsageError(f"{field} {name!r} is not known", did_you_mean(name, names) or "name its plugin with --plugin")
+        near = did_you_mean(name, [*known, *registered_names(kind)])
+        own = f'register your own: vitrail.register("{kind}", "{name}", ...), which --plugin MODULE imports'
+        raise UsageError(f"{field} {name!r} is not known", f"{near} Or {own}" if near else own)
     split_part(text)
 
 

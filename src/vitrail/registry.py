@@ -179,6 +179,7 @@ RULES: dict[str, Rule] = {
     "position": Rule("vitrail.model.position", "EMBEDDINGS", check_position, add_row),
     "mlp": Rule("vitrail.model.mlp", "MLPS", partial(check_call, ("config",)), add_row),
     "head": Rule("vitrail.model.vit", "HEADS", partial(check_call, ("config",)), add_row),
+    "model": Rule("vitrail.weights.builders", "MODELS", partial(check_call, ("config",)), add_row, ("vit",)),
     "loss": Rule("vitrail.training.losses", "LOSSES", partial(check_call, ("context",)), add_row),
     "optimizer": Rule("vitrail.training.optimizers", "OPTIMIZERS", check_optimizer, add_optimizer),
     "schedule": Rule("vitrail.training.schedules", "SCHEDULES", check_schedule, add_row),

@@ -69,15 +69,16 @@ class CallbackState:
     def classifier(self) -> "Classifier | None":
         """The classifier that is evaluated, for reading: with EMA weights if the recipe has them.
 
-        None if the weights are sharded (FSDP), where a single process cannot use them, and if there is no model.
+        None if the weights are sharded (FSDP), where a single process cannot use them, and if there is no model. With
+        another architecture than a ViT it is a `ModuleClassifier`.
         """
         return self.get_classifier()
 
     @property
     def model(self) -> "ViT | None":
-        """The ViT of `classifier`, for reading; None where that is None."""
+        """The ViT of `classifier`, for reading; None where that is None. With another architecture, its module."""
         classifier = self.classifier
-        return classifier.vit if classifier else None
+        return getattr(classifier, "module", None) or classifier.vit if classifier else None
 
     def stop(self, reason: str) -> None:
         """Asks for the end of training after the current step or epoch; the run is then finished as usual.

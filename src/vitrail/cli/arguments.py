@@ -117,13 +117,18 @@ def load_any_classifier(arguments: argparse.Namespace) -> BaseClassifier:
         import torch
 
         torch.set_num_threads(arguments.threads)
-    return load_classifier(arguments)
+    from vitrail.machine import pick_device
+
+    return load_any(arguments.model, pick_device(arguments.device), torch_files=arguments.torch_files)
 
 
 def require_classifier(classifier: BaseClassifier, model: str, options: str) -> Classifier:
-    """Returns the classifier if torch runs it; raises `UsageError` for an ONNX file, which these options cannot use."""
+    """Returns the classifier if it is a ViT; raises `UsageError` for an ONNX file and a model that is not a ViT."""
     from vitrail.classifier import Classifier
+    from vitrail.module_classifier import ModuleClassifier, refuse_module
 
+    if isinstance(classifier, ModuleClassifier):
+        raise refuse_module(f"{model}, which {options} needs to be one,")
     if not isinstance(classifier, Classifier):
         raise UsageError(
             f"{model} is an ONNX file, whose weights cannot be read or changed",

@@ -40,7 +40,13 @@ def run(arguments: argparse.Namespace) -> Answer:
         )
     facts = collect_facts(path, arguments.torch_files)
     shown: list[object] = [f"{facts['kind']}, {facts['bytes']:,} bytes, {facts['parameters']:,} parameters"]
-    if "config" in facts:
+    if "architecture" in facts:
+        shown.append(f"model: {facts['architecture']}")
+        shown += [
+            f"needs the {part['kind']} {part['name']!r} of the module {part['module']}" for part in facts["parts"]
+        ]
+        shown.append(f"{len(facts['classes'])} classes: {', '.join(facts['classes'][:20])}")
+    elif "config" in facts:
         c, p = facts["config"], facts["preprocess"]
         shown.append(
             f"ViT of width {c['width']} and depth {c['depth']}, {c['heads']} heads, patch {c['patch']}, "

@@ -13,6 +13,7 @@ from vitrail.explanation.hooks import eval_mode
 from vitrail.explanation.inputs import embed_images, max_batch_size, patch_grid
 from vitrail.explanation.methods import DEFAULT_METHOD, check_options, find_method
 from vitrail.explanation.targets import ClassTarget, Target, parse_targets
+from vitrail.module_classifier import refuse_module
 
 
 def explain(
@@ -53,6 +54,8 @@ def explain_batch(
     `target` is one target for all images, or a list with one for each. The other options and the errors are those of
     `explain`. Long batches are split, so memory does not grow with the batch.
     """
+    if not isinstance(classifier, Classifier):  # the types exclude it, callers may not check them
+        raise refuse_module(f"a {type(classifier).__name__}")
     classifier.require_plain_weights("explain")
     config = classifier.vit.config
     chosen = find_method(method)

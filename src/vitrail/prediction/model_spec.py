@@ -9,9 +9,10 @@ from typing import Any
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError
-from vitrail.loading import is_onnx, load
+from vitrail.loading import is_onnx, load_torch
 from vitrail.machine import parse_device, pick_device
-from vitrail.parts import hash_code
+from vitrail.module_classifier import ModuleClassifier, refuse_module
+from vitrail.parts import hash_code, needed_parts
 from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.config_json import config_to_json, model_parts
 from vitrail.weights.upgrade import FIT_VALUES, PREPROCESS_KEYS
@@ -50,9 +51,12 @@ class ModelSpec:
                 raise UsageError("--precision is for PyTorch models, not for an .onnx file", "leave it out")
             classifier = OnnxClassifier.load(self.model, threads=1, device=self.device or "cpu")
             return classifier, hashlib.sha256(Path(self.model).read_bytes()).hexdigest()
-        classifier = load(self.model, device=pick_device(self.device), torch_files=self.torch_files)
-        digest = classifier_digest(classifier)
-        return (classifier.fast() if self.precision == "bf16" else classifier), digest
+        loaded = load_torch(self.model, device=pick_device(self.device), torch_files=self.torch_files)
+        if isinstance(loaded, ModuleClassifier):
+            if self.precision != "fp32":
+                raise refuse_module(self.model)
+            return loaded, module_digest(loaded)
+        return (loaded.fast() if self.precision == "bf16" else loaded), classifier_digest(loaded)
 
     def load(self) -> BaseClassifier:
         """Returns the classifier, loaded once per process, without threads of its own; raises as `vitrail.load` does.
@@ -88,5 +92,14 @@ def classifier_digest(classifier: Classifier) -> str:
     preprocess["fit"] = FORMAT_1_FITS.get(preprocess["fit"], preprocess["fit"])
     code = hash_code(model_parts(classifier.vit.config))
     documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes, *code]
+    text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def module_digest(classifier: ModuleClassifier) -> str:
+    """SHA-256 of everything in a classifier that is not a ViT that decides its output; the builder's code counts."""
+    weights = {name: tensor.cpu() for name, tensor in classifier.module.state_dict().items()}
+    code = hash_code(needed_parts({"model": str(classifier.architecture)}))
+    documents = [classifier.architecture, classifier.preprocess.to_json(), classifier.classes, *code]
     text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,6 +9,7 @@ from vitrail.data.split import Splits, build_splits, drop_images, load_splits_in
 from vitrail.errors import VitrailError
 from vitrail.machine import GIB
 from vitrail.runs.folder import RunFolder, Unreadable
+from vitrail.runs.module_start import GivenModule
 from vitrail.runs.pretrained import Pretrained
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
@@ -29,7 +30,7 @@ def load_data(
     recipe: Recipe,
     world: World,
     *,
-    pretrained: Pretrained | None = None,
+    pretrained: Pretrained | GivenModule | None = None,
     resumed: RunFolder | None = None,
     check: bool = True,
     score_test: bool = True,
@@ -39,7 +40,7 @@ def load_data(
     Pretrained weights decide the channels. A resumed run drops what it was started without. Raises `VitrailError` for
     errors in the data, and if a resumed run was started on other data.
     """
-    theirs = pretrained.classifier.preprocess if pretrained else None
+    theirs = pretrained.classifier.preprocess if isinstance(pretrained, Pretrained) else None
     started = resumed.load_config() if resumed else None
     with world.raise_on_all(), world.local_main_first():
         source = open_source(data, missing_ok=recipe.skip_unreadable)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE
@@ -18,12 +17,13 @@ from vitrail.evaluation.calibration import calibrate
 from vitrail.evaluation.probe import Probe
 from vitrail.files import read_json_object, write_json
 from vitrail.interrupts import Interrupted
-from vitrail.loading import load
+from vitrail.loading import load_torch
+from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.hooks import RunHooks
 from vitrail.runs.pictures import draw_pictures
 from vitrail.runs.probes import compare_with_probes
-from vitrail.runs.result import Run
+from vitrail.runs.result import ModuleRun, Run, make_run
 from vitrail.runs.run_report import run_report_command, write_run_report
 from vitrail.training.recipe import Recipe
 
@@ -96,20 +96,21 @@ def load_result(folder: RunFolder) -> dict[str, Any]:
 def reload_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
     """Returns a run that is finished; makes those of its pictures and its report that are missing."""
     folder = trained.folder
-    run = Run(folder.path, load(folder.path, device=trained.device), load_result(folder))
+    run = make_run(folder.path, load_torch(folder.path, device=trained.device), load_result(folder))
     log(f"{folder.path} is finished")
-    report = report and not (folder.path / "report.html").exists()
+    report = report and trained.recipe.is_vit and not (folder.path / "report.html").exists()
     with keep_run(run, trained):
         hooks.show_result(run)
-        if trained.scored_images is not None and (report or not has_pictures(folder)):
+        if trained.scored_images is not None and (report or not has_pictures(folder, run)):
             evaluation = evaluate_held_out(run.classifier, trained.scored_images, trained)
             show_run(run, evaluation, trained, report=report)
     return run
 
 
-def has_pictures(folder: RunFolder) -> bool:
+def has_pictures(folder: RunFolder, run: Run) -> bool:
     """Returns whether the pictures that are drawn after the scores are there."""
-    return all(folder.picture(name).exists() for name in PICTURES)
+    pictures = PICTURES[:1] if isinstance(run, ModuleRun) else PICTURES
+    return all(folder.picture(name).exists() for name in pictures)
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def keep_run(run: Run, trained: TrainedRun) -> Iterator[None]:
 def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
     """Calibrates and scores the saved classifier and saves both; the evaluation is None if no images are held out."""
     splits, images = trained.splits, trained.scored_images
-    classifier = load(trained.folder.path, device=trained.device)
+    classifier = load_torch(trained.folder.path, device=trained.device)
     uncalibrated = None
     if splits.validation is not None:
         uncalibrated = trained.validation_outcome or outcome_on_validation(classifier, splits.validation, trained)
@@ -147,7 +148,7 @@ def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
         result |= summarize(classifier, evaluation, trained)
         classifier.save(trained.folder.artifact)
     write_json(trained.folder.result_file, result)
-    return Run(trained.folder.path, classifier, result), evaluation
+    return make_run(trained.folder.path, classifier, result), evaluation
 
 
 def show_run(run: Run, evaluation: Evaluation, trained: TrainedRun, *, report: bool) -> None:
@@ -155,7 +156,7 @@ def show_run(run: Run, evaluation: Evaluation, trained: TrainedRun, *, report: b
     images = trained.scored_images
     assert images is not None
     draw_pictures(run.classifier, images, evaluation, trained.folder)
-    if report:
+    if report and not isinstance(run, ModuleRun):
         write_run_report(
             run.classifier,
             evaluation,
@@ -168,7 +169,7 @@ def show_run(run: Run, evaluation: Evaluation, trained: TrainedRun, *, report: b
         )
 
 
-def outcome_on_validation(classifier: Classifier, validation: Images, trained: TrainedRun) -> Outcome:
+def outcome_on_validation(classifier: TorchClassifier, validation: Images, trained: TrainedRun) -> Outcome:
     """Returns the outcome on validation images of the classifier without a temperature."""
     with progress_bar("fitting the temperature", len(validation)) as progress:
         return compute_outcome(
@@ -181,7 +182,7 @@ def outcome_on_validation(classifier: Classifier, validation: Images, trained: T
         )
 
 
-def fit_temperature(classifier: Classifier, uncalibrated: Outcome) -> Classifier:
+def fit_temperature(classifier: TorchClassifier, uncalibrated: Outcome) -> TorchClassifier:
     """Returns the classifier with a temperature fitted on validation images, and the fit in its origin."""
     calibration = calibrate(uncalibrated)
     origin = {**classifier.origin, "calibration": calibration.to_json()}
@@ -194,7 +195,7 @@ def is_optimistic(trained: TrainedRun) -> bool:
 
 
 def evaluate_held_out(
-    classifier: Classifier, images: Images, trained: TrainedRun, outcome: Outcome | None = None
+    classifier: TorchClassifier, images: Images, trained: TrainedRun, outcome: Outcome | None = None
 ) -> Evaluation:
     """Evaluates the classifier on the scored split; `outcome` is its outcome there if it is known already."""
     split = trained.scored_split
@@ -216,7 +217,7 @@ def evaluate_held_out(
         )
 
 
-def summarize(classifier: Classifier, evaluation: Evaluation, trained: TrainedRun) -> dict[str, Any]:
+def summarize(classifier: TorchClassifier, evaluation: Evaluation, trained: TrainedRun) -> dict[str, Any]:
     """Returns the scores for result.json; the artifact's origin gets them too."""
     split = trained.scored_split
     scores = evaluation.summary()

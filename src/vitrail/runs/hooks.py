@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from vitrail.callbacks.base import CallbackState, SplitScores
 from vitrail.callbacks.calls import CallbackCalls, Stop
@@ -13,6 +13,7 @@ from vitrail.callbacks.loggers import Logger, make_loggers
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.result import ResultPrinter, Run
 from vitrail.runs.start import Start
 from vitrail.training.distributed import SINGLE_PROCESS, World
@@ -29,7 +30,7 @@ class RunHooks:
         self.world = world
         self.facts: dict[str, Any] = {}  # the fields of the state that stay as they are
         self.moment: dict[str, Any] = {"epoch": 0, "step": 0, "steps": 0}  # those that change
-        self.find_classifier: Callable[[], Classifier | None] = lambda: None
+        self.find_classifier: Callable[[], TorchClassifier | None] = lambda: None
         self.has_started = False
 
     def has(self, hook: str) -> bool:
@@ -89,7 +90,11 @@ class RunHooks:
 
         def make_state(request_stop: Callable[[str], None]) -> CallbackState:
             return CallbackState(
-                **self.facts, **self.moment, **values, get_classifier=self.find_classifier, request_stop=request_stop
+                **self.facts,
+                **self.moment,
+                **values,
+                get_classifier=cast("Callable[[], Classifier | None]", self.find_classifier),
+                request_stop=request_stop,
             )
 
         self.calls.call(hook, make_state)

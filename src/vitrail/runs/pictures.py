@@ -11,15 +11,17 @@ from vitrail.evaluation.figures import draw_confusion_matrix
 from vitrail.evaluation.metrics import confusion_matrix
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.figures import save_gallery
+from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.folder import RunFolder
 
 GALLERY_IMAGES = 30  # in attention.png
 
 
-def draw_pictures(classifier: Classifier, images: Images, evaluation: Evaluation, folder: RunFolder) -> None:
-    """Draws the confusion matrix and the attention gallery of the scored images."""
+def draw_pictures(classifier: TorchClassifier, images: Images, evaluation: Evaluation, folder: RunFolder) -> None:
+    """Draws the confusion matrix and, of a ViT, the attention gallery of the scored images."""
     draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder.picture("confusion"))
-    draw_attention(classifier, evaluation.outcome.readable_images(images), folder.picture("attention"))
+    if isinstance(classifier, Classifier):
+        draw_attention(classifier, evaluation.outcome.readable_images(images), folder.picture("attention"))
 
 
 def draw_attention(classifier: Classifier, images: Images, path: Path, max_images: int = GALLERY_IMAGES) -> None:

@@ -22,6 +22,7 @@ from vitrail.model.mlp import MLPS
 from vitrail.model.pool import POOLS
 from vitrail.model.position import EMBEDDINGS
 from vitrail.model.vit import HEADS, ViT
+from vitrail.module_classifier import TorchClassifier
 from vitrail.parts import PARTS, part_name, registered_names
 from vitrail.runs.start import Start
 from vitrail.training.checkpoint import check_optimizer_state
@@ -40,7 +41,8 @@ STATE_HINT = "keep the state of a part in parameters and persistent buffers, one
 def check_plugins(start: Start) -> None:
     """Raises `VitrailError` for a part that would fail in training, or whose model could not be loaded again."""
     recipe, classifier = start.recipe, start.classifier
-    check_model(classifier)
+    if isinstance(classifier, Classifier):
+        check_model(classifier)
     make_loss(start.loss_context())
     if part_name(recipe.augment.policy) in registered_names("augmentation"):
         check_policy(recipe, classifier)
@@ -117,7 +119,7 @@ def run_on_noise(vit: ViT, classifier: Classifier) -> Tensor:
     return outputs
 
 
-def check_policy(recipe: Recipe, classifier: Classifier) -> None:
+def check_policy(recipe: Recipe, classifier: TorchClassifier) -> None:
     """Raises `UsageError` if an augmentation of a plugin does not return uint8 pixels of the model's size."""
     preprocess, policy = classifier.preprocess, recipe.augment.policy
     shape = (preprocess.channels, *preprocess.image_size)

@@ -12,6 +12,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.loading import load
 from vitrail.model.vit import ViT
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.module_start import GivenModule, give_module
 from vitrail.training.freezing import frozen_names
 from vitrail.training.recipe import Recipe
 from vitrail.weights.artifact import weights_sha256
@@ -42,14 +43,14 @@ class Pretrained:
         return {**start, "classes": len(self.classifier.classes), "head": head, "origin": self.classifier.origin}
 
 
-def find_frozen_parameters(model: Model) -> list[str]:
+def find_frozen_parameters(model: Model, architecture: str = "vit") -> list[str]:
     """Returns the parameters of a model in memory that its user has frozen with `requires_grad=False`.
 
     Raises `UsageError` for a model of another library, whose parameters have other names here.
     """
     module = model.vit if isinstance(model, Classifier) else model
     frozen = frozen_names(module) if isinstance(module, nn.Module) else []
-    if frozen and not isinstance(module, ViT):
+    if frozen and architecture == "vit" and not isinstance(module, ViT):
         raise UsageError(
             f"{frozen[0]} has requires_grad=False, and vitrail has other names for the parameters of this model",
             'freeze them by vitrail\'s names, such as freeze="patch_embed blocks.0"',
@@ -59,8 +60,15 @@ def find_frozen_parameters(model: Model) -> list[str]:
 
 def load_pretrained(
     model: Model | None, recipe: Recipe, device: torch.device, torch_files: bool = False
-) -> Pretrained | None:
+) -> Pretrained | GivenModule | None:
     """Returns the weights to start from, or None; raises `UsageError` if there are none and the recipe needs some."""
+    if model is not None and not recipe.is_vit:
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"{recipe.architecture!r} is not a ViT, and its weights cannot be read from {model}",
+                "give a module in memory as model=, or let the builder load weights",
+            )
+        return give_module(model)
     if model is None:
         if recipe.needs_pretrained_weights:
             raise UsageError(
@@ -77,7 +85,7 @@ def load_pretrained(
 
 def reload_pretrained(
     folder: RunFolder, model: Model | None, recipe: Recipe, device: torch.device, torch_files: bool = False
-) -> Pretrained | None:
+) -> Pretrained | GivenModule | None:
     """Returns the weights that a run was started from; raises `VitrailError` if they are no longer the same."""
     started_from = folder.load_config().pretrained
     if not started_from:

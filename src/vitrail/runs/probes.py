@@ -10,6 +10,7 @@ from vitrail.data.split import Splits
 from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.evaluation.probe import Probe, probe
 from vitrail.interrupts import Interrupted, catch_stop_signals
+from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.folder import RunFolder
 from vitrail.training.curves import draw_curves
 from vitrail.training.recipe import Recipe
@@ -76,7 +77,7 @@ def describe_probes(scores: dict[str, Any]) -> list[str]:
 
 
 def compare_with_probes(
-    classifier: Classifier, scores: dict[str, Any], probes: dict[str, Any], best_epoch: int | None = None
+    classifier: TorchClassifier, scores: dict[str, Any], probes: dict[str, Any], best_epoch: int | None = None
 ) -> str | None:
     """Returns a warning if a trained model is no more accurate than a probe, which costs next to nothing; else None.
 

@@ -9,6 +9,7 @@ from vitrail.callbacks.base import Callback, CallbackState
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.evaluation.evaluation import describe_averages, describe_scored_images
+from vitrail.module_classifier import ModuleClassifier, TorchClassifier
 from vitrail.runs.probes import describe_probes
 from vitrail.training.advice import describe_early_stop
 
@@ -32,6 +33,20 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         """Returns the folder and the scores."""
         return {"run": str(self.folder), **self.result}
+
+
+@dataclass(frozen=True, repr=False)
+class ModuleRun(Run):
+    """A finished run whose model is not a ViT."""
+
+    classifier: ModuleClassifier  # type: ignore[assignment]  # `train` tells by its arguments which run it returns
+
+
+def make_run(folder: Path, classifier: TorchClassifier, result: dict[str, Any]) -> Run:
+    """Returns the run of a classifier."""
+    if isinstance(classifier, ModuleClassifier):
+        return ModuleRun(folder, classifier, result)
+    return Run(folder, classifier, result)
 
 
 def describe_scores(split: str, scores: dict[str, Any]) -> str:

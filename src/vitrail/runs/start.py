@@ -14,10 +14,12 @@ from vitrail.machine import has_native_bf16
 from vitrail.model.config import ViTConfig
 from vitrail.model.init import initialize
 from vitrail.model.vit import ViT
+from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of
 from vitrail.runs.data import RunData
+from vitrail.runs.module_start import GivenModule, describe_missing, start_module
 from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
-from vitrail.training.data_defaults import complete_recipe, resolve_model
+from vitrail.training.data_defaults import complete_recipe, resolve_model, resolve_module
 from vitrail.training.distributed import World
 from vitrail.training.freezing import match_parameters
 from vitrail.training.losses import LossContext
@@ -31,7 +33,7 @@ from vitrail.version import __version__
 class Start:
     """A run before its first step."""
 
-    classifier: Classifier
+    classifier: TorchClassifier
     recipe: Recipe  # with sizes, epochs and batch size
     data: RunData
     has_new_head: bool = True  # else the head is that of the pretrained weights
@@ -46,11 +48,16 @@ class Start:
         return LossContext(self.recipe, classes, np.bincount(self.splits.train.labels, minlength=len(classes)))
 
 
-def build_classifier(recipe: Recipe, data: RunData, pretrained: Pretrained | None, device: torch.device) -> Start:
+def build_classifier(
+    recipe: Recipe, data: RunData, pretrained: Pretrained | GivenModule | None, device: torch.device
+) -> Start:
     """Completes the recipe from the data and builds the classifier, with random or pretrained weights."""
     splits = data.splits
     data_origin = describe_data(splits, recipe)
-    if pretrained:
+    if not recipe.is_vit:
+        given = pretrained if isinstance(pretrained, GivenModule) else None
+        return build_module_classifier(recipe, data, given, device)
+    if isinstance(pretrained, Pretrained):
         theirs = pretrained.classifier
         warn_if_trained_on_held_out_images(theirs, data_origin)
         config, preprocess = resolve_transfer(recipe, len(splits.classes), theirs.vit.config, theirs.preprocess)
@@ -66,6 +73,23 @@ def build_classifier(recipe: Recipe, data: RunData, pretrained: Pretrained | Non
     origin |= describe_training(recipe) | {"data": data_origin}
     classifier = Classifier(vit.to(device), splits.classes, preprocess, origin=origin)
     return Start(classifier, recipe, data, has_new_head=head == "new")
+
+
+def build_module_classifier(recipe: Recipe, data: RunData, given: GivenModule | None, device: torch.device) -> Start:
+    """Completes the recipe from the data and builds a classifier whose model is not a ViT."""
+    splits = data.splits
+    config, preprocess = resolve_module(recipe, splits)
+    module = start_module(config, recipe, given)
+    match_parameters((name for name, _ in module.named_parameters()), recipe.frozen_patterns)
+    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=False)
+    origin = describe_training(recipe) | {"data": describe_data(splits, recipe)}
+    if given:
+        origin |= {"from": given.to_json()}
+    log(describe_missing(recipe.architecture))
+    classifier = ModuleClassifier(
+        module.to(device), splits.classes, preprocess, origin=origin, architecture=recipe.architecture
+    )
+    return Start(classifier, recipe, data)
 
 
 def random_vit(config: ViTConfig, recipe: Recipe) -> ViT:
@@ -131,16 +155,23 @@ def explain_precision(recipe: Recipe, device: torch.device) -> str | None:
 
 def describe_plan(start: Start, world: World) -> str:
     """Returns a line on what is trained, on what data and how."""
-    recipe, vit = start.recipe, start.classifier.vit
-    config = vit.config
+    recipe, classifier = start.recipe, start.classifier
     dtype = str(autocast_dtype(recipe.precision, world.device)).removeprefix("torch.")
     schedule = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, batch size {recipe.batch_size}"
     if recipe.train_on == "features":
         dtype, schedule = "float32", "a linear head on frozen features"
     processes = f"{world.size} processes{', sharded' if world.is_sharded else ''}; " if world.size > 1 else ""
     return (
-        f"{len(start.splits.train)} training images of {len(start.splits.classes)} classes, {config.image_size} px; "
-        f"ViT of width {config.width} and depth {config.depth}, patch {config.patch}, "
-        f"{sum(parameter.numel() for parameter in vit.parameters()):,} parameters; "
+        f"{len(start.splits.train)} training images of {len(start.splits.classes)} classes, "
+        f"{describe_classifier(classifier)}, "
+        f"{sum(parameter.numel() for parameter in module_of(classifier).parameters()):,} parameters; "
         f"recipe {recipe.name}, {schedule}; {processes}{world.device.type} in {dtype}"
     )
+
+
+def describe_classifier(classifier: TorchClassifier) -> str:
+    """Returns image size and shape of a model as text."""
+    if isinstance(classifier, ModuleClassifier):
+        return f"{'x'.join(map(str, classifier.preprocess.image_size))} px; {classifier.architecture}"
+    config = classifier.vit.config
+    return f"{config.image_size} px; ViT of width {config.width} and depth {config.depth}, patch {config.patch}"

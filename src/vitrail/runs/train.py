@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from torch import nn
 
 from vitrail.callbacks.loggers import Logger, name_loggers
+from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data.check import check_image_sizes, write_report
 from vitrail.data.python_data import Data
@@ -23,18 +25,20 @@ from vitrail.evaluation.probe import Probe
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
 from vitrail.machine import keep_freed_memory, pick_device
 from vitrail.model.config import ViTConfig
-from vitrail.model.vit import ViT
+from vitrail.module_classifier import module_of
 from vitrail.plugins import loaded_plugins
+from vitrail.runs.arguments import resolve_arguments
 from vitrail.runs.claim import check_disk_space, create_run
 from vitrail.runs.data import load_data
 from vitrail.runs.epochs import train_epochs
 from vitrail.runs.finish import TrainedRun, finish_run, is_finished, reload_run
 from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.runs.hooks import RunHooks, make_hooks
+from vitrail.runs.module_start import GivenModule, check_module_world
 from vitrail.runs.plugin_checks import check_plugins
-from vitrail.runs.pretrained import Model, Pretrained, find_frozen_parameters, load_pretrained, reload_pretrained
+from vitrail.runs.pretrained import Model, Pretrained, load_pretrained, reload_pretrained
 from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_probe
-from vitrail.runs.resolve import describe_model, find_run_to_resume, request_recipe, resume_recipe
+from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
 from vitrail.runs.result import Run
 from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
@@ -43,11 +47,10 @@ from vitrail.training.advice import advise_pretrained_weights
 from vitrail.training.balance import describe_balance
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
-from vitrail.training.losses import chance_level, make_loss, name_loss
+from vitrail.training.losses import chance_level, make_loss
 from vitrail.training.optimizers import find_optimizer
 from vitrail.training.recipe import Recipe
 from vitrail.training.recipe_changes import TrainChanges
-from vitrail.training.recipes import find_recipe
 from vitrail.training.train_state import TrainState, init_train_state
 
 PICTURES_BYTES = 4 << 20  # for the pictures and tables of a run
@@ -57,6 +60,7 @@ def train(
     data: Data,
     *,
     model: Model | ViTConfig | None = None,
+    architecture: str | None = None,
     recipe: str | Path | Recipe | None = None,
     loss: str | Callable[..., Any] | None = None,
     out: str | Path | None = None,
@@ -75,11 +79,13 @@ def train(
 
     `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` is
     passed to it). Parameters with `requires_grad=False` stay frozen, unless all are so, as in a loaded model. A
-    `ViTConfig` describes a model with random weights instead. `recipe` is a name (default: `small`, or
-    `finetune` with weights), a TOML or JSON file, or a `Recipe`; `changes` are fields of it, of its augmentation or of
-    its model (`epochs=3, width=128`); `vitrail.RecipeChanges` lists them. `loss` is a name, a callable
-    `loss(logits, targets)`, or a class that makes one from a `LossContext`, which has the class counts; to resume, pass
-    it again.
+    `ViTConfig` describes a model with random weights instead. `architecture` names another model than a ViT by its
+    registered builder (docs/plugins.md), and the result is a `ModuleRun`; `model` may then be a module that has its
+    weights. `recipe` is a
+    name (default: `small`, or `finetune` with weights), a TOML or JSON file, or a `Recipe`; `changes` are fields of it,
+    of its augmentation or of its model (`epochs=3, width=128`); `vitrail.RecipeChanges` lists them. `loss` is a name, a
+    callable `loss(logits, targets)`, or a class that makes one from a `LossContext`, which has the class counts; to
+    resume, pass it again.
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `resume` starts a new run if there is none yet, and returns a finished one as it is.
@@ -91,7 +97,7 @@ def train(
 
     Raises `VitrailError` for errors in the data and in training.
     """
-    weights, all_changes = resolve_arguments(model, recipe, loss, changes)
+    weights, all_changes = resolve_arguments(model, architecture, recipe, loss, changes)
     with join_world(pick_device(device), fsdp=fsdp) as world:
         name = name_of_data(data)
         resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))
@@ -123,31 +129,10 @@ def train(
                 if world.is_main:
                     if start.data.report and not folder.check_file.exists():
                         write_report(start.data.report, folder.check_file, folder.picture("classes"))
-                    probes = probe_start(start) if pretrained else None
+                    probes = probe_start(start) if isinstance(pretrained, Pretrained) else None
             with hooks.call_run_end():
                 trained = train_classifier(start, folder, probes, hooks, world, resumes=resumed is not None)
                 return finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks), hooks)
-
-
-def resolve_arguments(
-    model: Model | ViTConfig | None,
-    recipe: str | Path | Recipe | None,
-    loss: str | Callable[..., Any] | None,
-    changes: Mapping[str, Any],
-) -> tuple[Model | None, Mapping[str, Any]]:
-    """Returns the weights to start from, and the changes of the recipe with those that the other arguments mean."""
-    if loss is not None:
-        changes = {**changes, "loss": loss if isinstance(loss, str) else name_loss(loss)}
-    if isinstance(model, ViTConfig):
-        return None, {**describe_model(model), **changes}
-    if model is not None and (frozen := find_frozen_parameters(model)):
-        if changes.get("freeze") or (recipe is not None and find_recipe(recipe).freeze):
-            raise UsageError(
-                "parameters are frozen twice: by requires_grad=False of the model, and by freeze",
-                "use one of them",
-            )
-        changes = {**changes, "freeze": " ".join(frozen)}
-    return model, changes
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
@@ -170,6 +155,7 @@ def check_world(recipe: Recipe, world: World, *, fsdp: bool, resumes: bool) -> N
 
     A resumed run may have lost the other processes; it continues with a warning.
     """
+    check_module_world(recipe, world)
     if world.size > 1 and recipe.train_on == "features":
         raise UsageError(f"recipe {recipe.name} fits its head in one process", "start one process")
     if world.is_sharded and find_optimizer(recipe).needs_full_matrices:
@@ -190,7 +176,7 @@ def init_device(world: World) -> torch.device:
 
 def load_weights(
     model: Model | None, recipe: Recipe, resumed: RunFolder | None, world: World, torch_files: bool
-) -> Pretrained | None:
+) -> Pretrained | GivenModule | None:
     """Returns the pretrained weights, if any; on each machine one process downloads them first."""
     with world.raise_on_all(), world.local_main_first():
         if resumed:
@@ -209,7 +195,9 @@ def resume_options(world: World, torch_files: bool, logger: Logger | Sequence[Lo
     return options + (["--fsdp"] if world.is_sharded else [])
 
 
-def describe_run(start: Start, recipe: Recipe, pretrained: Pretrained | None, options: Sequence[str]) -> RunConfig:
+def describe_run(
+    start: Start, recipe: Recipe, pretrained: Pretrained | GivenModule | None, options: Sequence[str]
+) -> RunConfig:
     """Returns what recipe.json keeps of a run; `recipe` is the requested one."""
     return RunConfig(
         data=start.data.address,
@@ -224,11 +212,11 @@ def describe_run(start: Start, recipe: Recipe, pretrained: Pretrained | None, op
 
 def begin_run(config: RunConfig, start: Start, name: str, out: str | Path | None) -> RunFolder:
     """Makes the folder of a new run; raises `VitrailError` if its disk is too small."""
-    check_disk_space(out, estimate_run_bytes(start.classifier.vit, start.recipe))
+    check_disk_space(out, estimate_run_bytes(module_of(start.classifier), start.recipe))
     return create_run(config, name, out)
 
 
-def estimate_run_bytes(vit: ViT, recipe: Recipe) -> int:
+def estimate_run_bytes(vit: nn.Module, recipe: Recipe) -> int:
     """Returns the maximum size of a run: three checkpoints (while one of two is replaced), two artifacts, pictures."""
     weights = 4 * sum(parameter.numel() for parameter in vit.parameters())
     checkpoint = weights * (1 + bool(recipe.ema_decay) + find_optimizer(recipe).state_per_weight)
@@ -250,6 +238,7 @@ def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
 
 def probe_start(start: Start) -> Probe:
     """Probes pretrained weights; initializes a new head with the probe's weights if the recipe has that option."""
+    assert isinstance(start.classifier, Classifier)
     probes = probe_pretrained(start.classifier, start.splits, start.recipe)
     if start.recipe.train_on != "features" and start.has_new_head:
         initialize_head(start.classifier, probes, start.recipe)
@@ -281,12 +270,12 @@ def train_classifier(
     resumes: bool,
 ) -> TrainedRun:
     """Trains for all epochs, or makes the linear probe the head if the recipe trains on features."""
-    if probes and start.recipe.train_on == "features":
+    if probes and start.recipe.train_on == "features" and isinstance(start.classifier, Classifier):
         hooks.start_without_epochs()
         save_linear_probe(start.classifier, probes, folder)
         return TrainedRun(folder, start.splits, start.recipe, world.device, probes.seconds, probes)
     loss = make_loss(start.loss_context())
-    state = init_train_state(start.classifier.vit, start.recipe, world, loss)
+    state = init_train_state(module_of(start.classifier), start.recipe, world, loss, len(start.splits.classes))
     level = chance_level(loss)
     run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, hooks, chance_loss=level)
     log_frozen_parameters(state)

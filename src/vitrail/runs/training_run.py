@@ -1,15 +1,15 @@
 """A run while it trains: what learns, from what data, where it is written, and how many steps are done."""
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vitrail.classifier import Classifier
 from vitrail.data.loader import count_batches
 from vitrail.data.split import Splits
 from vitrail.evaluation import Outcome
 from vitrail.interrupts import Interrupted
 from vitrail.machine import describe_numerics
+from vitrail.module_classifier import TorchClassifier, module_of, with_module
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.hooks import RunHooks
@@ -65,7 +65,7 @@ class TrainingRun:
     """Everything that the epochs of a run need. Every process has one; the main one writes."""
 
     state: TrainState
-    classifier: Classifier  # what is saved: the ViT of `state` with classes, preprocessing and origin
+    classifier: TorchClassifier  # what is saved: the model of `state` with classes, preprocessing and origin
     splits: Splits
     recipe: Recipe  # with sizes, epochs and batch size
     folder: RunFolder
@@ -110,9 +110,9 @@ class TrainingRun:
         return self.epochs * self.steps_per_epoch
 
     @property
-    def eval_classifier(self) -> Classifier:
+    def eval_classifier(self) -> TorchClassifier:
         """The classifier that is evaluated and saved: with EMA weights if the recipe has them."""
-        return replace(self.classifier, vit=self.state.eval_model)
+        return with_module(self.classifier, self.state.eval_model)
 
     def save_checkpoint(self, label: str = "") -> None:
         """Writes a checkpoint, whose name ends with the label."""
@@ -127,7 +127,7 @@ class TrainingRun:
     def save_artifact(self) -> None:
         """Writes the classifier."""
         classifier = self.eval_classifier
-        classifier = replace(classifier, vit=gather_model(classifier.vit, self.world))
+        classifier = with_module(classifier, gather_model(module_of(classifier), self.world))
         self.world.on_main(lambda: classifier.save(self.folder.artifact))
 
     def save_after_callback(self) -> str:
@@ -160,7 +160,7 @@ class TrainingRun:
             self.call_hook(hook, epoch, **values)
             self.hooks.raise_error(self.save_after_callback)
 
-    def find_classifier(self) -> Classifier | None:
+    def find_classifier(self) -> TorchClassifier | None:
         """Returns the classifier that is evaluated; None if its weights are sharded."""
         return None if self.world.is_sharded else self.eval_classifier
 

@@ -8,12 +8,12 @@ from math import ceil
 import numpy as np
 import torch
 
-from vitrail.classifier import Classifier
 from vitrail.data.images import Images
 from vitrail.errors import VitrailError
 from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.metrics import balanced_accuracy
 from vitrail.evaluation.outcome import NoReadableImages, Outcome
+from vitrail.module_classifier import TorchClassifier, module_of
 from vitrail.training.distributed import World
 
 
@@ -40,7 +40,7 @@ class ShardScores:
 
 
 def evaluate_all_ranks(
-    classifier: Classifier,
+    classifier: TorchClassifier,
     images: Images,
     world: World,
     *,
@@ -82,7 +82,12 @@ def evaluate_all_ranks(
 
 
 def evaluate_shard(
-    classifier: Classifier, images: Images, world: World, batch_size: int, workers: int | None, skip_unreadable: bool
+    classifier: TorchClassifier,
+    images: Images,
+    world: World,
+    batch_size: int,
+    workers: int | None,
+    skip_unreadable: bool,
 ) -> ShardScores:
     """Evaluates the share of one process. An error is returned, so that all processes learn of it."""
     if not len(images):
@@ -110,7 +115,7 @@ def evaluate_shard(
 
 
 @contextmanager
-def pad_forward_calls(classifier: Classifier, calls: int) -> Iterator[None]:
+def pad_forward_calls(classifier: TorchClassifier, calls: int) -> Iterator[None]:
     """On exit, calls the model on blank images until it has been called `calls` times since the start.
 
     Processes that share a model's weights (FSDP) must all call it the same number of times.
@@ -121,7 +126,7 @@ def pad_forward_calls(classifier: Classifier, calls: int) -> Iterator[None]:
         nonlocal counted
         counted += 1
 
-    hook = classifier.vit.register_forward_pre_hook(count)
+    hook = module_of(classifier).register_forward_pre_hook(count)
     try:
         yield
     finally:
@@ -129,4 +134,4 @@ def pad_forward_calls(classifier: Classifier, calls: int) -> Iterator[None]:
     blank = torch.zeros(1, classifier.preprocess.channels, *classifier.preprocess.image_size, dtype=torch.uint8)
     with torch.inference_mode():
         for _ in range(counted, calls):
-            classifier.vit(classifier.normalize(blank))
+            module_of(classifier)(classifier.normalize(blank))

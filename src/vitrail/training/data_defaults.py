@@ -16,6 +16,7 @@ from vitrail.data.split import Splits
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig, to_pair
 from vitrail.training.recipe import Recipe
+from vitrail.weights.builders import ModuleConfig
 
 T = TypeVar("T")
 PATCH_BY_IMAGE_SIZE = ((16, 2), (48, 4), (128, 8))  # (largest image size, patch)
@@ -42,26 +43,44 @@ def resolve_model(recipe: Recipe, splits: Splits) -> tuple[ViTConfig, Preprocess
         image_size = (-(-image_size[0] // patch) * patch, -(-image_size[1] // patch) * patch)
     sizes = {"image_size": image_size[0] if image_size[0] == image_size[1] else image_size, "patch": patch}
     config = ViTConfig(**{**model, **sizes}, channels=splits.channels, classes=len(splits.classes))
-    preprocess = Preprocess(
-        image_size=to_pair(config.image_size),
+    return config, make_preprocess(recipe, to_pair(config.image_size), splits.channels, min_size=patch)
+
+
+def resolve_module(recipe: Recipe, splits: Splits) -> tuple[ModuleConfig, Preprocess]:
+    """Returns the config of a model that is not a ViT, and the preprocessing without its normalization."""
+    if "image_size" in recipe.model:
+        size = to_pair(recipe.model["image_size"])
+    else:
+        size = choose_image_size(sample_image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable))
+    config = ModuleConfig(
+        architecture=recipe.architecture, image_size=size, channels=splits.channels, classes=len(splits.classes)
+    )
+    return config, make_preprocess(recipe, size, splits.channels)
+
+
+def make_preprocess(recipe: Recipe, image_size: tuple[int, int], channels: int, min_size: int = 1) -> Preprocess:
+    """Returns the preprocessing of a recipe, without its normalization."""
+    return Preprocess(
+        image_size=image_size,
         fit=recipe.fit or "pad",
         interpolation=recipe.interpolation or "bilinear",
         crop_fraction=recipe.crop_fraction or 1.0,
-        mean=(0.5,) * splits.channels,
-        std=(0.5,) * splits.channels,
-        min_size=patch,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        min_size=min_size,
     )
-    return config, preprocess
 
 
 def complete_recipe(
-    recipe: Recipe, config: ViTConfig, preprocess: Preprocess, splits: Splits, *, transfers: bool
+    recipe: Recipe, config: ViTConfig | ModuleConfig, preprocess: Preprocess, splits: Splits, *, transfers: bool
 ) -> tuple[Recipe, Preprocess]:
     """Returns the recipe with sizes, epochs, batch size and learning rate, and the preprocessing with mean and std.
 
     With `transfers`, the weights and the preprocessing are pretrained.
     """
-    recipe = recipe.with_changes(image_size=config.image_size, patch=config.patch)
+    recipe = recipe.with_changes(image_size=config.image_size)
+    if isinstance(config, ViTConfig):
+        recipe = recipe.with_changes(patch=config.patch)
     recipe = resolve_schedule(recipe, splits, TRANSFER_BATCH_SIZE_RANGE if transfers else BATCH_SIZE_RANGE)
     if by := recipe.normalize or (None if transfers else "data"):
         preprocess = with_normalization(preprocess, by, splits.train, skip_unreadable=recipe.skip_unreadable)

@@ -22,13 +22,13 @@ def check_freeze(recipe: Recipe, depth: int) -> None:
         raise UsageError(f"freeze {depth} leaves no block for LoRA to update", "freeze fewer blocks")
 
 
-def freeze_parameters(vit: ViT, recipe: Recipe) -> list[nn.Module]:
+def freeze_parameters(vit: nn.Module, recipe: Recipe) -> list[nn.Module]:
     """Freezes what the recipe's `freeze` tells: the embedding and the first blocks, all but the head, or by name.
 
     Returns the frozen modules, which must stay in eval mode. Raises `UsageError` as `check_freeze` and
     `match_parameters` do.
     """
-    if recipe.frozen_patterns:
+    if recipe.frozen_patterns or not isinstance(vit, ViT):
         return freeze_by_name(vit, recipe.frozen_patterns)
     check_freeze(recipe, len(vit.blocks))
     children = dict(vit.named_children())

@@ -103,14 +103,13 @@ def prepare_micro_batch(
     Seeds torch for the mixing, then for the dropout and stochastic depth of the forward pass. Returns images, labels
     before mixing, and targets, without the images that only serve as mixing partners (`MicroBatch.overlap`).
     """
-    config = state.vit.config
     device = next(state.vit.parameters()).device
     seed_micro_batch(recipe.seed, state.step, index)
     images_BCHW = preprocess.normalize(micro_batch.pixels.to(device, non_blocking=True))
     labels_B = micro_batch.labels.to(device, non_blocking=True)
     if scale < 1:
-        images_BCHW = downscale(images_BCHW, scale, config.patch)
-    images_BCHW, targets = mix_batch(recipe.augment, images_BCHW, labels_B, config.classes, micro_batch.overlap)
+        images_BCHW = downscale(images_BCHW, scale, state.patch)
+    images_BCHW, targets = mix_batch(recipe.augment, images_BCHW, labels_B, state.classes, micro_batch.overlap)
     if state.world.rank:  # all processes mix alike, but each has its own dropout
         seed_micro_batch(recipe.seed, state.step, index, state.world.rank)
     return images_BCHW, labels_B[micro_batch.overlap :], targets

@@ -20,19 +20,19 @@ from vitrail.training.muon import Muon
 from vitrail.training.recipe import Recipe
 
 
-def build_adamw(vit: ViT, recipe: Recipe) -> list[Optimizer]:
+def build_adamw(vit: nn.Module, recipe: Recipe) -> list[Optimizer]:
     """AdamW (arXiv 1711.05101), with torch's fused kernel."""
     return [torch.optim.AdamW(parameter_groups(vit, recipe, recipe.peak_lr), lr=recipe.peak_lr, fused=True)]
 
 
-def build_sgd(vit: ViT, recipe: Recipe) -> list[Optimizer]:
+def build_sgd(vit: nn.Module, recipe: Recipe) -> list[Optimizer]:
     """SGD with Nesterov momentum."""
     groups = parameter_groups(vit, recipe, recipe.peak_lr)
     nesterov = recipe.momentum > 0
     return [torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=nesterov)]
 
 
-def build_muon(vit: ViT, recipe: Recipe) -> list[Optimizer]:
+def build_muon(vit: nn.Module, recipe: Recipe) -> list[Optimizer]:
     """Muon for the matrices of the blocks, AdamW for all other parameters."""
     other = parameter_groups(vit, recipe, recipe.peak_lr, lambda name, p: not is_block_matrix(name, p))
     optimizers: list[Optimizer] = [torch.optim.AdamW(other, lr=recipe.peak_lr, fused=True)]
@@ -67,7 +67,7 @@ def find_optimizer(recipe: Recipe) -> OptimizerKind:
     return OPTIMIZERS[part_name(recipe.optimizer)]
 
 
-def build_optimizers(vit: ViT, recipe: Recipe) -> list[Optimizer]:
+def build_optimizers(vit: nn.Module, recipe: Recipe) -> list[Optimizer]:
     """Returns the optimizers of a recipe, for all trainable parameters; raises `UsageError` for wrong arguments."""
     _, arguments = split_part(recipe.optimizer)
     build = find_optimizer(recipe).build
@@ -76,7 +76,9 @@ def build_optimizers(vit: ViT, recipe: Recipe) -> list[Optimizer]:
     return build(vit, recipe, **arguments)
 
 
-def build_from_class(kind: Callable[..., Optimizer], vit: ViT, recipe: Recipe, **arguments: Any) -> list[Optimizer]:
+def build_from_class(
+    kind: Callable[..., Optimizer], vit: nn.Module, recipe: Recipe, **arguments: Any
+) -> list[Optimizer]:
     """Returns an optimizer of a plugin for all parameters; raises `UsageError` if it cannot be made."""
     groups = parameter_groups(vit, recipe, recipe.peak_lr)
     try:
@@ -117,7 +119,7 @@ def layer_index(name: str, depth: int) -> int:
 
 
 def parameter_groups(
-    vit: ViT,
+    vit: nn.Module,
     recipe: Recipe,
     lr: float,
     is_chosen: Callable[[str, nn.Parameter], bool] = lambda name, p: True,
@@ -128,11 +130,12 @@ def parameter_groups(
     With layer-wise decay (Clark et al. 2020; for ViTs arXiv 2106.08254) the learning rate falls by a factor with every
     layer from the head to the embedding.
     """
-    last_layer = vit.config.depth + 1
+    depth = vit.config.depth if isinstance(vit, ViT) else 0
+    last_layer = depth + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in vit.named_parameters():
         if parameter.requires_grad and is_chosen(name, parameter):
-            layer = layer_index(name, vit.config.depth) if recipe.layer_decay != 1 else last_layer
+            layer = layer_index(name, depth) if recipe.layer_decay != 1 else last_layer
             decays = recipe.weight_decay_on == "all" or has_decay(name, parameter)
             groups.setdefault((layer, decays), []).append(parameter)
     return [

@@ -118,12 +118,12 @@ def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gather_model(vit: ViT, world: World) -> ViT:
+def gather_model(vit: nn.Module, world: World) -> nn.Module:
     """Returns an unsharded copy of a sharded ViT in the main process; a collective.
 
     The copy of the other processes has no meaningful weights. A ViT that is not sharded is returned as it is.
     """
-    if not world.is_sharded:
+    if not world.is_sharded or not isinstance(vit, ViT):
         return vit
     tensors = {name: full_cpu_tensor(tensor, keep=world.is_main) for name, tensor in vit.state_dict().items()}
     unsharded = ViT(vit.config)

@@ -15,6 +15,7 @@ from vitrail.weights.config_json import config_values_from_json, position_to_jso
 from vitrail.weights.sizes import SIZES
 from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
 
+Architecture = Literal["vit"]
 OptimizerName = Literal["adamw", "sgd", "muon"]
 LossName = Literal["cross_entropy"]
 BalanceName = Literal["none", "weights", "sampler", "logits"]
@@ -40,6 +41,7 @@ class Recipe:
     name: str = "custom"
     description: str = ""
     model: dict[str, Any] = field(default_factory=dict)
+    architecture: Architecture | str = option("vit", "model to train: a ViT, or one that a plugin builds", part="model")
     augment: Augment = Augment()
     seed: int = option(0, "seed of the initial weights, the order of images and the augmentation", ge=0)
     epochs: int | None = option(
@@ -144,6 +146,13 @@ class Recipe:
             object.__setattr__(self, "freeze", " ".join(map(str, self.freeze)) or 0)
         check_fields(self)
         object.__setattr__(self, "model", config_values_from_json(self.model))
+        if not self.is_vit and (
+            self.lora_rank or self.train_on == "features" or (self.freeze and not self.frozen_patterns)
+        ):
+            raise UsageError(
+                f"{self.architecture!r} is not a ViT, so lora_rank, train_on features and freeze COUNT cannot be used",
+                "freeze takes patterns of parameter names",
+            )
         if self.lora_rank and self.freeze == "backbone":
             raise UsageError("LoRA trains the backbone, and freeze 'backbone' freezes it", "choose one of them")
         if self.train_on == "features" and self.balance != "none":
@@ -174,6 +183,11 @@ class Recipe:
         return "accuracy" if self.balance == "none" else "balanced_accuracy"
 
     @property
+    def is_vit(self) -> bool:
+        """Whether a ViT is trained; else a model that a plugin builds."""
+        return self.architecture == "vit"
+
+    @property
     def frozen_patterns(self) -> tuple[str, ...]:
         """The patterns of `freeze`, if it has patterns of names."""
         if not isinstance(self.freeze, str) or self.freeze == "backbone":
@@ -184,9 +198,10 @@ class Recipe:
     def needs_pretrained_weights(self) -> bool:
         """Whether the recipe makes sense only for a pretrained model.
 
-        Parameters may be frozen by name at random weights, too (a random patch projection: arXiv 2104.02057).
+        Parameters may be frozen by name at random weights, too (a random patch projection: arXiv 2104.02057). Builders
+        of other models may load weights themselves.
         """
-        return (
+        return self.is_vit and (
             self.train_on == "features"
             or (self.freeze != 0 and not self.frozen_patterns)
             or self.lora_rank is not None
@@ -224,19 +239,24 @@ class Recipe:
             by_group[RECIPE_FIELDS[name]][name] = value
         own, augment, model = by_group["recipe"], by_group["augment"], by_group["model"]
         changed = replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
+        if not changed.is_vit and (unused := sorted({name for name in changes if name in VIT_FIELDS})):
+            raise UsageError(
+                f"{changed.architecture!r} is not a ViT, and {', '.join(unused)} has no effect on it",
+                "write arguments of its builder as architecture NAME:ARGUMENT=VALUE",
+            )
         if changed.train_on == "features" and (unused := sorted(({*own} - FEATURE_FIELDS) | {*augment})):
             raise UsageError(
                 f"recipe {self.name} fits its head on features, where {', '.join(unused)} has no effect",
                 f"it uses {', '.join(sorted(FEATURE_FIELDS))}, or use --train-on images",
             )
-        return changed
+        return changed if changed.is_vit else without_vit_fields(changed)
 
     def parts(self) -> list[dict[str, Any]]:
         """Returns the parts of plugins that the recipe names, as files name them."""
         model: dict[str, str] = {kind: self.model[kind] for kind in ("pool", "mlp", "head") if kind in self.model}
         if isinstance(position := self.model.get("position"), str):
             model["position"] = position
-        own = {"loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}
+        own = {"model": self.architecture, "loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}
         return needed_parts({**model, **own, "augmentation": self.augment.policy})
 
     def to_json(self) -> dict[str, Any]:
@@ -270,11 +290,26 @@ RECIPE_FIELDS: dict[str, str] = {
     **{f.name: "recipe" for f in fields(Recipe) if f.name not in ("name", "description", "model", "augment")},
 }
 
+# The fields that have an effect only on a ViT.
+VIT_FIELDS = {
+    *(f.name for f in fields(ViTConfig) if f.name != "image_size"), "size", "initial_image_scale",
+    "image_growth_fraction", "zero_init_residual", "patch_init_std", "gradient_checkpointing", "layer_decay",
+    "head_init", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "train_on", "probe_l2",
+}  # fmt: skip
+
 # The recipe's own fields that have an effect when only a head is fitted, on features.
 FEATURE_FIELDS = {
     "train_on", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
     "test_fraction", "split_seed", "image_cache_gib", "workers", "skip_unreadable",
 }  # fmt: skip
+
+
+def without_vit_fields(recipe: Recipe) -> Recipe:
+    """Returns a recipe for another model than a ViT: the fields that have no effect on it have their defaults."""
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(Recipe) if f.name in VIT_FIELDS}
+    return replace(
+        recipe, **defaults, model={name: recipe.model[name] for name in recipe.model if name == "image_size"}
+    )
 
 
 def flatten_recipe(recipe: Recipe) -> dict[str, Any]:

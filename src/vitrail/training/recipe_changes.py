@@ -6,7 +6,7 @@ from vitrail.model.config import Learned, NoPosition, Rotary, SinCos
 
 
 class TrainChanges(TypedDict, total=False):
-    """The fields of a recipe that `train` takes as keywords besides its own, of which `loss` is one."""
+    """The fields of a recipe that `train` takes as keywords besides its own, `architecture` and `loss`."""
 
     size: Literal["Ti", "S", "B", "L", "So400m", "H", "g"]
     """named model size: sets width, depth, heads and mlp_width"""
@@ -171,5 +171,7 @@ class TrainChanges(TypedDict, total=False):
 class RecipeChanges(TrainChanges, total=False):
     """The fields of a recipe that its user may set: its own, those of its augmentation and those of its model."""
 
+    architecture: Literal["vit"] | str
+    """model to train: a ViT, or one that a plugin builds"""
     loss: Literal["cross_entropy"] | str
     """training loss; cross_entropy:class_weights=balanced is the same as balance weights"""

@@ -26,7 +26,7 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 class TrainState:
     """The model in training, its EMA weights, the optimizers and the number of steps done."""
 
-    vit: ViT
+    vit: nn.Module  # a ViT, unless the recipe has another architecture
     ema: AveragedModel | None
     optimizers: list[Optimizer]
     loss: StepLoss
@@ -35,17 +35,19 @@ class TrainState:
     has_lora: bool = False
     world: World = SINGLE_PROCESS
     ddp_model: nn.Module | None = None
+    classes: int = 0
+    patch: int = 1  # image sizes are multiples of it
 
     @property
     def train_model(self) -> nn.Module:
-        """The module to call in training: the ViT, or its DDP wrapper."""
+        """The module to call in training: the model, or its DDP wrapper."""
         return self.ddp_model or self.vit
 
     @property
-    def eval_model(self) -> ViT:
+    def eval_model(self) -> nn.Module:
         """The weights to evaluate and save: the EMA weights if there are any, with LoRA updates merged."""
-        averaged: ViT = self.ema.module if self.ema else self.vit  # type: ignore[assignment]
-        return merge_lora(averaged) if self.has_lora else averaged
+        averaged: nn.Module = self.ema.module if self.ema else self.vit
+        return merge_lora(averaged) if self.has_lora and isinstance(averaged, ViT) else averaged
 
     @property
     def replicas(self) -> dict[str, nn.Module]:
@@ -59,14 +61,23 @@ class TrainState:
             module.eval()
 
 
-def init_train_state(vit: ViT, recipe: Recipe, world: World = SINGLE_PROCESS, loss: Loss | None = None) -> TrainState:
+def init_train_state(
+    vit: nn.Module,
+    recipe: Recipe,
+    world: World = SINGLE_PROCESS,
+    loss: Loss | None = None,
+    classes: int | None = None,
+) -> TrainState:
     """Prepares a model for training by a recipe, in all processes of the world.
 
-    Without `loss` it is the recipe's, for classes of equal size.
+    Without `loss` it is the recipe's, for classes of equal size. A model that is not a ViT needs `classes`.
     """
-    vit.gradient_checkpointing = recipe.gradient_checkpointing
-    if recipe.lora_rank:
-        add_lora(vit, recipe)
+    if isinstance(vit, ViT):
+        classes = vit.config.classes
+        vit.gradient_checkpointing = recipe.gradient_checkpointing
+        if recipe.lora_rank:
+            add_lora(vit, recipe)
+    assert classes is not None
     frozen = freeze_parameters(vit, recipe)
     broadcast_parameters(vit, world)  # including LoRA weights, which each process initialized by itself
     ema = AveragedModel(vit, multi_avg_fn=ema_update(recipe.ema_decay)) if recipe.ema_decay else None
@@ -83,17 +94,18 @@ def init_train_state(vit: ViT, recipe: Recipe, world: World = SINGLE_PROCESS, lo
         vit,
         ema,
         optimizers,
-        make_step_loss(loss or make_loss(equal_classes(vit, recipe))),
+        make_step_loss(loss or make_loss(equal_classes(classes, recipe))),
         frozen=frozen,
         has_lora=bool(recipe.lora_rank),
         world=world,
         ddp_model=wrap_ddp(vit, world),
+        classes=classes,
+        patch=vit.config.patch if isinstance(vit, ViT) else 1,
     )
 
 
-def equal_classes(vit: ViT, recipe: Recipe) -> LossContext:
+def equal_classes(classes: int, recipe: Recipe) -> LossContext:
     """Returns the context of a loss for classes of equal size, which have numbers for names."""
-    classes = vit.config.classes
     return LossContext(recipe, tuple(map(str, range(classes))), np.ones(classes))
 
 

@@ -18,16 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.files import refuse_lfs_pointer, write_atomically
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.parts import allow_described, require_parts
+from vitrail.weights.builders import NOT_A_VIT
 from vitrail.weights.config_json import config_from_json, config_to_json, model_parts
 from vitrail.weights.origin import check_origin
 from vitrail.weights.upgrade import upgrade_artifact
 
 FORMAT = 2  # 1 had other names for recipe fields (weights/upgrade.py)
+MODULE_FORMAT = 3  # of a model that is not a ViT (module_classifier.py)
 MAX_DOCUMENT_BYTES = 16 << 20
 MAX_IMAGE_SIZE = (
     8192  # pixels; a larger size in a file is refused, because preparing an image would need too much memory
@@ -92,6 +94,11 @@ def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = 
 
     Without `needs_parts` the parts of plugins that the document names need not be registered.
     """
+    if document.get("format") == MODULE_FORMAT:
+        raise UsageError(
+            f"{path} holds the model {document.get('architecture')!r}, which is not a ViT: {NOT_A_VIT}",
+            "vitrail.load_any, predict and evaluate take it; for the rest use a ViT",
+        )
     if document.get("format") not in (1, FORMAT):
         raise VitrailError(
             f"{path} has format {document.get('format')!r}; this version of vitrail reads {FORMAT}", "update vitrail"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vitrail.weights.artifact import is_artifact, read_artifact, read_safetensors
+from vitrail.weights.artifact import MODULE_FORMAT, is_artifact, read_artifact, read_safetensors
 from vitrail.weights.config_json import config_to_json
 from vitrail.weights.layouts import LAYOUTS, find_layouts
 from vitrail.weights.sizes import get_size_name
@@ -31,6 +31,9 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
             for name, tensor in weights.items()
         },
     }
+    if document and document.get("format") == MODULE_FORMAT:
+        keys = ("parts", "architecture", "classes", "preprocess", "temperature", "origin")
+        return facts | {"kind": "vitrail artifact, not a ViT"} | {key: document[key] for key in keys if key in document}
     if document:
         artifact, _ = read_artifact(path, needs_parts=False)
         return facts | {
