@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import vitrail
@@ -29,7 +30,13 @@ def make_transformers() -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-@pytest.mark.parametrize("make", [make_timm, make_transformers])
+def make_torchvision(representation_size: int | None = None) -> nn.Module:
+    return torchvision.models.VisionTransformer(
+        32, 8, 2, 2, 32, 48, num_classes=4, representation_size=representation_size
+    )
+
+
+@pytest.mark.parametrize("make", [make_timm, make_transformers, make_torchvision, lambda: make_torchvision(32)])
 def test_a_model_of_another_library_keeps_its_logits_and_is_trained(make, colors: Path, tmp_path: Path):
     torch.manual_seed(0)
     theirs = make().eval()
@@ -67,8 +74,9 @@ def test_another_module_is_refused(colors: Path, tmp_path: Path):
         vitrail.train(colors, model=nn.Linear(3, 4), out=tmp_path / "run", **OPTIONS)
     assert not (tmp_path / "run").exists()
     timm = pytest.importorskip("timm")
-    with pytest.raises(VitrailError):
-        vitrail.load(timm.create_model("resnet10t"))
+    for module in (timm.create_model("resnet10t"), torchvision.models.resnet18()):
+        with pytest.raises(UsageError, match=r"(ViT|Vision Transformer).*vitrail.register\(.model."):
+            vitrail.load(module)
 
 
 class MaxPool(nn.Module):
