@@ -55,6 +55,27 @@ def mean_of_proportions_interval(successes: np.ndarray, n: np.ndarray, level: fl
     return wilson_interval(mean * effective, effective, level)
 
 
+def grouped_proportion_interval(successes: np.ndarray, n: np.ndarray, level: float = LEVEL) -> Interval:
+    """Returns the interval of sum(successes) / sum(n), where the items of a group are alike and only groups are drawn.
+
+    It is Wilson's interval with the effective number of items (Korn & Graubard 1998): the variance is that of a ratio
+    of sums over groups, and the quantiles of Student's t correct for few groups. It is never more than the number of
+    items. One group says nothing about others: the interval is then 0 to 1.
+    """
+    groups, total = len(n), float(n.sum())
+    p = float(successes.sum()) / total
+    if groups < 2:
+        return 0.0, 1.0
+    effective = total**2 / float((n.astype(float) ** 2).sum())  # without a success or a failure: the groups by size
+    if 0 < p < 1:
+        residuals = successes - p * n
+        variance = groups / (groups - 1) * float((residuals**2).sum()) / total**2
+        effective = min(total, p * (1 - p) / variance) if variance > 0 else total
+    correction = t_quantile(max(total - 1, 1), level) / t_quantile(groups - 1, level)
+    effective *= correction**2
+    return wilson_interval(p * effective, effective, level)
+
+
 def paired_difference_interval(only_first: int, only_second: int, n: int, level: float = LEVEL) -> Interval:
     """Returns the interval of the difference of two proportions that were counted on the same `n` items.
 
@@ -144,6 +165,22 @@ def bootstrap_counts(counts: np.ndarray, generator: np.random.Generator, resampl
     n = counts.sum()
     drawn: np.ndarray = generator.multinomial(n, counts / n, size=resamples)
     return drawn
+
+
+def bootstrap_groups(
+    cells: np.ndarray, groups: np.ndarray, generator: np.random.Generator, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """Returns `resamples` draws of the counts of cells under resampling of whole groups, (resamples, cells).
+
+    `cells` and `groups` are the cell and the group of each item, as numbers from 0.
+    """
+    from scipy.sparse import coo_array
+
+    counts = coo_array((np.ones(len(cells), dtype=np.int64), (groups, cells))).tocsr()
+    n = counts.shape[0]
+    draws = generator.multinomial(n, np.full(n, 1 / n), size=resamples)
+    resampled: np.ndarray = draws @ counts
+    return resampled
 
 
 def percentile_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

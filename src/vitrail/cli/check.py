@@ -35,6 +35,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", help="also write check.json and pictures of classes and duplicates (default: off)"
     )
+    parser.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="regular expression with one capture group, which finds the group of an image in its path below DATA "
+        "(default: the groups that the data has)",
+    )
     parser.add_argument("--no-cache", action="store_true", help="read every file again (default: off)")
 
 
@@ -43,7 +49,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.data.check import check_data
 
     with progress_bar("reading images", 0) as progress:
-        report = check_data(arguments.data, lambda done, total: progress.update(done, total), fresh=arguments.no_cache)
+        report = check_data(
+            arguments.data,
+            lambda done, total: progress.update(done, total),
+            fresh=arguments.no_cache,
+            group_pattern=arguments.group_pattern,
+        )
     answer = Answer(report.to_json(), describe_report(report), code=1 if report.errors else 0)
     if arguments.fix is not None:
         add_clean_list(report, arguments, answer)

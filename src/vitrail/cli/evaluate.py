@@ -158,6 +158,7 @@ def describe_scores(
 ) -> list[Any]:
     """Returns the scores as lines and a table; `listed` is the number of images with the unreadable ones."""
     from vitrail.evaluation.evaluation import describe_averages
+    from vitrail.evaluation.group_scores import describe_groups
 
     low, high = evaluation.accuracy_interval
     ece_low, ece_high = document["ece_interval"]
@@ -168,6 +169,7 @@ def describe_scores(
         f"loss {document['loss']:.4f}, calibration error {document['ece_corrected']:.4f} (95% interval "
         f"{ece_low:.4f} to {ece_high:.4f})",
         describe_averages(document),
+        *([describe_groups(document["groups"])] if "groups" in document else []),
         describe_temperature(classifier),
     ]
     lines += [f"{name} {value:.4f}" for name, value in evaluation.metrics.items()]

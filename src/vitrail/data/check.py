@@ -16,6 +16,7 @@ from vitrail.data.encoded import EncodedImages
 from vitrail.data.facts import FactsCache
 from vitrail.data.finders import FINDERS
 from vitrail.data.findings import Code, Finding
+from vitrail.data.groups import group_source
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.preprocess import ImageSizeError, Preprocess
@@ -82,15 +83,16 @@ def check_data(
     batch_size: int | None = None,
     fit: str = "pad",
     fresh: bool = False,
+    group_pattern: str | None = None,
 ) -> CheckReport:
     """Reads every image at an address and reports what would harm training or its score.
 
-    `batch_size` and `fit` are the recipe's. Images that have not changed since an earlier check are not read again,
-    unless `fresh`. `tick` is called with (done, total). Raises `UsageError` if there is no data at the address; all
-    other problems are findings.
+    `batch_size`, `fit` and `group_pattern` are the recipe's. Images that have not changed since an earlier check are
+    not read again, unless `fresh`. `tick` is called with (done, total). Raises `UsageError` if there is no data at the
+    address; all other problems are findings.
     """
     try:
-        source = open_source(address, missing_ok=True)
+        source = group_source(open_source(address, missing_ok=True), group_pattern)
     except UsageError:
         raise
     except VitrailError as error:

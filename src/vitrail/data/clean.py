@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitrail.data.check import CheckReport
 from vitrail.data.decode import ImageUnreachable
+from vitrail.data.groups import has_groups
 from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_text
@@ -36,12 +37,16 @@ def write_clean_list(report: CheckReport, file: Path) -> Counter[str]:
     has_splits = set(survey.source.splits) != {"all"}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", *(["split"] if has_splits else [])])
+    groups_of = {split: listing.groups for split, listing in survey.source.splits.items()}
+    keeps_groups = has_groups(survey.source)
+    writer.writerow(["path", "label", *(["split"] if has_splits else []), *(["group"] if keeps_groups else [])])
     for record, _ in survey.images:
         if record not in excluded:
             path = Path(os.path.abspath(str(survey.path(record))))
             path = path.relative_to(base) if path.is_relative_to(base) else path
-            writer.writerow([path.as_posix(), record.label, *([record.split] if has_splits else [])])
+            groups = groups_of[record.split]
+            group = [groups[record.index]] if keeps_groups and groups is not None else []
+            writer.writerow([path.as_posix(), record.label, *([record.split] if has_splits else []), *group])
     write_text(file, text.getvalue())
     return Counter(excluded.values())
 

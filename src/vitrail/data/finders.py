@@ -11,6 +11,7 @@ from vitrail.data.decode import GRAY_16_BIT, ImageUnreachable
 from vitrail.data.facts import ImageFacts
 from vitrail.data.findings import Code, Finding
 from vitrail.data.formats import EXTENSIONS_OF_FORMAT
+from vitrail.data.groups import count_crossing, find_crossing_groups, suggest_groups
 from vitrail.data.near_duplicates import MAX_PAIRS
 from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
 
@@ -64,6 +65,7 @@ def find_class_sizes(survey: Survey) -> Findings:
         largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         values = {"largest": largest, "n_largest": counts[largest]}
         values |= {"smallest": smallest, "n_smallest": counts[smallest]}
+        values |= {"ratio": counts[largest] / counts[smallest], "share": counts[largest] / counts.total()}
         yield Finding(Code.CLASS_IMBALANCE, values=values)
     batch_size = survey.batch_size or DEFAULT_BATCH_SIZE
     if 0 < counts.total() < batch_size:
@@ -137,14 +139,25 @@ def find_near_duplicates(survey: Survey) -> Findings:
         (Code.NEAR_DUPLICATES_ACROSS_SPLITS, are_across_splits),
         (Code.NEAR_DUPLICATES, are_within_split),
     ):
-        yield from report_groups(code, [pair for pair in pairs if is_concerned(pair)], is_lower_bound)
+        concerned = [pair for pair in pairs if is_concerned(pair)]
+        yield from report_groups(code, concerned, is_lower_bound, is_divided_at_random(survey, concerned))
 
 
-def report_groups(code: Code, groups: list[list[ImageRecord]], is_lower_bound: bool = False) -> Findings:
+def is_divided_at_random(survey: Survey, pairs: list[list[ImageRecord]]) -> bool:
+    """Returns whether a division of the source would divide these pairs of images at random."""
+    groups = survey.source.splits["all"].groups if "all" in survey.source.splits else ()
+    if groups is None:
+        return True
+    return len(groups) > 0 and any(groups[a.index] != groups[b.index] for a, b in pairs)
+
+
+def report_groups(
+    code: Code, groups: list[list[ImageRecord]], is_lower_bound: bool = False, is_divided: bool = False
+) -> Findings:
     """Yields the finding about these groups of duplicates, if there are any."""
     if groups:
         names = [[record.name for record in group] for group in groups]
-        values = {"n": len(groups), "is_lower_bound": is_lower_bound}
+        values = {"n": len(groups), "is_lower_bound": is_lower_bound, "is_divided_at_random": is_divided}
         yield Finding(code, [name for group in names for name in group], values, groups=names)
 
 
@@ -205,6 +218,32 @@ def names_of(images: list[Image]) -> list[str]:
     return [record.name for record, _ in images]
 
 
+def find_groups(survey: Survey) -> Findings:
+    """Finds groups that are in several splits, and groups that names give away."""
+    crossing = find_crossing_groups(survey.source)
+    if crossing:
+        group, splits = next(iter(crossing.items()))
+        total = len({group for listing in survey.source.splits.values() for group in set(listing.groups or ())})
+        paths = [record.name for record, _ in survey.images if group_of(survey, record) in crossing]
+        values = {"n": len(crossing), "total": total, "group": group, "splits": splits}
+        yield Finding(Code.GROUPS_ACROSS_SPLITS, paths, values)
+    if suggested := suggest_groups(survey.source):
+        values = {
+            "pattern": suggested.pattern,
+            "groups": suggested.groups,
+            "group": suggested.example,
+            "names": list(suggested.names),
+            "crossing_groups": count_crossing(survey.source, suggested.pattern),
+            "is_divided_at_random": "all" in survey.source.splits,
+        }
+        yield Finding(Code.SUGGESTED_GROUPS, list(suggested.names), values)
+
+
+def group_of(survey: Survey, record: ImageRecord) -> str | None:
+    groups = survey.source.splits[record.split].groups
+    return None if groups is None else groups[record.index]
+
+
 FINDERS: tuple[Callable[[Survey], Findings], ...] = (
     find_damage,
     find_unreadable_images,
@@ -217,6 +256,7 @@ FINDERS: tuple[Callable[[Survey], Findings], ...] = (
     find_repeated_rows,
     find_duplicates,
     find_near_duplicates,
+    find_groups,
     find_color_types,
     find_rotations_and_animations,
     find_unusual_sizes,

@@ -1,5 +1,6 @@
 """What a check can find: a code for each kind of finding, and one table of texts for all of them."""
 
+import shlex
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,12 @@ from typing import Any, Literal
 
 from vitrail.data.pixel_range import DEPTH_RULE
 
+RANDOM_DIVISION = ", and a random division can put one in training and the other in test; groups prevent that"
+GROUP_EFFECTS = {
+    True: "a random division puts images of a group in training and in test, which raises the score; if they are alike "
+    "use",
+    False: "their intervals are too narrow if images of a group are alike; then use",
+}
 EXAMPLES = 3  # in a message; the finding has all paths
 FIT_EFFECTS = {
     "pad": "they are shrunk and padded",
@@ -51,6 +58,8 @@ class Code(StrEnum):
     ELONGATED_IMAGES = "elongated-images"
     CROP_LOSS = "crop-loss"
     CONSTANT_IMAGES = "constant-images"
+    GROUPS_ACROSS_SPLITS = "groups-across-splits"
+    SUGGESTED_GROUPS = "suggested-groups"
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,9 @@ TEMPLATES: dict[Code, Template] = {
         "fewer than {limit} training images: {classes!j}", "they are used as they are, and their scores are unreliable"
     ),
     Code.CLASS_IMBALANCE: Template(
-        "{largest!r} has {n_largest} training images, {smallest!r} only {n_smallest}",
-        "classes are not weighted: look at the score of each class",
+        "{largest!r} has {n_largest} training images, {smallest!r} only {n_smallest}: {ratio:.0f} times fewer",
+        "all images count alike, so accuracy is mostly that of large classes (always {largest!r} would be right for "
+        "{share:.0%}): look at balanced accuracy and macro F1; --balance makes classes count alike in training",
     ),
     Code.FEWER_THAN_A_BATCH: Template(
         "{images} training images are fewer than a batch of {batch_size}", "each epoch is one step with all of them"
@@ -127,7 +137,7 @@ TEMPLATES: dict[Code, Template] = {
         "nearly the same image in different splits, {times}, for example {examples}", LEAK_HINT
     ),
     Code.NEAR_DUPLICATES: Template(
-        "nearly the same image more than once, {times}, for example {examples}", "all are kept"
+        "nearly the same image more than once, {times}, for example {examples}", "all are kept{division_effect}"
     ),
     Code.MIXED_COLOR: Template(
         "images in gray and in color ({n_gray} of {n_images} are gray)",
@@ -158,6 +168,14 @@ TEMPLATES: dict[Code, Template] = {
     ),
     Code.CONSTANT_IMAGES: Template(
         "{images_are} of a single color, for example {example}", "they are used like the others"
+    ),
+    Code.GROUPS_ACROSS_SPLITS: Template(
+        "{n} of {total} groups are in several splits, for example {group!r} in {splits!n}",
+        "the score will be too high: images of a group are alike; divide the data by group",
+    ),
+    Code.SUGGESTED_GROUPS: Template(
+        "names suggest {groups} groups of images that belong together, for example {group!r}: {names!j}{crossing}",
+        "{group_effect} --group-pattern {quoted_pattern}",
     ),
 }
 
@@ -220,6 +238,12 @@ class Finding:
             "times": f"at least {count}" if self.values.get("is_lower_bound") else count,
             "examples": ", ".join(joiner.join(group) for group in shown),
             "fit_effect": FIT_EFFECTS.get(self.values.get("fit", ""), ""),
+            "division_effect": RANDOM_DIVISION if self.values.get("is_divided_at_random") else "",
+            "crossing": f"; {n_crossing} of them are in several splits"
+            if (n_crossing := self.values.get("crossing_groups"))
+            else "",
+            "group_effect": GROUP_EFFECTS[bool(self.values.get("is_divided_at_random"))],
+            "quoted_pattern": shlex.quote(str(self.values.get("pattern", ""))),
         }
 
     def __str__(self) -> str:

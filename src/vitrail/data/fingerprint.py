@@ -12,7 +12,7 @@ from vitrail.data.source import Listing, Source
 
 
 def compute_fingerprint(source: Source) -> str:
-    """Returns the SHA-256, in hex, of the splits, names, labels and file sizes of all images, in any order.
+    """Returns the SHA-256, in hex, of the splits, names, labels, file sizes and groups of all images, in any order.
 
     A source from Python has a digest of its pixels instead of sizes.
 
@@ -32,7 +32,11 @@ def compute_fingerprint(source: Source) -> str:
 
 
 def fingerprint_rows(split: str, listing: Listing, sizes: np.ndarray) -> Iterator[str]:
-    """Yields the row of each image of a split."""
+    """Yields the row of each image of a split, with its group if it has one."""
+    if listing.groups is not None:
+        for name, label, size, group in zip(listing.names, listing.labels, sizes, listing.groups, strict=True):
+            yield f"{split}\0{name}\0{label}\0{size}\0{group}"
+        return
     for name, label, size in zip(listing.names, listing.labels, sizes, strict=True):
         yield f"{split}\0{name}\0{label}\0{size}"
 

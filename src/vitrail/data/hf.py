@@ -19,9 +19,10 @@ from vitrail.data.addresses import HF_PREFIX
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS
+from vitrail.data.groups import categorize
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source
 from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
-from vitrail.data.table_rows import LABEL_COLUMNS
+from vitrail.data.table_rows import GROUP_COLUMNS, LABEL_COLUMNS
 from vitrail.data.walk import Omissions, count, walk_files
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.installation import install_hint
@@ -179,14 +180,25 @@ def list_split(name: str, split: str, table: Any, notes: list[str], left_out: li
     if len(labeled) < len(codes):
         n = len(codes) - len(labeled)
         left_out.append(LeftOut(f"{HF_PREFIX}{name}: {n} images of {split} without a label", n))
-    others = [column for column in features if column not in (image_column, label_column)]
+    group_column = next((column for column in features if column.lower() in GROUP_COLUMNS), None)
+    others = [column for column in features if column not in (image_column, label_column, group_column)]
     unused = LeftOut(f"{HF_PREFIX}{name}: the column{'s' * (len(others) > 1)} {', '.join(others)}")
     if others and unused not in left_out:
         left_out.append(unused)
     undecoded = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     names = name_rows(name, split, undecoded, image_column).take(labeled)
     images = DatasetRows(undecoded, image_column, name, names, labeled)
-    return Listing(images, names, Categorical(classes, codes[labeled]))
+    groups = None if group_column is None else read_groups(name, table, group_column, labeled)
+    return Listing(images, names, Categorical(classes, codes[labeled]), groups)
+
+
+def read_groups(name: str, table: Any, column: str, rows: np.ndarray) -> Categorical:
+    """Returns the groups in these rows; raises `VitrailError` for a row without one."""
+    values = table.data.column(column).to_pylist()
+    groups = [values[row] for row in rows.tolist()]
+    if any(group is None or not str(group).strip() for group in groups):
+        raise VitrailError(f"{HF_PREFIX}{name}: the column {column!r} is empty in a row", "fill it in")
+    return categorize(groups)
 
 
 def holds_images(feature: Any) -> bool:

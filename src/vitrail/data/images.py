@@ -41,6 +41,7 @@ class Images:
     labels: np.ndarray
     classes: tuple[str, ...]
     locations: Sequence[str] | None = None  # where each image was read from, also after loading it into memory
+    groups: Sequence[str] | None = None  # of images that belong together
 
     def __len__(self) -> int:
         return len(self.names)
@@ -92,7 +93,8 @@ class Images:
         else:  # not read now: 100,000 photos do not fit into memory
             pixels = LazyImages(self.pixels, indices)
         locations = None if self.locations is None else take_strings(self.locations, indices)
-        return Images(pixels, take_strings(self.names, indices), self.labels[indices], self.classes, locations)
+        groups = None if self.groups is None else take_strings(self.groups, indices)
+        return Images(pixels, take_strings(self.names, indices), self.labels[indices], self.classes, locations, groups)
 
     def exclude(self, errors: Sequence[ImageError]) -> "Images":
         """Returns the images without those that these errors are about."""

@@ -16,6 +16,7 @@ from vitrail.console import progress_bar
 from vitrail.data.addresses import PYTHON_PREFIX
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages, ImageFiles
+from vitrail.data.groups import categorize
 from vitrail.data.hf import list_split
 from vitrail.data.image_input import to_pixels
 from vitrail.data.images import Images
@@ -28,8 +29,9 @@ from vitrail.machine import GIB
 if TYPE_CHECKING:
     import datasets
 
-ArrayPair: TypeAlias = tuple[Sequence[Any] | np.ndarray | Tensor, Sequence[Any] | np.ndarray | Tensor]
-Part: TypeAlias = Union["Dataset[Any]", "DataLoader[Any]", "datasets.Dataset", Images, ArrayPair]
+Items: TypeAlias = Sequence[Any] | np.ndarray | Tensor
+Arrays: TypeAlias = tuple[Items, Items] | tuple[Items, Items, Items]  # images, labels and possibly groups
+Part: TypeAlias = Union["Dataset[Any]", "DataLoader[Any]", "datasets.Dataset", Images, Arrays]
 Data: TypeAlias = str | Path | Part | Splits | Source | Mapping[str, Part]
 
 NAME_DIGITS = 7
@@ -37,7 +39,8 @@ LABEL_ATTRIBUTES = ("targets", "labels")  # of the map-style data sets of torchv
 DIGEST_IMAGES = 16  # of a data set that are hashed, evenly spaced, so that another one is noticed on resume
 MAX_ITERABLE_BYTES = 8 * GIB  # of pixels that an iterable data set may fill
 KINDS = (
-    "an address, a Dataset, a DataLoader, a Hugging Face Dataset, a pair (images, labels), or a dict of these by split"
+    "an address, a Dataset, a DataLoader, a Hugging Face Dataset, a pair (images, labels) or "
+    "(images, labels, groups), or a dict of these by split"
 )
 
 
@@ -105,8 +108,9 @@ def list_part(part: Any, split: str, notes: list[str], left_out: list[LeftOut]) 
     if isinstance(part, DataLoader):
         note_loader(part, notes)
         part = part.dataset
-    if isinstance(part, tuple | list) and len(part) == 2:
-        return list_arrays(*part, split=split)
+    if isinstance(part, tuple | list) and len(part) in (2, 3):
+        images, labels, *groups = part
+        return with_groups(list_arrays(images, labels, split=split), *groups, split=split)
     if isinstance(part, IterableDataset):
         note = "an iterable data set is read once into memory, so that every epoch has the same images"
         notes += [note] if note not in notes else []
@@ -114,6 +118,20 @@ def list_part(part: Any, split: str, notes: list[str], left_out: list[LeftOut]) 
     if hasattr(part, "__getitem__") and hasattr(part, "__len__"):
         return list_dataset(part, split, notes)
     raise UsageError(f"data cannot be a {type(part).__name__}", f"give {KINDS}")
+
+
+def with_groups(listing: Listing, groups: Any = None, *, split: str) -> Listing:
+    """Returns the listing with a group for each image, as text; unchanged if `groups` is None."""
+    if groups is None:
+        return listing
+    groups = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else list(groups)
+    if len(groups) != len(listing):
+        raise VitrailError(
+            f"there are {len(listing):,} images and {len(groups):,} groups in {split}", "give one group per image"
+        )
+    if any(group is None or not str(group).strip() for group in groups):
+        raise VitrailError(f"a group of {split} is empty", "give every image a group, if only its own")
+    return replace(listing, groups=categorize(groups))
 
 
 def is_hf_dataset(data: Any) -> bool:
@@ -135,7 +153,7 @@ def note_loader(loader: DataLoader[Any], notes: list[str]) -> None:
 
 def list_images(images: Images) -> Listing:
     """Returns the images of vitrail's own type with class names as labels."""
-    return Listing(images.pixels, images.names, Categorical(images.classes, images.labels))
+    return Listing(images.pixels, images.names, Categorical(images.classes, images.labels), images.groups)
 
 
 def list_arrays(images: Any, labels: Any, *, split: str) -> Listing:
@@ -183,7 +201,8 @@ def list_dataset(dataset: Any, split: str, notes: list[str]) -> Listing:
     """Lists a map-style data set of pairs (image, label); its images are read when they are needed.
 
     Labels are taken from `dataset.targets` or `dataset.labels` if they are there; else every item is read once. Class
-    names are `dataset.classes`, also of the data set of a `Subset`; image names are `dataset.names`, where these exist.
+    names are `dataset.classes`, also of the data set of a `Subset`; image names are `dataset.names` and groups are
+    `dataset.groups`, where these exist.
     """
     n = len(dataset)
     if not n:
@@ -206,11 +225,12 @@ def list_dataset(dataset: Any, split: str, notes: list[str]) -> Listing:
                 progress.advance()
     names = getattr(dataset, "names", None)
     names = StringArray.from_strings(map(str, names)) if names is not None and len(names) == n else None
-    return Listing(
+    listing = Listing(
         pixels,
         NumberedNames(f"{split}-", np.arange(n), NAME_DIGITS) if names is None else names,
         label_names(labels, find_classes(dataset), split),
     )
+    return with_groups(listing, getattr(dataset, "groups", None), split=split)
 
 
 def find_classes(dataset: Any) -> Sequence[str] | None:

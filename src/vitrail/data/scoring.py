@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.groups import group_source, has_groups
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.source import LeftOut, Listing, Source, encode_labels
 from vitrail.data.split import complete_splits
 from vitrail.data.walk import log_left_out
+from vitrail.errors import VitrailError
 
 SCORING_ORDER = ("test", "validation", "all", "train")  # the first split that exists is scored
 OPTIMISTIC_NOTE = "used for selection during training, so the scores are optimistic"
@@ -74,6 +76,17 @@ def open_known_splits(
     }
 
 
+def group_as_trained(source: Source, trained_on: dict[str, Any]) -> Source:
+    """Returns the source with the groups by which the training data were divided; unchanged if its names have none."""
+    pattern = trained_on.get("split", {}).get("group_pattern")
+    if pattern is None or has_groups(source):
+        return source
+    try:
+        return group_source(source, pattern)
+    except VitrailError:
+        return source
+
+
 def open_as_trained(
     data: Data, channels: int, trained_on: dict[str, Any], missing_ok: bool
 ) -> tuple[Source, dict[str, Listing], bool]:
@@ -83,6 +96,7 @@ def open_as_trained(
     """
     source = open_source(data, channels, missing_ok)
     fractions = trained_on.get("split")
+    source = group_as_trained(source, trained_on)
     if not fractions or trained_on.get("fingerprint") != compute_fingerprint(source):
         return source, source.splits, False
     splits = complete_splits(source.splits, fractions["test"], fractions["validation"], fractions["seed"])

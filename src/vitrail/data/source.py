@@ -32,11 +32,12 @@ TRAILING_NUMBERS = re.compile(r"[-_.\d]+$")
 
 @dataclass(frozen=True)
 class Listing:
-    """Images with a name and a label (class name) each."""
+    """Images with a name and a label (class name) each, and possibly a group: of a patient, a video, a burst."""
 
     pixels: Pixels
     names: Sequence[str]
     labels: Sequence[str]
+    groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -44,7 +45,9 @@ class Listing:
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Listing":
         """Returns the images with these indices, in this order."""
         images = Images(self.pixels, self.names, np.zeros(len(self), dtype=np.int64), ()).subset(indices)
-        return Listing(images.pixels, images.names, take_strings(self.labels, np.asarray(indices, dtype=np.int64)))
+        rows = np.asarray(indices, dtype=np.int64)
+        groups = None if self.groups is None else take_strings(self.groups, rows)
+        return Listing(images.pixels, images.names, take_strings(self.labels, rows), groups)
 
     def with_channels(self, channels: int) -> "Listing":
         """Returns the same images as gray (1) or color (3)."""
@@ -110,7 +113,7 @@ def encode_labels(listing: Listing, classes: tuple[str, ...], address: str, hint
     index_of = {name: i for i, name in enumerate(classes)}
     labels = np.array([index_of[label] for label in categories], dtype=np.int64)[codes]
     locations = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None
-    return Images(listing.pixels, listing.names, labels, classes, locations)
+    return Images(listing.pixels, listing.names, labels, classes, locations, listing.groups)
 
 
 def parse_split_name(text: str, location: str) -> str:

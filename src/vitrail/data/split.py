@@ -16,6 +16,7 @@ from vitrail.console import log, progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import SHA256_BYTES, EncodedImages
 from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.group_split import hold_out_groups
 from vitrail.data.images import Images, load_into_memory
 from vitrail.data.randomness import derive_seed
 from vitrail.data.source import Listing, Source, encode_labels
@@ -87,11 +88,14 @@ def build_splits(source: Source, *, validation: float = 0.1, test: float = 0.2, 
 def note_held_out(images: dict[str, Images], source: Source, fractions: dict[str, float]) -> list[str]:
     """Returns a sentence for each split that the source did not have."""
     purposes = {"test": "held out as test images", "validation": "held out as validation images, to select the weights"}
-    return [
-        f"{len(images[split])} images ({fractions[split]:.0%} of each class) are {purpose}"
-        for split, purpose in purposes.items()
-        if split in images and split not in source.splits
-    ]
+    notes = []
+    for split, purpose in purposes.items():
+        if split in images and split not in source.splits:
+            part, groups = f"{fractions[split]:.0%} of each class", images[split].groups
+            if groups is not None:
+                part = f"about {part}, {len(set(groups))} whole groups"
+            notes.append(f"{len(images[split])} images ({part}) are {purpose}")
+    return notes
 
 
 def note_missing_classes(images: dict[str, Images]) -> list[str]:
@@ -120,7 +124,7 @@ def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing
     """Returns (rest, held_out): `held_out` has the fraction of each class, at least one image if the class has three.
 
     The choice depends only on the image names and the seed, not on their order. Identical images are never divided
-    between the two.
+    between the two. If the images have groups, groups are not divided either, and the fraction holds about.
     """
     held_out = choose_held_out(listing, fraction, seed) if fraction else []
     if not held_out:
@@ -133,6 +137,8 @@ def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
     """Returns the indices of the images to hold out, sorted."""
     classes, codes = factorize(listing.labels)
     duplicate_of = first_duplicates(listing, codes)
+    if listing.groups is not None:
+        return hold_out_groups(listing, fraction, seed, duplicate_of)
     class_ends = np.bincount(codes, minlength=len(classes)).cumsum()[:-1]
     held_out: list[int] = []
     for members in np.split(np.argsort(codes, kind="stable"), class_ends):

@@ -5,13 +5,14 @@ import unicodedata
 from pathlib import Path
 
 from vitrail.data.encoded import ImageFiles
+from vitrail.data.groups import categorize
 from vitrail.data.source import LeftOut, Listing, Source, parse_split_name
-from vitrail.data.table_rows import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, find_column, iter_rows
+from vitrail.data.table_rows import GROUP_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, find_column, iter_rows
 from vitrail.errors import VitrailError
 
 
 def read_table(file: Path) -> Source:
-    """Lists the images of a table that has a path column, a label column and possibly a split column.
+    """Lists the images of a table that has a path column, a label column and possibly a split and a group column.
 
     Paths are relative to the table; files that do not exist are in `missing`. Raises `VitrailError` naming the line of
     an empty field.
@@ -22,14 +23,18 @@ def read_table(file: Path) -> Source:
     _, first = rows[0]
     path_column = find_column(file, first, PATH_COLUMNS)
     label_column = find_column(file, first, LABEL_COLUMNS)
-    split_column = next((name for name in first if str(name).strip().lower() in SPLIT_COLUMNS), None)
+    split_column, group_column = (
+        next((name for name in first if str(name).strip().lower() in names), None)
+        for names in (SPLIT_COLUMNS, GROUP_COLUMNS)
+    )
     paths: dict[str, list[Path]] = {}
     names: dict[str, list[str]] = {}
     labels: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     missing: list[str] = []
     for number, row in rows:
         line = f"{file}, {number}"
-        for name in (path_column, label_column, split_column):
+        for name in (path_column, label_column, split_column, group_column):
             if name is not None and (row[name] is None or not str(row[name]).strip()):
                 raise VitrailError(f"{line}: the column {name!r} is empty", "fill it in or remove the row")
         if not isinstance(row[path_column], str):
@@ -44,9 +49,18 @@ def read_table(file: Path) -> Source:
         paths.setdefault(split, []).append(path)
         names.setdefault(split, []).append(str(row[path_column]))
         labels.setdefault(split, []).append(unicodedata.normalize("NFC", str(row[label_column]).strip()))
-    splits = {split: Listing(ImageFiles(paths[split]), names[split], labels[split]) for split in paths}
-    unused = [
-        str(name) for name in first if name not in (path_column, label_column, split_column) and str(name).strip()
-    ]
+        if group_column is not None:
+            groups.setdefault(split, []).append(str(row[group_column]).strip())
+    splits = {
+        split: Listing(
+            ImageFiles(paths[split]),
+            names[split],
+            labels[split],
+            None if group_column is None else categorize(groups[split]),
+        )
+        for split in paths
+    }
+    used = (path_column, label_column, split_column, group_column)
+    unused = [str(name) for name in first if name not in used and str(name).strip()]
     left_out = [LeftOut(f"{file}: the column{'s' * (len(unused) > 1)} {', '.join(unused)}")] if unused else []
     return Source(file.stem, splits, left_out=left_out, missing=missing)

@@ -13,6 +13,7 @@ TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_name")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
 SPLIT_COLUMNS = ("split", "set", "subset")
+GROUP_COLUMNS = ("group", "group_id")
 BATCH_ROWS = 1024  # of a parquet file that are in memory at a time
 QUOTE_HINT = 'put a value that has a comma into quotes ("cat, tabby"), and close every quote'
 
@@ -63,7 +64,7 @@ def check_values(location: str, header: list[str], values: list[str], delimiter:
         raise VitrailError(f"{location}: {len(values)} values for {len(header)} columns", QUOTE_HINT)
     for name, value in zip(header, values, strict=False):
         _, *continued = value.splitlines() or [""]
-        is_used = name.strip().lower() in (*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS)
+        is_used = name.strip().lower() in (*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS)
         if continued and (is_used or any(line.count(delimiter) >= len(header) - 1 for line in continued)):
             raise VitrailError(f"{location}: the value of {name!r} goes over {len(continued) + 1} lines", QUOTE_HINT)
 

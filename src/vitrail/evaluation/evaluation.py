@@ -10,9 +10,11 @@ from vitrail.data.images import Images
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
 from vitrail.evaluation.calibration_error import measure_calibration_error
+from vitrail.evaluation.group_scores import GroupScores, score_groups
 from vitrail.evaluation.metrics import (
     AVERAGES,
     TOP_K,
+    accuracy_interval,
     average_scores,
     brier_score,
     check_metrics,
@@ -23,7 +25,6 @@ from vitrail.evaluation.metrics import (
     top_k_accuracy,
 )
 from vitrail.evaluation.outcome import Outcome, compute_outcome
-from vitrail.intervals import wilson_interval
 
 AVERAGE_NAMES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
 
@@ -49,8 +50,13 @@ class Evaluation:
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """The 95% interval of the accuracy."""
-        return wilson_interval(int(self.outcome.correct.sum()), self.images)
+        """The 95% interval of the accuracy; of images that have groups, it is that of other groups."""
+        return accuracy_interval(self.outcome)
+
+    @cached_property
+    def groups(self) -> GroupScores | None:
+        """The scores of the groups; None for images without groups."""
+        return None if self.outcome.groups is None else score_groups(self.outcome.groups, self.outcome.correct)
 
     @cached_property
     def averages(self) -> dict[str, Any]:
@@ -60,8 +66,9 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Returns the scores over all images. Balanced accuracy and macro F1 count all classes alike.
 
-        It has `top5` only with more than five classes, and `optimistic` only if that is true. `loss` is the negative
-        log-likelihood; `ece_corrected` is the calibration error without its bias.
+        It has `top5` only with more than five classes, `groups` only if the images have groups, and `optimistic` only
+        if that is true. `loss` is the negative log-likelihood; `ece_corrected` is the calibration error without its
+        bias.
         """
         calibration = measure_calibration_error(self.outcome)
         return {
@@ -77,6 +84,7 @@ class Evaluation:
             "temperature": self.temperature,
             "images": self.images,
             "unreadable": len(self.outcome.unreadable),  # skipped, not in `images`
+            **({"groups": self.groups.summary()} if self.groups else {}),
             **({"metrics": self.metrics} if self.metrics else {}),
             **({"optimistic": True} if self.optimistic else {}),
         }
@@ -90,6 +98,7 @@ class Evaluation:
             **self.summary(),
             "data": self.description,
             "per_class": per_class_scores(outcome),
+            **({"per_group": self.groups.rows()} if self.groups else {}),
             "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
             "most_confused": most_confused_pairs(matrix, classes),
             "unreadable_files": [{"path": error.name, "error": error.reason} for error in outcome.unreadable],

@@ -5,11 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.data.strings import factorize
 from vitrail.errors import UsageError, first_line
+from vitrail.evaluation.group_scores import score_groups
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import (
     RESAMPLES,
+    Interval,
     bootstrap_counts,
+    bootstrap_groups,
     f1_interval,
     mean_of_proportions_interval,
     percentile_interval,
@@ -112,7 +116,8 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     """Returns balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval.
 
     The interval of macro F1 is a percentile bootstrap: resampling images is resampling cells of the confusion matrix.
-    Without a mistake that would have no width, and the interval of the accuracy is used. As in scikit-learn, balanced
+    Without a mistake that would have no width, and the interval of the accuracy is used. If the images have groups,
+    groups are resampled, for both. As in scikit-learn, balanced
     accuracy excludes classes without images, and macro F1 those that have no images and are never predicted.
     """
     classes = len(outcome.classes)
@@ -121,19 +126,24 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     true_counts, predicted_counts = (np.bincount(each, counts, classes).astype(int) for each in (true, predicted))
     correct_counts = np.bincount(true, counts * (true == predicted), classes).astype(int)
     has_images = true_counts > 0
+    balanced_interval = mean_of_proportions_interval(correct_counts[has_images], true_counts[has_images])
     if outcome.accuracy == 1:
-        macro_f1_interval = list(wilson_interval(len(outcome.labels), len(outcome.labels)))
+        macro_f1_interval = balanced_interval = accuracy_interval(outcome)
     else:
-        resampled = bootstrap_counts(counts, np.random.Generator(np.random.Philox(seed)), resamples)
-        macro_f1 = [_averages_and_f1(true, predicted, each, classes)["macro_f1"] for each in resampled]
-        macro_f1_interval = [float(bound) for bound in percentile_interval(np.array(macro_f1))]
+        generator = np.random.Generator(np.random.Philox(seed))
+        if outcome.groups is None:
+            resampled = bootstrap_counts(counts, generator, resamples)
+        else:
+            resampled = bootstrap_groups(_cell_numbers(outcome), factorize(outcome.groups)[1], generator, resamples)
+        averages = [_averages_and_f1(true, predicted, each, classes) for each in resampled]
+        macro_f1_interval = _percentiles([each["macro_f1"] for each in averages])
+        if outcome.groups is not None:
+            balanced_interval = _percentiles([each["balanced_accuracy"] for each in averages])
     errors = true_counts + predicted_counts - 2 * correct_counts
     return {
         **{name: float(scores[name]) for name in AVERAGES},
-        "balanced_accuracy_interval": list(
-            mean_of_proportions_interval(correct_counts[has_images], true_counts[has_images])
-        ),
-        "macro_f1_interval": macro_f1_interval,
+        "balanced_accuracy_interval": list(balanced_interval),
+        "macro_f1_interval": list(macro_f1_interval),
         "f1_intervals": {
             name: list(f1_interval(int(correct_counts[i]), int(errors[i]))) if correct_counts[i] + errors[i] else None
             for i, name in enumerate(outcome.classes)
@@ -146,7 +156,7 @@ def _averages_and_f1(true: np.ndarray, predicted: np.ndarray, counts: np.ndarray
     true_counts = np.bincount(true, counts, classes)
     predicted_counts = np.bincount(predicted, counts, classes)
     correct_counts = np.bincount(true, counts * (true == predicted), classes)
-    has_images = true_counts > 0
+    has_images = true_counts > 0  # a resample may have no image of a class
     f1 = 2 * correct_counts / np.maximum(true_counts + predicted_counts, 1)
     recall = correct_counts[has_images] / true_counts[has_images]
     is_used = has_images | (predicted_counts > 0)
@@ -177,6 +187,25 @@ def _count_cells(outcome: Outcome) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cells, counts = np.unique(outcome.labels * classes + outcome.predicted, return_counts=True)
     true, predicted = np.divmod(cells, classes)
     return true, predicted, counts
+
+
+def _cell_numbers(outcome: Outcome) -> np.ndarray:
+    """Returns the cell of each image, in the order of `_count_cells`, (n,)."""
+    cells = outcome.labels * len(outcome.classes) + outcome.predicted
+    numbers: np.ndarray = np.unique(cells, return_inverse=True)[1].ravel()
+    return numbers
+
+
+def _percentiles(values: list[float]) -> Interval:
+    low, high = percentile_interval(np.array(values))
+    return float(low), float(high)
+
+
+def accuracy_interval(outcome: Outcome) -> Interval:
+    """Returns the 95% interval of the accuracy; of images that have groups, it is that of other groups."""
+    if outcome.groups is not None:
+        return score_groups(outcome.groups, outcome.correct).accuracy_interval
+    return wilson_interval(int(outcome.correct.sum()), len(outcome.labels))
 
 
 # metrics that are computed when they are named: outcome, and the arguments after the name -> a number

@@ -31,6 +31,7 @@ class Outcome:
     logits: np.ndarray
     classes: tuple[str, ...]
     unreadable: tuple[ImageError, ...] = ()  # images that were skipped; no array contains them
+    groups: tuple[str, ...] | None = None  # of the images, if they have groups
 
     def readable_images(self, images: Images) -> Images:
         """Returns `images` without those that were skipped, so that indices match the arrays."""
@@ -132,10 +133,14 @@ def compute_outcome(
         raise NoReadableImages(f"none of {len(images)} images can be read", str(errors[0]))
     skipped = {error.name for error in errors}
     paths = [path for path in images.paths if path not in skipped]
+    groups = images.groups
+    if groups is not None:
+        groups = tuple(group for group, path in zip(groups, images.paths, strict=True) if path not in skipped)
     return Outcome(
         paths,
         torch.cat(labels).numpy(),
         torch.cat(logits).double().numpy(),
         classifier.classes,
         tuple(errors),
+        groups,
     )

@@ -17,6 +17,7 @@ from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
+from vitrail.data.scoring import group_as_trained
 from vitrail.data.split import Splits, build_splits
 from vitrail.errors import UsageError
 from vitrail.evaluation.evaluation import Evaluation
@@ -78,7 +79,7 @@ def open_probe_data(classifier: Classifier, data: Data, skip_unreadable: bool = 
     """
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
-    source = open_source(data, channels, skip_unreadable)
+    source = group_as_trained(open_source(data, channels, skip_unreadable), trained_on)
     fingerprint = compute_fingerprint(source)
     split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
@@ -157,4 +158,5 @@ def make_evaluation(
 ) -> Evaluation:
     """Returns the evaluation of these logits of the readable images."""
     logits = logits_NY.astype(np.float64)
-    return Evaluation(Outcome(list(images.paths), images.labels, logits, classes, tuple(unreadable)))
+    groups = None if images.groups is None else tuple(images.groups)
+    return Evaluation(Outcome(list(images.paths), images.labels, logits, classes, tuple(unreadable), groups))

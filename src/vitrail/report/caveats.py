@@ -16,6 +16,11 @@ def write_caveats(document: dict[str, Any]) -> list[str]:
         "images, not the variation between trainings.",
         "Precision and F1 depend on the class frequencies in these images; recall does not.",
     ]
+    if document["groups"]:
+        sentences.append(
+            "Images of a group are alike. The intervals of accuracy, balanced accuracy and macro F1 are those of other "
+            "groups; all others take images as independent and may be too narrow."
+        )
     if shortened := document["shortened_parts"]:
         sentences.append(
             "The report of a run takes at most a quarter of the time of training, so these parts use fewer images: "

@@ -1,5 +1,6 @@
 """The charts of a report."""
 
+import math
 from typing import Any
 
 from markupsafe import Markup
@@ -111,6 +112,25 @@ def property_chart(name: str, bins: list[dict[str, Any]], accuracy: float) -> Ma
         plot.whisker(i + 0.5, row["interval"], "ink")
     plot.line([(0, accuracy), (len(bins), accuracy)], "s4 dashed")
     ticks = [(i + 0.5, f"≤ {row['to']:.3g}") for i, row in enumerate(bins)]
+    return plot.svg(ticks, percent_ticks(0, 1))
+
+
+def frequency_chart(rows: list[dict[str, Any]], balanced_accuracy: float) -> Markup:
+    """Returns the recall of each class with its interval by its training images, and the balanced accuracy."""
+    counts = [math.log10(max(row["training_images"], 1)) for row in rows]
+    low, high = math.floor(min(counts)), math.ceil(max(counts))
+    plot = Plot(
+        "Recall by training images",
+        "; ".join(f"{row['class']}: {row['training_images']:,} images, {row['recall']:.1%}" for row in rows),
+        (low, high), (0, 1), ("training images of the class", "recall"),
+    )  # fmt: skip
+    plot.line([(low, balanced_accuracy), (high, balanced_accuracy)], "s4 dashed")
+    for x, row in zip(counts, rows, strict=True):
+        plot.whisker(x, row["interval"], "ink")
+    for x, row in zip(counts, rows, strict=True):
+        tooltip = f"{row['class']}: {row['training_images']:,} training images, recall {row['recall']:.1%}"
+        plot.dot((x, row["recall"]), "s0", tooltip=tooltip)
+    ticks = [(float(power), f"{10**power:,}") for power in range(low, high + 1)]
     return plot.svg(ticks, percent_ticks(0, 1))
 
 

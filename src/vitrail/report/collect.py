@@ -19,6 +19,7 @@ from vitrail.report.caveats import write_caveats
 from vitrail.report.embedding import collect_embedding
 from vitrail.report.faithfulness import METHODS_IN_REPORT, collect_faithfulness
 from vitrail.report.findings import write_findings
+from vitrail.report.frequency import collect_frequency, collect_groups
 from vitrail.report.near_duplicates import collect_near_duplicates
 from vitrail.report.provenance import describe_model, describe_report
 from vitrail.report.sample import Sample, Selection, read_sample, select_images
@@ -28,7 +29,7 @@ from vitrail.report.subject import SampleSizes, Subject
 from vitrail.report.thumbnails import ThumbnailIndex, make_thumbnail
 from vitrail.report.verdicts import find_dependencies
 
-FORMAT = 3
+FORMAT = 4
 REPORT_STEPS = 8 + count_steps(len(METHODS_IN_REPORT))  # calls of `on_step`; one more with corruptions
 
 Document = dict[str, Any]
@@ -51,6 +52,8 @@ def collect(
     splits = subject.splits | {subject.split: subject.images}
     on_step("scores")
     document = describe_subject(subject, splits) | collect_scores(subject.evaluation)
+    document["class_frequency"] = collect_frequency(document["per_class"], splits)
+    document["groups"] = collect_groups(subject.evaluation)
     document["confusion"] = collect_confusion(outcome, sizes.per_cell)
     document["label_errors"] = collect_label_errors(outcome, sizes)
     on_step("calibration")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from vitrail.data.check import CheckReport, check_before_training
+from vitrail.data.groups import group_source
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.split import Splits, build_splits, drop_images, load_splits_into_memory
@@ -43,7 +44,7 @@ def load_data(
     theirs = pretrained.classifier.preprocess if isinstance(pretrained, Pretrained) else None
     started = resumed.load_config() if resumed else None
     with world.raise_on_all(), world.local_main_first():
-        source = open_source(data, missing_ok=recipe.skip_unreadable)
+        source = group_source(open_source(data, missing_ok=recipe.skip_unreadable), recipe.group_pattern)
         splits = build_splits(
             source.with_channels(theirs.channels) if theirs else source,
             validation=recipe.validation_fraction,

@@ -126,6 +126,7 @@ def describe_data(splits: Splits, recipe: Recipe) -> dict[str, Any]:
             "test": recipe.test_fraction,
             "validation": recipe.validation_fraction,
             "seed": recipe.split_seed,
+            **({} if recipe.group_pattern is None else {"group_pattern": recipe.group_pattern}),
         },
     }
 

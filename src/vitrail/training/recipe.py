@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Unpack
 
 from vitrail.data.augment import Augment
+from vitrail.data.group_pattern import compile_pattern
 from vitrail.data.options import Fit, Interpolation
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model.config import ViTConfig
@@ -136,6 +137,11 @@ class Recipe:
     test_fraction: float = option(
         0.2, "fraction of the images held out for test, where the data has no such split", ge=0, lt=1
     )
+    group_pattern: str | None = option(
+        None,
+        "regular expression with one capture group, which finds the group of an image in its path below DATA; groups "
+        "(patients, videos, bursts) are never divided; none: the groups that the data has",
+    )
     split_seed: int = option(0, "seed of the random split into training, validation and test", ge=0)
     image_cache_gib: float = option(2.0, "memory for decoded images, in GiB", ge=0)
     workers: int | None = option(None, "data-loading processes; none: chosen from the data and the CPU cores", ge=0)
@@ -155,6 +161,8 @@ class Recipe:
             )
         if self.lora_rank and self.freeze == "backbone":
             raise UsageError("LoRA trains the backbone, and freeze 'backbone' freezes it", "choose one of them")
+        if self.group_pattern is not None:
+            compile_pattern(self.group_pattern)
         if self.train_on == "features" and self.balance != "none":
             raise UsageError("a head on features is fitted without balance", "use --train-on images, or --balance none")
         if self.lora_rank and self.frozen_patterns:
@@ -300,7 +308,7 @@ VIT_FIELDS = {
 # The recipe's own fields that have an effect when only a head is fitted, on features.
 FEATURE_FIELDS = {
     "train_on", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
-    "test_fraction", "split_seed", "image_cache_gib", "workers", "skip_unreadable",
+    "test_fraction", "split_seed", "group_pattern", "image_cache_gib", "workers", "skip_unreadable",
 }  # fmt: skip
 
 

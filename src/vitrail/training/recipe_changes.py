@@ -158,6 +158,9 @@ class TrainChanges(TypedDict, total=False):
     """fraction of the training images held out for validation, where the data has no such split"""
     test_fraction: float
     """fraction of the images held out for test, where the data has no such split"""
+    group_pattern: str | None
+    """regular expression with one capture group, which finds the group of an image in its path below DATA; groups
+    (patients, videos, bursts) are never divided; none: the groups that the data has"""
     split_seed: int
     """seed of the random split into training, validation and test"""
     image_cache_gib: float
