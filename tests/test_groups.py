@@ -206,7 +206,7 @@ def outcome(accuracy_by_group: list[float], images: int, classes: int = 2) -> Ou
 def test_the_interval_of_grouped_images_covers_and_that_of_single_images_does_not():
     rng = np.random.default_rng(0)
     covered = {"groups": 0, "images": 0}
-    draws = 1000
+    draws = 4000
     for _ in range(draws):
         rates = rng.beta(4, 1, 25)  # mean 0.8
         n = rng.integers(5, 30, 25)
@@ -215,7 +215,7 @@ def test_the_interval_of_grouped_images_covers_and_that_of_single_images_does_no
         covered["groups"] += low <= 0.8 <= high
         low, high = wilson_interval(successes.sum(), n.sum())
         covered["images"] += low <= 0.8 <= high
-    assert covered["groups"] > 0.9 * draws  # 25 skewed groups: 91.5%
+    assert covered["groups"] > 0.925 * draws
     assert covered["images"] < 0.75 * draws
 
 
