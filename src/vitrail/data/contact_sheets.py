@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torchvision.transforms.v2.functional as F
 
 from vitrail.data.decode import ImageError
+from vitrail.data.geometry import resize
 from vitrail.data.survey import ImageRecord, Survey
 from vitrail.files import write_atomically
 
@@ -71,7 +71,7 @@ def make_thumbnail(survey: Survey, record: ImageRecord) -> np.ndarray[Any, np.dt
     h, w = pixels.shape[-2:]
     scale = THUMBNAIL_SIZE / max(h, w)
     if scale < 1:
-        pixels = F.resize(pixels, [max(1, round(h * scale)), max(1, round(w * scale))], antialias=True)
+        pixels = resize(pixels, max(1, round(h * scale)), max(1, round(w * scale)))
     thumbnail: np.ndarray[Any, np.dtype[np.uint8]] = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
     return thumbnail
 

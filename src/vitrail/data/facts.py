@@ -13,11 +13,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from vitrail.data.decode import ImageError, decode_with_header
 from vitrail.data.encoded import EncodedImages
+from vitrail.data.geometry import resize
 from vitrail.data.near_duplicates import MAX_PAIRS, IndexPair, compute_signature, near_duplicate_pairs
 from vitrail.data.source import Listing
 from vitrail.files import cache_folder
@@ -79,7 +79,7 @@ def pixel_facts(pixels: Tensor) -> tuple[bool, bytes | None]:
     flat = pixels.flatten(1)
     is_constant = bool((flat.amin(1) == flat.amax(1)).all())
     if min(pixels.shape[-2:]) > SIGNATURE_INPUT_SIZE:
-        pixels = F.resize(pixels, [SIGNATURE_INPUT_SIZE, SIGNATURE_INPUT_SIZE], antialias=True)
+        pixels = resize(pixels, SIGNATURE_INPUT_SIZE, SIGNATURE_INPUT_SIZE)
     signature = None if is_constant else compute_signature(pixels)
     return is_constant, None if signature is None else signature.tobytes()
 

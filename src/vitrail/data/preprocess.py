@@ -4,10 +4,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
+from vitrail.data import geometry
 from vitrail.data.options import Fit, Interpolation
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.options import check_fields, option
@@ -128,10 +127,8 @@ class Preprocess:
         """Resizes with antialiasing."""
         if image_CHW.shape[-2:] == (height, width):
             return image_CHW
-        mode = InterpolationMode(self.interpolation)
-        if self.engine == "pillow":
-            return F.pil_to_tensor(F.resize(F.to_pil_image(image_CHW), [height, width], interpolation=mode))
-        return F.resize(image_CHW, [height, width], interpolation=mode, antialias=True)
+        function = geometry.resize_with_pillow if self.engine == "pillow" else geometry.resize
+        return function(image_CHW, height, width, self.interpolation)
 
     def pad(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
         """Centers the image on a canvas of the mean color."""
@@ -144,9 +141,9 @@ class Preprocess:
 
     def center_crop(self, image_CHW: Tensor, height: int, width: int) -> Tensor:
         if self.engine != "transformers":
-            return F.center_crop(image_CHW, [height, width])
+            return geometry.center_crop(image_CHW, height, width)
         h, w = image_CHW.shape[-2:]  # transformers rounds an odd margin down, the others round it up
-        return F.crop(image_CHW, (h - height) // 2, (w - width) // 2, height, width)
+        return geometry.crop(image_CHW, (h - height) // 2, (w - width) // 2, height, width)
 
     def normalize(self, pixels_BCHW: Tensor) -> Tensor:
         """Returns the model's input for uint8 pixels of its size, float32 on the device of the pixels."""

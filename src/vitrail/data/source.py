@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from vitrail.data.encoded import EncodedImages
+from vitrail.data.geometry import to_gray, to_rgb
 from vitrail.data.images import Images, LazyImages, Pixels
 from vitrail.data.strings import factorize, take_strings
 from vitrail.errors import VitrailError
@@ -53,7 +53,7 @@ class Listing:
         """Returns the same images as gray (1) or color (3)."""
         if isinstance(self.pixels, EncodedImages):
             return replace(self, pixels=self.pixels.with_channels(channels))
-        convert = F.grayscale_to_rgb if channels == 3 else F.rgb_to_grayscale
+        convert = to_rgb if channels == 3 else to_gray
         if isinstance(self.pixels, Tensor):
             return replace(self, pixels=convert(self.pixels))
         return replace(self, pixels=LazyImages(self.pixels, range(len(self)), convert))

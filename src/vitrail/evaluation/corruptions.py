@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch import Tensor
 
 from vitrail.batching import BatchHalver
 from vitrail.classifier import Classifier
+from vitrail.data.geometry import resize
 from vitrail.data.randomness import derive_seed
 from vitrail.intervals import wilson_interval
 
@@ -37,9 +37,11 @@ def add_noise(pixels: Tensor, std: float, generator: torch.Generator) -> Tensor:
 
 def blur(pixels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """Blurs with a Gaussian whose standard deviation is this fraction of the shorter edge."""
+    from torchvision.transforms.v2.functional import gaussian_blur  # it imports torch's compiler
+
     sigma = fraction * min(pixels.shape[-2:])
     width = min(2 * int(np.ceil(3 * sigma)) + 1, 2 * (min(pixels.shape[-2:]) // 2) - 1)
-    return F.gaussian_blur(pixels, [max(width, 1)] * 2, [sigma, sigma])
+    return gaussian_blur(pixels, [max(width, 1)] * 2, [sigma, sigma])
 
 
 def brighten(pixels: Tensor, amount: float, generator: torch.Generator) -> Tensor:
@@ -56,8 +58,8 @@ def lower_contrast(pixels: Tensor, factor: float, generator: torch.Generator) ->
 def pixelate(pixels: Tensor, factor: float, generator: torch.Generator) -> Tensor:
     """Shrinks the image by `factor` and enlarges it again with nearest-neighbor interpolation."""
     h, w = pixels.shape[-2:]
-    small = F.resize(pixels, [max(1, round(h * factor)), max(1, round(w * factor))], antialias=True)
-    return F.resize(small, [h, w], interpolation=F.InterpolationMode.NEAREST_EXACT)
+    small = resize(pixels, max(1, round(h * factor)), max(1, round(w * factor)))
+    return resize(small, h, w, "nearest-exact")
 
 
 def compress_jpeg(pixels: Tensor, quality: float, generator: torch.Generator) -> Tensor:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
+
+from vitrail.data.geometry import center_crop, resize
 
 Box = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right) in pixels
 
@@ -63,8 +64,8 @@ def compose(
     for group in groups:
         canvas = torch.empty_like(pixels[0])
         for ((top, bottom), (left, right)), index in zip(boxes, group, strict=True):
-            size = [bottom - top, right - left]
-            tile = F.resize(pixels[index], size, antialias=True) if shrink else F.center_crop(pixels[index], size)
+            fit = resize if shrink else center_crop
+            tile = fit(pixels[index], bottom - top, right - left)
             canvas[:, top:bottom, left:right] = tile
         for box, index in enumerate(group):
             composites.append(canvas)

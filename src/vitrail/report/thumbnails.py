@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
+from vitrail.data.geometry import resize
 from vitrail.data.images import Images
 from vitrail.evaluation.outcome import Outcome
 
@@ -57,6 +57,6 @@ def make_thumbnail(image_CHW: Tensor) -> np.ndarray:
 def resize_to_rgb(image_CHW: Tensor, height: int, width: int) -> np.ndarray:
     """Returns uint8 (height, width, 3); a gray channel is repeated."""
     if image_CHW.shape[-2:] != (height, width):
-        image_CHW = F.resize(image_CHW, [height, width], antialias=True)
+        image_CHW = resize(image_CHW, height, width)
     array: np.ndarray = image_CHW.expand(3, -1, -1).permute(1, 2, 0).contiguous().to(torch.uint8).cpu().numpy()
     return array
