@@ -41,7 +41,7 @@ LAYERS = [
     {"classifier"},
     {"module_classifier"},
     {"comparison", "evaluation", "explanation", "training"},
-    {"callbacks", "exporting", "report"},
+    {"callbacks", "exporting", "migration", "report"},
     {"loading"},
     {"benchmarking", "prediction", "runs", "serving"},
     {"api", "registry", "sklearn", "sweeps"},

@@ -7,8 +7,18 @@ from pathlib import Path
 from vitrail.data.encoded import ImageFiles
 from vitrail.data.groups import categorize
 from vitrail.data.source import LeftOut, Listing, Source, parse_split_name
-from vitrail.data.table_rows import GROUP_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, find_column, iter_rows
+from vitrail.data.table_rows import (
+    GROUP_COLUMNS,
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    SPLIT_COLUMNS,
+    VALIDATION_COLUMN,
+    find_column,
+    iter_rows,
+)
 from vitrail.errors import VitrailError
+
+IS_VALIDATION = {"true": "validation", "1": "validation", "false": "train", "0": "train"}
 
 
 def read_table(file: Path) -> Source:
@@ -42,7 +52,7 @@ def read_table(file: Path) -> Source:
             raise VitrailError(
                 f"{line}: the column {path_column!r} holds {kind}, not paths", "name the column of paths"
             )
-        split = parse_split_name(str(row[split_column]), line) if split_column else "all"
+        split = parse_split(split_column, str(row[split_column]), line) if split_column else "all"
         path = file.parent / str(row[path_column])
         if not os.path.isfile(path):  # not path.is_file(), which raises for names that are too long
             missing.append(f"{line}: there is no file {path}")
@@ -64,3 +74,13 @@ def read_table(file: Path) -> Source:
     unused = [str(name) for name in first if name not in used and str(name).strip()]
     left_out = [LeftOut(f"{file}: the column{'s' * (len(unused) > 1)} {', '.join(unused)}")] if unused else []
     return Source(file.stem, splits, left_out=left_out, missing=missing)
+
+
+def parse_split(column: str, value: str, line: str) -> str:
+    """Returns the split of a row; raises `VitrailError` for a value that names none."""
+    if column.strip().lower() != VALIDATION_COLUMN:
+        return parse_split_name(value, line)
+    try:
+        return IS_VALIDATION[value.strip().lower()]
+    except KeyError:
+        raise VitrailError(f"{line}: {column} is {value!r}", "use true or false") from None

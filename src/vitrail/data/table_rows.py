@@ -12,7 +12,9 @@ from vitrail.installation import install_hint
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_name")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
-SPLIT_COLUMNS = ("split", "set", "subset")
+OTHER_PATH_COLUMNS = ("fname", "name")  # of fastai's tables; read where no column is called as above
+VALIDATION_COLUMN = "is_valid"  # of fastai's tables: true or false
+SPLIT_COLUMNS = ("split", "set", "subset", VALIDATION_COLUMN)
 GROUP_COLUMNS = ("group", "group_id")
 BATCH_ROWS = 1024  # of a parquet file that are in memory at a time
 QUOTE_HINT = 'put a value that has a comma into quotes ("cat, tabby"), and close every quote'
@@ -114,7 +116,8 @@ def has_image_bytes(file: Path) -> str | None:
 
 def find_column(file: Path, row: dict[str, object], names: tuple[str, ...]) -> str:
     """Returns the first column with one of these names, as the table spells it; raises `VitrailError`."""
-    for name in row:
-        if str(name).strip().lower() in names:
-            return name
+    for candidates in (names, OTHER_PATH_COLUMNS if names is PATH_COLUMNS else ()):
+        for name in row:
+            if str(name).strip().lower() in candidates:
+                return name
     raise VitrailError(f"{file} has no column {names[0]!r}", f"its columns are {', '.join(map(str, row))}")

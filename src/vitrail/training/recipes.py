@@ -9,11 +9,13 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, get_args
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.training.recipe import Recipe
+from vitrail.model.config import ViTConfig
+from vitrail.options import field_types
+from vitrail.training.recipe import RECIPE_FIELDS, Recipe
 from vitrail.training.recipe_changes import RecipeChanges
 
 DEFAULT_RECIPE = "small"
@@ -198,8 +200,9 @@ RECIPES = BuiltInRecipes(
 def find_recipe(name: str | Path | Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:
     """Returns a recipe, given by its name, a TOML or JSON file, or itself, with changes.
 
-    A file sets fields by name, on top of the built-in recipe that its `base` names (`small` by default). Raises
-    `UsageError` if there is no such recipe or the file is not one.
+    A file sets fields by name, on top of the built-in recipe that its `base` names (`small` by default). In TOML, which
+    has no null, "none" is the value of a field that can be none. Raises `UsageError` if there is no such recipe or the
+    file is not one.
     """
     if isinstance(name, Recipe):
         return name.with_changes(**changes)
@@ -220,7 +223,17 @@ def load_recipe_file(path: Path) -> Recipe:
         raise UsageError(f"{path} is not a recipe: {error}", "write it as TOML or JSON") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path} is not a recipe: it is not an object with fields")
+    if path.suffix != ".json":
+        document = {name: None if is_none(name, value) else value for name, value in document.items()}
     base = str(document.pop("base", DEFAULT_RECIPE))
     if base not in RECIPES:
         raise UsageError(f"{path}: there is no built-in recipe {base!r}", did_you_mean(base, RECIPES))
     return replace(RECIPES[base].with_changes(**document), name=path.stem, description=f"from {path.name}")
+
+
+def is_none(name: str, value: object) -> bool:
+    """Returns whether a value of a TOML file is the word none, in a field that can be none and not that word."""
+    if value != "none" or name not in RECIPE_FIELDS:
+        return False
+    owner = {"recipe": Recipe, "augment": Augment, "model": ViTConfig}[RECIPE_FIELDS[name]]
+    return type(None) in get_args(field_types(owner)[name])

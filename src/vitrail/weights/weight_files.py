@@ -6,7 +6,7 @@ come from a card or from the `config.json` beside the weights; they are never gu
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig
 from vitrail.weights.cards import Card, load_cards
+from vitrail.weights.classes import get_class_names
 from vitrail.weights.config_files import parse_config
-from vitrail.weights.conversion import export_weights, import_weights, meta_state_dict
+from vitrail.weights.conversion import Layout, export_weights, import_weights, meta_state_dict
 from vitrail.weights.layouts import LAYOUTS, find_layouts, is_same_model
 from vitrail.weights.tensor_files import SHARD_INDEX, read_tensors
 from vitrail.weights.wrappers import strip_wrappers
 
 WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin", "weights.npz")
+
+MARKED_CLASSES = 7_919  # a prime number that no other dimension has: marks the tensors of the head
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,17 @@ def load_weight_file(path: Path, card: Card | None = None, *, torch_files: bool 
 
 
 def load_by_card(path: Path, card: Card, tensors: dict[str, Tensor]) -> PublicModel:
-    """Converts tensors with a card; raises `VitrailError` if they are not the card's model."""
-    config = card.build_config()
+    """Converts tensors with a card; raises `VitrailError` if they are not the card's model.
+
+    A head with another number of outputs, as after fine-tuning, has numbered classes.
+    """
+    published = card.build_config()
     keys = [card.layout, *(key for key, _ in find_layouts(tensors) if is_same_model(key, card.layout))]
     errors = []
     for key in dict.fromkeys(keys):
         if (root := LAYOUTS[key].find_root(tensors)) is None:
             continue
+        config = replace(published, classes=count_outputs(LAYOUTS[key], root, published, tensors))
         try:
             weights = import_weights(LAYOUTS[key], root, config, tensors)
         except VitrailError as error:
@@ -68,6 +75,17 @@ def load_by_card(path: Path, card: Card, tensors: dict[str, Tensor]) -> PublicMo
     raise VitrailError(
         f"{path} is not {card.name}: its tensors are not named as in {layout}", describe_tensors(tensors)
     )
+
+
+def count_outputs(layout: Layout, root: str, config: ViTConfig, tensors: dict[str, Tensor]) -> int:
+    """Returns the number of outputs of the head in a file, if it has one, else that of the config."""
+    with_head = replace(config, classes=MARKED_CLASSES)
+    try:
+        expected = export_weights(layout, root, with_head, meta_state_dict(with_head))
+    except VitrailError:  # the layout has no head
+        return config.classes
+    heads = [name for name, tensor in expected.items() if tensor.shape[:1] == (MARKED_CLASSES,) and name in tensors]
+    return tensors[heads[0]].shape[0] if heads else config.classes
 
 
 def load_by_shapes(path: Path, tensors: dict[str, Tensor]) -> PublicModel:
@@ -97,7 +115,9 @@ def load_by_shapes(path: Path, tensors: dict[str, Tensor]) -> PublicModel:
 def build_card_model(path: Path, card: Card, config: ViTConfig, weights: dict[str, Tensor]) -> PublicModel:
     """Returns the model of a card with these weights."""
     origin = {"card": card.name, "file": path.name, "license": card.license, "source": card.source}
-    return PublicModel(config, card.list_classes(), card.build_preprocess(), weights, origin)
+    published = card.build_config().classes
+    classes = card.list_classes() if config.classes == published else get_class_names("class", config.classes)
+    return PublicModel(config, classes, card.build_preprocess(), weights, origin)
 
 
 def load_weight_folder(folder: Path, *, torch_files: bool = False) -> PublicModel:
