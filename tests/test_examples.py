@@ -277,7 +277,7 @@ REGISTER = 'name it first: vitrail.register("{0}", "mine", ...), then {1}="mine"
         ({"policy": nn.Identity()}, REGISTER.format("augmentation", "policy")),
         ({"class_weights": "balanced"}, 'use balance="weights"'),
         ({"sample_weight": [1.0] * 20}, "images have no weights of their own"),
-        ({"transform": nn.Identity()}, 'vitrail.register("augmentation", "mine", ...), policy="mine"'),
+        ({"transform": nn.Identity()}, "use vitrail.train(augment=FUNCTION)"),
         ({"early_stop": 3}, "callbacks=[vitrail.EarlyStopping(patience=N)]"),
         ({"watchers": [print]}, "use callbacks=[...], a list of objects with hooks"),
         ({"callbacks": [print]}, "the hooks are on_run_start, "),

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 import vitrail
 from vitrail import parts, plugins
@@ -366,6 +367,48 @@ def test_a_callable_is_a_loss_that_a_resume_needs_again(photos: Path, tmp_path: 
     vitrail.train(photos, out=tmp_path / "run", resume=True, loss=doubled, **options)
     with pytest.raises(UsageError, match="loss is test_plugins.Weighted, before test_plugins.doubled"):
         vitrail.train(photos, out=tmp_path / "run", resume=True, loss=Weighted, **options)
+
+
+sizes: set[tuple[int, ...]] = set()
+
+
+def posterize(pixels: Tensor) -> Tensor:
+    sizes.add((pixels.dtype, *pixels.shape))
+    return pixels & (0xFF << int(torch.randint(1, 4, ())))
+
+
+def test_a_callable_augments_images_and_a_resume_needs_it_again(photos: Path, tmp_path: Path):
+    options: dict[str, Any] = {**TINY_CHANGES, "report": False, "check": False, "precision": "fp32", "image_size": 20}
+    run = vitrail.train(photos, out=tmp_path / "run", augment=posterize, workers=0, **options)
+    assert sizes == {(torch.uint8, 3, 20, 20)}
+    same = vitrail.train(photos, out=tmp_path / "two", augment=posterize, workers=2, **options)
+    plain = vitrail.train(photos, out=tmp_path / "plain", **options)
+    weights = [each.classifier.vit.state_dict()["head.weight"] for each in (run, same, plain)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert run.classifier.origin["recipe"]["augment"]["policy"] == "test_plugins.posterize"
+    del PARTS["augmentation", "test_plugins.posterize"]
+    assert vitrail.load(run.folder).classes == ("blue", "red")  # an artifact does not need it
+    with pytest.raises(VitrailError, match=r"pass it again: vitrail.train\(..., augment=...\)"):
+        vitrail.train(photos, out=tmp_path / "run", resume=True, **options)
+    vitrail.train(photos, out=tmp_path / "run", resume=True, augment=posterize, **options)
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (v2.ToDtype(torch.float32, scale=True), r"returns .*float32 .it must return \(3, 16, 16\) uint8"),
+        (v2.RandomCrop(8), r"returns \(3, 8, 8\) uint8"),
+        (v2.RandomSolarize, "augment is the class RandomSolarize"),
+        (3, "augment is a int"),
+        ("autoaugment", "policy 'autoaugment' is not known .did you mean"),
+    ],
+)
+def test_an_augmentation_that_cannot_be_used_is_refused(augment: Any, message: str, photos: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=message):
+        vitrail.train(photos, out=tmp_path / "run", augment=augment, check=False, **TINY_CHANGES)
+    with pytest.raises(UsageError, match="augment and policy are the same setting"):
+        vitrail.train(photos, out=tmp_path / "run", augment=posterize, policy="none", **TINY_CHANGES)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_gets_the_counts_of_the_training_images(make_folder, tmp_path: Path):

@@ -4,6 +4,7 @@
 the tables of their packages.
 """
 
+import functools
 import hashlib
 import inspect
 import json
@@ -109,6 +110,15 @@ def signature_of(part: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
         return ()
 
 
+def add_callable(kind: Kind, value: Callable[..., object]) -> str:
+    """Adds a callable that was passed instead of a name to `PARTS`, under its qualified name, which it returns."""
+    function = value.func if isinstance(value, functools.partial) else value
+    named = function if hasattr(function, "__qualname__") else type(function)
+    name = f"{named.__module__}.{named.__qualname__}"
+    PARTS[kind, name] = Part(kind, name, value, named.__module__, is_unnamed=True)
+    return name
+
+
 def find_part(kind: str, name: str) -> Part | None:
     """Returns the registered part of this name, if need be after the installed plugins are imported."""
     if (kind, name) not in PARTS:
@@ -155,7 +165,8 @@ def require_parts(documents: Any, needed_by: str) -> None:
         if find_part(kind, name) is not None:
             continue
         if "callable" in each:
-            hint = f"pass it again: vitrail.train(..., {kind}=...)"
+            keyword = {"augmentation": "augment"}.get(kind, kind)
+            hint = f"pass it again: vitrail.train(..., {keyword}=...)"
             raise VitrailError(f"{needed_by} needs the {kind} {name!r}, a callable of Python", hint)
         sentence = f"{needed_by} needs the {kind} {name!r}, which {describe_module(module)} registers"
         if module == "__main__":

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitrail.errors import UsageError
 from vitrail.options import check_fields, option
-from vitrail.parts import make_part
+from vitrail.parts import add_callable, make_part
 
 # The command line reads `Augment` before anything else runs, so functions import torch when they are called.
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ class Augment:
     def is_mixing(self) -> bool:
         """Whether images of a batch are mixed with each other."""
         return bool(self.mixup or self.cutmix)
+
+
+def name_augmentation(augment: Callable[..., object]) -> str:
+    """Lets recipes of this process name a callable by its qualified name, which it returns.
+
+    It is called with each image, uint8 (C, H, W) of the model's size, and returns one of the same shape and type.
+    """
+    if not callable(augment) or isinstance(augment, type):
+        kind = f"the class {augment.__name__}" if isinstance(augment, type) else f"a {type(augment).__name__}"
+        raise UsageError(f"augment is {kind}", "give a name of a policy or a function of an image, uint8 (C, H, W)")
+    name = add_callable("augmentation", augment)
+    POLICIES[name] = lambda: augment  # type: ignore[assignment,return-value]
+    return name
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.augment import name_augmentation
 from vitrail.errors import UsageError
 from vitrail.model.config import ViTConfig
 from vitrail.runs.pretrained import Model, find_frozen_parameters
@@ -18,6 +19,7 @@ def resolve_arguments(
     architecture: str | None,
     recipe: str | Path | Recipe | None,
     loss: str | Callable[..., Any] | None,
+    augment: str | Callable[..., Any] | None,
     changes: Mapping[str, Any],
 ) -> tuple[Model | None, Mapping[str, Any]]:
     """Returns the weights to start from, and the changes of the recipe with those that the other arguments mean."""
@@ -28,6 +30,10 @@ def resolve_arguments(
         architecture = requested.architecture
     if loss is not None:
         changes = {**changes, "loss": loss if isinstance(loss, str) else name_loss(loss)}
+    if augment is not None:
+        if "policy" in changes:
+            raise UsageError("augment and policy are the same setting", "leave out one of them")
+        changes = {**changes, "policy": augment if isinstance(augment, str) else name_augmentation(augment)}
     if isinstance(model, ViTConfig):
         return None, {**describe_model(model), **changes}
     if model is not None and (frozen := find_frozen_parameters(model, architecture or "vit")):

@@ -63,6 +63,7 @@ def train(
     architecture: str | None = None,
     recipe: str | Path | Recipe | None = None,
     loss: str | Callable[..., Any] | None = None,
+    augment: str | Callable[..., Any] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     device: str | None = None,
@@ -81,11 +82,11 @@ def train(
     passed to it). Parameters with `requires_grad=False` stay frozen, unless all are so, as in a loaded model. A
     `ViTConfig` describes a model with random weights instead. `architecture` names another model than a ViT by its
     registered builder (docs/plugins.md), and the result is a `ModuleRun`; `model` may then be a module that has its
-    weights. `recipe` is a
-    name (default: `small`, or `finetune` with weights), a TOML or JSON file, or a `Recipe`; `changes` are fields of it,
-    of its augmentation or of its model (`epochs=3, width=128`); `vitrail.RecipeChanges` lists them. `loss` is a name, a
-    callable `loss(logits, targets)`, or a class that makes one from a `LossContext`, which has the class counts; to
-    resume, pass it again.
+    weights. `recipe` is a name (default: `small`, or `finetune` with weights), a TOML or JSON file, or a `Recipe`;
+    `changes` are fields of it, of its augmentation or of its model (`epochs=3, width=128`), as `vitrail.RecipeChanges`
+    lists them. `loss` is a name, a callable `loss(logits, targets)`, or a class that makes one from a `LossContext`,
+    which has the class counts. `augment`, a name or a callable, takes the place of the recipe's `policy`: it gets each
+    training image as uint8 (C, H, W) of the model's size. To resume, pass both again.
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
     `resume` starts a new run if there is none yet, and returns a finished one as it is.
@@ -97,7 +98,7 @@ def train(
 
     Raises `VitrailError` for errors in the data and in training.
     """
-    weights, all_changes = resolve_arguments(model, architecture, recipe, loss, changes)
+    weights, all_changes = resolve_arguments(model, architecture, recipe, loss, augment, changes)
     with join_world(pick_device(device), fsdp=fsdp) as world:
         name = name_of_data(data)
         resumed = share_folder(world, lambda: find_run_to_resume(name, out, resume))

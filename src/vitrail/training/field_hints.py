@@ -1,9 +1,7 @@
 """What to do instead, for options of other libraries that a recipe does not have."""
 
 CLASS_WEIGHTS = 'use balance="weights"'
-TRANSFORM = (
-    'set flip, crop or policy, or register a function: vitrail.register("augmentation", "mine", ...), policy="mine"'
-)
+TRANSFORM = "set flip, crop or policy, or use vitrail.train(augment=FUNCTION), which gets each image as uint8 (C, H, W)"
 EARLY_STOP = "use patience=N, or callbacks=[vitrail.EarlyStopping(patience=N)]"
 CALLBACKS = "use callbacks=[...], a list of objects with hooks such as on_epoch_end"
 LOSS = "use loss=FUNCTION, called as FUNCTION(logits, targets)"
@@ -14,7 +12,7 @@ METRICS = "use vitrail.evaluate(run.classifier, data, metrics=[...])"
 FIELD_HINTS: dict[str, str] = {
     **dict.fromkeys(("class_weight", "class_weights"), CLASS_WEIGHTS),
     **dict.fromkeys(("sample_weight", "sample_weights"), SAMPLE_WEIGHTS),
-    **dict.fromkeys(("augment", "augmentation", "transform", "transforms"), TRANSFORM),
+    **dict.fromkeys(("augmentation", "transform", "transforms"), TRANSFORM),
     **dict.fromkeys(("early_stop", "early_stopping"), EARLY_STOP),
     **dict.fromkeys(("callback", "watcher", "watchers"), CALLBACKS),
     **dict.fromkeys(("criterion", "loss_fn"), LOSS),

@@ -4,7 +4,6 @@ A row of `LOSSES` is called once per run, with a `LossContext` and the arguments
 returns the loss: (logits (B, Y) float32, targets (B,) int64 or (B, Y) probabilities) -> mean over the batch.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, first_line
-from vitrail.parts import PARTS, Part, make_part, part_name
+from vitrail.parts import PARTS, add_callable, make_part, part_name
 from vitrail.training.balance import ShiftedLogits, class_weights, seen_class_counts
 from vitrail.training.recipe import Recipe
 
@@ -166,9 +165,6 @@ def name_loss(loss: Callable[..., object]) -> str:
     """
     if not callable(loss):
         raise UsageError(f"loss is a {type(loss).__name__}", "give a name or a callable loss(logits, targets)")
-    function = loss.func if isinstance(loss, functools.partial) else loss
-    named = function if hasattr(function, "__qualname__") else type(function)
-    name = f"{named.__module__}.{named.__qualname__}"
+    name = add_callable("loss", loss)
     LOSSES[name] = cast("Callable[..., Loss]", loss) if isinstance(loss, type) else lambda context: cast("Loss", loss)
-    PARTS["loss", name] = Part("loss", name, loss, named.__module__, is_unnamed=True)
     return name
