@@ -12,12 +12,12 @@ from vitrail.data.open import open_data
 from vitrail.runs.start import random_vit
 from vitrail.training.data_defaults import complete_recipe, resolve_model
 from vitrail.training.optimizers import build_optimizers
-from vitrail.training.recipes import RECIPES
+from vitrail.training.recipes import find_recipe
 from vitrail.training.schedules import lr_factor
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 splits = open_data(sys.argv[1])  # .train, .validation and .test
-recipe = RECIPES["small"].with_changes(epochs=int(sys.argv[2]) if len(sys.argv) > 2 else 10, ema_decay=None)
+recipe = find_recipe("small", epochs=int(sys.argv[2]) if len(sys.argv) > 2 else 10, ema_decay=None)
 config, preprocess = resolve_model(recipe, splits)  # with the image size, channels and classes of the data
 recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=False)
 vit = random_vit(config, recipe).to(device)  # vitrail.ViT(config), with weights drawn as the recipe says

@@ -293,6 +293,36 @@ def test_a_wish_is_refused_at_once_with_what_to_do_instead(options: dict[str, An
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"callbacks": []}, "vitrail.train takes it; trials of a sweep run in processes of their own"),
+        ({"logger": "tensorboard"}, "read OUT/trials/*/metrics.jsonl"),
+        ({"augment": print}, "register it, and set policy to its name"),
+        ({"loss": print}, 'name it first: vitrail.register("loss", "mine", ...), then loss="mine"'),
+        ({"vary": {"pool": ["gem"]}}, 'vitrail.register("pool", "gem", ...), which --plugin MODULE imports'),
+        ({"vary": {"optimizer": "adanw"}}, "did you mean adamw"),
+    ],
+)
+def test_a_sweep_refuses_at_once_what_its_trials_cannot_do(options: dict[str, Any], instead: str, tmp_path: Path):
+    with pytest.raises(VitrailError) as caught:
+        vitrail.sweep("digits", out=tmp_path / "sweep", **{"vary": {"lr": [1e-3]}, **options})
+    assert instead in str(caught.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("field", ["pool", "mlp", "head", "position", "loss", "optimizer", "schedule", "policy"])
+def test_an_unknown_name_of_a_part_says_how_to_add_one(field: str):
+    kind = "augmentation" if field == "policy" else field
+    for make in (
+        lambda: vitrail.Recipe().with_changes(**{field: "gem2000"}),
+        lambda: vitrail.ViTConfig(**{field: "gem2000"}) if kind in ("pool", "mlp", "head", "position") else None,
+    ):
+        with pytest.raises(VitrailError, match="gem2000' is not known") as caught:
+            make() or vitrail.Recipe().with_changes(**{field: "gem2000"})
+        assert f'vitrail.register("{kind}", "gem2000", ...), which --plugin MODULE imports' in str(caught.value)
+
+
 def test_a_hint_is_for_no_field_of_a_recipe():
     assert not FIELD_HINTS.keys() & RECIPE_FIELDS.keys()
 

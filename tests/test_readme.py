@@ -53,7 +53,16 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "sh", "python", "python", "sh"]
+    assert [language for language, _ in BLOCKS] == [
+        "sh",
+        "sh",
+        "sh",
+        "python",
+        "python",
+        *["sh"] * 2,
+        *["python"] * 2,
+        "sh",
+    ]
 
 
 def test_the_make_commands_are_targets():
@@ -83,11 +92,14 @@ def test_the_commands_for_a_folder_of_photos(folder: Path):
 
 
 def test_the_python(folder: Path):
-    done = subprocess.run([sys.executable, "-c", BLOCKS[3][1]], cwd=folder, capture_output=True, text=True)
+    example, vit = BLOCKS[3][1], BLOCKS[4][1]
+    assert len(example.splitlines()) <= 10
+    done = subprocess.run([sys.executable, "-c", f"{example}\n{vit}"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "torch.Size([2, 3, 97, 97])" in done.stdout
-    assert "Prediction(label=" in done.stdout
-    assert (folder / "seven.png").exists()
+    label, interval, shape = done.stdout.splitlines()[-3:]
+    assert shape == "torch.Size([2, 3, 97, 97])"
+    assert label in map(str, range(10)) and re.fullmatch(r"\(0\.\d+, 0\.\d+\)", interval)
+    assert (folder / "seven.png").exists() and (folder / "digits.pt2").exists()
 
 
 def test_public_weights(folder: Path):
@@ -96,12 +108,12 @@ def test_public_weights(folder: Path):
     cached.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.vit_b_16().state_dict(), cached)
-    done = shell(BLOCKS[5][1], folder)
+    done = shell(BLOCKS[6][1], folder)
     assert done.returncode == 0, done.stderr
     assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
     assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
     python = subprocess.run(
-        [sys.executable, "-c", BLOCKS[6][1]], cwd=folder, env=cache(folder), capture_output=True, text=True
+        [sys.executable, "-c", BLOCKS[7][1]], cwd=folder, env=cache(folder), capture_output=True, text=True
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5
@@ -115,7 +127,7 @@ def test_predictions_in_python(folder: Path):
 
 
 def test_the_sweep(folder: Path):
-    done = shell(BLOCKS[4][1], folder)
+    done = shell(BLOCKS[5][1], folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best on validation: trial") == 2
     assert (folder / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()

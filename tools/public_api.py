@@ -14,8 +14,18 @@ from typing import is_typeddict
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "tests" / "public_api.txt"
-MODULES = ("vitrail", "vitrail.sklearn")  # those whose names are public; `vitrail` has `__all__`
-OWN = {"vitrail.sklearn": ("VitrailClassifier",)}
+OWN = {  # the public names of modules other than `vitrail`, which has `__all__`
+    "vitrail.sklearn": ("VitrailClassifier",),
+    "vitrail.data.augment": ("Augment", "build_augmentation"),
+    "vitrail.data.loader": ("TrainLoader",),
+    "vitrail.data.open": ("open_data",),
+    "vitrail.runs.start": ("random_vit",),
+    "vitrail.training.data_defaults": ("complete_recipe", "resolve_model"),
+    "vitrail.training.optimizers": ("build_optimizers",),
+    "vitrail.training.recipes": ("find_recipe",),
+    "vitrail.training.schedules": ("lr_factor",),
+}
+MODULES = ("vitrail", *OWN)
 
 
 def public_names() -> list[tuple[str, object]]:

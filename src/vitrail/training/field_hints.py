@@ -9,6 +9,9 @@ SAMPLE_WEIGHTS = f"images have no weights of their own; for classes {CLASS_WEIGH
 ONE_LABEL = "an image has exactly one class; train one classifier per label"
 METRICS = "use vitrail.evaluate(run.classifier, data, metrics=[...])"
 
+ONLY_TRAIN = "vitrail.train takes it; trials of a sweep run in processes of their own: read OUT/trials/*/metrics.jsonl"
+NAMED_PART = "vitrail.train takes it; in a recipe or a sweep register it, and set policy to its name"
+
 FIELD_HINTS: dict[str, str] = {
     **dict.fromkeys(("class_weight", "class_weights"), CLASS_WEIGHTS),
     **dict.fromkeys(("sample_weight", "sample_weights"), SAMPLE_WEIGHTS),
@@ -18,6 +21,8 @@ FIELD_HINTS: dict[str, str] = {
     **dict.fromkeys(("criterion", "loss_fn"), LOSS),
     **dict.fromkeys(("metric", "metrics"), METRICS),
     **dict.fromkeys(("multi_label", "multilabel", "problem_type"), ONE_LABEL),
+    **dict.fromkeys(("callbacks", "logger", "loggers", "tensorboard", "wandb", "mlflow"), ONLY_TRAIN),
+    "augment": NAMED_PART,
     "learning_rate": "use lr",
     "num_epochs": "use epochs",
     "num_train_epochs": "use epochs",
