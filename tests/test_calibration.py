@@ -17,12 +17,14 @@ from vitrail.evaluation.calibration import (
     risk_coverage_curve,
     selective_accuracy,
 )
+from vitrail.evaluation.calibration_error import confidence_bias_interval, measure_calibration_error
 from vitrail.evaluation.corruptions import CORRUPTIONS, draw_images, measure_robustness
 from vitrail.evaluation.embedding import neighbor_purity, project_to_2d
 from vitrail.evaluation.label_errors import confident_classes, find_label_errors
 from vitrail.evaluation.metrics import average_scores, brier_score, expected_calibration_error, reliability_bins
 from vitrail.evaluation.outcome import Outcome
 from vitrail.evaluation.properties import accuracy_by_quantile, brightness, measure_properties, sharpness
+from vitrail.report.calibration import loss_decrease_interval
 
 
 def random_outcome(n: int, temperature: float, classes: int = 5, seed: int = 0) -> Outcome:
@@ -104,6 +106,38 @@ def test_risk_and_thresholds_equal_those_of_counting():
         assert scores["accuracy"] == pytest.approx(row["accuracy"])
         assert scores["coverage"] == pytest.approx(row["coverage"])
         assert scores["images"] == row["images"]
+
+
+def test_the_risk_of_equally_confident_images_does_not_depend_on_their_order():
+    """An overconfident model gives many images a confidence of exactly 1."""
+    logits = np.tile([50.0, 0.0], (60, 1))
+    labels = np.repeat([1, 0], [6, 54])
+    curves = [risk_coverage_curve(Outcome([""] * 60, each, logits, ("a", "b"))) for each in (labels, labels[::-1])]
+    assert curves[0] == curves[1]
+    assert curves[0]["aurc"] == pytest.approx(0.1)
+    assert curves[0]["risk"] == pytest.approx([0.1] * len(curves[0]["risk"]))
+
+
+@pytest.mark.parametrize("right", [0, 12])
+def test_no_interval_of_all_or_nothing_has_no_width(right: int):
+    logits = np.tile([8.0, 0.0], (12, 1))
+    outcome = Outcome([""] * 12, np.where(np.arange(12) < right, 0, 1), logits, ("a", "b"))
+    scores, error, bias = average_scores(outcome), measure_calibration_error(outcome), confidence_bias_interval(outcome)
+    assert bias is not None
+    intervals = [scores["macro_f1_interval"], scores["balanced_accuracy_interval"], error.interval, bias]
+    assert all(0.15 < high - low < 0.6 for low, high in intervals)
+    truth = 1 - right / 12
+    assert error.interval[0] <= truth <= error.interval[1] + 1e-3
+    assert bias[0] <= truth <= bias[1] + 1e-3
+
+
+def test_a_temperature_has_no_verdict_with_few_mistakes():
+    """Without a mistake, every temperature above 1 would raise the loss, although it was fitted on mistakes."""
+    logits = np.tile([4.0, 0.0], (400, 1))
+    for mistakes, is_known in ((0, False), (19, False), (20, True)):
+        outcome = Outcome([""] * 400, (np.arange(400) < mistakes).astype(int), logits, ("a", "b"))
+        interval = loss_decrease_interval(outcome, apply_temperature(outcome, 1.5))
+        assert (interval is not None) is is_known
 
 
 def test_images_of_equal_confidence_are_answered_together():

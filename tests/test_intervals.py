@@ -13,6 +13,7 @@ from tools.simulate_intervals import INTERVALS, SIGNALS, VERDICTS, Simulation, d
 from vitrail.evaluation.label_errors import suspect_labels
 from vitrail.intervals import (
     bootstrap_counts,
+    exact_interval,
     f1_interval,
     holm,
     homogeneity_p_value,
@@ -101,6 +102,9 @@ def test_bounds_and_p_values_equal_those_of_scipy():
     assert wilson_interval(7, 20) == pytest.approx(
         tuple(stats.binomtest(7, 20).proportion_ci(method="wilson")), abs=1e-9
     )
+    for successes in (0, 7, 20):
+        expected = stats.binomtest(successes, 20).proportion_ci(method="exact")
+        assert exact_interval(successes, 20) == pytest.approx((expected.low, expected.high))
     values = np.random.default_rng(0).normal(3, 2, 12)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert t_interval(values) == pytest.approx((expected.low, expected.high))

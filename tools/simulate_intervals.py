@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import brentq
 
 from vitrail.evaluation.calibration import apply_temperature, find_thresholds, fit_temperature
 from vitrail.evaluation.calibration_error import confidence_bias_interval, measure_calibration_error
@@ -33,6 +34,7 @@ from vitrail.intervals import (
     two_way_interval,
     wilson_interval,
 )
+from vitrail.report.calibration import loss_decrease_interval
 from vitrail.report.verdicts import compare_classes, exceeds, find_dependencies
 
 MARK = "<!-- the tables below are written by tools/simulate_intervals.py -->"
@@ -88,7 +90,18 @@ def true_calibration_error(temperature: float) -> float:
 def draw_uninformative(generator: np.random.Generator, n: int, accuracy: float) -> Outcome:
     """Returns predictions of two classes that are right with this probability, whatever their confidence is."""
     right = generator.random(n) < accuracy
-    confidence = generator.uniform(0.6, 0.999, n)
+    return make_binary_outcome(generator.uniform(0.6, 0.999, n), right)
+
+
+def draw_accurate(generator: np.random.Generator, n: int) -> Outcome:
+    """Returns calibrated predictions of two classes, of which 99% are right."""
+    confidence = np.clip(generator.beta(30, 0.3, n), 0.5, 1 - 1e-6)
+    return make_binary_outcome(confidence, generator.random(n) < confidence)
+
+
+def make_binary_outcome(confidence: np.ndarray, right: np.ndarray) -> Outcome:
+    """Returns predictions of two classes with this confidence, which are right or not."""
+    n = len(confidence)
     logits = np.zeros((n, 2))
     logits[np.arange(n), np.where(right, 0, 1)] = np.log(confidence / (1 - confidence))
     return Outcome([""] * n, np.zeros(n, dtype=int), logits, ("a", "b"))
@@ -211,6 +224,23 @@ def confidence_bias(n: int) -> Draw:
     return draw
 
 
+def calibration_error_of_few(n: int, accuracy: float, confidence: float) -> Draw:
+    """A confident model that makes few mistakes: often none of them is observed."""
+
+    def draw(generator: np.random.Generator) -> bool:
+        outcome = make_binary_outcome(np.full(n, confidence), generator.random(n) < accuracy)
+        return covers(measure_calibration_error(outcome).interval, confidence - accuracy)
+
+    return draw
+
+
+def confidence_bias_of_few(n: int) -> Draw:
+    def draw(generator: np.random.Generator) -> bool:
+        return covers(confidence_bias_interval(draw_accurate(generator, n)), 0.0)
+
+    return draw
+
+
 # Verdicts where there is nothing to find.
 
 
@@ -253,6 +283,35 @@ def miscalibration(n: int) -> Draw:
 
     def draw(generator: np.random.Generator) -> bool:
         return measure_calibration_error(draw_outcome(generator, n)).interval[0] > 0
+
+    return draw
+
+
+def called_biased(n: int) -> Draw:
+    """A perfectly calibrated model that makes few mistakes is called over- or underconfident."""
+
+    def draw(generator: np.random.Generator) -> bool:
+        interval = confidence_bias_interval(draw_accurate(generator, n))
+        return interval is not None and not interval[0] <= 0 <= interval[1]
+
+    return draw
+
+
+@cache
+def harmless_temperature(overconfidence: float) -> float:
+    """Returns the temperature above 1 that does not change the loss of the accurate model's logits, times a factor."""
+    outcome = apply_temperature(draw_accurate(np.random.default_rng(1), 500_000), 1 / overconfidence)
+    change = lambda temperature: apply_temperature(outcome, temperature).loss - outcome.loss  # noqa: E731
+    return float(brentq(change, 1.2, 20))
+
+
+def temperature_effect(n: int) -> Draw:
+    """A temperature that changes nothing on average is said to help or to harm."""
+
+    def draw(generator: np.random.Generator) -> bool:
+        before = apply_temperature(draw_accurate(generator, n), 1 / 1.5)
+        interval = loss_decrease_interval(before, apply_temperature(before, harmless_temperature(1.5)))
+        return interval is not None and not interval[0] <= 0 <= interval[1]
 
     return draw
 
@@ -351,7 +410,18 @@ INTERVALS: dict[str, Simulation] = {
     "ece-clearly": Simulation(
         "calibration error", "test inversion", "n = 360, error 12%", calibration_error(360, 1.5), 20
     ),
-    "bias": Simulation("confidence minus accuracy", "t over images", "n = 360, error 12%", confidence_bias(360), 4),
+    "ece-few": Simulation(
+        "calibration error",
+        "test inversion",
+        "n = 50, accuracy 98%, confidence 99.99%",
+        calibration_error_of_few(50, 0.98, 0.9999),
+        20,
+        False,
+    ),
+    "bias": Simulation("confidence minus accuracy", "MOVER", "n = 360, error 12%", confidence_bias(360), 4),
+    "bias-few": Simulation(
+        "confidence minus accuracy", "MOVER", "n = 50, calibrated, accuracy 99%", confidence_bias_of_few(50), 4, False
+    ),
 }
 VERDICTS: dict[str, Simulation] = {
     "weakest-10": Simulation(
@@ -370,6 +440,15 @@ VERDICTS: dict[str, Simulation] = {
     ),
     "calibration": Simulation("miscalibrated", "test inversion", "n = 360, calibrated", miscalibration(360), 20),
     "calibration-1000": Simulation("miscalibrated", "test inversion", "n = 1000, calibrated", miscalibration(1000), 20),
+    "direction": Simulation(
+        "over- or underconfident", "MOVER", "n = 50, calibrated, accuracy 99%", called_biased(50), 4
+    ),
+    "temperature": Simulation(
+        "temperature helps or harms", "t over images", "n = 360, accuracy 99%", temperature_effect(360), 4
+    ),
+    "temperature-2000": Simulation(
+        "temperature helps or harms", "t over images", "n = 2000, accuracy 99%", temperature_effect(2000), 10
+    ),
     "thresholds": Simulation(
         "guarantee of a threshold",
         "exact bound, 20 candidates",

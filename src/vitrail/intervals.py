@@ -115,6 +115,13 @@ def upper_bound(successes: np.ndarray, n: np.ndarray, confidence: float) -> np.n
     return np.where(successes == n, 1.0, bound)
 
 
+def exact_interval(successes: int, n: int, level: float = LEVEL) -> Interval:
+    """Returns the exact interval of a proportion (Clopper & Pearson 1934): at least `level` for every proportion."""
+    confidence = (1 + level) / 2
+    ends = upper_bound(np.array([n - successes, successes]), np.array([n, n]), confidence)
+    return 1 - float(ends[0]), float(ends[1])
+
+
 def t_interval(values: np.ndarray, level: float = LEVEL) -> Interval | None:
     """Returns the interval of the mean of independent values (n,); None if there are fewer than two."""
     mean, n = float(np.mean(values)), len(values)

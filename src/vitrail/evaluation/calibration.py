@@ -84,10 +84,12 @@ def risk_coverage_curve(outcome: Outcome, points: int = 101) -> dict[str, Any]:
     """Returns the error rate (risk) of the most confident images at several coverages, and the area under the curve.
 
     Geifman & El-Yaniv 2017 (arXiv 1705.08500). The curve begins at `MIN_ANSWERED` images, since the error rate of fewer
-    is noise. `aurc` is the mean risk over all coverages.
+    is noise. `aurc` is the mean risk over all coverages. Images of equal confidence count with their mean error, so
+    that the order of the images does not matter.
     """
-    order = np.argsort(-outcome.confidence, kind="stable")
-    errors = ~outcome.correct[order]
+    values, group = np.unique(-outcome.confidence, return_inverse=True)
+    error_rate = np.bincount(group, ~outcome.correct) / np.bincount(group, minlength=len(values))
+    errors = error_rate[np.sort(group)]
     risk = errors.cumsum() / np.arange(1, len(errors) + 1)
     n = np.unique(np.linspace(min(MIN_ANSWERED, len(errors)), len(errors), points).round().astype(int))
     return {

@@ -116,9 +116,9 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     """Returns balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval.
 
     The interval of macro F1 is a percentile bootstrap: resampling images is resampling cells of the confusion matrix.
-    Without a mistake that would have no width, and the interval of the accuracy is used. If the images have groups,
-    groups are resampled, for both. As in scikit-learn, balanced
-    accuracy excludes classes without images, and macro F1 those that have no images and are never predicted.
+    If all images are right, or all are wrong, that has no width, and the interval of the accuracy is used. If the
+    images have groups, groups are resampled, for both. As in scikit-learn, balanced accuracy excludes classes without
+    images, and macro F1 those that have no images and are never predicted.
     """
     classes = len(outcome.classes)
     true, predicted, counts = _count_cells(outcome)
@@ -127,7 +127,7 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     correct_counts = np.bincount(true, counts * (true == predicted), classes).astype(int)
     has_images = true_counts > 0
     balanced_interval = mean_of_proportions_interval(correct_counts[has_images], true_counts[has_images])
-    if outcome.accuracy == 1:
+    if outcome.accuracy in (0, 1):
         macro_f1_interval = balanced_interval = accuracy_interval(outcome)
     else:
         generator = np.random.Generator(np.random.Philox(seed))

@@ -14,8 +14,9 @@ from vitrail.evaluation.calibration import (
 )
 from vitrail.evaluation.calibration_error import confidence_bias_interval, measure_calibration_error
 from vitrail.evaluation.metrics import brier_score, reliability_bins
-from vitrail.intervals import t_interval
+from vitrail.intervals import Interval, t_interval
 from vitrail.report.subject import Subject
+from vitrail.report.verdicts import MIN_VERDICT_IMAGES
 
 Thresholds = list[dict[str, Any]]
 
@@ -43,7 +44,7 @@ def collect_calibration(subject: Subject) -> tuple[dict[str, Any], dict[str, Any
         "optimistic": bool(calibration and calibration.fitted_on == subject.split),
         "before": measure_calibration(uncalibrated),
         "after": measure_calibration(calibrated) if temperature != 1 else None,
-        "loss_decrease_interval": t_interval(uncalibrated.losses - calibrated.losses),
+        "loss_decrease_interval": loss_decrease_interval(uncalibrated, calibrated),
     }
     rows = [apply_threshold(outcome, threshold) for threshold in thresholds]
     selective_section = {
@@ -55,6 +56,16 @@ def collect_calibration(subject: Subject) -> tuple[dict[str, Any], dict[str, Any
         "thresholds": rows,
     }
     return calibration_section, selective_section
+
+
+def loss_decrease_interval(before: Outcome, after: Outcome) -> Interval | None:
+    """Returns the 95% interval of the mean decrease of the loss; None with too few mistakes to estimate it.
+
+    A temperature changes the loss of the few mistakes much, and that of all other images a little in the opposite
+    direction: where few mistakes are observed, the mean over the images says little about other images.
+    """
+    mistakes = int((~before.correct).sum())
+    return t_interval(before.losses - after.losses) if mistakes >= MIN_VERDICT_IMAGES else None
 
 
 def find_calibration(subject: Subject) -> tuple[Calibration | None, Thresholds]:
