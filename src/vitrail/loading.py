@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from vitrail.classifier import ARTIFACT_NAME, BaseClassifier, Classifier
@@ -23,6 +22,7 @@ from vitrail.weights.modules import (
     REGISTER_HINT,
     convert_torchvision,
     is_known_library,
+    library_of,
     refuse_unknown,
     save_module,
 )
@@ -144,8 +144,8 @@ def load_module(module: nn.Module) -> Classifier:
         return Classifier(copy.deepcopy(module), classes, preprocess)
     if not is_known_library(module):
         raise refuse_unknown(module)
-    if isinstance(module, torchvision.models.VisionTransformer):
-        public = convert_torchvision(module)
+    if library_of(module) == "torchvision":
+        public = convert_torchvision(module)  # type: ignore[arg-type]
         vit = build_vit(public.config, {name: each.clone() for name, each in public.weights.items()}, Path("the model"))
         classifier = Classifier(vit, public.classes, public.preprocess)
     else:

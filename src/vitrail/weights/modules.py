@@ -1,9 +1,8 @@
 """ViTs of timm, transformers and torchvision that are in memory."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torchvision
 from torch import nn
 
 from vitrail.data.preprocess import Preprocess
@@ -13,6 +12,9 @@ from vitrail.weights.conversion import import_weights
 from vitrail.weights.families.torchvision import POSITION
 from vitrail.weights.layouts import LAYOUTS
 from vitrail.weights.weight_files import PublicModel
+
+if TYPE_CHECKING:
+    from torchvision.models import VisionTransformer
 
 IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # of torchvision's weights
 KNOWN = "a ViT, or a Vision Transformer of timm, transformers or torchvision"
@@ -25,7 +27,9 @@ REGISTER_HINT = (
 def is_known_library(module: nn.Module) -> bool:
     """Returns whether a module may be a Vision Transformer that can be taken over, by its library."""
     if library_of(module) == "torchvision":
-        return isinstance(module, torchvision.models.VisionTransformer)
+        from torchvision.models import VisionTransformer
+
+        return isinstance(module, VisionTransformer)
     if library_of(module) == "transformers":
         from transformers import PreTrainedModel
 
@@ -54,7 +58,7 @@ def save_module(module: nn.Module, folder: Path) -> Path:
     return folder
 
 
-def convert_torchvision(module: torchvision.models.VisionTransformer) -> PublicModel:
+def convert_torchvision(module: "VisionTransformer") -> PublicModel:
     """Returns torchvision's ViT in our terms: its shape is in its attributes. Its classes have numbers for names."""
     first = module.encoder.layers[0]
     has_hidden_layer = module.representation_size is not None
