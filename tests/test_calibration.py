@@ -131,6 +131,14 @@ def test_no_interval_of_all_or_nothing_has_no_width(right: int):
     assert bias[0] <= truth <= bias[1] + 1e-3
 
 
+def test_without_a_mistake_the_rare_class_decides_the_interval_of_an_average():
+    labels = np.repeat([0, 1], [1000, 5])
+    scores = average_scores(Outcome([""] * 1005, labels, 9.0 * np.eye(2)[labels], ("common", "rare")))
+    for name in ("balanced_accuracy", "macro_f1"):
+        low, high = scores[f"{name}_interval"]
+        assert 0.75 < low < 0.9 and high == pytest.approx(1)
+
+
 def test_a_temperature_has_no_verdict_with_few_mistakes():
     """Without a mistake, every temperature above 1 would raise the loss, although it was fitted on mistakes."""
     logits = np.tile([4.0, 0.0], (400, 1))

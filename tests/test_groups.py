@@ -25,6 +25,7 @@ from vitrail.data.split import build_splits, choose_held_out
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.group_scores import score_groups
+from vitrail.evaluation.metrics import average_scores
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import bootstrap_groups, grouped_proportion_interval, wilson_interval
 
@@ -234,6 +235,16 @@ def test_the_bootstrap_draws_whole_groups():
     assert drawn.shape == (500, 3)
     assert set(np.unique(drawn[:, :2])) <= {0, 2, 4, 6}
     assert (drawn[:, 0] // 2 + drawn[:, 1] // 2 + drawn[:, 2] == 3).all()
+
+
+def test_averages_of_few_groups_have_wide_intervals():
+    """A bootstrap of one group always draws the same images."""
+    for groups, width in ((1, 1.0), (2, 0.5), (20, 0.05)):
+        scores = average_scores(outcome([0.7, 0.8] * (groups // 2) or [0.75], 40))
+        for name in ("balanced_accuracy", "macro_f1"):
+            low, high = scores[f"{name}_interval"]
+            assert high - low >= width
+            assert low <= scores[name] <= high
 
 
 def test_scores_of_groups_name_the_bad_one_and_widen_all_intervals():

@@ -17,6 +17,7 @@ from vitrail.intervals import (
     f1_interval,
     mean_of_proportions_interval,
     percentile_interval,
+    widen_for_groups,
     wilson_interval,
 )
 from vitrail.parts import check_part, make_part
@@ -116,9 +117,9 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     """Returns balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval.
 
     The interval of macro F1 is a percentile bootstrap: resampling images is resampling cells of the confusion matrix.
-    If all images are right, or all are wrong, that has no width, and the interval of the accuracy is used. If the
-    images have groups, groups are resampled, for both. As in scikit-learn, balanced accuracy excludes classes without
-    images, and macro F1 those that have no images and are never predicted.
+    If all images are right, or all are wrong, that has no width, and the interval of balanced accuracy is used. If the
+    images have groups, groups are resampled, for both, and few groups make the interval wider. As in scikit-learn,
+    balanced accuracy excludes classes without images, and macro F1 those that have no images and are never predicted.
     """
     classes = len(outcome.classes)
     true, predicted, counts = _count_cells(outcome)
@@ -128,7 +129,9 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
     has_images = true_counts > 0
     balanced_interval = mean_of_proportions_interval(correct_counts[has_images], true_counts[has_images])
     if outcome.accuracy in (0, 1):
-        macro_f1_interval = balanced_interval = accuracy_interval(outcome)
+        of_accuracy = accuracy_interval(outcome)  # wider if the images have groups; else with classes of unequal size
+        ends = [*of_accuracy, *balanced_interval]
+        macro_f1_interval = balanced_interval = (min(ends), max(ends))
     else:
         generator = np.random.Generator(np.random.Philox(seed))
         if outcome.groups is None:
@@ -139,6 +142,9 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
         macro_f1_interval = _percentiles([each["macro_f1"] for each in averages])
         if outcome.groups is not None:
             balanced_interval = _percentiles([each["balanced_accuracy"] for each in averages])
+            groups = len(set(outcome.groups))
+            balanced_interval = widen_for_groups(balanced_interval, float(scores["balanced_accuracy"]), groups)
+            macro_f1_interval = widen_for_groups(macro_f1_interval, float(scores["macro_f1"]), groups)
     errors = true_counts + predicted_counts - 2 * correct_counts
     return {
         **{name: float(scores[name]) for name in AVERAGES},
