@@ -17,7 +17,7 @@ from vitrail.data.source import name_of_data
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists, read_json_object
 from vitrail.installation import install_hint
-from vitrail.loading import load
+from vitrail.loading import load_torch
 from vitrail.machine import count_cores
 from vitrail.parts import plugins_for_processes
 from vitrail.plugins import load_plugins
@@ -26,7 +26,7 @@ from vitrail.runs.claim import RUNS
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.names import numbered_folders
 from vitrail.runs.resolve import find_run_to_resume, request_recipe
-from vitrail.runs.result import ResultCallback, Run, log_result
+from vitrail.runs.result import ResultCallback, Run, log_result, make_run
 from vitrail.runs.train import train
 from vitrail.training.distributed import PeerLost
 from vitrail.training.recipe import RECIPE_FIELDS
@@ -71,8 +71,8 @@ def train_on_ray(
         answer = run_ray_train(ray, folder.path, (min_processes, max_processes), restarts, job)
     if "error" in answer:
         raise (UsageError if answer["is_usage_error"] else VitrailError)(answer["error"], answer["hint"])
-    classifier = load(folder.path, device=options.get("device") or "cpu")
-    return Run(folder.path, classifier, read_json_object(folder.result_file))
+    classifier = load_torch(folder.path, device=options.get("device") or "cpu")
+    return make_run(folder.path, classifier, read_json_object(folder.result_file))
 
 
 def select_folder(data: str | Path, out: str | Path | None, resume: bool, options: dict[str, Any]) -> RunFolder:
