@@ -1,22 +1,17 @@
-"""Cross-validation on a folder with one folder per class: python examples/k_folds.py FOLDER [FOLDS]."""
+"""Cross-validation: python examples/k_folds.py DATA [FOLDS].
 
-import statistics
+Images of a group (a patient, a video, a burst) are never divided: give them in a column `group` of a table, or with
+`group_pattern="(patient[0-9]+)_"` from file names.
+"""
+
 import sys
-from pathlib import Path
-
-from sklearn.model_selection import StratifiedKFold
 
 import vitrail
 
 if __name__ == "__main__":
-    files = sorted(each for each in Path(sys.argv[1]).rglob("*") if each.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    labels = [each.parent.name for each in files]
     folds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     small = dict(epochs=3, width=48, depth=2, report=False)
-    scores = []
-    for fold, (train, test) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=0).split(files, labels), 1):
-        parts = {"train": train, "test": test}  # validation images are taken from those of training
-        data = {name: ([files[i] for i in rows], [labels[i] for i in rows]) for name, rows in parts.items()}
-        run = vitrail.train(data, out=f"runs/fold-{fold}", **small)
-        scores.append(run.result["test"]["accuracy"])
-    print(f"{folds} folds: mean accuracy {statistics.mean(scores):.3f}, sd {statistics.stdev(scores):.3f}")
+    result = vitrail.cross_validate(sys.argv[1], folds, out="runs/folds", **small).result
+    low, high = result["accuracy_interval"]
+    print(f"{folds} folds: mean accuracy {result['fold_mean']['accuracy']:.3f}, sd {result['fold_sd']['accuracy']:.3f}")
+    print(f"all {result['images']} out-of-fold predictions: {result['accuracy']:.3f} ({low:.3f} to {high:.3f})")

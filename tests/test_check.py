@@ -101,7 +101,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         lambda root: save(NEW[0], root / "train/moor/0.png"), "small-classes", "moor (1)", "unreliable",
     ),
     "imbalance": (
-        lambda root: save(NEW[0], root / "train/moor/0.png"), "class-imbalance", "'moor' only 1", "not weighted",
+        lambda root: save(NEW[0], root / "train/moor/0.png"), "class-imbalance", "'moor' only 1", "count alike",
     ),
     "case": (
         lambda root: save(NEW[0], root / "train/Barn/0.png"),

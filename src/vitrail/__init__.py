@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vitrail.module_classifier import ModuleClassifier
     from vitrail.prediction import PredictSummary, predict_all
     from vitrail.registry import register
+    from vitrail.runs.cross_validation import CrossValidation, cross_validate
     from vitrail.runs.result import ModuleRun, Run
     from vitrail.runs.train import train
     from vitrail.sweeps.sweep import Sweep, sweep
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Callback": "vitrail.callbacks.base",
     "Classifier": "vitrail.classifier",
+    "CrossValidation": "vitrail.runs.cross_validation",
     "EarlyStopping": "vitrail.callbacks.early_stopping",
     "Evaluation": "vitrail.evaluation.evaluation",
     "Explanation": "vitrail.explanation.explanation",
@@ -59,6 +61,7 @@ _MODULES = {
     "ViT": "vitrail.model.vit",
     "ViTConfig": "vitrail.model.config",
     "VitrailError": "vitrail.errors",
+    "cross_validate": "vitrail.runs.cross_validation",
     "evaluate": "vitrail.api",
     "explain": "vitrail.explanation.api",
     "export": "vitrail.api",
@@ -76,6 +79,7 @@ _MODULES = {
 __all__ = [
     "Callback",
     "Classifier",
+    "CrossValidation",
     "EarlyStopping",
     "Evaluation",
     "Explanation",
@@ -96,6 +100,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "VitrailError",
+    "cross_validate",
     "evaluate",
     "explain",
     "export",

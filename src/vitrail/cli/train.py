@@ -21,6 +21,8 @@ from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vitrail.runs.result import Run
 
 
@@ -33,6 +35,13 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--processes", type=count(), metavar="COUNT", help="processes that train one model (default: 1)"
+    )
+    parser.add_argument(
+        "--folds", type=count(2), metavar="COUNT",
+        help="cross-validation: one run for each fold, and the scores of all out-of-fold predictions (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--final", action="store_true", help="with --folds: also train a model on all images (default: off)"
     )
     parser.add_argument("--no-report", action="store_true", help="write no report.html at the end (default: off)")
     parser.add_argument(
@@ -61,6 +70,10 @@ def run(arguments: argparse.Namespace) -> Answer | None:
     """Trains; of several processes, the first one returns the answer."""
     from vitrail.training.distributed import PeerLost
 
+    if arguments.folds is not None:
+        return cross_validate_and_describe(arguments)
+    if arguments.final:
+        raise UsageError("--final is the last model of a cross-validation", "add --folds 5")
     is_first = int(os.environ.get("RANK", 0)) == 0
     if arguments.engine == "ray":
         return train_and_describe(arguments)
@@ -143,6 +156,48 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
         if Path(run.folder, name).exists():
             lines.append(f"  {run.folder / name}  {description}")
     return Answer(run.to_json(), lines)
+
+
+def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
+    """Trains the folds, one after the other; returns the scores as JSON and as a table."""
+    if arguments.engine == "ray" or (arguments.processes or 1) > 1 or arguments.fsdp or is_launched():
+        raise UsageError("--folds trains one fold after the other in one process", "leave out options for several")
+    from vitrail.evaluation.evaluation import describe_averages
+    from vitrail.runs.cross_validation import cross_validate, describe_cross_validation
+
+    result = cross_validate(
+        arguments.data,
+        arguments.folds,
+        final=arguments.final,
+        model=arguments.model,
+        torch_files=arguments.torch_files,
+        recipe=arguments.recipe,
+        out=arguments.out,
+        resume=arguments.resume,
+        device=arguments.device,
+        logger=arguments.logger,
+        report=not arguments.no_report,
+        check=not arguments.no_check,
+        **recipe_changes(arguments),
+    )
+    document = result.to_json()
+    shown = [make_fold_table(document["rows"]), *describe_cross_validation(document), describe_averages(document)]
+    shown.append(f"files are in {result.folder}: cross_validation.json, predictions.csv, and a run for each fold")
+    if result.final:
+        shown.append(f"the final model, trained on everything: {result.final.folder}")
+    return Answer(document, shown)
+
+
+def make_fold_table(rows: list[dict[str, Any]]) -> Table:
+    """Returns a table with a row for each fold."""
+    from rich.table import Table
+
+    table = Table("fold", "images", "accuracy", "balanced", "macro F1", "loss", "best epoch", box=None)
+    for row in rows:
+        scores = [f"{row[name]:.4f}" for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss")]
+        best = "-" if row["best_epoch"] is None else str(row["best_epoch"])
+        table.add_row(str(row["fold"]), str(row["images"]), *scores, best)
+    return table
 
 
 def print_result(folder: Path, result: dict[str, Any]) -> None:
