@@ -195,6 +195,10 @@ def test_every_example_is_tested_and_linked():
 
 
 # What else researchers have tried. These are tested elsewhere:
+#   any module from images to logits      test_modules, test_plugin_processes
+#   augment=                              test_plugins: test_a_callable_augments_images_and_a_resume_needs_it_again
+#   freezing by name                      test_transfer: test_a_pattern_freezes_parameters_of_every_block, and the rest
+#   an interrupt in a callback            test_modules: test_a_resumed_run_has_the_same_bits
 #   overwriting POOLS["mean"]             test_plugins: test_a_replaced_built_in_part_fails_before_training
 #   train(model=ViT)                      test_models_in_memory: test_a_vit_and_its_config_are_trained
 #   train(Dataset, DataLoader, Images)    test_python_data: test_every_kind_of_data_gives_the_batches_and_the_model_...
@@ -283,7 +287,13 @@ REGISTER = 'name it first: vitrail.register("{0}", "mine", ...), then {1}="mine"
         ({"callbacks": [print]}, "the hooks are on_run_start, "),
         ({"multi_label": True}, "an image has exactly one class"),
         ({"hidden_size": 64}, "use width"),
-        ({"loss": "dice"}, "known: cross_entropy"),
+        ({"loss": "dice"}, 'known: cross_entropy; or register your own: vitrail.register("loss", "dice", ...)'),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, REGISTER.format("optimizer", "optimizer")),
+        ({"model": nn.Linear}, "the model is the class Linear (give a ViT, or a Vision Transformer of timm"),
+        ({"model": lambda: nn.Linear(3, 3)}, 'vitrail.register("model", "mine", build)'),
+        ({"architecture": "resnet18"}, 'known: vit; or register your own: vitrail.register("model", "resnet18", ...)'),
+        ({"freeze": {"blocks": 1}}, "freeze is {'blocks': 1}; it must be a whole number or text or several texts"),
+        ({"lr_scheduler": "cosine"}, "did you mean schedule"),
     ],
 )
 def test_a_wish_is_refused_at_once_with_what_to_do_instead(options: dict[str, Any], instead: str, tmp_path: Path):
@@ -300,6 +310,7 @@ def test_a_wish_is_refused_at_once_with_what_to_do_instead(options: dict[str, An
         ({"logger": "tensorboard"}, "read OUT/trials/*/metrics.jsonl"),
         ({"augment": print}, "register it, and set policy to its name"),
         ({"loss": print}, 'name it first: vitrail.register("loss", "mine", ...), then loss="mine"'),
+        ({"model": nn.Linear(3, 3)}, "trials run in other processes, and a Linear is only in this one"),
         ({"vary": {"pool": ["gem"]}}, 'vitrail.register("pool", "gem", ...), which --plugin MODULE imports'),
         ({"vary": {"optimizer": "adanw"}}, "did you mean adamw"),
     ],
@@ -321,6 +332,16 @@ def test_an_unknown_name_of_a_part_says_how_to_add_one(field: str):
         with pytest.raises(VitrailError, match="gem2000' is not known") as caught:
             make() or vitrail.Recipe().with_changes(**{field: "gem2000"})
         assert f'vitrail.register("{kind}", "gem2000", ...), which --plugin MODULE imports' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.linspace(0, 1, 20), np.eye(20, 3) * 0.9, np.ones((20, 3), int)], ids=["regression", "soft", "several"]
+)
+def test_targets_that_are_no_class_are_refused_in_a_sentence(labels: np.ndarray, tmp_path: Path):
+    with pytest.raises(VitrailError, match="not an int or a str") as caught:
+        vitrail.train((PIXELS, labels), out=tmp_path / "run", **TINY)
+    assert caught.value.hint == "give one class per image"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_hint_is_for_no_field_of_a_recipe():

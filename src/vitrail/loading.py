@@ -46,8 +46,7 @@ def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, t
         classifier = load_module(model)
         classifier.vit.to(device).eval().requires_grad_(False)
         return classifier
-    if isinstance(model, BaseClassifier):  # of another runtime: the types exclude it, callers may not check them
-        raise refuse_module(f"a {type(model).__name__}")
+    check_model_kind(model)
     path = Path(model)
     if path.suffix.lower() == ".onnx" and path.is_file():
         raise UsageError(
@@ -57,6 +56,15 @@ def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, t
     classifier = load_artifact(artifact) if artifact else load_public_weights(model, torch_files=torch_files)
     classifier.vit.to(device).eval().requires_grad_(False)
     return classifier
+
+
+def check_model_kind(model: object) -> None:
+    """Raises `UsageError` for a model that is no name, path or module: the types exclude it, callers may not check."""
+    if isinstance(model, BaseClassifier):  # of another runtime, or not a ViT
+        raise refuse_module(f"a {type(model).__name__}")
+    if not isinstance(model, str | Path):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UsageError(f"the model is {kind}", REGISTER_HINT)
 
 
 def find_artifact(model: str | Path) -> Path | None:
@@ -87,7 +95,7 @@ def load_any(
 
     A run or artifact of a model that is not a ViT gives a `ModuleClassifier`.
     """
-    if isinstance(model, nn.Module) or not is_onnx(model):
+    if not isinstance(model, str | Path) or not is_onnx(model):
         return load_torch(model, device, torch_files=torch_files)
     from vitrail.exporting.onnx_classifier import OnnxClassifier  # needs ONNX Runtime
 
@@ -98,7 +106,7 @@ def load_torch(
     model: str | Path | nn.Module, device: str | torch.device = "cpu", *, torch_files: bool = False
 ) -> TorchClassifier:
     """Returns a classifier as `load` does, or that of a model that is not a ViT."""
-    artifact = None if isinstance(model, nn.Module) or Path(model).suffix == ".onnx" else find_artifact(model)
+    artifact = find_artifact(model) if isinstance(model, str | Path) and not is_onnx(model) else None
     if artifact and (classifier := load_module_artifact(artifact)):
         return classifier.to(device)
     return load(model, device, torch_files=torch_files)
@@ -145,7 +153,7 @@ def load_module(module: nn.Module) -> Classifier:
     if not is_known_library(module):
         raise refuse_unknown(module)
     if library_of(module) == "torchvision":
-        public = convert_torchvision(module)  # type: ignore[arg-type]
+        public = convert_torchvision(module)
         vit = build_vit(public.config, {name: each.clone() for name, each in public.weights.items()}, Path("the model"))
         classifier = Classifier(vit, public.classes, public.preprocess)
     else:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.parts import check_part
 
+MAX_VALUE_LENGTH = 200  # of a value in a sentence
 BOUND_NAMES = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none", str: "text"}
 
@@ -53,12 +54,20 @@ def check_values(dataclass_type: type, values: Mapping[str, Any]) -> None:
         if isinstance(value, str) and (choices := literal_values(hint)):
             raise UsageError(f"{name} {value!r} is not known", did_you_mean(value, choices))
         expected = f"{' or '.join(describe_type(hint))}{describe_bounds(limits)}"
-        raise UsageError(f"{name} is {value!r}; it must be {expected}", hint_to_register(name, value, limits))
+        raise UsageError(
+            f"{name} is {describe_value(value)}; it must be {expected}", hint_to_register(name, value, limits)
+        )
+
+
+def describe_value(value: Any) -> str:
+    """Returns a value for a sentence: its text if that is short, else its type."""
+    text = repr(value)
+    return text if len(text) <= MAX_VALUE_LENGTH and "\n" not in text else f"a {type(value).__name__}"
 
 
 def hint_to_register(field: str, value: Any, limits: Mapping[str, Any]) -> str | None:
     """Returns how to use an object as a part, if the field names parts and the value is such an object."""
-    if "part" not in limits or not callable(value):
+    if "part" not in limits or isinstance(value, str | int | float | None):
         return None
     return f'name it first: vitrail.register("{limits["part"]}", "mine", ...), then {field}="mine"'
 

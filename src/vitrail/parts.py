@@ -137,8 +137,15 @@ def check_part(field: str, kind: str, text: str, built_in: Iterable[str]) -> Non
     if name not in known and (kind, name) not in _described and find_part(kind, name) is None:
         near = did_you_mean(name, [*known, *registered_names(kind)])
         own = f'register your own: vitrail.register("{kind}", "{name}", ...), which --plugin MODULE imports'
-        raise UsageError(f"{field} {name!r} is not known", f"{near} Or {own}" if near else own)
+        raise UsageError(f"{field} {name!r} is not known", join_hints(near, own))
     split_part(text)
+
+
+def join_hints(near: str | None, own: str) -> str:
+    """Returns a hint on near names, and one on names of one's own, as one."""
+    if near is None:
+        return own
+    return f"{near} Or {own}" if near.endswith("?") else f"{near}; or {own}"
 
 
 @contextmanager

@@ -96,6 +96,11 @@ def sweep(
         raise UsageError(f"processes is {processes}; it must be at least 1")
     if ray_address is not None and engine != "ray":
         raise UsageError("--ray-address is for Ray", "add --engine ray")
+    if model is not None and not isinstance(model, str | Path):
+        raise UsageError(
+            f"trials run in other processes, and a {type(model).__name__} is only in this one",
+            "save it, vitrail.load(model).save(FILE), and give the file; give another model than a ViT as architecture",
+        )
     pick_device(device)
     options = SweepOptions(
         data=absolute_address(data),
