@@ -43,7 +43,7 @@ def record_run(data, out, damaged=(), stop_after=None, asks_for_stop=None, fails
     """
     record = {"steps": [], "micro_batches": [], "validations": []}
     prepare_micro_batch, train_steps = loop.prepare_micro_batch, epochs.train_steps
-    compute_outcome = validation.compute_outcome
+    compute_any_outcome = validation.compute_any_outcome
     train_epochs, init_train_state = train_module.train_epochs, train_module.init_train_state
 
     def prepare_and_record(state, micro_batch, index, *rest):
@@ -57,7 +57,7 @@ def record_run(data, out, damaged=(), stop_after=None, asks_for_stop=None, fails
             yield stats
 
     def validate_and_record(*arguments, **options):
-        outcome = compute_outcome(*arguments, **options)
+        outcome = compute_any_outcome(*arguments, **options)
         record["validations"].append([len(outcome.labels), int((outcome.predicted == outcome.labels).sum())])
         return outcome
 
@@ -91,7 +91,7 @@ def record_run(data, out, damaged=(), stop_after=None, asks_for_stop=None, fails
     with (
         patch.object(loop, "prepare_micro_batch", prepare_and_record),
         patch.object(epochs, "train_steps", train_and_record),
-        patch.object(validation, "compute_outcome", validate_and_record),
+        patch.object(validation, "compute_any_outcome", validate_and_record),
         patch.object(train_module, "train_epochs", damage_and_train),
         patch.object(train_module, "init_train_state", init_with_own_generator_state),
     ):

@@ -33,6 +33,7 @@ LAYERS = [
         "ray_cluster",
         "parts",
         "plugins",
+        "tasks",
     },
     {"model"},
     {"fast", "data"},

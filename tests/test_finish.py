@@ -107,8 +107,8 @@ def test_the_validation_images_are_not_evaluated_again_for_the_score(make_folder
 
     folder = make_folder("photos", {"train": 12, "val": 20})
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "compute_outcome", refuse)
-        patch.setattr(finish, "evaluate", refuse)
+        patch.setattr(finish, "compute_any_outcome", refuse)
+        patch.setattr(finish, "evaluate_any", refuse)
         run = vitrail.train(folder, out=folder.parent / "run", report=False, **TINY)
     scored = open_scored_images(run.classifier, folder)
     loaded = vitrail.load(run.folder)

@@ -121,7 +121,14 @@ def test_every_other_kind_from_the_command_line(
     my_parts: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "run"
-    options = ["--recipe", "mine", "--loss", "focal:gamma=1:balanced=true", "--optimizer", "nadam:momentum_decay=0.01"]
+    options = [
+        "--recipe",
+        "mine",
+        "--loss",
+        "softmax_focal:gamma=1:balanced=true",
+        "--optimizer",
+        "nadam:momentum_decay=0.01",
+    ]
     options += ["--head", "cosine:scale=8", "--policy", "solarize:threshold=128", "--schedule", "wsd:decay=0.5"]
     plugin = ["--plugin", str(my_parts)]
     assert main(["train", str(photos), "--out", str(out), "--no-report", *plugin, *options, *TINY]) == 0
@@ -129,7 +136,7 @@ def test_every_other_kind_from_the_command_line(
     assert {(each["kind"], each["name"], each["module"]) for each in recipe["parts"]} == {
         (kind, name, "my_parts")
         for kind, name in {
-            "loss": "focal", "optimizer": "nadam", "head": "cosine", "mlp": "relu2", "augmentation": "solarize",
+            "loss": "softmax_focal", "optimizer": "nadam", "head": "cosine", "mlp": "relu2", "augmentation": "solarize",
             "schedule": "wsd",
         }.items()
     }  # fmt: skip
@@ -148,16 +155,18 @@ def test_every_other_kind_from_the_command_line(
     )
     assert np.allclose(squared, plain**2)
     assert vitrail.evaluate(clf, photos, metrics=["kappa"]).metrics == {"kappa": scores["metrics"]["kappa"]}
-    assert main(["recipe", "mine"]) == 0 and "focal:gamma=1" in capsys.readouterr().out
+    assert main(["recipe", "mine"]) == 0 and "softmax_focal:gamma=1" in capsys.readouterr().out
 
 
 def test_a_run_needs_its_parts_to_be_resumed(my_parts: Path, photos: Path, tmp_path: Path, monkeypatch):
     plugins.load_plugins([str(my_parts)])
-    vitrail.train(photos, out=tmp_path / "run", loss="focal", report=False, **TINY_CHANGES)
-    monkeypatch.delitem(PARTS, ("loss", "focal"))
-    with pytest.raises(VitrailError, match=r"needs the loss 'focal', which the module my_parts registers.*--plugin"):
+    vitrail.train(photos, out=tmp_path / "run", loss="softmax_focal", report=False, **TINY_CHANGES)
+    monkeypatch.delitem(PARTS, ("loss", "softmax_focal"))
+    with pytest.raises(
+        VitrailError, match=r"needs the loss 'softmax_focal', which the module my_parts registers.*--plugin"
+    ):
         vitrail.train(photos, out=tmp_path / "run", resume=True)
-    assert vitrail.load(tmp_path / "run").origin["parts"][0]["name"] == "focal"  # prediction does not need it
+    assert vitrail.load(tmp_path / "run").origin["parts"][0]["name"] == "softmax_focal"  # prediction does not need it
 
 
 def test_built_in_parts_leave_no_trace_in_files(clf: vitrail.Classifier, run: vitrail.Run):
@@ -214,8 +223,8 @@ def test_unknown_names_and_arguments_are_errors(my_parts: Path):
         with pytest.raises(UsageError) as caught:
             vitrail.ViT(vitrail.ViTConfig(width=16, depth=1, heads=2, classes=2, **wrong))
         assert message in str(caught.value)
-    with pytest.raises(UsageError, match=r"loss 'fokal' is not known \(did you mean focal\? Or register"):
-        Recipe(loss="fokal")
+    with pytest.raises(UsageError, match=r"loss 'softmax_fokal' is not known \(did you mean softmax_focal\? Or register"):
+        Recipe(loss="softmax_fokal")
     assert vitrail.ViTConfig(position="rotary").position == Rotary()
 
 

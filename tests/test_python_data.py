@@ -217,7 +217,7 @@ PIXELS = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     [
         (3, "data cannot be a int"),
         ((PIXELS, ["a", "b"]), "4 images and 2 labels"),
-        ((PIXELS, [[0, 1]] * 4), r"a label is \[0, 1\]"),
+        ((PIXELS, [[[0, 1]]] * 4), r"a label is \[0, 1\]"),
         ((PIXELS.astype(np.float32) + 7, list("abab")), "floats must be from 0 to 1"),
         ((PIXELS.reshape(4, -1), list("abab")), "the shape"),
         ((PIXELS[:0], []), "data has no images"),

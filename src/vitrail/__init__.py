@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitrail.data.preprocess import Preprocess
     from vitrail.errors import UsageError, VitrailError
     from vitrail.evaluation.evaluation import Evaluation
+    from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
     from vitrail.evaluation.probe import Probe
     from vitrail.explanation.api import explain
     from vitrail.explanation.explanation import Explanation
@@ -48,6 +49,7 @@ _MODULES = {
     "ImagePrediction": "vitrail.image_predictions",
     "ModuleClassifier": "vitrail.module_classifier",
     "ModuleRun": "vitrail.runs.result",
+    "MultiLabelEvaluation": "vitrail.evaluation.multi_label_evaluation",
     "PredictSummary": "vitrail.prediction",
     "Prediction": "vitrail.image_predictions",
     "Predictions": "vitrail.image_predictions",
@@ -87,6 +89,7 @@ __all__ = [
     "ImagePrediction",
     "ModuleClassifier",
     "ModuleRun",
+    "MultiLabelEvaluation",
     "PredictSummary",
     "Prediction",
     "Predictions",

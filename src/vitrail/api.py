@@ -13,9 +13,9 @@ from vitrail.data.image_batches import OnError
 from vitrail.data.image_input import ImageInput
 from vitrail.data.python_data import Data
 from vitrail.errors import UsageError, did_you_mean
-from vitrail.evaluation import Evaluation, open_scored_images
-from vitrail.evaluation import evaluate as evaluate_images
+from vitrail.evaluation import open_scored_images
 from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
+from vitrail.evaluation.outcomes import AnyEvaluation, evaluate_any
 from vitrail.evaluation.probe import Probe, open_probe_data
 from vitrail.evaluation.probe import probe as probe_splits
 from vitrail.exporting.formats import PROGRAM_FORMATS, check_request, export_program
@@ -111,8 +111,10 @@ def open_torch_model(model: str | Path | Classifier) -> Classifier:
     return model if isinstance(model, Classifier) else load(model)
 
 
-def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()) -> Evaluation:
+def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()) -> AnyEvaluation:
     """Returns the scores of a classifier on labeled images: the test split, else validation, else all images.
+
+    They are an `Evaluation`, or a `MultiLabelEvaluation` of a classifier for several labels.
 
     `model` is a classifier, or anything that `load_any` accepts. `ModuleClassifier(module, classes, preprocess)` makes
     a classifier of any module from images to logits.
@@ -121,7 +123,7 @@ def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics
     """
     classifier = open_model(model)
     scored = open_scored_images(classifier, data, skip_unreadable)
-    return evaluate_images(
+    return evaluate_any(
         classifier,
         scored.images,
         description=scored.description,

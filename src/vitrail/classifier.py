@@ -22,10 +22,11 @@ from vitrail.data.image_input import ImageInput, is_one_image, to_pixels
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.fast import make_fast_vit
-from vitrail.image_predictions import ImagePrediction, Predictions
+from vitrail.image_predictions import AnswerForm, ImagePrediction, Predictions
 from vitrail.machine import has_native_bf16
 from vitrail.model.config import to_pair
 from vitrail.model.vit import ViT
+from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.artifact import Artifact, write_artifact
 from vitrail.weights.conversion import check_described
 from vitrail.weights.resize import resize_vit
@@ -44,6 +45,13 @@ class BaseClassifier(ABC):
     preprocess: Preprocess
     temperature: float
     origin: dict[str, Any]  # where the weights came from: recipe, seed, versions, data, metrics
+    task: TaskName
+    thresholds: tuple[float, ...]  # of the probability of each label; empty: 0.5 for each
+
+    @property
+    def answers(self) -> AnswerForm:
+        """How logits become answers."""
+        return AnswerForm(self.classes, self.task, self.thresholds)
 
     @abstractmethod
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
@@ -92,6 +100,8 @@ class BaseClassifier(ABC):
     ) -> ImagePrediction | Predictions:
         """Returns the `top` most probable classes of an image, best first, or of each of several images.
 
+        A classifier for several labels returns all labels that reach their thresholds, whatever `top` is.
+
         One image is anything that `read_image` reads. Several are an iterable of images of any kinds, an array
         (n, h, w, C) or a tensor (n, C, h, w); they are read and computed in batches, with a progress bar if there are
         more than `batch_size` of them and `progress` is not turned off.
@@ -125,7 +135,7 @@ class BaseClassifier(ABC):
             parts.append(logits_BY)
             errors |= {len(paths) + i: reason for i, reason in batch.errors.items()}
             paths += batch.paths
-        return Predictions(torch.cat(parts), self.classes, top, paths, errors)
+        return Predictions(torch.cat(parts), self.classes, top, paths, errors, self.task, self.thresholds)
 
     def _read_one(self, image: ImageInput, name: str) -> Tensor:
         """Reads an image that stands alone, so its name in messages has no index."""
@@ -150,6 +160,8 @@ class Classifier(BaseClassifier):
     temperature: float = 1.0
     origin: dict[str, Any] = field(default_factory=dict)
     is_fast: bool = False
+    task: TaskName = SINGLE_LABEL
+    thresholds: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         """A line: a notebook would show every module of the model."""
@@ -251,7 +263,9 @@ class Classifier(BaseClassifier):
         """
         self.require_plain_weights("be saved")
         check_described(self.vit)
-        artifact = Artifact(self.vit.config, self.classes, self.preprocess, self.temperature, self.origin)
+        artifact = Artifact(
+            self.vit.config, self.classes, self.preprocess, self.temperature, self.origin, self.task, self.thresholds
+        )
         weights = self.vit.state_dict()
         if half:
             weights = {name: to_float16(name, tensor) for name, tensor in weights.items()}

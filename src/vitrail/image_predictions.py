@@ -1,4 +1,4 @@
-"""What a classifier answers for images in memory: the most probable classes of one image, or of many."""
+"""What a classifier answers for images in memory: the most probable classes, or the labels, of one image or of many."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from vitrail.annotation_files import AnnotationFormat, LabeledImage, LabeledImag
 from vitrail.data.decode import ImageError, read_upright_size
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
+from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS, exceeds, refuse_task, sigmoid
 
 if TYPE_CHECKING:
     import pandas
@@ -34,7 +36,8 @@ class Prediction:
 class ImagePrediction(Sequence[Prediction]):
     """The most probable classes of one image, best first, as a sequence of `Prediction`.
 
-    An image that was skipped because it cannot be read has an `error` and no classes.
+    With several labels per image it has the labels that reach their thresholds, perhaps none. An image that was skipped
+    because it cannot be read has an `error` and no classes.
     """
 
     logits: Tensor  # (Y,) float32 on the CPU, divided by the temperature; NaN for a skipped image
@@ -42,31 +45,46 @@ class ImagePrediction(Sequence[Prediction]):
     top: int
     path: str | None = None  # of an image that came from a file
     error: str | None = None  # why the image was skipped
+    task: str = SINGLE_LABEL
+    thresholds: tuple[float, ...] = ()
 
     @property
     def label(self) -> str:
-        """The most probable class; raises `ImageError` for a skipped image."""
+        """The most probable class; raises `ImageError` for a skipped image, `UsageError` with several labels."""
         return self._best.label
 
     @property
     def probability(self) -> float:
-        """The probability of the most probable class; raises `ImageError` for a skipped image."""
+        """The probability of the most probable class; raises as `label` does."""
         return self._best.probability
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that reach their thresholds; with one class per image, that class. Empty for a skipped image."""
+        found = self._predictions if self.task == MULTI_LABEL else self._predictions[:1]
+        return [each.label for each in found]
 
     @cached_property
     def probabilities(self) -> dict[str, float]:
         """The probability of every class, in the order of the classes; empty for a skipped image."""
-        return {} if self.error else dict(zip(self.classes, self.logits.softmax(0).tolist(), strict=True))
+        return (
+            {}
+            if self.error
+            else dict(zip(self.classes, TASKS[self.task].to_probabilities(self.logits).tolist(), strict=True))
+        )
 
     @property
     def _best(self) -> Prediction:
         if self.error is not None:
             raise ImageError(self.path or "image", self.error)
+        if self.task == MULTI_LABEL:
+            raise UsageError("an image may have several labels, or none", "use labels, or iterate over the prediction")
         return self._predictions[0]
 
     @cached_property
     def _predictions(self) -> list[Prediction]:
-        return [] if self.error is not None else top_predictions(self.logits, self.classes, self.top)
+        form = AnswerForm(self.classes, self.task, self.thresholds)
+        return [] if self.error is not None else form.predict(self.logits, self.top)
 
     def __len__(self) -> int:
         return len(self._predictions)
@@ -101,6 +119,8 @@ class Predictions(Sequence[ImagePrediction]):
     top: int
     paths: list[str | None]  # None for an image that did not come from a file
     errors: dict[int, str]
+    task: str
+    thresholds: tuple[float, ...]
 
     def __init__(
         self,
@@ -109,7 +129,11 @@ class Predictions(Sequence[ImagePrediction]):
         top: int,
         paths: Sequence[str | None],
         errors: dict[int, str],
+        task: str = SINGLE_LABEL,
+        thresholds: tuple[float, ...] = (),
     ):
+        self.task = task
+        self.thresholds = thresholds
         self.logits = logits
         self.classes = classes
         self.top = top
@@ -117,15 +141,22 @@ class Predictions(Sequence[ImagePrediction]):
         self.errors = dict(errors)
 
     @property
+    def label_lists(self) -> list[list[str] | None]:
+        """The labels of each image that reach their thresholds, or its class; None for a skipped image."""
+        return [None if each.error is not None else each.labels for each in self]
+
+    @property
     def labels(self) -> list[str | None]:
-        """The most probable class of each image; None for a skipped image."""
+        """The most probable class of each image; None for a skipped image. Raises `UsageError` with several labels."""
+        if self.task == MULTI_LABEL:
+            raise UsageError("an image may have several labels, or none", "use label_lists")
         best = self.logits.argmax(1).tolist() if len(self) else []
         return [None if i in self.errors else self.classes[number] for i, number in enumerate(best)]
 
     @property
     def probabilities(self) -> Tensor:
         """The probability of every class, (n, Y) float32; NaN for a skipped image."""
-        return self.logits.softmax(1)
+        return TASKS[self.task].to_probabilities(self.logits)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -139,9 +170,11 @@ class Predictions(Sequence[ImagePrediction]):
             chosen = range(len(self))[index]
             errors = {k: self.errors[i] for k, i in enumerate(chosen) if i in self.errors}
             logits = self.logits[torch.tensor(list(chosen), dtype=torch.int64)]
-            return Predictions(logits, self.classes, self.top, [self.paths[i] for i in chosen], errors)
+            paths = [self.paths[i] for i in chosen]
+            return Predictions(logits, self.classes, self.top, paths, errors, self.task, self.thresholds)
         i = range(len(self))[index]
-        return ImagePrediction(self.logits[i], self.classes, self.top, self.paths[i], self.errors.get(i))
+        logits_Y, path, error = self.logits[i], self.paths[i], self.errors.get(i)
+        return ImagePrediction(logits_Y, self.classes, self.top, path, error, self.task, self.thresholds)
 
     def __iter__(self) -> Iterator[ImagePrediction]:
         return (self[i] for i in range(len(self)))
@@ -158,11 +191,19 @@ class Predictions(Sequence[ImagePrediction]):
     def to_columns(self) -> dict[str, list[Any]]:
         """Returns the columns of the table that `vitrail predict --out` writes, each with a value for each image.
 
-        They are path, label, probability, label_2, probability_2, ... and error. `path` is None for an image that did
-        not come from a file; the values of a skipped image are None.
+        They are path, label, probability, label_2, probability_2, ... and error. With several labels per image they are
+        path, labels ("cat;dog"), probabilities ("0.91;0.62") and error. `path` is None for an image that did not come
+        from a file; the values of a skipped image are None.
         """
         rows = [list(each) for each in self]
         columns: dict[str, list[Any]] = {"path": list(self.paths)}
+        if self.task == MULTI_LABEL:
+            columns |= {name: [] for name in JOINED_COLUMNS}
+            for i, row in enumerate(rows):
+                texts = (None, None) if i in self.errors else join_predictions(row)
+                for name, text in zip(JOINED_COLUMNS, texts, strict=True):
+                    columns[name].append(text)
+            return {**columns, "error": [self.errors.get(i) for i in range(len(self))]}
         for k in range(min(self.top, len(self.classes))):
             suffix = "" if k == 0 else f"_{k + 1}"
             columns[f"label{suffix}"] = [row[k].label if row else None for row in rows]
@@ -176,6 +217,7 @@ class Predictions(Sequence[ImagePrediction]):
         config. Images that were skipped are named there, with the reason. `model_name` says what predicted them. Raises
         `UsageError` if `out` exists, or for an image that did not come from a file.
         """
+        refuse_task(self.task, "annotations")
         images: list[LabeledImage] = []
         unreadable: dict[str, str] = {}
         for i, path in enumerate(self.paths):
@@ -215,6 +257,37 @@ class Predictions(Sequence[ImagePrediction]):
 def column_type(name: str, text: Any, number: Any) -> Any:
     """Returns the type of a column, which must not depend on its values: a column of None has none."""
     return number if name.startswith("probability") else text
+
+
+JOINED_COLUMNS = ("labels", "probabilities")
+
+
+def join_predictions(predictions: Sequence[Prediction]) -> tuple[str, str]:
+    """Returns the labels and their probabilities as texts for a table: "cat;dog", "0.91;0.62"."""
+    labels = ";".join(each.label for each in predictions)
+    return labels, ";".join(f"{each.probability:.6g}" for each in predictions)
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """How the logits of a classifier become its answer: by its classes, its task and its thresholds."""
+
+    classes: tuple[str, ...]
+    task: str = SINGLE_LABEL
+    thresholds: tuple[float, ...] = ()
+
+    def predict(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
+        """Returns the `top` most probable classes of an image; with several labels, all that reach their thresholds."""
+        if self.task != MULTI_LABEL:
+            return top_predictions(logits_Y, self.classes, top)
+        return self.find_labels(logits_Y.detach().cpu().double().numpy())
+
+    def find_labels(self, logits_Y: np.ndarray) -> list[Prediction]:
+        """Returns the labels that reach their thresholds, most probable first."""
+        probabilities = sigmoid(logits_Y)
+        found = np.flatnonzero(exceeds(probabilities, self.thresholds))
+        best = found[np.argsort(-probabilities[found], kind="stable")].tolist()
+        return [Prediction(self.classes[i], float(probabilities[i])) for i in best]
 
 
 def top_predictions(logits_Y: Tensor, classes: Sequence[str], top: int = 5) -> list[Prediction]:

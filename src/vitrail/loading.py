@@ -136,7 +136,15 @@ def load_artifact(path: Path) -> Classifier:
         except VitrailError as error:
             raise VitrailError(f"{path}: {error.sentence}", error.hint) from None
     vit = build_vit(artifact.config, weights, path)
-    return Classifier(vit, artifact.classes, artifact.preprocess, artifact.temperature, artifact.origin)
+    return Classifier(
+        vit,
+        artifact.classes,
+        artifact.preprocess,
+        artifact.temperature,
+        artifact.origin,
+        task=artifact.task,
+        thresholds=artifact.thresholds,
+    )
 
 
 def load_module(module: nn.Module) -> Classifier:
@@ -169,7 +177,7 @@ def load_module(module: nn.Module) -> Classifier:
 def load_public_weights(model: str | Path, *, torch_files: bool = False) -> Classifier:
     public = load_public_model(str(model), torch_files=torch_files)
     vit = build_vit(public.config, public.weights, Path(model))
-    return Classifier(vit, public.classes, public.preprocess, origin=public.origin)
+    return Classifier(vit, public.classes, public.preprocess, origin=public.origin, task=public.task)
 
 
 def build_vit(config: ViTConfig, weights: dict[str, Tensor], path: Path) -> ViT:

@@ -18,6 +18,7 @@ from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import write_atomically
 from vitrail.model.vit import ViT
 from vitrail.parts import needed_parts, require_parts
+from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.artifact import MODULE_FORMAT, read_safetensors, weights_sha256
 from vitrail.weights.builders import NOT_A_VIT, ModuleConfig, build_module
 from vitrail.weights.origin import check_origin
@@ -37,6 +38,8 @@ class ModuleClassifier(BaseClassifier):
     temperature: float = 1.0
     origin: dict[str, Any] = field(default_factory=dict)
     architecture: str | None = None
+    task: TaskName = SINGLE_LABEL
+    thresholds: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         """A line: a notebook would show every module of the model."""

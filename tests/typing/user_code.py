@@ -31,7 +31,7 @@ def train_and_evaluate(data: Path, out: Path) -> vitrail.Run:
     assert_type(run.folder, Path)
     assert_type(run.classifier, vitrail.Classifier)
     evaluation = vitrail.evaluate(run.classifier, data)
-    assert_type(evaluation, vitrail.Evaluation)
+    assert_type(evaluation, vitrail.Evaluation | vitrail.MultiLabelEvaluation)
     assert_type(evaluation.accuracy, float)
     assert_type(evaluation.accuracy_interval, tuple[float, float])
     assert_type(vitrail.load(run.folder), vitrail.Classifier)
@@ -115,7 +115,10 @@ def train_with_own_parts(out: Path) -> list[float]:
     assert_type(run.classifier.vit, vitrail.ViT)
     squares = [Squares()[index] for index in range(24)]
     images = np.stack([image_CHW.numpy()[0] for image_CHW, _ in squares])
-    assert_type(vitrail.evaluate(run.classifier, (images, [label for _, label in squares])), vitrail.Evaluation)
+    assert_type(
+        vitrail.evaluate(run.classifier, (images, [label for _, label in squares])),
+        vitrail.Evaluation | vitrail.MultiLabelEvaluation,
+    )
     return stop.losses
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vitrail.errors import UsageError
+from vitrail.tasks import TaskName
 
 if TYPE_CHECKING:
     from vitrail.classifier import BaseClassifier, Classifier
 
 DATA = """DATA is one of:
   FOLDER                train/ val/ test/ with a folder per class, or one folder per class
-  FILE.csv, .parquet    a table with a column of paths and a column of labels
+  FILE.csv, .parquet    a table with a column of paths and a column of labels ("cat", or "cat;dog" for several)
   NAME                  a built-in data set: digits, cifar10, cifar100, mnist, ...
   FOLDER or *.tar       tar shards, also "out/train-{000000..000099}.tar", https://..., s3://...
   hf:NAME               a data set of Hugging Face datasets"""
@@ -49,6 +50,14 @@ positive_number.__name__ = "number"
 def add_data(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{(parser.description or '').rstrip()}\n\n{DATA}"
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task",
+        choices=get_args(TaskName),
+        help="one class per image, or any number of labels (default: as the data are)",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser, *, onnx: bool = False, default: str | None = None) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import add_data
+from vitrail.cli.arguments import add_data, add_task
 from vitrail.cli.parser import Parser
+from vitrail.tasks import MULTI_LABEL
 from vitrail.training.advice import advise_pretrained_weights
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
         help="regular expression with one capture group, which finds the group of an image in its path below DATA "
         "(default: the groups that the data has)",
     )
+    add_task(parser)
     parser.add_argument("--no-cache", action="store_true", help="read every file again (default: off)")
 
 
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace) -> Answer:
             lambda done, total: progress.update(done, total),
             fresh=arguments.no_cache,
             group_pattern=arguments.group_pattern,
+            task=arguments.task,
         )
     answer = Answer(report.to_json(), describe_report(report), code=1 if report.errors else 0)
     if arguments.fix is not None:
@@ -98,7 +101,9 @@ def describe_report(report: CheckReport) -> list[object]:
     if report.images:
         splits = ", ".join(f"{n} {split}" for split, n in report.splits.items() if split != "all")
         counts = sorted(report.classes.values())
-        total = f"{report.images} images of {len(report.classes)} classes ({counts[0]} to {counts[-1]} each)"
+        kind = "labels, any number per image" if report.task == MULTI_LABEL else "classes"
+        each = f"{counts[0]} to {counts[-1]}" if counts else "0"
+        total = f"{report.images} images of {len(report.classes)} {kind} ({each} each)"
         lines.append(total + (f": {splits}" if splits else ""))
     if report.sizes:
         h, w = report.sizes["height"], report.sizes["width"]

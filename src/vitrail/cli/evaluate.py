@@ -26,12 +26,14 @@ from vitrail.cli.arguments import (
 )
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
+from vitrail.tasks import refuse_task
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vitrail.classifier import BaseClassifier, Classifier
     from vitrail.evaluation.evaluation import Evaluation
+    from vitrail.evaluation.outcomes import AnyEvaluation
 
 
 def add_arguments(parser: Parser) -> None:
@@ -45,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--fit-temperature", action="store_true",
-        help="first fit the temperature on DATA's validation images and save it in MODEL (default: off)",
+        help="first fit temperature and thresholds on DATA's validation images and save them in MODEL (default: off)",
     )  # fmt: skip
     parser.add_argument(
         "--metric", action="append", default=[], metavar="NAME",
@@ -62,21 +64,25 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.console import progress_bar
-    from vitrail.evaluation.evaluation import evaluate, open_scored_images
+    from vitrail.evaluation.evaluation import Evaluation, open_scored_images
     from vitrail.evaluation.metrics import check_metrics
+    from vitrail.evaluation.outcomes import evaluate_any
 
     check_metrics(arguments.metric)
     if arguments.corruptions and not arguments.report:
         raise UsageError("--corruptions adds to the report", "add --report")
     folder = choose_report_folder(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
     classifier = load_any_classifier(arguments)
+    for option in ("corruptions", "metric"):
+        if getattr(arguments, option):
+            refuse_task(classifier.task, option)
     if arguments.report or arguments.fit_temperature:
         require_classifier(classifier, arguments.model, "--report and --fit-temperature")
     scored = open_scored_images(classifier, arguments.data, skip_unreadable=arguments.skip_unreadable)
     if arguments.fit_temperature:
         classifier = fit_temperature(require_classifier(classifier, arguments.model, "--fit-temperature"), arguments)
     with progress_bar("evaluating", len(scored.images)) as progress:
-        evaluation = evaluate(
+        evaluation = evaluate_any(
             classifier,
             scored.images,
             description=scored.description,
@@ -87,7 +93,10 @@ def run(arguments: argparse.Namespace) -> Answer:
             metrics=arguments.metric,
         )
     answer = Answer({**evaluation.to_json(), "left_out": [each.sentence for each in scored.left_out]})
-    answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
+    if isinstance(evaluation, Evaluation):
+        answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
+    else:
+        answer.shown = describe_label_scores(answer.document, classifier, len(scored.images))
     if folder:
         write_evaluation(evaluation, classifier, folder, answer)
     if arguments.report:
@@ -121,9 +130,9 @@ def fit_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Cl
     """
     from vitrail.classifier import ARTIFACT_NAME
     from vitrail.console import progress_bar
-    from vitrail.evaluation.calibration import calibrate
     from vitrail.evaluation.evaluation import open_splits
-    from vitrail.evaluation.outcome import compute_outcome
+    from vitrail.evaluation.fitting import calibrate_classifier
+    from vitrail.evaluation.outcomes import compute_any_outcome
     from vitrail.weights.artifact import is_artifact
 
     path = Path(arguments.model)
@@ -139,16 +148,14 @@ def fit_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Cl
         )
     uncalibrated = replace(classifier, temperature=1.0)
     with progress_bar("fitting the temperature", len(splits["validation"])) as progress:
-        outcome = compute_outcome(
+        outcome = compute_any_outcome(
             uncalibrated,
             splits["validation"],
             batch_size=arguments.batch_size,
             on_batch=progress.advance,
             skip_unreadable=skip,
         )
-    calibration = calibrate(outcome)
-    origin = {**classifier.origin, "calibration": calibration.to_json()}
-    calibrated = replace(classifier, temperature=calibration.temperature, origin=origin)
+    calibrated = calibrate_classifier(classifier, outcome)
     calibrated.save(path)
     return calibrated
 
@@ -173,14 +180,51 @@ def describe_scores(
         describe_temperature(classifier),
     ]
     lines += [f"{name} {value:.4f}" for name, value in evaluation.metrics.items()]
-    if unreadable := document["unreadable_files"]:
-        first = f"{unreadable[0]['path']}: {unreadable[0]['error']}"
-        lines.append(f"{len(unreadable)} of {listed} images could not be read and were skipped, for example {first}")
+    lines += describe_unreadable(document, listed)
     lines.append(make_class_table(document))
     if document["most_confused"]:
         pairs = [f"{p['true']} as {p['predicted']} ({p['images']})" for p in document["most_confused"][:5]]
         lines.append(f"most confused: {', '.join(pairs)}")
     return lines
+
+
+def describe_unreadable(document: dict[str, Any], listed: int) -> list[str]:
+    """Returns a line on the images that were skipped, if there are any."""
+    unreadable = document["unreadable_files"]
+    if not unreadable:
+        return []
+    first = f"{unreadable[0]['path']}: {unreadable[0]['error']}"
+    return [f"{len(unreadable)} of {listed} images could not be read and were skipped, for example {first}"]
+
+
+def describe_label_scores(document: dict[str, Any], classifier: BaseClassifier, listed: int) -> list[Any]:
+    """Returns the scores on images with several labels as lines and a table."""
+    from vitrail.evaluation.multi_label_evaluation import describe_label_averages
+
+    return [
+        document["data"],
+        describe_label_averages(document),
+        f"loss {document['loss']:.4f}, mean calibration error of the labels {document['ece']:.4f}",
+        describe_temperature(classifier),
+        *describe_unreadable(document, listed),
+        make_label_table(document),
+    ]
+
+
+def make_label_table(document: dict[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitrail.console import escape_control_characters
+
+    columns = ("label", "images", "AP", "precision", "recall", "F1", "95% interval", "threshold", "ECE")
+    table = Table(*columns, box=None, header_style="bold")
+    for name, scores in document["per_class"].items():
+        numbers = ["-" if scores[k] is None else f"{scores[k]:.3f}" for k in ("ap", "precision", "recall", "f1")]
+        interval = "-" if scores["f1_interval"] is None else "{:.3f} to {:.3f}".format(*scores["f1_interval"])
+        others = (interval, f"{scores['threshold']:.3f}", f"{scores['ece_corrected']:.3f}")
+        table.add_row(Text(escape_control_characters(name)), str(scores["images"]), *numbers, *others)
+    return table
 
 
 def make_class_table(document: dict[str, Any]) -> Table:
@@ -208,31 +252,44 @@ def describe_temperature(classifier: BaseClassifier) -> str:
     return f"temperature {classifier.temperature:.4g}, fitted on {images}"
 
 
-def write_evaluation(evaluation: Evaluation, classifier: BaseClassifier, folder: Path, answer: Answer) -> None:
-    """Writes evaluation.json and confusion.png into a folder and adds them to the answer."""
+def write_evaluation(evaluation: AnyEvaluation, classifier: BaseClassifier, folder: Path, answer: Answer) -> None:
+    """Writes evaluation.json, and confusion.png of images with one class, into a folder; adds them to the answer."""
+    from vitrail.evaluation.evaluation import Evaluation
     from vitrail.evaluation.figures import draw_confusion_matrix
     from vitrail.evaluation.metrics import confusion_matrix
     from vitrail.files import write_json
 
     write_json(folder / "evaluation.json", answer.document)
+    if not isinstance(evaluation, Evaluation):
+        answer.shown.append(f"written: {folder / 'evaluation.json'}")
+        return
     draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder / "confusion.png")
     answer.shown.append(f"written: {folder / 'evaluation.json'}, {folder / 'confusion.png'}")
 
 
 def write_html_report(
-    classifier: Classifier, evaluation: Evaluation, arguments: argparse.Namespace, folder: Path
+    classifier: Classifier, evaluation: AnyEvaluation, arguments: argparse.Namespace, folder: Path
 ) -> Path:
     """Writes the report and returns the page's path."""
     from vitrail.console import progress_bar
     from vitrail.evaluation.evaluation import open_splits
+    from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
     from vitrail.report import SampleSizes, Subject, report_command, write_report
     from vitrail.report.collect import REPORT_STEPS
+    from vitrail.report.label_report import STEPS, LabelSubject, write_label_report
     from vitrail.runs.folder import RunFolder
 
     skip = arguments.skip_unreadable
     split, splits = open_splits(classifier, arguments.data, skip)
     flags = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
     run = RunFolder(Path(arguments.model)) if Path(arguments.model).is_dir() else None
+    command = report_command(arguments.model, arguments.data, [flag for flag, is_on in flags.items() if is_on])
+    if isinstance(evaluation, MultiLabelEvaluation):
+        images = evaluation.outcome.readable_images(splits[split])
+        labels = LabelSubject(classifier, images, evaluation, str(arguments.model), command)
+        with progress_bar("writing the report", STEPS) as progress:
+            write_label_report(labels, folder, lambda step: progress.advance(note=step))
+        return folder / "report.html"
     subject = Subject(
         classifier,
         evaluation.outcome.readable_images(splits[split]),
@@ -242,7 +299,7 @@ def write_html_report(
         training_metrics=run.load_metrics() if run else [],
         stopped_early=run.load_early_stop() if run else None,
         model_path=str(arguments.model),
-        command=report_command(arguments.model, arguments.data, [flag for flag, is_on in flags.items() if is_on]),
+        command=command,
         skip_unreadable=skip,
     )
     sizes = SampleSizes.for_model(classifier, corruptions=arguments.corruptions)

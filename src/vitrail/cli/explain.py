@@ -1,8 +1,8 @@
 """Show which parts of an image a prediction is based on: for each image, a picture of the relevance map.
 
-Without --class, the predicted class is explained. With --against, the map shows evidence for one class and against
-another. Attention and rollout are the same for every class: they show where the model looks. `vitrail faithfulness`
-scores how faithful each method is.
+Without --class, the predicted class is explained; of a classifier for several labels, each predicted label. With
+--against, the map shows evidence for one class and against another. Attention and rollout are the same for every class:
+they show where the model looks. `vitrail faithfulness` scores how faithful each method is.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from vitrail.cli.arguments import add_device, add_model, load_classifier
 from vitrail.cli.parser import Parser
 from vitrail.console import progress_bar
 from vitrail.errors import UsageError
+from vitrail.tasks import MULTI_LABEL
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.classifier import Classifier
     from vitrail.explanation.explanation import Explanation
     from vitrail.explanation.targets import Target
 
@@ -113,26 +117,41 @@ def run(arguments: argparse.Namespace) -> Answer:
         for image in images:
             try:
                 pixels = image.read(classifier.preprocess.channels)
-                explanations = [
-                    explain(classifier, pixels, method=method, target=target, layer=layer, head=head, query=query)
-                    for layer in layers
-                    for head in heads
+                by_target = [
+                    [
+                        explain(classifier, pixels, method=method, target=each, layer=layer, head=head, query=query)
+                        for layer in layers
+                        for head in heads
+                    ]
+                    for each in choose_targets(classifier, pixels, target, method)
                 ]
             except ImageError as error:
                 rows.append(
                     {"path": image.path, **dict.fromkeys([*FIELDS, *several]), "error": error.reason, "files": []}
                 )
             else:
-                name = ".".join(filter(None, [Path(image.path).stem, method, arguments.label]))
-                picture = unused_path(Path(arguments.out), safe_file_name(name), arguments.format)
-                draw(explanations, picture, arguments)
-                each = [explanation.to_json() for explanation in explanations]
-                rest = dict.fromkeys(several, each)
-                extra = {"summary": explanations[0].summary, "files": [str(picture)], "error": None}
-                rows.append({"path": image.path, **each[0], **rest, **extra})
+                for explanations in by_target:
+                    label = arguments.label or (explanations[0].label if len(by_target) > 1 else None)
+                    name = ".".join(filter(None, [Path(image.path).stem, method, label]))
+                    picture = unused_path(Path(arguments.out), safe_file_name(name), arguments.format)
+                    draw(explanations, picture, arguments)
+                    each = [explanation.to_json() for explanation in explanations]
+                    rest = dict.fromkeys(several, each)
+                    extra = {"summary": explanations[0].summary, "files": [str(picture)], "error": None}
+                    rows.append({"path": image.path, **each[0], **rest, **extra})
             progress.advance()
     shown = [f"{row['path']}: {row['error'] or row['summary'] + '; ' + row['files'][0]}" for row in rows]
     return Answer({"explanations": rows}, shown, code=1 if any(row["error"] for row in rows) else 0)
+
+
+def choose_targets(classifier: Classifier, pixels: Tensor, target: Target, method: str) -> list[Target]:
+    """Returns what to explain of an image: the target, or each predicted label of a classifier for several."""
+    from vitrail.explanation.methods import find_method
+
+    if target is not None or classifier.task != MULTI_LABEL or find_method(method).class_blind:
+        return [target]
+    prediction: Any = classifier.predict(pixels)
+    return prediction.labels or [None]
 
 
 def draw(explanations: Sequence[Explanation], path: Path, arguments: argparse.Namespace) -> None:

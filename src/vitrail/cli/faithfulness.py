@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_data, add_device, add_model, add_skip_unreadable, count, load_classifier
 from vitrail.cli.parser import Parser
+from vitrail.tasks import refuse_task
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     for name in methods:
         find_method(name)
     classifier = load_classifier(arguments)
+    refuse_task(classifier.task, "faithfulness")
     scored = open_scored_images(classifier, arguments.data, arguments.skip_unreadable)
     with progress_bar("scoring", count_steps(len(methods))) as progress:
         started: list[str] = []

@@ -7,6 +7,7 @@ from typing import Any
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_torch_files
 from vitrail.cli.parser import Parser
+from vitrail.tasks import SINGLE_LABEL
 
 
 def add_arguments(parser: Parser) -> None:
@@ -56,6 +57,9 @@ def run(arguments: argparse.Namespace) -> Answer:
             shown.append(f"needs the {part['kind']} {part['name']!r} of the module {part['module']}")
         shown.append(f"preprocessing: {p['fit']} to {p['image_size']}, mean {p['mean']}, std {p['std']}")
         shown.append(f"{len(facts['classes'])} classes: {', '.join(facts['classes'][:20])}")
+        if facts["task"] != SINGLE_LABEL:
+            thresholds = zip(facts["classes"], facts["thresholds"], strict=False)
+            shown.append(f"task {facts['task']}; thresholds: {', '.join(f'{n} {t:.3f}' for n, t in thresholds) or 0.5}")
         if "outputs" in facts:
             shown.append(f"inputs {', '.join(facts['inputs'])}; outputs {', '.join(facts['outputs'])}")
         for split, scores in facts["origin"].get("metrics", {}).items():

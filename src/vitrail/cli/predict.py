@@ -1,4 +1,4 @@
-"""Predict the classes of images: files, all images below a folder, or tar shards.
+"""Predict the classes or labels of images: files, all images below a folder, or tar shards.
 
 A file that cannot be read gets a row with the error, and the exit code is 1.
 
@@ -27,6 +27,7 @@ from vitrail.cli.arguments import (
 )
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
+from vitrail.tasks import refuse_task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,7 +202,7 @@ def predict_for_other_tool(arguments: argparse.Namespace) -> Answer:
     for image in images if arguments.format in OWN_FILE_FORMATS else ():
         if image.member is not None:
             require_own_file(image.path, arguments.format)
-    predictions = predict_images(arguments, images)
+    predictions = predict_images(arguments, images, needs="annotations")
     predictions.save(out, format=arguments.format, model_name=base_name(arguments.model))
     unreadable = [
         {"path": str(predictions.paths[i]), "error": reason} for i, reason in sorted(predictions.errors.items())
@@ -225,12 +226,17 @@ def predict_and_print(arguments: argparse.Namespace) -> Answer:
     lines = []
     for each in predictions:
         classes = ", ".join(f"{prediction.label} {prediction.probability:.1%}" for prediction in each)
-        lines.append(f"{each.path}: {classes or f'unreadable: {each.error}'}")
+        lines.append(f"{each.path}: {classes or (f'unreadable: {each.error}' if each.error else 'no label')}")
     return Answer({"predictions": rows}, lines, code=1 if predictions.errors else 0)
 
 
-def predict_images(arguments: argparse.Namespace, images: list[InputImage], top: int = 1) -> Predictions:
-    """Returns the predictions for the images; warns of images of more than 8 bits."""
+def predict_images(
+    arguments: argparse.Namespace, images: list[InputImage], top: int = 1, needs: str | None = None
+) -> Predictions:
+    """Returns the predictions for the images; warns of images of more than 8 bits.
+
+    Raises `UsageError` if the task of the classifier refuses what the answer `needs`.
+    """
     from vitrail.console import log
     from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageUnreachable
     from vitrail.data.image_batches import read_batches
@@ -240,6 +246,8 @@ def predict_images(arguments: argparse.Namespace, images: list[InputImage], top:
     if arguments.precision == "bf16":
         classifier = require_classifier(classifier, arguments.model, "--precision bf16").fast()
     classifier.require_classes()
+    for each in filter(None, (needs, "top" if arguments.top else None)):
+        refuse_task(classifier.task, each)
     over_8_bits: list[str] = []
 
     def read(image: InputImage, name: str) -> Tensor:

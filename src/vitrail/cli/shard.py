@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import add_data, add_skip_unreadable, count, positive_number
+from vitrail.cli.arguments import add_data, add_skip_unreadable, add_task, count, positive_number
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
 
@@ -40,6 +40,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--keep-order", action="store_true", help="keep the order of DATA instead of a random one (default: off)"
     )
+    add_task(parser)
     add_skip_unreadable(parser)
 
 
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if is_remote(arguments.out):
         raise UsageError("shards are written to a disk of this machine", "copy the folder to its address afterwards")
     started = time.perf_counter()
-    source = open_source(arguments.data, missing_ok=arguments.skip_unreadable)
+    source = open_source(arguments.data, missing_ok=arguments.skip_unreadable, task=arguments.task)
     with progress_bar("writing shards", count_images(source)) as progress:
         written = write_shards(
             source,

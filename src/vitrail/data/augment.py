@@ -145,6 +145,7 @@ def mix_batch(
 ) -> tuple[Tensor, Tensor]:
     """Applies MixUp or CutMix to a normalized batch; returns it with soft targets (B, Y), unchanged if both are off.
 
+    `labels_B` are class indices, or (B, Y) with 1 for each label of an image.
     Each image is mixed with the one before it, the first with the last. The first `overlap` images are only partners
     of the next one: they are dropped from the result.
     """
@@ -156,6 +157,6 @@ def mix_batch(
     if augment.cutmix:
         transforms += [v2.CutMix(alpha=augment.cutmix, num_classes=classes)]
     if not transforms:
-        return images_BCHW, labels_B
+        return images_BCHW, labels_B.float() if labels_B.ndim == 2 else labels_B
     mixed: tuple[Tensor, Tensor] = v2.RandomChoice(transforms)(images_BCHW, labels_B)
     return (mixed[0][overlap:], mixed[1][overlap:]) if overlap else mixed

@@ -18,6 +18,7 @@ from vitrail.data.finders import FINDERS
 from vitrail.data.findings import Code, Finding
 from vitrail.data.groups import group_source
 from vitrail.data.images import Images
+from vitrail.data.labels import count_by_label
 from vitrail.data.open import open_source
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.source import Source
@@ -25,6 +26,7 @@ from vitrail.data.split import Splits
 from vitrail.data.survey import Survey
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_json
+from vitrail.tasks import SINGLE_LABEL
 
 MAX_WARNINGS = 8  # findings that are printed before training
 
@@ -34,8 +36,9 @@ class CheckReport:
     """What a check found; errors stop training, warnings do not."""
 
     data: str
+    task: str = SINGLE_LABEL
     images: int = 0
-    classes: dict[str, int] = field(default_factory=dict)  # images per class, over all splits
+    classes: dict[str, int] = field(default_factory=dict)  # images per class, or with each label, over all splits
     splits: dict[str, int] = field(default_factory=dict)  # images per split
     sizes: dict[str, list[int]] = field(default_factory=dict)  # minimum, median, maximum of height and of width
     color_types: dict[str, int] = field(default_factory=dict)  # images per color type
@@ -84,15 +87,16 @@ def check_data(
     fit: str = "pad",
     fresh: bool = False,
     group_pattern: str | None = None,
+    task: str | None = None,
 ) -> CheckReport:
     """Reads every image at an address and reports what would harm training or its score.
 
-    `batch_size`, `fit` and `group_pattern` are the recipe's. Images that have not changed since an earlier check are
+    `batch_size`, `fit`, `group_pattern` and `task` are the recipe's. Images that have not changed since an earlier check are
     not read again, unless `fresh`. `tick` is called with (done, total). Raises `UsageError` if there is no data at the
     address; all other problems are findings.
     """
     try:
-        source = group_source(open_source(address, missing_ok=True), group_pattern)
+        source = group_source(open_source(address, missing_ok=True, task=task), group_pattern)
     except UsageError:
         raise
     except VitrailError as error:
@@ -121,8 +125,9 @@ def check_source(
         survey = Survey(source, facts, cache.near_duplicate_pairs, batch_size, fit)
         return CheckReport(
             data=source.address,
+            task=source.task,
             images=n_images,
-            classes=dict(sorted(Counter(c for listing in source.splits.values() for c in listing.labels).items())),
+            classes=count_classes(source),
             splits=splits,
             sizes=summarize_sizes(survey),
             color_types=dict(Counter(facts.color_type for _, facts in survey.readable).most_common()),
@@ -136,6 +141,14 @@ def check_source(
             ],
             survey=survey,
         )
+
+
+def count_classes(source: Source) -> dict[str, int]:
+    """Returns the number of images of each class, or with each label, over all splits."""
+    counts: Counter[str] = Counter()
+    for listing in source.splits.values():
+        counts.update(count_by_label(listing.labels))
+    return dict(sorted(counts.items()))
 
 
 def summarize_sizes(survey: Survey) -> dict[str, list[int]]:

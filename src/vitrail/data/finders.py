@@ -12,8 +12,10 @@ from vitrail.data.facts import ImageFacts
 from vitrail.data.findings import Code, Finding
 from vitrail.data.formats import EXTENSIONS_OF_FORMAT
 from vitrail.data.groups import count_crossing, find_crossing_groups, suggest_groups
+from vitrail.data.labels import NO_LABEL, LabelSets, count_by_label
 from vitrail.data.near_duplicates import MAX_PAIRS
 from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
+from vitrail.tasks import MULTI_LABEL
 
 MIN_CLASS_IMAGES = 10  # fewer make the training and the score of a class unreliable
 MAX_IMBALANCE = 10  # largest class over smallest
@@ -48,7 +50,7 @@ def find_split_problems(survey: Survey) -> Findings:
         yield Finding(Code.SINGLE_CLASS, values={"name": next(iter(survey.class_counts))})
     classes = set(survey.class_counts)
     for split, listing in survey.source.splits.items():
-        labels = set(listing.labels)
+        labels = set(count_by_label(listing.labels))
         if unknown := sorted(labels - classes):
             yield Finding(Code.UNKNOWN_CLASSES, values={"split": split, "classes": unknown})
         if missing := sorted(classes - labels):
@@ -68,14 +70,17 @@ def find_class_sizes(survey: Survey) -> Findings:
         values |= {"ratio": counts[largest] / counts[smallest], "share": counts[largest] / counts.total()}
         yield Finding(Code.CLASS_IMBALANCE, values=values)
     batch_size = survey.batch_size or DEFAULT_BATCH_SIZE
-    if 0 < counts.total() < batch_size:
-        yield Finding(Code.FEWER_THAN_A_BATCH, values={"images": counts.total(), "batch_size": batch_size})
+    images = len(survey.training) if survey.training else 0
+    if 0 < images < batch_size:
+        yield Finding(Code.FEWER_THAN_A_BATCH, values={"images": images, "batch_size": batch_size})
 
 
 def find_similar_class_names(survey: Survey) -> Findings:
     """Finds classes whose names differ only in case, accents, spaces or punctuation."""
     similar = defaultdict(list)
-    for name in sorted({label for listing in survey.source.splits.values() for label in listing.labels}):
+    for name in sorted(
+        {label for listing in survey.source.splits.values() for label in count_by_label(listing.labels)}
+    ):
         key = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if c.isalnum())
         similar[key or name].append(name)
     for names in similar.values():
@@ -85,10 +90,36 @@ def find_similar_class_names(survey: Survey) -> Findings:
 
 def find_several_labels(survey: Survey) -> Findings:
     """Finds labels such as "ants|insect", which are the names of several classes in some tables."""
+    if survey.source.task == MULTI_LABEL:
+        return
     labels = sorted({label for listing in survey.source.splits.values() for label in set(listing.labels)})
     several = [label for label in labels if any(separator in label for separator in LABEL_SEPARATORS)]
     if several:
         yield Finding(Code.SEVERAL_LABELS, values={"n": len(several), "example_label": several[0]})
+
+
+def find_label_sets(survey: Survey) -> Findings:
+    """Finds images without any label, labels that always come together, and labels that every training image has."""
+    if survey.source.task != MULTI_LABEL:
+        return
+    empty = [record.name for record, _ in survey.images if record.label == NO_LABEL]
+    if empty:
+        yield Finding(Code.WITHOUT_LABELS, empty)
+    if survey.training is None or not isinstance(survey.training.labels, LabelSets):
+        return
+    sets_with: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for names in survey.training.labels.used_sets():
+        for name in names:
+            sets_with[name].add(names)
+    together: dict[frozenset[tuple[str, ...]], list[str]] = defaultdict(list)
+    for name in sorted(sets_with):
+        together[frozenset(sets_with[name])].append(name)
+    for group in together.values():
+        if len(group) > 1:
+            yield Finding(Code.ALWAYS_TOGETHER, values={"classes": group, "n": survey.class_counts[group[0]]})
+    for name, images in sorted(survey.class_counts.items()):
+        if images == len(survey.training):
+            yield Finding(Code.LABEL_EVERYWHERE, values={"name": name})
 
 
 def find_left_out(survey: Survey) -> Findings:
@@ -251,6 +282,7 @@ FINDERS: tuple[Callable[[Survey], Findings], ...] = (
     find_class_sizes,
     find_similar_class_names,
     find_several_labels,
+    find_label_sets,
     find_left_out,
     find_wrong_extensions,
     find_repeated_rows,

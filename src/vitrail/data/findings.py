@@ -39,6 +39,9 @@ class Code(StrEnum):
     FEWER_THAN_A_BATCH = "fewer-than-a-batch"
     SIMILAR_CLASS_NAMES = "similar-class-names"
     SEVERAL_LABELS = "several-labels"
+    WITHOUT_LABELS = "images-without-labels"
+    ALWAYS_TOGETHER = "labels-always-together"
+    LABEL_EVERYWHERE = "label-in-every-image"
     IGNORED = "ignored"
     WRONG_EXTENSION = "wrong-extension"
     LISTED_TWICE = "listed-twice"
@@ -109,7 +112,18 @@ TEMPLATES: dict[Code, Template] = {
     ),
     Code.SEVERAL_LABELS: Template(
         "{n} labels look like several classes each, for example {example_label!r}",
-        "each is one class of that name: an image has one class",
+        "each is one class of that name: with --task multi_label they are several",
+    ),
+    Code.WITHOUT_LABELS: Template(
+        "{images_are} without any label, for example {example}",
+        "they are used: right if they show nothing of the labels, wrong if nobody has labeled them",
+    ),
+    Code.ALWAYS_TOGETHER: Template(
+        "the labels {classes!n} always come together ({n} training images)",
+        "the model cannot tell them apart: merge them, or add images that have one of them",
+    ),
+    Code.LABEL_EVERYWHERE: Template(
+        "all training images have the label {name!r}", "it teaches nothing, and its score is perfect for any model"
     ),
     Code.IGNORED: Template("{reason}", "not used"),
     Code.WRONG_EXTENSION: Template(

@@ -20,6 +20,7 @@ from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS
 from vitrail.data.groups import categorize
+from vitrail.data.labels import LabelSets
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source
 from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
 from vitrail.data.table_rows import GROUP_COLUMNS, LABEL_COLUMNS
@@ -27,7 +28,7 @@ from vitrail.data.walk import Omissions, count, walk_files
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.installation import install_hint
 
-HF_LABEL_COLUMNS = (*LABEL_COLUMNS, "labels", "fine_label")  # in order of preference
+HF_LABEL_COLUMNS = (*LABEL_COLUMNS, "fine_label")  # in order of preference
 NAME_DIGITS = 7  # digits of the row number in an image's name
 FILE_BUILDERS = {".arrow": "arrow", ".parquet": "parquet"}
 
@@ -175,10 +176,10 @@ def list_split(name: str, split: str, table: Any, notes: list[str], left_out: li
     if not image_columns:
         raise UsageError(f"{HF_PREFIX}{name} has no column of images", f"its columns are {', '.join(features)}")
     image_column, label_column = image_columns[0], choose_label_column(name, features, notes)
-    classes, codes = encode_classes(table, label_column, features[label_column])
-    labeled = np.flatnonzero(codes >= 0)
-    if len(labeled) < len(codes):
-        n = len(codes) - len(labeled)
+    labels = encode_labels(table, label_column, features[label_column])
+    labeled = np.flatnonzero(labels.codes >= 0)
+    if len(labeled) < len(labels):
+        n = len(labels) - len(labeled)
         left_out.append(LeftOut(f"{HF_PREFIX}{name}: {n} images of {split} without a label", n))
     group_column = next((column for column in features if column.lower() in GROUP_COLUMNS), None)
     others = [column for column in features if column not in (image_column, label_column, group_column)]
@@ -189,7 +190,7 @@ def list_split(name: str, split: str, table: Any, notes: list[str], left_out: li
     names = name_rows(name, split, undecoded, image_column).take(labeled)
     images = DatasetRows(undecoded, image_column, name, names, labeled)
     groups = None if group_column is None else read_groups(name, table, group_column, labeled)
-    return Listing(images, names, Categorical(classes, codes[labeled]), groups)
+    return Listing(images, names, labels.take(labeled), groups)
 
 
 def read_groups(name: str, table: Any, column: str, rows: np.ndarray) -> Categorical:
@@ -212,7 +213,11 @@ def choose_label_column(name: str, features: dict[str, Any], notes: list[str]) -
     """Returns the column with the class: one of type ClassLabel, else one with a usual name."""
     import datasets
 
-    class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    class_labels = [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, datasets.ClassLabel) or isinstance(item_feature(feature), datasets.ClassLabel)
+    ]
     candidates = class_labels or [column for column in features if column.lower() in HF_LABEL_COLUMNS]
     if not candidates:
         raise UsageError(f"{HF_PREFIX}{name} has no column of classes", f"its columns are {', '.join(features)}")
@@ -222,6 +227,26 @@ def choose_label_column(name: str, features: dict[str, Any], notes: list[str]) -
     if others and note not in notes:
         notes.append(note)
     return chosen
+
+
+def item_feature(feature: Any) -> Any:
+    """Returns the feature of the items of a column of sequences; None for another column."""
+    if isinstance(feature, list):
+        return feature[0]
+    return getattr(feature, "feature", None)
+
+
+def encode_labels(table: Any, column: str, feature: Any) -> Categorical:
+    """Returns the label of each row, or its labels if the column has sequences; the code of an empty row is -1."""
+    item = item_feature(feature)
+    if item is None:
+        return Categorical(*encode_classes(table, column, feature))
+    names = getattr(item, "names", None)
+    rows = table.data.column(column).to_pylist()
+    sets = LabelSets.from_labels(
+        [str(names[each] if names else each) for each in row if each is not None] if row else () for row in rows
+    )
+    return LabelSets(sets.sets, np.where([row is None for row in rows], -1, sets.codes))
 
 
 def encode_classes(table: Any, column: str, feature: Any) -> tuple[tuple[str, ...], np.ndarray]:

@@ -11,6 +11,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.strings import take_strings
+from vitrail.tasks import SINGLE_LABEL, TaskName
 
 Pixels = Sequence[Tensor] | Tensor  # indexing gives uint8 (C, H, W)
 PROBE_IMAGES = 64  # after this many images the memory of the whole set is estimated
@@ -34,7 +35,10 @@ class LazyImages(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class Images:
-    """Images with a name and a label each; `labels` index `classes`. Indexing gives uint8 pixels (C, H, W)."""
+    """Images with names and labels. Indexing gives uint8 pixels (C, H, W).
+
+    `labels` are int64 (n,), indices of `classes`; with several labels per image uint8 (n, Y), 1 for each label.
+    """
 
     pixels: Pixels
     names: Sequence[str]
@@ -42,6 +46,7 @@ class Images:
     classes: tuple[str, ...]
     locations: Sequence[str] | None = None  # where each image was read from, also after loading it into memory
     groups: Sequence[str] | None = None  # of images that belong together
+    task: TaskName = SINGLE_LABEL
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,7 +72,8 @@ class Images:
         return height, width
 
     def count_by_class(self) -> dict[str, int]:
-        counts = np.bincount(self.labels, minlength=len(self.classes))
+        """Returns the number of images of each class, or with each label."""
+        counts = count_labels(self.labels, len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
     def load_batch(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -94,7 +100,8 @@ class Images:
             pixels = LazyImages(self.pixels, indices)
         locations = None if self.locations is None else take_strings(self.locations, indices)
         groups = None if self.groups is None else take_strings(self.groups, indices)
-        return Images(pixels, take_strings(self.names, indices), self.labels[indices], self.classes, locations, groups)
+        names, labels = take_strings(self.names, indices), self.labels[indices]
+        return Images(pixels, names, labels, self.classes, locations, groups, self.task)
 
     def exclude(self, errors: Sequence[ImageError]) -> "Images":
         """Returns the images without those that these errors are about."""
@@ -102,6 +109,14 @@ class Images:
             return self
         unreadable = {error.name for error in errors}
         return self.subset([i for i, path in enumerate(self.paths) if path not in unreadable])
+
+
+def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Returns the number of images of each class, (Y,), from the labels of `Images`."""
+    if labels.ndim == 2:
+        counts: np.ndarray = labels.sum(axis=0, dtype=np.int64)
+        return counts
+    return np.bincount(labels, minlength=classes)
 
 
 def load_into_memory(images: Images, max_bytes: int, tick: Callable[[], object] = lambda: None) -> Images:

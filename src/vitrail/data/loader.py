@@ -19,7 +19,7 @@ from vitrail.data.randomness import derive_seed, epoch_permutation
 from vitrail.errors import VitrailError
 from vitrail.machine import count_cores
 
-Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,)
+Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,), or (B, Y) with several labels per image
 OnImageError = Callable[[ImageError], object]  # called for every unreadable image that is left out of a batch
 Read = TypeVar("Read")
 BatchKey = tuple[int, np.ndarray]  # epoch, draws: an image's index, plus the number of images for each repetition

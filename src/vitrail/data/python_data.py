@@ -20,11 +20,14 @@ from vitrail.data.groups import categorize
 from vitrail.data.hf import list_split
 from vitrail.data.image_input import to_pixels
 from vitrail.data.images import Images
+from vitrail.data.labels import LabelSets
+from vitrail.data.python_labels import key_of, label_names
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source, name_of_data
 from vitrail.data.split import Splits
-from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
+from vitrail.data.strings import Categorical, NumberedNames, StringArray
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import GIB
+from vitrail.tasks import MULTI_LABEL
 
 if TYPE_CHECKING:
     import datasets
@@ -153,11 +156,18 @@ def note_loader(loader: DataLoader[Any], notes: list[str]) -> None:
 
 def list_images(images: Images) -> Listing:
     """Returns the images of vitrail's own type with class names as labels."""
-    return Listing(images.pixels, images.names, Categorical(images.classes, images.labels), images.groups)
+    labels = (
+        LabelSets.from_multi_hot(images.labels, images.classes)
+        if images.task == MULTI_LABEL
+        else Categorical(images.classes, images.labels)
+    )
+    return Listing(images.pixels, images.names, labels, images.groups)
 
 
 def list_arrays(images: Any, labels: Any, *, split: str) -> Listing:
     """Lists an array or tensor of images, or a sequence of them, with a label each.
+
+    Labels are one per image, or several: a multi-hot array (n, Y), or lists of labels.
 
     NumPy arrays are (n, h, w) or (n, h, w, C), tensors (n, h, w) or (n, C, h, w), of uint8 or of floats from 0 to 1. A
     list has images of any kind that `Classifier.predict` takes; files of a list of paths are read when they are needed.
@@ -288,38 +298,9 @@ def has_labels(dataset: Any, name: str, first: Any) -> bool:
     """Returns whether an attribute of a data set has its labels: one for each item, the first of them equal."""
     labels = getattr(dataset, name, None)
     try:
-        return labels is not None and len(labels) == len(dataset) and plain_label(labels[0]) == plain_label(first)
+        return labels is not None and len(labels) == len(dataset) and key_of(labels[0]) == key_of(first)
     except (TypeError, KeyError, IndexError, VitrailError):
         return False
-
-
-def plain_label(label: Any) -> int | str:
-    """Returns a label as int or str; raises `VitrailError` for anything else, such as several labels."""
-    if isinstance(label, np.ndarray | Tensor | np.generic) and (label.ndim == 0 or label.size == 1):
-        label = label.item()
-    if isinstance(label, bool):
-        return int(label)
-    if isinstance(label, int | str):
-        return label
-    raise VitrailError(
-        f"a label is {label!r} ({type(label).__name__}), not an int or a str", "give one class per image"
-    )
-
-
-def label_names(labels: Any, classes: Sequence[str] | None, split: str) -> Categorical:
-    """Returns the class name of each label: the label itself, or its entry in `classes` if it is an index."""
-    if isinstance(labels, np.ndarray | Tensor):
-        labels = labels.tolist()
-    plain = [plain_label(label) for label in labels]
-    if classes is not None and all(isinstance(label, int) for label in plain):
-        outside = next((label for label in plain if not 0 <= int(label) < len(classes)), None)
-        if outside is not None:
-            raise VitrailError(
-                f"the label {outside} of {split} is not an index of the {len(classes)} classes", "see dataset.classes"
-            )
-        return Categorical(tuple(map(str, classes)), np.array(plain, dtype=np.int64))
-    names, codes = factorize([str(label) for label in plain])
-    return Categorical(tuple(names), codes)
 
 
 def guess_channels(image: Any) -> int:

@@ -6,12 +6,14 @@ from typing import Any
 from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.groups import group_source, has_groups
 from vitrail.data.images import Images
+from vitrail.data.labels import count_by_label
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.source import LeftOut, Listing, Source, encode_labels
 from vitrail.data.split import complete_splits
 from vitrail.data.walk import log_left_out
 from vitrail.errors import VitrailError
+from vitrail.tasks import SINGLE_LABEL
 
 SCORING_ORDER = ("test", "validation", "all", "train")  # the first split that exists is scored
 OPTIMISTIC_NOTE = "used for selection during training, so the scores are optimistic"
@@ -29,7 +31,12 @@ class ScoredImages:
 
 
 def open_images_to_score(
-    data: Data, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
+    data: Data,
+    classes: tuple[str, ...],
+    channels: int,
+    trained_on: dict[str, Any],
+    missing_ok: bool = False,
+    task: str = SINGLE_LABEL,
 ) -> ScoredImages:
     """Opens the images on which to score a classifier with these classes and channels.
 
@@ -37,7 +44,7 @@ def open_images_to_score(
     If they are the data at the address, a split that it lacks is drawn as in training, so that no training image is
     scored. Prints what the source leaves out.
     """
-    source, splits, is_training_data = open_as_trained(data, channels, trained_on, missing_ok)
+    source, splits, is_training_data = open_as_trained(data, channels, trained_on, missing_ok, task)
     log_left_out(source.left_out)
     split = next(name for name in SCORING_ORDER if len(splits.get(name, ())))
     optimistic = split == "validation" and is_training_data
@@ -65,14 +72,19 @@ def describe_split(split: str, n: int, source: Source) -> str:
 
 
 def open_known_splits(
-    data: Data, classes: tuple[str, ...], channels: int, trained_on: dict[str, Any], missing_ok: bool = False
+    data: Data,
+    classes: tuple[str, ...],
+    channels: int,
+    trained_on: dict[str, Any],
+    missing_ok: bool = False,
+    task: str = SINGLE_LABEL,
 ) -> dict[str, Images]:
     """Opens all splits at an address as in training, without those that have a class that the classifier lacks."""
-    source, splits, _ = open_as_trained(data, channels, trained_on, missing_ok)
+    source, splits, _ = open_as_trained(data, channels, trained_on, missing_ok, task)
     return {
         name: encode_labels(listing, classes, source.address)
         for name, listing in splits.items()
-        if len(listing) and set(listing.labels) <= set(classes)
+        if len(listing) and set(count_by_label(listing.labels)) <= set(classes)
     }
 
 
@@ -88,13 +100,13 @@ def group_as_trained(source: Source, trained_on: dict[str, Any]) -> Source:
 
 
 def open_as_trained(
-    data: Data, channels: int, trained_on: dict[str, Any], missing_ok: bool
+    data: Data, channels: int, trained_on: dict[str, Any], missing_ok: bool, task: str
 ) -> tuple[Source, dict[str, Listing], bool]:
     """Returns the source at an address, its splits, and whether it is what the classifier was trained on.
 
     Only then are missing splits added, as in training.
     """
-    source = open_source(data, channels, missing_ok)
+    source = open_source(data, channels, missing_ok, task)
     fractions = trained_on.get("split")
     source = group_as_trained(source, trained_on)
     if not fractions or trained_on.get("fingerprint") != compute_fingerprint(source):

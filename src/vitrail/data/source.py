@@ -13,8 +13,10 @@ from torch import Tensor
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.geometry import to_gray, to_rgb
 from vitrail.data.images import Images, LazyImages, Pixels
+from vitrail.data.labels import LabelSets, count_by_label
 from vitrail.data.strings import factorize, take_strings
 from vitrail.errors import VitrailError
+from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
 
 SPLIT_NAMES = {
     "train": "train",
@@ -32,7 +34,10 @@ TRAILING_NUMBERS = re.compile(r"[-_.\d]+$")
 
 @dataclass(frozen=True)
 class Listing:
-    """Images with a name and a label (class name) each, and possibly a group: of a patient, a video, a burst."""
+    """Images with a name and a label each, and possibly a group: of a patient, a video, a burst.
+
+    A label is a class name, or in `LabelSets` a text of several labels.
+    """
 
     pixels: Pixels
     names: Sequence[str]
@@ -41,6 +46,11 @@ class Listing:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def task(self) -> TaskName:
+        """The task that the labels are for."""
+        return MULTI_LABEL if isinstance(self.labels, LabelSets) else SINGLE_LABEL
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Listing":
         """Returns the images with these indices, in this order."""
@@ -82,6 +92,14 @@ class Source:
     hint: str = "paths are relative to the table"  # how to repair what is missing or damaged
     address: str = ""  # DATA as the user wrote it, or "python:" and a name
     digest: str = ""  # of the pixels of images that have no files
+    is_table: bool = False  # whether labels are texts of a table, which may hold several labels
+    empty_labels: list[str] = field(default_factory=list)  # sentences on images without a label
+
+    @property
+    def task(self) -> TaskName:
+        """The task that the labels are for."""
+        has_sets = any(listing.task == MULTI_LABEL for listing in self.splits.values())
+        return MULTI_LABEL if has_sets else SINGLE_LABEL
 
     def with_channels(self, channels: int) -> "Source":
         """Returns the same images as gray (1) or color (3)."""
@@ -98,22 +116,30 @@ class Source:
 
 
 def encode_labels(listing: Listing, classes: tuple[str, ...], address: str, hint: str = "") -> Images:
-    """Returns the images with labels as class indices.
+    """Returns the images with labels as class indices, or as a multi-hot array.
 
     Raises `VitrailError` for a label that is not one of the classes; `hint` is added to the error's hint.
     """
-    categories, codes = factorize(listing.labels)
-    unknown = sorted(set(categories) - set(classes))
+    unknown = sorted(set(count_by_label(listing.labels)) - set(classes))
     if unknown:
         raise VitrailError(
             f"{address}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "
             f"{'are' if len(unknown) > 1 else 'is'} not among the training classes",
             f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}{hint}",
         )
-    index_of = {name: i for i, name in enumerate(classes)}
-    labels = np.array([index_of[label] for label in categories], dtype=np.int64)[codes]
     locations = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None
-    return Images(listing.pixels, listing.names, labels, classes, locations, listing.groups)
+    labels = encode(listing.labels, classes)
+    return Images(listing.pixels, listing.names, labels, classes, locations, listing.groups, listing.task)
+
+
+def encode(labels: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
+    """Returns labels as the indices of classes, int64 (n,), or as a multi-hot array, uint8 (n, Y)."""
+    if isinstance(labels, LabelSets):
+        return labels.to_multi_hot(classes)
+    categories, codes = factorize(labels)
+    index_of = {name: i for i, name in enumerate(classes)}
+    indices: np.ndarray = np.array([index_of[label] for label in categories], dtype=np.int64)[codes]
+    return indices
 
 
 def parse_split_name(text: str, location: str) -> str:

@@ -18,6 +18,8 @@ from vitrail.data.encoded import SHA256_BYTES, EncodedImages
 from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.group_split import hold_out_groups
 from vitrail.data.images import Images, load_into_memory
+from vitrail.data.label_split import hold_out_by_label
+from vitrail.data.labels import LabelSets, count_by_label
 from vitrail.data.randomness import derive_seed
 from vitrail.data.source import Listing, Source, encode_labels
 from vitrail.data.strings import factorize
@@ -57,7 +59,7 @@ def build_splits(source: Source, *, validation: float = 0.1, test: float = 0.2, 
     listings = complete_splits(source.splits, test, validation, split_seed)
     if "train" not in listings:
         raise VitrailError(f"{address} has {' and '.join(listings)} but no training images", "add a folder named train")
-    classes = tuple(sorted(set(listings["train"].labels)))
+    classes = tuple(sorted(count_by_label(listings["train"].labels)))
     if len(classes) < 2:
         count = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}"
         raise VitrailError(
@@ -67,7 +69,7 @@ def build_splits(source: Source, *, validation: float = 0.1, test: float = 0.2, 
     images = {
         split: encode_labels(listing, classes, f"{address}, {split}")
         for split, listing in listings.items()
-        if listing.labels
+        if len(listing)
     }
     held_out_notes = note_held_out(images, source, {"test": test, "validation": validation})
     left_out = [f"{each.sentence}; not used" for each in source.left_out]
@@ -139,6 +141,8 @@ def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
     duplicate_of = first_duplicates(listing, codes)
     if listing.groups is not None:
         return hold_out_groups(listing, fraction, seed, duplicate_of)
+    if isinstance(listing.labels, LabelSets):
+        return hold_out_by_label(listing.labels, listing.names, duplicate_of, fraction, seed)
     class_ends = np.bincount(codes, minlength=len(classes)).cumsum()[:-1]
     held_out: list[int] = []
     for members in np.split(np.argsort(codes, kind="stable"), class_ends):
@@ -196,7 +200,7 @@ def drop_images(splits: Splits, unreadable: Mapping[str, Sequence[str]]) -> Spli
     if not (total := sum(counts.values())):
         return splits
     log(f"{total} unreadable image{'s are' if total > 1 else ' is'} skipped (--skip-unreadable)")
-    classes = [splits.classes[number] for number in np.unique(after["train"].labels)]
+    classes = [name for name, images in after["train"].count_by_class().items() if images]
     if len(classes) < 2:
         reason = f"only the class {classes[0]!r} has a" if classes else "there is no"
         raise VitrailError(

@@ -1,21 +1,21 @@
-"""A table of image paths and labels: CSV, or parquet with the `parquet` extra."""
+"""A table of image paths and labels: CSV, JSON lines, or parquet with the `parquet` extra."""
 
 import os
-import unicodedata
 from pathlib import Path
 
 from vitrail.data.encoded import ImageFiles
 from vitrail.data.groups import categorize
+from vitrail.data.labels import LabelSets
 from vitrail.data.source import LeftOut, Listing, Source, parse_split_name
 from vitrail.data.table_rows import (
     GROUP_COLUMNS,
-    LABEL_COLUMNS,
     PATH_COLUMNS,
     SPLIT_COLUMNS,
     VALIDATION_COLUMN,
     find_column,
     iter_rows,
 )
+from vitrail.data.table_labels import find_label_columns, read_label, to_list
 from vitrail.errors import VitrailError
 
 IS_VALIDATION = {"true": "validation", "1": "validation", "false": "train", "0": "train"}
@@ -24,27 +24,29 @@ IS_VALIDATION = {"true": "validation", "1": "validation", "false": "train", "0":
 def read_table(file: Path) -> Source:
     """Lists the images of a table that has a path column, a label column and possibly a split and a group column.
 
-    Paths are relative to the table; files that do not exist are in `missing`. Raises `VitrailError` naming the line of
-    an empty field.
+    Without a label column, columns of 0 and 1 are one label each. Paths are relative to the table; files that do not
+    exist are in `missing`, rows with an empty label in `empty_labels`. Raises `VitrailError` naming the line of another
+    empty field.
     """
     rows = list(iter_rows(file))
     if not rows:
         raise VitrailError(f"{file} has no rows", "give it a header line and a line per image")
     _, first = rows[0]
     path_column = find_column(file, first, PATH_COLUMNS)
-    label_column = find_column(file, first, LABEL_COLUMNS)
     split_column, group_column = (
         next((name for name in first if str(name).strip().lower() in names), None)
         for names in (SPLIT_COLUMNS, GROUP_COLUMNS)
     )
+    label_columns = find_label_columns(file, rows, {path_column, split_column, group_column})
     paths: dict[str, list[Path]] = {}
     names: dict[str, list[str]] = {}
-    labels: dict[str, list[str]] = {}
+    labels: dict[str, list[str | list[str]]] = {}
     groups: dict[str, list[str]] = {}
     missing: list[str] = []
+    empty_labels: list[str] = []
     for number, row in rows:
         line = f"{file}, {number}"
-        for name in (path_column, label_column, split_column, group_column):
+        for name in (path_column, split_column, group_column):
             if name is not None and (row[name] is None or not str(row[name]).strip()):
                 raise VitrailError(f"{line}: the column {name!r} is empty", "fill it in or remove the row")
         if not isinstance(row[path_column], str):
@@ -58,22 +60,35 @@ def read_table(file: Path) -> Source:
             missing.append(f"{line}: there is no file {path}")
         paths.setdefault(split, []).append(path)
         names.setdefault(split, []).append(str(row[path_column]))
-        labels.setdefault(split, []).append(unicodedata.normalize("NFC", str(row[label_column]).strip()))
+        label = read_label(row, label_columns, line)
+        if not label:
+            empty_labels.append(f"{line}: the column {label_columns[0]!r} is empty")
+        labels.setdefault(split, []).append(label)
         if group_column is not None:
             groups.setdefault(split, []).append(str(row[group_column]).strip())
+    has_lists = any(isinstance(label, list) for each in labels.values() for label in each)
     splits = {
         split: Listing(
             ImageFiles(paths[split]),
             names[split],
-            labels[split],
+            LabelSets.from_labels(map(to_list, labels[split]))
+            if has_lists
+            else [str(label) for label in labels[split]],
             None if group_column is None else categorize(groups[split]),
         )
         for split in paths
     }
-    used = (path_column, label_column, split_column, group_column)
+    used = {path_column, split_column, group_column, *label_columns}
     unused = [str(name) for name in first if name not in used and str(name).strip()]
     left_out = [LeftOut(f"{file}: the column{'s' * (len(unused) > 1)} {', '.join(unused)}")] if unused else []
-    return Source(file.stem, splits, left_out=left_out, missing=missing)
+    return Source(
+        file.stem,
+        splits,
+        left_out=left_out,
+        missing=missing,
+        is_table=True,
+        empty_labels=[] if has_lists else empty_labels,
+    )
 
 
 def parse_split(column: str, value: str, line: str) -> str:

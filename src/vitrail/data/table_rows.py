@@ -1,6 +1,7 @@
-"""The rows of a table: a CSV or TSV file, or a parquet file."""
+"""The rows of a table: a CSV or TSV file, JSON lines, or a parquet file."""
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 from vitrail.errors import VitrailError
 from vitrail.installation import install_hint
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
+TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_name")
-LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
+LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
 OTHER_PATH_COLUMNS = ("fname", "name")  # of fastai's tables; read where no column is called as above
 VALIDATION_COLUMN = "is_valid"  # of fastai's tables: true or false
 SPLIT_COLUMNS = ("split", "set", "subset", VALIDATION_COLUMN)
@@ -24,7 +25,34 @@ NumberedRow = tuple[str, dict[str, object]]  # "line 3", and the row's values by
 
 def iter_rows(file: Path) -> Iterator[NumberedRow]:
     """Yields the rows of a table; raises `VitrailError`, naming the line of a row that does not match the header."""
+    if file.suffix.lower() in (".jsonl", ".ndjson"):
+        return iter_json_rows(file)
     return iter_parquet_rows(file) if file.suffix.lower() == ".parquet" else iter_csv_rows(file)
+
+
+def iter_json_rows(file: Path) -> Iterator[NumberedRow]:
+    """Yields the objects of a file of JSON lines. Blank lines count for line numbers but are not rows.
+
+    Each object has the keys of the first one; what it lacks is None.
+    """
+    keys: list[str] = []
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise VitrailError(f"{file}, line {number}: it is not a JSON object", "write one object per line")
+                keys = keys or list(row)
+                if unknown := sorted(set(row) - set(keys)):
+                    sentence = f"{file}, line {number}: the first line has no {unknown[0]!r}"
+                    raise VitrailError(sentence, "write the same keys in every line")
+                yield f"line {number}", {key: row.get(key) for key in keys}
+    except UnicodeDecodeError as error:
+        raise VitrailError(f"{file} is not in UTF-8 ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise VitrailError(f"{file}, line {number}: it is not JSON ({error})", "write one object per line") from None
 
 
 def iter_csv_rows(file: Path) -> Iterator[NumberedRow]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitrail.evaluation.metrics import expected_calibration_error, reliability_bins
+from vitrail.evaluation.metrics import Answers, expected_calibration_error, reliability_bins
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import LEVEL, Interval, exact_interval, t_interval
 
@@ -28,7 +28,7 @@ class CalibrationError:
     interval: Interval
 
 
-def measure_calibration_error(outcome: Outcome, bins: int = 15, seed: int = 0) -> CalibrationError:
+def measure_calibration_error(outcome: Answers, bins: int = 15, seed: int = 0) -> CalibrationError:
     """Returns the calibration error over bins of equal width.
 
     The interval inverts a test: it holds the true errors for which an ECE as large and one as small as the observed one

@@ -1,7 +1,7 @@
 """Metrics of an outcome. Shapes: n images, Y classes."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,13 +33,23 @@ def brier_score(outcome: Outcome) -> float:
     return float((errors**2).sum(axis=1).mean())
 
 
-def expected_calibration_error(outcome: Outcome, bins: int = 15) -> float:
+class Answers(Protocol):
+    """Answers with a confidence each: of the predicted class, or that a label is present."""
+
+    @property
+    def confidence(self) -> np.ndarray: ...
+
+    @property
+    def correct(self) -> np.ndarray: ...
+
+
+def expected_calibration_error(outcome: Answers, bins: int = 15) -> float:
     """Returns the mean gap between confidence and accuracy over bins of equal width (ECE, Naeini et al. 2015)."""
     rows = reliability_bins(outcome, bins)
-    return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(outcome.labels)
+    return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(outcome.correct)
 
 
-def reliability_bins(outcome: Outcome, bins: int = 15) -> list[dict[str, Any]]:
+def reliability_bins(outcome: Answers, bins: int = 15) -> list[dict[str, Any]]:
     """Returns the bins of a reliability diagram: images, mean confidence and accuracy; empty bins are omitted."""
     bin_of_image = np.minimum((outcome.confidence * bins).astype(int), bins - 1)
     rows = []

@@ -1,8 +1,12 @@
-"""The outputs of a classifier on labeled images, from which every metric is computed. Shapes: n images, Y classes."""
+"""The outputs of a classifier on labeled images, from which every metric is computed. Shapes: n images, Y classes.
+
+`Outcome` is for images with one class; `multi_label.py` has that of images with several labels.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -12,7 +16,8 @@ from vitrail.classifier import BaseClassifier
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
+from vitrail.tasks import SINGLE_LABEL
 
 
 class NoReadableImages(VitrailError):
@@ -20,8 +25,8 @@ class NoReadableImages(VitrailError):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The true class and the logits of each image: labels (n,), logits (n, Y).
+class ImageLogits:
+    """The true labels and the logits of each image: labels as in `Images`, logits (n, Y) in double precision.
 
     Arrays that are derived from them are computed at first use and then shared: do not change them in place.
     """
@@ -37,10 +42,14 @@ class Outcome:
         """Returns `images` without those that were skipped, so that indices match the arrays."""
         return images.exclude(self.unreadable)
 
-    def with_temperature(self, temperature: float) -> "Outcome":
+    def with_temperature(self, temperature: float) -> Self:
         """Returns the outcome that the classifier has with this temperature, to the last bit; the own one must be 1."""
         logits = torch.from_numpy(self.logits).float() / temperature
         return replace(self, logits=logits.double().numpy())
+
+
+class Outcome(ImageLogits):
+    """The true class and the logits of each image: labels (n,)."""
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -85,7 +94,25 @@ class Outcome:
         return float(self.losses.mean())
 
 
-def compute_outcome(
+class OutcomeOptions(TypedDict, total=False):
+    """The options of `compute_logits`."""
+
+    batch_size: int
+    workers: int | None
+    processes: int
+    on_batch: Callable[[int], object]
+    skip_unreadable: bool
+    may_halve: bool
+
+
+def compute_outcome(classifier: BaseClassifier, images: Images, **options: Unpack[OutcomeOptions]) -> Outcome:
+    """Returns the outcome on images with one class, as `compute_logits` does; raises `UsageError` for another task."""
+    if classifier.task != SINGLE_LABEL:
+        raise UsageError("this is computed for classifiers of one class per image, and this one gives several labels")
+    return Outcome(**vars(compute_logits(classifier, images, **options)))
+
+
+def compute_logits(
     classifier: BaseClassifier,
     images: Images,
     *,
@@ -95,7 +122,7 @@ def compute_outcome(
     on_batch: Callable[[int], object] = lambda images: None,
     skip_unreadable: bool = False,
     may_halve: bool = True,
-) -> Outcome:
+) -> ImageLogits:
     """Returns the logits of every image, in order. `on_batch` receives the number of images of each batch.
 
     `processes` is the number of processes on this machine that compute outcomes at the same time. Batches that do not
@@ -136,7 +163,7 @@ def compute_outcome(
     groups = images.groups
     if groups is not None:
         groups = tuple(group for group, path in zip(groups, images.paths, strict=True) if path not in skipped)
-    return Outcome(
+    return ImageLogits(
         paths,
         torch.cat(labels).numpy(),
         torch.cat(logits).double().numpy(),

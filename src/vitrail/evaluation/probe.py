@@ -25,6 +25,7 @@ from vitrail.evaluation.features import extract_features
 from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, knn_probabilities
 from vitrail.evaluation.linear_head import LinearHead, fit_linear_head
 from vitrail.evaluation.outcome import Outcome
+from vitrail.tasks import refuse_task
 
 MIN_PROBABILITY = 1e-12  # of a k-NN vote, before its logarithm
 
@@ -80,6 +81,7 @@ def open_probe_data(classifier: Classifier, data: Data, skip_unreadable: bool = 
     trained_on = classifier.origin.get("data", {})
     channels = classifier.preprocess.channels
     source = group_as_trained(open_source(data, channels, skip_unreadable), trained_on)
+    refuse_task(source.task, "probe")
     fingerprint = compute_fingerprint(source)
     split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import Classifier, NonFiniteOutput
+from vitrail.data.labels import SEPARATOR
 from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.hooks import eval_mode
 from vitrail.explanation.inputs import embed_images, max_batch_size, patch_grid
 from vitrail.explanation.methods import DEFAULT_METHOD, check_options, find_method
 from vitrail.explanation.targets import ClassTarget, Target, parse_targets
 from vitrail.module_classifier import refuse_module
+from vitrail.tasks import MULTI_LABEL, TASKS
 
 
 def explain(
@@ -29,8 +31,8 @@ def explain(
     """Explains the classifier's answer to one image: a file, or uint8 pixels (C, h, w) of any size.
 
     `target` is a class, a pair (class, other class) for "the class rather than the other", or None for the predicted
-    class. `layer` and `head` count from 0, layers also from -1 backwards; without `head` the map is the mean over
-    heads. `query` is the (row, column) of a patch whose attention is shown.
+    class, or the most probable of several labels. `layer` and `head` count from 0, layers also from -1 backwards;
+    without `head` the map is the mean over heads. `query` is the (row, column) of a patch whose attention is shown.
 
     Raises `ImageError` for an image that cannot be read, and `UsageError` for an unknown class, method, layer, head or
     patch, and for an option that the method does not take. The model's weights, mode and gradients stay as they were.
@@ -91,10 +93,10 @@ def make_explanations(
 ) -> list[Explanation]:
     """Returns the maps of a batch with classes, probabilities (at the classifier's temperature) and settings."""
     classes = classifier.classes or ("",) * logits_BY.shape[1]
-    probabilities_BY = (logits_BY / classifier.temperature).softmax(dim=1)
+    probabilities_BY = TASKS[classifier.task].to_probabilities(logits_BY / classifier.temperature)
     if not classifier.classes:
         probabilities_BY = torch.full_like(logits_BY, torch.nan)
-    explanations = []
+    explanations: list[Explanation] = []
     for i, (target, predicted) in enumerate(zip(targets, logits_BY.argmax(dim=1).tolist(), strict=True)):
         label, against = target or (predicted, None)
         explanations.append(
@@ -103,9 +105,16 @@ def make_explanations(
                 label=classes[label],
                 probability=float(probabilities_BY[i, label]),
                 image=pixels_BCHW[i].permute(1, 2, 0).cpu().numpy(),
-                predicted=classes[predicted],
+                predicted=describe_answer(classifier, logits_BY[i], classes[predicted]),
                 against=None if against is None else classes[against],
                 **settings,
             )
         )
     return explanations
+
+
+def describe_answer(classifier: Classifier, logits_Y: Tensor, best: str) -> str:
+    """Returns the predicted class, or the predicted labels as a text."""
+    if classifier.task != MULTI_LABEL:
+        return best
+    return SEPARATOR.join(each.label for each in classifier.answers.predict(logits_Y / classifier.temperature))

@@ -16,6 +16,7 @@ from vitrail.explanation.recording import promote_to_float32
 from vitrail.explanation.targets import ClassTarget, TargetRule, make_target_rule
 from vitrail.model.position import Rotate
 from vitrail.model.vit import ViT
+from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS
 
 MAX_BATCH_TOKENS = 1 << 14  # tokens that pass through the model at once, so that memory does not grow with the batch
 
@@ -35,6 +36,7 @@ class TokenInputs:
     target_rule: TargetRule
     baseline_1TD: Tensor  # the tokens of an image of the mean color
     temperature: float = 1.0  # of the probabilities; scores and log-odds are those of the logits without it
+    task: str = SINGLE_LABEL
     target_BY: Tensor | None = field(default=None, repr=False)  # set by the first call of `fix_target`
 
     @property
@@ -87,7 +89,7 @@ class TokenInputs:
 
     def log_odds(self, logits_BY: Tensor) -> Tensor:
         """log p / (1 - p) of the explained class, or its log-odds against the compared class, if any: (B,)."""
-        if logits_BY.shape[1] == 1:
+        if logits_BY.shape[1] == 1 or self.task == MULTI_LABEL:  # the logit of a label is its log-odds
             return self.score(logits_BY)
         target_BY = self.fix_target(logits_BY)
         has_rival_B1 = (target_BY < 0).any(dim=1, keepdim=True)
@@ -101,7 +103,7 @@ class TokenInputs:
 
     def calibrated_probabilities(self, logits_BY: Tensor) -> Tensor:
         """Returns the probabilities that the classifier gives: those of the logits divided by the temperature."""
-        return (logits_BY / self.temperature).softmax(dim=1)
+        return TASKS[self.task].to_probabilities(logits_BY / self.temperature)
 
     def drop_prefix(self, x_BT: Tensor) -> Tensor:
         """Returns the values of the patches alone: (B, R + P) -> (B, P)."""
@@ -120,7 +122,9 @@ def embed_images(classifier: Classifier, pixels_BCHW: Tensor, targets: Sequence[
     with torch.inference_mode(False), torch.no_grad():
         x_BTD = vit.embed(classifier.normalize(pixels_BCHW))
         grid = patch_grid(classifier, pixels_BCHW)
-        return TokenInputs(vit, x_BTD, grid, make_target_rule(targets), vit.embed(mean_color), classifier.temperature)
+        mean_BTD = vit.embed(mean_color)
+        rule = make_target_rule(targets)
+        return TokenInputs(vit, x_BTD, grid, rule, mean_BTD, classifier.temperature, task=classifier.task)
 
 
 def patch_grid(classifier: Classifier, pixels_BCHW: Tensor) -> tuple[int, int]:

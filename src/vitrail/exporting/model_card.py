@@ -4,7 +4,13 @@ from typing import Any
 
 from vitrail.classifier import Classifier
 from vitrail.data.scoring import OPTIMISTIC_NOTE
-from vitrail.exporting.preparation import describe_geometry, describe_normalization, describe_program
+from vitrail.exporting.preparation import (
+    describe_activation,
+    describe_geometry,
+    describe_normalization,
+    describe_program,
+    describe_thresholds,
+)
 from vitrail.weights.origin import without_paths
 
 MINIMUM_VERSIONS = {"timm": ("Needs timm 1.0.16 or newer, which can load a folder.", "")}
@@ -35,6 +41,7 @@ def write_model_card(
         [f"Note: {note}.", ""] if note else [],
         describe_comparison(comparison, library),
         list_metrics(origin.get("metrics") or {}),
+        list_thresholds(classifier),
         list_classes(classifier.classes),
         describe_origin(origin),
     ]
@@ -66,7 +73,8 @@ def describe_preprocessing(classifier: Classifier, is_program: bool) -> list[str
     else:
         steps.append(describe_normalization(classifier.preprocess))
         if classifier.classes:
-            steps.append("A softmax turns the outputs into probabilities: the temperature is part of the weights.")
+            activation = describe_activation(classifier, "outputs")
+            steps.append(f"{activation}: the temperature is part of the weights.")
     return ["## Preparing an image", "", *(f"{i}. {step}" for i, step in enumerate(steps, start=1)), ""]
 
 
@@ -90,6 +98,15 @@ def list_metrics(metrics: dict[str, Any]) -> list[str]:
         if scores.get("optimistic"):
             lines += [f"The {split} images are those {OPTIMISTIC_NOTE}.", ""]
     return lines
+
+
+def list_thresholds(classifier: Classifier) -> list[str]:
+    """Returns a table of the thresholds of a classifier for several labels."""
+    thresholds = describe_thresholds(classifier).get("thresholds", {})
+    if not thresholds:
+        return []
+    rows = [f"| {escape_markdown(name)} | {threshold:.4f} |" for name, threshold in thresholds.items()]
+    return ["## Thresholds", "", "| label | threshold |", "| --- | --: |", *rows, ""]
 
 
 def list_classes(classes: tuple[str, ...]) -> list[str]:

@@ -15,6 +15,7 @@ from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.exporting.onnx_file import import_onnx, parse_onnx, read_onnx_bytes
 from vitrail.exporting.program import LOGITS, PIXELS, TARGET
 from vitrail.machine import parse_device
+from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.artifact import Artifact
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
@@ -30,6 +31,8 @@ class OnnxClassifier(BaseClassifier):
     temperature: float = 1.0
     origin: dict[str, Any] = field(default_factory=dict)
     exported: dict[str, Any] = field(default_factory=dict)  # how the file was made and verified
+    task: TaskName = SINGLE_LABEL
+    thresholds: tuple[float, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path, *, threads: int | None = None, device: str = "cpu") -> OnnxClassifier:
@@ -41,7 +44,16 @@ class OnnxClassifier(BaseClassifier):
         artifact, exported = parse_onnx(data, Path(path))
         session = create_session(data, Path(path), threads, device)
         check_signature(session, artifact, Path(path))
-        return cls(session, artifact.classes, artifact.preprocess, artifact.temperature, artifact.origin, exported)
+        return cls(
+            session,
+            artifact.classes,
+            artifact.preprocess,
+            artifact.temperature,
+            artifact.origin,
+            exported,
+            artifact.task,
+            artifact.thresholds,
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:

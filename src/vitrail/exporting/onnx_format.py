@@ -122,6 +122,8 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -
         preprocess,
         classifier.temperature,
         without_paths(classifier.origin),
+        classifier.task,
+        classifier.thresholds,
     )
     applied = {"temperature_is_applied": True}  # it is in the graph: dividing the logits again is wrong
     document = {**artifact.to_json(), **applied, "exported": exported, "sha256": weights_digest(model)}
@@ -138,7 +140,14 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -
 def classifier_in_memory(model: Any, classifier: Classifier) -> OnnxClassifier:
     """Runs an ONNX model that has not been written to a file."""
     session = create_session(model.SerializeToString(), Path("the model"), None, "cpu")
-    return OnnxClassifier(session, classifier.classes, classifier.preprocess, classifier.temperature)
+    return OnnxClassifier(
+        session,
+        classifier.classes,
+        classifier.preprocess,
+        classifier.temperature,
+        task=classifier.task,
+        thresholds=classifier.thresholds,
+    )
 
 
 def time_in_turns(functions: list[Callable[[Tensor], Tensor]], pixels_BCHW: Tensor) -> list[float]:

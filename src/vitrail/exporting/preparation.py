@@ -19,6 +19,7 @@ from vitrail.classifier import BaseClassifier
 from vitrail.data.decode import BACKGROUND
 from vitrail.data.preprocess import Preprocess
 from vitrail.exporting.program import LOGITS, PIXELS
+from vitrail.tasks import DEFAULT_THRESHOLD, MULTI_LABEL, TASKS
 
 RULES = {"pad": "fit_inside", "crop": "cover", "stretch": "exact"}
 
@@ -46,7 +47,12 @@ def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
         "cut_off": {"bottom": preprocess.trim[0], "right": preprocess.trim[1]},
         "input": {"name": PIXELS, "layout": "NCHW", "type": "uint8", "range": [0, 255]},
         "inside_the_graph": ["divide by 255", "mean", "standard deviation", "temperature"],
-        "output": {"name": LOGITS, "softmax_applied": False, "temperature_applied": True},
+        "output": {
+            "name": LOGITS,
+            f"{TASKS[classifier.task].activation}_applied": False,
+            "temperature_applied": True,
+            **describe_thresholds(classifier),
+        },
     }
 
 
@@ -86,10 +92,28 @@ def describe_program(classifier: BaseClassifier) -> list[str]:
     ]
     if classifier.classes:
         sentences.append(
-            "A softmax turns the logits into probabilities, in the order of the classes. The logits are divided by the "
+            f"{describe_activation(classifier, 'logits')}, in the order of the classes. The logits are divided by the "
             "temperature in the graph: do not divide again."
         )
     return sentences
+
+
+def describe_activation(classifier: BaseClassifier, outputs: str) -> str:
+    """Returns what turns the outputs into probabilities, as the begin of a sentence."""
+    activation = TASKS[classifier.task].activation
+    if classifier.task != MULTI_LABEL:
+        return f"A {activation} turns the {outputs} into probabilities"
+    return (
+        f"A {activation} turns the {outputs} into probabilities, and an image has each label that reaches its threshold"
+    )
+
+
+def describe_thresholds(classifier: BaseClassifier) -> dict[str, Any]:
+    """Returns the thresholds of a classifier for several labels, by label; nothing for another one."""
+    if classifier.task != MULTI_LABEL:
+        return {}
+    thresholds = classifier.thresholds or (DEFAULT_THRESHOLD,) * len(classifier.classes)
+    return {"thresholds": dict(zip(classifier.classes, thresholds, strict=True))}
 
 
 def describe_normalization(preprocess: Preprocess) -> str:

@@ -64,11 +64,11 @@ def list_probes(classifier: Classifier, data: Data | None, missing_ok: bool) -> 
     is_trained_on_default = trained_on.get("name") == DEFAULT_DATA and classifier.classes
     if classifier.classes and (data is not None or is_trained_on_default):
         source = data or DEFAULT_DATA
-        scored = open_images_to_score(source, classifier.classes, channels, trained_on, missing_ok)
+        scored = open_images_to_score(source, classifier.classes, channels, trained_on, missing_ok, classifier.task)
         return Probes(scored.images, scored.description, is_labeled=True)
     if data is None and channels == 3:
         return cut_photos()
-    listing = open_source(data or DEFAULT_DATA, channels, missing_ok)
+    listing = open_source(data or DEFAULT_DATA, channels, missing_ok, classifier.task if data else None)
     split = next(listing.splits[name] for name in SCORING_ORDER if len(listing.splits.get(name, ())))
     split = split if data else split.subset(range(min(DEFAULT_IMAGES, len(split))))
     labels = np.zeros(len(split), dtype=np.int64)

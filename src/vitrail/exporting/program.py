@@ -64,6 +64,7 @@ class Program(nn.Module):
         self.vit = copy.vit.cpu().float().eval().requires_grad_(False)
         self.preprocess = classifier.preprocess
         self.temperature = classifier.temperature
+        self.task = classifier.task
         self.attention = attention
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:

@@ -36,6 +36,8 @@ class TorchFormat(ProgramFormat):
             classifier.preprocess,
             classifier.temperature,
             without_paths(classifier.origin),
+            classifier.task,
+            classifier.thresholds,
         )
         document = json.dumps(
             {**artifact.to_json(), "temperature_is_applied": True, "preparation": prepare_document(classifier)},

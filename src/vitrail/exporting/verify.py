@@ -19,6 +19,7 @@ from vitrail.explanation.recording import recording
 from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ATTENTION, LOGITS, MAP, ProgramOptions, RunProgram
 from vitrail.intervals import paired_difference_interval
+from vitrail.tasks import MULTI_LABEL, exceeds
 
 SINGLE_IMAGES = 8  # images that are also run one by one, and images on which attention and maps are compared
 MAX_ACCURACY_DROP = 0.005  # of an int8 program
@@ -136,14 +137,17 @@ def compare_logits(
         batch_difference=(single - comparison.candidate[: len(single)]).abs().max().item(),
         rms_ratio=comparison.rms_ratio,
         largest=comparison.largest,
-        **(compare_accuracy(comparison, torch.cat(labels)) if probes.is_labeled else {}),
+        **(compare_accuracy(comparison, torch.cat(labels), classifier) if probes.is_labeled else {}),
     )
 
 
-def compare_accuracy(comparison: Comparison, labels_N: Tensor) -> dict[str, Any]:
-    """Returns both accuracies, their difference, and its 95% interval, paired over the images."""
-    correct_N = comparison.reference.argmax(1) == labels_N
-    exported_correct_N = comparison.candidate.argmax(1) == labels_N
+def compare_accuracy(comparison: Comparison, labels_N: Tensor, classifier: Classifier) -> dict[str, Any]:
+    """Returns both accuracies, their difference, and its 95% interval, paired over the images.
+
+    An answer with several labels is right if all of them are.
+    """
+    correct_N = find_correct(comparison.reference, labels_N, classifier)
+    exported_correct_N = find_correct(comparison.candidate, labels_N, classifier)
     n, lost = len(labels_N), int((correct_N & ~exported_correct_N).sum())
     gained = int((exported_correct_N & ~correct_N).sum())
     return {
@@ -152,6 +156,14 @@ def compare_accuracy(comparison: Comparison, labels_N: Tensor) -> dict[str, Any]
         "accuracy_drop": (lost - gained) / n,
         "accuracy_drop_interval": paired_difference_interval(lost, gained, n),
     }
+
+
+def find_correct(logits_NY: Tensor, labels_N: Tensor, classifier: Classifier) -> Tensor:
+    """Returns whether the answer to each image is right, (N,)."""
+    if classifier.task != MULTI_LABEL:
+        return logits_NY.argmax(1) == labels_N
+    predicted_NY = exceeds(logits_NY.sigmoid().numpy(), classifier.thresholds)
+    return torch.from_numpy((predicted_NY == labels_N.numpy()).all(axis=1))
 
 
 def check_tolerance(verification: Verification, limits: Limits) -> None:

@@ -13,6 +13,7 @@ from vitrail.loading import is_onnx, load_torch
 from vitrail.machine import parse_device, pick_device
 from vitrail.module_classifier import ModuleClassifier, refuse_module
 from vitrail.parts import hash_code, needed_parts
+from vitrail.tasks import SINGLE_LABEL
 from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.config_json import config_to_json, model_parts
 from vitrail.weights.upgrade import FIT_VALUES, PREPROCESS_KEYS
@@ -91,7 +92,8 @@ def classifier_digest(classifier: Classifier) -> str:
     preprocess = {FORMAT_1_KEYS.get(key, key): value for key, value in classifier.preprocess.to_json().items()}
     preprocess["fit"] = FORMAT_1_FITS.get(preprocess["fit"], preprocess["fit"])
     code = hash_code(model_parts(classifier.vit.config))
-    documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes, *code]
+    answers = [] if classifier.task == SINGLE_LABEL else [classifier.task, classifier.thresholds]
+    documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes, *code, *answers]
     text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

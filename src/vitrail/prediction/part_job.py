@@ -61,6 +61,7 @@ class PartJob:
         content = TABLE_FORMATS[plan.format](rows, classes, plan.top, self._embedding_width(classifier))
         readable = [i for i, error in enumerate(rows.errors) if error is None]
         labels = Counter(classes[i] for i in rows.labels[readable, 0]) if rows.labels.shape[1] else Counter[str]()
+        labels.update(each.label for found in rows.found or () for each in found)
         errors = [(path, error) for path, error in zip(rows.paths, rows.errors, strict=True) if error is not None]
         manifest = part_manifest(part.number, content, dict(labels), errors, rows.over_8_bits, len(rows))
         self.folder.write_part(manifest, content, plan.format)

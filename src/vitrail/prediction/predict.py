@@ -25,6 +25,7 @@ from vitrail.prediction.options import EngineName, PredictOptions, PredictPrecis
 from vitrail.prediction.part_job import PartJob
 from vitrail.prediction.spreadsheets import check_csv_classes
 from vitrail.prediction.summary import PredictSummary, summarize
+from vitrail.tasks import refuse_task
 
 
 def predict_all(
@@ -109,6 +110,8 @@ def make_plan(spec: ModelSpec, options: PredictOptions) -> Plan:
         raise UsageError("an .onnx file has no embedding, only logits", "name the classifier it was exported from")
     if not options.embedding:
         classifier.require_classes()
+    if options.top != 1:
+        refuse_task(classifier.task, "top")
     if options.format == "csv":
         check_csv_classes(classifier.classes)
     return Plan(

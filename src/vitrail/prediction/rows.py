@@ -13,10 +13,11 @@ from vitrail.classifier import BaseClassifier, Classifier, NonFiniteOutput
 from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageUnreachable, decode_with_header
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
-from vitrail.image_predictions import top_probabilities
+from vitrail.image_predictions import Prediction, top_probabilities
 from vitrail.prediction.entry import Entry
 from vitrail.prediction.shard_members import read_shard_member
 from vitrail.prediction.spreadsheets import portable_path
+from vitrail.tasks import MULTI_LABEL
 
 MEMORY_HINT = "use fewer --processes or a smaller --batch-size, then --resume"
 NON_FINITE = "the model's output is not a finite number"
@@ -32,6 +33,7 @@ class Rows:
     probabilities: np.ndarray  # (n, k) float32
     features: np.ndarray | None  # (n, D) float32, if embeddings are wanted and any image could be read
     over_8_bits: list[str] = field(default_factory=list)  # paths of the images in 16 bits or floats
+    found: list[list[Prediction]] | None = None  # of a classifier for several labels; then k is 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,7 +89,9 @@ def predict_rows(
 
     `halve` remembers from batch to batch how many images fit into memory. Raises `VitrailError` if memory runs out.
     """
-    k = min(top, len(classifier.classes))
+    has_several = classifier.task == MULTI_LABEL
+    k = 0 if has_several else min(top, len(classifier.classes))
+    found: list[list[Prediction]] | None = [[] for _ in entries] if has_several else None
     labels = np.zeros((len(entries), k), np.int64)
     probabilities = np.zeros((len(entries), k), np.float32)
     features: np.ndarray | None = None
@@ -96,6 +100,9 @@ def predict_rows(
         if k:
             probabilities_BK, labels_BK = top_probabilities(logits_BY, k)
             labels[indices], probabilities[indices] = labels_BK.cpu().numpy(), probabilities_BK.cpu().numpy()
+        if found is not None:
+            for i, logits_Y in zip(indices, logits_BY, strict=True):
+                found[i] = classifier.answers.predict(logits_Y)
         if features_BD is not None:
             if features is None:
                 features = np.zeros((len(entries), features_BD.shape[1]), np.float32)
@@ -103,7 +110,7 @@ def predict_rows(
         for i in indices:
             errors[i] = None
     paths = [portable_path(entry.path) for entry in entries]
-    return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits)
+    return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits, found)
 
 
 Outputs = tuple[list[int], Tensor, Tensor | None]  # indices of entries, their logits and their features
@@ -168,4 +175,7 @@ def concatenate_rows(batches: Sequence[Rows]) -> Rows:
         np.concatenate([rows.probabilities for rows in batches]),
         features,
         [path for rows in batches for path in rows.over_8_bits],
+        None
+        if any(rows.found is None for rows in batches)
+        else [each for rows in batches for each in rows.found or ()],
     )

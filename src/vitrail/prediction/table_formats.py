@@ -1,4 +1,8 @@
-"""Rows -> the bytes of a table. Parquet and CSV have the same columns."""
+"""Rows -> the bytes of a table. Parquet and CSV have the same columns.
+
+They are path, label, probability, label_2, probability_2, ..., error; with several labels per image path, labels
+("cat;dog"), probabilities ("0.91;0.62"), error.
+"""
 
 import csv
 import io
@@ -7,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.image_predictions import JOINED_COLUMNS, join_predictions
 from vitrail.prediction.arrow import import_pyarrow
 from vitrail.prediction.rows import Rows
 
@@ -23,6 +28,11 @@ def encode_parquet(rows: Rows, classes: Sequence[str], top: int, embedding_width
     is_missing = np.array([error is not None for error in rows.errors], bool)
     all_missing = np.ones(len(rows), bool)
     columns: dict[str, Any] = {"path": pa.array(rows.paths, pa.string())}
+    if rows.found is not None:
+        top = 0
+        texts = list(zip(*map(join_predictions, rows.found), strict=True)) or [(), ()]
+        for name, values in zip(JOINED_COLUMNS, texts, strict=True):
+            columns[name] = pa.array(values, pa.string(), mask=is_missing)
     dictionary = pa.array(list(classes), pa.string())
     for k in range(top):
         suffix = "" if k == 0 else f"_{k + 1}"
@@ -47,10 +57,13 @@ def encode_csv(rows: Rows, classes: Sequence[str], top: int, embedding_width: in
     """Returns a CSV file in UTF-8 with a header; an embedding is a JSON list."""
     buffer = io.StringIO(newline="")
     table = csv.writer(buffer)  # lines end in CR LF (RFC 4180): with LF alone a CR in a name would not be quoted
-    table.writerow(column_names(top) + ["embedding"] * (embedding_width is not None))
+    names = column_names(top) if rows.found is None else ["path", *JOINED_COLUMNS, "error"]
+    table.writerow(names + ["embedding"] * (embedding_width is not None))
     for i, (path, error) in enumerate(zip(rows.paths, rows.errors, strict=True)):
         cells: list[Any] = []
-        for k in range(top):
+        if rows.found is not None:
+            cells = list(join_predictions(rows.found[i])) if error is None else ["", ""]
+        for k in range(top if rows.found is None else 0):
             has_values = error is None and k < rows.labels.shape[1]
             cells += [classes[rows.labels[i, k]], str(rows.probabilities[i, k])] if has_values else ["", ""]
         line = [path, *cells, error or ""]

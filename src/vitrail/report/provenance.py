@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from vitrail.report.subject import Subject
+from vitrail.report.subject import Described
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256
 
 
-def describe_report(subject: Subject) -> dict[str, Any]:
+def describe_report(subject: Described) -> dict[str, Any]:
     """Returns time, command, versions and device."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -24,7 +24,7 @@ def describe_report(subject: Subject) -> dict[str, Any]:
     }
 
 
-def describe_model(subject: Subject) -> dict[str, Any]:
+def describe_model(subject: Described) -> dict[str, Any]:
     """Returns the architecture, a digest of the weights, and the training of the classifier."""
     vit = subject.classifier.vit
     origin = subject.classifier.origin

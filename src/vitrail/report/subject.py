@@ -4,7 +4,7 @@ import math
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vitrail.classifier import Classifier
 from vitrail.data.images import Images
@@ -18,6 +18,17 @@ MIN_FAITHFULNESS_IMAGES = 8
 MAX_CORRUPTED_IMAGES = 2000
 MIN_CORRUPTED_IMAGES = 100
 CORRUPTED_COPIES = 19  # of an image: six corruptions with three strengths, and none
+
+
+class Described(Protocol):
+    """What the provenance of a report is made from."""
+
+    @property
+    def classifier(self) -> Classifier: ...
+    @property
+    def model_path(self) -> str: ...
+    @property
+    def command(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from vitrail.machine import GIB
 from vitrail.runs.folder import RunFolder, Unreadable
 from vitrail.runs.module_start import GivenModule
 from vitrail.runs.pretrained import Pretrained
+from vitrail.tasks import refuse_task
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
 
@@ -44,7 +45,15 @@ def load_data(
     theirs = pretrained.classifier.preprocess if isinstance(pretrained, Pretrained) else None
     started = resumed.load_config() if resumed else None
     with world.raise_on_all(), world.local_main_first():
-        source = group_source(open_source(data, missing_ok=recipe.skip_unreadable), recipe.group_pattern)
+        source = open_source(data, missing_ok=recipe.skip_unreadable, task=recipe.task)
+        source = group_source(source, recipe.group_pattern)
+        for refused, is_wanted in (
+            ("features", recipe.train_on == "features"),
+            ("balance", recipe.balance != "none"),
+            ("module", not recipe.is_vit),
+        ):
+            if is_wanted:
+                refuse_task(source.task, refused)
         splits = build_splits(
             source.with_channels(theirs.channels) if theirs else source,
             validation=recipe.validation_fraction,

@@ -16,6 +16,7 @@ from vitrail.files import write_json
 from vitrail.interrupts import StopRequest, catch_stop_signals
 from vitrail.runs.training_run import Progress, Row, TrainingRun
 from vitrail.runs.validation import evaluate_all_ranks
+from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL
 from vitrail.training.advice import describe_early_stop, describe_overfitting
 from vitrail.training.balance import epoch_draws
 from vitrail.training.batch_sharding import make_train_loader
@@ -28,6 +29,7 @@ from vitrail.training.schedules import image_scale
 CHECKPOINT_INTERVAL_S = 600.0  # between checkpoints within an epoch
 CURVES_INTERVAL_S = 10.0  # between drawings of the curves before the last epoch
 MAX_FILES = 3  # file names in a sentence
+CALLBACK_SCORES = {SINGLE_LABEL: ("loss", "accuracy"), MULTI_LABEL: ("loss", "accuracy", "map")}
 LOADING_ERRORS = (ImageError, NoReadableImages, WorkerDied)
 
 
@@ -56,7 +58,7 @@ def train_epochs(run: TrainingRun) -> None:
         end_early(run)
     if run.progress.best and run.progress.best["epoch"] == 0:
         log("no epoch was better on validation than the weights at the start, so these are kept")
-    elif warning := describe_overfitting(run.folder.load_metrics(), run.recipe.selection_metric):
+    elif warning := describe_overfitting(run.folder.load_metrics(), run.selection_metric):
         log(warning)
 
 
@@ -199,7 +201,7 @@ def save_after_error(error: VitrailError, run: TrainingRun, stop: StopRequest) -
 
 
 def validate(run: TrainingRun) -> Row:
-    """Returns loss and accuracy on validation; without validation those on test, which no choice depends on."""
+    """Returns the scores on validation; without validation those on test, which no choice depends on."""
     split = "validation" if run.splits.validation is not None else "test"
     images = run.splits.as_dict().get(split)
     if images is None:
@@ -219,18 +221,14 @@ def validate(run: TrainingRun) -> Row:
             "try a lower learning rate or a longer warmup",
         ) from None
     run.outcome = scores.outcome if split == "validation" else None
-    return {
-        f"{split}_loss": scores.loss,
-        f"{split}_accuracy": scores.accuracy,
-        f"{split}_balanced_accuracy": scores.balanced_accuracy,
-    }
+    return {f"{split}_{name}": value for name, value in scores.scores.items()}
 
 
 def call_evaluation_hook(run: TrainingRun, row: Row) -> None:
     """Calls on_evaluation_end with the scores in the row, if it has any."""
     for split in ("validation", "test"):
         if f"{split}_loss" in row:
-            scores = {name: row[f"{split}_{name}"] for name in ("loss", "accuracy")}
+            scores = {name: row[f"{split}_{name}"] for name in CALLBACK_SCORES[run.classifier.task]}
             evaluation = SplitScores(split, MappingProxyType(scores), is_final=False)
             run.call_hook_on_all("on_evaluation_end", row["epoch"], metrics=row, evaluation=evaluation)
 
@@ -247,7 +245,7 @@ def end_epoch(run: TrainingRun, row: Row) -> None:
     run.progress = Progress(
         before.epoch + 1, before.seconds, before.best, lr=before.lr, stopped_early=before.stopped_early
     )
-    if is_better(row, run.progress.best, run.recipe.selection_metric):
+    if is_better(row, run.progress.best, run.selection_metric):
         run.progress.best, run.best_outcome = row, run.outcome
         run.save_artifact()
     world.on_main(lambda: run.folder.append_metrics(row))
@@ -269,12 +267,12 @@ def draw_epochs(run: TrainingRun, *, is_last: bool) -> None:
 
 
 def is_better(row: Row, best: Row | None, metric: str = "accuracy") -> bool:
-    """Compares a metric on validation, then the loss. Without validation the latest weights are the best."""
+    """Compares this validation metric, then the loss. Without validation the latest weights are the best."""
 
     def rank(row: Row) -> tuple[float, float]:
         return row.get(f"validation_{metric}", 0.0), -row.get("validation_loss", 0.0)
 
-    return best is None or "validation_accuracy" not in row or rank(row) > rank(best)
+    return best is None or f"validation_{metric}" not in row or rank(row) > rank(best)
 
 
 def seconds_left(run: TrainingRun, row: Row) -> float:
@@ -293,6 +291,7 @@ def format_epoch(row: Row, epochs: int, left_s: float = 0.0) -> str:
     """Returns a line for an epoch, with the time left; epoch 0 is the start."""
     scores = "".join(
         f"{split} loss {row[f'{split}_loss']:.3f} accuracy {row[f'{split}_accuracy']:.3f}  "
+        + (f"mAP {row[f'{split}_map']:.3f}  " if f"{split}_map" in row else "")
         for split in ("train", "validation", "test")
         if f"{split}_loss" in row
     )

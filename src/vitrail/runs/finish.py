@@ -12,8 +12,8 @@ from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.data.split import Splits
 from vitrail.errors import VitrailError
-from vitrail.evaluation import Evaluation, Outcome, compute_outcome, evaluate
-from vitrail.evaluation.calibration import calibrate
+from vitrail.evaluation.fitting import calibrate_classifier, calibrated_outcome
+from vitrail.evaluation.outcomes import AnyEvaluation, AnyOutcome, compute_any_outcome, evaluate_any, score_any
 from vitrail.evaluation.probe import Probe
 from vitrail.files import read_json_object, write_json
 from vitrail.interrupts import Interrupted
@@ -25,6 +25,7 @@ from vitrail.runs.pictures import draw_pictures
 from vitrail.runs.probes import compare_with_probes
 from vitrail.runs.result import ModuleRun, Run, make_run
 from vitrail.runs.run_report import run_report_command, write_run_report
+from vitrail.tasks import SINGLE_LABEL
 from vitrail.training.recipe import Recipe
 
 PICTURES = ("confusion", "attention")
@@ -50,7 +51,7 @@ class TrainedRun:
     device: torch.device
     seconds: float = 0.0  # of training
     probes: Probe | None = None  # of the pretrained weights
-    validation_outcome: Outcome | None = None  # of the saved weights, if it is known
+    validation_outcome: AnyOutcome | None = None  # of the saved weights, if it is known
     best_epoch: int | None = None  # whose weights are kept, by validation; 0 is the start; None without validation
     stopped_early: dict[str, Any] | None = None  # epoch, epochs, step, callback and reason
 
@@ -108,8 +109,10 @@ def reload_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
 
 
 def has_pictures(folder: RunFolder, run: Run) -> bool:
-    """Returns whether the pictures that are drawn after the scores are there."""
+    """Returns whether the pictures that are drawn after the scores are there; several labels have no confusion matrix."""
     pictures = PICTURES[:1] if isinstance(run, ModuleRun) else PICTURES
+    if run.classifier.task != SINGLE_LABEL:
+        pictures = PICTURES[1:]
     return all(folder.picture(name).exists() for name in pictures)
 
 
@@ -122,14 +125,14 @@ def keep_run(run: Run, trained: TrainedRun) -> Iterator[None]:
         raise ReportInterrupted(run, run_report_command(trained.folder, trained.recipe)) from None
 
 
-def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
+def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
     """Calibrates and scores the saved classifier and saves both; the evaluation is None if no images are held out."""
     splits, images = trained.splits, trained.scored_images
     classifier = load_torch(trained.folder.path, device=trained.device)
     uncalibrated = None
     if splits.validation is not None:
         uncalibrated = trained.validation_outcome or outcome_on_validation(classifier, splits.validation, trained)
-        classifier = fit_temperature(classifier, uncalibrated)
+        classifier = calibrate_classifier(classifier, uncalibrated)
     result: dict[str, Any] = {"seconds": round(trained.seconds, 3)}
     if trained.best_epoch is not None:
         result["best_epoch"] = trained.best_epoch
@@ -141,9 +144,7 @@ def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
     if images is None:
         log("no image was held out, so there is no score and no picture of attention")
     else:
-        known = (
-            uncalibrated.with_temperature(classifier.temperature) if uncalibrated and is_optimistic(trained) else None
-        )
+        known = calibrated_outcome(uncalibrated, classifier) if uncalibrated and is_optimistic(trained) else None
         evaluation = evaluate_held_out(classifier, images, trained, known)
         result |= summarize(classifier, evaluation, trained)
         classifier.save(trained.folder.artifact)
@@ -151,7 +152,7 @@ def score_run(trained: TrainedRun) -> tuple[Run, Evaluation | None]:
     return make_run(trained.folder.path, classifier, result), evaluation
 
 
-def show_run(run: Run, evaluation: Evaluation, trained: TrainedRun, *, report: bool) -> None:
+def show_run(run: Run, evaluation: AnyEvaluation, trained: TrainedRun, *, report: bool) -> None:
     """Draws the pictures of a scored run, and writes its report if requested."""
     images = trained.scored_images
     assert images is not None
@@ -169,10 +170,10 @@ def show_run(run: Run, evaluation: Evaluation, trained: TrainedRun, *, report: b
         )
 
 
-def outcome_on_validation(classifier: TorchClassifier, validation: Images, trained: TrainedRun) -> Outcome:
+def outcome_on_validation(classifier: TorchClassifier, validation: Images, trained: TrainedRun) -> AnyOutcome:
     """Returns the outcome on validation images of the classifier without a temperature."""
     with progress_bar("fitting the temperature", len(validation)) as progress:
-        return compute_outcome(
+        return compute_any_outcome(
             replace(classifier, temperature=1.0),
             validation,
             batch_size=trained.recipe.evaluation_batch_size(),
@@ -182,30 +183,23 @@ def outcome_on_validation(classifier: TorchClassifier, validation: Images, train
         )
 
 
-def fit_temperature(classifier: TorchClassifier, uncalibrated: Outcome) -> TorchClassifier:
-    """Returns the classifier with a temperature fitted on validation images, and the fit in its origin."""
-    calibration = calibrate(uncalibrated)
-    origin = {**classifier.origin, "calibration": calibration.to_json()}
-    return replace(classifier, temperature=calibration.temperature, origin=origin)
-
-
 def is_optimistic(trained: TrainedRun) -> bool:
     """Returns whether the scored images are those by which training selected the weights."""
     return trained.scored_split == "validation"
 
 
 def evaluate_held_out(
-    classifier: TorchClassifier, images: Images, trained: TrainedRun, outcome: Outcome | None = None
-) -> Evaluation:
+    classifier: TorchClassifier, images: Images, trained: TrainedRun, outcome: AnyOutcome | None = None
+) -> AnyEvaluation:
     """Evaluates the classifier on the scored split; `outcome` is its outcome there if it is known already."""
     split = trained.scored_split
     description = f"the {len(images)} {split} images of {trained.splits.name}"
     if is_optimistic(trained):
         description += f", {OPTIMISTIC_NOTE}"
     if outcome is not None:
-        return Evaluation(outcome, description, classifier.temperature, is_optimistic(trained))
+        return score_any(outcome, classifier, description, is_optimistic(trained))
     with progress_bar(f"evaluating on {split}", len(images)) as progress:
-        return evaluate(
+        return evaluate_any(
             classifier,
             images,
             description=description,
@@ -217,7 +211,7 @@ def evaluate_held_out(
         )
 
 
-def summarize(classifier: TorchClassifier, evaluation: Evaluation, trained: TrainedRun) -> dict[str, Any]:
+def summarize(classifier: TorchClassifier, evaluation: AnyEvaluation, trained: TrainedRun) -> dict[str, Any]:
     """Returns the scores for result.json; the artifact's origin gets them too."""
     split = trained.scored_split
     scores = evaluation.summary()

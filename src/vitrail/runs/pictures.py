@@ -6,33 +6,53 @@ import numpy as np
 
 from vitrail.classifier import Classifier
 from vitrail.data.images import Images
-from vitrail.evaluation import Evaluation
+from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.figures import draw_confusion_matrix
 from vitrail.evaluation.metrics import confusion_matrix
+from vitrail.evaluation.outcomes import AnyEvaluation
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.figures import save_gallery
 from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.folder import RunFolder
+from vitrail.tasks import MULTI_LABEL
 
 GALLERY_IMAGES = 30  # in attention.png
 
 
-def draw_pictures(classifier: TorchClassifier, images: Images, evaluation: Evaluation, folder: RunFolder) -> None:
-    """Draws the confusion matrix and, of a ViT, the attention gallery of the scored images."""
-    draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder.picture("confusion"))
+def draw_pictures(classifier: TorchClassifier, images: Images, evaluation: AnyEvaluation, folder: RunFolder) -> None:
+    """Draws the confusion matrix of images with one class and, of a ViT, the attention gallery of the scored images."""
+    if isinstance(evaluation, Evaluation):
+        draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder.picture("confusion"))
     if isinstance(classifier, Classifier):
         draw_attention(classifier, evaluation.outcome.readable_images(images), folder.picture("attention"))
 
 
 def draw_attention(classifier: Classifier, images: Images, path: Path, max_images: int = GALLERY_IMAGES) -> None:
     """Draws the attention maps of some images, about equally many per class, with true and predicted class."""
+    kinds = kinds_of_images(images)
     rank_in_class = np.zeros(len(images), dtype=int)  # index of an image among those of its class
-    for label in range(len(images.classes)):
-        members = np.flatnonzero(images.labels == label)
+    for kind in np.unique(kinds):
+        members = np.flatnonzero(kinds == kind)
         rank_in_class[members] = np.arange(len(members))
-    first = np.lexsort((images.labels, rank_in_class))[:max_images]
-    shown = images.subset(sorted(first, key=lambda i: int(images.labels[i])))
+    first = np.lexsort((kinds, rank_in_class))[:max_images]
+    chosen = sorted(first, key=lambda i: int(kinds[i]))
+    shown = images.subset(chosen)
     pixels = shown.load_batch(classifier.preprocess, range(len(shown)))
-    true_classes = [images.classes[label] for label in shown.labels]
+    true_classes = [label_text(images, i) for i in chosen]
     title = f"attention of {len(shown)} images, about equally many of each class"
     save_gallery(explain_batch(classifier, pixels, method="attention"), true_classes, path, title)
+
+
+def kinds_of_images(images: Images) -> np.ndarray:
+    """Returns the class of each image, (n,); of images with several labels a number of their set."""
+    if images.task != MULTI_LABEL:
+        return images.labels
+    kinds: np.ndarray = np.unique(images.labels, axis=0, return_inverse=True)[1].ravel()
+    return kinds
+
+
+def label_text(images: Images, i: int) -> str:
+    """Returns the class of an image, or its labels."""
+    if images.task != MULTI_LABEL:
+        return images.classes[images.labels[i]]
+    return ", ".join(images.classes[k] for k in np.flatnonzero(images.labels[i])) or "no label"

@@ -11,9 +11,12 @@ from vitrail.console import log
 from vitrail.evaluation.evaluation import describe_averages, describe_scored_images
 from vitrail.evaluation.group_scores import describe_groups
 from vitrail.module_classifier import ModuleClassifier, TorchClassifier
+from vitrail.evaluation.multi_label_evaluation import describe_label_averages
 from vitrail.runs.probes import describe_probes
+from vitrail.tasks import MULTI_LABEL, TASKS
 from vitrail.training.advice import describe_early_stop
 
+SCORE_NAMES = {"map": "mAP", "accuracy": "accuracy"}
 ResultCallback = Callable[[Path, dict[str, Any]], None]  # gets the run folder and the content of result.json
 
 
@@ -28,7 +31,8 @@ class Run:
     def __repr__(self) -> str:
         """A line with the scores; `result` has everything."""
         splits = [split for split in ("test", "validation") if self.result.get(split)]
-        scores = ", ".join(f"{split} accuracy {self.result[split]['accuracy']:.4f}" for split in splits)
+        name = TASKS[self.classifier.task].score
+        scores = ", ".join(f"{split} {SCORE_NAMES[name]} {self.result[split][name]:.4f}" for split in splits)
         return f"Run({str(self.folder)!r}: {scores or 'no score'})"
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +55,9 @@ def make_run(folder: Path, classifier: TorchClassifier, result: dict[str, Any]) 
 
 
 def describe_scores(split: str, scores: dict[str, Any]) -> str:
-    """Returns accuracy with its interval, loss and number of images as text."""
+    """Returns the scores with intervals, loss and number of images as text."""
+    if scores.get("task") == MULTI_LABEL:
+        return f"{split} {describe_label_averages(scores)}, loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
     low, high = scores["accuracy_interval"]
     return (
         f"{split} accuracy {scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "

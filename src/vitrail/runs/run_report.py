@@ -5,10 +5,12 @@ from typing import Any
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data.split import Splits
-from vitrail.evaluation import Evaluation
+from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
+from vitrail.evaluation.outcomes import AnyEvaluation
 from vitrail.report import Subject, report_command, write_report
 from vitrail.report.budget import Budget, describe_shortened
 from vitrail.report.collect import REPORT_STEPS
+from vitrail.report.label_report import STEPS, LabelSubject, write_label_report
 from vitrail.runs.folder import RunFolder
 from vitrail.training.recipe import Recipe
 
@@ -23,7 +25,7 @@ def run_report_command(folder: RunFolder, recipe: Recipe) -> str:
 
 def write_run_report(
     classifier: Classifier,
-    evaluation: Evaluation,
+    evaluation: AnyEvaluation,
     *,
     folder: RunFolder,
     recipe: Recipe,
@@ -35,6 +37,12 @@ def write_run_report(
     """Writes report.html and report.json into the run folder, and prints what was left out to save time."""
     by_name = splits.as_dict()
     command = run_report_command(folder, recipe)
+    if isinstance(evaluation, MultiLabelEvaluation):
+        images = evaluation.outcome.readable_images(by_name[split])
+        labels = LabelSubject(classifier, images, evaluation, str(folder.path), command)
+        with progress_bar("writing the report", STEPS) as progress:
+            write_label_report(labels, folder.path, lambda note: progress.advance(note=note))
+        return
     subject = Subject(
         classifier,
         evaluation.outcome.readable_images(by_name[split]),

@@ -4,11 +4,11 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
+from vitrail.data.images import count_labels
 from vitrail.data.split import Splits
 from vitrail.machine import has_native_bf16
 from vitrail.model.config import ViTConfig
@@ -19,6 +19,7 @@ from vitrail.runs.data import RunData
 from vitrail.runs.module_start import GivenModule, describe_missing, start_module
 from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
+from vitrail.tasks import TASKS, Task
 from vitrail.training.data_defaults import complete_recipe, resolve_model, resolve_module
 from vitrail.training.distributed import World
 from vitrail.training.freezing import match_parameters
@@ -42,10 +43,14 @@ class Start:
     def splits(self) -> Splits:
         return self.data.splits
 
+    @property
+    def task(self) -> Task:
+        return TASKS[self.splits.train.task]
+
     def loss_context(self) -> LossContext:
         """Returns what the loss of the run may depend on."""
-        classes = self.splits.classes
-        return LossContext(self.recipe, classes, np.bincount(self.splits.train.labels, minlength=len(classes)))
+        classes, train = self.splits.classes, self.splits.train
+        return LossContext(self.recipe, classes, count_labels(train.labels, len(classes)), train.task, len(train))
 
 
 def build_classifier(
@@ -62,8 +67,9 @@ def build_classifier(
         warn_if_trained_on_held_out_images(theirs, data_origin)
         config, preprocess = resolve_transfer(recipe, len(splits.classes), theirs.vit.config, theirs.preprocess)
         torch.manual_seed(recipe.seed)
-        vit, head = transfer_weights(theirs.vit, theirs.classes, config, splits.classes)
-        log(describe_head(head, theirs.classes, splits.classes) + refit_note(recipe, head))
+        theirs_classes = theirs.classes if theirs.task == splits.train.task else ()  # a head of another task is no use
+        vit, head = transfer_weights(theirs.vit, theirs_classes, config, splits.classes)
+        log(describe_head(head, theirs_classes, splits.classes) + refit_note(recipe, head))
         origin = {"from": pretrained.origin(head)}
     else:
         config, preprocess = resolve_model(recipe, splits)
@@ -71,7 +77,7 @@ def build_classifier(
     recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=pretrained is not None)
     match_parameters((name for name, _ in vit.named_parameters()), recipe.frozen_patterns)
     origin |= describe_training(recipe) | {"data": data_origin}
-    classifier = Classifier(vit.to(device), splits.classes, preprocess, origin=origin)
+    classifier = Classifier(vit.to(device), splits.classes, preprocess, origin=origin, task=splits.train.task)
     return Start(classifier, recipe, data, has_new_head=head == "new")
 
 

@@ -237,8 +237,14 @@ def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
             raise Interrupted("stopped; the last checkpoint is kept", hint) from None
 
 
-def probe_start(start: Start) -> Probe:
-    """Probes pretrained weights; initializes a new head with the probe's weights if the recipe has that option."""
+def probe_start(start: Start) -> Probe | None:
+    """Probes pretrained weights; initializes a new head with the probe's weights if the recipe has that option.
+
+    Returns None for a task that has no probes.
+    """
+    if reason := start.task.refusals.get("probe"):
+        log(f"no probe of the pretrained features: {reason}; a new head starts from random weights")
+        return None
     assert isinstance(start.classifier, Classifier)
     probes = probe_pretrained(start.classifier, start.splits, start.recipe)
     if start.recipe.train_on != "features" and start.has_new_head:
@@ -276,7 +282,8 @@ def train_classifier(
         save_linear_probe(start.classifier, probes, folder)
         return TrainedRun(folder, start.splits, start.recipe, world.device, probes.seconds, probes)
     loss = make_loss(start.loss_context())
-    state = init_train_state(module_of(start.classifier), start.recipe, world, loss, len(start.splits.classes))
+    task, classes = start.splits.train.task, len(start.splits.classes)
+    state = init_train_state(module_of(start.classifier), start.recipe, world, loss, classes, task)
     level = chance_level(loss)
     run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, hooks, chance_loss=level)
     log_frozen_parameters(state)

@@ -6,13 +6,14 @@ from typing import Any
 
 from vitrail.data.loader import count_batches
 from vitrail.data.split import Splits
-from vitrail.evaluation import Outcome
+from vitrail.evaluation.outcomes import AnyOutcome
 from vitrail.interrupts import Interrupted
 from vitrail.machine import describe_numerics
 from vitrail.module_classifier import TorchClassifier, module_of, with_module
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.hooks import RunHooks
+from vitrail.tasks import MULTI_LABEL, TASKS
 from vitrail.training.checkpoint import collect_tensors, save_checkpoint
 from vitrail.training.distributed import World
 from vitrail.training.loop import StepStats
@@ -74,8 +75,8 @@ class TrainingRun:
     progress: Progress = field(default_factory=Progress)
     saved_at: float = field(default_factory=time.monotonic)  # the last checkpoint
     curves_drawn_at: float = -float("inf")
-    outcome: Outcome | None = None  # of the last validation, if this process has evaluated all of it
-    best_outcome: Outcome | None = None  # of the weights in the artifact, unless an earlier process wrote it
+    outcome: AnyOutcome | None = None  # of the last validation, if this process has evaluated all of it
+    best_outcome: AnyOutcome | None = None  # of the weights in the artifact, unless an earlier process wrote it
 
     @property
     def world(self) -> World:
@@ -92,6 +93,12 @@ class TrainingRun:
         """Epochs in all."""
         assert self.recipe.epochs is not None
         return self.recipe.epochs
+
+    @property
+    def selection_metric(self) -> str:
+        """The validation score that selects the weights."""
+        score = TASKS[self.classifier.task].score
+        return score if self.classifier.task == MULTI_LABEL else self.recipe.selection_metric
 
     @property
     def batch_size(self) -> int:
@@ -139,7 +146,7 @@ class TrainingRun:
     def best_epoch(self) -> int | None:
         """The epoch whose weights are kept, by validation; 0 is the start. None without validation."""
         best = self.progress.best
-        return best["epoch"] if best and "validation_accuracy" in best else None
+        return best["epoch"] if best and "validation_loss" in best else None
 
     def call_hook(self, hook: str, epoch: int, **values: Any) -> None:
         """Calls a hook of the callbacks in this process; an error is kept."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -10,21 +10,23 @@ import torch
 
 from vitrail.data.images import Images
 from vitrail.errors import VitrailError
-from vitrail.evaluation import compute_outcome
-from vitrail.evaluation.metrics import balanced_accuracy
+from vitrail.evaluation.multi_label import MultiLabelOutcome
 from vitrail.evaluation.outcome import NoReadableImages, Outcome
+from vitrail.evaluation.outcomes import VALIDATION_SCORES, AnyOutcome, compute_any_outcome
 from vitrail.module_classifier import TorchClassifier, module_of
 from vitrail.training.distributed import World
 
 
 @dataclass(frozen=True)
 class ValidationScores:
-    """Loss and accuracy, and the outcome of each image if one process has evaluated all of them."""
+    """The scores by name, and the outcome of each image if one process has evaluated all of them."""
 
-    loss: float
-    accuracy: float
-    balanced_accuracy: float  # mean recall of the classes that have images
-    outcome: Outcome | None = None
+    scores: dict[str, float]
+    outcome: AnyOutcome | None = None
+
+    @classmethod
+    def of_outcome(cls, outcome: AnyOutcome, task: str) -> "ValidationScores":
+        return cls({name: float(measure(outcome)) for name, measure in VALIDATION_SCORES[task].items()}, outcome)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class ShardScores:
     loss: float = 0.0  # cross-entropy in nats
     correct: int = 0
     images: int = 0
+    outcome: AnyOutcome | None = None  # with several labels: average precision is no sum over images
     error: VitrailError | None = None
     correct_by_class: np.ndarray | int = 0  # (Y,)
     images_by_class: np.ndarray | int = 0
@@ -53,10 +56,10 @@ def evaluate_all_ranks(
     Raises what `compute_outcome` raises, on all processes.
     """
     if world.size == 1:
-        outcome = compute_outcome(
+        outcome = compute_any_outcome(
             classifier, images, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable
         )
-        return ValidationScores(outcome.loss, outcome.accuracy, balanced_accuracy(outcome), outcome)
+        return ValidationScores.of_outcome(outcome, classifier.task)
     start, stop = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     forward_calls = ceil(ceil(len(images) / world.size) / batch_size)  # of the process with the most images
     with pad_forward_calls(classifier, forward_calls if world.is_sharded else 0):
@@ -71,13 +74,18 @@ def evaluate_all_ranks(
         raise errors[0]
     if empty_shards and not n:
         raise NoReadableImages(f"none of {len(images)} images can be read", empty_shards[0].hint)
+    if outcomes := [shard.outcome for shard in shards if isinstance(shard.outcome, MultiLabelOutcome)]:
+        labels, logits = (np.concatenate([getattr(each, name) for each in outcomes]) for name in ("labels", "logits"))
+        return ValidationScores.of_outcome(replace(outcomes[0], labels=labels, logits=logits), classifier.task)
     images_by_class = np.asarray(sum(shard.images_by_class for shard in shards))
     correct_by_class = np.asarray(sum(shard.correct_by_class for shard in shards))
     has_images = images_by_class > 0
     return ValidationScores(
-        sum(shard.loss for shard in shards) / n,
-        sum(shard.correct for shard in shards) / n,
-        float((correct_by_class[has_images] / images_by_class[has_images]).mean()),
+        {
+            "loss": sum(shard.loss for shard in shards) / n,
+            "accuracy": sum(shard.correct for shard in shards) / n,
+            "balanced_accuracy": float((correct_by_class[has_images] / images_by_class[has_images]).mean()),
+        }
     )
 
 
@@ -93,7 +101,7 @@ def evaluate_shard(
     if not len(images):
         return ShardScores()
     try:
-        outcome = compute_outcome(
+        outcome = compute_any_outcome(
             classifier,
             images,
             batch_size=batch_size,
@@ -104,11 +112,12 @@ def evaluate_shard(
         )
     except VitrailError as error:
         return ShardScores(error=error)
-    correct, classes = outcome.predicted == outcome.labels, len(outcome.classes)
+    sums = float(outcome.losses.sum()), int(outcome.correct.sum()), len(outcome.labels)
+    if not isinstance(outcome, Outcome):
+        return ShardScores(*sums, outcome=outcome)
+    correct, classes = outcome.correct, len(outcome.classes)
     return ShardScores(
-        float(outcome.losses.sum()),
-        int(correct.sum()),
-        len(outcome.labels),
+        *sums,
         correct_by_class=np.bincount(outcome.labels[correct], minlength=classes),
         images_by_class=np.bincount(outcome.labels, minlength=classes),
     )

@@ -28,6 +28,7 @@ from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig
 from vitrail.serving.worker_pool import ADMISSION_MARGIN, WorkerPool
 from vitrail.serving.worker_process import Worker, WorkerCrashed, parse_error
+from vitrail.tasks import MULTI_LABEL, TASKS
 
 MAX_SETUP_S = 1800.0  # a process for a one-time operation, such as an ONNX export, is killed after this time
 MAX_ARRIVAL_S = 1.0  # an accepted request counts for at most this time before its images are known
@@ -236,11 +237,14 @@ class Endpoint:
         """Returns the protocol's output tensors for logits or features."""
         if not self.info.classes:
             return {"features": rows_NY}
-        return {"logits": rows_NY, "probabilities": softmax(rows_NY)}
+        return {"logits": rows_NY, "probabilities": TASKS[self.info.answers.task].to_probabilities_array(rows_NY)}
 
     def select_top_classes(self, row_Y: np.ndarray, top: int) -> list[dict[str, Any]]:
-        """Returns the most probable classes of one image, best first."""
-        probability_Y = softmax(row_Y[None])[0]
+        """Returns the most probable classes of one image, best first; with several labels, those above thresholds."""
+        answers = self.info.answers
+        if answers.task == MULTI_LABEL:
+            return [vars(each) for each in answers.find_labels(row_Y)]
+        probability_Y = TASKS[answers.task].to_probabilities_array(row_Y)
         best = np.argsort(-probability_Y, kind="stable")[:top]
         return [{"label": self.info.classes[i], "probability": float(probability_Y[i])} for i in best.tolist()]
 
@@ -254,12 +258,6 @@ class Endpoint:
             "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
             "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, output_width]} for name in self.info.outputs],
         }
-
-
-def softmax(rows_NY: np.ndarray) -> np.ndarray:
-    exponentials_NY = np.exp(rows_NY - rows_NY.max(axis=1, keepdims=True))
-    probabilities_NY: np.ndarray = exponentials_NY / exponentials_NY.sum(axis=1, keepdims=True)
-    return probabilities_NY
 
 
 def find_endpoint(endpoints: dict[str, Endpoint], name: str | None, version: str | None = None) -> Endpoint:

@@ -9,6 +9,7 @@ from typing import Any
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
+from vitrail.image_predictions import AnswerForm
 from vitrail.model.config import ViTConfig
 from vitrail.serving.fork_server import ModelSource
 
@@ -29,6 +30,7 @@ class ModelInfo:
     temperature: float
     origin: dict[str, Any]
     onnx_path: str | None  # the ONNX file of a model that is served from one
+    answers: AnswerForm = AnswerForm(())  # how logits become answers
 
     @property
     def outputs(self) -> list[str]:
@@ -44,11 +46,12 @@ def describe_model(name: str, index: int, source: ModelSource, classifier: Class
         path = Path(source.model)
         onnx, _ = parse_onnx(read_onnx_bytes(path), path)
         return ModelInfo(
-            name, index, source, onnx.config, onnx.classes, onnx.preprocess, onnx.temperature, onnx.origin, source.model
-        )
+            name, index, source, onnx.config, onnx.classes, onnx.preprocess,
+            onnx.temperature, onnx.origin, source.model, AnswerForm(onnx.classes, onnx.task, onnx.thresholds),
+        )  # fmt: skip
     return ModelInfo(
         name, index, source, classifier.vit.config, classifier.classes, classifier.preprocess,
-        classifier.temperature, classifier.origin, None,
+        classifier.temperature, classifier.origin, None, classifier.answers,
     )  # fmt: skip
 
 

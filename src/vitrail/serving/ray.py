@@ -23,7 +23,6 @@ import torch
 from vitrail.classifier import BaseClassifier
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
-from vitrail.image_predictions import top_predictions
 from vitrail.installation import install_hint
 from vitrail.loading import load
 from vitrail.parts import plugins_for_processes
@@ -39,7 +38,7 @@ def describe_predictions(classifier: BaseClassifier, row_Y: torch.Tensor) -> lis
     It is a function of the module because Ray pickles the deployment's own methods by value: one that names both
     `torch` and an attribute `classes` would drag in `torch.classes`, which cannot be pickled.
     """
-    return [vars(each) for each in top_predictions(row_Y, classifier.classes)]
+    return [vars(each) for each in classifier.answers.predict(row_Y)]
 
 
 def deployment(

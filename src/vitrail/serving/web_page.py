@@ -9,6 +9,7 @@ from vitrail.exporting.web import render_page
 from vitrail.exporting.web.page import MAX_PAGE_MB, check_page_size
 from vitrail.installation import install_hint
 from vitrail.serving.logs import log
+from vitrail.tasks import refuse_task
 
 # Allows only the page's own content: inline scripts, WebAssembly, workers from blobs, and images that the user selects.
 # The page cannot load anything else, and no other page can embed or access it.
@@ -53,6 +54,7 @@ def reason_for_plain_page(classifier: BaseClassifier | None) -> str | None:
         return "an ONNX file cannot be explained; serve the classifier that it was exported from"
     try:
         classifier.require_classes()
+        refuse_task(classifier.task, "web")
         check_page_size(classifier, half=False, limit=MAX_PAGE_MB)
     except UsageError as error:
         return error.sentence

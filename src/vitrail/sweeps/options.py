@@ -14,6 +14,7 @@ from vitrail.sweeps.config import Metric, Pruner, Sampler, SweepConfig
 from vitrail.sweeps.folder import SweepFolder, check_out, create_sweep, find_sweep
 from vitrail.sweeps.sampling import check_possible
 from vitrail.sweeps.space import Space, format_value, option_name, parse_space
+from vitrail.tasks import refuse_task
 from vitrail.training.data_defaults import resolve_schedule
 from vitrail.training.recipe import Recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, find_recipe
@@ -73,7 +74,9 @@ def new_sweep(options: SweepOptions, out: str | Path | None) -> SweepFolder:
 
 def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int, int]:
     """Opens and checks the data; returns their fingerprint, the number of validation images, and a trial's epochs."""
-    source = group_source(open_source(options.data, missing_ok=recipe.skip_unreadable), recipe.group_pattern)
+    source = open_source(options.data, missing_ok=recipe.skip_unreadable, task=recipe.task)
+    refuse_task(source.task, "sweep")
+    source = group_source(source, recipe.group_pattern)
     splits = build_splits(
         source,
         validation=recipe.validation_fraction,

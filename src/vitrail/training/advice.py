@@ -40,6 +40,8 @@ def describe_overfitting(rows: list[dict[str, Any]], metric: str = "accuracy") -
     `rows` are the rows of a run's metrics; `metric` selects the weights.
     """
     rows = [row for row in rows if "validation_accuracy" in row and "epoch" in row]
+    if any("validation_map" in row for row in rows):  # accuracy is not the score that selects the weights
+        return None
     if not rows or rows[-1]["epoch"] < MIN_EPOCHS or "train_accuracy" not in rows[-1]:
         return None
     best = max(rows, key=lambda row: (row[f"validation_{metric}"], -row["validation_loss"]))

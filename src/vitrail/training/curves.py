@@ -27,13 +27,15 @@ def draw_curves(
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     xs = [row[x_key] for row in rows]
     marker = "o" if len(rows) <= MAX_MARKED_ROWS else None
+    has_map = any(f"{split}_map" in row for split in SPLIT_COLORS for row in rows)  # with several labels per image
+    score, score_name = ("map", "mAP") if has_map else ("accuracy", "accuracy")
     for split, color in SPLIT_COLORS.items():
-        for axes, metric in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
+        for axes, metric in ((loss_axes, "loss"), (accuracy_axes, score)):
             values = [row.get(f"{split}_{metric}") for row in rows]
             if any(value is not None for value in values):
                 axes.plot(xs, values, color=color, marker=marker, markersize=3, label=split)
-    loss_axes.set(xlabel=x_key, ylabel="cross-entropy loss", title="loss")
-    accuracy_axes.set(xlabel=x_key, ylabel="accuracy", title="accuracy", ylim=(0, 1))
+    loss_axes.set(xlabel=x_key, ylabel="loss" if has_map else "cross-entropy loss", title="loss")
+    accuracy_axes.set(xlabel=x_key, ylabel=score_name, title=score_name, ylim=(0, 1))
     for axes in (loss_axes, accuracy_axes):
         if log_x:
             axes.set_xscale("log")

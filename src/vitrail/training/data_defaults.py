@@ -15,6 +15,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.split import Splits
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig, to_pair
+from vitrail.tasks import TASKS
 from vitrail.training.recipe import Recipe
 from vitrail.weights.builders import ModuleConfig
 
@@ -88,7 +89,7 @@ def complete_recipe(
 
 
 def resolve_schedule(recipe: Recipe, splits: Splits, batch_size_range: tuple[int, int] = BATCH_SIZE_RANGE) -> Recipe:
-    """Returns the recipe with epochs, batch size and learning rate.
+    """Returns the recipe with epochs, batch size, learning rate and loss.
 
     Flips are turned off if the classes must not be mirrored.
     """
@@ -99,7 +100,8 @@ def resolve_schedule(recipe: Recipe, splits: Splits, batch_size_range: tuple[int
     batch_size = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / STEPS_PER_EPOCH)), *batch_size_range))
     lr = recipe.lr or choose_transfer_lr(epochs * count_batches(n, batch_size))
     flip = recipe.augment.flip if splits.can_flip else 0.0
-    return recipe.with_changes(epochs=epochs, batch_size=batch_size, lr=lr, flip=flip)
+    loss = recipe.loss or TASKS[splits.train.task].losses[0]
+    return recipe.with_changes(epochs=epochs, batch_size=batch_size, lr=lr, flip=flip, loss=loss)
 
 
 def choose_transfer_lr(steps: int) -> float:

@@ -15,6 +15,7 @@ from vitrail.data.loader import Batch
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import derive_seed
 from vitrail.errors import VitrailError
+from vitrail.tasks import TASKS
 from vitrail.training.batch_sharding import MicroBatch, split_micro_batches
 from vitrail.training.losses import StepBatch
 from vitrail.training.parallel import full_tensor, local_shard, sync_gradients
@@ -81,7 +82,7 @@ def train_step(
         with sync_gradients(state.train_model, enabled=i + 1 == len(micro_batches)):
             logits_BY, loss = forward_backward(state, StepBatch(images_BCHW, labels_B), targets, recipe, weight)
         loss_sum += loss.item() * len(targets)
-        correct += int((logits_BY.argmax(1) == labels_B).sum())
+        correct += int(TASKS[state.task].count_correct(logits_BY, labels_B))
     max_norm = recipe.max_grad_norm or float("inf")
     grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(list(state.vit.parameters()), max_norm)).item()
     loss_sum, correct = state.world.sum(loss_sum, correct)

@@ -1,12 +1,13 @@
 """The training losses, by name in a recipe.
 
 A row of `LOSSES` is called once per run, with a `LossContext` and the arguments after the loss's name in the recipe. It
-returns the loss: (logits (B, Y) float32, targets (B,) int64 or (B, Y) probabilities) -> mean over the batch.
+returns the loss: (logits (B, Y) float32, targets) -> mean over the batch. With one class per image the targets are (B,)
+int64, or (B, Y) probabilities after mixing; with several labels they are (B, Y) float32, from 0 to 1.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError, first_line
 from vitrail.parts import PARTS, add_callable, make_part, part_name
+from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS
 from vitrail.training.balance import ShiftedLogits, class_weights, seen_class_counts
 from vitrail.training.recipe import Recipe
 
@@ -23,11 +25,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossContext:
-    """What a loss may depend on: the recipe, the classes, and the number of training images of each class (Y,)."""
+    """What a loss may depend on: recipe, classes, the training images of each class (Y,), the task and all images."""
 
     recipe: Recipe
     classes: tuple[str, ...]
     class_counts: np.ndarray
+    task: str = SINGLE_LABEL
+    images: int = 0  # training images; with several labels, not the sum of `class_counts`
+
+    @property
+    def loss(self) -> str:
+        """The loss of the recipe, or the task's default if it names none."""
+        return self.recipe.loss or TASKS[self.task].losses[0]
 
     def balanced_weights(self) -> Tensor:
         """Returns a weight per class, (Y,): all classes count alike, and the mean over the images is 1.
@@ -49,7 +58,7 @@ class StepBatch:
     """The images of a micro-batch as the model gets them, and their labels before mixing."""
 
     images_BCHW: Tensor
-    labels_B: Tensor
+    labels_B: Tensor  # (B, Y) with several labels per image
 
 
 # what a step computes from the logits and targets of a micro-batch
@@ -100,20 +109,127 @@ def class_entropy(class_counts_Y: np.ndarray, smoothing: float) -> float:
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-LOSSES: dict[str, Callable[..., Loss]] = {"cross_entropy": CrossEntropy}
+class BinaryCrossEntropy:
+    """Mean binary cross-entropy over images and classes: each class is a question of its own.
+
+    For one class per image it is the loss of Wightman et al. 2021 (arXiv 2110.00476) and of DeiT III. Mixed targets
+    above `target_threshold` count as 1, the others as 0; without it they are used as they are.
+    """
+
+    def __init__(self, context: LossContext, target_threshold: float | None = None):
+        self.to_targets = DenseTargets(context)
+        self.target_threshold = target_threshold
+        frequencies = context.class_counts / max(context.images, 1)
+        self.chance_level = mean_binary_entropy(self.to_targets.smooth(frequencies)) if context.images else None
+
+    def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
+        targets_BY = self.to_targets(logits_BY, targets)
+        if self.target_threshold is not None:
+            targets_BY = (targets_BY > self.target_threshold).to(targets_BY.dtype)
+        return F.binary_cross_entropy_with_logits(logits_BY, targets_BY)
+
+
+class Focal:
+    """Mean focal loss over images and classes (Lin et al. 2017, arXiv 1708.02002): labels that are easy count less.
+
+    `gamma` says how much less; `alpha` is the weight of the positive labels, 1 - `alpha` that of the others, and -1
+    weights all alike.
+    """
+
+    def __init__(self, context: LossContext, alpha: float = 0.25, gamma: float = 2.0):
+        if not (0 <= alpha <= 1 or alpha == -1):
+            raise UsageError(f"alpha is {alpha!r}", "give a number from 0 to 1, or -1 to weight all labels alike")
+        self.to_targets = DenseTargets(context)
+        self.alpha, self.gamma = alpha, gamma
+
+    def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
+        targets_BY = self.to_targets(logits_BY, targets)
+        losses_BY = F.binary_cross_entropy_with_logits(logits_BY, targets_BY, reduction="none")
+        p_BY = logits_BY.sigmoid()
+        p_target_BY = p_BY * targets_BY + (1 - p_BY) * (1 - targets_BY)
+        losses_BY = losses_BY * (1 - p_target_BY) ** self.gamma
+        if self.alpha >= 0:
+            losses_BY = losses_BY * (self.alpha * targets_BY + (1 - self.alpha) * (1 - targets_BY))
+        return losses_BY.mean()
+
+
+class Asymmetric:
+    """Asymmetric loss (Ridnik et al. 2021, arXiv 2009.14119), summed over classes: absent labels that are easy count
+    less than present ones, and those with a probability below `clip` not at all.
+    """
+
+    def __init__(self, context: LossContext, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05):
+        self.to_targets = DenseTargets(context)
+        self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
+
+    def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
+        targets_BY = self.to_targets(logits_BY, targets)
+        present_BY = logits_BY.sigmoid()
+        absent_BY = (1 - present_BY + self.clip).clamp(max=1)
+        log_BY = (
+            targets_BY * present_BY.clamp(min=LOG_EPS).log() + (1 - targets_BY) * absent_BY.clamp(min=LOG_EPS).log()
+        )
+        p_target_BY = present_BY * targets_BY + absent_BY * (1 - targets_BY)
+        gamma_BY = self.gamma_pos * targets_BY + self.gamma_neg * (1 - targets_BY)
+        return -(log_BY * (1 - p_target_BY) ** gamma_BY).sum(1).mean()
+
+
+LOG_EPS = 1e-8
+
+
+class DenseTargets:
+    """Makes the targets of losses that ask a question per class: (B, Y) from 0 to 1, with the recipe's smoothing."""
+
+    def __init__(self, context: LossContext):
+        self.smoothing = context.recipe.label_smoothing
+        # smoothing moves one class towards all classes, and a label of several towards its opposite
+        self.smoothed_value = 0.5 if context.task == MULTI_LABEL else 1 / len(context.classes)
+
+    def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
+        targets_BY = F.one_hot(targets, logits_BY.shape[1]) if targets.ndim == 1 else targets
+        smoothed: Tensor = self.smooth(targets_BY.to(logits_BY.dtype))
+        return smoothed
+
+    def smooth(self, targets: Any) -> Any:
+        """Returns targets, or their frequencies, with label smoothing."""
+        return targets * (1 - self.smoothing) + self.smoothing * self.smoothed_value if self.smoothing else targets
+
+
+def mean_binary_entropy(frequencies_Y: np.ndarray) -> float:
+    """Mean entropy of the labels' frequencies, in nats: the lowest binary loss of a model that ignores the image."""
+    both = np.stack([frequencies_Y, 1 - frequencies_Y])
+    logs = np.log(both, out=np.zeros_like(both), where=both > 0)
+    return float(-(both * logs).sum(0).mean())
+
+
+LOSSES: dict[str, Callable[..., Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "focal": Focal,
+    "asymmetric": Asymmetric,
+}
+
+
+def check_loss_fits(context: LossContext) -> None:
+    """Raises `UsageError` for a built-in loss that is for another task."""
+    name, task = part_name(context.loss), TASKS[context.task]
+    if ("loss", name) not in PARTS and name not in task.losses:
+        each = ", ".join(task.losses[:-1]) + " or " + task.losses[-1]
+        raise UsageError(f"the loss {name!r} is not for images of which each has {task.description}", f"use {each}")
 
 
 def make_loss(context: LossContext) -> Loss:
     """Returns the loss of a recipe; raises `UsageError` for wrong arguments and for a loss that cannot be trained."""
     recipe = context.recipe
-    name = part_name(recipe.loss)
+    name = part_name(context.loss)
+    check_loss_fits(context)
     if recipe.balance == "weights" and not getattr(LOSSES.get(name), "takes_class_weights", False):
         raise UsageError(
             f"the loss {name!r} takes no class weights, which balance = weights needs",
             "use balance sampler or logits; a class of your own reads context.class_weights and has "
             "takes_class_weights = True",
         )
-    loss = make_part(LOSSES, recipe.loss, context)
+    loss = make_part(LOSSES, context.loss, context)
     if ("loss", name) in PARTS:
         check_loss(name, loss, context)
     if recipe.balance == "logits":
@@ -129,7 +245,9 @@ def check_loss(name: str, loss: Loss, context: LossContext) -> None:
         raise UsageError(f"the loss {name!r} has parameters, which no optimizer trains", "make them buffers")
     logits_BY = torch.zeros(len(context.classes) + 1, len(context.classes), requires_grad=True)
     targets, kind = torch.zeros(len(logits_BY), dtype=torch.int64), "class indices (B,)"
-    if context.recipe.augment.is_mixing:
+    if context.task == MULTI_LABEL:
+        targets, kind = torch.zeros_like(logits_BY), "labels (B, Y) from 0 to 1"
+    elif context.recipe.augment.is_mixing:
         targets, kind = F.one_hot(targets, len(context.classes)).float(), "probabilities (B, Y)"
     try:
         value = loss(logits_BY, targets)

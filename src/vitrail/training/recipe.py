@@ -10,6 +10,7 @@ from vitrail.errors import UsageError, did_you_mean
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.parts import needed_parts
+from vitrail.tasks import TaskName
 from vitrail.training.field_hints import FIELD_HINTS
 from vitrail.training.recipe_changes import RecipeChanges
 from vitrail.weights.config_json import config_values_from_json, position_to_json
@@ -18,7 +19,7 @@ from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
 
 Architecture = Literal["vit"]
 OptimizerName = Literal["adamw", "sgd", "muon"]
-LossName = Literal["cross_entropy"]
+LossName = Literal["cross_entropy", "binary_cross_entropy", "focal", "asymmetric"]
 BalanceName = Literal["none", "weights", "sampler", "logits"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -76,9 +77,13 @@ class Recipe:
     min_warmup_steps: int = option(
         0, "the warmup takes at least this number of steps, but at most half of all steps", ge=0
     )
-    loss: LossName | str = option(
-        "cross_entropy",
-        "training loss; cross_entropy:class_weights=balanced is the same as balance weights",
+    task: TaskName | None = option(
+        None, "single_label (one class per image) or multi_label (several); none: chosen from the data"
+    )
+    loss: LossName | str | None = option(
+        None,
+        "training loss; cross_entropy:class_weights=balanced is the same as balance weights; none: cross_entropy, and "
+        "binary_cross_entropy with several labels per image",
         part="loss",
     )
     balance: BalanceName = option(
@@ -264,7 +269,8 @@ class Recipe:
         model: dict[str, str] = {kind: self.model[kind] for kind in ("pool", "mlp", "head") if kind in self.model}
         if isinstance(position := self.model.get("position"), str):
             model["position"] = position
-        own = {"model": self.architecture, "loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}
+        loss = {"loss": self.loss} if self.loss else {}
+        own = {"model": self.architecture, **loss, "optimizer": self.optimizer, "schedule": self.schedule}
         return needed_parts({**model, **own, "augmentation": self.augment.policy})
 
     def to_json(self) -> dict[str, Any]:
@@ -307,7 +313,7 @@ VIT_FIELDS = {
 
 # The recipe's own fields that have an effect when only a head is fitted, on features.
 FEATURE_FIELDS = {
-    "train_on", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
+    "train_on", "task", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
     "test_fraction", "split_seed", "group_pattern", "image_cache_gib", "workers", "skip_unreadable",
 }  # fmt: skip
 

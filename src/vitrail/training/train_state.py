@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitrail.machine import has_native_bf16
 from vitrail.model.vit import ViT
+from vitrail.tasks import SINGLE_LABEL
 from vitrail.training.distributed import SINGLE_PROCESS, World
 from vitrail.training.freezing import freeze_parameters
 from vitrail.training.lora import add_lora, merge_lora
@@ -37,6 +38,7 @@ class TrainState:
     ddp_model: nn.Module | None = None
     classes: int = 0
     patch: int = 1  # image sizes are multiples of it
+    task: str = SINGLE_LABEL
 
     @property
     def train_model(self) -> nn.Module:
@@ -67,6 +69,7 @@ def init_train_state(
     world: World = SINGLE_PROCESS,
     loss: Loss | None = None,
     classes: int | None = None,
+    task: str = SINGLE_LABEL,
 ) -> TrainState:
     """Prepares a model for training by a recipe, in all processes of the world.
 
@@ -94,19 +97,20 @@ def init_train_state(
         vit,
         ema,
         optimizers,
-        make_step_loss(loss or make_loss(equal_classes(classes, recipe))),
+        make_step_loss(loss or make_loss(equal_classes(classes, recipe, task))),
         frozen=frozen,
         has_lora=bool(recipe.lora_rank),
         world=world,
         ddp_model=wrap_ddp(vit, world),
         classes=classes,
         patch=vit.config.patch if isinstance(vit, ViT) else 1,
+        task=task,
     )
 
 
-def equal_classes(classes: int, recipe: Recipe) -> LossContext:
+def equal_classes(classes: int, recipe: Recipe, task: str = SINGLE_LABEL) -> LossContext:
     """Returns the context of a loss for classes of equal size, which have numbers for names."""
-    return LossContext(recipe, tuple(map(str, range(classes))), np.ones(classes))
+    return LossContext(recipe, tuple(map(str, range(classes))), np.ones(classes), task, classes)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -1,8 +1,8 @@
 """The artifact: one safetensors file that is a classifier.
 
 Its tensors are the ViT's. Its metadata hold one JSON document under the key `vitrail`: format, config, classes,
-preprocessing, temperature, origin and the SHA-256 of the tensors; `parts` if the model has parts of plugins. Nothing is
-ever unpickled, and no module that a file names is imported.
+preprocessing, temperature, task, thresholds, origin and the SHA-256 of the tensors; `parts` if the model has parts of
+plugins. Nothing is ever unpickled, and no module that a file names is imported.
 """
 
 import hashlib
@@ -23,12 +23,13 @@ from vitrail.files import refuse_lfs_pointer, write_atomically
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.parts import allow_described, require_parts
+from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
 from vitrail.weights.builders import NOT_A_VIT
 from vitrail.weights.config_json import config_from_json, config_to_json, model_parts
 from vitrail.weights.origin import check_origin
 from vitrail.weights.upgrade import upgrade_artifact
 
-FORMAT = 2  # 1 had other names for recipe fields (weights/upgrade.py)
+FORMAT = 4  # 1 had other names for recipe fields, 2 no task (weights/upgrade.py)
 MODULE_FORMAT = 3  # of a model that is not a ViT (module_classifier.py)
 MAX_DOCUMENT_BYTES = 16 << 20
 MAX_IMAGE_SIZE = (
@@ -45,6 +46,8 @@ class Artifact:
     preprocess: Preprocess
     temperature: float = option(1.0, "divisor of the logits", gt=0)
     origin: dict[str, Any] = field(default_factory=dict)  # recipe, seed, versions, data, metrics
+    task: TaskName = SINGLE_LABEL
+    thresholds: tuple[float, ...] = ()  # of the probability of each label; empty: 0.5 for each
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON document; with `parts` only if the model has parts of plugins."""
@@ -56,6 +59,8 @@ class Artifact:
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_json(),
             "temperature": self.temperature,
+            "task": self.task,
+            "thresholds": list(self.thresholds),
             "origin": self.origin,
         }
 
@@ -90,7 +95,7 @@ def read_artifact(path: Path, *, needs_parts: bool = True) -> tuple[Artifact, di
 
 
 def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = True) -> Artifact:
-    """Returns the classifier of a file's JSON document, of this format or format 1; raises `VitrailError` otherwise.
+    """Returns the classifier of a file's JSON document, of this format or an older one; else raises `VitrailError`.
 
     Without `needs_parts` the parts of plugins that the document names need not be registered.
     """
@@ -99,20 +104,22 @@ def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = 
             f"{path} holds the model {document.get('architecture')!r}, which is not a ViT: {NOT_A_VIT}",
             "vitrail.load_any, predict and evaluate take it; for the rest use a ViT",
         )
-    if document.get("format") not in (1, FORMAT):
+    if document.get("format") not in (1, 2, FORMAT):
         raise VitrailError(
             f"{path} has format {document.get('format')!r}; this version of vitrail reads {FORMAT}", "update vitrail"
         )
     if needs_parts:
         require_parts(document.get("parts"), str(path))
     try:
-        if document["format"] == 1:
-            document = upgrade_artifact(document)
+        document = upgrade_artifact(document)
         with allow_described(None if needs_parts else document.get("parts")):
             config = config_from_json(document["config"])
         preprocess = Preprocess.from_json(document["preprocess"])
         classes = tuple(require_list(document["classes"]))
-        artifact = Artifact(config, classes, preprocess, document["temperature"], document["origin"])
+        thresholds = tuple(require_list(document["thresholds"]))
+        artifact = Artifact(
+            config, classes, preprocess, document["temperature"], document["origin"], document["task"], thresholds
+        )
         check_fields(artifact)
         check_origin(artifact.origin)
         check_consistency(artifact)
@@ -149,6 +156,10 @@ def check_consistency(artifact: Artifact) -> None:
     count = len(artifact.classes)  # 0 if the outputs are an embedding, as in CLIP
     if (count and count != config.classes) or len(set(artifact.classes)) != count:
         raise VitrailError(f"it names {len(set(artifact.classes))} classes for {config.classes} outputs")
+    if artifact.thresholds and (artifact.task != MULTI_LABEL or len(artifact.thresholds) != count):
+        raise VitrailError(f"it has {len(artifact.thresholds)} thresholds for {count} classes ({artifact.task})")
+    if any(not 0 <= threshold <= 1 for threshold in artifact.thresholds):
+        raise VitrailError("a threshold is not a probability")
     if preprocess.channels != config.channels:
         raise VitrailError(f"it prepares {preprocess.channels} channels for a model of {config.channels}")
     if any(size % config.patch or size > MAX_IMAGE_SIZE for size in preprocess.image_size):

@@ -5,7 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitrail.errors import VitrailError
-from vitrail.weights.hf_config import PREPROCESSOR_FILE, parse_hf_config, parse_preprocessor, read_preprocessor_file
+from vitrail.weights.hf_config import (
+    PREPROCESSOR_FILE,
+    parse_hf_config,
+    parse_preprocessor,
+    parse_task,
+    read_preprocessor_file,
+)
 from vitrail.weights.parsed_config import Document, ParsedConfig
 from vitrail.weights.timm_config import parse_timm_config
 
@@ -21,7 +27,8 @@ def parse_config(document: Document, folder: Path) -> ParsedConfig:
         layout, config, classes = parse_hf_config(document)
     preprocessor = read_preprocessor_file(folder)
     with describe_errors(folder / ("config.json" if preprocessor is None else PREPROCESSOR_FILE)):
-        return ParsedConfig(layout, config, classes, parse_preprocessor(preprocessor, document, config))
+        preprocess = parse_preprocessor(preprocessor, document, config)
+        return ParsedConfig(layout, config, classes, preprocess, task=parse_task(document))
 
 
 @contextmanager

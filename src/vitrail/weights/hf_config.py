@@ -8,6 +8,7 @@ from typing import Any
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model.config import ViTConfig, to_pair
+from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
 from vitrail.weights.families.hf import READERS
 from vitrail.weights.parsed_config import RESAMPLING, Document, make_unique, split_image_size
 
@@ -33,6 +34,14 @@ def parse_classes(document: Document) -> tuple[str, ...]:
     """Returns the class names in the order of the outputs; transformers omits its own default, two names."""
     names = document.get("id2label") or {str(index): f"LABEL_{index}" for index in range(2)}
     return make_unique(tuple(str(names[key]) for key in sorted(names, key=int)))
+
+
+def parse_task(document: Document) -> TaskName:
+    """Returns the task that `problem_type` names; raises `UsageError` for regression."""
+    problem_type = document.get("problem_type")
+    if problem_type == "regression":
+        raise UsageError("its problem_type is regression, and vitrail has classifiers only")
+    return MULTI_LABEL if problem_type == "multi_label_classification" else SINGLE_LABEL
 
 
 def read_preprocessor_file(folder: Path) -> Document | None:

@@ -42,6 +42,8 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
             "classes": list(artifact.classes),
             "preprocess": artifact.preprocess.to_json(),
             "temperature": artifact.temperature,
+            "task": artifact.task,
+            "thresholds": list(artifact.thresholds),
             "origin": artifact.origin,
         }
     weights = strip_wrappers(weights, path)

@@ -7,6 +7,7 @@ from typing import Any
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
 from vitrail.model.config import ViTConfig
+from vitrail.tasks import SINGLE_LABEL, TaskName
 
 Document = dict[str, Any]
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -21,6 +22,7 @@ class ParsedConfig:
     classes: tuple[str, ...]
     preprocess: Preprocess
     renamed: Mapping[str, str] = field(default_factory=dict)  # tensors that the file has under another name
+    task: TaskName = SINGLE_LABEL
 
 
 def make_unique(names: tuple[str, ...]) -> tuple[str, ...]:

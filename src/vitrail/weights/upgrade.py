@@ -67,8 +67,15 @@ def upgrade_fit(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_artifact(document: dict[str, Any]) -> dict[str, Any]:
-    """Returns the document of an artifact or an ONNX file of format 1 as a document of today's format."""
-    new = dict(document)
+    """Returns the document of an artifact or an ONNX file of any format as a document of today's format.
+
+    Format 1 has other names, format 2 no task: its classifiers give one class per image.
+    """
+    if document["format"] > 2:
+        return document
+    new = {**document, "task": "single_label", "thresholds": []}
+    if document["format"] == 2:
+        return new
     new["preprocess"] = upgrade_preprocess(document["preprocess"])
     new["origin"] = upgrade_origin(document["origin"])
     return new

@@ -15,6 +15,7 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig
+from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.cards import Card, load_cards
 from vitrail.weights.classes import get_class_names
 from vitrail.weights.config_files import parse_config
@@ -37,6 +38,7 @@ class PublicModel:
     preprocess: Preprocess
     weights: dict[str, Tensor]  # under our names
     origin: dict[str, Any] = field(default_factory=dict)
+    task: TaskName = SINGLE_LABEL
 
 
 def load_weight_file(path: Path, card: Card | None = None, *, torch_files: bool = False) -> PublicModel:
@@ -139,7 +141,7 @@ def load_weight_folder(folder: Path, *, torch_files: bool = False) -> PublicMode
     except VitrailError as error:
         raise VitrailError(f"{path}: {error.sentence}", error.hint) from None
     origin = {"source": folder.name, "layout": parsed.layout}
-    return PublicModel(parsed.config, parsed.classes, parsed.preprocess, weights, origin)
+    return PublicModel(parsed.config, parsed.classes, parsed.preprocess, weights, origin, parsed.task)
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class ShardIndex:
     can_flip: bool = True
     left_out: tuple[LeftOut, ...] = ()  # files and samples that are not used
     damaged: tuple[str, ...] = ()  # sentences about what could not be indexed
+    label_sets: tuple[tuple[str, ...], ...] = ()  # the labels that each of `classes` stands for, if images have several
 
     def __len__(self) -> int:
         return len(self.columns["shard"])
@@ -102,6 +103,7 @@ def concatenate_indices(name: str, indices: Sequence[ShardIndex]) -> ShardIndex:
         return replace(indices[0], name=name)
     classes = tuple(sorted({label for index in indices for label in index.classes}))
     code_of = {label: code for code, label in enumerate(classes)}
+    sets = {text: labels for index in indices for text, labels in zip(index.classes, index.label_sets, strict=False)}
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     shards: list[Shard] = []
     for index in indices:
@@ -121,6 +123,7 @@ def concatenate_indices(name: str, indices: Sequence[ShardIndex]) -> ShardIndex:
         can_flip=all(index.can_flip for index in indices),
         left_out=tuple(each for index in indices for each in index.left_out),
         damaged=tuple(sentence for index in indices for sentence in index.damaged),
+        label_sets=tuple(sets.get(text, (text,)) for text in classes) if sets else (),
     )
 
 

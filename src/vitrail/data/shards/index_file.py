@@ -20,7 +20,7 @@ from vitrail.errors import VitrailError
 from vitrail.files import write_atomically
 
 METADATA_KEY = "vitrail-shards"
-FORMAT = 2
+FORMAT = 3  # 1 had no numbers of files, 2 no sets of labels
 MAX_INDEX_BYTES = 8 << 30  # a hundred million images
 
 
@@ -32,6 +32,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
         "name": index.name,
         "shards": [{"file": shard.address, "bytes": shard.size} for shard in index.shards],
         "classes": index.classes,
+        "label_sets": index.label_sets,
         "channels": index.channels,
         "flippable": index.can_flip,
         "left_out": [[each.sentence, each.files] for each in index.left_out],
@@ -59,11 +60,11 @@ def parse_index(content: bytes, address: str) -> ShardIndex:
         header_bytes = int.from_bytes(content[:8], "little")
         document = json.loads(json.loads(content[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
         arrays = load(content)
-        if document["format"] not in (1, FORMAT):
+        if document["format"] not in (1, 2, FORMAT):
             raise ValueError(f"format {document['format']!r} is of another version of vitrail")
         if document["sha256"] != index_digest(arrays, document):
             raise ValueError("its SHA-256 does not match")
-        return build_index(arrays, upgrade_format_1(document) if document["format"] == 1 else document)
+        return build_index(arrays, upgrade_document(document))
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise VitrailError(
@@ -72,9 +73,12 @@ def parse_index(content: bytes, address: str) -> ShardIndex:
         ) from None
 
 
-def upgrade_format_1(document: dict[str, Any]) -> dict[str, Any]:
-    """Returns a document of format 1, which has only sentences on files that are not used, in the current format."""
-    return {**document, "left_out": [[sentence, 0] for sentence in document["notes"]]}
+def upgrade_document(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns a document in the current format; format 1 has only sentences on files that are not used."""
+    if document["format"] == FORMAT:
+        return document
+    left_out = [[sentence, 0] for sentence in document["notes"]] if document["format"] == 1 else document["left_out"]
+    return {**document, "left_out": left_out, "label_sets": []}
 
 
 def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> ShardIndex:
@@ -87,6 +91,9 @@ def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Shar
     is_too_large = columns["length"] > MAX_IMAGE_BYTES
     too_large = np.uint8(Fault.TOO_LARGE.value)
     columns["fault"] = np.where(is_too_large, np.maximum(columns["fault"], too_large), columns["fault"])
+    label_sets = tuple(tuple(map(str, labels)) for labels in document["label_sets"])
+    if label_sets and len(label_sets) != len(classes):
+        raise ValueError(f"{len(label_sets)} sets of labels for {len(classes)} texts")
     channels = document["channels"]
     if channels not in (1, 3):
         raise ValueError(f"{channels!r} channels")
@@ -100,6 +107,7 @@ def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Shar
         can_flip=bool(document["flippable"]),
         left_out=tuple(LeftOut(str(sentence), int(files)) for sentence, files in document["left_out"]),
         damaged=tuple(map(str, document["lost"])),
+        label_sets=label_sets,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from vitrail.console import log, progress_bar
 from vitrail.data.formats import is_image_name
+from vitrail.data.labels import LabelSets
 from vitrail.data.shards.address import expand_address, join_address, parent_folder
 from vitrail.data.shards.cache import cache_key, copies_folder, mark_cacheable
 from vitrail.data.shards.images import ShardImages
@@ -23,7 +24,7 @@ from vitrail.errors import UsageError, VitrailError
 
 STAT_THREADS = 16
 READ_THREADS = 2
-READER_VERSION = 2  # changes when `index_tar` finds other images in a shard, so that cached indices are made again
+READER_VERSION = 3  # changes when `index_tar` finds other images in a shard, so that cached indices are made again
 
 
 def list_shards(address: str | Path) -> Source:
@@ -76,7 +77,8 @@ def divide_by_split(index: ShardIndex) -> dict[str, Listing]:
     numbers, first_rows = np.unique(index.columns["split"], return_index=True)
     for number in numbers[np.argsort(first_rows)].tolist():
         rows = np.flatnonzero(index.columns["split"] == number)
-        labels = Categorical(index.classes, index.columns["label"][rows])
+        codes = index.columns["label"][rows]
+        labels = LabelSets(index.label_sets, codes) if index.label_sets else Categorical(index.classes, codes)
         splits[SPLITS[number]] = Listing(ShardImages(index, rows, index.channels), index.names.take(rows), labels)
     return splits
 

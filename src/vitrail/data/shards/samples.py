@@ -22,6 +22,7 @@ from vitrail.data.shards.index import Fault
 from vitrail.data.table_rows import LABEL_COLUMNS
 
 LABEL_EXTENSIONS = ("json", "cls", "label")  # by priority
+Label = str | tuple[str, ...]  # a class, or several labels
 METADATA_NAME = re.compile("__[^/]*__")  # which WebDataset skips
 
 
@@ -32,7 +33,7 @@ class TarMember:
     info: tarfile.TarInfo
     fault: Fault = Fault.NONE
     sha256: bytes = b""  # of an image
-    label: str | None = None  # in a label member
+    label: Label | None = None  # in a label member
 
     @property
     def stem(self) -> str:
@@ -58,7 +59,7 @@ class TarSample:
     """An image with its label, or None if there is none; or members without an image."""
 
     image: TarMember | None
-    label: str | None = None
+    label: Label | None = None
 
 
 def split_name(path: str) -> tuple[str, str]:
@@ -103,23 +104,25 @@ def divide_group(key: str, group: list[TarMember]) -> tuple[list[TarSample], lis
     return samples, left_out
 
 
-def find_label(image: TarMember, labels: dict[str, TarMember]) -> str | None:
-    """Returns the class of an image: from its JSON, its .cls, its .label, or its folder."""
+def find_label(image: TarMember, labels: dict[str, TarMember]) -> Label | None:
+    """Returns the label of an image: from its JSON, its .cls, its .label, or its folder."""
     for extension in LABEL_EXTENSIONS:
-        if extension in labels and (label := labels[extension].label):
+        if extension in labels and (label := labels[extension].label) is not None:
             return label
     folder = PurePosixPath(printable_name(image.info.name)).parent.name
     return unicodedata.normalize("NFC", folder) if folder not in ("", "/", "..") else None
 
 
-def parse_label(extension: str, content: bytes) -> str | None:
-    """Returns the label in a member's bytes, None if there is none."""
+def parse_label(extension: str, content: bytes) -> Label | None:
+    """Returns the label in a member's bytes, several from a list in JSON, None if there is none."""
     try:
         value: Any = json.loads(content) if extension == "json" else content.decode()
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
         value = next((value[key] for key in value if str(key).lower() in LABEL_COLUMNS), None)
+    if isinstance(value, list) and all(isinstance(each, str | int) and not isinstance(each, bool) for each in value):
+        return tuple(sorted({unicodedata.normalize("NFC", str(each).strip()) for each in value}))
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     return unicodedata.normalize("NFC", str(value).strip()) or None

@@ -13,10 +13,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from vitrail.data.formats import EXTENSIONS
+from vitrail.data.labels import SEPARATOR
 from vitrail.data.shards.cache import open_shard
 from vitrail.data.shards.index import MAX_IMAGE_BYTES, SPLITS, Fault, ShardIndex, empty_columns
 from vitrail.data.shards.samples import (
     LABEL_EXTENSIONS,
+    Label,
     TarMember,
     TarSample,
     divide_group,
@@ -42,7 +44,7 @@ class TarImage(NamedTuple):
     """An image with its label, as a row of the index."""
 
     name: str
-    label: str
+    label: Label
     offset: int
     length: int
     fault: Fault
@@ -126,18 +128,37 @@ class TarReading:
 def build_tar_index(
     shard: Shard, images: Sequence[TarImage], left_out: tuple[LeftOut, ...], damaged: tuple[str, ...]
 ) -> ShardIndex:
-    classes = tuple(sorted({image.label for image in images}))
-    code_of = {label: code for code, label in enumerate(classes)}
+    has_sets = any(isinstance(image.label, tuple) for image in images)
+    sets = {text_of(image.label): image.label for image in images}
+    classes = tuple(sorted(sets))
+    code_of = {text: code for code, text in enumerate(classes)}
     columns = empty_columns(len(images))
     columns["split"][:] = SPLITS.index(find_split(shard.address))
     for i, image in enumerate(images):
-        row = {"offset": image.offset, "length": image.length, "label": code_of[image.label], "fault": image.fault}
+        row = {
+            "offset": image.offset,
+            "length": image.length,
+            "label": code_of[text_of(image.label)],
+            "fault": image.fault,
+        }
         for column, value in row.items():
             columns[column][i] = value
         columns["sha256"][i] = np.frombuffer(image.sha256.ljust(32, b"\0"), dtype=np.uint8)
     stem = PurePosixPath(shard.address).stem
     names = StringArray.from_strings(f"{stem}/{image.name}" for image in images)
-    return ShardIndex(shard.address, (shard,), classes, columns, names, left_out=left_out, damaged=damaged)
+    label_sets = tuple(to_set(sets[text]) for text in classes) if has_sets else ()
+    return ShardIndex(
+        shard.address, (shard,), classes, columns, names, left_out=left_out, damaged=damaged, label_sets=label_sets
+    )
+
+
+def text_of(label: Label) -> str:
+    """Returns the text of a label, or of several."""
+    return label if isinstance(label, str) else SEPARATOR.join(label)
+
+
+def to_set(label: Label) -> tuple[str, ...]:
+    return (label,) if isinstance(label, str) else label
 
 
 def iter_samples(shard: Shard, file: BinaryIO, reading: TarReading) -> Iterator[TarSample]:

@@ -1,8 +1,9 @@
 """Writes a source as tar shards in the WebDataset layout, with an index.
 
 A sample is three members: KEY.jpg (the bytes of the image), KEY.cls (its class index) and KEY.json (the names of its
-class and of the image). Keys are numbers, because a dot in a name would end the key. Members have no times or owners:
-the same source gives the same shards to the last bit.
+class and of the image); with several labels per image there is no KEY.cls, and KEY.json has their names. Keys are
+numbers, because a dot in a name would end the key. Members have no times or owners: the same source gives the same
+shards to the last bit.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from torch import Tensor
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, EXTENSIONS_OF_FORMAT, extension_of_format, readable_formats
+from vitrail.data.labels import LabelSets, count_by_label
 from vitrail.data.randomness import epoch_permutation
 from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns
 from vitrail.data.shards.index_file import save_index
@@ -63,6 +65,7 @@ class EncodedSample:
     label: str
     label_index: int
     name: str
+    labels: tuple[str, ...] | None = None  # of an image with several; then `label_index` is that of the set
 
 
 def write_shards(
@@ -118,11 +121,12 @@ class _ShardWriter:
         self.skip_unreadable, self.on_images = skip_unreadable, on_images
         self.classes = ordered_classes(source)
         self.label_index_of = {label: i for i, label in enumerate(self.classes)}
+        self.set_of = find_label_sets(source)
         self.columns = empty_columns(count_images(source))
         self.is_written = np.zeros(len(self.columns["shard"]), dtype=bool)
         self.shards: list[Shard] = []
         self.rows = 0
-        self.summary = ShardSummary("", classes=len(self.classes))
+        self.summary = ShardSummary("", classes=count_classes(source))
         self.formats: Counter[str] = Counter()
 
     def write_split(self, split: str, listing: Listing, seed: int | None) -> None:
@@ -159,6 +163,7 @@ class _ShardWriter:
             names,
             channels=self.source.channels,
             can_flip=self.source.can_flip,
+            label_sets=tuple(self.set_of.get(text, (text,)) for text in self.classes) if self.set_of else (),
         )
         save_index(index, self.folder / INDEX_FILE)
         self.summary.images = len(index)
@@ -180,7 +185,8 @@ class _ShardWriter:
                 continue
             label = listing.labels[i]
             label_index = self.label_index_of[label]
-            yield i, EncodedSample(f"{key:09d}", extension, content, label, label_index, listing.names[i])
+            labels = self.set_of.get(label)
+            yield i, EncodedSample(f"{key:09d}", extension, content, label, label_index, listing.names[i], labels)
 
     def _fits(self, tar: "_TarWriter", sample: EncodedSample) -> bool:
         return tar.images < self.max_images and tar.bytes + len(sample.content) + 6 * BLOCK <= self.max_bytes
@@ -211,9 +217,11 @@ class _TarWriter:
 
     def add_sample(self, sample: EncodedSample) -> int:
         """Writes the members of a sample; returns the offset of the image."""
-        document = json.dumps({"label": sample.label, "name": sample.name}, ensure_ascii=False)
+        label = {"label": sample.label} if sample.labels is None else {"labels": sample.labels}
+        document = json.dumps({**label, "name": sample.name}, ensure_ascii=False)
         offset = self.add_member(f"{sample.key}.{sample.extension}", sample.content)
-        self.add_member(f"{sample.key}.cls", str(sample.label_index).encode())
+        if sample.labels is None:
+            self.add_member(f"{sample.key}.cls", str(sample.label_index).encode())
         self.add_member(f"{sample.key}.json", document.encode(errors="replace"))
         self.images += 1
         return offset
@@ -248,6 +256,17 @@ def ordered_classes(source: Source) -> tuple[str, ...]:
     for split in splits:
         ordered |= dict.fromkeys(factorize(source.splits[split].labels)[0])
     return tuple(ordered)
+
+
+def find_label_sets(source: Source) -> dict[str, tuple[str, ...]]:
+    """Returns the labels that each text stands for; empty if images have one class."""
+    listings = [listing.labels for listing in source.splits.values() if isinstance(listing.labels, LabelSets)]
+    return {text: names for labels in listings for text, names in zip(labels.categories, labels.sets, strict=True)}
+
+
+def count_classes(source: Source) -> int:
+    """Counts the classes or labels of all splits."""
+    return len({name for listing in source.splits.values() for name in count_by_label(listing.labels)})
 
 
 def encode_image(listing: Listing, i: int) -> tuple[str, bytes]:

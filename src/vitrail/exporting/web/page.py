@@ -20,6 +20,7 @@ from vitrail.exporting.web.examples import choose_examples, precompute_examples
 from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
 from vitrail.exporting.web.verify import verify_graphs
 from vitrail.files import write_atomically
+from vitrail.tasks import refuse_task
 from vitrail.version import __version__
 
 MAX_PAGE_MB = 40.0  # default limit
@@ -82,6 +83,7 @@ def build_page(
     not agree with the classifier.
     """
     classifier.require_classes()
+    refuse_task(classifier.task, "web")
     import_onnx()
     check_page_size(classifier, half, limit)
     vit = deepcopy(classifier.vit).to("cpu", torch.float32).eval().requires_grad_(False)

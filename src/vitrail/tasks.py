@@ -1,0 +1,101 @@
+"""The tasks: what a label is, and how the logits of a classifier become an answer. One row per task.
+
+Higher layers have tables of their own by the same names: outcomes (`evaluation/outcomes.py`), losses
+(`training/losses.py`). A new task is a row here and in each of them (docs/adr/0019); `tests/test_tasks.py` compares the
+tables, and runs every verb on every task.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vitrail.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TaskName = Literal["single_label", "multi_label"]
+SINGLE_LABEL: TaskName = "single_label"
+MULTI_LABEL: TaskName = "multi_label"
+DEFAULT_THRESHOLD = 0.5  # of the probability of a label, until thresholds are chosen on validation images
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task. Y is the number of classes."""
+
+    name: TaskName
+    description: str  # completes "each image has ..."
+    losses: tuple[str, ...]  # the built-in losses that fit; the first is the default
+    score: str  # the validation score that selects the weights, the higher the better
+    activation: str  # what turns logits into probabilities
+    to_probabilities: "Callable[[Tensor], Tensor]"  # logits (..., Y) -> probabilities (..., Y)
+    to_probabilities_array: Callable[[np.ndarray], np.ndarray]  # the same for arrays
+    count_correct: "Callable[[Tensor, Tensor], Tensor]"  # logits (B, Y), labels -> images with the right answer
+    refusals: Mapping[str, str] = field(default_factory=dict)  # verb or option -> why it does not work
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the softmax over the last axis."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: np.ndarray = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Returns the logistic function of each value."""
+    small = np.exp(-np.abs(logits))  # never overflows
+    probabilities: np.ndarray = np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+    return probabilities
+
+
+TASKS: dict[str, Task] = {
+    SINGLE_LABEL: Task(
+        SINGLE_LABEL,
+        "one class",
+        losses=("cross_entropy", "binary_cross_entropy", "focal"),
+        score="accuracy",
+        activation="softmax",
+        to_probabilities=lambda logits: logits.softmax(-1),
+        to_probabilities_array=softmax,
+        count_correct=lambda logits_BY, labels_B: (logits_BY.argmax(1) == labels_B).sum(),
+    ),
+    MULTI_LABEL: Task(
+        MULTI_LABEL,
+        "any number of labels",
+        losses=("binary_cross_entropy", "focal", "asymmetric"),
+        score="map",
+        activation="sigmoid",
+        to_probabilities=lambda logits: logits.sigmoid(),
+        to_probabilities_array=sigmoid,
+        count_correct=lambda logits_BY, labels_BY: ((logits_BY > 0) == labels_BY.bool()).all(1).sum(),
+        refusals={
+            "probe": "a probe classifies images with one class, and these have several labels",
+            "faithfulness": "faithfulness is scored for images with one class, and these have several labels",
+            "module": "a model that is not a ViT is trained for one class per image, and these have several labels",
+            "balance": "balance is for classes of which each image has one, and these have several labels",
+            "features": "a head on frozen features is fitted for one class per image, and these have several labels",
+            "web": "the web page shows one class per image, and this classifier gives several labels",
+            "corruptions": "corruptions are scored for images with one class, and these have several labels",
+            "metric": "named metrics are for images with one class, and these have several labels",
+            "top": "--top counts the most probable classes, and this classifier gives all labels above thresholds",
+            "annotations": "files for COCO, FiftyOne and Label Studio have one class per image, and these have several",
+            "sweep": "a sweep compares accuracies, and data with several labels are scored by mAP",
+        },
+    ),
+}  # fmt: skip
+
+
+def refuse_task(task: str, verb: str) -> None:
+    """Raises `UsageError` if a verb, or an option of it, does not work for a task."""
+    if reason := TASKS[task].refusals.get(verb):
+        raise UsageError(reason, "docs/data.md lists what works with several labels per image")
+
+
+def exceeds(probabilities: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Returns which labels are predicted, (..., Y): those with at least their threshold; 0.5 without thresholds."""
+    limits = np.asarray(thresholds or (DEFAULT_THRESHOLD,))
+    predicted: np.ndarray = probabilities >= limits
+    return predicted
