@@ -223,7 +223,9 @@ def test_unknown_names_and_arguments_are_errors(my_parts: Path):
         with pytest.raises(UsageError) as caught:
             vitrail.ViT(vitrail.ViTConfig(width=16, depth=1, heads=2, classes=2, **wrong))
         assert message in str(caught.value)
-    with pytest.raises(UsageError, match=r"loss 'softmax_fokal' is not known \(did you mean softmax_focal\? Or register"):
+    with pytest.raises(
+        UsageError, match=r"loss 'softmax_fokal' is not known \(did you mean softmax_focal\? Or register"
+    ):
         Recipe(loss="softmax_fokal")
     assert vitrail.ViTConfig(position="rotary").position == Rotary()
 

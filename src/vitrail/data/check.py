@@ -91,9 +91,9 @@ def check_data(
 ) -> CheckReport:
     """Reads every image at an address and reports what would harm training or its score.
 
-    `batch_size`, `fit`, `group_pattern` and `task` are the recipe's. Images that have not changed since an earlier check are
-    not read again, unless `fresh`. `tick` is called with (done, total). Raises `UsageError` if there is no data at the
-    address; all other problems are findings.
+    `batch_size`, `fit`, `group_pattern` and `task` are the recipe's. Images that have not changed since an earlier
+    check are not read again, unless `fresh`. `tick` is called with (done, total). Raises `UsageError` if there is no
+    data at the address; all other problems are findings.
     """
     try:
         source = group_source(open_source(address, missing_ok=True, task=task), group_pattern)

@@ -7,6 +7,7 @@ from vitrail.data.encoded import ImageFiles
 from vitrail.data.groups import categorize
 from vitrail.data.labels import LabelSets
 from vitrail.data.source import LeftOut, Listing, Source, parse_split_name
+from vitrail.data.table_labels import find_label_columns, read_label, to_list
 from vitrail.data.table_rows import (
     GROUP_COLUMNS,
     PATH_COLUMNS,
@@ -15,7 +16,6 @@ from vitrail.data.table_rows import (
     find_column,
     iter_rows,
 )
-from vitrail.data.table_labels import find_label_columns, read_label, to_list
 from vitrail.errors import VitrailError
 
 IS_VALIDATION = {"true": "validation", "1": "validation", "false": "train", "0": "train"}

@@ -1,6 +1,7 @@
 """What is fitted on validation images after training: the temperature, and the thresholds of labels."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 from vitrail.classifier import BaseClassifier
 from vitrail.evaluation.calibration import calibrate
@@ -9,8 +10,10 @@ from vitrail.evaluation.outcomes import AnyOutcome
 from vitrail.evaluation.thresholds import calibrate_labels
 from vitrail.module_classifier import TorchClassifier
 
+C = TypeVar("C", bound=TorchClassifier)
 
-def calibrate_classifier(classifier: TorchClassifier, uncalibrated: AnyOutcome) -> TorchClassifier:
+
+def calibrate_classifier(classifier: C, uncalibrated: AnyOutcome) -> C:
     """Returns the classifier with what is fitted on validation images: a temperature, and thresholds of labels."""
     if isinstance(uncalibrated, MultiLabelOutcome):
         fitted = calibrate_labels(uncalibrated)

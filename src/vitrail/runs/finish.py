@@ -109,7 +109,7 @@ def reload_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
 
 
 def has_pictures(folder: RunFolder, run: Run) -> bool:
-    """Returns whether the pictures that are drawn after the scores are there; several labels have no confusion matrix."""
+    """Returns whether the pictures that are drawn after the scores are there; labels have no confusion matrix."""
     pictures = PICTURES[:1] if isinstance(run, ModuleRun) else PICTURES
     if run.classifier.task != SINGLE_LABEL:
         pictures = PICTURES[1:]

@@ -10,8 +10,8 @@ from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.evaluation.evaluation import describe_averages, describe_scored_images
 from vitrail.evaluation.group_scores import describe_groups
-from vitrail.module_classifier import ModuleClassifier, TorchClassifier
 from vitrail.evaluation.multi_label_evaluation import describe_label_averages
+from vitrail.module_classifier import ModuleClassifier, TorchClassifier
 from vitrail.runs.probes import describe_probes
 from vitrail.tasks import MULTI_LABEL, TASKS
 from vitrail.training.advice import describe_early_stop
@@ -70,7 +70,7 @@ def describe_result(result: dict[str, Any]) -> list[str]:
     scored = [split for split in ("test", "validation") if result.get(split)]
     lines = [describe_scores(split, result[split]) for split in scored]
     lines += [describe_groups(result[split]["groups"]) for split in scored if "groups" in result[split]]
-    lines += [describe_averages(result[split]) for split in scored if "macro_f1" in result[split]]  # not in old runs
+    lines += [describe_averages(result[split]) for split in scored if "balanced_accuracy" in result[split]]
     if result.get("probe"):
         lines += describe_probes(result["probe"])
     if result.get("verdict"):

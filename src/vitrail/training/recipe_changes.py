@@ -104,13 +104,13 @@ class TrainChanges(TypedDict, total=False):
     """fraction of all steps in which the learning rate rises to its peak"""
     min_warmup_steps: int
     """the warmup takes at least this number of steps, but at most half of all steps"""
+    task: Literal["single_label", "multi_label"] | None
+    """single_label (one class per image) or multi_label (several); none: chosen from the data"""
     balance: Literal["none", "weights", "sampler", "logits"]
     """what to do about classes of unequal size; none: all images count alike; weights: of the classes, in the loss;
     sampler: an epoch has equally many images of each class; logits: shifted by the class frequencies in the loss"""
     balance_strength: float
     """of balance; 1: the classes count alike; 0.5: by the square root of their sizes"""
-    task: Literal["single_label", "multi_label"] | None
-    """single_label (one class per image) or multi_label (several); none: chosen from the data"""
     max_grad_norm: float | None
     """maximum gradient norm, or none for no clipping"""
     label_smoothing: float
@@ -178,8 +178,6 @@ class RecipeChanges(TrainChanges, total=False):
 
     architecture: Literal["vit"] | str
     """model to train: a ViT, or one that a plugin builds"""
-    loss: Literal["cross_entropy"] | str
-    """training loss; cross_entropy:class_weights=balanced is the same as balance weights"""
     loss: Literal["cross_entropy", "binary_cross_entropy", "focal", "asymmetric"] | str | None
-    """training loss; cross_entropy:class_weights=balanced weights the classes; none: cross_entropy, and
+    """training loss; cross_entropy:class_weights=balanced is the same as balance weights; none: cross_entropy, and
     binary_cross_entropy with several labels per image"""
