@@ -290,6 +290,8 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
                 lambda d: d["test"]["task"] == MULTI_LABEL,
             ),
             (["train", table, "--out", out, "--loss", "cross_entropy"], "the loss 'cross_entropy' is not for"),
+            (["train", table, "--folds", 2, "--out", out], "folds are divided by class"),
+            (["train", table, "--balance", "sampler", "--out", out], "balance is for classes of which each image"),
             (["train", table, "--from", run, "--recipe", "linear", "--out", out], "a head on frozen features"),
         ],
         "sweep": [(["sweep", table, "--vary", "lr=1e-3,1e-2", "--out", out], "a sweep compares accuracies")],

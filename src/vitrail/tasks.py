@@ -75,6 +75,7 @@ TASKS: dict[str, Task] = {
             "probe": "a probe classifies images with one class, and these have several labels",
             "faithfulness": "faithfulness is scored for images with one class, and these have several labels",
             "module": "a model that is not a ViT is trained for one class per image, and these have several labels",
+            "folds": "folds are divided by class and compared by accuracy, and these images have several labels",
             "balance": "balance is for classes of which each image has one, and these have several labels",
             "features": "a head on frozen features is fitted for one class per image, and these have several labels",
             "web": "the web page shows one class per image, and this classifier gives several labels",

@@ -40,6 +40,7 @@ from vitrail.runs.pretrained import Model
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS, request_recipe
 from vitrail.runs.result import Run
 from vitrail.runs.train import train
+from vitrail.tasks import refuse_task
 from vitrail.training.recipe import Recipe, flatten_recipe, recipe_from_json
 from vitrail.training.recipe_changes import TrainChanges
 
@@ -190,7 +191,8 @@ def make_plan(
     folder = find_folder(name, out) if resume else None
     begun = read_config(folder) if folder else None
     requested = resume_recipe(begun, recipe, changes) if begun else request_recipe(recipe, model, changes)
-    source = open_source(data, missing_ok=requested.skip_unreadable)
+    source = open_source(data, missing_ok=requested.skip_unreadable, task=requested.task)
+    refuse_task(source.task, "folds")
     source = group_source(source, requested.group_pattern)
     origin = next((split for split in ("all", "train") if split in source.splits), None)
     if origin is None:
