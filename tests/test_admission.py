@@ -223,6 +223,21 @@ def test_a_connection_beyond_the_limit_replaces_an_idle_one_or_is_refused():
             assert each.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_connection_that_waits_for_a_pipelined_answer_is_not_idle():
+    with SmallServer(max_connections=1) as server:
+        busy = server.open_socket()
+        busy.sendall(make_request(FREE, 5) + make_request(SLOW, 6))
+        wait_for(lambda: server.received == ["model=free", "model=slow"])
+        with server.open_socket() as other:
+            assert other.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        server.may_answer.set()
+        data = b""
+        while data.count(b"HTTP/1.1 200 ") < 2 or not data.endswith(b"6"):
+            part = busy.recv(1 << 16)
+            assert part
+            data += part
+
+
 def test_a_refused_client_that_is_still_sending_when_the_server_stops_reads_the_refusal():
     with SmallServer() as server:
         connection = server.open_socket()

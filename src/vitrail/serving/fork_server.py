@@ -78,7 +78,7 @@ class ForkServer:
                 with theirs:  # open until the answer: some systems lose a descriptor that is closed on its way
                     try:
                         answer = await self._request(config, theirs)
-                    except (OSError, EOFError):
+                    except OSError:
                         warn("fork_server_lost", pid=self.pid)
                         await self.restart()
                         answer = await self._request(config, theirs)
@@ -108,7 +108,7 @@ class ForkServer:
         while len(data) < size:
             part = await asyncio.get_running_loop().sock_recv(self.control, size - len(data))
             if not part:
-                raise EOFError
+                raise ConnectionResetError(errno.ECONNRESET, "the fork server ended")
             data += part
         return data
 
@@ -214,6 +214,8 @@ def _become_worker(connection: socket.socket, config: WorkerConfig, classifiers:
             run_decoder(connection)
         else:
             run_worker(connection, classifiers[config.model_index], config)
+    except ConnectionError:
+        os._exit(0)  # the server has closed the connection while a batch was computed
     except BaseException:
         traceback.print_exc()
         os._exit(1)

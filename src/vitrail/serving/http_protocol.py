@@ -43,8 +43,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether a response was sent and no next request has begun."""
-        return self.timeout_keep_alive_task is not None and not self.transport.is_closing()
+        """Whether a response was sent and no next request has begun.
+
+        uvicorn's timer alone does not tell: it also runs while a request is answered that came with the one before.
+        """
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        return self.timeout_keep_alive_task is not None and not is_answering and not self.transport.is_closing()
 
     def on_headers_complete(self) -> None:
         self.timeout_handle.cancel()

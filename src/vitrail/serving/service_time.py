@@ -77,6 +77,7 @@ class BatchTime:
         self.factor += LEARNING_RATE * (ratio - self.factor)
 
     def relax(self, requests: Sequence[Mapping[str, Any]]) -> None:
+        self.deviation -= LEARNING_RATE * self.deviation
         if self.factor is not None and self.factor > 1:
             self.factor += LEARNING_RATE * (1 - self.factor)
 
@@ -145,7 +146,8 @@ class ExplanationTime:
             method = find_method(request["options"]["method"]).name
             if known := self.known_seconds(method, request["picture"] is not None):
                 before = self.corrections.get(method, 1.0)
-                self.corrections[method] = before + LEARNING_RATE * (seconds / len(requests) / known - before)
+                ratio = min(seconds / len(requests) / known, MAX_JUMP * before)  # one that hung says little
+                self.corrections[method] = before + LEARNING_RATE * (ratio - before)
 
     def relax(self, requests: Sequence[Mapping[str, Any]]) -> None:
         for request in requests:

@@ -73,6 +73,11 @@ class WorkerPool:
         """Whether at least one process has finished its warm-up."""
         return bool(self.workers)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no process computes and no image waits or is coming."""
+        return not (self.coming or len(self.scheduler)) and max(self.free_at) <= time.monotonic()
+
     def start(self) -> None:
         """Starts the processes, unless this was done before."""
         if not self.worker_tasks:
@@ -107,12 +112,13 @@ class WorkerPool:
         """
         remaining = deadline - time.monotonic()
         alone = self.scheduler.service_time.expected(1) + seconds_each
-        if remaining < alone:
-            self.scheduler.service_time.relax([])
-            raise too_little_time(alone)
         wait = max(self.expected_wait(images, seconds_each, self.coming if margin > 1 else 0), wait_before + alone)
-        if wait * margin > remaining or len(self.scheduler) + images > self.scheduler.queue_size:
-            raise overloaded(wait)
+        is_full = len(self.scheduler) + images > self.scheduler.queue_size
+        if remaining >= max(alone, wait * margin) and not is_full:
+            return
+        if self.is_idle:  # otherwise the next batch corrects the prediction
+            self.scheduler.service_time.relax([])
+        raise too_little_time(alone) if remaining < alone else overloaded(wait)
 
     @contextlib.contextmanager
     def admit(
@@ -157,14 +163,16 @@ class WorkerPool:
         """Runs one process, and a new one whenever it ends; returns only when canceled."""
         pause = 0.0
         while True:
+            self.free_at[number] = time.monotonic() + pause + self.start_seconds
             await asyncio.sleep(pause)
-            self.free_at[number] = time.monotonic() + self.start_seconds
             try:
                 worker = await Worker.start(self.spawn)
             except Exception as error:  # retry after any error, else the model would never be served again
-                message = f"{self.name} cannot be started" + (f": {error}" if str(error) else "")
+                name = self.name or f"the process for {self.task}"
+                message = f"{name} cannot be started" + (f": {error}" if str(error) else "")
                 if not self.first_start.done():
                     self.first_start.set_exception(error if isinstance(error, VitrailError) else VitrailError(message))
+                    self.first_start.exception()  # nobody may wait for it: asyncio then would print a warning
                 warn("worker_not_started", model=self.name, task=self.task, error=str(error))
                 pause = min(max(0.1, 2 * pause), MAX_RESTART_DELAY_S)
                 continue
@@ -184,6 +192,9 @@ class WorkerPool:
             except (WorkerCrashed, OSError):
                 self.labeled_metrics["restarts"].inc()
                 warn("worker_ended", model=self.name, task=self.task, pid=worker.hello["pid"])
+            except Exception as error:  # such as an answer of a wrong size: a pool without its task would serve nothing
+                self.labeled_metrics["restarts"].inc()
+                warn("worker_failed", model=self.name, task=self.task, pid=worker.hello["pid"], error=repr(error))
             finally:
                 del self.workers[number]
                 worker.close()
@@ -218,23 +229,28 @@ class WorkerPool:
         try:
             worker.send({**requests[0], "shape": [len(batch), *batch[0].payload.shape]}, [i.payload for i in batch])
             document, payload = await self._receive(worker, batch, started + expected)
-        except BaseException as error:  # the process died or was killed, or the server is shutting down
+            if "error" in document:
+                failure = (bad_request if document["is_usage_error"] else internal_error)(document["error"])
+                results: list[Any] = [failure] * len(batch)
+            else:
+                results = split_results(document, payload, len(batch))
+                self._observe_batch(requests, time.monotonic() - started, document["seconds"])
+        except BaseException as error:
+            is_over = isinstance(error, WorkerCrashed | WorkAbandoned | OSError | asyncio.CancelledError)
             if isinstance(error, WorkAbandoned) and (elapsed := time.monotonic() - started) > expected:
                 self.scheduler.service_time.observe(requests, elapsed)  # it took at least this time
             for item in batch:
-                resolve_item(item, worker_crashed())
+                resolve_item(item, worker_crashed() if is_over else internal_error("the model's answer is not valid"))
             raise
-        if "error" in document:
-            failure = (bad_request if document["is_usage_error"] else internal_error)(document["error"])
-            for item in batch:
-                resolve_item(item, failure)
-            return
-        self.scheduler.service_time.observe(requests, time.monotonic() - started)
-        self.labeled_metrics["compute"].observe(document["seconds"])
-        self.labeled_metrics["batch"].observe(len(batch))
-        self.statistics.add_batch(len(batch), document["seconds"])
-        for item, result in zip(batch, split_results(document, payload, len(batch)), strict=True):
+        for item, result in zip(batch, results, strict=True):
             resolve_item(item, result)
+
+    def _observe_batch(self, requests: Sequence[dict[str, Any]], seconds: float, computing_seconds: float) -> None:
+        """Learns from the duration of a batch and counts it."""
+        self.scheduler.service_time.observe(requests, seconds)
+        self.labeled_metrics["compute"].observe(computing_seconds)
+        self.labeled_metrics["batch"].observe(len(requests))
+        self.statistics.add_batch(len(requests), computing_seconds)
 
     async def _receive(self, worker: Worker, batch: Sequence[Item], expected_end: float) -> Message:
         """Returns the answer; kills the process and raises `WorkAbandoned` if it works on and no client waits."""
