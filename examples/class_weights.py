@@ -1,6 +1,7 @@
 """Trains with and without class weights and prints the recall of each class: python examples/class_weights.py DATA.
 
-With weights all classes count alike in the loss, however many images they have. Validation still chooses the epoch.
+With weights all classes count alike in the loss, however many images they have. The epoch is then chosen by balanced
+accuracy on validation. `balance="sampler"` and `balance="logits"` are other ways.
 """
 
 import sys
@@ -18,6 +19,6 @@ if __name__ == "__main__":
     data = sys.argv[1]
     small = dict(epochs=3, width=48, depth=2, report=False)
     plain = vitrail.train(data, out="runs/plain", **small)
-    weighted = vitrail.train(data, loss="cross_entropy:class_weights=balanced", out="runs/weighted", **small)
+    weighted = vitrail.train(data, balance="weights", out="runs/weighted", **small)
     print("without weights:", recalls(plain, data))
     print("with weights:", recalls(weighted, data))

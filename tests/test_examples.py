@@ -124,7 +124,7 @@ def test_class_weights_change_the_loss(play: Play, tmp_path: Path):
     for path in sorted(rare.glob("train/blue/*.png"))[4:]:
         path.unlink()
     values, printed = play("class_weights", rare)
-    assert values["weighted"].classifier.origin["recipe"]["loss"] == "cross_entropy:class_weights=balanced"
+    assert values["weighted"].classifier.origin["recipe"]["balance"] == "weights"
     assert values["plain"].classifier.origin["recipe"]["loss"] == "cross_entropy"
     plain, weighted = (values[name].classifier.vit.state_dict() for name in ("plain", "weighted"))
     assert not torch.equal(plain["head.bias"], weighted["head.bias"])

@@ -26,6 +26,12 @@ BLOCKS = [
 ]
 
 
+def find_block(words: str) -> str:
+    """Returns the only block that has these words."""
+    (block,) = (text for _, text in BLOCKS if words in text)
+    return block
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder as the README's reader has it: photos/ with two classes, and the project's examples/."""
@@ -59,7 +65,7 @@ def test_every_block_is_of_a_kind_that_is_tested():
         "sh",
         "python",
         "python",
-        *["sh"] * 2,
+        *["sh"] * 3,
         *["python"] * 2,
         "sh",
     ]
@@ -108,26 +114,34 @@ def test_public_weights(folder: Path):
     cached.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.vit_b_16().state_dict(), cached)
-    done = shell(BLOCKS[6][1], folder)
+    done = shell(find_block("vitrail models vit_b_16"), folder)
     assert done.returncode == 0, done.stderr
     assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
     assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
     python = subprocess.run(
-        [sys.executable, "-c", BLOCKS[7][1]], cwd=folder, env=cache(folder), capture_output=True, text=True
+        [sys.executable, "-c", find_block("torchvision/vit_b_16\")")], cwd=folder, env=cache(folder), capture_output=True, text=True
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5
 
 
 def test_predictions_in_python(folder: Path):
-    code = next(text for _, text in BLOCKS if "to_pandas" in text)
+    code = find_block("to_pandas")
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cat 0.8") and "['cat', " in done.stdout and "probability_5" in done.stdout
 
 
+def test_the_folds(folder: Path):
+    quick = "--folds 2 --epochs 1 --width 16 --depth 1 --heads 2 --no-report"
+    done = shell(find_block("--folds 5").replace("--folds 5", quick), folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all 20 out-of-fold predictions") == 3
+    assert (folder / "runs" / "folds2" / "final" / "classifier.safetensors").exists()
+
+
 def test_the_sweep(folder: Path):
-    done = shell(BLOCKS[5][1], folder)
+    done = shell(find_block("vitrail sweep"), folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best on validation: trial") == 2
     assert (folder / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()
