@@ -119,7 +119,11 @@ def test_public_weights(folder: Path):
     assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
     assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
     python = subprocess.run(
-        [sys.executable, "-c", find_block("torchvision/vit_b_16\")")], cwd=folder, env=cache(folder), capture_output=True, text=True
+        [sys.executable, "-c", find_block('torchvision/vit_b_16")')],
+        cwd=folder,
+        env=cache(folder),
+        capture_output=True,
+        text=True,
     )
     assert python.returncode == 0, python.stderr
     assert python.stdout.count("Prediction(label=") == 5

@@ -1,7 +1,7 @@
 """Class-balanced sampling: which images an epoch has, and in which order.
 
 An epoch has as many images as the training set, so that the number of steps does not change. Each class gets a number
-of places, and goes on with its images where the epoch before stopped: over a run all images of a class are seen equally
+of places, and continues with its images where the epoch before ended: over a run all images of a class are seen equally
 often. All of it depends only on the labels, the seed and the epoch, so it is the same for any number of processes and
 workers, and after a resume.
 """

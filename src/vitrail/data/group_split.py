@@ -38,11 +38,11 @@ def count_groups(listing: Listing, same_as: np.ndarray) -> tuple[np.ndarray, np.
     """
     assert listing.groups is not None
     names, codes = factorize(listing.groups)
-    kept, groups = np.unique(merge_groups(codes, same_as), return_inverse=True)
+    merged, groups = np.unique(merge_groups(codes, same_as), return_inverse=True)
     classes, labels = factorize(listing.labels)
-    counts_GY = np.zeros((len(kept), len(classes)), dtype=np.int64)
+    counts_GY = np.zeros((len(merged), len(classes)), dtype=np.int64)
     np.add.at(counts_GY, (groups, labels), 1)
-    return groups, counts_GY, [names[code] for code in kept]
+    return groups, counts_GY, [names[code] for code in merged]
 
 
 def hold_out_groups(listing: Listing, fraction: float, seed: int, same_as: np.ndarray) -> list[int]:

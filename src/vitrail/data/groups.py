@@ -102,8 +102,8 @@ def suggest_groups(source: Source) -> SuggestedGroups | None:
 
 def count_crossing(source: Source, pattern: str) -> int:
     """Returns how many groups that a pattern finds are in several splits."""
-    found = [set(match_names(listing.names, pattern)) for listing in source.splits.values()]
-    return sum(sum(group in groups for groups in found) > 1 for group in set().union(*found))
+    groups_of_splits = [set(match_names(listing.names, pattern)) for listing in source.splits.values()]
+    return sum(sum(group in groups for groups in groups_of_splits) > 1 for group in set().union(*groups_of_splits))
 
 
 def match_names(names: Sequence[str], pattern: str) -> dict[str, list[str]]:

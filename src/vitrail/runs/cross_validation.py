@@ -90,13 +90,13 @@ class Plan:
         """Returns the data of a fold: its images are for test, those of the other folds for training."""
         held = self.fold_of == fold
         parts = {"train": self.listing.subset(np.flatnonzero(~held)), "test": self.listing.subset(np.flatnonzero(held))}
-        return self.part_source(parts | self.given("validation"))
+        return self.part_source(parts | self.source_split("validation"))
 
     def final_source(self) -> Source:
         """Returns the data of the final run: all images are for training, besides given validation and test images."""
-        return self.part_source({"train": self.listing} | self.given("validation") | self.given("test"))
+        return self.part_source({"train": self.listing} | self.source_split("validation") | self.source_split("test"))
 
-    def given(self, split: str) -> dict[str, Listing]:
+    def source_split(self, split: str) -> dict[str, Listing]:
         """Returns a split that the source has."""
         return {split: self.source.splits[split]} if split in self.source.splits else {}
 
@@ -141,7 +141,7 @@ def cross_validate(
     continues at the fold that is not finished. The other arguments are those of `train`. Raises `VitrailError` as
     `train` does, and `UsageError` if a class has fewer images than there are folds, or if there are fewer groups.
     """
-    plan = make_plan(data, folds, model, recipe, out, resume, changes)
+    plan = make_plan(data, folds, model, recipe, out, changes, resume=resume, final=final)
     if check:
         source, skip = plan.source, plan.recipe.skip_unreadable
         check_before_training(
@@ -183,14 +183,16 @@ def make_plan(
     model: Model | None,
     recipe: str | Path | Recipe | None,
     out: str | Path | None,
-    resume: bool,
     changes: Mapping[str, Any],
+    *,
+    resume: bool,
+    final: bool,
 ) -> Plan:
     """Opens the data, divides it, and begins or finds the folder; raises as `cross_validate`."""
     name = name_of_data(data)
     folder = find_folder(name, out) if resume else None
-    begun = read_config(folder) if folder else None
-    requested = resume_recipe(begun, recipe, changes) if begun else request_recipe(recipe, model, changes)
+    config = read_config(folder) if folder else None
+    requested = resume_recipe(config, recipe, changes) if config else request_recipe(recipe, model, changes)
     source = open_source(data, missing_ok=requested.skip_unreadable, task=requested.task)
     refuse_task(source.task, "folds")
     source = group_source(source, requested.group_pattern)
@@ -198,16 +200,16 @@ def make_plan(
     if origin is None:
         raise VitrailError(f"{source.address} has no training images", "add a folder named train")
     fingerprint = compute_fingerprint(source)
-    if begun and (begun["fingerprint"], begun["folds"]) != (fingerprint, folds):
-        what = "data" if begun["fingerprint"] != fingerprint else f"number of folds, {begun['folds']}"
+    if config and (config["fingerprint"], config["folds"]) != (fingerprint, folds):
+        what = "data" if config["fingerprint"] != fingerprint else f"number of folds, {config['folds']}"
         raise UsageError(f"{folder} was started with another {what}", "resume it as it was started")
     fold_of = assign_folds(source.splits[origin], folds, requested.split_seed)
-    if folder is None or begun is None:
+    if folder is None or config is None:
         config = {"data": source.address, "folds": folds, "fingerprint": fingerprint, "recipe": requested.to_json()}
         folder = begin_folder(config, name, out)
     # the runs get images that have their groups already
     applied = replace(requested, group_pattern=None)
-    command = resume_command(source.address, folds, folder)
+    command = resume_command(source.address, folds, folder, model, final)
     return Plan(source, source.splits[origin], fold_of, applied, folder, command)
 
 
@@ -240,9 +242,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         raise VitrailError(f"{path} is damaged ({error!r})", "start a new cross-validation") from None
 
 
-def resume_recipe(begun: dict[str, Any], recipe: str | Path | Recipe | None, changes: Mapping[str, Any]) -> Recipe:
+def resume_recipe(config: dict[str, Any], recipe: str | Path | Recipe | None, changes: Mapping[str, Any]) -> Recipe:
     """Returns the recipe that was started with; raises `UsageError` for another one. Some fields may change."""
-    started: Recipe = begun["recipe"]
+    started: Recipe = config["recipe"]
     started = started.with_changes(**{name: changes[name] for name in RESULT_NEUTRAL_FIELDS if name in changes})
     before, now = flatten_recipe(started), flatten_recipe(started.with_changes(**changes))
     if isinstance(recipe, Recipe):
@@ -258,11 +260,14 @@ def resume_recipe(begun: dict[str, Any], recipe: str | Path | Recipe | None, cha
     return started
 
 
-def resume_command(address: str, folds: int, folder: Path) -> str:
-    """Returns what resumes a cross-validation: a command, or for data from Python a call."""
-    if address.startswith(PYTHON_PREFIX):
-        return f"vitrail.cross_validate(data, {folds}, resume=True, out={str(folder)!r})"
-    return shlex.join(["vitrail", "train", address, "--folds", str(folds), "--resume", "--out", str(folder)])
+def resume_command(address: str, folds: int, folder: Path, model: Model | None, final: bool) -> str:
+    """Returns what resumes a cross-validation: a command, or for data or a model of Python a call."""
+    if address.startswith(PYTHON_PREFIX) or not (model is None or isinstance(model, str | Path)):
+        options = ", model=model" * (model is not None) + ", final=True" * final
+        return f"vitrail.cross_validate(data, {folds}, resume=True, out={str(folder)!r}{options})"
+    command = ["vitrail", "train", address, "--folds", str(folds), "--resume", "--out", str(folder)]
+    command += ["--from", str(model)] if model is not None else []
+    return shlex.join(command + ["--final"] * final)
 
 
 @contextmanager
