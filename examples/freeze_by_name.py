@@ -17,5 +17,5 @@ if __name__ == "__main__":
     # A ViT whose parameters have requires_grad=False is respected, too: model.blocks[0].requires_grad_(False).
     after = run.classifier.vit.state_dict()
     names = [name for name, tensor in before.vit.state_dict().items() if not name.startswith("head.")]
-    kept = [name for name in names if (after[name] == before.vit.state_dict()[name]).all()]
-    print(f"{len(kept)} of {len(names)} tensors are unchanged; test accuracy {run.result['test']['accuracy']:.3f}")
+    unchanged = [name for name in names if (after[name] == before.vit.state_dict()[name]).all()]
+    print(f"{len(unchanged)} of {len(names)} tensors are unchanged; test accuracy {run.result['test']['accuracy']:.3f}")

@@ -184,8 +184,14 @@ def test_frozen_parameters_keep_their_values(play: Play, colors: Path):
     for name in after:
         if after[name].numel() and not name.startswith("head."):
             assert torch.equal(before[name], after[name]) == (name in frozen), name
-    assert frozen <= set(values["kept"]) and after["head.weight"].shape == (3, 96)
+    assert frozen <= set(values["unchanged"]) and after["head.weight"].shape == (3, 96)
     assert float(re.findall(r"test accuracy ([\d.]+)", printed)[0]) > 0.9
+
+
+def test_a_model_that_is_not_a_vit_is_trained(play: Play, colors: Path):
+    values, printed = play("own_model", colors)
+    assert "ModuleClassifier(3 classes, shufflenet:stride=2, 16x16 px, 344,867 parameters on cpu): test" in printed
+    assert f"accuracy {values['run'].result['test']['accuracy']:.3f}" in printed
 
 
 def test_every_example_is_tested_and_linked():

@@ -18,6 +18,9 @@ from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.parts import PARTS
+from vitrail.runs.train import check_world
+from vitrail.training.distributed import World
+from vitrail.training.recipe import Recipe
 from vitrail.weights.builders import MODELS, ModuleConfig
 
 ROOT = Path(__file__).parent.parent
@@ -211,6 +214,11 @@ def test_a_model_that_could_not_be_loaded_again_is_refused_before_training(build
     assert not (tmp_path / "run").exists()
 
 
+def test_several_processes_are_refused():
+    with pytest.raises(UsageError, match="'cnn' is not a ViT, and its buffers could differ"):
+        check_world(Recipe(architecture="cnn"), World(size=2), fsdp=False, resumes=False)
+
+
 def make_config() -> ModuleConfig:
     return ModuleConfig(architecture="cnn", image_size=(16, 16), channels=3, classes=3)
 
@@ -257,8 +265,8 @@ def test_what_needs_tokens_says_so(use, run: vitrail.ModuleRun, colors: Path, tm
 )
 def test_verbs_that_need_a_vit_say_so(verb: list[str], run, colors, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = {"RUN": str(run.folder), "IMAGE": str(next(colors.glob("test/red/*.png")))}
-    assert main([words.get(word, word) for word in verb]) == 2
+    values = {"RUN": str(run.folder), "IMAGE": str(next(colors.glob("test/red/*.png")))}
+    assert main([values.get(word, word) for word in verb]) == 2
     assert "is not a ViT: it has no tokens" in capsys.readouterr().err
 
 

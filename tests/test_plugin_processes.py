@@ -119,8 +119,8 @@ def test_ray_trains_parts_and_models_of_a_plugin(ray_cluster: Any, plugin: Path,
 def test_a_sweep_trains_models_of_a_plugin(plugin: Path, colors: Path, tmp_path: Path):
     pytest.importorskip("optuna")
     vary = {"architecture": ["tiny_cnn", "tiny_cnn:width=4"]}
-    found = vitrail.sweep(colors, vary=vary, out=tmp_path / "sweep", epochs=1, check=False, workers=0)
-    assert {row["values"]["architecture"] for row in found.result["rows"]} == set(vary["architecture"])
+    result = vitrail.sweep(colors, vary=vary, out=tmp_path / "sweep", epochs=1, check=False, workers=0)
+    assert {row["values"]["architecture"] for row in result.result["rows"]} == set(vary["architecture"])
     assert (
         json.loads((tmp_path / "sweep" / "trials" / "000" / "recipe.json").read_text())["parts"][0]["kind"] == "model"
     )

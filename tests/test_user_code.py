@@ -41,3 +41,4 @@ def own_parts() -> Iterator[None]:
 @pytest.mark.usefixtures("own_parts")
 def test_parts_callbacks_and_data_of_a_user_train(tmp_path: Path):
     assert len(user_code.train_with_own_parts(tmp_path / "run")) == 4  # a loss per step, until the callback stops it
+    assert len(user_code.train_another_model(tmp_path / "other")) == 4

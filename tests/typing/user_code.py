@@ -19,6 +19,7 @@ import vitrail
 from vitrail.callbacks import CallbackState, SplitScores
 from vitrail.sklearn import VitrailClassifier
 from vitrail.training.losses import LossContext
+from vitrail.weights.builders import ModuleConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CHANGES: vitrail.RecipeChanges = {"epochs": 4, "batch_size": 8, "optimizer": "sgd", "position": "sincos", "flip": 0.0}
@@ -63,6 +64,13 @@ def register_parts() -> None:
 
         return focal_loss
 
+    @vitrail.register("model", "user_cnn")
+    def build(config: ModuleConfig, width: int = 8) -> nn.Module:
+        assert_type(config.image_size, tuple[int, int])
+        conv = nn.Conv2d(config.channels, width, 3, 2)
+        return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, config.classes))
+
+    assert_type(build(ModuleConfig(architecture="user_cnn")), nn.Module)
     assert_type(make_focal_loss(LossContext(vitrail.Recipe(), ("a", "b"), np.array([1, 3]))), Loss)
 
 
@@ -120,6 +128,20 @@ def train_with_own_parts(out: Path) -> list[float]:
         vitrail.Evaluation | vitrail.MultiLabelEvaluation,
     )
     return stop.losses
+
+
+def invert(image_CHW: Tensor) -> Tensor:
+    return 255 - image_CHW
+
+
+def train_another_model(out: Path) -> nn.Module:
+    run = vitrail.train(
+        Squares(), architecture="user_cnn:width=4", augment=invert, freeze=("0",), epochs=1, out=out, check=False
+    )
+    assert_type(run, vitrail.Run)
+    assert isinstance(run, vitrail.ModuleRun)
+    assert_type(run.classifier, vitrail.ModuleClassifier)
+    return run.classifier.module
 
 
 def predict(clf: vitrail.Classifier, file: Path) -> None:

@@ -43,7 +43,7 @@ def check_module_world(recipe: Recipe, world: World) -> None:
         )
 
 
-def start_module(config: ModuleConfig, recipe: Recipe, given: GivenModule | None) -> nn.Module:
+def start_module(config: ModuleConfig, recipe: Recipe, start: GivenModule | None) -> nn.Module:
     """Returns the model that training starts from: built with the recipe's seed, with the weights of a given module.
 
     It is built again, loaded and compared, as a fresh process would do. Raises `VitrailError` if it differs then, or
@@ -51,10 +51,10 @@ def start_module(config: ModuleConfig, recipe: Recipe, given: GivenModule | None
     """
     torch.manual_seed(recipe.seed)
     module = build(config)
-    if given:
-        weights = {name: each.detach() for name, each in given.module.state_dict().items()}
+    if start:
+        weights = {name: each.detach() for name, each in start.module.state_dict().items()}
         load_weights(module, weights, f"the given model is not what {config.architecture!r} builds")
-        compare(config, given.module, module, "the given model has other outputs than the one that is built")
+        compare(config, start.module, module, "the given model has other outputs than the one that is built")
     with torch.random.fork_rng(devices=[]):
         again = build(config)
     weights = {name: each.detach().clone() for name, each in module.state_dict().items()}

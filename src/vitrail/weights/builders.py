@@ -19,7 +19,7 @@ NOT_A_VIT = "it has no tokens, so no attention, relevance maps, features, LoRA, 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleConfig(Checked):
-    """What a builder of a model gets: the name it was asked for by, and the shapes of its inputs and outputs."""
+    """What a builder of a model gets: its name with arguments, and the shapes of its inputs and outputs."""
 
     architecture: str = option("", "the builder's name and arguments, such as resnet:depth=18", part="model")
     image_size: tuple[int, int] = option((224, 224), "height and width of the images, in pixels")
