@@ -293,7 +293,7 @@ REGISTER = 'name it first: vitrail.register("{0}", "mine", ...), then {1}="mine"
         ({"callbacks": [print]}, "the hooks are on_run_start, "),
         ({"multi_label": True}, "an image has exactly one class"),
         ({"hidden_size": 64}, "use width"),
-        ({"loss": "dice"}, 'known: cross_entropy; or register your own: vitrail.register("loss", "dice", ...)'),
+        ({"loss": "dice"}, 'register your own: vitrail.register("loss", "dice", ...), which --plugin MODULE imports'),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, REGISTER.format("optimizer", "optimizer")),
         ({"model": nn.Linear}, "the model is the class Linear (give a ViT, or a Vision Transformer of timm"),
         ({"model": lambda: nn.Linear(3, 3)}, 'vitrail.register("model", "mine", build)'),
@@ -340,25 +340,20 @@ def test_an_unknown_name_of_a_part_says_how_to_add_one(field: str):
         assert f'vitrail.register("{kind}", "gem2000", ...), which --plugin MODULE imports' in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "labels", [np.linspace(0, 1, 20), np.eye(20, 3) * 0.9, np.ones((20, 3), int)], ids=["regression", "soft", "several"]
-)
-def test_targets_that_are_no_class_are_refused_in_a_sentence(labels: np.ndarray, tmp_path: Path):
-    with pytest.raises(VitrailError, match="not an int or a str") as caught:
-        vitrail.train((PIXELS, labels), out=tmp_path / "run", **TINY)
-    assert caught.value.hint == "give one class per image"
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_hint_is_for_no_field_of_a_recipe():
     assert not FIELD_HINTS.keys() & RECIPE_FIELDS.keys()
 
 
 @pytest.mark.parametrize(
-    "labels", [np.eye(2)[[0, 1] * 10], torch.rand(20, 2), np.linspace(0, 1, 20)], ids=["one-hot", "soft", "regression"]
+    ("labels", "message"),
+    [
+        (torch.rand(20, 2), "have other values than 0 and 1 .give a multi-hot array"),
+        (np.linspace(0, 1, 20), "a label is 0.0 .float., not an int or a str .give one class per image"),
+    ],
+    ids=["soft", "regression"],
 )
-def test_targets_other_than_a_class_are_refused(labels: Any, tmp_path: Path):
-    with pytest.raises(VitrailError, match=r"a label is .* \(give one class per image\)"):
+def test_targets_other_than_a_class_are_refused(labels: Any, message: str, tmp_path: Path):
+    with pytest.raises(VitrailError, match=message):
         vitrail.train((PIXELS, labels), out=tmp_path / "run", **TINY)
 
 
