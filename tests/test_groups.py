@@ -19,6 +19,7 @@ from vitrail.data.check import check_data
 from vitrail.data.findings import Code
 from vitrail.data.group_split import assign_groups
 from vitrail.data.groups import group_source, merge_groups, suggest_groups
+from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.source import Listing, Source
 from vitrail.data.split import build_splits, choose_held_out
@@ -28,6 +29,8 @@ from vitrail.evaluation.group_scores import score_groups
 from vitrail.evaluation.metrics import average_scores
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import bootstrap_groups, grouped_proportion_interval, wilson_interval
+from vitrail.report.charts import frequency_chart
+from vitrail.report.frequency import collect_frequency
 
 PATTERN = "(patient[0-9]+)_"
 TINY: dict[str, Any] = dict(epochs=1, width=16, depth=1, heads=2, mlp_width=32, patch=4)
@@ -97,6 +100,11 @@ def test_groups_come_from_a_column_a_pattern_or_python(patients: Path, write_tab
     in_tuple = open_source((images, Patients.targets, np.array(Patients.groups))).splits["all"].groups
     assert in_dataset is not None and in_tuple is not None
     assert list(in_dataset) == list(in_tuple) == [str(group) for group in Patients.groups]
+
+
+def test_shards_say_that_they_store_no_groups(write_table: Callable[..., Path], tmp_path: Path, capsys: Any):
+    assert main(["shard", str(write_table()), "--out", str(tmp_path / "shards")]) == 0
+    assert "shards do not store groups" in capsys.readouterr().err
 
 
 def test_groups_of_a_hugging_face_data_set(tmp_path: Path):
@@ -328,3 +336,17 @@ def test_train_and_evaluate_divide_alike_and_score_groups(
     assert 'id="groups"' in (tmp_path / "run" / "report.html").read_text()
     splits = vitrail.load(tmp_path / "run").origin["data"]["split"]
     assert splits["group_pattern"] == PATTERN
+
+
+def test_the_report_shows_recall_by_class_frequency_if_the_classes_are_unequal():
+    def train(counts: list[int]) -> dict[str, Images]:
+        labels = np.repeat(np.arange(3), counts)
+        return {"train": Images(torch.zeros(len(labels), 3, 2, 2), [""] * len(labels), labels, ("a", "b", "c"))}
+
+    by_class = zip("abc", (0.9, 0.5, None), strict=True)
+    recalls = [{"class": name, "recall": recall, "recall_interval": [0.1, 0.9]} for name, recall in by_class]
+    rows = collect_frequency(recalls, train([100, 10, 5]))
+    assert rows is not None and [(row["class"], row["training_images"]) for row in rows] == [("b", 10), ("a", 100)]
+    chart = str(frequency_chart(rows, 0.7))
+    assert chart.count("<circle") == 2 and "a: 100 training images, recall 90.0%" in chart
+    assert collect_frequency(recalls, train([10, 10, 9])) is None and collect_frequency(recalls, {}) is None

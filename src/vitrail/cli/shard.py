@@ -45,7 +45,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Answer:
-    from vitrail.console import progress_bar
+    from vitrail.console import log, progress_bar
     from vitrail.data.open import open_source
     from vitrail.data.shards.storage import is_remote
     from vitrail.data.shards.writer import count_images, mixed_formats_note, write_shards
@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise UsageError("shards are written to a disk of this machine", "copy the folder to its address afterwards")
     started = time.perf_counter()
     source = open_source(arguments.data, missing_ok=arguments.skip_unreadable, task=arguments.task)
+    if any(listing.groups is not None for listing in source.splits.values()):
+        log("warning: shards do not store groups; train on them with --group-pattern, or on the table")
     with progress_bar("writing shards", count_images(source)) as progress:
         written = write_shards(
             source,
