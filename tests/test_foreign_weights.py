@@ -331,6 +331,21 @@ def test_a_processors_numbers_are_honored(case: str, tmp_path: Path):
     assert (ours - theirs[..., :32, :32]).abs().max() / theirs.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"problem_type": "multi_label_classification"}, "its outputs are not one label per image"),
+        ({"problem_type": "regression", "num_labels": 1}, "its outputs are not one label per image"),
+        ({"num_labels": 1}, "a single output"),
+    ],
+)
+def test_a_model_whose_outputs_are_no_classes_is_refused(change: dict[str, object], sentence: str, tmp_path: Path):
+    """transformers gives these a sigmoid, or none: the probabilities of a softmax would be wrong."""
+    hf.ViTForImageClassification(hf.ViTConfig(**{**TINY_HF, **change})).save_pretrained(tmp_path)
+    with pytest.raises(VitrailError, match=sentence):
+        vitrail.load(tmp_path)
+
+
 CHANGED = {
     "no resizing": ({"do_resize": False}, "preprocessor_config.json has do_resize=false"),
     "no mean": ({"image_mean": ...}, "preprocessor_config.json lacks 'image_mean'"),

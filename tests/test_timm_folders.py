@@ -171,6 +171,7 @@ REFUSED = {
     "no positions": ({"pos_embed": "none", "class_token": False, "global_pool": "avg"}, "pos_embed='none' makes"),
     "rectangles": ({"patch_size": (8, 4)}, "are not square"),
     "activation": ({"act_layer": "relu"}, "activation 'relu' is not known"),
+    "padding": ({"img_size": 36, "dynamic_img_size": True, "dynamic_img_pad": True}, "dynamic_img_pad pads images"),
 }
 
 

@@ -25,9 +25,23 @@ def parse_hf_config(document: Document) -> tuple[str, ViTConfig, tuple[str, ...]
             did_you_mean(str(model_type), READERS),
         )
     architecture = (document.get("architectures") or [""])[0]
+    if "ForImageClassification" in architecture:
+        check_problem(document)
     classes = parse_classes(document) if "ForImageClassification" in architecture else ()
     layout, config = READERS[model_type](document, architecture, len(classes))
     return layout, config, classes
+
+
+def check_problem(document: Document) -> None:
+    """Raises `UsageError` for outputs that are not the classes of one label per image: softmax would be wrong."""
+    problem = document.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise UsageError(
+            f"config.json has the problem_type {problem!r}: its outputs are not one label per image",
+            "vitrail gives each image one label",
+        )
+    if len(document.get("id2label") or "two") == 1:
+        raise UsageError("a classifier with a single output has no softmax", "it needs at least two classes")
 
 
 def parse_classes(document: Document) -> tuple[str, ...]:

@@ -41,7 +41,9 @@ def parse_timm_config(document: Document) -> ParsedConfig:
     pretrained = document.get("pretrained_cfg") or {}
     tokens, config = parse_arguments(arguments, card, architecture)
     base = card.build_config()
-    size, _ = split_image_size(parse_image_size(arguments, pretrained, base), config.patch)
+    size, rest = split_image_size(parse_image_size(arguments, pretrained, base), config.patch)
+    if arguments.get("dynamic_img_pad") and any(rest):
+        raise UsageError("timm's dynamic_img_pad pads images of this size; vitrail does not", "use another img_size")
     classes = document.get("num_classes", arguments.get("num_classes", base.classes))
     config = replace(config, image_size=to_image_size(size), classes=classes)
     return ParsedConfig(
