@@ -56,6 +56,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         choices=get_args(TaskName),
+        metavar="|".join(get_args(TaskName)),
         help="one class per image, or any number of labels (default: as the data are)",
     )
 

@@ -20,6 +20,7 @@ METAVARS = {  # where the type and the bounds do not say it
     "image_size": "PIXELS",
     "patch": "PIXELS",
     "freeze": "COUNT|backbone|PATTERNS",
+    "group_pattern": "REGEX",
     "max_megapixels": "MEGAPIXELS",
 }
 
