@@ -278,7 +278,10 @@ def test_a_module_in_memory_is_evaluated_but_not_saved_without_a_name(colors: Pa
         clf.save(tmp_path / "x.safetensors")
     with pytest.raises(UsageError, match="knows no Vision Transformer of type torch.nn"):
         vitrail.evaluate(nn.Linear(3, 3), colors)
-    clf.architecture = "cnn"
+    clf.architecture, clf.task = "cnn", "multi_label"
+    with pytest.raises(UsageError, match="is saved for one class per image"):
+        clf.save(tmp_path / "x.safetensors")
+    clf.task = "single_label"
     clf.save(tmp_path / "x.safetensors")
     assert torch.equal(
         vitrail.load_any(tmp_path / "x.safetensors").logits(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)),

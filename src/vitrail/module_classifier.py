@@ -86,6 +86,11 @@ class ModuleClassifier(BaseClassifier):
 
     def save(self, path: str | Path) -> None:
         """Writes the artifact atomically; raises `UsageError` if no registered builder is named."""
+        if self.task != SINGLE_LABEL:
+            raise UsageError(
+                "a model that is not a ViT is saved for one class per image, and this one has several labels",
+                "use a ViT",
+            )
         check_origin(self.origin)
         architecture = self.config.architecture
         weights = {name: each.detach().cpu().contiguous() for name, each in self.module.state_dict().items()}
