@@ -116,7 +116,7 @@ def average_scores(outcome: MultiLabelOutcome, seed: int = 0) -> dict[str, Any]:
     """Returns mAP, macro F1 and micro F1 with their 95% intervals, a percentile bootstrap over images, or groups.
 
     Averages are over the classes that have images. Where every resample gives 1, the interval is Wilson's for as many
-    successes as images.
+    successes as images, or groups.
     """
     has_images = outcome.labels.any(axis=0)
     hits = ((outcome.labels == 1) & outcome.predicted).astype(float)
@@ -143,7 +143,8 @@ def average_scores(outcome: MultiLabelOutcome, seed: int = 0) -> dict[str, Any]:
         "macro_f1": float(f1[has_images].mean()) if has_images.any() else 0.0,
         "micro_f1": float(f1_scores(hits.sum(), misses.sum())),
     }
-    intervals = {f"{name}_interval": bootstrap_interval(np.concatenate(drawn[name]), n) for name in drawn}
+    n_units = int(units.max()) + 1
+    intervals = {f"{name}_interval": bootstrap_interval(np.concatenate(drawn[name]), n_units) for name in drawn}
     return {**scores, **intervals, "per_class_map": np.concatenate(per_class), "resamples": resamples}
 
 
@@ -155,7 +156,7 @@ def mean_of_numbers(values: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_interval(resampled: np.ndarray, n: int) -> list[float] | None:
-    """Returns the percentile interval of resampled values; None if none is a number."""
+    """Returns the percentile interval of resampled values; None if none is a number. `n` units were resampled."""
     values = resampled[~np.isnan(resampled)]
     if not len(values):
         return None

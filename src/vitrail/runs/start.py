@@ -69,7 +69,10 @@ def build_classifier(
         torch.manual_seed(recipe.seed)
         theirs_classes = theirs.classes if theirs.task == splits.train.task else ()  # a head of another task is no use
         vit, head = transfer_weights(theirs.vit, theirs_classes, config, splits.classes)
-        log(describe_head(head, theirs_classes, splits.classes) + refit_note(recipe, head))
+        if theirs.task == splits.train.task:
+            log(describe_head(head, theirs.classes, splits.classes) + refit_note(recipe, head))
+        else:
+            log(f"a new head of {len(splits.classes)} classes replaces the head for {TASKS[theirs.task].description}")
         origin = {"from": pretrained.origin(head)}
     else:
         config, preprocess = resolve_model(recipe, splits)
