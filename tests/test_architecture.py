@@ -17,6 +17,7 @@ ROOT = Path(vitrail.__file__).parent
 LAYERS = [
     {
         "annotation_files",
+        "documents",
         "version",
         "errors",
         "options",

@@ -188,7 +188,7 @@ class Predictions(Sequence[ImagePrediction]):
         skipped = f", {len(self.errors)} skipped" if self.errors else ""
         return f"Predictions({len(self)} images, {len(self.classes)} classes{skipped})"
 
-    def to_columns(self) -> dict[str, list[Any]]:
+    def to_columns(self) -> dict[str, list[str | None] | list[float | None]]:
         """Returns the columns of the table that `vitrail predict --out` writes, each with a value for each image.
 
         They are path, label, probability, label_2, probability_2, ... and error. With several labels per image they are
@@ -196,13 +196,11 @@ class Predictions(Sequence[ImagePrediction]):
         from a file; the values of a skipped image are None.
         """
         rows = [list(each) for each in self]
-        columns: dict[str, list[Any]] = {"path": list(self.paths)}
+        columns: dict[str, list[str | None] | list[float | None]] = {"path": list(self.paths)}
         if self.task == MULTI_LABEL:
-            columns |= {name: [] for name in JOINED_COLUMNS}
-            for i, row in enumerate(rows):
-                texts = (None, None) if i in self.errors else join_predictions(row)
-                for name, text in zip(JOINED_COLUMNS, texts, strict=True):
-                    columns[name].append(text)
+            texts = [(None, None) if i in self.errors else join_predictions(row) for i, row in enumerate(rows)]
+            for k, name in enumerate(JOINED_COLUMNS):
+                columns[name] = [each[k] for each in texts]
             return {**columns, "error": [self.errors.get(i) for i in range(len(self))]}
         for k in range(min(self.top, len(self.classes))):
             suffix = "" if k == 0 else f"_{k + 1}"

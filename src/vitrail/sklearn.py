@@ -22,6 +22,7 @@ from vitrail import console
 from vitrail.classifier import Classifier
 from vitrail.data.image_input import to_pixels
 from vitrail.data.source import Listing, Source
+from vitrail.documents import RunResult
 from vitrail.errors import VitrailError
 from vitrail.interrupts import Interrupted
 from vitrail.runs.pretrained import Model
@@ -136,7 +137,7 @@ class VitrailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 **(self.changes or {}),
             )
         self.classifier_: Classifier = run.classifier
-        self.result_: dict[str, Any] = run.result
+        self.result_: RunResult = run.result
         self.columns_ = [run.classifier.classes.index(name) for name in names]
         return self
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.documents import EarlyStop, RunResult
 from vitrail.errors import UsageError, VitrailError
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class CallbackState:
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the step or the epoch; names as in metrics.jsonl
     best_epoch: int | None = None  # the epoch whose weights are kept, by validation; 0 is the start
     evaluation: SplitScores | None = None  # the scores that were just measured
-    stopped_early: Mapping[str, Any] | None = None  # epoch, step, callback and reason of an early stop
-    result: Mapping[str, Any] | None = None  # content of result.json, once the run is scored
+    stopped_early: EarlyStop | None = None  # epoch, step, callback and reason of an early stop
+    result: RunResult | None = None  # content of result.json, once the run is scored
     error: str | None = None  # what ended the run, if it did not finish
     get_classifier: "Callable[[], Classifier | None]" = field(default=lambda: None, repr=False)
     request_stop: Callable[[str], None] = field(default=lambda reason: None, repr=False)

@@ -156,7 +156,7 @@ def predict_into_folder(arguments: argparse.Namespace) -> Answer:
     summary = predict_all(arguments.model, arguments.images, arguments.out, **options)
     if summary.over_8_bits_example:
         log(f"warning: {describe_over_8_bits(summary.over_8_bits, summary.over_8_bits_example)}")
-    return Answer(summary.to_json(), describe_summary(summary), code=1 if summary.unreadable else 0)
+    return Answer({**summary.to_json()}, describe_summary(summary), code=1 if summary.unreadable else 0)
 
 
 def describe_summary(summary: PredictSummary) -> list[Any]:

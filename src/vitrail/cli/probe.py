@@ -20,6 +20,7 @@ from vitrail.cli.arguments import (
     positive_number,
 )
 from vitrail.cli.parser import Parser
+from vitrail.documents import ProbeScores
 from vitrail.errors import UsageError
 from vitrail.options import option_parser
 
@@ -90,10 +91,10 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.out:
         write_json(Path(arguments.out), document)
         lines.append(f"written: {arguments.out}")
-    return Answer(document, lines)
+    return Answer({**document}, lines)
 
 
-def describe_scores(scores: dict[str, Any], name: str) -> str:
+def describe_scores(scores: ProbeScores, name: str) -> str:
     from vitrail.evaluation.evaluation import describe_scored_images
 
     low, high = scores["accuracy_interval"]

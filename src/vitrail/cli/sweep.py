@@ -13,13 +13,15 @@ another. The trials are in an SQLite file, whose locks some network file systems
 """
 
 import argparse
+import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_data, add_engine, count
 from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
+from vitrail.documents import SweepResult, TrialRow
 from vitrail.errors import UsageError
 from vitrail.sweeps.config import Metric, Pruner, Sampler
 from vitrail.sweeps.space import format_value, load_space, parse_vary
@@ -103,10 +105,10 @@ def run(arguments: argparse.Namespace) -> Answer:
         torch_files=arguments.torch_files,
         **changes,
     )
-    return Answer(result.to_json(), describe_result(result.result, result.folder), 0 if result.best else 1)
+    return Answer({**result.to_json()}, describe_result(result.result, result.folder), 0 if result.best else 1)
 
 
-def describe_result(result: dict[str, Any], folder: Path) -> list[str]:
+def describe_result(result: SweepResult, folder: Path) -> list[str]:
     """Returns the table, how reliable it is, and the next command, as lines."""
     from vitrail.runs.result import describe_scores
     from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE
@@ -117,7 +119,7 @@ def describe_result(result: dict[str, Any], folder: Path) -> list[str]:
     best = result["best"]
     if best is None:
         return [*lines, f"no trial is complete; files are in {folder}"]
-    low, high = best["accuracy_interval"]
+    low, high = best["accuracy_interval"] or (math.nan, math.nan)
     lines.append(
         f"best on validation: trial {best['trial']}, accuracy {best['accuracy']:.4f} (95% interval {low:.4f} to "
         f"{high:.4f}, {result['validation_images']} images), optimistic: the best of all trials on this score"
@@ -150,13 +152,13 @@ def describe_result(result: dict[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def format_table(rows: list[dict[str, Any]]) -> list[str]:
+def format_table(rows: list[TrialRow]) -> list[str]:
     """Returns the trials as lines of aligned columns."""
     fields = list(rows[0]["values"]) if rows else []
     cells = [["rank", "trial", *fields, "accuracy", "95% interval", "loss", "epochs", "seconds", ""]]
     for row in rows:
         scores = ["-"] * 5
-        if row["accuracy"] is not None:
+        if row["accuracy"] is not None and row["accuracy_interval"] is not None:
             low, high = row["accuracy_interval"]
             scores = [f"{row['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['loss']:.4f}", str(row["epochs"])]
             scores.append(f"{row['seconds']:.0f}")

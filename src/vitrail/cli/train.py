@@ -23,6 +23,7 @@ from vitrail.errors import UsageError, VitrailError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vitrail.documents import RunResult
     from vitrail.runs.result import Run
 
 
@@ -143,7 +144,7 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
         if not arguments.json:  # the scores are on stdout already
             raise
         log(str(error))
-        return Answer(error.run.to_json(), code=error.exit_code)
+        return Answer({**error.run.to_json()}, code=error.exit_code)
     lines = [f"files are in {run.folder}"]
     for name, description in (
         ("classifier.safetensors", "the classifier"),
@@ -155,7 +156,7 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
     ):
         if Path(run.folder, name).exists():
             lines.append(f"  {run.folder / name}  {description}")
-    return Answer(run.to_json(), lines)
+    return Answer({**run.to_json()}, lines)
 
 
 def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
@@ -200,9 +201,9 @@ def make_fold_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def print_result(folder: Path, result: dict[str, Any]) -> None:
+def print_result(folder: Path, result: RunResult) -> None:
     """Prints the scores to stdout at once, before pictures and report are made."""
     from vitrail.runs.result import describe_result
 
     with ignore_closed_stdout():
-        print_answer(Answer(result, list(describe_result(result))), as_json=False)
+        print_answer(Answer({**result}, list(describe_result(result))), as_json=False)

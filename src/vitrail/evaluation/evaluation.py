@@ -1,6 +1,6 @@
 """Scores of a classifier on labeled images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,7 @@ from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
+from vitrail.documents import Averages, EvaluationDocument, Scores
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.group_scores import GroupScores, score_groups
 from vitrail.evaluation.metrics import (
@@ -59,23 +60,25 @@ class Evaluation:
         return None if self.outcome.groups is None else score_groups(self.outcome.groups, self.outcome.correct)
 
     @cached_property
-    def averages(self) -> dict[str, Any]:
+    def averages(self) -> Averages:
         """Balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval."""
         return average_scores(self.outcome)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Scores:
         """Returns the scores over all images. Balanced accuracy and macro F1 count all classes alike.
 
         It has `top5` only with more than five classes, `groups` only if the images have groups, and `optimistic` only
         if that is true. `loss` is the negative log-likelihood; `ece_corrected` is the calibration error without its
         bias.
         """
-        calibration = measure_calibration_error(self.outcome)
-        return {
+        calibration, averages = measure_calibration_error(self.outcome), self.averages
+        scores: Scores = {
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
-            **{key: self.averages[key] for name in AVERAGES for key in (name, f"{name}_interval")},
-            **({"top5": top_k_accuracy(self.outcome)} if len(self.outcome.classes) > TOP_K else {}),
+            "balanced_accuracy": averages["balanced_accuracy"],
+            "balanced_accuracy_interval": averages["balanced_accuracy_interval"],
+            "macro_f1": averages["macro_f1"],
+            "macro_f1_interval": averages["macro_f1_interval"],
             "loss": self.outcome.loss,
             "ece": calibration.ece,
             "ece_corrected": calibration.corrected,
@@ -84,21 +87,26 @@ class Evaluation:
             "temperature": self.temperature,
             "images": self.images,
             "unreadable": len(self.outcome.unreadable),  # skipped, not in `images`
-            **({"groups": self.groups.summary()} if self.groups else {}),
-            **({"metrics": self.metrics} if self.metrics else {}),
-            **({"optimistic": True} if self.optimistic else {}),
         }
+        if len(self.outcome.classes) > TOP_K:
+            scores["top5"] = top_k_accuracy(self.outcome)
+        if self.groups:
+            scores["groups"] = self.groups.summary()
+        if self.metrics:
+            scores["metrics"] = self.metrics
+        if self.optimistic:
+            scores["optimistic"] = True
+        return scores
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> EvaluationDocument:
         """Returns the summary, the scores of each class, the confusion matrix, and the prediction of each image."""
         outcome, classes = self.outcome, self.outcome.classes
         matrix = confusion_matrix(outcome)
         predictions = zip(outcome.paths, outcome.labels, outcome.predicted, outcome.probabilities, strict=True)
-        return {
-            **self.summary(),
+        document: EvaluationDocument = {
+            **self.summary(),  # type: ignore[typeddict-item]  # mypy: `per_group` could be in it
             "data": self.description,
             "per_class": per_class_scores(outcome),
-            **({"per_group": self.groups.rows()} if self.groups else {}),
             "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
             "most_confused": most_confused_pairs(matrix, classes),
             "unreadable_files": [{"path": error.name, "error": error.reason} for error in outcome.unreadable],
@@ -112,9 +120,12 @@ class Evaluation:
                 for path, true, predicted, probabilities in predictions
             ],
         }
+        if self.groups:
+            document["per_group"] = self.groups.rows()
+        return document
 
 
-def describe_averages(scores: dict[str, Any]) -> str:
+def describe_averages(scores: Mapping[str, Any]) -> str:
     """Returns balanced accuracy and macro F1 of a summary with their intervals as text."""
     parts = []
     for name in AVERAGES:
@@ -123,7 +134,7 @@ def describe_averages(scores: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def describe_scored_images(scores: dict[str, Any]) -> str:
+def describe_scored_images(scores: Mapping[str, Any]) -> str:
     """Returns the number of images of a summary as text, with a note if the scores are optimistic."""
     return f"{scores['images']} images" + (f", {OPTIMISTIC_NOTE}" if scores.get("optimistic") else "")
 

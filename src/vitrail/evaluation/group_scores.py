@@ -4,11 +4,11 @@ Images of a group are alike, so they are not independent: intervals are those of
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from vitrail.data.strings import factorize
+from vitrail.documents import GroupRow, GroupSummary
 from vitrail.intervals import (
     Interval,
     grouped_proportion_interval,
@@ -34,7 +34,7 @@ class GroupScores:
         """The 95% interval of the accuracy of all images, if groups are drawn."""
         return grouped_proportion_interval(self.correct, self.images)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> GroupSummary:
         """Returns the number of groups, their lowest, median and highest accuracy, and the test that they differ.
 
         `differ_p_value` is that of the hypothesis that all groups have the same accuracy; `worse` are groups that are
@@ -61,7 +61,7 @@ class GroupScores:
         worse = large[rejected]
         return [int(g) for g in worse[np.argsort((self.correct / self.images)[worse], kind="stable")]]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[GroupRow]:
         """Returns images, accuracy and its interval of each group, the lowest accuracy first."""
         accuracy = self.correct / self.images
         return [
@@ -82,7 +82,7 @@ def score_groups(groups: tuple[str, ...], correct: np.ndarray) -> GroupScores:
     return GroupScores(tuple(names), images, np.bincount(codes, correct, minlength=len(names)).astype(int))
 
 
-def describe_groups(summary: dict[str, Any]) -> str:
+def describe_groups(summary: GroupSummary) -> str:
     """Returns a sentence on how accuracy differs between groups; `summary` is that of `GroupScores`."""
     worse = summary["worse"]
     verdict = f"worse than the others: {', '.join(worse[:3])}{' ...' if len(worse) > 3 else ''}"

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitrail.data.strings import factorize
+from vitrail.documents import Averages, ClassScores, ConfusedPair
 from vitrail.errors import UsageError, first_line
 from vitrail.evaluation.group_scores import score_groups
 from vitrail.evaluation.outcome import Outcome
@@ -90,7 +91,7 @@ def confusion_matrix(outcome: Outcome) -> np.ndarray:
     return matrix
 
 
-def per_class_scores(outcome: Outcome) -> dict[str, dict[str, Any]]:
+def per_class_scores(outcome: Outcome) -> dict[str, ClassScores]:
     """Returns precision, recall, F1 and the number of images of each class.
 
     Recall is None for a class without images, precision is None for a class that is never predicted.
@@ -112,7 +113,7 @@ def per_class_scores(outcome: Outcome) -> dict[str, dict[str, Any]]:
     }
 
 
-def most_confused_pairs(matrix: np.ndarray, classes: tuple[str, ...], max_pairs: int = 10) -> list[dict[str, Any]]:
+def most_confused_pairs(matrix: np.ndarray, classes: tuple[str, ...], max_pairs: int = 10) -> list[ConfusedPair]:
     """Returns the (true, predicted) pairs with the most errors, each with its number of images."""
     errors = matrix.copy()
     np.fill_diagonal(errors, 0)
@@ -123,7 +124,7 @@ def most_confused_pairs(matrix: np.ndarray, classes: tuple[str, ...], max_pairs:
     ]
 
 
-def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) -> Averages:
     """Returns balanced accuracy, macro F1 and the F1 of every class, each with its 95% interval.
 
     The interval of macro F1 is a percentile bootstrap: resampling images is resampling cells of the confusion matrix.
@@ -157,7 +158,8 @@ def average_scores(outcome: Outcome, resamples: int = RESAMPLES, seed: int = 0) 
             macro_f1_interval = widen_for_groups(macro_f1_interval, float(scores["macro_f1"]), groups)
     errors = true_counts + predicted_counts - 2 * correct_counts
     return {
-        **{name: float(scores[name]) for name in AVERAGES},
+        "balanced_accuracy": float(scores["balanced_accuracy"]),
+        "macro_f1": float(scores["macro_f1"]),
         "balanced_accuracy_interval": list(balanced_interval),
         "macro_f1_interval": list(macro_f1_interval),
         "f1_intervals": {

@@ -6,7 +6,6 @@ A fine-tuned model should score higher than both.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import group_as_trained
 from vitrail.data.split import Splits, build_splits
+from vitrail.documents import LinearScores, ProbeDocument, ProbeScores
 from vitrail.errors import UsageError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.features import extract_features
@@ -44,25 +44,23 @@ class Probe:
     seconds: float  # for the linear head: to extract the features that are not in the cache, and to fit
     unreadable: dict[str, int] = field(default_factory=dict)  # skipped images per split
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ProbeDocument:
         """Returns both scores and the settings that they depend on."""
         penalty_was_chosen = len(self.head.scores_by_penalty) > 1
-        optimistic = self.split == "validation" and penalty_was_chosen  # chosen on the scored images
+        linear: LinearScores = {**summarize_scores(self.linear), "penalty": self.head.penalty}  # type: ignore[typeddict-item]
+        if self.split == "validation" and penalty_was_chosen:  # chosen on the scored images
+            linear["optimistic"] = True
         return {
             "split": self.split,
             "train_images": self.train_images,
             "unreadable": self.unreadable,
             "seconds": round(self.seconds, 3),
             "knn": {**summarize_scores(self.knn), "k": self.k, "temperature": self.temperature},
-            "linear": {
-                **summarize_scores(self.linear),
-                "penalty": self.head.penalty,
-                **({"optimistic": True} if optimistic else {}),
-            },
+            "linear": linear,
         }
 
 
-def summarize_scores(evaluation: Evaluation | None) -> dict[str, Any]:
+def summarize_scores(evaluation: Evaluation | None) -> ProbeScores:
     """Returns accuracy, its interval and the number of images; empty without an evaluation."""
     if evaluation is None:
         return {}

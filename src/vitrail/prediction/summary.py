@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrail.documents import PredictTotals
 from vitrail.prediction.folder import MAX_EXAMPLES, PredictionFolder
 from vitrail.prediction.listing import Part
 
@@ -28,10 +29,19 @@ class PredictSummary:
     images_now: int = 0  # images predicted in these seconds
     complete: bool = False  # whether all slices are done
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> PredictTotals:
         rate = self.images_now / self.seconds if self.seconds else 0.0
         return {
-            **{name: value for name, value in vars(self).items() if name not in ("out", "examples", "images_now")},
+            "images": self.images,
+            "unreadable": self.unreadable,
+            "labels": self.labels,
+            "parts": self.parts,
+            "parts_done": self.parts_done,
+            "over_8_bits": self.over_8_bits,
+            "over_8_bits_example": self.over_8_bits_example,
+            "resumed": self.resumed,
+            "seconds": self.seconds,
+            "complete": self.complete,
             "out": str(self.out),
             "images_per_second": round(rate, 2),
             "unreadable_files": [{"path": path, "error": error} for path, error in self.examples],

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from vitrail.classifier import Classifier
 from vitrail.data.images import Images
+from vitrail.documents import EarlyStop
 from vitrail.evaluation import Evaluation
 
 CPU_BUDGET = 1e13  # multiply-adds for maps and their scores: one or two minutes on two cores
@@ -46,7 +47,7 @@ class Subject:
     split: str = "test"
     splits: dict[str, Images] = field(default_factory=dict)
     training_metrics: list[dict[str, Any]] = field(default_factory=list)
-    stopped_early: dict[str, Any] | None = None
+    stopped_early: EarlyStop | None = None
     model_path: str = ""
     command: str = ""
     skip_unreadable: bool = False

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -11,6 +11,7 @@ from vitrail.console import log, progress_bar
 from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.data.split import Splits
+from vitrail.documents import EarlyStop, RunResult
 from vitrail.errors import VitrailError
 from vitrail.evaluation.fitting import calibrate_classifier, calibrated_outcome
 from vitrail.evaluation.outcomes import AnyEvaluation, AnyOutcome, compute_any_outcome, evaluate_any, score_any
@@ -53,7 +54,7 @@ class TrainedRun:
     probes: Probe | None = None  # of the pretrained weights
     validation_outcome: AnyOutcome | None = None  # of the saved weights, if it is known
     best_epoch: int | None = None  # whose weights are kept, by validation; 0 is the start; None without validation
-    stopped_early: dict[str, Any] | None = None  # epoch, epochs, step, callback and reason
+    stopped_early: EarlyStop | None = None  # epoch, epochs, step, callback and reason
 
     @property
     def scored_split(self) -> str:
@@ -86,10 +87,10 @@ def is_finished(trained: TrainedRun) -> bool:
     return trained.scored_images is None or trained.scored_split in load_result(trained.folder)
 
 
-def load_result(folder: RunFolder) -> dict[str, Any]:
+def load_result(folder: RunFolder) -> RunResult:
     """Returns the content of result.json; raises `VitrailError` if it is damaged."""
     try:
-        return read_json_object(folder.result_file)
+        return cast(RunResult, read_json_object(folder.result_file))
     except (OSError, ValueError) as error:
         raise VitrailError(f"{folder.result_file} is damaged ({error})", "remove it, then --resume") from None
 
@@ -133,7 +134,7 @@ def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
     if splits.validation is not None:
         uncalibrated = trained.validation_outcome or outcome_on_validation(classifier, splits.validation, trained)
         classifier = calibrate_classifier(classifier, uncalibrated)
-    result: dict[str, Any] = {"seconds": round(trained.seconds, 3)}
+    result: RunResult = {"seconds": round(trained.seconds, 3)}
     if trained.best_epoch is not None:
         result["best_epoch"] = trained.best_epoch
     if trained.stopped_early:
@@ -146,7 +147,7 @@ def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
     else:
         known = calibrated_outcome(uncalibrated, classifier) if uncalibrated and is_optimistic(trained) else None
         evaluation = evaluate_held_out(classifier, images, trained, known)
-        result |= summarize(classifier, evaluation, trained)
+        result = cast(RunResult, {**result, **summarize(classifier, evaluation, trained)})
         classifier.save(trained.folder.artifact)
     write_json(trained.folder.result_file, result)
     return make_run(trained.folder.path, classifier, result), evaluation
@@ -220,8 +221,5 @@ def summarize(classifier: TorchClassifier, evaluation: AnyEvaluation, trained: T
     if trained.probes is None:
         return {split: scores}
     probes = trained.probes.to_json()
-    return {
-        split: scores,
-        "probe": probes,
-        "verdict": compare_with_probes(classifier, scores, probes, trained.best_epoch),
-    }
+    verdict = compare_with_probes(classifier, scores, probes, trained.best_epoch)
+    return {split: scores, "probe": probes, "verdict": verdict}

@@ -25,6 +25,7 @@ from typing import Any
 from vitrail.classifier import ARTIFACT_NAME
 from vitrail.data.addresses import PYTHON_PREFIX
 from vitrail.data.shards.index import SPLITS
+from vitrail.documents import EarlyStop
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import check_writable, describe_write_error, fsync, read_json_object, write_text
 from vitrail.parts import require_parts
@@ -197,7 +198,7 @@ class RunFolder:
                 break  # a killed run may leave half a line; that epoch is trained again
         return rows
 
-    def load_early_stop(self) -> dict[str, Any] | None:
+    def load_early_stop(self) -> EarlyStop | None:
         """Returns when and why training stopped early; None if it did not, and without a readable result.json."""
         try:
             return read_json_object(self.result_file).get("stopped_early")

@@ -1,12 +1,11 @@
 """Probes of pretrained weights in a run: what their features are worth before training, and a head made of them."""
 
-from typing import Any
-
 import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data.split import Splits
+from vitrail.documents import ProbeDocument, ProbeScores, Scores
 from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.evaluation.probe import Probe, probe
 from vitrail.interrupts import Interrupted, catch_stop_signals
@@ -15,8 +14,6 @@ from vitrail.runs.folder import RunFolder
 from vitrail.training.curves import draw_curves
 from vitrail.training.recipe import Recipe
 from vitrail.training.transfer import set_head
-
-PROBE_NAMES = {"knn": "k-NN", "linear": "the linear probe"}
 
 
 def probe_pretrained(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
@@ -60,16 +57,16 @@ def save_linear_probe(classifier: Classifier, probes: Probe, folder: RunFolder) 
     draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty", log_x=True)
 
 
-def describe_probes(scores: dict[str, Any]) -> list[str]:
+def describe_probes(scores: ProbeDocument) -> list[str]:
     """Returns a line for the score of each probe; none if no image was held out."""
     if scores["split"] is None:
         return []
     lines = []
-    for name, description in (("knn", "{k} nearest neighbors"), ("linear", "a linear probe")):
-        probe_scores = scores[name]
+    descriptions = (f"{scores['knn']['k']} nearest neighbors", "a linear probe")
+    for probe_scores, description in zip((scores["knn"], scores["linear"]), descriptions, strict=True):
         low, high = probe_scores["accuracy_interval"]
         lines.append(
-            f"{description.format(**probe_scores)} on the pretrained features: {scores['split']} accuracy "
+            f"{description} on the pretrained features: {scores['split']} accuracy "
             f"{probe_scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
             f"{describe_scored_images(probe_scores)}"
         )
@@ -77,7 +74,7 @@ def describe_probes(scores: dict[str, Any]) -> list[str]:
 
 
 def compare_with_probes(
-    classifier: TorchClassifier, scores: dict[str, Any], probes: dict[str, Any], best_epoch: int | None = None
+    classifier: TorchClassifier, scores: Scores, probes: ProbeDocument, best_epoch: int | None = None
 ) -> str | None:
     """Returns a warning if a trained model is no more accurate than a probe, which costs next to nothing; else None.
 
@@ -90,8 +87,8 @@ def compare_with_probes(
             "training gained nothing: no epoch was better on validation than the weights at the start, which are kept; "
             "try a lower learning rate or more epochs, or use --recipe linear, which costs next to nothing"
         )
-    best = max(PROBE_NAMES, key=lambda name: float(probes[name]["accuracy"]))
-    name, probe_scores = PROBE_NAMES[best], probes[best]
+    both: list[tuple[str, ProbeScores]] = [("k-NN", probes["knn"]), ("the linear probe", probes["linear"])]
+    name, probe_scores = max(both, key=lambda each: each[1]["accuracy"])
     if scores["accuracy"] > probe_scores["accuracy"]:
         return None
     if scores["accuracy"] == probe_scores["accuracy"]:

@@ -9,11 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vitrail.console import log
 from vitrail.data.open import absolute_address
 from vitrail.data.source import name_of_data
+from vitrail.documents import RunResult
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import absolute_if_exists, read_json_object
 from vitrail.installation import install_hint
@@ -72,7 +73,7 @@ def train_on_ray(
     if "error" in answer:
         raise (UsageError if answer["is_usage_error"] else VitrailError)(answer["error"], answer["hint"])
     classifier = load_torch(folder.path, device=options.get("device") or "cpu")
-    return make_run(folder.path, classifier, read_json_object(folder.result_file))
+    return make_run(folder.path, classifier, cast(RunResult, read_json_object(folder.result_file)))
 
 
 def select_folder(data: str | Path, out: str | Path | None, resume: bool, options: dict[str, Any]) -> RunFolder:
@@ -153,7 +154,7 @@ def log_progress(folder: RunFolder, on_result: ResultCallback) -> Iterator[None]
                 log(f"epoch {row.get('epoch', '')}  {scores}")
             if not has_result and folder.is_finished():
                 has_result = True
-                on_result(folder.path, read_json_object(folder.result_file))
+                on_result(folder.path, cast(RunResult, read_json_object(folder.result_file)))
             if ends:
                 return
 

@@ -1,13 +1,14 @@
 """The result of a run: its scores, and the lines that describe them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from vitrail.callbacks.base import Callback, CallbackState
 from vitrail.classifier import Classifier
 from vitrail.console import log
+from vitrail.documents import RunDocument, RunResult, Scores
 from vitrail.evaluation.evaluation import describe_averages, describe_scored_images
 from vitrail.evaluation.group_scores import describe_groups
 from vitrail.evaluation.multi_label_evaluation import describe_label_averages
@@ -17,7 +18,13 @@ from vitrail.tasks import MULTI_LABEL, TASKS
 from vitrail.training.advice import describe_early_stop
 
 SCORE_NAMES = {"map": "mAP", "accuracy": "accuracy"}
-ResultCallback = Callable[[Path, dict[str, Any]], None]  # gets the run folder and the content of result.json
+ResultCallback = Callable[[Path, RunResult], None]  # gets the run folder and the content of result.json
+
+
+def scored_splits(result: RunResult) -> list[tuple[str, Scores]]:
+    """Returns the splits that have scores, with these."""
+    splits = {"test": result.get("test"), "validation": result.get("validation")}
+    return [(name, scores) for name, scores in splits.items() if scores]
 
 
 @dataclass(frozen=True)
@@ -26,16 +33,16 @@ class Run:
 
     folder: Path
     classifier: Classifier
-    result: dict[str, Any]
+    result: RunResult
 
     def __repr__(self) -> str:
         """A line with the scores; `result` has everything."""
-        splits = [split for split in ("test", "validation") if self.result.get(split)]
         name = TASKS[self.classifier.task].score
-        scores = ", ".join(f"{split} {SCORE_NAMES[name]} {self.result[split][name]:.4f}" for split in splits)
+        values = {split: cast(Mapping[str, float], scores)[name] for split, scores in scored_splits(self.result)}
+        scores = ", ".join(f"{split} {SCORE_NAMES[name]} {value:.4f}" for split, value in values.items())
         return f"Run({str(self.folder)!r}: {scores or 'no score'})"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> RunDocument:
         """Returns the folder and the scores."""
         return {"run": str(self.folder), **self.result}
 
@@ -47,17 +54,18 @@ class ModuleRun(Run):
     classifier: ModuleClassifier  # type: ignore[assignment]  # `train` tells by its arguments which run it returns
 
 
-def make_run(folder: Path, classifier: TorchClassifier, result: dict[str, Any]) -> Run:
+def make_run(folder: Path, classifier: TorchClassifier, result: RunResult) -> Run:
     """Returns the run of a classifier."""
     if isinstance(classifier, ModuleClassifier):
         return ModuleRun(folder, classifier, result)
     return Run(folder, classifier, result)
 
 
-def describe_scores(split: str, scores: dict[str, Any]) -> str:
+def describe_scores(split: str, scores: Scores) -> str:
     """Returns the scores with intervals, loss and number of images as text."""
     if scores.get("task") == MULTI_LABEL:
-        return f"{split} {describe_label_averages(scores)}, loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
+        averages = describe_label_averages({**scores})
+        return f"{split} {averages}, loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
     low, high = scores["accuracy_interval"]
     return (
         f"{split} accuracy {scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
@@ -65,22 +73,22 @@ def describe_scores(split: str, scores: dict[str, Any]) -> str:
     )
 
 
-def describe_result(result: dict[str, Any]) -> list[str]:
+def describe_result(result: RunResult) -> list[str]:
     """Returns the scores of a run, those of its probes, the verdict and the time of training, as lines."""
-    scored = [split for split in ("test", "validation") if result.get(split)]
-    lines = [describe_scores(split, result[split]) for split in scored]
-    lines += [describe_groups(result[split]["groups"]) for split in scored if "groups" in result[split]]
-    lines += [describe_averages(result[split]) for split in scored if "balanced_accuracy" in result[split]]
-    if result.get("probe"):
-        lines += describe_probes(result["probe"])
-    if result.get("verdict"):
-        lines.append(result["verdict"])
+    scored = scored_splits(result)
+    lines = [describe_scores(split, scores) for split, scores in scored]
+    lines += [describe_groups(scores["groups"]) for _, scores in scored if "groups" in scores]
+    lines += [describe_averages(scores) for _, scores in scored if "balanced_accuracy" in scores]
+    if probe := result.get("probe"):
+        lines += describe_probes(probe)
+    if verdict := result.get("verdict"):
+        lines.append(verdict)
     if stopped := result.get("stopped_early"):
         lines.append(describe_early_stop(stopped))
     return [*lines, f"trained in {result['seconds']:.0f} s"]
 
 
-def log_result(folder: Path, result: dict[str, Any]) -> None:
+def log_result(folder: Path, result: RunResult) -> None:
     """Prints the result to stderr."""
     for line in describe_result(result):
         log(line)
@@ -96,8 +104,8 @@ class ResultPrinter(Callback):
     def on_evaluation_end(self, state: CallbackState) -> None:
         if state.result is not None:
             self.has_shown = True
-            self.show(state.folder, dict(state.result))
+            self.show(state.folder, cast(RunResult, dict(state.result)))
 
     def on_run_end(self, state: CallbackState) -> None:
         if state.result is not None and not self.has_shown:  # a run without scores
-            self.show(state.folder, dict(state.result))
+            self.show(state.folder, cast(RunResult, dict(state.result)))

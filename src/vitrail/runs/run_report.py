@@ -1,10 +1,9 @@
 """The report of a run, which may take a part of the time that training took."""
 
-from typing import Any
-
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
 from vitrail.data.split import Splits
+from vitrail.documents import EarlyStop
 from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
 from vitrail.evaluation.outcomes import AnyEvaluation
 from vitrail.report import Subject, report_command, write_report
@@ -32,7 +31,7 @@ def write_run_report(
     split: str,
     splits: Splits,
     training_s: float,
-    stopped_early: dict[str, Any] | None = None,
+    stopped_early: EarlyStop | None = None,
 ) -> None:
     """Writes report.html and report.json into the run folder, and prints what was left out to save time."""
     by_name = splits.as_dict()

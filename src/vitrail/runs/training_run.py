@@ -2,10 +2,11 @@
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from vitrail.data.loader import count_batches
 from vitrail.data.split import Splits
+from vitrail.documents import EarlyStop
 from vitrail.evaluation.outcomes import AnyOutcome
 from vitrail.interrupts import Interrupted
 from vitrail.machine import describe_numerics
@@ -43,7 +44,7 @@ class Progress:
     unreadable: int = 0  # images of the current epoch that could not be read
     numerics: dict[str, Any] = field(default_factory=dict)  # hardware and software that decide the last bits of a sum
     callbacks: dict[str, Any] = field(default_factory=dict)  # the states of callbacks, by name
-    stopped_early: dict[str, Any] | None = None  # epoch, epochs, step, callback and reason, once training has stopped
+    stopped_early: EarlyStop | None = None  # epoch, epochs, step, callback and reason, once training has stopped
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -176,7 +177,8 @@ class TrainingRun:
         if self.progress.stopped_early is None and (stop := self.hooks.agree_on_stop()):
             epoch = -(-self.state.step // self.steps_per_epoch)
             if self.state.step < self.total_steps:
-                self.progress.stopped_early = {"epoch": epoch, "epochs": self.epochs, "step": self.state.step, **stop}
+                moment = {"epoch": epoch, "epochs": self.epochs, "step": self.state.step}
+                self.progress.stopped_early = cast(EarlyStop, {**moment, **stop})
         return self.progress.stopped_early is not None
 
     def describe_numerics(self) -> dict[str, Any]:

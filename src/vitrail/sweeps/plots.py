@@ -1,13 +1,13 @@
 """Two pictures of a sweep: accuracy by each field, and each trial as a line through all fields."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitrail.files import write_atomically
-from vitrail.sweeps.results import Row
 from vitrail.sweeps.space import Axis, Range, Space, format_value
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def scale_to_unit(axis: Axis, value: Any) -> float:
     return (axis_coordinate(axis, value) - ticks[0]) / ((ticks[-1] - ticks[0]) or 1.0)
 
 
-def draw_slices(space: Space, rows: list[Row], path: Path) -> None:
+def draw_slices(space: Space, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws a panel for each field: complete trials with 95% intervals, pruned ones hollow, the best one circled."""
     from matplotlib.figure import Figure
 
@@ -64,7 +64,7 @@ def draw_slices(space: Space, rows: list[Row], path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-def draw_slice(panel: "Axes", name: str, axis: Axis, rows: list[Row]) -> None:
+def draw_slice(panel: "Axes", name: str, axis: Axis, rows: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy by one field."""
     for state, (edge_color, face_color) in STATE_COLORS.items():
         trials = [row for row in rows if row["state"] == state and row["accuracy"] is not None]
@@ -85,7 +85,7 @@ def draw_slice(panel: "Axes", name: str, axis: Axis, rows: list[Row]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def draw_parallel(space: Space, rows: list[Row], path: Path) -> None:
+def draw_parallel(space: Space, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws each trial as a line through its values, colored by its accuracy; pruned trials are dashed."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -1,6 +1,7 @@
 """Runs the trials of a sweep and prints their progress."""
 
 import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -41,7 +42,7 @@ class SweepProgress:
         self.bar.advance(len(new), note=self.describe_best(rows))
         return len(self.finished)
 
-    def describe_best(self, rows: list[dict[str, Any]]) -> str:
+    def describe_best(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Returns the best complete trial; empty if none is complete."""
         if not rows or rows[0]["state"] != "complete":
             return ""

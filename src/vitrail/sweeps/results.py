@@ -3,8 +3,9 @@
 import csv
 import io
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from vitrail.documents import SweepResult
 from vitrail.files import write_json, write_text
 from vitrail.plugins import loaded_plugins
 from vitrail.sweeps.config import Metric, SweepConfig
@@ -26,7 +27,7 @@ SCORES = (
     "accuracy", "accuracy_interval", "balanced_accuracy", "balanced_accuracy_interval", "macro_f1", "macro_f1_interval",
     "loss", "epochs", "seconds",
 )  # fmt: skip
-Row = dict[str, Any]  # a trial in the table
+Row = dict[str, Any]  # a trial in the table, `TrialRow`
 
 
 def build_table(config: SweepConfig, study: SweepStudy) -> list[Row]:
@@ -65,13 +66,13 @@ def trial_row(trial: "FrozenTrial") -> Row:
     return row
 
 
-def write_table(folder: SweepFolder, config: SweepConfig, study: SweepStudy, **more: Any) -> dict[str, Any]:
+def write_table(folder: SweepFolder, config: SweepConfig, study: SweepStudy, **more: Any) -> SweepResult:
     """Writes sweep.csv and sweep.json, with `more`; returns the latter. Only under the sweep's lock."""
     rows = build_table(config, study)
     document = {**summarize(folder, config, rows), **more}
     write_json(folder.table_file, document)
     write_text(folder.path / "sweep.csv", format_csv(config, rows))
-    return document
+    return cast(SweepResult, document)
 
 
 def summarize(folder: SweepFolder, config: SweepConfig, rows: list[Row]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, cast
 
 from vitrail.console import log
 from vitrail.data.open import absolute_address
+from vitrail.documents import SweepResult, TrialOnTest, TrialRow
 from vitrail.errors import UsageError
 from vitrail.files import absolute_if_exists, save_json, write_json
 from vitrail.interrupts import Interrupted, interrupt_on_sigterm
@@ -44,16 +45,15 @@ class Sweep:
     """A finished sweep: its folder and its table, as in sweep.json."""
 
     folder: Path
-    result: dict[str, Any]
+    result: SweepResult
     test_run: Run | None = None  # the best trial's, scored on test
 
     @property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> TrialRow | None:
         """The best trial's row of the table; None if no trial is complete."""
-        best: dict[str, Any] | None = self.result["best"]
-        return best
+        return self.result["best"]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> SweepResult:
         """Returns the content of sweep.json."""
         return self.result
 
@@ -151,7 +151,7 @@ def resumable(folder: SweepFolder, config: SweepConfig) -> Iterator[None]:
         raise Interrupted("stopped; all trials are saved", f"continue with: {command}") from None
 
 
-def write_results(folder: SweepFolder, study: SweepStudy) -> dict[str, Any]:
+def write_results(folder: SweepFolder, study: SweepStudy) -> SweepResult:
     """Writes the table with the fields' importances, and the pictures; returns the table."""
     from vitrail.sweeps.plots import draw_parallel, draw_slices
 
@@ -164,7 +164,7 @@ def write_results(folder: SweepFolder, study: SweepStudy) -> dict[str, Any]:
     return result
 
 
-def finish_sweep(folder: SweepFolder, config: SweepConfig, result: dict[str, Any], score_test: bool) -> Sweep:
+def finish_sweep(folder: SweepFolder, config: SweepConfig, result: SweepResult, score_test: bool) -> Sweep:
     """Scores the best trial on test, if requested, and adds its score to the table."""
     run = score_best(folder, config, result["best"]["trial"]) if score_test and result["best"] else None
     if run and "test" not in run.result:
@@ -206,7 +206,7 @@ def score_best(folder: SweepFolder, config: SweepConfig, trial: int) -> Run:
     )
 
 
-def load_test_scores(folder: SweepFolder) -> dict[str, Any] | None:
+def load_test_scores(folder: SweepFolder) -> TrialOnTest | None:
     """Returns the test scores of the best trial, computed now or earlier; None without them."""
     best = RunFolder(folder.path / "best")
     try:
@@ -214,4 +214,4 @@ def load_test_scores(folder: SweepFolder) -> dict[str, Any] | None:
         scores = json.loads(best.result_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return {"trial": trial, "run": str(best.path), **scores} if "test" in scores else None
+    return cast(TrialOnTest, {"trial": trial, "run": str(best.path), **scores}) if "test" in scores else None

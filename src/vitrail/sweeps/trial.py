@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail import console
 from vitrail.callbacks.base import Callback, CallbackState, EndRun
 from vitrail.classifier import NonFiniteOutput
+from vitrail.documents import RunResult
 from vitrail.errors import UsageError, VitrailError, first_line, is_out_of_memory
 from vitrail.interrupts import Interrupted
 from vitrail.intervals import wilson_interval
@@ -108,7 +109,7 @@ def record_outcome(study: SweepStudy, job: TrialJob, state: str, value: float | 
     study.end_trial(job.trial.number, state, value)
 
 
-def train_trial(job: TrialJob, is_resumed: bool) -> dict[str, Any]:
+def train_trial(job: TrialJob, is_resumed: bool) -> RunResult:
     """Trains or resumes the run of a trial; returns its result. Raises `TrialPruned` if the pruner stops it."""
     config, trial, run = job.config, job.trial, job.run
     if not is_resumed and run.path.exists():  # of a process that was killed before it wrote recipe.json
@@ -162,7 +163,7 @@ def report_epochs(job: TrialJob) -> None:
             job.trial.report(row[f"validation_{job.config.metric}"], row["epoch"])
 
 
-def final_scores(job: TrialJob, result: dict[str, Any]) -> dict[str, Any]:
+def final_scores(job: TrialJob, result: RunResult) -> dict[str, Any]:
     """Returns the scores of a complete trial."""
     scores = result["validation"]
     return {

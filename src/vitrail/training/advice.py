@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from vitrail.data.addresses import PYTHON_PREFIX
+from vitrail.documents import EarlyStop
 
 FEW_IMAGES = (
     5000  # below, pretrained weights are advised: at 4,000 a linear probe beat training from scratch (docs/log.md)
@@ -29,7 +30,7 @@ def advise_pretrained_weights(train_images: int, data: str) -> str | None:
     )
 
 
-def describe_early_stop(stopped: dict[str, Any]) -> str:
+def describe_early_stop(stopped: EarlyStop) -> str:
     """Returns a sentence, without its full stop, on when and why training stopped early."""
     return f"Training stopped early, after epoch {stopped['epoch']} of {stopped['epochs']}: {stopped['reason']}"
 

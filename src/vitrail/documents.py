@@ -1,0 +1,246 @@
+"""The JSON documents that functions return and files hold, as types.
+
+A key that is `NotRequired` is there only if it has something to say. Intervals are lists of two numbers, since JSON has
+no tuples.
+"""
+
+from typing import Literal, NotRequired, TypedDict
+
+SettingValue = str | int | float | bool | None  # of a field of the recipe
+
+
+class UnreadableFile(TypedDict):
+    """An image that could not be read."""
+
+    path: str
+    error: str
+
+
+class Averages(TypedDict):
+    """Scores that count all classes alike, with 95% intervals."""
+
+    balanced_accuracy: float
+    balanced_accuracy_interval: list[float]
+    macro_f1: float
+    macro_f1_interval: list[float]
+    f1_intervals: dict[str, list[float] | None]  # by class; None for one that neither occurs nor is predicted
+
+
+class GroupSummary(TypedDict):
+    """How the accuracy differs between groups of images."""
+
+    groups: int
+    lowest: float
+    median: float
+    highest: float
+    differ_p_value: float
+    worse: list[str]
+
+
+class GroupRow(TypedDict):
+    """The accuracy of a group of images."""
+
+    group: str
+    images: int
+    accuracy: float
+    interval: list[float]
+
+
+class Scores(TypedDict):
+    """The scores over all images of a split: `Evaluation.summary`.
+
+    With several labels per image, `task` is multi_label, and a run has the scores of `MultiLabelEvaluation.summary`.
+    """
+
+    task: NotRequired[str]
+    accuracy: float
+    accuracy_interval: list[float]
+    balanced_accuracy: float
+    balanced_accuracy_interval: list[float]
+    macro_f1: float
+    macro_f1_interval: list[float]
+    top5: NotRequired[float]
+    loss: float
+    ece: float
+    ece_corrected: float
+    ece_interval: list[float]
+    brier: float
+    temperature: float
+    images: int
+    unreadable: int
+    groups: NotRequired[GroupSummary]
+    metrics: NotRequired[dict[str, float]]
+    optimistic: NotRequired[bool]
+
+
+class ClassScores(TypedDict):
+    """The scores of a class; None where they are not defined."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    images: int
+
+
+class Confusion(TypedDict):
+    """The confusion matrix: a row for each true class, a column for each predicted one."""
+
+    classes: list[str]
+    matrix: list[list[int]]
+
+
+class ConfusedPair(TypedDict):
+    """The number of images of a class that were predicted as another."""
+
+    true: str
+    predicted: str
+    images: int
+
+
+class ScoredImage(TypedDict):
+    """An image, its class, and the most probable class."""
+
+    path: str
+    true: str
+    label: str
+    probability: float
+
+
+class EvaluationDocument(Scores):
+    """All scores of an evaluation: `Evaluation.to_json`."""
+
+    data: str
+    per_class: dict[str, ClassScores]
+    per_group: NotRequired[list[GroupRow]]
+    confusion: Confusion
+    most_confused: list[ConfusedPair]
+    unreadable_files: list[UnreadableFile]
+    predictions: list[ScoredImage]
+
+
+class ProbeScores(TypedDict):
+    """The scores of a probe; empty if no image is held out."""
+
+    accuracy: NotRequired[float]
+    accuracy_interval: NotRequired[list[float]]
+    images: NotRequired[int]
+
+
+class KnnScores(ProbeScores):
+    """The scores of the nearest neighbors."""
+
+    k: int
+    temperature: float
+
+
+class LinearScores(ProbeScores):
+    """The scores of the linear head; `optimistic` if its penalty was chosen on the scored images."""
+
+    penalty: float
+    optimistic: NotRequired[bool]
+
+
+class ProbeDocument(TypedDict):
+    """The scores of both probes: `Probe.to_json`."""
+
+    split: str | None
+    train_images: int
+    unreadable: dict[str, int]
+    seconds: float
+    knn: KnnScores
+    linear: LinearScores
+
+
+class EarlyStop(TypedDict):
+    """When and why a training stopped early."""
+
+    epoch: int
+    epochs: int
+    step: int
+    callback: str
+    reason: str
+
+
+class RunResult(TypedDict):
+    """The content of result.json: `Run.result`. It has the scores of one split, or of none."""
+
+    seconds: float
+    best_epoch: NotRequired[int]
+    stopped_early: NotRequired[EarlyStop]
+    unreadable: NotRequired[dict[str, int]]
+    test: NotRequired[Scores]
+    validation: NotRequired[Scores]
+    probe: NotRequired[ProbeDocument]
+    verdict: NotRequired[str | None]
+
+
+class RunDocument(RunResult):
+    """The folder of a run and its result: `Run.to_json`."""
+
+    run: str
+
+
+class TrialRow(TypedDict):
+    """A trial of a sweep; scores are None until it has any."""
+
+    trial: int
+    rank: int | None
+    state: Literal["complete", "pruned", "failed", "running"]
+    values: dict[str, SettingValue]
+    accuracy: float | None
+    accuracy_interval: list[float] | None
+    balanced_accuracy: float | None
+    balanced_accuracy_interval: list[float] | None
+    macro_f1: float | None
+    macro_f1_interval: list[float] | None
+    loss: float | None
+    epochs: int | None
+    seconds: float | None
+    run: str
+    error: NotRequired[str]
+    restarts: NotRequired[int]
+
+
+class TrialOnTest(RunDocument):
+    """The best trial, scored on test."""
+
+    trial: int
+
+
+class SweepResult(TypedDict):
+    """The content of sweep.json: `Sweep.result`."""
+
+    sweep: str
+    data: str
+    recipe: str
+    metric: str
+    validation_images: int
+    trials: int
+    complete: int
+    pruned: int
+    failed: int
+    seconds: float
+    best: TrialRow | None
+    indistinguishable: int
+    command: str | None
+    rows: list[TrialRow]
+    importance: NotRequired[dict[str, float] | None]
+    best_on_test: NotRequired[TrialOnTest]
+
+
+class PredictTotals(TypedDict):
+    """The totals of a prediction into files: `PredictSummary.to_json`."""
+
+    out: str
+    images: int
+    unreadable: int
+    labels: dict[str, int]
+    parts: int
+    parts_done: int
+    over_8_bits: int
+    over_8_bits_example: str | None
+    resumed: int
+    seconds: float
+    complete: bool
+    images_per_second: float
+    unreadable_files: list[UnreadableFile]
