@@ -21,8 +21,9 @@ import pytest
 import torch
 
 import vitrail
+from document_types import check_document
 from kills import die_at_operation
-from vitrail import console
+from vitrail import console, documents
 from vitrail.cli.main import main
 from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import recipe_changes
@@ -230,6 +231,7 @@ def test_a_large_space_is_not_enumerated(
 @pytest.mark.newest
 def test_the_table(whole: vitrail.Sweep, colors: Path):
     rows, result = whole.result["rows"], whole.result
+    check_document(whole.to_json(), documents.SweepResult)
     assert sorted(row["trial"] for row in rows) == list(range(5))
     assert result["complete"] + result["pruned"] == 5
     complete = [row for row in rows if row["state"] == "complete"]
@@ -323,6 +325,7 @@ def test_the_best_is_scored_once(whole: vitrail.Sweep, colors: Path, tmp_path: P
     done = vitrail.sweep(colors, out=out, resume=True, score_test=True)
     assert done.test_run is not None and done.best is not None
     scores = done.result["best_on_test"]
+    check_document(done.to_json(), documents.SweepResult)
     assert scores["trial"] == done.best["trial"] and scores["test"]["images"] == 24
     assert (out / "best" / "report.html").exists()
     trial, best = (vitrail.load(path) for path in (out / done.best["run"], out / "best"))
@@ -400,6 +403,7 @@ def test_a_trial_that_crashes_three_processes_has_failed(colors: Path, tmp_path:
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     done = vitrail.sweep(colors, out=out, resume=True)
     good, bad = done.result["rows"]
+    check_document(done.to_json(), documents.SweepResult)
     assert (good["trial"], good["state"]) == (1, "complete")
     assert (bad["trial"], bad["state"], bad["restarts"]) == (0, "failed", 3)
     assert "its process died 3 times" in bad["error"]

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 import vitrail
+from document_types import check_document
+from vitrail import documents
 from vitrail.parts import PARTS
 from vitrail.registry import RULES
 
 sys.path.append(str(Path(__file__).parent / "typing"))
 
+import results
 import user_code
 
 
@@ -42,3 +45,37 @@ def own_parts() -> Iterator[None]:
 def test_parts_callbacks_and_data_of_a_user_train(tmp_path: Path):
     assert len(user_code.train_with_own_parts(tmp_path / "run")) == 4  # a loss per step, until the callback stops it
     assert len(user_code.train_another_model(tmp_path / "other")) == 4
+
+
+def test_results_are_what_their_types_say(run: vitrail.Run, colors: Path, tmp_path: Path):
+    check_document(run.result, documents.RunResult)
+    check_document(run.to_json(), documents.RunDocument)
+    assert results.read_run(run) > 0.5
+    evaluation = vitrail.evaluate(run.classifier, colors, metrics=["macro_f1"])
+    check_document(evaluation.summary(), documents.Scores)
+    check_document(evaluation.to_json(), documents.EvaluationDocument)
+    check_document(evaluation.averages, documents.Averages)
+    assert set(results.read_evaluation(evaluation)) <= set(evaluation.outcome.paths)
+    probe = vitrail.probe(run.classifier, colors)
+    check_document(probe.to_json(), documents.ProbeDocument)
+    assert results.read_probe(probe) == probe.to_json()["linear"]["accuracy"]
+    image = next(colors.glob("test/red/*.png"))
+    predictions = run.classifier.predict([image])
+    summary = vitrail.predict_all(
+        run.folder, [image, tmp_path / "gone.png"], tmp_path / "rows", format="csv", processes=1
+    )
+    check_document(summary.to_json(), documents.PredictTotals)
+    assert results.read_predictions(predictions, summary, tmp_path / "out.json") == [str(tmp_path / "gone.png")]
+    check_document({**run.result, "seconds": 1.0}, documents.RunResult)
+    with pytest.raises(AssertionError):
+        check_document({**run.result, "seconds": "1"}, documents.RunResult)
+
+
+def test_the_result_of_a_stopped_run_is_what_its_type_says(colors: Path, tmp_path: Path):
+    keep = results.KeepResult()
+    small = dict(epochs=4, width=8, depth=1, heads=1, mlp_width=8, report=False)
+    callbacks = [keep, user_code.StopAtStep(1)]
+    run = vitrail.train(colors, out=tmp_path / "run", model=None, callbacks=callbacks, **small)
+    check_document(run.result, documents.RunResult)
+    assert run.result["stopped_early"]["reason"] == "step 1 is reached"
+    assert keep.seconds == run.result["seconds"]

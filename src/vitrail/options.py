@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from functools import lru_cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.parts import check_part
@@ -88,6 +88,8 @@ def matches_type(value: Any, hint: Any) -> bool:
         parts = get_args(hint)
         expected = parts[:1] * len(value) if parts[-1] is ... and isinstance(value, tuple) else parts
         return isinstance(value, tuple) and len(value) == len(expected) and all(map(matches_type, value, expected))
+    if is_typeddict(hint):
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
