@@ -316,7 +316,7 @@ def summarize(plan: Plan, runs: list[Run], evaluation: Evaluation) -> dict[str, 
     """Returns the scores of the folds, their mean and standard deviation, and those of all predictions together."""
     rows = []
     for fold, run in enumerate(runs, 1):
-        scores = run.result["test"]
+        scores: dict[str, Any] = {**run.result["test"]}
         row = {"fold": fold, "run": str(run.folder), "images": scores["images"]}
         row |= {name: scores[name] for name in METRICS}
         rows.append(row | {name: run.result.get(name) for name in ("best_epoch", "seconds")})

@@ -11,7 +11,7 @@ from vitrail.console import log, progress_bar
 from vitrail.data.images import Images
 from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.data.split import Splits
-from vitrail.documents import EarlyStop, RunResult
+from vitrail.documents import EarlyStop, RunResult, Scores
 from vitrail.errors import VitrailError
 from vitrail.evaluation.fitting import calibrate_classifier, calibrated_outcome
 from vitrail.evaluation.outcomes import AnyEvaluation, AnyOutcome, compute_any_outcome, evaluate_any, score_any
@@ -221,5 +221,5 @@ def summarize(classifier: TorchClassifier, evaluation: AnyEvaluation, trained: T
     if trained.probes is None:
         return {split: scores}
     probes = trained.probes.to_json()
-    verdict = compare_with_probes(classifier, scores, probes, trained.best_epoch)
+    verdict = compare_with_probes(classifier, cast(Scores, scores), probes, trained.best_epoch)
     return {split: scores, "probe": probes, "verdict": verdict}
