@@ -55,13 +55,12 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The file of a plugin, which this process has imported until the tests of the module end."""
     path = tmp_path_factory.mktemp("plugin") / "pools_for_processes.py"
     path.write_text(PLUGIN)
-    before, modules, folders = set(PARTS), set(sys.modules), list(sys.path)
+    before, folders = set(PARTS), list(sys.path)
     load_plugins([str(path)])
     yield path
     for kind, name in set(PARTS) - before:
         del RULES[kind].table[name], PARTS[kind, name]
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    del sys.modules[path.stem]
     sys.path[:] = folders
 
 
