@@ -15,6 +15,7 @@ let requests = 0; // counts requests for an image: one that finishes after a new
 let images = 0;
 
 export function setLabel(label, against = getState().against) {
+  if (!getState().image) return;
   const image = { ...getState().image, remaining: null };
   update({ label, against: against === label ? null : against, image });
   announceCaption();

@@ -6,15 +6,21 @@ import { extractPixels } from "./image-files.js";
 import { info } from "./info.js";
 
 let stream = null;
+let isOpening = false; // a second stream would stay on when the first one is stopped
 
 export async function openCamera() {
+  if (stream || isOpening) return;
+  isOpening = true;
   setError("");
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     byId("video").srcObject = stream;
     byId("camera-dialog").showModal();
   } catch {
+    stopCamera();
     setError("There is no camera, or the browser does not allow this page to use it.");
+  } finally {
+    isOpening = false;
   }
 }
 

@@ -5,7 +5,8 @@
 export class SupersededError extends Error {}
 
 export function startModel(shape, payload, source) {
-  const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  const worker = new Worker(address);
   const waiting = [];
   let running = null;
   let failure = null;
@@ -44,8 +45,11 @@ export function startModel(shape, payload, source) {
     running = null;
   };
 
+  const ready = request("load", payload);
+  const revoke = () => URL.revokeObjectURL(address); // the worker has its script by now
+  ready.then(revoke, revoke);
   return {
-    ready: request("load", payload),
+    ready,
     inspect: (pixels) => request("inspect", { planes: pixels.planes, shape }, { kind: "inspect" }),
     map: (pixels, target) => request("map", { planes: pixels.planes, shape, target }, { kind: "map" }),
     subset: (pixels, sets, options) =>

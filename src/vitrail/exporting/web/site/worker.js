@@ -15,7 +15,9 @@ async function decompress(base64) {
 
 async function load(payload) {
   const script = new Blob([await decompress(payload.runtime)], { type: "text/javascript" });
-  ort = await import(URL.createObjectURL(script));
+  const address = URL.createObjectURL(script);
+  ort = await import(address);
+  URL.revokeObjectURL(address);
   ort.env.logLevel = "error";
   ort.env.wasm.wasmBinary = (await decompress(payload.wasm)).buffer; // otherwise the runtime would fetch it
   ort.env.wasm.numThreads = 1;
