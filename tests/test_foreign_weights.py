@@ -334,8 +334,7 @@ def test_a_processors_numbers_are_honored(case: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"problem_type": "multi_label_classification"}, "its outputs are not one label per image"),
-        ({"problem_type": "regression", "num_labels": 1}, "its outputs are not one label per image"),
+        ({"problem_type": "regression", "num_labels": 1}, "its outputs are not classes"),
         ({"num_labels": 1}, "a single output"),
     ],
 )

@@ -117,7 +117,7 @@ def test_temperature_is_the_one_that_gave_the_logits():
     assert calibrate_labels(few).temperature == 1 and "too few" in (calibrate_labels(few).reason or "")
     rare = labels.copy()
     rare[4:, 1] = 0
-    assert calibrate_labels(replace(outcome, labels=rare)).kept == ("bee",)
+    assert calibrate_labels(replace(outcome, labels=rare)).too_rare == ("bee",)
 
 
 def test_planted_label_errors_are_found_first():

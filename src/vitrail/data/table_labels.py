@@ -29,7 +29,7 @@ def is_binary(value: object) -> bool:
 def read_label(row: dict[str, object], columns: Sequence[str], line: str) -> str | list[str]:
     """Returns the label of a row, or its labels if the column has lists or each label has a column of 0 and 1.
 
-    Raises `VitrailError` if there is no value, or one that is no label.
+    Raises `VitrailError` if there is no value, or one that is not a label.
     """
     if len(columns) > 1:
         return [clean_label(name) for name in columns if BINARY_VALUES[str(row[name]).strip().lower()]]

@@ -14,7 +14,7 @@ from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL
 def apply_task(source: Source, task: str | None) -> Source:
     """Returns the source with labels of a task: that which is given, else the one that its labels mean.
 
-    A table whose labels have a ";" has several labels per image, and a note says so. Raises `VitrailError` if images
+    A table whose labels have a ";" has several labels per image, and a note names it. Raises `VitrailError` if images
     have no class, or several, and the task needs one.
     """
     listings = source.splits

@@ -17,8 +17,8 @@ MIN_POSITIVES = 5  # images with a label, below which its threshold stays at 0.5
 class LabelCalibration:
     """Temperature and thresholds fitted on held-out images. The artifact stores them.
 
-    The temperature is 1 if it could not be fitted; `reason` then gives the reason. `kept` names the labels with too few
-    images, whose threshold is 0.5.
+    The temperature is 1 if it could not be fitted; `reason` then gives the reason. `too_rare` names the labels with too
+    few images, whose threshold is 0.5.
     """
 
     temperature: float
@@ -28,10 +28,10 @@ class LabelCalibration:
     nll_before: float
     nll_after: float
     label_thresholds: tuple[float, ...]
-    kept: tuple[str, ...]
+    too_rare: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        lists = {"label_thresholds": list(self.label_thresholds), "kept": list(self.kept)}
+        lists = {"label_thresholds": list(self.label_thresholds), "too_rare": list(self.too_rare)}
         return {**vars(self), **lists, "thresholds": []}  # no thresholds for a target accuracy
 
 
@@ -49,9 +49,9 @@ def calibrate_labels(outcome: MultiLabelOutcome, fitted_on: str = "validation") 
         DEFAULT_THRESHOLD if few[k] else choose_threshold(calibrated.probabilities[:, k], outcome.labels[:, k])
         for k in range(len(outcome.classes))
     )
-    kept = tuple(name for name, is_few in zip(outcome.classes, few, strict=True) if is_few)
+    too_rare = tuple(name for name, is_few in zip(outcome.classes, few, strict=True) if is_few)
     return LabelCalibration(
-        temperature, fitted_on, len(outcome.labels), reason, outcome.loss, calibrated.loss, thresholds, kept
+        temperature, fitted_on, len(outcome.labels), reason, outcome.loss, calibrated.loss, thresholds, too_rare
     )
 
 

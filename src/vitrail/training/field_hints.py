@@ -6,7 +6,7 @@ EARLY_STOP = "use patience=N, or callbacks=[vitrail.EarlyStopping(patience=N)]"
 CALLBACKS = "use callbacks=[...], a list of objects with hooks such as on_epoch_end"
 LOSS = "use loss=FUNCTION, called as FUNCTION(logits, targets)"
 SAMPLE_WEIGHTS = f"images have no weights of their own; for classes {CLASS_WEIGHTS}"
-ONE_LABEL = "an image has exactly one class; train one classifier per label"
+ONE_LABEL = 'use task="multi_label"; the data mostly decide it (docs/data.md)'
 METRICS = "use vitrail.evaluate(run.classifier, data, metrics=[...])"
 
 ONLY_TRAIN = "vitrail.train takes it; trials of a sweep run in processes of their own: read OUT/trials/*/metrics.jsonl"

@@ -13,6 +13,11 @@ from vitrail.weights.families.hf import READERS
 from vitrail.weights.parsed_config import RESAMPLING, Document, make_unique, split_image_size
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PROBLEM_TASKS: dict[str | None, TaskName] = {
+    None: SINGLE_LABEL,
+    "single_label_classification": SINGLE_LABEL,
+    "multi_label_classification": MULTI_LABEL,
+}
 SHORTEST_EDGE_PROCESSORS = ("CLIP", "Bit")  # in their files of older versions, one number is the shorter edge
 
 
@@ -33,14 +38,13 @@ def parse_hf_config(document: Document) -> tuple[str, ViTConfig, tuple[str, ...]
 
 
 def check_problem(document: Document) -> None:
-    """Raises `UsageError` for outputs that are not the classes of one label per image: softmax would be wrong."""
+    """Raises `UsageError` for outputs that are not classes: their probabilities would be wrong."""
     problem = document.get("problem_type")
-    if problem not in (None, "single_label_classification"):
+    if problem not in PROBLEM_TASKS:
         raise UsageError(
-            f"config.json has the problem_type {problem!r}: its outputs are not one label per image",
-            "vitrail gives each image one label",
+            f"config.json has the problem_type {problem!r}: its outputs are not classes", "vitrail has classifiers only"
         )
-    if len(document.get("id2label") or "two") == 1:
+    if parse_task(document) == SINGLE_LABEL and len(document.get("id2label") or "two") == 1:
         raise UsageError("a classifier with a single output has no softmax", "it needs at least two classes")
 
 
@@ -51,11 +55,8 @@ def parse_classes(document: Document) -> tuple[str, ...]:
 
 
 def parse_task(document: Document) -> TaskName:
-    """Returns the task that `problem_type` names; raises `UsageError` for regression."""
-    problem_type = document.get("problem_type")
-    if problem_type == "regression":
-        raise UsageError("its problem_type is regression, and vitrail has classifiers only")
-    return MULTI_LABEL if problem_type == "multi_label_classification" else SINGLE_LABEL
+    """Returns the task that `problem_type` names."""
+    return PROBLEM_TASKS.get(document.get("problem_type"), SINGLE_LABEL)
 
 
 def read_preprocessor_file(folder: Path) -> Document | None:
