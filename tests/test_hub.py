@@ -326,8 +326,13 @@ def test_a_preprocessor_file_that_another_program_left_out_is_fetched(
     file.unlink()
     assert vitrail.load(f"{NAME}@{folder.name}").preprocess.mean == (0.4, 0.4, 0.4)
     file.unlink()
-    hub.fault = only("preprocessor_config", lambda handler: handler.answer_error(404, "EntryNotFound"), method="HEAD")
+    hub.fault = only("preprocessor_config", lambda handler: handler.answer_error(500), method="HEAD")
     capsys.readouterr()
+    assert vitrail.load(f"{NAME}@{folder.name}").preprocess.mean == (0.5, 0.5, 0.5)
+    assert "preprocessor_config.json of owner/tiny could not be fetched" in capsys.readouterr().err
+    hub.fault = only("preprocessor_config", lambda handler: handler.answer_error(404, "EntryNotFound"), method="HEAD")
+    assert vitrail.load(f"{NAME}@{folder.name}").preprocess.mean == (0.5, 0.5, 0.5)
+    assert "could not be fetched" not in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert vitrail.load(NAME).preprocess.mean == (0.5, 0.5, 0.5)
     assert "there is no preprocessor_config.json of owner/tiny here" in capsys.readouterr().err

@@ -8,7 +8,6 @@ nor with `HF_HUB_OFFLINE=1`.
 import inspect
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,11 +209,22 @@ def download_files(name: str, listing: Listing, names: list[str]) -> Path:
 
 
 def fetch_preprocessing(name: str, folder: Path) -> None:
-    """Downloads the preprocessor's config of a cached commit, which other programs may have left out, if it exists."""
+    """Downloads the preprocessor's config of a cached commit, which other programs may have left out, if it exists.
+
+    Prints a warning if it could not be fetched; if the hub has none, the cache records that.
+    """
     hub = import_hub()
-    if hub.try_to_load_from_cache(name, PREPROCESSOR_FILE, revision=folder.name) is None:
-        with suppress(Exception):  # if the hub has none, the cache records that
-            hub.hf_hub_download(name, PREPROCESSOR_FILE, revision=folder.name, etag_timeout=time_limit_s(hub))
+    if hub.try_to_load_from_cache(name, PREPROCESSOR_FILE, revision=folder.name) is not None:
+        return
+    try:
+        hub.hf_hub_download(name, PREPROCESSOR_FILE, revision=folder.name, etag_timeout=time_limit_s(hub))
+    except Exception as error:  # the client raises many types
+        is_missing = isinstance(error, hub.errors.EntryNotFoundError)
+        is_unknown = isinstance(error, hub.errors.LocalEntryNotFoundError)  # the hub did not answer
+        if (is_missing and not is_unknown) or hub.constants.HF_HUB_OFFLINE:
+            return
+        reason = describe_hub_error(name, error).sentence
+        log(f"warning: {PREPROCESSOR_FILE} of {name} could not be fetched, and the model may need it: {reason}")
 
 
 def has_preprocessing(folder: Path) -> bool:
