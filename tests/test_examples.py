@@ -291,7 +291,7 @@ REGISTER = 'name it first: vitrail.register("{0}", "mine", ...), then {1}="mine"
         ({"early_stop": 3}, "callbacks=[vitrail.EarlyStopping(patience=N)]"),
         ({"watchers": [print]}, "use callbacks=[...], a list of objects with hooks"),
         ({"callbacks": [print]}, "the hooks are on_run_start, "),
-        ({"multi_label": True}, "an image has exactly one class"),
+        ({"multi_label": True}, 'use task="multi_label"'),
         ({"hidden_size": 64}, "use width"),
         ({"loss": "dice"}, 'register your own: vitrail.register("loss", "dice", ...), which --plugin MODULE imports'),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, REGISTER.format("optimizer", "optimizer")),
