@@ -238,12 +238,14 @@ def run_hub() -> Iterator[Hub]:
 def use_hub(hub: Hub, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points the client of this process, which reads its environment when it is imported, to a hub and a cache."""
     import huggingface_hub.constants as constants
+    from huggingface_hub import file_download
     from huggingface_hub.utils import _http
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_URL_HOSTS", frozenset({"127.0.0.1"}), raising=False)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)  # 0.30 has a copy
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache) + "-token")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
