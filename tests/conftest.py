@@ -1,6 +1,7 @@
 """Folders of pictures that a small ViT can learn, and a run trained on them once."""
 
 import gc
+import signal
 import socket
 import sys
 import warnings
@@ -21,6 +22,9 @@ from vitrail.data.open import open_source
 from vitrail.data.shards.writer import write_shards
 from vitrail.errors import VitrailError
 from vitrail.runs import train  # noqa: F401 - it loads the modules that draw
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else the processes of the tests ignore Ctrl-C, too
 
 COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 

@@ -34,6 +34,8 @@ class ShortOfMemory(BaseClassifier):
     classes = ("red", "green", "blue")
     preprocess = Preprocess(image_size=(4, 4))
     temperature = 1.0
+    task = "single_label"
+    thresholds = ()
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
         self.sizes.append(len(pixels_BCHW))

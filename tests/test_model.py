@@ -372,7 +372,7 @@ IMPOSSIBLE = [
     ({"drop_path": 1.0}, "drop_path"),
     ({"mlp": "gleu"}, "mlp 'gleu' is not known (did you mean gelu"),
     ({"pool": "max"}, "pool 'max' is not known"),
-    ({"head": "lienar"}, "head 'lienar' is not known (did you mean linear?)"),
+    ({"head": "lienar"}, "head 'lienar' is not known (did you mean linear?"),
     ({"image_size": 18}, "image of 18x18 pixels does not divide into patches of 4"),
     ({"image_size": (16, 18)}, "image of 16x18"),
     ({"image_size": 0}, "image"),
@@ -380,7 +380,7 @@ IMPOSSIBLE = [
     ({"image_size": (16, 16, 3)}, "image_size"),
     ({"width": 30, "heads": 3, "position": SinCos()}, "width divisible by 4, not 30"),
     ({"width": 24, "heads": 4, "position": Rotary()}, "head width divisible by 4, not 6"),
-    ({"position": "rotari"}, "position 'rotari' is not known (did you mean rotary?)"),
+    ({"position": "rotari"}, "position 'rotari' is not known (did you mean rotary?"),
     ({"position": None}, "position is None"),
 ]
 
@@ -418,7 +418,7 @@ def test_json_without_a_field_takes_its_default():
     ("document", "sentence"),
     [
         ({"widht": 32}, "no field 'widht' (did you mean width?)"),
-        ({"position": {"kind": "rotery"}}, "position 'rotery' is not known (did you mean rotary?)"),
+        ({"position": {"kind": "rotery"}}, "position 'rotery' is not known (did you mean rotary?"),
         ({"position": {"kind": "rotary", "temperature": 1.0}}, "position 'rotary' has no option 'temperature'"),
         ({"position": {"kind": "rotary", "base": 100.0, "bas": 1}}, "has no option 'bas' (did you mean base"),
         ({"position": {}}, "position"),

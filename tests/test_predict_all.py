@@ -430,7 +430,7 @@ def test_a_table_lists_paths_and_may_repeat_them(run: vitrail.Run, colors: Path,
             rows = rows_in(tmp_path / table)
             assert [row["path"] for row in rows] == [str(colors / "test" / name) for name in names]
             assert [row["label"] for row in rows] == ["red", "blue", "red", None]
-        (tmp_path / "bad.csv").write_text("name\nx.png\n")
+        (tmp_path / "bad.csv").write_text("title\nx.png\n")
         with pytest.raises(VitrailError, match="has no column 'path'"):
             vitrail.predict_all(run.folder, tmp_path / "bad.csv", tmp_path / "bad")
     finally:

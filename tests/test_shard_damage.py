@@ -168,7 +168,7 @@ def test_an_index_with_a_flipped_bit_anywhere_is_refused(shards: Path):
         {"document": {"shards": [{"file": "../../etc/passwd", "bytes": 10}] * 5}},
         {"document": {"shards": [{"file": "/etc/passwd", "bytes": 10}] * 5}},
         {"document": {"shards": [{"file": "http://far/away.tar", "bytes": 10}] * 5}},
-        {"document": {"format": 3}},
+        {"document": {"format": 99}},
         {"document": {"channels": 7}},
         {"document": {"classes": 5}},
         {"document": {"shards": None}},

@@ -81,7 +81,7 @@ def are_multi_hot_lists(labels: Sequence[Any]) -> bool:
     return (
         all(isinstance(each, list | tuple) for each in labels)
         and len({len(each) for each in labels}) == 1
-        and {value for each in labels for value in each} <= {0, 1}
+        and all(isinstance(value, int | np.integer | np.bool_) and value in (0, 1) for each in labels for value in each)
         and any(len(set(each)) < len(each) for each in labels)
     )
 
