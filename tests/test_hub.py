@@ -345,7 +345,6 @@ def test_a_preprocessor_file_that_another_program_left_out_is_fetched(
 def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A server of one file, and a card for it."""
     monkeypatch.setattr(download, "WAIT_S", 0.01)
-    monkeypatch.setattr(download, "TIME_LIMIT_S", 0.2)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     content = bytes(range(256)) * 4096
     with run_hub() as hub:
@@ -355,8 +354,9 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         yield hub, content, card
 
 
-def test_a_single_file_is_resumed_verified_and_cached(files):
+def test_a_single_file_is_resumed_verified_and_cached(files, monkeypatch: pytest.MonkeyPatch):
     hub, content, card = files
+    monkeypatch.setattr(download, "TIME_LIMIT_S", 1.0)
     cut = [100_000, 100_000, 0, 0, None]
 
     def answer(handler: Handler) -> None:
@@ -371,8 +371,12 @@ def test_a_single_file_is_resumed_verified_and_cached(files):
 
 
 @pytest.mark.parametrize("case", ["hangs", "refused", "damaged", "broken"])
-def test_a_single_file_that_cannot_be_had_is_an_error_and_leaves_nothing(files, case: str):
+def test_a_single_file_that_cannot_be_had_is_an_error_and_leaves_nothing(
+    files, case: str, monkeypatch: pytest.MonkeyPatch
+):
     hub, content, card = files
+    if case == "hangs":
+        monkeypatch.setattr(download, "TIME_LIMIT_S", 0.2)
     answers: dict[str, Callable[[Handler], object]] = {
         "hangs": hang,
         "refused": lambda handler: handler.answer_error(404),

@@ -22,6 +22,7 @@ from vitrail.weights.hf_config import PREPROCESSOR_FILE
 from vitrail.weights.hub_client import (
     MEGABYTE,
     describe_hub_error,
+    download_from_hub,
     import_hub,
     is_commit,
     limit_session,
@@ -198,7 +199,7 @@ def download_files(name: str, listing: Listing, names: list[str]) -> Path:
             if "tqdm_class" in inspect.signature(hub.hf_hub_download).parameters:  # since 1.3
                 options["tqdm_class"] = make_progress_class(progress, done, total)
             try:
-                path = Path(hub.hf_hub_download(name, file, revision=listing.commit, **options))
+                path = download_from_hub(hub, name, file, revision=listing.commit, **options)
             except Exception as error:  # the hub's client raises the errors of its HTTP library
                 raise describe_hub_error(name, error) from None
             if is_new:

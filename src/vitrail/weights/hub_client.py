@@ -4,8 +4,10 @@ The hub is at `HF_ENDPOINT`. Its client reads the token from `HF_TOKEN`, or from
 """
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vitrail.console import ProgressBar
@@ -14,6 +16,10 @@ from vitrail.installation import install_hint
 
 LOGIN = "run hf auth login, or set HF_TOKEN"
 MEGABYTE = 1_000_000
+ATTEMPTS = 5  # to download a file with a client that does not try again itself
+CUT_ERRORS = ("ChunkedEncodingError", "ConnectionError", "ReadTimeout")  # of requests
+BUSY_STATUSES = (429, 500, 502, 503, 504)
+MAX_WAIT_S = 10
 
 
 def import_hub() -> Any:
@@ -95,6 +101,25 @@ def describe_hub_error(name: str, error: Exception, *, near: str | None = None, 
     return VitrailError(
         f"the hub at {hub_url()} cannot be used ({reason})", near or "check the network, and retry later"
     )
+
+
+def download_from_hub(hub: Any, name: str, file: str, **options: Any) -> Path:
+    """Downloads a file into the cache and returns its path; raises the client's errors.
+
+    Clients before 1.0 give up after a cut and when the server is busy. The next attempt continues where they stopped.
+    """
+    attempts = ATTEMPTS if int(hub.__version__.split(".")[0]) < 1 else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            return Path(hub.hf_hub_download(name, file, **options))
+        except Exception as error:
+            response = getattr(error, "response", None)
+            is_cut = type(error).__name__ in CUT_ERRORS and response is None
+            if attempt == attempts or not (is_cut or getattr(response, "status_code", None) in BUSY_STATUSES):
+                raise
+            wait = str(getattr(response, "headers", {}).get("Retry-After", 2**attempt))
+            time.sleep(min(int(wait), MAX_WAIT_S) if wait.isdecimal() else MAX_WAIT_S)
+    raise AssertionError("unreachable")
 
 
 def hub_url(name: str = "") -> str:
