@@ -65,7 +65,7 @@ test: $(VENV)/ready-for-work
 
 test-scale: $(VENV)/ready-for-work
 	@command -v ip >/dev/null || { $(CAN_INSTALL) && { $(APT) iproute2; } >/dev/null 2>&1; } || echo "no ip, so the test of two nodes is skipped: apt install iproute2" >&2
-	$(TEST) --numprocesses auto --maxprocesses 4 --dist loadfile -m scale $(call files_with,scale)
+	$(TEST) --dist loadgroup -m scale $(call files_with,scale)
 
 # What depends most on the version of Python: processes, signals, asyncio, serialization, the exporters, the command line;
 # with a run of each verb, a sweep, a server and several kills.

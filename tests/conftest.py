@@ -29,6 +29,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tes
 COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 
 
+SHARED_FIXTURES = ("records", "ray_cluster")  # that take so long that all tests of a module that use one share it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups the tests that share a slow fixture, for `pytest --dist loadgroup`."""
+    for item in items:
+        for name in set(SHARED_FIXTURES) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{name}"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_environment(tmp_path_factory: pytest.TempPathFactory):
     """Tests use their own cache for facts about images and for features, not the one of the user."""
