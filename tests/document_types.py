@@ -19,6 +19,10 @@ def mismatches(value: Any, kind: Any, name: str) -> list[str]:
         return [] if [] in options else options[0]
     if get_origin(kind) is Literal:
         return [] if value in get_args(kind) else [f"{name} is {value!r}"]
+    if get_origin(kind) is tuple:  # a list in JSON
+        first, *others = get_args(kind)
+        is_right = isinstance(value, list) and (others == [...] or len(value) == 1 + len(others))
+        return mismatches(value, list[first], name) if is_right else [f"{name} is {value!r}, not {kind}"]
     if (origin := get_origin(kind)) in (list, dict) and not isinstance(value, origin):
         return [f"{name} is {value!r}, not {kind}"]
     if origin is list:

@@ -16,7 +16,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 import vitrail
 from conftest import fill
+from document_types import check_document
 from test_groups import PATTERN, write_patients
+from test_user_code import results
+from vitrail import documents
 from vitrail.cli import main
 from vitrail.data.folds import assign_folds
 from vitrail.data.groups import group_source
@@ -114,6 +117,9 @@ def test_every_image_is_predicted_once_by_a_run_that_has_not_seen_it(whole: vitr
 
 def test_the_final_model_is_trained_on_everything_and_calibrated_out_of_fold(whole: vitrail.CrossValidation):
     assert whole.final is not None
+    check_document(whole.result, documents.CrossValidationResult)
+    check_document(whole.to_json(), documents.CrossValidationDocument)
+    assert results.read_cross_validation(whole) >= 0
     assert whole.final.classifier.origin["data"]["images"] == {"train": 36}
     calibration = vitrail.load(whole.folder / "final").origin["calibration"]
     assert calibration["fitted_on"] == "out-of-fold" and calibration["images"] == 36

@@ -19,7 +19,10 @@ from PIL import Image
 
 import vitrail
 from conftest import COLORS
+from document_types import check_document
 from serving import RunningServer
+from test_user_code import results
+from vitrail import documents
 from vitrail.cli.main import VERBS, main
 from vitrail.data.labels import LabelSets
 from vitrail.data.open import open_data, open_source
@@ -388,6 +391,15 @@ def test_the_temperature_and_thresholds_are_fitted_again(run: Path, table: Path,
     answer(capsys, "evaluate", path, table, "--fit-temperature")
     assert vitrail.load(path).thresholds == pytest.approx(classifier.thresholds)
     assert vitrail.load(path).temperature == pytest.approx(classifier.temperature, rel=1e-4)
+
+
+def test_scores_are_what_their_types_say(run: Path, table: Path):
+    evaluation = vitrail.evaluate(run, table)
+    check_document(evaluation.summary(), documents.MultiLabelScores)
+    check_document(evaluation.to_json(), documents.MultiLabelDocument)
+    check_document(json.loads((run / "result.json").read_text())["test"], documents.HookScores)
+    wrong = np.flatnonzero(~evaluation.outcome.correct)
+    assert results.read_label_evaluation(evaluation) == [evaluation.outcome.paths[i] for i in wrong]
 
 
 def test_onnx_answers_with_the_same_labels(run: Path, exported: Path, table: Path):

@@ -59,6 +59,9 @@ def test_results_are_what_their_types_say(run: vitrail.Run, colors: Path, tmp_pa
     probe = vitrail.probe(run.classifier, colors)
     check_document(probe.to_json(), documents.ProbeDocument)
     assert results.read_probe(probe) == probe.to_json()["linear"]["accuracy"]
+    preprocess = run.classifier.preprocess
+    check_document(preprocess.to_json(), documents.PreprocessDocument)
+    assert results.read_values(vitrail.Recipe(), preprocess) == preprocess
     image = next(colors.glob("test/red/*.png"))
     predictions = run.classifier.predict([image])
     summary = vitrail.predict_all(
@@ -79,3 +82,5 @@ def test_the_result_of_a_stopped_run_is_what_its_type_says(colors: Path, tmp_pat
     check_document(run.result, documents.RunResult)
     assert run.result["stopped_early"]["reason"] == "step 1 is reached"
     assert keep.seconds == run.result["seconds"]
+    check_document(run.result["test"], documents.HookScores)
+    assert keep.loss == run.result["test"]["loss"]

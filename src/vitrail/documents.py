@@ -9,6 +9,29 @@ from typing import Literal, NotRequired, TypedDict
 SettingValue = str | int | float | bool | None  # of a field of the recipe
 
 
+class PartDocument(TypedDict):
+    """A registered part, as files name it; `callable` if it was passed as a callable, without a name."""
+
+    kind: str
+    name: str
+    module: str
+    callable: NotRequired[bool]
+
+
+class PreprocessDocument(TypedDict):
+    """The fields of a preprocessing: `Preprocess.to_json`. A file has lists for the tuples."""
+
+    image_size: tuple[int, int]
+    fit: str
+    crop_fraction: float
+    interpolation: str
+    engine: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min_size: int
+    trim: NotRequired[tuple[int, int]]
+
+
 class UnreadableFile(TypedDict):
     """An image that could not be read."""
 
@@ -118,6 +141,106 @@ class EvaluationDocument(Scores):
     predictions: list[ScoredImage]
 
 
+class MultiLabelAverages(TypedDict):
+    """Averages over labels, with 95% intervals; None for an interval if no resample gives a number."""
+
+    map: float
+    macro_f1: float
+    micro_f1: float
+    map_interval: list[float] | None
+    macro_f1_interval: list[float] | None
+    micro_f1_interval: list[float] | None
+    resamples: int
+
+
+class MultiLabelScores(MultiLabelAverages):
+    """The scores over all images of a split with several labels per image: `MultiLabelEvaluation.summary`."""
+
+    task: str
+    accuracy: float
+    accuracy_interval: list[float]
+    loss: float
+    ece: float
+    labels_per_image: float
+    temperature: float
+    images: int
+    unreadable: int
+    optimistic: NotRequired[bool]
+
+
+class LabelScores(TypedDict):
+    """The scores of a label; None where they are not defined."""
+
+    ap: float | None
+    ap_interval: list[float] | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    f1_interval: list[float] | None
+    ece: float
+    ece_corrected: float
+    ece_interval: list[float]
+    threshold: float
+    images: int
+    predicted: int
+
+
+class CoOccurrence(TypedDict):
+    """How many images have both labels of each pair; on the diagonal, how many have the label."""
+
+    classes: list[str]
+    images: list[list[int]]
+
+
+class ScoredLabels(TypedDict):
+    """An image, its labels, the predicted labels, and the probability of each label."""
+
+    path: str
+    true: list[str]
+    labels: list[str]
+    probabilities: dict[str, float]
+
+
+class MultiLabelDocument(MultiLabelScores):
+    """All scores of an evaluation with several labels per image: `MultiLabelEvaluation.to_json`."""
+
+    data: str
+    per_class: dict[str, LabelScores]
+    co_occurrence: CoOccurrence
+    unreadable_files: list[UnreadableFile]
+    predictions: list[ScoredLabels]
+
+
+class HookScores(TypedDict):
+    """The scores that callbacks get: all have `loss` and `accuracy`, and those of `Scores` at the end of the run."""
+
+    loss: float
+    accuracy: float
+    accuracy_interval: NotRequired[list[float]]
+    balanced_accuracy: NotRequired[float]
+    balanced_accuracy_interval: NotRequired[list[float]]
+    map: NotRequired[float]
+    map_interval: NotRequired[list[float] | None]
+    macro_f1: NotRequired[float]
+    macro_f1_interval: NotRequired[list[float] | None]
+    micro_f1: NotRequired[float]
+    micro_f1_interval: NotRequired[list[float] | None]
+    top5: NotRequired[float]
+    ece: NotRequired[float]
+    ece_corrected: NotRequired[float]
+    ece_interval: NotRequired[list[float]]
+    brier: NotRequired[float]
+    labels_per_image: NotRequired[float]
+    resamples: NotRequired[int]
+    temperature: NotRequired[float]
+    images: NotRequired[int]
+    unreadable: NotRequired[int]
+    task: NotRequired[str]
+    groups: NotRequired[GroupSummary]
+    metrics: NotRequired[dict[str, float]]
+    optimistic: NotRequired[bool]
+
+
 class ProbeScores(TypedDict):
     """The scores of a probe; empty if no image is held out."""
 
@@ -178,6 +301,40 @@ class RunDocument(RunResult):
     """The folder of a run and its result: `Run.to_json`."""
 
     run: str
+
+
+class FoldRow(TypedDict):
+    """The scores of a fold."""
+
+    fold: int
+    run: str
+    images: int
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    loss: float
+    best_epoch: int | None
+    seconds: float
+
+
+class CrossValidationResult(Scores):
+    """The content of cross_validation.json: `CrossValidation.result`. The scores are those of all predictions."""
+
+    data: str
+    folds: int
+    recipe: str
+    interval: str
+    fold_mean: dict[str, float]
+    fold_sd: dict[str, float]
+    rows: list[FoldRow]
+    seconds: float
+
+
+class CrossValidationDocument(CrossValidationResult):
+    """The folder of a cross-validation, its result, and the folder of the final run: `CrossValidation.to_json`."""
+
+    run: str
+    final: NotRequired[str]
 
 
 class TrialRow(TypedDict):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args
 
+from vitrail.documents import PartDocument
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.plugins import load_entry_points, loaded_plugins
 
@@ -38,10 +39,12 @@ class Part:
     module: str  # that registered it
     is_unnamed: bool = False  # a callable that was passed to `train`, not registered by a module
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> PartDocument:
         """Returns what files say of the part."""
-        callable_note = {"callable": True} if self.is_unnamed else {}
-        return {"kind": self.kind, "name": self.name, "module": self.module, **callable_note}
+        document: PartDocument = {"kind": self.kind, "name": self.name, "module": self.module}
+        if self.is_unnamed:
+            document["callable"] = True
+        return document
 
 
 PARTS: dict[tuple[str, str], Part] = {}
@@ -159,7 +162,7 @@ def allow_described(documents: Any) -> Iterator[None]:
         _described.difference_update(names)
 
 
-def needed_parts(choices: Mapping[str, str]) -> list[dict[str, Any]]:
+def needed_parts(choices: Mapping[str, str]) -> list[PartDocument]:
     """Returns the registered parts among these (kind -> part), as files name them; built-in parts are left out."""
     parts = [PARTS.get((kind, part_name(text))) for kind, text in choices.items()]
     return [part.to_json() for part in parts if part is not None]
@@ -190,7 +193,7 @@ def _read_documents(documents: Any) -> list[dict[str, str]]:
     ]
 
 
-def hash_code(documents: Iterable[Mapping[str, str]]) -> list[str]:
+def hash_code(documents: Iterable[Mapping[str, Any]]) -> list[str]:
     """Returns the SHA-256 of the source of each of these parts: another code computes other outputs."""
     hashes = []
     for each in documents:

@@ -11,13 +11,24 @@ from vitrail.callbacks import CallbackState
 from vitrail.documents import (
     ClassScores,
     Confusion,
+    CoOccurrence,
+    CrossValidationDocument,
+    CrossValidationResult,
     EarlyStop,
     EvaluationDocument,
+    FoldRow,
+    HookScores,
+    LabelScores,
+    MultiLabelDocument,
+    MultiLabelScores,
+    PartDocument,
     PredictTotals,
+    PreprocessDocument,
     ProbeDocument,
     RunDocument,
     RunResult,
     ScoredImage,
+    ScoredLabels,
     Scores,
     SweepResult,
     TrialRow,
@@ -54,6 +65,37 @@ def read_evaluation(evaluation: vitrail.Evaluation) -> list[str]:
     return [each["path"] for each in document["predictions"] if each["true"] != each["label"]]
 
 
+def read_label_evaluation(evaluation: vitrail.MultiLabelEvaluation) -> list[str]:
+    assert_type(evaluation.summary(), MultiLabelScores)
+    assert_type(evaluation.summary()["map_interval"], list[float] | None)
+    assert_type(evaluation.averages["micro_f1"], float)
+    assert_type(evaluation.per_class, dict[str, LabelScores])
+    document = evaluation.to_json()
+    assert_type(document, MultiLabelDocument)
+    assert_type(document["co_occurrence"], CoOccurrence)
+    assert_type(document["co_occurrence"]["images"], list[list[int]])
+    assert_type(document["predictions"], list[ScoredLabels])
+    return [each["path"] for each in document["predictions"] if each["true"] != each["labels"]]
+
+
+def read_cross_validation(folds: vitrail.CrossValidation) -> float:
+    assert_type(folds.result, CrossValidationResult)
+    assert_type(folds.to_json(), CrossValidationDocument)
+    assert_type(folds.to_json().get("final"), str | None)
+    assert_type(folds.evaluation, vitrail.Evaluation)
+    assert_type(folds.result["rows"], list[FoldRow])
+    assert_type(folds.result["accuracy_interval"], list[float])
+    return max(row["accuracy"] for row in folds.result["rows"]) - folds.result["fold_mean"]["accuracy"]
+
+
+def read_values(recipe: vitrail.Recipe, preprocess: vitrail.Preprocess) -> vitrail.Preprocess:
+    assert_type(recipe.parts(), list[PartDocument])
+    document = preprocess.to_json()
+    assert_type(document, PreprocessDocument)
+    assert_type(document["image_size"], tuple[int, int])
+    return vitrail.Preprocess.from_json(document)
+
+
 def read_probe(probe: vitrail.Probe) -> float | None:
     document = probe.to_json()
     assert_type(document, ProbeDocument)
@@ -84,6 +126,13 @@ class KeepResult(vitrail.Callback):
     """Keeps the result of a run."""
 
     seconds = 0.0
+    loss = 0.0
+
+    def on_evaluation_end(self, state: CallbackState) -> None:
+        if state.evaluation is not None:
+            assert_type(state.evaluation.scores, HookScores)
+            assert_type(state.evaluation.scores.get("accuracy_interval"), list[float] | None)
+            self.loss = state.evaluation.scores["loss"]
 
     def on_run_end(self, state: CallbackState) -> None:
         assert_type(state.result, RunResult | None)

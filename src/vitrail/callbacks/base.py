@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vitrail.documents import EarlyStop, RunResult
+from vitrail.documents import EarlyStop, HookScores, RunResult
 from vitrail.errors import UsageError, VitrailError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class SplitScores:
     """
 
     split: str  # train, validation or test
-    scores: Mapping[str, Any]
+    scores: HookScores
     is_final: bool  # of the finished run; else of an epoch
 
 

@@ -23,7 +23,7 @@ from vitrail.errors import UsageError, VitrailError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vitrail.documents import RunResult
+    from vitrail.documents import FoldRow, RunResult
     from vitrail.runs.result import Run
 
 
@@ -186,10 +186,10 @@ def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
     shown.append(f"files are in {result.folder}: cross_validation.json, predictions.csv, and a run for each fold")
     if result.final:
         shown.append(f"the final model, trained on everything: {result.final.folder}")
-    return Answer(document, shown)
+    return Answer({**document}, shown)
 
 
-def make_fold_table(rows: list[dict[str, Any]]) -> Table:
+def make_fold_table(rows: list[FoldRow]) -> Table:
     """Returns a table with a row for each fold."""
     from rich.table import Table
 

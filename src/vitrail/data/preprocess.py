@@ -1,13 +1,15 @@
 """Preprocessing: from the pixels of an image to the input of the model; stored with the weights and used everywhere."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from vitrail.data import geometry
 from vitrail.data.options import Fit, Interpolation
+from vitrail.documents import PreprocessDocument
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.options import check_fields, option
 
@@ -156,15 +158,15 @@ class Preprocess:
         """Returns a copy for another image size, of which nothing is cut off."""
         return self if image_size == self.image_size else replace(self, image_size=image_size, trim=(0, 0))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> PreprocessDocument:
         """Returns the fields; without `trim` if nothing is cut off, as earlier versions wrote them."""
-        document = asdict(self)
+        document = cast(PreprocessDocument, asdict(self))
         if not any(self.trim):
             del document["trim"]
         return document
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "Preprocess":
+    def from_json(cls, document: Mapping[str, Any]) -> "Preprocess":
         """Reads what `to_json` wrote; raises `UsageError` for an unknown field or an impossible value."""
         known = {f.name for f in fields(cls)}
         for name in document:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from vitrail.data.strings import factorize
+from vitrail.documents import LabelScores, MultiLabelAverages
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.group_scores import score_groups
 from vitrail.evaluation.outcome import ImageLogits
@@ -112,7 +113,13 @@ def count_resamples(outcome: MultiLabelOutcome) -> int:
     return int(np.clip(MAX_VALUES / outcome.labels.size, MIN_RESAMPLES, RESAMPLES))
 
 
-def average_scores(outcome: MultiLabelOutcome, seed: int = 0) -> dict[str, Any]:
+class ResampledAverages(MultiLabelAverages):
+    """The averages, and the resampled average precisions of each class, (resamples, Y)."""
+
+    per_class_map: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
+
+def average_scores(outcome: MultiLabelOutcome, seed: int = 0) -> ResampledAverages:
     """Returns mAP, macro F1 and micro F1 with their 95% intervals, a percentile bootstrap over images, or groups.
 
     Averages are over the classes that have images. Where every resample gives 1, the interval is Wilson's for as many
@@ -138,14 +145,15 @@ def average_scores(outcome: MultiLabelOutcome, seed: int = 0) -> dict[str, Any]:
         per_class.append(values)
         drawn["map"].append(mean_of_numbers(values))
     f1 = f1_scores(hits.sum(axis=0), misses.sum(axis=0))
-    scores: dict[str, Any] = {
+    scores = {
         "map": outcome.map,
         "macro_f1": float(f1[has_images].mean()) if has_images.any() else 0.0,
         "micro_f1": float(f1_scores(hits.sum(), misses.sum())),
     }
     n_units = int(units.max()) + 1
     intervals = {f"{name}_interval": bootstrap_interval(np.concatenate(drawn[name]), n_units) for name in drawn}
-    return {**scores, **intervals, "per_class_map": np.concatenate(per_class), "resamples": resamples}
+    resampled = {"per_class_map": np.concatenate(per_class), "resamples": resamples}
+    return cast(ResampledAverages, {**scores, **intervals, **resampled})
 
 
 def mean_of_numbers(values: np.ndarray) -> np.ndarray:
@@ -165,7 +173,7 @@ def bootstrap_interval(resampled: np.ndarray, n: int) -> list[float] | None:
     return [float(bound) for bound in percentile_interval(values)]
 
 
-def per_class_scores(outcome: MultiLabelOutcome, resampled_ap: np.ndarray) -> dict[str, dict[str, Any]]:
+def per_class_scores(outcome: MultiLabelOutcome, resampled_ap: np.ndarray) -> dict[str, LabelScores]:
     """Returns average precision, precision, recall and F1 of each class with intervals, its calibration and counts.
 
     A figure is None if it has no meaning: recall and average precision of a class without images, precision of one that
@@ -173,7 +181,7 @@ def per_class_scores(outcome: MultiLabelOutcome, resampled_ap: np.ndarray) -> di
     """
     labels, predicted = outcome.labels == 1, outcome.predicted
     precisions = average_precisions(outcome)
-    scores = {}
+    scores: dict[str, LabelScores] = {}
     for k, name in enumerate(outcome.classes):
         hits, n_true, n_predicted = (
             int(each.sum()) for each in (labels[:, k] & predicted[:, k], labels[:, k], predicted[:, k])

@@ -1,13 +1,16 @@
 """Scores of a classifier on images with several labels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from vitrail.documents import LabelScores, MultiLabelDocument, MultiLabelScores
 from vitrail.evaluation.multi_label import (
     MultiLabelOutcome,
+    ResampledAverages,
     average_scores,
     co_occurrence,
     per_class_scores,
@@ -17,7 +20,7 @@ from vitrail.evaluation.multi_label import (
 AVERAGE_NAMES = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1", "accuracy": "subset accuracy"}
 
 
-def describe_label_averages(scores: dict[str, Any]) -> str:
+def describe_label_averages(scores: Mapping[str, Any]) -> str:
     """Returns the averages of a summary with their intervals as text; subset accuracy: all labels of an image right."""
     return ", ".join(
         f"{title} {scores[name]:.4f} (95% interval {low:.4f} to {high:.4f})"
@@ -51,25 +54,31 @@ class MultiLabelEvaluation:
         return subset_accuracy_interval(self.outcome)
 
     @cached_property
-    def averages(self) -> dict[str, Any]:
+    def averages(self) -> ResampledAverages:
         """mAP, macro and micro F1 with intervals, and the resampled average precisions of each class."""
         return average_scores(self.outcome)
 
     @cached_property
-    def per_class(self) -> dict[str, dict[str, Any]]:
+    def per_class(self) -> dict[str, LabelScores]:
         """The scores of each class."""
         return per_class_scores(self.outcome, self.averages["per_class_map"])
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> MultiLabelScores:
         """Returns the scores over all images.
 
         `accuracy` is the fraction of images whose labels are all right, `loss` the mean binary cross-entropy, `ece` the
         mean of the labels' calibration errors.
         """
-        averages = {name: value for name, value in self.averages.items() if name != "per_class_map"}
-        return {
+        averages = self.averages
+        scores: MultiLabelScores = {
             "task": "multi_label",
-            **averages,
+            "map": averages["map"],
+            "macro_f1": averages["macro_f1"],
+            "micro_f1": averages["micro_f1"],
+            "map_interval": averages["map_interval"],
+            "macro_f1_interval": averages["macro_f1_interval"],
+            "micro_f1_interval": averages["micro_f1_interval"],
+            "resamples": averages["resamples"],
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
             "loss": self.outcome.loss,
@@ -78,10 +87,12 @@ class MultiLabelEvaluation:
             "temperature": self.temperature,
             "images": self.images,
             "unreadable": len(self.outcome.unreadable),  # skipped, not in `images`
-            **({"optimistic": True} if self.optimistic else {}),
         }
+        if self.optimistic:
+            scores["optimistic"] = True
+        return scores
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> MultiLabelDocument:
         """Returns the summary, the scores of each class, co-occurrences, and the labels of each image."""
         outcome, classes = self.outcome, self.outcome.classes
         rows = zip(outcome.paths, outcome.labels, outcome.predicted, outcome.probabilities, strict=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +90,8 @@ def classifier_digest(classifier: Classifier) -> str:
     Prediction folders hold it, so it must not change from version to version: it is taken over the keys of format 1.
     """
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
-    preprocess = {FORMAT_1_KEYS.get(key, key): value for key, value in classifier.preprocess.to_json().items()}
+    document: Mapping[str, Any] = classifier.preprocess.to_json()
+    preprocess = {FORMAT_1_KEYS.get(key, key): value for key, value in document.items()}
     preprocess["fit"] = FORMAT_1_FITS.get(preprocess["fit"], preprocess["fit"])
     code = hash_code(model_parts(classifier.vit.config))
     answers = [] if classifier.task == SINGLE_LABEL else [classifier.task, classifier.thresholds]

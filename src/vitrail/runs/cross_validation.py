@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from vitrail.data.groups import group_source
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.source import Listing, Source, encode_labels, name_of_data
+from vitrail.documents import CrossValidationDocument, CrossValidationResult, FoldRow
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation import Evaluation, Outcome, evaluate
 from vitrail.evaluation.calibration import calibrate
@@ -45,7 +46,8 @@ from vitrail.training.recipe import Recipe, flatten_recipe, recipe_from_json
 from vitrail.training.recipe_changes import TrainChanges
 
 CONFIG_FILE = "folds.json"
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 INTERVAL = (
     "95%, of the out-of-fold predictions of all images together. It covers the choice of images, not the variation "
     "between trainings. The folds share training images, so their deviation gives no interval."
@@ -59,16 +61,22 @@ class CrossValidation:
     folder: Path
     runs: list[Run]
     evaluation: Evaluation
-    result: dict[str, Any]
+    result: CrossValidationResult
     final: Run | None = None
 
     def __repr__(self) -> str:
         """A line with the scores; `result` has everything."""
         return f"CrossValidation({str(self.folder)!r}: {len(self.runs)} folds, accuracy {self.result['accuracy']:.4f})"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> CrossValidationDocument:
         """Returns the folder and the scores, as cross_validation.json has them."""
-        return {"run": str(self.folder), **self.result, **({"final": str(self.final.folder)} if self.final else {})}
+        document: CrossValidationDocument = {
+            "run": str(self.folder),
+            **self.result,  # type: ignore[typeddict-item]  # mypy: `final` could be in it
+        }
+        if self.final:
+            document["final"] = str(self.final.folder)
+        return document
 
 
 @dataclass(frozen=True)
@@ -312,14 +320,23 @@ def join_outcomes(outcomes: list[Outcome]) -> Outcome:
     )
 
 
-def summarize(plan: Plan, runs: list[Run], evaluation: Evaluation) -> dict[str, Any]:
+def summarize(plan: Plan, runs: list[Run], evaluation: Evaluation) -> CrossValidationResult:
     """Returns the scores of the folds, their mean and standard deviation, and those of all predictions together."""
-    rows = []
+    rows: list[FoldRow] = []
     for fold, run in enumerate(runs, 1):
-        scores: dict[str, Any] = {**run.result["test"]}
-        row = {"fold": fold, "run": str(run.folder), "images": scores["images"]}
-        row |= {name: scores[name] for name in METRICS}
-        rows.append(row | {name: run.result.get(name) for name in ("best_epoch", "seconds")})
+        scores = run.result["test"]
+        row: FoldRow = {
+            "fold": fold,
+            "run": str(run.folder),
+            "images": scores["images"],
+            "accuracy": scores["accuracy"],
+            "balanced_accuracy": scores["balanced_accuracy"],
+            "macro_f1": scores["macro_f1"],
+            "loss": scores["loss"],
+            "best_epoch": run.result.get("best_epoch"),
+            "seconds": run.result["seconds"],
+        }
+        rows.append(row)
     values = {name: np.array([row[name] for row in rows]) for name in METRICS}
     return {
         "data": evaluation.description,
@@ -364,7 +381,7 @@ def calibrate_final(run: Run, runs: list[Run], outcomes: list[Outcome]) -> Run:
     return replace(run, classifier=classifier)
 
 
-def describe_cross_validation(result: dict[str, Any]) -> list[str]:
+def describe_cross_validation(result: CrossValidationResult) -> list[str]:
     """Returns the lines below the table of folds: means, and the scores of all predictions with their intervals."""
     means = ", ".join(
         f"{name.replace('_', ' ')} {result['fold_mean'][name]:.4f} (sd {result['fold_sd'][name]:.4f})"

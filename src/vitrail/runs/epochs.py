@@ -4,12 +4,14 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from types import MappingProxyType
+from typing import cast
 
 from vitrail.callbacks.base import SplitScores
 from vitrail.classifier import NonFiniteOutput
 from vitrail.console import log, progress_bar
 from vitrail.data.decode import ImageError
 from vitrail.data.loader import WorkerDied, divide_draws
+from vitrail.documents import HookScores
 from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import write_json
@@ -229,7 +231,7 @@ def call_evaluation_hook(run: TrainingRun, row: Row) -> None:
     for split in ("validation", "test"):
         if f"{split}_loss" in row:
             scores = {name: row[f"{split}_{name}"] for name in CALLBACK_SCORES[run.classifier.task]}
-            evaluation = SplitScores(split, MappingProxyType(scores), is_final=False)
+            evaluation = SplitScores(split, cast(HookScores, MappingProxyType(scores)), is_final=False)
             run.call_hook_on_all("on_evaluation_end", row["epoch"], metrics=row, evaluation=evaluation)
 
 

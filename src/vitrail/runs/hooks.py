@@ -12,6 +12,7 @@ from vitrail.callbacks.early_stopping import EarlyStopping
 from vitrail.callbacks.loggers import Logger, make_loggers
 from vitrail.classifier import Classifier
 from vitrail.console import log
+from vitrail.documents import HookScores
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.result import ResultPrinter, Run
@@ -124,7 +125,10 @@ class RunHooks:
         self.moment["result"] = MappingProxyType(run.result)
         for split in ("test", "validation"):
             if split in run.result:
-                self.call("on_evaluation_end", evaluation=SplitScores(split, run.result[split], is_final=True))
+                self.call(
+                    "on_evaluation_end",
+                    evaluation=SplitScores(split, cast(HookScores, run.result[split]), is_final=True),
+                )
 
     @contextmanager
     def call_run_end(self) -> Iterator[None]:

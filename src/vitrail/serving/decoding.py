@@ -12,6 +12,7 @@ import numpy as np
 from vitrail.data.decode import ImageError
 from vitrail.data.pixel_range import DEPTH_WARNING
 from vitrail.data.preprocess import Preprocess
+from vitrail.documents import PreprocessDocument
 from vitrail.serving.decode_worker import Pixels
 from vitrail.serving.errors import RequestError, overloaded
 from vitrail.serving.metrics import Metrics
@@ -39,7 +40,7 @@ class DecodedImage:
 
 
 @lru_cache
-def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+def describe_preprocess(preprocess: Preprocess) -> PreprocessDocument:
     return preprocess.to_json()
 
 
@@ -84,7 +85,9 @@ class ImageDecoder:
                 task.cancel()  # if the client disconnected, the files that are still waiting are not decoded
             self.waiting -= len(files)
 
-    async def _decode_one(self, file: bytes, preprocess: dict[str, Any], deadline: float) -> DecodedImage | ImageError:
+    async def _decode_one(
+        self, file: bytes, preprocess: PreprocessDocument, deadline: float
+    ) -> DecodedImage | ImageError:
         """Decodes a file in the pool; a large image only has its header read there and moves to the other pool."""
         document, payload = await self._ask(self.pool, file, preprocess, deadline)
         if "is_large" in document:
@@ -95,7 +98,7 @@ class ImageDecoder:
         return DecodedImage(np.frombuffer(payload, np.uint8).reshape(document["pixels"]), document["is_deep"])
 
     async def _ask(
-        self, pool: WorkerPool, file: bytes, preprocess: dict[str, Any], deadline: float
+        self, pool: WorkerPool, file: bytes, preprocess: PreprocessDocument, deadline: float
     ) -> tuple[dict[str, Any], bytes]:
         """Returns the answer of a process; a file that is decoded while processes die is unreadable."""
         request = {

@@ -6,6 +6,7 @@ from typing import Any, Literal, Unpack
 from vitrail.data.augment import Augment
 from vitrail.data.group_pattern import compile_pattern
 from vitrail.data.options import Fit, Interpolation
+from vitrail.documents import PartDocument
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
@@ -264,7 +265,7 @@ class Recipe:
             )
         return changed if changed.is_vit else without_vit_fields(changed)
 
-    def parts(self) -> list[dict[str, Any]]:
+    def parts(self) -> list[PartDocument]:
         """Returns the parts of plugins that the recipe names, as files name them."""
         model: dict[str, str] = {kind: self.model[kind] for kind in ("pool", "mlp", "head") if kind in self.model}
         if isinstance(position := self.model.get("position"), str):

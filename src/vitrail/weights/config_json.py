@@ -3,6 +3,7 @@
 from dataclasses import asdict, fields
 from typing import Any
 
+from vitrail.documents import PartDocument
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.model.config import POSITIONS, Position, ViTConfig, position_kind
 from vitrail.options import check_values
@@ -13,7 +14,7 @@ def config_to_json(config: ViTConfig) -> dict[str, Any]:
     return {**asdict(config), "position": position_to_json(config.position)}
 
 
-def model_parts(config: ViTConfig) -> list[dict[str, str]]:
+def model_parts(config: ViTConfig) -> list[PartDocument]:
     """Returns the parts of plugins that a model has, as files name them."""
     choices = {"pool": config.pool, "position": position_kind(config.position), "mlp": config.mlp, "head": config.head}
     return needed_parts(choices)
