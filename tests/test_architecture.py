@@ -18,6 +18,7 @@ LAYERS = [
     {
         "annotation_files",
         "documents",
+        "label_documents",
         "version",
         "errors",
         "options",

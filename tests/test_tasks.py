@@ -22,7 +22,7 @@ from conftest import COLORS
 from document_types import check_document
 from serving import RunningServer
 from test_user_code import results
-from vitrail import documents
+from vitrail import documents, label_documents
 from vitrail.cli.main import VERBS, main
 from vitrail.data.labels import LabelSets
 from vitrail.data.open import open_data, open_source
@@ -395,8 +395,8 @@ def test_the_temperature_and_thresholds_are_fitted_again(run: Path, table: Path,
 
 def test_scores_are_what_their_types_say(run: Path, table: Path):
     evaluation = vitrail.evaluate(run, table)
-    check_document(evaluation.summary(), documents.MultiLabelScores)
-    check_document(evaluation.to_json(), documents.MultiLabelDocument)
+    check_document(evaluation.summary(), label_documents.MultiLabelScores)
+    check_document(evaluation.to_json(), label_documents.MultiLabelDocument)
     check_document(json.loads((run / "result.json").read_text())["test"], documents.HookScores)
     wrong = np.flatnonzero(~evaluation.outcome.correct)
     assert results.read_label_evaluation(evaluation) == [evaluation.outcome.paths[i] for i in wrong]

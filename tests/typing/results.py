@@ -11,16 +11,12 @@ from vitrail.callbacks import CallbackState
 from vitrail.documents import (
     ClassScores,
     Confusion,
-    CoOccurrence,
     CrossValidationDocument,
     CrossValidationResult,
     EarlyStop,
     EvaluationDocument,
     FoldRow,
     HookScores,
-    LabelScores,
-    MultiLabelDocument,
-    MultiLabelScores,
     PartDocument,
     PredictTotals,
     PreprocessDocument,
@@ -28,11 +24,11 @@ from vitrail.documents import (
     RunDocument,
     RunResult,
     ScoredImage,
-    ScoredLabels,
     Scores,
     SweepResult,
     TrialRow,
 )
+from vitrail.label_documents import CoOccurrence, LabelScores, MultiLabelDocument, MultiLabelScores, ScoredLabels
 
 
 def read_run(run: vitrail.Run) -> float:

@@ -7,7 +7,6 @@ from typing import Any, cast
 import numpy as np
 
 from vitrail.data.strings import factorize
-from vitrail.documents import LabelScores, MultiLabelAverages
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.group_scores import score_groups
 from vitrail.evaluation.outcome import ImageLogits
@@ -19,6 +18,7 @@ from vitrail.intervals import (
     percentile_interval,
     wilson_interval,
 )
+from vitrail.label_documents import LabelScores, MultiLabelAverages
 from vitrail.tasks import exceeds, sigmoid
 
 MAX_VALUES = 3e8  # images x classes x resamples: more would take minutes, so large sets are resampled less often
