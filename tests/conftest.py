@@ -32,6 +32,7 @@ COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}
 SHARED_FIXTURES = ("records", "ray_cluster")  # that take so long that all tests of a module that use one share it
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups the tests that share a slow fixture, for `pytest --dist loadgroup`."""
     for item in items:
