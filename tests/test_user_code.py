@@ -59,6 +59,7 @@ def test_results_are_what_their_types_say(run: vitrail.Run, colors: Path, tmp_pa
     probe = vitrail.probe(run.classifier, colors)
     check_document(probe.to_json(), documents.ProbeDocument)
     assert results.read_probe(probe) == probe.to_json()["linear"]["accuracy"]
+    assert results.read_origin(run.classifier) == run.classifier.origin["data"]["name"]
     preprocess = run.classifier.preprocess
     check_document(preprocess.to_json(), documents.PreprocessDocument)
     assert results.read_values(vitrail.Recipe(), preprocess) == preprocess

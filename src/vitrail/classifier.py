@@ -23,6 +23,7 @@ from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.fast import make_fast_vit
 from vitrail.image_predictions import AnswerForm, ImagePrediction, Predictions
+from vitrail.json_types import JsonObject
 from vitrail.machine import has_native_bf16
 from vitrail.model.config import to_pair
 from vitrail.model.vit import ViT
@@ -44,7 +45,7 @@ class BaseClassifier(ABC):
     classes: tuple[str, ...]  # empty if the model returns features
     preprocess: Preprocess
     temperature: float
-    origin: dict[str, Any]  # where the weights came from: recipe, seed, versions, data, metrics
+    origin: JsonObject  # where the weights came from: recipe, seed, versions, data, metrics
     task: TaskName
     thresholds: tuple[float, ...]  # of the probability of each label; empty: 0.5 for each
 
@@ -158,7 +159,7 @@ class Classifier(BaseClassifier):
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: float = 1.0
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: JsonObject = field(default_factory=dict)
     is_fast: bool = False
     task: TaskName = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()

@@ -6,7 +6,6 @@ import copy
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +15,7 @@ from vitrail.classifier import BaseClassifier, Classifier, check_finite, eval_mo
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.files import write_atomically
+from vitrail.json_types import JsonObject
 from vitrail.model.vit import ViT
 from vitrail.parts import needed_parts, require_parts
 from vitrail.tasks import SINGLE_LABEL, TaskName
@@ -36,7 +36,7 @@ class ModuleClassifier(BaseClassifier):
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: float = 1.0
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: JsonObject = field(default_factory=dict)
     architecture: str | None = None
     task: TaskName = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()

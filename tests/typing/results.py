@@ -28,6 +28,7 @@ from vitrail.documents import (
     SweepResult,
     TrialRow,
 )
+from vitrail.json_types import JsonObject, JsonValue
 from vitrail.label_documents import CoOccurrence, LabelScores, MultiLabelDocument, MultiLabelScores, ScoredLabels
 
 
@@ -84,8 +85,20 @@ def read_cross_validation(folds: vitrail.CrossValidation) -> float:
     return max(row["accuracy"] for row in folds.result["rows"]) - folds.result["fold_mean"]["accuracy"]
 
 
+def read_origin(classifier: vitrail.Classifier | vitrail.ModuleClassifier) -> str | None:
+    assert_type(classifier.origin, JsonObject)
+    data = classifier.origin.get("data")
+    if not isinstance(data, dict):
+        return None
+    assert_type(data, JsonObject)
+    name = data.get("name")
+    return name if isinstance(name, str) else None
+
+
 def read_values(recipe: vitrail.Recipe, preprocess: vitrail.Preprocess) -> vitrail.Preprocess:
     assert_type(recipe.parts(), list[PartDocument])
+    assert_type(recipe.to_json(), JsonObject)
+    assert_type(recipe.to_json()["epochs"], JsonValue)
     document = preprocess.to_json()
     assert_type(document, PreprocessDocument)
     assert_type(document["image_size"], tuple[int, int])

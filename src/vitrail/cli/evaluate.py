@@ -242,7 +242,7 @@ def make_class_table(document: dict[str, Any]) -> Table:
 
 def describe_temperature(classifier: BaseClassifier) -> str:
     """Returns the temperature and where it was fitted."""
-    calibration = classifier.origin.get("calibration")
+    calibration: dict[str, Any] | None = classifier.origin.get("calibration")  # type: ignore[assignment]
     if not calibration:
         hint = " (not fitted; --fit-temperature fits it)" if classifier.temperature == 1 else ""
         return f"temperature {classifier.temperature:.4g}{hint}"

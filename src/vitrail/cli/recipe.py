@@ -74,7 +74,7 @@ def show_recipe(name: str) -> Answer:
             value = getattr(part, field.name)
             mark = "" if value == field.default else " *"
             table.add_row(field.name, format_default(value) + mark, field.metadata["help"])
-    document = recipe.to_json()
+    document: dict[str, Any] = recipe.to_json()
     model: dict[str, Any] = document["model"]
     model_help = {field.name: field.metadata["help"] for field in dataclasses.fields(ViTConfig)}
     for field_name, value in model.items():

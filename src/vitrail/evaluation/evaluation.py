@@ -26,6 +26,7 @@ from vitrail.evaluation.metrics import (
     top_k_accuracy,
 )
 from vitrail.evaluation.outcome import Outcome, compute_outcome
+from vitrail.weights.origin import read_origin
 
 AVERAGE_NAMES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
 
@@ -145,14 +146,14 @@ def open_scored_images(classifier: BaseClassifier, data: Data, skip_unreadable: 
     Raises `VitrailError` for a class that the classifier lacks, and `UsageError` if it has no classes.
     """
     classifier.require_classes()
-    trained_on = classifier.origin.get("data", {})
+    trained_on = read_origin(classifier.origin).get("data", {})
     channels = classifier.preprocess.channels
     return open_images_to_score(data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task)
 
 
 def open_splits(classifier: BaseClassifier, data: Data, skip_unreadable: bool = False) -> tuple[str, dict[str, Images]]:
     """Returns the name of the scored split, and all splits of the data, divided as in training."""
-    trained_on = classifier.origin.get("data", {})
+    trained_on = read_origin(classifier.origin).get("data", {})
     channels = classifier.preprocess.channels
     splits = open_known_splits(data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task)
     return next(name for name in SCORING_ORDER if name in splits), splits

@@ -26,6 +26,7 @@ from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, knn_probabili
 from vitrail.evaluation.linear_head import LinearHead, fit_linear_head
 from vitrail.evaluation.outcome import Outcome
 from vitrail.tasks import refuse_task
+from vitrail.weights.origin import read_origin
 
 MIN_PROBABILITY = 1e-12  # of a k-NN vote, before its logarithm
 
@@ -76,7 +77,7 @@ def open_probe_data(classifier: Classifier, data: Data, skip_unreadable: bool = 
 
     If the classifier was trained on the same data, they are divided into the same splits.
     """
-    trained_on = classifier.origin.get("data", {})
+    trained_on = read_origin(classifier.origin).get("data", {})
     channels = classifier.preprocess.channels
     source = group_as_trained(open_source(data, channels, skip_unreadable), trained_on)
     refuse_task(source.task, "probe")

@@ -15,6 +15,7 @@ from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import SCORING_ORDER, open_images_to_score
 from vitrail.exporting.sample_photos import decode_sample_photos
+from vitrail.weights.origin import read_origin
 
 DEFAULT_DATA = "digits"  # gray images that come with scikit-learn
 DEFAULT_IMAGES = 64
@@ -60,7 +61,7 @@ def load_probes(classifier: Classifier, data: Data | None, skip_unreadable: bool
 
 def list_probes(classifier: Classifier, data: Data | None, missing_ok: bool) -> Probes:
     """Returns the images without reading them."""
-    channels, trained_on = classifier.preprocess.channels, classifier.origin.get("data", {})
+    channels, trained_on = classifier.preprocess.channels, read_origin(classifier.origin).get("data", {})
     is_trained_on_default = trained_on.get("name") == DEFAULT_DATA and classifier.classes
     if classifier.classes and (data is not None or is_trained_on_default):
         source = data or DEFAULT_DATA

@@ -17,6 +17,7 @@ from vitrail.evaluation.metrics import brier_score, reliability_bins
 from vitrail.intervals import Interval, t_interval
 from vitrail.report.subject import Subject
 from vitrail.report.verdicts import MIN_VERDICT_IMAGES
+from vitrail.weights.origin import read_origin
 
 Thresholds = list[dict[str, Any]]
 
@@ -30,7 +31,7 @@ def collect_calibration(subject: Subject) -> tuple[dict[str, Any], dict[str, Any
     outcome = subject.evaluation.outcome
     stored_temperature = subject.evaluation.temperature
     calibration, thresholds = find_calibration(subject)
-    is_stored = subject.classifier.origin.get("calibration") is not None or stored_temperature != 1
+    is_stored = read_origin(subject.classifier.origin).get("calibration") is not None or stored_temperature != 1
     temperature = calibration.temperature if calibration else stored_temperature
     uncalibrated = apply_temperature(outcome, 1 / stored_temperature)
     calibrated = apply_temperature(uncalibrated, temperature)
@@ -73,7 +74,7 @@ def find_calibration(subject: Subject) -> tuple[Calibration | None, Thresholds]:
 
     The thresholds apply to the probabilities that the classifier returns now.
     """
-    stored = subject.classifier.origin.get("calibration")
+    stored = read_origin(subject.classifier.origin).get("calibration")
     if stored is not None:
         calibration = Calibration(**{field.name: stored.get(field.name) for field in fields(Calibration)})
         return calibration, calibration.thresholds

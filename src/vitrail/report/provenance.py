@@ -10,6 +10,7 @@ import torch
 from vitrail.report.subject import Described
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256
+from vitrail.weights.origin import read_origin
 
 
 def describe_report(subject: Described) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def describe_report(subject: Described) -> dict[str, Any]:
 def describe_model(subject: Described) -> dict[str, Any]:
     """Returns the architecture, a digest of the weights, and the training of the classifier."""
     vit = subject.classifier.vit
-    origin = subject.classifier.origin
+    origin = read_origin(subject.classifier.origin)
     recipe = origin.get("recipe") or {}
     trained_on = origin.get("data") or {}
     return {

@@ -28,6 +28,7 @@ from vitrail.runs.result import ModuleRun, Run, make_run
 from vitrail.runs.run_report import run_report_command, write_run_report
 from vitrail.tasks import SINGLE_LABEL
 from vitrail.training.recipe import Recipe
+from vitrail.weights.origin import read_origin
 
 PICTURES = ("confusion", "attention")
 
@@ -217,7 +218,7 @@ def summarize(classifier: TorchClassifier, evaluation: AnyEvaluation, trained: T
     split = trained.scored_split
     scores = evaluation.summary()
     scores["unreadable"] += trained.splits.unreadable.get(split, 0)
-    classifier.origin["metrics"] = {split: scores}
+    read_origin(classifier.origin)["metrics"] = {split: scores}
     if trained.probes is None:
         return {split: scores}
     probes = trained.probes.to_json()

@@ -14,6 +14,7 @@ from vitrail.runs.folder import RunFolder
 from vitrail.training.curves import draw_curves
 from vitrail.training.recipe import Recipe
 from vitrail.training.transfer import set_head
+from vitrail.weights.origin import read_origin
 
 
 def probe_pretrained(classifier: Classifier, splits: Splits, recipe: Recipe) -> Probe:
@@ -80,7 +81,7 @@ def compare_with_probes(
 
     `best_epoch` is the epoch whose weights were kept; 0 is the start.
     """
-    if classifier.origin["recipe"]["train_on"] == "features":
+    if read_origin(classifier.origin)["recipe"]["train_on"] == "features":
         return None
     if best_epoch == 0:
         return (

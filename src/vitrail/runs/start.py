@@ -28,6 +28,7 @@ from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import autocast_dtype
 from vitrail.training.transfer import describe_head, resolve_transfer, transfer_weights
 from vitrail.version import __version__
+from vitrail.weights.origin import read_origin
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def build_classifier(
             log(describe_head(head, theirs.classes, splits.classes) + refit_note(recipe, head))
         else:
             log(f"a new head of {len(splits.classes)} classes replaces the head for {TASKS[theirs.task].description}")
-        origin = {"from": pretrained.origin(head)}
+        origin: dict[str, Any] = {"from": pretrained.origin(head)}
     else:
         config, preprocess = resolve_model(recipe, splits)
         vit, head, origin = random_vit(config, recipe), "new", {}
@@ -116,7 +117,7 @@ def refit_note(recipe: Recipe, head: str) -> str:
 
 def warn_if_trained_on_held_out_images(theirs: Classifier, data_origin: dict[str, Any]) -> None:
     """Warns if pretrained weights were trained on the same data with another split."""
-    data, split = theirs.origin.get("data", {}), data_origin["split"]
+    data, split = read_origin(theirs.origin).get("data", {}), data_origin["split"]
     if data.get("fingerprint") == data_origin["fingerprint"] and data.get("split", split) != split:
         log(
             "warning: the weights were trained on these data with another split: images held out now may have been "

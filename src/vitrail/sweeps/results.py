@@ -147,10 +147,10 @@ def current_values(values: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:
     """Returns the fields of a recipe that differ from another one, as the command line takes them."""
-    document, base_document = recipe.to_json(), base.to_json()
+    documents: list[dict[str, Any]] = [recipe.to_json(), base.to_json()]
     differences: dict[str, Any] = {}
     for name, group in RECIPE_FIELDS.items():
-        ours, theirs = (each if group == "recipe" else each[group] for each in (document, base_document))
+        ours, theirs = (each if group == "recipe" else each[group] for each in documents)
         if name in ours and ours[name] != theirs.get(name):
             value = ours[name]
             if name == "position":

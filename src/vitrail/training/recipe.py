@@ -8,6 +8,7 @@ from vitrail.data.group_pattern import compile_pattern
 from vitrail.data.options import Fit, Interpolation
 from vitrail.documents import PartDocument
 from vitrail.errors import UsageError, did_you_mean
+from vitrail.json_types import JsonObject
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.parts import needed_parts
@@ -274,7 +275,7 @@ class Recipe:
         own = {"model": self.architecture, **loss, "optimizer": self.optimizer, "schedule": self.schedule}
         return needed_parts({**model, **own, "augmentation": self.augment.policy})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns the recipe as a JSON document."""
         document = asdict(self)
         if "position" in self.model:

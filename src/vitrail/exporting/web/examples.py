@@ -18,6 +18,7 @@ from vitrail.data.scoring import open_images_to_score
 from vitrail.errors import VitrailError
 from vitrail.explanation.api import explain_batch
 from vitrail.exporting.sample_photos import read_sample_photos
+from vitrail.weights.origin import read_origin
 
 MAX_EXAMPLES = 12
 DEFAULT_EXAMPLES = 8  # if the user names none
@@ -39,7 +40,7 @@ def choose_examples(
     """Returns the named images, else held-out images of the training data if available, else photographs."""
     if images:
         return load_examples(classifier, images)[:MAX_EXAMPLES]
-    trained_on = classifier.origin.get("data", {}).get("name")
+    trained_on = read_origin(classifier.origin).get("data", {}).get("name")
     source = data if data is not None else trained_on if trained_on in BUILT_IN_DATA else None
     if source is not None:
         try:
@@ -56,7 +57,7 @@ def load_examples(classifier: Classifier, images: Sequence[str | Path]) -> list[
 
 def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]:
     """Returns images that were not trained on, spread over the classes; raises `VitrailError` if data are missing."""
-    trained_on = classifier.origin.get("data", {})
+    trained_on = read_origin(classifier.origin).get("data", {})
     images = open_images_to_score(data, classifier.classes, classifier.preprocess.channels, trained_on).images
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
     present = sorted(set(images.labels.tolist()))

@@ -22,6 +22,7 @@ from vitrail.exporting.web.verify import verify_graphs
 from vitrail.files import write_atomically
 from vitrail.tasks import refuse_task
 from vitrail.version import __version__
+from vitrail.weights.origin import read_origin
 
 MAX_PAGE_MB = 40.0  # default limit
 RUNTIME_FILES = {"runtime": "ort.wasm.bundle.min.mjs.gz", "wasm": "ort-wasm-simd-threaded.wasm.gz"}
@@ -116,7 +117,7 @@ def check_page_size(classifier: Classifier, half: bool, limit: float) -> None:
 
 def describe_classifier(classifier: Classifier, model: str, title: str | None) -> dict[str, Any]:
     """Returns what the page shows about the classifier and needs to know of it."""
-    config, origin = classifier.vit.config, classifier.origin
+    config, origin = classifier.vit.config, read_origin(classifier.origin)
     scores = origin.get("metrics", {}).get("test") or {}
     name = title or Path(model).name or origin.get("card") or "classifier"
     return {
