@@ -95,6 +95,11 @@ def read_origin(classifier: vitrail.Classifier | vitrail.ModuleClassifier) -> st
     return name if isinstance(name, str) else None
 
 
+def read_explanation(explanation: vitrail.Explanation) -> JsonObject:
+    assert_type(explanation.to_json(), JsonObject)
+    return explanation.to_json()
+
+
 def read_values(recipe: vitrail.Recipe, preprocess: vitrail.Preprocess) -> vitrail.Preprocess:
     assert_type(recipe.parts(), list[PartDocument])
     assert_type(recipe.to_json(), JsonObject)

@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from vitrail.explanation.methods import Method, find_method
+from vitrail.json_types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RelevanceMap:
         probability = "" if math.isnan(self.probability) else f"{self.probability:.0%}, "
         return f"{self.question} ({probability}{self.method}): {summarize_map(self.map)}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns the map and the settings that made it, as JSON values."""
         return {
             "label": self.label,
