@@ -13,6 +13,7 @@ import pytest
 
 import vitrail
 from serving import RunningServer
+from vitrail import plugins
 from vitrail.parts import PARTS
 from vitrail.plugins import load_plugins
 from vitrail.registry import RULES
@@ -56,8 +57,10 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("plugin") / "pools_for_processes.py"
     path.write_text(PLUGIN)
     before, folders = set(PARTS), list(sys.path)
-    load_plugins([str(path)])
-    yield path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_loaded", {})
+        load_plugins([str(path)])
+        yield path
     for kind, name in set(PARTS) - before:
         del RULES[kind].table[name], PARTS[kind, name]
     del sys.modules[path.stem]
