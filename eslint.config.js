@@ -40,5 +40,5 @@ export default [
     languageOptions: { globals: globals.browser, sourceType: "script" },
     rules,
   },
-  { ignores: ["node_modules/", ".venv/", "build/", "dist/", "runs/", "data/"] },
+  { ignores: ["node_modules/", ".venv*/", "build/", "dist/", "runs/", "data/"] },
 ];
