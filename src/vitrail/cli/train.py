@@ -127,18 +127,9 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
     try:
         run = start(
             arguments.data,
-            model=arguments.model,
-            torch_files=arguments.torch_files,
-            recipe=arguments.recipe,
-            out=arguments.out,
-            resume=arguments.resume,
-            device=arguments.device,
-            logger=arguments.logger,
-            report=not arguments.no_report,
-            check=not arguments.no_check,
             fsdp=arguments.fsdp,
             **options,
-            **recipe_changes(arguments),
+            **training_options(arguments),
         )
     except ReportInterrupted as error:
         if not arguments.json:  # the scores are on stdout already
@@ -159,6 +150,22 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
     return Answer({**run.to_json()}, lines)
 
 
+def training_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keywords that one training and a cross-validation share."""
+    return {
+        "model": arguments.model,
+        "torch_files": arguments.torch_files,
+        "recipe": arguments.recipe,
+        "out": arguments.out,
+        "resume": arguments.resume,
+        "device": arguments.device,
+        "logger": arguments.logger,
+        "report": not arguments.no_report,
+        "check": not arguments.no_check,
+        **recipe_changes(arguments),
+    }
+
+
 def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
     """Trains the folds, one after the other; returns the scores as JSON and as a table."""
     if arguments.engine == "ray" or (arguments.processes or 1) > 1 or arguments.fsdp or is_launched():
@@ -170,16 +177,7 @@ def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
         arguments.data,
         arguments.folds,
         final=arguments.final,
-        model=arguments.model,
-        torch_files=arguments.torch_files,
-        recipe=arguments.recipe,
-        out=arguments.out,
-        resume=arguments.resume,
-        device=arguments.device,
-        logger=arguments.logger,
-        report=not arguments.no_report,
-        check=not arguments.no_check,
-        **recipe_changes(arguments),
+        **training_options(arguments),
     )
     document = result.to_json()
     shown = [make_fold_table(document["rows"]), *describe_cross_validation(document), describe_averages(document)]
