@@ -15,6 +15,8 @@ UV := $(BIN)/uv
 UV_INSTALL := $(UV) pip install --quiet --constraint constraints.txt
 NEWEST := .venv-newest
 LOWEST := .venv-lowest
+# Where PYTHONDONTWRITEBYTECODE is set, each process of the tests would compile torch and all else again, for 2 s or more.
+export PYTHONDONTWRITEBYTECODE :=
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 # Some tests need a browser (Debian's Chromium), and the test of two nodes needs the program ip. make installs them if
@@ -31,7 +33,7 @@ files_with = $(shell grep -l 'mark\.$(1)\b' tests/test_*.py)
 NPM := command -v node && command -v npm
 APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
-.PHONY: demo test test-scale test-newest test-lowest check parity cards format wheel clean
+.PHONY: demo test test-scale test-newest test-lowest check check-style check-mypy check-pyright check-javascript parity cards format wheel clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitrail needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -93,11 +95,20 @@ node_modules/ready: package.json package-lock.json
 	@npm ci --no-audit --no-fund --silent
 	@touch $@
 
-check: $(VENV)/ready-for-work node_modules/ready
+# Each of the four uses one core; `make -j2 check` runs two at a time.
+check: check-style check-mypy check-pyright check-javascript
+
+check-style: $(VENV)/ready-for-work
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+
+check-mypy: $(VENV)/ready-for-work
 	$(BIN)/mypy
+
+check-pyright: $(VENV)/ready-for-work
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check-javascript: node_modules/ready
 	npx eslint
 	npx prettier --check .
 
