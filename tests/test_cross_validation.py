@@ -22,7 +22,7 @@ from test_user_code import results
 from vitrail import documents
 from vitrail.cli import main
 from vitrail.data.folds import assign_folds
-from vitrail.data.groups import group_source
+from vitrail.data.labels import categorize
 from vitrail.data.open import open_source
 from vitrail.data.source import Listing
 from vitrail.errors import UsageError
@@ -45,7 +45,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Cross
 def listing(labels: str, groups: str | None = None) -> Listing:
     n = len(labels)
     pixels = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-    return Listing(pixels, [f"{i:03d}" for i in range(n)], list(labels), None if groups is None else list(groups))
+    return Listing(
+        pixels, [f"{i:03d}" for i in range(n)], categorize(labels), None if groups is None else categorize(groups)
+    )
 
 
 def test_folds_are_stratified_and_do_not_depend_on_the_order():
@@ -68,7 +70,7 @@ def test_identical_images_and_groups_are_in_one_fold(tmp_path: Path):
     for seed in range(5):
         fold_of = assign_folds(images, 5, seed)
         assert fold_of[3] == fold_of[7]
-    source = group_source(open_source(write_patients(tmp_path / "data", 10, 3)), PATTERN)
+    source = open_source(write_patients(tmp_path / "data", 10, 3), group_pattern=PATTERN)
     grouped = source.splits["all"]
     fold_of = assign_folds(grouped, 5, seed=0)
     assert grouped.groups is not None

@@ -17,12 +17,13 @@ import vitrail
 from vitrail.cli import main
 from vitrail.data.check import check_data
 from vitrail.data.findings import Code
-from vitrail.data.group_split import assign_groups
-from vitrail.data.groups import group_source, merge_groups, suggest_groups
+from vitrail.data.groups import suggest_groups
 from vitrail.data.images import Images
+from vitrail.data.labels import categorize
 from vitrail.data.open import open_source
 from vitrail.data.source import Listing, Source
 from vitrail.data.split import build_splits, choose_held_out
+from vitrail.data.stratification import assign_groups, merge_groups
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.group_scores import score_groups
@@ -91,7 +92,7 @@ class Patients(Dataset[Any]):
 
 
 def test_groups_come_from_a_column_a_pattern_or_python(patients: Path, write_table: Callable[..., Path]):
-    by_pattern = group_source(open_source(patients), PATTERN).splits["all"]
+    by_pattern = open_source(patients, group_pattern=PATTERN).splits["all"]
     by_column = open_source(write_table()).splits["all"]
     assert by_pattern.groups is not None and by_column.groups is not None
     assert sorted(set(by_pattern.groups)) == sorted(set(by_column.groups)) == sorted(f"patient{i}" for i in range(24))
@@ -125,7 +126,7 @@ def test_groups_of_a_hugging_face_data_set(tmp_path: Path):
 )
 def test_a_wrong_pattern_is_refused_in_a_sentence(patients: Path, pattern: str, error: str, expected: type):
     with pytest.raises(expected, match=error):
-        group_source(open_source(patients), pattern)
+        open_source(patients, group_pattern=pattern)
 
 
 def test_an_empty_group_and_a_wrong_number_of_groups_are_refused(patients: Path, tmp_path: Path):
@@ -140,7 +141,7 @@ def test_an_empty_group_and_a_wrong_number_of_groups_are_refused(patients: Path,
     with pytest.raises(VitrailError, match="a group of all is empty"):
         open_source((images, "abab", [1, 2, None, 3]))
     with pytest.raises(UsageError, match="has groups of its own"):
-        group_source(open_source((images, "abab", [1, 2, 3, 4])), PATTERN)
+        open_source((images, "abab", [1, 2, 3, 4]), group_pattern=PATTERN)
 
 
 # divisions
@@ -153,7 +154,7 @@ def crossings(parts: dict[str, Any]) -> set[str]:
 
 
 def test_a_division_keeps_groups_whole_and_classes_in_proportion(patients: Path):
-    source = group_source(open_source(patients), PATTERN)
+    source = open_source(patients, group_pattern=PATTERN)
     parts = build_splits(source, validation=0.2, test=0.25).as_dict()
     assert not crossings(parts)
     assert {name: images.count_by_class() for name, images in parts.items()} == {
@@ -168,7 +169,7 @@ def test_a_division_keeps_groups_whole_and_classes_in_proportion(patients: Path)
 def test_groups_that_share_an_image_are_one_group():
     pixels = torch.arange(8, dtype=torch.uint8).repeat_interleave(192).reshape(8, 3, 8, 8)
     pixels[5] = pixels[0]  # an image of group c is one of group a
-    listing = Listing(pixels, list("12345678"), ["x"] * 8, list("aabbccdd"))
+    listing = Listing(pixels, list("12345678"), categorize(["x"] * 8), categorize("aabbccdd"))
     for seed in range(8):
         held = {listing.groups[i] for i in choose_held_out(listing, 0.5, seed)}
         assert len(held & {"a", "c"}) in (0, 2)
@@ -177,7 +178,7 @@ def test_groups_that_share_an_image_are_one_group():
 
 def test_a_class_never_loses_its_last_training_group():
     pixels = torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
-    listing = Listing(pixels, list("abcdefghi"), ["x"] * 6 + ["y"] * 3, list("112233444"))
+    listing = Listing(pixels, list("abcdefghi"), categorize(["x"] * 6 + ["y"] * 3), categorize("112233444"))
     for seed in range(5):
         splits = build_splits(Source("s", {"all": listing}, address="s"), test=0.5, validation=0, split_seed=seed)
         assert set(splits.train.labels) == {0, 1}
@@ -300,7 +301,7 @@ def test_the_check_suggests_groups_and_names_copies_that_a_random_division_would
     ],
 )
 def test_groups_that_names_suggest(names: list[str], groups: int | None):
-    listing = Listing(torch.zeros(18, 3, 8, 8), names, ["x", "y"] * 9)
+    listing = Listing(torch.zeros(18, 3, 8, 8), names, categorize(["x", "y"] * 9))
     suggestion = suggest_groups(Source("s", {"all": listing}))
     assert (suggestion.groups if suggestion else None) == groups
 

@@ -9,7 +9,6 @@ import vitrail
 from shard_files import SMALL, count_read_and_refused, digests_and_labels, find_unreadable, png_bytes
 from vitrail.cli.main import main
 from vitrail.data.check import check_data
-from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.open import open_source
 from vitrail.errors import UsageError
 
@@ -36,7 +35,7 @@ def test_a_folder_a_parquet_set_and_a_saved_data_set_are_read(photos: Path, tmp_
             assert len(set(listing.names)) == len(listing)
         assert check_data(address).errors == []
         assert open_source(address, channels=1).splits["train"].pixels[0].shape == (1, 16, 16)
-    assert compute_fingerprint(open_source(f"hf:{photos}")) == compute_fingerprint(open_source(photos))
+    assert open_source(f"hf:{photos}").fingerprint == open_source(photos).fingerprint
     single = open_source(f"hf:{data}/train-00000-of-00001.parquet")
     assert single.splits.keys() == {"all"} and len(single.splits["all"]) == 24
     options = {"epochs": 1, "report": False, "image_cache_gib": 0.0, **SMALL}

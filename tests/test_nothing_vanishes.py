@@ -7,7 +7,6 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from vitrail.data.augment import Augmentation
 from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError, ImageUnreachable
 from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS, is_hidden, is_image_name
+from vitrail.data.labels import categorize
 from vitrail.data.loader import TrainLoader
 from vitrail.data.open import open_data, open_source
 from vitrail.data.shards.cache import exclusive_lock, remove_abandoned_parts
@@ -26,8 +26,7 @@ from vitrail.data.shards.index import INDEX_FILE
 from vitrail.data.shards.listing import READER_VERSION
 from vitrail.data.shards.writer import write_shards
 from vitrail.data.source import Listing, Source
-from vitrail.data.split import first_duplicates
-from vitrail.data.strings import factorize
+from vitrail.data.stratification import first_duplicates
 from vitrail.data.walk import Omissions
 from vitrail.errors import VitrailError
 from vitrail.files import write_atomically, write_folder_atomically, write_text
@@ -514,14 +513,13 @@ def test_the_division_reads_only_files_of_one_class_and_size(tmp_path: Path, mon
     read: list[int] = []
     sha256 = type(listing.pixels).sha256
     monkeypatch.setattr(type(listing.pixels), "sha256", lambda self, i: read.extend(i.tolist()) or sha256(self, i))
-    _, codes = factorize(listing.labels)
-    first = first_duplicates(listing, codes)
+    first = first_duplicates(listing)
     groups = {listing.names[i]: listing.names[k] for i, k in enumerate(first.tolist())}
     assert groups["cat/1.png"] == groups["cat/2.png"] == "cat/0.png"
     assert groups["dog/1.png"].startswith("dog/") and {listing.labels[i] for i in read} <= {"cat", "dog"}
     pixels = torch.zeros(4, 1, 1, 1, dtype=torch.uint8)
-    listing = Listing(pixels, list("abcd"), list("xyxy"))
-    assert first_duplicates(listing, np.array([0, 1, 0, 1])).tolist() == [0, 1, 0, 1]
+    listing = Listing(pixels, list("abcd"), categorize("xyxy"))
+    assert first_duplicates(listing).tolist() == [0, 1, 0, 1]
 
 
 def test_writing_files_does_not_touch_the_umask_of_the_process(tmp_path: Path, monkeypatch):

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import vitrail
 from shard_files import SMALL
-from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.loader import TrainLoader
 from vitrail.data.open import absolute_address, open_data, open_source
 from vitrail.errors import UsageError, VitrailError
@@ -182,7 +181,7 @@ def test_a_run_on_python_data_resumes_to_the_same_bits_and_refuses_other_data(fo
         vitrail.train((255 - images, labels), out=tmp_path / "cut", resume=True, **OPTIONS)
     resumed = vitrail.train((images, labels), out=tmp_path / "cut", resume=True, **OPTIONS)
     assert weights_and_losses(resumed) == weights_and_losses(whole)
-    assert compute_fingerprint(open_source((images, labels))) == whole.classifier.origin["data"]["fingerprint"]
+    assert open_source((images, labels)).fingerprint == whole.classifier.origin["data"]["fingerprint"]
 
 
 def test_a_random_transform_in_the_data_set_is_named(folder: Path):

@@ -15,7 +15,6 @@ import torch
 import vitrail
 from shard_files import SMALL, locate_image, modify_file, png_bytes, write_set, write_tar
 from vitrail.data.decode import ImageError
-from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.open import open_data, open_source
 from vitrail.data.shards import cache, storage
 from vitrail.data.shards import images as shard_images
@@ -30,7 +29,7 @@ def test_shards_in_the_memory_file_system_of_fsspec(photos: Path, shards: Path, 
     try:
         for address in ("memory://remote", "memory://remote/{train-{000000..000002},test-{000000..000001}}.tar"):
             source = open_source(address)
-            assert compute_fingerprint(source) == compute_fingerprint(open_source(photos))
+            assert source.fingerprint == open_source(photos).fingerprint
             train = open_data(address).train
             assert torch.equal(train[3], open_data(photos).train[3])
             assert train.paths[0].startswith("memory://") and "train-" in train.paths[0]

@@ -29,7 +29,6 @@ from shard_files import (
 from vitrail.cli.main import main
 from vitrail.data.check import check_data
 from vitrail.data.decode import ImageError
-from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.open import open_data, open_source
 from vitrail.data.shards import images as shard_images
 from vitrail.data.shards import tar_index
@@ -131,7 +130,7 @@ def test_a_replaced_shard_is_detected(photos: Path, shards: Path, tmp_path: Path
 
 
 def test_an_index_with_a_flipped_bit_anywhere_is_refused(shards: Path):
-    whole, before = (shards / INDEX_FILE).read_bytes(), compute_fingerprint(open_source(shards))
+    whole, before = (shards / INDEX_FILE).read_bytes(), open_source(shards).fingerprint
     draw = random.Random(0)
     for at in [0, 7, 8, 9, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(60))]:
         damaged = bytearray(whole)
@@ -142,7 +141,7 @@ def test_an_index_with_a_flipped_bit_anywhere_is_refused(shards: Path):
         except VitrailError as error:
             assert INDEX_FILE in error.sentence and "\n" not in error.sentence
         else:  # such as in the padding of the safetensors header
-            assert compute_fingerprint(source) == before
+            assert source.fingerprint == before
     for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         (shards / INDEX_FILE).write_bytes(whole[:cut])
         with pytest.raises(VitrailError, match="not a valid index"):

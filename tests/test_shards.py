@@ -20,7 +20,7 @@ from shard_files import SMALL, digests_and_labels, png_bytes, tar_members, write
 from vitrail.cli.main import main
 from vitrail.data.augment import Augment, build_augmentation
 from vitrail.data.decode import ImageError
-from vitrail.data.fingerprint import compute_fingerprint
+from vitrail.data.labels import Categorical, factorize
 from vitrail.data.loader import TrainLoader
 from vitrail.data.open import open_data, open_source
 from vitrail.data.preprocess import Preprocess
@@ -29,7 +29,7 @@ from vitrail.data.shards.address import expand_braces
 from vitrail.data.shards.index import INDEX_FILE
 from vitrail.data.shards.writer import write_shards
 from vitrail.data.source import name_of_data
-from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
+from vitrail.data.strings import NumberedNames, StringArray
 from vitrail.errors import UsageError, VitrailError
 
 # equality with the folder
@@ -49,7 +49,7 @@ def test_shards_equal_their_folder_in_names_labels_splits_order_bytes_and_finger
             assert list(copy.labels) == list(listing.labels)
             for i in range(len(listing)):
                 assert copy.pixels.read_bytes(i) == listing.pixels.read_bytes(i)
-        assert compute_fingerprint(ours) == compute_fingerprint(theirs)
+        assert ours.fingerprint == theirs.fingerprint
         shutil.rmtree(shards)
 
 
@@ -218,7 +218,7 @@ def test_a_file_that_vanishes_during_writing_stops_it_or_is_skipped(photos: Path
     assert (summary.images, len(summary.unreadable)) == (35, 1)
     ours, theirs = open_source(tmp_path / "out"), open_source(photos)
     assert list(ours.splits["train"].names) == list(theirs.splits["train"].names)
-    assert compute_fingerprint(ours) == compute_fingerprint(theirs)
+    assert ours.fingerprint == theirs.fingerprint
 
 
 def test_a_table_with_a_missing_file_is_written_without_it(photos: Path, tmp_path: Path, capsys):

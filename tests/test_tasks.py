@@ -153,7 +153,7 @@ def test_every_form_of_data_has_the_same_labels(rows: tuple[Path, list[list[str]
         assert isinstance(listing.labels, LabelSets)
         classes = LABELS if name != "arrays" else ("0", "1", "2")
         order = np.arange(N) if name != "shards without an index" else read_order(tmp_path / "shards")
-        assert (listing.labels.to_multi_hot(classes) == expected[order]).all(), name
+        assert (listing.labels.encode(classes) == expected[order]).all(), name
     (tmp_path / "index").rename(tmp_path / "shards" / "index.safetensors")
     indexed, plain = open_data(tmp_path / "shards"), open_data(table)
     assert indexed.fingerprint == plain.fingerprint

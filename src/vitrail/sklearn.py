@@ -21,6 +21,7 @@ from torch import Tensor
 from vitrail import console
 from vitrail.classifier import Classifier
 from vitrail.data.image_input import to_pixels
+from vitrail.data.labels import categorize
 from vitrail.data.source import Listing, Source
 from vitrail.documents import RunResult
 from vitrail.errors import VitrailError
@@ -249,7 +250,7 @@ def make_source(images: list[Any] | np.ndarray, labels: list[str], *, can_flip: 
     with errors_as_value_errors():
         pixels = [to_pixels(image, channels, f"X[{i}]") for i, image in enumerate(images)]
     same_shape = len({each.shape for each in pixels}) == 1
-    listing = Listing(torch.stack(pixels) if same_shape else pixels, names, labels)
+    listing = Listing(torch.stack(pixels) if same_shape else pixels, names, categorize(labels))
     return Source("arrays", {"train": listing}, can_flip=can_flip, channels=channels)
 
 

@@ -36,6 +36,11 @@ class Task:
     count_correct: "Callable[[Tensor, Tensor], Tensor]"  # logits (B, Y), labels -> images with the right answer
     refusals: Mapping[str, str] = field(default_factory=dict)  # verb or option -> why it does not work
 
+    def refuse(self, verb: str) -> None:
+        """Raises `UsageError` if a verb, or an option of it, does not work for the task."""
+        if reason := self.refusals.get(verb):
+            raise UsageError(reason, "docs/data.md lists what works with several labels per image")
+
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the softmax over the last axis."""
@@ -91,8 +96,7 @@ TASKS: dict[str, Task] = {
 
 def refuse_task(task: str, verb: str) -> None:
     """Raises `UsageError` if a verb, or an option of it, does not work for a task."""
-    if reason := TASKS[task].refusals.get(verb):
-        raise UsageError(reason, "docs/data.md lists what works with several labels per image")
+    TASKS[task].refuse(verb)
 
 
 def exceeds(probabilities: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.data.labels import categorize
 from vitrail.data.source import Listing, Source
 from vitrail.errors import VitrailError
 
@@ -49,7 +50,7 @@ def load_digits() -> dict[str, Listing]:
     data = datasets.load_digits()
     pixels = torch.from_numpy((data.images * 255 / 16).round().astype(np.uint8)).unsqueeze(1)
     names = [f"digit-{i:04d}" for i in range(len(pixels))]
-    return {"all": Listing(pixels, names, [str(label) for label in data.target])}
+    return {"all": Listing(pixels, names, categorize(data.target))}
 
 
 def _torchvision(name: str, make: Callable[[Any, str], dict[str, Any]]) -> Callable[[], dict[str, Listing]]:
@@ -82,7 +83,9 @@ def _list_dataset(dataset: Any, split: str) -> Listing:
         pixels = TorchvisionImages(dataset)
     targets = next(getattr(dataset, name) for name in ("targets", "_labels") if hasattr(dataset, name))
     classes = getattr(dataset, "classes", None) or [f"{i:03d}" for i in range(int(max(targets)) + 1)]
-    return Listing(pixels, [f"{split}-{i:05d}" for i in range(len(targets))], [classes[int(t)] for t in targets])
+    return Listing(
+        pixels, [f"{split}-{i:05d}" for i in range(len(targets))], categorize(classes[int(t)] for t in targets)
+    )
 
 
 def _train_and_test(name: str, **options: Any) -> Callable[[Any, str], dict[str, Any]]:

@@ -16,9 +16,7 @@ from vitrail.data.encoded import EncodedImages
 from vitrail.data.facts import FactsCache
 from vitrail.data.finders import FINDERS
 from vitrail.data.findings import Code, Finding
-from vitrail.data.groups import group_source
 from vitrail.data.images import Images
-from vitrail.data.labels import count_by_label
 from vitrail.data.open import open_source
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.source import Source
@@ -96,7 +94,7 @@ def check_data(
     data at the address; all other problems are findings.
     """
     try:
-        source = group_source(open_source(address, missing_ok=True, task=task), group_pattern)
+        source = open_source(address, missing_ok=True, task=task, group_pattern=group_pattern)
     except UsageError:
         raise
     except VitrailError as error:
@@ -116,6 +114,7 @@ def check_source(
     """Does what `check_data` does for a source that is open."""
     splits = {split: len(listing) for split, listing in source.splits.items()}
     n_images = sum(splits.values())
+    classes = count_classes(source)
     with closing(FactsCache(fresh)) as cache:
         done = iter(range(1, n_images + 1))
         facts = {
@@ -127,7 +126,7 @@ def check_source(
             data=source.address,
             task=source.task,
             images=n_images,
-            classes=count_classes(source),
+            classes=classes,
             splits=splits,
             sizes=summarize_sizes(survey),
             color_types=dict(Counter(facts.color_type for _, facts in survey.readable).most_common()),
@@ -147,7 +146,7 @@ def count_classes(source: Source) -> dict[str, int]:
     """Returns the number of images of each class, or with each label, over all splits."""
     counts: Counter[str] = Counter()
     for listing in source.splits.values():
-        counts.update(count_by_label(listing.labels))
+        counts.update(listing.labels.counts())
     return dict(sorted(counts.items()))
 
 

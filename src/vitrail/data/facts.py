@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitrail.data.decode import ImageError, decode_with_header
+from vitrail.data.decode import ImageError, ImageHeader, decode_with_header
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.geometry import resize
 from vitrail.data.near_duplicates import MAX_PAIRS, IndexPair, compute_signature, near_duplicate_pairs
@@ -60,18 +60,19 @@ class CacheEntry:
 
 def read_file_facts(images: EncodedImages, i: int) -> ImageFacts:
     """Reads and decodes an encoded image; raises `ImageError`."""
-    pixels, header = decode_with_header(images.decoder_input(i), name=images.location(i))
-    sha256 = images.sha256(np.array([i]))[0].tobytes()
+    return compute_facts(
+        *decode_with_header(images.decoder_input(i), name=images.location(i)),
+        sha256=images.sha256(np.array([i]))[0].tobytes(),
+    )
+
+
+def compute_facts(pixels: Tensor, header: ImageHeader | None = None, *, sha256: bytes) -> ImageFacts:
+    """Returns the facts of decoded pixels (C, h, w), and of the header of their file if they have one."""
     height, width = pixels.shape[-2:]
+    if header is None:
+        header = ImageHeader("", "gray" if len(pixels) == 1 else "color", False, False, False)
     flags = (header.is_transparent, header.is_rotated, header.is_animated)
     return ImageFacts(sha256, height, width, header.format, header.color_type, *flags, *pixel_facts(pixels))
-
-
-def compute_facts(pixels: Tensor, sha256: bytes) -> ImageFacts:
-    """Returns the facts of decoded pixels (C, h, w)."""
-    height, width = pixels.shape[-2:]
-    color_type = "gray" if len(pixels) == 1 else "color"
-    return ImageFacts(sha256, height, width, "", color_type, False, False, False, *pixel_facts(pixels))
 
 
 def pixel_facts(pixels: Tensor) -> tuple[bool, bytes | None]:
@@ -199,7 +200,7 @@ class FactsCache:
             sha256 = hashlib.sha256(pixels.numpy().tobytes()).digest()
             key, size, stamp = f"{listing_name}:{listing.names[i]}", pixels.numel(), int.from_bytes(sha256[:7], "big")
             cached = self.find(key, size, stamp)
-            return CacheEntry(key, size, stamp, cached or compute_facts(pixels, sha256), is_new=cached is None)
+            return CacheEntry(key, size, stamp, cached or compute_facts(pixels, sha256=sha256), is_new=cached is None)
         except ImageError as error:
             return CacheEntry(listing.names[i], 0, 0, error, is_new=True)
 

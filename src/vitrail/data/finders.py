@@ -12,7 +12,7 @@ from vitrail.data.facts import ImageFacts
 from vitrail.data.findings import Code, Finding
 from vitrail.data.formats import EXTENSIONS_OF_FORMAT
 from vitrail.data.groups import count_crossing, find_crossing_groups, suggest_groups
-from vitrail.data.labels import NO_LABEL, LabelSets, count_by_label
+from vitrail.data.labels import NO_LABEL, LabelSets
 from vitrail.data.near_duplicates import MAX_PAIRS
 from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
 from vitrail.tasks import MULTI_LABEL
@@ -50,7 +50,7 @@ def find_split_problems(survey: Survey) -> Findings:
         yield Finding(Code.SINGLE_CLASS, values={"name": next(iter(survey.class_counts))})
     classes = set(survey.class_counts)
     for split, listing in survey.source.splits.items():
-        labels = set(count_by_label(listing.labels))
+        labels = set(listing.labels.counts())
         if unknown := sorted(labels - classes):
             yield Finding(Code.UNKNOWN_CLASSES, values={"split": split, "classes": unknown})
         if missing := sorted(classes - labels):
@@ -78,9 +78,7 @@ def find_class_sizes(survey: Survey) -> Findings:
 def find_similar_class_names(survey: Survey) -> Findings:
     """Finds classes whose names differ only in case, accents, spaces or punctuation."""
     similar = defaultdict(list)
-    for name in sorted(
-        {label for listing in survey.source.splits.values() for label in count_by_label(listing.labels)}
-    ):
+    for name in sorted({label for listing in survey.source.splits.values() for label in listing.labels.counts()}):
         key = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if c.isalnum())
         similar[key or name].append(name)
     for names in similar.values():
@@ -92,7 +90,7 @@ def find_several_labels(survey: Survey) -> Findings:
     """Finds labels such as "ants|insect", which are the names of several classes in some tables."""
     if survey.source.task == MULTI_LABEL:
         return
-    labels = sorted({label for listing in survey.source.splits.values() for label in set(listing.labels)})
+    labels = sorted({label for listing in survey.source.splits.values() for label in listing.labels.categories})
     several = [label for label in labels if any(separator in label for separator in LABEL_SEPARATORS)]
     if several:
         yield Finding(Code.SEVERAL_LABELS, values={"n": len(several), "example_label": several[0]})

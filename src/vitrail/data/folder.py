@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vitrail.data.encoded import ImageFiles
 from vitrail.data.formats import is_image_name
+from vitrail.data.labels import categorize
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source
 from vitrail.data.walk import Omissions, count, list_entries, walk_images
 from vitrail.errors import VitrailError
@@ -138,7 +139,7 @@ def make_listing(root: Path, classes: ClassImages) -> Listing:
     """Returns the images of class folders as a listing; a class has the name of its folder."""
     paths = [path for images in classes.values() for path in images]
     labels = [unicodedata.normalize("NFC", Path(folder).name) for folder, images in classes.items() for _ in images]
-    return Listing(ImageFiles(paths), [path.relative_to(root).as_posix() for path in paths], labels)
+    return Listing(ImageFiles(paths), [path.relative_to(root).as_posix() for path in paths], categorize(labels))
 
 
 def describe_beside(folder: Path, files: Sequence[Path], beside: str, omissions: Omissions) -> list[LeftOut]:

@@ -2,11 +2,9 @@
 
 import numpy as np
 
-from vitrail.data.group_split import assign_groups, count_groups
 from vitrail.data.randomness import derive_seed
 from vitrail.data.source import Listing
-from vitrail.data.split import first_duplicates
-from vitrail.data.strings import factorize
+from vitrail.data.stratification import assign_groups, count_groups, first_duplicates
 from vitrail.errors import UsageError
 
 HINT = "use fewer folds"
@@ -20,13 +18,13 @@ def assign_folds(listing: Listing, folds: int, seed: int) -> np.ndarray:
     """
     if folds < 2:
         raise UsageError(f"folds is {folds}", "use 2 or more; 5 is usual")
-    classes, labels = factorize(listing.labels)
+    classes, labels = listing.labels.categories, listing.labels.codes
     counts_Y = np.bincount(labels, minlength=len(classes))
     for name, n in zip(classes, counts_Y.tolist(), strict=True):
         if n < folds:
             images = f"{n} image{'' if n == 1 else 's'}"
             raise UsageError(f"the class {name!r} has {images}, fewer than {folds} folds", f"{HINT}, or leave it out")
-    same_as = first_duplicates(listing, labels)
+    same_as = first_duplicates(listing)
     if listing.groups is None:
         return deal_images(listing, labels, same_as, folds, seed)
     groups, counts_GY, keys = count_groups(listing, same_as)

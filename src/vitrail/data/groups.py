@@ -5,15 +5,10 @@ the model has almost seen.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from vitrail.data.group_pattern import compile_pattern
-from vitrail.data.source import Listing, Source
-from vitrail.data.strings import Categorical, factorize
-from vitrail.errors import UsageError, VitrailError
+from vitrail.data.source import Source
 
 MIN_MATCHED = 0.9  # of the images, for a pattern to be suggested
 GROUPS_PER_CLASS = 2  # a suggested pattern has more groups than this: fewer may be another name of the classes
@@ -32,41 +27,6 @@ class SuggestedGroups:
     names: tuple[str, ...]
 
 
-def group_source(source: Source, pattern: str | None) -> Source:
-    """Returns the source with the groups that a pattern finds in the names of images; unchanged without one.
-
-    The pattern is searched in the name, which is the path below the folder of the data; its capture group is the group.
-    Raises `VitrailError` for a name that it does not match, and if the data has groups already.
-    """
-    if pattern is None:
-        return source
-    compiled = compile_pattern(pattern)
-    if any(listing.groups is not None for listing in source.splits.values()):
-        raise UsageError(f"{source.address} has groups of its own", "leave out the group pattern")
-    splits = {split: group_listing(listing, compiled, source.address) for split, listing in source.splits.items()}
-    return replace(source, splits=splits)
-
-
-def group_listing(listing: Listing, pattern: re.Pattern[str], address: str) -> Listing:
-    """Returns the listing with the groups in its names."""
-    groups = []
-    for name in listing.names:
-        match = pattern.search(name)
-        if match is None or not match[1]:
-            raise VitrailError(
-                f"{address}: the group pattern {pattern.pattern!r} finds no group in {name}",
-                "change the pattern so that it matches the name of every image",
-            )
-        groups.append(match[1])
-    return replace(listing, groups=categorize(groups))
-
-
-def categorize(groups: Iterable[object]) -> Categorical:
-    """Returns the groups of images as text, with few bytes for each."""
-    names, codes = factorize([str(group) for group in groups])
-    return Categorical(tuple(names), codes)
-
-
 def has_groups(source: Source) -> bool:
     """Returns whether all images of a source have a group."""
     return bool(source.splits) and all(listing.groups is not None for listing in source.splits.values())
@@ -76,7 +36,7 @@ def find_crossing_groups(source: Source) -> dict[str, list[str]]:
     """Returns the groups that are in several splits, and the splits of each."""
     splits_of: dict[str, list[str]] = {}
     for split, listing in source.splits.items():
-        for group in factorize(listing.groups)[0] if listing.groups is not None else ():
+        for group in listing.groups.categories if listing.groups is not None else ():
             splits_of.setdefault(group, []).append(split)
     return {group: splits for group, splits in splits_of.items() if len(splits) > 1}
 
@@ -86,7 +46,7 @@ def suggest_groups(source: Source) -> SuggestedGroups | None:
     if any(listing.groups is not None for listing in source.splits.values()):
         return None
     names = [name for listing in source.splits.values() for name in listing.names]
-    classes = len({label for listing in source.splits.values() for label in factorize(listing.labels)[0]})
+    classes = len({label for listing in source.splits.values() for label in listing.labels.categories})
     for pattern in SUGGESTED_PATTERNS:
         members = match_names(names, pattern)
         matched = sum(map(len, members.values()))
@@ -113,19 +73,3 @@ def match_names(names: Sequence[str], pattern: str) -> dict[str, list[str]]:
         if match := re.search(pattern, name):
             members.setdefault(match[1], []).append(name)
     return members
-
-
-def merge_groups(codes: np.ndarray, same_as: np.ndarray) -> np.ndarray:
-    """Returns group codes in which image i has the group of image `same_as[i]`: groups that share an image are one."""
-    parent = np.arange(int(codes.max()) + 1 if len(codes) else 0)
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = int(parent[group])
-        return group
-
-    for i in np.flatnonzero(same_as != np.arange(len(codes))).tolist():
-        first, second = sorted((root(int(codes[i])), root(int(codes[same_as[i]]))))
-        parent[second] = first
-    return np.array([root(group) for group in range(len(parent))], dtype=np.int64)[codes]

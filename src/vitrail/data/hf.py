@@ -19,10 +19,9 @@ from vitrail.data.addresses import HF_PREFIX
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS
-from vitrail.data.groups import categorize
-from vitrail.data.labels import LabelSets
+from vitrail.data.labels import Categorical, LabelSets, categorize, factorize
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source
-from vitrail.data.strings import Categorical, NumberedNames, StringArray, factorize
+from vitrail.data.strings import NumberedNames, StringArray
 from vitrail.data.table_rows import GROUP_COLUMNS, LABEL_COLUMNS
 from vitrail.data.walk import Omissions, count, walk_files
 from vitrail.errors import UsageError, VitrailError, first_line

@@ -15,7 +15,6 @@ from vitrail.data.source import Source
 from vitrail.data.split import Splits, build_splits
 from vitrail.data.table import read_table
 from vitrail.data.table_rows import TABLE_EXTENSIONS, has_image_bytes
-from vitrail.data.task_choice import apply_task
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.files import absolute_if_exists
 
@@ -44,17 +43,24 @@ def require_address(data: Data) -> str | Path:
     )
 
 
-def open_source(data: Data, channels: int | None = None, missing_ok: bool = False, task: str | None = None) -> Source:
+def open_source(
+    data: Data,
+    channels: int | None = None,
+    missing_ok: bool = False,
+    task: str | None = None,
+    group_pattern: str | None = None,
+) -> Source:
     """Lists the images of DATA: a built-in name, a folder, a table, shards, hf:NAME, or an object of Python.
 
-    With `channels`, images are read as gray (1) or color (3). `task` says what the labels mean, if not they themselves.
-    Raises `VitrailError` if a listed file or shard does not exist, unless `missing_ok`.
+    With `channels`, images are read as gray (1) or color (3). `task` says what the labels mean, if not they themselves;
+    `group_pattern` finds the groups in the names. Raises `VitrailError` if a listed file or shard does not exist,
+    unless `missing_ok`.
     """
     source = read_address(data) if isinstance(data, str | Path) else read_python_data(data)
     if (errors := [*source.missing, *source.damaged]) and not missing_ok:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise VitrailError(errors[0] + more, source.hint)
-    source = apply_task(source, task)
+    source = source.with_task(task).with_groups(group_pattern)
     return source.with_channels(channels) if channels else source
 
 

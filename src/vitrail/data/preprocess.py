@@ -106,7 +106,8 @@ class Preprocess:
             inner = (min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
             fitted_CHW = self.pad(self.resize(image_CHW, *inner), height, width)
         else:
-            fitted_CHW = self.center_crop(self.resize(image_CHW, *self.resized_size(h, w)), height, width)
+            resized_CHW = self.resize(image_CHW, *self.resized_size(h, w))
+            fitted_CHW = self.center_crop(resized_CHW, height, width)
         return fitted_CHW[:, : self.image_size[0], : self.image_size[1]].contiguous() if any(self.trim) else fitted_CHW
 
     def fit_canvas(self, image_CHW: Tensor) -> Tensor:

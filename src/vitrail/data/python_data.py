@@ -16,15 +16,14 @@ from vitrail.console import progress_bar
 from vitrail.data.addresses import PYTHON_PREFIX
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages, ImageFiles
-from vitrail.data.groups import categorize
 from vitrail.data.hf import list_split
 from vitrail.data.image_input import to_pixels
 from vitrail.data.images import Images
-from vitrail.data.labels import LabelSets
+from vitrail.data.labels import Categorical, LabelSets, categorize
 from vitrail.data.python_labels import key_of, label_names
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source, name_of_data
 from vitrail.data.split import Splits
-from vitrail.data.strings import Categorical, NumberedNames, StringArray
+from vitrail.data.strings import NumberedNames, StringArray
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import GIB
 from vitrail.tasks import MULTI_LABEL
@@ -161,7 +160,8 @@ def list_images(images: Images) -> Listing:
         if images.task == MULTI_LABEL
         else Categorical(images.classes, images.labels)
     )
-    return Listing(images.pixels, images.names, labels, images.groups)
+    groups = None if images.groups is None else categorize(images.groups)
+    return Listing(images.pixels, images.names, labels, groups)
 
 
 def list_arrays(images: Any, labels: Any, *, split: str) -> Listing:
@@ -178,7 +178,7 @@ def list_arrays(images: Any, labels: Any, *, split: str) -> Listing:
     names = label_names(labels, None, split)
     numbered = NumberedNames(f"{split}-", np.arange(n), NAME_DIGITS)
     if not n:
-        return Listing([], [], [])
+        return Listing([], [], categorize([]))
     if all_paths(images):
         return list_files(list(map(Path, images)), names)
     if isinstance(images, Sequence):
@@ -216,7 +216,7 @@ def list_dataset(dataset: Any, split: str, notes: list[str]) -> Listing:
     """
     n = len(dataset)
     if not n:
-        return Listing([], [], [])
+        return Listing([], [], categorize([]))
     image, label = read_item(dataset, 0, split)
     channels = guess_channels(image)
     pixels = DatasetImages(dataset, split, channels)

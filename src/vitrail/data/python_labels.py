@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vitrail.data.labels import LabelSets
-from vitrail.data.strings import Categorical, factorize
+from vitrail.data.labels import Categorical, LabelSets, categorize
 from vitrail.errors import VitrailError
 
 
@@ -56,8 +55,7 @@ def label_names(labels: Any, classes: Sequence[str] | None, split: str) -> Categ
                 f"the label {outside} of {split} is not an index of the {len(classes)} classes", "see dataset.classes"
             )
         return Categorical(tuple(map(str, classes)), np.array(plain, dtype=np.int64))
-    names, codes = factorize([str(label) for label in plain])
-    return Categorical(tuple(names), codes)
+    return categorize(plain)
 
 
 def several_names(labels: Sequence[Any], classes: Sequence[str] | None, split: str) -> LabelSets:

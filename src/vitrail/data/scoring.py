@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.data.fingerprint import compute_fingerprint
-from vitrail.data.groups import group_source, has_groups
+from vitrail.data.groups import has_groups
 from vitrail.data.images import Images
-from vitrail.data.labels import count_by_label
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.source import LeftOut, Listing, Source, encode_labels
@@ -84,7 +82,7 @@ def open_known_splits(
     return {
         name: encode_labels(listing, classes, source.address)
         for name, listing in splits.items()
-        if len(listing) and set(count_by_label(listing.labels)) <= set(classes)
+        if len(listing) and set(listing.labels.counts()) <= set(classes)
     }
 
 
@@ -94,7 +92,7 @@ def group_as_trained(source: Source, trained_on: dict[str, Any]) -> Source:
     if pattern is None or has_groups(source):
         return source
     try:
-        return group_source(source, pattern)
+        return source.with_groups(pattern)
     except VitrailError:
         return source
 
@@ -109,7 +107,7 @@ def open_as_trained(
     source = open_source(data, channels, missing_ok, task)
     fractions = trained_on.get("split")
     source = group_as_trained(source, trained_on)
-    if not fractions or trained_on.get("fingerprint") != compute_fingerprint(source):
+    if not fractions or trained_on.get("fingerprint") != source.fingerprint:
         return source, source.splits, False
     splits = complete_splits(source.splits, fractions["test"], fractions["validation"], fractions["seed"])
     return source, splits, True

@@ -1,9 +1,12 @@
 """What a source reader returns: images with names and labels, by split."""
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,10 @@ from torch import Tensor
 
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.geometry import to_gray, to_rgb
+from vitrail.data.group_pattern import compile_pattern
 from vitrail.data.images import Images, LazyImages, Pixels
-from vitrail.data.labels import LabelSets, count_by_label
-from vitrail.data.strings import factorize, take_strings
-from vitrail.errors import VitrailError
+from vitrail.data.labels import Categorical, LabelSets, choose_task, convert_labels, find_groups
+from vitrail.errors import UsageError, VitrailError
 from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
 
 SPLIT_NAMES = {
@@ -36,13 +39,19 @@ TRAILING_NUMBERS = re.compile(r"[-_.\d]+$")
 class Listing:
     """Images with a name and a label each, and possibly a group: of a patient, a video, a burst.
 
-    A label is a class name, or in `LabelSets` a text of several labels.
+    A label is a class name, or in `LabelSets` a text of several labels. The categories of labels and groups are sorted,
+    and each is that of an image.
     """
 
     pixels: Pixels
     names: Sequence[str]
-    labels: Sequence[str]
-    groups: Sequence[str] | None = None
+    labels: Categorical
+    groups: Categorical | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", self.labels.used())
+        if self.groups is not None:
+            object.__setattr__(self, "groups", self.groups.used())
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,8 +65,16 @@ class Listing:
         """Returns the images with these indices, in this order."""
         images = Images(self.pixels, self.names, np.zeros(len(self), dtype=np.int64), ()).subset(indices)
         rows = np.asarray(indices, dtype=np.int64)
-        groups = None if self.groups is None else take_strings(self.groups, rows)
-        return Listing(images.pixels, images.names, take_strings(self.labels, rows), groups)
+        groups = None if self.groups is None else self.groups.take(rows)
+        return Listing(images.pixels, images.names, self.labels.take(rows), groups)
+
+    def rows(self) -> Iterator[str]:
+        """Yields name, label, file size and group of each image, as the fingerprint of the source has them."""
+        pixels = self.pixels
+        sizes = pixels.byte_sizes() if isinstance(pixels, EncodedImages) else np.zeros(len(self), dtype=int)
+        groups = [""] * len(self) if self.groups is None else map("\0{}".format, self.groups)
+        for name, label, size, group in zip(self.names, self.labels, sizes, groups, strict=True):
+            yield f"{name}\0{label}\0{size}{group}"
 
     def with_channels(self, channels: int) -> "Listing":
         """Returns the same images as gray (1) or color (3)."""
@@ -108,6 +125,60 @@ class Source:
         splits = {split: listing.with_channels(channels) for split, listing in self.splits.items()}
         return replace(self, splits=splits, channels=channels)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256, in hex, of the splits, names, labels, file sizes and groups of all images, in any order.
+
+        A source from Python has a digest of its pixels instead of sizes. Rows are sorted in memory only if the source
+        does not list them in order.
+        """
+        sha = hashlib.sha256()
+        separator = b""
+        for split, listing in sorted(self.splits.items()):
+            rows = listing.rows()
+            for row in rows if all(a <= b for a, b in pairwise(listing.rows())) else sorted(rows):
+                sha.update(separator + f"{split}\0{row}".encode())
+                separator = b"\n"
+        sha.update(self.digest.encode())
+        return sha.hexdigest()
+
+    def with_task(self, task: str | None) -> "Source":
+        """Returns the source with labels of a task: that which is given, else the one that its labels mean.
+
+        A table whose labels have a ";" has several labels per image, and a note names it. Raises `VitrailError` if
+        images have no class, or several, and the task needs one.
+        """
+        chosen = task or choose_task([each.labels for each in self.splits.values()], splits_texts=self.is_table)
+        if chosen == SINGLE_LABEL and self.empty_labels:
+            raise VitrailError(self.empty_labels[0], "fill it in or remove the row")
+        splits = {
+            split: replace(each, labels=convert_labels(each.labels, chosen, each.names, self.address or self.name))
+            for split, each in self.splits.items()
+        }
+        notes = self.notes
+        if task is None and chosen == MULTI_LABEL:
+            names = set().union(*(each.labels.counts() for each in splits.values()))
+            what = f"images have any number of {len(names)} labels"
+            notes = [*notes, f"the task is {MULTI_LABEL}: {what} (--task {SINGLE_LABEL}: one class each)"]
+        return replace(self, splits=splits, notes=notes)
+
+    def with_groups(self, pattern: str | None) -> "Source":
+        """Returns the source with the groups that a pattern finds in the names of images; unchanged without one.
+
+        The pattern is searched in the name, which is the path below the folder of the data; its capture group is the
+        group. Raises `VitrailError` for a name that it does not match, and if the data has groups already.
+        """
+        if pattern is None:
+            return self
+        compiled = compile_pattern(pattern)
+        if any(listing.groups is not None for listing in self.splits.values()):
+            raise UsageError(f"{self.address} has groups of its own", "leave out the group pattern")
+        splits = {
+            split: replace(each, groups=find_groups(each.names, compiled, self.address))
+            for split, each in self.splits.items()
+        }
+        return replace(self, splits=splits)
+
     def find_split(self, split: str) -> str:
         """Returns the name of the source's split from which the images of `split` come."""
         if split in self.splits:
@@ -120,7 +191,7 @@ def encode_labels(listing: Listing, classes: tuple[str, ...], address: str, hint
 
     Raises `VitrailError` for a label that is not one of the classes; `hint` is added to the error's hint.
     """
-    unknown = sorted(set(count_by_label(listing.labels)) - set(classes))
+    unknown = sorted(set(listing.labels.counts()) - set(classes))
     if unknown:
         raise VitrailError(
             f"{address}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "
@@ -128,18 +199,8 @@ def encode_labels(listing: Listing, classes: tuple[str, ...], address: str, hint
             f"the classes are {', '.join(map(repr, classes[:20]))}{' ...' if len(classes) > 20 else ''}{hint}",
         )
     locations = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None
-    labels = encode(listing.labels, classes)
+    labels = listing.labels.encode(classes)
     return Images(listing.pixels, listing.names, labels, classes, locations, listing.groups, listing.task)
-
-
-def encode(labels: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
-    """Returns labels as the indices of classes, int64 (n,), or as a multi-hot array, uint8 (n, Y)."""
-    if isinstance(labels, LabelSets):
-        return labels.to_multi_hot(classes)
-    categories, codes = factorize(labels)
-    index_of = {name: i for i, name in enumerate(classes)}
-    indices: np.ndarray = np.array([index_of[label] for label in categories], dtype=np.int64)[codes]
-    return indices
 
 
 def parse_split_name(text: str, location: str) -> str:

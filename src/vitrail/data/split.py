@@ -4,25 +4,17 @@ Splits that the source lacks are drawn from the others, stratified by class. The
 images, in alphabetical order.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from vitrail.console import log, progress_bar
 from vitrail.data.decode import ImageError
-from vitrail.data.encoded import SHA256_BYTES, EncodedImages
-from vitrail.data.fingerprint import compute_fingerprint
-from vitrail.data.group_split import hold_out_groups
 from vitrail.data.images import Images, load_into_memory
-from vitrail.data.label_split import hold_out_by_label
-from vitrail.data.labels import LabelSets, count_by_label
-from vitrail.data.randomness import derive_seed
 from vitrail.data.source import Listing, Source, encode_labels
-from vitrail.data.strings import factorize
+from vitrail.data.stratification import choose_held_out
 from vitrail.errors import VitrailError
 
 
@@ -59,7 +51,7 @@ def build_splits(source: Source, *, validation: float = 0.1, test: float = 0.2, 
     listings = complete_splits(source.splits, test, validation, split_seed)
     if "train" not in listings:
         raise VitrailError(f"{address} has {' and '.join(listings)} but no training images", "add a folder named train")
-    classes = tuple(sorted(count_by_label(listings["train"].labels)))
+    classes = tuple(sorted(listings["train"].labels.counts()))
     if len(classes) < 2:
         count = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}"
         raise VitrailError(
@@ -80,7 +72,7 @@ def build_splits(source: Source, *, validation: float = 0.1, test: float = 0.2, 
         validation=images.get("validation"),
         test=images.get("test"),
         channels=source.channels,
-        fingerprint=compute_fingerprint(source),
+        fingerprint=source.fingerprint,
         can_flip=source.can_flip,
         notes=[*left_out, *source.notes, *held_out_notes, *note_missing_classes(images)],
         source_splits={split: source.find_split(split) for split in images},
@@ -130,59 +122,9 @@ def split_listing(listing: Listing, fraction: float, seed: int) -> tuple[Listing
     """
     held_out = choose_held_out(listing, fraction, seed) if fraction else []
     if not held_out:
-        return listing, Listing([], [], [])
+        return listing, listing.subset([])
     rest, held = (listing.subset(part) for part in (np.delete(np.arange(len(listing)), held_out), held_out))
     return rest, held
-
-
-def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
-    """Returns the indices of the images to hold out, sorted."""
-    classes, codes = factorize(listing.labels)
-    duplicate_of = first_duplicates(listing, codes)
-    if listing.groups is not None:
-        return hold_out_groups(listing, fraction, seed, duplicate_of)
-    if isinstance(listing.labels, LabelSets):
-        return hold_out_by_label(listing.labels, listing.names, duplicate_of, fraction, seed)
-    class_ends = np.bincount(codes, minlength=len(classes)).cumsum()[:-1]
-    held_out: list[int] = []
-    for members in np.split(np.argsort(codes, kind="stable"), class_ends):
-        minimum = 1 if len(members) >= 3 else 0
-        target = min(max(round(fraction * len(members)), minimum), len(members) - 1)
-        groups: dict[int, list[int]] = {}  # identical images, each group in the order of names
-        for i in sorted(members.tolist(), key=lambda i: listing.names[i]):
-            groups.setdefault(int(duplicate_of[i]), []).append(i)
-        chosen: list[int] = []
-        for group in sorted(groups.values(), key=lambda group: derive_seed("split", seed, listing.names[group[0]])):
-            if len(chosen) + len(group) <= target:
-                chosen += group
-        held_out += chosen
-    return sorted(held_out)
-
-
-def first_duplicates(listing: Listing, codes: np.ndarray) -> np.ndarray:
-    """Returns for each image the index of the first image of its class with identical content, int64 (n,).
-
-    `codes` are the classes. Only files of one size and class are read. Data sets that decode on access are not read:
-    each image counts as unique.
-    """
-    first = np.arange(len(listing))
-    if isinstance(listing.pixels, Tensor):
-        index_of: dict[tuple[int, bytes], int] = {}
-        digests = (hashlib.sha256(pixels.numpy().tobytes()).digest() for pixels in listing.pixels)
-        keys = zip(codes.tolist(), digests, strict=True)
-        return np.array([index_of.setdefault(key, i) for i, key in enumerate(keys)], dtype=np.int64)
-    if not isinstance(listing.pixels, EncodedImages):
-        return first
-    sizes = listing.pixels.byte_sizes()
-    _, inverse, counts = np.unique(np.stack([codes, sizes]), axis=1, return_inverse=True, return_counts=True)
-    candidates = np.flatnonzero((counts[inverse.ravel()] > 1) & (sizes >= 0))
-    digests_and_codes = np.concatenate(
-        [listing.pixels.sha256(candidates), codes[candidates, None].astype(">i8").view(np.uint8)], axis=1
-    )
-    rows = np.ascontiguousarray(digests_and_codes).view(f"V{SHA256_BYTES + 8}").ravel()
-    _, earliest, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    first[candidates] = candidates[earliest[inverse]]
-    return first
 
 
 def drop_images(splits: Splits, unreadable: Mapping[str, Sequence[str]]) -> Splits:

@@ -1,6 +1,7 @@
 """Compact sequences of strings for millions of names and labels; a Python string costs 50 bytes beyond its letters."""
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,43 +64,16 @@ class NumberedNames(Sequence[str]):
         return NumberedNames(self.prefix, self.numbers[indices], self.digits)
 
 
-class Categorical(Sequence[str]):
-    """Many strings of a few categories, stored as codes (as in pandas)."""
+@runtime_checkable
+class CompactStrings(Protocol):
+    """Strings that are not stored one by one."""
 
-    def __init__(self, categories: tuple[str, ...], codes: np.ndarray):
-        self.categories = categories
-        self.codes = codes
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, i: int | slice) -> str | list[str]:  # type: ignore[override]
-        if isinstance(i, slice):
-            return [self.categories[code] for code in self.codes[i]]
-        return self.categories[self.codes[i]]
-
-    def take(self, indices: np.ndarray) -> "Categorical":
-        """Returns the strings with these indices."""
-        return Categorical(self.categories, self.codes[indices])
+    def take(self, indices: np.ndarray) -> Sequence[str]:
+        """Returns the strings with these indices, in the same representation."""
 
 
 def take_strings(strings: Sequence[str], indices: np.ndarray) -> Sequence[str]:
     """Returns the strings with these indices, in the same representation."""
-    if isinstance(strings, StringArray | NumberedNames | Categorical):
+    if isinstance(strings, CompactStrings):
         return strings.take(indices)
     return [strings[i] for i in indices.tolist()]
-
-
-def factorize(strings: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Returns the distinct strings, sorted, and the index of each string among them, int64 (n,)."""
-    if isinstance(strings, Categorical):
-        used = np.unique(strings.codes)
-        categories = sorted({strings.categories[code] for code in used})
-        index_of = {category: i for i, category in enumerate(categories)}
-        new_codes = np.zeros(len(strings.categories), dtype=np.int64)
-        for code in used:
-            new_codes[code] = index_of[strings.categories[code]]
-        return categories, new_codes[strings.codes]
-    categories = sorted(set(strings))
-    index_of = {category: i for i, category in enumerate(categories)}
-    return categories, np.fromiter((index_of[s] for s in strings), dtype=np.int64, count=len(strings))

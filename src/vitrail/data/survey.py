@@ -9,7 +9,6 @@ from pathlib import Path
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import ImageFiles
 from vitrail.data.facts import ImageFacts
-from vitrail.data.labels import count_by_label
 from vitrail.data.near_duplicates import IndexPair
 from vitrail.data.source import Listing, Source
 
@@ -42,7 +41,7 @@ class Survey:
     @cached_property
     def class_counts(self) -> Counter[str]:
         """The number of training images per class, or with each label."""
-        return count_by_label(self.training.labels if self.training else ())
+        return self.training.labels.counts() if self.training else Counter()
 
     @cached_property
     def images(self) -> list[tuple[ImageRecord, ImageFacts | ImageError]]:

@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 from vitrail.data.encoded import ImageFiles
-from vitrail.data.groups import categorize
-from vitrail.data.labels import LabelSets
+from vitrail.data.labels import LabelSets, categorize
 from vitrail.data.source import LeftOut, Listing, Source, parse_split_name
 from vitrail.data.table_labels import find_label_columns, read_label, to_list
 from vitrail.data.table_rows import (
@@ -71,9 +70,7 @@ def read_table(file: Path) -> Source:
         split: Listing(
             ImageFiles(paths[split]),
             names[split],
-            LabelSets.from_labels(map(to_list, labels[split]))
-            if has_lists
-            else [str(label) for label in labels[split]],
+            LabelSets.from_labels(map(to_list, labels[split])) if has_lists else categorize(labels[split]),
             None if group_column is None else categorize(groups[split]),
         )
         for split in paths

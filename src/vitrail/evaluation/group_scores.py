@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitrail.data.strings import factorize
+from vitrail.data.labels import factorize
 from vitrail.documents import GroupRow, GroupSummary
 from vitrail.intervals import (
     Interval,

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vitrail.data.strings import factorize
+from vitrail.data.labels import factorize
 from vitrail.documents import Averages, ClassScores, ConfusedPair
 from vitrail.errors import UsageError, first_line
 from vitrail.evaluation.group_scores import score_groups

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from vitrail.data.strings import factorize
+from vitrail.data.labels import factorize
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.group_scores import score_groups
 from vitrail.evaluation.outcome import ImageLogits

@@ -12,7 +12,6 @@ import numpy as np
 from vitrail.classifier import Classifier
 from vitrail.console import progress_bar
 from vitrail.data.decode import ImageError
-from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
@@ -81,7 +80,7 @@ def open_probe_data(classifier: Classifier, data: Data, skip_unreadable: bool = 
     channels = classifier.preprocess.channels
     source = group_as_trained(open_source(data, channels, skip_unreadable), trained_on)
     refuse_task(source.task, "probe")
-    fingerprint = compute_fingerprint(source)
+    fingerprint = source.fingerprint
     split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
     return build_splits(source, **options)

@@ -23,9 +23,7 @@ from vitrail.callbacks.loggers import Logger
 from vitrail.console import log
 from vitrail.data.addresses import PYTHON_PREFIX
 from vitrail.data.check import check_before_training
-from vitrail.data.fingerprint import compute_fingerprint
 from vitrail.data.folds import assign_folds
-from vitrail.data.groups import group_source
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.source import Listing, Source, encode_labels, name_of_data
@@ -201,13 +199,14 @@ def make_plan(
     folder = find_folder(name, out) if resume else None
     config = read_config(folder) if folder else None
     requested = resume_recipe(config, recipe, changes) if config else request_recipe(recipe, model, changes)
-    source = open_source(data, missing_ok=requested.skip_unreadable, task=requested.task)
+    source = open_source(
+        data, missing_ok=requested.skip_unreadable, task=requested.task, group_pattern=requested.group_pattern
+    )
     refuse_task(source.task, "folds")
-    source = group_source(source, requested.group_pattern)
     origin = next((split for split in ("all", "train") if split in source.splits), None)
     if origin is None:
         raise VitrailError(f"{source.address} has no training images", "add a folder named train")
-    fingerprint = compute_fingerprint(source)
+    fingerprint = source.fingerprint
     if config and (config["fingerprint"], config["folds"]) != (fingerprint, folds):
         what = "data" if config["fingerprint"] != fingerprint else f"number of folds, {config['folds']}"
         raise UsageError(f"{folder} was started with another {what}", "resume it as it was started")

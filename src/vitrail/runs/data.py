@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 
 from vitrail.data.check import CheckReport, check_before_training
-from vitrail.data.groups import group_source
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.split import Splits, build_splits, drop_images, load_splits_into_memory
@@ -12,7 +11,7 @@ from vitrail.machine import GIB
 from vitrail.runs.folder import RunFolder, Unreadable
 from vitrail.runs.module_start import GivenModule
 from vitrail.runs.pretrained import Pretrained
-from vitrail.tasks import refuse_task
+from vitrail.tasks import TASKS
 from vitrail.training.distributed import World
 from vitrail.training.recipe import Recipe
 
@@ -45,15 +44,16 @@ def load_data(
     theirs = pretrained.classifier.preprocess if isinstance(pretrained, Pretrained) else None
     started = resumed.load_config() if resumed else None
     with world.raise_on_all(), world.local_main_first():
-        source = open_source(data, missing_ok=recipe.skip_unreadable, task=recipe.task)
-        source = group_source(source, recipe.group_pattern)
-        for refused, is_wanted in (
+        source = open_source(
+            data, missing_ok=recipe.skip_unreadable, task=recipe.task, group_pattern=recipe.group_pattern
+        )
+        for feature, is_wanted in (
             ("features", recipe.train_on == "features"),
             ("balance", recipe.balance != "none"),
             ("module", not recipe.is_vit),
         ):
             if is_wanted:
-                refuse_task(source.task, refused)
+                TASKS[source.task].refuse(feature)
         splits = build_splits(
             source.with_channels(theirs.channels) if theirs else source,
             validation=recipe.validation_fraction,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
@@ -26,8 +27,9 @@ from vitrail.training.freezing import match_parameters
 from vitrail.training.losses import LossContext
 from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import autocast_dtype
-from vitrail.training.transfer import describe_head, resolve_transfer, transfer_weights
+from vitrail.training.transfer import HeadTransfer, describe_head, resolve_transfer, transfer_weights
 from vitrail.version import __version__
+from vitrail.weights.builders import ModuleConfig
 from vitrail.weights.origin import read_origin
 
 
@@ -58,48 +60,44 @@ def build_classifier(
     recipe: Recipe, data: RunData, pretrained: Pretrained | GivenModule | None, device: torch.device
 ) -> Start:
     """Completes the recipe from the data and builds the classifier, with random or pretrained weights."""
-    splits = data.splits
+    splits, task = data.splits, data.splits.train.task
     data_origin = describe_data(splits, recipe)
-    if not recipe.is_vit:
-        given = pretrained if isinstance(pretrained, GivenModule) else None
-        return build_module_classifier(recipe, data, given, device)
+    origin: dict[str, Any] = {}
+    model: nn.Module
+    config: ViTConfig | ModuleConfig
+    head: HeadTransfer = "new"
     if isinstance(pretrained, Pretrained):
         theirs = pretrained.classifier
         warn_if_trained_on_held_out_images(theirs, data_origin)
         config, preprocess = resolve_transfer(recipe, len(splits.classes), theirs.vit.config, theirs.preprocess)
         torch.manual_seed(recipe.seed)
-        theirs_classes = theirs.classes if theirs.task == splits.train.task else ()  # a head of another task is no use
-        vit, head = transfer_weights(theirs.vit, theirs_classes, config, splits.classes)
-        if theirs.task == splits.train.task:
+        theirs_classes = theirs.classes if theirs.task == task else ()  # a head of another task is no use
+        model, head = transfer_weights(theirs.vit, theirs_classes, config, splits.classes)
+        if theirs.task == task:
             log(describe_head(head, theirs.classes, splits.classes) + refit_note(recipe, head))
         else:
             log(f"a new head of {len(splits.classes)} classes replaces the head for {TASKS[theirs.task].description}")
-        origin: dict[str, Any] = {"from": pretrained.origin(head)}
+        origin["from"] = pretrained.origin(head)
     else:
-        config, preprocess = resolve_model(recipe, splits)
-        vit, head, origin = random_vit(config, recipe), "new", {}
-    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=pretrained is not None)
-    match_parameters((name for name, _ in vit.named_parameters()), recipe.frozen_patterns)
+        config, preprocess = resolve_model(recipe, splits) if recipe.is_vit else resolve_module(recipe, splits)
+        model = (
+            random_vit(config, recipe) if isinstance(config, ViTConfig) else start_module(config, recipe, pretrained)
+        )
+        if pretrained is not None:
+            origin["from"] = pretrained.to_json()
+    is_transfer = isinstance(pretrained, Pretrained)
+    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=is_transfer)
+    match_parameters((name for name, _ in model.named_parameters()), recipe.frozen_patterns)
     origin |= describe_training(recipe) | {"data": data_origin}
-    classifier = Classifier(vit.to(device), splits.classes, preprocess, origin=origin, task=splits.train.task)
+    model = model.to(device)
+    if isinstance(model, ViT):
+        classifier: TorchClassifier = Classifier(model, splits.classes, preprocess, origin=origin, task=task)
+    else:
+        log(describe_missing(recipe.architecture))
+        classifier = ModuleClassifier(
+            model, splits.classes, preprocess, origin=origin, architecture=recipe.architecture
+        )
     return Start(classifier, recipe, data, has_new_head=head == "new")
-
-
-def build_module_classifier(recipe: Recipe, data: RunData, given: GivenModule | None, device: torch.device) -> Start:
-    """Completes the recipe from the data and builds a classifier whose model is not a ViT."""
-    splits = data.splits
-    config, preprocess = resolve_module(recipe, splits)
-    module = start_module(config, recipe, given)
-    match_parameters((name for name, _ in module.named_parameters()), recipe.frozen_patterns)
-    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=False)
-    origin = describe_training(recipe) | {"data": describe_data(splits, recipe)}
-    if given:
-        origin |= {"from": given.to_json()}
-    log(describe_missing(recipe.architecture))
-    classifier = ModuleClassifier(
-        module.to(device), splits.classes, preprocess, origin=origin, architecture=recipe.architecture
-    )
-    return Start(classifier, recipe, data)
 
 
 def random_vit(config: ViTConfig, recipe: Recipe) -> ViT:

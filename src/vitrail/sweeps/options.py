@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data.check import check_before_training
-from vitrail.data.groups import group_source
 from vitrail.data.open import open_source
 from vitrail.data.split import build_splits, drop_images
 from vitrail.errors import UsageError
@@ -74,9 +73,10 @@ def new_sweep(options: SweepOptions, out: str | Path | None) -> SweepFolder:
 
 def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int, int]:
     """Opens and checks the data; returns their fingerprint, the number of validation images, and a trial's epochs."""
-    source = open_source(options.data, missing_ok=recipe.skip_unreadable, task=recipe.task)
+    source = open_source(
+        options.data, missing_ok=recipe.skip_unreadable, task=recipe.task, group_pattern=recipe.group_pattern
+    )
     refuse_task(source.task, "sweep")
-    source = group_source(source, recipe.group_pattern)
     splits = build_splits(
         source,
         validation=recipe.validation_fraction,

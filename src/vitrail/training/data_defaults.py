@@ -163,13 +163,18 @@ def with_normalization(
         if preprocess.channels != 3:
             raise UsageError("normalize 'imagenet' is for color images, and these are gray", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-    histograms = read_sample(
-        images, lambda i: pixel_histogram(images.load_batch(preprocess, [i])[0]), max_images, skip_unreadable
-    )
-    mean_C, std_C = mean_and_std(torch.stack(histograms).sum(0))
+    mean_C, std_C = mean_and_std(sum_histograms(images, preprocess, max_images, skip_unreadable))
     mean = tuple(round(m, 4) for m in mean_C.tolist())
     std = tuple(max(round(s, 4), 0.01) for s in std_C.tolist())
     return Preprocess(**{**values, "mean": mean, "std": std})
+
+
+def sum_histograms(images: Images, preprocess: Preprocess, max_images: int, skip_unreadable: bool) -> Tensor:
+    """Counts each value from 0 to 255 in each channel of a sample of the images: int64 (C, 256)."""
+    histograms = read_sample(
+        images, lambda i: pixel_histogram(images.load_batch(preprocess, [i])[0]), max_images, skip_unreadable
+    )
+    return torch.stack(histograms).sum(0)
 
 
 def pixel_histogram(pixels_CHW: Tensor) -> Tensor:

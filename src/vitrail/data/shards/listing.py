@@ -9,7 +9,7 @@ import numpy as np
 
 from vitrail.console import log, progress_bar
 from vitrail.data.formats import is_image_name
-from vitrail.data.labels import LabelSets
+from vitrail.data.labels import Categorical, LabelSets
 from vitrail.data.shards.address import expand_address, join_address, parent_folder
 from vitrail.data.shards.cache import cache_key, copies_folder, mark_cacheable
 from vitrail.data.shards.images import ShardImages
@@ -18,7 +18,6 @@ from vitrail.data.shards.index_file import MAX_INDEX_BYTES, parse_index, save_in
 from vitrail.data.shards.storage import Shard, is_remote, list_tars, local_path, read_small_file, stat_shard
 from vitrail.data.shards.tar_index import index_tar
 from vitrail.data.source import LeftOut, Listing, Source, name_of_data
-from vitrail.data.strings import Categorical
 from vitrail.data.walk import count
 from vitrail.errors import UsageError, VitrailError
 

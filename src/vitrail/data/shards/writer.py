@@ -25,13 +25,13 @@ from torch import Tensor
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, EXTENSIONS_OF_FORMAT, extension_of_format, readable_formats
-from vitrail.data.labels import LabelSets, count_by_label
+from vitrail.data.labels import LabelSets
 from vitrail.data.randomness import epoch_permutation
 from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns
 from vitrail.data.shards.index_file import save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.source import Listing, Source
-from vitrail.data.strings import StringArray, factorize
+from vitrail.data.strings import StringArray
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import check_free_space, check_new_folder, write_folder_atomically
 
@@ -254,7 +254,7 @@ def ordered_classes(source: Source) -> tuple[str, ...]:
     splits = sorted(source.splits, key=lambda split: split not in ("train", "all"))
     ordered: dict[str, None] = {}
     for split in splits:
-        ordered |= dict.fromkeys(factorize(source.splits[split].labels)[0])
+        ordered |= dict.fromkeys(source.splits[split].labels.categories)
     return tuple(ordered)
 
 
@@ -266,7 +266,7 @@ def find_label_sets(source: Source) -> dict[str, tuple[str, ...]]:
 
 def count_classes(source: Source) -> int:
     """Counts the classes or labels of all splits."""
-    return len({name for listing in source.splits.values() for name in count_by_label(listing.labels)})
+    return len({name for listing in source.splits.values() for name in listing.labels.counts()})
 
 
 def encode_image(listing: Listing, i: int) -> tuple[str, bytes]:
