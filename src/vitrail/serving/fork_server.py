@@ -14,13 +14,15 @@ import contextlib
 import errno
 import json
 import os
+import selectors
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +39,8 @@ from vitrail.serving.worker import WorkerConfig, run_worker
 
 LENGTH = struct.Struct("<I")  # number of bytes of the document after it
 MAX_DOCUMENT_BYTES = 1 << 16
+Frame = tuple[dict[str, Any], list[int]]  # the document of a frame and its descriptors
+END_S = 3.0  # time in which the fork server ends its workers and itself; after it, it is killed
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class ForkServer:
 
     async def restart(self) -> None:
         """Starts a fork server as a new Python process: the server has threads now, so it must not fork."""
-        await asyncio.to_thread(self.close)
+        self.control.close()
+        await asyncio.to_thread(self._kill)
         self.control, theirs = socket.socketpair()
         self.control.setblocking(False)
         sources = json.dumps([asdict(source) for source in self.sources])
@@ -126,8 +131,23 @@ class ForkServer:
         self.pid = self.process.pid
 
     def close(self) -> None:
-        """Ends the fork server and waits for its end; running workers end when their own sockets are closed."""
+        """Ends the fork server, which first ends all workers, also those that hang or compute; waits for its end."""
         self.control.close()
+        deadline = time.monotonic() + END_S
+        while not self._has_ended() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        self._kill()
+
+    def _has_ended(self) -> bool:
+        if self.process is not None:
+            return self.process.poll() is not None
+        try:
+            return not self.pid or os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        except ChildProcessError:
+            return True
+
+    def _kill(self) -> None:
+        """Ends the fork server at once; its workers run on until their own connections are closed."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -144,7 +164,7 @@ def pack_frame(document: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(text)) + text
 
 
-def receive_frame(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def receive_frame(control: socket.socket) -> Frame | None:
     """Blocks until a frame arrives; returns its document and descriptors, or None at the end of the connection."""
     data, descriptors, size = b"", array.array("i"), LENGTH.size
     while len(data) < size:
@@ -182,28 +202,69 @@ def start_fork_server(
 
 
 def _serve_forever(control: socket.socket, classifiers: Sequence[Classifier | None]) -> None:
-    """Forks a worker for each request until the server closes the connection; never returns."""
+    """Forks a worker for each request until the server closes the connection or dies; never returns.
+
+    Then it kills all workers: one that hangs or computes would not notice the end of its own connection, and would keep
+    the terminal or the pipe of the server's output open.
+    """
     # Ctrl-C and signals to the process group are handled by the server, which still has to answer accepted requests
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no wait() for workers; their sockets close when they end
-    with contextlib.suppress(OSError):
-        while (message := receive_frame(control)) is not None:
-            request, descriptors = message
-            answer: dict[str, Any] = {"id": request["id"]}
-            try:
-                if not descriptors:  # too many files are open: the system has dropped the descriptor
-                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                if os.fork() == 0:
-                    control.close()
-                    config = WorkerConfig(**request["config"])
-                    _become_worker(socket.socket(fileno=descriptors[0]), config, classifiers)
-            except OSError as error:  # no process now; the pool tries again later
-                answer |= {"errno": error.errno, "error": error.strerror}
-            for descriptor in descriptors:
-                os.close(descriptor)
-            control.sendall(pack_frame(answer))
+    workers: set[int] = set()  # not waited for yet, so no other process can have these numbers
+    try:
+        with child_signals() as ended_children, selectors.DefaultSelector() as selector:
+            selector.register(control, selectors.EVENT_READ)
+            selector.register(ended_children, selectors.EVENT_READ)
+            while True:
+                ready = {key.fileobj for key, _ in selector.select()}
+                if ended_children in ready:
+                    ended_children.recv(4096)
+                    workers -= {pid for pid in workers if os.waitpid(pid, os.WNOHANG)[0]}
+                if control in ready:
+                    if (message := receive_frame(control)) is None:
+                        break
+                    _fork_worker(control, message, classifiers, workers)
+    except ConnectionError:
+        pass  # the server has died
+    except BaseException:
+        traceback.print_exc()
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
     os._exit(0)
+
+
+def _fork_worker(
+    control: socket.socket, message: Frame, classifiers: Sequence[Classifier | None], workers: set[int]
+) -> None:
+    """Forks the worker of a request, adds its number to `workers` and answers; never returns in the worker."""
+    request, descriptors = message
+    answer: dict[str, Any] = {"id": request["id"]}
+    try:
+        if not descriptors:  # too many files are open: the system has dropped the descriptor
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if (pid := os.fork()) == 0:
+            signal.set_wakeup_fd(-1)
+            control.close()
+            config = WorkerConfig(**request["config"])
+            _become_worker(socket.socket(fileno=descriptors[0]), config, classifiers)
+        workers.add(pid)
+    except OSError as error:  # no process now; the pool tries again later
+        answer |= {"errno": error.errno, "error": error.strerror}
+    for descriptor in descriptors:
+        os.close(descriptor)
+    control.sendall(pack_frame(answer))
+
+
+@contextlib.contextmanager
+def child_signals() -> Iterator[socket.socket]:
+    """Yields a socket that can be read when a child process has ended."""
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        receiver.setblocking(False)
+        sender.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # else Python writes nothing to the socket
+        signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        yield receiver
 
 
 def _become_worker(connection: socket.socket, config: WorkerConfig, classifiers: Sequence[Classifier | None]) -> None:

@@ -55,6 +55,15 @@ class Server(uvicorn.Server):
         self.shutdown_delay_s = shutdown_delay_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Leaves a signal to the event loop.
+
+        A handler runs between any two instructions of the program. The program may be adding a line to the log, and a
+        line from here would wait forever for the lock of the queue; or it may be sorting its timers, and a timer from
+        here would be lost.
+        """
+        asyncio.get_running_loop().call_soon_threadsafe(self.handle_signal, sig)
+
+    def handle_signal(self, sig: int) -> None:
         """Starts the shutdown at signal one, skips the delay at signal two, drops running requests at signal three."""
         if not self.access.draining:
             self.access.draining = True

@@ -85,7 +85,9 @@ class Worker:
             os.kill(self.hello["pid"], signal.SIGKILL)
 
     def close(self) -> None:
-        """Closes the connection, which ends the process."""
+        """Closes the connection and ends the process, also one that hangs or computes."""
+        if not self.ended.done():
+            self.kill()
         self.ended.cancel()
         self.writer.close()
 
