@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import load_client, overload, serving
+from fastapi import Request
 
 import vitrail
 from serving import TIMEOUT_S, ForkedWorkers
 from test_serve import make_photo
 from vitrail.explanation.methods import METHODS
 from vitrail.serving.decoding import ImageDecoder
-from vitrail.serving.endpoint import Endpoint
+from vitrail.serving.endpoint import Arrival, Endpoint
 from vitrail.serving.errors import RequestError
 from vitrail.serving.explainer import Explainer
 from vitrail.serving.fork_server import ForkServer, ModelSource
@@ -30,10 +32,11 @@ from vitrail.serving.messages import receive_message, send_message
 from vitrail.serving.metrics import Metrics
 from vitrail.serving.model_info import describe_model
 from vitrail.serving.scheduler import Item, Scheduler
+from vitrail.serving.service import count_images
 from vitrail.serving.service_time import ArrivalTime, BatchTime
 from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig
-from vitrail.serving.worker_pool import ADMISSION_MARGIN
+from vitrail.serving.worker_pool import ADMISSION_MARGIN, WorkerPool
 
 # The simulation: real scheduler and prediction of times, an exact clock, and workers that take a known time
 
@@ -307,6 +310,31 @@ def test_a_slow_event_loop_makes_admission_stricter_and_is_forgotten():
     assert arrival_time.expected(100.0) == pytest.approx(0.4, rel=1e-3)
     assert arrival_time.expected(101.0) == pytest.approx(0.2, rel=1e-3)
     assert arrival_time.expected(110.0) < 0.001
+
+
+def test_a_request_counts_at_every_moment():
+    """Others arrive while it waits for the event loop, between its own arrival and the decoding of its image."""
+
+    async def scenario() -> None:
+        metrics = Metrics()
+        decoder = ImageDecoder(Settings(), metrics, ForkedWorkers(lambda connection: None).spawn)
+        pool = WorkerPool("m", "predict", decoder.pool.spawn, Scheduler(1, 8), metrics)
+        arrival = Arrival(pool, decoder, ArrivalTime())
+        request = Request({"type": "http", "request_context": {"arrival": arrival}})
+        counts: list[int] = []
+
+        async def work() -> None:
+            counts.append(pool.coming)  # still before the first image is counted
+            with pool.admit(1, time.monotonic() + 60):
+                counts.append(pool.coming)
+
+        task = asyncio.create_task(count_images(request, work()))
+        assert (pool.coming, decoder.coming) == (1, 1)
+        await task
+        assert counts == [0, 1]
+        assert (pool.coming, decoder.coming) == (0, 0)
+
+    asyncio.run(scenario())
 
 
 def test_a_request_for_which_no_file_can_be_decoded_is_refused_from_its_headers(clf: vitrail.Classifier):

@@ -55,6 +55,13 @@ def render_error(status: int, sentence: str, retry_after_s: int | None) -> tuple
     return b"".join(lines), body
 
 
+@lru_cache(maxsize=256)
+def parse_url(url: bytes) -> tuple[str, str, str | None]:
+    """Returns path, query, and the route of a request for predictions (None for every other request)."""
+    path, _, query = url.decode("latin-1").partition("?")
+    return path, query, find_prediction_route(path)
+
+
 class Admission:
     """Decides from the headers of a request whether it is refused or expected, and counts refusals.
 
@@ -78,8 +85,7 @@ class Admission:
         if method != b"POST":
             return None
         started = time.monotonic()
-        path, _, query = url.decode("latin-1").partition("?")
-        route = find_prediction_route(path)
+        path, query, route = parse_url(url)
         if route is None:
             return None
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw_headers}

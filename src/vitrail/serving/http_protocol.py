@@ -50,6 +50,13 @@ class HttpProtocol(HttpToolsProtocol):
         is_answering = self.cycle is not None and not self.cycle.response_complete
         return self.timeout_keep_alive_task is not None and not is_answering and not self.transport.is_closing()
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if (
+            self.discards_body and self.timeout_handle.cancelled()
+        ):  # most bodies are complete by now, and need no time limit
+            self.timeout_handle = self.loop.call_later(DISCARD_S, self.transport.close)
+
     def on_headers_complete(self) -> None:
         self.timeout_handle.cancel()
         is_first_in_line = self.cycle is None or self.cycle.response_complete  # else it follows in the same connection
@@ -63,7 +70,6 @@ class HttpProtocol(HttpToolsProtocol):
         self.discards_body = True
         self.closes_after_body = not self.can_keep_alive()
         self.send_refusal(decision, keep_alive=not self.closes_after_body)
-        self.timeout_handle = self.loop.call_later(DISCARD_S, self.transport.close)
 
     def can_keep_alive(self) -> bool:
         """Returns whether the connection can be used again after the current request is refused."""

@@ -18,7 +18,7 @@ from vitrail.serving.service import (
     Timeout,
     TimeoutHeader,
     add_log_fields,
-    end_arrival,
+    count_images,
     get_start_time,
     run_until_deadline,
 )
@@ -39,9 +39,8 @@ async def predict(
     async with service.bodies.read(request, deadline) as body:
         files = await read_files(request, body, service.settings.images_per_request)
         add_log_fields(request, model=endpoint.info.name, images=len(files))
-        end_arrival(request)
         work = predict_files(endpoint, files, top, deadline)
-        rows, any_readable = await run_until_deadline(request, work, deadline)
+        rows, any_readable = await run_until_deadline(request, count_images(request, work), deadline)
     document: dict[str, Any] = {"model": endpoint.info.name, "predictions": rows}
     if not any_readable:
         service.metrics.rejected.labels("image").inc()

@@ -86,10 +86,14 @@ def add_log_fields(request: Request, **fields: object) -> None:
     request.scope["request_context"]["log_fields"].update(fields)
 
 
-def end_arrival(request: Request) -> None:
-    """Stops counting a request as one that arrives; its images are counted from now on."""
+async def count_images(request: Request, work: Awaitable[Result]) -> Result:
+    """Returns the result of `work`, which counts its images; until it starts, the request counts as one that arrives.
+
+    Both happen in one step of the event loop. In between, it would count nowhere, and too many would be accepted.
+    """
     if arrival := request.scope["request_context"]["arrival"]:
         arrival.complete()
+    return await work
 
 
 async def run_until_deadline(request: Request, work: Awaitable[Result], deadline: float) -> Result:

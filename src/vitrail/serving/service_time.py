@@ -5,6 +5,7 @@ Admission and deadlines depend on these predictions (`scheduler.py`, `worker_poo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from vitrail.explanation.methods import find_method
@@ -35,6 +36,22 @@ class ServiceTime(Protocol):
         """
 
 
+@lru_cache(maxsize=4096)  # every request that arrives is checked several times, also those that are refused
+def interpolate(seconds_by_size: tuple[tuple[int, float], ...], size: int) -> float:
+    """Returns the time of a batch: linear between the measured sizes, proportional beyond them."""
+    if not seconds_by_size:
+        return size * DEFAULT_SECONDS_PER_IMAGE
+    times = dict(seconds_by_size)
+    smaller = max((each for each in times if each <= size), default=None)
+    larger = min((each for each in times if each >= size), default=None)
+    if smaller is None or larger is None or smaller == larger:
+        nearest = larger if smaller is None else smaller
+        assert nearest is not None
+        return times[nearest] * size / nearest
+    share = (size - smaller) / (larger - smaller)
+    return (1 - share) * times[smaller] + share * times[larger]
+
+
 @dataclass
 class BatchTime:
     """The time of a batch of predictions by its size: the measured time, times a factor that follows the real one.
@@ -51,16 +68,7 @@ class BatchTime:
 
     def measured(self, size: int) -> float:
         """Returns the time according to the measurements alone."""
-        if not self.seconds_by_size:
-            return size * DEFAULT_SECONDS_PER_IMAGE
-        smaller = max((each for each in self.seconds_by_size if each <= size), default=None)
-        larger = min((each for each in self.seconds_by_size if each >= size), default=None)
-        if smaller is None or larger is None or smaller == larger:
-            nearest = larger if smaller is None else smaller
-            assert nearest is not None
-            return self.seconds_by_size[nearest] * size / nearest
-        share = (size - smaller) / (larger - smaller)
-        return (1 - share) * self.seconds_by_size[smaller] + share * self.seconds_by_size[larger]
+        return interpolate(tuple(self.seconds_by_size.items()), size)
 
     @property
     def caution(self) -> float:

@@ -25,7 +25,7 @@ from vitrail.serving.service import (
     Service,
     ServiceState,
     add_log_fields,
-    end_arrival,
+    count_images,
     get_start_time,
     run_until_deadline,
 )
@@ -147,9 +147,8 @@ async def answer_inference(request: Request, service: Service, endpoint: Endpoin
             add_log_fields(request, model=endpoint.info.name, images=infer_request.image_count)
             own_timeout = protocol_timeout(infer_request.parameters)
             deadline = min(deadline, compute_deadline(started, own_timeout, settings.timeout_s))
-            end_arrival(request)
             work = compute_response(endpoint, infer_request, compute, started, deadline)
-            content, headers = await run_until_deadline(request, work, deadline)
+            content, headers = await run_until_deadline(request, count_images(request, work), deadline)
     except (RequestError, ClientDisconnected):
         statistics.durations["fail"].add(time.monotonic() - started)
         raise
