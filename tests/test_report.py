@@ -21,7 +21,7 @@ import vitrail
 from conftest import COLORS, drawing, picture
 from serving import TIMEOUT_S
 from vitrail.cli import main
-from vitrail.cli.evaluate import choose_report_folder, fit_temperature
+from vitrail.cli.evaluate import choose_report_folder, fit_on_validation
 from vitrail.data.images import Images
 from vitrail.data.preprocess import Preprocess
 from vitrail.evaluation import Evaluation, Outcome, evaluate
@@ -330,9 +330,11 @@ def test_fit_temperature_does_not_change_a_foreign_file(reported: vitrail.Run, h
     file = tmp_path / "theirs.safetensors"
     save_file({"head.weight": torch.zeros(3, 2)}, file)
     content = file.read_bytes()
-    namespace = argparse.Namespace(model=str(file), data=str(hostile), skip_unreadable=False, batch_size=64)
+    namespace = argparse.Namespace(
+        model=str(file), data=str(hostile), skip_unreadable=False, batch_size=64, fit_temperature=True, fit_unlike=True
+    )
     with pytest.raises(vitrail.UsageError, match="not an artifact that can be changed"):
-        fit_temperature(reported.classifier, namespace)
+        fit_on_validation(reported.classifier, namespace)
     assert file.read_bytes() == content
 
 

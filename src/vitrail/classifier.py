@@ -31,6 +31,7 @@ from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.artifact import Artifact, write_artifact
 from vitrail.weights.conversion import check_described
 from vitrail.weights.resize import resize_vit
+from vitrail.weights.unlike import Unlike, UnlikeFacts
 
 ARTIFACT_NAME = "classifier.safetensors"
 
@@ -48,6 +49,18 @@ class BaseClassifier(ABC):
     origin: JsonObject  # where the weights came from: recipe, seed, versions, data, metrics
     task: TaskName
     thresholds: tuple[float, ...]  # of the probability of each label; empty: 0.5 for each
+
+    @property
+    def unlike_facts(self) -> UnlikeFacts | None:
+        """What is known about the quantiles `unlike`; None if this classifier cannot give them."""
+        return None
+
+    def outputs(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns what `logits` returns, and how far each image is from the validation images.
+
+        The second is the distance, (B,), whose quantile `unlike_facts` finds; None if it is not fitted.
+        """
+        return self.logits(pixels_BCHW), None
 
     @property
     def answers(self) -> AnswerForm:
@@ -125,18 +138,27 @@ class BaseClassifier(ABC):
 
     def predict_batches(self, batches: Iterable[ImageBatch], top: int = 5) -> Predictions:
         """Returns the predictions for the images of all batches, in their order."""
-        parts = [torch.empty(0, len(self.classes))]
+        facts = self.unlike_facts
+        parts, distances = [torch.empty(0, len(self.classes))], [torch.empty(0)]
         paths: list[str | None] = []
         errors: dict[int, str] = {}
         halve = BatchHalver()
         for batch in batches:
             logits_BY = torch.full((len(batch.paths), len(self.classes)), torch.nan)
+            distances_B = torch.full((len(batch.paths),), torch.nan)
             if readable := batch.readable:
-                logits_BY[readable] = torch.cat([part.cpu() for part in halve(self.logits, batch.pixels_BCHW)])
+                outputs = halve(self.outputs, batch.pixels_BCHW)
+                logits_BY[readable] = torch.cat([part.cpu() for part, _ in outputs])
+                if facts is not None:
+                    distances_B[readable] = torch.cat([part.cpu() for _, part in outputs if part is not None])
             parts.append(logits_BY)
+            distances.append(distances_B)
             errors |= {len(paths) + i: reason for i, reason in batch.errors.items()}
             paths += batch.paths
-        return Predictions(torch.cat(parts), self.classes, top, paths, errors, self.task, self.thresholds)
+        return Predictions(
+            torch.cat(parts), self.classes, top, paths, errors, self.task, self.thresholds,
+            None if facts is None else torch.cat(distances), facts,
+        )  # fmt: skip
 
     def _read_one(self, image: ImageInput, name: str) -> Tensor:
         """Reads an image that stands alone, so its name in messages has no index."""
@@ -163,6 +185,7 @@ class Classifier(BaseClassifier):
     is_fast: bool = False
     task: TaskName = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()
+    unlike: Unlike | None = None  # how unlike the validation images an image is; None if it is not fitted
 
     def __repr__(self) -> str:
         """A line: a notebook would show every module of the model."""
@@ -185,11 +208,12 @@ class Classifier(BaseClassifier):
 
         Weights are folded and packed, in bf16 if the device supports it natively: logits differ by rounding
         (figures in docs/benchmarks.md). Batches of the sizes in `compile` run code from torch.compile, which takes a
-        minute or more for each size, once per process, and needs a C++ compiler.
+        minute or more for each size, once per process, and needs a C++ compiler; such a copy has no `unlike`.
         """
         self.require_plain_weights("be made fast")
         dtype = torch.bfloat16 if has_native_bf16(self.device) else torch.float32
-        return replace(self, vit=make_fast_vit(self.vit, dtype, compile=compile), is_fast=True)
+        unlike = None if compile else self.unlike  # the compiled code returns no features
+        return replace(self, vit=make_fast_vit(self.vit, dtype, compile=compile), is_fast=True, unlike=unlike)
 
     def require_plain_weights(self, action: str) -> None:
         """Raises `UsageError` if this is a fast copy, whose weights can only compute outputs."""
@@ -216,6 +240,18 @@ class Classifier(BaseClassifier):
         with eval_mode(self.vit):
             features_BD = self.vit.features(self.normalize(pixels_BCHW))
         return check_finite(self.vit.head(features_BD)) / self.temperature, check_finite(features_BD)
+
+    @property
+    def unlike_facts(self) -> UnlikeFacts | None:
+        return None if self.unlike is None else self.unlike.facts
+
+    @torch.inference_mode()
+    def outputs(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns what `BaseClassifier.outputs` describes, from one forward pass."""
+        if self.unlike is None:
+            return self.logits(pixels_BCHW), None
+        logits_BY, features_BD = self.logits_and_features(pixels_BCHW)
+        return logits_BY, self.unlike(features_BD)
 
     @torch.no_grad()  # not inference_mode: users train heads on the result
     def features(self, images: ImageInput | Sequence[ImageInput]) -> Tensor:
@@ -251,11 +287,16 @@ class Classifier(BaseClassifier):
         return torch.cat(parts)
 
     def with_image_size(self, image_size: int | tuple[int, int]) -> Classifier:
-        """Returns a copy for another image size, with positions resized; raises `UsageError` for an impossible size."""
+        """Returns a copy for another image size, with positions resized; raises `UsageError` for an impossible size.
+
+        At another size features differ, so the copy has no `unlike`.
+        """
         self.require_plain_weights("be resized")
         vit = resize_vit(self.vit, replace(self.vit.config, image_size=image_size))
         vit.eval().requires_grad_(False)
-        return replace(self, vit=vit, preprocess=self.preprocess.with_image_size(to_pair(image_size)))
+        preprocess = self.preprocess.with_image_size(to_pair(image_size))
+        unlike = self.unlike if preprocess.image_size == self.preprocess.image_size else None
+        return replace(self, vit=vit, preprocess=preprocess, unlike=unlike)
 
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Writes the artifact atomically; with `half` its weights are in float16, half the bytes.
@@ -265,11 +306,20 @@ class Classifier(BaseClassifier):
         self.require_plain_weights("be saved")
         check_described(self.vit)
         artifact = Artifact(
-            self.vit.config, self.classes, self.preprocess, self.temperature, self.origin, self.task, self.thresholds
+            self.vit.config,
+            self.classes,
+            self.preprocess,
+            self.temperature,
+            self.origin,
+            self.task,
+            self.thresholds,
+            self.unlike_facts,
         )
         weights = self.vit.state_dict()
         if half:
             weights = {name: to_float16(name, tensor) for name, tensor in weights.items()}
+        if self.unlike is not None:
+            weights |= self.unlike.to_tensors()
         write_artifact(Path(path), artifact, weights)
 
 

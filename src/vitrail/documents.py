@@ -32,6 +32,41 @@ class PreprocessDocument(TypedDict):
     trim: NotRequired[tuple[int, int]]
 
 
+class UnlikeDocument(TypedDict):
+    """How to read the quantiles `unlike` of an answer, or a hint how to get them if they are not fitted."""
+
+    fitted: bool
+    hint: NotRequired[str]
+    images: NotRequired[int]
+    fitted_on: NotRequired[str]
+    threshold: NotRequired[float]
+
+
+class UnlikeScore(TypedDict):
+    """How well a score tells outside images from known ones: the larger the area, and the lower the rate, the better.
+
+    `fpr95` is the fraction of the outside images that pass where 95% of the known images pass.
+    """
+
+    auroc: float
+    auroc_interval: list[float]
+    fpr95: float
+    fpr95_interval: list[float]
+
+
+class UnlikeEvaluation(TypedDict):
+    """How well each score tells the images of a folder from those that were scored."""
+
+    outside: str
+    outside_images: int
+    known_images: int
+    default: str
+    scores: dict[str, UnlikeScore]
+    flagged: NotRequired[dict[str, float]]
+    fit: UnlikeDocument
+    unreadable_files: list["UnreadableFile"]
+
+
 class UnreadableFile(TypedDict):
     """An image that could not be read."""
 
@@ -139,6 +174,7 @@ class EvaluationDocument(Scores):
     most_confused: list[ConfusedPair]
     unreadable_files: list[UnreadableFile]
     predictions: list[ScoredImage]
+    unlike: NotRequired[UnlikeEvaluation]
 
 
 class HookScores(TypedDict):

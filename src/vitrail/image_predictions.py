@@ -18,6 +18,7 @@ from vitrail.data.decode import ImageError, read_upright_size
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
 from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS, exceeds, refuse_task, sigmoid
+from vitrail.weights.unlike import UnlikeFacts
 
 if TYPE_CHECKING:
     import pandas
@@ -47,6 +48,7 @@ class ImagePrediction(Sequence[Prediction]):
     error: str | None = None  # why the image was skipped
     task: str = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()
+    unlike: float | None = None  # quantile of its distance among validation images; None if it is not fitted
 
     @property
     def label(self) -> str:
@@ -121,6 +123,8 @@ class Predictions(Sequence[ImagePrediction]):
     errors: dict[int, str]
     task: str
     thresholds: tuple[float, ...]
+    distances: Tensor | None  # (n,), from the validation images; None if that is not fitted
+    unlike_facts: UnlikeFacts | None
 
     def __init__(
         self,
@@ -131,7 +135,11 @@ class Predictions(Sequence[ImagePrediction]):
         errors: dict[int, str],
         task: str = SINGLE_LABEL,
         thresholds: tuple[float, ...] = (),
+        distances: Tensor | None = None,
+        unlike_facts: UnlikeFacts | None = None,
     ):
+        self.distances = distances
+        self.unlike_facts = unlike_facts
         self.task = task
         self.thresholds = thresholds
         self.logits = logits
@@ -158,6 +166,17 @@ class Predictions(Sequence[ImagePrediction]):
         """The probability of every class, (n, Y) float32; NaN for a skipped image."""
         return TASKS[self.task].to_probabilities(self.logits)
 
+    @cached_property
+    def unlike(self) -> list[float | None]:
+        """How unlike the validation images each image is: the quantile of its distance among theirs, from 0 to 1.
+
+        None for a skipped image, and for all images if it is not fitted.
+        """
+        if self.distances is None or self.unlike_facts is None:
+            return [None] * len(self)
+        quantiles = self.unlike_facts.find_quantiles(self.distances.double().numpy()).tolist()
+        return [None if i in self.errors else quantile for i, quantile in enumerate(quantiles)]
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -169,12 +188,17 @@ class Predictions(Sequence[ImagePrediction]):
         if isinstance(index, slice):
             chosen = range(len(self))[index]
             errors = {k: self.errors[i] for k, i in enumerate(chosen) if i in self.errors}
-            logits = self.logits[torch.tensor(list(chosen), dtype=torch.int64)]
+            indices = torch.tensor(list(chosen), dtype=torch.int64)
             paths = [self.paths[i] for i in chosen]
-            return Predictions(logits, self.classes, self.top, paths, errors, self.task, self.thresholds)
+            distances = None if self.distances is None else self.distances[indices]
+            return Predictions(
+                self.logits[indices], self.classes, self.top, paths, errors,
+                self.task, self.thresholds, distances, self.unlike_facts,
+            )  # fmt: skip
         i = range(len(self))[index]
         logits_Y, path, error = self.logits[i], self.paths[i], self.errors.get(i)
-        return ImagePrediction(logits_Y, self.classes, self.top, path, error, self.task, self.thresholds)
+        unlike = self.unlike[i]
+        return ImagePrediction(logits_Y, self.classes, self.top, path, error, self.task, self.thresholds, unlike)
 
     def __iter__(self) -> Iterator[ImagePrediction]:
         return (self[i] for i in range(len(self)))
@@ -192,8 +216,8 @@ class Predictions(Sequence[ImagePrediction]):
         """Returns the columns of the table that `vitrail predict --out` writes, each with a value for each image.
 
         They are path, label, probability, label_2, probability_2, ... and error. With several labels per image they are
-        path, labels ("cat;dog"), probabilities ("0.91;0.62") and error. `path` is None for an image that did not come
-        from a file; the values of a skipped image are None.
+        path, labels ("cat;dog"), probabilities ("0.91;0.62") and error. Before `error` there is `unlike`, if it is
+        fitted. `path` is None for an image that did not come from a file; the values of a skipped image are None.
         """
         rows = [list(each) for each in self]
         columns: dict[str, list[str | None] | list[float | None]] = {"path": list(self.paths)}
@@ -201,12 +225,16 @@ class Predictions(Sequence[ImagePrediction]):
             texts = [(None, None) if i in self.errors else join_predictions(row) for i, row in enumerate(rows)]
             for k, name in enumerate(JOINED_COLUMNS):
                 columns[name] = [each[k] for each in texts]
-            return {**columns, "error": [self.errors.get(i) for i in range(len(self))]}
+            return {**columns, **self._last_columns()}
         for k in range(min(self.top, len(self.classes))):
             suffix = "" if k == 0 else f"_{k + 1}"
             columns[f"label{suffix}"] = [row[k].label if row else None for row in rows]
             columns[f"probability{suffix}"] = [row[k].probability if row else None for row in rows]
-        return {**columns, "error": [self.errors.get(i) for i in range(len(self))]}
+        return {**columns, **self._last_columns()}
+
+    def _last_columns(self) -> dict[str, list[str | None] | list[float | None]]:
+        unlike: dict[str, list[float | None]] = {} if self.unlike_facts is None else {"unlike": self.unlike}
+        return {**unlike, "error": [self.errors.get(i) for i in range(len(self))]}
 
     def save(self, out: str | Path, *, format: AnnotationFormat, model_name: str = "vitrail") -> Path:
         """Writes the most probable class of each image for another tool; returns `out`, which must not exist.
@@ -254,7 +282,7 @@ class Predictions(Sequence[ImagePrediction]):
 
 def column_type(name: str, text: Any, number: Any) -> Any:
     """Returns the type of a column, which must not depend on its values: a column of None has none."""
-    return number if name.startswith("probability") else text
+    return number if name.startswith(("probability", "unlike")) and name not in JOINED_COLUMNS else text
 
 
 JOINED_COLUMNS = ("labels", "probabilities")

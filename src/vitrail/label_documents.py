@@ -2,7 +2,7 @@
 
 from typing import NotRequired, TypedDict
 
-from vitrail.documents import UnreadableFile
+from vitrail.documents import UnlikeEvaluation, UnreadableFile
 
 
 class MultiLabelAverages(TypedDict):
@@ -73,3 +73,4 @@ class MultiLabelDocument(MultiLabelScores):
     co_occurrence: CoOccurrence
     unreadable_files: list[UnreadableFile]
     predictions: list[ScoredLabels]
+    unlike: NotRequired[UnlikeEvaluation]

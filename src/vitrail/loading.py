@@ -27,6 +27,7 @@ from vitrail.weights.modules import (
     save_module,
 )
 from vitrail.weights.public import load_public_model
+from vitrail.weights.unlike import split_unlike
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -128,7 +129,11 @@ def refuse_adapter(folder: Path) -> None:
 
 def load_artifact(path: Path) -> Classifier:
     """Returns the classifier of an artifact; weights of any float type are float32 in it."""
-    artifact, weights = read_artifact(path)
+    artifact, tensors = read_artifact(path)
+    try:
+        unlike, weights = split_unlike(artifact.unlike, tensors)
+    except VitrailError as error:
+        raise VitrailError(f"{path} is not a complete artifact: {error}", "write it again with vitrail") from None
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     for name, tensor in weights.items():
         try:
@@ -144,6 +149,7 @@ def load_artifact(path: Path) -> Classifier:
         artifact.origin,
         task=artifact.task,
         thresholds=artifact.thresholds,
+        unlike=unlike,
     )
 
 

@@ -1,7 +1,8 @@
 """Score a classifier on labeled images: accuracy with its interval, scores per class, confusion, calibration.
 
 A source with splits is scored on the test split, else on validation. A source that training divided is scored on
-exactly the images that were held out. --report writes one HTML file that opens offline, and report.json with its
+exactly the images that were held out. --unlike SOURCE says how well images of other things are told from those that were
+scored. --report writes one HTML file that opens offline, and report.json with its
 numbers.
 """
 
@@ -50,6 +51,14 @@ def add_arguments(parser: Parser) -> None:
         help="first fit temperature and thresholds on DATA's validation images and save them in MODEL (default: off)",
     )  # fmt: skip
     parser.add_argument(
+        "--unlike", metavar="SOURCE",
+        help="a folder, image or tar shard of other things: how well are they told from DATA? (default: not measured)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fit-unlike", action="store_true",
+        help="first fit how unlike an image is on DATA's validation images and save it in MODEL (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
         "--metric", action="append", default=[], metavar="NAME",
         help="also compute this metric: balanced_accuracy, macro_f1 or one of a plugin; repeatable (default: none)",
     )  # fmt: skip
@@ -72,15 +81,19 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.corruptions and not arguments.report:
         raise UsageError("--corruptions adds to the report", "add --report")
     folder = choose_report_folder(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
+    from vitrail.cli.unlike import describe_unlike_scores, list_outside_images, measure_unlike
+
+    outside = list_outside_images(arguments.unlike)
     classifier = load_any_classifier(arguments)
     for option in ("corruptions", "metric"):
         if getattr(arguments, option):
             refuse_task(classifier.task, option)
-    if arguments.report or arguments.fit_temperature:
-        require_classifier(classifier, arguments.model, "--report and --fit-temperature")
+    for option in ("report", "fit_temperature", "fit_unlike"):
+        if getattr(arguments, option):
+            require_classifier(classifier, arguments.model, f"--{option.replace('_', '-')}")
     scored = open_scored_images(classifier, arguments.data, skip_unreadable=arguments.skip_unreadable)
-    if arguments.fit_temperature:
-        classifier = fit_temperature(require_classifier(classifier, arguments.model, "--fit-temperature"), arguments)
+    if arguments.fit_temperature or arguments.fit_unlike:
+        classifier = fit_on_validation(require_classifier(classifier, arguments.model, "--fit-temperature"), arguments)
     with progress_bar("evaluating", len(scored.images)) as progress:
         evaluation = evaluate_any(
             classifier,
@@ -92,11 +105,15 @@ def run(arguments: argparse.Namespace) -> Answer:
             skip_unreadable=arguments.skip_unreadable,
             metrics=arguments.metric,
         )
+    if arguments.unlike:
+        unlike = measure_unlike(classifier, evaluation.outcome, outside, arguments)
+        evaluation = replace(evaluation, unlike=unlike)
     answer = Answer({**evaluation.to_json(), "left_out": [each.sentence for each in scored.left_out]})
     if isinstance(evaluation, Evaluation):
         answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
     else:
         answer.shown = describe_label_scores(answer.document, classifier, len(scored.images))
+    answer.shown += describe_unlike_scores(evaluation.unlike)
     if folder:
         write_evaluation(evaluation, classifier, folder, answer)
     if arguments.report:
@@ -123,15 +140,15 @@ def choose_report_folder(arguments: argparse.Namespace) -> Path:
     return next(path for path in (Path("reports", each) for each in names) if not path.exists())
 
 
-def fit_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Classifier:
-    """Returns the classifier with a temperature fitted on validation images, after saving it in its artifact.
+def fit_on_validation(classifier: Classifier, arguments: argparse.Namespace) -> Classifier:
+    """Returns the classifier with what the arguments fit on validation images, after saving it in its artifact.
 
     Raises `UsageError` if MODEL is not an artifact, or if the data has no validation images besides the scored ones.
     """
     from vitrail.classifier import ARTIFACT_NAME
     from vitrail.console import progress_bar
     from vitrail.evaluation.evaluation import open_splits
-    from vitrail.evaluation.fitting import calibrate_classifier
+    from vitrail.evaluation.fitting import calibrate_classifier, with_unlike
     from vitrail.evaluation.outcomes import compute_any_outcome
     from vitrail.weights.artifact import is_artifact
 
@@ -144,20 +161,33 @@ def fit_temperature(classifier: Classifier, arguments: argparse.Namespace) -> Cl
     if scored_split == "validation" or "validation" not in splits:
         raise UsageError(
             f"{arguments.data} has no validation images besides those that are scored",
-            "the temperature is never fitted on the images that it is scored on",
+            "nothing is ever fitted on the images that it is scored on",
         )
-    uncalibrated = replace(classifier, temperature=1.0)
-    with progress_bar("fitting the temperature", len(splits["validation"])) as progress:
-        outcome = compute_any_outcome(
-            uncalibrated,
-            splits["validation"],
-            batch_size=arguments.batch_size,
-            on_batch=progress.advance,
-            skip_unreadable=skip,
-        )
-    calibrated = calibrate_classifier(classifier, outcome)
-    calibrated.save(path)
-    return calibrated
+    validation = splits["validation"]
+    if arguments.fit_temperature:
+        uncalibrated = replace(classifier, temperature=1.0)
+        with progress_bar("fitting the temperature", len(validation)) as progress:
+            outcome = compute_any_outcome(
+                uncalibrated,
+                validation,
+                batch_size=arguments.batch_size,
+                on_batch=progress.advance,
+                skip_unreadable=skip,
+            )
+        classifier = calibrate_classifier(classifier, outcome)
+    if arguments.fit_unlike:
+        with progress_bar("fitting how unlike an image is", len(validation)) as progress:
+            classifier, fitted = with_unlike(
+                classifier,
+                validation,
+                batch_size=arguments.batch_size,
+                on_batch=progress.advance,
+                skip_unreadable=skip,
+            )
+        if fitted.reason:
+            raise UsageError(f"how unlike an image is cannot be fitted: {fitted.reason}", "add validation images")
+    classifier.save(path)
+    return classifier
 
 
 def describe_scores(

@@ -6,9 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vitrail.data.decode import ImageHeader, decode_with_header
+from vitrail.classifier import BaseClassifier
+from vitrail.console import log
+from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageHeader, ImageUnreachable, decode_with_header
+from vitrail.data.image_batches import read_batches
+from vitrail.data.pixel_range import describe_over_8_bits
 from vitrail.data.walk import Omissions, check_utf8_name, log_left_out, no_images, walk_images
 from vitrail.errors import VitrailError
+from vitrail.image_predictions import Predictions
 from vitrail.prediction.shard_members import ShardMember, list_shard_members, read_shard_member
 from vitrail.prediction.sources import is_shard_source, translate_read_errors
 
@@ -67,3 +72,35 @@ def list_input_files(sources: Sequence[str]) -> list[Path]:
         log_left_out(omissions.describe(path))
         files += below
     return files
+
+
+def predict_input_images(
+    classifier: BaseClassifier, images: Sequence[InputImage], batch_size: int, top: int = 1
+) -> Predictions:
+    """Returns the predictions for the images; those that cannot be read have errors. Warns of more than 8 bits."""
+    over_8_bits: list[str] = []
+
+    def read(image: InputImage, name: str) -> Tensor:
+        try:
+            image_CHW, header = image.read_with_header(classifier.preprocess.channels)
+        except ImageUnreachable as error:  # the other images keep their rows
+            raise ImageError(error.name, error.reason) from None
+        pixels_CHW = classifier.read_image(image_CHW)
+        if header.color_type == GRAY_16_BIT:
+            over_8_bits.append(image.path)
+        return pixels_CHW
+
+    predictions = classifier.predict_batches(
+        read_batches(
+            images,
+            read,
+            batch_size=batch_size,
+            on_error="skip",
+            progress="predicting",
+            path_of=lambda image: image.path,
+        ),
+        top,
+    )
+    if over_8_bits:
+        log(f"warning: {describe_over_8_bits(len(over_8_bits), over_8_bits[0])}")
+    return predictions

@@ -30,11 +30,10 @@ from vitrail.errors import UsageError
 from vitrail.tasks import refuse_task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vitrail.cli.images import InputImage
     from vitrail.image_predictions import Predictions
     from vitrail.prediction import PredictSummary
+    from vitrail.weights.unlike import UnlikeFacts
 
 MAX_CLASSES_SHOWN = 10
 MAX_UNREADABLE_SHOWN = 10
@@ -217,17 +216,30 @@ def predict_for_other_tool(arguments: argparse.Namespace) -> Answer:
 
 def predict_and_print(arguments: argparse.Namespace) -> Answer:
     from vitrail.cli.images import list_input_images
+    from vitrail.weights.unlike import describe_unlike
 
     predictions = predict_images(arguments, list_input_images(arguments.images), arguments.top or 5)
+    facts = predictions.unlike_facts
     rows = [
         {"path": each.path, "top": [vars(prediction) for prediction in each], "error": each.error}
+        | ({} if facts is None else {"unlike": each.unlike})
         for each in predictions
     ]
     lines = []
     for each in predictions:
         classes = ", ".join(f"{prediction.label} {prediction.probability:.1%}" for prediction in each)
-        lines.append(f"{each.path}: {classes or (f'unreadable: {each.error}' if each.error else 'no label')}")
-    return Answer({"predictions": rows}, lines, code=1 if predictions.errors else 0)
+        classes = classes or (f"unreadable: {each.error}" if each.error else "no label")
+        lines.append(f"{each.path}: {classes}{describe_quantile(each.unlike, facts)}")
+    return Answer(
+        {"predictions": rows, "unlike": {**describe_unlike(facts)}}, lines, code=1 if predictions.errors else 0
+    )
+
+
+def describe_quantile(unlike: float | None, facts: UnlikeFacts | None) -> str:
+    """Returns the end of an image's line: nothing, unless the image is unlike the validation images."""
+    if unlike is None or facts is None or unlike < facts.threshold:
+        return ""
+    return f"; unlike the validation images (quantile {unlike:.3f}, threshold {facts.threshold:g})"
 
 
 def predict_images(
@@ -237,10 +249,7 @@ def predict_images(
 
     Raises `UsageError` if the task of the classifier refuses what the answer `needs`.
     """
-    from vitrail.console import log
-    from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageUnreachable
-    from vitrail.data.image_batches import read_batches
-    from vitrail.data.pixel_range import describe_over_8_bits
+    from vitrail.cli.images import predict_input_images
 
     classifier = load_any_classifier(arguments)
     if arguments.precision == "bf16":
@@ -248,29 +257,4 @@ def predict_images(
     classifier.require_classes()
     for each in filter(None, (needs, "top" if arguments.top else None)):
         refuse_task(classifier.task, each)
-    over_8_bits: list[str] = []
-
-    def read(image: InputImage, name: str) -> Tensor:
-        try:
-            image_CHW, header = image.read_with_header(classifier.preprocess.channels)
-        except ImageUnreachable as error:  # the other images keep their rows
-            raise ImageError(error.name, error.reason) from None
-        pixels_CHW = classifier.read_image(image_CHW)
-        if header.color_type == GRAY_16_BIT:
-            over_8_bits.append(image.path)
-        return pixels_CHW
-
-    predictions = classifier.predict_batches(
-        read_batches(
-            images,
-            read,
-            batch_size=arguments.batch_size,
-            on_error="skip",
-            progress="predicting",
-            path_of=lambda image: image.path,
-        ),
-        top,
-    )
-    if over_8_bits:
-        log(f"warning: {describe_over_8_bits(len(over_8_bits), over_8_bits[0])}")
-    return predictions
+    return predict_input_images(classifier, images, arguments.batch_size, top)

@@ -9,7 +9,7 @@ from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
-from vitrail.documents import Averages, EvaluationDocument, Scores
+from vitrail.documents import Averages, EvaluationDocument, Scores, UnlikeEvaluation
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.group_scores import GroupScores, score_groups
 from vitrail.evaluation.metrics import (
@@ -40,6 +40,7 @@ class Evaluation:
     temperature: float = 1.0  # the logits are divided by it
     optimistic: bool = False  # whether training selected weights or a hyperparameter on these images
     metrics: dict[str, float] = field(default_factory=dict)  # that were asked for by name
+    unlike: UnlikeEvaluation | None = None  # how well outside images are told from these
 
     @property
     def images(self) -> int:
@@ -123,6 +124,8 @@ class Evaluation:
         }
         if self.groups:
             document["per_group"] = self.groups.rows()
+        if self.unlike:
+            document["unlike"] = self.unlike
         return document
 
 

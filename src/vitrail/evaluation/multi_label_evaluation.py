@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.documents import UnlikeEvaluation
 from vitrail.evaluation.multi_label import (
     MultiLabelOutcome,
     ResampledAverages,
@@ -37,6 +38,7 @@ class MultiLabelEvaluation:
     description: str = ""  # of the images
     temperature: float = 1.0  # the logits are divided by it
     optimistic: bool = False  # whether training selected weights or thresholds on these images
+    unlike: UnlikeEvaluation | None = None  # how well outside images are told from these
 
     @property
     def images(self) -> int:
@@ -96,8 +98,8 @@ class MultiLabelEvaluation:
         """Returns the summary, the scores of each class, co-occurrences, and the labels of each image."""
         outcome, classes = self.outcome, self.outcome.classes
         rows = zip(outcome.paths, outcome.labels, outcome.predicted, outcome.probabilities, strict=True)
-        return {
-            **self.summary(),
+        document: MultiLabelDocument = {
+            **self.summary(),  # type: ignore[typeddict-item]  # mypy: `unlike` could be in it
             "data": self.description,
             "per_class": self.per_class,
             "co_occurrence": {"classes": list(classes), "images": co_occurrence(outcome.labels).tolist()},
@@ -112,3 +114,6 @@ class MultiLabelEvaluation:
                 for path, labels, predicted, probabilities in rows
             ],
         }
+        if self.unlike:
+            document["unlike"] = self.unlike
+        return document

@@ -37,6 +37,7 @@ class ImageLogits:
     classes: tuple[str, ...]
     unreadable: tuple[ImageError, ...] = ()  # images that were skipped; no array contains them
     groups: tuple[str, ...] | None = None  # of the images, if they have groups
+    distances: np.ndarray | None = None  # (n,), from the validation images (`weights/unlike.py`), if it is fitted
 
     def readable_images(self, images: Images) -> Images:
         """Returns `images` without those that were skipped, so that indices match the arrays."""
@@ -137,7 +138,7 @@ def compute_logits(
         errors.append(error)
         on_batch(1)
 
-    logits, labels = [], []
+    logits, distances, labels = [], [], []
     halve = BatchHalver()
     batches = EvaluationLoader(
         images,
@@ -149,11 +150,11 @@ def compute_logits(
     )
     for pixels, labels_B in batches:
         if len(labels_B):
-            logits += (
-                halve(lambda part: classifier.logits(part).cpu(), pixels)
-                if may_halve
-                else [classifier.logits(pixels).cpu()]
-            )
+            for logits_BY, distances_B in (
+                halve(classifier.outputs, pixels) if may_halve else [classifier.outputs(pixels)]
+            ):
+                logits.append(logits_BY.cpu())
+                distances += [] if distances_B is None else [distances_B.cpu()]
             labels.append(labels_B)
             on_batch(len(pixels))
     if not logits:
@@ -170,4 +171,5 @@ def compute_logits(
         classifier.classes,
         tuple(errors),
         groups,
+        torch.cat(distances).double().numpy() if distances else None,
     )

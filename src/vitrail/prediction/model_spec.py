@@ -94,7 +94,9 @@ def classifier_digest(classifier: Classifier) -> str:
     preprocess = {FORMAT_1_KEYS.get(key, key): value for key, value in document.items()}
     preprocess["fit"] = FORMAT_1_FITS.get(preprocess["fit"], preprocess["fit"])
     code = hash_code(model_parts(classifier.vit.config))
-    answers = [] if classifier.task == SINGLE_LABEL else [classifier.task, classifier.thresholds]
+    answers: list[Any] = [] if classifier.task == SINGLE_LABEL else [classifier.task, classifier.thresholds]
+    if classifier.unlike is not None:
+        answers += [classifier.unlike.facts.to_json(), weights_sha256(classifier.unlike.to_tensors())]
     documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes, *code, *answers]
     text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

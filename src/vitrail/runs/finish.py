@@ -13,9 +13,10 @@ from vitrail.data.scoring import OPTIMISTIC_NOTE
 from vitrail.data.split import Splits
 from vitrail.documents import EarlyStop, RunResult, Scores
 from vitrail.errors import VitrailError
-from vitrail.evaluation.fitting import calibrate_classifier, calibrated_outcome
+from vitrail.evaluation.fitting import calibrate_classifier, calibrated_outcome, with_unlike
 from vitrail.evaluation.outcomes import AnyEvaluation, AnyOutcome, compute_any_outcome, evaluate_any, score_any
 from vitrail.evaluation.probe import Probe
+from vitrail.evaluation.unlike import UnlikeFit
 from vitrail.files import read_json_object, write_json
 from vitrail.interrupts import Interrupted
 from vitrail.loading import load_torch
@@ -135,6 +136,8 @@ def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
     if splits.validation is not None:
         uncalibrated = trained.validation_outcome or outcome_on_validation(classifier, splits.validation, trained)
         classifier = calibrate_classifier(classifier, uncalibrated)
+        classifier, fitted = fit_unlike(classifier, splits.validation, trained)
+        uncalibrated = replace(uncalibrated, distances=fitted.distances)
     result: RunResult = {"seconds": round(trained.seconds, 3)}
     if trained.best_epoch is not None:
         result["best_epoch"] = trained.best_epoch
@@ -177,6 +180,21 @@ def outcome_on_validation(classifier: TorchClassifier, validation: Images, train
     with progress_bar("fitting the temperature", len(validation)) as progress:
         return compute_any_outcome(
             replace(classifier, temperature=1.0),
+            validation,
+            batch_size=trained.recipe.evaluation_batch_size(),
+            workers=trained.recipe.workers,
+            on_batch=progress.advance,
+            skip_unreadable=trained.recipe.skip_unreadable,
+        )
+
+
+def fit_unlike(
+    classifier: TorchClassifier, validation: Images, trained: TrainedRun
+) -> tuple[TorchClassifier, UnlikeFit]:
+    """Returns the classifier with `unlike` fitted on the validation images, and the fit, or why there is none."""
+    with progress_bar("fitting how unlike an image is", len(validation)) as progress:
+        return with_unlike(
+            classifier,
             validation,
             batch_size=trained.recipe.evaluation_batch_size(),
             workers=trained.recipe.workers,

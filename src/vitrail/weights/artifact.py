@@ -1,8 +1,9 @@
 """The artifact: one safetensors file that is a classifier.
 
-Its tensors are the ViT's. Its metadata hold one JSON document under the key `vitrail`: format, config, classes,
-preprocessing, temperature, task, thresholds, origin and the SHA-256 of the tensors; `parts` if the model has parts of
-plugins. Nothing is ever unpickled, and no module that a file names is imported.
+Its tensors are the ViT's, and those of `weights/unlike.py` if that is fitted. Its metadata hold one JSON document under
+the key `vitrail`: format, config, classes, preprocessing, temperature, task, thresholds, unlike, origin and the SHA-256
+of the tensors; `parts` if the model has parts of plugins. Nothing is ever unpickled, and no module that a file names is
+imported.
 """
 
 import hashlib
@@ -27,9 +28,10 @@ from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
 from vitrail.weights.builders import NOT_A_VIT
 from vitrail.weights.config_json import config_from_json, config_to_json, model_parts
 from vitrail.weights.origin import check_origin
+from vitrail.weights.unlike import UnlikeFacts
 from vitrail.weights.upgrade import upgrade_artifact
 
-FORMAT = 4  # 1 had other names for recipe fields, 2 no task (weights/upgrade.py)
+FORMAT = 5  # 1 had other names for recipe fields, 2 no task, 4 no unlike (weights/upgrade.py)
 MODULE_FORMAT = 3  # of a model that is not a ViT (module_classifier.py)
 MAX_DOCUMENT_BYTES = 16 << 20
 MAX_IMAGE_SIZE = (
@@ -48,6 +50,7 @@ class Artifact:
     origin: dict[str, Any] = field(default_factory=dict)  # recipe, seed, versions, data, metrics
     task: TaskName = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()  # of the probability of each label; empty: 0.5 for each
+    unlike: UnlikeFacts | None = None  # None if it is not fitted
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON document; with `parts` only if the model has parts of plugins."""
@@ -61,6 +64,7 @@ class Artifact:
             "temperature": self.temperature,
             "task": self.task,
             "thresholds": list(self.thresholds),
+            "unlike": None if self.unlike is None else self.unlike.to_json(),
             "origin": self.origin,
         }
 
@@ -104,7 +108,7 @@ def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = 
             f"{path} holds the model {document.get('architecture')!r}, which is not a ViT: {NOT_A_VIT}",
             "vitrail.load_any, predict and evaluate take it; for the rest use a ViT",
         )
-    if document.get("format") not in (1, 2, FORMAT):
+    if document.get("format") not in (1, 2, 4, FORMAT):
         raise VitrailError(
             f"{path} has format {document.get('format')!r}; this version of vitrail reads {FORMAT}", "update vitrail"
         )
@@ -117,8 +121,16 @@ def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = 
         preprocess = Preprocess.from_json(document["preprocess"])
         classes = tuple(require_list(document["classes"]))
         thresholds = tuple(require_list(document["thresholds"]))
+        unlike = None if document["unlike"] is None else UnlikeFacts.from_json(document["unlike"])
         artifact = Artifact(
-            config, classes, preprocess, document["temperature"], document["origin"], document["task"], thresholds
+            config,
+            classes,
+            preprocess,
+            document["temperature"],
+            document["origin"],
+            document["task"],
+            thresholds,
+            unlike,
         )
         check_fields(artifact)
         check_origin(artifact.origin)

@@ -8,6 +8,7 @@ from vitrail.weights.config_json import config_to_json
 from vitrail.weights.layouts import LAYOUTS, find_layouts
 from vitrail.weights.sizes import get_size_name
 from vitrail.weights.tensor_files import read_tensors
+from vitrail.weights.unlike import PREFIX, describe_unlike
 from vitrail.weights.weight_files import match_cards
 from vitrail.weights.wrappers import strip_wrappers
 
@@ -25,7 +26,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
         "file": str(path),
         "kind": "vitrail artifact" if document else "weights",
         "bytes": path.stat().st_size,
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "parameters": sum(tensor.numel() for name, tensor in weights.items() if not name.startswith(PREFIX)),
         "tensors": {
             name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
             for name, tensor in weights.items()
@@ -44,6 +45,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
             "temperature": artifact.temperature,
             "task": artifact.task,
             "thresholds": list(artifact.thresholds),
+            "unlike": describe_unlike(artifact.unlike),
             "origin": artifact.origin,
         }
     weights = strip_wrappers(weights, path)

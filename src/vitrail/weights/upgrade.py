@@ -69,8 +69,10 @@ def upgrade_fit(document: dict[str, Any]) -> dict[str, Any]:
 def upgrade_artifact(document: dict[str, Any]) -> dict[str, Any]:
     """Returns the document of an artifact or an ONNX file of any format as a document of today's format.
 
-    Format 1 has other names, format 2 no task: its classifiers give one class per image.
+    Format 1 has other names, format 2 no task: its classifiers give one class per image. Before format 5 nothing was
+    fitted that tells how unlike an image is.
     """
+    document = document if document["format"] > 4 else {**document, "unlike": None}
     if document["format"] > 2:
         return document
     new = {**document, "task": "single_label", "thresholds": []}
