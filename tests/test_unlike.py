@@ -1,5 +1,6 @@
 """How unlike an image is: the fit, its quantiles, and how well scores tell outside images, as scikit-learn does."""
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,14 +179,14 @@ def test_a_fit_is_kept_in_the_artifact(fitted: Path, clf: vitrail.Classifier, da
     classifier = vitrail.load(fitted)
     assert classifier.unlike_facts is not None and classifier.unlike_facts.images == 42
     pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
-    logits, distances = classifier.outputs(pixels)
+    logits, distances = classifier.logits_and_distances(pixels)
     assert torch.equal(logits, clf.logits(pixels)) and distances is not None
     classifier.save(tmp_path / "half.safetensors", half=True)
     again = vitrail.load(tmp_path / "half.safetensors")
     assert again.unlike_facts == classifier.unlike_facts
-    assert again.outputs(pixels)[1].numpy() == pytest.approx(distances.numpy(), rel=0.05)
+    assert again.logits_and_distances(pixels)[1].numpy() == pytest.approx(distances.numpy(), rel=0.05)
     assert classifier.with_image_size(16).unlike is not None and classifier.with_image_size(32).unlike is None
-    assert classifier.fast().outputs(pixels)[1].numpy() == pytest.approx(distances.numpy(), rel=0.1)
+    assert classifier.fast().logits_and_distances(pixels)[1].numpy() == pytest.approx(distances.numpy(), rel=0.1)
 
 
 def test_quantiles_tell_outside_images(fitted: Path, data: Path, outside: Path, capsys):
@@ -222,6 +223,31 @@ def test_predictions_have_quantiles(fitted: Path, data: Path, outside: Path, tmp
     main(["predict", str(fitted), *map(str, files)])
     lines = capsys.readouterr().out.splitlines()
     assert ["unlike the validation images" in line for line in lines] == [q >= 0.95 for q in predictions.unlike]
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_files_of_predictions_have_quantiles(fitted: Path, data: Path, outside: Path, tmp_path: Path, embedding: bool):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in (*(data / "test" / "red").iterdir(), *outside.iterdir()):
+        (folder / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+    (folder / "damaged.png").write_bytes(b"no image")
+    classifier = vitrail.load(fitted)
+    files = sorted(folder.iterdir())
+    expected = classifier.predict(files, on_error="skip").unlike
+    for kind in ("csv", "parquet"):
+        options = {"format": kind, "processes": 1, "embedding": embedding}
+        vitrail.predict_all(fitted, folder, tmp_path / kind, **options)  # type: ignore[arg-type]
+    with next((tmp_path / "csv").glob("*.csv")).open() as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    found = [float(rows[path.name]["unlike"]) if rows[path.name]["unlike"] else None for path in files]
+    assert found == pytest.approx(expected, abs=1e-4) and rows["damaged.png"]["unlike"] == ""
+    table = (
+        pytest.importorskip("pyarrow.parquet").read_table(next((tmp_path / "parquet").glob("*.parquet"))).to_pydict()
+    )
+    assert dict(zip(table["path"], table["unlike"], strict=True))[str(files[0])] == pytest.approx(found[0], abs=1e-4)
+    names = list(table)
+    assert names[names.index("unlike") + 1] == "error"
 
 
 def test_an_older_artifact_says_how_to_fit(data: Path, outside: Path, tmp_path: Path, capsys):

@@ -55,7 +55,7 @@ class BaseClassifier(ABC):
         """What is known about the quantiles `unlike`; None if this classifier cannot give them."""
         return None
 
-    def outputs(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    def logits_and_distances(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns what `logits` returns, and how far each image is from the validation images.
 
         The second is the distance, (B,), whose quantile `unlike_facts` finds; None if it is not fitted.
@@ -147,7 +147,7 @@ class BaseClassifier(ABC):
             logits_BY = torch.full((len(batch.paths), len(self.classes)), torch.nan)
             distances_B = torch.full((len(batch.paths),), torch.nan)
             if readable := batch.readable:
-                outputs = halve(self.outputs, batch.pixels_BCHW)
+                outputs = halve(self.logits_and_distances, batch.pixels_BCHW)
                 logits_BY[readable] = torch.cat([part.cpu() for part, _ in outputs])
                 if facts is not None:
                     distances_B[readable] = torch.cat([part.cpu() for _, part in outputs if part is not None])
@@ -246,8 +246,8 @@ class Classifier(BaseClassifier):
         return None if self.unlike is None else self.unlike.facts
 
     @torch.inference_mode()
-    def outputs(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns what `BaseClassifier.outputs` describes, from one forward pass."""
+    def logits_and_distances(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns what `BaseClassifier.logits_and_distances` describes, from one forward pass."""
         if self.unlike is None:
             return self.logits(pixels_BCHW), None
         logits_BY, features_BD = self.logits_and_features(pixels_BCHW)

@@ -1,9 +1,8 @@
 """Score a classifier on labeled images: accuracy with its interval, scores per class, confusion, calibration.
 
 A source with splits is scored on the test split, else on validation. A source that training divided is scored on
-exactly the images that were held out. --unlike SOURCE says how well images of other things are told from those that were
-scored. --report writes one HTML file that opens offline, and report.json with its
-numbers.
+exactly the images that were held out. --unlike SOURCE says how well images of other things are told from those that
+were scored. --report writes one HTML file that opens offline, and report.json with its numbers.
 """
 
 from __future__ import annotations

@@ -150,9 +150,8 @@ def compute_logits(
     )
     for pixels, labels_B in batches:
         if len(labels_B):
-            for logits_BY, distances_B in (
-                halve(classifier.outputs, pixels) if may_halve else [classifier.outputs(pixels)]
-            ):
+            compute = classifier.logits_and_distances
+            for logits_BY, distances_B in halve(compute, pixels) if may_halve else [compute(pixels)]:
                 logits.append(logits_BY.cpu())
                 distances += [] if distances_B is None else [distances_B.cpu()]
             labels.append(labels_B)

@@ -34,6 +34,7 @@ class Rows:
     features: np.ndarray | None  # (n, D) float32, if embeddings are wanted and any image could be read
     over_8_bits: list[str] = field(default_factory=list)  # paths of the images in 16 bits or floats
     found: list[list[Prediction]] | None = None  # of a classifier for several labels; then k is 0
+    unlike: np.ndarray | None = None  # (n,), quantiles of distances from the validation images, if that is fitted
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -96,13 +97,19 @@ def predict_rows(
     probabilities = np.zeros((len(entries), k), np.float32)
     features: np.ndarray | None = None
     errors: list[str | None] = [NON_FINITE if error is None else error for error in batch.errors]
-    for indices, logits_BY, features_BD in compute_outputs(classifier, batch, embedding, halve or BatchHalver()):
+    facts = classifier.unlike_facts
+    unlike = None if facts is None else np.zeros(len(entries))
+    for indices, logits_BY, distances_B, features_BD in compute_outputs(
+        classifier, batch, embedding, halve or BatchHalver()
+    ):
         if k:
             probabilities_BK, labels_BK = top_probabilities(logits_BY, k)
             labels[indices], probabilities[indices] = labels_BK.cpu().numpy(), probabilities_BK.cpu().numpy()
         if found is not None:
             for i, logits_Y in zip(indices, logits_BY, strict=True):
                 found[i] = classifier.answers.predict(logits_Y)
+        if facts is not None and unlike is not None and distances_B is not None:
+            unlike[indices] = facts.find_quantiles(distances_B.cpu().double().numpy())
         if features_BD is not None:
             if features is None:
                 features = np.zeros((len(entries), features_BD.shape[1]), np.float32)
@@ -110,10 +117,12 @@ def predict_rows(
         for i in indices:
             errors[i] = None
     paths = [portable_path(entry.path) for entry in entries]
-    return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits, found)
+    return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits, found, unlike)
 
 
-Outputs = tuple[list[int], Tensor, Tensor | None]  # indices of entries, their logits and their features
+Outputs = tuple[
+    list[int], Tensor, Tensor | None, Tensor | None
+]  # indices of entries; their logits, distances, features
 
 
 def compute_outputs(
@@ -137,14 +146,19 @@ def compute_outputs(
 
 def forward(
     classifier: BaseClassifier, pixels_BCHW: Tensor, embedding: bool, halve: BatchHalver
-) -> tuple[Tensor, Tensor | None]:
-    """Returns logits and, for an embedding, features; a batch that does not fit into memory is halved."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns logits, distances if they are fitted, and features for an embedding.
+
+    A batch that does not fit into memory is halved.
+    """
     with explain_out_of_memory("a batch of 1"):
         if embedding:
             assert isinstance(classifier, Classifier)
-            logits, features = zip(*halve(classifier.logits_and_features, pixels_BCHW), strict=True)
-            return torch.cat(logits), torch.cat(features)
-        return torch.cat(halve(classifier.logits, pixels_BCHW)), None
+            logits, features = map(torch.cat, zip(*halve(classifier.logits_and_features, pixels_BCHW), strict=True))
+            return logits, None if classifier.unlike is None else classifier.unlike(features), features
+        outputs = halve(classifier.logits_and_distances, pixels_BCHW)
+        distances = [each for _, each in outputs if each is not None]
+        return torch.cat([logits for logits, _ in outputs]), torch.cat(distances) if distances else None, None
 
 
 @contextmanager
@@ -178,4 +192,7 @@ def concatenate_rows(batches: Sequence[Rows]) -> Rows:
         None
         if any(rows.found is None for rows in batches)
         else [each for rows in batches for each in rows.found or ()],
+        None
+        if any(rows.unlike is None for rows in batches)
+        else np.concatenate([rows.unlike for rows in batches if rows.unlike is not None]),
     )

@@ -1,7 +1,7 @@
 """Rows -> the bytes of a table. Parquet and CSV have the same columns.
 
 They are path, label, probability, label_2, probability_2, ..., error; with several labels per image path, labels
-("cat;dog"), probabilities ("0.91;0.62"), error.
+("cat;dog"), probabilities ("0.91;0.62"), error. Before `error` there is `unlike`, if the classifier has it.
 """
 
 import csv
@@ -43,6 +43,8 @@ def encode_parquet(rows: Rows, classes: Sequence[str], top: int, embedding_width
         indices = pa.array(labels.astype(np.int32), pa.int32(), mask=mask)
         columns[f"label{suffix}"] = pa.DictionaryArray.from_arrays(indices, dictionary).cast(pa.string())
         columns[f"probability{suffix}"] = pa.array(probabilities, pa.float32(), mask=mask)
+    if rows.unlike is not None:
+        columns["unlike"] = pa.array(rows.unlike, pa.float64(), mask=is_missing)
     columns["error"] = pa.array(rows.errors, pa.string())
     if embedding_width is not None:
         vectors = np.zeros((len(rows), embedding_width), np.float32) if rows.features is None else rows.features
@@ -58,6 +60,7 @@ def encode_csv(rows: Rows, classes: Sequence[str], top: int, embedding_width: in
     buffer = io.StringIO(newline="")
     table = csv.writer(buffer)  # lines end in CR LF (RFC 4180): with LF alone a CR in a name would not be quoted
     names = column_names(top) if rows.found is None else ["path", *JOINED_COLUMNS, "error"]
+    names[-1:-1] = ["unlike"] * (rows.unlike is not None)
     table.writerow(names + ["embedding"] * (embedding_width is not None))
     for i, (path, error) in enumerate(zip(rows.paths, rows.errors, strict=True)):
         cells: list[Any] = []
@@ -66,6 +69,8 @@ def encode_csv(rows: Rows, classes: Sequence[str], top: int, embedding_width: in
         for k in range(top if rows.found is None else 0):
             has_values = error is None and k < rows.labels.shape[1]
             cells += [classes[rows.labels[i, k]], str(rows.probabilities[i, k])] if has_values else ["", ""]
+        if rows.unlike is not None:
+            cells.append(f"{rows.unlike[i]:.6g}" if error is None else "")
         line = [path, *cells, error or ""]
         if embedding_width is not None:
             has_features = error is None and rows.features is not None
