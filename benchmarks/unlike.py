@@ -1,11 +1,10 @@
-"""Compares scores of how unlike its training data an image is: area under the ROC curve, and the rate at 95% of known ones.
+"""Compares scores of how unlike its training data an image is: AUROC, and the rate at which 95% of known images pass.
 
     python -m benchmarks.unlike cifar10 --outside hymenoptera --write docs/unlike.md
 
 DATA are the images of the classifier, with a validation split that fits the scores and a test split of known images.
 Outside images are those of the folders, and some that are made here: handwritten digits (of scikit-learn), noise of
-independent pixels, smooth noise, drawn shapes, and test images whose 16 blocks are shuffled. Nothing was chosen on CIFAR's
-test images but the default score, which `docs/unlike.md` shows beside all others.
+independent pixels, smooth noise, drawn shapes, and test images whose 16 blocks are shuffled.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 import vitrail
 from conftest import COLORS, fill
 from document_types import check_document
+from serving import RunningServer
 from vitrail import documents
 from vitrail.cli.main import main
 from vitrail.evaluation.detection import BASELINES, Detection
@@ -280,6 +281,73 @@ def test_training_fits_on_validation(data: Path, tmp_path: Path):
     run = vitrail.train(data, out=tmp_path / "run", epochs=1, width=16, depth=1, heads=1, mlp_width=16, report=False)
     facts = vitrail.load(run.folder).unlike_facts
     assert facts is not None and facts.images == 42 and len(facts.distances) == 42
+
+
+# Exports and the server
+
+
+@pytest.fixture(scope="module")
+def exported(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = tmp_path_factory.mktemp("exported") / "colors.onnx"
+    assert main(["export", str(fitted), "--format", "onnx", "--out", str(path), "--unlike", "--attention"]) == 0
+    return path
+
+
+def test_onnx_has_the_same_quantiles(fitted: Path, exported: Path, data: Path, outside: Path, capsys):
+    import onnxruntime
+
+    classifier, onnx = vitrail.load(fitted), vitrail.load_any(exported)
+    assert onnx.unlike_facts == classifier.unlike_facts
+    files = [*sorted((data / "test" / "blue").iterdir()), *sorted(outside.iterdir())]
+    expected = classifier.predict(files).unlike
+    assert onnx.predict(files).unlike == pytest.approx(expected, abs=1e-3)
+    session = onnxruntime.InferenceSession(exported)
+    pixels = torch.stack([classifier.read_image(path) for path in files]).numpy()
+    logits, quantiles = session.run(["logits", "unlike"], {"pixels": pixels})
+    assert quantiles[:, 0] == pytest.approx(expected, abs=1e-3) and len(logits) == len(files)
+    unlike = answer(capsys, "evaluate", exported, data, "--unlike", outside)["unlike"]
+    own = answer(capsys, "evaluate", fitted, data, "--unlike", outside)["unlike"]
+    assert unlike["scores"]["mahalanobis"]["auroc"] == pytest.approx(own["scores"]["mahalanobis"]["auroc"], abs=0.01)
+
+
+def test_torch_programs_have_quantiles(fitted: Path, tmp_path: Path):
+    result = vitrail.export(fitted, tmp_path / "colors.pt2", format="torch", unlike=True)
+    assert result.outputs == ("logits", "unlike", "unlike_distance")
+
+
+@pytest.mark.parametrize("option", ["map", "int8"])
+def test_programs_that_cannot_have_quantiles_are_refused(fitted: Path, tmp_path: Path, option: str, capsys):
+    arguments = ["export", fitted, "--format", "onnx", "--out", tmp_path / "a.onnx", "--unlike", f"--{option}"]
+    assert f"--unlike and --{option} do not work together" in answer(capsys, *arguments, code=2)["error"]
+
+
+def test_a_model_without_a_fit_is_not_exported_with_it(clf: vitrail.Classifier, tmp_path: Path):
+    with pytest.raises(vitrail.UsageError, match="not fitted"):
+        vitrail.export(replace(clf, unlike=None), tmp_path / "a.pt2", format="torch", unlike=True)
+
+
+def test_the_server_answers_with_quantiles(fitted: Path, exported: Path, run: vitrail.Run, data: Path, outside: Path):
+    files = [*sorted((data / "test" / "green").iterdir())[:3], *sorted(outside.iterdir())[:3]]
+    expected = vitrail.load(fitted).predict(files).unlike
+    models = [fitted, exported, run.folder, "--name", "torch", "--name", "onnx", "--name", "unfitted"]
+    with RunningServer([*models, "--backend", "torch", "--processes", 1]) as server:
+        for model in ("torch", "onnx"):
+            replies = [server.post(f"/predict?model={model}", file.read_bytes()).json for file in files]
+            found = [reply["predictions"][0]["unlike"] for reply in replies]
+            assert found == pytest.approx(expected, abs=1e-3)
+            assert replies[0]["unlike"]["threshold"] == UNLIKE_THRESHOLD
+        reply = server.post("/predict?model=unfitted", files[0].read_bytes()).json
+        assert reply["unlike"]["fitted"] is False and "unlike" not in reply["predictions"][0]
+        pixels = [np.array(Image.open(file)).tolist() for file in files]
+        body = {"inputs": [{"name": "pixels", "shape": [6, 16, 16, 3], "datatype": "UINT8", "data": pixels}]}
+        outputs = server.post("/v2/models/torch/infer", json.dumps(body)).json["outputs"]
+        by_name = {each["name"]: np.array(each["data"]).reshape(each["shape"]) for each in outputs}
+        assert by_name["unlike"][:, 0] == pytest.approx(expected, abs=1e-3)
+        assert by_name["logits"].shape == by_name["probabilities"].shape == (6, 3)
+        described = server.get("/v2/models/torch").json["outputs"]
+        assert [each["shape"] for each in described] == [[-1, 3], [-1, 3], [-1, 1]]
 
 
 @pytest.mark.parametrize("change", ["distances", "shape", "missing"])

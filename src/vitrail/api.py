@@ -67,7 +67,7 @@ def predict(
 @overload
 def export(
     model: str | Path | Classifier, out: str | Path, *, format: ProgramFormatName,
-    attention: bool = False, map: bool = False, int8: bool = False,
+    attention: bool = False, map: bool = False, int8: bool = False, unlike: bool = False,
     verify_data: str | Path | None = None, skip_unreadable: bool = False,
 ) -> ExportResult: ...  # fmt: skip
 @overload
@@ -80,16 +80,17 @@ def export(
     attention: bool = False,
     map: bool = False,
     int8: bool = False,
+    unlike: bool = False,
     verify_data: str | Path | None = None,
     skip_unreadable: bool = False,
 ) -> ExportResult | ExportedLibrary:
     """Writes a classifier for another runtime or library, after a comparison of its outputs; returns what was written.
 
-    `onnx`, `torch` and `triton` are programs: `attention` and `map` add outputs, `int8` makes their weights 8 bits, and
-    they are compared on the images of `verify_data` (default: parts of photographs). `timm`, `hf` and `torchvision` are
+    `onnx`, `torch` and `triton` are programs: `attention`, `map` and `unlike` add outputs, `int8` makes their weights 8
+    bits, and they are compared on the images of `verify_data` (default: parts of photographs). `timm`, `hf` and `torchvision` are
     folders that the library loads. Raises `UsageError` if `out` exists, `VitrailError` if the outputs differ.
     """
-    extras = ProgramOptions(attention=attention, map=map, int8=int8)
+    extras = ProgramOptions(attention=attention, map=map, int8=int8, unlike=unlike)
     if format in PROGRAM_FORMATS:
         check_request(format, out)
         classifier = open_torch_model(model)

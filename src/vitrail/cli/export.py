@@ -46,6 +46,10 @@ def add_arguments(parser: Parser) -> None:
         help="onnx, torch, triton: add the input `target` and output the relevance map for it (default: off)",
     )  # fmt: skip
     parser.add_argument(
+        "--unlike", action="store_true",
+        help="onnx, torch, triton: output how unlike the validation images an image is (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
         "--verify-data", metavar="DATA",
         help="onnx, torch, triton: labeled images to compare on (default: parts of photographs)",
     )  # fmt: skip

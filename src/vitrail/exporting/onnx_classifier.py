@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from vitrail.classifier import BaseClassifier, check_finite
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.exporting.onnx_file import import_onnx, parse_onnx, read_onnx_bytes
-from vitrail.exporting.program import LOGITS, PIXELS, TARGET
+from vitrail.exporting.program import DISTANCE, LOGITS, PIXELS, TARGET
 from vitrail.machine import parse_device
 from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.artifact import Artifact
+from vitrail.weights.unlike import UnlikeFacts
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
 
@@ -33,6 +35,7 @@ class OnnxClassifier(BaseClassifier):
     exported: dict[str, Any] = field(default_factory=dict)  # how the file was made and verified
     task: TaskName = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()
+    facts: UnlikeFacts | None = None  # of the output `unlike`, if the graph has it
 
     @classmethod
     def load(cls, path: str | Path, *, threads: int | None = None, device: str = "cpu") -> OnnxClassifier:
@@ -53,7 +56,12 @@ class OnnxClassifier(BaseClassifier):
             exported,
             artifact.task,
             artifact.thresholds,
+            artifact.unlike,
         )
+
+    @property
+    def unlike_facts(self) -> UnlikeFacts | None:
+        return self.facts
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -67,8 +75,19 @@ class OnnxClassifier(BaseClassifier):
         """
         return check_finite(self.run(pixels_BCHW, LOGITS))
 
+    def logits_and_distances(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns what `BaseClassifier.logits_and_distances` describes, from one run of the graph."""
+        if self.facts is None:
+            return self.logits(pixels_BCHW), None
+        logits_BY, distances_B1 = self.run_outputs(pixels_BCHW, [LOGITS, DISTANCE])
+        return check_finite(logits_BY), check_finite(distances_B1)[:, 0]
+
     def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
-        """Returns one output of the graph.
+        """Returns one output of the graph, as `run_outputs` does."""
+        return self.run_outputs(pixels_BCHW, [output], target_BY)[0]
+
+    def run_outputs(self, pixels_BCHW: Tensor, outputs: Sequence[str], target_BY: Tensor | None = None) -> list[Tensor]:
+        """Returns some outputs of the graph.
 
         A map explains the score of `target_BY` (B, Y): 1 for a class, -1 for the class that it is compared with.
         """
@@ -77,7 +96,7 @@ class OnnxClassifier(BaseClassifier):
             no_target_BY = torch.zeros(len(pixels_BCHW), len(self.classes))
             feed[TARGET] = (no_target_BY if target_BY is None else target_BY.cpu().float()).numpy()
         try:
-            return torch.from_numpy(self.session.run([output], feed)[0])
+            return [torch.from_numpy(each) for each in self.session.run(list(outputs), feed)]
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise VitrailError(f"ONNX Runtime cannot run the model ({first_line(error)})") from None
 
@@ -107,5 +126,11 @@ def check_signature(session: Any, artifact: Artifact, path: Path) -> None:
     pixels = ("tensor(uint8)", [artifact.preprocess.channels, *artifact.preprocess.image_size])
     logits = session.get_outputs()[0]
     width = artifact.config.classes or artifact.config.pooled_width
-    if inputs.get(PIXELS) != pixels or logits.type != "tensor(float)" or logits.shape[1:] != [width]:
+    has_unlike = DISTANCE in {port.name for port in session.get_outputs()}
+    if (
+        has_unlike != (artifact.unlike is not None)
+        or inputs.get(PIXELS) != pixels
+        or logits.type != "tensor(float)"
+        or logits.shape[1:] != [width]
+    ):
         raise VitrailError(f"{path} contains another model than its metadata describe", "export it again")

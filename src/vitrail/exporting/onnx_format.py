@@ -60,7 +60,7 @@ class OnnxFormat(ProgramFormat):
         }
 
     def write(self, path: Path, name: str, exported: dict[str, Any]) -> None:
-        add_metadata(self.model, self.classifier, exported)
+        add_metadata(self.model, self.classifier, exported, unlike=self.options.unlike)
         path.write_bytes(self.model.SerializeToString())
 
     @classmethod
@@ -113,8 +113,11 @@ def remove_exporter_metadata(model: Any) -> None:
         port.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
-def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -> None:
-    """Adds what loads the file again (key `vitrail`), what prepares an image without vitrail, and a model card."""
+def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any], *, unlike: bool = False) -> None:
+    """Adds what loads the file again (key `vitrail`), what prepares an image without vitrail, and a model card.
+
+    With `unlike` it says how to read that output.
+    """
     preprocess = classifier.preprocess
     artifact = Artifact(
         classifier.vit.config,
@@ -124,6 +127,7 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any]) -
         without_paths(classifier.origin),
         classifier.task,
         classifier.thresholds,
+        classifier.unlike_facts if unlike else None,
     )
     applied = {"temperature_is_applied": True}  # it is in the graph: dividing the logits again is wrong
     document = {**artifact.to_json(), **applied, "exported": exported, "sha256": weights_digest(model)}

@@ -38,6 +38,7 @@ class TorchFormat(ProgramFormat):
             without_paths(classifier.origin),
             classifier.task,
             classifier.thresholds,
+            classifier.unlike_facts if options.unlike else None,
         )
         document = json.dumps(
             {**artifact.to_json(), "temperature_is_applied": True, "preparation": prepare_document(classifier)},

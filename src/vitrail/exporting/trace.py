@@ -22,7 +22,7 @@ from vitrail.exporting.program import Program, ProgramOptions, plain_attention
 
 def trace_program(classifier: Classifier, options: ProgramOptions) -> torch.export.ExportedProgram:
     """Returns the program with the requested outputs, for a batch of any size, without source paths of this machine."""
-    program = Program(classifier, attention=options.attention)
+    program = Program(classifier, attention=options.attention, unlike=options.unlike)
     module = trace_map_program(program) if options.map else program
     inputs = example_inputs(program) if options.map else (program.example_pixels,)
     batch = torch.export.Dim("batch")

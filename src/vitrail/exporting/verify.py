@@ -17,11 +17,12 @@ from vitrail.errors import VitrailError
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.recording import recording
 from vitrail.exporting.probes import Probes
-from vitrail.exporting.program import ATTENTION, LOGITS, MAP, ProgramOptions, RunProgram
+from vitrail.exporting.program import ATTENTION, DISTANCE, LOGITS, MAP, UNLIKE, ProgramOptions, RunProgram
 from vitrail.intervals import paired_difference_interval
 from vitrail.tasks import MULTI_LABEL, exceeds
 
 SINGLE_IMAGES = 8  # images that are also run one by one, and images on which attention and maps are compared
+QUANTILES = Tolerance(1e-2)  # distances may lie close together, so that a small difference passes several
 MAX_ACCURACY_DROP = 0.005  # of an int8 program
 
 
@@ -98,6 +99,10 @@ def verify_program(
         attention = compare_attention(classifier, run, pixels, limits.attention)
         require_agreement(ATTENTION, attention)
         differences[ATTENTION] = attention.max_difference
+    if options.unlike:
+        for output, comparison in compare_unlike(classifier, run, pixels).items():
+            require_agreement(output, comparison)
+            differences[output] = comparison.max_difference
     if options.map:
         maps = [compare_maps(classifier, run, pixels, *target) for target in probe_targets(classifier)]
         for comparison in maps:
@@ -211,6 +216,17 @@ def compare_attention(classifier: Classifier, run: RunProgram, pixels: Tensor, t
         classifier.logits(pixels)
     attention = torch.stack([record.attention(layer) for layer in range(record.depth)], dim=1).cpu()
     return Comparison(attention, run(pixels, ATTENTION), tolerance)
+
+
+def compare_unlike(classifier: Classifier, run: RunProgram, pixels: Tensor) -> dict[str, Comparison]:
+    """Compares the distances from the validation images and their quantiles, (B, 1) each, by name of the output."""
+    _, distances_B = classifier.logits_and_distances(pixels)
+    assert distances_B is not None and classifier.unlike_facts is not None
+    quantiles_B = classifier.unlike_facts.find_quantiles(distances_B.cpu().double().numpy())
+    return {
+        DISTANCE: Comparison(distances_B.cpu().unsqueeze(1), run(pixels, DISTANCE), EXACT),
+        UNLIKE: Comparison(torch.from_numpy(quantiles_B).float().unsqueeze(1), run(pixels, UNLIKE), QUANTILES),
+    }
 
 
 def probe_targets(classifier: Classifier) -> list[tuple[int, int | None]]:

@@ -221,7 +221,7 @@ class Endpoint:
             raise unreadable_image(error.reason) from None
 
     async def classify(self, pixels: Sequence[Pixels], deadline: float) -> np.ndarray:
-        """Returns the logits (or features) of the images, (N, Y)."""
+        """Returns the logits (or features) of the images, (N, Y); with a last column of distances if they are fitted."""
         items = [Item(deadline, each, {"operation": "logits"}) for each in pixels]
         return np.stack(await self.prediction_pool.submit(items, deadline))
 
@@ -233,15 +233,24 @@ class Endpoint:
             raise RequestError(501, "unsupported", sentence)
         return self.explainer
 
-    def make_outputs(self, rows_NY: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the protocol's output tensors for logits or features."""
+    def make_outputs(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the protocol's output tensors for the rows of `classify`."""
         if not self.info.classes:
-            return {"features": rows_NY}
-        return {"logits": rows_NY, "probabilities": TASKS[self.info.answers.task].to_probabilities_array(rows_NY)}
+            return {"features": rows}
+        logits_NY = rows[:, : len(self.info.classes)]
+        probabilities_NY = TASKS[self.info.answers.task].to_probabilities_array(logits_NY)
+        outputs = {"logits": logits_NY, "probabilities": probabilities_NY}
+        if self.info.unlike is None:
+            return outputs
+        return outputs | {"unlike": self.info.unlike.find_quantiles(rows[:, -1:]).astype(np.float32)}
 
-    def select_top_classes(self, row_Y: np.ndarray, top: int) -> list[dict[str, Any]]:
+    def find_unlike(self, row: np.ndarray) -> dict[str, float]:
+        """Returns the quantile `unlike` of one image, if it is fitted."""
+        return {} if self.info.unlike is None else {"unlike": float(self.info.unlike.find_quantiles(row[-1]))}
+
+    def select_top_classes(self, row: np.ndarray, top: int) -> list[dict[str, Any]]:
         """Returns the most probable classes of one image, best first; with several labels, those above thresholds."""
-        answers = self.info.answers
+        answers, row_Y = self.info.answers, row[: len(self.info.classes)]
         if answers.task == MULTI_LABEL:
             return [vars(each) for each in answers.find_labels(row_Y)]
         probability_Y = TASKS[answers.task].to_probabilities_array(row_Y)
@@ -256,7 +265,10 @@ class Endpoint:
             "versions": [MODEL_VERSION],
             "platform": f"{self.backend}_vitrail",
             "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, output_width]} for name in self.info.outputs],
+            "outputs": [
+                {"name": name, "datatype": "FP32", "shape": [-1, 1 if name == "unlike" else output_width]}
+                for name in self.info.outputs
+            ],
         }
 
 

@@ -22,6 +22,7 @@ from vitrail.serving.service import (
     get_start_time,
     run_until_deadline,
 )
+from vitrail.weights.unlike import describe_unlike
 
 router = APIRouter(tags=["images"])
 
@@ -41,7 +42,8 @@ async def predict(
         add_log_fields(request, model=endpoint.info.name, images=len(files))
         work = predict_files(endpoint, files, top, deadline)
         rows, any_readable = await run_until_deadline(request, count_images(request, work), deadline)
-    document: dict[str, Any] = {"model": endpoint.info.name, "predictions": rows}
+    unlike = describe_unlike(endpoint.info.unlike)
+    document: dict[str, Any] = {"model": endpoint.info.name, "predictions": rows, "unlike": unlike}
     if not any_readable:
         service.metrics.rejected.labels("image").inc()
         document["error"] = rows[0]["error"]
@@ -88,13 +90,14 @@ async def predict_files(
     with endpoint.admit(len(files), deadline):
         images = await endpoint.decode_files([data for _, data in files], deadline)
     readable = [image.pixels for image in images if not isinstance(image, ImageError)]
-    logits = iter(await endpoint.classify(readable, deadline) if readable else [])
+    outputs = iter(await endpoint.classify(readable, deadline) if readable else [])
     rows: list[dict[str, Any]] = [
         {"name": name, "top": [], "warning": None, "error": image.reason}
         if isinstance(image, ImageError)
         else {
             "name": name,
-            "top": endpoint.select_top_classes(next(logits), top),
+            "top": endpoint.select_top_classes(row := next(outputs), top),
+            **endpoint.find_unlike(row),
             "warning": image.warning,
             "error": None,
         }

@@ -12,6 +12,7 @@ from vitrail.errors import UsageError
 from vitrail.image_predictions import AnswerForm
 from vitrail.model.config import ViTConfig
 from vitrail.serving.fork_server import ModelSource
+from vitrail.weights.unlike import UnlikeFacts
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # it becomes part of URLs
 RESERVED_NAMES = ("stats",)  # /v2/models/stats is a route
@@ -31,11 +32,14 @@ class ModelInfo:
     origin: dict[str, Any]
     onnx_path: str | None  # the ONNX file of a model that is served from one
     answers: AnswerForm = AnswerForm(())  # how logits become answers
+    unlike: UnlikeFacts | None = None  # how distances become quantiles, if that is fitted
 
     @property
     def outputs(self) -> list[str]:
         """The names of the protocol's output tensors."""
-        return ["logits", "probabilities"] if self.classes else ["features"]
+        if not self.classes:
+            return ["features"]
+        return ["logits", "probabilities", *([] if self.unlike is None else ["unlike"])]
 
 
 def describe_model(name: str, index: int, source: ModelSource, classifier: Classifier | None) -> ModelInfo:
@@ -48,10 +52,11 @@ def describe_model(name: str, index: int, source: ModelSource, classifier: Class
         return ModelInfo(
             name, index, source, onnx.config, onnx.classes, onnx.preprocess,
             onnx.temperature, onnx.origin, source.model, AnswerForm(onnx.classes, onnx.task, onnx.thresholds),
+            onnx.unlike,
         )  # fmt: skip
     return ModelInfo(
         name, index, source, classifier.vit.config, classifier.classes, classifier.preprocess,
-        classifier.temperature, classifier.origin, None, classifier.answers,
+        classifier.temperature, classifier.origin, None, classifier.answers, classifier.unlike_facts,
     )  # fmt: skip
 
 

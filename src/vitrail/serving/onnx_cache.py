@@ -30,6 +30,9 @@ def onnx_cache_name(classifier: Classifier) -> str:
         json.dumps([config_to_json(config), classifier.preprocess.to_json(), *hash_code(model_parts(config))]).encode()
     )
     weights = {name: tensor.cpu() for name, tensor in classifier.vit.state_dict().items()}
+    if classifier.unlike is not None:
+        weights |= classifier.unlike.to_tensors()
+        digest.update(repr(classifier.unlike.facts).encode())
     digest.update(weights_sha256(weights).encode())
     return f"{digest.hexdigest()[:40]}.onnx"
 
@@ -41,4 +44,6 @@ def write_onnx(classifier: Classifier, path: Path) -> None:
     those of the classifier.
     """
     make_room(path.parent, "*.onnx", sum(4 * parameter.numel() for parameter in classifier.vit.parameters()))
-    export_program(classifier, "onnx", path, ProgramOptions(), load_probes(classifier, None))
+    export_program(
+        classifier, "onnx", path, ProgramOptions(unlike=classifier.unlike is not None), load_probes(classifier, None)
+    )

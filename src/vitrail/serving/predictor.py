@@ -24,15 +24,20 @@ class Predictor:
     """A classifier that answers batches of uint8 pixels (B, C, H, W) of the model's size."""
 
     classifier: BaseClassifier
-    output_width: int = 0  # values per image (classes or features); known after the warm-up
+    output_width: int = 0  # values per image (classes or features, distance); known after the warm-up
 
-    def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """Returns the logits (B, Y) in float32; the row of an image with non-finite logits is all NaN."""
+    def rows(self, pixels_BCHW: Tensor) -> Tensor:
+        """Returns the logits (B, Y) in float32; if distances are fitted, they are the last column.
+
+        The row of an image with non-finite logits is all NaN.
+        """
         try:
-            return self.classifier.logits(pixels_BCHW).cpu()
+            logits_BY, distances_B = self.classifier.logits_and_distances(pixels_BCHW)
+            columns = [logits_BY] if distances_B is None else [logits_BY, distances_B.unsqueeze(1)]
+            return torch.cat(columns, dim=1).cpu()
         except NonFiniteOutput:
             if len(pixels_BCHW) > 1:  # find the image: the rows of the other images stay valid
-                return torch.cat([self.logits(one_CHW[None]) for one_CHW in pixels_BCHW])
+                return torch.cat([self.rows(one_CHW[None]) for one_CHW in pixels_BCHW])
             return torch.full((1, self.output_width or len(self.classifier.classes)), torch.nan)
 
     def explain(
@@ -56,7 +61,7 @@ class Predictor:
         """Runs a gray batch; returns the duration in seconds."""
         pixels_BCHW = self.gray_image.expand(batch_size, -1, -1, -1).contiguous()
         started = time.perf_counter()
-        self.output_width = self.logits(pixels_BCHW).shape[1]
+        self.output_width = self.rows(pixels_BCHW).shape[1]
         return time.perf_counter() - started
 
     def measure_passes(self) -> PassTimes:

@@ -32,13 +32,16 @@ from vitrail.serving.predictor import Predictor
 from vitrail.serving.settings import MIB, Settings
 
 
-def describe_predictions(classifier: BaseClassifier, row_Y: torch.Tensor) -> list[dict[str, Any]]:
-    """Returns the most probable classes of one image.
+def describe_predictions(classifier: BaseClassifier, row: torch.Tensor) -> dict[str, Any]:
+    """Returns the most probable classes of one image, and how unlike the validation images it is, if that is fitted.
 
     It is a function of the module because Ray pickles the deployment's own methods by value: one that names both
     `torch` and an attribute `classes` would drag in `torch.classes`, which cannot be pickled.
     """
-    return [vars(each) for each in classifier.answers.predict(row_Y)]
+    row_Y = row[: len(classifier.classes)]
+    top = {"top": [vars(each) for each in classifier.answers.predict(row_Y)]}
+    facts = classifier.unlike_facts
+    return top if facts is None else {**top, "unlike": float(facts.find_quantiles(row[-1].numpy()))}
 
 
 def deployment(
@@ -77,11 +80,11 @@ def deployment(
             self.large_image_lock = threading.Lock()
 
         @serve.batch(max_batch_size=batch_size, batch_wait_timeout_s=limits.max_delay_ms / 1000)  # type: ignore[untyped-decorator, unused-ignore]
-        async def logits(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
-            """Computes the logits of pixels of the model's image size, in a thread beside the event loop."""
+        async def rows(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
+            """Computes the rows of pixels of the model's image size, in a thread beside the event loop."""
             stacked_BCHW = torch.from_numpy(np.stack(pixels))
-            rows_BY = await asyncio.to_thread(self.predictor.logits, stacked_BCHW)
-            return list(rows_BY.numpy())
+            rows = await asyncio.to_thread(self.predictor.rows, stacked_BCHW)
+            return list(rows.numpy())
 
         def decode_pixels(self, data: bytes) -> np.ndarray:
             """Decodes an image file to pixels of the model's image size; raises `ImageError`."""
@@ -106,11 +109,11 @@ def deployment(
                 pixels_CHW = await asyncio.to_thread(self.decode_pixels, bytes(data))
             except ImageError as error:
                 return JSONResponse({"error": error.reason}, 400)
-            row_Y = torch.from_numpy(await self.logits(pixels_CHW))
-            if not row_Y.isfinite().all():
+            row = torch.from_numpy(await self.rows(pixels_CHW))
+            if not row.isfinite().all():
                 return JSONResponse({"error": "the model's output is not finite"}, 500)
-            top = describe_predictions(self.classifier, row_Y)
-            return JSONResponse({"predictions": [{"name": "image", "top": top, "error": None}]})
+            answer = describe_predictions(self.classifier, row)
+            return JSONResponse({"predictions": [{"name": "image", **answer, "error": None}]})
 
     application: Any = Deployment
     return application.bind()

@@ -31,13 +31,31 @@ WARNING = {
     "description": f"what to know about the image: one of more than 8 bits is scaled by a rule ({DEPTH_RULE})",
 }
 ERROR = make_json_content(make_object(error=STRING))
+UNLIKE = {
+    **NUMBER,
+    "description": "how unlike the validation images it is, a quantile of their distances, if that is fitted",
+}
+UNLIKE_FACTS = {
+    "type": "object",
+    "description": "how to read `unlike`, or a hint how to get it",
+    "properties": {"fitted": BOOLEAN, "hint": STRING, "images": INTEGER, "fitted_on": STRING, "threshold": NUMBER},
+    "required": ["fitted"],
+}
 TOP_CLASS = make_object(label=STRING, probability=NUMBER)
 PREDICTIONS = make_json_content(
     make_object(
         model=STRING,
         predictions=make_array(
-            make_object(name=STRING, top=make_array(TOP_CLASS), warning=WARNING, error=make_nullable(STRING))
+            {
+                **(
+                    row := make_object(
+                        name=STRING, top=make_array(TOP_CLASS), warning=WARNING, error=make_nullable(STRING)
+                    )
+                ),
+                "properties": {**row["properties"], "unlike": UNLIKE},
+            }
         ),
+        unlike=UNLIKE_FACTS,
     )
 )
 EXPLANATION = {

@@ -94,9 +94,9 @@ def make_error_document(error: VitrailError) -> dict[str, Any]:
 
 
 def answer_logits(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
-    """Computes the float32 logits of a batch of pixels."""
-    logits_BY = predictor.logits(read_tensor(document["shape"], payload)).numpy()
-    return {"outputs": logits_BY.shape[1]}, np.ascontiguousarray(logits_BY, np.float32).tobytes()
+    """Computes the float32 logits of a batch of pixels, and their distances if they are fitted."""
+    rows = predictor.rows(read_tensor(document["shape"], payload)).numpy()
+    return {"outputs": rows.shape[1]}, np.ascontiguousarray(rows, np.float32).tobytes()
 
 
 def answer_explanation(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
