@@ -221,7 +221,7 @@ class Endpoint:
             raise unreadable_image(error.reason) from None
 
     async def classify(self, pixels: Sequence[Pixels], deadline: float) -> np.ndarray:
-        """Returns the logits (or features) of the images, (N, Y); with a last column of distances if they are fitted."""
+        """Returns the logits or features of the images, (N, Y), with a last column of distances if they are fitted."""
         items = [Item(deadline, each, {"operation": "logits"}) for each in pixels]
         return np.stack(await self.prediction_pool.submit(items, deadline))
 
