@@ -63,8 +63,8 @@ class ProgramOptions:
 class Program(nn.Module):
     """uint8 pixels (B, C, H, W) of the model's size -> logits (B, Y), divided by the temperature.
 
-    With `attention` also every block's attention, (B, L, N, T, T), whose rows sum to one. With `unlike` also the quantile
-    of the distance from the validation images, and the distance, (B, 1) each.
+    With `attention` also every block's attention, (B, L, N, T, T), whose rows sum to one. With `unlike` also the
+    quantile of the distance from the validation images, and the distance, (B, 1) each.
     """
 
     def __init__(self, classifier: Classifier, *, attention: bool = False, unlike: bool = False):
