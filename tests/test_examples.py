@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from vitrail.cli import main
 from vitrail.errors import VitrailError
 from vitrail.model.pool import POOLS
 from vitrail.model.position import PositionEmbedding
+from vitrail.options import OTHER_NAMES
 from vitrail.parts import PARTS
 from vitrail.registry import RULES
 from vitrail.training.field_hints import FIELD_HINTS
@@ -338,6 +340,24 @@ def test_an_unknown_name_of_a_part_says_how_to_add_one(field: str):
         with pytest.raises(VitrailError, match="gem2000' is not known") as caught:
             make() or vitrail.Recipe().with_changes(**{field: "gem2000"})
         assert f'vitrail.register("{kind}", "gem2000", ...), which --plugin MODULE imports' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("hidden_size", "use width"), ("num_heads", "use heads"), ("img_size", "use image_size"), ("widht", "mean width")],
+)
+def test_a_config_says_which_of_its_names_to_use(name: str, hint: str):
+    with pytest.raises(VitrailError, match=f"ViTConfig has no field '{name}'.*{hint}"):
+        vitrail.ViTConfig(**{name: 64})
+
+
+def test_names_of_other_libraries_are_no_fields_and_lead_to_fields():
+    known = {each.name for each in fields(vitrail.ViTConfig)}
+    assert not OTHER_NAMES.keys() & (known | RECIPE_FIELDS.keys())
+    assert set(OTHER_NAMES.values()) <= known
+    for name in OTHER_NAMES:  # a recipe has no classes and channels: the data have them
+        with pytest.raises(VitrailError, match=f"no field '{name}'"):
+            vitrail.Recipe().with_changes(**{name: 1})
 
 
 def test_a_hint_is_for_no_field_of_a_recipe():

@@ -63,6 +63,9 @@ def test_results_are_what_their_types_say(run: vitrail.Run, colors: Path, tmp_pa
     preprocess = run.classifier.preprocess
     check_document(preprocess.to_json(), documents.PreprocessDocument)
     assert results.read_values(vitrail.Recipe(), preprocess) == preprocess
+    program, folder = results.read_exports(run.classifier, tmp_path)
+    check_document(program, documents.ExportDocument)
+    check_document(folder, documents.LibraryDocument)
     image = next(colors.glob("test/red/*.png"))
     predictions = run.classifier.predict([image])
     summary = vitrail.predict_all(

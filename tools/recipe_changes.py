@@ -29,7 +29,12 @@ HEAD = '''"""The types of the changes of a recipe. Made by tools/recipe_changes.
 from typing import Literal, TypedDict
 {imports}
 
-class TrainChanges(TypedDict, total=False):
+class ModelChanges(TypedDict, total=False):
+    """The fields of `ViTConfig` that a recipe may set: `Recipe.model`."""
+
+{model}
+
+class TrainChanges(ModelChanges, total=False):
     """The fields of a recipe that `train` takes as keywords besides its own, `architecture` and `loss`."""
 
 {most}
@@ -40,13 +45,14 @@ class RecipeChanges(TrainChanges, total=False):
 {rest}'''
 
 
-def list_changes() -> dict[str, tuple[Any, str]]:
-    """Returns the type and the help text of every field that a user may set, and of `size`."""
+def list_changes() -> dict[str, tuple[Any, str, str]]:
+    """Returns the type, the help text and the class of every field that a user may set, and of `size`."""
     sizes: Any = Literal[tuple(SIZES)]
-    changes: dict[str, tuple[Any, str]] = {"size": (sizes, SIZE_HELP)}
+    changes: dict[str, tuple[Any, str, str]] = {"size": (sizes, SIZE_HELP, "most")}
     for name, part in RECIPE_FIELDS.items():
         (field,) = (each for each in fields(OWNERS[part]) if each.name == name)
-        changes[name] = field_types(OWNERS[part])[name], field.metadata["help"]
+        kind = "model" if part == "model" else "rest" if name in OWN_KEYWORDS else "most"
+        changes[name] = field_types(OWNERS[part])[name], field.metadata["help"], kind
     return changes
 
 
@@ -81,7 +87,7 @@ def write_module() -> str:
     changes = list_changes()
     classes = {
         each
-        for hint, _ in changes.values()
+        for hint, _, _ in changes.values()
         for each in list_alternatives(hint)
         if isinstance(each, type) and each.__module__.startswith("vitrail.")
     }
@@ -90,15 +96,15 @@ def write_module() -> str:
         for module in sorted({each.__module__ for each in classes})
     )
     blocks = {
-        is_own: "".join(
+        kind: "".join(
             f"{line}\n"
-            for name, (hint, text) in changes.items()
-            if (name in OWN_KEYWORDS) is is_own
+            for name, (hint, text, own_kind) in changes.items()
+            if own_kind == kind
             for line in write_field(name, hint, text)
         )
-        for is_own in (False, True)
+        for kind in ("model", "most", "rest")
     }
-    return HEAD.format(imports=imports, most=blocks[False], rest=blocks[True])
+    return HEAD.format(imports=imports, **blocks)
 
 
 if __name__ == "__main__":

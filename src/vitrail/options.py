@@ -3,10 +3,10 @@
 import argparse
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import field, fields
 from functools import lru_cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.parts import check_part
@@ -34,6 +34,38 @@ def option(
     return field(default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}})
 
 
+OTHER_NAMES = {  # of timm and transformers, for fields that have another name here
+    "embed_dim": "width", "hidden_size": "width", "num_layers": "depth", "num_hidden_layers": "depth",
+    "num_heads": "heads", "num_attention_heads": "heads", "intermediate_size": "mlp_width", "mlp_dim": "mlp_width",
+    "mlp_ratio": "mlp_width", "hidden_act": "mlp", "patch_size": "patch", "img_size": "image_size",
+    "in_chans": "channels", "num_channels": "channels", "num_classes": "classes", "num_labels": "classes",
+    "reg_tokens": "prefix_tokens", "num_register_tokens": "prefix_tokens", "global_pool": "pool",
+    "init_values": "layer_scale", "layerscale_value": "layer_scale", "drop_path_rate": "drop_path",
+    "layer_norm_eps": "norm_eps", "proj_drop_rate": "dropout", "hidden_dropout_prob": "dropout",
+    "attn_drop_rate": "attention_dropout", "attention_probs_dropout_prob": "attention_dropout",
+}  # fmt: skip
+
+
+class Checked:
+    """Base class of frozen dataclasses; raises `UsageError` for an unknown field and for an impossible value."""
+
+    def __new__(cls, *_: object, **values: object) -> Self:
+        known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise UsageError(f"{cls.__name__} has no field {name!r}", hint_for_name(name, known))
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def hint_for_name(name: str, known: Collection[str]) -> str | None:
+    """Returns what to use instead of a field that does not exist."""
+    other = OTHER_NAMES.get(name)
+    return f"use {other}" if other in known else did_you_mean(name, known)
+
+
 def check_fields(value: Any) -> None:
     """Raises `UsageError` for the first field of a dataclass whose value has the wrong type or is out of bounds."""
     check_values(type(value), vars(value))
@@ -45,7 +77,7 @@ def check_values(dataclass_type: type, values: Mapping[str, Any]) -> None:
     hints = field_types(dataclass_type)
     for name, value in values.items():
         if name not in known:
-            raise UsageError(f"there is no field {name!r}", did_you_mean(name, known))
+            raise UsageError(f"there is no field {name!r}", hint_for_name(name, known))
         limits, hint = known[name].metadata, hints[name]
         if matches_type(value, hint) and is_within_bounds(value, limits):
             if "part" in limits and isinstance(value, str):

@@ -15,8 +15,11 @@ from vitrail.documents import (
     CrossValidationResult,
     EarlyStop,
     EvaluationDocument,
+    ExportDocument,
     FoldRow,
     HookScores,
+    Int8Document,
+    LibraryDocument,
     PartDocument,
     PredictTotals,
     PreprocessDocument,
@@ -30,6 +33,7 @@ from vitrail.documents import (
 )
 from vitrail.json_types import JsonObject, JsonValue
 from vitrail.label_documents import CoOccurrence, LabelScores, MultiLabelDocument, MultiLabelScores, ScoredLabels
+from vitrail.training.recipe_changes import ModelChanges
 
 
 def read_run(run: vitrail.Run) -> float:
@@ -101,6 +105,8 @@ def read_explanation(explanation: vitrail.Explanation) -> JsonObject:
 
 
 def read_values(recipe: vitrail.Recipe, preprocess: vitrail.Preprocess) -> vitrail.Preprocess:
+    assert_type(recipe.model, ModelChanges)
+    assert_type(recipe.model.get("width"), int | None)
     assert_type(recipe.parts(), list[PartDocument])
     assert_type(recipe.to_json(), JsonObject)
     assert_type(recipe.to_json()["epochs"], JsonValue)
@@ -108,6 +114,18 @@ def read_values(recipe: vitrail.Recipe, preprocess: vitrail.Preprocess) -> vitra
     assert_type(document, PreprocessDocument)
     assert_type(document["image_size"], tuple[int, int])
     return vitrail.Preprocess.from_json(document)
+
+
+def read_exports(classifier: vitrail.Classifier, out: Path) -> tuple[ExportDocument, LibraryDocument]:
+    program = vitrail.export(classifier, out / "model.onnx", format="onnx", map=True)
+    assert_type(program.to_json(), ExportDocument)
+    assert_type(program.to_json()["outputs"], list[str])
+    assert_type(program.to_json().get("map_difference"), float | None)
+    assert_type(program.to_json().get("int8"), Int8Document | None)
+    folder = vitrail.export(classifier, out / "timm", format="timm")
+    assert_type(folder.to_json(), LibraryDocument)
+    assert_type(folder.to_json()["agreement"], float | None)
+    return program.to_json(), folder.to_json()
 
 
 def read_probe(probe: vitrail.Probe) -> float | None:

@@ -92,8 +92,8 @@ class StopAtStep(vitrail.Callback):
 
     def on_evaluation_end(self, state: CallbackState) -> None:
         assert_type(state.evaluation, SplitScores | None)
-        assert_type(state.classifier, vitrail.Classifier | None)
-        assert_type(state.model, vitrail.ViT | None)
+        assert_type(state.classifier, vitrail.Classifier | vitrail.ModuleClassifier | None)
+        assert_type(state.model, nn.Module | None)
 
 
 class Squares(Dataset[tuple[Tensor, int]]):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from vitrail.classifier import Classifier
-    from vitrail.model.vit import ViT
+    from vitrail.module_classifier import ModuleClassifier
     from vitrail.training.recipe import Recipe
 
 HOOKS = ("on_run_start", "on_epoch_start", "on_step_end", "on_evaluation_end", "on_epoch_end", "on_run_end")
@@ -63,11 +63,11 @@ class CallbackState:
     stopped_early: EarlyStop | None = None  # epoch, step, callback and reason of an early stop
     result: RunResult | None = None  # content of result.json, once the run is scored
     error: str | None = None  # what ended the run, if it did not finish
-    get_classifier: "Callable[[], Classifier | None]" = field(default=lambda: None, repr=False)
+    get_classifier: "Callable[[], Classifier | ModuleClassifier | None]" = field(default=lambda: None, repr=False)
     request_stop: Callable[[str], None] = field(default=lambda reason: None, repr=False)
 
     @property
-    def classifier(self) -> "Classifier | None":
+    def classifier(self) -> "Classifier | ModuleClassifier | None":
         """The classifier that is evaluated, for reading: with EMA weights if the recipe has them.
 
         None if the weights are sharded (FSDP), where a single process cannot use them, and if there is no model. With
@@ -76,10 +76,11 @@ class CallbackState:
         return self.get_classifier()
 
     @property
-    def model(self) -> "ViT | None":
-        """The ViT of `classifier`, for reading; None where that is None. With another architecture, its module."""
-        classifier = self.classifier
-        return getattr(classifier, "module", None) or classifier.vit if classifier else None
+    def model(self) -> "torch.nn.Module | None":
+        """The module of `classifier`, for reading: its ViT, or the module of another architecture; None without one."""
+        from vitrail.module_classifier import module_of
+
+        return module_of(self.classifier) if self.classifier else None
 
     def stop(self, reason: str) -> None:
         """Asks for the end of training after the current step or epoch; the run is then finished as usual.

@@ -14,6 +14,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from vitrail.cli import web_page
 from vitrail.cli.answer import Answer
@@ -122,7 +123,7 @@ def write_program(arguments: argparse.Namespace) -> Answer:
     log(f"tracing the model, then comparing it on {check.description}")
     with progress_bar("comparing", len(check.images)) as progress:
         result = export_program(classifier, arguments.format, arguments.out, extras, check, progress.advance)
-    return Answer(result.to_json(), [*result.summary()])
+    return Answer({**result.to_json()}, [*result.summary()])
 
 
 def export_folder(arguments: argparse.Namespace) -> Answer:
@@ -136,7 +137,7 @@ def export_folder(arguments: argparse.Namespace) -> Answer:
     is_repeated = bool(arguments.push) and os.path.exists(arguments.out)
     export = export_again if is_repeated else export_library
     exported = export(load_classifier(arguments), arguments.format, arguments.out)
-    document = exported.to_json()
+    document: dict[str, Any] = {**exported.to_json()}
     written = "is there already" if is_repeated else "written"
     shown = [f"{written}: {exported.folder}, which is read by: {exported.load_code}"]
     if exported.comparison:

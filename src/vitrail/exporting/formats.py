@@ -42,8 +42,8 @@ def export_program(
     options.check(classifier)
     program = program_format(classifier, options)
     verification = verify_program(classifier, program.run, probes, options, on_batch)
-    int8 = program.measure_int8(probes.first_pixels(classifier)) if options.int8 else {}
-    exported = {**vars(options), **verification.to_json(), **int8}
+    int8 = program.measure_int8(probes.first_pixels(classifier)) if options.int8 else None
+    exported = {**vars(options), **verification.to_json(), **(int8 or {})}
 
     def write(temporary: Path) -> None:
         program.write(temporary, path.name, exported)

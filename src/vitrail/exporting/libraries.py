@@ -7,7 +7,6 @@ import filecmp
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.comparison import Comparison, compare
+from vitrail.documents import LibraryComparison, LibraryDocument
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.exporting.library_format import Library, LibraryModel, fold_temperature, with_learned_positions
 from vitrail.exporting.model_card import write_model_card
@@ -41,24 +41,30 @@ class ExportedLibrary:
     folder: Path
     format: str
     load_code: str
-    comparison: dict[str, Any] | None
+    comparison: LibraryComparison | None
     note: str = ""  # what differs in the library, or ""
 
     @property
     def reason_not_compared(self) -> str | None:
         return None if self.comparison else f"{LIBRARIES[self.format].package} is not installed here"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> LibraryDocument:
         """Returns the result as the command line prints it."""
-        no_comparison = {
-            "compared_on": None,
-            "max_difference": None,
-            "agreement": None,
-            "images": 0,
-            "not_compared": self.reason_not_compared,
+        none: LibraryComparison = {"compared_on": None, "max_difference": None, "agreement": None, "images": 0}
+        comparison = self.comparison or none
+        document: LibraryDocument = {
+            "file": str(self.folder),
+            "format": self.format,
+            "load_code": self.load_code,
+            "note": self.note or None,
+            "compared_on": comparison["compared_on"],
+            "max_difference": comparison["max_difference"],
+            "agreement": comparison["agreement"],
+            "images": comparison["images"],
         }
-        document = {"file": str(self.folder), "format": self.format, "load_code": self.load_code}
-        return {**document, "note": self.note or None, **(self.comparison or no_comparison)}
+        if self.comparison is None:
+            document["not_compared"] = self.reason_not_compared
+        return document
 
 
 def export_library(classifier: Classifier, format: str, out: str | Path) -> ExportedLibrary:
@@ -107,7 +113,7 @@ def convert_classifier(classifier: Classifier, library: Library) -> LibraryModel
 # Verification
 
 
-def verify_folder(classifier: Classifier, library: Library, folder: Path) -> dict[str, Any] | None:
+def verify_folder(classifier: Classifier, library: Library, folder: Path) -> LibraryComparison | None:
     """Compares the library's outputs for a folder with the classifier's; None if the library is not installed.
 
     Raises `VitrailError` if they differ by more than the tolerance of `compare`.

@@ -1,5 +1,6 @@
 """The model card of exported weights: what the model is, its scores, and code that loads it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitrail.classifier import Classifier
@@ -20,7 +21,7 @@ def write_model_card(
     classifier: Classifier,
     library: str,
     load_code: str,
-    comparison: dict[str, Any] | None,
+    comparison: Mapping[str, Any] | None,
     note: str = "",
     *,
     oldest: str = "",
@@ -78,7 +79,7 @@ def describe_preprocessing(classifier: Classifier, is_program: bool) -> list[str
     return ["## Preparing an image", "", *(f"{i}. {step}" for i, step in enumerate(steps, start=1)), ""]
 
 
-def describe_comparison(comparison: dict[str, Any] | None, library: str) -> list[str]:
+def describe_comparison(comparison: Mapping[str, Any] | None, library: str) -> list[str]:
     if comparison is None:
         return [f"Its outputs were not compared with vitrail's: {library} was not installed.", ""]
     images, difference = comparison["compared_on"], comparison["max_difference"]

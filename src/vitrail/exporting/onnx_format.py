@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.console import silence_output
+from vitrail.documents import Int8Document
 from vitrail.errors import UsageError, VitrailError
 from vitrail.exporting.int8 import quantize
 from vitrail.exporting.model_card import write_model_card
@@ -49,7 +50,7 @@ class OnnxFormat(ProgramFormat):
     def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
         return self.runner.run(pixels_BCHW, output, target_BY)
 
-    def measure_int8(self, pixels_BCHW: Tensor) -> dict[str, Any]:
+    def measure_int8(self, pixels_BCHW: Tensor) -> Int8Document | None:
         float_runner = classifier_in_memory(self.float_model, self.classifier)
         times = time_in_turns([float_runner.logits, self.runner.logits], pixels_BCHW[:TIMING_IMAGES])
         return {

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vitrail.classifier import Classifier
+from vitrail.documents import Int8Document
 from vitrail.errors import UsageError
 from vitrail.exporting.program import ProgramOptions, RunProgram
 
@@ -53,6 +54,6 @@ class ProgramFormat(ABC):
         """Returns the file that holds the weights."""
         return path
 
-    def measure_int8(self, pixels_BCHW: Tensor) -> dict[str, Any]:
+    def measure_int8(self, pixels_BCHW: Tensor) -> Int8Document | None:
         """Returns the size and the speed of an int8 program, and those of the same program in float32."""
-        return {}
+        return None

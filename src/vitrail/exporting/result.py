@@ -1,9 +1,10 @@
 """The result of exporting a program."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from vitrail.documents import ExportDocument, Int8Document
 from vitrail.exporting.verify import MAX_ACCURACY_DROP, Verification
 
 
@@ -16,11 +17,12 @@ class ExportResult:
     outputs: tuple[str, ...]
     verification: Verification
     bytes: int
-    int8: dict[str, Any] = field(default_factory=dict)
+    int8: Int8Document | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ExportDocument:
         document = {"file": str(self.path), "format": self.format, "bytes": self.bytes, "outputs": list(self.outputs)}
-        return {**document, **self.verification.to_json(), **({"int8": self.int8} if self.int8 else {})}
+        int8 = {"int8": self.int8} if self.int8 else {}
+        return cast(ExportDocument, {**document, **self.verification.to_json(), **int8})
 
     def summary(self) -> list[str]:
         """Returns the result in sentences."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.comparison import EXACT, Comparison, Tolerance, compare
+from vitrail.documents import VerificationDocument
 from vitrail.errors import VitrailError
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.recording import recording
@@ -60,22 +61,23 @@ class Verification:
     accuracy_drop_interval: tuple[float, float] | None = None  # 95%, paired over the images
     other_differences: dict[str, float] = field(default_factory=dict)  # of attention and maps
 
-    def to_json(self) -> dict[str, Any]:
-        document = {
+    def to_json(self) -> VerificationDocument:
+        document: VerificationDocument = {
             "compared_on": self.description,
             "images": self.images,
             "max_difference": self.max_difference,
             "agreement": self.agreement,
             "batch_difference": self.batch_difference,
-            **{f"{name}_difference": difference for name, difference in self.other_differences.items()},
         }
-        if self.accuracy_drop is not None:
-            document |= {
-                "accuracy": self.accuracy,
-                "exported_accuracy": self.exported_accuracy,
-                "accuracy_drop": self.accuracy_drop,
-                "accuracy_drop_interval": list(self.accuracy_drop_interval or ()),
-            }
+        if ATTENTION in self.other_differences:
+            document["attention_difference"] = self.other_differences[ATTENTION]
+        if MAP in self.other_differences:
+            document["map_difference"] = self.other_differences[MAP]
+        if self.accuracy is not None and self.exported_accuracy is not None and self.accuracy_drop is not None:
+            document["accuracy"] = self.accuracy
+            document["exported_accuracy"] = self.exported_accuracy
+            document["accuracy_drop"] = self.accuracy_drop
+            document["accuracy_drop_interval"] = list(self.accuracy_drop_interval or ())
         return document
 
 

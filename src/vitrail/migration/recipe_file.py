@@ -15,10 +15,11 @@ def changed_fields(recipe: Recipe) -> dict[str, Any]:
     """Returns the fields that differ from those of the base, in the order of the recipe."""
     base = RECIPES[BASE]
     values: dict[str, Any] = {}
+    model: dict[str, Any] = {**recipe.model}
     for name, group in RECIPE_FIELDS.items():
         if group == "model":
-            if name in recipe.model:
-                value = recipe.model[name]
+            if name in model:
+                value = model[name]
                 values[name] = position_kind(value) if name == "position" else value
             continue
         value, default = (getattr(each if group == "recipe" else each.augment, name) for each in (recipe, base))

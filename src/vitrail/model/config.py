@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitrail.errors import UsageError
-from vitrail.options import check_fields, option
+from vitrail.options import Checked, option
 from vitrail.parts import part_name
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -17,13 +17,6 @@ POOL_HELP = (
 )
 CLASS_TOKENS = {"cls": 1, "cls+dist": 2, "cls+mean": 1}  # prefix tokens that a pool reads
 POOLED_VECTORS = {"cls+dist": 2, "cls+mean": 2}  # vectors that a pool concatenates, if not one
-
-
-class Checked:
-    """Raises `UsageError` for a field of the wrong type or out of bounds."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from vitrail.callbacks.base import CallbackState, SplitScores
 from vitrail.callbacks.calls import CallbackCalls, Stop
 from vitrail.callbacks.early_stopping import EarlyStopping
 from vitrail.callbacks.loggers import Logger, make_loggers
-from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.documents import HookScores
 from vitrail.errors import UsageError, VitrailError, first_line
@@ -94,7 +93,7 @@ class RunHooks:
                 **self.facts,
                 **self.moment,
                 **values,
-                get_classifier=cast("Callable[[], Classifier | None]", self.find_classifier),
+                get_classifier=self.find_classifier,
                 request_stop=request_stop,
             )
 

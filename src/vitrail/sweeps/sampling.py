@@ -97,7 +97,7 @@ def is_exhaustive(config: SweepConfig) -> bool:
 def find_conflict(config: SweepConfig, values: Values) -> str | None:
     """Why no trial can have these values, as far as that is known without the data; None if one can."""
     try:
-        model = config.recipe.with_changes(**values_to_changes(values)).model
+        model: dict[str, Any] = {**config.recipe.with_changes(**values_to_changes(values)).model}
         if config.model is None:
             patch = model.get("patch", 1)
             ViTConfig(**{**model, "patch": patch, "image_size": model.get("image_size", patch)})

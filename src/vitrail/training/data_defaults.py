@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def resolve_model(recipe: Recipe, splits: Splits) -> tuple[ViTConfig, Preprocess]:
     """Returns the model and preprocessing for these data, without their normalization."""
     source_sizes = sample_image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable)
-    model = dict(recipe.model)
+    model: dict[str, Any] = {**recipe.model}
     image_size = to_pair(model["image_size"]) if "image_size" in model else choose_image_size(source_sizes)
     patch = model["patch"] if "patch" in model else choose_patch(min(image_size))
     if "image_size" not in model:

@@ -26,8 +26,4 @@ FIELD_HINTS: dict[str, str] = {
     "learning_rate": "use lr",
     "num_epochs": "use epochs",
     "num_train_epochs": "use epochs",
-    "hidden_size": "use width",
-    "num_hidden_layers": "use depth",
-    "num_attention_heads": "use heads",
-    "intermediate_size": "use mlp_width",
 }

@@ -1,7 +1,7 @@
 """The recipe: everything about a training that its user may choose, as a value that is checked when it is made."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, cast
 
 from vitrail.data.augment import Augment
 from vitrail.data.group_pattern import compile_pattern
@@ -10,11 +10,11 @@ from vitrail.documents import PartDocument
 from vitrail.errors import UsageError, did_you_mean
 from vitrail.json_types import JsonObject
 from vitrail.model.config import ViTConfig
-from vitrail.options import check_fields, option
+from vitrail.options import check_fields, hint_for_name, option
 from vitrail.parts import needed_parts
 from vitrail.tasks import TaskName
 from vitrail.training.field_hints import FIELD_HINTS
-from vitrail.training.recipe_changes import RecipeChanges
+from vitrail.training.recipe_changes import ModelChanges, RecipeChanges
 from vitrail.weights.config_json import config_values_from_json, position_to_json
 from vitrail.weights.sizes import SIZES
 from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
@@ -44,7 +44,7 @@ class Recipe:
 
     name: str = "custom"
     description: str = ""
-    model: dict[str, Any] = field(default_factory=dict)
+    model: ModelChanges = field(default_factory=ModelChanges)
     architecture: Architecture | str = option("vit", "model to train: a ViT, or one that a plugin builds", part="model")
     augment: Augment = Augment()
     seed: int = option(0, "seed of the initial weights, the order of images and the augmentation", ge=0)
@@ -158,7 +158,7 @@ class Recipe:
         if isinstance(self.freeze, list | tuple):  # one form in files, so that recipes compare equal
             object.__setattr__(self, "freeze", " ".join(map(str, self.freeze)) or 0)
         check_fields(self)
-        object.__setattr__(self, "model", config_values_from_json(self.model))
+        object.__setattr__(self, "model", config_values_from_json({**self.model}))
         if not self.is_vit and (
             self.lora_rank or self.train_on == "features" or (self.freeze and not self.frozen_patterns)
         ):
@@ -252,8 +252,9 @@ class Recipe:
             if name not in RECIPE_FIELDS:
                 raise UsageError(f"a recipe has no field {name!r}", _hint_for_unknown_field(name, value))
             by_group[RECIPE_FIELDS[name]][name] = value
-        own, augment, model = by_group["recipe"], by_group["augment"], by_group["model"]
-        changed = replace(self, **own, augment=replace(self.augment, **augment), model={**self.model, **model})
+        own, augment = by_group["recipe"], by_group["augment"]
+        model = cast(ModelChanges, {**self.model, **by_group["model"]})
+        changed = replace(self, **own, augment=replace(self.augment, **augment), model=model)
         if not changed.is_vit and (unused := sorted({name for name in changes if name in VIT_FIELDS})):
             raise UsageError(
                 f"{changed.architecture!r} is not a ViT, and {', '.join(unused)} has no effect on it",
@@ -296,7 +297,7 @@ def _hint_for_unknown_field(name: str, value: Any) -> str | None:
     if isinstance(value, dict):
         return "write its fields at the top level"
     renamed = f"it is now called {RECIPE_KEYS[name]}" if name in RECIPE_KEYS else None
-    return renamed or FIELD_HINTS.get(name) or did_you_mean(name, RECIPE_FIELDS)
+    return renamed or FIELD_HINTS.get(name) or hint_for_name(name, RECIPE_FIELDS)
 
 
 # The fields that a user may set, and the dataclass that has each; names are unique across the three.
@@ -323,9 +324,8 @@ FEATURE_FIELDS = {
 def without_vit_fields(recipe: Recipe) -> Recipe:
     """Returns a recipe for another model than a ViT: the fields that have no effect on it have their defaults."""
     defaults: dict[str, Any] = {f.name: f.default for f in fields(Recipe) if f.name in VIT_FIELDS}
-    return replace(
-        recipe, **defaults, model={name: recipe.model[name] for name in recipe.model if name == "image_size"}
-    )
+    model: ModelChanges = {"image_size": recipe.model["image_size"]} if "image_size" in recipe.model else {}
+    return replace(recipe, **defaults, model=model)
 
 
 def flatten_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from typing import Literal, TypedDict
 from vitrail.model.config import Learned, NoPosition, Rotary, SinCos
 
 
-class TrainChanges(TypedDict, total=False):
-    """The fields of a recipe that `train` takes as keywords besides its own, `architecture` and `loss`."""
+class ModelChanges(TypedDict, total=False):
+    """The fields of `ViTConfig` that a recipe may set: `Recipe.model`."""
 
-    size: Literal["Ti", "S", "B", "L", "So400m", "H", "g"]
-    """named model size: sets width, depth, heads and mlp_width"""
     width: int
     """length of a token (hidden size)"""
     depth: int
@@ -53,6 +51,13 @@ class TrainChanges(TypedDict, total=False):
     """dropout of the embedded tokens"""
     drop_path: float
     """stochastic depth: drop rate of the last block's branches"""
+
+
+class TrainChanges(ModelChanges, total=False):
+    """The fields of a recipe that `train` takes as keywords besides its own, `architecture` and `loss`."""
+
+    size: Literal["Ti", "S", "B", "L", "So400m", "H", "g"]
+    """named model size: sets width, depth, heads and mlp_width"""
     flip: float
     """probability of a horizontal flip"""
     crop: Literal["none", "resized", "padded"]

@@ -34,7 +34,7 @@ class BuiltInRecipes(Mapping[str, Recipe]):
 
     def __getitem__(self, name: str) -> Recipe:
         recipe = self._recipes[name]
-        return replace(recipe, model=dict(recipe.model))
+        return replace(recipe, model=recipe.model.copy())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._recipes)

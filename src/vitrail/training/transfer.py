@@ -32,7 +32,7 @@ def resolve_transfer(
     check_freeze(recipe, config.depth)
     if recipe.lora_rank:
         check_peft()
-    changes: dict[str, Any] = {name: recipe.model[name] for name in CHANGEABLE if name in recipe.model}
+    changes: dict[str, Any] = {name: value for name, value in recipe.model.items() if name in CHANGEABLE}
     if recipe.train_on == "features":
         changes["head"] = "linear"
     height, width = to_pair(recipe.model.get("image_size", preprocess.image_size))
@@ -50,11 +50,11 @@ def resolve_transfer(
 
 def check_same_architecture(recipe: Recipe, config: ViTConfig) -> None:
     """Raises `UsageError` if the recipe sets a field of the model that contradicts the weights."""
-    different = [
-        name for name, value in recipe.model.items() if name not in CHANGEABLE and value != getattr(config, name)
-    ]
+    different = {
+        name: value for name, value in recipe.model.items() if name not in CHANGEABLE and value != getattr(config, name)
+    }
     if different:
-        in_recipe = ", ".join(f"{name} {format_value(recipe.model[name])}" for name in different)
+        in_recipe = ", ".join(f"{name} {format_value(value)}" for name, value in different.items())
         in_weights = ", ".join(f"{name} {format_value(getattr(config, name))}" for name in different)
         raise UsageError(
             f"recipe {recipe.name} has {in_recipe}, but the weights to start from have {in_weights}",

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitrail.errors import UsageError
-from vitrail.model.config import Checked
-from vitrail.options import option
+from vitrail.options import Checked, option
 from vitrail.parts import make_part
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}  # of plugins
