@@ -18,6 +18,7 @@ LAYERS = [
     {
         "annotation_files",
         "documents",
+        "export_documents",
         "json_types",
         "label_documents",
         "version",

@@ -16,6 +16,8 @@ from torch import nn
 import vitrail
 from vitrail.cli import main
 from vitrail.errors import UsageError, VitrailError
+from vitrail.explanation.methods import METHODS
+from vitrail.explanation.pixel_inputs import CellGrid
 from vitrail.interrupts import Interrupted
 from vitrail.parts import PARTS
 from vitrail.runs.train import check_world
@@ -246,7 +248,6 @@ def test_a_wrong_request_is_refused_before_training(options: dict[str, Any], mes
 
 @pytest.mark.parametrize("use", [
     lambda run, file: vitrail.load(run.folder),
-    lambda run, file: vitrail.explain(run.classifier, file),
     lambda run, file: vitrail.probe(run.classifier, file),
     lambda run, file: vitrail.probe(run.folder, file),
     lambda run, file: vitrail.export(run.classifier, "out.onnx", format="onnx"),
@@ -261,7 +262,12 @@ def test_what_needs_tokens_says_so(use, run: vitrail.ModuleRun, colors: Path, tm
 
 
 @pytest.mark.parametrize(
-    "verb", [["explain", "RUN", "IMAGE"], ["export", "RUN", "--format", "onnx", "--out", "x.onnx"], ["serve", "RUN"]]
+    "verb",
+    [
+        ["explain", "RUN", "IMAGE", "--layer", "1"],
+        ["export", "RUN", "--format", "onnx", "--out", "x.onnx"],
+        ["serve", "RUN"],
+    ],
 )
 def test_verbs_that_need_a_vit_say_so(verb: list[str], run, colors, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -287,3 +293,88 @@ def test_a_module_in_memory_is_evaluated_but_not_saved_without_a_name(colors: Pa
         vitrail.load_any(tmp_path / "x.safetensors").logits(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)),
         clf.logits(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)),
     )
+
+
+# Explanations
+
+
+class Corner(nn.Module):
+    """The logits are sums over the upper left quarter of an image: nothing else can matter."""
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        corner_BCHW = x_BCHW[:, :, : x_BCHW.shape[2] // 2, : x_BCHW.shape[3] // 2]
+        return torch.stack([corner_BCHW.mean((1, 2, 3)), -corner_BCHW.square().mean((1, 2, 3))], dim=1)
+
+
+def make_corner(*size: int) -> vitrail.ModuleClassifier:
+    return vitrail.ModuleClassifier(Corner(), ("a", "b"), vitrail.Preprocess(image_size=size), temperature=0.5)
+
+
+ANY_MODEL = ("input_x_gradient", "integrated_gradients", "occlusion", "rise")
+
+
+@pytest.mark.parametrize("method", ANY_MODEL)
+def test_any_model_is_explained(method: str):
+    clf = make_corner(32, 24)
+    image = torch.randint(0, 256, (3, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    explanation = vitrail.explain(clf, image, method=method, target="a")
+    assert explanation.map.shape == (8, 6)
+    inside = np.zeros((8, 6), bool)
+    inside[:4, :3] = True
+    if method == "rise":  # an estimate, from random masks
+        assert np.abs(explanation.map[inside]).mean() > 2 * np.abs(explanation.map[~inside]).mean()
+    else:
+        assert (explanation.map[inside] != 0).all()
+        assert np.abs(explanation.map[~inside]).max() < 1e-6
+
+
+def test_occlusion_and_integrated_gradients_are_what_they_say():
+    clf = make_corner(19, 16)  # sides that the cells do not divide
+    image = torch.randint(0, 256, (1, 3, 19, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    x_BCHW, mean = clf.normalize(image), torch.zeros(1, 3, 19, 16)
+
+    def probability(x: torch.Tensor) -> float:
+        return (clf.module(x) / clf.temperature).softmax(dim=1)[0, 0].item()
+
+    occluded = vitrail.explain(clf, image[0], method="occlusion", target="a").map
+    rows = [0, 4, 9, 14, 19]
+    for i in range(4):
+        for j in range(4):
+            x = x_BCHW.clone()
+            x[:, :, rows[i] : rows[i + 1], 4 * j : 4 * j + 4] = 0
+            assert occluded[i, j] == pytest.approx(probability(x_BCHW) - probability(x), abs=1e-6)
+    path = vitrail.explain(clf, image[0], method="integrated_gradients", target="b").map
+    assert path.sum() == pytest.approx((clf.module(x_BCHW) - clf.module(mean))[0, 1].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (16, 16), (17, 23), (64, 299), (224, 224), (331, 100)])
+def test_cells_hold_every_pixel_once(size: tuple[int, int]):
+    images = torch.randn(2, 3, *size)
+    cells = CellGrid(*size, torch.device("cpu"))
+    split = cells.split(images)
+    assert split.shape[1] == cells.shape[0] * cells.shape[1] <= 196
+    assert torch.equal(cells.join(split), images)
+    assert split.sum().item() == pytest.approx(images.sum().item(), abs=1e-2)
+
+
+def test_methods_that_need_tokens_name_those_that_do_not(run: vitrail.ModuleRun, colors: Path):
+    file = next(colors.glob("test/red/*.png"))
+    assert {name for name, method in METHODS.items() if not method.needs_tokens} == set(ANY_MODEL)
+    for name in METHODS.keys() - set(ANY_MODEL):
+        with pytest.raises(UsageError, match=f"method {name} needs the tokens of a ViT") as refused:
+            vitrail.explain(run.classifier, file, method=name)
+        assert "occlusion" in refused.value.hint
+    with pytest.raises(UsageError, match="has no option layer"):
+        vitrail.explain(run.classifier, file, method="occlusion", layer=1)
+
+
+def test_the_command_explains_any_model(run: vitrail.ModuleRun, colors: Path, tmp_path: Path, capsys):
+    file = next(colors.glob("test/red/*.png"))
+    command = ["explain", str(run.folder), str(file), "--out", str(tmp_path), "--json", "--method"]
+    assert main([*command, "occlusion"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["explanations"]
+    assert np.array(row["map"]).shape == (4, 4)
+    assert row["map"] == vitrail.explain(run.classifier, file, method="occlusion").to_json()["map"]
+    assert Path(row["files"][0]).stat().st_size > 1000
+    assert main([*command[:-1]]) == 2
+    assert "methods for any model: input_x_gradient" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 import vitrail
 from document_types import check_document
-from vitrail import documents
+from vitrail import documents, export_documents
 from vitrail.parts import PARTS
 from vitrail.registry import RULES
 
@@ -64,8 +64,8 @@ def test_results_are_what_their_types_say(run: vitrail.Run, colors: Path, tmp_pa
     check_document(preprocess.to_json(), documents.PreprocessDocument)
     assert results.read_values(vitrail.Recipe(), preprocess) == preprocess
     program, folder = results.read_exports(run.classifier, tmp_path)
-    check_document(program, documents.ExportDocument)
-    check_document(folder, documents.LibraryDocument)
+    check_document(program, export_documents.ExportDocument)
+    check_document(folder, export_documents.LibraryDocument)
     image = next(colors.glob("test/red/*.png"))
     predictions = run.classifier.predict([image])
     summary = vitrail.predict_all(

@@ -15,11 +15,8 @@ from vitrail.documents import (
     CrossValidationResult,
     EarlyStop,
     EvaluationDocument,
-    ExportDocument,
     FoldRow,
     HookScores,
-    Int8Document,
-    LibraryDocument,
     PartDocument,
     PredictTotals,
     PreprocessDocument,
@@ -31,6 +28,7 @@ from vitrail.documents import (
     SweepResult,
     TrialRow,
 )
+from vitrail.export_documents import ExportDocument, Int8Document, LibraryDocument
 from vitrail.json_types import JsonObject, JsonValue
 from vitrail.label_documents import CoOccurrence, LabelScores, MultiLabelDocument, MultiLabelScores, ScoredLabels
 from vitrail.training.recipe_changes import ModelChanges

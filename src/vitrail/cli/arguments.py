@@ -121,12 +121,13 @@ def load_any_classifier(arguments: argparse.Namespace) -> BaseClassifier:
     """Loads MODEL, which may also be an ONNX file, for verbs that only need logits."""
     from vitrail.loading import is_onnx, load_any
 
+    threads = getattr(arguments, "threads", None)  # not an option of every verb
     if is_onnx(arguments.model):
-        return load_any(arguments.model, arguments.device or "cpu", threads=arguments.threads)
-    if arguments.threads:
+        return load_any(arguments.model, arguments.device or "cpu", threads=threads)
+    if threads:
         import torch
 
-        torch.set_num_threads(arguments.threads)
+        torch.set_num_threads(threads)
     from vitrail.machine import pick_device
 
     return load_any(arguments.model, pick_device(arguments.device), torch_files=arguments.torch_files)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import add_device, add_model, load_classifier
+from vitrail.cli.arguments import add_device, add_model, load_any_classifier, require_classifier
 from vitrail.cli.parser import Parser
 from vitrail.console import progress_bar
 from vitrail.errors import UsageError
@@ -23,9 +23,10 @@ from vitrail.tasks import MULTI_LABEL
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.classifier import Classifier
     from vitrail.explanation.explanation import Explanation
     from vitrail.explanation.targets import Target
+    from vitrail.model.config import ViTConfig
+    from vitrail.module_classifier import TorchClassifier
 
 MAX_NAME_BYTES = 200  # of a picture's file name: disks allow 255, and a number and an extension follow
 FIELDS = (  # of an image's row; None if the image cannot be read
@@ -96,11 +97,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.explanation.methods import DEFAULT_METHOD
     from vitrail.explanation.targets import parse_target
 
-    classifier = load_classifier(arguments)
-    config = classifier.vit.config
+    classifier = load_explainable(arguments)
     target = parse_target_options(arguments.label, arguments.against)
     parse_target(classifier.classes, target)  # fails for an unknown class before any work
-    layers, heads = parse_layers(arguments.layer, config.depth), parse_heads(arguments.head, config.heads)
+    depth, count = (config.depth, config.heads) if (config := vit_config(classifier)) else (0, 0)
+    layers, heads = parse_layers(arguments.layer, depth), parse_heads(arguments.head, count)
     if len(layers) > 1 and len(heads) > 1:
         raise UsageError("all layers of all heads do not fit into a picture", "choose one layer or one head")
     if len(layers) > 1 or len(heads) > 1:
@@ -144,7 +145,26 @@ def run(arguments: argparse.Namespace) -> Answer:
     return Answer({"explanations": rows}, shown, code=1 if any(row["error"] for row in rows) else 0)
 
 
-def choose_targets(classifier: Classifier, pixels: Tensor, target: Target, method: str) -> list[Target]:
+def load_explainable(arguments: argparse.Namespace) -> TorchClassifier:
+    """Returns the classifier; raises `UsageError` for an ONNX file, and for options of a ViT if it is none."""
+    from vitrail.module_classifier import ModuleClassifier
+
+    looks_inside = arguments.layer or arguments.head != "mean" or arguments.query
+    classifier = load_any_classifier(arguments)
+    if isinstance(classifier, ModuleClassifier) and not looks_inside:
+        return classifier
+    use = "explain with --layer, --attention-head or --query" if looks_inside else "explain"
+    return require_classifier(classifier, arguments.model, use)
+
+
+def vit_config(classifier: TorchClassifier) -> ViTConfig | None:
+    """Returns the config of a ViT; None for another model."""
+    from vitrail.classifier import Classifier
+
+    return classifier.vit.config if isinstance(classifier, Classifier) else None
+
+
+def choose_targets(classifier: TorchClassifier, pixels: Tensor, target: Target, method: str) -> list[Target]:
     """Returns what to explain of an image: the target, or each predicted label of a classifier for several."""
     from vitrail.explanation.methods import find_method
 

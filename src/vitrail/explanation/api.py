@@ -9,17 +9,19 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier, NonFiniteOutput
 from vitrail.data.labels import SEPARATOR
+from vitrail.errors import UsageError
 from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.hooks import eval_mode
-from vitrail.explanation.inputs import embed_images, max_batch_size, patch_grid
-from vitrail.explanation.methods import DEFAULT_METHOD, check_options, find_method
+from vitrail.explanation.inputs import PatchInputs, embed_images, max_batch_size, patch_grid
+from vitrail.explanation.methods import DEFAULT_METHOD, METHODS, Method, check_options, find_method
+from vitrail.explanation.pixel_inputs import MAX_BATCH_IMAGES, cell_counts, split_images
 from vitrail.explanation.targets import ClassTarget, Target, parse_targets
-from vitrail.module_classifier import refuse_module
+from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of, refuse_module
 from vitrail.tasks import MULTI_LABEL, TASKS
 
 
 def explain(
-    classifier: Classifier,
+    classifier: TorchClassifier,
     image: str | Path | Tensor,
     *,
     method: str = DEFAULT_METHOD,
@@ -35,14 +37,15 @@ def explain(
     without `head` the map is the mean over heads. `query` is the (row, column) of a patch whose attention is shown.
 
     Raises `ImageError` for an image that cannot be read, and `UsageError` for an unknown class, method, layer, head or
-    patch, and for an option that the method does not take. The model's weights, mode and gradients stay as they were.
+    patch, and for an option that the method does not take. A model that is not a ViT is explained by the methods that
+    need no tokens, in cells of pixels. The model's weights, mode and gradients stay as they were.
     """
     pixels_1CHW = classifier.read_image(image).unsqueeze(0)
     return explain_batch(classifier, pixels_1CHW, method=method, target=target, layer=layer, head=head, query=query)[0]
 
 
 def explain_batch(
-    classifier: Classifier,
+    classifier: TorchClassifier,
     pixels_BCHW: Tensor,
     *,
     method: str = DEFAULT_METHOD,
@@ -56,23 +59,29 @@ def explain_batch(
     `target` is one target for all images, or a list with one for each. The other options and the errors are those of
     `explain`. Long batches are split, so memory does not grow with the batch.
     """
-    if not isinstance(classifier, Classifier):  # the types exclude it, callers may not check them
-        raise refuse_module(f"a {type(classifier).__name__}")
-    classifier.require_plain_weights("explain")
-    config = classifier.vit.config
     chosen = find_method(method)
-    grid = patch_grid(classifier, pixels_BCHW)
+    if isinstance(classifier, ModuleClassifier):
+        require_no_tokens(chosen, classifier)
+        config, size = None, MAX_BATCH_IMAGES
+        grid = cell_counts(pixels_BCHW.shape[-2], pixels_BCHW.shape[-1])
+    elif isinstance(classifier, Classifier):
+        classifier.require_plain_weights("explain")
+        config, grid = classifier.vit.config, patch_grid(classifier, pixels_BCHW)
+        size = max_batch_size(grid[0] * grid[1])
+    else:  # the types exclude it, callers may not check them
+        raise refuse_module(f"a {type(classifier).__name__}")
     options = check_options(chosen, config, grid, layer, head, query)
     if target is not None or not chosen.class_blind:
         classifier.require_classes()
     targets = parse_targets(classifier.classes, target, len(pixels_BCHW))
-    layer_index = None if "layer" not in chosen.options else (-1 if layer is None else layer) % config.depth
+    layer_index = None
+    if config is not None and "layer" in chosen.options:
+        layer_index = (-1 if layer is None else layer) % config.depth
     explanations: list[Explanation] = []
-    size = max_batch_size(grid[0] * grid[1])
     for start in range(0, len(pixels_BCHW), size):
         pixels, batch_targets = pixels_BCHW[start : start + size], targets[start : start + size]
-        with eval_mode(classifier.vit), torch.inference_mode(False):
-            map_BP, logits_BY = chosen.run(embed_images(classifier, pixels, batch_targets), **options)
+        with eval_mode(module_of(classifier)), torch.inference_mode(False):
+            map_BP, logits_BY = chosen.run(make_inputs(classifier, pixels, batch_targets), **options)
         if not (logits_BY.isfinite().all() and map_BP.isfinite().all()):
             raise NonFiniteOutput(
                 "the model's outputs are not finite numbers", "its weights are damaged; train it again"
@@ -83,8 +92,25 @@ def explain_batch(
     return explanations
 
 
+def make_inputs(classifier: TorchClassifier, pixels_BCHW: Tensor, targets: Sequence[ClassTarget | None]) -> PatchInputs:
+    """Returns a batch as the methods get it: embedded by a ViT, or as cells of pixels."""
+    if isinstance(classifier, ModuleClassifier):
+        return split_images(classifier, pixels_BCHW, targets)
+    return embed_images(classifier, pixels_BCHW, targets)
+
+
+def require_no_tokens(method: Method, classifier: ModuleClassifier) -> None:
+    """Raises `UsageError` for a method that a model without tokens cannot have."""
+    if method.needs_tokens:
+        able = [each.name for each in METHODS.values() if not each.needs_tokens]
+        raise UsageError(
+            f"method {method.name} needs the tokens of a ViT, and {classifier!r} has none",
+            f"methods for any model: {', '.join(able)}",
+        )
+
+
 def make_explanations(
-    classifier: Classifier,
+    classifier: TorchClassifier,
     pixels_BCHW: Tensor,
     map_Bhw: Tensor,
     logits_BY: Tensor,
@@ -113,7 +139,7 @@ def make_explanations(
     return explanations
 
 
-def describe_answer(classifier: Classifier, logits_Y: Tensor, best: str) -> str:
+def describe_answer(classifier: TorchClassifier, logits_Y: Tensor, best: str) -> str:
     """Returns the predicted class, or the predicted labels as a text."""
     if classifier.task != MULTI_LABEL:
         return best

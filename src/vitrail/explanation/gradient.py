@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.explanation.attention import readout_weights
 from vitrail.explanation.hooks import record_block_inputs, record_outputs
-from vitrail.explanation.inputs import TokenInputs
+from vitrail.explanation.inputs import PatchInputs, TokenInputs
 from vitrail.explanation.libragrad import balanced_gradients
 from vitrail.explanation.recording import promote_to_float32, recording
 
@@ -21,7 +21,7 @@ def input_times_gradient(x_BTD: Tensor, gradient_BTD: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def input_x_gradient(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+def input_x_gradient(inputs: PatchInputs) -> tuple[Tensor, Tensor]:
     """Input x gradient of the embedded patches, summed over channels: signed.
 
     Shrikumar et al. 2016 (arXiv 1605.01713).
@@ -48,7 +48,7 @@ def libragrad(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
 
 
 @torch.enable_grad()
-def integrated_gradients(inputs: TokenInputs, steps: int = 20) -> tuple[Tensor, Tensor]:
+def integrated_gradients(inputs: PatchInputs, steps: int = 20) -> tuple[Tensor, Tensor]:
     """Returns the mean gradient on the straight path from the baseline to the image, times their difference: signed.
 
     Sundararajan et al. 2017 (arXiv 1703.01365) with Gauss-Legendre quadrature; the baseline is the mean color. The

@@ -36,7 +36,7 @@ def record_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def eval_mode(vit: ViT) -> Iterator[None]:
+def eval_mode(vit: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode; afterwards every module is in its old mode, also after an exception."""
     modes = [(module, module.training) for module in vit.modules()]
     vit.eval()

@@ -22,27 +22,82 @@ MAX_BATCH_TOKENS = 1 << 14  # tokens that pass through the model at once, so tha
 
 
 @dataclass
-class TokenInputs:
-    """Embedded tokens (B, R + P, D), the ViT that continues from them, and the explained score.
+class PatchInputs:
+    """A batch of images as vectors of patches, (B, T, D), the rest of the model, and the explained score.
 
     The score of an image is the sum of its logits weighted by `target_BY`: 1 for the explained class, -1 for the class
     that it is compared with, if any. `target_rule` computes these weights from the logits of the intact images, so that
     the predicted class stays the same while patches are removed.
     """
 
-    vit: ViT
     x_BTD: Tensor
     grid: tuple[int, int]
     target_rule: TargetRule
-    baseline_1TD: Tensor  # the tokens of an image of the mean color
-    temperature: float = 1.0  # of the probabilities; scores and log-odds are those of the logits without it
-    task: str = SINGLE_LABEL
-    target_BY: Tensor | None = field(default=None, repr=False)  # set by the first call of `fix_target`
+    baseline_1TD: Tensor  # the vectors of an image of the mean color
+    temperature: float = field(default=1.0, kw_only=True)  # of probabilities; scores and log-odds are of logits without
+    task: str = field(default=SINGLE_LABEL, kw_only=True)
+    target_BY: Tensor | None = field(default=None, repr=False, kw_only=True)  # set by the first call of `fix_target`
 
     @property
     def patch_count(self) -> int:
         """The number of patches of an image."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def max_batch_size(self) -> int:
+        """The number of images that pass through the model at once."""
+        raise NotImplementedError
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Applies the rest of the forward pass, in float32 at least: (B, T, D) -> (B, Y)."""
+        raise NotImplementedError
+
+    def logits_of_patches(self, keep_BP: Tensor, x_BTD: Tensor | None = None) -> Tensor:
+        """Returns the logits without some patches, (B, Y); `keep_BP` has the indices of the others, row by row."""
+        raise NotImplementedError
+
+    def drop_prefix(self, x_BT: Tensor) -> Tensor:
+        """Returns the values of the patches alone, (B, P)."""
+        raise NotImplementedError
+
+    def fix_target(self, logits_BY: Tensor) -> Tensor:
+        """Returns the weight of each logit in the score, (B, Y); the first call computes it from the given logits."""
+        if self.target_BY is None:
+            self.target_BY = self.target_rule(logits_BY.detach())
+        return self.target_BY
+
+    def score(self, logits_BY: Tensor) -> Tensor:
+        """Returns the logit of the explained class, minus that of the class it is compared with, if any: (B,)."""
+        return (logits_BY * self.fix_target(logits_BY)).sum(dim=1)
+
+    def log_odds(self, logits_BY: Tensor) -> Tensor:
+        """log p / (1 - p) of the explained class, or its log-odds against the compared class, if any: (B,)."""
+        if logits_BY.shape[1] == 1 or self.task == MULTI_LABEL:  # the logit of a label is its log-odds
+            return self.score(logits_BY)
+        target_BY = self.fix_target(logits_BY)
+        has_rival_B1 = (target_BY < 0).any(dim=1, keepdim=True)
+        rivals_BY = (target_BY < 0) | ((target_BY == 0) & ~has_rival_B1)
+        explained_B = (logits_BY * (target_BY > 0)).sum(dim=1)
+        return explained_B - logits_BY.masked_fill(~rivals_BY, -torch.inf).logsumexp(dim=1)
+
+    def probability(self, logits_BY: Tensor) -> Tensor:
+        """Returns the calibrated p of the explained class, minus p of the compared class, if any: (B,)."""
+        return (self.calibrated_probabilities(logits_BY) * self.fix_target(logits_BY)).sum(dim=1)
+
+    def calibrated_probabilities(self, logits_BY: Tensor) -> Tensor:
+        """Returns the probabilities that the classifier gives: those of the logits divided by the temperature."""
+        return TASKS[self.task].to_probabilities(logits_BY / self.temperature)
+
+
+@dataclass
+class TokenInputs(PatchInputs):
+    """Embedded tokens of a ViT, (B, R + P, D), and the ViT, which continues from them."""
+
+    vit: ViT = field(kw_only=True)
+
+    @property
+    def max_batch_size(self) -> int:
+        return max_batch_size(self.x_BTD.shape[1])
 
     @cached_property
     def rotation(self) -> Rotate | None:
@@ -77,34 +132,6 @@ class TokenInputs:
         rotation = self.vit.position.rotation(*self.grid, keep_BP)
         return self.classify(self.vit.encode(kept_BTD, rotation))
 
-    def fix_target(self, logits_BY: Tensor) -> Tensor:
-        """Returns the weight of each logit in the score, (B, Y); the first call computes it from the given logits."""
-        if self.target_BY is None:
-            self.target_BY = self.target_rule(logits_BY.detach())
-        return self.target_BY
-
-    def score(self, logits_BY: Tensor) -> Tensor:
-        """Returns the logit of the explained class, minus that of the class it is compared with, if any: (B,)."""
-        return (logits_BY * self.fix_target(logits_BY)).sum(dim=1)
-
-    def log_odds(self, logits_BY: Tensor) -> Tensor:
-        """log p / (1 - p) of the explained class, or its log-odds against the compared class, if any: (B,)."""
-        if logits_BY.shape[1] == 1 or self.task == MULTI_LABEL:  # the logit of a label is its log-odds
-            return self.score(logits_BY)
-        target_BY = self.fix_target(logits_BY)
-        has_rival_B1 = (target_BY < 0).any(dim=1, keepdim=True)
-        rivals_BY = (target_BY < 0) | ((target_BY == 0) & ~has_rival_B1)
-        explained_B = (logits_BY * (target_BY > 0)).sum(dim=1)
-        return explained_B - logits_BY.masked_fill(~rivals_BY, -torch.inf).logsumexp(dim=1)
-
-    def probability(self, logits_BY: Tensor) -> Tensor:
-        """Returns the calibrated p of the explained class, minus p of the compared class, if any: (B,)."""
-        return (self.calibrated_probabilities(logits_BY) * self.fix_target(logits_BY)).sum(dim=1)
-
-    def calibrated_probabilities(self, logits_BY: Tensor) -> Tensor:
-        """Returns the probabilities that the classifier gives: those of the logits divided by the temperature."""
-        return TASKS[self.task].to_probabilities(logits_BY / self.temperature)
-
     def drop_prefix(self, x_BT: Tensor) -> Tensor:
         """Returns the values of the patches alone: (B, R + P) -> (B, P)."""
         return x_BT[:, self.vit.config.prefix_tokens :]
@@ -124,7 +151,9 @@ def embed_images(classifier: Classifier, pixels_BCHW: Tensor, targets: Sequence[
         grid = patch_grid(classifier, pixels_BCHW)
         mean_BTD = vit.embed(mean_color)
         rule = make_target_rule(targets)
-        return TokenInputs(vit, x_BTD, grid, rule, mean_BTD, classifier.temperature, task=classifier.task)
+        return TokenInputs(
+            x_BTD, grid, rule, mean_BTD, vit=vit, temperature=classifier.temperature, task=classifier.task
+        )
 
 
 def patch_grid(classifier: Classifier, pixels_BCHW: Tensor) -> tuple[int, int]:

@@ -42,6 +42,7 @@ class Method:
     backwards: int = 0
     batched_forwards: int = 0
     forward_per_patch: bool = False
+    needs_tokens: bool = True  # of a ViT; else it takes any `PatchInputs`, and explains any model
 
     def count_batched_forwards(self, patches: int) -> int:
         """Returns the forward passes that run in batches, for an image of this many patches."""
@@ -75,19 +76,20 @@ _METHODS = (
     ),
     Method(
         "input_x_gradient", "input x gradient of the patch embeddings (Shrikumar et al. 2016)",
-        input_x_gradient, "1 forward, 1 backward", signed=True, backwards=1,
+        input_x_gradient, "1 forward, 1 backward", signed=True, backwards=1, needs_tokens=False,
     ),
     Method(
         "integrated_gradients", "integrated gradients, baseline: mean color (Sundararajan et al. 2017)",
-        integrated_gradients, "21 forwards, 20 backwards", signed=True, forwards=21, backwards=20,
+        integrated_gradients, "21 forwards, 20 backwards", signed=True, forwards=21, backwards=20, needs_tokens=False,
     ),
     Method(
         "occlusion", "drop in calibrated probability without a patch (Zeiler & Fergus 2014)",
-        occlusion, "1 forward for each patch", signed=True, forward_per_patch=True,
+        occlusion, "1 forward for each patch", signed=True, forward_per_patch=True, needs_tokens=False,
     ),
     Method(
         "rise", "RISE: mean calibrated probability over random halves that contain a patch (Petsiuk et al. 2018)",
-        rise, "200 forwards of half the patches", signed=True, batched_forwards=100,  # of all patches
+        rise, "200 forwards of half the patches", signed=True, needs_tokens=False,
+        batched_forwards=100,  # of all patches
     ),
     Method(
         "logit_lens", "head applied to each patch token after a layer, by default the last (Vilas et al. 2023)",
@@ -120,7 +122,7 @@ def find_method(name: str) -> Method:
 
 def check_options(
     method: Method,
-    config: ViTConfig,
+    config: ViTConfig | None,
     grid: tuple[int, int],
     layer: int | None,
     head: int | None,
@@ -136,6 +138,8 @@ def check_options(
         if name not in method.options:
             able = [other.name for other in METHODS.values() if name in other.options]
             raise UsageError(f"method {method.name} has no option {name}", f"methods with it: {', '.join(able)}")
+    if config is None:  # not a ViT, and methods for it have no options
+        return options
     if layer is not None and not -config.depth <= layer < config.depth:
         raise UsageError(f"there is no layer {layer}", f"the model has {config.depth}, from 0 to {config.depth - 1}")
     if head is not None and not 0 <= head < config.heads:

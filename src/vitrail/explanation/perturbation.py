@@ -1,4 +1,4 @@
-"""Perturbation-based methods: they remove patches (`TokenInputs.logits_of_patches`) and measure the probability.
+"""Perturbation-based methods: they remove patches (`PatchInputs.logits_of_patches`) and measure the probability.
 
 M counts sets of patches. Probabilities are calibrated: they are those that the classifier returns.
 """
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UsageError
-from vitrail.explanation.inputs import TokenInputs, max_batch_size
+from vitrail.explanation.inputs import PatchInputs
 
 
 @torch.no_grad()
-def occlusion(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
+def occlusion(inputs: PatchInputs) -> tuple[Tensor, Tensor]:
     """Returns the drop in probability when a patch is removed, patch by patch: signed.
 
     Zeiler & Fergus 2014 (arXiv 1311.2901), with a removed token in place of the gray square. With a compared class, the
@@ -26,7 +26,7 @@ def occlusion(inputs: TokenInputs) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def rise(inputs: TokenInputs, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+def rise(inputs: PatchInputs, masks: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the mean probability over random halves that contain a patch, minus the mean over all halves: signed.
 
     Petsiuk et al. 2018 (RISE, arXiv 1806.07421) with removed tokens. Masks come in complementary pairs, so each patch
@@ -49,7 +49,7 @@ def rise(inputs: TokenInputs, masks: int = 200, seed: int = 0) -> tuple[Tensor, 
     return mean_BP - probability_BM.mean(dim=1, keepdim=True), logits_BY
 
 
-def require_several_patches(inputs: TokenInputs) -> None:
+def require_several_patches(inputs: PatchInputs) -> None:
     """Raises `UsageError` where an image is a single patch, so that none can be removed."""
     if inputs.patch_count == 1:
         raise UsageError(
@@ -57,14 +57,14 @@ def require_several_patches(inputs: TokenInputs) -> None:
         )
 
 
-def probabilities_of_sets(inputs: TokenInputs, keep_MP: Tensor) -> Tensor:
-    """Returns the probability (`TokenInputs.probability`) of every image with each of M sets of patches, (B, M)."""
+def probabilities_of_sets(inputs: PatchInputs, keep_MP: Tensor) -> Tensor:
+    """Returns the probability (`PatchInputs.probability`) of every image with each of M sets of patches, (B, M)."""
     target_BY = inputs.target_BY
     assert target_BY is not None
     rows = []
     for i in range(len(inputs.x_BTD)):
         parts = []
-        for keep in torch.split(keep_MP, max_batch_size(inputs.x_BTD.shape[1])):
+        for keep in torch.split(keep_MP, inputs.max_batch_size):
             logits_MY = inputs.logits_of_patches(keep, inputs.x_BTD[i : i + 1].expand(len(keep), -1, -1))
             parts.append((inputs.calibrated_probabilities(logits_MY) * target_BY[i : i + 1]).sum(dim=1))
         rows.append(torch.cat(parts))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.comparison import Comparison, compare
-from vitrail.documents import LibraryComparison, LibraryDocument
 from vitrail.errors import UsageError, VitrailError, did_you_mean
+from vitrail.export_documents import LibraryComparison, LibraryDocument
 from vitrail.exporting.library_format import Library, LibraryModel, fold_temperature, with_learned_positions
 from vitrail.exporting.model_card import write_model_card
 from vitrail.exporting.sample_photos import read_sample_photos

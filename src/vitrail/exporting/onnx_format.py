@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.console import silence_output
-from vitrail.documents import Int8Document
 from vitrail.errors import UsageError, VitrailError
+from vitrail.export_documents import Int8Document
 from vitrail.exporting.int8 import quantize
 from vitrail.exporting.model_card import write_model_card
 from vitrail.exporting.onnx_classifier import OnnxClassifier, create_session

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vitrail.classifier import Classifier
-from vitrail.documents import Int8Document
 from vitrail.errors import UsageError
+from vitrail.export_documents import Int8Document
 from vitrail.exporting.program import ProgramOptions, RunProgram
 
 

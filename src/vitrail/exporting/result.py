@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from vitrail.documents import ExportDocument, Int8Document
+from vitrail.export_documents import ExportDocument, Int8Document
 from vitrail.exporting.verify import MAX_ACCURACY_DROP, Verification
 
 

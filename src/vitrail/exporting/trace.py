@@ -61,7 +61,7 @@ def logits_and_map(program: Program, pixels_BCHW: Tensor, target_BY: Tensor) -> 
     h, w = vit.config.grid
     with plain_attention(vit) as weights:
         x_BTD = vit.embed(program.preprocess.normalize(pixels_BCHW))
-        inputs = TokenInputs(vit, x_BTD, (h, w), lambda logits_BY: target_BY, x_BTD, task=program.task)
+        inputs = TokenInputs(x_BTD, (h, w), lambda logits_BY: target_BY, x_BTD, vit=vit, task=program.task)
         map_BP, logits_BY = libragrad(inputs)
     map_Bhw = map_BP.view(-1, h, w)
     attention = [torch.stack(weights, dim=1).detach()] if program.attention else []

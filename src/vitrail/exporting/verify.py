@@ -13,10 +13,10 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.comparison import EXACT, Comparison, Tolerance, compare
-from vitrail.documents import VerificationDocument
 from vitrail.errors import VitrailError
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.recording import recording
+from vitrail.export_documents import VerificationDocument
 from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ATTENTION, DISTANCE, LOGITS, MAP, UNLIKE, ProgramOptions, RunProgram
 from vitrail.intervals import paired_difference_interval

@@ -13,7 +13,7 @@ from vitrail.options import Checked, option
 from vitrail.parts import make_part
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}  # of plugins
-NOT_A_VIT = "it has no tokens, so no attention, relevance maps, features, LoRA, exports, report or server"
+NOT_A_VIT = "it has no tokens, so no attention, features, LoRA, exports, report or server"
 
 
 @dataclass(frozen=True, kw_only=True)
