@@ -87,8 +87,8 @@ def export(
     """Writes a classifier for another runtime or library, after a comparison of its outputs; returns what was written.
 
     `onnx`, `torch` and `triton` are programs: `attention`, `map` and `unlike` add outputs, `int8` makes their weights 8
-    bits, and they are compared on the images of `verify_data` (default: parts of photographs). `timm`, `hf` and `torchvision` are
-    folders that the library loads. Raises `UsageError` if `out` exists, `VitrailError` if the outputs differ.
+    bits, and they are compared on the images of `verify_data` (default: parts of photographs). `timm`, `hf` and
+    `torchvision` are folders that the library loads. Raises `UsageError` if `out` exists, `VitrailError` if the outputs differ.
     """
     extras = ProgramOptions(attention=attention, map=map, int8=int8, unlike=unlike)
     if format in PROGRAM_FORMATS:
