@@ -17,6 +17,7 @@ ROOT = Path(vitrail.__file__).parent
 LAYERS = [
     {
         "annotation_files",
+        "caches",
         "documents",
         "export_documents",
         "json_types",

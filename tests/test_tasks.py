@@ -327,6 +327,7 @@ ELSEWHERE = {  # verb -> why it has no row: it gets no task, or the test that ha
     "serve": "test_the_server_answers_with_labels",
     "recipe": "it prints settings",
     "models": "it prints a list",
+    "cache": "it shows and removes files",
     "bench": "it measures speed, on random pixels",
 }
 

@@ -36,6 +36,7 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
     "recipe": "list the recipes, or print the values of one",
     "models": "list public checkpoints and model sizes",
     "inspect": "show what a weight file contains",
+    "cache": "show what is cached on this machine, and remove it",
     "bench": "measure the speed of a model on this machine, beside other libraries",
 }
 
