@@ -405,10 +405,12 @@ def test_too_few_classes_give_no_composites(one_object):
 
 def test_shuffling_keeps_the_values_of_each_tensor_and_the_original(trained_classifier):
     before = {name: tensor.clone() for name, tensor in trained_classifier.vit.state_dict().items()}
-    head, upper, all_layers = (model.vit.state_dict() for model in shuffled_models(trained_classifier, seed=0, draws=1))
+    models = shuffled_models(trained_classifier, seed=0, draws=1)
+    head, upper, all_layers = ({name: each.clone() for name, each in m.vit.state_dict().items()} for m in models)
     for name, tensor in before.items():
         assert torch.equal(trained_classifier.vit.state_dict()[name], tensor)
         assert torch.equal(all_layers[name].flatten().sort().values, tensor.flatten().sort().values)
         assert torch.equal(head[name], tensor) == (not name.startswith("head."))
         assert torch.equal(upper[name], tensor) == (name.startswith(("blocks.0", "blocks.1", "patch", "pos", "prefix")))
+    assert len({id(model.vit) for model in shuffled_models(trained_classifier, seed=0)}) == 1  # one copy in memory
     assert METHODS.keys() >= {DEFAULT_METHOD}

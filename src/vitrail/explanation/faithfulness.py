@@ -182,7 +182,7 @@ def measure_randomization(
 ) -> dict[str, np.ndarray]:
     """For each method, the absolute rank correlations with the maps of the shuffled models, (kinds, draws, images).
 
-    Only one shuffled model is in memory at a time.
+    One copy of the model is in memory beside it.
     """
     subset = data.randomization_subset
     correlations: dict[str, list[np.ndarray]] = {name: [] for name in mappers}

@@ -19,21 +19,26 @@ SHUFFLED_MODELS = len(SHUFFLED_PARTS) * DRAWS
 
 
 def shuffled_models(classifier: Classifier, seed: int, draws: int = DRAWS) -> Iterator[Classifier]:
-    """Copies with shuffled weights of the head, of the upper half and of all layers: `draws` of each, one at a time."""
+    """Yields models with shuffled weights of the head, of the upper half and of all layers, `draws` of each.
+
+    They are one copy of the classifier, whose weights change with the next one: use each before the next.
+    """
     blocks = range(len(classifier.vit.blocks))
     upper_half = [f"blocks.{i}." for i in blocks[len(blocks) // 2 :]] + ["norm.", "pool.", "head."]
     prefixes_of = dict(zip(SHUFFLED_PARTS, [("head.",), tuple(upper_half), ("",)], strict=True))
+    shuffled = replace(classifier, vit=copy.deepcopy(classifier.vit))
     for number, part in enumerate(SHUFFLED_PARTS * draws):
-        vit = copy.deepcopy(classifier.vit)
-        shuffle_parameters(vit, prefixes_of[part], 1000 * seed + number)
-        yield replace(classifier, vit=vit)
+        shuffle_parameters(shuffled.vit, classifier.vit, prefixes_of[part], 1000 * seed + number)
+        yield shuffled
 
 
 @torch.no_grad()
-def shuffle_parameters(vit: nn.Module, prefixes: tuple[str, ...], seed: int) -> None:
-    """Puts the values of each parameter whose name starts with one of the prefixes into random order, in place."""
+def shuffle_parameters(vit: nn.Module, original: nn.Module, prefixes: tuple[str, ...], seed: int) -> None:
+    """Gives each parameter the values of the original, in random order if its name starts with one of the prefixes."""
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in vit.named_parameters():
+    for (name, parameter), values in zip(vit.named_parameters(), original.parameters(), strict=True):
         if name.startswith(prefixes):
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+            order = torch.randperm(values.numel(), generator=generator).to(values.device)
+            parameter.copy_(values.flatten()[order].view_as(values))
+        else:
+            parameter.copy_(values)
