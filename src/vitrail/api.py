@@ -88,7 +88,8 @@ def export(
 
     `onnx`, `torch` and `triton` are programs: `attention`, `map` and `unlike` add outputs, `int8` makes their weights 8
     bits, and they are compared on the images of `verify_data` (default: parts of photographs). `timm`, `hf` and
-    `torchvision` are folders that the library loads. Raises `UsageError` if `out` exists, `VitrailError` if the outputs differ.
+    `torchvision` are folders that the library loads. Raises `UsageError` if `out` exists, `VitrailError` if the outputs
+    differ.
     """
     extras = ProgramOptions(attention=attention, map=map, int8=int8, unlike=unlike)
     if format in PROGRAM_FORMATS:
