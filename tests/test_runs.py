@@ -589,3 +589,17 @@ def test_traces_of_a_run_killed_at_its_start_do_not_block_the_folder(make_folder
     (tmp_path / "other" / "checkpoint" / "mine.txt").write_text("kept")
     with pytest.raises(UsageError, match="is not empty"):
         vitrail.train(folder, out=tmp_path / "other", epochs=1)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_training_folds_and_sweeps_without_pictures(colors: Path, tmp_path: Path):
+    options = dict(epochs=1, width=8, depth=1, heads=1, mlp_width=8, patch=8, workers=0, pictures=False, device="cpu")
+    run = vitrail.train(colors, out=tmp_path / "run", report=False, **options)
+    assert RunFolder(run.folder).load_config().options == ("--no-pictures",)  # of the command that resumes it
+    vitrail.train(colors, out=tmp_path / "run", resume=True, report=False, pictures=False)
+    vitrail.cross_validate(colors, 2, out=tmp_path / "folds", report=False, **options)
+    sweep = vitrail.sweep(colors, vary={"lr": [1e-3, 2e-3]}, out=tmp_path / "sweep", processes=1, **options)
+    assert [row["state"] for row in sweep.result["rows"]] == ["complete"] * 2
+    assert not list(tmp_path.rglob("*.png"))
+    vitrail.train(colors, out=tmp_path / "run", resume=True, report=False)
+    assert {path.stem for path in run.folder.glob("*.png")} == {"confusion", "attention"}  # those of a finished run

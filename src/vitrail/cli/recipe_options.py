@@ -44,6 +44,7 @@ def add_training_options(parser: Parser, *, out_help: str, resume_help: str) -> 
     parser.add_argument("--resume", action="store_true", help=f"{resume_help} (default: off)")
     add_device(parser)
     parser.add_argument("--no-check", action="store_true", help="skip the check of the data (default: off)")
+    parser.add_argument("--no-pictures", action="store_true", help="draw no pictures (default: off)")
     parser.checks.append(check_recipe_options)
     defaults = describe_defaults()
     for title, dataclass_type, part in GROUPS:

@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         score_test=arguments.score_test,
         device=arguments.device,
         check=not arguments.no_check,
+        pictures=not arguments.no_pictures,
         torch_files=arguments.torch_files,
         **changes,
     )

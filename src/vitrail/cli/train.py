@@ -161,6 +161,7 @@ def training_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "logger": arguments.logger,
         "report": not arguments.no_report,
+        "pictures": not arguments.no_pictures,
         "check": not arguments.no_check,
         **recipe_changes(arguments),
     }

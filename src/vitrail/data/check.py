@@ -226,8 +226,8 @@ def size_error(preprocess: Preprocess, height: int, width: int) -> str | None:
     return None
 
 
-def write_report(report: CheckReport, file: Path, picture: Path) -> None:
-    """Writes the findings as JSON, and a picture of the classes."""
-    if report.survey:
+def write_report(report: CheckReport, file: Path, picture: Path | None) -> None:
+    """Writes the findings as JSON, and a picture of the classes if it has a path."""
+    if report.survey and picture:
         draw_class_sheet(report.survey, picture)
     write_json(file, report.to_json())

@@ -134,6 +134,7 @@ def cross_validate(
     resume: bool = False,
     device: str | None = None,
     report: bool = True,
+    pictures: bool = True,
     check: bool = True,
     torch_files: bool = False,
     logger: Logger | Sequence[Logger] | None = None,
@@ -161,6 +162,7 @@ def cross_validate(
         "torch_files": torch_files,
         "logger": logger,
         "report": report,
+        "pictures": pictures,
         "check": plan.recipe.skip_unreadable,  # only then do the runs need to know what cannot be read
     }
     runs, outcomes = [], []

@@ -261,7 +261,7 @@ def end_epoch(run: TrainingRun, row: Row) -> None:
 
 def draw_epochs(run: TrainingRun, *, is_last: bool) -> None:
     """Draws the curves if they are older than `CURVES_INTERVAL_S` or the epoch is the last."""
-    if time.monotonic() - run.curves_drawn_at > CURVES_INTERVAL_S or is_last:
+    if run.folder.draws and (time.monotonic() - run.curves_drawn_at > CURVES_INTERVAL_S or is_last):
         best_epoch = run.progress.best["epoch"] if run.progress.best else None
         title = f"{run.splits.name}, recipe {run.recipe.name}"
         draw_curves(run.folder.load_metrics(), run.folder.picture("curves"), title, best_x=best_epoch)

@@ -113,6 +113,8 @@ def reload_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
 
 def has_pictures(folder: RunFolder, run: Run) -> bool:
     """Returns whether the pictures that are drawn after the scores are there; labels have no confusion matrix."""
+    if not folder.draws:
+        return True
     pictures = PICTURES[:1] if isinstance(run, ModuleRun) else PICTURES
     if run.classifier.task != SINGLE_LABEL:
         pictures = PICTURES[1:]
@@ -158,10 +160,11 @@ def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
 
 
 def show_run(run: Run, evaluation: AnyEvaluation, trained: TrainedRun, *, report: bool) -> None:
-    """Draws the pictures of a scored run, and writes its report if requested."""
+    """Draws the pictures of a scored run and writes its report, if requested."""
     images = trained.scored_images
     assert images is not None
-    draw_pictures(run.classifier, images, evaluation, trained.folder)
+    if trained.folder.draws:
+        draw_pictures(run.classifier, images, evaluation, trained.folder)
     if report and not isinstance(run, ModuleRun):
         write_run_report(
             run.classifier,

@@ -89,6 +89,7 @@ class RunFolder:
     """Paths and small files of a run."""
 
     path: Path
+    draws: bool = True  # whether the run gets pictures
 
     @property
     def artifact(self) -> Path:
@@ -113,6 +114,11 @@ class RunFolder:
     def result_file(self) -> Path:
         """The final scores; a run that has them is finished."""
         return self.path / "result.json"
+
+    @property
+    def classes_picture(self) -> Path | None:
+        """The path of the picture of the classes; None for a run without pictures."""
+        return self.picture("classes") if self.draws else None
 
     def picture(self, name: str) -> Path:
         """Returns the path of a picture: classes, curves, confusion or attention."""

@@ -55,7 +55,8 @@ def save_linear_probe(classifier: Classifier, probes: Probe, folder: RunFolder) 
     set_head(classifier.vit, torch.from_numpy(probes.head.weight), torch.from_numpy(probes.head.bias))
     classifier.save(folder.artifact)
     folder.write_metrics(probes.head.scores_by_penalty)
-    draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty", log_x=True)
+    if folder.draws:
+        draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty", log_x=True)
 
 
 def describe_probes(scores: ProbeDocument) -> list[str]:

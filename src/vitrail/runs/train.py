@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import torch
 from torch import nn
@@ -68,6 +68,7 @@ def train(
     resume: bool = False,
     device: str | None = None,
     report: bool = True,
+    pictures: bool = True,
     check: bool = True,
     torch_files: bool = False,
     fsdp: bool = False,
@@ -89,9 +90,10 @@ def train(
     training image as uint8 (C, H, W) of the model's size. To resume, pass both again.
 
     `out` is the run folder (default: runs/NAME); it must be new or empty, unless `resume` continues the run in it.
-    `resume` starts a new run if there is none yet, and returns a finished one as it is.
-    `check` checks the data first, `report` writes report.html at the end, `score_test=False` scores validation
-    instead of test. `callbacks` are objects with hooks (`vitrail.Callback`); `logger` is one of them, or its name.
+    `resume` starts a new run if there is none yet, and returns a finished one as it is. `check` checks the data first,
+    `report` writes report.html at the end, `pictures` draws classes, curves, confusion and attention,
+    `score_test=False` scores validation instead of test. `callbacks` are objects with hooks (`vitrail.Callback`);
+    `logger` is one of them, or its name.
 
     If several processes call it (under torchrun, or in an initialized process group), they train one model: the main
     process writes the run, and every process returns it. `fsdp` shards the model over the processes.
@@ -116,10 +118,10 @@ def train(
             hooks.check_start(start)
             if world.is_main:
                 check_parts_and_sizes(start)
-            config = describe_run(start, requested, pretrained, resume_options(world, torch_files, logger))
+            config = describe_run(start, requested, pretrained, resume_options(world, torch_files, logger, pictures))
             log_plan(start, world, config.data, has_weights=pretrained is not None)
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
-        assert folder is not None
+        folder = replace(cast(RunFolder, folder), draws=pictures)
         hooks.begin(start, folder.path, name, is_resumed=resumed is not None)
         with lock_run(folder, world):
             trained = TrainedRun(folder, start.splits, start.recipe, world.device)
@@ -129,7 +131,7 @@ def train(
             with world.raise_on_all():
                 if world.is_main:
                     if start.data.report and not folder.check_file.exists():
-                        write_report(start.data.report, folder.check_file, folder.picture("classes"))
+                        write_report(start.data.report, folder.check_file, folder.classes_picture)
                     probes = probe_start(start) if isinstance(pretrained, Pretrained) else None
             with hooks.call_run_end():
                 trained = train_classifier(start, folder, probes, hooks, world, resumes=resumed is not None)
@@ -185,9 +187,12 @@ def load_weights(
         return load_pretrained(model, recipe, init_device(world), torch_files)
 
 
-def resume_options(world: World, torch_files: bool, logger: Logger | Sequence[Logger] | None) -> list[str]:
+def resume_options(
+    world: World, torch_files: bool, logger: Logger | Sequence[Logger] | None, pictures: bool = True
+) -> list[str]:
     """Returns the options that the resume command repeats. Processes on several machines have no single command."""
     options = ["--torch-files"] if torch_files else []
+    options += [] if pictures else ["--no-pictures"]
     options += [f"--logger={name}" for name in name_loggers(logger)]
     for plugin in loaded_plugins():
         options += ["--plugin", plugin]

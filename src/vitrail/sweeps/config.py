@@ -35,6 +35,7 @@ class SweepConfig:
     space: Space
     model: str | None = None
     torch_files: bool = False
+    pictures: bool = True  # of trials and of the sweep
     device: str | None = None
     trials: int = option(20, "number of trials", ge=1, le=100_000)
     sampler: Sampler = option("tpe", "tpe learns from earlier trials, random does not; a small space is tried in full")

@@ -32,6 +32,7 @@ class SweepOptions:
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the recipe
     model: str | None = None
     torch_files: bool = False
+    pictures: bool = True
     device: str | None = None
     sampler: Sampler | None = None
     pruner: Pruner | None = None
@@ -60,6 +61,7 @@ def new_sweep(options: SweepOptions, out: str | Path | None) -> SweepFolder:
         space=space,
         model=options.model,
         torch_files=options.torch_files,
+        pictures=options.pictures,
         device=options.device,
         trials=DEFAULT_TRIALS if options.trials is None else options.trials,
         sampler=options.sampler or "tpe",

@@ -77,6 +77,7 @@ def sweep(
     score_test: bool = False,
     device: str | None = None,
     check: bool = True,
+    pictures: bool = True,
     torch_files: bool = False,
     **changes: Unpack[RecipeChanges],
 ) -> Sweep:
@@ -110,6 +111,7 @@ def sweep(
         changes=changes,
         model=None if model is None else absolute_if_exists(model),
         torch_files=torch_files,
+        pictures=pictures,
         device=device,
         sampler=sampler,
         pruner=pruner,
@@ -152,13 +154,13 @@ def resumable(folder: SweepFolder, config: SweepConfig) -> Iterator[None]:
 
 
 def write_results(folder: SweepFolder, study: SweepStudy) -> SweepResult:
-    """Writes the table with the fields' importances, and the pictures; returns the table."""
+    """Writes the table with the fields' importances, and the pictures if it has some; returns the table."""
     from vitrail.sweeps.plots import draw_parallel, draw_slices
 
     config = folder.load_config()
     with folder.lock():
         result = write_table(folder, config, study, importance=field_importances(study, config))
-    if any(row["accuracy"] is not None for row in result["rows"]):
+    if config.pictures and any(row["accuracy"] is not None for row in result["rows"]):
         draw_slices(config.space, result["rows"], folder.path / "slices.png")
         draw_parallel(config.space, result["rows"], folder.path / "parallel.png")
     return result
@@ -203,6 +205,7 @@ def score_best(folder: SweepFolder, config: SweepConfig, trial: int) -> Run:
         resume=True,
         device=config.device,
         check=config.recipe.skip_unreadable,
+        pictures=config.pictures,
     )
 
 

@@ -130,6 +130,7 @@ def train_trial(job: TrialJob, is_resumed: bool) -> RunResult:
             resume=is_resumed,
             device=config.device,
             report=False,
+            pictures=config.pictures,
             check=recipe.skip_unreadable,
             score_test=False,
             callbacks=[TrialReporter(job)],
