@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import brentq
 
+from vitrail.evaluation import multi_label
 from vitrail.evaluation.calibration import apply_temperature, find_thresholds, fit_temperature
 from vitrail.evaluation.calibration_error import confidence_bias_interval, measure_calibration_error
 from vitrail.evaluation.label_errors import find_label_errors, suspect_labels
 from vitrail.evaluation.metrics import average_scores, expected_calibration_error
+from vitrail.evaluation.multi_label import MultiLabelOutcome
 from vitrail.evaluation.outcome import Outcome
 from vitrail.explanation.measures import MEASURES
 from vitrail.explanation.scores import MethodScores, make_score, mark_best
@@ -125,6 +127,31 @@ def draw_noisy_labels(
 
 
 # Intervals.
+
+
+PREVALENCE = np.array([0.1, 0.15, 0.25, 0.35, 0.5])  # of five labels
+
+
+def draw_labels(generator: np.random.Generator, n: int, signal: float) -> MultiLabelOutcome:
+    """Returns images whose labels raise their logits by `signal` standard deviations; the labels share some noise."""
+    labels = (generator.random((n, len(PREVALENCE))) < PREVALENCE).astype(np.int64)
+    noise = generator.normal(0, 1, labels.shape) + 0.35 * generator.normal(0, 1, (n, 1))
+    return MultiLabelOutcome([""] * n, labels, labels * signal + noise, tuple("abcde"), thresholds=(0.5,) * 5)
+
+
+@cache
+def true_precision(signal: float) -> float:
+    """Returns the mAP of many images."""
+    return draw_labels(np.random.default_rng(0), 400_000, signal).map
+
+
+def mean_average_precision(n: int, signal: float) -> Draw:
+    def draw(generator: np.random.Generator) -> bool:
+        outcome = draw_labels(generator, n, signal)
+        scores = multi_label.average_scores(outcome, seed=int(generator.integers(1 << 30)))
+        return covers(scores["map_interval"], true_precision(signal))
+
+    return draw
 
 
 def proportion(n: int, low: float) -> Draw:
@@ -383,6 +410,22 @@ INTERVALS: dict[str, Simulation] = {
         "balanced accuracy", "Wilson, effective n", "100 classes of about 10", balanced_accuracy(100, 10), 10
     ),
     "macro-f1": Simulation("macro F1", "percentile bootstrap", "10 classes, n = 500", macro_f1(500), 10),
+    **{
+        f"map-{n}-{name}": Simulation(
+            "mAP of several labels",
+            "bootstrap, logit, t",
+            f"{n} images, 5 labels, mAP {truth}",
+            mean_average_precision(n, signal),
+            n // 10,
+            False,
+        )
+        for n, name, signal, truth in (
+            (100, "weak", 1.0, 0.5),
+            (100, "excellent", 3.0, 0.94),
+            (300, "weak", 1.0, 0.5),
+            (1000, "weak", 1.0, 0.5),
+        )
+    },
     "int8-few": Simulation(
         "int8 loss", "Tango", "n = 64, 0.5% lost and gained", paired_loss(64, 0.005, 0.005), 1, False
     ),
