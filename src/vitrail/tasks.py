@@ -28,7 +28,7 @@ class Task:
 
     name: TaskName
     description: str  # completes "each image has ..."
-    losses: tuple[str, ...]  # the built-in losses that fit; the first is the default
+    default_loss: str
     score: str  # the validation score that selects the weights, the higher the better
     activation: str  # what turns logits into probabilities
     to_probabilities: "Callable[[Tensor], Tensor]"  # logits (..., Y) -> probabilities (..., Y)
@@ -60,7 +60,7 @@ TASKS: dict[str, Task] = {
     SINGLE_LABEL: Task(
         SINGLE_LABEL,
         "one class",
-        losses=("cross_entropy", "binary_cross_entropy", "focal"),
+        default_loss="cross_entropy",
         score="accuracy",
         activation="softmax",
         to_probabilities=lambda logits: logits.softmax(-1),
@@ -70,7 +70,7 @@ TASKS: dict[str, Task] = {
     MULTI_LABEL: Task(
         MULTI_LABEL,
         "any number of labels",
-        losses=("binary_cross_entropy", "focal", "asymmetric"),
+        default_loss="binary_cross_entropy",
         score="map",
         activation="sigmoid",
         to_probabilities=lambda logits: logits.sigmoid(),

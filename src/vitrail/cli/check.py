@@ -1,6 +1,6 @@
 """Check a data set before training: unreadable images, wrong classes, duplicates, leaks between splits.
 
-Errors would stop training (exit code 1), warnings would not; each says what training will do. Every file is read once.
+Errors stop training, warnings do not; each says what training will do. With an error the exit code is 1. Every file is read once.
 Results for unchanged files come from a cache ($VITRAIL_CACHE, or ~/.cache/vitrail).
 """
 

@@ -276,7 +276,7 @@ def describe_temperature(classifier: BaseClassifier) -> str:
         hint = " (not fitted; --fit-temperature fits it)" if classifier.temperature == 1 else ""
         return f"temperature {classifier.temperature:.4g}{hint}"
     if calibration.get("reason"):
-        return f"temperature 1: {calibration['reason']}"
+        return f"temperature 1 (not fitted: {calibration['reason']})"
     images = f"{calibration['images']} {calibration['fitted_on']} images"
     return f"temperature {classifier.temperature:.4g}, fitted on {images}"
 

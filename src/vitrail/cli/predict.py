@@ -2,12 +2,12 @@
 
 A file that cannot be read gets a row with the error, and the exit code is 1.
 
-With --out, the rows go into parquet or CSV files in a folder, for any number of images, in constant memory. Then SOURCE
+With --out, the rows go into parquet or CSV files in a folder, in constant memory for any number of images. Then SOURCE
 may also be a table (.csv, .tsv, .parquet) with a column of paths. If the work is stopped, the same command with
---resume completes it, and keeps the parts that are done.
+--resume completes it, and keeps the files that are done.
 
-With --format coco, fiftyone or label-studio, --out is a file or folder that these tools import. It has the most
-probable class of each image.
+With --format coco, fiftyone or label-studio, --out is a file or folder that these tools import, with the most probable
+class of each image.
 """
 
 from __future__ import annotations

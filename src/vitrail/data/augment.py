@@ -31,10 +31,14 @@ class Augment:
     """How training images are augmented."""
 
     flip: float = option(0.5, "probability of a horizontal flip", ge=0, le=1)
-    crop: Crop = option("none", "random crop; resized: of the image, then resized; padded: of the padded image")
+    crop: Crop = option(
+        "none", "random crop; resized: a part of the image, resized; padded: a window of the padded image"
+    )
     crop_scale: float = option(0.8, "minimum fraction of the area that a resized crop keeps", gt=0, le=1)
     crop_padding: float = option(0.125, "padding of a padded crop, as a fraction of the image size", ge=0, le=0.5)
-    policy: Policy | str = option("none", "automatic augmentation: random color and shape", part="augmentation")
+    policy: Policy | str = option(
+        "none", "automatic augmentation: random changes of color and shape", part="augmentation"
+    )
     policy_ops: int = option(2, "operations per image in RandAugment", ge=0)
     policy_magnitude: int = option(9, "magnitude of RandAugment's operations, 0 to 30", ge=0, le=30)
     random_erasing: float = option(0.0, "probability of erasing a random rectangle", ge=0, le=1)
@@ -65,7 +69,7 @@ def name_augmentation(augment: Callable[..., object]) -> str:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The transforms of training images: `augment_image` of each, then `augment_batch` of the stacked batch."""
+    """The transforms of training images: `augment_image` for each image, then `augment_batch` for the batch."""
 
     augment_image: Callable[[Tensor], Tensor]  # uint8 (C, h, w) of any size -> uint8 (C, H, W)
     is_random: bool = False  # whether `augment_image` draws from torch's global generator

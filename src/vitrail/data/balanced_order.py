@@ -1,7 +1,7 @@
 """Class-balanced sampling: which images an epoch has, and in which order.
 
 An epoch has as many images as the training set, so that the number of steps does not change. Each class gets a number
-of places, and continues with its images where the epoch before ended: over a run all images of a class are seen equally
+of draws, and continues with its images where the epoch before ended: over a run all images of a class are seen equally
 often. All of it depends only on the labels, the seed and the epoch, so it is the same for any number of processes and
 workers, and after a resume.
 """
@@ -12,7 +12,7 @@ from vitrail.data.randomness import derive_seed, epoch_permutation
 
 
 def class_quotas(class_counts_Y: np.ndarray, strength: float) -> np.ndarray:
-    """Returns the number of places of each class in an epoch, int64 (Y,); they sum to the number of images.
+    """Returns the number of draws of each class in an epoch, int64 (Y,); they sum to the number of images.
 
     They are proportional to (images of the class) ** (1 - strength): equal for 1, as in the data for 0.
     """
@@ -23,7 +23,7 @@ def class_quotas(class_counts_Y: np.ndarray, strength: float) -> np.ndarray:
     quotas = np.maximum(np.floor(exact), has_images).astype(np.int64)
     while (missing := n - int(quotas.sum())) > 0:
         quotas[np.argsort(quotas - exact, kind="stable")[:missing]] += 1
-    for _ in range(-missing):  # a place for each class can take more places than there are
+    for _ in range(-missing):  # with one draw at least for each class, the sum can be too large
         quotas[quotas.argmax()] -= 1
     return quotas
 
@@ -46,7 +46,7 @@ def balanced_draws(labels: np.ndarray, classes: int, seed: int, epoch: int, stre
 
 
 def class_draws(members: np.ndarray, quota: int, n: int, key: tuple[int | str, ...], epoch: int) -> np.ndarray:
-    """Returns the draws of one class: its images in random order, again and again, in another order each time."""
+    """Returns the draws of one class: all its images in random order, then all in another order, and so on."""
     first, last = epoch * quota, (epoch + 1) * quota - 1
     rounds = range(first // len(members), last // len(members) + 1)
     orders = [

@@ -186,7 +186,7 @@ def remove_transparency(image: Image.Image) -> Image.Image:
 
 
 def silence_pillow() -> None:
-    """Adds a filter of Pillow's warnings to those of the process, which stay as they are otherwise.
+    """Adds a filter that hides Pillow's warnings; the other filters of the process stay.
 
     `warnings.catch_warnings` would replace the filters of all threads.
     """

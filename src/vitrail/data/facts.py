@@ -122,7 +122,7 @@ def create_tables(connection: sqlite3.Connection) -> None:
 
 
 def import_old_cache(connection: sqlite3.Connection, path: Path) -> None:
-    """Moves the entries of the cache before this one that are still true; a damaged one is deleted."""
+    """Moves entries that are still valid from the cache of an earlier version, and deletes that cache."""
     if not path.exists():
         return
     with contextlib.suppress(sqlite3.DatabaseError, OSError):

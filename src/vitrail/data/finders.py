@@ -173,7 +173,7 @@ def find_near_duplicates(survey: Survey) -> Findings:
 
 
 def is_divided_at_random(survey: Survey, pairs: list[list[ImageRecord]]) -> bool:
-    """Returns whether a division of the source would divide these pairs of images at random."""
+    """Returns whether a random split of the source could separate the images of one of these pairs."""
     groups = survey.source.splits["all"].groups if "all" in survey.source.splits else ()
     if groups is None:
         return True

@@ -116,7 +116,7 @@ TEMPLATES: dict[Code, Template] = {
     ),
     Code.WITHOUT_LABELS: Template(
         "{images_are} without any label, for example {example}",
-        "they are used: right if they show nothing of the labels, wrong if nobody has labeled them",
+        "they are used as images that show none of the labels: remove those that have not been labeled yet",
     ),
     Code.ALWAYS_TOGETHER: Template(
         "the labels {classes!n} always come together ({n} training images)",

@@ -1,7 +1,7 @@
 """Groups: images that belong together, such as those of a patient, a video, a site or a burst.
 
-Images of a group are alike, so a group must be on one side of a division: otherwise the score is that of images that
-the model has almost seen.
+Images of a group are alike, so a group must not be divided between training and test: the score would be too high,
+because the model has seen images that are almost the same.
 """
 
 import re
@@ -13,13 +13,13 @@ from vitrail.data.source import Source
 MIN_MATCHED = 0.9  # of the images, for a pattern to be suggested
 GROUPS_PER_CLASS = 2  # a suggested pattern has more groups than this: fewer may be another name of the classes
 MIN_GROUP_SIZE = 2  # mean, of a suggested pattern
-# What names give groups away: a number before the last one (patient12_003.png), or a folder below that of the class.
+# What shows groups in names: a number before the last one (patient12_003.png), or a folder below that of the class.
 SUGGESTED_PATTERNS = (r"([^/]*[0-9])[-_. ]+[A-Za-z]*[-_. ]*[0-9]+[.][^./]+$", r"^[^/]+/(?:[^/]+/)*?([^/]+)/[^/]+$")
 
 
 @dataclass(frozen=True)
 class SuggestedGroups:
-    """Groups that names give away: the pattern, how many groups there are, and names of one of them."""
+    """Groups that the names of images show: the pattern, how many groups there are, and names of one of them."""
 
     pattern: str
     groups: int

@@ -11,7 +11,7 @@ from vitrail.errors import VitrailError
 
 
 def key_of(label: Any) -> object:
-    """Returns what two equal labels, or sets of labels, have in common."""
+    """Returns a key that is the same for equal labels, or equal sets of labels."""
     return repr(np.asarray(label).tolist()) if has_several(label) else plain_label(label)
 
 

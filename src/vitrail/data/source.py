@@ -158,7 +158,7 @@ class Source:
         notes = self.notes
         if task is None and chosen == MULTI_LABEL:
             names = set().union(*(each.labels.counts() for each in splits.values()))
-            what = f"images have any number of {len(names)} labels"
+            what = f"an image has any number of {len(names)} labels"
             notes = [*notes, f"the task is {MULTI_LABEL}: {what} (--task {SINGLE_LABEL}: one class each)"]
         return replace(self, splits=splits, notes=notes)
 

@@ -60,24 +60,24 @@ def hold_out_by_label(
     rows = np.concatenate([multi_hot, no_label], axis=1).astype(np.int64)  # images without a label are divided too
     counts = np.stack([rows[group].sum(0) for group in groups])  # (groups, labels): images of a group with each label
     sizes = np.array([len(group) for group in groups])
-    wanted = np.array([[1 - fraction], [fraction]]) * counts.sum(0)  # (2, labels): rest, held out
-    places = np.array([1 - fraction, fraction]) * sizes.sum()
+    lacking = np.array([[1 - fraction], [fraction]]) * counts.sum(0)  # (2, labels): rest, held out
+    lacking_images = np.array([1 - fraction, fraction]) * sizes.sum()
     part = np.full(len(groups), -1)
     while (part < 0).any():
         remaining = (counts * (part < 0)[:, None]).sum(0)
         label = int(np.argmin(np.where(remaining > 0, remaining, np.iinfo(np.int64).max)))
         for i in np.flatnonzero((part < 0) & (counts[:, label] > 0)).tolist():
-            part[i] = choose_part(wanted[:, label], places)
-            wanted[part[i]] -= counts[i]
-            places[part[i]] -= sizes[i]
+            part[i] = choose_part(lacking[:, label], lacking_images)
+            lacking[part[i]] -= counts[i]
+            lacking_images[part[i]] -= sizes[i]
     return sorted(i for number in np.flatnonzero(part == 1).tolist() for i in groups[number])
 
 
-def choose_part(wanted: np.ndarray, places: np.ndarray) -> int:
-    """Returns the part, 0 or 1, that lacks more images of a label; if both lack as many, the one with more places."""
-    if abs(wanted[0] - wanted[1]) > 1e-9:
-        return int(wanted[1] > wanted[0])
-    return int(places[1] > places[0])
+def choose_part(lacking: np.ndarray, lacking_images: np.ndarray) -> int:
+    """Returns the part, 0 or 1, that lacks more images of a label; at a tie, the one that lacks more images in all."""
+    if abs(lacking[0] - lacking[1]) > 1e-9:
+        return int(lacking[1] > lacking[0])
+    return int(lacking_images[1] > lacking_images[0])
 
 
 def sorted_groups(names: Sequence[str], same_as: np.ndarray, seed: int) -> list[list[int]]:

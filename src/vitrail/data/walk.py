@@ -22,7 +22,7 @@ class Omissions:
         self.unreachable: list[str] = []  # sentences
 
     def add_file(self, path: Path | str) -> None:
-        """Adds a file that is not hidden and has not the name of an image."""
+        """Adds a file that is not hidden and whose name is not that of an image."""
         extension = os.path.splitext(path)[1].lower()
         if extension in UNREAD_EXTENSIONS:
             self.unread_images[extension] += 1

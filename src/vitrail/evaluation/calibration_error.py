@@ -33,9 +33,9 @@ def measure_calibration_error(outcome: Answers, bins: int = 15, seed: int = 0) -
 
     The interval inverts a test: it holds the true errors for which an ECE as large and one as small as the observed one
     each have a probability of at least 2.5%. The corrected error is the one whose median ECE is the observed one. The
-    interval covers the truths of four families: the observed gaps of the bins times a factor, from 0 (perfect
-    calibration) upwards; and the same gap in every bin, with the observed signs, downwards, and upwards. The last ones
-    matter where few mistakes are expected: without a mistake, the observed gaps say little about the true ones.
+    interval covers four families of true gaps between confidence and accuracy: the observed gaps times a factor of 0
+    (perfect calibration) or more; and the same gap in every bin, with the observed signs, all negative, or all
+    positive. These three matter if few mistakes are expected: without one, the observed gaps say little.
     """
     rows = reliability_bins(outcome, bins)
     n, confidence, accuracy = (np.array([row[key] for row in rows]) for key in ("images", "confidence", "accuracy"))

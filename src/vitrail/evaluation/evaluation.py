@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """The 95% interval of the accuracy; of images that have groups, it is that of other groups."""
+        """The 95% interval of the accuracy; over groups instead of images, if the images have groups."""
         return accuracy_interval(self.outcome)
 
     @cached_property

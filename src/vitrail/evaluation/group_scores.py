@@ -1,6 +1,6 @@
 """Scores of groups: how accuracy differs between patients, videos or bursts, and intervals that count groups.
 
-Images of a group are alike, so they are not independent: intervals are those of drawing other groups.
+Images of a group are alike, so they are not independent: intervals are over groups instead of images.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class GroupScores:
 
     @property
     def accuracy_interval(self) -> Interval:
-        """The 95% interval of the accuracy of all images, if groups are drawn."""
+        """The 95% interval of the accuracy of all images, over groups."""
         return grouped_proportion_interval(self.correct, self.images)
 
     def summary(self) -> GroupSummary:

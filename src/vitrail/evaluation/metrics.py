@@ -220,7 +220,7 @@ def _percentiles(values: list[float]) -> Interval:
 
 
 def accuracy_interval(outcome: Outcome) -> Interval:
-    """Returns the 95% interval of the accuracy; of images that have groups, it is that of other groups."""
+    """Returns the 95% interval of the accuracy; over groups instead of images, if the images have groups."""
     if outcome.groups is not None:
         return score_groups(outcome.groups, outcome.correct).accuracy_interval
     return wilson_interval(int(outcome.correct.sum()), len(outcome.labels))
@@ -231,7 +231,7 @@ METRICS: dict[str, Callable[..., float]] = {"balanced_accuracy": balanced_accura
 
 
 def compute_metrics(outcome: Outcome, names: Sequence[str]) -> dict[str, float]:
-    """Returns the named metrics; raises `UsageError` for an unknown one, and for one that fails or is no number."""
+    """Returns the named metrics; raises `UsageError` for an unknown one, and for one that fails or does not return a number."""
     check_metrics(names)
     values = {}
     for name in names:

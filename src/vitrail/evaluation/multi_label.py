@@ -257,7 +257,7 @@ def co_occurrence(labels: np.ndarray) -> np.ndarray:
 
 
 def subset_accuracy_interval(outcome: MultiLabelOutcome) -> Interval:
-    """Returns the 95% interval of the fraction of images whose labels are all right; with groups, of other groups."""
+    """Returns the 95% interval of the fraction of images whose labels are all right; over groups, if there are any."""
     if outcome.groups is not None:
         return score_groups(outcome.groups, outcome.correct).accuracy_interval
     return wilson_interval(int(outcome.correct.sum()), len(outcome.correct))

@@ -116,7 +116,7 @@ def convert_optimizer(settings: Settings) -> None:
     settings.changes["max_grad_norm"] = clip
     if clip is not None and settings.read("clip_mode", "norm") != "norm":
         settings.changes["max_grad_norm"] = None
-        settings.miss("clip_mode", "a recipe clips the norm of the gradient only; it does not clip")
+        settings.miss("clip_mode", "a recipe clips the norm of the gradient only; this one does not clip")
     settings.known.add("clip_mode")
 
 

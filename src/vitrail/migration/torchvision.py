@@ -54,7 +54,7 @@ def convert_model(settings: Settings) -> None:
         settings.model = f"torchvision/{name}{WEIGHTS[weights]}"
     else:
         if weights:
-            settings.miss("weights", "vitrail has no such weights")
+            settings.miss("weights", "vitrail does not know these weights")
         settings.set_model(card, name)
 
 

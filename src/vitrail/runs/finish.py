@@ -83,7 +83,7 @@ def finish_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
 
 
 def is_finished(trained: TrainedRun) -> bool:
-    """Returns whether the run has its classifier, and its scores on the split that they are wanted on."""
+    """Returns whether the run has its classifier, and its scores on the requested split."""
     if not trained.folder.is_finished():
         return False
     return trained.scored_images is None or trained.scored_split in load_result(trained.folder)

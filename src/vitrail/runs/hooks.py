@@ -1,4 +1,4 @@
-"""The callbacks of a run: which there are, what they get, and how all processes agree on what they ask for."""
+"""The callbacks of a run: their list, the state that they get, and how all processes agree on their requests."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ Values = Mapping[str, Any]
 
 
 class RunHooks:
-    """Calls the callbacks of one run in one process, and knows what they get."""
+    """Calls the callbacks of one run in one process, and holds the state that they get."""
 
     def __init__(self, callbacks: Sequence[object] = (), world: World = SINGLE_PROCESS):
         self.calls = CallbackCalls(callbacks, world.is_main)

@@ -33,7 +33,7 @@ from vitrail.training.distributed import PeerLost
 from vitrail.training.recipe import RECIPE_FIELDS
 from vitrail.training.recipes import find_recipe
 
-POLL_INTERVAL_S = 1.0  # between two looks at the metrics that the processes write
+POLL_INTERVAL_S = 1.0  # between two reads of the metrics that the processes write
 
 
 def train_on_ray(
@@ -50,7 +50,7 @@ def train_on_ray(
     """Trains as `vitrail.train` does, with its options, in several processes of a Ray cluster.
 
     `processes` is their number, or (minimum, maximum): Ray then uses what the cluster has room for. `restarts`
-    is how many losses are repaired. Raises `VitrailError` as `vitrail.train` does, and after one loss too many.
+    is the number of losses that are repaired. Raises `VitrailError` as `vitrail.train` does, and after one loss too many.
     """
     min_processes, max_processes = processes if isinstance(processes, tuple) else (processes, processes)
     if not 1 <= min_processes <= max_processes:

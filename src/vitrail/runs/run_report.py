@@ -1,4 +1,4 @@
-"""The report of a run, which may take a part of the time that training took."""
+"""The report of a run, which may take a fraction of the time of training."""
 
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar

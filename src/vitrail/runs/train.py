@@ -80,7 +80,7 @@ def train(
     """Trains a classifier on the images of `data` and writes the run folder.
 
     `model` holds pretrained weights to start from: a `Classifier`, or anything that `load` accepts (`torch_files` is
-    passed to it). Parameters with `requires_grad=False` stay frozen, unless all are so, as in a loaded model. A
+    passed to it). Parameters with `requires_grad=False` stay frozen, unless all have it, as in a loaded model. A
     `ViTConfig` describes a model with random weights instead. `architecture` names another model than a ViT by its
     registered builder (docs/plugins.md), and the result is a `ModuleRun`; `model` may then be a module that has its
     weights. `recipe` is a name (default: `small`, or `finetune` with weights), a TOML or JSON file, or a `Recipe`;

@@ -100,7 +100,7 @@ def resolve_schedule(recipe: Recipe, splits: Splits, batch_size_range: tuple[int
     batch_size = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / STEPS_PER_EPOCH)), *batch_size_range))
     lr = recipe.lr or choose_transfer_lr(epochs * count_batches(n, batch_size))
     flip = recipe.augment.flip if splits.can_flip else 0.0
-    loss = recipe.loss or TASKS[splits.train.task].losses[0]
+    loss = recipe.loss or TASKS[splits.train.task].default_loss
     return recipe.with_changes(epochs=epochs, batch_size=batch_size, lr=lr, flip=flip, loss=loss)
 
 

@@ -2,7 +2,8 @@
 
 A row of `LOSSES` is called once per run, with a `LossContext` and the arguments after the loss's name in the recipe. It
 returns the loss: (logits (B, Y) float32, targets) -> mean over the batch. With one class per image the targets are (B,)
-int64, or (B, Y) probabilities after mixing; with several labels they are (B, Y) float32, from 0 to 1.
+int64, or (B, Y) probabilities after mixing; with several labels they are (B, Y) float32, from 0 to 1. A class that is
+not for every task has the attribute `tasks`.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class LossContext:
     @property
     def loss(self) -> str:
         """The loss of the recipe, or the task's default if it names none."""
-        return self.recipe.loss or TASKS[self.task].losses[0]
+        return self.recipe.loss or TASKS[self.task].default_loss
 
     def balanced_weights(self) -> Tensor:
         """Returns a weight per class, (Y,): all classes count alike, and the mean over the images is 1.
@@ -74,6 +75,7 @@ class CrossEntropy:
     without `balance`.
     """
 
+    tasks = (SINGLE_LABEL,)
     takes_class_weights = True
 
     def __init__(self, context: LossContext, class_weights: str | None = None):
@@ -158,6 +160,8 @@ class Asymmetric:
     less than present ones, and those with a probability below `clip` not at all.
     """
 
+    tasks = (MULTI_LABEL,)
+
     def __init__(self, context: LossContext, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05):
         self.to_targets = DenseTargets(context)
         self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
@@ -210,12 +214,21 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 }
 
 
+def losses_of_task(task: str) -> list[str]:
+    """Returns the names of the built-in losses for a task. A loss without the attribute `tasks` is for every task."""
+    built_in = {name: kind for name, kind in LOSSES.items() if ("loss", name) not in PARTS}
+    return [name for name, kind in built_in.items() if task in getattr(kind, "tasks", TASKS)]
+
+
 def check_loss_fits(context: LossContext) -> None:
     """Raises `UsageError` for a built-in loss that is for another task."""
-    name, task = part_name(context.loss), TASKS[context.task]
-    if ("loss", name) not in PARTS and name not in task.losses:
-        each = ", ".join(task.losses[:-1]) + " or " + task.losses[-1]
-        raise UsageError(f"the loss {name!r} is not for images of which each has {task.description}", f"use {each}")
+    name, names = part_name(context.loss), losses_of_task(context.task)
+    if ("loss", name) not in PARTS and name not in names:
+        description = TASKS[context.task].description
+        raise UsageError(
+            f"the loss {name!r} is not for images of which each has {description}",
+            f"use {', '.join(names[:-1])} or {names[-1]}",
+        )
 
 
 def make_loss(context: LossContext) -> Loss:

@@ -84,20 +84,20 @@ class Recipe:
     )
     loss: LossName | str | None = option(
         None,
-        "training loss; cross_entropy:class_weights=balanced is the same as balance weights; none: cross_entropy, and "
-        "binary_cross_entropy with several labels per image",
+        "training loss; none: cross_entropy, or binary_cross_entropy with several labels per image; "
+        "cross_entropy:class_weights=balanced is the same as balance weights",
         part="loss",
     )
     balance: BalanceName = option(
         "none",
-        "what to do about classes of unequal size; none: all images count alike; weights: of the classes, in the loss; "
-        "sampler: an epoch has equally many images of each class; logits: shifted by the class frequencies in the loss",
+        "what to do about classes of unequal size; none: nothing; weights: weight the classes in the loss; sampler: draw "
+        "equally many images of each class; logits: shift the logits by the class frequencies in the loss",
     )
     balance_strength: float = option(
-        1.0, "of balance; 1: the classes count alike; 0.5: by the square root of their sizes", gt=0, le=2
+        1.0, "strength of balance; 1: all classes count alike; 0.5: each by the square root of its size", gt=0, le=2
     )
     max_grad_norm: float | None = option(1.0, "maximum gradient norm, or none for no clipping", gt=0)
-    label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "fraction of the target that goes to all classes", ge=0, lt=1)
     ema_decay: float | None = option(None, "decay of the EMA weights, or none for no averaging", gt=0, lt=1)
     initial_image_scale: float = option(
         1.0, "image size at the first step, as a fraction of the full size (progressive resizing)", gt=0, le=1
@@ -126,7 +126,7 @@ class Recipe:
     layer_decay: float = option(1.0, "learning rate of a block, as a fraction of the next block's", gt=0, le=1)
     freeze: int | str | tuple[str, ...] = option(
         0,
-        "what to freeze: a number of first blocks; backbone; or patterns of parameter names or modules, "
+        "what to freeze: the first COUNT blocks; backbone; or patterns of names of parameters or modules, such as "
         "'patch_embed blocks.*.attn'",
         ge=0,
     )
