@@ -60,7 +60,7 @@ def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, t
 
 
 def check_model_kind(model: object) -> None:
-    """Raises `UsageError` for a model that is no name, path or module: the types exclude it, callers may not check."""
+    """Raises `UsageError` for a model that is not a name, path or module, for callers who do not check types."""
     if isinstance(model, BaseClassifier):  # of another runtime, or not a ViT
         raise refuse_module(f"a {type(model).__name__}")
     if not isinstance(model, str | Path):

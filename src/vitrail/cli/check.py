@@ -1,7 +1,7 @@
 """Check a data set before training: unreadable images, wrong classes, duplicates, leaks between splits.
 
-Errors stop training, warnings do not; each says what training will do. With an error the exit code is 1. Every file is read once.
-Results for unchanged files come from a cache ($VITRAIL_CACHE, or ~/.cache/vitrail).
+Errors stop training, warnings do not; each says what training will do. With an error the exit code is 1. Every file is
+read once. Results for unchanged files come from a cache ($VITRAIL_CACHE, or ~/.cache/vitrail).
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ class Augment:
     """How training images are augmented."""
 
     flip: float = option(0.5, "probability of a horizontal flip", ge=0, le=1)
-    crop: Crop = option(
-        "none", "random crop; resized: a part of the image, resized; padded: a window of the padded image"
-    )
+    crop: Crop = option("none", "random crop; resized: a part of the image; padded: a window of the padded image")
     crop_scale: float = option(0.8, "minimum fraction of the area that a resized crop keeps", gt=0, le=1)
     crop_padding: float = option(0.125, "padding of a padded crop, as a fraction of the image size", ge=0, le=0.5)
     policy: Policy | str = option(

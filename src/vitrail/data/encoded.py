@@ -51,7 +51,7 @@ class EncodedImages(Sequence[Tensor], ABC):
         return BytesIO(self.read_bytes(i))
 
     def sha256(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the SHA-256 of the bytes of these images, uint8 (k, 32); for an unreadable image that of empty bytes."""
+        """Returns the SHA-256 of the bytes of these images, uint8 (k, 32); of no bytes for an unreadable image."""
         digests = np.empty((len(indices), SHA256_BYTES), dtype=np.uint8)
         for digest, i in zip(digests, indices.tolist(), strict=True):
             try:

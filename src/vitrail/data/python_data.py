@@ -146,7 +146,7 @@ def is_hf_dataset(data: Any) -> bool:
 
 
 def note_loader(loader: DataLoader[Any], notes: list[str]) -> None:
-    """Adds a note on what is not used of a DataLoader."""
+    """Adds a note on the settings of a DataLoader that are not used."""
     note = "of the DataLoader, the data set is used; batches and their order are the recipe's"
     if loader.collate_fn is not default_collate:
         note += ", and its collate function is not called"

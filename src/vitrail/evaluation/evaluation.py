@@ -39,7 +39,7 @@ class Evaluation:
     description: str = ""  # of the images
     temperature: float = 1.0  # the logits are divided by it
     optimistic: bool = False  # whether training selected weights or a hyperparameter on these images
-    metrics: dict[str, float] = field(default_factory=dict)  # that were asked for by name
+    metrics: dict[str, float] = field(default_factory=dict)  # requested by name
     unlike: UnlikeEvaluation | None = None  # how well outside images are told from these
 
     @property

@@ -231,7 +231,7 @@ METRICS: dict[str, Callable[..., float]] = {"balanced_accuracy": balanced_accura
 
 
 def compute_metrics(outcome: Outcome, names: Sequence[str]) -> dict[str, float]:
-    """Returns the named metrics; raises `UsageError` for an unknown one, and for one that fails or does not return a number."""
+    """Returns the named metrics; raises `UsageError` for one that is unknown, fails, or does not return a number."""
     check_metrics(names)
     values = {}
     for name in names:

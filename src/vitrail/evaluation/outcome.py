@@ -44,7 +44,7 @@ class ImageLogits:
         return images.exclude(self.unreadable)
 
     def with_temperature(self, temperature: float) -> Self:
-        """Returns the outcome that the classifier has with this temperature, to the last bit; that of this outcome must be 1."""
+        """Returns the outcome at another temperature, to the last bit that of the classifier; this one must have 1."""
         logits = torch.from_numpy(self.logits).float() / temperature
         return replace(self, logits=logits.double().numpy())
 

@@ -149,7 +149,7 @@ def make_hooks(
 ) -> RunHooks:
     """Returns the callbacks of a run with those that the recipe and the logger add, and the printer of the result.
 
-    Raises `UsageError` for an object that is no callback, and for a logger whose library is missing.
+    Raises `UsageError` for an object that is not a callback, and for a logger whose library is missing.
     """
     if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
         raise UsageError(f"callbacks is {callbacks!r}; it must be a list of callbacks")

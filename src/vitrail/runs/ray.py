@@ -50,7 +50,7 @@ def train_on_ray(
     """Trains as `vitrail.train` does, with its options, in several processes of a Ray cluster.
 
     `processes` is their number, or (minimum, maximum): Ray then uses what the cluster has room for. `restarts`
-    is the number of losses that are repaired. Raises `VitrailError` as `vitrail.train` does, and after one loss too many.
+    is the number of losses that are repaired; one more raises `VitrailError`. Other errors: those of `vitrail.train`.
     """
     min_processes, max_processes = processes if isinstance(processes, tuple) else (processes, processes)
     if not 1 <= min_processes <= max_processes:

@@ -139,7 +139,7 @@ class TrainingRun:
         self.world.on_main(lambda: classifier.save(self.folder.artifact))
 
     def save_after_callback(self) -> str:
-        """Writes a checkpoint after the error of a callback; returns the hint that says so."""
+        """Writes a checkpoint after the error of a callback; returns the hint for the error."""
         self.save_checkpoint()
         return f"saved at step {self.state.step}, continue with: {self.folder.resume_command()}"
 

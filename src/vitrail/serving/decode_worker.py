@@ -39,7 +39,7 @@ def run_decoder(connection: socket.socket) -> None:
 def answer_file(request: dict[str, Any], file: bytes) -> tuple[dict[str, Any], list[Pixels]]:
     """Returns shape and pixels, and whether the file has over 8 bits; or why it cannot be read; or that it is large.
 
-    A large image is decoded only if the request says so.
+    A large image is decoded only if the request allows it.
     """
     try:
         max_pixels = math.inf if request["decode_large"] else LARGE_IMAGE_PIXELS

@@ -80,7 +80,7 @@ class Explainer:
             default = self.time.seconds(self.default_method, picture is not None)
         except UsageError as error:
             raise bad_request(str(error)) from None
-        if images * seconds * ADMISSION_MARGIN > available_s:  # it would be refused although nobody waits
+        if images * seconds * ADMISSION_MARGIN > available_s:  # too slow even on an idle server
             self.time.relax([request])
             raise bad_request(
                 f"method {method} takes about {images * seconds:.2g} s on this server ({find_method(method).cost} per "

@@ -172,7 +172,7 @@ class WorkerPool:
                 message = f"{name} cannot be started" + (f": {error}" if str(error) else "")
                 if not self.first_start.done():
                     self.first_start.set_exception(error if isinstance(error, VitrailError) else VitrailError(message))
-                    self.first_start.exception()  # nobody may wait for it: asyncio then would print a warning
+                    self.first_start.exception()  # else asyncio prints a warning if no task waits for it
                 warn("worker_not_started", model=self.name, task=self.task, error=str(error))
                 pause = min(max(0.1, 2 * pause), MAX_RESTART_DELAY_S)
                 continue

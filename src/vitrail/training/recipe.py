@@ -90,8 +90,8 @@ class Recipe:
     )
     balance: BalanceName = option(
         "none",
-        "what to do about classes of unequal size; none: nothing; weights: weight the classes in the loss; sampler: draw "
-        "equally many images of each class; logits: shift the logits by the class frequencies in the loss",
+        "what to do about classes of unequal size; weights: weight the classes in the loss; sampler: draw equally many "
+        "images of each class; logits: shift the logits by the class frequencies in the loss",
     )
     balance_strength: float = option(
         1.0, "strength of balance; 1: all classes count alike; 0.5: each by the square root of its size", gt=0, le=2

@@ -61,7 +61,7 @@ class TrainChanges(ModelChanges, total=False):
     flip: float
     """probability of a horizontal flip"""
     crop: Literal["none", "resized", "padded"]
-    """random crop; resized: a part of the image, resized; padded: a window of the padded image"""
+    """random crop; resized: a part of the image; padded: a window of the padded image"""
     crop_scale: float
     """minimum fraction of the area that a resized crop keeps"""
     crop_padding: float
@@ -112,8 +112,8 @@ class TrainChanges(ModelChanges, total=False):
     task: Literal["single_label", "multi_label"] | None
     """single_label (one class per image) or multi_label (several); none: chosen from the data"""
     balance: Literal["none", "weights", "sampler", "logits"]
-    """what to do about classes of unequal size; none: nothing; weights: weight the classes in the loss; sampler: draw
-    equally many images of each class; logits: shift the logits by the class frequencies in the loss"""
+    """what to do about classes of unequal size; weights: weight the classes in the loss; sampler: draw equally many
+    images of each class; logits: shift the logits by the class frequencies in the loss"""
     balance_strength: float
     """strength of balance; 1: all classes count alike; 0.5: each by the square root of its size"""
     max_grad_norm: float | None

@@ -69,7 +69,7 @@ class ShardIndex:
     can_flip: bool = True
     left_out: tuple[LeftOut, ...] = ()  # files and samples that are not used
     damaged: tuple[str, ...] = ()  # sentences about what could not be indexed
-    label_sets: tuple[tuple[str, ...], ...] = ()  # the labels that each of `classes` stands for, if images have several
+    label_sets: tuple[tuple[str, ...], ...] = ()  # the labels in the text of each of `classes`, if images have several
 
     def __len__(self) -> int:
         return len(self.columns["shard"])

@@ -259,7 +259,7 @@ def ordered_classes(source: Source) -> tuple[str, ...]:
 
 
 def find_label_sets(source: Source) -> dict[str, tuple[str, ...]]:
-    """Returns the labels that each text stands for; empty if images have one class."""
+    """Returns the labels in each text; empty if images have one class."""
     listings = [listing.labels for listing in source.splits.values() if isinstance(listing.labels, LabelSets)]
     return {text: names for labels in listings for text, names in zip(labels.categories, labels.sets, strict=True)}
 
