@@ -1,6 +1,6 @@
 """The JSON documents that functions return and files hold, as types.
 
-A key that is `NotRequired` is there only if it has something to say. Intervals are lists of two numbers, since JSON has
+A key that is `NotRequired` is left out where it does not apply. Intervals are lists of two numbers, since JSON has
 no tuples.
 """
 

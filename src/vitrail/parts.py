@@ -40,7 +40,7 @@ class Part:
     is_unnamed: bool = False  # a callable that was passed to `train`, not registered by a module
 
     def to_json(self) -> PartDocument:
-        """Returns what files say of the part."""
+        """Returns the description of the part in files."""
         document: PartDocument = {"kind": self.kind, "name": self.name, "module": self.module}
         if self.is_unnamed:
             document["callable"] = True
@@ -153,7 +153,7 @@ def join_hints(near: str | None, own: str) -> str:
 
 @contextmanager
 def allow_described(documents: Any) -> Iterator[None]:
-    """Inside, a config may name the parts that a file describes: for a file that is read, but not built as a model."""
+    """Within, a config may name unregistered parts that a file describes, to read the file without its model."""
     names = {(each["kind"], each["name"]) for each in _read_documents(documents)}
     _described.update(names)
     try:
@@ -207,7 +207,7 @@ def hash_code(documents: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def describe_module(module: str) -> str:
-    """Returns a module's name for a sentence."""
+    """Returns the words for a module in a message."""
     return "a script" if module == "__main__" else f"the module {module}"
 
 

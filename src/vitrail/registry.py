@@ -132,7 +132,7 @@ def check_method(kind: str, name: str, part: Any) -> None:
 
 
 def describe(part: Any) -> str:
-    """Returns a value for a sentence."""
+    """Returns the words for a value in a message."""
     return f"a {type(part).__name__}"
 
 

@@ -8,8 +8,8 @@ class EarlyStopping(Callback):
     """Stops training after `patience` epochs without a better validation score.
 
     Better is what selects the weights of a run: higher accuracy (balanced accuracy if the recipe balances the classes),
-    then lower loss. It needs no state of its own: the
-    best epoch is in the checkpoint, so a resumed run stops at the same epoch.
+    then lower loss. It needs no state of its own: the best epoch is in the checkpoint, so a resumed run stops at the
+    same epoch.
     """
 
     def __init__(self, patience: int):

@@ -20,7 +20,7 @@ def make_loggers(logger: Logger | Sequence[Logger] | None) -> list[object]:
 
 
 def list_loggers(logger: Logger | Sequence[Logger] | None) -> list[Logger]:
-    """Returns what `logger=` takes as a list."""
+    """Returns the value of `logger=` as a list."""
     if logger is None:
         return []
     if isinstance(logger, Sequence) and not isinstance(logger, str):

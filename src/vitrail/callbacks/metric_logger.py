@@ -1,6 +1,6 @@
 """What the loggers share: what is logged of a run, and when.
 
-No local path is logged: of the data and the run it is the name, of recipe and scores the numbers and words.
+No local path is logged: only the names of the data and the run, and numbers and words of the recipe and the scores.
 """
 
 from collections.abc import Mapping

@@ -68,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="write the rows into files in this folder; coco: into this file (default: print them)",
+        help="write files into this folder; with --format coco or fiftyone, this file (default: print the rows)",
     )
     group = parser.add_advanced_group("with --out")
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}

@@ -3,9 +3,9 @@
 A recipe is a set of training settings. NAME is a built-in recipe or a TOML or JSON file. `vitrail train --recipe NAME`
 uses it, and every field can be changed by the option of the same name.
 
---import writes the recipe of a training in timm, torchvision or ultralytics, and lists the settings that it does not
-have. FILE is timm's or ultralytics' args.yaml, a checkpoint of timm's or torchvision's train.py, or a text file with a
-command line of torchvision's.
+--import writes the recipe of a training in timm, torchvision or ultralytics, and lists the settings that a recipe
+cannot have. FILE is timm's or ultralytics' args.yaml, a checkpoint of timm's or torchvision's train.py, or a text file
+with a command line of torchvision's.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def describe_import(imported: "ImportedRecipe", file: str) -> list[str]:
     """Returns how each setting was used, and the command that trains with the recipe."""
     lines = [f"not in this recipe: {each}" for each in imported.missing]
     if imported.ignored:
-        lines.append(f"no part of a recipe (paths, logs, speed): {', '.join(imported.ignored)}")
+        lines.append(f"not part of a recipe (paths, logs, speed): {', '.join(imported.ignored)}")
     lines.append(f"{len(imported.off)} settings are off" + (f": {', '.join(imported.off)}" if imported.off else ""))
     start = f" --from {imported.model}" if imported.model else ""
     return [*lines, f"train with: vitrail train DATA --recipe {file}{start}"]

@@ -28,7 +28,7 @@ from vitrail.serving.worker_process import Spawn, Worker, WorkerCrashed
 MAX_RESTART_DELAY_S = 5.0  # longest pause between two attempts to start a process
 DEFAULT_START_S = 0.5  # expected time to start a process, until one has been started
 ADMISSION_MARGIN = 1.2  # a request is accepted if this multiple of its expected time is left
-DECODING_MARGIN = 1.1  # the same before its images are decoded: less, or a little delay would refuse it a second time
+DECODING_MARGIN = 1.1  # the same once its images arrived; smaller, so that a small delay does not refuse it now
 
 
 class WorkAbandoned(Exception):
@@ -39,8 +39,8 @@ class WorkerPool:
     """Runs `processes` workers, started by `spawn`, which compute the items of one queue in batches.
 
     A request is accepted only if its answer is expected before its deadline. A process that ends is replaced at once:
-    the requests of its batch fail, waiting requests are not affected. A process that works for nobody is replaced too,
-    if that is faster than to wait for it.
+    the requests of its batch fail, waiting requests are not affected. A process whose result no client waits for is
+    replaced too, if that is faster than to wait for it.
     """
 
     def __init__(
