@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError
 from vitrail.evaluation.figures import draw_confusion_matrix
-from vitrail.explanation.api import explain_batch
+from vitrail.explanation.api import explain_batch, explain_views
 from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.figures import save_gallery, save_heads
 from vitrail.explanation.libragrad import balanced_gradients
@@ -634,3 +635,19 @@ def test_scaling_handles_one_extreme_patch_and_a_constant_map():
 def test_an_empty_record_is_refused():
     with pytest.raises(UsageError, match="nothing is recorded"):
         Record(depth=2).attention(1)
+
+
+@pytest.mark.parametrize("method", ["attention", "rollout"])
+def test_the_maps_of_all_layers_come_from_one_forward_pass(method: str, run: vitrail.Run, colors: Path):
+    image = next(colors.glob("test/red/*.png"))
+    views = [(layer, head) for layer in (0, 1, -1) for head in ((None, 0, 1) if method == "attention" else (None,))]
+    passes = []
+    hook = run.classifier.vit.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        together = explain_views(run.classifier, image, views, method=method)
+        assert len(passes) == 1
+    finally:
+        hook.remove()
+    for (layer, head), explanation in zip(views, together, strict=True):
+        alone = vitrail.explain(run.classifier, image, method=method, layer=layer, head=head)
+        assert np.array_equal(explanation.map, alone.map) and explanation.to_json() == alone.to_json()

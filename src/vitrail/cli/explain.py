@@ -93,7 +93,7 @@ def describe_methods(parser: Parser, option: argparse.Action) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.cli.images import list_input_images
     from vitrail.data.decode import ImageError
-    from vitrail.explanation.api import explain
+    from vitrail.explanation.api import explain_views
     from vitrail.explanation.methods import DEFAULT_METHOD
     from vitrail.explanation.targets import parse_target
 
@@ -113,17 +113,13 @@ def run(arguments: argparse.Namespace) -> Answer:
     method = arguments.method or ("attention" if looks_inside else DEFAULT_METHOD)
     rows: list[dict[str, Any]] = []
     several = ["heads"] if len(heads) > 1 else ["layers"] if len(layers) > 1 else []
-    images = list_input_images(arguments.images)
+    images, views = list_input_images(arguments.images), [(layer, head) for layer in layers for head in heads]
     with progress_bar("explaining", len(images)) as progress:
         for image in images:
             try:
                 pixels = image.read(classifier.preprocess.channels)
                 by_target = [
-                    [
-                        explain(classifier, pixels, method=method, target=each, layer=layer, head=head, query=query)
-                        for layer in layers
-                        for head in heads
-                    ]
+                    explain_views(classifier, pixels, views, method=method, target=each, query=query)
                     for each in choose_targets(classifier, pixels, target, method)
                 ]
             except ImageError as error:

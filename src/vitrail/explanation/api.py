@@ -44,6 +44,24 @@ def explain(
     return explain_batch(classifier, pixels_1CHW, method=method, target=target, layer=layer, head=head, query=query)[0]
 
 
+def explain_views(
+    classifier: TorchClassifier,
+    image: str | Path | Tensor,
+    views: Sequence[tuple[int | None, int | None]],
+    *,
+    method: str = DEFAULT_METHOD,
+    target: Target = None,
+    query: tuple[int, int] | None = None,
+) -> list[Explanation]:
+    """Returns the explanations of one image for each (layer, head), as `explain` does.
+
+    Attention and rollout of all of them come from one forward pass.
+    """
+    pixels_1CHW = classifier.read_image(image).unsqueeze(0)
+    by_view = explain_batch_views(classifier, pixels_1CHW, views, method=method, target=target, query=query)
+    return [explanations[0] for explanations in by_view]
+
+
 def explain_batch(
     classifier: TorchClassifier,
     pixels_BCHW: Tensor,
@@ -59,6 +77,19 @@ def explain_batch(
     `target` is one target for all images, or a list with one for each. The other options and the errors are those of
     `explain`. Long batches are split, so memory does not grow with the batch.
     """
+    return explain_batch_views(classifier, pixels_BCHW, [(layer, head)], method=method, target=target, query=query)[0]
+
+
+def explain_batch_views(
+    classifier: TorchClassifier,
+    pixels_BCHW: Tensor,
+    views: Sequence[tuple[int | None, int | None]],
+    *,
+    method: str,
+    target: Target | Sequence[Target],
+    query: tuple[int, int] | None,
+) -> list[list[Explanation]]:
+    """Returns what `explain_batch` does for each (layer, head)."""
     chosen = find_method(method)
     if isinstance(classifier, ModuleClassifier):
         require_no_tokens(chosen, classifier)
@@ -70,25 +101,27 @@ def explain_batch(
         size = max_batch_size(grid[0] * grid[1])
     else:  # the types exclude it, callers may not check them
         raise refuse_module(f"a {type(classifier).__name__}")
-    options = check_options(chosen, config, grid, layer, head, query)
+    options = [check_options(chosen, config, grid, layer, head, query) for layer, head in views]
     if target is not None or not chosen.class_blind:
         classifier.require_classes()
     targets = parse_targets(classifier.classes, target, len(pixels_BCHW))
-    layer_index = None
-    if config is not None and "layer" in chosen.options:
-        layer_index = (-1 if layer is None else layer) % config.depth
-    explanations: list[Explanation] = []
+    explanations: list[list[Explanation]] = [[] for _ in views]
     for start in range(0, len(pixels_BCHW), size):
         pixels, batch_targets = pixels_BCHW[start : start + size], targets[start : start + size]
         with eval_mode(module_of(classifier)), torch.inference_mode(False):
-            map_BP, logits_BY = chosen.run(make_inputs(classifier, pixels, batch_targets), **options)
-        if not (logits_BY.isfinite().all() and map_BP.isfinite().all()):
-            raise NonFiniteOutput(
-                "the model's outputs are not finite numbers", "its weights are damaged; train it again"
-            )
-        settings = {"method": chosen.name, "layer": layer_index, "head": head, "query": query}
-        map_Bhw = map_BP.detach().view(-1, *grid)
-        explanations += make_explanations(classifier, pixels, map_Bhw, logits_BY, batch_targets, settings)
+            inputs = make_inputs(classifier, pixels, batch_targets)
+            results = [chosen.run(inputs, **arguments) for arguments in options]
+        for (layer, head), explained, (map_BP, logits_BY) in zip(views, explanations, results, strict=True):
+            if not (logits_BY.isfinite().all() and map_BP.isfinite().all()):
+                raise NonFiniteOutput(
+                    "the model's outputs are not finite numbers", "its weights are damaged; train it again"
+                )
+            layer_index = None
+            if config is not None and "layer" in chosen.options:
+                layer_index = (-1 if layer is None else layer) % config.depth
+            settings = {"method": chosen.name, "layer": layer_index, "head": head, "query": query}
+            map_Bhw = map_BP.detach().view(-1, *grid)
+            explained += make_explanations(classifier, pixels, map_Bhw, logits_BY, batch_targets, settings)
     return explanations
 
 

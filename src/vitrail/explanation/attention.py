@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitrail.explanation.inputs import TokenInputs
-from vitrail.explanation.recording import Record, promote_to_float32, recording
+from vitrail.explanation.recording import Record, promote_to_float32
 from vitrail.model.config import CLASS_TOKENS, ViTConfig
 from vitrail.parts import part_name
 
@@ -71,8 +71,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention of one layer: of the pooled tokens, or of the patch at row and column `query`."""
     config = inputs.vit.config
-    with recording(inputs.vit) as record:
-        logits_BY = inputs.logits(inputs.x_BTD)
+    record, logits_BY = inputs.recorded
     if query is None:
         return inputs.drop_prefix(readout_attention(record, config, layer, head)), logits_BY
     row = config.prefix_tokens + query[0] * inputs.grid[1] + query[1]
@@ -83,6 +82,5 @@ def attention(
 @torch.no_grad()
 def attention_rollout(inputs: TokenInputs, layer: int = -1) -> tuple[Tensor, Tensor]:
     """Attention rollout of the pooled tokens up to a layer."""
-    with recording(inputs.vit) as record:
-        logits_BY = inputs.logits(inputs.x_BTD)
+    record, logits_BY = inputs.recorded
     return inputs.drop_prefix(roll_out_attention(record, inputs.vit.config, layer)), logits_BY

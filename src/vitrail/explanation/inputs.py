@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.explanation.recording import promote_to_float32
+from vitrail.explanation.recording import Record, promote_to_float32, recording
 from vitrail.explanation.targets import ClassTarget, TargetRule, make_target_rule
 from vitrail.model.position import Rotate
 from vitrail.model.vit import ViT
@@ -109,6 +109,13 @@ class TokenInputs(PatchInputs):
         """The logits of the images with all patches, (B, Y), computed once, without a gradient."""
         with torch.inference_mode():
             return self.logits(self.x_BTD)
+
+    @cached_property
+    def recorded(self) -> tuple[Record, Tensor]:
+        """The attention of every layer and the logits of one forward pass, computed once, without a gradient."""
+        with torch.no_grad(), recording(self.vit) as record:
+            logits_BY = self.logits(self.x_BTD)
+        return record, logits_BY
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Applies the rest of the forward pass, in float32 at least: (B, T, D) -> (B, Y)."""
