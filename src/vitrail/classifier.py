@@ -82,7 +82,7 @@ class BaseClassifier(ABC):
         `name`, if the image cannot be read or is too small.
         """
         name = name or (str(image) if isinstance(image, str | Path) else "image")
-        pixels = to_pixels(image, self.preprocess.channels, name)
+        pixels = to_pixels(image, self.preprocess.source_channels, name)
         try:
             return self.preprocess.fit_image(pixels)
         except ImageSizeError as error:

@@ -30,6 +30,8 @@ class PreprocessDocument(TypedDict):
     std: tuple[float, ...]
     min_size: int
     trim: NotRequired[tuple[int, int]]
+    values: NotRequired[str]
+    shown: NotRequired[tuple[int, ...]]
 
 
 class UnlikeDocument(TypedDict):

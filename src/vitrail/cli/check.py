@@ -108,6 +108,8 @@ def describe_report(report: CheckReport) -> list[object]:
     if report.sizes:
         h, w = report.sizes["height"], report.sizes["width"]
         lines.append(f"height {h[0]} to {h[2]} (median {h[1]}), width {w[0]} to {w[2]} (median {w[1]}) pixels")
+    if report.survey and not isinstance(report.survey.source.channels, int):
+        lines.append(f"{report.survey.source.channels}, whose values are kept as they are")
     by_code: dict[str, list[Finding]] = {}
     for finding in report.findings:
         by_code.setdefault(finding.code, []).append(finding)

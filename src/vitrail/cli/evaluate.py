@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     for option in ("corruptions", "metric"):
         if getattr(arguments, option):
             refuse_task(classifier.task, option)
+    if arguments.corruptions:
+        classifier.preprocess.refuse_bands("corruptions are for 8-bit gray and color images", "leave out --corruptions")
     for option in ("report", "fit_temperature", "fit_unlike"):
         if getattr(arguments, option):
             require_classifier(classifier, arguments.model, f"--{option.replace('_', '-')}")

@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     with progress_bar("explaining", len(images)) as progress:
         for image in images:
             try:
-                pixels = image.read(classifier.preprocess.channels)
+                pixels = image.read(classifier.preprocess.source_channels)
                 by_target = [
                     explain_views(classifier, pixels, views, method=method, target=each, query=query)
                     for each in choose_targets(classifier, pixels, target, method)

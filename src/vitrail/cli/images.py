@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vitrail.classifier import BaseClassifier
 from vitrail.console import log
+from vitrail.data.bands import Channels
 from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageHeader, ImageUnreachable, decode_with_header
 from vitrail.data.image_batches import read_batches
 from vitrail.data.pixel_range import describe_over_8_bits
@@ -25,11 +26,11 @@ class InputImage:
     path: str
     member: ShardMember | None = None
 
-    def read(self, channels: int) -> Tensor:
-        """Returns uint8 pixels (C, h, w); raises `ImageError`."""
+    def read(self, channels: Channels) -> Tensor:
+        """Returns pixels (C, h, w); raises `ImageError`."""
         return self.read_with_header(channels)[0]
 
-    def read_with_header(self, channels: int) -> tuple[Tensor, ImageHeader]:
+    def read_with_header(self, channels: Channels) -> tuple[Tensor, ImageHeader]:
         """Returns what `read` returns, and the header."""
         file = read_shard_member(self.path, self.member) if self.member else self.path
         return decode_with_header(file, channels, self.path)

@@ -18,6 +18,7 @@ from vitrail.parts import add_callable, make_part
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+    from torchvision.transforms import v2
 
     from vitrail.data.preprocess import Preprocess
 
@@ -55,7 +56,8 @@ class Augment:
 def name_augmentation(augment: Callable[..., object]) -> str:
     """Lets recipes of this process name a callable by its qualified name, which it returns.
 
-    It is called with each image, uint8 (C, H, W) of the model's size, and returns one of the same shape and type.
+    It is called with each image (C, H, W) of the model's size, uint8 or the values of bands, and returns one of the
+    same shape and type.
     """
     if not callable(augment) or isinstance(augment, type):
         kind = f"the class {augment.__name__}" if isinstance(augment, type) else f"a {type(augment).__name__}"
@@ -69,7 +71,7 @@ def name_augmentation(augment: Callable[..., object]) -> str:
 class Augmentation:
     """The transforms of training images: `augment_image` for each image, then `augment_batch` for the batch."""
 
-    augment_image: Callable[[Tensor], Tensor]  # uint8 (C, h, w) of any size -> uint8 (C, H, W)
+    augment_image: Callable[[Tensor], Tensor]  # (C, h, w) of any size -> (C, H, W)
     is_random: bool = False  # whether `augment_image` draws from torch's global generator
     identity_shape: tuple[int, ...] | None = None  # `augment_image` returns images of this shape unchanged
     max_shift: int = 0  # images are shifted by up to this many pixels, with reflected borders
@@ -110,7 +112,8 @@ def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation
     from torchvision.transforms import InterpolationMode, v2
 
     height, width = preprocess.image_size
-    fill = preprocess.mean_color
+    fill = preprocess.mean_pixel
+    randaugment, trivialaugment = find_policies(preprocess)
     transforms: list[Callable[..., Any]] = []
     if augment.crop == "resized":
         scale, mode = (augment.crop_scale, 1.0), InterpolationMode(preprocess.interpolation)
@@ -119,9 +122,9 @@ def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation
     bilinear = InterpolationMode.BILINEAR  # torchvision cannot rotate or shear a tensor with bicubic
     if augment.policy == "randaugment":
         ops, magnitude = augment.policy_ops, augment.policy_magnitude
-        transforms += [v2.RandAugment(ops, magnitude, interpolation=bilinear, fill=fill)]
+        transforms += [randaugment(ops, magnitude, interpolation=bilinear, fill=fill)]
     elif augment.policy == "trivialaugment":
-        transforms += [v2.TrivialAugmentWide(interpolation=bilinear, fill=fill)]
+        transforms += [trivialaugment(interpolation=bilinear, fill=fill)]
     elif augment.policy != "none":
         transforms += [make_part(POLICIES, augment.policy)]
     if augment.random_erasing:
@@ -132,6 +135,25 @@ def build_augmentation(augment: Augment, preprocess: Preprocess) -> Augmentation
     if augment.crop != "resized":
         transforms = [v2.Lambda(preprocess.fit_image), *transforms]
     return Augmentation(v2.Compose(transforms), is_random=True, max_shift=max_shift, flip=augment.flip)
+
+
+def find_policies(preprocess: Preprocess) -> tuple[type[v2.RandAugment], type[v2.TrivialAugmentWide]]:
+    """Returns the automatic augmentations of torchvision; those of bands have no color operations."""
+    from torchvision.transforms import v2
+
+    if not preprocess.has_bands:
+        return v2.RandAugment, v2.TrivialAugmentWide
+    from vitrail.data.shape_policies import ShapeRandAugment, ShapeTrivialAugment
+
+    return ShapeRandAugment, ShapeTrivialAugment
+
+
+def describe_restriction(augment: Augment, preprocess: Preprocess) -> str | None:
+    """Returns a sentence on what of the augmentation is left out for these images; None if nothing is."""
+    if not preprocess.has_bands or augment.policy not in ("randaugment", "trivialaugment"):
+        return None
+    reason = "its color operations are for 8-bit gray and color images"
+    return f"the policy {augment.policy} only shifts, shears and turns these images: {reason}"
 
 
 def build_resizing(preprocess: Preprocess) -> Augmentation:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.data.bands import Bands
 from vitrail.data.decode import ImageError
 from vitrail.data.geometry import resize
+from vitrail.data.near_duplicates import bands_to_gray
 from vitrail.data.survey import ImageRecord, Survey
 from vitrail.files import write_atomically
 
@@ -72,6 +74,8 @@ def make_thumbnail(survey: Survey, record: ImageRecord) -> np.ndarray[Any, np.dt
     scale = THUMBNAIL_SIZE / max(h, w)
     if scale < 1:
         pixels = resize(pixels, max(1, round(h * scale)), max(1, round(w * scale)))
+    if isinstance(survey.source.channels, Bands):
+        pixels = bands_to_gray(pixels)
     thumbnail: np.ndarray[Any, np.dtype[np.uint8]] = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
     return thumbnail
 

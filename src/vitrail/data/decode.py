@@ -16,7 +16,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.data.formats import explain_unread, read_start, readable_formats
+from vitrail.data.band_files import MAX_PIXELS, NPY_MAGIC, BandHeader, find_bands, read_values
+from vitrail.data.bands import Bands, BandsError, Channels
+from vitrail.data.formats import ARRAY_EXTENSION, explain_unread, read_start, readable_formats
 from vitrail.data.pixel_range import (
     UnclearRange,
     check_brightness,
@@ -26,7 +28,6 @@ from vitrail.data.pixel_range import (
 )
 from vitrail.errors import VitrailError
 
-MAX_PIXELS = 100_000_000  # checked against the header before anything is decoded
 EXIF_ORIENTATION = 0x0112
 GRAY_16_BIT = "16-bit gray"
 COLOR_TYPES = {
@@ -72,20 +73,22 @@ class ImageHeader:
     is_animated: bool
 
 
-def decode(file: str | Path | BinaryIO, channels: int = 3, name: str | None = None) -> Tensor:
-    """Decodes an image file into uint8 (C, H, W), with C = 1 (gray) or 3 (RGB).
+def decode(file: str | Path | BinaryIO, channels: Channels = 3, name: str | None = None) -> Tensor:
+    """Decodes an image file into uint8 (C, H, W), with C = 1 (gray) or 3 (RGB), or into the values of its bands.
 
-    The EXIF orientation is applied, more than 8 bits are scaled as `pixel_range` says, transparent pixels are put over
-    white, and of an animation the first frame is used. A color profile (ICC) is not applied. Raises `ImageError`, which
-    has the file's `name`.
+    Of gray and RGB, the EXIF orientation is applied, more than 8 bits are scaled as `pixel_range` says, transparent
+    pixels are put over white, and of an animation the first frame is used. A color profile (ICC) is not applied. Bands
+    are uint8 or float32, and never converted. Raises `ImageError`, which has the file's `name`.
     """
     return decode_with_header(file, channels, name)[0]
 
 
 def decode_with_header(
-    file: str | Path | BinaryIO, channels: int = 3, name: str | None = None
+    file: str | Path | BinaryIO, channels: Channels = 3, name: str | None = None
 ) -> tuple[Tensor, ImageHeader]:
     """Returns what `decode` returns, and the header."""
+    if isinstance(channels, Bands) or is_array_file(file):
+        return decode_values(file, channels, name)
     with open_image(file, name) as image:
         was_16_bit = has_16_bit_colors(image)  # known before loading only, and `getexif` may load the image
         header = ImageHeader(
@@ -101,21 +104,65 @@ def decode_with_header(
             upright = ImageOps.exif_transpose(load_8_bit(image, was_16_bit))
         except UnclearRange as error:
             raise ImageError(display_name(file, name), str(error)) from None
-        array = np.array(remove_transparency(upright).convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous(), header
+        return to_gray_or_color(upright, channels), header
+
+
+def to_gray_or_color(image: Image.Image, channels: int) -> Tensor:
+    """Returns an image of 8 bits as uint8 (C, H, W)."""
+    array = np.array(remove_transparency(image).convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def decode_values(file: str | Path | BinaryIO, channels: Channels, name: str | None) -> tuple[Tensor, ImageHeader]:
+    """Returns the values of bands, (C, H, W), or an 8-bit array as gray or RGB; raises `ImageError` for others."""
+    bands = channels if isinstance(channels, Bands) else None
+    with translate_errors(file, name):
+        found = read_values(file, bands)
+    if found is None:
+        with open_image(file, name) as image:
+            plain = Bands(1 if COLOR_TYPES.get(image.mode) == "gray" else 3, "uint8")
+        raise ImageError(display_name(file, name), f"it has {plain}, and not {bands or 'those of an array'}")
+    pixels, header = found
+    is_rotated = header.orientation in range(2, 9)
+    if not isinstance(channels, Bands):
+        array_HWC = pixels.permute(1, 2, 0).contiguous().numpy()
+        image = Image.fromarray(array_HWC[:, :, 0] if len(pixels) == 1 else array_HWC)
+        pixels = to_gray_or_color(image, channels)
+    return pixels, ImageHeader(header.format, str(header.bands), False, is_rotated, False)
+
+
+def is_array_file(file: str | Path | BinaryIO) -> bool:
+    """Returns whether a file is a NumPy array, by its name, or by its first bytes if it has none."""
+    if isinstance(file, str | Path):
+        return str(file).lower().endswith(ARRAY_EXTENSION)
+    start = file.read(len(NPY_MAGIC))
+    file.seek(0)
+    return start == NPY_MAGIC
 
 
 def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
     """Returns height and width from the file's header, before EXIF rotation; raises `ImageError`."""
+    if header := find_other_bands(file, name):
+        return header.height, header.width
     with open_image(file, name) as image:
         return image.height, image.width
 
 
 def read_upright_size(file: str | Path | BinaryIO) -> tuple[int, int]:
     """Returns height and width after EXIF rotation, from the file's header; raises `ImageError`."""
+    if header := find_other_bands(file):
+        is_turned = header.orientation in range(5, 9)
+        return (header.width, header.height) if is_turned else (header.height, header.width)
     with open_image(file) as image:
         is_turned = image.getexif().get(EXIF_ORIENTATION, 1) in range(5, 9)
         return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
+def find_other_bands(file: str | Path | BinaryIO, name: str | None = None) -> BandHeader | None:
+    """Returns the header of a file that Pillow cannot read as an image, because of its bands."""
+    with translate_errors(file, name):
+        header = find_bands(file)
+    return header if header and (header.format == "NPY" or not header.is_plain) else None
 
 
 def display_name(file: str | Path | BinaryIO, name: str | None) -> str:
@@ -125,17 +172,26 @@ def display_name(file: str | Path | BinaryIO, name: str | None) -> str:
 @contextmanager
 def open_image(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
     """Opens a file with Pillow; turns every error inside the context into an `ImageError`."""
+    silence_pillow()
+    with translate_errors(file, name), Image.open(file, formats=readable_formats()) as image:
+        if image.width * image.height > MAX_PIXELS:
+            reason = f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS:,}"
+            raise ImageError(display_name(file, name), reason)
+        yield image
+
+
+@contextmanager
+def translate_errors(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[None]:
+    """Turns every error inside the context into an `ImageError`; first refuses a folder, a pipe and a device."""
     name = display_name(file, name)
     try:
-        silence_pillow()
         if isinstance(file, str | Path):
             refuse_special_file(file, name)
-        with Image.open(file, formats=readable_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(name, f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS:,}")
-            yield image
+        yield
     except ImageError:
         raise
+    except BandsError as error:
+        raise ImageError(name, str(error)) from None
     except FileNotFoundError:
         raise ImageError(name, "there is no such file") from None
     except UnidentifiedImageError:

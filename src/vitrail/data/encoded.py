@@ -7,6 +7,7 @@ shards or in the rows of a table.
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -16,15 +17,18 @@ from typing import BinaryIO, Self
 import numpy as np
 from torch import Tensor
 
+from vitrail.data.band_files import find_bands, is_bands
+from vitrail.data.bands import BandsError, Channels
 from vitrail.data.decode import ImageError, decode, read_size
 
 SHA256_BYTES = 32
+PROBED_IMAGES = 16  # whose headers tell how many channels the images have
 
 
 class EncodedImages(Sequence[Tensor], ABC):
-    """Images as encoded bytes; indexing decodes one into uint8 (C, H, W). Implementations are frozen dataclasses."""
+    """Images as encoded bytes; indexing decodes one into (C, H, W). Implementations are frozen dataclasses."""
 
-    channels: int
+    channels: Channels
 
     @abstractmethod
     def location(self, i: int) -> str:
@@ -61,9 +65,26 @@ class EncodedImages(Sequence[Tensor], ABC):
             digest[:] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
         return digests
 
-    def with_channels(self, channels: int) -> Self:
-        """Returns the same images, decoded as gray (1) or color (3)."""
+    def with_channels(self, channels: Channels) -> Self:
+        """Returns the same images, decoded as gray (1) or color (3), or read as bands."""
         return replace(self, channels=channels)  # type: ignore[type-var]
+
+    def find_channels(self) -> Channels:
+        """Returns the bands that most of some images have, or 1 or 3 if they are gray or color images of 8 bits.
+
+        Images of 16 bits with one or three channels are bands if all of these are: then no value is reduced to 8 bits.
+        """
+        indices = np.unique(np.linspace(0, len(self) - 1, min(len(self), PROBED_IMAGES)).astype(int)).tolist()
+        headers = []
+        for i in indices:
+            try:
+                headers.append(find_bands(self.decoder_input(i)))
+            except (ImageError, BandsError, OSError):
+                continue
+        found = Counter(header.bands if header and is_bands(header) else None for header in headers)
+        bands, n = found.most_common(1)[0] if found else (None, 0)
+        is_needed = any(header and not header.is_plain and header.bands == bands for header in headers)
+        return bands if bands and (is_needed or n == len(headers)) else self.channels
 
     def locations(self) -> Sequence[str]:
         return LazyLocations(self)
@@ -98,7 +119,7 @@ class ImageFiles(EncodedImages):
     """Images in files of their own."""
 
     paths: list[Path]
-    channels: int = 3
+    channels: Channels = 3
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -13,8 +13,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from vitrail.data.bands import IMAGE_CHANNELS, Bands
 from vitrail.data.decode import ImageError, ImageHeader, decode_with_header
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.geometry import resize
@@ -60,8 +62,9 @@ class CacheEntry:
 
 def read_file_facts(images: EncodedImages, i: int) -> ImageFacts:
     """Reads and decodes an encoded image; raises `ImageError`."""
+    channels = images.channels if isinstance(images.channels, Bands) else 3
     return compute_facts(
-        *decode_with_header(images.decoder_input(i), name=images.location(i)),
+        *decode_with_header(images.decoder_input(i), channels, images.location(i)),
         sha256=images.sha256(np.array([i]))[0].tobytes(),
     )
 
@@ -70,7 +73,7 @@ def compute_facts(pixels: Tensor, header: ImageHeader | None = None, *, sha256: 
     """Returns the facts of decoded pixels (C, h, w), and of the header of their file if they have one."""
     height, width = pixels.shape[-2:]
     if header is None:
-        header = ImageHeader("", "gray" if len(pixels) == 1 else "color", False, False, False)
+        header = ImageHeader("", describe_color(pixels), False, False, False)
     flags = (header.is_transparent, header.is_rotated, header.is_animated)
     return ImageFacts(sha256, height, width, header.format, header.color_type, *flags, *pixel_facts(pixels))
 
@@ -83,6 +86,13 @@ def pixel_facts(pixels: Tensor) -> tuple[bool, bytes | None]:
         pixels = resize(pixels, SIGNATURE_INPUT_SIZE, SIGNATURE_INPUT_SIZE)
     signature = None if is_constant else compute_signature(pixels)
     return is_constant, None if signature is None else signature.tobytes()
+
+
+def describe_color(pixels: Tensor) -> str:
+    """Returns the color type of decoded pixels."""
+    if pixels.dtype != torch.uint8 or len(pixels) not in IMAGE_CHANNELS:
+        return str(Bands(len(pixels), "uint8" if pixels.dtype == torch.uint8 else "float32"))
+    return "gray" if len(pixels) == 1 else "color"
 
 
 def open_database() -> sqlite3.Connection | None:
@@ -188,6 +198,7 @@ class FactsCache:
     def read_encoded(self, images: EncodedImages, i: int) -> CacheEntry:
         try:
             key, size, time_ns = images.cache_key(i)
+            key += f" as {images.channels}" if isinstance(images.channels, Bands) else ""
             cached = self.find(key, size, time_ns)
             return CacheEntry(key, size, time_ns, cached or read_file_facts(images, i), is_new=cached is None)
         except ImageError as error:  # not cached: the disk may be the cause

@@ -21,7 +21,10 @@ EXTENSIONS_OF_FORMAT = {  # Pillow's names of formats; the first extension is th
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     "HEIF": (".heic", ".heif", ".hif"),
 }
-EXTENSIONS = frozenset(extension for extensions in EXTENSIONS_OF_FORMAT.values() for extension in extensions)
+ARRAY_EXTENSION = ".npy"
+EXTENSIONS = frozenset(
+    (ARRAY_EXTENSION, *(extension for extensions in EXTENSIONS_OF_FORMAT.values() for extension in extensions))
+)
 HEIF_LIBRARIES = ("pi_heif", "pillow_heif")  # the same reader; the first is without the encoder and its license
 RAW_EXTENSIONS = ("3fr", "arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "raw", "rw2", "srw", "x3f")
 DESIGN_EXTENSIONS = ("ai", "djvu", "emf", "eps", "pdf", "psb", "psd", "svg", "wmf", "xcf")
@@ -49,6 +52,7 @@ SYSTEM_NAMES = frozenset(("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "des
 CONVERT_HINT = "convert it to JPEG or PNG"
 MAGIC_BYTES = 16  # that `explain_unread` looks at
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAGIC = (  # offset, bytes, name of a format that is not read
     (0, b"\xff\x0a", "JPEG XL"),
     (4, b"JXL ", "JPEG XL"),
@@ -83,6 +87,8 @@ def explain_unread(start: bytes) -> str:
         return explain_heif()
     if start[4:12] == b"ftypavif":
         return explain_avif()
+    if start.startswith(TIFF_MAGICS):
+        return "it is a damaged TIFF, or has other channels or values than a gray or color image of 8 bits"
     for offset, magic, name in MAGIC:
         if start[offset : offset + len(magic)] == magic:
             return f"{name} files are not read; {CONVERT_HINT}"

@@ -16,6 +16,7 @@ import numpy as np
 
 from vitrail import console
 from vitrail.data.addresses import HF_PREFIX
+from vitrail.data.bands import Channels
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS
@@ -41,7 +42,7 @@ class DatasetRows(EncodedImages):
     dataset_name: str
     names: StringArray | NumberedNames
     rows: np.ndarray
-    channels: int = 3
+    channels: Channels = 3
 
     def __len__(self) -> int:
         return len(self.rows)

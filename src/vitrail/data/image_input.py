@@ -2,7 +2,8 @@
 
 The type of an image decides how it is read, never its values or the images beside it: arrays are (h, w), (h, w, 1),
 (h, w, 3) or (h, w, 4), tensors (h, w), (1, h, w), (3, h, w) or (4, h, w); both are uint8, or floats from 0 to 1, which
-are rounded to the nearest of the 256 values.
+are rounded to the nearest of the 256 values. Any other number of channels, and integers of other types, are bands:
+their values are kept.
 """
 
 import io
@@ -16,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitrail.data.band_files import to_tensor
+from vitrail.data.bands import MAX_CHANNELS, Bands, BandsError, Channels, type_of_array
 from vitrail.data.decode import ImageError, decode
 from vitrail.errors import UsageError
 
@@ -43,14 +46,17 @@ def is_list_of_paths(array: np.ndarray) -> bool:
     return array.ndim == 1 and array.dtype.kind in "UOT"
 
 
-def to_pixels(image: ImageInput, channels: int, name: str | None = None) -> Tensor:
-    """Returns uint8 pixels (C, h, w), with 1 channel (gray) or 3 (RGB).
+def to_pixels(image: ImageInput, channels: Channels, name: str | None = None) -> Tensor:
+    """Returns uint8 pixels (C, h, w), with 1 channel (gray) or 3 (RGB), or the values of bands.
 
-    Raises `ImageError` for an image that cannot be read, and for pixels that are neither uint8 nor floats in [0, 1].
+    Raises `ImageError` for an image that cannot be read, for pixels that are neither uint8 nor floats in [0, 1], and
+    for other bands than those wanted.
     """
     if isinstance(image, str | Path):
         return decode(image, channels, name)
     name = name or "image"
+    if isinstance(channels, Bands):
+        return to_bands(image, channels, name)
     if isinstance(image, bytes | bytearray):
         return decode(io.BytesIO(image), channels, name)
     if isinstance(image, Image.Image):
@@ -73,6 +79,61 @@ def to_pixels(image: ImageInput, channels: int, name: str | None = None) -> Tens
             raise ImageError(name, f"a tensor must be ({channels}, h, w), not {tuple(image.shape)}")
         return with_channels(to_uint8(pixels, name), channels, name)
     raise UsageError(f"{'an image' if name == 'image' else name} cannot be a {type(image).__name__}", f"give {KINDS}")
+
+
+def to_bands(image: ImageInput, bands: Bands, name: str) -> Tensor:
+    """Returns the values of an image, (C, h, w); arrays are (h, w, C), tensors (C, h, w).
+
+    A tensor of float32 has values of any type, as `decode` returns them. Raises `ImageError`.
+    """
+    if isinstance(image, bytes | bytearray):
+        return decode(io.BytesIO(image), bands, name)
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, "TIFF" if image.mode in ("F", "I", "I;16B", "I;16L") else "PNG")
+        return decode(io.BytesIO(buffer.getvalue()), bands, name)
+    if not isinstance(image, np.ndarray | Tensor):
+        raise UsageError(
+            f"{'an image' if name == 'image' else name} cannot be a {type(image).__name__}", f"give {KINDS}"
+        )
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    try:
+        if array.ndim not in (2, 3):
+            raise BandsError(f"its shape is {array.shape}, not that of one image")
+        array_CHW = np.atleast_3d(array) if isinstance(image, np.ndarray) else array.reshape(-1, *array.shape[-2:])
+        array_CHW = np.moveaxis(array_CHW, 2, 0) if isinstance(image, np.ndarray) else array_CHW
+        is_read = isinstance(image, Tensor) and image.dtype == torch.float32  # as `decode` returns any values
+        found = Bands(len(array_CHW), bands.values if is_read else type_of_array(array.dtype))
+        if found != bands:
+            raise BandsError(f"it has {found}, and not {bands}")
+        return to_tensor(array_CHW)
+    except BandsError as error:
+        raise ImageError(name, str(error)) from None
+
+
+def find_array_channels(image: Any) -> Channels:
+    """Returns 1 for a gray image, 3 for a color image, and the bands of an array or tensor that has others.
+
+    Floats with 1, 3 or 4 channels are color or gray images, from 0 to 1.
+    """
+    if isinstance(image, np.ndarray | Tensor):
+        count = 1 if image.ndim == 2 else int(image.shape[-1 if isinstance(image, np.ndarray) else 0])
+        is_image_type = str(image.dtype).removeprefix("torch.") == "uint8" or is_float(image)
+        if is_image_type and count in (1, 3, 4):
+            return 1 if count == 1 and (isinstance(image, np.ndarray) or image.ndim == 3) else 3
+        if not 1 <= count <= MAX_CHANNELS or (isinstance(image, np.ndarray) and not is_numeric(image)):
+            return 3  # reading it raises the error
+        dtype = image.dtype if isinstance(image, np.ndarray) else np.dtype(str(image.dtype).removeprefix("torch."))
+        try:
+            return Bands(count, type_of_array(dtype))
+        except BandsError:
+            return 3
+    mode = getattr(image, "mode", None)
+    return 1 if mode in ("1", "L", "LA", "I", "F", "I;16") else 3
+
+
+def is_float(image: np.ndarray | Tensor) -> bool:
+    return image.dtype.kind == "f" if isinstance(image, np.ndarray) else image.is_floating_point()
 
 
 def is_numeric(array: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.data.strings import take_strings
 from vitrail.tasks import SINGLE_LABEL, TaskName
 
-Pixels = Sequence[Tensor] | Tensor  # indexing gives uint8 (C, H, W)
+Pixels = Sequence[Tensor] | Tensor  # indexing gives (C, H, W): uint8, or float32 with the values of bands
 PROBE_IMAGES = 64  # after this many images the memory of the whole set is estimated
 
 
@@ -35,7 +35,7 @@ class LazyImages(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class Images:
-    """Images with names and labels. Indexing gives uint8 pixels (C, H, W).
+    """Images with names and labels. Indexing gives pixels (C, H, W): uint8, or float32 with the values of bands.
 
     `labels` are int64 (n,), indices of `classes`; with several labels per image uint8 (n, Y), 1 for each label.
     """
@@ -77,7 +77,7 @@ class Images:
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
     def load_batch(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Returns these images at the model's size, uint8 (B, C, H, W); raises `ImageError`."""
+        """Returns these images at the model's size, (B, C, H, W); raises `ImageError`."""
         pixels = []
         for i in indices:
             try:
@@ -120,7 +120,7 @@ def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def load_into_memory(images: Images, max_bytes: int, tick: Callable[[], object] = lambda: None) -> Images:
-    """Returns the images decoded in memory as uint8, or unchanged if that takes more than `max_bytes`.
+    """Returns the images decoded in memory, or unchanged if that takes more than `max_bytes`.
 
     `tick` is called for each image. Raises `ImageError` for the first unreadable image.
     """
@@ -131,12 +131,12 @@ def load_into_memory(images: Images, max_bytes: int, tick: Callable[[], object] 
     n_bytes = 0
     for i in range(len(images)):
         pixels = images[i]
-        n_bytes += pixels.numel()
+        n_bytes += pixels.nbytes
         is_probe = i == PROBE_IMAGES - 1
         if n_bytes > max_bytes or (is_probe and n_bytes / PROBE_IMAGES * len(images) > 2 * max_bytes):
             return images
         if i == 0 and n_bytes * len(images) <= max_bytes:  # allocated now: stacking a list would need twice the memory
-            array = torch.empty(len(images), *pixels.shape, dtype=torch.uint8)
+            array = torch.empty(len(images), *pixels.shape, dtype=pixels.dtype)
         if not pixels_list and pixels.shape == array.shape[1:]:
             array[i] = pixels
         else:

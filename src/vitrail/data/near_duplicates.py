@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.data.bands import IMAGE_CHANNELS
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 
@@ -66,16 +67,29 @@ def find_near_duplicates(
 
 
 def compute_signature(image_CHW: Tensor) -> np.ndarray | None:
-    """Returns the fine structure of uint8 pixels (C, h, w) as int8 (256,); None if the image is too small or flat."""
+    """Returns the fine structure of pixels (C, h, w) as int8 (256,); None if the image is too small or flat.
+
+    That of bands is the structure of their mean, which is scaled from its smallest to its largest value.
+    """
     if min(image_CHW.shape[-2:]) < MIN_IMAGE_SIZE:
         return None
-    weights = torch.tensor(LUMA if len(image_CHW) == 3 else (1.0,)).view(-1, 1, 1)
-    gray_1HW = (image_CHW.float() * weights).sum(0, keepdim=True)
+    if image_CHW.dtype == torch.uint8 and len(image_CHW) in IMAGE_CHANNELS:
+        weights = torch.tensor(LUMA if len(image_CHW) == 3 else (1.0,)).view(-1, 1, 1)
+        gray_1HW = (image_CHW.float() * weights).sum(0, keepdim=True)
+    else:
+        gray_1HW = bands_to_gray(image_CHW).float()
     small = F.interpolate(gray_1HW[None], (SIGNATURE_SIZE, SIGNATURE_SIZE), mode="bilinear", antialias=True)
     fine = small - F.avg_pool2d(F.pad(small, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
     if min(fine.std(), fine[..., INNER, INNER].std()) < MIN_STD:
         return None
     return (fine * (127 / fine.abs().max())).round().to(torch.int8).flatten().numpy()
+
+
+def bands_to_gray(pixels: Tensor) -> Tensor:
+    """Returns the mean of bands as uint8 (1, h, w), scaled from its smallest to its largest value."""
+    gray_1hw = pixels.float().mean(0, keepdim=True)
+    low, high = gray_1hw.min(), gray_1hw.max()
+    return (255 * (gray_1hw - low) / (high - low).clamp(min=1e-30)).round().to(torch.uint8)
 
 
 def near_duplicate_pairs(signatures: np.ndarray, groups: Sequence[str] = (), block_size: int = 2048) -> list[IndexPair]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitrail.data.addresses import HF_PREFIX
+from vitrail.data.bands import Channels
 from vitrail.data.builtin import BUILTIN_DATASETS, read_builtin_dataset
 from vitrail.data.folder import read_image_folder
 from vitrail.data.hf import read_hf_dataset
@@ -45,23 +46,23 @@ def require_address(data: Data) -> str | Path:
 
 def open_source(
     data: Data,
-    channels: int | None = None,
+    channels: Channels | None = None,
     missing_ok: bool = False,
     task: str | None = None,
     group_pattern: str | None = None,
 ) -> Source:
     """Lists the images of DATA: a built-in name, a folder, a table, shards, hf:NAME, or an object of Python.
 
-    With `channels`, images are read as gray (1) or color (3). `task` says what the labels mean, if not they themselves;
-    `group_pattern` finds the groups in the names. Raises `VitrailError` if a listed file or shard does not exist,
-    unless `missing_ok`.
+    With `channels`, images are read as gray (1), color (3) or bands; without, the images decide. `task` says what the
+    labels mean, if not they themselves; `group_pattern` finds the groups in the names. Raises `VitrailError` if a
+    listed file or shard does not exist, unless `missing_ok`.
     """
     source = read_address(data) if isinstance(data, str | Path) else read_python_data(data)
     if (errors := [*source.missing, *source.damaged]) and not missing_ok:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise VitrailError(errors[0] + more, source.hint)
-    source = source.with_task(task).with_groups(group_pattern)
-    return source.with_channels(channels) if channels else source
+    source = source.with_channels(channels) if channels else source.with_own_channels()
+    return source.with_task(task).with_groups(group_pattern)
 
 
 def read_address(address: str | Path) -> Source:
@@ -123,7 +124,7 @@ READERS: tuple[tuple[Callable[[str | Path], bool], Callable[[str | Path], Source
 def open_data(
     data: Data,
     *,
-    channels: int | None = None,
+    channels: Channels | None = None,
     validation: float = 0.1,
     test: float = 0.2,
     split_seed: int = 0,

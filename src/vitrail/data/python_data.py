@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 
 from vitrail.console import progress_bar
 from vitrail.data.addresses import PYTHON_PREFIX
+from vitrail.data.bands import Bands, Channels, as_channels, describe_channels
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages, ImageFiles
 from vitrail.data.hf import list_split
-from vitrail.data.image_input import to_pixels
+from vitrail.data.image_input import find_array_channels, to_pixels
 from vitrail.data.images import Images
 from vitrail.data.labels import Categorical, LabelSets, categorize
 from vitrail.data.python_labels import key_of, label_names
@@ -48,17 +49,31 @@ KINDS = (
 
 @dataclass(frozen=True)
 class DatasetImages(Sequence[Tensor]):
-    """The images of a map-style data set; each is converted to uint8 pixels (C, h, w) on access."""
+    """The images of a map-style data set; each is converted to pixels (C, h, w) on access."""
 
     dataset: Any
     split: str
-    channels: int
+    channels: Channels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
         return to_pixels(read_item(self.dataset, int(i), self.split)[0], self.channels, item_name(self.split, int(i)))
+
+
+@dataclass(frozen=True)
+class BandsInMemory(Sequence[Tensor]):
+    """Values that were read, with the channels of their images."""
+
+    pixels: list[Tensor]
+    channels: Bands
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, i: int) -> Tensor:  # type: ignore[override]
+        return self.pixels[i]
 
 
 def read_python_data(data: Any) -> Source:
@@ -70,7 +85,9 @@ def read_python_data(data: Any) -> Source:
     if isinstance(data, Source):
         return data if data.address else replace(data, address=f"{PYTHON_PREFIX}{data.name}")
     if isinstance(data, Splits):
-        return merge_listings(data.name, {name: list_images(images) for name, images in data.as_dict().items()}, [], [])
+        listings = {name: list_images(images) for name, images in data.as_dict().items()}
+        source = merge_listings(data.name, listings, [], [])
+        return replace(source, channels=data.channels) if isinstance(data.channels, Bands) else source
     parts: Mapping[str, Any] = data if isinstance(data, Mapping) else {"all": data}
     notes: list[str] = []
     left_out: list[LeftOut] = []
@@ -88,17 +105,29 @@ def merge_listings(name: str, splits: dict[str, Listing], notes: list[str], left
     splits = {split: listing for split, listing in splits.items() if len(listing)}
     if not splits:
         raise VitrailError("data has no images", "give at least two labeled images of each of two classes")
-    channels = max(count_channels(listing) for listing in splits.values())
+    kinds = {count_channels(listing) for listing in splits.values()}
     digest = " ".join(filter(None, map(digest_listing, splits.values())))
     address = f"{PYTHON_PREFIX}{name}"
     source = Source(name, splits, notes=notes, left_out=left_out, channels=1, address=address, digest=digest)
-    if channels == 1:
+    if any(isinstance(kind, Bands) for kind in kinds):
+        return replace(source, channels=require_same(splits))
+    if kinds == {1}:
         return source
     splits = {
         split: listing if count_channels(listing) == 3 else listing.with_channels(3)
         for split, listing in splits.items()
     }
     return replace(source, splits=splits, channels=3)
+
+
+def require_same(splits: Mapping[str, Listing]) -> Channels:
+    """Returns the channels of all splits; raises `VitrailError` if they differ."""
+    (first, channels), *others = ((split, count_channels(listing)) for split, listing in splits.items())
+    for split, other in others:
+        if other != channels:
+            kinds = f"{describe_channels(channels)} in {first}, {describe_channels(other)} in {split}"
+            raise VitrailError(f"the images have {kinds}", "give all of them the same channels")
+    return channels
 
 
 def list_part(part: Any, split: str, notes: list[str], left_out: list[LeftOut]) -> Listing:
@@ -182,15 +211,17 @@ def list_arrays(images: Any, labels: Any, *, split: str) -> Listing:
     if all_paths(images):
         return list_files(list(map(Path, images)), names)
     if isinstance(images, Sequence):
-        pixels = DatasetImages(list(zip(images, labels, strict=True)), split, guess_channels(images[0]))
+        pixels = DatasetImages(list(zip(images, labels, strict=True)), split, find_array_channels(images[0]))
         return Listing(pixels, numbered, names)
     if images.ndim not in (3, 4):
         raise VitrailError(f"the images of {split} have the shape {tuple(images.shape)}", "give (n, h, w, C)")
     if isinstance(images, Tensor) and images.ndim == 3:
         images = images[:, None]
-    channels = guess_channels(images[0])
+    channels = find_array_channels(images[0])
+    if isinstance(channels, Bands):  # whose type a tensor of floats would not tell
+        return Listing(DatasetImages(list(zip(images, labels, strict=True)), split, channels), numbered, names)
     first = to_pixels(images[0], channels, item_name(split, 0))
-    stacked = torch.empty(n, *first.shape, dtype=torch.uint8)
+    stacked = torch.empty(n, *first.shape, dtype=first.dtype)
     for i in range(n):
         stacked[i] = to_pixels(images[i], channels, item_name(split, i))
     return Listing(stacked, numbered, names)
@@ -218,7 +249,7 @@ def list_dataset(dataset: Any, split: str, notes: list[str]) -> Listing:
     if not n:
         return Listing([], [], categorize([]))
     image, label = read_item(dataset, 0, split)
-    channels = guess_channels(image)
+    channels = find_array_channels(image)
     pixels = DatasetImages(dataset, split, channels)
     if not torch.equal(pixels[0], to_pixels(image, channels)):
         note = (
@@ -255,20 +286,21 @@ def list_iterable(dataset: Iterable[Any], split: str) -> Listing:
     pixels: list[Tensor] = []
     labels: list[Any] = []
     n_bytes = 0
-    channels = 0
+    channels: Channels = 0
     for i, item in enumerate(dataset):
         image, label = split_item(item, i, split)
-        channels = channels or guess_channels(image)
+        channels = channels or find_array_channels(image)
         pixels.append(to_pixels(image, channels, item_name(split, i)))
         labels.append(label)
-        n_bytes += pixels[-1].numel()
+        n_bytes += pixels[-1].nbytes
         if n_bytes > MAX_ITERABLE_BYTES:
             raise VitrailError(
                 f"the iterable data set of {split} has more than {MAX_ITERABLE_BYTES // GIB} GiB of pixels",
                 "write it as shards or files, or give a map-style data set",
             )
     numbered = NumberedNames(f"{split}-", np.arange(len(labels)), NAME_DIGITS)
-    return Listing(pixels, numbered, label_names(labels, find_classes(dataset), split))
+    kept = BandsInMemory(pixels, channels) if isinstance(channels, Bands) else pixels
+    return Listing(kept, numbered, label_names(labels, find_classes(dataset), split))
 
 
 def read_item(dataset: Any, i: int, split: str) -> tuple[Any, Any]:
@@ -303,20 +335,13 @@ def has_labels(dataset: Any, name: str, first: Any) -> bool:
         return False
 
 
-def guess_channels(image: Any) -> int:
-    """Returns 1 for a gray image, else 3."""
-    if isinstance(image, np.ndarray):
-        return 1 if image.ndim == 2 or image.shape[-1] == 1 else 3
-    if isinstance(image, Tensor):
-        return 1 if image.shape[0] == 1 else 3
-    mode = getattr(image, "mode", None)
-    return 1 if mode in ("1", "L", "LA", "I", "F", "I;16") else 3
-
-
-def count_channels(listing: Listing) -> int:
+def count_channels(listing: Listing) -> Channels:
     """Returns the channels of the images of a listing."""
-    channels = getattr(listing.pixels, "channels", None)
-    return int(channels) if channels is not None else len(listing.pixels[0])
+    channels: Channels | None = getattr(listing.pixels, "channels", None)
+    if channels is not None:
+        return channels
+    first = listing.pixels[0]
+    return as_channels(Bands(len(first), "uint8" if first.dtype == torch.uint8 else "float32"))
 
 
 def digest_listing(listing: Listing) -> str:

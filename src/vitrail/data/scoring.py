@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from vitrail.data.bands import Channels
 from vitrail.data.groups import has_groups
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
@@ -31,7 +32,7 @@ class ScoredImages:
 def open_images_to_score(
     data: Data,
     classes: tuple[str, ...],
-    channels: int,
+    channels: Channels,
     trained_on: dict[str, Any],
     missing_ok: bool = False,
     task: str = SINGLE_LABEL,
@@ -72,7 +73,7 @@ def describe_split(split: str, n: int, source: Source) -> str:
 def open_known_splits(
     data: Data,
     classes: tuple[str, ...],
-    channels: int,
+    channels: Channels,
     trained_on: dict[str, Any],
     missing_ok: bool = False,
     task: str = SINGLE_LABEL,
@@ -98,7 +99,7 @@ def group_as_trained(source: Source, trained_on: dict[str, Any]) -> Source:
 
 
 def open_as_trained(
-    data: Data, channels: int, trained_on: dict[str, Any], missing_ok: bool, task: str
+    data: Data, channels: Channels, trained_on: dict[str, Any], missing_ok: bool, task: str
 ) -> tuple[Source, dict[str, Listing], bool]:
     """Returns the source at an address, its splits, and whether it is what the classifier was trained on.
 

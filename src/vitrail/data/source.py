@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vitrail.data.bands import Bands, Channels, describe_channels
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.geometry import to_gray, to_rgb
 from vitrail.data.group_pattern import compile_pattern
@@ -76,10 +77,12 @@ class Listing:
         for name, label, size, group in zip(self.names, self.labels, sizes, groups, strict=True):
             yield f"{name}\0{label}\0{size}{group}"
 
-    def with_channels(self, channels: int) -> "Listing":
-        """Returns the same images as gray (1) or color (3)."""
+    def with_channels(self, channels: Channels) -> "Listing":
+        """Returns the same images as gray (1), color (3) or bands; bands in memory stay as they are."""
         if isinstance(self.pixels, EncodedImages):
             return replace(self, pixels=self.pixels.with_channels(channels))
+        if isinstance(channels, Bands):
+            return self
         convert = to_rgb if channels == 3 else to_gray
         if isinstance(self.pixels, Tensor):
             return replace(self, pixels=convert(self.pixels))
@@ -103,7 +106,7 @@ class Source:
     notes: list[str] = field(default_factory=list)  # sentences for the user, shown before training
     left_out: list[LeftOut] = field(default_factory=list)  # files, folders, splits or columns that are not used
     can_flip: bool = True
-    channels: int = 3
+    channels: Channels = 3
     missing: list[str] = field(default_factory=list)  # sentences on files that a table lists but do not exist
     damaged: list[str] = field(default_factory=list)  # sentences on images or folders that cannot be listed
     hint: str = "paths are relative to the table"  # how to repair what is missing or damaged
@@ -118,10 +121,21 @@ class Source:
         has_sets = any(listing.task == MULTI_LABEL for listing in self.splits.values())
         return MULTI_LABEL if has_sets else SINGLE_LABEL
 
-    def with_channels(self, channels: int) -> "Source":
-        """Returns the same images as gray (1) or color (3)."""
+    @property
+    def has_bands(self) -> bool:
+        """Whether the images have channels whose values are kept."""
+        return isinstance(self.channels, Bands)
+
+    def with_channels(self, channels: Channels) -> "Source":
+        """Returns the same images as gray (1), color (3) or bands.
+
+        Raises `VitrailError` for images in memory that have other bands; files raise an error when they are read.
+        """
         if channels == self.channels:
             return self
+        if isinstance(channels, Bands) or isinstance(self.channels, Bands):
+            for listing in self.splits.values():
+                check_bands(listing.pixels, self.channels, channels)
         splits = {split: listing.with_channels(channels) for split, listing in self.splits.items()}
         return replace(self, splits=splits, channels=channels)
 
@@ -179,11 +193,35 @@ class Source:
         }
         return replace(self, splits=splits)
 
+    def with_own_channels(self) -> "Source":
+        """Returns the source with the channels that its files have; a note says so if they are not gray or color."""
+        listing = next((self.splits[each] for each in ("train", "all", *self.splits) if each in self.splits), None)
+        if listing is None or not len(listing) or not isinstance(listing.pixels, EncodedImages):
+            return self
+        channels = listing.pixels.find_channels()
+        if not isinstance(channels, Bands):
+            return self
+        self.notes.append(f"the images have {channels}, and their values are kept as they are")
+        return self.with_channels(channels)
+
     def find_split(self, split: str) -> str:
         """Returns the name of the source's split from which the images of `split` come."""
         if split in self.splits:
             return split
         return "all" if "all" in self.splits else "train"
+
+
+def check_bands(pixels: Pixels, found: Channels, wanted: Channels) -> None:
+    """Raises `VitrailError` if images in memory have other bands than those wanted.
+
+    Decoded bands of float32 may come from files with values of any type.
+    """
+    if isinstance(pixels, EncodedImages):
+        return
+    is_decoded = not hasattr(pixels, "channels") and isinstance(found, Bands) and found.values == "float32"
+    if is_decoded and isinstance(wanted, Bands) and found.count == wanted.count and wanted.values != "uint8":
+        return
+    raise VitrailError(f"the images have {describe_channels(found)}, and not {describe_channels(wanted)}")
 
 
 def encode_labels(listing: Listing, classes: tuple[str, ...], address: str, hint: str = "") -> Images:

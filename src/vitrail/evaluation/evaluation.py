@@ -150,14 +150,14 @@ def open_scored_images(classifier: BaseClassifier, data: Data, skip_unreadable: 
     """
     classifier.require_classes()
     trained_on = read_origin(classifier.origin).get("data", {})
-    channels = classifier.preprocess.channels
+    channels = classifier.preprocess.source_channels
     return open_images_to_score(data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task)
 
 
 def open_splits(classifier: BaseClassifier, data: Data, skip_unreadable: bool = False) -> tuple[str, dict[str, Images]]:
     """Returns the name of the scored split, and all splits of the data, divided as in training."""
     trained_on = read_origin(classifier.origin).get("data", {})
-    channels = classifier.preprocess.channels
+    channels = classifier.preprocess.source_channels
     splits = open_known_splits(data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task)
     return next(name for name in SCORING_ORDER if name in splits), splits
 

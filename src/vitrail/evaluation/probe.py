@@ -77,7 +77,7 @@ def open_probe_data(classifier: Classifier, data: Data, skip_unreadable: bool = 
     If the classifier was trained on the same data, they are divided into the same splits.
     """
     trained_on = read_origin(classifier.origin).get("data", {})
-    channels = classifier.preprocess.channels
+    channels = classifier.preprocess.source_channels
     source = group_as_trained(open_source(data, channels, skip_unreadable), trained_on)
     refuse_task(source.task, "probe")
     fingerprint = source.fingerprint

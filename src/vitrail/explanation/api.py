@@ -156,6 +156,7 @@ def make_explanations(
     if not classifier.classes:
         probabilities_BY = torch.full_like(logits_BY, torch.nan)
     explanations: list[Explanation] = []
+    pictures_BCHW = classifier.preprocess.to_picture(pixels_BCHW.cpu())
     for i, (target, predicted) in enumerate(zip(targets, logits_BY.argmax(dim=1).tolist(), strict=True)):
         label, against = target or (predicted, None)
         explanations.append(
@@ -163,7 +164,7 @@ def make_explanations(
                 map=map_Bhw[i].cpu().numpy(),
                 label=classes[label],
                 probability=float(probabilities_BY[i, label]),
-                image=pixels_BCHW[i].permute(1, 2, 0).cpu().numpy(),
+                image=pictures_BCHW[i].permute(1, 2, 0).numpy(),
                 predicted=describe_answer(classifier, logits_BY[i], classes[predicted]),
                 against=None if against is None else classes[against],
                 **settings,

@@ -69,7 +69,7 @@ class OnnxClassifier(BaseClassifier):
         return tuple(output.name for output in self.session.get_outputs())
 
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """uint8 pixels of the model's size -> logits (B, Y) in float32, divided by the temperature.
+        """Pixels of the model's size -> logits (B, Y) in float32, divided by the temperature.
 
         Raises `NonFiniteOutput` if one is NaN or infinite.
         """
@@ -123,7 +123,8 @@ def create_session(data: bytes, path: Path, threads: int | None, device: str) ->
 def check_signature(session: Any, artifact: Artifact, path: Path) -> None:
     """Raises `VitrailError` if the graph's inputs and outputs differ from those that the metadata describe."""
     inputs = {port.name: (port.type, port.shape[1:]) for port in session.get_inputs()}
-    pixels = ("tensor(uint8)", [artifact.preprocess.channels, *artifact.preprocess.image_size])
+    pixel_type = "uint8" if artifact.preprocess.values == "uint8" else "float"
+    pixels = (f"tensor({pixel_type})", [artifact.preprocess.channels, *artifact.preprocess.image_size])
     logits = session.get_outputs()[0]
     width = artifact.config.classes or artifact.config.pooled_width
     has_unlike = DISTANCE in {port.name for port in session.get_outputs()}

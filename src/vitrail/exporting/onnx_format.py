@@ -30,7 +30,7 @@ from vitrail.weights.origin import without_paths
 OPSET = 20  # the first with all operators of a ViT, such as LayerNormalization and Gelu
 LOAD_CODE = (
     'import onnxruntime; session = onnxruntime.InferenceSession("{file}"); '
-    '(logits,) = session.run(["logits"], {{"pixels": pixels}})  # pixels: uint8 (B, {channels}, {height}, {width})'
+    '(logits,) = session.run(["logits"], {{"pixels": pixels}})  # pixels: {dtype} (B, {channels}, {height}, {width})'
 )
 TIMING_ROUNDS = 7
 TIMING_IMAGES = 8
@@ -137,7 +137,10 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any], *
     for key, value in entries.items():
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     height, width = preprocess.image_size
-    load_code = LOAD_CODE.format(file="model.onnx", channels=preprocess.channels, height=height, width=width)
+    dtype = str(preprocess.dtype).removeprefix("torch.")
+    load_code = LOAD_CODE.format(
+        file="model.onnx", dtype=dtype, channels=preprocess.channels, height=height, width=width
+    )
     model.doc_string = write_model_card(classifier, "onnx", load_code, exported, is_program=True)
     model.producer_name, model.producer_version = "vitrail", __version__
 

@@ -16,6 +16,7 @@ The words are in model cards and in the ONNX file. The data beside them hold the
 from typing import Any
 
 from vitrail.classifier import BaseClassifier
+from vitrail.data.bands import describe_channels
 from vitrail.data.decode import BACKGROUND
 from vitrail.data.preprocess import Preprocess
 from vitrail.exporting.program import LOGITS, PIXELS
@@ -25,7 +26,7 @@ RULES = {"pad": "fit_inside", "crop": "cover", "stretch": "exact"}
 
 
 def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
-    """Returns the words and the data for a program, which takes 8-bit pixels."""
+    """Returns the words and the data for a program, which takes 8-bit pixels, or the values of bands."""
     preprocess = classifier.preprocess
     target = "canvas" if preprocess.fit == "pad" else "crop"
     return {
@@ -42,11 +43,11 @@ def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
         target: {
             "size": list(preprocess.fitted_size),
             "offset": offset_rounding(preprocess),
-            **({"color": preprocess.mean_color} if preprocess.fit == "pad" else {}),
+            **({"color": preprocess.mean_pixel} if preprocess.fit == "pad" else {}),
         },
         "cut_off": {"bottom": preprocess.trim[0], "right": preprocess.trim[1]},
-        "input": {"name": PIXELS, "layout": "NCHW", "type": "uint8", "range": [0, 255]},
-        "inside_the_graph": ["divide by 255", "mean", "standard deviation", "temperature"],
+        "input": {"name": PIXELS, "layout": "NCHW", **describe_values(preprocess)},
+        "inside_the_graph": [*divisor(preprocess), "mean", "standard deviation", "temperature"],
         "output": {
             "name": LOGITS,
             f"{TASKS[classifier.task].activation}_applied": False,
@@ -62,12 +63,11 @@ def describe_geometry(preprocess: Preprocess) -> list[str]:
     rows, columns = preprocess.trim
     cut = [f"Cut off {rows} rows at the bottom and {columns} columns at the right."] if rows or columns else []
     new_height, new_width = resize_target(preprocess)
-    color = "RGB" if preprocess.channels == 3 else "gray (Pillow's L)"
     filter = f"{preprocess.interpolation} interpolation and antialiasing, as Pillow's resize does"
     rounding = "down" if offset_rounding(preprocess) == "floor" else "to the nearest integer, halves to the even one"
-    steps = [f"Decode the file to 8-bit {color}, apply its EXIF orientation, and put transparent pixels over white."]
+    steps = [describe_decoding(preprocess)]
     if preprocess.fit == "pad":
-        color_text = f"({', '.join(map(str, preprocess.mean_color))})"
+        color_text = f"({', '.join(map(str, preprocess.mean_pixel))})"
         return [
             *steps,
             f"Resize it with its proportions to fit inside {height} x {width} (height x width), with {filter}.",
@@ -85,10 +85,13 @@ def describe_geometry(preprocess: Preprocess) -> list[str]:
 
 def describe_program(classifier: BaseClassifier) -> list[str]:
     """Returns what a program takes, what is inside it and what it returns."""
-    order = "red, green, blue" if classifier.preprocess.channels == 3 else "one gray"
+    preprocess = classifier.preprocess
+    values = "uint8 from 0 to 255" if preprocess.values == "uint8" else "float32 with the values of the file"
+    inside = "divides by 255, " if preprocess.values == "uint8" else ""
     sentences = [
-        f"Pass the pixels as uint8 from 0 to 255 in the layout (batch, channel, height, width); channels: {order}.",
-        "Do not normalize: the graph divides by 255, subtracts the mean and divides by the standard deviation.",
+        f"Pass the pixels as {values} in the layout (batch, channel, height, width); "
+        f"channels: {describe_order(preprocess)}.",
+        f"Do not normalize: the graph {inside}subtracts the mean and divides by the standard deviation.",
     ]
     if classifier.classes:
         sentences.append(
@@ -118,15 +121,44 @@ def describe_thresholds(classifier: BaseClassifier) -> dict[str, Any]:
 
 def describe_normalization(preprocess: Preprocess) -> str:
     """Returns the last step for a model that takes normalized values."""
-    order = "red, green, blue" if preprocess.channels == 3 else "one gray"
+    begin = "Divide by 255, subtract" if preprocess.values == "uint8" else "Subtract"
     return (
-        f"Divide by 255, subtract the mean {list(preprocess.mean)} and divide by the standard deviation "
-        f"{list(preprocess.std)}; channels: {order}."
+        f"{begin} the mean {list(preprocess.mean)} and divide by the standard deviation "
+        f"{list(preprocess.std)}; channels: {describe_order(preprocess)}."
     )
 
 
 def color_name(preprocess: Preprocess) -> str:
+    if preprocess.has_bands:
+        return f"{preprocess.channels} bands"
     return "RGB" if preprocess.channels == 3 else "L"
+
+
+def describe_decoding(preprocess: Preprocess) -> str:
+    """Returns the first step, from a file to pixels."""
+    if preprocess.has_bands:
+        channels = describe_channels(preprocess.source_channels)
+        return f"Read the file, which has {channels}, keep its values, and apply its EXIF orientation."
+    color = "RGB" if preprocess.channels == 3 else "gray (Pillow's L)"
+    return f"Decode the file to 8-bit {color}, apply its EXIF orientation, and put transparent pixels over white."
+
+
+def describe_order(preprocess: Preprocess) -> str:
+    """Returns what the channels are, in order."""
+    if preprocess.has_bands:
+        return f"the {preprocess.channels} of the file, in its order"
+    return "red, green, blue" if preprocess.channels == 3 else "one gray"
+
+
+def describe_values(preprocess: Preprocess) -> dict[str, Any]:
+    """Returns number format and range of the pixels, and what the values are."""
+    if preprocess.values == "uint8":
+        return {"type": "uint8", "range": [0, 255]}
+    return {"type": "float32", "values": preprocess.values}
+
+
+def divisor(preprocess: Preprocess) -> list[str]:
+    return ["divide by 255"] if preprocess.values == "uint8" else []
 
 
 def resize_target(preprocess: Preprocess) -> tuple[int, int]:

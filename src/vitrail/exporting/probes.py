@@ -12,9 +12,10 @@ from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader
 from vitrail.data.open import open_source
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import SCORING_ORDER, open_images_to_score
-from vitrail.exporting.sample_photos import decode_sample_photos
+from vitrail.exporting.sample_photos import decode_sample_photos, draw_noise
 from vitrail.weights.origin import read_origin
 
 DEFAULT_DATA = "digits"  # gray images that come with scikit-learn
@@ -31,7 +32,7 @@ class Probes:
     is_labeled: bool
 
     def batches(self, classifier: BaseClassifier) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of uint8 pixels of the model's size, with their labels."""
+        """Batches of pixels of the model's size, with their labels."""
         return iter(EvaluationLoader(self.images, classifier.preprocess, BATCH_SIZE, workers=0))
 
     def first_pixels(self, classifier: BaseClassifier) -> Tensor:
@@ -61,12 +62,14 @@ def load_probes(classifier: Classifier, data: Data | None, skip_unreadable: bool
 
 def list_probes(classifier: Classifier, data: Data | None, missing_ok: bool) -> Probes:
     """Returns the images without reading them."""
-    channels, trained_on = classifier.preprocess.channels, read_origin(classifier.origin).get("data", {})
+    channels, trained_on = classifier.preprocess.source_channels, read_origin(classifier.origin).get("data", {})
     is_trained_on_default = trained_on.get("name") == DEFAULT_DATA and classifier.classes
     if classifier.classes and (data is not None or is_trained_on_default):
         source = data or DEFAULT_DATA
         scored = open_images_to_score(source, classifier.classes, channels, trained_on, missing_ok, classifier.task)
         return Probes(scored.images, scored.description, is_labeled=True)
+    if data is None and classifier.preprocess.has_bands:
+        return draw_bands(classifier.preprocess)
     if data is None and channels == 3:
         return cut_photos()
     listing = open_source(data or DEFAULT_DATA, channels, missing_ok, classifier.task if data else None)
@@ -76,6 +79,14 @@ def list_probes(classifier: Classifier, data: Data | None, missing_ok: bool) -> 
     files = split.pixels.locations() if isinstance(split.pixels, EncodedImages) else None
     images = Images(split.pixels, split.names, labels, ("",), files)
     return Probes(images, f"{len(images)} images of {listing.name}", is_labeled=False)
+
+
+def draw_bands(preprocess: Preprocess) -> Probes:
+    """Returns images of noise, since there are no photographs of bands."""
+    names = [f"noise {i}" for i in range(DEFAULT_IMAGES)]
+    labels = np.zeros(DEFAULT_IMAGES, dtype=np.int64)
+    images = Images(draw_noise(preprocess, DEFAULT_IMAGES), names, labels, ("",))
+    return Probes(images, f"{DEFAULT_IMAGES} images of noise", is_labeled=False)
 
 
 def cut_photos() -> Probes:

@@ -61,7 +61,7 @@ class ProgramOptions:
 
 
 class Program(nn.Module):
-    """uint8 pixels (B, C, H, W) of the model's size -> logits (B, Y), divided by the temperature.
+    """Pixels (B, C, H, W) of the model's size -> logits (B, Y), divided by the temperature.
 
     With `attention` also every block's attention, (B, L, N, T, T), whose rows sum to one. With `unlike` also the
     quantile of the distance from the validation images, and the distance, (B, 1) each.
@@ -92,7 +92,7 @@ class Program(nn.Module):
         """Pixels to trace with; the batch size differs from every other dimension, so that no tracer confuses them."""
         shape = (self.preprocess.channels, *self.preprocess.image_size)
         batch_size = next(n for n in range(2, 9) if n not in (*shape, self.vit.config.classes))
-        return torch.zeros(batch_size, *shape, dtype=torch.uint8)
+        return torch.zeros(batch_size, *shape, dtype=self.preprocess.dtype)
 
 
 def find_quantiles(distances_B: Tensor, facts: UnlikeFacts) -> Tensor:

@@ -21,6 +21,10 @@ TRIM_NOTE = (
     "this classifier cuts rows and columns off at the bottom and at the right, timm's transform at all sides, so "
     "outputs differ a little"
 )
+BANDS_NOTE = (
+    "timm's transform reads 8-bit color images: give the model tensors of the values that your files have, minus the "
+    "mean, divided by std"
+)
 GLOBAL_POOLS = {"cls": "token", "mean": "avg", "mean_norm": "avg", "map": "map"}
 
 
@@ -51,6 +55,8 @@ def convert_to_timm(classifier: Classifier, config: ViTConfig, state: State) -> 
     tensors = export_weights(LAYOUTS[model.layout], "", model.config, model.state)
     load_code = 'timm.create_model("local-dir:{folder}", pretrained=True).eval()'
     note = TRIM_NOTE if any(classifier.preprocess.trim) else ""
+    if classifier.preprocess.has_bands:
+        note = BANDS_NOTE
     return LibraryModel(tensors, {"config.json": document}, load_code, note)
 
 

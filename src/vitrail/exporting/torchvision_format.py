@@ -25,6 +25,8 @@ LOAD_CODE = (
 
 def convert_to_torchvision(classifier: Classifier, config: ViTConfig, state: State) -> LibraryModel:
     """Converts the classifier; raises `UsageError` naming a field that torchvision does not have."""
+    reason = "torchvision's weights are for 8-bit color images"
+    classifier.preprocess.refuse_bands(reason, "export it as onnx, torch or timm")
     require_values(
         "torchvision", config, pool=("cls",), prefix_tokens=(1,), mlp=("gelu",), layer_scale=(None,), qk_norm=(False,),
         qkv_bias=(True,), pre_norm=(False,), final_norm=(True,), channels=(3,),

@@ -37,7 +37,7 @@ def trace_program(classifier: Classifier, options: ProgramOptions) -> torch.expo
 def trace_map_program(program: Program) -> nn.Module:
     """Returns a module (pixels, target) -> the program's outputs and then the map (B, h, w).
 
-    `pixels` are uint8 (B, C, H, W). `target` is float32 (B, Y): 1 for the explained class, -1 for the class that it is
+    `pixels` are (B, C, H, W). `target` is float32 (B, Y): 1 for the explained class, -1 for the class that it is
     compared with, if any, 0 elsewhere. The batch may be of any size.
     """
     trace: Any = make_fx(partial(logits_and_map, program), tracing_mode="symbolic", _allow_non_fake_inputs=True)

@@ -49,6 +49,8 @@ class HFModel:
 
 def convert_to_transformers(classifier: Classifier, config: ViTConfig, state: State) -> LibraryModel:
     """Converts the classifier to the first family that fits; raises `UsageError` naming what none of them has."""
+    reason = "transformers prepares 8-bit gray and color images"
+    classifier.preprocess.refuse_bands(reason, "export it as onnx, torch or timm")
     require_values("transformers", config, qk_norm=(False,), head=("linear",))
     if not isinstance(config.image_size, int):
         raise UsageError("transformers has square images only", "export it as timm or onnx")

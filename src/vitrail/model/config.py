@@ -67,7 +67,7 @@ class ViTConfig(Checked):
     mlp_width: int = option(3072, "hidden width of a block's MLP", ge=1)
     patch: int = option(16, "patch size in pixels", ge=1)
     image_size: int | tuple[int, int] = option(224, "image size in pixels: one number, or HEIGHTxWIDTH", ge=1)
-    channels: int = option(3, "image channels: 1 for gray, 3 for color", ge=1)
+    channels: int = option(3, "image channels: 1 for gray, 3 for color, or any number of bands", ge=1)
     prefix_tokens: int = option(1, "tokens before the patches: class token and registers", ge=0)
     position: Position | PositionKind | str = option(Learned(), "position embedding", part="position")
     pre_norm: bool = option(False, "a norm before the first block, as in CLIP")

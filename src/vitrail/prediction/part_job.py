@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from vitrail.batching import BatchHalver
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import VitrailError
@@ -35,7 +33,7 @@ class PartJob:
         if self.model.digest != self.plan.model:
             raise VitrailError(f"{self.model.model} is another model here", "give every machine the same one")
         preprocess = classifier.preprocess
-        classifier.logits(torch.full((1, preprocess.channels, *preprocess.image_size), 128, dtype=torch.uint8))
+        classifier.logits(preprocess.blank())
         return classifier
 
     def batches(self, part: Part) -> list[list[Entry]]:

@@ -44,7 +44,7 @@ class Rows:
 class ImageBatch:
     """The images of some entries that could be read, and the errors of the others."""
 
-    pixels_BCHW: Tensor  # uint8; empty if no image could be read
+    pixels_BCHW: Tensor  # empty if no image could be read
     errors: list[str | None]  # one per entry
     over_8_bits: list[str] = field(default_factory=list)  # paths of the images in 16 bits or floats
 
@@ -66,7 +66,7 @@ def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
         try:
             with explain_out_of_memory(entry.path):
                 file = read_shard_member(entry.path, entry.member) if entry.member else entry.path
-                image_CHW, header = decode_with_header(file, preprocess.channels)
+                image_CHW, header = decode_with_header(file, preprocess.source_channels)
                 pixels.append(preprocess.fit_image(image_CHW))
             errors.append(None)
             if header.color_type == GRAY_16_BIT:

@@ -177,7 +177,8 @@ def thumbnail_tiles(
 ) -> list[np.ndarray]:
     """Returns the pixels of all thumbnails in order; those of other splits are read here."""
     preprocess = subject.classifier.preprocess
-    return [
-        sample.thumbnails[i] if split == subject.split else make_thumbnail(splits[split].load_batch(preprocess, [i])[0])
-        for split, i in index.numbers
-    ]
+
+    def read(split: str, i: int) -> np.ndarray:
+        return make_thumbnail(preprocess.to_picture(splits[split].load_batch(preprocess, [i])[0]))
+
+    return [sample.thumbnails[i] if split == subject.split else read(split, i) for split, i in index.numbers]

@@ -20,7 +20,8 @@ def collect_embedding(
     pixels = sample.batch(indices)
     features = pooled_features(classifier, pixels)
     positions, method = project_to_2d(features)
-    picture, centers = draw_embedding_map(pixels, positions, labels, outcome.correct[indices])
+    pictures = classifier.preprocess.to_picture(pixels)
+    picture, centers = draw_embedding_map(pictures, positions, labels, outcome.correct[indices])
     points = [
         {
             "image": int(i),

@@ -116,9 +116,9 @@ class SampleReader(Dataset["tuple[ImageGroup, list[ImageError]]"]):
             if i in self.pixels:
                 group.pixels[i] = fitted.numpy()  # an array, since every tensor from a worker needs a file handle
             if i in self.thumbnails:
-                group.thumbnails[i] = make_thumbnail(fitted)
+                group.thumbnails[i] = make_thumbnail(self.preprocess.to_picture(fitted))
             if i in self.properties:
-                group.properties.append(measure_properties(image, fitted))
+                group.properties.append(measure_properties(*map(self.preprocess.to_picture, (image, fitted))))
         return group, []
 
 

@@ -298,7 +298,7 @@ def train_or_resume(plan: Plan, source: Source, recipe: Recipe, name: str, optio
 
 def predict_fold(run: Run, plan: Plan, fold: int) -> Outcome:
     """Returns the predictions of a fold's run on the images of the fold."""
-    listing = plan.fold_source(fold).splits["test"].with_channels(run.classifier.preprocess.channels)
+    listing = plan.fold_source(fold).splits["test"].with_channels(run.classifier.preprocess.source_channels)
     images = encode_labels(listing, run.classifier.classes, plan.source.address)
     recipe = plan.recipe
     scored = evaluate(

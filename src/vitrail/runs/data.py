@@ -38,8 +38,8 @@ def load_data(
 ) -> RunData:
     """Opens the data, checks them on the main process, drops unreadable images and decodes the rest into memory.
 
-    Pretrained weights decide the channels. A resumed run drops what it was started without. Raises `VitrailError` for
-    errors in the data, and if a resumed run was started on other data.
+    Pretrained weights decide the channels of 8-bit gray and color images. A resumed run drops what it was started
+    without. Raises `VitrailError` for errors in the data, and if a resumed run was started on other data.
     """
     theirs = pretrained.classifier.preprocess if isinstance(pretrained, Pretrained) else None
     started = resumed.load_config() if resumed else None
@@ -55,7 +55,7 @@ def load_data(
             if is_wanted:
                 TASKS[source.task].refuse(feature)
         splits = build_splits(
-            source.with_channels(theirs.channels) if theirs else source,
+            source.with_channels(theirs.source_channels) if theirs and not source.has_bands else source,
             validation=recipe.validation_fraction,
             test=recipe.test_fraction,
             split_seed=recipe.split_seed,

@@ -120,10 +120,10 @@ def run_on_noise(vit: ViT, classifier: Classifier) -> Tensor:
 
 
 def check_policy(recipe: Recipe, classifier: TorchClassifier) -> None:
-    """Raises `UsageError` if an augmentation of a plugin does not return uint8 pixels of the model's size."""
+    """Raises `UsageError` if an augmentation of a plugin does not return pixels of the model's size and format."""
     preprocess, policy = classifier.preprocess, recipe.augment.policy
     shape = (preprocess.channels, *preprocess.image_size)
-    pixels = torch.arange(shape[0] * shape[1] * shape[2]).remainder(256).to(torch.uint8).view(shape)
+    pixels = torch.arange(shape[0] * shape[1] * shape[2]).remainder(256).to(preprocess.dtype).view(shape)
     try:
         with torch.random.fork_rng(devices=[]):
             augmented: Any = build_augmentation(recipe.augment, preprocess).augment_image(pixels)
@@ -131,9 +131,12 @@ def check_policy(recipe: Recipe, classifier: TorchClassifier) -> None:
         raise
     except Exception as error:
         raise UsageError(f"the augmentation {policy!r} fails: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(augmented, Tensor) or augmented.dtype != torch.uint8 or augmented.shape != shape:
+    if not isinstance(augmented, Tensor) or augmented.dtype != preprocess.dtype or augmented.shape != shape:
         returned = describe_tensor(augmented) if isinstance(augmented, Tensor) else type(augmented).__name__
-        raise UsageError(f"the augmentation {policy!r} returns {returned}", f"it must return {shape} uint8")
+        raise UsageError(
+            f"the augmentation {policy!r} returns {returned}",
+            f"it must return {shape} {str(preprocess.dtype).removeprefix('torch.')}",
+        )
 
 
 def check_optimizer(recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
+from vitrail.data.bands import count_of
 from vitrail.data.images import count_labels
 from vitrail.data.split import Splits
 from vitrail.machine import has_native_bf16
@@ -27,7 +28,13 @@ from vitrail.training.freezing import match_parameters
 from vitrail.training.losses import LossContext
 from vitrail.training.recipe import Recipe
 from vitrail.training.train_state import autocast_dtype
-from vitrail.training.transfer import HeadTransfer, describe_head, resolve_transfer, transfer_weights
+from vitrail.training.transfer import (
+    HeadTransfer,
+    describe_channels_of_weights,
+    describe_head,
+    resolve_transfer,
+    transfer_weights,
+)
 from vitrail.version import __version__
 from vitrail.weights.builders import ModuleConfig
 from vitrail.weights.origin import read_origin
@@ -69,7 +76,12 @@ def build_classifier(
     if isinstance(pretrained, Pretrained):
         theirs = pretrained.classifier
         warn_if_trained_on_held_out_images(theirs, data_origin)
-        config, preprocess = resolve_transfer(recipe, len(splits.classes), theirs.vit.config, theirs.preprocess)
+        channels = count_of(splits.channels)
+        config, preprocess = resolve_transfer(
+            recipe, len(splits.classes), theirs.vit.config, theirs.preprocess, channels
+        )
+        if channels != theirs.vit.config.channels:
+            log(describe_channels_of_weights(theirs.vit.config.channels, channels))
         torch.manual_seed(recipe.seed)
         theirs_classes = theirs.classes if theirs.task == task else ()  # a head of another task is no use
         model, head = transfer_weights(theirs.vit, theirs_classes, config, splits.classes)

@@ -17,6 +17,7 @@ from torch import nn
 from vitrail.callbacks.loggers import Logger, name_loggers
 from vitrail.classifier import Classifier
 from vitrail.console import log
+from vitrail.data.augment import describe_restriction
 from vitrail.data.check import check_image_sizes, write_report
 from vitrail.data.python_data import Data
 from vitrail.data.source import name_of_data
@@ -267,7 +268,8 @@ def log_plan(start: Start, world: World, data: str, *, has_weights: bool) -> Non
     """Prints what is trained, on what data and how."""
     advice = None if has_weights else advise_pretrained_weights(len(start.splits.train), data)
     balance = describe_balance(start.splits.classes, start.loss_context().class_counts, start.recipe)
-    plan = (describe_plan(start, world), balance, explain_precision(start.recipe, world.device), advice)
+    restriction = describe_restriction(start.recipe.augment, start.classifier.preprocess)
+    plan = (describe_plan(start, world), balance, restriction, explain_precision(start.recipe, world.device), advice)
     for line in filter(None, (*start.splits.notes, *plan)):
         log(line)
 

@@ -140,7 +140,7 @@ def pad_forward_calls(classifier: TorchClassifier, calls: int) -> Iterator[None]
         yield
     finally:
         hook.remove()
-    blank = torch.zeros(1, classifier.preprocess.channels, *classifier.preprocess.image_size, dtype=torch.uint8)
+    blank = classifier.preprocess.blank()
     with torch.inference_mode():
         for _ in range(counted, calls):
             module_of(classifier)(classifier.normalize(blank))

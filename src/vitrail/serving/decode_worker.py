@@ -21,7 +21,7 @@ from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.serving.messages import receive_message, send_message
 
 LARGE_IMAGE_PIXELS = 4_000_000  # larger images are decoded one at a time, to limit the memory in use
-Pixels = np.ndarray  # uint8 (C, H, W)
+Pixels = np.ndarray  # (C, H, W), uint8 or float32
 
 
 def run_decoder(connection: socket.socket) -> None:
@@ -37,22 +37,23 @@ def run_decoder(connection: socket.socket) -> None:
 
 
 def answer_file(request: dict[str, Any], file: bytes) -> tuple[dict[str, Any], list[Pixels]]:
-    """Returns shape and pixels, and whether the file has over 8 bits; or why it cannot be read; or that it is large.
+    """Returns shape, number format and pixels, and whether the file has over 8 bits; or why it cannot be read.
 
-    A large image is decoded only if the request allows it.
+    Or it returns that the image is large. A large image is decoded only if the request allows it.
     """
     try:
         max_pixels = math.inf if request["decode_large"] else LARGE_IMAGE_PIXELS
-        if count_pixels(file, request["max_megapixels"]) > max_pixels:
-            return {"is_large": True}, []
         preprocess = parse_preprocess(json.dumps(request["preprocess"]))
-        image_CHW, header = decode_with_header(io.BytesIO(file), preprocess.channels)
+        if count_pixels(file, request["max_megapixels"]) * max(1, preprocess.channels / 3) > max_pixels:
+            return {"is_large": True}, []
+        image_CHW, header = decode_with_header(io.BytesIO(file), preprocess.source_channels)
         pixels_CHW = fit_pixels(image_CHW, preprocess)
     except ImageError as error:
         return {"unreadable": error.reason}, []
     except MemoryError:
         return {"unreadable": "its pixels do not fit into memory"}, []
-    return {"pixels": list(pixels_CHW.shape), "is_deep": header.color_type == GRAY_16_BIT}, [pixels_CHW]
+    document = {"pixels": list(pixels_CHW.shape), "dtype": str(pixels_CHW.dtype)}
+    return {**document, "is_deep": header.color_type == GRAY_16_BIT}, [pixels_CHW]
 
 
 @lru_cache

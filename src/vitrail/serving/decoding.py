@@ -95,7 +95,8 @@ class ImageDecoder:
         self.metrics.decode.observe(document["seconds"])
         if "unreadable" in document:
             return ImageError("image", document["unreadable"])
-        return DecodedImage(np.frombuffer(payload, np.uint8).reshape(document["pixels"]), document["is_deep"])
+        pixels = np.frombuffer(payload, document["dtype"]).reshape(document["pixels"])
+        return DecodedImage(pixels, document["is_deep"])
 
     async def _ask(
         self, pool: WorkerPool, file: bytes, preprocess: PreprocessDocument, deadline: float

@@ -215,6 +215,9 @@ class Endpoint:
         preprocess = self.info.preprocess
         if pixels_NHWC.shape[3] != preprocess.channels:
             raise bad_request(f"the pixels have {pixels_NHWC.shape[3]} channels; the model takes {preprocess.channels}")
+        datatype = "UINT8" if preprocess.values == "uint8" else "FP32"
+        if (pixels_NHWC.dtype == np.uint8) != (datatype == "UINT8"):
+            raise bad_request(f"the model takes pixels of {datatype}")
         try:
             return await self.decoder.run(fit_all, pixels_NHWC, preprocess)
         except ImageError as error:

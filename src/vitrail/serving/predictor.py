@@ -87,8 +87,7 @@ class Predictor:
 
     @property
     def gray_image(self) -> Tensor:
-        preprocess = self.classifier.preprocess
-        return torch.full((1, preprocess.channels, *preprocess.image_size), 128, dtype=torch.uint8)
+        return self.classifier.preprocess.blank()
 
     def measure_rates(self, max_batch_size: int, seconds: float = 2.0) -> dict[int, float]:
         """Measures images per second by batch size, for doubling sizes up to `max_batch_size`.

@@ -148,9 +148,10 @@ def parse_input(entry: dict[str, Any], rest: bytes, request: InferRequest, setti
     """Parses the only input into `request`; returns the bytes after its binary tensor."""
     if entry["name"] not in INPUTS:
         raise bad_request(f"there is no input {entry['name'][:40]!r}: send image or pixels")
-    datatype, dimensions = INPUTS[entry["name"]]
-    if entry.get("datatype") != datatype:
-        raise bad_request(f"the datatype of {entry['name']} is not {datatype}")
+    datatypes, dimensions = INPUTS[entry["name"]]
+    datatype = entry.get("datatype")
+    if datatype not in datatypes:
+        raise bad_request(f"the datatype of {entry['name']} is not {' or '.join(datatypes)}")
     shape = entry.get("shape")
     if not isinstance(shape, list):
         raise bad_request("the shape is not a list of numbers")
@@ -177,11 +178,14 @@ def parse_input(entry: dict[str, Any], rest: bytes, request: InferRequest, setti
             split_bytes(raw, shape[0]) if raw is not None else decode_base64_images(entry["data"], shape[0], parameters)
         )
     else:
-        request.pixels = parse_pixels(raw, entry.get("data"), shape, settings)
+        request.pixels = parse_pixels(raw, entry.get("data"), shape, datatype, settings)
     return rest
 
 
-INPUTS = {"image": ("BYTES", (1, 2)), "pixels": ("UINT8", (4,))}  # name -> datatype, allowed numbers of dimensions
+INPUTS = {  # name -> datatypes, allowed numbers of dimensions
+    "image": (("BYTES",), (1, 2)),
+    "pixels": (("UINT8", "FP32"), (4,)),
+}
 
 
 def split_bytes(raw: bytes, image_count: int) -> list[bytes]:
@@ -226,23 +230,36 @@ def decode_base64_images(data: Any, image_count: int, parameters: dict[str, Any]
         raise bad_request("an image is not valid base64") from None
 
 
-def parse_pixels(raw: bytes | None, data: Any, shape: Sequence[int], settings: Settings) -> np.ndarray:
-    """Returns the pixels (N, H, W, C) of a binary or JSON tensor as uint8."""
-    if shape[3] not in (1, 3) or 0 in shape:
-        raise bad_request(f"the shape of pixels is {list(shape)}: it must be [n, h, w, c] with 1 or 3 channels")
-    if shape[1] * shape[2] > settings.max_megapixels * 1_000_000:
+def parse_pixels(raw: bytes | None, data: Any, shape: Sequence[int], datatype: str, settings: Settings) -> np.ndarray:
+    """Returns the pixels (N, H, W, C) of a binary or JSON tensor as uint8, or as float32 with the values of bands."""
+    if 0 in shape:
+        raise bad_request(f"the shape of pixels is {list(shape)}: it must be [n, h, w, c] with 1 or more channels")
+    if shape[1] * shape[2] * max(1, shape[3] / 3) > settings.max_megapixels * 1_000_000:
         raise too_large(f"{shape[2]}x{shape[1]} pixels are above the limit of {settings.max_megapixels} million")
     size = math.prod(shape)
+    dtype = np.dtype("<f4" if datatype == "FP32" else np.uint8)
     if raw is not None:
-        if len(raw) != size:
-            raise bad_request(f"the tensor has {len(raw)} bytes; its shape requires {size}")
-        return np.frombuffer(raw, np.uint8).reshape(shape)
+        if len(raw) != size * dtype.itemsize:
+            raise bad_request(f"the tensor has {len(raw)} bytes; its shape requires {size * dtype.itemsize}")
+        return require_finite(np.frombuffer(raw, dtype).reshape(shape))
     values = list(flatten(data))
     if len(values) != size:
         raise bad_request(f"data has {len(values)} numbers; the shape requires {size}")
+    if datatype == "FP32":
+        if not all(type(value) in (int, float) for value in values):
+            raise bad_request("a value of the pixels is not a number")
+        with np.errstate(over="ignore"):
+            return require_finite(np.array(values, np.float64).astype(np.float32).reshape(shape))
     if not all(type(value) is int and 0 <= value <= 255 for value in values):
         raise bad_request("a pixel is not an integer from 0 to 255")
     return np.array(values, np.uint8).reshape(shape)
+
+
+def require_finite(pixels: np.ndarray) -> np.ndarray:
+    """Returns the pixels; raises `RequestError` if one of them is not a finite number."""
+    if pixels.dtype != np.uint8 and not np.isfinite(pixels).all():
+        raise bad_request("a value of the pixels is not a finite number")
+    return pixels
 
 
 @dataclass(frozen=True)

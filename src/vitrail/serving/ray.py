@@ -94,7 +94,7 @@ def deployment(
                 if count_pixels(data, limits.max_megapixels) > LARGE_IMAGE_PIXELS
                 else nullcontext()
             ):
-                return fit_pixels(decode(io.BytesIO(data), preprocess.channels), preprocess)
+                return fit_pixels(decode(io.BytesIO(data), preprocess.source_channels), preprocess)
 
         async def __call__(self, request: Request) -> JSONResponse:
             """Predicts the classes of one image, the body of the request."""

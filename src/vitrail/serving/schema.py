@@ -130,7 +130,7 @@ INPUT = {
     "properties": {
         "name": {"enum": ["image", "pixels"]},
         "shape": make_array({"type": "integer", "minimum": 0}),
-        "datatype": {"enum": ["BYTES", "UINT8"]},
+        "datatype": {"enum": ["BYTES", "UINT8", "FP32"]},
         "parameters": PARAMETERS,
         "data": {"type": "array", "description": "images in base64, or pixels as numbers"},
     },

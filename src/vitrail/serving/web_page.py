@@ -55,6 +55,7 @@ def reason_for_plain_page(classifier: BaseClassifier | None) -> str | None:
     try:
         classifier.require_classes()
         refuse_task(classifier.task, "web")
+        classifier.preprocess.refuse_bands("the web page reads 8-bit gray and color images", "use /predict")
         check_page_size(classifier, half=False, limit=MAX_PAGE_MB)
     except UsageError as error:
         return error.sentence

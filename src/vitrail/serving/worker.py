@@ -95,7 +95,8 @@ def make_error_document(error: VitrailError) -> dict[str, Any]:
 
 def answer_logits(predictor: Predictor, document: dict[str, Any], payload: bytes) -> Answer:
     """Computes the float32 logits of a batch of pixels, and their distances if they are fitted."""
-    rows = predictor.rows(read_tensor(document["shape"], payload)).numpy()
+    pixels_BCHW = read_tensor(document["shape"], payload, predictor.classifier.preprocess.dtype)
+    rows = predictor.rows(pixels_BCHW).numpy()
     return {"outputs": rows.shape[1]}, np.ascontiguousarray(rows, np.float32).tobytes()
 
 
@@ -106,7 +107,7 @@ def answer_explanation(predictor: Predictor, document: dict[str, Any], payload: 
     if options.get("query"):
         options["query"] = tuple(options["query"])
     explanation, picture = predictor.explain(
-        read_tensor(document["shape"], payload)[0],
+        read_tensor(document["shape"], payload, predictor.classifier.preprocess.dtype)[0],
         tuple(target) if isinstance(target, list) else target,
         options,
         document["picture"],
@@ -156,6 +157,6 @@ OPERATIONS: dict[str, Callable[[Predictor, dict[str, Any], bytes], Answer]] = {
 }
 
 
-def read_tensor(shape: list[int], payload: bytes) -> Tensor:
-    """Returns the payload as uint8 pixels of this shape."""
-    return torch.frombuffer(bytearray(payload), dtype=torch.uint8).view(shape)
+def read_tensor(shape: list[int], payload: bytes, dtype: torch.dtype) -> Tensor:
+    """Returns the payload as pixels of this shape."""
+    return torch.frombuffer(bytearray(payload), dtype=dtype).view(shape)

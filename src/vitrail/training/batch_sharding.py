@@ -28,7 +28,7 @@ from vitrail.training.recipe import Recipe
 class MicroBatch:
     """A part of a batch whose gradient is computed at once."""
 
-    pixels: Tensor  # uint8 (B, C, H, W)
+    pixels: Tensor  # (B, C, H, W)
     labels: Tensor  # int64 (B,)
     overlap: int = 0  # number of first images that belong to the shard before and are only mixing partners
 
@@ -91,7 +91,7 @@ class ShardedTrainLoader:
         self.images = loader.images
         self.errors: list[ImageError] = []  # of the images of the current shard that could not be read
         self.loader = replace(loader, on_error=self.errors.append, select=self.shard_indices)
-        self.no_pixels = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
+        self.no_pixels = torch.empty(0, preprocess.channels, *preprocess.image_size, dtype=preprocess.dtype)
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.data.bands import Bands, Channels, count_of
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.loader import count_batches
@@ -31,6 +33,7 @@ BATCH_SIZE_RANGE = (16, 256)
 TRANSFER_BATCH_SIZE_RANGE = (16, 64)  # for pretrained weights, which are often those of large models
 TRANSFER_LR_OF_100_STEPS = 4.2e-5
 MAX_TRANSFER_LR = 3e-4
+SMALLEST_STD = 1e-6  # of values that are not 8-bit
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -43,7 +46,7 @@ def resolve_model(recipe: Recipe, splits: Splits) -> tuple[ViTConfig, Preprocess
     if "image_size" not in model:
         image_size = (-(-image_size[0] // patch) * patch, -(-image_size[1] // patch) * patch)
     sizes = {"image_size": image_size[0] if image_size[0] == image_size[1] else image_size, "patch": patch}
-    config = ViTConfig(**{**model, **sizes}, channels=splits.channels, classes=len(splits.classes))
+    config = ViTConfig(**{**model, **sizes}, channels=count_of(splits.channels), classes=len(splits.classes))
     return config, make_preprocess(recipe, to_pair(config.image_size), splits.channels, min_size=patch)
 
 
@@ -54,20 +57,24 @@ def resolve_module(recipe: Recipe, splits: Splits) -> tuple[ModuleConfig, Prepro
     else:
         size = choose_image_size(sample_image_sizes(splits.train, skip_unreadable=recipe.skip_unreadable))
     config = ModuleConfig(
-        architecture=recipe.architecture, image_size=size, channels=splits.channels, classes=len(splits.classes)
+        architecture=recipe.architecture,
+        image_size=size,
+        channels=count_of(splits.channels),
+        classes=len(splits.classes),
     )
     return config, make_preprocess(recipe, size, splits.channels)
 
 
-def make_preprocess(recipe: Recipe, image_size: tuple[int, int], channels: int, min_size: int = 1) -> Preprocess:
+def make_preprocess(recipe: Recipe, image_size: tuple[int, int], channels: Channels, min_size: int = 1) -> Preprocess:
     """Returns the preprocessing of a recipe, without its normalization."""
     return Preprocess(
         image_size=image_size,
         fit=recipe.fit or "pad",
         interpolation=recipe.interpolation or "bilinear",
         crop_fraction=recipe.crop_fraction or 1.0,
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
+        mean=(0.5,) * count_of(channels),
+        std=(0.5,) * count_of(channels),
+        values=channels.values if isinstance(channels, Bands) else "uint8",
         min_size=min_size,
     )
 
@@ -83,8 +90,14 @@ def complete_recipe(
     if isinstance(config, ViTConfig):
         recipe = recipe.with_changes(patch=config.patch)
     recipe = resolve_schedule(recipe, splits, TRANSFER_BATCH_SIZE_RANGE if transfers else BATCH_SIZE_RANGE)
+    if preprocess.source_channels != splits.channels:  # mean and std of the weights mean nothing for these images
+        theirs = make_preprocess(recipe, preprocess.image_size, splits.channels)
+        preprocess = replace(preprocess, mean=theirs.mean, std=theirs.std, values=theirs.values)
+        transfers = False
     if by := recipe.normalize or (None if transfers else "data"):
         preprocess = with_normalization(preprocess, by, splits.train, skip_unreadable=recipe.skip_unreadable)
+    if recipe.shown_channels is not None:
+        preprocess = preprocess.with_shown(recipe.shown_channels)
     return recipe, preprocess
 
 
@@ -156,25 +169,60 @@ def with_normalization(
 ) -> Preprocess:
     """Returns the preprocessing with mean and std `half`, those of `imagenet`, or those of the training images."""
     values = vars(preprocess)
+    if by != "data" and preprocess.values != "uint8":
+        sentence = f"normalize {by!r} is for 8-bit images, and these have values of {preprocess.values}"
+        raise UsageError(sentence, "use data, which measures each channel")
     if by == "half":
         half = (0.5,) * preprocess.channels
         return Preprocess(**{**values, "mean": half, "std": half})
     if by == "imagenet":
         if preprocess.channels != 3:
-            raise UsageError("normalize 'imagenet' is for color images, and these are gray", "use half or data")
+            kind = "are gray" if preprocess.channels == 1 else f"have {preprocess.channels} channels"
+            raise UsageError(f"normalize 'imagenet' is for color images, and these {kind}", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-    mean_C, std_C = mean_and_std(sum_histograms(images, preprocess, max_images, skip_unreadable))
-    mean = tuple(round(m, 4) for m in mean_C.tolist())
-    std = tuple(max(round(s, 4), 0.01) for s in std_C.tolist())
+    measure = measure_pixels if preprocess.values == "uint8" else measure_values
+    summarize = pixel_histogram if preprocess.values == "uint8" else sum_values
+    mean, std = measure(summarize_images(images, preprocess, summarize, max_images, skip_unreadable))
     return Preprocess(**{**values, "mean": mean, "std": std})
 
 
-def sum_histograms(images: Images, preprocess: Preprocess, max_images: int, skip_unreadable: bool) -> Tensor:
-    """Counts each value from 0 to 255 in each channel of a sample of the images: int64 (C, 256)."""
-    histograms = read_sample(
-        images, lambda i: pixel_histogram(images.load_batch(preprocess, [i])[0]), max_images, skip_unreadable
-    )
-    return torch.stack(histograms).sum(0)
+def summarize_images(
+    images: Images, preprocess: Preprocess, summarize: Callable[[Tensor], T], max_images: int, skip_unreadable: bool
+) -> list[T]:
+    """Calls `summarize` for each image of a sample, of the model's size, and returns the results."""
+    return read_sample(images, lambda i: summarize(images.load_batch(preprocess, [i])[0]), max_images, skip_unreadable)
+
+
+def measure_pixels(histograms: list[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std of each channel, of pixels from 0 to 1."""
+    mean_C, std_C = mean_and_std(torch.stack(histograms).sum(0))
+    return tuple(round(m, 4) for m in mean_C.tolist()), tuple(max(round(s, 4), 0.01) for s in std_C.tolist())
+
+
+def measure_values(sums: list[tuple[int, Tensor, Tensor]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std of each channel in the units of the files; a channel of one value gets the std 1."""
+    n, mean_C, square_C = combine_moments(sums)
+    std_C = (square_C / max(n - 1, 1)).sqrt()
+    mean = tuple(float(f"{m:.6g}") for m in mean_C.tolist())
+    return mean, tuple(float(f"{s:.6g}") if s > SMALLEST_STD else 1.0 for s in std_C.tolist())
+
+
+def sum_values(pixels_CHW: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Returns the number of pixels, the mean of each channel and the sum of squares around it, in float64."""
+    flat_CP = pixels_CHW.flatten(1).double()
+    mean_C = flat_CP.mean(1)
+    return flat_CP.shape[1], mean_C, ((flat_CP - mean_C[:, None]) ** 2).sum(1)
+
+
+def combine_moments(parts: list[tuple[int, Tensor, Tensor]]) -> tuple[int, Tensor, Tensor]:
+    """Combines what `sum_values` returns of several images (Chan, Golub & LeVeque 1983)."""
+    n, mean_C, square_C = parts[0]
+    for other_n, other_mean_C, other_square_C in parts[1:]:
+        total, shift_C = n + other_n, other_mean_C - mean_C
+        mean_C = mean_C + shift_C * (other_n / total)
+        square_C = square_C + other_square_C + shift_C**2 * (n * other_n / total)
+        n = total
+    return n, mean_C, square_C
 
 
 def pixel_histogram(pixels_CHW: Tensor) -> Tensor:

@@ -116,6 +116,9 @@ class Recipe:
     normalize: NormalizeBy | None = option(
         None, "mean and std of the pixels; none: the model's, else measured on the training images"
     )
+    shown_channels: str | None = option(
+        None, "which channels pictures of bands show, one or three, counted from 1: 4,3,2; none: the first ones"
+    )
     fit: Fit | None = option(None, "how images of another aspect ratio are fitted; none: the model's, else pad")
     interpolation: Interpolation | None = option(None, "interpolation of resizing; none: the model's, else bilinear")
     crop_fraction: float | None = option(
@@ -316,8 +319,9 @@ VIT_FIELDS = {
 
 # The recipe's own fields that have an effect when only a head is fitted, on features.
 FEATURE_FIELDS = {
-    "train_on", "task", "probe_l2", "seed", "normalize", "fit", "interpolation", "crop_fraction", "validation_fraction",
-    "test_fraction", "split_seed", "group_pattern", "image_cache_gib", "workers", "skip_unreadable",
+    "train_on", "task", "probe_l2", "seed", "normalize", "shown_channels", "fit", "interpolation", "crop_fraction",
+    "validation_fraction", "test_fraction", "split_seed", "group_pattern", "image_cache_gib", "workers",
+    "skip_unreadable",
 }  # fmt: skip
 
 

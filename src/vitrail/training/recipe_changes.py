@@ -136,6 +136,8 @@ class TrainChanges(ModelChanges, total=False):
     """recompute activations in the backward pass: less memory, more time"""
     normalize: Literal["half", "imagenet", "data"] | None
     """mean and std of the pixels; none: the model's, else measured on the training images"""
+    shown_channels: str | None
+    """which channels pictures of bands show, one or three, counted from 1: 4,3,2; none: the first ones"""
     fit: Literal["pad", "crop", "stretch"] | None
     """how images of another aspect ratio are fitted; none: the model's, else pad"""
     interpolation: Literal["bilinear", "bicubic"] | None

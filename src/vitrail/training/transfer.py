@@ -22,9 +22,11 @@ CHANGEABLE = ("image_size", "patch", "head", "dropout", "attention_dropout", "em
 
 
 def resolve_transfer(
-    recipe: Recipe, classes: int, config: ViTConfig, preprocess: Preprocess
+    recipe: Recipe, classes: int, config: ViTConfig, preprocess: Preprocess, channels: int | None = None
 ) -> tuple[ViTConfig, Preprocess]:
     """Returns the model and preprocessing: the pretrained ones, where the recipe does not change them.
+
+    `channels` are those of the images; None: those of the weights.
 
     Raises `UsageError` naming every field of the recipe's model that contradicts the weights.
     """
@@ -37,7 +39,7 @@ def resolve_transfer(
         changes["head"] = "linear"
     height, width = to_pair(recipe.model.get("image_size", preprocess.image_size))
     changes["image_size"] = height if height == width else (height, width)
-    new_config = replace(config, **changes, classes=classes)
+    new_config = replace(config, **changes, classes=classes, channels=channels or config.channels)
     preprocess = replace(
         preprocess.with_image_size((height, width)),
         min_size=preprocess.min_size if new_config.patch == config.patch else new_config.patch,
@@ -75,7 +77,9 @@ def transfer_weights(
     If the class names are the same, the head keeps its rows, in the new order; otherwise it is initialized from torch's
     global generator.
     """
-    pretrained = resize_vit(vit, replace(vit.config, image_size=config.image_size, patch=config.patch))
+    pretrained = resize_vit(
+        vit, replace(vit.config, image_size=config.image_size, patch=config.patch, channels=config.channels)
+    )
     has_same_classes = len(old_classes) == vit.config.classes and set(old_classes) == set(new_classes)
     device = vit.prefix.device
     new_vit = ViT(config).to(device)
@@ -93,6 +97,14 @@ def transfer_weights(
             weights[name] = weights[name][rows]
     new_vit.load_state_dict(weights)
     return new_vit, "kept" if old_classes == new_classes else "reordered"
+
+
+def describe_channels_of_weights(old: int, new: int) -> str:
+    """Returns a sentence on how the weights for `old` channels become those for `new` channels."""
+    if new == 1:
+        return f"the weights of the {old} input channels are summed for 1 channel, as timm does for in_chans"
+    rule = f"are repeated for {new} channels and scaled by {old}/{new}, as timm does for in_chans"
+    return f"the weights of {old} input channels {rule}"
 
 
 def describe_head(transfer: HeadTransfer, old_classes: tuple[str, ...], new_classes: tuple[str, ...]) -> str:

@@ -22,7 +22,7 @@ class ModuleConfig(Checked):
 
     architecture: str = option("", "the builder's name and arguments, such as resnet:depth=18", part="model")
     image_size: tuple[int, int] = option((224, 224), "height and width of the images, in pixels")
-    channels: int = option(3, "1 for gray images, 3 for color", ge=1)
+    channels: int = option(3, "1 for gray images, 3 for color, or any number of bands", ge=1)
     classes: int = option(2, "number of logits", ge=1)
 
 

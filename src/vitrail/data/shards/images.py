@@ -6,6 +6,7 @@ from io import BytesIO
 
 import numpy as np
 
+from vitrail.data.bands import Channels
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable, read_size
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.shards.cache import drop_copy, read_range
@@ -22,7 +23,7 @@ class ShardImages(EncodedImages):
 
     shard_index: ShardIndex
     rows: np.ndarray
-    channels: int = 3
+    channels: Channels = 3
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,6 +83,10 @@ class ShardImages(EncodedImages):
         digest = self.shard_index.columns["sha256"][self.rows[i]].tobytes()
         version = hashlib.sha256(shard.version.encode() + digest).digest()
         return self.location(i), self._value("length", i), int.from_bytes(version[:7], "big")
+
+    def find_channels(self) -> Channels:
+        """Returns the channels that the index states; no shard is read."""
+        return self.channels
 
     def read_size(self, i: int) -> tuple[int, int]:
         """Reads height and width from the first bytes, or from all bytes if these are not enough."""

@@ -87,6 +87,8 @@ def write_shards(
     """
     if shard_mib <= 0 or (images_per_shard is not None and images_per_shard < 1):
         raise UsageError("a shard has at least one image", "use a larger --shard-size-mib or --images-per-shard")
+    if source.has_bands:
+        raise UsageError(f"shards have 8-bit images, and these have {source.channels}", "train on the files themselves")
     check_new_folder(out)
     check_free_space(out, count_bytes(source), "choose another disk")
     with write_folder_atomically(out) as folder:

@@ -85,6 +85,7 @@ def build_page(
     """
     classifier.require_classes()
     refuse_task(classifier.task, "web")
+    classifier.preprocess.refuse_bands("the web page reads 8-bit gray and color images", "export it as onnx")
     import_onnx()
     check_page_size(classifier, half, limit)
     vit = deepcopy(classifier.vit).to("cpu", torch.float32).eval().requires_grad_(False)
