@@ -83,7 +83,7 @@ def predict_input_images(
 
     def read(image: InputImage, name: str) -> Tensor:
         try:
-            image_CHW, header = image.read_with_header(classifier.preprocess.channels)
+            image_CHW, header = image.read_with_header(classifier.preprocess.source_channels)
         except ImageUnreachable as error:  # the other images keep their rows
             raise ImageError(error.name, error.reason) from None
         pixels_CHW = classifier.read_image(image_CHW)
