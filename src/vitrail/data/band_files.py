@@ -234,7 +234,7 @@ def read_tiff_tags(stream: BinaryIO) -> Iterator[dict[int, Any]]:
     directory = TiffImagePlugin.ImageFileDirectory_v2(
         start + (stream.read(8) if start[2:3] == b"+" or start[3:4] == b"+" else b"")
     )
-    seen = set()
+    seen: set[int] = set()
     while directory.next and directory.next not in seen and len(seen) <= MAX_CHANNELS:
         seen.add(directory.next)
         stream.seek(directory.next)
@@ -282,8 +282,9 @@ def read_tiff(stream: BinaryIO, header: BandHeader) -> np.ndarray:
         return read_tiff_with_pillow(stream, header)
     try:
         with tifffile.TiffFile(stream) as tiff:
-            arrays = [page.asarray() for page in tiff.pages[: header.pages]]
-            is_planar = tiff.pages[0].planarconfig == 2
+            pages: Any = tiff.pages[: header.pages]
+            arrays = [page.asarray() for page in pages]
+            is_planar = pages[0].planarconfig == 2
     except ValueError as error:
         if "imagecodecs" in str(error):
             raise BandsError(f"its compression needs imagecodecs ({error}): pip install imagecodecs") from None

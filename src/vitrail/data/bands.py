@@ -6,7 +6,7 @@ is never converted: another number of channels, or values of another type, mean 
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def to_channels_first(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], boo
     if len(shape) != 3:
         raise BandsError(f"its shape is {shape}; an image is (h, w), (h, w, C) or (C, h, w)")
     is_last = shape[2] <= shape[0]
-    return ((shape[2], shape[0], shape[1]) if is_last else cast(tuple[int, int, int], shape)), is_last
+    return ((shape[2], shape[0], shape[1]) if is_last else shape), is_last
 
 
 def arrange(array: np.ndarray) -> np.ndarray:

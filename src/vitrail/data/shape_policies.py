@@ -15,13 +15,13 @@ def keep_shapes(space: dict[str, Any]) -> dict[str, Any]:
     return {name: operation for name, operation in space.items() if name in SHAPE_OPERATIONS}
 
 
-class ShapeRandAugment(v2.RandAugment):
+class ShapeRandAugment(v2.RandAugment):  # type: ignore[misc]
     """RandAugment without color operations."""
 
     _AUGMENTATION_SPACE = keep_shapes(v2.RandAugment._AUGMENTATION_SPACE)
 
 
-class ShapeTrivialAugment(v2.TrivialAugmentWide):
+class ShapeTrivialAugment(v2.TrivialAugmentWide):  # type: ignore[misc]
     """TrivialAugment without color operations."""
 
     _AUGMENTATION_SPACE = keep_shapes(v2.TrivialAugmentWide._AUGMENTATION_SPACE)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vitrail.data.bands import Bands, Channels, describe_channels
+from vitrail.data.bands import Bands, Channels, count_of, describe_channels
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.geometry import to_gray, to_rgb
 from vitrail.data.group_pattern import compile_pattern
@@ -219,7 +219,7 @@ def check_bands(pixels: Pixels, found: Channels, wanted: Channels) -> None:
     if isinstance(pixels, EncodedImages):
         return
     is_decoded = not hasattr(pixels, "channels") and isinstance(found, Bands) and found.values == "float32"
-    if is_decoded and isinstance(wanted, Bands) and found.count == wanted.count and wanted.values != "uint8":
+    if is_decoded and isinstance(wanted, Bands) and count_of(found) == wanted.count and wanted.values != "uint8":
         return
     raise VitrailError(f"the images have {describe_channels(found)}, and not {describe_channels(wanted)}")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.console import log, progress_bar
+from vitrail.data.bands import Channels
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images, load_into_memory
 from vitrail.data.source import Listing, Source, encode_labels
@@ -27,7 +28,7 @@ class Splits:
     train: Images
     validation: Images | None
     test: Images | None
-    channels: int
+    channels: Channels
     fingerprint: str  # of the names, labels and sizes of the source's images
     can_flip: bool = True  # False if a mirrored image may belong to another class, as with digits
     notes: list[str] = field(default_factory=list)  # sentences on how the splits were made

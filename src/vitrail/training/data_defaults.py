@@ -180,8 +180,10 @@ def with_normalization(
             kind = "are gray" if preprocess.channels == 1 else f"have {preprocess.channels} channels"
             raise UsageError(f"normalize 'imagenet' is for color images, and these {kind}", "use half or data")
         return Preprocess(**{**values, "mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-    measure = measure_pixels if preprocess.values == "uint8" else measure_values
-    summarize = pixel_histogram if preprocess.values == "uint8" else sum_values
+    is_8_bit = preprocess.values == "uint8"
+    measure: Callable[[list[Any]], tuple[tuple[float, ...], tuple[float, ...]]]
+    measure = measure_pixels if is_8_bit else measure_values
+    summarize: Callable[[Tensor], Any] = pixel_histogram if is_8_bit else sum_values
     mean, std = measure(summarize_images(images, preprocess, summarize, max_images, skip_unreadable))
     return Preprocess(**{**values, "mean": mean, "std": std})
 

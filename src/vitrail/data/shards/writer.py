@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from vitrail.data.bands import count_of
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, EXTENSIONS_OF_FORMAT, extension_of_format, readable_formats
@@ -163,7 +164,7 @@ class _ShardWriter:
             self.classes,
             {name: column[rows] for name, column in self.columns.items()},
             names,
-            channels=self.source.channels,
+            channels=count_of(self.source.channels),
             can_flip=self.source.can_flip,
             label_sets=tuple(self.set_of.get(text, (text,)) for text in self.classes) if self.set_of else (),
         )
