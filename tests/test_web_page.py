@@ -29,6 +29,7 @@ from vitrail.cli.web_page import find_training_data
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.inputs import embed_images
+from vitrail.explanation.measures import area_under_curve, remaining_counts
 from vitrail.exporting.web import bundle, render_page
 from vitrail.exporting.web.examples import choose_examples, load_examples, png_data_url
 from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
@@ -264,6 +265,15 @@ def test_attention_of_a_patch_by_layer_and_head(reset_page, model: Classifier, i
     received = record.attention(1)[0].mean(0)[1:, 1 + row * GRID[1] + column]
     assert is_close(numbers(page)["map"], received)
     assert "record.attention(1)" in page.locator("#python").inner_text()
+    page.locator("#viewer").press(
+        "Escape"
+    )  # no patch is chosen: the attention of the prediction, which has one direction
+    assert numbers(page)["query"] is None
+    assert numbers(page)["direction"] == "to"
+    assert "half of it goes to" in page.locator("#caption").inner_text()
+    page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.75)
+    page.mouse.move(box["x"] - 20, box["y"])
+    assert numbers(page)["direction"] == "from"
     page.locator("#direction-to").click()
     page.locator("#heads button").nth(1).click()
     assert numbers(page)["head"] == 1
@@ -296,6 +306,20 @@ def test_hidden_patches_are_left_out(reset_page, model: Classifier, images: list
     page.locator("#hide").fill("95")
     wait_until_idle(page)
     assert len(numbers(page)["hidden"]["patches"]) == 19  # one always remains
+
+
+@needs_chromium
+def test_the_area_under_a_curve_of_uneven_steps_is_pythons(browser):
+    curve, remaining = np.random.default_rng(0).random((1, 13)), remaining_counts(20, 12)
+    code = (resources.files("vitrail.exporting.web") / "site" / "occlusion.js").read_text()
+    module = "import('data:text/javascript,' + encodeURIComponent(code))"
+    page = open_tab(browser)
+    area = page.evaluate(
+        f"async ([code, fractions, values]) => (await {module}).areaUnderCurve(fractions, values)",
+        [code, [(20 - n) / 20 for n in remaining], curve[0].tolist()],
+    )
+    assert area == pytest.approx(area_under_curve(curve, remaining)[0], abs=1e-12)
+    page.context.close()
 
 
 @needs_chromium

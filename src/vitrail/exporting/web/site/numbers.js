@@ -3,6 +3,7 @@
 import { info } from "./info.js";
 import { rank } from "./math.js";
 import {
+  attentionDirection,
   attentionQuery,
   chosenHead,
   className,
@@ -35,7 +36,7 @@ export function viewNumbers(state) {
     layer: view === "evidence" ? null : state.layer,
     head: chosenHead(state),
     query: attentionQuery(state),
-    direction: view === "attention" ? state.direction : null,
+    direction: view === "attention" ? attentionDirection(state) : null,
     signed: isSigned,
     summary: caption,
     map: splitRows(map, ...info.grid),

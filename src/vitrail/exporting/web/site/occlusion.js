@@ -26,9 +26,13 @@ export const hiddenCount = (fraction, patches) => Math.min(Math.round(fraction *
 // The patches that remain if the first `count` of each order are hidden, sorted by index.
 export const remainingPatches = (orders, count) => orders.map((order) => order.slice(count).sort((a, b) => a - b));
 
-// The mean height of a curve, by the trapezoidal rule.
-export function areaUnderCurve(values) {
+// The mean height of a curve over the hidden fractions, by the trapezoidal rule, as in explanation/measures.py. The steps
+// differ in width where the number of patches is not a multiple of the number of steps.
+export function areaUnderCurve(fractions, values) {
   let total = 0;
-  for (let i = 1; i < values.length; i++) total += (values[i - 1] + values[i]) / 2;
-  return total / (values.length - 1);
+  for (let i = 1; i < values.length; i++) {
+    total += ((values[i - 1] + values[i]) / 2) * (fractions[i] - fractions[i - 1]);
+  }
+  const width = fractions[fractions.length - 1] - fractions[0];
+  return width ? total / width : values[0];
 }

@@ -39,6 +39,9 @@ export function attentionQuery({ view, patch }) {
   return view === "attention" && patch !== null ? [Math.floor(patch / info.grid[1]), patch % info.grid[1]] : null;
 }
 
+// The direction of the attention that is shown; that of the prediction has one alone.
+export const attentionDirection = ({ patch, direction }) => (patch === null ? "to" : direction);
+
 export const chosenHead = ({ view, head }) => (view === "attention" && head !== -1 ? head : null);
 
 export const isOwnImageTooLarge = ({ source, image }) =>

@@ -4,7 +4,14 @@ import { classColor } from "./colors.js";
 import { info, patchCount } from "./info.js";
 import { attentionMap, lensMap } from "./maps.js";
 import { rank } from "./math.js";
-import { comparedLabel, currentMap, explainedLabel, explainedProbability, hiddenPatches } from "./selectors.js";
+import {
+  attentionDirection,
+  comparedLabel,
+  currentMap,
+  explainedLabel,
+  explainedProbability,
+  hiddenPatches,
+} from "./selectors.js";
 import { capitalize, describePatch, locateEvidence, percent, shortNumber, summarizeMap } from "./text.js";
 
 const LENS = "logit_lens";
@@ -73,7 +80,8 @@ function describeValue(state, map) {
 }
 
 function describeAttention(state, map, prefixSum) {
-  const { patch, direction } = state;
+  const { patch } = state;
+  const direction = attentionDirection(state);
   const start = `Layer ${state.layer}, ${state.head === -1 ? "mean of all heads" : `head ${state.head}`}: `;
   const located = locateEvidence(map, info.grid);
   const verb = direction === "to" ? "goes to" : "comes from";

@@ -32,8 +32,13 @@ function renderBars(state, count) {
 }
 
 function summarizeCurve(state, steps) {
-  const byMap = areaUnderCurve(steps.map((step) => step.byMap));
-  const atRandom = areaUnderCurve(steps.map((step) => mean(step.atRandom)));
+  const areaOf = (valueOf) =>
+    areaUnderCurve(
+      steps.map((step) => step.fraction),
+      steps.map(valueOf),
+    );
+  const byMap = areaOf((step) => step.byMap);
+  const atRandom = areaOf((step) => mean(step.atRandom));
   let verdict = "the map is no better than chance for this image";
   if (byMap < atRandom - CLEAR_DIFFERENCE) verdict = "the prediction does depend on the patches that the map names";
   if (byMap > atRandom + CLEAR_DIFFERENCE) verdict = "the map names the wrong patches for this image";
