@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import vitrail
+from prepared_python import start_server
 from serving import MAX_BATCH_SIZE, QUEUE_SIZE, ForkedWorkers, RunningServer
 from vitrail import console
 from vitrail.data.open import open_source
@@ -157,6 +158,13 @@ def run(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
 def clf(run: vitrail.Run) -> vitrail.Classifier:
     """The classifier of the run on the colors."""
     return vitrail.load(run.folder)
+
+
+@pytest.fixture(scope="session")
+def prepared_vitrail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The command `vitrail`, in processes that need not import torch any more (prepared_python.py)."""
+    with start_server(tmp_path_factory.mktemp("commands")) as command:
+        yield command
 
 
 @pytest.fixture(scope="module")

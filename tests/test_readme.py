@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -49,10 +51,14 @@ def cache(folder: Path) -> dict[str, str]:
     return {**os.environ, "TORCH_HOME": str(folder / "torch")}
 
 
-def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+VITRAIL = [sys.executable, "-m", "vitrail"]
+
+
+def shell(script: str, folder: Path, vitrail: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a script in which `vitrail` is this command."""
     tools = folder / "tools"
     tools.mkdir()
-    (tools / "vitrail").write_text(f'#!/bin/sh\nexec {sys.executable} -m vitrail "$@"\n')
+    (tools / "vitrail").write_text(f'#!/bin/sh\nexec {shlex.join(vitrail)} "$@"\n')
     (tools / "vitrail").chmod(0o755)
     env = {**cache(folder), "PATH": f"{tools}:{os.environ['PATH']}"}
     return subprocess.run(["bash", "-eu", "-c", script], cwd=folder, env=env, capture_output=True, text=True)
@@ -80,7 +86,7 @@ def test_the_make_commands_are_targets():
 
 def test_the_commands_for_the_bundled_classifier_and_their_output(folder: Path):
     (output,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
-    done = shell(BLOCKS[1][1], folder)
+    done = shell(BLOCKS[1][1], folder, VITRAIL)
     assert done.returncode == 0, done.stderr
     assert "cat.jpg: cat " in done.stdout and "85.13%" in done.stdout
     for line in output.replace("\ncenter", " center").splitlines():
@@ -88,8 +94,8 @@ def test_the_commands_for_the_bundled_classifier_and_their_output(folder: Path):
     assert (folder / "explanations" / "cat.libragrad.png").exists()
 
 
-def test_the_commands_for_a_folder_of_photos(folder: Path):
-    done = shell(BLOCKS[2][1] + "vitrail train photos --out runs/photos --resume\n", folder)
+def test_the_commands_for_a_folder_of_photos(folder: Path, prepared_vitrail: list[str]):
+    done = shell(BLOCKS[2][1] + "vitrail train photos --out runs/photos --resume\n", folder, prepared_vitrail)
     assert done.returncode == 0, done.stderr
     assert "ready to train" in done.stdout
     assert "cats" in done.stdout
@@ -97,10 +103,10 @@ def test_the_commands_for_a_folder_of_photos(folder: Path):
     assert (folder / "explanations" / "1.libragrad.png").exists()
 
 
-def test_the_python(folder: Path):
+def test_the_python(folder: Path, prepared_vitrail: list[str]):
     example, vit = BLOCKS[3][1], BLOCKS[4][1]
     assert len(example.splitlines()) <= 10
-    done = subprocess.run([sys.executable, "-c", f"{example}\n{vit}"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*prepared_vitrail, "-c", f"{example}\n{vit}"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     label, interval, shape = done.stdout.splitlines()[-3:]
     assert shape == "torch.Size([2, 3, 97, 97])"
@@ -108,18 +114,18 @@ def test_the_python(folder: Path):
     assert (folder / "seven.png").exists() and (folder / "digits.pt2").exists()
 
 
-def test_public_weights(folder: Path):
+def test_public_weights(folder: Path, prepared_vitrail: list[str]):
     """With torchvision's file in the cache, made by torchvision itself; its weights are random."""
     cached = folder / "torch/hub/checkpoints/vit_b_16-c867db91.pth"
     cached.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.vit_b_16().state_dict(), cached)
-    done = shell(find_block("vitrail models vit_b_16"), folder)
+    done = shell(find_block("vitrail models vit_b_16"), folder, prepared_vitrail)
     assert done.returncode == 0, done.stderr
     assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
     assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
     python = subprocess.run(
-        [sys.executable, "-c", find_block('torchvision/vit_b_16")')],
+        [*prepared_vitrail, "-c", find_block('torchvision/vit_b_16")')],
         cwd=folder,
         env=cache(folder),
         capture_output=True,
@@ -129,36 +135,38 @@ def test_public_weights(folder: Path):
     assert python.stdout.count("Prediction(label=") == 5
 
 
-def test_predictions_in_python(folder: Path):
+def test_predictions_in_python(folder: Path, prepared_vitrail: list[str]):
     code = find_block("to_pandas")
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*prepared_vitrail, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cat 0.8") and "['cat', " in done.stdout and "probability_5" in done.stdout
 
 
-def test_the_folds(folder: Path):
+def test_the_folds(folder: Path, prepared_vitrail: list[str]):
     quick = "--folds 2 --epochs 1 --width 16 --depth 1 --heads 2 --no-report"
-    done = shell(find_block("--folds 5").replace("--folds 5", quick), folder)
+    done = shell(find_block("--folds 5").replace("--folds 5", quick), folder, prepared_vitrail)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("all 20 out-of-fold predictions") == 2
     assert (folder / "runs" / "folds" / "final" / "classifier.safetensors").exists()
 
 
-def test_the_sweep(folder: Path):
-    done = shell(find_block("vitrail sweep"), folder)
+def test_the_sweep(folder: Path, prepared_vitrail: list[str]):
+    done = shell(find_block("vitrail sweep"), folder, prepared_vitrail)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best on validation: trial") == 2
     assert (folder / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
-def test_serving(folder: Path, run: vitrail.Run):
+def test_serving(folder: Path, run: vitrail.Run, prepared_vitrail: list[str]):
     shutil.copytree(run.folder, folder / "runs" / "photos")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     block = next(text for text in BLOCKS if "vitrail serve" in text[1])[1]
     done = shell(
-        block.replace("8000", str(port)).replace("serve runs", "serve --backend torch runs") + "wait\n", folder
+        block.replace("8000", str(port)).replace("serve runs", "serve --backend torch runs") + "wait\n",
+        folder,
+        prepared_vitrail,
     )
     assert done.stdout.count('"predictions"') == 2, done.stderr
     assert done.stdout.count('"label"') == 9

@@ -534,17 +534,11 @@ def test_resume_rejects_changed_data(make_folder):
 
 
 @pytest.mark.timeout(600)
-def test_runs_started_at_the_same_time_get_different_folders(make_folder, tmp_path: Path):
+def test_runs_started_at_the_same_time_get_different_folders(make_folder, tmp_path: Path, prepared_vitrail: list[str]):
     folder = make_folder("photos", 6)
-    command = [
-        *command_line("train", folder, "--epochs", 1, "--quiet", "--json", "--no-check", "--no-report"),
-        "--width",
-        "32",
-        "--depth",
-        "1",
-        "--heads",
-        "2",
-    ]
+    model = ["--width", "32", "--depth", "1", "--heads", "2"]
+    options = ["--epochs", "1", "--quiet", "--json", "--no-check", "--no-report", *model]
+    command = [*prepared_vitrail, "train", str(folder), *options]
     processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     folders = {json.loads(process.communicate(timeout=500)[0])["run"] for process in processes}
     assert folders == {"runs/photos", "runs/photos-2", "runs/photos-3"}
