@@ -35,7 +35,7 @@ def run_command(path: str, arguments: list[str]) -> int:
 
 
 def receive(connection: socket.socket, count: int) -> bytes:
-    """Returns exactly so many bytes; raises `ConnectionError` if the other end is closed before."""
+    """Returns exactly `count` bytes; raises `ConnectionError` if the other end is closed before."""
     data = b""
     while len(data) < count:
         data += (chunk := connection.recv(count - len(data)))

@@ -1,4 +1,4 @@
-"""`vitrail cache`: every cache is listed, and only what is asked for is removed."""
+"""`vitrail cache`: every cache is listed, and only the named caches and old files are removed."""
 
 import json
 import os
@@ -50,11 +50,11 @@ def test_every_cache_is_shown_and_removed_by_name_and_age(run: vitrail.Run, colo
     assert set(rows) == set(CACHES) and all(row["files"] == 1 and row["bytes"] > 0 for row in rows.values())
     assert rows["shards"]["bytes"] == 30 and rows["shards"]["oldest_days"] == 40
     assert rows["features"]["oldest_days"] < 1
-    everything = {str(path.relative_to(own_cache)) for path in own_cache.rglob("*") if path.is_file()}
+    before = {str(path.relative_to(own_cache)) for path in own_cache.rglob("*") if path.is_file()}
 
     assert ask(capsys, "--remove", "all", "--unused-days", "30")["removed"] == {"files": 2, "bytes": 80}
     left = {str(path.relative_to(own_cache)) for path in own_cache.rglob("*") if path.is_file()}
-    assert everything - left == {"shards/a.tar", "graphs/b.onnx"}
+    assert before - left == {"shards/a.tar", "graphs/b.onnx"}
     assert ask(capsys, "--remove", "features")["removed"]["files"] == 1
     assert main(["cache", "--remove", "image-facts", "--remove", "shards"]) == 0
     assert "removed 1 files" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def list_cached_files(name: str) -> list[CachedFile]:
 
 
 def remove_cached_files(names: Collection[str], unused_days: float = 0.0) -> list[CachedFile]:
-    """Removes the files of these caches that were not used for so many days; returns them.
+    """Removes the files of these caches that were last used at least `unused_days` ago; returns them.
 
     A process that reads a removed file at this moment can finish. Everything in a cache is computed or fetched again
     when it is needed.

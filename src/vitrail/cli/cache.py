@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
         "--unused-days",
         type=positive_number,
         metavar="DAYS",
-        help="with --remove: only files that were not used for so many days (default: all files)",
+        help="with --remove: only files that were not used for this number of days (default: all files)",
     )
 
 
