@@ -265,9 +265,7 @@ def test_attention_of_a_patch_by_layer_and_head(reset_page, model: Classifier, i
     received = record.attention(1)[0].mean(0)[1:, 1 + row * GRID[1] + column]
     assert is_close(numbers(page)["map"], received)
     assert "record.attention(1)" in page.locator("#python").inner_text()
-    page.locator("#viewer").press(
-        "Escape"
-    )  # no patch is chosen: the attention of the prediction, which has one direction
+    page.locator("#viewer").press("Escape")  # no patch: the attention of the prediction has one direction
     assert numbers(page)["query"] is None
     assert numbers(page)["direction"] == "to"
     assert "half of it goes to" in page.locator("#caption").inner_text()

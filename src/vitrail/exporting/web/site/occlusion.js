@@ -26,7 +26,7 @@ export const hiddenCount = (fraction, patches) => Math.min(Math.round(fraction *
 // The patches that remain if the first `count` of each order are hidden, sorted by index.
 export const remainingPatches = (orders, count) => orders.map((order) => order.slice(count).sort((a, b) => a - b));
 
-// The mean height of a curve over the hidden fractions, by the trapezoidal rule, as in explanation/measures.py. The steps
+// The mean height of a curve over the hidden fractions, by the trapezoidal rule, as in explanation/measures.py. Steps
 // differ in width where the number of patches is not a multiple of the number of steps.
 export function areaUnderCurve(fractions, values) {
   let total = 0;
