@@ -301,6 +301,7 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
         "evaluate": [
             (["evaluate", run, table, "--report", "--out", out], lambda d: d["map"] > 0.9),
             (["evaluate", run, table, "--report", "--corruptions", "--out", out], "corruptions are scored for images"),
+            (["evaluate", run, table, "--unlike", image], lambda d: "energy" in d["unlike"]["scores"]),
             (["evaluate", run, table, "--metric", "macro_f1"], "named metrics are for images with one class"),
         ],
         "probe": [(["probe", run, table], "a probe classifies images with one class")],
@@ -311,6 +312,7 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
             (["predict", run, image, "--out", out, "--top", 2], "--top counts the most probable classes"),
             (["predict", run, image, "--out", out, "--format", "coco"], "files for COCO, FiftyOne and Label Studio"),
         ],
+        "similar": [(["similar", run, image, table], lambda d: len(d["images"][0]["similar"]) == 8)],
         "explain": [(["explain", run, image, "--out", out], lambda d: d["explanations"])],
         "faithfulness": [(["faithfulness", run, table], "faithfulness is scored for images with one class")],
         "export": [

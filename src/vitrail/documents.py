@@ -34,6 +34,22 @@ class PreprocessDocument(TypedDict):
     shown: NotRequired[tuple[int, ...]]
 
 
+class SimilarImage(TypedDict):
+    """An image of the data and the cosine of its features with those of another image."""
+
+    path: str
+    label: str
+    split: str
+    similarity: float
+
+
+class SimilarDocument(TypedDict):
+    """An image and the images of the data that are most similar to it, the most similar first."""
+
+    path: str
+    similar: list[SimilarImage]
+
+
 class UnlikeDocument(TypedDict):
     """How to read the quantiles `unlike` of an answer, or a hint how to get them if they are not fitted."""
 

@@ -28,6 +28,7 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
     "evaluate": "score a classifier on labeled images",
     "probe": "score a model's features without training it: k-NN and a linear head",
     "predict": "predict the classes of images",
+    "similar": "find the images of a data set that are most similar to an image",
     "explain": "show which parts of an image a prediction is based on",
     "faithfulness": "score how faithful a classifier's explanations are",
     "export": "export a classifier to another runtime, library or a web page",
@@ -42,7 +43,8 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
 
 # verbs that build a model, read a recipe or explain
 PLUGIN_VERBS = {
-    "train", "sweep", "evaluate", "probe", "predict", "explain", "faithfulness", "export", "serve", "recipe", "bench",
+    "train", "sweep", "evaluate", "probe", "predict", "similar", "explain", "faithfulness", "export", "serve", "recipe",
+    "bench",
 }  # fmt: skip
 
 
