@@ -301,12 +301,15 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
         "evaluate": [
             (["evaluate", run, table, "--report", "--out", out], lambda d: d["map"] > 0.9),
             (["evaluate", run, table, "--report", "--corruptions", "--out", out], "corruptions are scored for images"),
+            (["evaluate", run, table, "--tta", "flip"], lambda d: d["augmentation"]["forwards"] == 2),
             (["evaluate", run, table, "--unlike", image], lambda d: "energy" in d["unlike"]["scores"]),
             (["evaluate", run, table, "--metric", "macro_f1"], "named metrics are for images with one class"),
         ],
         "probe": [(["probe", run, table], "a probe classifies images with one class")],
         "predict": [
             (["predict", run, image], lambda d: "labels" not in d and len(d["predictions"]) == 1),
+            (["predict", run, image, "--tta", "flip"], lambda d: len(d["predictions"]) == 1),
+            (["predict", run, image, "--rank-for-labeling", 1], lambda d: len(d["ranking"]) == 1),
             (["predict", run, image, "--out", out], lambda d: d["images"] == 1),
             (["predict", run, image, "--top", 2], "--top counts the most probable classes"),
             (["predict", run, image, "--out", out, "--top", 2], "--top counts the most probable classes"),

@@ -283,6 +283,24 @@ def test_training_fits_on_validation(data: Path, tmp_path: Path):
     assert facts is not None and facts.images == 42 and len(facts.distances) == 42
 
 
+def test_the_report_shows_the_most_unlike_images(fitted: Path, data: Path, outside: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "data"
+    for label in COLORS:
+        (folder / "test" / label).mkdir(parents=True)
+        for path in sorted((data / "test" / label).iterdir())[:4]:
+            (folder / "test" / label / path.name).write_bytes(path.read_bytes())
+    (folder / "test" / "red" / "stripes.png").write_bytes((outside / "0.png").read_bytes())
+    answer(capsys, "evaluate", fitted, folder, "--report", "--out", tmp_path / "report")
+    section = json.loads((tmp_path / "report" / "report.json").read_text())["unlike"]
+    assert section["fitted"] and section["threshold"] == UNLIKE_THRESHOLD and section["reached"] >= 1
+    assert (
+        Path(section["examples"][0]["path"]).name == "stripes.png" and section["examples"][0]["thumbnail"] is not None
+    )
+    assert len(section["examples"]) == section["reached"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert 'id="unlike"' in page and "stripes.png" in page
+
+
 # Exports and the server
 
 

@@ -34,6 +34,35 @@ class PreprocessDocument(TypedDict):
     shown: NotRequired[tuple[int, ...]]
 
 
+class PredictedClass(TypedDict):
+    """A class, or a label, and its predicted probability."""
+
+    label: str
+    probability: float
+
+
+class LabelingRow(TypedDict):
+    """An image to label next, and what is predicted for it now: two classes, or the labels above their thresholds."""
+
+    path: str
+    top: list[PredictedClass]
+
+
+class AugmentationDocument(TypedDict):
+    """What averaging over views of an image changes on validation images: `forwards` is the cost of an image."""
+
+    views: str
+    forwards: int
+    images: int
+    accuracy: float
+    augmented_accuracy: float
+    change: float
+    change_interval: list[float]
+    loss: float
+    augmented_loss: float
+    pays: bool
+
+
 class SimilarImage(TypedDict):
     """An image of the data and the cosine of its features with those of another image."""
 

@@ -24,6 +24,7 @@ from vitrail.cli.arguments import (
     load_any_classifier,
     require_classifier,
 )
+from vitrail.cli.augmentation import add_tta, choose_augmentation, describe_augmentation
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
 from vitrail.tasks import refuse_task
@@ -61,6 +62,7 @@ def add_arguments(parser: Parser) -> None:
         "--metric", action="append", default=[], metavar="NAME",
         help="also compute this metric: balanced_accuracy, macro_f1 or one of a plugin; repeatable (default: none)",
     )  # fmt: skip
+    add_tta(parser, "used if it pays on DATA's validation images")
     add_batch_size(parser, 256)
     add_threads(parser)
     add_device(parser)
@@ -89,15 +91,18 @@ def run(arguments: argparse.Namespace) -> Answer:
             refuse_task(classifier.task, option)
     if arguments.corruptions:
         classifier.preprocess.refuse_bands("corruptions are for 8-bit gray and color images", "leave out --corruptions")
+    if arguments.report and arguments.tta:
+        raise UsageError("the report is of the classifier without --tta", "leave out one of --report and --tta")
     for option in ("report", "fit_temperature", "fit_unlike"):
         if getattr(arguments, option):
             require_classifier(classifier, arguments.model, f"--{option.replace('_', '-')}")
     scored = open_scored_images(classifier, arguments.data, skip_unreadable=arguments.skip_unreadable)
     if arguments.fit_temperature or arguments.fit_unlike:
         classifier = fit_on_validation(require_classifier(classifier, arguments.model, "--fit-temperature"), arguments)
+    answering, augmentation = choose_augmentation(classifier, arguments)
     with progress_bar("evaluating", len(scored.images)) as progress:
         evaluation = evaluate_any(
-            classifier,
+            answering,
             scored.images,
             description=scored.description,
             optimistic=scored.optimistic,
@@ -107,14 +112,16 @@ def run(arguments: argparse.Namespace) -> Answer:
             metrics=arguments.metric,
         )
     if arguments.unlike:
-        unlike = measure_unlike(classifier, evaluation.outcome, outside, arguments)
+        unlike = measure_unlike(answering, evaluation.outcome, outside, arguments)
         evaluation = replace(evaluation, unlike=unlike)
     answer = Answer({**evaluation.to_json(), "left_out": [each.sentence for each in scored.left_out]})
     if isinstance(evaluation, Evaluation):
         answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
     else:
         answer.shown = describe_label_scores(answer.document, classifier, len(scored.images))
-    answer.shown += describe_unlike_scores(evaluation.unlike)
+    answer.shown += [*describe_unlike_scores(evaluation.unlike), *describe_augmentation(augmentation)]
+    if augmentation:
+        answer.document["augmentation"] = {**augmentation}
     if folder:
         write_evaluation(evaluation, classifier, folder, answer)
     if arguments.report:

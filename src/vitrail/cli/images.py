@@ -1,6 +1,6 @@
 """The images that a user names: files, folders with all images below them, tar shards."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from vitrail.classifier import BaseClassifier
 from vitrail.console import log
 from vitrail.data.bands import Channels
 from vitrail.data.decode import GRAY_16_BIT, ImageError, ImageHeader, ImageUnreachable, decode_with_header
-from vitrail.data.image_batches import read_batches
+from vitrail.data.image_batches import ImageBatch, read_batches
 from vitrail.data.pixel_range import describe_over_8_bits
 from vitrail.data.walk import Omissions, check_utf8_name, log_left_out, no_images, walk_images
 from vitrail.errors import VitrailError
@@ -79,6 +79,13 @@ def predict_input_images(
     classifier: BaseClassifier, images: Sequence[InputImage], batch_size: int, top: int = 1
 ) -> Predictions:
     """Returns the predictions for the images; those that cannot be read have errors. Warns of more than 8 bits."""
+    return classifier.predict_batches(read_input_batches(classifier, images, batch_size), top)
+
+
+def read_input_batches(
+    classifier: BaseClassifier, images: Sequence[InputImage], batch_size: int
+) -> Iterator[ImageBatch]:
+    """Yields the images in batches of the model's size, with a progress bar; warns of more than 8 bits at the end."""
     over_8_bits: list[str] = []
 
     def read(image: InputImage, name: str) -> Tensor:
@@ -91,17 +98,13 @@ def predict_input_images(
             over_8_bits.append(image.path)
         return pixels_CHW
 
-    predictions = classifier.predict_batches(
-        read_batches(
-            images,
-            read,
-            batch_size=batch_size,
-            on_error="skip",
-            progress="predicting",
-            path_of=lambda image: image.path,
-        ),
-        top,
+    yield from read_batches(
+        images,
+        read,
+        batch_size=batch_size,
+        on_error="skip",
+        progress="predicting",
+        path_of=lambda image: image.path,
     )
     if over_8_bits:
         log(f"warning: {describe_over_8_bits(len(over_8_bits), over_8_bits[0])}")
-    return predictions

@@ -25,6 +25,7 @@ from vitrail.cli.arguments import (
     load_any_classifier,
     require_classifier,
 )
+from vitrail.cli.augmentation import add_tta
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
 from vitrail.tasks import refuse_task
@@ -54,6 +55,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--top", type=count(), metavar="COUNT", help="most probable classes per image (default: 5; with --out, 1)"
     )
+    parser.add_argument(
+        "--rank-for-labeling", type=count(), metavar="COUNT",
+        help="print so many images to label next instead: uncertain ones, unlike each other (default: off)",
+    )  # fmt: skip
+    add_tta(parser, "evaluate --tta measures whether it pays")
     add_batch_size(parser, 64)
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32",
@@ -126,11 +132,15 @@ parse_slice.__name__ = "I/N"  # argparse prints it in errors
 
 def run(arguments: argparse.Namespace) -> Answer:
     options = vars(arguments)
+    if arguments.rank_for_labeling:
+        return rank_for_labeling(arguments)
     if arguments.out is None:
         for name, option in FOLDER_OPTIONS.items():
             if name in options:
                 raise UsageError(f"{option} is for predictions into a folder", "add --out FOLDER")
         return predict_and_print(arguments)
+    if arguments.tta and options.get("format") not in OTHER_FORMATS:
+        raise UsageError("--tta is for predictions that are printed", "leave out --out")
     if options.get("format") not in OTHER_FORMATS:
         return predict_into_folder(arguments)
     for name, option in {**FOLDER_OPTIONS, "top": "--top"}.items():
@@ -140,6 +150,17 @@ def run(arguments: argparse.Namespace) -> Answer:
                 "use --format parquet or csv",
             )
     return predict_for_other_tool(arguments)
+
+
+def rank_for_labeling(arguments: argparse.Namespace) -> Answer:
+    """Returns the images to label next; raises `UsageError` for options that it does not have."""
+    from vitrail.cli.images import list_input_images
+    from vitrail.cli.labeling import rank_images
+
+    for name, option in {**FOLDER_OPTIONS, "out": "--out", "top": "--top", "tta": "--tta"}.items():
+        if getattr(arguments, name, None) is not None:
+            raise UsageError(f"--rank-for-labeling prints a ranking and has no {option}", f"leave out {option}")
+    return rank_images(arguments, list_input_images(arguments.images))
 
 
 def predict_into_folder(arguments: argparse.Namespace) -> Answer:
@@ -250,6 +271,7 @@ def predict_images(
     Raises `UsageError` if the task of the classifier refuses what the answer `needs`.
     """
     from vitrail.cli.images import predict_input_images
+    from vitrail.evaluation.augmented import AugmentedClassifier
 
     classifier = load_any_classifier(arguments)
     if arguments.precision == "bf16":
@@ -257,4 +279,6 @@ def predict_images(
     classifier.require_classes()
     for each in filter(None, (needs, "top" if arguments.top else None)):
         refuse_task(classifier.task, each)
+    if arguments.tta:
+        classifier = AugmentedClassifier(classifier, arguments.tta)
     return predict_input_images(classifier, images, arguments.batch_size, top)

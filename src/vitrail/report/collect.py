@@ -27,9 +27,10 @@ from vitrail.report.scores import collect_confusion, collect_scores
 from vitrail.report.sprite_sheets import make_sheets
 from vitrail.report.subject import SampleSizes, Subject
 from vitrail.report.thumbnails import ThumbnailIndex, make_thumbnail
+from vitrail.report.unlike import collect_unlike
 from vitrail.report.verdicts import find_dependencies
 
-FORMAT = 4
+FORMAT = 5
 REPORT_STEPS = 8 + count_steps(len(METHODS_IN_REPORT))  # calls of `on_step`; one more with corruptions
 
 Document = dict[str, Any]
@@ -56,6 +57,7 @@ def collect(
     document["groups"] = collect_groups(subject.evaluation)
     document["confusion"] = collect_confusion(outcome, sizes.per_cell)
     document["label_errors"] = collect_label_errors(outcome, sizes)
+    document["unlike"] = collect_unlike(outcome, classifier.unlike_facts, sizes.examples)
     on_step("calibration")
     document["calibration"], document["selective_prediction"] = collect_calibration(subject)
     on_step("near-duplicates")
@@ -162,6 +164,8 @@ def number_thumbnails(
     for i in selection.mistakes:
         index.add(scored_split, int(i))
     for row in document["label_errors"]["examples"]:
+        row["thumbnail"] = index.add(scored_split, row["image"])
+    for row in document["unlike"]["examples"]:
         row["thumbnail"] = index.add(scored_split, row["image"])
     for pair in document["near_duplicates"]["examples"]:
         for image in pair["images"]:

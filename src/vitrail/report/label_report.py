@@ -26,8 +26,9 @@ from vitrail.explanation.render import overlay_map
 from vitrail.files import write_json, write_text
 from vitrail.report.page import number, percent, read_resource
 from vitrail.report.provenance import describe_model, describe_report
+from vitrail.report.unlike import collect_unlike
 
-FORMAT = 1
+FORMAT = 2
 STEPS = 4  # calls of `on_step`
 MAX_CLASSES = 12  # whose mistakes are shown, those with the lowest F1
 PER_KIND = 6  # images of false, and of missed, labels of a class
@@ -61,9 +62,13 @@ def write_label_report(
         describe_image(subject.evaluation.outcome, each["image"], each["class"]) | each
         for each in find_label_errors(subject.evaluation.outcome, MAX_SUSPECTS)
     ]
+    document["unlike"] = collect_unlike(subject.evaluation.outcome, subject.classifier.unlike_facts, MAX_SUSPECTS)
     on_step("relevance maps")
     rows = [row for each in document["mistakes"] for kind in ("false", "missed") for row in each[kind]]
     pictures = draw_rows(subject, [*rows, *document["label_errors"]])
+    for row in document["unlike"]["examples"]:
+        pixels = subject.images.load_batch(subject.classifier.preprocess, [row["image"]])[0]
+        pictures.setdefault(str(row["image"]), encode_png(pixels.permute(1, 2, 0).numpy()))
     on_step("page")
     write_json(folder / "report.json", document)
     write_text(folder / "report.html", render_labels(document, pictures))
