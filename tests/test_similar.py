@@ -35,7 +35,8 @@ def test_similar_images_are_the_nearest_of_scikit_learn(run: vitrail.Run, colors
         assert {each["path"] for each in row["similar"]} <= {str(each) for each in files} - {str(query)}
         assert {each["label"] for each in row["similar"]} == {"red"}
         assert all(f"/{each['split']}/" in each["path"] for each in row["similar"])
-    assert Image.open(tmp_path / "similar.png").size[0] > 600
+    with Image.open(tmp_path / "similar.png") as drawn:
+        assert drawn.size[0] > 600
     again = answer(capsys, run.folder, *queries, colors, "--top", 5)
     assert again["images"] == document["images"], "cached features are the same"
 
