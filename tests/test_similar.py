@@ -58,6 +58,6 @@ def test_bad_input_is_named(run: vitrail.Run, colors: Path, tmp_path: Path, caps
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no image")
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "data" / "a" / "black.png")
-    assert "damaged.png" in answer(capsys, run.folder, image, tmp_path / "data", code=2)["error"]
+    assert "damaged.png" in answer(capsys, run.folder, image, tmp_path / "data", code=1)["error"]
     document = answer(capsys, run.folder, image, tmp_path / "data", "--skip-unreadable")
     assert document["searched"] == 1 and document["unreadable_files"][0]["path"] == str(damaged)
