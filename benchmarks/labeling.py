@@ -1,4 +1,4 @@
-"""Compares ways to choose images to label: BADGE, the smallest margin, and chance, by the accuracy of a linear head.
+"""Compares ways to choose images to label, by the accuracy of a linear head: margin and k-center, margin, BADGE, chance.
 
     python -m benchmarks.labeling cifar10 --model MODEL --image-size 56
 
@@ -19,13 +19,28 @@ from vitrail.data.open import open_data
 from vitrail.evaluation.features import extract_features
 from vitrail.evaluation.labeling import rank_for_labeling
 from vitrail.intervals import t_interval
-from vitrail.tasks import SINGLE_LABEL
+from vitrail.tasks import SINGLE_LABEL, softmax
 
 Choose = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], np.ndarray]  # logits, features, count -> indices
 
 
-def choose_by_badge(logits: np.ndarray, features: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+def choose_as_vitrail(logits: np.ndarray, features: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
     return rank_for_labeling(logits, features, count, SINGLE_LABEL)
+
+
+def choose_by_badge(logits: np.ndarray, features: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """k-means++ on the gradients of the head for the predicted classes (Ash et al. 2020, arXiv 1906.03671)."""
+    factors = softmax(logits) - np.eye(logits.shape[1])[logits.argmax(axis=1)]
+    squared = (factors**2).sum(axis=1) * (features**2).sum(axis=1)
+    chosen = [int(squared.argmax())]
+    nearest = np.full(len(logits), np.inf)
+    while len(chosen) < count:
+        i = chosen[-1]
+        products = (factors @ factors[i]) * (features @ features[i])
+        nearest = np.minimum(nearest, np.maximum(squared + squared[i] - 2 * products, 0))
+        nearest[chosen] = 0
+        chosen.append(int(random.choice(len(nearest), p=nearest / nearest.sum())))
+    return np.array(chosen)
 
 
 def choose_by_margin(logits: np.ndarray, features: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -37,7 +52,12 @@ def choose_by_chance(logits: np.ndarray, features: np.ndarray, count: int, rando
     return random.choice(len(logits), count, replace=False)
 
 
-CHOICES: dict[str, Choose] = {"BADGE": choose_by_badge, "margin": choose_by_margin, "chance": choose_by_chance}
+CHOICES: dict[str, Choose] = {
+    "margin and k-center": choose_as_vitrail,
+    "margin": choose_by_margin,
+    "BADGE": choose_by_badge,
+    "chance": choose_by_chance,
+}
 
 
 def fit(features: np.ndarray, labels: np.ndarray) -> LogisticRegression:
@@ -70,9 +90,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--pool", type=int, default=4000)
     parser.add_argument("--test", type=int, default=1500)
-    parser.add_argument("--per-class", type=int, default=5, help="labels at the start")
-    parser.add_argument("--count", type=int, default=50, help="labels of a round")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--per-class", type=int, default=20, help="labels at the start")
+    parser.add_argument("--count", type=int, default=200, help="labels of a round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
     classifier = vitrail.load(arguments.model)
@@ -105,7 +125,7 @@ def make_table(
     lines = [f"| labels | {' | '.join(map(str, counts))} |", f"| --- {'| ---: ' * len(counts)}|"]
     for name, values in runs.items():
         lines.append(f"| {name} | {' | '.join(f'{100 * each:.1f}%' for each in values.mean(0))} |")
-    for name in ("BADGE", "margin"):
+    for name in list(runs)[:-1]:
         intervals = [t_interval(100 * each) for each in (runs[name] - runs["chance"]).T[1:]]
         cells = ["{:+.1f} to {:+.1f}".format(*each) if each else "-" for each in intervals]
         lines.append(f"| {name} minus chance, 95% interval | | {' | '.join(cells)} |")
