@@ -1,4 +1,4 @@
-"""Compares ways to choose images to label, by the accuracy of a linear head: margin and k-center, margin, BADGE, chance.
+"""Compares ways to choose images to label, by the accuracy of a linear head.
 
     python -m benchmarks.labeling cifar10 --model MODEL --image-size 56
 
