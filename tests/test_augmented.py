@@ -93,4 +93,4 @@ def test_it_needs_validation_images(run: vitrail.Run, make_folder, capsys):
     folder = make_folder("test-only", {"test": 2}, classes=tuple(COLORS))
     assert "no validation images" in answer(capsys, "evaluate", run.folder, folder, "--tta", "flip", code=2)["error"]
     arguments = ["evaluate", run.folder, folder, "--tta", "flip", "--report"]
-    assert "leave out one of" in answer(capsys, *arguments, code=2)["error"]
+    assert "without --tta" in answer(capsys, *arguments, code=2)["error"]
