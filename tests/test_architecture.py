@@ -21,6 +21,7 @@ LAYERS = [
         "documents",
         "export_documents",
         "json_types",
+        "image_documents",
         "label_documents",
         "version",
         "errors",

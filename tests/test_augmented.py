@@ -10,7 +10,7 @@ import torch
 import vitrail
 from conftest import COLORS, fill
 from document_types import check_document
-from vitrail import documents
+from vitrail import image_documents
 from vitrail.cli.augmentation import VIEWS as VIEW_NAMES
 from vitrail.cli.main import main
 from vitrail.evaluation.augmented import VIEWS, AugmentedClassifier, describe_change
@@ -64,7 +64,7 @@ def test_it_pays_only_above_the_interval():
         return Outcome([str(i) for i in range(400)], labels, logits, ("a", "b"))
 
     clear = describe_change(outcome(300), outcome(330), "flip")
-    check_document(clear, documents.AugmentationDocument)
+    check_document(clear, image_documents.AugmentationDocument)
     assert clear["pays"] and clear["forwards"] == 2 and clear["change"] == pytest.approx(0.075)
     assert not describe_change(outcome(300), outcome(302), "flip")["pays"]
     assert not describe_change(outcome(330), outcome(300), "flip")["pays"]

@@ -11,7 +11,7 @@ import torch
 import vitrail
 from conftest import COLORS, picture
 from document_types import check_document
-from vitrail import documents
+from vitrail import image_documents
 from vitrail.cli.main import main
 from vitrail.evaluation.labeling import measure_margins, rank_for_labeling
 from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL
@@ -67,7 +67,7 @@ def test_the_command_line_ranks_images(clf: vitrail.Classifier, task: str, tmp_p
     assert document["images"] == 5 and len(document["ranking"]) == 3
     assert [Path(each["path"]).name for each in document["unreadable_files"]] == ["damaged.png"]
     for row in document["ranking"]:
-        check_document(row, documents.LabelingRow)
+        check_document(row, image_documents.LabelingRow)
     classifier = vitrail.load(tmp_path / "a.safetensors")
     files = [folder / f"{i}.png" for i in range(5)]
     logits, features = classifier.logits_and_features(torch.stack([classifier.read_image(path) for path in files]))

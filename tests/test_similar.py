@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import vitrail
 from document_types import check_document
-from vitrail import documents
+from vitrail import image_documents
 from vitrail.cli.main import main
 
 
@@ -29,7 +29,7 @@ def test_similar_images_are_the_nearest_of_scikit_learn(run: vitrail.Run, colors
     neighbors = NearestNeighbors(n_neighbors=6, metric="cosine").fit(features)
     distances, indices = neighbors.kneighbors(classifier.embed(queries).numpy())
     for query, row, distance, nearest in zip(queries, document["images"], distances, indices, strict=True):
-        check_document(row, documents.SimilarDocument)
+        check_document(row, image_documents.SimilarDocument)
         assert row["path"] == str(query) and files[nearest[0]] == query, "an image is nearest to itself"
         assert [each["similarity"] for each in row["similar"]] == pytest.approx(1 - distance[1:], abs=1e-5)
         assert {each["path"] for each in row["similar"]} <= {str(each) for each in files} - {str(query)}

@@ -18,7 +18,7 @@ import vitrail
 from conftest import COLORS, fill
 from document_types import check_document
 from serving import RunningServer
-from vitrail import documents
+from vitrail import image_documents
 from vitrail.cli.main import main
 from vitrail.evaluation.detection import BASELINES, Detection
 from vitrail.evaluation.unlike import MIN_IMAGES, assign_folds, fit_unlike, shrink_covariance
@@ -192,7 +192,7 @@ def test_a_fit_is_kept_in_the_artifact(fitted: Path, clf: vitrail.Classifier, da
 
 def test_quantiles_tell_outside_images(fitted: Path, data: Path, outside: Path, capsys):
     document = answer(capsys, "evaluate", fitted, data, "--unlike", outside)
-    check_document(document["unlike"], documents.UnlikeEvaluation)
+    check_document(document["unlike"], image_documents.UnlikeEvaluation)
     unlike = document["unlike"]
     assert unlike["default"] == "mahalanobis" and list(unlike["scores"]) == ["mahalanobis", "max_probability", "energy"]
     assert (unlike["outside_images"], unlike["known_images"]) == (12, 24)
@@ -259,7 +259,7 @@ def test_an_older_artifact_says_how_to_fit(data: Path, outside: Path, tmp_path: 
     assert "unlike" not in document["predictions"][0]
     unlike = answer(capsys, "evaluate", old, "digits", "--unlike", outside)["unlike"]
     assert unlike["default"] == "max_probability" and list(unlike["scores"]) == ["max_probability", "energy"]
-    check_document(unlike, documents.UnlikeEvaluation)
+    check_document(unlike, image_documents.UnlikeEvaluation)
 
 
 def test_nothing_is_fitted_on_scored_images_or_on_few(

@@ -2,7 +2,7 @@
 
 from typing import NotRequired, TypedDict
 
-from vitrail.documents import UnlikeEvaluation, UnreadableFile
+from vitrail.image_documents import UnlikeEvaluation, UnreadableFile
 
 
 class MultiLabelAverages(TypedDict):

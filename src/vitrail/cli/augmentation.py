@@ -9,7 +9,7 @@ from vitrail.errors import UsageError
 
 if TYPE_CHECKING:
     from vitrail.classifier import BaseClassifier
-    from vitrail.documents import AugmentationDocument
+    from vitrail.image_documents import AugmentationDocument
 
 VIEWS = ("flip", "crops", "flip+crops")  # as in evaluation/augmented.py, whose import would slow the help down
 

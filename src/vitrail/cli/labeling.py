@@ -10,7 +10,7 @@ from vitrail.cli.arguments import load_any_classifier, require_classifier
 
 if TYPE_CHECKING:
     from vitrail.cli.images import InputImage
-    from vitrail.documents import LabelingRow
+    from vitrail.image_documents import LabelingRow
 
 
 def rank_images(arguments: argparse.Namespace, images: list[InputImage]) -> Answer:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitrail.classifier import BaseClassifier
     from vitrail.cli.images import InputImage
-    from vitrail.documents import UnlikeEvaluation
     from vitrail.evaluation.outcomes import AnyOutcome
+    from vitrail.image_documents import UnlikeEvaluation
 
 SCORE_NAMES = {"mahalanobis": "feature distance", "max_probability": "max probability", "energy": "energy"}
 

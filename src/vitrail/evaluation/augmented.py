@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
-from vitrail.documents import AugmentationDocument
 from vitrail.evaluation.outcomes import AnyOutcome, compute_any_outcome
+from vitrail.image_documents import AugmentationDocument
 from vitrail.intervals import paired_difference_interval
 from vitrail.tasks import MULTI_LABEL, TASKS, TaskName
 from vitrail.weights.unlike import UnlikeFacts

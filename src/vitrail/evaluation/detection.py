@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from vitrail.documents import UnlikeEvaluation, UnlikeScore
 from vitrail.errors import UsageError
 from vitrail.evaluation.outcome import ImageLogits
+from vitrail.image_documents import UnlikeEvaluation, UnlikeScore
 from vitrail.image_predictions import Predictions
 from vitrail.intervals import (
     RESAMPLES,

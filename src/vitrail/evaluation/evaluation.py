@@ -9,7 +9,7 @@ from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import OPTIMISTIC_NOTE, SCORING_ORDER, ScoredImages, open_images_to_score, open_known_splits
-from vitrail.documents import Averages, EvaluationDocument, Scores, UnlikeEvaluation
+from vitrail.documents import Averages, EvaluationDocument, Scores
 from vitrail.evaluation.calibration_error import measure_calibration_error
 from vitrail.evaluation.group_scores import GroupScores, score_groups
 from vitrail.evaluation.metrics import (
@@ -26,6 +26,7 @@ from vitrail.evaluation.metrics import (
     top_k_accuracy,
 )
 from vitrail.evaluation.outcome import Outcome, compute_outcome
+from vitrail.image_documents import UnlikeEvaluation
 from vitrail.weights.origin import read_origin
 
 AVERAGE_NAMES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.documents import UnlikeEvaluation
 from vitrail.evaluation.multi_label import (
     MultiLabelOutcome,
     ResampledAverages,
@@ -16,6 +15,7 @@ from vitrail.evaluation.multi_label import (
     per_class_scores,
     subset_accuracy_interval,
 )
+from vitrail.image_documents import UnlikeEvaluation
 from vitrail.label_documents import LabelScores, MultiLabelDocument, MultiLabelScores
 
 AVERAGE_NAMES = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1", "accuracy": "subset accuracy"}

@@ -14,9 +14,9 @@ from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.images import Images
 from vitrail.data.source import Source
-from vitrail.documents import SimilarDocument, SimilarImage
 from vitrail.evaluation.features import extract_features
 from vitrail.files import write_atomically
+from vitrail.image_documents import SimilarDocument, SimilarImage
 
 MAX_CHUNK = 1 << 16  # images of the source that are compared at once
 INCHES = 1.2  # of an image in the picture

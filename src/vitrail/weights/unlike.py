@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from vitrail.documents import UnlikeDocument
 from vitrail.errors import VitrailError
+from vitrail.image_documents import UnlikeDocument
 from vitrail.options import check_fields, option
 
 PREFIX = "unlike."  # of the names of the tensors in an artifact
