@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise UsageError(f"{out} exists", "choose another --out")
     inputs = list_input_images(arguments.images)
     classifier = load_classifier(arguments)
-    skip, channels = arguments.skip_unreadable, classifier.preprocess.channels
+    skip, channels = arguments.skip_unreadable, classifier.preprocess.source_channels
     queries = [each.read(channels) for each in inputs]
     source = open_source(arguments.data, channels, skip)
     with progress_bar("computing features", sum(map(len, source.splits.values()))) as progress:

@@ -103,6 +103,15 @@ def open_search(
     return SimilarSearch(splits, labels, np.concatenate(features), tuple(unreadable))
 
 
+def to_display(pixels_CHW: Tensor) -> np.ndarray:
+    """Returns pixels for a picture, (h, w, C); those of more than 8 bits are stretched to 0 to 255."""
+    if pixels_CHW.dtype != torch.uint8:
+        values = pixels_CHW.float()
+        span = (values.max() - values.min()).clamp(min=1e-6)
+        pixels_CHW = ((values - values.min()) / span * 255).round().byte()
+    return pixels_CHW.permute(1, 2, 0).numpy()
+
+
 def draw_similar(
     search: SimilarSearch, queries: Sequence[Tensor], documents: Sequence[SimilarDocument], path: Path
 ) -> None:
@@ -118,7 +127,7 @@ def draw_similar(
         for axes in row:
             axes.set_axis_off()
         for axes, (pixels_CHW, title) in zip(row, tiles, strict=False):
-            image = pixels_CHW.permute(1, 2, 0).numpy()
+            image = to_display(pixels_CHW)
             axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
             axes.set_title(title[:24], fontsize=7, parse_math=False)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format=path.suffix[1:] or "png"))
