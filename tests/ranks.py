@@ -47,9 +47,9 @@ def record_run(data, out, damaged=(), stop_after=None, asks_for_stop=None, fails
     train_epochs, init_train_state = train_module.train_epochs, train_module.init_train_state
 
     def prepare_and_record(state, micro_batch, index, *rest):
-        images, labels, targets = prepare_micro_batch(state, micro_batch, index, *rest)
-        record["micro_batches"].append([state.step, index, hash_images(images, targets)])
-        return images, labels, targets
+        batch, targets = prepare_micro_batch(state, micro_batch, index, *rest)
+        record["micro_batches"].append([state.step, index, hash_images(batch.images_BCHW, targets)])
+        return batch, targets
 
     def train_and_record(*arguments, **options):
         for stats in train_steps(*arguments, **options):

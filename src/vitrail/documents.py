@@ -212,6 +212,16 @@ class EarlyStop(TypedDict):
     reason: str
 
 
+class TeachingRow(TypedDict):
+    """A model beside its teacher or student; images per second of the model alone, on the machine of the run."""
+
+    model: str
+    images_per_second: float
+    accuracy: NotRequired[float]
+    accuracy_interval: NotRequired[list[float]]
+    parameters: NotRequired[int]
+
+
 class RunResult(TypedDict):
     """The content of result.json: `Run.result`. It has the scores of one split, or of none."""
 
@@ -222,6 +232,7 @@ class RunResult(TypedDict):
     test: NotRequired[Scores]
     validation: NotRequired[Scores]
     probe: NotRequired[ProbeDocument]
+    teaching: NotRequired[list[TeachingRow]]
     verdict: NotRequired[str | None]
 
 

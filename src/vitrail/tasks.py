@@ -77,6 +77,7 @@ TASKS: dict[str, Task] = {
         to_probabilities_array=sigmoid,
         count_correct=lambda logits_BY, labels_BY: ((logits_BY > 0) == labels_BY.bool()).all(1).sum(),
         refusals={
+            "teacher": "a teacher teaches one class per image, and these have several labels",
             "probe": "a probe classifies images with one class, and these have several labels",
             "faithfulness": "faithfulness is scored for images with one class, and these have several labels",
             "module": "a model that is not a ViT is trained for one class per image, and these have several labels",

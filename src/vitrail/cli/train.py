@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vitrail.callbacks.names import LoggerName
 from vitrail.cli.answer import Answer, ignore_closed_stdout, print_answer
-from vitrail.cli.arguments import add_data, add_engine, count
+from vitrail.cli.arguments import MODEL_HELP, add_data, add_engine, count
 from vitrail.cli.launch import end_with_parent, is_launched, launch, return_answer
 from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from vitrail.documents import FoldRow, RunResult
     from vitrail.runs.result import Run
+
+
+TEACHER_OPTIONS = ("teacher", "unlabeled", "baseline")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -52,6 +55,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--tensorboard", dest="logger", action="append_const", const="tensorboard",
         help="the same as --logger tensorboard (default: off)",
+    )  # fmt: skip
+    teacher = parser.add_argument_group("teacher")
+    teacher.add_argument(
+        "--teacher", metavar="MODEL",
+        help=f"a trained model whose answers the student learns: {MODEL_HELP}, or an .onnx file (default: none)",
+    )  # fmt: skip
+    teacher.add_argument(
+        "--unlabeled", "--unlabelled", metavar="FOLDER",
+        help="with --teacher: more training images, for which only the teacher answers (default: none)",
+    )  # fmt: skip
+    teacher.add_argument(
+        "--baseline", metavar="RUN",
+        help="with --teacher: a run on the same data without a teacher, for the table at the end (default: none)",
     )  # fmt: skip
     group = parser.add_advanced_group("several processes")
     group.add_argument(
@@ -128,6 +144,7 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
         run = start(
             arguments.data,
             fsdp=arguments.fsdp,
+            **{name: getattr(arguments, name) for name in TEACHER_OPTIONS},
             **options,
             **training_options(arguments),
         )
@@ -171,6 +188,8 @@ def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
     """Trains the folds, one after the other; returns the scores as JSON and as a table."""
     if arguments.engine == "ray" or (arguments.processes or 1) > 1 or arguments.fsdp or is_launched():
         raise UsageError("--folds trains one fold after the other in one process", "leave out options for several")
+    if any(getattr(arguments, name) for name in TEACHER_OPTIONS):
+        raise UsageError("--folds compares recipes, and has no teacher", "leave out --teacher, or --folds")
     from vitrail.evaluation.evaluation import describe_averages
     from vitrail.runs.cross_validation import cross_validate, describe_cross_validation
 

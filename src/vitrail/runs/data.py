@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field, replace
 
 from vitrail.data.check import CheckReport, check_before_training
+from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.split import Splits, build_splits, drop_images, load_splits_into_memory
+from vitrail.data.unlabeled import join_images
 from vitrail.errors import VitrailError
 from vitrail.machine import GIB
 from vitrail.runs.folder import RunFolder, Unreadable
@@ -24,6 +26,12 @@ class RunData:
     address: str = ""  # of the data
     unreadable: Unreadable = field(default_factory=dict)  # images that the splits are without
     report: CheckReport | None = None  # of the data check, on the main process
+    unlabeled: Images | None = None  # training images for a teacher
+    unlabeled_digest: str | None = None
+
+    def training_images(self) -> Images:
+        """Returns the labeled training images and then the unlabeled ones."""
+        return join_images(self.splits.train, self.unlabeled) if self.unlabeled else self.splits.train
 
 
 def load_data(

@@ -116,7 +116,7 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
             seconds = time.perf_counter() - started
             progress.seconds = earlier_seconds + seconds
             images += step.images
-            scores = f"loss {progress.loss / progress.images:.3f}  accuracy {progress.correct / progress.images:.3f}"
+            scores = f"loss {progress.loss / progress.images:.3f}  accuracy {progress.accuracy:.3f}"
             bar.advance(note=f"{scores}  {images / seconds:,.0f} images/s")
             is_due = time.monotonic() - run.saved_at > CHECKPOINT_INTERVAL_S
             if has_step_hook:
@@ -141,7 +141,7 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
         "epoch": progress.epoch + 1,
         "step": state.step,
         "train_loss": progress.loss / progress.images,
-        "train_accuracy": progress.correct / progress.images,
+        "train_accuracy": progress.accuracy,
         **({"unreadable": progress.unreadable} if progress.unreadable else {}),
         "lr": progress.lr,
         "grad_norm": progress.grad_norm,
@@ -155,7 +155,7 @@ def describe_step(step: StepStats) -> Row:
     return {
         "step": step.step,
         "train_loss": step.loss,
-        "train_accuracy": step.correct / step.images,
+        "train_accuracy": step.accuracy,
         "lr": step.lr,
         "grad_norm": step.grad_norm,
     }
@@ -171,7 +171,8 @@ def remaining_steps(run: TrainingRun, done: int) -> Iterator[StepStats]:
             log(f"warning: skipped in epoch {progress.epoch + 1}: {error.sentence}")
 
     on_error = skip if recipe.skip_unreadable else None
-    loader = make_train_loader(run.splits.train, preprocess, recipe, run.world, on_error)
+    has_numbers = run.state.teacher is not None
+    loader = make_train_loader(run.train_images, preprocess, recipe, run.world, on_error, has_numbers=has_numbers)
     batches = loader.epoch(progress.epoch, start=done)
     try:
         yield from train_steps(run.state, batches, recipe, preprocess, total_steps=run.total_steps)
@@ -182,7 +183,7 @@ def remaining_steps(run: TrainingRun, done: int) -> Iterator[StepStats]:
 def with_batch_files(error: TrainingDiverged, run: TrainingRun) -> TrainingDiverged:
     """Returns the error with some files of the last batch; diverged.json gets all of them."""
     epoch, number = divmod(run.state.step - 1, run.steps_per_epoch)
-    images = run.splits.train
+    images = run.train_images
     draws = divide_draws(epoch_draws(images, run.recipe, epoch), run.batch_size)[number]
     files = [images.paths[i] for i in draws % len(images)]
     path = run.folder.path / "diverged.json"
@@ -286,7 +287,7 @@ def seconds_left(run: TrainingRun, row: Row) -> float:
         return image_scale(round((epoch - 0.5) * run.steps_per_epoch), run.total_steps, run.recipe) ** 2
 
     remaining = sum(relative_cost(epoch) for epoch in range(row["epoch"] + 1, run.epochs + 1))
-    return len(run.splits.train) / row["images_per_second"] * remaining / relative_cost(row["epoch"])
+    return len(run.train_images) / row["images_per_second"] * remaining / relative_cost(row["epoch"])
 
 
 def format_epoch(row: Row, epochs: int, left_s: float = 0.0) -> str:

@@ -27,6 +27,8 @@ from vitrail.runs.pictures import draw_pictures
 from vitrail.runs.probes import compare_with_probes
 from vitrail.runs.result import ModuleRun, Run, make_run
 from vitrail.runs.run_report import run_report_command, write_run_report
+from vitrail.runs.start import Start
+from vitrail.runs.teaching_table import make_teaching_table
 from vitrail.tasks import SINGLE_LABEL
 from vitrail.training.recipe import Recipe
 from vitrail.weights.origin import read_origin
@@ -57,6 +59,7 @@ class TrainedRun:
     validation_outcome: AnyOutcome | None = None  # of the saved weights, if it is known
     best_epoch: int | None = None  # whose weights are kept, by validation; 0 is the start; None without validation
     stopped_early: EarlyStop | None = None  # epoch, epochs, step, callback and reason
+    start: Start | None = None  # of the run, with its teacher
 
     @property
     def scored_split(self) -> str:
@@ -76,6 +79,7 @@ def finish_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
     """
     run, evaluation = score_run(trained)
     with keep_run(run, trained):
+        run = compare_with_teacher(run, trained)
         hooks.finish_scores(run)
         if evaluation is not None:
             show_run(run, evaluation, trained, report=report)
@@ -104,11 +108,24 @@ def reload_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
     log(f"{folder.path} is finished")
     report = report and trained.recipe.is_vit and not (folder.path / "report.html").exists()
     with keep_run(run, trained):
+        run = compare_with_teacher(run, trained)
         hooks.show_result(run)
         if trained.scored_images is not None and (report or not has_pictures(folder, run)):
             evaluation = evaluate_held_out(run.classifier, trained.scored_images, trained)
             show_run(run, evaluation, trained, report=report)
     return run
+
+
+def compare_with_teacher(run: Run, trained: TrainedRun) -> Run:
+    """Adds the table of teacher and student to the result of a run with a teacher, and saves it."""
+    split, images = trained.scored_split, trained.scored_images
+    if trained.start is None or trained.start.teacher is None or images is None or "teaching" in run.result:
+        return run
+    scores = cast(Scores, run.result.get(split))
+    rows = make_teaching_table(trained.start, run.classifier, scores, split, images)
+    result = cast(RunResult, {**run.result, "teaching": rows})
+    write_json(trained.folder.result_file, result)
+    return replace(run, result=result)
 
 
 def has_pictures(folder: RunFolder, run: Run) -> bool:

@@ -5,6 +5,7 @@ runs/NAME/
   recipe.json                                  how the run was started; a resume reads it
   check.json  classes.png                      findings of the data check, some images of each class
   checkpoint/                                  the two newest checkpoints
+  teacher.safetensors                          with --teacher: its answers for the training images
   metrics.jsonl                                a row per epoch, or per penalty of a linear head; with pretrained weights
                                                epoch 0 is the start
   result.json                                  the final scores
@@ -50,6 +51,7 @@ class RunConfig:
     pretrained: dict[str, Any] | None = None  # the weights that training started from; none for random ones
     launch_id: str | None = None  # of a launcher that restarts dead processes
     options: tuple[str, ...] = ()  # options that the resume command repeats
+    teacher: dict[str, Any] | None = None  # the model that teaches, the unlabeled images and the baseline
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document; a key without a value is left out."""
@@ -64,6 +66,7 @@ class RunConfig:
             "job": self.launch_id,
             "options": list(self.options),
             "parts": self.recipe.parts(),
+            "teacher": self.teacher,
         }
         return document | {key: value for key, value in optional.items() if value}
 
@@ -81,6 +84,7 @@ def config_from_json(document: dict[str, Any]) -> RunConfig:
         pretrained=document.get("from"),
         launch_id=document.get("job"),
         options=tuple(map(str, document.get("options") or ())),
+        teacher=document.get("teacher"),
     )
 
 

@@ -58,8 +58,9 @@ def train_on_ray(
     if restarts < 0:
         raise UsageError(f"restarts is {restarts}; it must be at least 0")
     folder = select_folder(data, out, resume, options)
-    if isinstance(options.get("model"), str | Path):  # the processes run in other folders
-        options["model"] = absolute_if_exists(options["model"])
+    for name in ("model", "teacher", "unlabeled", "baseline"):  # the processes run in other folders
+        if isinstance(options.get(name), str | Path):
+            options[name] = absolute_if_exists(options[name])
     if options.get("recipe") is not None:
         options["recipe"] = find_recipe(options["recipe"])
     job = {

@@ -1,6 +1,6 @@
 """The result of a run: its scores, and the lines that describe them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -8,7 +8,7 @@ from typing import cast
 from vitrail.callbacks.base import Callback, CallbackState
 from vitrail.classifier import Classifier
 from vitrail.console import log
-from vitrail.documents import RunDocument, RunResult, Scores
+from vitrail.documents import RunDocument, RunResult, Scores, TeachingRow
 from vitrail.evaluation.evaluation import describe_averages, describe_scored_images
 from vitrail.evaluation.group_scores import describe_groups
 from vitrail.evaluation.multi_label_evaluation import describe_label_averages
@@ -81,11 +81,27 @@ def describe_result(result: RunResult) -> list[str]:
     lines += [describe_averages(scores) for _, scores in scored if "balanced_accuracy" in scores]
     if probe := result.get("probe"):
         lines += describe_probes(probe)
+    if teaching := result.get("teaching"):
+        lines += describe_teaching(teaching)
     if verdict := result.get("verdict"):
         lines.append(verdict)
     if stopped := result.get("stopped_early"):
         lines.append(describe_early_stop(stopped))
     return [*lines, f"trained in {result['seconds']:.0f} s"]
+
+
+def describe_teaching(rows: Sequence[TeachingRow]) -> list[str]:
+    """Returns the table as lines of text."""
+    lines = [f"{'':28}{'accuracy (95% interval)':27}{'images/s':>10}{'parameters':>14}{'float32':>11}"]
+    for row in rows:
+        scores = "-"
+        if "accuracy" in row:
+            low, high = row["accuracy_interval"]
+            scores = f"{row['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+        n = row.get("parameters")
+        size = f"{n:>14,}{4 * n / 1e6:>8.1f} MB" if n is not None else f"{'-':>14}{'-':>11}"
+        lines.append(f"{row['model']:28}{scores:27}{row['images_per_second']:>10,.0f}{size}")
+    return lines
 
 
 def log_result(folder: Path, result: RunResult) -> None:

@@ -1,7 +1,7 @@
 """The classifier before the first step: its recipe in full, its weights, its origin."""
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from vitrail.runs.data import RunData
 from vitrail.runs.module_start import GivenModule, describe_missing, start_module
 from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
+from vitrail.runs.teacher_model import LoadedTeacher
 from vitrail.tasks import TASKS, Task
 from vitrail.training.data_defaults import complete_recipe, resolve_model, resolve_module
 from vitrail.training.distributed import World
@@ -48,6 +49,7 @@ class Start:
     recipe: Recipe  # with sizes, epochs and batch size
     data: RunData
     has_new_head: bool = True  # else the head is that of the pretrained weights
+    teacher: LoadedTeacher | None = None
 
     @property
     def splits(self) -> Splits:
@@ -98,7 +100,10 @@ def build_classifier(
         if pretrained is not None:
             origin["from"] = pretrained.to_json()
     is_transfer = isinstance(pretrained, Pretrained)
-    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=is_transfer)
+    unlabeled = len(data.unlabeled or ())
+    recipe, preprocess = complete_recipe(
+        recipe, config, preprocess, splits, transfers=is_transfer, unlabeled=unlabeled
+    )
     match_parameters((name for name, _ in model.named_parameters()), recipe.frozen_patterns)
     origin |= describe_training(recipe) | {"data": data_origin}
     model = model.to(device)
@@ -110,6 +115,15 @@ def build_classifier(
             model, splits.classes, preprocess, origin=origin, architecture=recipe.architecture
         )
     return Start(classifier, recipe, data, has_new_head=head == "new")
+
+
+def with_teacher(start: Start, teacher: LoadedTeacher | None) -> Start:
+    """Returns the start with its teacher, which the student's origin names."""
+    if teacher is None:
+        return start
+    origin = read_origin(start.classifier.origin)
+    origin["teacher"] = teacher.origin(start.recipe, len(start.data.unlabeled or ()))
+    return replace(start, teacher=teacher)
 
 
 def random_vit(config: ViTConfig, recipe: Recipe) -> ViT:
@@ -182,8 +196,9 @@ def describe_plan(start: Start, world: World) -> str:
     if recipe.train_on == "features":
         dtype, schedule = "float32", "a linear head on frozen features"
     processes = f"{world.size} processes{', sharded' if world.is_sharded else ''}; " if world.size > 1 else ""
+    unlabeled = f" and {len(start.data.unlabeled)} without labels" if start.data.unlabeled else ""
     return (
-        f"{len(start.splits.train)} training images of {len(start.splits.classes)} classes, "
+        f"{len(start.splits.train)} training images{unlabeled} of {len(start.splits.classes)} classes, "
         f"{describe_classifier(classifier)}, "
         f"{sum(parameter.numel() for parameter in module_of(classifier).parameters()):,} parameters; "
         f"recipe {recipe.name}, {schedule}; {processes}{world.device.type} in {dtype}"

@@ -42,7 +42,9 @@ from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_p
 from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
 from vitrail.runs.result import Run
 from vitrail.runs.resume import resume_from_checkpoint
-from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
+from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision, with_teacher
+from vitrail.runs.teacher import add_unlabeled, check_teacher, prepare_teacher
+from vitrail.runs.teacher_model import TeacherModel, TeacherRequest, load_teacher
 from vitrail.runs.training_run import TrainingRun
 from vitrail.training.advice import advise_pretrained_weights
 from vitrail.training.balance import describe_balance
@@ -76,6 +78,9 @@ def train(
     score_test: bool = True,
     callbacks: Sequence[object] = (),
     logger: Logger | Sequence[Logger] | None = None,
+    teacher: TeacherModel | None = None,
+    unlabeled: str | Path | None = None,
+    baseline: str | Path | None = None,
     **changes: Unpack[TrainChanges],
 ) -> Run:
     """Trains a classifier on the images of `data` and writes the run folder.
@@ -96,6 +101,10 @@ def train(
     `score_test=False` scores validation instead of test. `callbacks` are objects with hooks (`vitrail.Callback`);
     `logger` is one of them, or its name.
 
+    `teacher` is a trained model whose answers the student learns: a classifier, or anything that `load_any` accepts.
+    `unlabeled` is a folder of more images, for which only the teacher answers. `baseline` is a run on the same data
+    without a teacher, for the table at the end (`result["teaching"]`).
+
     If several processes call it (under torchrun, or in an initialized process group), they train one model: the main
     process writes the run, and every process returns it. `fsdp` shards the model over the processes.
 
@@ -110,12 +119,18 @@ def train(
             hooks = make_hooks(callbacks, logger, requested, world)
             check_world(requested, world, fsdp=fsdp, resumes=resumed is not None)
         pretrained = load_weights(weights, requested, resumed, world, torch_files)
+        request = TeacherRequest(teacher, unlabeled, baseline)
+        with world.raise_on_all(), world.local_main_first():
+            loaded_teacher = load_teacher(request, requested, resumed, world.device, torch_files)
         run_data = load_data(
             data, requested, world, pretrained=pretrained, resumed=resumed, check=check, score_test=score_test
         )
+        run_data = add_unlabeled(run_data, loaded_teacher, requested, resumed, world)
         keep_freed_memory()
         with world.raise_on_all():
             start = build_classifier(requested, run_data, pretrained, init_device(world))
+            start = with_teacher(start, loaded_teacher)
+            check_teacher(start, world)
             hooks.check_start(start)
             if world.is_main:
                 check_parts_and_sizes(start)
@@ -125,7 +140,7 @@ def train(
         folder = replace(cast(RunFolder, folder), draws=pictures)
         hooks.begin(start, folder.path, name, is_resumed=resumed is not None)
         with lock_run(folder, world):
-            trained = TrainedRun(folder, start.splits, start.recipe, world.device)
+            trained = TrainedRun(folder, start.splits, start.recipe, world.device, start=start)
             if resumed and world.on_main(lambda: is_finished(trained)):
                 return finish_on_main(world, lambda: reload_run(trained, report=report, hooks=hooks))
             probes = None
@@ -214,6 +229,7 @@ def describe_run(
         pretrained=pretrained.to_json() if pretrained else None,
         launch_id=launch.id if (launch := current_launch()) else None,
         options=tuple(options),
+        teacher=start.teacher.to_json(start.data.unlabeled_digest) if start.teacher else None,
     )
 
 
@@ -290,9 +306,13 @@ def train_classifier(
         return TrainedRun(folder, start.splits, start.recipe, world.device, probes.seconds, probes)
     loss = make_loss(start.loss_context())
     task, classes = start.splits.train.task, len(start.splits.classes)
-    state = init_train_state(module_of(start.classifier), start.recipe, world, loss, classes, task)
-    level = chance_level(loss)
-    run = TrainingRun(state, start.classifier, start.splits, start.recipe, folder, hooks, chance_loss=level)
+    images = start.data.training_images()
+    teacher = prepare_teacher(start, images, folder, world)
+    state = init_train_state(module_of(start.classifier), start.recipe, world, loss, classes, task, teacher)
+    level = None if teacher else chance_level(loss)
+    run = TrainingRun(
+        state, start.classifier, start.splits, start.recipe, folder, hooks, chance_loss=level, training_images=images
+    )
     log_frozen_parameters(state)
     if resumes:
         resume_from_checkpoint(run)
@@ -307,6 +327,7 @@ def train_classifier(
         validation_outcome=run.best_outcome,
         best_epoch=run.best_epoch,
         stopped_early=run.progress.stopped_early,
+        start=start,
     )
 
 

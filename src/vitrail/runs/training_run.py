@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+from vitrail.data.images import Images
 from vitrail.data.loader import count_batches
 from vitrail.data.split import Splits
 from vitrail.documents import EarlyStop
@@ -41,6 +42,7 @@ class Progress:
     images: int = 0
     lr: float = 0.0  # of the last step
     grad_norm: float = 0.0
+    unlabeled: int = 0  # of `images`
     unreadable: int = 0  # images of the current epoch that could not be read
     numerics: dict[str, Any] = field(default_factory=dict)  # hardware and software that decide the last bits of a sum
     callbacks: dict[str, Any] = field(default_factory=dict)  # the states of callbacks, by name
@@ -54,7 +56,13 @@ class Progress:
         self.loss += step.loss * step.images
         self.correct += step.correct
         self.images += step.images
+        self.unlabeled += step.unlabeled
         self.lr, self.grad_norm = step.lr, step.grad_norm
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of right answers among the images with labels of the current epoch."""
+        return self.correct / max(self.images - self.unlabeled, 1)
 
 
 def progress_from_json(document: dict[str, Any]) -> Progress:
@@ -77,12 +85,18 @@ class TrainingRun:
     saved_at: float = field(default_factory=time.monotonic)  # the last checkpoint
     curves_drawn_at: float = -float("inf")
     outcome: AnyOutcome | None = None  # of the last validation, if this process has evaluated all of it
+    training_images: Images | None = None  # labeled and unlabeled training images; None: those of the splits
     best_outcome: AnyOutcome | None = None  # of the weights in the artifact, unless an earlier process wrote it
 
     @property
     def world(self) -> World:
         """The processes that train."""
         return self.state.world
+
+    @property
+    def train_images(self) -> Images:
+        """The images of an epoch."""
+        return self.training_images or self.splits.train
 
     @property
     def starts_from_weights(self) -> bool:
@@ -110,7 +124,7 @@ class TrainingRun:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch."""
-        return count_batches(len(self.splits.train), self.batch_size)
+        return count_batches(len(self.train_images), self.batch_size)
 
     @property
     def total_steps(self) -> int:

@@ -60,15 +60,21 @@ def split_micro_batches(pixels: Tensor, labels: Tensor, recipe: Recipe, world: W
 
 
 def make_train_loader(
-    images: Images, preprocess: Preprocess, recipe: Recipe, world: World, on_error: OnImageError | None = None
+    images: Images,
+    preprocess: Preprocess,
+    recipe: Recipe,
+    world: World,
+    on_error: OnImageError | None = None,
+    has_numbers: bool = False,
 ) -> "TrainLoader | ShardedTrainLoader":
     """Returns the loader of the recipe's batches, for one process or for this process of a group.
 
     `on_error` is called for each unreadable image, which is left out; without it its `ImageError` is raised.
+    With `has_numbers` each image has its number among the images in place of its label.
     """
     assert recipe.batch_size is not None
     loader = TrainLoader(
-        images,
+        replace(images, labels=np.arange(len(images))) if has_numbers else images,
         build_augmentation(recipe.augment, preprocess),
         recipe.batch_size,
         recipe.seed,

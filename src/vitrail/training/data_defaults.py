@@ -80,16 +80,23 @@ def make_preprocess(recipe: Recipe, image_size: tuple[int, int], channels: Chann
 
 
 def complete_recipe(
-    recipe: Recipe, config: ViTConfig | ModuleConfig, preprocess: Preprocess, splits: Splits, *, transfers: bool
+    recipe: Recipe,
+    config: ViTConfig | ModuleConfig,
+    preprocess: Preprocess,
+    splits: Splits,
+    *,
+    transfers: bool,
+    unlabeled: int = 0,
 ) -> tuple[Recipe, Preprocess]:
     """Returns the recipe with sizes, epochs, batch size and learning rate, and the preprocessing with mean and std.
 
-    With `transfers`, the weights and the preprocessing are pretrained.
+    With `transfers`, the weights and the preprocessing are pretrained. `unlabeled` is the number of training images
+    besides those of the splits.
     """
     recipe = recipe.with_changes(image_size=config.image_size)
     if isinstance(config, ViTConfig):
         recipe = recipe.with_changes(patch=config.patch)
-    recipe = resolve_schedule(recipe, splits, TRANSFER_BATCH_SIZE_RANGE if transfers else BATCH_SIZE_RANGE)
+    recipe = resolve_schedule(recipe, splits, TRANSFER_BATCH_SIZE_RANGE if transfers else BATCH_SIZE_RANGE, unlabeled)
     if preprocess.source_channels != splits.channels:  # mean and std of the weights mean nothing for these images
         theirs = make_preprocess(recipe, preprocess.image_size, splits.channels)
         preprocess = replace(preprocess, mean=theirs.mean, std=theirs.std, values=theirs.values)
@@ -101,14 +108,16 @@ def complete_recipe(
     return recipe, preprocess
 
 
-def resolve_schedule(recipe: Recipe, splits: Splits, batch_size_range: tuple[int, int] = BATCH_SIZE_RANGE) -> Recipe:
+def resolve_schedule(
+    recipe: Recipe, splits: Splits, batch_size_range: tuple[int, int] = BATCH_SIZE_RANGE, unlabeled: int = 0
+) -> Recipe:
     """Returns the recipe with epochs, batch size, learning rate and loss.
 
     Flips are turned off if the classes must not be mirrored.
     """
     if recipe.train_on == "features":
         return recipe
-    n = len(splits.train)
+    n = len(splits.train) + unlabeled
     epochs = recipe.epochs or int(np.clip(round(TARGET_SAMPLES_SEEN / n), *EPOCHS_RANGE))
     batch_size = recipe.batch_size or int(np.clip(2 ** round(np.log2(n / STEPS_PER_EPOCH)), *batch_size_range))
     lr = recipe.lr or choose_transfer_lr(epochs * count_batches(n, batch_size))

@@ -36,6 +36,12 @@ class StepStats:
     images: int
     lr: float
     grad_norm: float  # before clipping
+    unlabeled: int = 0  # of `images`: those of a teacher alone
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of right answers among the images with labels."""
+        return self.correct / max(self.images - self.unlabeled, 1)
 
 
 class TrainingDiverged(VitrailError):
@@ -76,19 +82,20 @@ def train_step(
     loss_sum = correct = 0.0
     micro_batches = split_micro_batches(pixels, labels, recipe, state.world)
     for i, micro_batch in enumerate(micro_batches):
-        images_BCHW, labels_B, targets = prepare_micro_batch(state, micro_batch, i, recipe, preprocess, scale)
+        step_batch, targets = prepare_micro_batch(state, micro_batch, i, recipe, preprocess, scale)
         # gradients are averaged over processes, and each process has a part of the batch
         weight = len(targets) / len(labels) * state.world.size
         with sync_gradients(state.train_model, enabled=i + 1 == len(micro_batches)):
-            logits_BY, loss = forward_backward(state, StepBatch(images_BCHW, labels_B), targets, recipe, weight)
+            logits_BY, loss = forward_backward(state, step_batch, targets, recipe, weight)
         loss_sum += loss.item() * len(targets)
-        correct += int(TASKS[state.task].count_correct(logits_BY, labels_B))
+        correct += int(TASKS[state.task].count_correct(logits_BY, step_batch.labels_B))
     max_norm = recipe.max_grad_norm or float("inf")
     grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(list(state.vit.parameters()), max_norm)).item()
     loss_sum, correct = state.world.sum(loss_sum, correct)
     stats = StepStats(
-        state.step + 1, loss_sum / len(labels), int(correct), len(labels), recipe.peak_lr * lr_scale, grad_norm
-    )
+        state.step + 1, loss_sum / len(labels), int(correct), len(labels), recipe.peak_lr * lr_scale, grad_norm,
+        state.teacher.count_unlabeled(labels) if state.teacher else 0,
+    )  # fmt: skip
     state.step += 1
     if not math.isfinite(stats.loss + stats.grad_norm):
         raise divergence_error(state, f"loss {stats.loss:.3g}", stats)
@@ -98,22 +105,25 @@ def train_step(
 
 def prepare_micro_batch(
     state: TrainState, micro_batch: MicroBatch, index: int, recipe: Recipe, preprocess: Preprocess, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[StepBatch, Tensor]:
     """Normalizes, resizes and mixes the images of a micro-batch on the model's device.
 
-    Seeds torch for the mixing, then for the dropout and stochastic depth of the forward pass. Returns images, labels
-    before mixing, and targets, without the images that only serve as mixing partners (`MicroBatch.overlap`).
+    Seeds torch for the mixing, then for the dropout and stochastic depth of the forward pass. Returns the batch and its
+    targets, without the images that only serve as mixing partners (`MicroBatch.overlap`).
     """
     device = next(state.vit.parameters()).device
     seed_micro_batch(recipe.seed, state.step, index)
     images_BCHW = preprocess.normalize(micro_batch.pixels.to(device, non_blocking=True))
     labels_B = micro_batch.labels.to(device, non_blocking=True)
+    numbers_B = None
+    if state.teacher:  # the loader gives numbers in place of labels
+        numbers_B, labels_B = labels_B[micro_batch.overlap :], state.teacher.find_labels(labels_B)
     if scale < 1:
         images_BCHW = downscale(images_BCHW, scale, state.patch)
     images_BCHW, targets = mix_batch(recipe.augment, images_BCHW, labels_B, state.classes, micro_batch.overlap)
     if state.world.rank:  # all processes mix alike, but each has its own dropout
         seed_micro_batch(recipe.seed, state.step, index, state.world.rank)
-    return images_BCHW, labels_B[micro_batch.overlap :], targets
+    return StepBatch(images_BCHW, labels_B[micro_batch.overlap :], numbers_B), targets
 
 
 def forward_backward(
@@ -124,9 +134,8 @@ def forward_backward(
     dtype = autocast_dtype(recipe.precision, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         logits_BY = state.train_model(batch.images_BCHW)
-    # if this process's shard of a small batch is empty, its backward still takes part in the collectives
-    loss = state.loss(logits_BY.float(), targets, batch) if len(targets) else logits_BY.float().sum()
-    (loss * weight).backward()
+    loss = state.loss(logits_BY.float(), targets, batch)
+    torch.autograd.backward(loss * weight)
     return logits_BY, loss
 
 

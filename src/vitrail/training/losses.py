@@ -60,6 +60,7 @@ class StepBatch:
 
     images_BCHW: Tensor
     labels_B: Tensor  # (B, Y) with several labels per image
+    numbers_B: Tensor | None = None  # of the images among the training images, if there is a teacher
 
 
 # what a step computes from the logits and targets of a micro-batch
@@ -278,7 +279,8 @@ def make_step_loss(loss: Loss) -> StepLoss:
     def compute(logits_BY: Tensor, targets: Tensor, batch: StepBatch) -> Tensor:
         if isinstance(loss, nn.Module):
             loss.to(logits_BY.device)
-        return loss(logits_BY, targets)
+        # if this process's shard of a small batch is empty, its backward still takes part in the collectives
+        return loss(logits_BY, targets) if len(targets) else logits_BY.sum()
 
     return compute
 

@@ -29,6 +29,8 @@ WeightDecayOn = Literal["matrices", "all"]
 NormalizeBy = Literal["half", "imagenet", "data"]
 TrainOn = Literal["images", "features"]
 HeadInit = Literal["random", "probe"]
+DistillationName = Literal["soft", "hard", "features"]
+TeacherSees = Literal["image", "batch"]
 LoraTarget = Literal["qkv", "attention", "blocks"]
 
 
@@ -95,6 +97,18 @@ class Recipe:
     )
     balance_strength: float = option(
         1.0, "strength of balance; 1: all classes count alike; 0.5: each by the square root of its size", gt=0, le=2
+    )
+    distillation: DistillationName | None = option(
+        None,
+        "what a student learns from its teacher (--teacher); soft: its probabilities; hard: its most probable class; "
+        "features: its pooled vectors; none: soft, or features if the teacher has no classes",
+    )
+    teacher_weight: float = option(0.9, "share of the teacher in the loss; the rest is of the labels", gt=0, le=1)
+    teacher_temperature: float = option(2.0, "temperature of the probabilities of teacher and student", gt=0)
+    teacher_sees: TeacherSees | None = option(
+        None,
+        "image: the teacher answers once for each image, without augmentation; batch: it answers in each step for the "
+        "augmented images; none: image, or batch if images are mixed",
     )
     max_grad_norm: float | None = option(1.0, "maximum gradient norm, or none for no clipping", gt=0)
     label_smoothing: float = option(0.0, "fraction of the target that goes to all classes", ge=0, lt=1)

@@ -19,6 +19,7 @@ from vitrail.training.losses import Loss, LossContext, StepLoss, make_loss, make
 from vitrail.training.optimizers import build_optimizers
 from vitrail.training.parallel import broadcast_parameters, local_shard, shard_model, wrap_ddp
 from vitrail.training.recipe import Recipe
+from vitrail.training.teacher import Teacher, add_projection, make_distillation_loss, without_projection
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -39,6 +40,7 @@ class TrainState:
     classes: int = 0
     patch: int = 1  # image sizes are multiples of it
     task: str = SINGLE_LABEL
+    teacher: Teacher | None = None
 
     @property
     def train_model(self) -> nn.Module:
@@ -49,7 +51,8 @@ class TrainState:
     def eval_model(self) -> nn.Module:
         """The weights to evaluate and save: the EMA weights if there are any, with LoRA updates merged."""
         averaged: nn.Module = self.ema.module if self.ema else self.vit
-        return merge_lora(averaged) if self.has_lora and isinstance(averaged, ViT) else averaged
+        merged = merge_lora(averaged) if self.has_lora and isinstance(averaged, ViT) else averaged
+        return without_projection(merged)
 
     @property
     def replicas(self) -> dict[str, nn.Module]:
@@ -70,6 +73,7 @@ def init_train_state(
     loss: Loss | None = None,
     classes: int | None = None,
     task: str = SINGLE_LABEL,
+    teacher: Teacher | None = None,
 ) -> TrainState:
     """Prepares a model for training by a recipe, in all processes of the world.
 
@@ -82,6 +86,8 @@ def init_train_state(
             add_lora(vit, recipe)
     assert classes is not None
     frozen = freeze_parameters(vit, recipe)
+    if teacher:
+        add_projection(vit, teacher, recipe.seed)
     broadcast_parameters(vit, world)  # including LoRA weights, which each process initialized by itself
     ema = AveragedModel(vit, multi_avg_fn=ema_update(recipe.ema_decay)) if recipe.ema_decay else None
     if world.is_sharded:
@@ -93,11 +99,12 @@ def init_train_state(
     if world.is_sharded:
         for parameter in vit.parameters():  # an empty parameter cannot be sharded and needs no gradient
             parameter.requires_grad_(parameter.requires_grad and parameter.numel() > 0)
+    step_loss = make_step_loss(loss or make_loss(equal_classes(classes, recipe, task)))
     return TrainState(
         vit,
         ema,
         optimizers,
-        make_step_loss(loss or make_loss(equal_classes(classes, recipe, task))),
+        make_distillation_loss(step_loss, teacher, vit, recipe) if teacher else step_loss,
         frozen=frozen,
         has_lora=bool(recipe.lora_rank),
         world=world,
@@ -105,6 +112,7 @@ def init_train_state(
         classes=classes,
         patch=vit.config.patch if isinstance(vit, ViT) else 1,
         task=task,
+        teacher=teacher,
     )
 
 

@@ -1,0 +1,78 @@
+"""What a teacher was good for: the scores, speed and size of teacher, student, and what they are compared with."""
+
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from vitrail.classifier import BaseClassifier, Classifier
+from vitrail.console import log
+from vitrail.data.images import Images
+from vitrail.documents import Scores, TeachingRow
+from vitrail.evaluation.evaluation import Evaluation
+from vitrail.evaluation.probe import make_evaluation, probe
+from vitrail.files import read_json_object
+from vitrail.loading import load_torch
+from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.start import Start
+from vitrail.runs.teacher import ask_teacher
+from vitrail.runs.teacher_model import LoadedTeacher
+
+TIMED_IMAGES = 32  # per batch
+TIMED_BATCHES = 3
+
+
+def make_teaching_table(
+    start: Start, student: TorchClassifier, scores: Scores, split: str, images: Images
+) -> list[TeachingRow]:
+    """Returns the rows of teacher, student, baseline and the linear probe of the teacher's features.
+
+    `scores` are the student's on the `images` of a split. A row has no accuracy if it has none there.
+    """
+    teacher = start.teacher
+    assert teacher is not None
+    log("scoring the teacher")
+    rows = [make_row("teacher", teacher.classifier, evaluate_teacher(teacher, images, start))]
+    rows.append(make_row("student", student, scores))
+    if teacher.baseline is not None:
+        folder = RunFolder(Path(teacher.baseline))
+        result = read_json_object(folder.result_file)
+        rows.append(make_row("student without a teacher", load_torch(folder.path), result.get(split)))
+    if isinstance(teacher.classifier, Classifier) and split == "test":
+        probes = probe(teacher.classifier, start.splits, workers=start.recipe.workers)
+        rows.append(make_row("linear probe of the teacher", teacher.classifier, probes.linear))
+    return rows
+
+
+def evaluate_teacher(teacher: LoadedTeacher, images: Images, start: Start) -> Evaluation | None:
+    """Returns the scores of a teacher that has the classes of the data."""
+    if not set(start.splits.classes) <= set(teacher.classifier.classes):
+        return None
+    logits = ask_teacher(teacher, images, start, "soft").numpy()
+    return make_evaluation(images, logits, start.splits.classes, ())
+
+
+def make_row(name: str, classifier: BaseClassifier, scores: Evaluation | Scores | None) -> TeachingRow:
+    """Returns the row of a model, with its speed on this machine."""
+    row: TeachingRow = {"model": name, "images_per_second": measure_speed(classifier)}
+    if isinstance(scores, Evaluation):
+        row["accuracy"], row["accuracy_interval"] = scores.accuracy, list(scores.accuracy_interval)
+    elif scores:
+        row["accuracy"], row["accuracy_interval"] = scores["accuracy"], list(scores["accuracy_interval"])
+    if isinstance(classifier, Classifier | ModuleClassifier):
+        row["parameters"] = sum(each.numel() for each in module_of(classifier).parameters())
+    return row
+
+
+def measure_speed(classifier: BaseClassifier) -> float:
+    """Returns the images per second of the model alone: the median of some batches, after one that is not timed."""
+    preprocess = classifier.preprocess
+    pixels = torch.zeros(TIMED_IMAGES, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
+    seconds = []
+    for _ in range(TIMED_BATCHES + 1):
+        started = time.perf_counter()
+        classifier.logits(pixels).cpu()
+        seconds.append(time.perf_counter() - started)
+    return round(TIMED_IMAGES / median(seconds[1:]), 1)
