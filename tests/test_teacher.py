@@ -3,19 +3,18 @@
 import shutil
 from pathlib import Path
 
-import kills
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+import kills
 import vitrail
 from conftest import fill
 from kills import kill_runs
-from vitrail.data.augment import Augment
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
+from vitrail.exporting.model_card import write_model_card
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.runs.folder import RunFolder
@@ -28,12 +27,12 @@ from vitrail.training.teacher import (
     feature_loss,
     hard_loss,
     look_up,
-    make_distillation_loss,
     soft_loss,
     split_logits,
     without_projection,
 )
 from vitrail.training.train_state import init_train_state
+from vitrail.weights.origin import describe_teacher
 
 COLORS = ("red", "green")
 TINY = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "check": False}
@@ -217,6 +216,9 @@ def test_a_student_learns_from_a_teacher_of_another_size(data: Path, teacher: Pa
     assert len(describe_teaching(run.result["teaching"])) == 5
     assert run.classifier.origin["teacher"]["distillation"] == "soft"
     assert run.classifier.origin["teacher"]["unlabeled_images"] == 12
+    card = write_model_card(vitrail.load(run.folder), "timm", "code", None)
+    assert "Learned from a teacher (its probabilities, also on 12 images without labels): teacher." in card
+    assert describe_teacher({}) is None
     steps = [row["step"] for row in RunFolder(run.folder).load_metrics()]
     assert steps == [3, 6]  # 36 images in batches of 16
     again = vitrail.train(data, out=run.folder, resume=True, report=False)
@@ -257,7 +259,9 @@ def test_a_teacher_with_more_classes_answers_for_those_of_the_data(data: Path, t
     vit.eval()
     other = vitrail.Classifier(vit, ("red", "blue", "green"), one_more.preprocess)
     vitrail.train(data, out=tmp_path / "run", teacher=other, **SHORT)
-    answers = torch.cat([other.logits(one_more.read_image(path)[None]) for path in sorted((data / "train").rglob("*.png"))])
+    answers = torch.cat(
+        [other.logits(one_more.read_image(path)[None]) for path in sorted((data / "train").rglob("*.png"))]
+    )
     stored = vitrail.runs.teacher.read_cached(tmp_path / "run" / "teacher.safetensors", 24)
     torch.testing.assert_close(stored, answers[:, [2, 0]], atol=1e-5, rtol=1e-5)  # green, red
 

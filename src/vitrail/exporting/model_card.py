@@ -12,7 +12,7 @@ from vitrail.exporting.preparation import (
     describe_program,
     describe_thresholds,
 )
-from vitrail.weights.origin import without_paths
+from vitrail.weights.origin import describe_teacher, without_paths
 
 MINIMUM_VERSIONS = {"timm": ("Needs timm 1.0.16 or newer, which can load a folder.", "")}
 
@@ -120,6 +120,8 @@ def describe_origin(origin: dict[str, Any]) -> list[str]:
     for key, title in (("card", "Started from"), ("source", "Source"), ("license", "License")):
         if isinstance(text := origin.get(key), str) and text:
             lines += [f"{title}: {escape_markdown(text)}", ""]
+    if sentence := describe_teacher(origin):
+        lines += [f"{escape_markdown(sentence)}.", ""]
     return lines
 
 

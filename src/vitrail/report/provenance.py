@@ -10,7 +10,7 @@ import torch
 from vitrail.report.subject import Described
 from vitrail.version import __version__
 from vitrail.weights.artifact import weights_sha256
-from vitrail.weights.origin import read_origin
+from vitrail.weights.origin import describe_teacher, read_origin
 
 
 def describe_report(subject: Described) -> dict[str, Any]:
@@ -43,5 +43,6 @@ def describe_model(subject: Described) -> dict[str, Any]:
         "seed": origin.get("seed"),
         "trained_on": trained_on.get("name"),
         "training_images": (trained_on.get("images") or {}).get("train"),
+        "teacher": describe_teacher(origin),
         "data_fingerprint": trained_on.get("fingerprint"),
     }

@@ -18,6 +18,7 @@ CALIBRATION: Types = {
     "temperature": float, "fitted_on": str, "images": int, "reason": str | None,
     "thresholds": tuple[dict[str, Any], ...],
 }  # fmt: skip
+TEACHER: Types = {"model": str | None, "distillation": str | None, "unlabeled_images": int | None}
 THRESHOLD: Types = {"target_accuracy": float, "threshold": float, "coverage": float, "accuracy": float}
 
 
@@ -28,7 +29,9 @@ def read_origin(origin: JsonObject) -> dict[str, Any]:
 
 def check_origin(origin: dict[str, Any]) -> None:
     """Raises `VitrailError` for the first field of the wrong type; missing sections are allowed."""
-    sections: dict[str, Types] = {"recipe": RECIPE, "data": DATA, "metrics": {}, "calibration": CALIBRATION}
+    sections: dict[str, Types] = {
+        "recipe": RECIPE, "data": DATA, "metrics": {}, "calibration": CALIBRATION, "teacher": TEACHER,
+    }  # fmt: skip
     for name, types in sections.items():
         if name in origin:
             check_types(origin[name], types, name)
@@ -50,6 +53,18 @@ def check_types(section: Any, types: Types, name: str) -> None:
         value = section.get(field)
         if not matches_type(tuple(value) if isinstance(value, list) else value, expected):
             raise VitrailError(f"its origin cannot be read: {field} of {name} is {repr(value)[:40]}")
+
+
+def describe_teacher(origin: dict[str, Any]) -> str | None:
+    """Returns a sentence on the teacher that a model learned from, without a full stop; None if it had none."""
+    teacher = origin.get("teacher")
+    if not isinstance(teacher, dict):
+        return None
+    unlabeled = teacher.get("unlabeled_images") or 0
+    more = f", also on {unlabeled:,} images without labels" if unlabeled else ""
+    what = {"soft": "its probabilities", "hard": "its classes", "features": "its features"}
+    learned = what.get(str(teacher.get("distillation")), "its answers")
+    return f"Learned from a teacher ({learned}{more}): {teacher.get('model') or 'a model in Python'}"
 
 
 def without_paths(value: Any) -> Any:
