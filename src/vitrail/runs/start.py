@@ -101,9 +101,7 @@ def build_classifier(
             origin["from"] = pretrained.to_json()
     is_transfer = isinstance(pretrained, Pretrained)
     unlabeled = len(data.unlabeled or ())
-    recipe, preprocess = complete_recipe(
-        recipe, config, preprocess, splits, transfers=is_transfer, unlabeled=unlabeled
-    )
+    recipe, preprocess = complete_recipe(recipe, config, preprocess, splits, transfers=is_transfer, unlabeled=unlabeled)
     match_parameters((name for name, _ in model.named_parameters()), recipe.frozen_patterns)
     origin |= describe_training(recipe) | {"data": data_origin}
     model = model.to(device)
