@@ -50,7 +50,7 @@ LAYERS = [
     {"comparison", "evaluation", "explanation", "training"},
     {"callbacks", "exporting", "migration", "report"},
     {"loading"},
-    {"benchmarking", "prediction", "runs", "serving"},
+    {"benchmarking", "prediction", "pretraining", "runs", "serving"},
     {"api", "registry", "sklearn", "sweeps"},
     {"cli"},
 ]

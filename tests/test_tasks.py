@@ -296,6 +296,7 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
             (["train", table, "--folds", 2, "--out", out], "folds are divided by class"),
             (["train", table, "--balance", "sampler", "--out", out], "balance is for classes of which each image"),
             (["train", table, "--from", run, "--recipe", "linear", "--out", out], "a head on frozen features"),
+            (["train", table, "--teacher", run, "--out", out], "a teacher teaches one class per image"),
         ],
         "sweep": [(["sweep", table, "--vary", "lr=1e-3,1e-2", "--out", out], "a sweep compares accuracies")],
         "evaluate": [
@@ -328,6 +329,7 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
 
 
 ELSEWHERE = {  # verb -> why it has no row: it gets no task, or the test that has it
+    "pretrain": "it learns from images without labels",
     "push": "it uploads a folder",
     "serve": "test_the_server_answers_with_labels",
     "recipe": "it prints settings",

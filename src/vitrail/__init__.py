@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vitrail.model.vit import ViT
     from vitrail.module_classifier import ModuleClassifier
     from vitrail.prediction import PredictSummary, predict_all
+    from vitrail.pretraining.pretrain import Pretraining, pretrain
     from vitrail.registry import register
     from vitrail.runs.cross_validation import CrossValidation, cross_validate
     from vitrail.runs.result import ModuleRun, Run
@@ -54,6 +55,7 @@ _MODULES = {
     "Prediction": "vitrail.image_predictions",
     "Predictions": "vitrail.image_predictions",
     "Preprocess": "vitrail.data.preprocess",
+    "Pretraining": "vitrail.pretraining.pretrain",
     "Probe": "vitrail.evaluation.probe",
     "Recipe": "vitrail.training.recipe",
     "RecipeChanges": "vitrail.training.recipe_changes",
@@ -71,6 +73,7 @@ _MODULES = {
     "load_any": "vitrail.loading",
     "predict": "vitrail.api",
     "predict_all": "vitrail.prediction",
+    "pretrain": "vitrail.pretraining.pretrain",
     "probe": "vitrail.api",
     "recording": "vitrail.explanation.recording",
     "register": "vitrail.registry",
@@ -94,6 +97,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "Preprocess",
+    "Pretraining",
     "Probe",
     "Recipe",
     "RecipeChanges",
@@ -111,6 +115,7 @@ __all__ = [
     "load_any",
     "predict",
     "predict_all",
+    "pretrain",
     "probe",
     "recording",
     "register",

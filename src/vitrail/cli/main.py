@@ -24,6 +24,7 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
     "check": "check a data set before training: damage, leaks, duplicates",
     "shard": "write images as tar shards, which every verb reads like a folder",
     "train": "train a classifier, from scratch or from other weights",
+    "pretrain": "pre-train a model on images without labels: a masked autoencoder",
     "sweep": "search for good settings of a recipe",
     "evaluate": "score a classifier on labeled images",
     "probe": "score a model's features without training it: k-NN and a linear head",
@@ -43,8 +44,8 @@ VERBS = {  # verb -> description; the module vitrail.cli.VERB has `add_arguments
 
 # verbs that build a model, read a recipe or explain
 PLUGIN_VERBS = {
-    "train", "sweep", "evaluate", "probe", "predict", "similar", "explain", "faithfulness", "export", "serve", "recipe",
-    "bench",
+    "train", "pretrain", "sweep", "evaluate", "probe", "predict", "similar", "explain", "faithfulness", "export",
+    "serve", "recipe", "bench",
 }  # fmt: skip
 
 

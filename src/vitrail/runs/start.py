@@ -1,7 +1,7 @@
 """The classifier before the first step: its recipe in full, its weights, its origin."""
 
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -113,15 +113,6 @@ def build_classifier(
             model, splits.classes, preprocess, origin=origin, architecture=recipe.architecture
         )
     return Start(classifier, recipe, data, has_new_head=head == "new")
-
-
-def with_teacher(start: Start, teacher: LoadedTeacher | None) -> Start:
-    """Returns the start with its teacher, which the student's origin names."""
-    if teacher is None:
-        return start
-    origin = read_origin(start.classifier.origin)
-    origin["teacher"] = teacher.origin(start.recipe, len(start.data.unlabeled or ()))
-    return replace(start, teacher=teacher)
 
 
 def random_vit(config: ViTConfig, recipe: Recipe) -> ViT:

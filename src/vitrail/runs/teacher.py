@@ -36,14 +36,25 @@ from vitrail.training.losses import StepBatch
 from vitrail.training.recipe import Recipe
 from vitrail.training.teacher import Teacher, look_up
 from vitrail.weights.artifact import weights_sha256
+from vitrail.weights.origin import read_origin
 
 HEAD_ROWS = 4096  # features that the teacher's head computes at once
 
 
+def add_teacher(start: Start, teacher: LoadedTeacher | None, world: World) -> Start:
+    """Returns the start with its teacher, which the student's origin names; raises as `check_teacher` does."""
+    if teacher is None:
+        return start
+    origin = read_origin(start.classifier.origin)
+    origin["teacher"] = teacher.origin(start.recipe, len(start.data.unlabeled or ()))
+    start = replace(start, teacher=teacher)
+    check_teacher(start, world)
+    return start
+
+
 def check_teacher(start: Start, world: World) -> None:
     """Raises `UsageError` if the teacher cannot teach this student on these data."""
-    if start.teacher is None:
-        return
+    assert start.teacher is not None
     teacher = start.teacher
     recipe, classifier, splits = start.recipe, teacher.classifier, start.splits
     refuse_task(splits.train.task, "teacher")

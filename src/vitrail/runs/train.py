@@ -42,8 +42,8 @@ from vitrail.runs.probes import initialize_head, probe_pretrained, save_linear_p
 from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_recipe
 from vitrail.runs.result import Run
 from vitrail.runs.resume import resume_from_checkpoint
-from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision, with_teacher
-from vitrail.runs.teacher import add_unlabeled, check_teacher, prepare_teacher
+from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
+from vitrail.runs.teacher import add_teacher, add_unlabeled, prepare_teacher
 from vitrail.runs.teacher_model import TeacherModel, TeacherRequest, load_teacher
 from vitrail.runs.training_run import TrainingRun
 from vitrail.training.advice import advise_pretrained_weights
@@ -119,8 +119,8 @@ def train(
             hooks = make_hooks(callbacks, logger, requested, world)
             check_world(requested, world, fsdp=fsdp, resumes=resumed is not None)
         pretrained = load_weights(weights, requested, resumed, world, torch_files)
-        request = TeacherRequest(teacher, unlabeled, baseline)
         with world.raise_on_all(), world.local_main_first():
+            request = TeacherRequest(teacher, unlabeled, baseline)
             loaded_teacher = load_teacher(request, requested, resumed, world.device, torch_files)
         run_data = load_data(
             data, requested, world, pretrained=pretrained, resumed=resumed, check=check, score_test=score_test
@@ -129,8 +129,7 @@ def train(
         keep_freed_memory()
         with world.raise_on_all():
             start = build_classifier(requested, run_data, pretrained, init_device(world))
-            start = with_teacher(start, loaded_teacher)
-            check_teacher(start, world)
+            start = add_teacher(start, loaded_teacher, world)
             hooks.check_start(start)
             if world.is_main:
                 check_parts_and_sizes(start)
@@ -139,19 +138,27 @@ def train(
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         folder = replace(cast(RunFolder, folder), draws=pictures)
         hooks.begin(start, folder.path, name, is_resumed=resumed is not None)
+        resumes, transfers = resumed is not None, isinstance(pretrained, Pretrained)
         with lock_run(folder, world):
-            trained = TrainedRun(folder, start.splits, start.recipe, world.device, start=start)
-            if resumed and world.on_main(lambda: is_finished(trained)):
-                return finish_on_main(world, lambda: reload_run(trained, report=report, hooks=hooks))
-            probes = None
-            with world.raise_on_all():
-                if world.is_main:
-                    if start.data.report and not folder.check_file.exists():
-                        write_report(start.data.report, folder.check_file, folder.classes_picture)
-                    probes = probe_start(start) if isinstance(pretrained, Pretrained) else None
-            with hooks.call_run_end():
-                trained = train_classifier(start, folder, probes, hooks, world, resumes=resumed is not None)
-                return finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks), hooks)
+            return train_in_folder(start, folder, hooks, world, resumes=resumes, transfers=transfers, report=report)
+
+
+def train_in_folder(
+    start: Start, folder: RunFolder, hooks: RunHooks, world: World, *, resumes: bool, transfers: bool, report: bool
+) -> Run:
+    """Trains, scores and describes the run in a folder, or what is left of that. `transfers` says if it is probed."""
+    trained = TrainedRun(folder, start.splits, start.recipe, world.device, start=start)
+    if resumes and world.on_main(lambda: is_finished(trained)):
+        return finish_on_main(world, lambda: reload_run(trained, report=report, hooks=hooks))
+    probes = None
+    with world.raise_on_all():
+        if world.is_main:
+            if start.data.report and not folder.check_file.exists():
+                write_report(start.data.report, folder.check_file, folder.classes_picture)
+            probes = probe_start(start) if transfers else None
+    with hooks.call_run_end():
+        trained = train_classifier(start, folder, probes, hooks, world, resumes=resumes)
+        return finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks), hooks)
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
