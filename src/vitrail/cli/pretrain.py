@@ -83,9 +83,9 @@ def pretrain_and_describe(arguments: argparse.Namespace) -> Answer:
     """Pre-trains; returns the last row of metrics as JSON and as text."""
     from vitrail.pretraining.pretrain import pretrain
 
-    given = vars(arguments)
-    mask = {name: given[name] for name in MASK_OPTIONS if name in given}
-    changes = {name: given[name] for name in (*RECIPE_OPTIONS, *AUGMENT_OPTIONS, *MODEL_OPTIONS) if name in given}
+    options = vars(arguments)
+    mask = {name: options[name] for name in MASK_OPTIONS if name in options}
+    changes = {name: options[name] for name in (*RECIPE_OPTIONS, *AUGMENT_OPTIONS, *MODEL_OPTIONS) if name in options}
     done = pretrain(
         arguments.data,
         out=arguments.out,

@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         masked_BPE = self.mask_token.to(x_BTE.dtype).expand(len(x_BTE), h * w, -1)
         index_BKE = visible_BK[..., None].expand(-1, -1, x_BTE.shape[-1])
         patches_BPE = masked_BPE.scatter(1, index_BKE, x_BTE[:, prefix:])
-        patches_BPE = self.position.add(patches_BPE.reshape(len(x_BTE), h, w, -1)).flatten(1, 2)
+        patches_BPE = self.position.add(patches_BPE.reshape(len(x_BTE), h, w, x_BTE.shape[-1])).flatten(1, 2)
         x_BTE = torch.cat([x_BTE[:, :prefix], patches_BPE.to(x_BTE.dtype)], dim=1)
         for block in self.blocks:
             x_BTE = block(x_BTE)
@@ -117,6 +117,8 @@ def patch_statistics(target_BPV: Tensor) -> tuple[Tensor, Tensor]:
 
 def reconstruction_loss(predicted_BPV: Tensor, images_BCHW: Tensor, visible_BK: Tensor, patch: int) -> Tensor:
     """Mean squared error of the masked patches alone, whose pixels have mean 0 and deviation 1 in each patch."""
+    if not len(images_BCHW):  # an empty shard, whose backward still takes part in the collectives
+        return predicted_BPV.sum()
     target_BPV = patchify(images_BCHW, patch)
     mean_BP1, deviation_BP1 = patch_statistics(target_BPV)
     error_BP = (predicted_BPV - (target_BPV - mean_BP1) / deviation_BP1).square().mean(-1)

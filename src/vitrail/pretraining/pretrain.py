@@ -41,6 +41,7 @@ from vitrail.training.batch_sharding import make_train_loader
 from vitrail.training.checkpoint import find_newest_checkpoint, load_checkpoint, save_checkpoint
 from vitrail.training.data_defaults import resolve_model, with_normalization
 from vitrail.training.distributed import World, join_world
+from vitrail.training.launch import current_launch
 from vitrail.training.recipe import Recipe, recipe_from_json
 from vitrail.training.recipe_changes import RecipeChanges
 from vitrail.training.train_state import TrainState
@@ -75,6 +76,7 @@ class Plan:
     settings: MaskSettings
     model: str | None = None  # the weights that it started from
     probe_data: str | None = None
+    launch_id: str | None = None  # of a launcher that restarts dead processes
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document."""
@@ -136,7 +138,10 @@ def pretrain(
             probed = open_probe_data(encoder, probe_data) if probe_data is not None else None
         training = make_training(autoencoder.to(world.device), encoder, splits, recipe, settings, world)
         names = [None if each is None else str(each) for each in (model, probe_data)]
-        plan = Plan(str(data), splits.fingerprint, training.recipe, settings, *names)
+        launch = current_launch()
+        plan = Plan(
+            str(data), splits.fingerprint, training.recipe, settings, *names, launch_id=launch.id if launch else None
+        )
         run = PretrainRun(folder, training, describe_origin(encoder, splits, settings, model), splits.train, probed)
         with ExitStack() as stack:
             world.on_main(lambda: begin(folder, plan if before is None else None))
@@ -148,11 +153,14 @@ def pretrain(
 def find_plan(folder: Path, resume: bool) -> Plan | None:
     """Returns the plan of the run to resume; None for a new one, whose folder must then be free."""
     if (folder / CONFIG_FILE).exists():
-        if not resume:
+        launch = current_launch()
+        plan = load_plan(folder)
+        is_restarted = launch is not None and plan.launch_id == launch.id  # the launcher restarts dead processes
+        if not (resume or is_restarted):
             raise UsageError(
                 f"{folder} has a pre-training already", "continue it with --resume, or choose another --out"
             )
-        return load_plan(folder)
+        return plan
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "choose another --out")
     if resume:
@@ -161,10 +169,10 @@ def find_plan(folder: Path, resume: bool) -> Plan | None:
 
 
 def check_same(before: Plan, settings: MaskSettings | None, changes: RecipeChanges, folder: Path) -> None:
-    """Raises `UsageError` if a resumed run is asked for other settings than it was started with."""
-    asked = before.recipe.with_changes(**changes)
+    """Raises `UsageError` if the settings are not those that a resumed run was started with."""
+    requested = before.recipe.with_changes(**changes)
     neutral = {name: getattr(before.recipe, name) for name in NEUTRAL}
-    if replace(asked, **neutral) != before.recipe or (settings is not None and settings != before.settings):
+    if replace(requested, **neutral) != before.recipe or (settings is not None and settings != before.settings):
         raise UsageError(f"{folder} was started with other settings", "resume it without options")
 
 

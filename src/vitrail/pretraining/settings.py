@@ -1,4 +1,4 @@
-"""What a pre-training may be asked for: its recipe, and the settings of the masked autoencoder."""
+"""The settings of a pre-training: its recipe, and the settings of the masked autoencoder."""
 
 from dataclasses import dataclass
 

@@ -81,7 +81,6 @@ def take_step(training: MaskedTraining, batch: Batch) -> StepStats:
         with sync_gradients(state.train_model, enabled=i + 1 == len(micro_batches)):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 predicted_BPV = state.train_model(images_BCHW, visible_BK)
-            # if this process's shard is empty, the loss is 0 and its backward still takes part in the collectives
             loss = reconstruction_loss(predicted_BPV.float(), images_BCHW, visible_BK, patch)
             torch.autograd.backward(loss * (len(images_BCHW) / len(numbers) * state.world.size))
         loss_sum += loss.item() * len(images_BCHW)

@@ -1,4 +1,4 @@
-"""The model that teaches: what `train` is asked for, and how it is loaded."""
+"""The model that teaches: the arguments of `train` for it, and how it is loaded."""
 
 import hashlib
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ TEACHER_FIELDS = ("distillation", "teacher_weight", "teacher_temperature", "teac
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """What `train` is asked for: the teacher, a folder of unlabeled images, and a run to compare the student with."""
+    """The arguments of `train` for a teacher: the model, a folder of unlabeled images, and a run to compare with."""
 
     model: TeacherModel | None = None
     unlabeled: str | Path | None = None
@@ -81,8 +81,8 @@ def load_teacher(
     classifier = model if isinstance(model, BaseClassifier) else load_any(model, device, torch_files=torch_files)
     source = str(model) if isinstance(model, str | Path) else None
     unlabeled, baseline = (
-        str(given) if given is not None else before.get(key)
-        for key, given in (("unlabeled", request.unlabeled), ("baseline", request.baseline))
+        str(value) if value is not None else before.get(key)
+        for key, value in (("unlabeled", request.unlabeled), ("baseline", request.baseline))
     )
     teacher = LoadedTeacher(classifier, source, hash_teacher(classifier, source), unlabeled, baseline)
     if before and before["sha256"] != teacher.sha256:

@@ -146,7 +146,7 @@ def train(
 def train_in_folder(
     start: Start, folder: RunFolder, hooks: RunHooks, world: World, *, resumes: bool, transfers: bool, report: bool
 ) -> Run:
-    """Trains, scores and describes the run in a folder, or what is left of that. `transfers` says if it is probed."""
+    """Trains, scores and describes a run, from where it is on. `transfers` says if it is probed."""
     trained = TrainedRun(folder, start.splits, start.recipe, world.device, start=start)
     if resumes and world.on_main(lambda: is_finished(trained)):
         return finish_on_main(world, lambda: reload_run(trained, report=report, hooks=hooks))
