@@ -61,13 +61,13 @@ class TrainChanges(ModelChanges, total=False):
     flip: float
     """probability of a horizontal flip"""
     crop: Literal["none", "resized", "padded"]
-    """random crop; resized: of the image, then resized; padded: of the padded image"""
+    """random crop; resized: a part of the image; padded: a window of the padded image"""
     crop_scale: float
     """minimum fraction of the area that a resized crop keeps"""
     crop_padding: float
     """padding of a padded crop, as a fraction of the image size"""
     policy: Literal["none", "randaugment", "trivialaugment"] | str
-    """automatic augmentation: random color and shape"""
+    """automatic augmentation: random changes of color and shape"""
     policy_ops: int
     """operations per image in RandAugment"""
     policy_magnitude: int
@@ -112,10 +112,10 @@ class TrainChanges(ModelChanges, total=False):
     task: Literal["single_label", "multi_label"] | None
     """single_label (one class per image) or multi_label (several); none: chosen from the data"""
     balance: Literal["none", "weights", "sampler", "logits"]
-    """what to do about classes of unequal size; none: all images count alike; weights: of the classes, in the loss;
-    sampler: an epoch has equally many images of each class; logits: shifted by the class frequencies in the loss"""
+    """what to do about classes of unequal size; weights: weight the classes in the loss; sampler: draw equally many
+    images of each class; logits: shift the logits by the class frequencies in the loss"""
     balance_strength: float
-    """of balance; 1: the classes count alike; 0.5: by the square root of their sizes"""
+    """strength of balance; 1: all classes count alike; 0.5: each by the square root of its size"""
     distillation: Literal["soft", "hard", "features"] | None
     """what a student learns from its teacher (--teacher); soft: its probabilities; hard: its most probable class;
     features: its pooled vectors; none: soft, or features if the teacher has no classes"""
@@ -129,7 +129,7 @@ class TrainChanges(ModelChanges, total=False):
     max_grad_norm: float | None
     """maximum gradient norm, or none for no clipping"""
     label_smoothing: float
-    """label smoothing"""
+    """fraction of the target that goes to all classes"""
     ema_decay: float | None
     """decay of the EMA weights, or none for no averaging"""
     initial_image_scale: float
@@ -161,8 +161,8 @@ class TrainChanges(ModelChanges, total=False):
     layer_decay: float
     """learning rate of a block, as a fraction of the next block's"""
     freeze: int | str | tuple[str, ...]
-    """what to freeze: a number of first blocks; backbone; or patterns of parameter names or modules, 'patch_embed
-    blocks.*.attn'"""
+    """what to freeze: the first COUNT blocks; backbone; or patterns of names of parameters or modules, such as
+    'patch_embed blocks.*.attn'"""
     head_init: Literal["random", "probe"]
     """initial weights of a new head: random, or those of a linear probe"""
     lora_rank: int | None
@@ -196,5 +196,5 @@ class RecipeChanges(TrainChanges, total=False):
     architecture: Literal["vit"] | str
     """model to train: a ViT, or one that a plugin builds"""
     loss: Literal["cross_entropy", "binary_cross_entropy", "focal", "asymmetric"] | str | None
-    """training loss; cross_entropy:class_weights=balanced is the same as balance weights; none: cross_entropy, and
-    binary_cross_entropy with several labels per image"""
+    """training loss; none: cross_entropy, or binary_cross_entropy with several labels per image;
+    cross_entropy:class_weights=balanced is the same as balance weights"""
