@@ -107,7 +107,6 @@ def train(
 
     If several processes call it (under torchrun, or in an initialized process group), they train one model: the main
     process writes the run, and every process returns it. `fsdp` shards the model over the processes.
-
     Raises `VitrailError` for errors in the data and in training.
     """
     weights, all_changes = resolve_arguments(model, architecture, recipe, loss, augment, changes)
@@ -138,27 +137,27 @@ def train(
         folder = resumed or share_folder(world, lambda: begin_run(config, start, name, out))
         folder = replace(cast(RunFolder, folder), draws=pictures)
         hooks.begin(start, folder.path, name, is_resumed=resumed is not None)
-        resumes, transfers = resumed is not None, isinstance(pretrained, Pretrained)
-        with lock_run(folder, world):
-            return train_in_folder(start, folder, hooks, world, resumes=resumes, transfers=transfers, report=report)
+        transfers = isinstance(pretrained, Pretrained)
+        return train_in_folder(start, folder, hooks, world, resumes=bool(resumed), transfers=transfers, report=report)
 
 
 def train_in_folder(
     start: Start, folder: RunFolder, hooks: RunHooks, world: World, *, resumes: bool, transfers: bool, report: bool
 ) -> Run:
     """Trains, scores and describes a run, from where it is on. `transfers` says if it is probed."""
-    trained = TrainedRun(folder, start.splits, start.recipe, world.device, start=start)
-    if resumes and world.on_main(lambda: is_finished(trained)):
-        return finish_on_main(world, lambda: reload_run(trained, report=report, hooks=hooks))
-    probes = None
-    with world.raise_on_all():
-        if world.is_main:
-            if start.data.report and not folder.check_file.exists():
-                write_report(start.data.report, folder.check_file, folder.classes_picture)
-            probes = probe_start(start) if transfers else None
-    with hooks.call_run_end():
-        trained = train_classifier(start, folder, probes, hooks, world, resumes=resumes)
-        return finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks), hooks)
+    with lock_run(folder, world):
+        trained = TrainedRun(folder, start.splits, start.recipe, world.device, start=start)
+        if resumes and world.on_main(lambda: is_finished(trained)):
+            return finish_on_main(world, lambda: reload_run(trained, report=report, hooks=hooks))
+        probes = None
+        with world.raise_on_all():
+            if world.is_main:
+                if start.data.report and not folder.check_file.exists():
+                    write_report(start.data.report, folder.check_file, folder.classes_picture)
+                probes = probe_start(start) if transfers else None
+        with hooks.call_run_end():
+            trained = train_classifier(start, folder, probes, hooks, world, resumes=resumes)
+            return finish_on_main(world, lambda: finish_run(trained, report=report, hooks=hooks), hooks)
 
 
 def share_folder(world: World, find: Callable[[], RunFolder | None]) -> RunFolder | None:
