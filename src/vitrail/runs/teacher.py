@@ -66,8 +66,9 @@ def check_teacher(start: Start, world: World) -> None:
         raise UsageError("a head on features is fitted, so no teacher can teach it", "use another --recipe")
     if world.is_sharded:
         raise UsageError("--fsdp shards the student, and a teacher reads its features", "leave out --fsdp")
-    if classifier.preprocess.channels != splits.channels:
-        theirs, ours = ("gray" if n == 1 else "color" for n in (classifier.preprocess.channels, splits.channels))
+    if classifier.preprocess.source_channels != splits.channels:
+        channels = (classifier.preprocess.source_channels, splits.channels)
+        theirs, ours = ("gray" if each == 1 else "color" if each == 3 else str(each) for each in channels)
         raise UsageError(f"{name} sees {theirs} images, and the student {ours} ones", "take another teacher")
     if kind == "features" and not (isinstance(classifier, Classifier) and isinstance(start.classifier, Classifier)):
         raise UsageError("only a ViT learns features, and only of a ViT", "use distillation soft or hard")
@@ -198,7 +199,9 @@ def translate_images(images_BCHW: Tensor, student: Preprocess, classifier: Torch
 
     values_BCHW = images_BCHW * per_channel(student.std) + per_channel(student.mean)  # from 0 to 1
     if values_BCHW.shape[-2:] != theirs.image_size:
-        values_BCHW = F.interpolate(values_BCHW, theirs.image_size, mode="bicubic", antialias=True).clamp(0, 1)
+        values_BCHW = F.interpolate(values_BCHW, theirs.image_size, mode="bicubic", antialias=True)
+        if student.values == "uint8":
+            values_BCHW = values_BCHW.clamp(0, 1)
     return (values_BCHW - per_channel(theirs.mean)) / per_channel(theirs.std)
 
 

@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.console import log
 from vitrail.data.images import Images
@@ -68,8 +66,7 @@ def make_row(name: str, classifier: BaseClassifier, scores: Evaluation | Scores 
 
 def measure_speed(classifier: BaseClassifier) -> float:
     """Returns the images per second of the model alone: the median of some batches, after one that is not timed."""
-    preprocess = classifier.preprocess
-    pixels = torch.zeros(TIMED_IMAGES, preprocess.channels, *preprocess.image_size, dtype=torch.uint8)
+    pixels = classifier.preprocess.blank(TIMED_IMAGES)
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
         started = time.perf_counter()
