@@ -368,9 +368,9 @@ def test_a_hint_is_for_no_field_of_a_recipe():
     ("labels", "message"),
     [
         (torch.rand(20, 2), "have other values than 0 and 1 .give a multi-hot array"),
-        (np.linspace(0, 1, 20), "a label is 0.0 .float., not an int or a str .give one class per image"),
+        (np.arange(20.0), "the numbers value are whole, so they may be classes"),
     ],
-    ids=["soft", "regression"],
+    ids=["soft", "whole"],
 )
 def test_targets_other_than_a_class_are_refused(labels: Any, message: str, tmp_path: Path):
     with pytest.raises(VitrailError, match=message):

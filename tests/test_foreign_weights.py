@@ -334,7 +334,7 @@ def test_a_processors_numbers_are_honored(case: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"problem_type": "regression", "num_labels": 1}, "its outputs are not classes"),
+        ({"problem_type": "segmentation", "num_labels": 1}, "segmentation', which is not known"),
         ({"num_labels": 1}, "a single output"),
     ],
 )

@@ -78,8 +78,20 @@ def write_type(hint: Any) -> str:
 
 def write_field(name: str, hint: Any, text: str) -> Iterator[str]:
     """Yields the lines of a field: its type, and its help text, which editors show."""
-    yield f"    {name}: {write_type(hint)}"
+    line = f"    {name}: {write_type(hint)}"
+    yield line if len(line) <= WIDTH else "\n".join(wrap_union(name, hint))
     yield textwrap.fill(f'"""{text}"""', WIDTH, initial_indent="    ", subsequent_indent="    ")
+
+
+def wrap_union(name: str, hint: Any) -> Iterator[str]:
+    """Yields the lines of a field whose type, a union that begins with literals, is too long for one, as ruff does."""
+    first, *others = get_args(hint)
+    yield f"    {name}: ("
+    yield "        Literal["
+    yield from (f"            {json.dumps(value)}," for value in get_args(first))
+    yield "        ]"
+    yield from (f"        | {write_type(each)}" for each in others)
+    yield "    )"
 
 
 def write_module() -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitrail.errors import UsageError, VitrailError
     from vitrail.evaluation.evaluation import Evaluation
     from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
+    from vitrail.evaluation.numbers import NumberEvaluation
     from vitrail.evaluation.probe import Probe
     from vitrail.explanation.api import explain
     from vitrail.explanation.explanation import Explanation
@@ -51,6 +52,7 @@ _MODULES = {
     "ModuleClassifier": "vitrail.module_classifier",
     "ModuleRun": "vitrail.runs.result",
     "MultiLabelEvaluation": "vitrail.evaluation.multi_label_evaluation",
+    "NumberEvaluation": "vitrail.evaluation.numbers",
     "PredictSummary": "vitrail.prediction",
     "Prediction": "vitrail.image_predictions",
     "Predictions": "vitrail.image_predictions",
@@ -93,6 +95,7 @@ __all__ = [
     "ModuleClassifier",
     "ModuleRun",
     "MultiLabelEvaluation",
+    "NumberEvaluation",
     "PredictSummary",
     "Prediction",
     "Predictions",

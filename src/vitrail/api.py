@@ -116,7 +116,7 @@ def open_torch_model(model: str | Path | Classifier) -> Classifier:
 def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()) -> AnyEvaluation:
     """Returns the scores of a classifier on labeled images: the test split, else validation, else all images.
 
-    They are an `Evaluation`, or a `MultiLabelEvaluation` of a classifier for several labels.
+    They are an `Evaluation`, a `MultiLabelEvaluation` of several labels, or a `NumberEvaluation` of numbers.
 
     `model` is a classifier, or anything that `load_any` accepts. `ModuleClassifier(module, classes, preprocess)` makes
     a classifier of any module from images to logits.

@@ -27,6 +27,7 @@ from vitrail.json_types import JsonObject
 from vitrail.machine import has_native_bf16
 from vitrail.model.config import to_pair
 from vitrail.model.vit import ViT
+from vitrail.target_scale import TargetScale
 from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.artifact import Artifact, write_artifact
 from vitrail.weights.conversion import check_described
@@ -71,8 +72,14 @@ class BaseClassifier(ABC):
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
         """Returns logits (B, Y) in float32, divided by the temperature, for uint8 pixels of the model's size.
 
+        Of a classifier of numbers they are the numbers, in their units.
+
         Raises `NonFiniteOutput` for NaN or infinity.
         """
+
+    def finish(self, outputs_BY: Tensor) -> Tensor:
+        """Returns the logits for outputs of the model: divided by the temperature; numbers in their units."""
+        return outputs_BY / self.temperature
 
     def read_image(self, image: ImageInput, name: str | None = None) -> Tensor:
         """Returns uint8 pixels (C, H, W) of the model's size.
@@ -186,6 +193,7 @@ class Classifier(BaseClassifier):
     task: TaskName = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()
     unlike: Unlike | None = None  # how unlike the validation images an image is; None if it is not fitted
+    target_scale: TargetScale | None = None  # of numbers, which the ViT returns standardized
 
     def __repr__(self) -> str:
         """A line: a notebook would show every module of the model."""
@@ -232,14 +240,18 @@ class Classifier(BaseClassifier):
     def logits(self, pixels_BCHW: Tensor) -> Tensor:
         """Returns logits as described in `BaseClassifier`, computed in eval mode."""
         with eval_mode(self.vit):
-            return check_finite(self.vit(self.normalize(pixels_BCHW))) / self.temperature
+            return self.finish(check_finite(self.vit(self.normalize(pixels_BCHW))))
+
+    def finish(self, outputs_BY: Tensor) -> Tensor:
+        """Returns the logits for outputs of the ViT, as `BaseClassifier.finish` describes."""
+        return self.target_scale.restore(outputs_BY) if self.target_scale else outputs_BY / self.temperature
 
     @torch.inference_mode()
     def logits_and_features(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the results of `logits`, (B, Y), and `features`, (B, D), from one forward pass."""
         with eval_mode(self.vit):
             features_BD = self.vit.features(self.normalize(pixels_BCHW))
-        return check_finite(self.vit.head(features_BD)) / self.temperature, check_finite(features_BD)
+        return self.finish(check_finite(self.vit.head(features_BD))), check_finite(features_BD)
 
     @property
     def unlike_facts(self) -> UnlikeFacts | None:
@@ -314,6 +326,7 @@ class Classifier(BaseClassifier):
             self.task,
             self.thresholds,
             self.unlike_facts,
+            self.target_scale,
         )
         weights = self.vit.state_dict()
         if half:

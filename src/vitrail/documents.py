@@ -66,10 +66,22 @@ class GroupRow(TypedDict):
     interval: list[float]
 
 
-class Scores(TypedDict):
-    """The scores over all images of a split: `Evaluation.summary`.
+class GradeAverages(TypedDict, total=False):
+    """Scores that know the order of the grades, with their 95% intervals."""
+
+    quadratic_kappa: float
+    quadratic_kappa_interval: list[float]
+    grade_mae: float
+    grade_mae_interval: list[float]
+    within_one: float
+    within_one_interval: list[float]
+
+
+class Scores(GradeAverages):
+    """The scores over all images of a split: `Evaluation.summary`; of grades also `GradeAverages`.
 
     With several labels per image, `task` is multi_label, and a run has the scores of `MultiLabelEvaluation.summary`.
+    For numbers it is regression, and they are those of `NumberEvaluation.summary`.
     """
 
     task: NotRequired[str]
@@ -140,13 +152,30 @@ class EvaluationDocument(Scores):
 
 
 class HookScores(TypedDict):
-    """The scores that callbacks get: all have `loss` and `accuracy`, and those of `Scores` at the end of the run."""
+    """The scores that callbacks get: `loss`, the main ones of the task, and all of `Scores` at the end of the run.
+
+    Numbers have no `accuracy`.
+    """
 
     loss: float
-    accuracy: float
+    accuracy: NotRequired[float]
     accuracy_interval: NotRequired[list[float]]
     balanced_accuracy: NotRequired[float]
     balanced_accuracy_interval: NotRequired[list[float]]
+    quadratic_kappa: NotRequired[float]
+    quadratic_kappa_interval: NotRequired[list[float]]
+    grade_mae: NotRequired[float]
+    grade_mae_interval: NotRequired[list[float]]
+    within_one: NotRequired[float]
+    within_one_interval: NotRequired[list[float]]
+    mae: NotRequired[float]
+    mae_interval: NotRequired[list[float] | None]
+    rmse: NotRequired[float]
+    rmse_interval: NotRequired[list[float] | None]
+    r2: NotRequired[float]
+    r2_interval: NotRequired[list[float] | None]
+    baseline_mae: NotRequired[float]
+    numbers: NotRequired[int]
     map: NotRequired[float]
     map_interval: NotRequired[list[float] | None]
     macro_f1: NotRequired[float]

@@ -9,7 +9,7 @@ class VerificationDocument(TypedDict):
     compared_on: str
     images: int
     max_difference: float
-    agreement: float
+    agreement: NotRequired[float]  # of the most probable class; numbers have none
     batch_difference: float
     attention_difference: NotRequired[float]
     map_difference: NotRequired[float]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from vitrail.annotation_files import AnnotationFormat, LabeledImage, LabeledImag
 from vitrail.data.decode import ImageError, read_upright_size
 from vitrail.errors import UsageError
 from vitrail.installation import install_hint
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS, exceeds, refuse_task, sigmoid
+from vitrail.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS, exceeds, refuse_task, sigmoid
 from vitrail.weights.unlike import UnlikeFacts
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Prediction:
 class ImagePrediction(Sequence[Prediction]):
     """The most probable classes of one image, best first, as a sequence of `Prediction`.
 
-    With several labels per image it has the labels that reach their thresholds, perhaps none. An image that was skipped
-    because it cannot be read has an `error` and no classes.
+    With several labels per image it has the labels that reach their thresholds, perhaps none. Numbers are in `numbers`,
+    and the rest raises `UsageError`. An image that was skipped because it cannot be read has an `error` and no classes.
     """
 
     logits: Tensor  # (Y,) float32 on the CPU, divided by the temperature; NaN for a skipped image
@@ -69,11 +69,18 @@ class ImagePrediction(Sequence[Prediction]):
     @cached_property
     def probabilities(self) -> dict[str, float]:
         """The probability of every class, in the order of the classes; empty for a skipped image."""
+        refuse_numbers(self.task)
         return (
             {}
             if self.error
             else dict(zip(self.classes, TASKS[self.task].to_probabilities(self.logits).tolist(), strict=True))
         )
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The predicted numbers by name; empty for a skipped image. Raises `UsageError` for a model of classes."""
+        require_numbers(self.task)
+        return {} if self.error is not None else AnswerForm(self.classes, self.task).name_numbers(self.logits)
 
     @property
     def _best(self) -> Prediction:
@@ -85,6 +92,7 @@ class ImagePrediction(Sequence[Prediction]):
 
     @cached_property
     def _predictions(self) -> list[Prediction]:
+        refuse_numbers(self.task)
         form = AnswerForm(self.classes, self.task, self.thresholds)
         return [] if self.error is not None else form.predict(self.logits, self.top)
 
@@ -99,6 +107,8 @@ class ImagePrediction(Sequence[Prediction]):
         return self._predictions[index]
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, ImagePrediction) and TASKS[self.task].answer == TASKS[other.task].answer == "numbers":
+            return self.error == other.error and self.numbers == other.numbers
         if isinstance(other, ImagePrediction):
             return self.error == other.error and self._predictions == other._predictions
         return self._predictions == other if isinstance(other, list) else NotImplemented
@@ -106,7 +116,9 @@ class ImagePrediction(Sequence[Prediction]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return repr(self._predictions) if self.error is None else f"ImagePrediction(error={self.error!r})"
+        if self.error is not None:
+            return f"ImagePrediction(error={self.error!r})"
+        return repr(self.numbers if self.task == REGRESSION else self._predictions)
 
 
 class Predictions(Sequence[ImagePrediction]):
@@ -156,14 +168,22 @@ class Predictions(Sequence[ImagePrediction]):
     @property
     def labels(self) -> list[str | None]:
         """The most probable class of each image; None for a skipped image. Raises `UsageError` with several labels."""
+        refuse_numbers(self.task)
         if self.task == MULTI_LABEL:
             raise UsageError("an image may have several labels, or none", "use label_lists")
         best = self.logits.argmax(1).tolist() if len(self) else []
         return [None if i in self.errors else self.classes[number] for i, number in enumerate(best)]
 
     @property
+    def numbers(self) -> Tensor:
+        """The predicted numbers, (n, Y) float32, in the order of `classes`; NaN for a skipped image."""
+        require_numbers(self.task)
+        return self.logits
+
+    @property
     def probabilities(self) -> Tensor:
         """The probability of every class, (n, Y) float32; NaN for a skipped image."""
+        refuse_numbers(self.task)
         return TASKS[self.task].to_probabilities(self.logits)
 
     @cached_property
@@ -210,15 +230,24 @@ class Predictions(Sequence[ImagePrediction]):
 
     def __repr__(self) -> str:
         skipped = f", {len(self.errors)} skipped" if self.errors else ""
-        return f"Predictions({len(self)} images, {len(self.classes)} classes{skipped})"
+        kind = "numbers each" if self.task == REGRESSION else "classes"
+        return f"Predictions({len(self)} images, {len(self.classes)} {kind}{skipped})"
 
     def to_columns(self) -> dict[str, list[str | None] | list[float | None]]:
         """Returns the columns of the table that `vitrail predict --out` writes, each with a value for each image.
 
         They are path, label, probability, label_2, probability_2, ... and error. With several labels per image they are
-        path, labels ("cat;dog"), probabilities ("0.91;0.62") and error. Before `error` there is `unlike`, if it is
-        fitted. `path` is None for an image that did not come from a file; the values of a skipped image are None.
+        path, labels ("cat;dog"), probabilities ("0.91;0.62") and error; of numbers path, a column for each, and error.
+        Before `error` there is `unlike`, if it is fitted. `path` is None for an image that did not come from a file;
+        the values of a skipped image are None.
         """
+        if self.task == REGRESSION:
+            columns_NY = zip(number_columns(self.classes), self.logits.T.tolist(), strict=True)
+            numbers: dict[str, list[str | None] | list[float | None]] = {
+                name: [None if i in self.errors else value for i, value in enumerate(values)]
+                for name, values in columns_NY
+            }
+            return {"path": list(self.paths), **numbers, **self._last_columns()}
         rows = [list(each) for each in self]
         columns: dict[str, list[str | None] | list[float | None]] = {"path": list(self.paths)}
         if self.task == MULTI_LABEL:
@@ -268,7 +297,8 @@ class Predictions(Sequence[ImagePrediction]):
         except ImportError:
             raise UsageError("to_pandas needs pandas", install_hint("pandas")) from None
         columns = self.to_columns()
-        return pandas.DataFrame(columns).astype({name: column_type(name, "string", "float64") for name in columns})
+        is_number = self._is_number
+        return pandas.DataFrame(columns).astype({name: "float64" if is_number(name) else "string" for name in columns})
 
     def to_polars(self) -> polars.DataFrame:
         """Returns the columns of `to_columns` as a polars frame; raises `UsageError` if polars is not installed."""
@@ -277,12 +307,33 @@ class Predictions(Sequence[ImagePrediction]):
         except ImportError:
             raise UsageError("to_polars needs polars", install_hint("polars")) from None
         columns = self.to_columns()
-        return polars.DataFrame(columns, {name: column_type(name, polars.String, polars.Float64) for name in columns})
+        is_number = self._is_number
+        return polars.DataFrame(
+            columns, {name: polars.Float64 if is_number(name) else polars.String for name in columns}
+        )
+
+    def _is_number(self, column: str) -> bool:
+        """Returns whether a column has numbers, which must not depend on its values: a column of None has none."""
+        if column == "unlike":
+            return True
+        return column in number_columns(self.classes) if self.task == REGRESSION else column.startswith("probability")
 
 
-def column_type(name: str, text: Any, number: Any) -> Any:
-    """Returns the type of a column, which must not depend on its values: a column of None has none."""
-    return number if name.startswith(("probability", "unlike")) and name not in JOINED_COLUMNS else text
+def refuse_numbers(task: str) -> None:
+    """Raises `UsageError` if a model predicts numbers, which have no classes and no probabilities."""
+    if task == REGRESSION:
+        raise UsageError("this model predicts numbers, not classes", "use numbers")
+
+
+def require_numbers(task: str) -> None:
+    """Raises `UsageError` if a model does not predict numbers."""
+    if task != REGRESSION:
+        raise UsageError("this model predicts classes, not numbers", "use label, labels or probabilities")
+
+
+def number_columns(names: Sequence[str]) -> list[str]:
+    """Returns the columns of a table for numbers; a name that another column has gets an underscore."""
+    return [f"{name}_" if name in ("path", "error", "unlike", "embedding") else name for name in names]
 
 
 JOINED_COLUMNS = ("labels", "probabilities")
@@ -304,9 +355,14 @@ class AnswerForm:
 
     def predict(self, logits_Y: Tensor, top: int = 5) -> list[Prediction]:
         """Returns the `top` most probable classes of an image; with several labels, all that reach their thresholds."""
+        refuse_numbers(self.task)
         if self.task != MULTI_LABEL:
             return top_predictions(logits_Y, self.classes, top)
         return self.find_labels(logits_Y.detach().cpu().double().numpy())
+
+    def name_numbers(self, numbers_Y: Tensor | np.ndarray) -> dict[str, float]:
+        """Returns the predicted numbers of an image by name."""
+        return dict(zip(self.classes, map(float, numbers_Y), strict=True))
 
     def find_labels(self, logits_Y: np.ndarray) -> list[Prediction]:
         """Returns the labels that reach their thresholds, most probable first."""

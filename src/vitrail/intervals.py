@@ -190,16 +190,18 @@ def bootstrap_groups(
     return resampled
 
 
-def widen_for_groups(interval: Interval, estimate: float, groups: int, level: float = LEVEL) -> Interval:
-    """Returns a bootstrap interval from few groups with the width that Student's t would give it, between 0 and 1.
+def widen_for_groups(
+    interval: Interval, estimate: float, groups: int, level: float = LEVEL, bounds: Interval = (0.0, 1.0)
+) -> Interval:
+    """Returns a bootstrap interval from few groups with the width that Student's t would give it, within the bounds.
 
     A bootstrap of few groups is too narrow, and that of one group has no width: it says nothing about others.
     """
     if groups < 2:
-        return 0.0, 1.0
+        return bounds
     factor = math.sqrt(groups / (groups - 1)) * t_quantile(groups - 1, level) / normal_quantile(level)
     low, high = (estimate + factor * (end - estimate) for end in interval)
-    return max(0.0, low), min(1.0, high)
+    return max(bounds[0], low), min(bounds[1], high)
 
 
 def percentile_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -150,6 +150,7 @@ def load_artifact(path: Path) -> Classifier:
         task=artifact.task,
         thresholds=artifact.thresholds,
         unlike=unlike,
+        target_scale=artifact.target_scale,
     )
 
 

@@ -16,9 +16,12 @@ from vitrail.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-TaskName = Literal["single_label", "multi_label"]
+TaskName = Literal["single_label", "multi_label", "grades", "regression"]
 SINGLE_LABEL: TaskName = "single_label"
 MULTI_LABEL: TaskName = "multi_label"
+GRADES: TaskName = "grades"
+REGRESSION: TaskName = "regression"
+AnswerKind = Literal["class", "labels", "numbers"]
 DEFAULT_THRESHOLD = 0.5  # of the probability of a label, until thresholds are chosen on validation images
 
 
@@ -28,18 +31,20 @@ class Task:
 
     name: TaskName
     description: str  # completes "each image has ..."
+    answer: AnswerKind  # what an image has: one class, a set of labels, or numbers
     default_loss: str
     score: str  # the validation score that selects the weights, the higher the better
     activation: str  # what turns logits into probabilities
     to_probabilities: "Callable[[Tensor], Tensor]"  # logits (..., Y) -> probabilities (..., Y)
     to_probabilities_array: Callable[[np.ndarray], np.ndarray]  # the same for arrays
-    count_correct: "Callable[[Tensor, Tensor], Tensor]"  # logits (B, Y), labels -> images with the right answer
+    # logits (B, Y), labels -> images with the right answer; numbers are never right
+    count_correct: "Callable[[Tensor, Tensor], Tensor] | None"
     refusals: Mapping[str, str] = field(default_factory=dict)  # verb or option -> why it does not work
 
     def refuse(self, verb: str) -> None:
         """Raises `UsageError` if a verb, or an option of it, does not work for the task."""
         if reason := self.refusals.get(verb):
-            raise UsageError(reason, "docs/data.md lists what works with several labels per image")
+            raise UsageError(reason, "docs/data.md lists what works with which task")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -56,20 +61,27 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
+def count_best(logits_BY: "Tensor", labels_B: "Tensor") -> "Tensor":
+    """Returns the number of images whose largest logit is that of their class."""
+    return (logits_BY.argmax(1) == labels_B).sum()
+
+
 TASKS: dict[str, Task] = {
     SINGLE_LABEL: Task(
         SINGLE_LABEL,
         "one class",
+        answer="class",
         default_loss="cross_entropy",
         score="accuracy",
         activation="softmax",
         to_probabilities=lambda logits: logits.softmax(-1),
         to_probabilities_array=softmax,
-        count_correct=lambda logits_BY, labels_B: (logits_BY.argmax(1) == labels_B).sum(),
+        count_correct=count_best,
     ),
     MULTI_LABEL: Task(
         MULTI_LABEL,
         "any number of labels",
+        answer="labels",
         default_loss="binary_cross_entropy",
         score="map",
         activation="sigmoid",
@@ -92,7 +104,52 @@ TASKS: dict[str, Task] = {
             "sweep": "a sweep compares accuracies, and data with several labels are scored by mAP",
         },
     ),
+    GRADES: Task(
+        GRADES,
+        "one of several grades, which have an order",
+        answer="class",
+        default_loss="cross_entropy",
+        score="quadratic_kappa",
+        activation="softmax",
+        to_probabilities=lambda logits: logits.softmax(-1),
+        to_probabilities_array=softmax,
+        count_correct=count_best,
+    ),
+    REGRESSION: Task(
+        REGRESSION,
+        "numbers",
+        answer="numbers",
+        default_loss="mse_loss",
+        score="r2",
+        activation="identity",
+        to_probabilities=lambda logits: logits,
+        to_probabilities_array=lambda logits: logits,
+        count_correct=None,
+        refusals={
+            "probe": "a probe classifies images, and these have numbers",
+            "faithfulness": "faithfulness is scored for classes, and this model predicts numbers",
+            "module": "a model that is not a ViT is trained for one class per image, and these have numbers",
+            "folds": "folds are divided by class and compared by accuracy, and these images have numbers",
+            "balance": "balance is for classes, and these images have numbers",
+            "features": "a head on frozen features is fitted for classes, and these images have numbers",
+            "web": "the web page shows classes, and this model predicts numbers",
+            "corruptions": "corruptions are scored for classes, and this model predicts numbers",
+            "metric": "named metrics are for classes, and this model predicts numbers",
+            "top": "--top counts the most probable classes, and this model predicts numbers",
+            "annotations": "files for COCO, FiftyOne and Label Studio have classes, and this model predicts numbers",
+            "sweep": "a sweep compares accuracies, and predicted numbers have none",
+            "unlike": "unlike images are compared by probabilities, and this model predicts numbers",
+            "fit_temperature": "a temperature changes probabilities, and this model predicts numbers",
+            "cutmix": "CutMix pastes a part of another image, and no number belongs to that mixture",
+            "label_smoothing": "label smoothing is for classes, and these images have numbers",
+        },
+    ),
 }  # fmt: skip
+
+
+def has_one_class(task: str) -> bool:
+    """Returns whether an image has one class of several, with or without an order."""
+    return TASKS[task].answer == "class"
 
 
 def refuse_task(task: str, verb: str) -> None:

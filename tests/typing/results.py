@@ -31,6 +31,7 @@ from vitrail.documents import (
 from vitrail.export_documents import ExportDocument, Int8Document, LibraryDocument
 from vitrail.json_types import JsonObject, JsonValue
 from vitrail.label_documents import CoOccurrence, LabelScores, MultiLabelDocument, MultiLabelScores, ScoredLabels
+from vitrail.number_documents import ErrorsOfNumber, NumberDocument, NumberScores, ScoredNumbers
 from vitrail.training.recipe_changes import ModelChanges
 
 
@@ -75,6 +76,16 @@ def read_label_evaluation(evaluation: vitrail.MultiLabelEvaluation) -> list[str]
     assert_type(document["co_occurrence"]["images"], list[list[int]])
     assert_type(document["predictions"], list[ScoredLabels])
     return [each["path"] for each in document["predictions"] if each["true"] != each["labels"]]
+
+
+def read_number_evaluation(evaluation: vitrail.NumberEvaluation) -> list[str]:
+    assert_type(evaluation.summary(), NumberScores)
+    assert_type(evaluation.summary()["mae_interval"], list[float] | None)
+    assert_type(evaluation.per_number, dict[str, ErrorsOfNumber])
+    document = evaluation.to_json()
+    assert_type(document, NumberDocument)
+    assert_type(document["predictions"], list[ScoredNumbers])
+    return [each["path"] for each in document["predictions"] if each["true"] != each["predicted"]]
 
 
 def read_cross_validation(folds: vitrail.CrossValidation) -> float:

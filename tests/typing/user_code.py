@@ -32,7 +32,7 @@ def train_and_evaluate(data: Path, out: Path) -> vitrail.Run:
     assert_type(run.folder, Path)
     assert_type(run.classifier, vitrail.Classifier)
     evaluation = vitrail.evaluate(run.classifier, data)
-    assert_type(evaluation, vitrail.Evaluation | vitrail.MultiLabelEvaluation)
+    assert_type(evaluation, vitrail.Evaluation | vitrail.MultiLabelEvaluation | vitrail.NumberEvaluation)
     assert_type(evaluation.accuracy, float)
     assert_type(evaluation.accuracy_interval, tuple[float, float])
     assert_type(vitrail.load(run.folder), vitrail.Classifier)
@@ -125,7 +125,7 @@ def train_with_own_parts(out: Path) -> list[float]:
     images = np.stack([image_CHW.numpy()[0] for image_CHW, _ in squares])
     assert_type(
         vitrail.evaluate(run.classifier, (images, [label for _, label in squares])),
-        vitrail.Evaluation | vitrail.MultiLabelEvaluation,
+        vitrail.Evaluation | vitrail.MultiLabelEvaluation | vitrail.NumberEvaluation,
     )
     return stop.losses
 

@@ -57,7 +57,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
         "--task",
         choices=get_args(TaskName),
         metavar="|".join(get_args(TaskName)),
-        help="one class per image, or any number of labels (default: chosen from the data)",
+        help="one class per image, any number of labels, ordered grades, or numbers (default: chosen from the data)",
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_data, add_task
 from vitrail.cli.parser import Parser
-from vitrail.tasks import MULTI_LABEL
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION
 from vitrail.training.advice import advise_pretrained_weights
 
 if TYPE_CHECKING:
@@ -101,9 +101,13 @@ def describe_report(report: CheckReport) -> list[object]:
     if report.images:
         splits = ", ".join(f"{n} {split}" for split, n in report.splits.items() if split != "all")
         counts = sorted(report.classes.values())
-        kind = "labels, any number per image" if report.task == MULTI_LABEL else "classes"
+        kinds: dict[str, str] = {MULTI_LABEL: "labels, any number per image", GRADES: "grades"}
+        kind = kinds.get(report.task, "classes")
         each = f"{counts[0]} to {counts[-1]}" if counts else "0"
         total = f"{report.images} images of {len(report.classes)} {kind} ({each} each)"
+        if report.task == REGRESSION:
+            names = ", ".join(report.classes)
+            total = f"{report.images} images with the number{'s' * (len(report.classes) > 1)} {names}"
         lines.append(total + (f": {splits}" if splits else ""))
     if report.sizes:
         h, w = report.sizes["height"], report.sizes["width"]

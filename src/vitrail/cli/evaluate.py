@@ -68,7 +68,9 @@ def add_arguments(parser: Parser) -> None:
     add_device(parser)
     add_skip_unreadable(parser)
     parser.add_argument(
-        "--out", metavar="FOLDER", help="also write evaluation.json and confusion.png there (default: off)"
+        "--out",
+        metavar="FOLDER",
+        help="also write evaluation.json and a picture there (default: off)",
     )
 
 
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.console import progress_bar
     from vitrail.evaluation.evaluation import Evaluation, open_scored_images
     from vitrail.evaluation.metrics import check_metrics
+    from vitrail.evaluation.numbers import NumberEvaluation
     from vitrail.evaluation.outcomes import evaluate_any
 
     check_metrics(arguments.metric)
@@ -86,7 +89,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
     outside = list_outside_images(arguments.unlike)
     classifier = load_any_classifier(arguments)
-    for option in ("corruptions", "metric"):
+    for option in ("corruptions", "metric", "fit_temperature", "unlike"):
         if getattr(arguments, option):
             refuse_task(classifier.task, option)
     if arguments.corruptions:
@@ -115,7 +118,9 @@ def run(arguments: argparse.Namespace) -> Answer:
         unlike = measure_unlike(answering, evaluation.outcome, outside, arguments)
         evaluation = replace(evaluation, unlike=unlike)
     answer = Answer({**evaluation.to_json(), "left_out": [each.sentence for each in scored.left_out]})
-    if isinstance(evaluation, Evaluation):
+    if isinstance(evaluation, NumberEvaluation):
+        answer.shown = describe_number_scores(answer.document, len(scored.images))
+    elif isinstance(evaluation, Evaluation):
         answer.shown = describe_scores(evaluation, answer.document, classifier, len(scored.images))
     else:
         answer.shown = describe_label_scores(answer.document, classifier, len(scored.images))
@@ -203,6 +208,7 @@ def describe_scores(
 ) -> list[Any]:
     """Returns the scores as lines and a table; `listed` is the number of images with the unreadable ones."""
     from vitrail.evaluation.evaluation import describe_averages
+    from vitrail.evaluation.grades import GradeEvaluation, describe_grades
     from vitrail.evaluation.group_scores import describe_groups
 
     low, high = evaluation.accuracy_interval
@@ -214,6 +220,7 @@ def describe_scores(
         f"loss {document['loss']:.4f}, calibration error {document['ece_corrected']:.4f} (95% interval "
         f"{ece_low:.4f} to {ece_high:.4f})",
         describe_averages(document),
+        *([describe_grades(evaluation.grades)] if isinstance(evaluation, GradeEvaluation) else []),
         *([describe_groups(document["groups"])] if "groups" in document else []),
         describe_temperature(classifier),
     ]
@@ -247,6 +254,27 @@ def describe_label_scores(document: dict[str, Any], classifier: BaseClassifier, 
         *describe_unreadable(document, listed),
         make_label_table(document),
     ]
+
+
+def describe_number_scores(document: dict[str, Any], listed: int) -> list[Any]:
+    """Returns the errors of predicted numbers as lines and a table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitrail.console import escape_control_characters
+    from vitrail.evaluation.numbers import describe_numbers
+
+    columns = ("number", "mean absolute error", "95% interval", "root mean square", "R2", "95% interval", "mean error")
+    table = Table(*columns, box=None, header_style="bold")
+    for name, scores in document["per_number"].items():
+        intervals = [
+            "-" if scores[key] is None else "{:.4g} to {:.4g}".format(*scores[key])
+            for key in ("mae_interval", "r2_interval")
+        ]
+        numbers = [f"{scores[key]:.4g}" for key in ("mae", "rmse", "r2", "mean_error")]
+        cells = (numbers[0], intervals[0], numbers[1], numbers[2], intervals[1], numbers[3])
+        table.add_row(Text(escape_control_characters(name)), *cells)
+    return [document["data"], describe_numbers(document), *describe_unreadable(document, listed), table]
 
 
 def make_label_table(document: dict[str, Any]) -> Table:
@@ -291,13 +319,21 @@ def describe_temperature(classifier: BaseClassifier) -> str:
 
 
 def write_evaluation(evaluation: AnyEvaluation, classifier: BaseClassifier, folder: Path, answer: Answer) -> None:
-    """Writes evaluation.json, and confusion.png of images with one class, into a folder; adds them to the answer."""
+    """Writes evaluation.json into a folder, and confusion.png of classes or predictions.png of numbers.
+
+    Adds them to the answer.
+    """
     from vitrail.evaluation.evaluation import Evaluation
-    from vitrail.evaluation.figures import draw_confusion_matrix
+    from vitrail.evaluation.figures import draw_confusion_matrix, draw_predictions
     from vitrail.evaluation.metrics import confusion_matrix
+    from vitrail.evaluation.numbers import NumberEvaluation
     from vitrail.files import write_json
 
     write_json(folder / "evaluation.json", answer.document)
+    if isinstance(evaluation, NumberEvaluation):
+        draw_predictions(evaluation.outcome, folder / "predictions.png")
+        answer.shown.append(f"written: {folder / 'evaluation.json'}, {folder / 'predictions.png'}")
+        return
     if not isinstance(evaluation, Evaluation):
         answer.shown.append(f"written: {folder / 'evaluation.json'}")
         return
@@ -312,9 +348,12 @@ def write_html_report(
     from vitrail.console import progress_bar
     from vitrail.evaluation.evaluation import open_splits
     from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
+    from vitrail.evaluation.numbers import NumberEvaluation
     from vitrail.report import SampleSizes, Subject, report_command, write_report
     from vitrail.report.collect import REPORT_STEPS
     from vitrail.report.label_report import STEPS, LabelSubject, write_label_report
+    from vitrail.report.number_report import STEPS as NUMBER_STEPS
+    from vitrail.report.number_report import NumberSubject, write_number_report
     from vitrail.runs.folder import RunFolder
 
     skip = arguments.skip_unreadable
@@ -327,6 +366,12 @@ def write_html_report(
         labels = LabelSubject(classifier, images, evaluation, str(arguments.model), command)
         with progress_bar("writing the report", STEPS) as progress:
             write_label_report(labels, folder, lambda step: progress.advance(note=step))
+        return folder / "report.html"
+    if isinstance(evaluation, NumberEvaluation):
+        images = evaluation.outcome.readable_images(splits[split])
+        numbers = NumberSubject(classifier, images, evaluation, str(arguments.model), command)
+        with progress_bar("writing the report", NUMBER_STEPS) as progress:
+            write_number_report(numbers, folder, lambda step: progress.advance(note=step))
         return folder / "report.html"
     subject = Subject(
         classifier,

@@ -18,7 +18,7 @@ from vitrail.cli.arguments import add_device, add_model, load_any_classifier, re
 from vitrail.cli.parser import Parser
 from vitrail.console import progress_bar
 from vitrail.errors import UsageError
-from vitrail.tasks import MULTI_LABEL
+from vitrail.tasks import MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,9 +161,11 @@ def vit_config(classifier: TorchClassifier) -> ViTConfig | None:
 
 
 def choose_targets(classifier: TorchClassifier, pixels: Tensor, target: Target, method: str) -> list[Target]:
-    """Returns what to explain of an image: the target, or each predicted label of a classifier for several."""
+    """Returns what to explain of an image: the target, or each predicted label or number of a model for several."""
     from vitrail.explanation.methods import find_method
 
+    if target is None and classifier.task == REGRESSION and not find_method(method).class_blind:
+        return list(classifier.classes)
     if target is not None or classifier.task != MULTI_LABEL or find_method(method).class_blind:
         return [target]
     prediction: Any = classifier.predict(pixels)

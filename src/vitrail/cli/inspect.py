@@ -7,7 +7,7 @@ from typing import Any
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_torch_files
 from vitrail.cli.parser import Parser
-from vitrail.tasks import SINGLE_LABEL
+from vitrail.tasks import GRADES, REGRESSION, SINGLE_LABEL, TASKS
 
 
 def add_arguments(parser: Parser) -> None:
@@ -56,14 +56,18 @@ def run(arguments: argparse.Namespace) -> Answer:
         for part in facts.get("parts", []):
             shown.append(f"needs the {part['kind']} {part['name']!r} of the module {part['module']}")
         shown.append(f"preprocessing: {p['fit']} to {p['image_size']}, mean {p['mean']}, std {p['std']}")
-        shown.append(f"{len(facts['classes'])} classes: {', '.join(facts['classes'][:20])}")
-        if facts["task"] != SINGLE_LABEL:
+        kind = {GRADES: "grades", REGRESSION: "numbers"}.get(facts["task"], "classes")
+        shown.append(f"{len(facts['classes'])} {kind}: {', '.join(facts['classes'][:20])}")
+        if facts["task"] in (GRADES, REGRESSION):
+            shown.append(f"task {facts['task']}")
+        elif facts["task"] != SINGLE_LABEL:
             thresholds = zip(facts["classes"], facts["thresholds"], strict=False)
             shown.append(f"task {facts['task']}; thresholds: {', '.join(f'{n} {t:.3f}' for n, t in thresholds) or 0.5}")
         if "outputs" in facts:
             shown.append(f"inputs {', '.join(facts['inputs'])}; outputs {', '.join(facts['outputs'])}")
         for split, scores in facts["origin"].get("metrics", {}).items():
-            shown.append(f"{split} accuracy {scores['accuracy']:.4f} on {describe_scored_images(scores)}")
+            name = TASKS[facts["task"]].score if facts["task"] in (GRADES, REGRESSION) else "accuracy"
+            shown.append(f"{split} {name} {scores[name]:.4f} on {describe_scored_images(scores)}")
     else:
         shown.append(f"layout: {' or '.join(facts['layouts']) or 'no ViT that vitrail knows'}")
         if facts["cards"]:

@@ -28,7 +28,7 @@ from vitrail.cli.arguments import (
 from vitrail.cli.augmentation import add_tta
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
-from vitrail.tasks import refuse_task
+from vitrail.tasks import TASKS, refuse_task
 
 if TYPE_CHECKING:
     from vitrail.cli.images import InputImage
@@ -241,16 +241,19 @@ def predict_and_print(arguments: argparse.Namespace) -> Answer:
 
     predictions = predict_images(arguments, list_input_images(arguments.images), arguments.top or 5)
     facts = predictions.unlike_facts
-    rows = [
-        {"path": each.path, "top": [vars(prediction) for prediction in each], "error": each.error}
-        | ({} if facts is None else {"unlike": each.unlike})
-        for each in predictions
-    ]
+    has_numbers = TASKS[predictions.task].answer == "numbers"
+    rows: list[dict[str, Any]] = []
     lines = []
     for each in predictions:
-        classes = ", ".join(f"{prediction.label} {prediction.probability:.1%}" for prediction in each)
-        classes = classes or (f"unreadable: {each.error}" if each.error else "no label")
-        lines.append(f"{each.path}: {classes}{describe_quantile(each.unlike, facts)}")
+        answer = {"numbers": each.numbers} if has_numbers else {"top": [vars(prediction) for prediction in each]}
+        unlike = {} if facts is None else {"unlike": each.unlike}
+        rows.append({"path": each.path, **answer, "error": each.error, **unlike})
+        if has_numbers:
+            text = ", ".join(f"{name} {number:.6g}" for name, number in each.numbers.items())
+        else:
+            text = ", ".join(f"{prediction.label} {prediction.probability:.1%}" for prediction in each)
+        text = text or (f"unreadable: {each.error}" if each.error else "no label")
+        lines.append(f"{each.path}: {text}{describe_quantile(each.unlike, facts)}")
     return Answer(
         {"predictions": rows, "unlike": {**describe_unlike(facts)}}, lines, code=1 if predictions.errors else 0
     )

@@ -160,6 +160,7 @@ def train_and_describe(arguments: argparse.Namespace) -> Answer:
         ("classes.png", "some images of every class"),
         ("curves.png", "loss and accuracy by epoch"),
         ("confusion.png", "the confusion matrix"),
+        ("predictions.png", "predicted against true numbers"),
         ("attention.png", "attention maps of test images"),
     ):
         if Path(run.folder, name).exists():

@@ -169,7 +169,7 @@ def mix_batch(
 ) -> tuple[Tensor, Tensor]:
     """Applies MixUp or CutMix to a normalized batch; returns it with soft targets (B, Y), unchanged if both are off.
 
-    `labels_B` are class indices, or (B, Y) with 1 for each label of an image.
+    `labels_B` are class indices, (B, Y) with 1 for each label of an image, or numbers (B, Y).
     Each image is mixed with the one before it, the first with the last. The first `overlap` images are only partners
     of the next one: they are dropped from the result.
     """

@@ -8,26 +8,30 @@ import numpy as np
 from vitrail.data.bands import Bands
 from vitrail.data.decode import ImageError
 from vitrail.data.geometry import resize
+from vitrail.data.labels import NUMBER_SEPARATOR
 from vitrail.data.near_duplicates import bands_to_gray
 from vitrail.data.survey import ImageRecord, Survey
 from vitrail.files import write_atomically
+from vitrail.tasks import REGRESSION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 THUMBNAIL_SIZE = 96
+FIFTHS = 5  # of numbers
 MAX_CLASSES, EXAMPLES_PER_CLASS, MAX_PAIRS = 30, 8, 32
 PAIRS_PER_ROW = 4
 
 
 def draw_class_sheet(survey: Survey, path: Path) -> None:
-    """Draws up to 30 classes, each with the number of its images and eight of them, evenly spaced."""
+    """Draws up to 30 classes, each with the number of its images and eight of them, evenly spaced.
+
+    Images with numbers are drawn by fifths of the first number.
+    """
     from matplotlib.figure import Figure
 
-    by_class: dict[str, list[ImageRecord]] = {}
-    for record, _ in survey.readable:
-        by_class.setdefault(record.label, []).append(record)
-    drawn = sorted(by_class)[:MAX_CLASSES]
+    by_class = group_by_fifth(survey) if survey.source.task == REGRESSION else group_by_class(survey)
+    drawn = list(by_class)[:MAX_CLASSES]
     n_rows = max(len(drawn), 1)
     figure = Figure(figsize=(1.1 * EXAMPLES_PER_CLASS + 2.2, 1.15 * n_rows + 0.4), layout="constrained")
     grid = figure.subplots(n_rows, EXAMPLES_PER_CLASS, squeeze=False)
@@ -40,9 +44,30 @@ def draw_class_sheet(survey: Survey, path: Path) -> None:
             axes.imshow(make_thumbnail(survey, record))
     n_omitted = len(by_class) - len(drawn)
     more = f", {n_omitted} more not shown" if n_omitted else ""
-    figure.suptitle(f"{len(survey.readable)} images of {len(by_class)} classes{more}")
+    kind = "fifths" if survey.source.task == REGRESSION else "classes"
+    figure.suptitle(f"{len(survey.readable)} images of {len(by_class)} {kind}{more}")
     hide_axes(grid)
     save_figure(figure, path)
+
+
+def group_by_class(survey: Survey) -> dict[str, list[ImageRecord]]:
+    """Returns the readable images of each class, in alphabetical order."""
+    by_class: dict[str, list[ImageRecord]] = {}
+    for record, _ in survey.readable:
+        by_class.setdefault(record.label, []).append(record)
+    return dict(sorted(by_class.items()))
+
+
+def group_by_fifth(survey: Survey) -> dict[str, list[ImageRecord]]:
+    """Returns the readable images by fifths of their first number, each named by its range."""
+    records = [record for record, _ in survey.readable]
+    numbers = np.array([float(record.label.split(NUMBER_SEPARATOR)[0]) for record in records])
+    groups = {}
+    for part in np.array_split(np.argsort(numbers, kind="stable"), min(FIFTHS, len(records)) or 1):
+        if len(part):
+            name = f"{numbers[part[0]]:.4g} to {numbers[part[-1]]:.4g}"
+            groups[name] = [records[i] for i in part]
+    return groups
 
 
 def draw_near_duplicate_sheet(survey: Survey, path: Path) -> None:

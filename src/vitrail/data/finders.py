@@ -12,11 +12,12 @@ from vitrail.data.facts import ImageFacts
 from vitrail.data.findings import Code, Finding
 from vitrail.data.formats import EXTENSIONS_OF_FORMAT
 from vitrail.data.groups import count_crossing, find_crossing_groups, suggest_groups
-from vitrail.data.labels import NO_LABEL, LabelSets
+from vitrail.data.labels import NO_LABEL, LabelSets, Numbers
 from vitrail.data.near_duplicates import MAX_PAIRS
 from vitrail.data.survey import ImageRecord, Survey, are_across_splits, have_conflicting_labels
-from vitrail.tasks import MULTI_LABEL
+from vitrail.tasks import MULTI_LABEL, REGRESSION
 
+FAR_RANGES = 10  # interquartile ranges from the median, beyond which a number is far from the others
 MIN_CLASS_IMAGES = 10  # fewer make the training and the score of a class unreliable
 MAX_IMBALANCE = 10  # largest class over smallest
 DEFAULT_BATCH_SIZE = 16  # which recipes choose for few images
@@ -46,7 +47,7 @@ def find_split_problems(survey: Survey) -> Findings:
     if survey.training is None:
         yield Finding(Code.NO_TRAINING_IMAGES, values={"splits": list(survey.source.splits)})
         return
-    if len(survey.class_counts) == 1:
+    if len(survey.class_counts) == 1 and survey.source.task != REGRESSION:
         yield Finding(Code.SINGLE_CLASS, values={"name": next(iter(survey.class_counts))})
     classes = set(survey.class_counts)
     for split, listing in survey.source.splits.items():
@@ -88,7 +89,7 @@ def find_similar_class_names(survey: Survey) -> Findings:
 
 def find_several_labels(survey: Survey) -> Findings:
     """Finds labels such as "ants|insect", which are the names of several classes in some tables."""
-    if survey.source.task == MULTI_LABEL:
+    if survey.source.task in (MULTI_LABEL, REGRESSION):
         return
     labels = sorted({label for listing in survey.source.splits.values() for label in listing.labels.categories})
     several = [label for label in labels if any(separator in label for separator in LABEL_SEPARATORS)]
@@ -118,6 +119,23 @@ def find_label_sets(survey: Survey) -> Findings:
     for name, images in sorted(survey.class_counts.items()):
         if images == len(survey.training):
             yield Finding(Code.LABEL_EVERYWHERE, values={"name": name})
+
+
+def find_numbers(survey: Survey) -> Findings:
+    """Finds numbers that are the same in all training images, and numbers far from all others, such as -999."""
+    if survey.training is None or not isinstance(survey.training.labels, Numbers):
+        return
+    names = survey.training.labels.names
+    for name, column in zip(names, survey.training.labels.encode(names).T, strict=True):
+        if (column == column[0]).all():
+            yield Finding(Code.CONSTANT_NUMBER, values={"name": name, "number": f"{column[0]:g}"})
+            continue
+        low, median, high = np.quantile(column, (0.25, 0.5, 0.75))
+        far = np.flatnonzero((np.abs(column - median) > FAR_RANGES * (high - low)) & (high > low)).tolist()
+        if far:
+            images = [survey.training.names[i] for i in far]
+            values = {"name": name, "number": f"{column[far[0]]:g}", "low": f"{low:g}", "high": f"{high:g}"}
+            yield Finding(Code.FAR_NUMBERS, images, values)
 
 
 def find_left_out(survey: Survey) -> Findings:
@@ -164,7 +182,8 @@ def find_near_duplicates(survey: Survey) -> Findings:
     pairs_per_image = Counter(record for pair in pairs for record in pair)
     is_lower_bound = max(pairs_per_image.values(), default=0) >= MAX_PAIRS
     for code, is_concerned in (
-        (Code.NEAR_DUPLICATES_ACROSS_CLASSES, have_conflicting_labels),
+        # numbers of similar images may differ a little
+        *([] if survey.source.task == REGRESSION else [(Code.NEAR_DUPLICATES_ACROSS_CLASSES, have_conflicting_labels)]),
         (Code.NEAR_DUPLICATES_ACROSS_SPLITS, are_across_splits),
         (Code.NEAR_DUPLICATES, are_within_split),
     ):
@@ -281,6 +300,7 @@ FINDERS: tuple[Callable[[Survey], Findings], ...] = (
     find_similar_class_names,
     find_several_labels,
     find_label_sets,
+    find_numbers,
     find_left_out,
     find_wrong_extensions,
     find_repeated_rows,

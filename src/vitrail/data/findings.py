@@ -42,6 +42,8 @@ class Code(StrEnum):
     WITHOUT_LABELS = "images-without-labels"
     ALWAYS_TOGETHER = "labels-always-together"
     LABEL_EVERYWHERE = "label-in-every-image"
+    CONSTANT_NUMBER = "constant-number"
+    FAR_NUMBERS = "far-numbers"
     IGNORED = "ignored"
     WRONG_EXTENSION = "wrong-extension"
     LISTED_TWICE = "listed-twice"
@@ -124,6 +126,16 @@ TEMPLATES: dict[Code, Template] = {
     ),
     Code.LABEL_EVERYWHERE: Template(
         "all training images have the label {name!r}", "it teaches nothing, and its score is perfect for any model"
+    ),
+    Code.CONSTANT_NUMBER: Template(
+        "{name!r} is {number} in all training images",
+        "training refuses it, because a number that never changes cannot be learned: remove its column",
+        "error",
+    ),
+    Code.FAR_NUMBERS: Template(
+        "{images_are} far from the others in {name!r}, for example {example} with {number} (half of the images: {low} "
+        "to {high})",
+        "they are used: correct numbers that stand for a missing value; l1_loss and huber_loss weigh them less",
     ),
     Code.IGNORED: Template("{reason}", "not used"),
     Code.WRONG_EXTENSION: Template(

@@ -20,7 +20,7 @@ from vitrail.data.bands import Channels
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, UNREAD_EXTENSIONS
-from vitrail.data.labels import Categorical, LabelSets, categorize, factorize
+from vitrail.data.labels import Categorical, LabelSets, Numbers, categorize, factorize
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source
 from vitrail.data.strings import NumberedNames, StringArray
 from vitrail.data.table_rows import GROUP_COLUMNS, LABEL_COLUMNS
@@ -237,7 +237,12 @@ def item_feature(feature: Any) -> Any:
 
 
 def encode_labels(table: Any, column: str, feature: Any) -> Categorical:
-    """Returns the label of each row, or its labels if the column has sequences; the code of an empty row is -1."""
+    """Returns the label of each row, its labels if the column has sequences, or its number if it has fractions.
+
+    The code of an empty row is -1. Raises `VitrailError` for a number that is not finite.
+    """
+    if str(getattr(feature, "dtype", "")).startswith("float") and has_fractions(table.data.column(column).to_pylist()):
+        return encode_numbers(table, column)
     item = item_feature(feature)
     if item is None:
         return Categorical(*encode_classes(table, column, feature))
@@ -247,6 +252,23 @@ def encode_labels(table: Any, column: str, feature: Any) -> Categorical:
         [str(names[each] if names else each) for each in row if each is not None] if row else () for row in rows
     )
     return LabelSets(sets.sets, np.where([row is None for row in rows], -1, sets.codes))
+
+
+def has_fractions(values: list[float | None]) -> bool:
+    """Returns whether any of the numbers is not whole: classes are often written as 0.0 and 1.0."""
+    return any(value is not None and not float(value).is_integer() for value in values)
+
+
+def encode_numbers(table: Any, column: str) -> Numbers:
+    """Returns the number of each row, with the code -1 for an empty row."""
+    values = table.data.column(column).to_pylist()
+    bad = next((i for i, value in enumerate(values) if value is not None and not np.isfinite(value)), None)
+    if bad is not None:
+        raise VitrailError(f"row {bad}: the column {column!r} is {values[bad]}, which is not a finite number")
+    is_empty = np.array([value is None for value in values])
+    array = np.array([0.0 if value is None else value for value in values]).reshape(-1, 1)
+    numbers = Numbers.from_array([column], array)
+    return Numbers(numbers.names, numbers.rows, np.where(is_empty, -1, numbers.codes))
 
 
 def encode_classes(table: Any, column: str, feature: Any) -> tuple[tuple[str, ...], np.ndarray]:

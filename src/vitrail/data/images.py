@@ -37,7 +37,8 @@ class LazyImages(Sequence[Tensor]):
 class Images:
     """Images with names and labels. Indexing gives pixels (C, H, W): uint8, or float32 with the values of bands.
 
-    `labels` are int64 (n,), indices of `classes`; with several labels per image uint8 (n, Y), 1 for each label.
+    `labels` are int64 (n,), indices of `classes`; with several labels per image uint8 (n, Y), 1 for each label. Numbers
+    are float64 (n, Y), and `classes` are their names.
     """
 
     pixels: Pixels
@@ -113,6 +114,8 @@ class Images:
 
 def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     """Returns the number of images of each class, (Y,), from the labels of `Images`."""
+    if labels.dtype.kind == "f":  # numbers
+        return np.full(classes, len(labels), dtype=np.int64)
     if labels.ndim == 2:
         counts: np.ndarray = labels.sum(axis=0, dtype=np.int64)
         return counts

@@ -1,22 +1,28 @@
 """Labels and groups of images: strings of a few categories, stored as codes (as in pandas), and what they mean."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import ClassVar, overload
 
 import numpy as np
 
 from vitrail.errors import VitrailError
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskName
 
 SEPARATOR = ";"  # of the labels in one value of a table
 SEPARATORS = (SEPARATOR, "|")  # that --task multi_label splits at
 NO_LABEL = ""  # the text of an empty set
+NUMBER_SEPARATOR = ";"  # of the numbers in the text of an image
+ONE_NUMBER = "value"  # the name of a number that has no column of its own
+LEADING_NUMBER = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)")
 
 
 class Categorical(Sequence[str]):
-    """Many strings of a few categories, stored as codes."""
+    """Many strings of a few categories, stored as codes. As labels they are one class per image."""
+
+    task: ClassVar[TaskName] = SINGLE_LABEL
 
     def __init__(self, categories: tuple[str, ...], codes: np.ndarray):
         self.categories = categories
@@ -59,9 +65,26 @@ class Categorical(Sequence[str]):
         indices: np.ndarray = np.array([index_of[label] for label in self.categories], dtype=np.int64)[self.codes]
         return indices
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, or the names of labels or numbers, in their order."""
+        return tuple(sorted(self.counts()))
+
+    @property
+    def strata(self) -> np.ndarray:
+        """The number of the class or set of each image, by which images are held out, int64 (n,)."""
+        return self.codes
+
+    @property
+    def stratum_count(self) -> int:
+        """The number of `strata`."""
+        return len(self.categories)
+
 
 class LabelSets(Categorical):
     """A set of labels per image: the distinct sets, and a code per image. As strings they are "cat;dog"."""
+
+    task: ClassVar[TaskName] = MULTI_LABEL
 
     def __init__(self, sets: Sequence[tuple[str, ...]], codes: np.ndarray):
         super().__init__(tuple(map(SEPARATOR.join, sets)), codes)
@@ -109,6 +132,72 @@ class LabelSets(Categorical):
         return self
 
 
+class Grades(Categorical):
+    """A grade of each image: a class name that begins with a number, which orders the grades."""
+
+    task: ClassVar[TaskName] = GRADES
+
+    def take(self, indices: np.ndarray) -> "Grades":
+        """Returns the grades of the images with these indices."""
+        return Grades(self.categories, self.codes[indices])
+
+    def used(self) -> "Grades":
+        """Returns the same grades with sorted categories, without those that no image has."""
+        categories, codes = factorize(self)
+        return Grades(tuple(categories), codes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The grades in the order of their numbers."""
+        return tuple(sorted(self.categories, key=leading_number))
+
+
+class Numbers(Categorical):
+    """The numbers of each image, by name. As strings they are "12.5;3"."""
+
+    task: ClassVar[TaskName] = REGRESSION
+
+    def __init__(self, names: Sequence[str], rows: np.ndarray, codes: np.ndarray, is_certain: bool = True):
+        super().__init__(tuple(map(join_numbers, rows.tolist())), codes)
+        self.names = tuple(names)
+        self.rows = rows  # the distinct numbers, float64 (rows, names)
+        self.is_certain = is_certain  # False for whole numbers of a table, which may be something else
+
+    @classmethod
+    def from_array(cls, names: Sequence[str], numbers: np.ndarray, is_certain: bool = True) -> "Numbers":
+        """Stores numbers (n, names), which are finite."""
+        rows, codes = np.unique(numbers.astype(np.float64), axis=0, return_inverse=True)
+        return cls(names, rows, codes.ravel(), is_certain)
+
+    def take(self, indices: np.ndarray) -> "Numbers":
+        """Returns the numbers of the images with these indices."""
+        return Numbers(self.names, self.rows, self.codes[indices], self.is_certain)
+
+    def used(self) -> "Numbers":
+        """Returns the same numbers."""
+        return self
+
+    @property
+    def strata(self) -> np.ndarray:
+        """Zeros: numbers have no classes, and all images are drawn alike."""
+        return np.zeros(len(self), dtype=np.int64)
+
+    @property
+    def stratum_count(self) -> int:
+        """One."""
+        return 1
+
+    def counts(self) -> Counter[str]:
+        """Returns how many images have each number, by its name: all of them."""
+        return Counter(dict.fromkeys(self.names, len(self)))
+
+    def encode(self, classes: Sequence[str]) -> np.ndarray:
+        """Returns the numbers with these names, in this order, float64 (n, names)."""
+        columns = [0] if len(classes) == len(self.names) == 1 else [self.names.index(name) for name in classes]
+        numbers: np.ndarray = self.rows[self.codes][:, columns]
+        return numbers
+
+
 def categorize(strings: Iterable[object]) -> Categorical:
     """Returns strings, or the texts of other values, with sorted categories and few bytes for each."""
     categories, codes = factorize([str(string) for string in strings])
@@ -123,19 +212,59 @@ def split_texts(labels: Categorical) -> LabelSets:
 
 def choose_task(labels: Iterable[Categorical], *, splits_texts: bool) -> TaskName:
     """Returns the task that the labels of the splits mean; `splits_texts` if a ";" in a text separates labels."""
+    labels = list(labels)
     for each in labels:
-        if isinstance(each, LabelSets) or (splits_texts and any(SEPARATOR in text for text in each.categories)):
+        if each.task != SINGLE_LABEL:
+            return each.task
+        if splits_texts and any(SEPARATOR in text for text in each.categories):
             return MULTI_LABEL
+    if splits_texts and are_measurements(sum((each.counts() for each in labels), Counter())):
+        return REGRESSION
     return SINGLE_LABEL
 
 
 def convert_labels(labels: Categorical, task: str, names: Sequence[str], address: str) -> Categorical:
-    """Returns the labels of a split as its task has them: one class per image, or sets.
+    """Returns the labels of a split as its task has them: one class per image, sets, grades or numbers.
 
-    Raises `VitrailError`, naming the image, if it has no label or several, and the task needs one.
+    Raises `VitrailError`, naming the image, if it has no label or several, or no number, and the task needs one.
     """
+    if labels.task == task:
+        return labels
+    if isinstance(labels, Numbers):
+        raise VitrailError(f"{address} has numbers and no classes", f"leave out --task {task}, or name a label column")
     if task == MULTI_LABEL:
-        return labels if isinstance(labels, LabelSets) else split_texts(labels)
+        return split_texts(labels)
+    labels = with_one_class(labels, names, address)
+    if task == GRADES:
+        check_order(labels.categories, address)
+        return Grades(labels.categories, labels.codes)
+    return to_numbers(labels, names, address) if task == REGRESSION else labels
+
+
+def to_numbers(labels: Categorical, names: Sequence[str], address: str) -> Numbers:
+    """Returns the numbers that class names mean; `names` are those of the images, for the message.
+
+    Raises `VitrailError` for a label that is no finite number, and for images with different counts of numbers.
+    """
+    first = {int(code): i for i, code in reversed(list(enumerate(labels.codes.tolist())))}
+    rows = {
+        code: parse_numbers(text, names[first[code]], address)
+        for code, text in enumerate(labels.categories)
+        if code in first
+    }
+    widths = {len(row) for row in rows.values()}
+    if len(widths) > 1:
+        few, many = min(widths), max(widths)
+        raise VitrailError(
+            f"{address}: some images have {few} numbers and others {many}", "give each image all numbers"
+        )
+    columns = number_names(max(widths, default=1))
+    array = np.array([rows[code] for code in labels.codes.tolist()], dtype=np.float64).reshape(-1, len(columns))
+    return Numbers.from_array(columns, array)
+
+
+def with_one_class(labels: Categorical, names: Sequence[str], address: str) -> Categorical:
+    """Returns the labels as one class per image; raises `VitrailError` for an image with none, or with several."""
     if not isinstance(labels, LabelSets):
         return labels
     for code in np.unique(labels.codes).tolist():
@@ -180,3 +309,66 @@ def factorize(strings: Sequence[str]) -> tuple[list[str], np.ndarray]:
     categories = sorted(set(strings))
     index_of = {category: i for i, category in enumerate(categories)}
     return categories, np.fromiter((index_of[s] for s in strings), dtype=np.int64, count=len(strings))
+
+
+def join_numbers(numbers: Iterable[float]) -> str:
+    """Returns numbers as a text, from which they can be read again exactly."""
+    return NUMBER_SEPARATOR.join(f"{n:.0f}" if n == round(n) and abs(n) < 1e15 else repr(float(n)) for n in numbers)
+
+
+def parse_number(text: object) -> float | None:
+    """Returns the number in a text, or in a value of a table; None if it is no finite number."""
+    if isinstance(text, bool):
+        return None
+    try:
+        number = float(str(text).replace("_", " ").strip())
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def number_names(count: int) -> list[str]:
+    """Returns names for numbers that have none: value, or value_1, value_2, ..."""
+    return [ONE_NUMBER] if count == 1 else [f"{ONE_NUMBER}_{k + 1}" for k in range(count)]
+
+
+def are_measurements(counts: Counter[str]) -> bool:
+    """Returns whether texts are surely numbers, not names of classes: all are numbers, some with a decimal point.
+
+    More than half of the values must occur once: classes of one image each cannot be learned.
+    """
+    if not any("." in text for text in counts) or any(parse_number(text) is None for text in counts):
+        return False
+    return sum(n == 1 for n in counts.values()) > counts.total() / 2
+
+
+def leading_number(grade: str) -> float:
+    """Returns the number that the name of a grade begins with; NaN if there is none."""
+    match = LEADING_NUMBER.match(grade)
+    return float(match[1]) if match else math.nan
+
+
+def check_order(grades: Iterable[str], address: str) -> None:
+    """Raises `VitrailError` for a grade that does not begin with a number, and for two with the same number."""
+    numbers: dict[float, str] = {}
+    for grade in sorted(grades):
+        number = leading_number(grade)
+        if math.isnan(number):
+            raise VitrailError(
+                f"{address}: the grade {grade!r} does not begin with a number, so its place in the order is not known",
+                "name the grades 0, 1, 2 or '0 none', '1 mild', '2 severe'",
+            )
+        other = numbers.setdefault(number, grade)
+        if other != grade:
+            raise VitrailError(f"{address}: the grades {other!r} and {grade!r} have the same number", "rename one")
+
+
+def parse_numbers(text: str, image: str, address: str) -> list[float]:
+    """Returns the numbers that a label means; raises `VitrailError`, naming the image, if one is no finite number."""
+    numbers = [parse_number(part) for part in text.split(NUMBER_SEPARATOR)]
+    if any(number is None for number in numbers):
+        raise VitrailError(
+            f"{address}: the label of {image} is {text!r}, which is not a finite number",
+            "correct it or remove the image; without --task the labels are class names",
+        )
+    return [number for number in numbers if number is not None]

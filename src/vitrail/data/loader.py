@@ -19,7 +19,7 @@ from vitrail.data.randomness import derive_seed, epoch_permutation
 from vitrail.errors import VitrailError
 from vitrail.machine import count_cores
 
-Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,), or (B, Y) with several labels per image
+Batch = tuple[Tensor, Tensor]  # uint8 (B, C, H, W), int64 (B,), or (B, Y) of several labels; numbers: float64 (B, Y)
 OnImageError = Callable[[ImageError], object]  # called for every unreadable image that is left out of a batch
 Read = TypeVar("Read")
 BatchKey = tuple[int, np.ndarray]  # epoch, draws: an image's index, plus the number of images for each repetition
@@ -111,7 +111,9 @@ class BatchReader(Dataset[tuple[Batch, list[ImageError]]]):
         pixels, draws, errors = self.read_images(epoch, np.asarray(draws, dtype=np.int64))
         pixels = self.augmentation.augment_batch(pixels, draws, self.seed, epoch)
         labels = self.images.labels[draws % len(self.images)]
-        return (pixels, torch.from_numpy(labels.astype(np.int64))), errors
+        if labels.dtype != np.float64:
+            labels = labels.astype(np.int64)
+        return (pixels, torch.from_numpy(labels)), errors
 
     def read_images(self, epoch: int, draws: np.ndarray) -> tuple[Tensor, np.ndarray, list[ImageError]]:
         """Returns the stacked images, the draws of those that could be read, and the errors of the others."""

@@ -20,14 +20,14 @@ from vitrail.data.encoded import EncodedImages, ImageFiles
 from vitrail.data.hf import list_split
 from vitrail.data.image_input import find_array_channels, to_pixels
 from vitrail.data.images import Images
-from vitrail.data.labels import Categorical, LabelSets, categorize
+from vitrail.data.labels import Categorical, Grades, LabelSets, Numbers, categorize
 from vitrail.data.python_labels import key_of, label_names
 from vitrail.data.source import SPLIT_NAMES, LeftOut, Listing, Source, name_of_data
 from vitrail.data.split import Splits
 from vitrail.data.strings import NumberedNames, StringArray
 from vitrail.errors import UsageError, VitrailError
 from vitrail.machine import GIB
-from vitrail.tasks import MULTI_LABEL
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     import datasets
@@ -184,11 +184,13 @@ def note_loader(loader: DataLoader[Any], notes: list[str]) -> None:
 
 def list_images(images: Images) -> Listing:
     """Returns the images of vitrail's own type with class names as labels."""
-    labels = (
-        LabelSets.from_multi_hot(images.labels, images.classes)
-        if images.task == MULTI_LABEL
-        else Categorical(images.classes, images.labels)
-    )
+    labels: Categorical
+    if images.task == MULTI_LABEL:
+        labels = LabelSets.from_multi_hot(images.labels, images.classes)
+    elif images.task == REGRESSION:
+        labels = Numbers.from_array(images.classes, images.labels)
+    else:
+        labels = (Grades if images.task == GRADES else Categorical)(images.classes, images.labels)
     groups = None if images.groups is None else categorize(images.groups)
     return Listing(images.pixels, images.names, labels, groups)
 

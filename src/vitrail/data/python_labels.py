@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vitrail.data.labels import Categorical, LabelSets, categorize
+from vitrail.data.labels import Categorical, LabelSets, Numbers, categorize, number_names
 from vitrail.errors import VitrailError
 
 
@@ -39,8 +39,10 @@ def plain_label(label: Any) -> int | str:
 def label_names(labels: Any, classes: Sequence[str] | None, split: str) -> Categorical:
     """Returns the class name of each label: the label itself, or its entry in `classes` if it is an index.
 
-    Several labels per image become `LabelSets`.
+    Several labels per image become `LabelSets`, and floats `Numbers`.
     """
+    if is_float_array(labels):
+        return list_numbers(np.asarray(labels), split)
     if isinstance(labels, np.ndarray | Tensor) and labels.ndim == 2 and labels.shape[1] > 1:
         return from_multi_hot(np.asarray(labels), classes, split)
     if isinstance(labels, np.ndarray | Tensor):
@@ -56,6 +58,27 @@ def label_names(labels: Any, classes: Sequence[str] | None, split: str) -> Categ
             )
         return Categorical(tuple(map(str, classes)), np.array(plain, dtype=np.int64))
     return categorize(plain)
+
+
+def is_float_array(labels: Any) -> bool:
+    """Returns whether labels are numbers: floats, if they are not (n, Y) from 0 to 1, which may be probabilities."""
+    if isinstance(labels, Sequence) and not isinstance(labels, str):
+        return len(labels) > 0 and all(isinstance(each, float | np.floating) for each in labels)
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu().numpy()
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind != "f" or labels.ndim not in (1, 2):
+        return False
+    return labels.ndim == 1 or labels.shape[1] == 1 or not ((labels >= 0) & (labels <= 1)).all()
+
+
+def list_numbers(array: np.ndarray, split: str) -> Numbers:
+    """Returns the numbers of an array (n,) or (n, Y); raises `VitrailError` for one that is not finite."""
+    array = array.astype(np.float64).reshape(len(array), -1)
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise VitrailError(f"the number of item {bad[0]} of {split} is not finite", "correct it or remove the item")
+    is_certain = bool((array != array.round()).any())  # class indices are often floats by mistake
+    return Numbers.from_array(number_names(array.shape[1]), array, is_certain)
 
 
 def several_names(labels: Sequence[Any], classes: Sequence[str] | None, split: str) -> LabelSets:
@@ -88,7 +111,10 @@ def from_multi_hot(array: np.ndarray, classes: Sequence[str] | None, split: str)
     """Returns the labels of a multi-hot array (n, Y); without `classes` they have numbers for names."""
     n_labels = array.shape[1]
     if not np.isin(array, (0, 1)).all():
-        raise VitrailError(f"the labels of {split} have other values than 0 and 1", "give a multi-hot array (n, Y)")
+        raise VitrailError(
+            f"the labels of {split} have other values than 0 and 1",
+            "give a multi-hot array (n, Y), or numbers in another unit",
+        )
     if classes is not None and len(classes) != n_labels:
         raise VitrailError(f"the labels of {split} have {n_labels} columns for {len(classes)} classes")
     digits = len(str(n_labels - 1))

@@ -8,7 +8,7 @@ from vitrail.data.groups import has_groups
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
-from vitrail.data.source import LeftOut, Listing, Source, encode_labels
+from vitrail.data.source import LeftOut, Listing, Source, encode_labels, find_unknown
 from vitrail.data.split import complete_splits
 from vitrail.data.walk import log_left_out
 from vitrail.errors import VitrailError
@@ -83,7 +83,7 @@ def open_known_splits(
     return {
         name: encode_labels(listing, classes, source.address)
         for name, listing in splits.items()
-        if len(listing) and set(listing.labels.counts()) <= set(classes)
+        if len(listing) and not find_unknown(listing, classes)
     }
 
 

@@ -18,9 +18,9 @@ from vitrail.data.encoded import EncodedImages
 from vitrail.data.geometry import to_gray, to_rgb
 from vitrail.data.group_pattern import compile_pattern
 from vitrail.data.images import Images, LazyImages, Pixels
-from vitrail.data.labels import Categorical, LabelSets, choose_task, convert_labels, find_groups
+from vitrail.data.labels import Categorical, Numbers, choose_task, convert_labels, find_groups
 from vitrail.errors import UsageError, VitrailError
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
+from vitrail.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskName
 
 SPLIT_NAMES = {
     "train": "train",
@@ -40,8 +40,8 @@ TRAILING_NUMBERS = re.compile(r"[-_.\d]+$")
 class Listing:
     """Images with a name and a label each, and possibly a group: of a patient, a video, a burst.
 
-    A label is a class name, or in `LabelSets` a text of several labels. The categories of labels and groups are sorted,
-    and each is that of an image.
+    A label is a class name, or the text of several labels (`LabelSets`) or of numbers (`Numbers`). The categories of
+    labels and groups are sorted, and each is that of an image.
     """
 
     pixels: Pixels
@@ -60,7 +60,7 @@ class Listing:
     @property
     def task(self) -> TaskName:
         """The task that the labels are for."""
-        return MULTI_LABEL if isinstance(self.labels, LabelSets) else SINGLE_LABEL
+        return self.labels.task
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Listing":
         """Returns the images with these indices, in this order."""
@@ -118,8 +118,8 @@ class Source:
     @property
     def task(self) -> TaskName:
         """The task that the labels are for."""
-        has_sets = any(listing.task == MULTI_LABEL for listing in self.splits.values())
-        return MULTI_LABEL if has_sets else SINGLE_LABEL
+        tasks = (listing.task for listing in self.splits.values())
+        return next((task for task in tasks if task != SINGLE_LABEL), SINGLE_LABEL)
 
     @property
     def has_bands(self) -> bool:
@@ -163,7 +163,7 @@ class Source:
         images have no class, or several, and the task needs one.
         """
         chosen = task or choose_task([each.labels for each in self.splits.values()], splits_texts=self.is_table)
-        if chosen == SINGLE_LABEL and self.empty_labels:
+        if chosen != MULTI_LABEL and self.empty_labels:
             raise VitrailError(self.empty_labels[0], "fill it in or remove the row")
         splits = {
             split: replace(each, labels=convert_labels(each.labels, chosen, each.names, self.address or self.name))
@@ -174,7 +174,23 @@ class Source:
             names = set().union(*(each.labels.counts() for each in splits.values()))
             what = f"an image has any number of {len(names)} labels"
             notes = [*notes, f"the task is {MULTI_LABEL}: {what} (--task {SINGLE_LABEL}: one class each)"]
+        if task is None and chosen == REGRESSION:
+            notes = [*notes, self.describe_numbers(splits)]
         return replace(self, splits=splits, notes=notes)
+
+    def describe_numbers(self, splits: Mapping[str, Listing]) -> str:
+        """Returns a note on the numbers of the splits.
+
+        Raises `VitrailError` if they are whole numbers of columns that may be something else.
+        """
+        numbers = [each.labels for each in splits.values() if isinstance(each.labels, Numbers)]
+        names = ", ".join(numbers[0].names)
+        if not all(each.is_certain for each in numbers):
+            raise VitrailError(
+                f"{self.address} has no classes, and the numbers {names} are whole, so they may be classes",
+                f"name a column of classes label, or predict the numbers with --task {REGRESSION}",
+            )
+        return f"the task is {REGRESSION}: the numbers of an image are {names}"
 
     def with_groups(self, pattern: str | None) -> "Source":
         """Returns the source with the groups that a pattern finds in the names of images; unchanged without one.
@@ -224,12 +240,28 @@ def check_bands(pixels: Pixels, found: Channels, wanted: Channels) -> None:
     raise VitrailError(f"the images have {describe_channels(found)}, and not {describe_channels(wanted)}")
 
 
+def find_unknown(listing: Listing, classes: Sequence[str]) -> list[str]:
+    """Returns the labels that are not among the classes; of numbers, those that are missing.
+
+    One number fits another one of any name.
+    """
+    names = listing.labels.classes
+    if listing.task == REGRESSION:
+        return [] if len(names) == len(classes) == 1 else [name for name in classes if name not in names]
+    return sorted(set(names) - set(classes))
+
+
 def encode_labels(listing: Listing, classes: tuple[str, ...], address: str, hint: str = "") -> Images:
-    """Returns the images with labels as class indices, or as a multi-hot array.
+    """Returns the images with labels as class indices, as a multi-hot array, or as numbers.
 
     Raises `VitrailError` for a label that is not one of the classes; `hint` is added to the error's hint.
     """
-    unknown = sorted(set(listing.labels.counts()) - set(classes))
+    unknown = find_unknown(listing, classes)
+    if unknown and listing.task == REGRESSION:
+        raise VitrailError(
+            f"{address}: there is no number {', '.join(map(repr, unknown))}",
+            f"the model predicts {', '.join(classes)}, and the data have {', '.join(listing.labels.classes)}",
+        )
     if unknown:
         raise VitrailError(
             f"{address}: the class{'es' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))} "

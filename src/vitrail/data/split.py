@@ -1,7 +1,7 @@
 """Splits a source into training, validation and test images that share one class order.
 
 Splits that the source lacks are drawn from the others, stratified by class. The classes are those of the training
-images, in alphabetical order.
+images, in alphabetical order, and grades in theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from vitrail.data.images import Images, load_into_memory
 from vitrail.data.source import Listing, Source, encode_labels
 from vitrail.data.stratification import choose_held_out
 from vitrail.errors import VitrailError
+from vitrail.tasks import REGRESSION
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def build_splits(source: Source, *, validation: float = 0.1, test: float = 0.2, 
     listings = complete_splits(source.splits, test, validation, split_seed)
     if "train" not in listings:
         raise VitrailError(f"{address} has {' and '.join(listings)} but no training images", "add a folder named train")
-    classes = tuple(sorted(listings["train"].labels.counts()))
-    if len(classes) < 2:
+    classes = listings["train"].labels.classes
+    if len(classes) < 2 and source.task != REGRESSION:
         count = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}"
         raise VitrailError(
             f"{address} has training images of {count}; at least two are needed",
@@ -86,7 +87,8 @@ def note_held_out(images: dict[str, Images], source: Source, fractions: dict[str
     notes = []
     for split, purpose in purposes.items():
         if split in images and split not in source.splits:
-            part, groups = f"{fractions[split]:.0%} of each class", images[split].groups
+            of = "the images" if images[split].task == REGRESSION else "each class"
+            part, groups = f"{fractions[split]:.0%} of {of}", images[split].groups
             if groups is not None:
                 part = f"about {part}, {len(set(groups))} whole groups"
             notes.append(f"{len(images[split])} images ({part}) are {purpose}")
@@ -144,7 +146,7 @@ def drop_images(splits: Splits, unreadable: Mapping[str, Sequence[str]]) -> Spli
         return splits
     log(f"{total} unreadable image{'s are' if total > 1 else ' is'} skipped (--skip-unreadable)")
     classes = [name for name, images in after["train"].count_by_class().items() if images]
-    if len(classes) < 2:
+    if len(classes) < (1 if splits.train.task == REGRESSION else 2):
         reason = f"only the class {classes[0]!r} has a" if classes else "there is no"
         raise VitrailError(
             f"{reason} readable training image; two classes are needed", "vitrail check lists the reasons"

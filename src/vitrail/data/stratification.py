@@ -32,8 +32,8 @@ def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
 
 def hold_out_by_class(listing: Listing, same_as: np.ndarray, fraction: float, seed: int) -> list[int]:
     """Returns what `choose_held_out` does, for images with one class each."""
-    codes = listing.labels.codes
-    class_ends = np.bincount(codes, minlength=len(listing.labels.categories)).cumsum()[:-1]
+    codes = listing.labels.strata
+    class_ends = np.bincount(codes, minlength=listing.labels.stratum_count).cumsum()[:-1]
     held_out: list[int] = []
     for members in np.split(np.argsort(codes, kind="stable"), class_ends):
         minimum = 1 if len(members) >= 3 else 0
@@ -53,7 +53,7 @@ def hold_out_by_label(
     labels: LabelSets, names: Sequence[str], same_as: np.ndarray, fraction: float, seed: int
 ) -> list[int]:
     """Returns what `choose_held_out` does, for several labels: about the fraction of those with each label."""
-    classes = sorted(labels.counts())
+    classes = labels.classes
     groups = sorted_groups(names, same_as, seed)
     multi_hot = labels.encode(classes)
     no_label = multi_hot.sum(1, keepdims=True) == 0
@@ -107,8 +107,8 @@ def count_groups(listing: Listing, same_as: np.ndarray) -> tuple[np.ndarray, np.
     """
     assert listing.groups is not None
     merged, groups = np.unique(merge_groups(listing.groups.codes, same_as), return_inverse=True)
-    counts_GY = np.zeros((len(merged), len(listing.labels.categories)), dtype=np.int64)
-    np.add.at(counts_GY, (groups, listing.labels.codes), 1)
+    counts_GY = np.zeros((len(merged), listing.labels.stratum_count), dtype=np.int64)
+    np.add.at(counts_GY, (groups, listing.labels.strata), 1)
     return groups, counts_GY, [listing.groups.categories[code] for code in merged]
 
 
@@ -157,7 +157,7 @@ def first_duplicates(listing: Listing) -> np.ndarray:
     Only files of one size and class are read. Data sets that decode on access are not read: each image counts as
     unique.
     """
-    codes = listing.labels.codes
+    codes = listing.labels.strata
     first = np.arange(len(listing))
     if isinstance(listing.pixels, Tensor):
         index_of: dict[tuple[int, bytes], int] = {}

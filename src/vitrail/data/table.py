@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from vitrail.data.encoded import ImageFiles
-from vitrail.data.labels import LabelSets, categorize
+from vitrail.data.labels import LabelSets, Numbers, categorize
 from vitrail.data.source import LeftOut, Listing, Source, parse_split_name
-from vitrail.data.table_labels import find_label_columns, read_label, to_list
+from vitrail.data.table_labels import find_label_columns, find_number_columns, read_label, read_numbers, to_list
 from vitrail.data.table_rows import (
     GROUP_COLUMNS,
     PATH_COLUMNS,
@@ -23,9 +25,9 @@ IS_VALIDATION = {"true": "validation", "1": "validation", "false": "train", "0":
 def read_table(file: Path) -> Source:
     """Lists the images of a table that has a path column, a label column and possibly a split and a group column.
 
-    Without a label column, columns of 0 and 1 are one label each. Paths are relative to the table; files that do not
-    exist are in `missing`, rows with an empty label in `empty_labels`. Raises `VitrailError` naming the line of another
-    empty field.
+    Without a label column, columns of 0 and 1 are one label each, and other columns of numbers are numbers. Paths are
+    relative to the table; files that do not exist are in `missing`, rows with an empty label in `empty_labels`. Raises
+    `VitrailError` naming the line of another empty field.
     """
     rows = list(iter_rows(file))
     if not rows:
@@ -36,10 +38,13 @@ def read_table(file: Path) -> Source:
         next((name for name in first if str(name).strip().lower() in names), None)
         for names in (SPLIT_COLUMNS, GROUP_COLUMNS)
     )
-    label_columns = find_label_columns(file, rows, {path_column, split_column, group_column})
+    others = {path_column, split_column, group_column}
+    label_columns = find_label_columns(file, rows, others)
+    number_columns, are_floats = ([], False) if label_columns else find_number_columns(file, rows, others)
     paths: dict[str, list[Path]] = {}
     names: dict[str, list[str]] = {}
     labels: dict[str, list[str | list[str]]] = {}
+    numbers: dict[str, list[list[float]]] = {}
     groups: dict[str, list[str]] = {}
     missing: list[str] = []
     empty_labels: list[str] = []
@@ -59,10 +64,13 @@ def read_table(file: Path) -> Source:
             missing.append(f"{line}: there is no file {path}")
         paths.setdefault(split, []).append(path)
         names.setdefault(split, []).append(str(row[path_column]))
-        label = read_label(row, label_columns, line)
-        if not label:
-            empty_labels.append(f"{line}: the column {label_columns[0]!r} is empty")
-        labels.setdefault(split, []).append(label)
+        if number_columns:
+            numbers.setdefault(split, []).append(read_numbers(row, number_columns, line))
+        else:
+            label = read_label(row, label_columns, line)
+            if not label:
+                empty_labels.append(f"{line}: the column {label_columns[0]!r} is empty")
+            labels.setdefault(split, []).append(label)
         if group_column is not None:
             groups.setdefault(split, []).append(str(row[group_column]).strip())
     has_lists = any(isinstance(label, list) for each in labels.values() for label in each)
@@ -70,12 +78,16 @@ def read_table(file: Path) -> Source:
         split: Listing(
             ImageFiles(paths[split]),
             names[split],
-            LabelSets.from_labels(map(to_list, labels[split])) if has_lists else categorize(labels[split]),
+            Numbers.from_array(number_columns, np.array(numbers[split]), is_certain=are_floats)
+            if number_columns
+            else LabelSets.from_labels(map(to_list, labels[split]))
+            if has_lists
+            else categorize(labels[split]),
             None if group_column is None else categorize(groups[split]),
         )
         for split in paths
     }
-    used = {path_column, split_column, group_column, *label_columns}
+    used = {*others, *label_columns, *number_columns}
     unused = [str(name) for name in first if name not in used and str(name).strip()]
     left_out = [LeftOut(f"{file}: the column{'s' * (len(unused) > 1)} {', '.join(unused)}")] if unused else []
     return Source(

@@ -1,12 +1,14 @@
-"""The figure of a confusion matrix."""
+"""The figures of an evaluation: a confusion matrix, and predicted against true numbers."""
 
 from pathlib import Path
 
 import numpy as np
 
+from vitrail.evaluation.numbers import NumberOutcome
 from vitrail.files import write_atomically
 
 MAX_NUMBERED_CLASSES = 30  # with more classes the cells have no numbers
+MAX_PANELS = 6  # of more numbers the first are drawn
 MAX_NAMED_CLASSES = 100  # with more classes the axes have no names
 
 
@@ -32,4 +34,20 @@ def draw_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], path: Pa
         axes.set_yticks(range(n), classes, fontsize=8, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def draw_predictions(outcome: NumberOutcome, path: Path) -> None:
+    """Writes predicted against true numbers as an image, a panel per number; on the line they are equal."""
+    from matplotlib.figure import Figure
+
+    panels = min(len(outcome.classes), MAX_PANELS)
+    figure = Figure(figsize=(4.5 * panels, 4.5), layout="constrained")
+    for k, axes in enumerate(figure.subplots(1, panels, squeeze=False)[0]):
+        true, predicted = outcome.labels[:, k], outcome.predicted[:, k]
+        ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+        axes.plot(ends, ends, color="0.35", linestyle="--", linewidth=1)
+        axes.scatter(true, predicted, s=6, alpha=0.5, color="#0072b2", linewidths=0)
+        axes.set(xlabel="true", ylabel="predicted")
+        axes.set_title(outcome.classes[k], parse_math=False)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))

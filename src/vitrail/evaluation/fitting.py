@@ -8,6 +8,7 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.data.images import Images
 from vitrail.evaluation.calibration import calibrate
 from vitrail.evaluation.multi_label import MultiLabelOutcome
+from vitrail.evaluation.numbers import NumberOutcome
 from vitrail.evaluation.outcomes import AnyOutcome
 from vitrail.evaluation.thresholds import calibrate_labels
 from vitrail.evaluation.unlike import UnlikeFit, fit_unlike_on
@@ -17,11 +18,16 @@ C = TypeVar("C", bound=TorchClassifier)
 
 
 def calibrate_classifier(classifier: C, uncalibrated: AnyOutcome) -> C:
-    """Returns the classifier with what is fitted on validation images: a temperature, and thresholds of labels."""
+    """Returns the classifier with what is fitted on validation images: a temperature, and thresholds of labels.
+
+    Numbers have neither.
+    """
     if isinstance(uncalibrated, MultiLabelOutcome):
         fitted = calibrate_labels(uncalibrated)
         origin = {**classifier.origin, "calibration": fitted.to_json()}
         return replace(classifier, temperature=fitted.temperature, thresholds=fitted.label_thresholds, origin=origin)
+    if isinstance(uncalibrated, NumberOutcome):
+        return classifier
     calibration = calibrate(uncalibrated)
     origin = {**classifier.origin, "calibration": calibration.to_json()}
     return replace(classifier, temperature=calibration.temperature, origin=origin)
@@ -52,6 +58,8 @@ def with_unlike(
 
 def calibrated_outcome(uncalibrated: AnyOutcome, classifier: BaseClassifier) -> AnyOutcome:
     """Returns the outcome that the calibrated classifier has on the same images."""
+    if isinstance(uncalibrated, NumberOutcome):
+        return uncalibrated
     if isinstance(uncalibrated, MultiLabelOutcome):
         uncalibrated = replace(uncalibrated, thresholds=classifier.thresholds)
     return uncalibrated.with_temperature(classifier.temperature)

@@ -109,7 +109,7 @@ def f1_scores(true_positives: np.ndarray, errors: np.ndarray) -> np.ndarray:
     return 2 * true_positives / np.maximum(2 * true_positives + errors, 1)
 
 
-def count_resamples(outcome: MultiLabelOutcome) -> int:
+def count_resamples(outcome: ImageLogits) -> int:
     """Returns how often the images are resampled for an interval."""
     return int(np.clip(MAX_VALUES / outcome.labels.size, MIN_RESAMPLES, RESAMPLES))
 

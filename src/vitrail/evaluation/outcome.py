@@ -17,7 +17,7 @@ from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.loader import EvaluationLoader
 from vitrail.errors import UsageError, VitrailError
-from vitrail.tasks import SINGLE_LABEL
+from vitrail.tasks import TASKS, has_one_class
 
 
 class NoReadableImages(VitrailError):
@@ -108,8 +108,9 @@ class OutcomeOptions(TypedDict, total=False):
 
 def compute_outcome(classifier: BaseClassifier, images: Images, **options: Unpack[OutcomeOptions]) -> Outcome:
     """Returns the outcome on images with one class, as `compute_logits` does; raises `UsageError` for another task."""
-    if classifier.task != SINGLE_LABEL:
-        raise UsageError("this is computed for classifiers of one class per image, and this one gives several labels")
+    if not has_one_class(classifier.task):
+        answer = {"labels": "several labels", "numbers": "numbers"}[TASKS[classifier.task].answer]
+        raise UsageError(f"this is computed for classifiers of one class per image, and this one gives {answer}")
     return Outcome(**vars(compute_logits(classifier, images, **options)))
 
 

@@ -6,20 +6,29 @@ from typing import Any, TypeAlias, Unpack
 from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
 from vitrail.evaluation.evaluation import Evaluation
+from vitrail.evaluation.grades import GradeEvaluation, quadratic_kappa
 from vitrail.evaluation.metrics import balanced_accuracy, check_metrics, compute_metrics
 from vitrail.evaluation.multi_label import MultiLabelOutcome
 from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
+from vitrail.evaluation.numbers import NumberEvaluation, NumberOutcome
 from vitrail.evaluation.outcome import ImageLogits, Outcome, OutcomeOptions, compute_logits
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, refuse_task
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, refuse_task
 
-AnyOutcome: TypeAlias = Outcome | MultiLabelOutcome
-AnyEvaluation: TypeAlias = Evaluation | MultiLabelEvaluation
+AnyOutcome: TypeAlias = Outcome | MultiLabelOutcome | NumberOutcome
+AnyEvaluation: TypeAlias = Evaluation | MultiLabelEvaluation | NumberEvaluation
 
 OUTCOMES: dict[str, Callable[[ImageLogits, BaseClassifier], Any]] = {
     SINGLE_LABEL: lambda logits, classifier: Outcome(**vars(logits)),
     MULTI_LABEL: lambda logits, classifier: MultiLabelOutcome(**vars(logits), thresholds=classifier.thresholds),
+    GRADES: lambda logits, classifier: Outcome(**vars(logits)),
+    REGRESSION: lambda logits, classifier: NumberOutcome(**vars(logits)),
 }
-EVALUATIONS: dict[str, Callable[..., Any]] = {SINGLE_LABEL: Evaluation, MULTI_LABEL: MultiLabelEvaluation}
+EVALUATIONS: dict[str, Callable[..., Any]] = {
+    SINGLE_LABEL: Evaluation,
+    MULTI_LABEL: MultiLabelEvaluation,
+    GRADES: GradeEvaluation,
+    REGRESSION: NumberEvaluation,
+}
 VALIDATION_SCORES: dict[str, dict[str, Callable[[Any], float]]] = {  # what each validation measures
     SINGLE_LABEL: {
         "loss": lambda outcome: outcome.loss,
@@ -30,6 +39,17 @@ VALIDATION_SCORES: dict[str, dict[str, Callable[[Any], float]]] = {  # what each
         "loss": lambda outcome: outcome.loss,
         "accuracy": lambda outcome: outcome.accuracy,
         "map": lambda outcome: outcome.map,
+    },
+    GRADES: {
+        "loss": lambda outcome: outcome.loss,
+        "accuracy": lambda outcome: outcome.accuracy,
+        "balanced_accuracy": balanced_accuracy,
+        "quadratic_kappa": quadratic_kappa,
+    },
+    REGRESSION: {
+        "loss": lambda outcome: outcome.loss,
+        "mae": lambda outcome: outcome.mae,
+        "r2": lambda outcome: outcome.r2,
     },
 }
 

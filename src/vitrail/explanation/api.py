@@ -17,7 +17,7 @@ from vitrail.explanation.methods import DEFAULT_METHOD, METHODS, Method, check_o
 from vitrail.explanation.pixel_inputs import MAX_BATCH_IMAGES, cell_counts, split_images
 from vitrail.explanation.targets import ClassTarget, Target, parse_targets
 from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of, refuse_module
-from vitrail.tasks import MULTI_LABEL, TASKS
+from vitrail.tasks import MULTI_LABEL, REGRESSION, TASKS
 
 
 def explain(
@@ -33,7 +33,8 @@ def explain(
     """Explains the classifier's answer to one image: a file, or uint8 pixels (C, h, w) of any size.
 
     `target` is a class, a pair (class, other class) for "the class rather than the other", or None for the predicted
-    class, or the most probable of several labels. `layer` and `head` count from 0, layers also from -1 backwards;
+    class, the most probable of several labels, or the first of several numbers: the map of a number is the evidence for
+    a higher value, and below zero for a lower one. `layer` and `head` count from 0, layers also from -1 backwards;
     without `head` the map is the mean over heads. `query` is the (row, column) of a patch whose attention is shown.
 
     Raises `ImageError` for an image that cannot be read, and `UsageError` for an unknown class, method, layer, head or
@@ -105,6 +106,8 @@ def explain_batch_views(
     if target is not None or not chosen.class_blind:
         classifier.require_classes()
     targets = parse_targets(classifier.classes, target, len(pixels_BCHW))
+    if classifier.task == REGRESSION:
+        targets = [choose_number(each) for each in targets]
     explanations: list[list[Explanation]] = [[] for _ in views]
     for start in range(0, len(pixels_BCHW), size):
         pixels, batch_targets = pixels_BCHW[start : start + size], targets[start : start + size]
@@ -142,6 +145,14 @@ def require_no_tokens(method: Method, classifier: ModuleClassifier) -> None:
         )
 
 
+def choose_number(target: ClassTarget | None) -> ClassTarget:
+    """Returns the explained number, the first by default; raises `UsageError` for a comparison of two."""
+    number, against = target or (0, None)
+    if against is not None:
+        raise UsageError("two numbers are not compared: their units differ", "name one number")
+    return number, None
+
+
 def make_explanations(
     classifier: TorchClassifier,
     pixels_BCHW: Tensor,
@@ -153,7 +164,8 @@ def make_explanations(
     """Returns the maps of a batch with classes, probabilities (at the classifier's temperature) and settings."""
     classes = classifier.classes or ("",) * logits_BY.shape[1]
     probabilities_BY = TASKS[classifier.task].to_probabilities(logits_BY / classifier.temperature)
-    if not classifier.classes:
+    numbers_BY = classifier.finish(logits_BY) if classifier.task == REGRESSION else None
+    if not classifier.classes or numbers_BY is not None:
         probabilities_BY = torch.full_like(logits_BY, torch.nan)
     explanations: list[Explanation] = []
     pictures_BCHW = classifier.preprocess.to_picture(pixels_BCHW.cpu())
@@ -166,6 +178,7 @@ def make_explanations(
                 probability=float(probabilities_BY[i, label]),
                 image=pictures_BCHW[i].permute(1, 2, 0).numpy(),
                 predicted=describe_answer(classifier, logits_BY[i], classes[predicted]),
+                number=None if numbers_BY is None else float(numbers_BY[i, label]),
                 against=None if against is None else classes[against],
                 **settings,
             )
@@ -174,7 +187,10 @@ def make_explanations(
 
 
 def describe_answer(classifier: TorchClassifier, logits_Y: Tensor, best: str) -> str:
-    """Returns the predicted class, or the predicted labels as a text."""
+    """Returns the predicted class, or the predicted labels or numbers as a text."""
+    if classifier.task == REGRESSION:
+        numbers = classifier.answers.name_numbers(classifier.finish(logits_Y))
+        return ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
     if classifier.task != MULTI_LABEL:
         return best
     return SEPARATOR.join(each.label for each in classifier.answers.predict(logits_Y / classifier.temperature))

@@ -16,7 +16,7 @@ from vitrail.explanation.recording import Record, promote_to_float32, recording
 from vitrail.explanation.targets import ClassTarget, TargetRule, make_target_rule
 from vitrail.model.position import Rotate
 from vitrail.model.vit import ViT
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS
+from vitrail.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 
 MAX_BATCH_TOKENS = 1 << 14  # tokens that pass through the model at once, so that memory does not grow with the batch
 
@@ -72,7 +72,8 @@ class PatchInputs:
 
     def log_odds(self, logits_BY: Tensor) -> Tensor:
         """log p / (1 - p) of the explained class, or its log-odds against the compared class, if any: (B,)."""
-        if logits_BY.shape[1] == 1 or self.task == MULTI_LABEL:  # the logit of a label is its log-odds
+        # the logit of a label is its log-odds, and a number has none
+        if logits_BY.shape[1] == 1 or self.task in (MULTI_LABEL, REGRESSION):
             return self.score(logits_BY)
         target_BY = self.fix_target(logits_BY)
         has_rival_B1 = (target_BY < 0).any(dim=1, keepdim=True)

@@ -16,8 +16,9 @@ class RelevanceMap:
     In the map of a signed method, values below zero are evidence against the class. The map of a class-blind method is
     the same for every class. `probability` is that of `label`, `predicted` the model's own answer, and `image` what the
     model saw, uint8 (H, W, C). `layer`, `head` and `query` are None where the method takes none; `head` is also None
-    where the map is the mean over heads. A model without classes has class-blind maps only, with an empty label and a
-    probability of NaN.
+    where the map is the mean over heads. `number` is the predicted value if `label` is the name of a number; the map is
+    then the evidence for a higher value, and below zero for a lower one. A model without classes has class-blind maps
+    only, with an empty label and a probability of NaN.
     """
 
     map: np.ndarray
@@ -30,6 +31,7 @@ class RelevanceMap:
     layer: int | None = None
     head: int | None = None
     query: tuple[int, int] | None = None
+    number: float | None = None
 
     @property
     def _method(self) -> Method:
@@ -58,12 +60,15 @@ class RelevanceMap:
         if self.class_blind:
             return "where the model looks"
         rather = f" rather than {self.against}" if self.against is not None else ""
-        return f"evidence for {self.label}{rather}"
+        higher = "a higher " if self.number is not None else ""
+        return f"evidence for {higher}{self.label}{rather}"
 
     @property
     def summary(self) -> str:
         """The map as a sentence: how many patches hold half of the positive evidence, and where most of it is."""
         probability = "" if math.isnan(self.probability) else f"{self.probability:.0%}, "
+        if self.number is not None:
+            probability = f"{self.number:.4g}, "
         return f"{self.question} ({probability}{self.method}): {summarize_map(self.map)}"
 
     def to_json(self) -> JsonObject:
@@ -71,6 +76,7 @@ class RelevanceMap:
         return {
             "label": self.label,
             "probability": None if math.isnan(self.probability) else self.probability,
+            **({} if self.number is None else {"number": self.number}),
             "predicted": self.predicted,
             "against": self.against,
             "method": self.method,

@@ -16,7 +16,7 @@ from vitrail.classifier import Classifier
 from vitrail.comparison import Comparison, compare
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.export_documents import LibraryComparison, LibraryDocument
-from vitrail.exporting.library_format import Library, LibraryModel, fold_temperature, with_learned_positions
+from vitrail.exporting.library_format import Library, LibraryModel, fold_outputs, with_learned_positions
 from vitrail.exporting.model_card import write_model_card
 from vitrail.exporting.sample_photos import read_sample_photos
 from vitrail.exporting.timm_format import convert_to_timm, load_with_timm
@@ -106,7 +106,7 @@ def convert_classifier(classifier: Classifier, library: Library) -> LibraryModel
     for part in model_parts(classifier.vit.config):
         raise UsageError(f"{library.package} has no {part['kind']} {part['name']!r}", "export it as onnx or torch")
     config, state = with_learned_positions(classifier.vit)
-    model = library.convert(classifier, config, fold_temperature(state, classifier.temperature))
+    model = library.convert(classifier, config, fold_outputs(state, classifier))
     return replace(model, tensors={name: tensor.cpu().clone() for name, tensor in model.tensors.items()})
 
 
@@ -143,9 +143,9 @@ def check_comparison(comparison: Comparison, package: str) -> None:
 
 
 def run_classifier(classifier: Classifier, images_BCHW: Tensor) -> Tensor:
-    """Returns the outputs of the classifier for normalized images; logits are divided by the temperature."""
+    """Returns the outputs of the classifier for normalized images, as `Classifier.logits` does."""
     outputs = classifier.vit.eval()(images_BCHW.to(classifier.device)).float().cpu()
-    return outputs / classifier.temperature if classifier.vit.config.classes else outputs
+    return classifier.finish(outputs) if classifier.vit.config.classes else outputs
 
 
 def make_probe_images(classifier: Classifier) -> Tensor:

@@ -1,7 +1,8 @@
 """What the formats for other libraries share: the result of a conversion, and values folded into weights.
 
 What a library cannot express is folded into the weights if that changes nothing: fixed positions become a table, the
-temperature becomes part of the head. If it would change the outputs, the export is refused and the field named.
+temperature, or the scale of numbers, becomes part of the head. If it would change the outputs, the export is refused
+and the field named.
 """
 
 from collections.abc import Callable
@@ -58,9 +59,26 @@ def with_learned_positions(vit: ViT) -> tuple[ViTConfig, State]:
     return config, state
 
 
-def fold_temperature(state: State, temperature: float) -> State:
-    """Divides the head by the temperature, so that its outputs are calibrated logits."""
-    return {name: tensor / temperature if name in HEAD_OUTPUTS else tensor for name, tensor in state.items()}
+def fold_outputs(state: State, classifier: Classifier) -> State:
+    """Divides the head by the temperature, so that its outputs are calibrated logits; numbers get their units.
+
+    Raises `UsageError` for numbers if the head has no single output layer.
+    """
+    scale, temperature = classifier.target_scale, classifier.temperature
+    if scale is None:
+        return {name: tensor / temperature if name in HEAD_OUTPUTS else tensor for name, tensor in state.items()}
+    layer = {"linear": "head", "mlp": "head.fc2"}.get(classifier.vit.config.head)
+    if layer is None:
+        raise UsageError(
+            "the scale of the numbers fits only into a linear or an MLP head", "export it as onnx or torch"
+        )
+    mean_Y, std_Y = (torch.tensor(values, dtype=torch.float64) for values in (scale.mean, scale.std))
+    weight, bias = (state[f"{layer}.{name}"] for name in ("weight", "bias"))
+    folded = {
+        f"{layer}.weight": (weight.double() * std_Y.to(weight.device)[:, None]).to(weight.dtype),
+        f"{layer}.bias": (bias.double() * std_Y.to(bias.device) + mean_Y.to(bias.device)).to(bias.dtype),
+    }
+    return {**state, **folded}
 
 
 def with_layer_scale(config: ViTConfig, state: State) -> tuple[ViTConfig, State]:

@@ -12,9 +12,13 @@ from vitrail.exporting.preparation import (
     describe_program,
     describe_thresholds,
 )
+from vitrail.tasks import GRADES, REGRESSION, TASKS
 from vitrail.weights.origin import describe_teacher, without_paths
 
 MINIMUM_VERSIONS = {"timm": ("Needs timm 1.0.16 or newer, which can load a folder.", "")}
+
+
+METRIC_TITLES = {"mae": "mean absolute error", "quadratic_kappa": "quadratic weighted kappa", "accuracy": "accuracy"}
 
 
 def write_model_card(
@@ -43,7 +47,7 @@ def write_model_card(
         describe_comparison(comparison, library),
         list_metrics(origin.get("metrics") or {}),
         list_thresholds(classifier),
-        list_classes(classifier.classes),
+        list_classes(classifier),
         describe_origin(origin),
     ]
     return "\n".join(line for section in sections for line in section)
@@ -75,7 +79,8 @@ def describe_preprocessing(classifier: Classifier, is_program: bool) -> list[str
         steps.append(describe_normalization(classifier.preprocess))
         if classifier.classes:
             activation = describe_activation(classifier, "outputs")
-            steps.append(f"{activation}: the temperature is part of the weights.")
+            part = "scale" if classifier.task == REGRESSION else "temperature"
+            steps.append(f"{activation}: the {part} is part of the weights.")
     return ["## Preparing an image", "", *(f"{i}. {step}" for i, step in enumerate(steps, start=1)), ""]
 
 
@@ -87,13 +92,15 @@ def describe_comparison(comparison: Mapping[str, Any] | None, library: str) -> l
 
 
 def list_metrics(metrics: dict[str, Any]) -> list[str]:
-    """Returns a table of the accuracy on each split, and which of them are optimistic."""
+    """Returns a table of the main score on each split, and which of them are optimistic."""
     if not metrics:
         return []
-    lines = ["## Metrics", "", "| split | images | accuracy | 95% interval |", "| --- | --: | --: | --- |"]
+    name = next((name for name in METRIC_TITLES if all(name in scores for scores in metrics.values())), "accuracy")
+    title = METRIC_TITLES[name]
+    lines = ["## Metrics", "", f"| split | images | {title} | 95% interval |", "| --- | --: | --: | --- |"]
     for split, scores in metrics.items():
-        low, high = scores.get("accuracy_interval", (float("nan"),) * 2)
-        lines.append(f"| {split} | {scores['images']} | {scores['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
+        low, high = scores.get(f"{name}_interval") or (float("nan"),) * 2
+        lines.append(f"| {split} | {scores['images']} | {scores[name]:.4f} | {low:.4f} to {high:.4f} |")
     lines.append("")
     for split, scores in metrics.items():
         if scores.get("optimistic"):
@@ -110,8 +117,12 @@ def list_thresholds(classifier: Classifier) -> list[str]:
     return ["## Thresholds", "", "| label | threshold |", "| --- | --: |", *rows, ""]
 
 
-def list_classes(classes: tuple[str, ...]) -> list[str]:
-    return ["## Classes", "", ", ".join(escape_markdown(name) for name in classes), ""] if classes else []
+def list_classes(classifier: Classifier) -> list[str]:
+    title = {"class": "Classes", "labels": "Labels", "numbers": "Numbers"}[TASKS[classifier.task].answer]
+    if classifier.task == GRADES:
+        title = "Grades, in their order"
+    names = ", ".join(escape_markdown(name) for name in classifier.classes)
+    return [f"## {title}", "", names, ""] if classifier.classes else []
 
 
 def describe_origin(origin: dict[str, Any]) -> list[str]:

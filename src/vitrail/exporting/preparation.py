@@ -20,7 +20,7 @@ from vitrail.data.bands import describe_channels
 from vitrail.data.decode import BACKGROUND
 from vitrail.data.preprocess import Preprocess
 from vitrail.exporting.program import LOGITS, PIXELS
-from vitrail.tasks import DEFAULT_THRESHOLD, MULTI_LABEL, TASKS
+from vitrail.tasks import DEFAULT_THRESHOLD, MULTI_LABEL, REGRESSION, TASKS
 
 RULES = {"pad": "fit_inside", "crop": "cover", "stretch": "exact"}
 
@@ -48,12 +48,18 @@ def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
         "cut_off": {"bottom": preprocess.trim[0], "right": preprocess.trim[1]},
         "input": {"name": PIXELS, "layout": "NCHW", **describe_values(preprocess)},
         "inside_the_graph": [*divisor(preprocess), "mean", "standard deviation", "temperature"],
-        "output": {
-            "name": LOGITS,
-            f"{TASKS[classifier.task].activation}_applied": False,
-            "temperature_applied": True,
-            **describe_thresholds(classifier),
-        },
+        "output": {"name": LOGITS, **describe_output(classifier)},
+    }
+
+
+def describe_output(classifier: BaseClassifier) -> dict[str, Any]:
+    """Returns what the output of a program is: logits without their activation, or numbers in their units."""
+    if classifier.task == REGRESSION:
+        return {"numbers": list(classifier.classes), "scale_applied": True}
+    return {
+        f"{TASKS[classifier.task].activation}_applied": False,
+        "temperature_applied": True,
+        **describe_thresholds(classifier),
     }
 
 
@@ -93,7 +99,9 @@ def describe_program(classifier: BaseClassifier) -> list[str]:
         f"channels: {describe_order(preprocess)}.",
         f"Do not normalize: the graph {inside}subtracts the mean and divides by the standard deviation.",
     ]
-    if classifier.classes:
+    if classifier.task == REGRESSION:
+        sentences.append(f"The output is the numbers {', '.join(classifier.classes)}, in their units: use it as it is.")
+    elif classifier.classes:
         sentences.append(
             f"{describe_activation(classifier, 'logits')}, in the order of the classes. The logits are divided by the "
             "temperature in the graph: do not divide again."
@@ -104,6 +112,8 @@ def describe_program(classifier: BaseClassifier) -> list[str]:
 def describe_activation(classifier: BaseClassifier, outputs: str) -> str:
     """Returns what turns the outputs into probabilities, as the begin of a sentence."""
     activation = TASKS[classifier.task].activation
+    if classifier.task == REGRESSION:
+        return f"The {outputs} are the numbers, in their units"
     if classifier.task != MULTI_LABEL:
         return f"A {activation} turns the {outputs} into probabilities"
     return (

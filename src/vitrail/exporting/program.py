@@ -72,7 +72,7 @@ class Program(nn.Module):
         copy = classifier.with_image_size(classifier.preprocess.image_size)  # position embeddings for this grid alone
         self.vit = copy.vit.cpu().float().eval().requires_grad_(False)
         self.preprocess = classifier.preprocess
-        self.temperature = classifier.temperature
+        self.finish = classifier.finish
         self.task = classifier.task
         self.attention = attention
         self.unlike = classifier.unlike if unlike else None
@@ -80,7 +80,7 @@ class Program(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
         with plain_attention(self.vit) as weights:
             features_BD = self.vit.features(self.preprocess.normalize(pixels_BCHW))
-            logits_BY = self.vit.head(features_BD) / self.temperature
+            logits_BY = self.finish(self.vit.head(features_BD))
         outputs = [logits_BY, *([torch.stack(weights, dim=1)] if self.attention else [])]
         if self.unlike is not None:
             distances_B = self.unlike(features_BD)

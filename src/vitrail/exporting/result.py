@@ -27,11 +27,12 @@ class ExportResult:
     def summary(self) -> list[str]:
         """Returns the result in sentences."""
         verification = self.verification
+        same_class = f"same class for {verification.agreement:.2%}, " if verification.has_classes else ""
         served = f"serve it: tritonserver --model-repository {self.path.absolute().parent}"
         sentences = [
             f"written: {self.path} ({self.bytes / 1e6:.2f} MB), with the outputs {', '.join(self.outputs)}",
-            f"compared on {verification.description}: largest difference of a logit {verification.max_difference:.1e}, "
-            f"same class for {verification.agreement:.2%}, an image alone and in a batch differ by "
+            f"compared on {verification.description}: largest difference of an output "
+            f"{verification.max_difference:.1e}, {same_class}an image alone and in a batch differ by "
             f"{verification.batch_difference:.1e}",
         ]
         if self.format == "triton":

@@ -56,7 +56,7 @@ def example_inputs(program: Program) -> tuple[Tensor, Tensor]:
 
 
 def logits_and_map(program: Program, pixels_BCHW: Tensor, target_BY: Tensor) -> tuple[Tensor, ...]:
-    """Returns the logits divided by the temperature, the attention if the program has it, and the map."""
+    """Returns the logits as the classifier does, the attention if the program has it, and the map."""
     vit = program.vit
     h, w = vit.config.grid
     with plain_attention(vit) as weights:
@@ -65,4 +65,4 @@ def logits_and_map(program: Program, pixels_BCHW: Tensor, target_BY: Tensor) -> 
         map_BP, logits_BY = libragrad(inputs)
     map_Bhw = map_BP.view(-1, h, w)
     attention = [torch.stack(weights, dim=1).detach()] if program.attention else []
-    return (logits_BY / program.temperature, *attention, map_Bhw)
+    return (program.finish(logits_BY), *attention, map_Bhw)

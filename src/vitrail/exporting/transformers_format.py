@@ -14,12 +14,12 @@ from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.exporting.library_format import Document, LibraryModel, State, require_values, with_layer_scale
 from vitrail.model.config import Rotary, ViTConfig
-from vitrail.tasks import MULTI_LABEL
+from vitrail.tasks import MULTI_LABEL, REGRESSION
 from vitrail.weights.conversion import export_weights
 from vitrail.weights.families.hf import compute_swiglu_width
 from vitrail.weights.layouts import LAYOUTS
 
-PROBLEM_TYPE = "multi_label_classification"
+PROBLEM_TYPES = {MULTI_LABEL: "multi_label_classification", REGRESSION: "regression"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 MAX_MLP_RATIO = 32
@@ -64,8 +64,8 @@ def convert_to_transformers(classifier: Classifier, config: ViTConfig, state: St
     if classifier.classes:
         document["id2label"] = {str(index): name for index, name in enumerate(classifier.classes)}
         document["label2id"] = {name: index for index, name in enumerate(classifier.classes)}
-    if classifier.task == MULTI_LABEL:
-        document["problem_type"] = PROBLEM_TYPE
+    if classifier.task in PROBLEM_TYPES:
+        document["problem_type"] = PROBLEM_TYPES[classifier.task]
     files = {"config.json": document, "preprocessor_config.json": make_preprocessor(classifier)}
     note = PAD_NOTE if classifier.preprocess.fit == "pad" else ""
     load_code = f'transformers.{model.architecture}.from_pretrained("{{folder}}").eval()'

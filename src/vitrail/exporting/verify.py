@@ -20,7 +20,7 @@ from vitrail.export_documents import VerificationDocument
 from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ATTENTION, DISTANCE, LOGITS, MAP, UNLIKE, ProgramOptions, RunProgram
 from vitrail.intervals import paired_difference_interval
-from vitrail.tasks import MULTI_LABEL, exceeds
+from vitrail.tasks import MULTI_LABEL, REGRESSION, exceeds
 
 SINGLE_IMAGES = 8  # images that are also run one by one, and images on which attention and maps are compared
 QUANTILES = Tolerance(1e-2)  # distances may lie close together, so that a small difference passes several
@@ -55,6 +55,7 @@ class Verification:
     batch_difference: float  # largest difference of an image's logits alone and in a batch
     rms_ratio: float  # root mean square of the difference, relative to the standard deviation of the logits
     largest: float  # largest absolute logit of the classifier
+    has_classes: bool = True  # False for numbers, whose largest one means nothing
     accuracy: float | None = None
     exported_accuracy: float | None = None
     accuracy_drop: float | None = None
@@ -66,9 +67,10 @@ class Verification:
             "compared_on": self.description,
             "images": self.images,
             "max_difference": self.max_difference,
-            "agreement": self.agreement,
             "batch_difference": self.batch_difference,
         }
+        if self.has_classes:
+            document["agreement"] = self.agreement
         if ATTENTION in self.other_differences:
             document["attention_difference"] = self.other_differences[ATTENTION]
         if MAP in self.other_differences:
@@ -135,6 +137,7 @@ def compare_logits(
         lambda pixels: classifier.logits(pixels).double(), lambda pixels: logits(pixels).double(),
         pixels_of_batches(), name="the exported program", on_batch=on_batch,
     )  # fmt: skip
+    has_accuracy = probes.is_labeled and classifier.task != REGRESSION
     single = torch.cat([logits(pixels).cpu().double() for pixels in torch.split(first[0][:SINGLE_IMAGES], 1)])
     return Verification(
         probes.description,
@@ -144,7 +147,8 @@ def compare_logits(
         batch_difference=(single - comparison.candidate[: len(single)]).abs().max().item(),
         rms_ratio=comparison.rms_ratio,
         largest=comparison.largest,
-        **(compare_accuracy(comparison, torch.cat(labels), classifier) if probes.is_labeled else {}),
+        has_classes=classifier.task != REGRESSION,
+        **(compare_accuracy(comparison, torch.cat(labels), classifier) if has_accuracy else {}),
     )
 
 
@@ -179,7 +183,9 @@ def check_tolerance(verification: Verification, limits: Limits) -> None:
     A drop in accuracy counts only if its interval excludes zero. NaN is never allowed.
     """
     hint = f"compared on {verification.description}; nothing was written"
-    agreement = f"the class is the same for {verification.agreement:.1%} of the images"
+    agreement = ""
+    if verification.has_classes:
+        agreement = f", the class is the same for {verification.agreement:.1%} of the images"
     if not verification.batch_difference <= limits.batch.allowed(verification.largest):
         raise VitrailError(
             f"the logits of an image depend on the other images of its batch, by {verification.batch_difference:.2e}",
@@ -188,7 +194,7 @@ def check_tolerance(verification: Verification, limits: Limits) -> None:
     if limits.logits and not verification.max_difference <= limits.logits.allowed(verification.largest):
         raise VitrailError(
             f"the exported program does not agree: its logits differ by {verification.max_difference:.2e} where "
-            f"{limits.logits.allowed(verification.largest):.0e} is allowed, {agreement}", hint,
+            f"{limits.logits.allowed(verification.largest):.0e} is allowed{agreement}", hint,
         )  # fmt: skip
     drop, interval = verification.accuracy_drop, verification.accuracy_drop_interval or (1, 1)
     if limits.accuracy_drop is not None and drop is not None and drop > limits.accuracy_drop and interval[0] > 0:
@@ -199,7 +205,7 @@ def check_tolerance(verification: Verification, limits: Limits) -> None:
     if limits.rms_ratio is not None and not verification.rms_ratio <= limits.rms_ratio:
         raise VitrailError(
             f"int8 does not agree: the root mean square of the differences is {verification.rms_ratio:.1%} of the "
-            f"logits' standard deviation where {limits.rms_ratio:.0%} is allowed, {agreement}", hint,
+            f"logits' standard deviation where {limits.rms_ratio:.0%} is allowed{agreement}", hint,
         )  # fmt: skip
 
 

@@ -97,6 +97,7 @@ def classifier_digest(classifier: Classifier) -> str:
     answers: list[Any] = [] if classifier.task == SINGLE_LABEL else [classifier.task, classifier.thresholds]
     if classifier.unlike is not None:
         answers += [classifier.unlike.facts.to_json(), weights_sha256(classifier.unlike.to_tensors())]
+    answers += [classifier.target_scale.to_json()] if classifier.target_scale else []
     documents = [config_to_json(classifier.vit.config), preprocess, classifier.classes, *code, *answers]
     text = json.dumps([weights_sha256(weights), *documents, classifier.temperature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

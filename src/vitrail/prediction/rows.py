@@ -17,7 +17,7 @@ from vitrail.image_predictions import Prediction, top_probabilities
 from vitrail.prediction.entry import Entry
 from vitrail.prediction.shard_members import read_shard_member
 from vitrail.prediction.spreadsheets import portable_path
-from vitrail.tasks import MULTI_LABEL
+from vitrail.tasks import MULTI_LABEL, REGRESSION, has_one_class
 
 MEMORY_HINT = "use fewer --processes or a smaller --batch-size, then --resume"
 NON_FINITE = "the model's output is not a finite number"
@@ -35,6 +35,7 @@ class Rows:
     over_8_bits: list[str] = field(default_factory=list)  # paths of the images in 16 bits or floats
     found: list[list[Prediction]] | None = None  # of a classifier for several labels; then k is 0
     unlike: np.ndarray | None = None  # (n,), quantiles of distances from the validation images, if that is fitted
+    numbers: np.ndarray | None = None  # (n, Y) float32 of a model that predicts numbers; then k is 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -91,7 +92,8 @@ def predict_rows(
     `halve` remembers from batch to batch how many images fit into memory. Raises `VitrailError` if memory runs out.
     """
     has_several = classifier.task == MULTI_LABEL
-    k = 0 if has_several else min(top, len(classifier.classes))
+    k = min(top, len(classifier.classes)) if has_one_class(classifier.task) else 0
+    numbers = np.zeros((len(entries), len(classifier.classes)), np.float32) if classifier.task == REGRESSION else None
     found: list[list[Prediction]] | None = [[] for _ in entries] if has_several else None
     labels = np.zeros((len(entries), k), np.int64)
     probabilities = np.zeros((len(entries), k), np.float32)
@@ -110,6 +112,8 @@ def predict_rows(
                 found[i] = classifier.answers.predict(logits_Y)
         if facts is not None and unlike is not None and distances_B is not None:
             unlike[indices] = facts.find_quantiles(distances_B.cpu().double().numpy())
+        if numbers is not None:
+            numbers[indices] = logits_BY.cpu().numpy()
         if features_BD is not None:
             if features is None:
                 features = np.zeros((len(entries), features_BD.shape[1]), np.float32)
@@ -117,7 +121,7 @@ def predict_rows(
         for i in indices:
             errors[i] = None
     paths = [portable_path(entry.path) for entry in entries]
-    return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits, found, unlike)
+    return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits, found, unlike, numbers)
 
 
 Outputs = tuple[
@@ -195,4 +199,7 @@ def concatenate_rows(batches: Sequence[Rows]) -> Rows:
         None
         if any(rows.unlike is None for rows in batches)
         else np.concatenate([rows.unlike for rows in batches if rows.unlike is not None]),
+        None
+        if any(rows.numbers is None for rows in batches)
+        else np.concatenate([rows.numbers for rows in batches if rows.numbers is not None]),
     )

@@ -1,7 +1,8 @@
 """Rows -> the bytes of a table. Parquet and CSV have the same columns.
 
 They are path, label, probability, label_2, probability_2, ..., error; with several labels per image path, labels
-("cat;dog"), probabilities ("0.91;0.62"), error. Before `error` there is `unlike`, if the classifier has it.
+("cat;dog"), probabilities ("0.91;0.62"), error; of numbers path, a column for each number, error. Before `error` there
+is `unlike`, if the classifier has it.
 """
 
 import csv
@@ -11,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.image_predictions import JOINED_COLUMNS, join_predictions
+from vitrail.image_predictions import JOINED_COLUMNS, join_predictions, number_columns
 from vitrail.prediction.arrow import import_pyarrow
 from vitrail.prediction.rows import Rows
 
 
-def column_names(top: int) -> list[str]:
-    """Returns path, label, probability, label_2, probability_2, ..., error."""
+def column_names(rows: Rows, classes: Sequence[str], top: int) -> list[str]:
+    """Returns path, label, probability, label_2, probability_2, ..., error; of labels or numbers their columns."""
+    if rows.found is not None:
+        return ["path", *JOINED_COLUMNS, "error"]
+    if rows.numbers is not None:
+        return ["path", *number_columns(classes), "error"]
     others = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
     return ["path", "label", "probability", *others, "error"]
 
@@ -33,6 +38,10 @@ def encode_parquet(rows: Rows, classes: Sequence[str], top: int, embedding_width
         texts = list(zip(*map(join_predictions, rows.found), strict=True)) or [(), ()]
         for name, values in zip(JOINED_COLUMNS, texts, strict=True):
             columns[name] = pa.array(values, pa.string(), mask=is_missing)
+    if rows.numbers is not None:
+        top = 0
+        for k, name in enumerate(number_columns(classes)):
+            columns[name] = pa.array(rows.numbers[:, k], pa.float32(), mask=is_missing)
     dictionary = pa.array(list(classes), pa.string())
     for k in range(top):
         suffix = "" if k == 0 else f"_{k + 1}"
@@ -59,14 +68,16 @@ def encode_csv(rows: Rows, classes: Sequence[str], top: int, embedding_width: in
     """Returns a CSV file in UTF-8 with a header; an embedding is a JSON list."""
     buffer = io.StringIO(newline="")
     table = csv.writer(buffer)  # lines end in CR LF (RFC 4180): with LF alone a CR in a name would not be quoted
-    names = column_names(top) if rows.found is None else ["path", *JOINED_COLUMNS, "error"]
+    names = column_names(rows, classes, top)
     names[-1:-1] = ["unlike"] * (rows.unlike is not None)
     table.writerow(names + ["embedding"] * (embedding_width is not None))
     for i, (path, error) in enumerate(zip(rows.paths, rows.errors, strict=True)):
         cells: list[Any] = []
         if rows.found is not None:
             cells = list(join_predictions(rows.found[i])) if error is None else ["", ""]
-        for k in range(top if rows.found is None else 0):
+        if rows.numbers is not None:
+            cells = list(map(str, rows.numbers[i])) if error is None else [""] * len(classes)
+        for k in range(top if rows.found is None and rows.numbers is None else 0):
             has_values = error is None and k < rows.labels.shape[1]
             cells += [classes[rows.labels[i, k]], str(rows.probabilities[i, k])] if has_values else ["", ""]
         if rows.unlike is not None:

@@ -151,7 +151,12 @@ def encode_png(array_HWC: np.ndarray) -> str:
 
 
 def render_labels(document: dict[str, Any], pictures: dict[str, str]) -> str:
-    """Returns the page. It refers to nothing outside, and all names are escaped."""
+    """Returns the page."""
+    return render_template("labels.html", d=document, pictures=pictures, max_table=MAX_TABLE)
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Returns the page of a template. It refers to nothing outside, and all names are escaped."""
     environment = Environment(
         loader=FunctionLoader(read_resource),
         autoescape=True,
@@ -160,7 +165,5 @@ def render_labels(document: dict[str, Any], pictures: dict[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number}
-    page: str = environment.get_template("labels.html").render(
-        d=document, style=Markup(read_resource("style.css")), pictures=pictures, max_table=MAX_TABLE
-    )
+    page: str = environment.get_template(name).render(style=Markup(read_resource("style.css")), **values)
     return page

@@ -18,7 +18,7 @@ from vitrail.files import write_json
 from vitrail.interrupts import StopRequest, catch_stop_signals
 from vitrail.runs.training_run import Progress, Row, TrainingRun
 from vitrail.runs.validation import evaluate_all_ranks
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from vitrail.training.advice import describe_early_stop, describe_overfitting
 from vitrail.training.balance import epoch_draws
 from vitrail.training.batch_sharding import make_train_loader
@@ -31,7 +31,12 @@ from vitrail.training.schedules import image_scale
 CHECKPOINT_INTERVAL_S = 600.0  # between checkpoints within an epoch
 CURVES_INTERVAL_S = 10.0  # between drawings of the curves before the last epoch
 MAX_FILES = 3  # file names in a sentence
-CALLBACK_SCORES = {SINGLE_LABEL: ("loss", "accuracy"), MULTI_LABEL: ("loss", "accuracy", "map")}
+SCORE_TITLES: dict[str, dict[str, str]] = {  # what the line of an epoch shows, and callbacks get, beside the loss
+    SINGLE_LABEL: {"accuracy": "accuracy"},
+    MULTI_LABEL: {"accuracy": "accuracy", "map": "mAP"},
+    GRADES: {"accuracy": "accuracy", "quadratic_kappa": "kappa"},
+    REGRESSION: {"mae": "MAE", "r2": "R2"},
+}
 LOADING_ERRORS = (ImageError, NoReadableImages, WorkerDied)
 
 
@@ -97,7 +102,7 @@ def score_start(run: TrainingRun, stop: StopRequest) -> None:
     run.progress.best, run.best_outcome = row, run.outcome
     run.save_artifact()
     run.world.on_main(lambda: run.folder.write_metrics([row]))
-    log(format_epoch(row, run.epochs))
+    log(format_epoch(row, run.epochs, task=run.classifier.task))
     call_evaluation_hook(run, row)
 
 
@@ -116,11 +121,17 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
             seconds = time.perf_counter() - started
             progress.seconds = earlier_seconds + seconds
             images += step.images
-            scores = f"loss {progress.loss / progress.images:.3f}  accuracy {progress.accuracy:.3f}"
+            scores = "  ".join(
+                f"{name.removeprefix('train_')} {value:.3f}"
+                for name, value in {
+                    "train_loss": progress.loss / progress.images,
+                    **accuracy_of(run, progress.accuracy),
+                }.items()
+            )
             bar.advance(note=f"{scores}  {images / seconds:,.0f} images/s")
             is_due = time.monotonic() - run.saved_at > CHECKPOINT_INTERVAL_S
             if has_step_hook:
-                run.call_hook("on_step_end", progress.epoch + 1, metrics=describe_step(step))
+                run.call_hook("on_step_end", progress.epoch + 1, metrics=describe_step(run, step))
             calls = run.hooks.calls
             must_stop, is_due, ends_early, has_failed = run.world.any(  # a later signal counts at the next step
                 stop.requested, is_due, calls.stop is not None, calls.error is not None
@@ -141,7 +152,7 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
         "epoch": progress.epoch + 1,
         "step": state.step,
         "train_loss": progress.loss / progress.images,
-        "train_accuracy": progress.accuracy,
+        **accuracy_of(run, progress.accuracy),
         **({"unreadable": progress.unreadable} if progress.unreadable else {}),
         "lr": progress.lr,
         "grad_norm": progress.grad_norm,
@@ -150,12 +161,17 @@ def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Ro
     }
 
 
-def describe_step(step: StepStats) -> Row:
+def accuracy_of(run: TrainingRun, accuracy: float) -> Row:
+    """Returns the training accuracy by name; nothing for numbers, which are never right."""
+    return {} if TASKS[run.classifier.task].count_correct is None else {"train_accuracy": accuracy}
+
+
+def describe_step(run: TrainingRun, step: StepStats) -> Row:
     """Returns the metrics of a step, with the names of those of an epoch."""
     return {
         "step": step.step,
         "train_loss": step.loss,
-        "train_accuracy": step.accuracy,
+        **accuracy_of(run, step.accuracy),
         "lr": step.lr,
         "grad_norm": step.grad_norm,
     }
@@ -231,7 +247,7 @@ def call_evaluation_hook(run: TrainingRun, row: Row) -> None:
     """Calls on_evaluation_end with the scores in the row, if it has any."""
     for split in ("validation", "test"):
         if f"{split}_loss" in row:
-            scores = {name: row[f"{split}_{name}"] for name in CALLBACK_SCORES[run.classifier.task]}
+            scores = {name: row[f"{split}_{name}"] for name in ("loss", *SCORE_TITLES[run.classifier.task])}
             evaluation = SplitScores(split, cast(HookScores, MappingProxyType(scores)), is_final=False)
             run.call_hook_on_all("on_evaluation_end", row["epoch"], metrics=row, evaluation=evaluation)
 
@@ -252,7 +268,7 @@ def end_epoch(run: TrainingRun, row: Row) -> None:
         run.progress.best, run.best_outcome = row, run.outcome
         run.save_artifact()
     world.on_main(lambda: run.folder.append_metrics(row))
-    log(format_epoch(row, run.epochs, seconds_left(run, row)))
+    log(format_epoch(row, run.epochs, seconds_left(run, row), run.classifier.task))
     run.call_hook("on_epoch_end", row["epoch"], metrics=row)
     has_stopped = run.stop_if_requested()
     run.save_checkpoint("-measured")
@@ -290,11 +306,16 @@ def seconds_left(run: TrainingRun, row: Row) -> float:
     return len(run.train_images) / row["images_per_second"] * remaining / relative_cost(row["epoch"])
 
 
-def format_epoch(row: Row, epochs: int, left_s: float = 0.0) -> str:
+def format_epoch(row: Row, epochs: int, left_s: float = 0.0, task: str = SINGLE_LABEL) -> str:
     """Returns a line for an epoch, with the time left; epoch 0 is the start."""
     scores = "".join(
-        f"{split} loss {row[f'{split}_loss']:.3f} accuracy {row[f'{split}_accuracy']:.3f}  "
-        + (f"mAP {row[f'{split}_map']:.3f}  " if f"{split}_map" in row else "")
+        f"{split} loss {row[f'{split}_loss']:.3f} "
+        + " ".join(
+            f"{title} {row[f'{split}_{name}']:.3f}"
+            for name, title in SCORE_TITLES[task].items()
+            if f"{split}_{name}" in row
+        )
+        + "  "
         for split in ("train", "validation", "test")
         if f"{split}_loss" in row
     )

@@ -29,7 +29,7 @@ from vitrail.runs.result import ModuleRun, Run, make_run
 from vitrail.runs.run_report import run_report_command, write_run_report
 from vitrail.runs.start import Start
 from vitrail.runs.teaching_table import make_teaching_table
-from vitrail.tasks import SINGLE_LABEL
+from vitrail.tasks import REGRESSION, has_one_class
 from vitrail.training.recipe import Recipe
 from vitrail.weights.origin import read_origin
 
@@ -133,8 +133,8 @@ def has_pictures(folder: RunFolder, run: Run) -> bool:
     if not folder.draws:
         return True
     pictures = PICTURES[:1] if isinstance(run, ModuleRun) else PICTURES
-    if run.classifier.task != SINGLE_LABEL:
-        pictures = PICTURES[1:]
+    if not has_one_class(run.classifier.task):
+        pictures = ("predictions", "attention") if run.classifier.task == REGRESSION else PICTURES[1:]
     return all(folder.picture(name).exists() for name in pictures)
 
 

@@ -9,7 +9,7 @@ runs/NAME/
   metrics.jsonl                                a row per epoch, or per penalty of a linear head; with pretrained weights
                                                epoch 0 is the start
   result.json                                  the final scores
-  curves.png  confusion.png  attention.png     pictures
+  curves.png  confusion.png  attention.png     pictures; predictions.png of numbers
   report.html  report.json                     the report, for people and for programs
   diverged.json                                the batch at which training diverged, if it did
   tensorboard/  wandb/                         with --logger

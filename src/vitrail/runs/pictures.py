@@ -1,4 +1,4 @@
-"""The pictures of a finished run: confusion.png and attention.png."""
+"""The pictures of a finished run: confusion.png, or predictions.png of numbers, and attention.png."""
 
 from pathlib import Path
 
@@ -7,22 +7,26 @@ import numpy as np
 from vitrail.classifier import Classifier
 from vitrail.data.images import Images
 from vitrail.evaluation.evaluation import Evaluation
-from vitrail.evaluation.figures import draw_confusion_matrix
+from vitrail.evaluation.figures import draw_confusion_matrix, draw_predictions
 from vitrail.evaluation.metrics import confusion_matrix
+from vitrail.evaluation.numbers import NumberEvaluation
 from vitrail.evaluation.outcomes import AnyEvaluation
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.figures import save_gallery
 from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.folder import RunFolder
-from vitrail.tasks import MULTI_LABEL
+from vitrail.tasks import REGRESSION, has_one_class
 
 GALLERY_IMAGES = 30  # in attention.png
+FIFTHS = 5  # of the numbers, of which the gallery has equally many images
 
 
 def draw_pictures(classifier: TorchClassifier, images: Images, evaluation: AnyEvaluation, folder: RunFolder) -> None:
-    """Draws the confusion matrix of images with one class and, of a ViT, the attention gallery of the scored images."""
+    """Draws the confusion matrix of classes, or predicted against true numbers, and a ViT's attention gallery."""
     if isinstance(evaluation, Evaluation):
         draw_confusion_matrix(confusion_matrix(evaluation.outcome), classifier.classes, folder.picture("confusion"))
+    if isinstance(evaluation, NumberEvaluation):
+        draw_predictions(evaluation.outcome, folder.picture("predictions"))
     if isinstance(classifier, Classifier):
         draw_attention(classifier, evaluation.outcome.readable_images(images), folder.picture("attention"))
 
@@ -44,15 +48,21 @@ def draw_attention(classifier: Classifier, images: Images, path: Path, max_image
 
 
 def kinds_of_images(images: Images) -> np.ndarray:
-    """Returns the class of each image, (n,); of images with several labels a number of their set."""
-    if images.task != MULTI_LABEL:
+    """Returns the class of each image, (n,); of several labels a number of their set, of numbers that of a fifth."""
+    if has_one_class(images.task):
         return images.labels
+    if images.task == REGRESSION:
+        ranks = np.argsort(np.argsort(images.labels[:, 0], kind="stable"), kind="stable")
+        fifths: np.ndarray = ranks * FIFTHS // max(len(ranks), 1)
+        return fifths
     kinds: np.ndarray = np.unique(images.labels, axis=0, return_inverse=True)[1].ravel()
     return kinds
 
 
 def label_text(images: Images, i: int) -> str:
-    """Returns the class of an image, or its labels."""
-    if images.task != MULTI_LABEL:
+    """Returns the class of an image, its labels or its numbers."""
+    if has_one_class(images.task):
         return images.classes[images.labels[i]]
+    if images.task == REGRESSION:
+        return ", ".join(f"{number:.4g}" for number in images.labels[i])
     return ", ".join(images.classes[k] for k in np.flatnonzero(images.labels[i])) or "no label"

@@ -10,14 +10,16 @@ from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.documents import RunDocument, RunResult, Scores, TeachingRow
 from vitrail.evaluation.evaluation import describe_averages, describe_scored_images
+from vitrail.evaluation.grades import describe_grades
 from vitrail.evaluation.group_scores import describe_groups
 from vitrail.evaluation.multi_label_evaluation import describe_label_averages
+from vitrail.evaluation.numbers import describe_numbers
 from vitrail.module_classifier import ModuleClassifier, TorchClassifier
 from vitrail.runs.probes import describe_probes
-from vitrail.tasks import MULTI_LABEL, TASKS
+from vitrail.tasks import MULTI_LABEL, REGRESSION, TASKS
 from vitrail.training.advice import describe_early_stop
 
-SCORE_NAMES = {"map": "mAP", "accuracy": "accuracy"}
+SCORE_NAMES = {"map": "mAP", "accuracy": "accuracy", "quadratic_kappa": "quadratic weighted kappa", "r2": "R2"}
 ResultCallback = Callable[[Path, RunResult], None]  # gets the run folder and the content of result.json
 
 
@@ -66,6 +68,8 @@ def describe_scores(split: str, scores: Scores) -> str:
     if scores.get("task") == MULTI_LABEL:
         averages = describe_label_averages({**scores})
         return f"{split} {averages}, loss {scores['loss']:.4f}, {describe_scored_images(scores)}"
+    if scores.get("task") == REGRESSION:
+        return f"{split} {describe_numbers({**scores})}, {describe_scored_images(scores)}"
     low, high = scores["accuracy_interval"]
     return (
         f"{split} accuracy {scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
@@ -79,6 +83,7 @@ def describe_result(result: RunResult) -> list[str]:
     lines = [describe_scores(split, scores) for split, scores in scored]
     lines += [describe_groups(scores["groups"]) for _, scores in scored if "groups" in scores]
     lines += [describe_averages(scores) for _, scores in scored if "balanced_accuracy" in scores]
+    lines += [describe_grades(scores) for _, scores in scored if "quadratic_kappa" in scores]
     if probe := result.get("probe"):
         lines += describe_probes(probe)
     if teaching := result.get("teaching"):

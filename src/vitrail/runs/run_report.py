@@ -5,11 +5,14 @@ from vitrail.console import log, progress_bar
 from vitrail.data.split import Splits
 from vitrail.documents import EarlyStop
 from vitrail.evaluation.multi_label_evaluation import MultiLabelEvaluation
+from vitrail.evaluation.numbers import NumberEvaluation
 from vitrail.evaluation.outcomes import AnyEvaluation
 from vitrail.report import Subject, report_command, write_report
 from vitrail.report.budget import Budget, describe_shortened
 from vitrail.report.collect import REPORT_STEPS
 from vitrail.report.label_report import STEPS, LabelSubject, write_label_report
+from vitrail.report.number_report import STEPS as NUMBER_STEPS
+from vitrail.report.number_report import NumberSubject, write_number_report
 from vitrail.runs.folder import RunFolder
 from vitrail.training.recipe import Recipe
 
@@ -41,6 +44,12 @@ def write_run_report(
         labels = LabelSubject(classifier, images, evaluation, str(folder.path), command)
         with progress_bar("writing the report", STEPS) as progress:
             write_label_report(labels, folder.path, lambda note: progress.advance(note=note))
+        return
+    if isinstance(evaluation, NumberEvaluation):
+        images = evaluation.outcome.readable_images(by_name[split])
+        numbers = NumberSubject(classifier, images, evaluation, str(folder.path), command)
+        with progress_bar("writing the report", NUMBER_STEPS) as progress:
+            write_number_report(numbers, folder.path, lambda note: progress.advance(note=note))
         return
     subject = Subject(
         classifier,

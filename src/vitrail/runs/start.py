@@ -22,7 +22,8 @@ from vitrail.runs.module_start import GivenModule, describe_missing, start_modul
 from vitrail.runs.pretrained import Pretrained
 from vitrail.runs.resolve import RESULT_NEUTRAL_FIELDS
 from vitrail.runs.teacher_model import LoadedTeacher
-from vitrail.tasks import TASKS, Task
+from vitrail.target_scale import TargetScale
+from vitrail.tasks import GRADES, REGRESSION, TASKS, Task
 from vitrail.training.data_defaults import complete_recipe, resolve_model, resolve_module
 from vitrail.training.distributed import World
 from vitrail.training.freezing import match_parameters
@@ -71,6 +72,7 @@ def build_classifier(
     """Completes the recipe from the data and builds the classifier, with random or pretrained weights."""
     splits, task = data.splits, data.splits.train.task
     data_origin = describe_data(splits, recipe)
+    scale = choose_scale(splits, pretrained)
     origin: dict[str, Any] = {}
     model: nn.Module
     config: ViTConfig | ModuleConfig
@@ -106,13 +108,33 @@ def build_classifier(
     origin |= describe_training(recipe) | {"data": data_origin}
     model = model.to(device)
     if isinstance(model, ViT):
-        classifier: TorchClassifier = Classifier(model, splits.classes, preprocess, origin=origin, task=task)
+        classifier: TorchClassifier = Classifier(
+            model,
+            splits.classes,
+            preprocess,
+            origin=origin,
+            task=task,
+            target_scale=scale,
+        )
     else:
         log(describe_missing(recipe.architecture))
         classifier = ModuleClassifier(
             model, splits.classes, preprocess, origin=origin, architecture=recipe.architecture
         )
     return Start(classifier, recipe, data, has_new_head=head == "new")
+
+
+def choose_scale(splits: Splits, pretrained: Pretrained | GivenModule | None) -> TargetScale | None:
+    """Returns the scale of numbers, None for other tasks: that of a model of the same numbers, whose head is kept.
+
+    Else it is that of the training images; raises `VitrailError` for a number that never changes.
+    """
+    if splits.train.task != REGRESSION:
+        return None
+    theirs = pretrained.classifier if isinstance(pretrained, Pretrained) else None
+    if theirs and theirs.target_scale and set(theirs.classes) == set(splits.classes):
+        return theirs.target_scale.take([theirs.classes.index(name) for name in splits.classes])
+    return TargetScale.of(splits.train.labels, splits.classes)
 
 
 def random_vit(config: ViTConfig, recipe: Recipe) -> ViT:
@@ -187,11 +209,18 @@ def describe_plan(start: Start, world: World) -> str:
     processes = f"{world.size} processes{', sharded' if world.is_sharded else ''}; " if world.size > 1 else ""
     unlabeled = f" and {len(start.data.unlabeled)} without labels" if start.data.unlabeled else ""
     return (
-        f"{len(start.splits.train)} training images{unlabeled} of {len(start.splits.classes)} classes, "
+        f"{len(start.splits.train)} training images{unlabeled} {describe_labels(start.splits)}, "
         f"{describe_classifier(classifier)}, "
         f"{sum(parameter.numel() for parameter in module_of(classifier).parameters()):,} parameters; "
         f"recipe {recipe.name}, {schedule}; {processes}{world.device.type} in {dtype}"
     )
+
+
+def describe_labels(splits: Splits) -> str:
+    """Returns how many classes, labels or grades there are, or the names of the numbers, as text."""
+    if splits.train.task == REGRESSION:
+        return f"with the number{'s' * (len(splits.classes) > 1)} {', '.join(splits.classes)}"
+    return f"of {len(splits.classes)} {'grades' if splits.train.task == GRADES else 'classes'}"
 
 
 def describe_classifier(classifier: TorchClassifier) -> str:

@@ -312,9 +312,10 @@ def train_classifier(
         return TrainedRun(folder, start.splits, start.recipe, world.device, probes.seconds, probes)
     loss = make_loss(start.loss_context())
     task, classes = start.splits.train.task, len(start.splits.classes)
+    scale = start.classifier.target_scale if isinstance(start.classifier, Classifier) else None
     images = start.data.training_images()
     teacher = prepare_teacher(start, images, folder, world)
-    state = init_train_state(module_of(start.classifier), start.recipe, world, loss, classes, task, teacher)
+    state = init_train_state(module_of(start.classifier), start.recipe, world, loss, classes, task, teacher, scale)
     level = None if teacher else chance_level(loss)
     run = TrainingRun(
         state, start.classifier, start.splits, start.recipe, folder, hooks, chance_loss=level, training_images=images

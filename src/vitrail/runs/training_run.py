@@ -15,7 +15,7 @@ from vitrail.module_classifier import TorchClassifier, module_of, with_module
 from vitrail.options import check_fields
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.hooks import RunHooks
-from vitrail.tasks import MULTI_LABEL, TASKS
+from vitrail.tasks import SINGLE_LABEL, TASKS
 from vitrail.training.checkpoint import collect_tensors, save_checkpoint
 from vitrail.training.distributed import World
 from vitrail.training.loop import StepStats
@@ -113,7 +113,7 @@ class TrainingRun:
     def selection_metric(self) -> str:
         """The validation score that selects the weights."""
         score = TASKS[self.classifier.task].score
-        return score if self.classifier.task == MULTI_LABEL else self.recipe.selection_metric
+        return self.recipe.selection_metric if self.classifier.task == SINGLE_LABEL else score
 
     @property
     def batch_size(self) -> int:

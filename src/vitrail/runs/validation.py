@@ -10,10 +10,10 @@ import torch
 
 from vitrail.data.images import Images
 from vitrail.errors import VitrailError
-from vitrail.evaluation.multi_label import MultiLabelOutcome
 from vitrail.evaluation.outcome import NoReadableImages, Outcome
 from vitrail.evaluation.outcomes import VALIDATION_SCORES, AnyOutcome, compute_any_outcome
 from vitrail.module_classifier import TorchClassifier, module_of
+from vitrail.tasks import SINGLE_LABEL
 from vitrail.training.distributed import World
 
 
@@ -36,7 +36,7 @@ class ShardScores:
     loss: float = 0.0  # cross-entropy in nats
     correct: int = 0
     images: int = 0
-    outcome: AnyOutcome | None = None  # with several labels: average precision is no sum over images
+    outcome: AnyOutcome | None = None  # of a task whose scores are no sums over images
     error: VitrailError | None = None
     correct_by_class: np.ndarray | int = 0  # (Y,)
     images_by_class: np.ndarray | int = 0
@@ -74,7 +74,7 @@ def evaluate_all_ranks(
         raise errors[0]
     if empty_shards and not n:
         raise NoReadableImages(f"none of {len(images)} images can be read", empty_shards[0].hint)
-    if outcomes := [shard.outcome for shard in shards if isinstance(shard.outcome, MultiLabelOutcome)]:
+    if outcomes := [shard.outcome for shard in shards if shard.outcome is not None]:
         labels, logits = (np.concatenate([getattr(each, name) for each in outcomes]) for name in ("labels", "logits"))
         return ValidationScores.of_outcome(replace(outcomes[0], labels=labels, logits=logits), classifier.task)
     images_by_class = np.asarray(sum(shard.images_by_class for shard in shards))
@@ -112,9 +112,9 @@ def evaluate_shard(
         )
     except VitrailError as error:
         return ShardScores(error=error)
+    if classifier.task != SINGLE_LABEL or not isinstance(outcome, Outcome):
+        return ShardScores(images=len(outcome.labels), outcome=outcome)
     sums = float(outcome.losses.sum()), int(outcome.correct.sum()), len(outcome.labels)
-    if not isinstance(outcome, Outcome):
-        return ShardScores(*sums, outcome=outcome)
     correct, classes = outcome.correct, len(outcome.classes)
     return ShardScores(
         *sums,

@@ -28,7 +28,7 @@ from vitrail.serving.settings import Settings
 from vitrail.serving.worker import WorkerConfig
 from vitrail.serving.worker_pool import ADMISSION_MARGIN, WorkerPool
 from vitrail.serving.worker_process import Worker, WorkerCrashed, parse_error
-from vitrail.tasks import MULTI_LABEL, TASKS
+from vitrail.tasks import MULTI_LABEL, REGRESSION, TASKS
 
 MAX_SETUP_S = 1800.0  # a process for a one-time operation, such as an ONNX export, is killed after this time
 MAX_ARRIVAL_S = 1.0  # an accepted request counts for at most this time before its images are known
@@ -241,15 +241,28 @@ class Endpoint:
         if not self.info.classes:
             return {"features": rows}
         logits_NY = rows[:, : len(self.info.classes)]
-        probabilities_NY = TASKS[self.info.answers.task].to_probabilities_array(logits_NY)
-        outputs = {"logits": logits_NY, "probabilities": probabilities_NY}
+        if self.info.answers.task == REGRESSION:
+            outputs = {"numbers": logits_NY}
+        else:
+            probabilities_NY = TASKS[self.info.answers.task].to_probabilities_array(logits_NY)
+            outputs = {"logits": logits_NY, "probabilities": probabilities_NY}
         if self.info.unlike is None:
             return outputs
         return outputs | {"unlike": self.info.unlike.find_quantiles(rows[:, -1:]).astype(np.float32)}
 
-    def find_unlike(self, row: np.ndarray) -> dict[str, float]:
-        """Returns the quantile `unlike` of one image, if it is fitted."""
-        return {} if self.info.unlike is None else {"unlike": float(self.info.unlike.find_quantiles(row[-1]))}
+    def answer(self, row: np.ndarray, top: int) -> dict[str, Any]:
+        """Returns the answer for one image: `top`, its most probable classes or its labels, or `numbers` by name.
+
+        It also has the quantile `unlike`, if that is fitted.
+        """
+        unlike = {} if self.info.unlike is None else {"unlike": float(self.info.unlike.find_quantiles(row[-1]))}
+        if self.info.answers.task == REGRESSION:
+            return {"numbers": self.info.answers.name_numbers(row[: len(self.info.classes)])} | unlike
+        return {"top": self.select_top_classes(row, top)} | unlike
+
+    def no_answer(self) -> dict[str, Any]:
+        """Returns the answer for an image that cannot be read."""
+        return {"numbers": {}} if self.info.answers.task == REGRESSION else {"top": []}
 
     def select_top_classes(self, row: np.ndarray, top: int) -> list[dict[str, Any]]:
         """Returns the most probable classes of one image, best first; with several labels, those above thresholds."""

@@ -92,12 +92,11 @@ async def predict_files(
     readable = [image.pixels for image in images if not isinstance(image, ImageError)]
     outputs = iter(await endpoint.classify(readable, deadline) if readable else [])
     rows: list[dict[str, Any]] = [
-        {"name": name, "top": [], "warning": None, "error": image.reason}
+        {"name": name, **endpoint.no_answer(), "warning": None, "error": image.reason}
         if isinstance(image, ImageError)
         else {
             "name": name,
-            "top": endpoint.select_top_classes(row := next(outputs), top),
-            **endpoint.find_unlike(row),
+            **endpoint.answer(next(outputs), top),
             "warning": image.warning,
             "error": None,
         }

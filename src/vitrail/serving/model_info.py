@@ -12,6 +12,7 @@ from vitrail.errors import UsageError
 from vitrail.image_predictions import AnswerForm
 from vitrail.model.config import ViTConfig
 from vitrail.serving.fork_server import ModelSource
+from vitrail.tasks import REGRESSION
 from vitrail.weights.unlike import UnlikeFacts
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # it becomes part of URLs
@@ -39,7 +40,8 @@ class ModelInfo:
         """The names of the protocol's output tensors."""
         if not self.classes:
             return ["features"]
-        return ["logits", "probabilities", *([] if self.unlike is None else ["unlike"])]
+        main = ["numbers"] if self.answers.task == REGRESSION else ["logits", "probabilities"]
+        return [*main, *([] if self.unlike is None else ["unlike"])]
 
 
 def describe_model(name: str, index: int, source: ModelSource, classifier: Classifier | None) -> ModelInfo:

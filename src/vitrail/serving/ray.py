@@ -30,18 +30,25 @@ from vitrail.plugins import load_plugins
 from vitrail.serving.decode_worker import LARGE_IMAGE_PIXELS, count_pixels, fit_pixels
 from vitrail.serving.predictor import Predictor
 from vitrail.serving.settings import MIB, Settings
+from vitrail.tasks import REGRESSION
 
 
-def describe_predictions(classifier: BaseClassifier, row: torch.Tensor) -> dict[str, Any]:
-    """Returns the most probable classes of one image, and how unlike the validation images it is, if that is fitted.
+def describe_answer(classifier: BaseClassifier, row: torch.Tensor) -> dict[str, Any]:
+    """Returns the answer for one image: `top`, its most probable classes or its labels, or `numbers` by name.
+
+    It also has the quantile `unlike`, how unlike the validation images the image is, if that is fitted.
 
     It is a function of the module because Ray pickles the deployment's own methods by value: one that names both
     `torch` and an attribute `classes` would drag in `torch.classes`, which cannot be pickled.
     """
     row_Y = row[: len(classifier.classes)]
-    top = {"top": [vars(each) for each in classifier.answers.predict(row_Y)]}
+    answer: dict[str, Any]
+    if classifier.task == REGRESSION:
+        answer = {"numbers": classifier.answers.name_numbers(row_Y)}
+    else:
+        answer = {"top": [vars(each) for each in classifier.answers.predict(row_Y)]}
     facts = classifier.unlike_facts
-    return top if facts is None else {**top, "unlike": float(facts.find_quantiles(row[-1].numpy()))}
+    return answer if facts is None else {**answer, "unlike": float(facts.find_quantiles(row[-1].numpy()))}
 
 
 def deployment(
@@ -112,7 +119,7 @@ def deployment(
             row = torch.from_numpy(await self.rows(pixels_CHW))
             if not row.isfinite().all():
                 return JSONResponse({"error": "the model's output is not finite"}, 500)
-            answer = describe_predictions(self.classifier, row)
+            answer = describe_answer(self.classifier, row)
             return JSONResponse({"predictions": [{"name": "image", **answer, "error": None}]})
 
     application: Any = Deployment

@@ -47,12 +47,17 @@ PREDICTIONS = make_json_content(
         model=STRING,
         predictions=make_array(
             {
-                **(
-                    row := make_object(
-                        name=STRING, top=make_array(TOP_CLASS), warning=WARNING, error=make_nullable(STRING)
-                    )
-                ),
-                "properties": {**row["properties"], "unlike": UNLIKE},
+                **(row := make_object(name=STRING, warning=WARNING, error=make_nullable(STRING))),
+                "properties": {
+                    **row["properties"],
+                    "top": {**make_array(TOP_CLASS), "description": "the most probable classes, or the labels"},
+                    "numbers": {
+                        "type": "object",
+                        "additionalProperties": NUMBER,
+                        "description": "in place of top, of a model that predicts numbers: each by its name",
+                    },
+                    "unlike": UNLIKE,
+                },
             }
         ),
         unlike=UNLIKE_FACTS,

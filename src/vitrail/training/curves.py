@@ -6,6 +6,12 @@ from typing import Any
 from vitrail.files import write_atomically
 
 SPLIT_COLORS = {"train": "#0072b2", "validation": "#d55e00", "test": "#009e73"}
+SCORE_NAMES = {  # the score that is drawn: the first that the rows have
+    "map": "mAP",
+    "quadratic_kappa": "quadratic weighted kappa",
+    "r2": "R2",
+    "accuracy": "accuracy",
+}
 MAX_MARKED_ROWS = 14  # lines with more points have no markers
 
 
@@ -27,14 +33,18 @@ def draw_curves(
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     xs = [row[x_key] for row in rows]
     marker = "o" if len(rows) <= MAX_MARKED_ROWS else None
-    has_map = any(f"{split}_map" in row for split in SPLIT_COLORS for row in rows)  # with several labels per image
-    score, score_name = ("map", "mAP") if has_map else ("accuracy", "accuracy")
+    score, score_name = next(
+        pair
+        for pair in SCORE_NAMES.items()
+        if any(f"{split}_{pair[0]}" in row for split in SPLIT_COLORS for row in rows)
+    )
+    is_cross_entropy = score == "accuracy"
     for split, color in SPLIT_COLORS.items():
         for axes, metric in ((loss_axes, "loss"), (accuracy_axes, score)):
             values = [row.get(f"{split}_{metric}") for row in rows]
             if any(value is not None for value in values):
                 axes.plot(xs, values, color=color, marker=marker, markersize=3, label=split)
-    loss_axes.set(xlabel=x_key, ylabel="loss" if has_map else "cross-entropy loss", title="loss")
+    loss_axes.set(xlabel=x_key, ylabel="cross-entropy loss" if is_cross_entropy else "loss", title="loss")
     accuracy_axes.set(xlabel=x_key, ylabel=score_name, title=score_name, ylim=(0, 1))
     for axes in (loss_axes, accuracy_axes):
         if log_x:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.console import log
 from vitrail.data.bands import Bands, Channels, count_of
 from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
@@ -17,7 +18,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.split import Splits
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import ViTConfig, to_pair
-from vitrail.tasks import TASKS
+from vitrail.tasks import REGRESSION, TASKS
 from vitrail.training.recipe import Recipe
 from vitrail.weights.builders import ModuleConfig
 
@@ -113,7 +114,7 @@ def resolve_schedule(
 ) -> Recipe:
     """Returns the recipe with epochs, batch size, learning rate and loss.
 
-    Flips are turned off if the classes must not be mirrored.
+    Flips are turned off if the classes must not be mirrored, and what is for classes if the images have numbers.
     """
     if recipe.train_on == "features":
         return recipe
@@ -123,7 +124,18 @@ def resolve_schedule(
     lr = recipe.lr or choose_transfer_lr(epochs * count_batches(n, batch_size))
     flip = recipe.augment.flip if splits.can_flip else 0.0
     loss = recipe.loss or TASKS[splits.train.task].default_loss
-    return recipe.with_changes(epochs=epochs, batch_size=batch_size, lr=lr, flip=flip, loss=loss)
+    recipe = recipe.with_changes(epochs=epochs, batch_size=batch_size, lr=lr, flip=flip, loss=loss)
+    return without_class_settings(recipe) if splits.train.task == REGRESSION else recipe
+
+
+def without_class_settings(recipe: Recipe) -> Recipe:
+    """Returns a recipe for numbers: settings of recipes that need classes are turned off, and a line says so."""
+    for name, value in (("cutmix", recipe.augment.cutmix), ("label_smoothing", recipe.label_smoothing)):
+        if value:
+            log(f"{name} is off: {TASKS[REGRESSION].refusals[name]}")
+    if recipe.augment.flip:
+        log(f"images are mirrored (flip {recipe.augment.flip:g}); if that changes their number, use --flip 0")
+    return recipe.with_changes(cutmix=0.0, label_smoothing=0.0)
 
 
 def choose_transfer_lr(steps: int) -> float:

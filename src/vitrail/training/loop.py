@@ -32,7 +32,7 @@ class StepStats:
 
     step: int  # counted over the whole run, from 1
     loss: float
-    correct: int  # of `images`, with the labels before mixing
+    correct: int  # of `images`, with the labels before mixing; 0 for numbers
     images: int
     lr: float
     grad_norm: float  # before clipping
@@ -80,6 +80,7 @@ def train_step(
         group["lr"] = group["initial_lr"] * lr_scale
     scale = image_scale(state.step, total_steps, recipe)
     loss_sum = correct = 0.0
+    count_correct = TASKS[state.task].count_correct
     micro_batches = split_micro_batches(pixels, labels, recipe, state.world)
     for i, micro_batch in enumerate(micro_batches):
         step_batch, targets = prepare_micro_batch(state, micro_batch, i, recipe, preprocess, scale)
@@ -88,7 +89,8 @@ def train_step(
         with sync_gradients(state.train_model, enabled=i + 1 == len(micro_batches)):
             logits_BY, loss = forward_backward(state, step_batch, targets, recipe, weight)
         loss_sum += loss.item() * len(targets)
-        correct += int(TASKS[state.task].count_correct(logits_BY, step_batch.labels_B))
+        if count_correct is not None:
+            correct += int(count_correct(logits_BY, step_batch.labels_B))
     max_norm = recipe.max_grad_norm or float("inf")
     grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(list(state.vit.parameters()), max_norm)).item()
     loss_sum, correct = state.world.sum(loss_sum, correct)
@@ -114,7 +116,10 @@ def prepare_micro_batch(
     device = next(state.vit.parameters()).device
     seed_micro_batch(recipe.seed, state.step, index)
     images_BCHW = preprocess.normalize(micro_batch.pixels.to(device, non_blocking=True))
-    labels_B = micro_batch.labels.to(device, non_blocking=True)
+    labels_B = micro_batch.labels
+    if state.target_scale:
+        labels_B = state.target_scale.standardize(labels_B)
+    labels_B = labels_B.to(device, non_blocking=True)
     numbers_B = None
     if state.teacher:  # the loader gives numbers in place of labels
         numbers_B, labels_B = labels_B[micro_batch.overlap :], state.teacher.find_labels(labels_B)

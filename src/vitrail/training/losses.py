@@ -2,8 +2,9 @@
 
 A row of `LOSSES` is called once per run, with a `LossContext` and the arguments after the loss's name in the recipe. It
 returns the loss: (logits (B, Y) float32, targets) -> mean over the batch. With one class per image the targets are (B,)
-int64, or (B, Y) probabilities after mixing; with several labels they are (B, Y) float32, from 0 to 1. A class that is
-not for every task has the attribute `tasks`.
+int64, or (B, Y) probabilities after mixing; with several labels they are (B, Y) float32, from 0 to 1. Numbers are
+(B, Y) float32, each minus the mean of the training images and divided by their standard deviation. A class that is not
+for every task has the attribute `tasks`.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError, first_line
 from vitrail.parts import PARTS, add_callable, make_part, part_name
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from vitrail.training.balance import ShiftedLogits, class_weights, seen_class_counts
 from vitrail.training.recipe import Recipe
 
@@ -76,7 +77,7 @@ class CrossEntropy:
     without `balance`.
     """
 
-    tasks = (SINGLE_LABEL,)
+    tasks = (SINGLE_LABEL, GRADES)
     takes_class_weights = True
 
     def __init__(self, context: LossContext, class_weights: str | None = None):
@@ -119,6 +120,8 @@ class BinaryCrossEntropy:
     above `target_threshold` count as 1, the others as 0; without it they are used as they are.
     """
 
+    tasks = (SINGLE_LABEL, MULTI_LABEL)
+
     def __init__(self, context: LossContext, target_threshold: float | None = None):
         self.to_targets = DenseTargets(context)
         self.target_threshold = target_threshold
@@ -138,6 +141,8 @@ class Focal:
     `gamma` says how much less; `alpha` is the weight of the positive labels, 1 - `alpha` that of the others, and -1
     weights all alike.
     """
+
+    tasks = (SINGLE_LABEL, MULTI_LABEL)
 
     def __init__(self, context: LossContext, alpha: float = 0.25, gamma: float = 2.0):
         if not (0 <= alpha <= 1 or alpha == -1):
@@ -182,6 +187,92 @@ class Asymmetric:
 LOG_EPS = 1e-8
 
 
+class Cumulative:
+    """Mean over images and borders of the binary cross-entropy of "the grade is above this border", for ordered grades.
+
+    The extended binary classification of Li & Lin 2007 and Niu et al. 2016, which CORAL (Cao et al. 2020, arXiv
+    1901.07884) trains too. The probability of a border is the sum of the softmax over the grades above it, so these
+    probabilities never rise from border to border. An error of two grades crosses two borders and costs more than one.
+    """
+
+    tasks = (GRADES,)
+
+    def __init__(self, context: LossContext):
+        self.smoothing = context.recipe.label_smoothing
+        counts = context.class_counts / context.class_counts.sum()
+        above = counts[::-1].cumsum()[::-1][1:] * (1 - self.smoothing) + self.smoothing * above_uniform(len(counts))
+        self.chance_level = mean_binary_entropy(above)
+
+    def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
+        grades = logits_BY.shape[1]
+        targets_BY = F.one_hot(targets, grades) if targets.ndim == 1 else targets
+        above_BK = targets_BY.to(logits_BY.dtype).flip(1).cumsum(1).flip(1)[:, 1:]
+        if self.smoothing:
+            uniform_K = torch.from_numpy(above_uniform(grades)).to(above_BK)
+            above_BK = above_BK * (1 - self.smoothing) + self.smoothing * uniform_K
+        return F.binary_cross_entropy_with_logits(border_logits(logits_BY), above_BK)
+
+
+def above_uniform(grades: int) -> np.ndarray:
+    """Returns the probability that a grade is above each border, (grades - 1,), if all grades are equally probable."""
+    return np.arange(grades - 1, 0, -1) / grades
+
+
+def border_logits(logits_BY: Tensor) -> Tensor:
+    """Returns the log-odds that the grade is above each border, (B, Y - 1), of a softmax over the grades."""
+    above_BK = logits_BY.flip(1).logcumsumexp(1).flip(1)[:, 1:]
+    return above_BK - logits_BY.logcumsumexp(1)[:, :-1]
+
+
+class MseLoss:
+    """Mean squared error of standardized numbers; a model that ignores the image has 1."""
+
+    tasks = (REGRESSION,)
+    chance_level = 1.0
+
+    def __init__(self, context: LossContext):
+        pass
+
+    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
+        return F.mse_loss(outputs_BY, targets_BY)
+
+
+class L1Loss:
+    """Mean absolute error of standardized numbers."""
+
+    tasks = (REGRESSION,)
+
+    def __init__(self, context: LossContext):
+        pass
+
+    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
+        return F.l1_loss(outputs_BY, targets_BY)
+
+
+class SmoothL1Loss:
+    """Squared error below `beta` standard deviations, absolute error above it (Girshick 2015, arXiv 1504.08083)."""
+
+    tasks = (REGRESSION,)
+
+    def __init__(self, context: LossContext, beta: float = 1.0):
+        self.beta = beta
+
+    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
+        return F.smooth_l1_loss(outputs_BY, targets_BY, beta=self.beta)
+
+
+class HuberLoss:
+    """`SmoothL1Loss` times `delta` (Huber 1964)."""
+
+    tasks = (REGRESSION,)
+
+    def __init__(self, context: LossContext, delta: float = 1.0):
+        self.delta = delta
+
+    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
+        return F.huber_loss(outputs_BY, targets_BY, delta=self.delta)
+
+
 class DenseTargets:
     """Makes the targets of losses that ask a question per class: (B, Y) from 0 to 1, with the recipe's smoothing."""
 
@@ -212,6 +303,11 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "binary_cross_entropy": BinaryCrossEntropy,
     "focal": Focal,
     "asymmetric": Asymmetric,
+    "cumulative": Cumulative,
+    "mse_loss": MseLoss,
+    "l1_loss": L1Loss,
+    "smooth_l1_loss": SmoothL1Loss,
+    "huber_loss": HuberLoss,
 }
 
 
@@ -261,6 +357,8 @@ def check_loss(name: str, loss: Loss, context: LossContext) -> None:
     targets, kind = torch.zeros(len(logits_BY), dtype=torch.int64), "class indices (B,)"
     if context.task == MULTI_LABEL:
         targets, kind = torch.zeros_like(logits_BY), "labels (B, Y) from 0 to 1"
+    elif context.task == REGRESSION:
+        targets, kind = torch.zeros_like(logits_BY), "standardized numbers (B, Y)"
     elif context.recipe.augment.is_mixing:
         targets, kind = F.one_hot(targets, len(context.classes)).float(), "probabilities (B, Y)"
     try:

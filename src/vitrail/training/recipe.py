@@ -21,7 +21,10 @@ from vitrail.weights.upgrade import RECIPE_KEYS, upgrade_recipe
 
 Architecture = Literal["vit"]
 OptimizerName = Literal["adamw", "sgd", "muon"]
-LossName = Literal["cross_entropy", "binary_cross_entropy", "focal", "asymmetric"]
+LossName = Literal[
+    "cross_entropy", "binary_cross_entropy", "focal", "asymmetric", "cumulative", "mse_loss", "l1_loss",
+    "smooth_l1_loss", "huber_loss",
+]  # fmt: skip
 BalanceName = Literal["none", "weights", "sampler", "logits"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -82,11 +85,13 @@ class Recipe:
         0, "the warmup takes at least this number of steps, but at most half of all steps", ge=0
     )
     task: TaskName | None = option(
-        None, "single_label (one class per image) or multi_label (several); none: chosen from the data"
+        None,
+        "single_label (one class per image), multi_label (several), grades (ordered classes) or regression (numbers); "
+        "none: chosen from the data",
     )
     loss: LossName | str | None = option(
         None,
-        "training loss; none: cross_entropy, or binary_cross_entropy with several labels per image; "
+        "training loss; none: cross_entropy, binary_cross_entropy with several labels per image, mse_loss for numbers; "
         "cross_entropy:class_weights=balanced is the same as balance weights",
         part="loss",
     )

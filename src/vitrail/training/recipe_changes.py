@@ -109,8 +109,9 @@ class TrainChanges(ModelChanges, total=False):
     """fraction of all steps in which the learning rate rises to its peak"""
     min_warmup_steps: int
     """the warmup takes at least this number of steps, but at most half of all steps"""
-    task: Literal["single_label", "multi_label"] | None
-    """single_label (one class per image) or multi_label (several); none: chosen from the data"""
+    task: Literal["single_label", "multi_label", "grades", "regression"] | None
+    """single_label (one class per image), multi_label (several), grades (ordered classes) or regression (numbers);
+    none: chosen from the data"""
     balance: Literal["none", "weights", "sampler", "logits"]
     """what to do about classes of unequal size; weights: weight the classes in the loss; sampler: draw equally many
     images of each class; logits: shift the logits by the class frequencies in the loss"""
@@ -195,6 +196,20 @@ class RecipeChanges(TrainChanges, total=False):
 
     architecture: Literal["vit"] | str
     """model to train: a ViT, or one that a plugin builds"""
-    loss: Literal["cross_entropy", "binary_cross_entropy", "focal", "asymmetric"] | str | None
-    """training loss; none: cross_entropy, or binary_cross_entropy with several labels per image;
-    cross_entropy:class_weights=balanced is the same as balance weights"""
+    loss: (
+        Literal[
+            "cross_entropy",
+            "binary_cross_entropy",
+            "focal",
+            "asymmetric",
+            "cumulative",
+            "mse_loss",
+            "l1_loss",
+            "smooth_l1_loss",
+            "huber_loss",
+        ]
+        | str
+        | None
+    )
+    """training loss; cross_entropy:class_weights=balanced is the same as balance weights; none: cross_entropy,
+    binary_cross_entropy with several labels per image, mse_loss for numbers"""

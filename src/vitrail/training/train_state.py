@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitrail.machine import has_native_bf16
 from vitrail.model.vit import ViT
+from vitrail.target_scale import TargetScale
 from vitrail.tasks import SINGLE_LABEL
 from vitrail.training.distributed import SINGLE_PROCESS, World
 from vitrail.training.freezing import freeze_parameters
@@ -41,6 +42,7 @@ class TrainState:
     patch: int = 1  # image sizes are multiples of it
     task: str = SINGLE_LABEL
     teacher: Teacher | None = None
+    target_scale: TargetScale | None = None  # of numbers
 
     @property
     def train_model(self) -> nn.Module:
@@ -74,6 +76,7 @@ def init_train_state(
     classes: int | None = None,
     task: str = SINGLE_LABEL,
     teacher: Teacher | None = None,
+    target_scale: TargetScale | None = None,
 ) -> TrainState:
     """Prepares a model for training by a recipe, in all processes of the world.
 
@@ -113,6 +116,7 @@ def init_train_state(
         patch=vit.config.patch if isinstance(vit, ViT) else 1,
         task=task,
         teacher=teacher,
+        target_scale=target_scale,
     )
 
 

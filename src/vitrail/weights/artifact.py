@@ -2,8 +2,8 @@
 
 Its tensors are the ViT's, and those of `weights/unlike.py` if that is fitted. Its metadata hold one JSON document under
 the key `vitrail`: format, config, classes, preprocessing, temperature, task, thresholds, unlike, origin and the SHA-256
-of the tensors; `parts` if the model has parts of plugins. Nothing is ever unpickled, and no module that a file names is
-imported.
+of the tensors; `parts` if the model has parts of plugins, `target_scale` if it predicts numbers. Nothing is ever
+unpickled, and no module that a file names is imported.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ from vitrail.files import refuse_lfs_pointer, write_atomically
 from vitrail.model.config import ViTConfig
 from vitrail.options import check_fields, option
 from vitrail.parts import allow_described, require_parts
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
+from vitrail.target_scale import TargetScale
+from vitrail.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskName
 from vitrail.weights.builders import NOT_A_VIT
 from vitrail.weights.config_json import config_from_json, config_to_json, model_parts
 from vitrail.weights.origin import check_origin
@@ -51,6 +52,7 @@ class Artifact:
     task: TaskName = SINGLE_LABEL
     thresholds: tuple[float, ...] = ()  # of the probability of each label; empty: 0.5 for each
     unlike: UnlikeFacts | None = None  # None if it is not fitted
+    target_scale: TargetScale | None = None  # of numbers; None: the outputs are in their units
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON document; with `parts` only if the model has parts of plugins."""
@@ -65,6 +67,7 @@ class Artifact:
             "task": self.task,
             "thresholds": list(self.thresholds),
             "unlike": None if self.unlike is None else self.unlike.to_json(),
+            **({"target_scale": self.target_scale.to_json()} if self.target_scale else {}),
             "origin": self.origin,
         }
 
@@ -131,6 +134,7 @@ def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = 
             document["task"],
             thresholds,
             unlike,
+            parse_target_scale(document.get("target_scale")),
         )
         check_fields(artifact)
         check_origin(artifact.origin)
@@ -139,6 +143,14 @@ def parse_artifact(document: dict[str, Any], path: Path, *, needs_parts: bool = 
         reason = str(error) if isinstance(error, VitrailError) else repr(error)
         raise VitrailError(f"{path} is not a complete artifact: {reason}", "write it again with vitrail") from None
     return artifact
+
+
+def parse_target_scale(document: Any) -> TargetScale | None:
+    """Returns the scale of numbers that an artifact describes; raises `TypeError` or `ValueError` for anything else."""
+    if document is None:
+        return None
+    mean, std = (tuple(map(float, require_list(document[name]))) for name in ("mean", "std"))
+    return TargetScale(mean, std)
 
 
 def is_artifact(path: Path) -> bool:
@@ -172,6 +184,8 @@ def check_consistency(artifact: Artifact) -> None:
         raise VitrailError(f"it has {len(artifact.thresholds)} thresholds for {count} classes ({artifact.task})")
     if any(not 0 <= threshold <= 1 for threshold in artifact.thresholds):
         raise VitrailError("a threshold is not a probability")
+    if artifact.target_scale and (artifact.task != REGRESSION or len(artifact.target_scale.mean) != count):
+        raise VitrailError(f"it has a scale of {len(artifact.target_scale.mean)} numbers for {count} ({artifact.task})")
     if preprocess.channels != config.channels:
         raise VitrailError(f"it prepares {preprocess.channels} channels for a model of {config.channels}")
     if any(size % config.patch or size > MAX_IMAGE_SIZE for size in preprocess.image_size):

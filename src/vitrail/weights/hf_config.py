@@ -8,7 +8,7 @@ from typing import Any
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.model.config import ViTConfig, to_pair
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TaskName
+from vitrail.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskName
 from vitrail.weights.families.hf import READERS
 from vitrail.weights.parsed_config import RESAMPLING, Document, make_unique, split_image_size
 
@@ -17,6 +17,7 @@ PROBLEM_TASKS: dict[str | None, TaskName] = {
     None: SINGLE_LABEL,
     "single_label_classification": SINGLE_LABEL,
     "multi_label_classification": MULTI_LABEL,
+    "regression": REGRESSION,
 }
 SHORTEST_EDGE_PROCESSORS = ("CLIP", "Bit")  # in their files of older versions, one number is the shorter edge
 
@@ -38,11 +39,12 @@ def parse_hf_config(document: Document) -> tuple[str, ViTConfig, tuple[str, ...]
 
 
 def check_problem(document: Document) -> None:
-    """Raises `UsageError` for outputs that are not classes: their probabilities would be wrong."""
+    """Raises `UsageError` for outputs of another kind: their probabilities would be wrong."""
     problem = document.get("problem_type")
     if problem not in PROBLEM_TASKS:
         raise UsageError(
-            f"config.json has the problem_type {problem!r}: its outputs are not classes", "vitrail has classifiers only"
+            f"config.json has the problem_type {problem!r}, which is not known",
+            f"known: {', '.join(filter(None, PROBLEM_TASKS))}",
         )
     if parse_task(document) == SINGLE_LABEL and len(document.get("id2label") or "two") == 1:
         raise UsageError("a classifier with a single output has no softmax", "it needs at least two classes")

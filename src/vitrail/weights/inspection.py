@@ -46,6 +46,7 @@ def inspect_file(path: Path, *, torch_files: bool = False) -> dict[str, Any]:
             "task": artifact.task,
             "thresholds": list(artifact.thresholds),
             "unlike": describe_unlike(artifact.unlike),
+            **({"target_scale": artifact.target_scale.to_json()} if artifact.target_scale else {}),
             "origin": artifact.origin,
         }
     weights = strip_wrappers(weights, path)

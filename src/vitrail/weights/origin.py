@@ -12,7 +12,7 @@ RECIPE: Types = {"name": str | None, "epochs": float | None}
 DATA: Types = {"name": str | None, "fingerprint": str | None, "images": dict | None, "split": dict | None}
 SPLIT: Types = {"test": float, "validation": float, "seed": int}
 SCORES: Types = {
-    "accuracy": float, "images": int, "accuracy_interval": tuple[float, float] | None, "optimistic": bool | None,
+    "accuracy": float | None, "images": int, "accuracy_interval": tuple[float, float] | None, "optimistic": bool | None,
 }  # fmt: skip
 CALIBRATION: Types = {
     "temperature": float, "fitted_on": str, "images": int, "reason": str | None,

@@ -26,7 +26,7 @@ from vitrail.data.bands import count_of
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import EXTENSIONS, EXTENSIONS_OF_FORMAT, extension_of_format, readable_formats
-from vitrail.data.labels import LabelSets
+from vitrail.data.labels import LabelSets, Numbers
 from vitrail.data.randomness import epoch_permutation
 from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns
 from vitrail.data.shards.index_file import save_index
@@ -90,6 +90,8 @@ def write_shards(
         raise UsageError("a shard has at least one image", "use a larger --shard-size-mib or --images-per-shard")
     if source.has_bands:
         raise UsageError(f"shards have 8-bit images, and these have {source.channels}", "train on the files themselves")
+    if any(isinstance(each.labels, Numbers) and len(each.labels.names) > 1 for each in source.splits.values()):
+        raise UsageError("shards store one number per image, and these have several", "train on the table")
     check_new_folder(out)
     check_free_space(out, count_bytes(source), "choose another disk")
     with write_folder_atomically(out) as folder:
