@@ -211,5 +211,5 @@ class RecipeChanges(TrainChanges, total=False):
         | str
         | None
     )
-    """training loss; cross_entropy:class_weights=balanced is the same as balance weights; none: cross_entropy,
-    binary_cross_entropy with several labels per image, mse_loss for numbers"""
+    """training loss; none: cross_entropy, binary_cross_entropy with several labels per image, mse_loss for numbers;
+    cross_entropy:class_weights=balanced is the same as balance weights"""
