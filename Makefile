@@ -3,6 +3,9 @@
 # make test-newest  the tests that are marked `newest` on the newest supported Python of this machine, if it is newer
 # make test-lowest  the tests with the lowest versions of the libraries that pyproject.toml allows
 # make check  lint, formatting and types
+# make docs   the documentation site in build/docs/html; runs every chapter of docs/learn
+#             make test-docs checks its links, exercises, scripts and accessibility
+# make notebooks  the chapters as notebooks in build/notebooks
 # make parity compare every family with its reference and write docs/parity.md
 # make cards  write the cards again from the data of timm, torchvision and open_clip
 PYTHON ?= python3
@@ -33,7 +36,7 @@ files_with = $(shell grep -l 'mark\.$(1)\b' tests/test_*.py)
 NPM := command -v node && command -v npm
 APT := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 
-.PHONY: demo test test-scale test-newest test-lowest check check-style check-mypy check-pyright check-javascript parity cards format wheel clean
+.PHONY: demo test test-scale test-newest test-lowest check check-style check-mypy check-pyright check-javascript docs test-docs notebooks parity cards format wheel clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitrail needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -111,6 +114,23 @@ check-pyright: $(VENV)/ready-for-work
 check-javascript: node_modules/ready
 	npx eslint
 	npx prettier --check .
+
+$(VENV)/ready-for-docs: $(VENV)/ready-for-work
+	@$(UV_INSTALL) --python $(BIN)/python --editable '.[dev,docs]' || $(PIP) --editable '.[dev,docs]'
+	@touch $@
+
+# Chapters that ran with the same package and the same code are not run again (build/docs/cache).
+docs: $(VENV)/ready-for-docs
+	rm -rf build/docs/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs/html
+	@echo "Open build/docs/html/index.html in a browser"
+
+# Links, exercises, scripts, accessibility and search of the site that make docs built.
+test-docs: docs
+	CI=1 $(BIN)/python -m pytest tests/site_checks.py
+
+notebooks: $(VENV)/ready-for-docs
+	$(BIN)/python -m tools.make_notebooks
 
 parity: $(VENV)/ready-for-work
 	VITRAIL_PARITY=docs/parity.md $(BIN)/python -m pytest tests/test_parity.py

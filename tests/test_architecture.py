@@ -50,7 +50,7 @@ LAYERS = [
     {"comparison", "evaluation", "explanation", "training"},
     {"callbacks", "exporting", "migration", "report"},
     {"loading"},
-    {"benchmarking", "prediction", "pretraining", "runs", "serving"},
+    {"benchmarking", "differences", "prediction", "pretraining", "runs", "serving"},
     {"api", "registry", "sklearn", "sweeps"},
     {"cli"},
 ]

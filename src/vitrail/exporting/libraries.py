@@ -119,7 +119,7 @@ def verify_folder(classifier: Classifier, library: Library, folder: Path) -> Lib
     Raises `VitrailError` if they differ by more than the tolerance of `compare`.
     """
     try:
-        run = library.load(folder)
+        run = library.load(folder).run
     except ImportError:
         return None
     images = make_probe_images(classifier)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
@@ -35,16 +35,24 @@ class LibraryModel:
 
 
 @dataclass(frozen=True)
+class LoadedModel:
+    """A library's own model, and a function that computes its outputs: normalized images (B, C, H, W) -> (B, Y)."""
+
+    module: nn.Module
+    run: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Library:
     """A library that models are exported to.
 
     `convert` takes a classifier, its config with learned or rotary positions, and its weights. `load` reads a folder
-    with the library itself and returns a function of normalized images, (B, C, H, W) -> (B, Y).
+    with the library itself; it raises `ImportError` if the library is not installed.
     """
 
     package: str
     convert: Callable[[Classifier, ViTConfig, State], LibraryModel]
-    load: Callable[[Path], Callable[[Tensor], Tensor]]
+    load: Callable[[Path], LoadedModel]
     oldest: str = ""  # the oldest version that was tested
 
 

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.exporting.library_format import Document, LibraryModel, State, require_values, with_layer_scale
+from vitrail.exporting.library_format import (
+    Document,
+    LibraryModel,
+    LoadedModel,
+    State,
+    require_values,
+    with_layer_scale,
+)
 from vitrail.model.config import Rotary, ViTConfig
 from vitrail.weights.conversion import export_weights
 from vitrail.weights.families.timm import TimmTokens, find_timm_layout
@@ -60,11 +65,11 @@ def convert_to_timm(classifier: Classifier, config: ViTConfig, state: State) -> 
     return LibraryModel(tensors, {"config.json": document}, load_code, note)
 
 
-def load_with_timm(folder: Path) -> Callable[[Tensor], Tensor]:
+def load_with_timm(folder: Path) -> LoadedModel:
     """Loads the folder with timm; raises `ImportError` if timm is not installed."""
     timm: Any = importlib.import_module("timm")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    return lambda x: model(x)
+    return LoadedModel(model, model)
 
 
 def make_pretrained_cfg(classifier: Classifier, model: TimmModel) -> Document:

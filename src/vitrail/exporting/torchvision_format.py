@@ -1,16 +1,15 @@
 """A folder for torchvision's VisionTransformer: the arguments that build it, and its state dict."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.exporting.library_format import LibraryModel, State, require_values
+from vitrail.exporting.library_format import LibraryModel, LoadedModel, State, require_values
 from vitrail.model.config import Rotary, ViTConfig
 from vitrail.weights.conversion import export_weights
 from vitrail.weights.layouts import LAYOUTS
@@ -55,7 +54,7 @@ def convert_to_torchvision(classifier: Classifier, config: ViTConfig, state: Sta
     return LibraryModel(export_weights(LAYOUTS["torchvision"], "", config, state), {FILE: document}, LOAD_CODE)
 
 
-def load_with_torchvision(folder: Path) -> Callable[[Tensor], Tensor]:
+def load_with_torchvision(folder: Path) -> LoadedModel:
     """Loads the folder with torchvision."""
     import torchvision
 
@@ -63,4 +62,4 @@ def load_with_torchvision(folder: Path) -> Callable[[Tensor], Tensor]:
     norm = partial(nn.LayerNorm, eps=document["norm_eps"])
     model = torchvision.models.VisionTransformer(**document["arguments"], norm_layer=norm).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    return lambda x: model(x)
+    return LoadedModel(model, model)

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
-from vitrail.exporting.library_format import Document, LibraryModel, State, require_values, with_layer_scale
+from vitrail.exporting.library_format import (
+    Document,
+    LibraryModel,
+    LoadedModel,
+    State,
+    require_values,
+    with_layer_scale,
+)
 from vitrail.model.config import Rotary, ViTConfig
 from vitrail.tasks import MULTI_LABEL, REGRESSION
 from vitrail.weights.conversion import export_weights
@@ -84,7 +91,7 @@ def make_model(config: ViTConfig, state: State) -> HFModel:
     )
 
 
-def load_with_transformers(folder: Path) -> Callable[[Tensor], Tensor]:
+def load_with_transformers(folder: Path) -> LoadedModel:
     """Loads the folder with transformers; raises `ImportError` if transformers is not installed."""
     transformers: Any = importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
@@ -99,7 +106,7 @@ def load_with_transformers(folder: Path) -> Callable[[Tensor], Tensor]:
             return output["image_embeds"]
         return output["pooler_output"] if architecture in POOLED_OUTPUTS else output["last_hidden_state"][:, 0]
 
-    return run
+    return LoadedModel(model, run)
 
 
 def make_preprocessor(classifier: Classifier) -> Document:
