@@ -11,8 +11,8 @@
 # model of timm with random weights: its tensors have the same names as those of a public file.
 
 # %%
-import contextlib
-import io
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,7 +21,6 @@ import timm
 import torch
 
 import vitrail
-from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.differences import find_differences
 from vitrail.weights.layouts import LAYOUTS
@@ -124,11 +123,10 @@ right, wrong = make_classifier(read(tensors)), make_classifier(read_wrongly(tens
 with tempfile.TemporaryDirectory() as folder:
     right.save(Path(folder) / "right.safetensors")
     wrong.save(Path(folder) / "wrong.safetensors")
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        main(["inspect", f"{folder}/right.safetensors", "--against", f"{folder}/wrong.safetensors"])
-print(output.getvalue())
-assert "1 of 44 tensors differ; the first is prefix" in output.getvalue()
+    command = [sys.executable, "-m", "vitrail", "inspect", "right.safetensors", "--against", "wrong.safetensors"]
+    output = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+print(output)
+assert "1 of 44 tensors differ; the first is prefix" in output
 
 # %% [markdown]
 # In a terminal the second model may also be `timm`, `transformers` or `torchvision`: then the same weights run in that
