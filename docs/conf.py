@@ -58,6 +58,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 html_theme = "furo"
 html_title = "vitrail"
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_copy_source = html_show_sourcelink = False

@@ -37,17 +37,17 @@ def test_every_chapter_has_a_page_and_an_entry_in_the_list(documents: dict[str, 
     assert {f"{chapter}.html" for chapter in CHAPTERS} <= {link.partition("#")[0] for link in listed}
 
 
-def test_every_internal_link_leads_to_a_page_and_a_place(documents: dict[str, BeautifulSoup]):
-    places = {page: {tag["id"] for tag in document.select("[id]")} for page, document in documents.items()}
+def test_every_internal_link_leads_to_a_page_and_an_anchor(documents: dict[str, BeautifulSoup]):
+    anchors = {page: {tag["id"] for tag in document.select("[id]")} for page, document in documents.items()}
     broken = []
     for page, document in documents.items():
         for tag in document.select("a[href]"):
-            address, place = urldefrag(tag["href"])
+            address, anchor = urldefrag(tag["href"])
             if urlsplit(address).scheme:
                 continue
             path = (SITE / page).parent / unquote(address) if address else SITE / page
             target = path.resolve().relative_to(SITE.resolve()).as_posix()
-            if not path.is_file() or (place and target in places and unquote(place) not in places[target]):
+            if not path.is_file() or (anchor and target in anchors and unquote(anchor) not in anchors[target]):
                 broken.append(f"{page}: {tag['href']}")
     assert not broken, broken
 
@@ -65,8 +65,10 @@ def test_no_page_loads_anything_from_elsewhere(documents: dict[str, BeautifulSou
 def test_every_picture_says_what_it_shows(documents: dict[str, BeautifulSoup]):
     for page, document in documents.items():
         for picture in document.select("article img"):
-            words = picture.get("alt", "")
-            assert len(words) > 20 and not words.endswith((".png", ".webp")), f"{page}: {picture.get('src')}: {words!r}"
+            description = picture.get("alt", "")
+            assert len(description) > 20 and not description.endswith((".png", ".webp")), (
+                f"{page}: {picture.get('src')}: {description!r}"
+            )
 
 
 def executed_chapters() -> dict[str, Any]:
@@ -111,6 +113,7 @@ def address() -> Iterator[str]:
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -36,15 +36,15 @@ def test_a_changed_tensor_is_the_first_and_so_is_the_activation_behind_it(tmp_pa
     second.vit.blocks[2].norm1.bias[0] += 1
     first.save(tmp_path / "a.safetensors")
     second.save(tmp_path / "b.safetensors")
-    code, found = ask(capsys, tmp_path / "a.safetensors", "--against", tmp_path / "b.safetensors")
+    code, answer = ask(capsys, tmp_path / "a.safetensors", "--against", tmp_path / "b.safetensors")
     assert code == 1
-    assert found["first_different_tensor"] == "blocks.1.mlp.fc1.weight"
-    assert found["first_different_activation"] == "blocks.1.mlp"
-    assert [row["name"] for row in found["tensors"] if not row["is_equal"]] == [
+    assert answer["first_different_tensor"] == "blocks.1.mlp.fc1.weight"
+    assert answer["first_different_activation"] == "blocks.1.mlp"
+    assert [row["name"] for row in answer["tensors"] if not row["is_equal"]] == [
         "blocks.1.mlp.fc1.weight",
         "blocks.2.norm1.bias",
     ]
-    (row,) = (row for row in found["tensors"] if row["name"] == "blocks.1.mlp.fc1.weight")
+    (row,) = (row for row in answer["tensors"] if row["name"] == "blocks.1.mlp.fc1.weight")
     assert row["max_difference"] == pytest.approx(1) and row["first_shape"] == [64, 32]
     assert main(["inspect", str(tmp_path / "a.safetensors"), "--against", str(tmp_path / "b.safetensors")]) == 1
     assert "2 of 44 tensors differ; the first is blocks.1.mlp.fc1.weight" in capsys.readouterr().out
@@ -56,8 +56,8 @@ def test_equal_files_and_the_tolerance(tmp_path: Path, capsys):
     first.save(tmp_path / "a.safetensors")
     second.save(tmp_path / "b.safetensors")
     assert ask(capsys, tmp_path / "a.safetensors", "--against", tmp_path / "a.safetensors")[0] == 0
-    code, found = ask(capsys, tmp_path / "a.safetensors", "--against", tmp_path / "b.safetensors")
-    assert code == 1 and found["first_different_activation"] == "output"
+    code, answer = ask(capsys, tmp_path / "a.safetensors", "--against", tmp_path / "b.safetensors")
+    assert code == 1 and answer["first_different_activation"] == "output"
     both = (tmp_path / "a.safetensors", "--against", tmp_path / "b.safetensors", "--tolerance", "0.01")
     assert ask(capsys, *both)[0] == 0
     assert ask(capsys, tmp_path / "a.safetensors", "--tolerance", "0.01")[0] == 2
@@ -76,8 +76,8 @@ def test_models_of_other_shapes():
 def test_the_same_weights_in_another_library_differ_where_we_change_them(package: str):
     classifier = make_classifier()
     theirs = load_in_library(classifier, package)
-    found = find_differences(classifier, theirs)
-    assert found.first_activation is None and len(found.activations) >= 3 * 2 + 2
+    answer = find_differences(classifier, theirs)
+    assert answer.first_activation is None and len(answer.activations) >= 3 * 2 + 2
     changed = replace(classifier, vit=make_classifier().vit)
     changed.vit.blocks[1].attn.proj.bias[0] += 1
     first = find_differences(changed, theirs).first_activation

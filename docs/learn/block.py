@@ -26,7 +26,7 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## The MLP
 #
-# MLP stands for *multi-layer perceptron*: a linear layer to a larger width (usually four times), a function that is not
+# MLP is short for *multi-layer perceptron*: a linear layer to a larger width (usually four times), a function that is not
 # linear, and a linear layer back. It works on every token alone, with the same weights.
 
 # %%
@@ -101,7 +101,7 @@ depths = (1, 2, 4, 8, 12, 16)
 
 
 def measure_gradient(wrap, depth):
-    """Returns the length of the gradient of the output's sum with respect to the input."""
+    """Returns the norm of the gradient of the output's sum with respect to the input."""
     torch.manual_seed(0)
     blocks = [Block(config, 0.0) for _ in range(depth)]
     for block in blocks:

@@ -92,13 +92,13 @@ for name, row in LAYOUTS["timm"].rows.items():
 
 # %% [markdown]
 # Rows with the same name on both sides are left out. `Prefix` and `PositionTable` are what we have just written.
-# `{wb}` stands for `weight` and `bias`, `{i}` for the number of a block. `vitrail.load("timm/...")` downloads a
+# `{wb}` is `weight` or `bias`, `{i}` for the number of a block. `vitrail.load("timm/...")` downloads a
 # checkpoint and reads it with this table.
 #
 # ## When something is wrong
 #
 # Here is the most common mistake: the position of the class token is forgotten. The model still runs. Its answers are
-# only a little worse, which nobody notices for weeks. How does one find the place?
+# only a little worse, which can stay unnoticed for weeks. How does one find the place?
 
 
 # %%

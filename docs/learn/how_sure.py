@@ -1,5 +1,5 @@
 # %% [markdown]
-# # How sure is it?
+# # Calibration and abstaining
 #
 # **Goal:** learn whether a probability of 90% means right in 9 of 10 cases, and let the model say "I do not know".
 #
@@ -87,7 +87,7 @@ print(f"right: {outcome.correct.mean():.1%}, mean confidence: {outcome.confidenc
 # answers. On the diagonal both are equal.
 
 
-# %% mystnb={"image": {"alt": "Reliability diagram: bars of accuracy by confidence lie below the diagonal for most bins"}}
+# %% mystnb={"image": {"alt": "Reliability diagram: bars of accuracy by confidence are below the diagonal for most bins"}}
 def draw(outcome, axes, title):
     edges = np.linspace(0, 1, 11)
     bins = np.digitize(outcome.confidence, edges[1:-1])

@@ -59,7 +59,7 @@ plt.show()
 # ## From a patch to a vector
 #
 # A patch has 3 x 16 x 16 = 768 numbers. Written one after the other, they are a vector. A grid of 14 x 14 patches
-# gives 196 vectors: `P` stands for the patches, row by row.
+# gives 196 vectors: `P` is the axis of the patches, row by row.
 
 # %%
 patches_PV = patches_ChwHW.permute(1, 2, 0, 3, 4).flatten(0, 1).flatten(1)  # V: the values of a patch
@@ -125,7 +125,7 @@ for axes, i in zip(grid.flat, strongest):
 plt.show()
 
 # %% [markdown]
-# Some outputs measure a color, others an edge of some direction. Nobody told the model to look for edges.
+# Some outputs measure a color, others an edge of some direction. The model was not told to look for edges.
 #
 # ## Exercises
 #

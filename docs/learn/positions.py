@@ -68,7 +68,7 @@ print(inspect.getsource(LearnedEmbedding.__init__))
 print(inspect.getsource(LearnedEmbedding.add))
 
 # %% [markdown]
-# At the start these vectors are small random numbers. Nobody tells the model which places are neighbors. We look at
+# At the start these vectors are small random numbers. The model is not told which places are neighbors. We look at
 # what a trained model has found. The *cosine similarity* of two vectors is 1 if they point in the same direction, and 0
 # if they have nothing in common. Each small map shows, for one place (red), how similar the vectors of all places are
 # to the vector of that place.
@@ -135,9 +135,9 @@ print(inspect.getsource(RotaryEmbedding.rotation))
 
 
 # %%
-def clock(places, n):
-    """Returns (places, 2n): n sines, then n cosines."""
-    return torch.zeros(places, 2 * n)  # your code
+def clock(columns, n):
+    """Returns (columns, 2n): n sines, then n cosines."""
+    return torch.zeros(columns, 2 * n)  # your code
 
 
 def test_clock(clock):
@@ -154,9 +154,9 @@ test_clock(clock)
 
 
 # %% tags=["solution", "hide-cell"]
-def solved_clock(places, n):
+def solved_clock(columns, n):
     frequency = 10000.0 ** (-torch.arange(n) / (n - 1))
-    angle = torch.arange(places)[:, None] * frequency
+    angle = torch.arange(columns)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
@@ -165,13 +165,13 @@ test_clock(solved_clock)
 # %% [markdown]
 # ### Exercise 2: only the distance counts
 #
-# Turn pairs of numbers by `angle = place * frequency`. A pair `(a, b)` becomes
+# Turn pairs of numbers by `angle = column * frequency`. A pair `(a, b)` becomes
 # `(a cos - b sin, a sin + b cos)`. Number `i` of the vector forms a pair with number `i + n`.
 
 
 # %%
-def turn(vector, place, frequency):
-    """Returns the vector, (2n,), turned by its place; `frequency` has n numbers."""
+def turn(vector, column, frequency):
+    """Returns the vector, (2n,), turned by its column; `frequency` has n numbers."""
     return vector  # your code
 
 
@@ -194,9 +194,9 @@ test_turn(turn)
 
 
 # %% tags=["solution", "hide-cell"]
-def solved_turn(vector, place, frequency):
+def solved_turn(vector, column, frequency):
     a, b = vector.chunk(2)
-    cos, sin = (place * frequency).cos(), (place * frequency).sin()
+    cos, sin = (column * frequency).cos(), (column * frequency).sin()
     return torch.cat([a * cos - b * sin, a * sin + b * cos])
 
 

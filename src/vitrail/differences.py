@@ -123,14 +123,14 @@ def record_activations(
 ) -> dict[str, Tensor]:
     """Returns the tokens before the first block, of each block what attention, MLP and block return, and the output.
 
-    Works for the ViTs of vitrail, timm, transformers and torchvision: a part is found by the name of its class.
+    Works for the ViTs of vitrail, timm, transformers and torchvision: a part is recognized by the name of its class.
     """
-    found: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any = None) -> None:
             value = args if output is None else output
-            found[name] = (value[0] if isinstance(value, tuple) else value).float()
+            activations[name] = (value[0] if isinstance(value, tuple) else value).float()
 
         return hook
 
@@ -140,8 +140,8 @@ def record_activations(
         for i, block in enumerate(blocks):
             for name, part in [*find_parts(block), ("", block)]:
                 hooks.callback(part.register_forward_hook(keep(f"blocks.{i}{name}")).remove)
-        found["output"] = run(images_BCHW).float()
-    return found
+        activations["output"] = run(images_BCHW).float()
+    return activations
 
 
 def find_blocks(module: nn.Module, depth: int) -> list[nn.Module]:
@@ -154,9 +154,9 @@ def find_blocks(module: nn.Module, depth: int) -> list[nn.Module]:
 
 def find_parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields attention and MLP of a block."""
-    for name, words in ((".attn", ("attention",)), (".mlp", ("mlp", "ffn"))):
+    for name, class_words in ((".attn", ("attention",)), (".mlp", ("mlp", "ffn"))):
         for part in block.children():
-            if any(word in type(part).__name__.lower() for word in words):
+            if any(word in type(part).__name__.lower() for word in class_words):
                 yield name, part
                 break
 

@@ -118,9 +118,9 @@ def compare_models(arguments: argparse.Namespace) -> Answer:
     else:
         second = load(arguments.against, torch_files=arguments.torch_files)
     tolerance = EXACT.relative if arguments.tolerance is None else arguments.tolerance
-    found = find_differences(first, second, tolerance=tolerance)
+    differences = find_differences(first, second, tolerance=tolerance)
     shown: list[object] = []
-    for kind, rows in (("tensors", found.tensors), ("activations", found.activations)):
+    for kind, rows in (("tensors", differences.tensors), ("activations", differences.activations)):
         different = [row for row in rows if not row.is_equal]
         if not rows:
             continue
@@ -131,10 +131,10 @@ def compare_models(arguments: argparse.Namespace) -> Answer:
         shown.append(tabulate_differences(kind, different[:SHOWN_DIFFERENCES]))
         if len(different) > SHOWN_DIFFERENCES:
             shown.append(f"and {len(different) - SHOWN_DIFFERENCES} more")
-    if not found.activations:
+    if not differences.activations:
         shown.append("activations were not compared: the models take images of different shapes")
-    document = {"first": arguments.file, "second": arguments.against, "tolerance": tolerance, **found.to_json()}
-    has_difference = found.first_tensor or found.first_activation
+    document = {"first": arguments.file, "second": arguments.against, "tolerance": tolerance, **differences.to_json()}
+    has_difference = differences.first_tensor or differences.first_activation
     return Answer(document, shown, 1 if has_difference else 0)
 
 
