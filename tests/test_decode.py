@@ -132,7 +132,7 @@ def test_the_formats_of_phones_have_the_right_pixels(kind: str, channels: int):
 
 def test_an_avif_without_its_decoder_is_named(monkeypatch: pytest.MonkeyPatch):
     data = encoded(two_colors(), "AVIF")[:200]
-    monkeypatch.setattr("vitrail.data.formats.features.check", lambda name: False)
+    monkeypatch.setattr("vitrail.data.decode.features.check", lambda name: False)
     with pytest.raises(ImageError, match="it is an AVIF that this Pillow cannot read; update Pillow"):
         decode(io.BytesIO(data))
 

@@ -13,12 +13,12 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from vitrail.data.band_files import MAX_PIXELS, NPY_MAGIC, BandHeader, find_bands, read_values
 from vitrail.data.bands import Bands, BandsError, Channels
-from vitrail.data.formats import ARRAY_EXTENSION, explain_unread, read_start, readable_formats
+from vitrail.data.formats import ARRAY_EXTENSION, TIFF_MAGICS, readable_formats
 from vitrail.data.pixel_range import (
     UnclearRange,
     check_brightness,
@@ -27,6 +27,7 @@ from vitrail.data.pixel_range import (
     scale_to_8_bits,
 )
 from vitrail.errors import VitrailError
+from vitrail.installation import install_hint
 
 EXIF_ORIENTATION = 0x0112
 GRAY_16_BIT = "16-bit gray"
@@ -39,6 +40,22 @@ COLOR_TYPES = {
 TRANSIENT_ERRNOS = frozenset((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # of `warnings`; our own limits are lower
+CONVERT_HINT = "convert it to JPEG or PNG"
+MAGIC_BYTES = 16  # that `explain_unread` looks at
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+MAGIC = (  # offset, bytes, name of a format that is not read
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"<svg", "SVG"),
+    (0, b"<?xml", "SVG"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"SIMPLE", "FITS"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"qoif", "QOI"),
+)
 
 
 class ImageError(VitrailError):
@@ -207,6 +224,44 @@ def translate_errors(file: str | Path | BinaryIO, name: str | None = None) -> It
         raise
     except Exception as error:  # a damaged file makes Pillow raise many types (TypeError in the tags of a TIFF)
         raise ImageError(name, f"damaged or truncated ({error})") from None
+
+
+def explain_unread(start: bytes) -> str:
+    """Returns why a file that starts with these bytes cannot be read as an image."""
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+        return explain_heif()
+    if start[4:12] == b"ftypavif":
+        return explain_avif()
+    if start.startswith(TIFF_MAGICS):
+        return "it is a damaged TIFF, or has other channels or values than a gray or color image of 8 bits"
+    for offset, magic, name in MAGIC:
+        if start[offset : offset + len(magic)] == magic:
+            return f"{name} files are not read; {CONVERT_HINT}"
+    return f"not an image, or not one of {', '.join(readable_formats())}"
+
+
+def explain_avif() -> str:
+    if features.check("avif"):
+        return "it is a damaged AVIF"
+    return f"it is an AVIF that this Pillow cannot read; update Pillow, or {CONVERT_HINT}"
+
+
+def explain_heif() -> str:
+    if "HEIF" in readable_formats():
+        return "it is a damaged HEIC"
+    return f"it is a HEIC, and reading it needs pi-heif: {install_hint('heif')}, or {CONVERT_HINT}"
+
+
+def read_start(file: str | Path | BinaryIO) -> bytes:
+    """Returns the first bytes of a file; none if it cannot be read again."""
+    try:
+        if isinstance(file, str | Path):
+            with open(file, "rb") as stream:
+                return stream.read(MAGIC_BYTES)
+        file.seek(0)
+        return file.read(MAGIC_BYTES)
+    except OSError:
+        return b""
 
 
 def refuse_special_file(file: str | Path, name: str) -> None:

@@ -27,7 +27,7 @@ def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
         return hold_out_groups(listing, same_as, fraction, seed)
     if not isinstance(listing.labels, LabelSets):
         return hold_out_by_class(listing, same_as, fraction, seed)
-    return hold_out_by_label(listing.labels, listing.names, same_as, fraction, seed)
+    return hold_out_by_label(listing, same_as, fraction, seed)
 
 
 def hold_out_by_class(listing: Listing, same_as: np.ndarray, fraction: float, seed: int) -> list[int]:
@@ -49,13 +49,10 @@ def hold_out_by_class(listing: Listing, same_as: np.ndarray, fraction: float, se
     return sorted(held_out)
 
 
-def hold_out_by_label(
-    labels: LabelSets, names: Sequence[str], same_as: np.ndarray, fraction: float, seed: int
-) -> list[int]:
+def hold_out_by_label(listing: Listing, same_as: np.ndarray, fraction: float, seed: int) -> list[int]:
     """Returns what `choose_held_out` does, for several labels: about the fraction of those with each label."""
-    classes = labels.classes
-    groups = sorted_groups(names, same_as, seed)
-    multi_hot = labels.encode(classes)
+    groups = sorted_groups(listing.names, same_as, seed)
+    multi_hot = listing.labels.encode(listing.labels.classes)
     no_label = multi_hot.sum(1, keepdims=True) == 0
     rows = np.concatenate([multi_hot, no_label], axis=1).astype(np.int64)  # images without a label are divided too
     counts = np.stack([rows[group].sum(0) for group in groups])  # (groups, labels): images of a group with each label

@@ -73,8 +73,6 @@ def load_data(
                 f"the data are not those that {resumed.path} was started on",
                 "resume on the same files, or start a new run on these",
             )
-    if len(set(world.all_gather(splits.fingerprint))) > 1:
-        raise VitrailError("the processes have different data", "give all of them the same images in the same order")
     report = None
     with world.raise_on_all():
         if check and world.is_main:
@@ -84,7 +82,10 @@ def load_data(
                 fit=recipe.fit or (theirs.fit if theirs else "pad"),
                 skip_unreadable=recipe.skip_unreadable,
             )
-    unreadable = started.unreadable if started else world.on_main(lambda: report.skippable if report else {})
+    of_processes = world.all_gather((splits.fingerprint, report.skippable if report else {}))
+    if len({fingerprint for fingerprint, _ in of_processes}) > 1:
+        raise VitrailError("the processes have different data", "give all of them the same images in the same order")
+    unreadable = started.unreadable if started else of_processes[0][1]
     with world.raise_on_all():
         splits = drop_images(splits if score_test else replace(splits, test=None), unreadable)
         max_bytes = int(recipe.image_cache_gib * GIB) // world.local_size
