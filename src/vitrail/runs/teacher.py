@@ -26,7 +26,6 @@ from vitrail.evaluation.features import extract_features, read_cached
 from vitrail.files import write_atomically
 from vitrail.machine import GIB
 from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of
-from vitrail.runs.data import RunData
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.start import Start
 from vitrail.runs.teacher_model import LoadedTeacher, answers_batches, choose_distillation
@@ -205,16 +204,20 @@ def translate_images(images_BCHW: Tensor, student: Preprocess, classifier: Torch
     return (values_BCHW - per_channel(theirs.mean)) / per_channel(theirs.std)
 
 
-def add_unlabeled(
-    data: RunData, teacher: LoadedTeacher | None, recipe: Recipe, resumed: RunFolder | None, world: World
-) -> RunData:
-    """Returns the data with the unlabeled images of a teacher; raises `VitrailError` if a resumed run had others."""
+def load_unlabeled(
+    teacher: LoadedTeacher | None, recipe: Recipe, resumed: RunFolder | None, world: World
+) -> tuple[Images | None, str | None]:
+    """Returns the unlabeled images of a teacher and their digest, if there are any.
+
+    They are read in the teacher's channels, which are also the student's (`check_teacher`). Raises `VitrailError` if a
+    resumed run had other images.
+    """
     if teacher is None or teacher.unlabeled is None:
-        return data
+        return None, None
     with world.raise_on_all():
         images, digest = read_unlabeled(
             teacher.unlabeled,
-            data.splits.channels,
+            teacher.classifier.preprocess.source_channels,
             skip_unreadable=recipe.skip_unreadable,
             max_bytes=int(recipe.image_cache_gib * GIB) // world.local_size,
         )
@@ -226,4 +229,4 @@ def add_unlabeled(
             )
     if len(set(world.all_gather(digest))) > 1:
         raise VitrailError("the processes have different unlabeled images", "give all of them the same files")
-    return replace(data, unlabeled=images, unlabeled_digest=digest)
+    return images, digest

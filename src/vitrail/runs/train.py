@@ -43,7 +43,7 @@ from vitrail.runs.resolve import find_run_to_resume, request_recipe, resume_reci
 from vitrail.runs.result import Run
 from vitrail.runs.resume import resume_from_checkpoint
 from vitrail.runs.start import Start, build_classifier, describe_plan, explain_precision
-from vitrail.runs.teacher import add_teacher, add_unlabeled, prepare_teacher
+from vitrail.runs.teacher import add_teacher, load_unlabeled, prepare_teacher
 from vitrail.runs.teacher_model import TeacherModel, TeacherRequest, load_teacher
 from vitrail.runs.training_run import TrainingRun
 from vitrail.training.advice import advise_pretrained_weights
@@ -124,7 +124,8 @@ def train(
         run_data = load_data(
             data, requested, world, pretrained=pretrained, resumed=resumed, check=check, score_test=score_test
         )
-        run_data = add_unlabeled(run_data, loaded_teacher, requested, resumed, world)
+        images, digest = load_unlabeled(loaded_teacher, requested, resumed, world)
+        run_data = replace(run_data, unlabeled=images, unlabeled_digest=digest)
         keep_freed_memory()
         with world.raise_on_all():
             start = build_classifier(requested, run_data, pretrained, init_device(world))
