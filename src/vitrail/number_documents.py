@@ -2,7 +2,7 @@
 
 from typing import NotRequired, TypedDict
 
-from vitrail.documents import UnreadableFile
+from vitrail.image_documents import UnreadableFile
 
 
 class NumberAverages(TypedDict):

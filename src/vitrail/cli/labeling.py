@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import load_any_classifier, require_classifier
+from vitrail.tasks import refuse_task
 
 if TYPE_CHECKING:
     from vitrail.cli.images import InputImage
@@ -23,6 +24,7 @@ def rank_images(arguments: argparse.Namespace, images: list[InputImage]) -> Answ
 
     classifier = require_classifier(load_any_classifier(arguments), arguments.model, "--rank-for-labeling")
     classifier.require_classes()
+    refuse_task(classifier.task, "labeling")
     halve, outputs = BatchHalver(), []
     paths: list[str] = []
     unreadable: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.console import log, progress_bar
+from vitrail.data.bands import Channels
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import ImageFiles
 from vitrail.data.images import Images, Pixels, load_into_memory
@@ -34,7 +35,7 @@ class Chain(Sequence[Tensor]):
         return len(self.first) + len(self.second)
 
 
-def list_unlabeled(folder: str | Path, channels: int) -> Images:
+def list_unlabeled(folder: str | Path, channels: Channels) -> Images:
     """Returns all images below a folder, whose labels are `NO_CLASS`; raises `UsageError` if there are none."""
     if not Path(folder).is_dir():
         raise UsageError(f"there is no folder {str(folder)!r} of unlabeled images", "give a folder of image files")
@@ -63,7 +64,9 @@ def drop_unreadable(images: Images) -> Images:
     return images.exclude(errors)
 
 
-def read_unlabeled(folder: str | Path, channels: int, *, skip_unreadable: bool, max_bytes: int) -> tuple[Images, str]:
+def read_unlabeled(
+    folder: str | Path, channels: Channels, *, skip_unreadable: bool, max_bytes: int
+) -> tuple[Images, str]:
     """Returns the readable images below a folder, in memory if that takes at most `max_bytes`, and their digest.
 
     Raises `ImageError` for an image that cannot be read, unless these are skipped.

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from vitrail.classifier import BaseClassifier
 from vitrail.data.images import Images
-from vitrail.evaluation.outcomes import AnyOutcome, compute_any_outcome
+from vitrail.evaluation.multi_label import MultiLabelOutcome
+from vitrail.evaluation.numbers import NumberOutcome
+from vitrail.evaluation.outcome import Outcome
+from vitrail.evaluation.outcomes import compute_any_outcome
 from vitrail.image_documents import AugmentationDocument
 from vitrail.intervals import paired_difference_interval
-from vitrail.tasks import MULTI_LABEL, TASKS, TaskName
+from vitrail.tasks import MULTI_LABEL, TASKS, TaskName, refuse_task
 from vitrail.weights.unlike import UnlikeFacts
 
 SHIFT = 16  # a crop is moved by this fraction of the image size
@@ -49,6 +52,7 @@ class AugmentedClassifier(BaseClassifier):
     views: str  # a key of `VIEWS`
 
     def __post_init__(self) -> None:
+        refuse_task(self.inner.task, "tta")
         self.classes, self.preprocess, self.origin = self.inner.classes, self.inner.preprocess, self.inner.origin
         self.temperature = self.inner.temperature
         self.task: TaskName = self.inner.task
@@ -86,10 +90,13 @@ def measure_augmentation(
         compute_any_outcome(each, validation, **options)
         for each in (classifier, AugmentedClassifier(classifier, views))
     )
+    assert not isinstance(plain, NumberOutcome) and not isinstance(augmented, NumberOutcome)  # `tta` is refused
     return describe_change(plain, augmented, views)
 
 
-def describe_change(plain: AnyOutcome, augmented: AnyOutcome, views: str) -> AugmentationDocument:
+def describe_change(
+    plain: Outcome | MultiLabelOutcome, augmented: Outcome | MultiLabelOutcome, views: str
+) -> AugmentationDocument:
     """Returns both accuracies and losses on the same images, and the paired interval of the change."""
     gained = int((augmented.correct & ~plain.correct).sum())
     lost = int((plain.correct & ~augmented.correct).sum())

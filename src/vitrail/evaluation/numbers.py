@@ -8,10 +8,10 @@ from typing import Any, cast
 import numpy as np
 
 from vitrail.data.labels import factorize
-from vitrail.documents import UnlikeEvaluation
 from vitrail.errors import UsageError
 from vitrail.evaluation.multi_label import CHUNK_VALUES, count_resamples
 from vitrail.evaluation.outcome import ImageLogits
+from vitrail.image_documents import UnlikeEvaluation
 from vitrail.intervals import bootstrap_counts, percentile_interval, widen_for_groups
 from vitrail.number_documents import ErrorsOfNumber, NumberDocument, NumberScores
 

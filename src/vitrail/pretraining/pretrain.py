@@ -43,7 +43,7 @@ from vitrail.training.data_defaults import resolve_model, with_normalization
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
 from vitrail.training.recipe import Recipe, recipe_from_json
-from vitrail.training.recipe_changes import RecipeChanges
+from vitrail.training.recipe_changes import ModelChanges, RecipeChanges
 from vitrail.training.train_state import TrainState
 from vitrail.training.transfer import resolve_transfer, transfer_weights
 from vitrail.version import __version__
@@ -137,10 +137,15 @@ def pretrain(
             )
             probed = open_probe_data(encoder, probe_data) if probe_data is not None else None
         training = make_training(autoencoder.to(world.device), encoder, splits, recipe, settings, world)
-        names = [None if each is None else str(each) for each in (model, probe_data)]
         launch = current_launch()
         plan = Plan(
-            str(data), splits.fingerprint, training.recipe, settings, *names, launch_id=launch.id if launch else None
+            str(data),
+            splits.fingerprint,
+            training.recipe,
+            settings,
+            model=None if model is None else str(model),
+            probe_data=None if probe_data is None else str(probe_data),
+            launch_id=launch.id if launch else None,
         )
         run = PretrainRun(folder, training, describe_origin(encoder, splits, settings, model), splits.train, probed)
         with ExitStack() as stack:
@@ -203,7 +208,7 @@ def make_encoder(splits: Splits, recipe: Recipe, theirs: Classifier | None) -> t
         torch.manual_seed(recipe.seed)
         vit = ViT(config)
     else:
-        changed = replace(recipe, model=pick_model(recipe))
+        changed = replace(recipe, model=cast(ModelChanges, pick_model(recipe)))
         config, preprocess = resolve_transfer(changed, 0, theirs.vit.config, theirs.preprocess)
         torch.manual_seed(recipe.seed)
         vit, _ = transfer_weights(theirs.vit, theirs.classes, config, ())
