@@ -23,6 +23,8 @@ LAYERS = [
         "json_types",
         "image_documents",
         "label_documents",
+        "number_documents",
+        "target_scale",
         "version",
         "errors",
         "options",

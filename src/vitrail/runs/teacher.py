@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -38,6 +39,13 @@ from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.origin import read_origin
 
 HEAD_ROWS = 4096  # features that the teacher's head computes at once
+
+
+class UnlabeledData(TypedDict):
+    """The fields of `RunData` on training images without labels."""
+
+    unlabeled: Images | None
+    unlabeled_digest: str | None
 
 
 def add_teacher(start: Start, teacher: LoadedTeacher | None, world: World) -> Start:
@@ -206,14 +214,14 @@ def translate_images(images_BCHW: Tensor, student: Preprocess, classifier: Torch
 
 def load_unlabeled(
     teacher: LoadedTeacher | None, recipe: Recipe, resumed: RunFolder | None, world: World
-) -> tuple[Images | None, str | None]:
+) -> UnlabeledData:
     """Returns the unlabeled images of a teacher and their digest, if there are any.
 
     They are read in the teacher's channels, which are also the student's (`check_teacher`). Raises `VitrailError` if a
     resumed run had other images.
     """
     if teacher is None or teacher.unlabeled is None:
-        return None, None
+        return {"unlabeled": None, "unlabeled_digest": None}
     with world.raise_on_all():
         images, digest = read_unlabeled(
             teacher.unlabeled,
@@ -229,4 +237,4 @@ def load_unlabeled(
             )
     if len(set(world.all_gather(digest))) > 1:
         raise VitrailError("the processes have different unlabeled images", "give all of them the same files")
-    return images, digest
+    return {"unlabeled": images, "unlabeled_digest": digest}

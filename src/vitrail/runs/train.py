@@ -124,8 +124,7 @@ def train(
         run_data = load_data(
             data, requested, world, pretrained=pretrained, resumed=resumed, check=check, score_test=score_test
         )
-        images, digest = load_unlabeled(loaded_teacher, requested, resumed, world)
-        run_data = replace(run_data, unlabeled=images, unlabeled_digest=digest)
+        run_data = replace(run_data, **load_unlabeled(loaded_teacher, requested, resumed, world))
         keep_freed_memory()
         with world.raise_on_all():
             start = build_classifier(requested, run_data, pretrained, init_device(world))

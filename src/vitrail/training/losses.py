@@ -20,6 +20,7 @@ from vitrail.errors import UsageError, first_line
 from vitrail.parts import PARTS, add_callable, make_part, part_name
 from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from vitrail.training.balance import ShiftedLogits, class_weights, seen_class_counts
+from vitrail.training.number_losses import HuberLoss, L1Loss, MseLoss, SmoothL1Loss
 from vitrail.training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -222,55 +223,6 @@ def border_logits(logits_BY: Tensor) -> Tensor:
     """Returns the log-odds that the grade is above each border, (B, Y - 1), of a softmax over the grades."""
     above_BK = logits_BY.flip(1).logcumsumexp(1).flip(1)[:, 1:]
     return above_BK - logits_BY.logcumsumexp(1)[:, :-1]
-
-
-class MseLoss:
-    """Mean squared error of standardized numbers; a model that ignores the image has 1."""
-
-    tasks = (REGRESSION,)
-    chance_level = 1.0
-
-    def __init__(self, context: LossContext):
-        pass
-
-    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
-        return F.mse_loss(outputs_BY, targets_BY)
-
-
-class L1Loss:
-    """Mean absolute error of standardized numbers."""
-
-    tasks = (REGRESSION,)
-
-    def __init__(self, context: LossContext):
-        pass
-
-    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
-        return F.l1_loss(outputs_BY, targets_BY)
-
-
-class SmoothL1Loss:
-    """Squared error below `beta` standard deviations, absolute error above it (Girshick 2015, arXiv 1504.08083)."""
-
-    tasks = (REGRESSION,)
-
-    def __init__(self, context: LossContext, beta: float = 1.0):
-        self.beta = beta
-
-    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
-        return F.smooth_l1_loss(outputs_BY, targets_BY, beta=self.beta)
-
-
-class HuberLoss:
-    """`SmoothL1Loss` times `delta` (Huber 1964)."""
-
-    tasks = (REGRESSION,)
-
-    def __init__(self, context: LossContext, delta: float = 1.0):
-        self.delta = delta
-
-    def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
-        return F.huber_loss(outputs_BY, targets_BY, delta=self.delta)
 
 
 class DenseTargets:
