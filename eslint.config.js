@@ -23,7 +23,10 @@ const bundled = [
 
 export default [
   js.configs.recommended,
-  { files: ["src/vitrail/exporting/web/site/**/*.js"], languageOptions: { globals: globals.browser } },
+  {
+    files: ["src/vitrail/exporting/web/site/**/*.js", "docs/_static/*.js"],
+    languageOptions: { globals: globals.browser },
+  },
   {
     files: ["src/vitrail/exporting/web/site/**/*.js"],
     rules: {

@@ -598,7 +598,9 @@ def test_an_option_takes_the_same_in_every_verb():
             for option in action.option_strings:
                 metavars.setdefault(option, set()).add(str(action.metavar or action.choices).removesuffix("|none"))
     several = {option: values for option, values in metavars.items() if len(values) > 1}
-    assert set(several) <= {"--out", "--format", "--precision", "--metric"}, several  # each verb has its own
+    assert set(several) <= {"--out", "--format", "--precision", "--metric", "--unlike", "--against"}, (
+        several
+    )  # each verb has its own
 
 
 def test_help_is_short_and_help_all_is_complete(capsys):

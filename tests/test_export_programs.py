@@ -193,7 +193,7 @@ def test_predict_and_evaluate_take_the_file(
     assert main(["evaluate", str(path), photos, "--report", "--json"]) == 2
     assert "an ONNX file" in json.loads(capsys.readouterr().out)["error"]
     assert main(["explain", str(path), photos, "--json"]) == 2
-    assert "predict, evaluate" in json.loads(capsys.readouterr().out)["hint"]
+    assert "give explain the classifier" in json.loads(capsys.readouterr().out)["hint"]
     assert main(["predict", str(path), photos, "--threads", "0", "--json"]) == 2
 
 

@@ -347,6 +347,7 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
         "check": [(["check", table, "--task", kind], lambda d: d["task"] == kind)],
         "inspect": [(["inspect", run], lambda d: d["task"] == kind)],
         "explain": [(["explain", run, image, "--out", out], lambda d: d["explanations"])],
+        "similar": [(["similar", run, image, table], lambda d: len(d["images"][0]["similar"]) == 8)],
     }
     if kind == GRADES:
         return common | {

@@ -198,7 +198,7 @@ def test_embeddings_are_those_of_probe_and_of_the_head(clf: vitrail.Classifier, 
 def test_frames_have_the_columns_of_prediction_files(clf: vitrail.Classifier, files: list[Path]):
     predictions = clf.predict([files[0], PIXELS[1], b"no image"], top=2, on_error="skip")
     pandas, polars = predictions.to_pandas(), predictions.to_polars()
-    columns = ["path", "label", "probability", "label_2", "probability_2", "error"]
+    columns = ["path", "label", "probability", "label_2", "probability_2", "unlike", "error"]
     assert list(pandas.columns) == polars.columns == columns
     assert list(pandas["path"].isna()) == [False, True, True] and list(pandas["label"].isna()) == [False, False, True]
     assert polars["probability_2"].dtype == pl.Float64 and polars["probability_2"][2] is None

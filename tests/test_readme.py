@@ -71,7 +71,7 @@ def test_every_block_is_of_a_kind_that_is_tested():
         "sh",
         "python",
         "python",
-        *["sh"] * 3,
+        *["sh"] * 5,
         *["python"] * 2,
         "sh",
     ]
@@ -139,7 +139,17 @@ def test_predictions_in_python(folder: Path, prepared_vitrail: list[str]):
     code = find_block("to_pandas")
     done = subprocess.run([*prepared_vitrail, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("cat 0.8") and "['cat', " in done.stdout and "probability_5" in done.stdout
+    assert done.stdout.startswith("cat 0.8") and "['cat', " in done.stdout and "[2 rows x 13 columns]" in done.stdout
+
+
+def test_pretraining_on_images_without_labels(folder: Path, prepared_vitrail: list[str]):
+    (folder / "more-photos").symlink_to(folder / "photos")
+    script = find_block("vitrail pretrain").replace("--probe-data", "--epochs 2 --probe-data")
+    script = script.replace("--from runs/mae", "--from runs/mae --epochs 1 --no-report")
+    done = shell(script, folder, prepared_vitrail)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "runs" / "mae" / "reconstructions.png").exists()
+    assert (folder / "runs" / "photos" / "classifier.safetensors").exists()
 
 
 def test_the_folds(folder: Path, prepared_vitrail: list[str]):

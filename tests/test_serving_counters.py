@@ -75,7 +75,7 @@ class UnreliableWorkers(ForkServer):
     def answer(self, task: str, document: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         if task == "decode":
             size = int(np.prod(self.size))
-            kinds: list[dict[str, Any]] = [{"pixels": list(self.size), "is_deep": False}]
+            kinds: list[dict[str, Any]] = [{"pixels": list(self.size), "dtype": "uint8", "is_deep": False}]
             if not self.is_reliable:
                 kinds += [{"unreadable": "damaged"}] + [{"is_large": True}] * (not document["decode_large"])
             kind = self.random.choice(kinds)
@@ -156,7 +156,8 @@ def test_all_counters_are_zero_after_everything_has_ended(
             timeout_s=1,
         )
         size = (info.preprocess.channels, *info.preprocess.image_size)
-        workers = UnreliableWorkers(seed, len(clf.classes), size)
+        outputs = len(clf.classes) + (info.unlike is not None)  # and the distance of each image
+        workers = UnreliableWorkers(seed, outputs, size)
         metrics = Metrics()
         decoder = ImageDecoder(settings, metrics, lambda: workers.spawn(WorkerConfig(0, 1, task="decode")))
         endpoint = Endpoint(info, workers, settings, metrics, decoder, WorkerConfig(0, 1))

@@ -74,16 +74,16 @@ def find_bands(file: File) -> BandHeader | None:
 
     Raises `BandsError` for a file of such a format that cannot be read, and `OSError`.
     """
-    with open_binary(file) as stream:
-        start = stream.read(START_BYTES)
-        stream.seek(0)
-        find = next((find for matches, find, _ in FORMATS.values() if matches(start)), None)
-        try:
+    try:
+        with open_binary(file) as stream:
+            start = stream.read(START_BYTES)
+            stream.seek(0)
+            find = next((find for matches, find, _ in FORMATS.values() if matches(start)), None)
             return find(stream) if find else None
-        except (BandsError, OSError, MemoryError):
-            raise
-        except Exception as error:  # a damaged file makes the libraries raise many types
-            raise BandsError(f"damaged or truncated ({error})") from None
+    except (BandsError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes the libraries raise many types, and a name may have a null byte
+        raise BandsError(f"damaged or truncated ({error})") from None
 
 
 def is_bands(header: BandHeader) -> bool:

@@ -21,7 +21,7 @@ from vitrail.intervals import (
     percentile_interval,
     wilson_interval,
 )
-from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, sigmoid, softmax
+from vitrail.tasks import GRADES, MULTI_LABEL, SINGLE_LABEL, sigmoid, softmax
 from vitrail.weights.unlike import describe_unlike
 
 KNOWN_RATE = 0.95  # of the known images pass where the false-positive rate is measured
@@ -29,11 +29,15 @@ MAHALANOBIS = "mahalanobis"
 
 # The baselines that need logits alone: maximum probability (Hendrycks & Gimpel 2017) and energy (Liu et al. 2020); of
 # several labels, the sum of the labels' energies (Wang et al. 2021).
-BASELINES: dict[str, dict[str, Callable[[np.ndarray], np.ndarray]]] = {
-    SINGLE_LABEL: {
-        "max_probability": lambda logits_NY: 1 - softmax(logits_NY).max(axis=1),
-        "energy": lambda logits_NY: -np.logaddexp.reduce(logits_NY, axis=1),
-    },
+OF_CLASSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "max_probability": lambda logits_NY: 1 - softmax(logits_NY).max(axis=1),
+    "energy": lambda logits_NY: -np.logaddexp.reduce(logits_NY, axis=1),
+}
+BASELINES: dict[
+    str, dict[str, Callable[[np.ndarray], np.ndarray]]
+] = {  # by task; predicted numbers have no probabilities
+    SINGLE_LABEL: OF_CLASSES,
+    GRADES: OF_CLASSES,
     MULTI_LABEL: {
         "max_probability": lambda logits_NY: 1 - sigmoid(logits_NY).max(axis=1),
         "energy": lambda logits_NY: -np.logaddexp(0, logits_NY).sum(axis=1),
