@@ -27,8 +27,8 @@ from vitrail.runs import train  # noqa: F401 - it loads the modules that draw
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tests in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else the processes of the tests ignore Ctrl-C, too
 
-# An export registers a device with torch. If the first backward pass comes after it, torch starts threads for that device,
-# and refuses every backward pass in a fork; if it comes before, forks can train.
+# An export registers a device with torch. If the first backward pass comes after it, torch starts threads for that
+# device, and refuses every backward pass in a fork; if it comes before, forks can train.
 torch.ones(1, requires_grad=True).sum().backward()
 
 COLORS = {"red": (210, 50, 40), "green": (40, 190, 70), "blue": (50, 60, 220)}

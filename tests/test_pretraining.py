@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -13,6 +16,9 @@ import torch
 import vitrail
 from conftest import fill
 from test_distributed import process_environment
+from vitrail.cli import pretrain as pretrain_verb
+from vitrail.cli import train as train_verb
+from vitrail.cli.answer import ANSWER_FILE, Answer
 from vitrail.errors import UsageError, VitrailError
 from vitrail.model.config import Rotary, ViTConfig
 from vitrail.model.vit import ViT
@@ -26,6 +32,7 @@ from vitrail.pretraining.masked_autoencoder import (
 )
 from vitrail.pretraining.picture import reconstruct
 from vitrail.pretraining.settings import MaskSettings
+from vitrail.training.distributed import PeerLost
 
 CONFIG = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=(16, 24), prefix_tokens=2)
 TINY = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "workers": 0}
@@ -189,3 +196,31 @@ def test_wrong_requests_give_one_sentence(whole, data: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="mask"):
         MaskSettings(mask=1.0)
     assert not (tmp_path / "new").exists()
+
+
+VERBS = [(train_verb, "train_and_describe"), (pretrain_verb, "pretrain_and_describe")]
+VERB_OPTIONS = ("processes", "folds", "final", "engine", "ray_address", "min_processes", "restarts")
+
+
+@pytest.mark.parametrize(("verb", "work"), VERBS)
+def test_of_the_processes_of_torchrun_only_the_first_answers(monkeypatch: pytest.MonkeyPatch, verb: Any, work: str):
+    monkeypatch.setattr(verb, work, lambda _: Answer({}, []))
+    for rank, answers in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert (verb.run(Namespace(**dict.fromkeys(VERB_OPTIONS))) is not None) == answers
+
+
+@pytest.mark.parametrize(("verb", "work"), VERBS)
+def test_a_process_that_lost_another_leaves_no_answer(
+    monkeypatch: pytest.MonkeyPatch, verb: Any, work: str, tmp_path: Path
+):
+    def lose(_: Namespace) -> Answer:
+        raise PeerLost("another process of the group has ended")
+
+    monkeypatch.setattr(verb, work, lose)
+    monkeypatch.setattr("ctypes.CDLL", MagicMock())  # else the tests would end with their parent
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(ANSWER_FILE, str(tmp_path / "answer.json"))
+    with pytest.raises(SystemExit, match="1"):
+        verb.run(Namespace(**dict.fromkeys(VERB_OPTIONS)))
+    assert not (tmp_path / "answer.json").exists(), "the launcher restarts the group"

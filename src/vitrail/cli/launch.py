@@ -12,12 +12,13 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vitrail.cli.answer import ANSWER_FILE, Answer
+from vitrail.console import log
 from vitrail.errors import UsageError, VitrailError
 from vitrail.interrupts import Interrupted
 
@@ -83,6 +84,36 @@ def parse_answer(document: dict[str, Any]) -> Answer:
         error.exit_code = document["code"]
         raise error
     return Answer(document["document"], document["shown"], document["code"])
+
+
+def answer_in_group(work: Callable[[], Answer]) -> Answer | None:
+    """Runs `work`, which all processes of a group run; returns the answer in the process that prints it, else None.
+
+    That is the first process. If `launch` started the group, its process prints, and the first one sends it the answer
+    or the error.
+    """
+    from vitrail.training.distributed import PeerLost
+
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    answer: Answer | VitrailError
+    try:
+        if is_launched():
+            end_with_parent()
+        answer = work()
+    except PeerLost as error:  # no answer: the launcher restarts the group, or reports how it ended
+        log(f"warning: {error}")
+        raise SystemExit(error.exit_code) from None
+    except VitrailError as error:  # all processes raise it, and one reports it
+        if is_first and not is_launched():
+            raise
+        answer = error
+    if is_launched():
+        if is_first:
+            return_answer(answer)
+        return None
+    if isinstance(answer, VitrailError):
+        raise SystemExit(answer.exit_code)
+    return answer if is_first else None
 
 
 def return_answer(answer: Answer | VitrailError) -> None:

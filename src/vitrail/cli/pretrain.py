@@ -8,15 +8,14 @@ then a start for training: vitrail train DATA --from OUT
 from __future__ import annotations
 
 import argparse
-import os
+from functools import partial
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import MODEL_HELP, add_device, add_torch_files, count
 from vitrail.cli.field_options import add_field_options, format_default
-from vitrail.cli.launch import end_with_parent, is_launched, launch, return_answer
+from vitrail.cli.launch import answer_in_group, is_launched, launch
 from vitrail.cli.parser import Parser
 from vitrail.data.augment import Augment
-from vitrail.errors import VitrailError
 from vitrail.model.config import ViTConfig
 from vitrail.pretraining.settings import (
     AUGMENT_OPTIONS,
@@ -66,17 +65,7 @@ def run(arguments: argparse.Namespace) -> Answer | None:
     """Pre-trains; of several processes, the first one returns the answer."""
     if arguments.processes is not None and not is_launched():
         return launch(arguments.command_line, arguments.processes)
-    if not is_launched():
-        return pretrain_and_describe(arguments)
-    end_with_parent()
-    answer: Answer | VitrailError
-    try:
-        answer = pretrain_and_describe(arguments)
-    except VitrailError as error:  # all processes raise it, and one reports it
-        answer = error
-    if int(os.environ.get("RANK", 0)) == 0:
-        return_answer(answer)
-    return None
+    return answer_in_group(partial(pretrain_and_describe, arguments))
 
 
 def pretrain_and_describe(arguments: argparse.Namespace) -> Answer:

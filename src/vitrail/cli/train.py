@@ -6,19 +6,19 @@ Writes a run folder: the classifier, metrics, curves, the confusion matrix, atte
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from vitrail.callbacks.names import LoggerName
 from vitrail.cli.answer import Answer, ignore_closed_stdout, print_answer
 from vitrail.cli.arguments import MODEL_HELP, add_data, add_engine, count
-from vitrail.cli.launch import end_with_parent, is_launched, launch, return_answer
+from vitrail.cli.launch import answer_in_group, is_launched, launch
 from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
 from vitrail.console import log
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,38 +85,17 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> Answer | None:
     """Trains; of several processes, the first one returns the answer."""
-    from vitrail.training.distributed import PeerLost
-
     if arguments.folds is not None:
         return cross_validate_and_describe(arguments)
     if arguments.final:
         raise UsageError("--final is the last model of a cross-validation", "add --folds 5")
-    is_first = int(os.environ.get("RANK", 0)) == 0
     if arguments.engine == "ray":
         return train_and_describe(arguments)
     if arguments.ray_address or arguments.min_processes or arguments.restarts is not None:
         raise UsageError("--ray-address, --min-processes and --restarts are for Ray", "add --engine ray")
     if arguments.processes is not None and not is_launched():
         return launch(arguments.command_line, arguments.processes)
-    answer: Answer | VitrailError
-    try:
-        if is_launched():
-            end_with_parent()
-        answer = train_and_describe(arguments)
-    except PeerLost as error:  # no answer: the launcher restarts the group, or reports how it ended
-        log(f"warning: {error}")
-        raise SystemExit(error.exit_code) from None
-    except VitrailError as error:  # all processes raise it, and one reports it
-        if is_first and not is_launched():
-            raise
-        answer = error
-    if is_launched():
-        if is_first:
-            return_answer(answer)
-        return None
-    if isinstance(answer, VitrailError):
-        raise SystemExit(answer.exit_code)
-    return answer if is_first else None
+    return answer_in_group(partial(train_and_describe, arguments))
 
 
 def train_and_describe(arguments: argparse.Namespace) -> Answer:
