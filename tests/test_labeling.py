@@ -77,6 +77,13 @@ def test_the_command_line_ranks_images(clf: vitrail.Classifier, task: str, tmp_p
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_the_precision_is_that_of_the_option(run: vitrail.Run, colors: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    fast, copies = vitrail.Classifier.fast, []
+    monkeypatch.setattr(vitrail.Classifier, "fast", lambda self: copies.append(fast(self)) or copies[0])
+    answer(capsys, "predict", run.folder, colors, "--rank-for-labeling", 3, "--precision", "bf16")
+    assert len(copies) == 1 and copies[0].is_fast
+
+
 @pytest.mark.parametrize("options", [["--out", "x"], ["--top", "3"], ["--tta", "flip"]])
 def test_other_options_are_refused(run: vitrail.Run, colors: Path, options: list[str], capsys):
     document = answer(capsys, "predict", run.folder, colors, "--rank-for-labeling", 3, *options, code=2)

@@ -133,6 +133,14 @@ def load_any_classifier(arguments: argparse.Namespace) -> BaseClassifier:
     return load_any(arguments.model, pick_device(arguments.device), torch_files=arguments.torch_files)
 
 
+def load_in_precision(arguments: argparse.Namespace) -> BaseClassifier:
+    """Loads MODEL for predictions in --precision; raises `UsageError` for bf16 of a model that is not a ViT."""
+    classifier = load_any_classifier(arguments)
+    if arguments.precision == "bf16":
+        return require_classifier(classifier, arguments.model, "--precision bf16").fast()
+    return classifier
+
+
 def require_classifier(classifier: BaseClassifier, model: str, options: str) -> Classifier:
     """Returns the classifier if it is a ViT; raises `UsageError` for an ONNX file and a model that is not a ViT."""
     from vitrail.classifier import Classifier

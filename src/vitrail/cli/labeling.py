@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import load_any_classifier, require_classifier
+from vitrail.cli.arguments import load_in_precision, require_classifier
 from vitrail.tasks import refuse_task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def rank_images(arguments: argparse.Namespace, images: list[InputImage]) -> Answ
     from vitrail.cli.images import read_input_batches
     from vitrail.evaluation.labeling import rank_for_labeling
 
-    classifier = require_classifier(load_any_classifier(arguments), arguments.model, "--rank-for-labeling")
+    classifier = require_classifier(load_in_precision(arguments), arguments.model, "--rank-for-labeling")
     classifier.require_classes()
     refuse_task(classifier.task, "labeling")
     halve, outputs = BatchHalver(), []

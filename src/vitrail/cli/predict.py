@@ -22,8 +22,7 @@ from vitrail.cli.arguments import (
     add_model,
     add_threads,
     count,
-    load_any_classifier,
-    require_classifier,
+    load_in_precision,
 )
 from vitrail.cli.augmentation import add_tta
 from vitrail.cli.parser import Parser
@@ -57,7 +56,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--rank-for-labeling", type=count(), metavar="COUNT",
-        help="print so many images to label next instead: uncertain ones, unlike each other (default: off)",
+        help="instead print this number of images to label next: uncertain ones, unlike each other (default: off)",
     )  # fmt: skip
     add_tta(parser, "evaluate --tta measures whether it pays")
     add_batch_size(parser, 64)
@@ -276,9 +275,7 @@ def predict_images(
     from vitrail.cli.images import predict_input_images
     from vitrail.evaluation.augmented import AugmentedClassifier
 
-    classifier = load_any_classifier(arguments)
-    if arguments.precision == "bf16":
-        classifier = require_classifier(classifier, arguments.model, "--precision bf16").fast()
+    classifier = load_in_precision(arguments)
     classifier.require_classes()
     for each in filter(None, (needs, "top" if arguments.top else None)):
         refuse_task(classifier.task, each)
