@@ -69,7 +69,7 @@ def compare_with_cpu(session: Session, record: Recorder) -> None:
 
 
 def build_timm(config: ViTConfig) -> nn.Module:
-    """timm's ViT of this size, made as its users make it."""
+    """timm's ViT of this size, with the `pretrained_cfg` of `create_model`, which `vitrail.load` reads."""
     import timm
 
     model: nn.Module = timm.create_model(

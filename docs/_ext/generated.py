@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import ModuleType
 
 from annotated_source import annotate, list_files
@@ -107,8 +108,8 @@ def cards() -> str:
 
 def documents() -> str:
     """Returns a table of keys for each JSON document that vitrail returns or writes."""
-    names = ("vitrail.documents", "vitrail.label_documents")
-    return "\n".join(describe_documents(importlib.import_module(name)) for name in names)
+    names = sorted(path.stem for path in Path(vitrail.__file__).parent.glob("*documents.py"))
+    return "\n".join(describe_documents(importlib.import_module(f"vitrail.{name}")) for name in names)
 
 
 def describe_documents(module: ModuleType) -> str:
