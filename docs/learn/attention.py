@@ -141,9 +141,7 @@ panels[0].imshow(pixels_CHW.permute(1, 2, 0))
 patch = classifier.vit.config.patch
 panels[0].add_patch(plt.Rectangle((column * patch - 0.5, row * patch - 0.5), patch, patch, fill=False, color="red"))
 panels[0].set_title("the photo")
-prefix = (
-    classifier.vit.config.prefix_tokens
-)  # tokens that are not patches; the chapter on the whole model explains them
+prefix = classifier.vit.config.prefix_tokens  # not patches; the chapter on the whole model explains them
 for head in range(heads):
     weights_hw = attention_BNTT[0, head, prefix + row * columns + column, prefix:].view(rows, columns)
     panels[head + 1].imshow(weights_hw)

@@ -92,7 +92,7 @@ for name, row in LAYOUTS["timm"].rows.items():
 
 # %% [markdown]
 # Rows with the same name on both sides are left out. `Prefix` and `PositionTable` are what we have just written.
-# `{wb}` is `weight` or `bias`, `{i}` for the number of a block. `vitrail.load("timm/...")` downloads a
+# `{wb}` is `weight` or `bias`, `{i}` is the number of a block. `vitrail.load("timm/...")` downloads a
 # checkpoint and reads it with this table.
 #
 # ## When something is wrong

@@ -76,7 +76,8 @@ assert 2 < loss.item() < 2.7
 # *optimizer* moves each weight a little in the direction in which the loss falls. AdamW is the usual one. It keeps a mean
 # of past gradients, and its *weight decay* pulls all weights slightly toward zero.
 #
-# A step uses a *batch*, here 64 images. An *epoch* is one pass over all training images. The *learning rate* is the size of a step. It rises during the first steps (the *warmup*), when gradients are still wild, and then falls to zero.
+# A step uses a *batch*, here 64 images. An *epoch* is one pass over all training images. The *learning rate* is the size
+# of a step. It rises during the first steps (the *warmup*), when gradients are still wild, and then falls to zero.
 # vitrail's schedules are functions of the step:
 
 # %%
