@@ -26,6 +26,7 @@ from vitrail.cli.arguments import (
 )
 from vitrail.cli.augmentation import add_tta, choose_augmentation, describe_augmentation
 from vitrail.cli.parser import Parser
+from vitrail.cli.unlike import describe_unlike_scores, list_outside_images, measure_unlike
 from vitrail.errors import UsageError
 from vitrail.tasks import refuse_task
 
@@ -85,8 +86,6 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.corruptions and not arguments.report:
         raise UsageError("--corruptions adds to the report", "add --report")
     folder = choose_report_folder(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
-    from vitrail.cli.unlike import describe_unlike_scores, list_outside_images, measure_unlike
-
     outside = list_outside_images(arguments.unlike)
     classifier = load_any_classifier(arguments)
     for option in ("corruptions", "metric", "fit_temperature", "unlike"):
