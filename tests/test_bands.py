@@ -21,8 +21,11 @@ from vitrail.data.augment import Augment, build_augmentation
 from vitrail.data.bands import Bands
 from vitrail.data.decode import ImageError, decode, read_size, read_upright_size
 from vitrail.data.encoded import ImageFiles
+from vitrail.data.image_input import find_array_channels, to_pixels
+from vitrail.data.labels import categorize
 from vitrail.data.open import open_source
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.source import Listing, Source
 from vitrail.errors import UsageError, VitrailError
 from vitrail.training.data_defaults import with_normalization
 from vitrail.training.transfer import resolve_transfer
@@ -34,8 +37,8 @@ TINY += ["--patch", "4", "--batch-size", "16"]
 VALUES = np.random.default_rng(0).integers(0, 65536, (5, 8, 9)).astype(np.uint16)
 
 
-def write_png(array: np.ndarray) -> bytes:
-    """A PNG of 16 bits from (h, w, C), with the filters that PNG has none of."""
+def write_png(array: np.ndarray, orientation: int | None = None) -> bytes:
+    """A PNG of 16 bits from (h, w, C), whose rows are not filtered; an orientation is written behind the pixels."""
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -44,8 +47,11 @@ def write_png(array: np.ndarray) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    exif = Image.Exif()
+    exif[274] = orientation or 1
+    behind = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) if orientation else b""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+        (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), behind, chunk(b"IEND", b""))
     )
 
 
@@ -101,6 +107,10 @@ def test_a_png_of_16_bits_keeps_its_values(channels: int, tmp_path: Path):
     assert np.array_equal(decode(path, Bands(channels, "uint16")).numpy(), np.moveaxis(array, 2, 0))
     assert ImageFiles([path]).find_channels() == Bands(channels, "uint16")
     assert decode(path, 3).dtype == torch.uint8  # a model for 8 bits reads it by its bit depth, as before
+    path.write_bytes(write_png(array)[:60])
+    assert read_size(path) == (8, 9) and ImageFiles([path]).find_channels() == Bands(channels, "uint16")  # no pixels
+    path.write_bytes(write_png(array, orientation=3))
+    assert np.array_equal(decode(path, Bands(channels, "uint16")).numpy(), np.moveaxis(array[::-1, ::-1], 2, 0))
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint32", "int32", "float16", "float32", "float64"])
@@ -145,10 +155,14 @@ def test_the_orientation_of_a_tiff_is_applied(orientation: int, tmp_path: Path):
 def test_pages_of_one_channel_need_no_other_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "pages.tif").write_bytes(FORMS["pages"]())
     (tmp_path / "planar.tif").write_bytes(FORMS["planar"]())
+    large = tiff(np.full((8, 8), 2**32 - 1, np.uint32))
     monkeypatch.setitem(sys.modules, "tifffile", None)
     assert np.array_equal(decode(tmp_path / "pages.tif", BANDS).numpy(), VALUES)
     with pytest.raises(ImageError, match=r"a TIFF of 5 channels of uint16 is read with tifffile: pip install .*tiff"):
         decode(tmp_path / "planar.tif", BANDS)
+    (tmp_path / "large.tif").write_bytes(large)
+    with pytest.raises(ImageError, match="its values go from 4294967295 to 4294967295"):
+        decode(tmp_path / "large.tif", Bands(1, "uint32"))
 
 
 def huge_npy() -> bytes:
@@ -215,6 +229,22 @@ def test_a_file_that_cannot_be_read_is_one_sentence(case: str, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []  # nothing was run
 
 
+def test_tensors_and_pillow_images_of_other_values_are_refused():
+    eight_bits = torch.full((5, 8, 8), 7, dtype=torch.uint8)
+    assert torch.equal(to_pixels(eight_bits, Bands(5, "uint8")), eight_bits)
+    with pytest.raises(ImageError, match="it has 5 channels of float32, and not 5 channels of uint8"):
+        to_pixels(eight_bits / 255, Bands(5, "uint8"))  # else 0 to 1 would be read as 0 to 255
+    with pytest.raises(ImageError, match="it is a Pillow image of the mode CMYK, and not 5 channels of uint8"):
+        to_pixels(Image.new("CMYK", (8, 8)), Bands(5, "uint8"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_floats_of_a_tensor_are_bands(dtype: torch.dtype):
+    tensor = torch.full((5, 8, 8), 0.5, dtype=dtype)
+    assert find_array_channels(tensor) == Bands(5, "float32")
+    assert torch.equal(to_pixels(tensor, Bands(5, "float32")), tensor.float())
+
+
 # Which channels a set of images has
 
 
@@ -244,12 +274,21 @@ def test_most_images_decide_the_channels(tmp_path: Path):
         assert files_of(folder, contents).find_channels() == channels, i
 
 
+def test_a_source_that_is_opened_twice_has_one_note(tmp_path: Path):
+    files = files_of(tmp_path, [npy(VALUES)] * 2)
+    source = Source("bands", {"all": Listing(files, ["0", "1"], categorize("ab"))}, address="bands")
+    for _ in range(2):
+        assert open_source(source).notes == [
+            "the images have 5 channels of uint16, and their values are kept as they are"
+        ]
+    assert source.notes == []
+
+
 # Preprocessing, augmentation, weights
 
 
 def test_values_are_normalized_by_channel_and_keep_their_unit(tmp_path: Path):
     images = [np.random.default_rng(i).normal(3e4, 900, (5, 8, 8)).astype(np.uint16) for i in range(6)]
-    images[0][4] = images[1][4] = 7
     for image in images:
         image[4] = 7  # a channel without information
     for i, image in enumerate(images):
@@ -298,17 +337,16 @@ def test_an_automatic_augmentation_changes_no_value(policy: str):
             assert channel.max() == pytest.approx(value) or (channel == -1).all()  # shifted out of sight
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5, 13])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 6, 13])
 def test_weights_get_other_channels_by_the_rule_of_timm(channels: int):
     manipulate = pytest.importorskip("timm.models._manipulate")
     weight = torch.randn(8, 3, 4, 4)
-    expected = manipulate.adapt_input_conv(channels, weight.clone())
-    assert torch.allclose(change_channels(weight, channels), expected, atol=1e-7)
-    if channels != 3:
-        same = torch.randn(1, 1, 4, 4)  # in all channels
-        before, after = (torch.nn.functional.conv2d(same.expand(-1, w.shape[1], -1, -1), w) for w in (weight, expected))
-        if channels % 3 == 0 or channels == 1:
-            assert torch.allclose(before, after, atol=1e-5)
+    changed = change_channels(weight, channels)
+    assert torch.allclose(changed, manipulate.adapt_input_conv(channels, weight.clone()), atol=1e-7)
+    if channels in (1, 3, 6):  # the same values in all channels give the same vector
+        image = torch.randn(1, 1, 4, 4)
+        before, after = (torch.nn.functional.conv2d(image.expand(-1, w.shape[1], -1, -1), w) for w in (weight, changed))
+        assert torch.allclose(before, after, atol=1e-5)
 
 
 # Every verb

@@ -1,4 +1,4 @@
-"""Files whose values are kept: NumPy arrays, TIFF, PNG of 16 bits, DICOM -> arrays (C, h, w).
+"""Files whose values are kept: NumPy arrays, TIFF, PNG of 16 bits -> arrays (C, h, w).
 
 `find_bands` reads the header, `read_bands` all of a file. Nothing is allocated before the header has been compared with
 the limits, and arrays of Python objects, which would run code, are refused.
@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,13 +60,13 @@ File = str | Path | BinaryIO
 class BandHeader:
     """What a file says about its image before it is decoded."""
 
-    format: str  # NPY, TIFF, PNG, DICOM
+    format: str  # NPY, TIFF, PNG
     bands: Bands
     height: int
     width: int
     is_plain: bool = False  # whether the file can also be read as an 8-bit gray or color image
     pages: int = 1
-    orientation: int = 1
+    orientation: int = 1  # of EXIF; that of a PNG may be behind its pixels, and is known when they are read
 
 
 def find_bands(file: File) -> BandHeader | None:
@@ -104,21 +104,22 @@ def read_values(file: File, wanted: Bands | None) -> tuple[Tensor, BandHeader] |
         raise BandsError(f"it has {header.bands}, and {NOT_PLAIN}")
     if wanted is not None and header.bands != wanted:
         raise BandsError(f"it has {header.bands}, and not {wanted}")
-    return to_tensor(read_bands(file, header)), header
+    array_CHW, orientation = read_bands(file, header)
+    return to_tensor(array_CHW), replace(header, orientation=orientation)
 
 
-def read_bands(file: File, header: BandHeader) -> np.ndarray:
-    """Returns the values of a file, (C, h, w); raises `BandsError`."""
+def read_bands(file: File, header: BandHeader) -> tuple[np.ndarray, int]:
+    """Returns the values of a file, turned upright, (C, h, w), and its EXIF orientation; raises `BandsError`."""
     check_limits(header)
     with open_binary(file) as stream:
         try:
-            array = FORMATS[header.format][2](stream, header)
+            array, orientation = FORMATS[header.format][2](stream, header)
         except (BandsError, MemoryError):
             raise
         except Exception as error:
             raise BandsError(f"damaged or truncated ({error})") from None
-    turn = TURNS.get(header.orientation)
-    return turn(array) if turn else array
+    turn = TURNS.get(orientation)
+    return (turn(array) if turn else array), orientation
 
 
 def to_tensor(array_CHW: np.ndarray) -> Tensor:
@@ -194,13 +195,13 @@ def find_npy(stream: BinaryIO) -> BandHeader:
     return BandHeader("NPY", bands, height, width, is_plain=bands.is_plain)
 
 
-def read_npy(stream: BinaryIO, header: BandHeader) -> np.ndarray:
+def read_npy(stream: BinaryIO, header: BandHeader) -> tuple[np.ndarray, int]:
     shape, is_fortran, dtype = read_npy_header(stream)
     needed, there = math.prod(shape) * dtype.itemsize, count_bytes(stream) - stream.tell()
     if there < needed:
         raise BandsError(f"it is truncated: its shape needs {needed:,} bytes, and it has {there:,}")
     array = np.frombuffer(stream.read(needed), dtype).reshape(shape, order="F" if is_fortran else "C")
-    return arrange(array.astype(dtype.newbyteorder("="), copy=False))
+    return arrange(array.astype(dtype.newbyteorder("="), copy=False)), header.orientation
 
 
 def find_png(stream: BinaryIO) -> BandHeader | None:
@@ -209,23 +210,20 @@ def find_png(stream: BinaryIO) -> BandHeader | None:
     if depth != 16 or color_type not in PNG_CHANNELS:
         return None
     width, height = (int.from_bytes(head[i : i + 4], "big") for i in (16, 20))
-    stream.seek(0)
+    return BandHeader("PNG", Bands(PNG_CHANNELS[color_type], "uint16"), height, width, is_plain=True)
+
+
+def read_png(stream: BinaryIO, header: BandHeader) -> tuple[np.ndarray, int]:
     with Image.open(stream, formats=("PNG",)) as image:
-        orientation = image.getexif().get(TIFF_ORIENTATION, 1)
-    return BandHeader(
-        "PNG", Bands(PNG_CHANNELS[color_type], "uint16"), height, width, is_plain=True, orientation=orientation
-    )
-
-
-def read_png(stream: BinaryIO, header: BandHeader) -> np.ndarray:
-    if header.bands.count == 1:
-        with Image.open(stream, formats=("PNG",)) as image:
-            return np.asarray(image).astype(np.uint16)[None]
+        orientation = image.getexif().get(TIFF_ORIENTATION, 1)  # may decode the image, so `find_png` does not do it
+        if header.bands.count == 1:
+            return np.asarray(image).astype(np.uint16)[None], orientation
     from torchvision.io import ImageReadMode, decode_png
 
+    stream.seek(0)
     content = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
     array: np.ndarray = decode_png(content, mode=ImageReadMode.UNCHANGED).numpy()  # (C, h, w), uint16
-    return array
+    return array, orientation
 
 
 def read_tiff_tags(stream: BinaryIO) -> Iterator[dict[int, Any]]:
@@ -275,11 +273,11 @@ def find_tiff(stream: BinaryIO) -> BandHeader | None:
     return BandHeader("TIFF", bands, height, width, is_plain, len(pages), int(first.get(TIFF_ORIENTATION, 1)))
 
 
-def read_tiff(stream: BinaryIO, header: BandHeader) -> np.ndarray:
+def read_tiff(stream: BinaryIO, header: BandHeader) -> tuple[np.ndarray, int]:
     try:
         import tifffile
     except ImportError:
-        return read_tiff_with_pillow(stream, header)
+        return read_tiff_with_pillow(stream, header), header.orientation
     try:
         with tifffile.TiffFile(stream) as tiff:
             pages: Any = tiff.pages[: header.pages]
@@ -290,11 +288,13 @@ def read_tiff(stream: BinaryIO, header: BandHeader) -> np.ndarray:
             raise BandsError(f"its compression needs imagecodecs ({error}): pip install imagecodecs") from None
         raise
     if header.pages > 1:
-        return np.stack(arrays)
+        return np.stack(arrays), header.orientation
     array: np.ndarray = arrays[0]
     if array.ndim == 2:
-        return array[None]
-    return array if is_planar else np.moveaxis(array, 2, 0)
+        array = array[None]
+    elif not is_planar:
+        array = np.moveaxis(array, 2, 0)
+    return array, header.orientation
 
 
 def read_tiff_with_pillow(stream: BinaryIO, header: BandHeader) -> np.ndarray:
@@ -306,17 +306,15 @@ def read_tiff_with_pillow(stream: BinaryIO, header: BandHeader) -> np.ndarray:
         for page in range(header.pages):
             image.seek(page)
             arrays.append(np.array(image))
-    types = {"uint16": np.uint16, "int16": np.int16}  # which Pillow may hold as 32 bits
+    types = {"uint16": np.uint16, "int16": np.int16, "uint32": np.uint32}  # which Pillow may hold as int32
     return np.stack(arrays).astype(types.get(header.bands.values, arrays[0].dtype))
 
 
-FORMATS: dict[
-    str,
-    tuple[
-        Callable[[bytes], bool], Callable[[BinaryIO], BandHeader | None], Callable[[BinaryIO, BandHeader], np.ndarray]
-    ],
-] = {
+Matches = Callable[[bytes], bool]
+Find = Callable[[BinaryIO], BandHeader | None]
+Read = Callable[[BinaryIO, BandHeader], tuple[np.ndarray, int]]
+FORMATS: dict[str, tuple[Matches, Find, Read]] = {
     "NPY": (lambda start: start.startswith(NPY_MAGIC), find_npy, read_npy),
     "PNG": (lambda start: start.startswith(PNG_MAGIC), find_png, read_png),
     "TIFF": (lambda start: start.startswith(TIFF_MAGICS), find_tiff, read_tiff),
-}  # by format: whether a file of these first bytes is one, reader of the header, reader of the values
+}  # by format: whether a file of these first bytes is one, reader of the header, reader of values and orientation

@@ -84,26 +84,29 @@ def to_pixels(image: ImageInput, channels: Channels, name: str | None = None) ->
 def to_bands(image: ImageInput, bands: Bands, name: str) -> Tensor:
     """Returns the values of an image, (C, h, w); arrays are (h, w, C), tensors (C, h, w).
 
-    A tensor of float32 has values of any type, as `decode` returns them. Raises `ImageError`.
+    A tensor of float32 may have the values of any type but uint8, as `decode` returns them. Raises `ImageError`.
     """
     if isinstance(image, bytes | bytearray):
         return decode(io.BytesIO(image), bands, name)
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        image.save(buffer, "TIFF" if image.mode in ("F", "I", "I;16B", "I;16L") else "PNG")
+        try:
+            image.save(buffer, "TIFF" if image.mode in ("F", "I", "I;16B", "I;16L") else "PNG")
+        except OSError:  # such as CMYK
+            raise ImageError(name, f"it is a Pillow image of the mode {image.mode}, and not {bands}") from None
         return decode(io.BytesIO(buffer.getvalue()), bands, name)
     if not isinstance(image, np.ndarray | Tensor):
         raise UsageError(
             f"{'an image' if name == 'image' else name} cannot be a {type(image).__name__}", f"give {KINDS}"
         )
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    array = to_array(image) if isinstance(image, Tensor) else image
     try:
         if array.ndim not in (2, 3):
             raise BandsError(f"its shape is {array.shape}, not that of one image")
         array_CHW = np.atleast_3d(array) if isinstance(image, np.ndarray) else array.reshape(-1, *array.shape[-2:])
         array_CHW = np.moveaxis(array_CHW, 2, 0) if isinstance(image, np.ndarray) else array_CHW
-        is_read = isinstance(image, Tensor) and image.dtype == torch.float32  # as `decode` returns any values
-        found = Bands(len(array_CHW), bands.values if is_read else type_of_array(array.dtype))
+        is_any = isinstance(image, Tensor) and image.dtype == torch.float32 and bands.values != "uint8"
+        found = Bands(len(array_CHW), bands.values if is_any else type_of_array(array.dtype))
         if found != bands:
             raise BandsError(f"it has {found}, and not {bands}")
         return to_tensor(array_CHW)
@@ -123,13 +126,20 @@ def find_array_channels(image: Any) -> Channels:
             return 1 if count == 1 and (isinstance(image, np.ndarray) or image.ndim == 3) else 3
         if not 1 <= count <= MAX_CHANNELS or (isinstance(image, np.ndarray) and not is_numeric(image)):
             return 3  # reading it raises the error
-        dtype = image.dtype if isinstance(image, np.ndarray) else np.dtype(str(image.dtype).removeprefix("torch."))
+        dtype = image.dtype if isinstance(image, np.ndarray) else to_array(image[:0]).dtype
         try:
             return Bands(count, type_of_array(dtype))
         except BandsError:
             return 3
     mode = getattr(image, "mode", None)
     return 1 if mode in ("1", "L", "LA", "I", "F", "I;16") else 3
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """Returns the values of a tensor; floats of fewer than 32 bits as float32, because NumPy lacks some of them."""
+    is_short = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    array: np.ndarray = (tensor.float() if is_short else tensor).detach().cpu().numpy()
+    return array
 
 
 def is_float(image: np.ndarray | Tensor) -> bool:

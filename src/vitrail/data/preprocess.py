@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data import geometry
-from vitrail.data.bands import IMAGE_CHANNELS, MAX_CHANNELS, VALUE_TYPES, Bands, Channels, ValueType, as_channels
+from vitrail.data.bands import MAX_CHANNELS, VALUE_TYPES, Bands, Channels, ValueType, as_channels
 from vitrail.data.options import Fit, Interpolation
 from vitrail.documents import PreprocessDocument
 from vitrail.errors import UsageError, did_you_mean
@@ -18,8 +18,6 @@ MIN_STD, MAX_MEAN = 1e-6, 1000.0  # for pixels in [0, 1]; values beyond are mist
 MAX_CANVAS_SCALE = 4  # the padded canvas for random crops is at most this many times the model's size
 MAX_ENLARGED_PIXELS = 1 << 25  # a crop of a long, thin image may enlarge it to this many pixels
 Engine = Literal["torch", "pillow", "transformers"]  # pillow: the transforms of torchvision and timm for PIL images
-
-
 MAX_VALUE = 1e30  # of bands, whose values may be of any unit
 PICTURE_STDS = 2  # of bands: from black to white in pictures, below and above the mean
 
@@ -85,7 +83,7 @@ class Preprocess:
     @property
     def has_bands(self) -> bool:
         """Whether images are not 8-bit gray or color ones."""
-        return self.values != "uint8" or self.channels not in IMAGE_CHANNELS
+        return isinstance(self.source_channels, Bands)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,8 +103,7 @@ class Preprocess:
     def refuse_bands(self, reason: str, hint: str) -> None:
         """Raises `UsageError` with a reason if images have bands."""
         if self.has_bands:
-            channels = f"{self.channels} channel{'s' * (self.channels > 1)} of {self.values}"
-            raise UsageError(f"{reason}, and this model takes {channels}", hint)
+            raise UsageError(f"{reason}, and this model takes {self.source_channels}", hint)
 
     def blank(self, n: int = 1) -> Tensor:
         """Returns images of the model's size in one color, (n, C, H, W): gray, or the mean of bands."""

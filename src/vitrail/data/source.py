@@ -41,7 +41,7 @@ class Listing:
     """Images with a name and a label each, and possibly a group: of a patient, a video, a burst.
 
     A label is a class name, or the text of several labels (`LabelSets`) or of numbers (`Numbers`). The categories of
-    labels and groups are sorted, and each is that of an image.
+    classes, grades and groups are sorted, and each is that of an image.
     """
 
     pixels: Pixels
@@ -217,8 +217,8 @@ class Source:
         channels = listing.pixels.find_channels()
         if not isinstance(channels, Bands):
             return self
-        self.notes.append(f"the images have {channels}, and their values are kept as they are")
-        return self.with_channels(channels)
+        note = f"the images have {channels}, and their values are kept as they are"
+        return replace(self.with_channels(channels), notes=[*self.notes, note])
 
     def find_split(self, split: str) -> str:
         """Returns the name of the source's split from which the images of `split` come."""
