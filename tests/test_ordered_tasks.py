@@ -24,11 +24,14 @@ from test_tasks import ELSEWHERE, answer
 from test_user_code import results
 from vitrail import documents, number_documents
 from vitrail.cli.main import VERBS, main
+from vitrail.data.check import check_data
+from vitrail.data.contact_sheets import group_by_fifth
 from vitrail.data.open import open_data, open_source
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.grades import quadratic_kappa, score_grades
 from vitrail.evaluation.numbers import NumberEvaluation, NumberOutcome
 from vitrail.evaluation.outcome import Outcome
+from vitrail.exporting.preparation import prepare_document
 from vitrail.loading import load_any
 from vitrail.target_scale import TargetScale
 from vitrail.tasks import GRADES, REGRESSION
@@ -290,6 +293,15 @@ def test_check_finds_numbers_that_stand_for_nothing(folder: Path, capsys: Any):
     assert finding["paths"] == ["004.png"] and "-999" in finding["message"]
 
 
+def test_the_sheet_of_a_check_has_all_images_where_fifths_are_one_number(folder: Path):
+    numbers = [0.0] * 7 + [0.5, 1.5, 2.5]
+    (folder / "mostly.csv").write_text("path,n\n" + "".join(f"{i:03}.png,{n}\n" for i, n in enumerate(numbers)))
+    survey = check_data(folder / "mostly.csv").survey
+    assert survey is not None
+    sizes = {name: len(records) for name, records in group_by_fifth(survey).items()}
+    assert sizes == {"0 to 0": 6, "0 to 0.5": 2, "1.5 to 2.5": 2}
+
+
 # Training
 
 
@@ -481,6 +493,7 @@ def test_onnx_answers_in_the_units_of_the_numbers(runs: dict[str, Path], folder:
     result = vitrail.export(runs[REGRESSION], tmp_path / "disks.onnx", format="onnx")
     onnx, classifier = load_any(tmp_path / "disks.onnx"), vitrail.load(runs[REGRESSION])
     files = [folder / f"{i:03}.png" for i in range(12)]
+    assert prepare_document(classifier)["inside_the_graph"][-1] == "scale"
     assert onnx.task == REGRESSION and result.verification.max_difference < 1e-2
     assert torch.allclose(onnx.predict(files).numbers, classifier.predict(files).numbers, rtol=1e-5)
     scores = [vitrail.evaluate(model, folder / "disks.csv").summary()["mae"] for model in (onnx, classifier)]  # type: ignore[typeddict-item]

@@ -334,6 +334,8 @@ def test_onnx_has_the_same_quantiles(fitted: Path, exported: Path, data: Path, o
 def test_torch_programs_have_quantiles(fitted: Path, tmp_path: Path):
     result = vitrail.export(fitted, tmp_path / "colors.pt2", format="torch", unlike=True)
     assert result.outputs == ("logits", "unlike", "unlike_distance")
+    document = result.to_json()
+    assert document["unlike_difference"] < 1e-2 and document["unlike_distance_difference"] < 1e-2
 
 
 @pytest.mark.parametrize("option", ["map", "int8"])

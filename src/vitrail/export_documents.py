@@ -1,6 +1,10 @@
 """The types of the JSON documents of exports (`documents.py` has the others)."""
 
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
+
+DifferenceKey = Literal[
+    "attention_difference", "map_difference", "unlike_difference", "unlike_distance_difference"
+]  # of the outputs beside the logits
 
 
 class VerificationDocument(TypedDict):
@@ -13,6 +17,8 @@ class VerificationDocument(TypedDict):
     batch_difference: float
     attention_difference: NotRequired[float]
     map_difference: NotRequired[float]
+    unlike_difference: NotRequired[float]
+    unlike_distance_difference: NotRequired[float]
     accuracy: NotRequired[float]
     exported_accuracy: NotRequired[float]
     accuracy_drop: NotRequired[float]

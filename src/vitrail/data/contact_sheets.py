@@ -62,11 +62,11 @@ def group_by_fifth(survey: Survey) -> dict[str, list[ImageRecord]]:
     """Returns the readable images by fifths of their first number, each named by its range."""
     records = [record for record, _ in survey.readable]
     numbers = np.array([float(record.label.split(NUMBER_SEPARATOR)[0]) for record in records])
-    groups = {}
+    groups: dict[str, list[ImageRecord]] = {}
     for part in np.array_split(np.argsort(numbers, kind="stable"), min(FIFTHS, len(records)) or 1):
         if len(part):
             name = f"{numbers[part[0]]:.4g} to {numbers[part[-1]]:.4g}"
-            groups[name] = [records[i] for i in part]
+            groups.setdefault(name, []).extend(records[i] for i in part)  # fifths of one number have one name
     return groups
 
 

@@ -10,14 +10,13 @@ from vitrail.exporting.preparation import (
     describe_geometry,
     describe_normalization,
     describe_program,
+    describe_scaling,
     describe_thresholds,
 )
-from vitrail.tasks import GRADES, REGRESSION, TASKS
+from vitrail.tasks import GRADES, TASKS
 from vitrail.weights.origin import describe_teacher, without_paths
 
 MINIMUM_VERSIONS = {"timm": ("Needs timm 1.0.16 or newer, which can load a folder.", "")}
-
-
 METRIC_TITLES = {"mae": "mean absolute error", "quadratic_kappa": "quadratic weighted kappa", "accuracy": "accuracy"}
 
 
@@ -79,8 +78,7 @@ def describe_preprocessing(classifier: Classifier, is_program: bool) -> list[str
         steps.append(describe_normalization(classifier.preprocess))
         if classifier.classes:
             activation = describe_activation(classifier, "outputs")
-            part = "scale" if classifier.task == REGRESSION else "temperature"
-            steps.append(f"{activation}: the {part} is part of the weights.")
+            steps.append(f"{activation}: the {describe_scaling(classifier)} is part of the weights.")
     return ["## Preparing an image", "", *(f"{i}. {step}" for i, step in enumerate(steps, start=1)), ""]
 
 

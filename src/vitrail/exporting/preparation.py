@@ -47,7 +47,7 @@ def prepare_document(classifier: BaseClassifier) -> dict[str, Any]:
         },
         "cut_off": {"bottom": preprocess.trim[0], "right": preprocess.trim[1]},
         "input": {"name": PIXELS, "layout": "NCHW", **describe_values(preprocess)},
-        "inside_the_graph": [*divisor(preprocess), "mean", "standard deviation", "temperature"],
+        "inside_the_graph": [*divisor(preprocess), "mean", "standard deviation", describe_scaling(classifier)],
         "output": {"name": LOGITS, **describe_output(classifier)},
     }
 
@@ -165,6 +165,11 @@ def describe_values(preprocess: Preprocess) -> dict[str, Any]:
     if preprocess.values == "uint8":
         return {"type": "uint8", "range": [0, 255]}
     return {"type": "float32", "values": preprocess.values}
+
+
+def describe_scaling(classifier: BaseClassifier) -> str:
+    """Returns what the outputs of the model are scaled by."""
+    return "scale" if classifier.task == REGRESSION else "temperature"
 
 
 def divisor(preprocess: Preprocess) -> list[str]:

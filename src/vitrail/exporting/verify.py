@@ -16,7 +16,7 @@ from vitrail.comparison import EXACT, Comparison, Tolerance, compare
 from vitrail.errors import VitrailError
 from vitrail.explanation.api import explain_batch
 from vitrail.explanation.recording import recording
-from vitrail.export_documents import VerificationDocument
+from vitrail.export_documents import DifferenceKey, VerificationDocument
 from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ATTENTION, DISTANCE, LOGITS, MAP, UNLIKE, ProgramOptions, RunProgram
 from vitrail.intervals import paired_difference_interval
@@ -24,6 +24,10 @@ from vitrail.tasks import MULTI_LABEL, REGRESSION, exceeds
 
 SINGLE_IMAGES = 8  # images that are also run one by one, and images on which attention and maps are compared
 QUANTILES = Tolerance(1e-2)  # distances may lie close together, so that a small difference passes several
+DIFFERENCE_KEYS: dict[str, DifferenceKey] = {
+    ATTENTION: "attention_difference", MAP: "map_difference",
+    UNLIKE: "unlike_difference", DISTANCE: "unlike_distance_difference",
+}  # fmt: skip
 MAX_ACCURACY_DROP = 0.005  # of an int8 program
 
 
@@ -60,7 +64,7 @@ class Verification:
     exported_accuracy: float | None = None
     accuracy_drop: float | None = None
     accuracy_drop_interval: tuple[float, float] | None = None  # 95%, paired over the images
-    other_differences: dict[str, float] = field(default_factory=dict)  # of attention and maps
+    other_differences: dict[str, float] = field(default_factory=dict)  # of the outputs beside the logits
 
     def to_json(self) -> VerificationDocument:
         document: VerificationDocument = {
@@ -71,10 +75,8 @@ class Verification:
         }
         if self.has_classes:
             document["agreement"] = self.agreement
-        if ATTENTION in self.other_differences:
-            document["attention_difference"] = self.other_differences[ATTENTION]
-        if MAP in self.other_differences:
-            document["map_difference"] = self.other_differences[MAP]
+        for name, difference in self.other_differences.items():
+            document[DIFFERENCE_KEYS[name]] = difference
         if self.accuracy is not None and self.exported_accuracy is not None and self.accuracy_drop is not None:
             document["accuracy"] = self.accuracy
             document["exported_accuracy"] = self.exported_accuracy
