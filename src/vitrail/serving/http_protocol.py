@@ -52,9 +52,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if (
-            self.discards_body and self.timeout_handle.cancelled()
-        ):  # most bodies are complete by now, and need no time limit
+        if self.discards_body and self.timeout_handle.cancelled():  # else the body is complete: it needs no time limit
             self.timeout_handle = self.loop.call_later(DISCARD_S, self.transport.close)
 
     def on_headers_complete(self) -> None:

@@ -13,6 +13,11 @@ def make_object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def with_optional(schema: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    """Returns the schema of an object with more properties, which are not required."""
+    return {**schema, "properties": {**schema["properties"], **properties}}
+
+
 def make_array(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
@@ -36,29 +41,24 @@ UNLIKE = {
     "description": "how unlike the validation images it is, a quantile of their distances, if that is fitted",
 }
 UNLIKE_FACTS = {
-    "type": "object",
+    **with_optional(make_object(fitted=BOOLEAN), hint=STRING, images=INTEGER, fitted_on=STRING, threshold=NUMBER),
     "description": "how to read `unlike`, or a hint how to get it",
-    "properties": {"fitted": BOOLEAN, "hint": STRING, "images": INTEGER, "fitted_on": STRING, "threshold": NUMBER},
-    "required": ["fitted"],
 }
 TOP_CLASS = make_object(label=STRING, probability=NUMBER)
 PREDICTIONS = make_json_content(
     make_object(
         model=STRING,
         predictions=make_array(
-            {
-                **(row := make_object(name=STRING, warning=WARNING, error=make_nullable(STRING))),
-                "properties": {
-                    **row["properties"],
-                    "top": {**make_array(TOP_CLASS), "description": "the most probable classes, or the labels"},
-                    "numbers": {
-                        "type": "object",
-                        "additionalProperties": NUMBER,
-                        "description": "in place of top, of a model that predicts numbers: each by its name",
-                    },
-                    "unlike": UNLIKE,
+            with_optional(
+                make_object(name=STRING, warning=WARNING, error=make_nullable(STRING)),
+                top={**make_array(TOP_CLASS), "description": "the most probable classes, or the labels"},
+                numbers={
+                    "type": "object",
+                    "additionalProperties": NUMBER,
+                    "description": "in place of top, of a model that predicts numbers: each by its name",
                 },
-            }
+                unlike=UNLIKE,
+            )
         ),
         unlike=UNLIKE_FACTS,
     )
