@@ -86,5 +86,6 @@ def test_the_same_weights_in_another_library_differ_where_we_change_them(package
 
 
 def test_a_model_that_a_library_does_not_have():
-    with pytest.raises(vitrail.UsageError, match="torchvision has no"):
+    with pytest.raises(vitrail.UsageError, match="torchvision has no") as error:
         load_in_library(make_classifier(layer_scale=1e-3), "torchvision")
+    assert "export" not in error.value.hint

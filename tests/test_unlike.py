@@ -202,6 +202,11 @@ def test_quantiles_tell_outside_images(fitted: Path, data: Path, outside: Path, 
     assert "feature distance" in capsys.readouterr().out
 
 
+def test_missing_outside_images_are_an_error_before_any_work(data: Path, capsys):
+    document = answer(capsys, "evaluate", "missing-model", data, "--unlike", "missing-folder", code=2)
+    assert document["error"] == "there is no file or folder missing-folder"
+
+
 def test_predictions_have_quantiles(fitted: Path, data: Path, outside: Path, tmp_path: Path, capsys):
     classifier = vitrail.load(fitted)
     files = [*sorted((data / "test" / "red").iterdir()), *sorted(outside.iterdir())]

@@ -167,7 +167,10 @@ def load_in_library(classifier: Classifier, package: str) -> LoadedModel:
     Raises `UsageError` if the library has no such model or is not installed.
     """
     library = LIBRARIES[FORMATS[package]]
-    model = convert_classifier(classifier, library)
+    try:
+        model = convert_classifier(classifier, library)
+    except UsageError as error:
+        raise UsageError(error.sentence, "compare with another model or library") from None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_file(model.tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import UsageError
 
 if TYPE_CHECKING:
     from vitrail.classifier import BaseClassifier
@@ -15,11 +18,14 @@ SCORE_NAMES = {"mahalanobis": "feature distance", "max_probability": "max probab
 
 
 def list_outside_images(source: str | None) -> list[InputImage]:
-    """Returns the images of --unlike; raises `UsageError` for a folder without images, before any work."""
+    """Returns the images of --unlike; raises `UsageError` if there are none, before any work."""
     if source is None:
         return []
     from vitrail.cli.images import list_input_images
+    from vitrail.prediction.sources import is_shard_source
 
+    if not is_shard_source(source) and not Path(source).exists():
+        raise UsageError(f"there is no file or folder {source}", "--unlike takes a folder, an image or a tar shard")
     return list_input_images([source])
 
 
