@@ -94,3 +94,13 @@ def test_it_needs_validation_images(run: vitrail.Run, make_folder, capsys):
     assert "no validation images" in answer(capsys, "evaluate", run.folder, folder, "--tta", "flip", code=2)["error"]
     arguments = ["evaluate", run.folder, folder, "--tta", "flip", "--report"]
     assert "without --tta" in answer(capsys, *arguments, code=2)["error"]
+
+
+@pytest.mark.parametrize("splits", [("val",), ("test",)])
+@pytest.mark.parametrize("option", [("--tta", "flip"), ("--fit-temperature",), ("--fit-unlike",)])
+def test_choices_need_validation_images_that_are_not_scored(
+    run: vitrail.Run, tmp_path: Path, option: tuple[str, ...], splits: tuple[str, ...], capsys
+):
+    folder = fill(tmp_path / "data", dict.fromkeys(splits, 1), tuple(COLORS), (16, 16))
+    document = answer(capsys, "evaluate", run.folder, folder, *option, code=2)
+    assert "has no validation images besides those that are scored" in document["error"]

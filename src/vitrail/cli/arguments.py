@@ -11,6 +11,7 @@ from vitrail.tasks import TaskName
 
 if TYPE_CHECKING:
     from vitrail.classifier import BaseClassifier, Classifier
+    from vitrail.data.images import Images
 
 DATA = """DATA is one of:
   FOLDER                train/ val/ test/ with a folder per class, or one folder per class
@@ -131,6 +132,16 @@ def load_any_classifier(arguments: argparse.Namespace) -> BaseClassifier:
     from vitrail.machine import pick_device
 
     return load_any(arguments.model, pick_device(arguments.device), torch_files=arguments.torch_files)
+
+
+def open_validation(classifier: BaseClassifier, arguments: argparse.Namespace, reason: str) -> Images:
+    """Returns the validation images of DATA; raises `UsageError`, with the reason, if they are scored or missing."""
+    from vitrail.evaluation.evaluation import open_splits
+
+    scored_split, splits = open_splits(classifier, arguments.data, arguments.skip_unreadable)
+    if scored_split == "validation" or "validation" not in splits:
+        raise UsageError(f"{arguments.data} has no validation images besides those that are scored", reason)
+    return splits["validation"]
 
 
 def load_in_precision(arguments: argparse.Namespace) -> BaseClassifier:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vitrail.errors import UsageError
+from vitrail.cli.arguments import open_validation
 
 if TYPE_CHECKING:
     from vitrail.classifier import BaseClassifier
@@ -32,18 +32,12 @@ def choose_augmentation(
         return classifier, None
     from vitrail.console import progress_bar
     from vitrail.evaluation.augmented import AugmentedClassifier, measure_augmentation
-    from vitrail.evaluation.evaluation import open_splits
 
-    scored_split, splits = open_splits(classifier, arguments.data, arguments.skip_unreadable)
-    if scored_split == "validation" or "validation" not in splits:
-        raise UsageError(
-            f"{arguments.data} has no validation images besides those that are scored",
-            "--tta is used only if it pays on images that are not scored",
-        )
-    with progress_bar("trying --tta on validation", 2 * len(splits["validation"])) as progress:
+    validation = open_validation(classifier, arguments, "--tta is used only if it pays on images that are not scored")
+    with progress_bar("trying --tta on validation", 2 * len(validation)) as progress:
         document = measure_augmentation(
             classifier,
-            splits["validation"],
+            validation,
             arguments.tta,
             batch_size=arguments.batch_size,
             on_batch=progress.advance,

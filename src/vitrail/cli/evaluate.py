@@ -22,6 +22,7 @@ from vitrail.cli.arguments import (
     add_skip_unreadable,
     add_threads,
     load_any_classifier,
+    open_validation,
     require_classifier,
 )
 from vitrail.cli.augmentation import add_tta, choose_augmentation, describe_augmentation
@@ -159,7 +160,6 @@ def fit_on_validation(classifier: Classifier, arguments: argparse.Namespace) -> 
     """
     from vitrail.classifier import ARTIFACT_NAME
     from vitrail.console import progress_bar
-    from vitrail.evaluation.evaluation import open_splits
     from vitrail.evaluation.fitting import calibrate_classifier, with_unlike
     from vitrail.evaluation.outcomes import compute_any_outcome
     from vitrail.weights.artifact import is_artifact
@@ -169,13 +169,7 @@ def fit_on_validation(classifier: Classifier, arguments: argparse.Namespace) -> 
     if not (path.is_file() and is_artifact(path)):
         raise UsageError(f"{arguments.model} is not an artifact that can be changed", "save it as an artifact first")
     skip = arguments.skip_unreadable
-    scored_split, splits = open_splits(classifier, arguments.data, skip)
-    if scored_split == "validation" or "validation" not in splits:
-        raise UsageError(
-            f"{arguments.data} has no validation images besides those that are scored",
-            "nothing is ever fitted on the images that it is scored on",
-        )
-    validation = splits["validation"]
+    validation = open_validation(classifier, arguments, "nothing is ever fitted on the images that it is scored on")
     if arguments.fit_temperature:
         uncalibrated = replace(classifier, temperature=1.0)
         with progress_bar("fitting the temperature", len(validation)) as progress:
