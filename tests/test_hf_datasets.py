@@ -49,6 +49,32 @@ def test_a_folder_a_parquet_set_and_a_saved_data_set_are_read(photos: Path, tmp_
     assert main(["shard", f"hf:{tmp_path}/set", "--out", str(tmp_path / "out"), "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("change", ["shuffle", "select", "filter", "train_test_split"])
+def test_a_data_set_with_other_rows_or_another_order_keeps_labels_and_images_together(change: str, hub):
+    n = 12
+    columns = {
+        "image": [{"bytes": png_bytes(i), "path": None} for i in range(n)],
+        "label": [None if i == 5 else f"class {i % 3}" for i in range(n)],
+        "group": [f"group {i // 2}" for i in range(n)],
+    }
+    features = hub.Features({"image": hub.Image(), "label": hub.Value("string"), "group": hub.Value("string")})
+    table = hub.Dataset.from_dict(columns, features=features)
+    changed = {
+        "shuffle": lambda: table.shuffle(seed=1),
+        "select": lambda: table.select([7, 5, 2, 2]),
+        "filter": lambda: table.filter(lambda row: row["label"] == "class 1"),
+        "train_test_split": lambda: table.train_test_split(test_size=4, seed=0)["test"],
+    }[change]()
+    assert changed._indices is not None
+    (listing,) = open_source(changed).splits.values()
+    rows = [(each["label"], each["group"]) for each in changed if each["label"] is not None]
+    assert list(zip(listing.labels, listing.groups, strict=True)) == rows
+    images = changed.cast_column("image", hub.Image(decode=False))
+    contents = [each["image"]["bytes"] for each in images if each["label"] is not None]
+    assert [listing.pixels.read_bytes(i) for i in range(len(listing))] == contents
+    assert listing.pixels.byte_sizes().tolist() == list(map(len, contents))
+
+
 def test_columns_splits_and_labels_of_many_kinds(tmp_path: Path, hub, capsys):
     def rows(n: int, **columns) -> dict:
         return {"picture": [{"bytes": png_bytes(i), "path": None} for i in range(n)], **columns}

@@ -176,7 +176,8 @@ def list_split(name: str, split: str, table: Any, notes: list[str], left_out: li
     if not image_columns:
         raise UsageError(f"{HF_PREFIX}{name} has no column of images", f"its columns are {', '.join(features)}")
     image_column, label_column = image_columns[0], choose_label_column(name, features, notes)
-    labels = encode_labels(table, label_column, features[label_column])
+    stored, rows = find_rows(table)
+    labels = encode_labels(stored.data.column(label_column).take(rows), label_column, features[label_column])
     labeled = np.flatnonzero(labels.codes >= 0)
     if len(labeled) < len(labels):
         n = len(labels) - len(labeled)
@@ -186,17 +187,29 @@ def list_split(name: str, split: str, table: Any, notes: list[str], left_out: li
     unused = LeftOut(f"{HF_PREFIX}{name}: the column{'s' * (len(others) > 1)} {', '.join(others)}")
     if others and unused not in left_out:
         left_out.append(unused)
-    undecoded = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    names = name_rows(name, split, undecoded, image_column).take(labeled)
-    images = DatasetRows(undecoded, image_column, name, names, labeled)
-    groups = None if group_column is None else read_groups(name, table, group_column, labeled)
+    undecoded = stored.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    names = name_rows(name, split, undecoded, image_column).take(rows[labeled])
+    images = DatasetRows(undecoded, image_column, name, names, rows[labeled])
+    groups = None if group_column is None else read_groups(name, stored, group_column, rows[labeled])
     return Listing(images, names, labels.take(labeled), groups)
+
+
+def find_rows(table: Any) -> tuple[Any, np.ndarray]:
+    """Returns the data set with all its rows as they are stored, and which of them the given one has, in its order.
+
+    They differ after `select`, `filter`, `shuffle` and `train_test_split`, which move no data.
+    """
+    import datasets
+
+    if table._indices is None:
+        return table, np.arange(len(table))
+    stored = datasets.Dataset(table.data, info=table.info, split=table.split, fingerprint=table._fingerprint)
+    return stored, table._indices.column(0).to_numpy().astype(np.int64)
 
 
 def read_groups(name: str, table: Any, column: str, rows: np.ndarray) -> Categorical:
     """Returns the groups in these rows; raises `VitrailError` for a row without one."""
-    values = table.data.column(column).to_pylist()
-    groups = [values[row] for row in rows.tolist()]
+    groups = table.data.column(column).take(rows).to_pylist()
     if any(group is None or not str(group).strip() for group in groups):
         raise VitrailError(f"{HF_PREFIX}{name}: the column {column!r} is empty in a row", "fill it in")
     return categorize(groups)
@@ -236,18 +249,19 @@ def item_feature(feature: Any) -> Any:
     return getattr(feature, "feature", None)
 
 
-def encode_labels(table: Any, column: str, feature: Any) -> Categorical:
+def encode_labels(values: Any, column: str, feature: Any) -> Categorical:
     """Returns the label of each row, its labels if the column has sequences, or its number if it has fractions.
 
-    The code of an empty row is -1. Raises `VitrailError` for a number that is not finite.
+    `values` are those of the column, as Arrow has them. The code of an empty row is -1. Raises `VitrailError` for a
+    number that is not finite.
     """
-    if str(getattr(feature, "dtype", "")).startswith("float") and has_fractions(table.data.column(column).to_pylist()):
-        return encode_numbers(table, column)
+    if str(getattr(feature, "dtype", "")).startswith("float") and has_fractions(values.to_pylist()):
+        return encode_numbers(values.to_pylist(), column)
     item = item_feature(feature)
     if item is None:
-        return Categorical(*encode_classes(table, column, feature))
+        return Categorical(*encode_classes(values, feature))
     names = getattr(item, "names", None)
-    rows = table.data.column(column).to_pylist()
+    rows = values.to_pylist()
     sets = LabelSets.from_labels(
         [str(names[each] if names else each) for each in row if each is not None] if row else () for row in rows
     )
@@ -259,9 +273,8 @@ def has_fractions(values: list[float | None]) -> bool:
     return any(value is not None and not float(value).is_integer() for value in values)
 
 
-def encode_numbers(table: Any, column: str) -> Numbers:
+def encode_numbers(values: list[float | None], column: str) -> Numbers:
     """Returns the number of each row, with the code -1 for an empty row."""
-    values = table.data.column(column).to_pylist()
     bad = next((i for i, value in enumerate(values) if value is not None and not np.isfinite(value)), None)
     if bad is not None:
         raise VitrailError(f"row {bad}: the column {column!r} is {values[bad]}, which is not a finite number")
@@ -271,12 +284,11 @@ def encode_numbers(table: Any, column: str) -> Numbers:
     return Numbers(numbers.names, numbers.rows, np.where(is_empty, -1, numbers.codes))
 
 
-def encode_classes(table: Any, column: str, feature: Any) -> tuple[tuple[str, ...], np.ndarray]:
+def encode_classes(values: Any, feature: Any) -> tuple[tuple[str, ...], np.ndarray]:
     """Returns the class names and the class index of each row, int64 (n,); -1 for a row without a label."""
     import datasets
     import pyarrow.compute as pc
 
-    values = table.data.column(column)
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names), pc.fill_null(values, -1).to_numpy().astype(np.int64)
     encoded = pc.dictionary_encode(values.cast("string")).combine_chunks()
