@@ -22,6 +22,7 @@ from vitrail import image_documents
 from vitrail.cli.main import main
 from vitrail.evaluation.detection import BASELINES, Detection
 from vitrail.evaluation.unlike import MIN_IMAGES, assign_folds, fit_unlike, shrink_covariance
+from vitrail.serving.predictor import Predictor
 from vitrail.tasks import REGRESSION, TASKS
 from vitrail.weights.unlike import UNLIKE_THRESHOLD, UnlikeFacts
 
@@ -352,6 +353,15 @@ def test_programs_that_cannot_have_quantiles_are_refused(fitted: Path, tmp_path:
 def test_a_model_without_a_fit_is_not_exported_with_it(clf: vitrail.Classifier, tmp_path: Path):
     with pytest.raises(vitrail.UsageError, match="not fitted"):
         vitrail.export(replace(clf, unlike=None), tmp_path / "a.pt2", format="torch", unlike=True)
+
+
+def test_a_row_that_is_not_finite_is_as_wide_as_the_others(fitted: Path):
+    classifier = vitrail.load(fitted)
+    with torch.no_grad():
+        classifier.vit.head.bias[0] = torch.nan
+    predictor = Predictor(classifier)
+    predictor.warm_up()
+    assert predictor.output_width == len(classifier.classes) + 1
 
 
 def test_the_server_answers_with_quantiles(fitted: Path, exported: Path, run: vitrail.Run, data: Path, outside: Path):

@@ -127,8 +127,9 @@ def verify_folder(classifier: Classifier, library: Library, folder: Path) -> Lib
         lambda x: run_classifier(classifier, x), lambda x: run(x).float(), [images], name=library.package
     )
     check_comparison(comparison, library.package)
+    noise_and_photos = f"{NOISE_IMAGES} images of noise and {len(images) - NOISE_IMAGES} photographs"
     return {
-        "compared_on": f"{NOISE_IMAGES} images of noise and {len(images) - NOISE_IMAGES} photographs",
+        "compared_on": f"{len(images)} images of noise" if classifier.preprocess.has_bands else noise_and_photos,
         "max_difference": comparison.max_difference,
         "agreement": comparison.agreement,
         "images": comparison.images,
@@ -149,7 +150,10 @@ def run_classifier(classifier: Classifier, images_BCHW: Tensor) -> Tensor:
 
 
 def make_probe_images(classifier: Classifier) -> Tensor:
-    """Returns the normalized images of the comparison, (B, C, H, W): noise of different contrast, and photographs."""
+    """Returns the normalized images of the comparison, (B, C, H, W): noise of different contrast, and photographs.
+
+    There are no photographs of bands, so those are noise, too.
+    """
     height, width = classifier.preprocess.image_size
     generator = torch.Generator().manual_seed(0)
     contrast = torch.linspace(0.2, 2.0, NOISE_IMAGES).view(-1, 1, 1, 1)

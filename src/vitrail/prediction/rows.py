@@ -124,9 +124,8 @@ def predict_rows(
     return Rows(paths, errors, labels, probabilities, features, batch.over_8_bits, found, unlike, numbers)
 
 
-Outputs = tuple[
-    list[int], Tensor, Tensor | None, Tensor | None
-]  # indices of entries; their logits, distances, features
+# Indices of entries, and their logits, distances and features
+Outputs = tuple[list[int], Tensor, Tensor | None, Tensor | None]
 
 
 def compute_outputs(

@@ -18,13 +18,15 @@ from vitrail.prediction.rows import Rows
 
 
 def column_names(rows: Rows, classes: Sequence[str], top: int) -> list[str]:
-    """Returns path, label, probability, label_2, probability_2, ..., error; of labels or numbers their columns."""
+    """Returns the names of the columns of a CSV file, as the docstring of the module has them."""
     if rows.found is not None:
-        return ["path", *JOINED_COLUMNS, "error"]
-    if rows.numbers is not None:
-        return ["path", *number_columns(classes), "error"]
-    others = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
-    return ["path", "label", "probability", *others, "error"]
+        answers = list(JOINED_COLUMNS)
+    elif rows.numbers is not None:
+        answers = list(number_columns(classes))
+    else:
+        others = [name for k in range(2, top + 1) for name in (f"label_{k}", f"probability_{k}")]
+        answers = ["label", "probability", *others]
+    return ["path", *answers, *["unlike"] * (rows.unlike is not None), "error"]
 
 
 def encode_parquet(rows: Rows, classes: Sequence[str], top: int, embedding_width: int | None) -> bytes:
@@ -69,7 +71,6 @@ def encode_csv(rows: Rows, classes: Sequence[str], top: int, embedding_width: in
     buffer = io.StringIO(newline="")
     table = csv.writer(buffer)  # lines end in CR LF (RFC 4180): with LF alone a CR in a name would not be quoted
     names = column_names(rows, classes, top)
-    names[-1:-1] = ["unlike"] * (rows.unlike is not None)
     table.writerow(names + ["embedding"] * (embedding_width is not None))
     for i, (path, error) in enumerate(zip(rows.paths, rows.errors, strict=True)):
         cells: list[Any] = []

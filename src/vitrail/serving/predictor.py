@@ -38,7 +38,8 @@ class Predictor:
         except NonFiniteOutput:
             if len(pixels_BCHW) > 1:  # find the image: the rows of the other images stay valid
                 return torch.cat([self.rows(one_CHW[None]) for one_CHW in pixels_BCHW])
-            return torch.full((1, self.output_width or len(self.classifier.classes)), torch.nan)
+            width = len(self.classifier.classes) + (self.classifier.unlike_facts is not None)
+            return torch.full((1, self.output_width or width), torch.nan)
 
     def explain(
         self, pixels_CHW: Tensor, target: Target, options: dict[str, Any], picture: str | None
