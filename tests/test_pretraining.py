@@ -1,6 +1,7 @@
 """Masked autoencoders: the loss and the forward pass of the paper, and whole pre-trainings."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vitrail
 from conftest import fill
@@ -31,8 +33,8 @@ from vitrail.pretraining.masked_autoencoder import (
     unpatchify,
 )
 from vitrail.pretraining.picture import reconstruct
-from vitrail.pretraining.settings import MaskSettings
-from vitrail.training.distributed import PeerLost
+from vitrail.pretraining.settings import MAE_RECIPE, MaskSettings
+from vitrail.training.distributed import SINGLE_PROCESS, PeerLost
 
 CONFIG = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=(16, 24), prefix_tokens=2)
 TINY = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "workers": 0}
@@ -184,11 +186,38 @@ def test_two_processes_train_as_one(whole, data: Path, tmp_path: Path):
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=2e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_get_the_channels_of_the_weights(channels: int, data: Path, tmp_path: Path):
+    gray = fill(tmp_path / "gray", 8, ("light", "dark"), (16, 16))
+    for path in gray.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    config = ViTConfig(width=16, depth=1, heads=2, mlp_width=32, patch=4, image_size=16, channels=channels)
+    preprocess = vitrail.Preprocess(image_size=(16, 16), mean=(0.5,) * channels, std=(0.5,) * channels)
+    weights = vitrail.Classifier(ViT(config), tuple(map(str, range(config.classes))), preprocess)
+    weights.save(tmp_path / "weights.safetensors")
+    options = {"epochs": 1, "batch_size": 8, "precision": "fp32", "workers": 0, "settings": SETTINGS}
+    for i, images in enumerate((data / "train", gray)):
+        done = pretraining.pretrain(images, out=tmp_path / str(i), model=tmp_path / "weights.safetensors", **options)
+        assert done.classifier.vit.config.channels == channels
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+def test_test_images_are_left_out(train: str, data: Path, tmp_path: Path):
+    shutil.copytree(data / "train", tmp_path / "photos" / train)
+    shutil.copytree(data / "test", tmp_path / "photos" / "Testing")
+    splits = pretraining.open_images(tmp_path / "photos", MAE_RECIPE, SINGLE_PROCESS)
+    assert len(splits.train) == 22  # and two for validation
+
+
 def test_wrong_requests_give_one_sentence(whole, data: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="has a pre-training already"):
         pretraining.pretrain(data / "train", out=whole.folder)
     with pytest.raises(UsageError, match="started with other settings"):
         pretraining.pretrain(data / "train", out=whole.folder, resume=True, epochs=9)
+    with pytest.raises(UsageError, match="started with other settings"):
+        pretraining.pretrain(data / "train", out=whole.folder, resume=True, model=whole.folder)
+    with pytest.raises(UsageError, match="started with other settings"):
+        pretraining.pretrain(data / "train", out=whole.folder, resume=True, probe_data=data / "train")
     with pytest.raises(VitrailError, match="the images are not those"):
         pretraining.pretrain(data / "test", out=whole.folder, resume=True)
     with pytest.raises(UsageError, match="pool 'map' has weights"):

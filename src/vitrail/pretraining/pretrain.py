@@ -22,6 +22,8 @@ import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import log, progress_bar
+from vitrail.data.bands import Channels
+from vitrail.data.folder import split_name
 from vitrail.data.images import Images, load_into_memory
 from vitrail.data.open import open_data
 from vitrail.data.split import Splits
@@ -120,16 +122,16 @@ def pretrain(
         before = world.on_main(lambda: find_plan(folder, resume))
         recipe = MAE_RECIPE.with_changes(**changes)
         if before:
-            check_same(before, settings, changes, folder)
+            check_same(before, settings, changes, folder, model=model, probe_data=probe_data)
             recipe, settings = before.recipe.with_changes(**pick(changes, NEUTRAL)), before.settings
             model, probe_data = before.model, before.probe_data
         settings = settings or MaskSettings()
-        with world.raise_on_all():
-            splits = open_images(data, recipe, world)
-        if before and before.digest != splits.fingerprint:
-            raise VitrailError(f"the images are not those that {folder} was started on", "restore them, or start anew")
         with world.raise_on_all(), world.local_main_first():
             theirs = None if model is None else load(model, torch_files=torch_files)
+        with world.raise_on_all():
+            splits = open_images(data, recipe, world, theirs.preprocess.source_channels if theirs else None)
+        if before and before.digest != splits.fingerprint:
+            raise VitrailError(f"the images are not those that {folder} was started on", "restore them, or start anew")
         with world.raise_on_all():
             recipe, encoder = make_encoder(splits, recipe, theirs)
             autoencoder = MaskedAutoencoder(
@@ -173,11 +175,16 @@ def find_plan(folder: Path, resume: bool) -> Plan | None:
     return None
 
 
-def check_same(before: Plan, settings: MaskSettings | None, changes: RecipeChanges, folder: Path) -> None:
-    """Raises `UsageError` if the settings are not those that a resumed run was started with."""
+def check_same(
+    before: Plan, settings: MaskSettings | None, changes: RecipeChanges, folder: Path, **paths: str | Path | None
+) -> None:
+    """Raises `UsageError` if settings or paths that are given are not those that a resumed run was started with."""
     requested = before.recipe.with_changes(**changes)
     neutral = {name: getattr(before.recipe, name) for name in NEUTRAL}
-    if replace(requested, **neutral) != before.recipe or (settings is not None and settings != before.settings):
+    given = {name: str(path) for name, path in paths.items() if path is not None} | (
+        {"settings": settings} if settings else {}
+    )
+    if replace(requested, **neutral) != before.recipe or any(getattr(before, name) != given[name] for name in given):
         raise UsageError(f"{folder} was started with other settings", "resume it without options")
 
 
@@ -186,13 +193,17 @@ def pick(changes: RecipeChanges, names: tuple[str, ...]) -> RecipeChanges:
     return cast(RecipeChanges, {name: value for name, value in changes.items() if name in names})
 
 
-def open_images(data: str | Path, recipe: Recipe, world: World) -> Splits:
-    """Returns the images to train on, without classes, in memory if they fit."""
+def open_images(data: str | Path, recipe: Recipe, world: World, channels: Channels | None = None) -> Splits:
+    """Returns the images to train on, without classes, in memory if they fit.
+
+    `channels` are those of the weights to start from; None: color in a folder of images, the images' own in other data.
+    """
     max_bytes = int(recipe.image_cache_gib * GIB) // world.local_size
-    if os.path.isdir(data) and not any(Path(data, name).is_dir() for name in ("train", "test", "val")):
-        images, digest = read_unlabeled(data, 3, skip_unreadable=recipe.skip_unreadable, max_bytes=max_bytes)
-        return Splits(Path(data).resolve().name, (), images, None, None, 3, digest)
-    splits = open_data(data)
+    if os.path.isdir(data) and not any(split_name(each) for each in Path(data).iterdir() if each.is_dir()):
+        channels = channels or 3
+        images, digest = read_unlabeled(data, channels, skip_unreadable=recipe.skip_unreadable, max_bytes=max_bytes)
+        return Splits(Path(data).resolve().name, (), images, None, None, channels, digest)
+    splits = open_data(data, channels=channels)
     images = replace(load_into_memory(splits.train, max_bytes), classes=())
     return replace(splits, classes=(), train=images, validation=None, test=None)
 
