@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.image import imread
 from PIL import Image
 
 import vitrail
@@ -35,7 +36,8 @@ from vitrail.exporting.preparation import prepare_document
 from vitrail.loading import load_any
 from vitrail.target_scale import TargetScale
 from vitrail.tasks import GRADES, REGRESSION
-from vitrail.training.losses import LOSSES, LossContext
+from vitrail.training.curves import draw_curves
+from vitrail.training.losses import LOSSES, LossContext, make_loss
 from vitrail.training.recipes import RECIPES
 
 N = 96
@@ -114,6 +116,13 @@ def test_losses_of_numbers_are_those_of_torch():
     )
 
 
+@pytest.mark.parametrize("loss", ["huber_loss:delta=0", "smooth_l1_loss:beta=-1"])
+def test_impossible_arguments_of_losses_are_refused(loss: str):
+    recipe = RECIPES["small"].with_changes(loss=loss)
+    with pytest.raises(UsageError, match="delta is 0|beta is -1"):
+        make_loss(LossContext(recipe, ("a",), np.array([4]), REGRESSION, 4))
+
+
 # Scores: scikit-learn's
 
 
@@ -153,6 +162,11 @@ def test_intervals_of_numbers_count_groups():
     )
     assert group_high - group_low > 2 * (high - low)
     assert NumberEvaluation(replace(outcome, groups=("one",) * 200)).summary()["mae_interval"] is None
+
+
+def test_one_image_has_no_intervals():
+    outcome = NumberOutcome([""], np.ones((1, 1)), np.array([[3.0]]), ("a",))
+    assert [NumberEvaluation(outcome).summary()[f"{name}_interval"] for name in ("mae", "rmse", "r2")] == [None] * 3  # type: ignore[literal-required]
 
 
 @pytest.mark.parametrize("groups", [None, 12])
@@ -319,6 +333,14 @@ def test_a_run_learns_the_numbers(runs: dict[str, Path], folder: Path):
     check_document(evaluation.to_json(), number_documents.NumberDocument)
     with pytest.raises(UsageError, match="predicted numbers have no accuracy"):
         _ = evaluation.accuracy
+
+
+def test_curves_without_validation_have_the_loss_alone(tmp_path: Path):
+    rows = [{"epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2)]  # numbers have no training accuracy
+    draw_curves(rows, tmp_path / "curves.png")
+    draw_curves([{**row, "train_accuracy": 0.5} for row in rows], tmp_path / "both.png")
+    loss, both = (imread(tmp_path / f"{name}.png") for name in ("curves", "both"))
+    assert loss.shape[1] == both.shape[1] / 2
 
 
 def test_the_scale_of_the_numbers_is_in_the_artifact(runs: dict[str, Path], folder: Path, tmp_path: Path):

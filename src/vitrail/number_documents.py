@@ -6,7 +6,7 @@ from vitrail.image_documents import UnreadableFile
 
 
 class NumberAverages(TypedDict):
-    """Errors of one number, or their means over several, with 95% intervals; None for images of one group.
+    """Errors of one number, or their means over several, with 95% intervals; None for one image or one group.
 
     `baseline_mae` is the mean absolute error of always predicting the median of the scored images.
     """

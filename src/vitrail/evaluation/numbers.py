@@ -101,13 +101,14 @@ def resample_numbers(outcome: NumberOutcome, seed: int = 0) -> Draws:
 
 
 def find_interval(outcome: NumberOutcome, name: str, value: float, drawn_R: np.ndarray) -> list[float] | None:
-    """Returns the 95% interval of a score from its resamples; None if all images are of one group."""
-    interval = percentile_interval(drawn_R)
-    low, high = (float(end) for end in interval)
+    """Returns the 95% interval of a score from its resamples; None if there is one image, or one group."""
+    units = len(outcome.labels if outcome.groups is None else set(outcome.groups))
+    if units < 2:
+        return None
+    low, high = (float(end) for end in percentile_interval(drawn_R))
     if outcome.groups is None:
         return [low, high]
-    groups = len(set(outcome.groups))
-    return None if groups < 2 else list(widen_for_groups((low, high), value, groups, bounds=BOUNDS[name]))
+    return list(widen_for_groups((low, high), value, units, bounds=BOUNDS[name]))
 
 
 @dataclass(frozen=True)

@@ -23,30 +23,28 @@ def draw_curves(
     log_x: bool = False,
     best_x: float | None = None,
 ) -> None:
-    """Plots loss and accuracy of every split in the rows over their `x_key`; marks `best_x`, whose weights are kept.
+    """Plots loss and score of every split in the rows over their `x_key`; marks `best_x`, whose weights are kept.
 
+    Rows without a score, those of numbers without validation images, have a plot of the loss alone.
     `log_x` makes the x axis logarithmic and reversed, for a regularization strength that falls from row to row.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
     xs = [row[x_key] for row in rows]
     marker = "o" if len(rows) <= MAX_MARKED_ROWS else None
-    score, score_name = next(
-        pair
-        for pair in SCORE_NAMES.items()
-        if any(f"{split}_{pair[0]}" in row for split in SPLIT_COLORS for row in rows)
-    )
-    is_cross_entropy = score == "accuracy"
-    for split, color in SPLIT_COLORS.items():
-        for axes, metric in ((loss_axes, "loss"), (accuracy_axes, score)):
+    measured = [name for name in SCORE_NAMES if any(f"{split}_{name}" in row for split in SPLIT_COLORS for row in rows)]
+    metrics = ["loss", *measured[:1]]
+    figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
+    for metric, axes in zip(metrics, figure.subplots(1, len(metrics), squeeze=False)[0], strict=True):
+        for split, color in SPLIT_COLORS.items():
             values = [row.get(f"{split}_{metric}") for row in rows]
             if any(value is not None for value in values):
                 axes.plot(xs, values, color=color, marker=marker, markersize=3, label=split)
-    loss_axes.set(xlabel=x_key, ylabel="cross-entropy loss" if is_cross_entropy else "loss", title="loss")
-    accuracy_axes.set(xlabel=x_key, ylabel=score_name, title=score_name, ylim=(0, 1))
-    for axes in (loss_axes, accuracy_axes):
+        if metric == "loss":
+            label = "cross-entropy loss" if metrics[-1] == "accuracy" else "loss"
+            axes.set(xlabel=x_key, ylabel=label, title="loss")
+        else:
+            axes.set(xlabel=x_key, ylabel=SCORE_NAMES[metric], title=SCORE_NAMES[metric], ylim=(0, 1))
         if log_x:
             axes.set_xscale("log")
             axes.invert_xaxis()

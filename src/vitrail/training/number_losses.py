@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.errors import UsageError
 from vitrail.tasks import REGRESSION
 
 
@@ -37,6 +38,8 @@ class SmoothL1Loss:
     tasks = (REGRESSION,)
 
     def __init__(self, context: object, beta: float = 1.0):
+        if beta < 0:
+            raise UsageError(f"beta is {beta!r}", "give 0 or a larger number")
         self.beta = beta
 
     def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
@@ -49,6 +52,8 @@ class HuberLoss:
     tasks = (REGRESSION,)
 
     def __init__(self, context: object, delta: float = 1.0):
+        if delta <= 0:
+            raise UsageError(f"delta is {delta!r}", "give a number above 0")
         self.delta = delta
 
     def __call__(self, outputs_BY: Tensor, targets_BY: Tensor) -> Tensor:
