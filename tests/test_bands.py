@@ -433,6 +433,16 @@ def test_evaluate(bands_run: Path, folder: Path, tmp_path: Path, capsys: pytest.
     refuses(capsys, "corruptions are for 8-bit gray", "evaluate", bands_run, folder, "--report", "--corruptions")
 
 
+def test_the_report_of_labels_shows_unlike_images(folder: Path, tmp_path: Path):
+    rows = [f"{path},{path.parent.name};any,train\n" for path in sorted((folder / "train").rglob("*.npy"))]
+    np.save(tmp_path / "flat.npy", np.zeros_like(np.load(image_of(folder))))
+    rows += [f"{image_of(folder)},same;any,test\n", "flat.npy,any,test\n"]
+    (tmp_path / "labels.csv").write_text("path,labels,split\n" + "".join(rows))
+    options = ["--epochs", "1", "--validation-fraction", "0.4"]
+    assert main(["train", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "run"), *TINY, *options]) == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["unlike"]["examples"]
+
+
 def test_predict(bands_run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     classifier = vitrail.load(bands_run)
     values = np.load(image_of(folder))

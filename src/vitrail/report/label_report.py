@@ -67,8 +67,9 @@ def write_label_report(
     rows = [row for each in document["mistakes"] for kind in ("false", "missed") for row in each[kind]]
     pictures = draw_rows(subject, [*rows, *document["label_errors"]])
     for row in document["unlike"]["examples"]:
-        pixels = subject.images.load_batch(subject.classifier.preprocess, [row["image"]])[0]
-        pictures.setdefault(str(row["image"]), encode_png(pixels.permute(1, 2, 0).numpy()))
+        preprocess = subject.classifier.preprocess
+        picture = preprocess.to_picture(subject.images.load_batch(preprocess, [row["image"]])[0])
+        pictures.setdefault(str(row["image"]), encode_png(picture.permute(1, 2, 0).numpy()))
     on_step("page")
     write_json(folder / "report.json", document)
     write_text(folder / "report.html", render_labels(document, pictures))
