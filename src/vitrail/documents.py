@@ -151,7 +151,7 @@ class EvaluationDocument(Scores):
     unlike: NotRequired[UnlikeEvaluation]
 
 
-class HookScores(TypedDict):
+class HookScores(GradeAverages):
     """The scores that callbacks get: `loss`, the main ones of the task, and all of `Scores` at the end of the run.
 
     Numbers have no `accuracy`.
@@ -162,12 +162,6 @@ class HookScores(TypedDict):
     accuracy_interval: NotRequired[list[float]]
     balanced_accuracy: NotRequired[float]
     balanced_accuracy_interval: NotRequired[list[float]]
-    quadratic_kappa: NotRequired[float]
-    quadratic_kappa_interval: NotRequired[list[float]]
-    grade_mae: NotRequired[float]
-    grade_mae_interval: NotRequired[list[float]]
-    within_one: NotRequired[float]
-    within_one_interval: NotRequired[list[float]]
     mae: NotRequired[float]
     mae_interval: NotRequired[list[float] | None]
     rmse: NotRequired[float]

@@ -6,7 +6,7 @@ tables, and runs every verb on every task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -66,18 +66,19 @@ def count_best(logits_BY: "Tensor", labels_B: "Tensor") -> "Tensor":
     return (logits_BY.argmax(1) == labels_B).sum()
 
 
+ONE_CLASS = Task(
+    SINGLE_LABEL,
+    "one class",
+    answer="class",
+    default_loss="cross_entropy",
+    score="accuracy",
+    activation="softmax",
+    to_probabilities=lambda logits: logits.softmax(-1),
+    to_probabilities_array=softmax,
+    count_correct=count_best,
+)
 TASKS: dict[str, Task] = {
-    SINGLE_LABEL: Task(
-        SINGLE_LABEL,
-        "one class",
-        answer="class",
-        default_loss="cross_entropy",
-        score="accuracy",
-        activation="softmax",
-        to_probabilities=lambda logits: logits.softmax(-1),
-        to_probabilities_array=softmax,
-        count_correct=count_best,
-    ),
+    SINGLE_LABEL: ONE_CLASS,
     MULTI_LABEL: Task(
         MULTI_LABEL,
         "any number of labels",
@@ -104,16 +105,8 @@ TASKS: dict[str, Task] = {
             "sweep": "a sweep compares accuracies, and data with several labels are scored by mAP",
         },
     ),
-    GRADES: Task(
-        GRADES,
-        "one of several grades, which have an order",
-        answer="class",
-        default_loss="cross_entropy",
-        score="quadratic_kappa",
-        activation="softmax",
-        to_probabilities=lambda logits: logits.softmax(-1),
-        to_probabilities_array=softmax,
-        count_correct=count_best,
+    GRADES: replace(
+        ONE_CLASS, name=GRADES, description="one of several grades, which have an order", score="quadratic_kappa"
     ),
     REGRESSION: Task(
         REGRESSION,

@@ -1,6 +1,5 @@
 """Scores of ordered grades: quadratic weighted kappa and the error in grades. Shapes: n images, Y grades."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,17 +8,15 @@ import numpy as np
 from vitrail.data.labels import factorize
 from vitrail.documents import GradeAverages, Scores
 from vitrail.evaluation.evaluation import Evaluation
-from vitrail.evaluation.group_scores import score_groups
+from vitrail.evaluation.group_scores import proportion_interval
 from vitrail.evaluation.metrics import accuracy_interval
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import (
     RESAMPLES,
-    Interval,
     bootstrap_counts,
     bootstrap_groups,
     percentile_interval,
     widen_for_groups,
-    wilson_interval,
 )
 
 GRADE_SCORES = ("quadratic_kappa", "grade_mae", "within_one")
@@ -90,13 +87,6 @@ def score_grades(outcome: Outcome, seed: int = 0) -> GradeAverages:
             low, high = widen_for_groups((low, high), value, len(set(outcome.groups)), bounds=bounds[name])
         document |= {name: value, f"{name}_interval": [low, high]}
     return document  # type: ignore[return-value]  # a key for each of GRADE_SCORES
-
-
-def proportion_interval(hits: np.ndarray, groups: Sequence[str] | None) -> Interval:
-    """Returns the 95% interval of the fraction of hits; with groups, of other groups."""
-    if groups is not None:
-        return score_groups(tuple(groups), hits).accuracy_interval
-    return wilson_interval(int(hits.sum()), len(hits))
 
 
 @dataclass(frozen=True)

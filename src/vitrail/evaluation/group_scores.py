@@ -82,6 +82,13 @@ def score_groups(groups: tuple[str, ...], correct: np.ndarray) -> GroupScores:
     return GroupScores(tuple(names), images, np.bincount(codes, correct, minlength=len(names)).astype(int))
 
 
+def proportion_interval(hits: np.ndarray, groups: tuple[str, ...] | None) -> Interval:
+    """Returns the 95% interval of the fraction of hits, (n,); over groups instead of images, if there are any."""
+    if groups is not None:
+        return score_groups(groups, hits).accuracy_interval
+    return wilson_interval(int(hits.sum()), len(hits))
+
+
 def describe_groups(summary: GroupSummary) -> str:
     """Returns a sentence on how accuracy differs between groups; `summary` is that of `GroupScores`."""
     worse = summary["worse"]

@@ -8,7 +8,7 @@ import numpy as np
 from vitrail.data.labels import factorize
 from vitrail.documents import Averages, ClassScores, ConfusedPair
 from vitrail.errors import UsageError, first_line
-from vitrail.evaluation.group_scores import score_groups
+from vitrail.evaluation.group_scores import proportion_interval
 from vitrail.evaluation.outcome import Outcome
 from vitrail.intervals import (
     RESAMPLES,
@@ -221,9 +221,7 @@ def _percentiles(values: list[float]) -> Interval:
 
 def accuracy_interval(outcome: Outcome) -> Interval:
     """Returns the 95% interval of the accuracy; over groups instead of images, if the images have groups."""
-    if outcome.groups is not None:
-        return score_groups(outcome.groups, outcome.correct).accuracy_interval
-    return wilson_interval(int(outcome.correct.sum()), len(outcome.labels))
+    return proportion_interval(outcome.correct, outcome.groups)
 
 
 # metrics that are computed when they are named: outcome, and the arguments after the name -> a number

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitrail.data.labels import factorize
 from vitrail.evaluation.calibration_error import measure_calibration_error
-from vitrail.evaluation.group_scores import score_groups
+from vitrail.evaluation.group_scores import proportion_interval
 from vitrail.evaluation.outcome import ImageLogits
 from vitrail.intervals import (
     RESAMPLES,
@@ -258,6 +258,4 @@ def co_occurrence(labels: np.ndarray) -> np.ndarray:
 
 def subset_accuracy_interval(outcome: MultiLabelOutcome) -> Interval:
     """Returns the 95% interval of the fraction of images whose labels are all right; over groups, if there are any."""
-    if outcome.groups is not None:
-        return score_groups(outcome.groups, outcome.correct).accuracy_interval
-    return wilson_interval(int(outcome.correct.sum()), len(outcome.correct))
+    return proportion_interval(outcome.correct, outcome.groups)

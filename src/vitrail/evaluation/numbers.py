@@ -40,9 +40,9 @@ class NumberOutcome(ImageLogits):
 
     @cached_property
     def relative_errors(self) -> np.ndarray:
-        """The absolute error of each image, in standard deviations of the true numbers, averaged over numbers: (n,)."""
+        """The absolute errors in standard deviations of the true numbers, (n, Y); of a constant number as they are."""
         deviations = self.labels.std(axis=0)
-        relative: np.ndarray = (np.abs(self.errors) / np.where(deviations > 0, deviations, 1.0)).mean(axis=1)
+        relative: np.ndarray = np.abs(self.errors) / np.where(deviations > 0, deviations, 1.0)
         return relative
 
     @cached_property

@@ -1,5 +1,6 @@
 """A training step of the masked autoencoder, for one process or several."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +90,7 @@ def take_step(training: MaskedTraining, batch: Batch) -> StepStats:
     (loss_sum,) = state.world.sum(loss_sum)
     stats = StepStats(state.step + 1, loss_sum / len(numbers), 0, len(numbers), recipe.peak_lr * lr_scale, grad_norm)
     state.step += 1
-    if not torch.isfinite(torch.tensor(stats.loss + grad_norm)):
+    if not math.isfinite(stats.loss + grad_norm):
         raise divergence_error(state, f"loss {stats.loss:.3g}", stats)
     update_weights(state)
     return stats

@@ -88,18 +88,17 @@ def collect_number(evaluation: NumberEvaluation, k: int) -> dict[str, Any]:
 
 
 def collect_errors(evaluation: NumberEvaluation) -> list[dict[str, Any]]:
-    """Returns the images with the largest errors, measured in standard deviations of the true numbers."""
+    """Returns the images with the largest mean error over numbers, in standard deviations of the true numbers."""
     outcome = evaluation.outcome
-    names = outcome.classes
+    names, errors = outcome.classes, outcome.relative_errors.mean(axis=1)
     rows = []
-    for i in np.argsort(-outcome.relative_errors, kind="stable")[:MAX_ERRORS].tolist():
-        deviations = np.abs(outcome.errors[i]) / np.maximum(outcome.labels.std(axis=0), np.finfo(float).tiny)
+    for i in np.argsort(-errors, kind="stable")[:MAX_ERRORS].tolist():
         rows.append(
             {
                 "image": i,
                 "path": outcome.paths[i],
-                "relative_error": float(outcome.relative_errors[i]),
-                "number": int(deviations.argmax()),  # the one with the largest error, which the map explains
+                "relative_error": float(errors[i]),
+                "number": int(outcome.relative_errors[i].argmax()),  # with the largest error; the map explains it
                 "true": dict(zip(names, outcome.labels[i].tolist(), strict=True)),
                 "predicted": dict(zip(names, outcome.predicted[i].tolist(), strict=True)),
             }

@@ -92,7 +92,7 @@ def build_classifier(
         if theirs.task == task:
             log(describe_head(head, theirs.classes, splits.classes) + refit_note(recipe, head))
         else:
-            log(f"a new head of {len(splits.classes)} classes replaces the head for {TASKS[theirs.task].description}")
+            log(f"a new head {describe_labels(splits)} replaces the head for {TASKS[theirs.task].description}")
         origin["from"] = pretrained.origin(head)
     else:
         config, preprocess = resolve_model(recipe, splits) if recipe.is_vit else resolve_module(recipe, splits)
