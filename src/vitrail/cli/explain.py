@@ -37,7 +37,7 @@ FIELDS = (  # of an image's row; None if the image cannot be read
 
 def add_arguments(parser: Parser) -> None:
     add_model(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards, tables of paths")
     method = parser.add_argument("--method", metavar="NAME", help="one of those below")
     parser.complete_help = lambda: describe_methods(parser, method)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The images that a user names: files, folders with all images below them, tar shards."""
+"""The images that a user names: files, folders with all images below them, tar shards, tables of paths."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,18 @@ from vitrail.data.pixel_range import describe_over_8_bits
 from vitrail.data.walk import Omissions, check_utf8_name, log_left_out, no_images, walk_images
 from vitrail.errors import VitrailError
 from vitrail.image_predictions import Predictions
-from vitrail.prediction.shard_members import ShardMember, list_shard_members, read_shard_member
-from vitrail.prediction.sources import is_shard_source, translate_read_errors
+from vitrail.prediction.entry import open_file
+from vitrail.prediction.shard_members import ShardMember, list_shard_members
+from vitrail.prediction.sources import is_shard_source, is_table_source, read_path_columns, translate_read_errors
 
 
 @dataclass(frozen=True)
 class InputImage:
-    """An image by its path. The path of one in a tar shard is SHARD:NAME."""
+    """An image by its path. The path of one in a tar shard is SHARD:NAME, of one of several files that of the first."""
 
     path: str
     member: ShardMember | None = None
+    others: tuple[str, ...] = ()  # the further files
 
     def read(self, channels: Channels) -> Tensor:
         """Returns pixels (C, h, w); raises `ImageError`."""
@@ -32,20 +34,22 @@ class InputImage:
 
     def read_with_header(self, channels: Channels) -> tuple[Tensor, ImageHeader]:
         """Returns what `read` returns, and the header."""
-        file = read_shard_member(self.path, self.member) if self.member else self.path
-        return decode_with_header(file, channels, self.path)
+        return decode_with_header(open_file(self.path, self.member, self.others, channels), channels, self.path)
 
 
 def list_input_images(sources: Sequence[str]) -> list[InputImage]:
-    """Returns the images in order.
+    """Returns the images in order: of files, folders, tar shards and tables of paths.
 
-    Raises `UsageError` for a folder without images, `VitrailError` for missing shards.
+    Raises `UsageError` for a folder without images, `VitrailError` for missing shards, and for a row without a path.
     """
     images: list[InputImage] = []
     for source in sources:
         if is_shard_source(source):
             members = translate_read_errors(source, list_shard_members(source))
             images += [InputImage(path, member) for path, member in members]
+        elif is_table_source(source):
+            rows = translate_read_errors(source, read_path_columns(Path(source)))
+            images += [InputImage(path, None, tuple(others)) for path, *others in rows]
         else:
             images += [InputImage(str(path)) for path in list_input_files([source])]
     return images

@@ -1,10 +1,9 @@
-"""Predict the classes or labels of images: files, all images below a folder, or tar shards.
+"""Predict the classes or labels of images: files, all images below a folder, tar shards, or a table of paths.
 
 A file that cannot be read gets a row with the error, and the exit code is 1.
 
-With --out, the rows go into parquet or CSV files in a folder, in constant memory for any number of images. Then SOURCE
-may also be a table (.csv, .tsv, .parquet) with a column of paths. If the work is stopped, the same command with
---resume completes it, and keeps the files that are done.
+With --out, the rows go into parquet or CSV files in a folder, in constant memory for any number of images. If the work
+is stopped, the same command with --resume completes it, and keeps the files that are done.
 
 With --format coco, fiftyone or label-studio, --out is a file or folder that these tools import, with the most probable
 class of each image.
@@ -49,7 +48,7 @@ FOLDER_OPTIONS = {  # name in the namespace -> option; only with --out
 def add_arguments(parser: Parser) -> None:
     add_model(parser, onnx=True)
     parser.add_argument(
-        "images", metavar="SOURCE", nargs="+", help="image files, folders, tar shards; with --out also tables of paths"
+        "images", metavar="SOURCE", nargs="+", help="image files, folders, tar shards, tables of paths"
     )
     parser.add_argument(
         "--top", type=count(), metavar="COUNT", help="most probable classes per image (default: 5; with --out, 1)"

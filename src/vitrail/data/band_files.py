@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -202,6 +203,22 @@ def read_npy(stream: BinaryIO, header: BandHeader) -> tuple[np.ndarray, int]:
         raise BandsError(f"it is truncated: its shape needs {needed:,} bytes, and it has {there:,}")
     array = np.frombuffer(stream.read(needed), dtype).reshape(shape, order="F" if is_fortran else "C")
     return arrange(array.astype(dtype.newbyteorder("="), copy=False)), header.orientation
+
+
+def write_npy(array_CHW: np.ndarray) -> bytes:
+    """Returns an NPY file that is read as this image; raises `BandsError` for a shape that would mean another one."""
+    channels, height, width = array_CHW.shape
+    if channels == 1:
+        array = array_CHW[0]
+    elif width > channels:
+        array = array_CHW
+    elif height >= channels:
+        array = np.moveaxis(array_CHW, 0, 2)
+    else:
+        raise BandsError(f"it has more channels ({channels}) than pixels in a row or column ({width}x{height})")
+    file = BytesIO()
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
 
 
 def find_png(stream: BinaryIO) -> BandHeader | None:

@@ -28,7 +28,7 @@ def write_clean_list(report: CheckReport, file: Path) -> Counter[str]:
         raise VitrailError(f"{report.data} cannot be listed: {report.errors[0]}")
     if unreachable := [error for _, error in survey.unreadable if isinstance(error, ImageUnreachable)]:
         raise VitrailError(f"{unreachable[0].sentence}, so the list would be without a good image", "try again later")
-    if any(survey.path(record) is None for record, _ in survey.images):
+    if not all(survey.files(record) for record, _ in survey.images):
         raise UsageError(f"the images of {report.data} are not files of their own", "--fix is for folders and tables")
     if file.exists():
         raise UsageError(f"{file} exists already", "choose another name with --fix FILE")
@@ -39,14 +39,16 @@ def write_clean_list(report: CheckReport, file: Path) -> Counter[str]:
     writer = csv.writer(text, lineterminator="\n")
     groups_of = {split: listing.groups for split, listing in survey.source.splits.items()}
     keeps_groups = has_groups(survey.source)
-    writer.writerow(["path", "label", *(["split"] if has_splits else []), *(["group"] if keeps_groups else [])])
+    count = max(len(survey.files(record)) for record, _ in survey.images)
+    columns = [f"path_{k + 1}" for k in range(count)] if count > 1 else ["path"]
+    writer.writerow([*columns, "label", *(["split"] if has_splits else []), *(["group"] if keeps_groups else [])])
     for record, _ in survey.images:
         if record not in excluded:
-            path = Path(os.path.abspath(str(survey.path(record))))
-            path = path.relative_to(base) if path.is_relative_to(base) else path
+            paths = [Path(os.path.abspath(str(file))) for file in survey.files(record)]
+            cells = [(path.relative_to(base) if path.is_relative_to(base) else path).as_posix() for path in paths]
             groups = groups_of[record.split]
             group = [groups[record.index]] if keeps_groups and groups is not None else []
-            writer.writerow([path.as_posix(), record.label, *([record.split] if has_splits else []), *group])
+            writer.writerow([*cells, record.label, *([record.split] if has_splits else []), *group])
     write_text(file, text.getvalue())
     return Counter(excluded.values())
 

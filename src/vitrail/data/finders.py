@@ -155,11 +155,11 @@ def find_wrong_extensions(survey: Survey) -> Findings:
 
 
 def find_repeated_rows(survey: Survey) -> Findings:
-    """Finds files that a table lists more than once."""
-    rows: dict[Path, list[ImageRecord]] = defaultdict(list)
+    """Finds files, or images of the same files, that a table lists more than once."""
+    rows: dict[tuple[Path, ...], list[ImageRecord]] = defaultdict(list)
     for record, _ in survey.images:
-        if (path := survey.path(record)) is not None:
-            rows[path].append(record)
+        if files := survey.files(record):
+            rows[files].append(record)
     repeated = [records for records in rows.values() if len(records) > 1]
     if repeated:
         conflicts = sum(map(have_conflicting_labels, repeated))

@@ -11,6 +11,7 @@ from vitrail.data.encoded import ImageFiles
 from vitrail.data.facts import ImageFacts
 from vitrail.data.near_duplicates import IndexPair
 from vitrail.data.source import Listing, Source
+from vitrail.data.stacks import ImageStacks
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ class Survey:
         pairs = self.find_pairs(list(signatures.values()), splits)
         return [(a, b, similarity) for i, j, similarity in pairs for a in groups[i] for b in groups[j]]
 
-    def path(self, record: ImageRecord) -> Path | None:
-        """Returns the file of an image, or None if it has none of its own."""
+    def files(self, record: ImageRecord) -> tuple[Path, ...]:
+        """Returns the file of an image, or its files if it has several; none if it has none of its own."""
         pixels = self.source.splits[record.split].pixels
-        return pixels.paths[record.index] if isinstance(pixels, ImageFiles) else None
+        if isinstance(pixels, ImageStacks):
+            return pixels.stacks[record.index]
+        return (pixels.paths[record.index],) if isinstance(pixels, ImageFiles) else ()
 
 
 def have_conflicting_labels(records: list[ImageRecord]) -> bool:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
+from vitrail.data.formats import is_image_name
 from vitrail.errors import VitrailError
 from vitrail.installation import install_hint
 
@@ -14,6 +16,8 @@ TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_name")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
 OTHER_PATH_COLUMNS = ("fname", "name")  # of fastai's tables; read where no column is called as above
+PATH_WORD = f"(?:{'|'.join(sorted(PATH_COLUMNS, key=len, reverse=True))})"
+STACK_COLUMN = re.compile(rf"{PATH_WORD}(?:\d+|[ _:.-].+)|.+[ _:.-]{PATH_WORD}")  # path_nir, image1, nir_path
 VALIDATION_COLUMN = "is_valid"  # of fastai's tables: true or false
 SPLIT_COLUMNS = ("split", "set", "subset", VALIDATION_COLUMN)
 GROUP_COLUMNS = ("group", "group_id")
@@ -94,7 +98,9 @@ def check_values(location: str, header: list[str], values: list[str], delimiter:
         raise VitrailError(f"{location}: {len(values)} values for {len(header)} columns", QUOTE_HINT)
     for name, value in zip(header, values, strict=False):
         _, *continued = value.splitlines() or [""]
-        is_used = name.strip().lower() in (*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS)
+        lower = name.strip().lower()
+        is_used = lower in (*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS)
+        is_used = is_used or (bool(STACK_COLUMN.fullmatch(lower)) and is_image_path(value))
         if continued and (is_used or any(line.count(delimiter) >= len(header) - 1 for line in continued)):
             raise VitrailError(f"{location}: the value of {name!r} goes over {len(continued) + 1} lines", QUOTE_HINT)
 
@@ -140,6 +146,43 @@ def has_image_bytes(file: Path) -> str | None:
         if "bytes" in names or (is_binary and field.name.strip().lower() in PATH_COLUMNS):
             return str(field.name)
     return None
+
+
+def find_path_columns(file: Path, row: dict[str, object]) -> list[str]:
+    """Returns the column of paths, or the columns of the files of one image, such as path_red and path_nir.
+
+    The latter are at least two columns that are named after a column of paths and hold names of images. Raises
+    `VitrailError` if there are neither.
+    """
+    if any(str(name).strip().lower() in PATH_COLUMNS for name in row):
+        return [find_column(file, row, PATH_COLUMNS)]
+    images = [name for name, value in row.items() if is_image_path(value)]
+    stacked = [name for name in images if STACK_COLUMN.fullmatch(str(name).strip().lower())]
+    if len(stacked) > 1:
+        return stacked
+    if len(images) > 1 and not any(str(name).strip().lower() in OTHER_PATH_COLUMNS for name in row):
+        renamed = ", ".join(f"path_{name}" for name in images)
+        raise VitrailError(
+            f"{file} has several columns of image files ({', '.join(images)}), and none is called path",
+            f"name them {renamed} if they are the channels of one image, else name the column to read path",
+        )
+    return [find_column(file, row, PATH_COLUMNS)]
+
+
+def is_image_path(value: object) -> bool:
+    """Returns whether a value of a table ends like the name of an image that is read."""
+    return isinstance(value, str) and is_image_name(PurePath(value.strip()).name)
+
+
+def check_paths(row: dict[str, object], columns: Sequence[str], location: str) -> None:
+    """Raises `VitrailError` if one of the columns of a row does not hold a path."""
+    for name in columns:
+        value = row[name]
+        if value is None or not str(value).strip():
+            raise VitrailError(f"{location}: the column {name!r} is empty", "fill it in or remove the row")
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise VitrailError(f"{location}: the column {name!r} holds {kind}, not paths", "name the column of paths")
 
 
 def find_column(file: Path, row: dict[str, object], names: tuple[str, ...]) -> str:

@@ -15,7 +15,6 @@ from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.errors import VitrailError, is_out_of_memory
 from vitrail.image_predictions import Prediction, top_probabilities
 from vitrail.prediction.entry import Entry
-from vitrail.prediction.shard_members import read_shard_member
 from vitrail.prediction.spreadsheets import portable_path
 from vitrail.tasks import MULTI_LABEL, REGRESSION, has_one_class
 
@@ -66,8 +65,8 @@ def read_batch(entries: Sequence[Entry], preprocess: Preprocess) -> ImageBatch:
     for entry in entries:
         try:
             with explain_out_of_memory(entry.path):
-                file = read_shard_member(entry.path, entry.member) if entry.member else entry.path
-                image_CHW, header = decode_with_header(file, preprocess.source_channels)
+                channels = preprocess.source_channels
+                image_CHW, header = decode_with_header(entry.open(channels), channels)
                 pixels.append(preprocess.fit_image(image_CHW))
             errors.append(None)
             if header.color_type == GRAY_16_BIT:

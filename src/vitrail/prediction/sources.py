@@ -12,7 +12,7 @@ from typing import TypeVar
 from vitrail.data.decode import TRANSIENT_ERRNOS
 from vitrail.data.formats import is_hidden, is_image_name
 from vitrail.data.shards import is_shards
-from vitrail.data.table_rows import PATH_COLUMNS, TABLE_EXTENSIONS, find_column, has_image_bytes, iter_rows
+from vitrail.data.table_rows import TABLE_EXTENSIONS, check_paths, find_path_columns, has_image_bytes, iter_rows
 from vitrail.data.walk import Omissions
 from vitrail.errors import UsageError, VitrailError
 from vitrail.prediction.entry import Entry
@@ -34,8 +34,8 @@ def list_source(source: str, temporary_folder: Path, omissions: Omissions) -> It
         return (Entry(name, member.length, -1, member) for name, member in members)
     if os.path.isdir(path):
         return sort_entries(walk_folder(path, omissions), temporary_folder)
-    if os.path.splitext(path)[1].lower() in TABLE_EXTENSIONS and os.path.isfile(path):
-        return (stat_entry(name) for name in translate_read_errors(path, read_path_column(Path(path))))
+    if is_table_source(path):
+        return (stat_entry(*files) for files in translate_read_errors(path, read_path_columns(Path(path))))
     if not os.path.lexists(path) and not is_image_name(os.path.basename(path)):  # else the row of the image says it
         raise UsageError(f"there is no folder, table or file {path}")
     return iter([stat_entry(path)])
@@ -44,6 +44,11 @@ def list_source(source: str, temporary_folder: Path, omissions: Omissions) -> It
 def is_shard_source(source: str) -> bool:
     """Returns whether a source is read as tar shards; a folder with images in it is not."""
     return not (os.path.isdir(source) and has_images(source)) and is_shards(source)  # the latter lists a whole folder
+
+
+def is_table_source(source: str) -> bool:
+    """Returns whether a source is a table of paths."""
+    return os.path.splitext(source)[1].lower() in TABLE_EXTENSIONS and os.path.isfile(source)
 
 
 def translate_read_errors(source: str, items: Iterator[Item]) -> Iterator[Item]:
@@ -61,15 +66,21 @@ def has_images(folder: str) -> bool:
     return False
 
 
-def stat_entry(path: str) -> Entry:
-    """Returns an entry with the size and time of its file; raises `VitrailError` if the disk fails."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:  # the row of the image will have the error
-        if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
-            raise VitrailError(f"{path} cannot be read: {error.strerror}", "try again later") from None
-        return Entry(path, -1, -1)
-    return Entry(path, status.st_size, int(status.st_mtime))
+def stat_entry(path: str, *others: str) -> Entry:
+    """Returns an entry with the size and time of its file; raises `VitrailError` if the disk fails.
+
+    `others` are the further files of an image of several: the entry has the sum of their sizes and the last time.
+    """
+    size, modified = 0, 0
+    for file in (path, *others):
+        try:
+            status = os.stat(file)
+        except (OSError, ValueError) as error:  # the row of the image will have the error
+            if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
+                raise VitrailError(f"{file} cannot be read: {error.strerror}", "try again later") from None
+            return Entry(path, -1, -1, None, others)
+        size, modified = size + status.st_size, max(modified, int(status.st_mtime))
+    return Entry(path, size, modified, None, others)
 
 
 def walk_folder(root: str, omissions: Omissions) -> Iterator[Entry]:
@@ -109,17 +120,15 @@ def walk_folder(root: str, omissions: Omissions) -> Iterator[Entry]:
             raise VitrailError(f"{folder} cannot be listed: {error.strerror}", "change its permissions") from None
 
 
-def read_path_column(table: Path) -> Iterator[str]:
-    """Yields the paths in a table, which are relative to its folder, row by row."""
+def read_path_columns(table: Path) -> Iterator[tuple[str, ...]]:
+    """Yields the files of each image in a table, row by row; their paths are relative to its folder."""
     if table.suffix.lower() == ".parquet" and (column := has_image_bytes(table)):
         raise UsageError(
             f"{table} holds the bytes of images, in its column {column!r}, not their paths",
             f"write them as shards first: vitrail shard hf:{table} --out FOLDER",
         )
-    name = None
+    columns: list[str] = []
     for number, row in iter_rows(table):
-        name = name or find_column(table, row, PATH_COLUMNS)
-        if not isinstance(row[name], str) or not str(row[name]).strip():
-            problem = f"holds {type(row[name]).__name__}, not paths" if row[name] else "is empty"
-            raise VitrailError(f"{table}, {number}: the column {name!r} {problem}", "fill it in or remove the row")
-        yield str(table.parent / str(row[name]))
+        columns = columns or find_path_columns(table, row)
+        check_paths(row, columns, f"{table}, {number}")
+        yield tuple(str(table.parent / str(row[name])) for name in columns)

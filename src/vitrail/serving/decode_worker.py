@@ -20,6 +20,7 @@ from vitrail.data.decode import GRAY_16_BIT, ImageError, decode_with_header, rea
 from vitrail.data.preprocess import ImageSizeError, Preprocess
 from vitrail.serving.messages import receive_message, send_message
 
+ONE_FILE = "; send all channels of an image in one file: a TIFF, also of one page per channel, or .npy"
 LARGE_IMAGE_PIXELS = 4_000_000  # larger images are decoded one at a time, to limit the memory in use
 Pixels = np.ndarray  # (C, H, W), uint8 or float32
 
@@ -41,15 +42,15 @@ def answer_file(request: dict[str, Any], file: bytes) -> tuple[dict[str, Any], l
 
     Or it returns that the image is large. A large image is decoded only if the request allows it.
     """
+    preprocess = parse_preprocess(json.dumps(request["preprocess"]))
     try:
         max_pixels = math.inf if request["decode_large"] else LARGE_IMAGE_PIXELS
-        preprocess = parse_preprocess(json.dumps(request["preprocess"]))
         if count_pixels(file, request["max_megapixels"]) * max(1, preprocess.channels / 3) > max_pixels:
             return {"is_large": True}, []
         image_CHW, header = decode_with_header(io.BytesIO(file), preprocess.source_channels)
         pixels_CHW = fit_pixels(image_CHW, preprocess)
     except ImageError as error:
-        return {"unreadable": error.reason}, []
+        return {"unreadable": error.reason + (ONE_FILE if preprocess.has_bands else "")}, []
     except MemoryError:
         return {"unreadable": "its pixels do not fit into memory"}, []
     document = {"pixels": list(pixels_CHW.shape), "dtype": str(pixels_CHW.dtype)}
