@@ -27,7 +27,9 @@ PICTURE_TYPES = (".png", ".jpg", ".pdf", ".svg")
 
 def add_arguments(parser: Parser) -> None:
     add_model(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards or tables of paths")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="image files, folders, tar shards or tables of paths"
+    )
     add_data(parser)
     parser.add_argument(
         "--top", type=count(), default=8, metavar="COUNT", help="similar images for each image (default: 8)"

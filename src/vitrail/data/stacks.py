@@ -69,11 +69,11 @@ class ImageStacks(EncodedImages):
         return replace(self, stacks=[self.stacks[i] for i in indices.tolist()])
 
 
-def read_stack(files: Sequence[str | Path], wanted: Channels) -> BytesIO:
+def read_stack(files: Sequence[str | Path], channels: Channels) -> BytesIO:
     """Returns the image of several files as an NPY file: their channels, in the order of the files.
 
     Values are kept; those of different types become floats. Raises `ImageError`, with the name of the first file, for a
-    file that cannot be read, for files of different sizes, and for types that differ where `wanted` has one type.
+    file that cannot be read, for files of different sizes, and for types that differ where `channels` says one.
     """
     name = str(files[0])
     arrays: list[np.ndarray] = []
@@ -87,8 +87,8 @@ def read_stack(files: Sequence[str | Path], wanted: Channels) -> BytesIO:
     with translate_errors(BytesIO(), name):
         types: list[ValueType] = [type_of_array(array.dtype) for array in arrays]
         if len(set(types)) > 1:
-            if isinstance(wanted, Bands) and wanted.values != "float32":
-                raise BandsError(f"{describe_types(files, types)}, and not all {wanted.values}")
+            if isinstance(channels, Bands) and channels.values != "float32":
+                raise BandsError(f"{describe_types(files, types)}, and not all {channels.values}")
             arrays = [to_tensor(array).float().numpy() for array in arrays]
         return BytesIO(write_npy(np.concatenate(arrays)))
 
