@@ -193,7 +193,7 @@ def format_table(results: dict[str, Any]) -> str:
         f"{before:.1f}, after {after:.1f}. Each cell: images/s relative to ImageFolder (lowest to highest round), "
         "CPU time per image.",
         "",
-        "| | " + " | ".join(modes) + " |",
+        "| reader | " + " | ".join(modes) + " |",
         "| --- |" + " --- |" * len(modes),
     ]
     for name in results["readers"]:

@@ -291,7 +291,7 @@ def format_table(results: dict[str, Any]) -> str:
         f"per server and round, {len(rounds)} rounds; {results['cores']} cores ({results['processor']}), torch "
         f"{results['torch']}; the clients run on the same cores. Load average before {before:.1f}, after {after:.1f}.",
         "",
-        "| | images/s (each round) | ratio to the bare model | p50 | p99 | failed | CPU ms per image |",
+        "| server | images/s (each round) | ratio to the bare model | p50 | p99 | failed | CPU ms per image |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name in (BARE_MODEL, *results["servers"]):

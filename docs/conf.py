@@ -34,14 +34,13 @@ def make_kernel_settings() -> str:
 project, author, release = "vitrail", "the vitrail authors", __version__
 copyright = "the vitrail authors, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "pages"]
-exclude_patterns = ["conf.py", "_ext", "_build", "adr/README.md"]
+exclude_patterns = ["conf.py", "_ext", "_build", "_templates", "adr/README.md"]
 source_suffix = {".md": "myst-nb", ".py": "myst-nb"}
 nitpicky = False
 default_role = "code"  # docstrings write `name` for code
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-python_maximum_signature_line_length = 100
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
@@ -58,6 +57,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 html_theme = "furo"
 html_title = "vitrail"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
 html_favicon = "_static/icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]

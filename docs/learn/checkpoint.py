@@ -220,5 +220,5 @@ test_find_mistake(solved_find_mistake)
 # %% [markdown]
 # ## What to read next
 #
-# [Public weights](../usage.md#public-weights) says which checkpoints vitrail reads, and
+# [Public weights](../howto/public-model.md#which-files-are-read) says which checkpoints vitrail reads, and
 # [the list of cards](../reference/cards.md) names them.
