@@ -4,7 +4,7 @@
 # make test-lowest  the tests with the lowest versions of the libraries that pyproject.toml allows
 # make check  lint, formatting and types
 # make docs   the documentation site in build/docs/html; runs every chapter of docs/learn
-#             make test-docs checks its links, exercises, scripts and accessibility
+#             make test-docs checks links, exercises, scripts and accessibility, runs the commands of its pages and notebooks
 # make notebooks  the chapters as notebooks in build/notebooks
 # make parity compare every family with its reference and write docs/parity.md
 # make cards  write the cards again from the data of timm, torchvision and open_clip
@@ -127,7 +127,8 @@ docs: $(VENV)/ready-for-docs
 
 # Links, exercises, scripts, accessibility and search of the site that make docs built.
 test-docs: docs
-	CI=1 $(BIN)/python -m pytest tests/site_checks.py
+	@{ $(BROWSER); } >/dev/null || { $(CAN_INSTALL) && { $(APT) chromium; } >/dev/null 2>&1; } || { echo "Chromium is missing: apt install chromium" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/site_checks.py tests/notebook_checks.py tests/page_checks.py
 
 notebooks: $(VENV)/ready-for-docs
 	$(BIN)/python -m tools.make_notebooks

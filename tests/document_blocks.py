@@ -51,13 +51,17 @@ class Block:
 
 
 def list_pages() -> list[str]:
-    """Returns the README and the pages of docs/ that are written in Markdown."""
-    pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
-    return ["README.md", *pages]
+    """Returns the README, the pages of docs/ and the chapters."""
+    paths = [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "docs" / "learn").glob("*.py"))]
+    return ["README.md", *(path.relative_to(ROOT).as_posix() for path in paths)]
 
 
 def read_page(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
+    """Returns the Markdown of a page; that of a chapter is in its comments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page.endswith(".py"):
+        return "\n".join(line[2:] for line in text.splitlines() if line.startswith("#") and not line.startswith("# %%"))
+    return text
 
 
 def list_blocks(page: str) -> list[Block]:

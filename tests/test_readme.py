@@ -1,37 +1,19 @@
-"""Runs the commands and the code of README.md and docs/usage.md."""
+"""Runs the commands and the code of README.md; page_checks.py those of docs/."""
 
-import os
 import re
-import shlex
-import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-import torchvision
 
-import vitrail
 from conftest import picture
+from document_blocks import list_pages, read_page, shell
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
-BLOCKS = [
-    block
-    for text in (README, USAGE)
-    for block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
-    if block[0] != "text"
-]
-
-
-def find_block(words: str) -> str:
-    """Returns the only block that has these words."""
-    (block,) = (text for _, text in BLOCKS if words in text)
-    return block
+BLOCKS = [block for block in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL) if block[0] != "text"]
 
 
 @pytest.fixture
@@ -47,34 +29,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cache(folder: Path) -> dict[str, str]:
-    return {**os.environ, "TORCH_HOME": str(folder / "torch")}
-
-
 VITRAIL = [sys.executable, "-m", "vitrail"]
 
 
-def shell(script: str, folder: Path, vitrail: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a script in which `vitrail` is this command."""
-    tools = folder / "tools"
-    tools.mkdir()
-    (tools / "vitrail").write_text(f'#!/bin/sh\nexec {shlex.join(vitrail)} "$@"\n')
-    (tools / "vitrail").chmod(0o755)
-    env = {**cache(folder), "PATH": f"{tools}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", "-eu", "-c", script], cwd=folder, env=env, capture_output=True, text=True)
-
-
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == [
-        "sh",
-        "sh",
-        "sh",
-        "python",
-        "python",
-        *["sh"] * 5,
-        *["python"] * 2,
-        "sh",
-    ]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "python"]
 
 
 def test_the_make_commands_are_targets():
@@ -114,80 +73,23 @@ def test_the_python(folder: Path, prepared_vitrail: list[str]):
     assert (folder / "seven.png").exists() and (folder / "digits.pt2").exists()
 
 
-def test_public_weights(folder: Path, prepared_vitrail: list[str]):
-    """With torchvision's file in the cache, made by torchvision itself; its weights are random."""
-    cached = folder / "torch/hub/checkpoints/vit_b_16-c867db91.pth"
-    cached.parent.mkdir(parents=True)
-    torch.manual_seed(0)
-    torch.save(torchvision.models.vit_b_16().state_dict(), cached)
-    done = shell(find_block("vitrail models vit_b_16"), folder, prepared_vitrail)
-    assert done.returncode == 0, done.stderr
-    assert "torchvision/vit_b_16.swag_linear_v1" in done.stdout
-    assert "transformers.ViTForImageClassification.from_pretrained" in done.stdout
-    python = subprocess.run(
-        [*prepared_vitrail, "-c", find_block('torchvision/vit_b_16")')],
-        cwd=folder,
-        env=cache(folder),
-        capture_output=True,
-        text=True,
-    )
-    assert python.returncode == 0, python.stderr
-    assert python.stdout.count("Prediction(label=") == 5
+def list_anchors(text: str) -> set[str]:
+    """Returns the anchors of the headings of a Markdown text, as GitHub names them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_predictions_in_python(folder: Path, prepared_vitrail: list[str]):
-    code = find_block("to_pandas")
-    done = subprocess.run([*prepared_vitrail, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("cat 0.8") and "['cat', " in done.stdout and "[2 rows x 13 columns]" in done.stdout
-
-
-def test_pretraining_on_images_without_labels(folder: Path, prepared_vitrail: list[str]):
-    (folder / "more-photos").symlink_to(folder / "photos")
-    script = find_block("vitrail pretrain").replace("--probe-data", "--epochs 2 --probe-data")
-    script = script.replace("--from runs/mae", "--from runs/mae --epochs 1 --no-report")
-    done = shell(script, folder, prepared_vitrail)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "runs" / "mae" / "reconstructions.png").exists()
-    assert (folder / "runs" / "photos" / "classifier.safetensors").exists()
-
-
-def test_the_folds(folder: Path, prepared_vitrail: list[str]):
-    quick = "--folds 2 --epochs 1 --width 16 --depth 1 --heads 2 --no-report"
-    done = shell(find_block("--folds 5").replace("--folds 5", quick), folder, prepared_vitrail)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("all 20 out-of-fold predictions") == 2
-    assert (folder / "runs" / "folds" / "final" / "classifier.safetensors").exists()
-
-
-def test_the_sweep(folder: Path, prepared_vitrail: list[str]):
-    done = shell(find_block("vitrail sweep"), folder, prepared_vitrail)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best on validation: trial") == 2
-    assert (folder / "sweeps" / "photos" / "trials" / "003" / "classifier.safetensors").exists()
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
-def test_serving(folder: Path, run: vitrail.Run, prepared_vitrail: list[str]):
-    shutil.copytree(run.folder, folder / "runs" / "photos")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    block = next(text for text in BLOCKS if "vitrail serve" in text[1])[1]
-    done = shell(
-        block.replace("8000", str(port)).replace("serve runs", "serve --backend torch runs") + "wait\n",
-        folder,
-        prepared_vitrail,
-    )
-    assert done.stdout.count('"predictions"') == 2, done.stderr
-    assert done.stdout.count('"label"') == 9
-    assert (folder / "why.png").read_bytes().startswith(b"\x89PNG")
-    assert '"event": "stopped"' in done.stderr
-
-
-def test_links_point_to_existing_files():
-    for text, folder in ((README, ROOT), (USAGE, ROOT / "docs")):
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("https://") or (folder / target).exists(), target
+def test_links_point_to_existing_files_and_headings():
+    for page in list_pages():
+        text = re.sub(r"^```.*?^```$", "", read_page(page), flags=re.DOTALL | re.MULTILINE)
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", text):
+            if ":" in target:
+                continue
+            path = (ROOT / page).parent / target if target else ROOT / page
+            assert path.exists(), f"{page}: {target}"
+            text_there = path.read_text(encoding="utf-8") if path.suffix == ".md" else ""
+            if anchor and text_there and "```{" not in text_there:  # `make test-docs` checks made pages
+                assert anchor in list_anchors(text_there), f"{page}: {target}#{anchor}"
 
 
 def test_the_readme_is_short():

@@ -138,7 +138,10 @@ plt.show()
 # minutes on a laptop, so this page does not run it. It reads the files that this command has written, and you can write
 # again:
 #
-#     vitrail train digits --out runs/digits
+# <!-- in the test: --out becomes --no-report --out -->
+# ```sh
+# vitrail train digits --out runs/digits
+# ```
 
 # %% mystnb={"image": {"alt": "Accuracy on training and validation images by epoch, for the recipe small: both rise to almost 100 percent"}}
 run = Path("results/digits")  # metrics.jsonl and result.json of the run

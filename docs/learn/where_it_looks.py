@@ -200,8 +200,15 @@ test_class_blind(solved_class_blind)
 # %% [markdown]
 # ## Your own photo
 #
-#     vitrail explain cifar10-small my-photo.jpg                        # the default method
-#     vitrail explain cifar10-small my-photo.jpg --method attention     # the attention of the last layer
+# In a terminal, with any photo, and with the run folder of your own training in place of `cifar10-small`:
+#
+# <!-- in the test: my-photo.jpg becomes examples/photos/temple.jpg -->
+# ```sh
+# vitrail explain cifar10-small my-photo.jpg                        # the default method
+# vitrail explain cifar10-small my-photo.jpg --method attention     # the attention of the last layer
+# ```
+#
+# Both print what the picture shows and its file, `explanations/my-photo.attention.png`.
 #
 # ## What to read next
 #

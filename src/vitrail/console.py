@@ -1,20 +1,28 @@
-"""Progress and messages on stderr: progress bars on a terminal, plain lines elsewhere. Results go to stdout."""
+"""Progress and messages on stderr: progress bars on a terminal and in a notebook, plain lines elsewhere.
+
+Results go to stdout.
+"""
 
 from __future__ import annotations
 
+import html
 import logging
+import multiprocessing
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from io import StringIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 stderr = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 quiet = False
+NOTEBOOK_INTERVAL_S = 0.2  # between two pictures of a bar in a notebook
 LINE_INTERVAL_S = 30.0  # without a terminal, progress prints a line if nothing was printed for this long
 last_log_time = 0.0
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -84,16 +92,57 @@ class ProgressBar:
         parts = [f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")]
         if rate >= 1:
             parts.append(f"{rate:,.0f} per second")
-        if self.total:
+        if self.total and rate > 0:
             parts.append(f"{timedelta(seconds=round((self.total - self.done) / rate))} left")
         return ", ".join([*parts, self.note] if self.note else parts)
+
+    def close(self) -> None:
+        """Removes the bar where it can be removed."""
+
+
+class NotebookBar(ProgressBar):
+    """A progress bar below a cell of a notebook, which disappears at the end."""
+
+    handle: Any = None
+    shown = 0.0
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self.shown >= NOTEBOOK_INTERVAL_S:
+            self.shown = now
+            limits = f' value="{self.done}" max="{self.total}"' if self.total else ""
+            text = html.escape(self._line(now - self.started))
+            self._display(f'<progress{limits} aria-label="{text}"></progress> {text}')
+
+    def close(self) -> None:
+        if self.handle is not None:
+            self._display("")
+
+    def _display(self, text: str) -> None:
+        from IPython.display import HTML, display  # a notebook has it
+
+        if self.handle is None:
+            self.handle = display(HTML(text), display_id=True)
+        else:
+            self.handle.update(HTML(text))
+
+
+def is_notebook() -> bool:
+    """Whether this is the kernel of a notebook. A fork of it is not: it must not use the kernel's connections."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel = getattr(shell, "kernel", None)
+    return kernel is not None and multiprocessing.parent_process() is None
 
 
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[ProgressBar]:
     """Shows the progress of the block; `total` is None if it is unknown."""
     if quiet or not stderr.is_terminal:
-        yield ProgressBar(description, total)
+        bar = NotebookBar(description, total) if not quiet and is_notebook() else ProgressBar(description, total)
+        try:
+            yield bar
+        finally:
+            bar.close()
         return
     columns = (
         TextColumn("{task.description}"),

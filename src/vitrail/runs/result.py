@@ -1,5 +1,6 @@
 """The result of a run: its scores, and the lines that describe them."""
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,14 @@ class Run:
         values = {split: cast(Mapping[str, float], scores)[name] for split, scores in scored_splits(self.result)}
         scores = ", ".join(f"{split} {SCORE_NAMES[name]} {value:.4f}" for split, value in values.items())
         return f"Run({str(self.folder)!r}: {scores or 'no score'})"
+
+    def _repr_html_(self) -> str:
+        """The line of `repr` and, if the run has a report, the report in a frame, for a notebook."""
+        text, report = f"<p>{html.escape(repr(self))}</p>", self.folder / "report.html"
+        if not report.is_file():
+            return text
+        page = html.escape(report.read_text(encoding="utf-8"))
+        return f'{text}<iframe title="Report" srcdoc="{page}" style="border: 0; height: 40em; width: 100%"></iframe>'
 
     def to_json(self) -> RunDocument:
         """Returns the folder and the scores."""
