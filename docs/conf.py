@@ -26,7 +26,7 @@ def make_kernel_settings() -> str:
     """Returns a folder with IPython's settings: an error of an exercise shows as one line."""
     folder = Path(tempfile.mkdtemp(prefix="vitrail-docs-"))
     (folder / "profile_default").mkdir()
-    settings = 'c.InteractiveShell.xmode = "Minimal"\nc.HistoryManager.enabled = False\n'
+    settings = 'c.InteractiveShell.xmode = "Minimal"\nc.HistoryManager.enabled = False\nc.IPKernelApp.log_level = 40\n'
     (folder / "profile_default" / "ipython_kernel_config.py").write_text(settings, encoding="utf-8")
     return str(folder)
 

@@ -50,6 +50,16 @@ def test_a_chapter_is_a_notebook_with_one_install_cell(chapter: str):
         assert not inside or (ROOT / inside).exists(), target
 
 
+# What a reader may write in the first exercise on attention.
+OWN_ATTENTION = """
+def my_attention(q_BNTK, k_BNSK, v_BNSK):
+    scores_BNTS = torch.einsum("bntk,bnsk->bnts", q_BNTK, k_BNSK) / q_BNTK.shape[-1] ** 0.5
+    return torch.einsum("bnts,bnsk->bntk", scores_BNTS.softmax(dim=-1), v_BNSK)
+
+test_attention(my_attention)
+"""
+
+
 @pytest.mark.parametrize("chapter", ["patches", "attention"])
 def test_a_notebook_runs_in_its_own_kernel(chapter: str, tmp_path: Path):
     """In a copy of the repository's layout, where the install cell ends; the errors are those of the exercises."""
@@ -58,7 +68,11 @@ def test_a_notebook_runs_in_its_own_kernel(chapter: str, tmp_path: Path):
     notebook = make_notebook(chapter)
     install = notebook.cells.pop(0)
     assert install.source.endswith("%cd vitrail/docs/learn")
+    if chapter == "attention":
+        notebook.cells.append(new_code_cell(OWN_ATTENTION))
     execute(notebook, tmp_path / "docs" / "learn")
+    if chapter == "attention":
+        assert notebook.cells[-1]["outputs"][0]["text"] == "my_attention passes its test\n"
     exercises = [cell for cell in notebook.cells if "raises-exception" in cell.metadata.get("tags", [])]
     errors = [cell for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     assert errors == exercises and len(exercises) >= 2

@@ -138,7 +138,6 @@ plt.show()
 # minutes on a laptop, so this page does not run it. It reads the files that this command has written, and you can write
 # again:
 #
-# <!-- in the test: --out becomes --no-report --out -->
 # ```sh
 # vitrail train digits --out runs/digits
 # ```
