@@ -484,10 +484,11 @@ def test_probe_faithfulness_and_folds(
     assert document
 
 
-def test_shards_refuse(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    sentence = "shards have 8-bit images, and these have 5 channels of uint16"
-    refuses(capsys, sentence, "shard", folder, "--out", tmp_path / "shards")
-    assert not (tmp_path / "shards").exists()
+def test_evaluate_on_shards(bands_run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shards = tmp_path / "shards"
+    assert answer(capsys, "shard", folder, "--out", shards)["formats"] == {"npy": 300}
+    of_folder, of_shards = (answer(capsys, "evaluate", bands_run, data) for data in (folder, shards))
+    assert of_folder["loss"] == of_shards["loss"] and of_folder["accuracy"] == of_shards["accuracy"]
 
 
 def test_sweep(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -415,7 +415,7 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
             "export": [([*export, out, "--format", "triton"], lambda d: d["max_difference"] < 1e-4)],
         }
     return common | {
-        "shard": [(["shard", table, "--out", out], "shards store one number per image")],
+        "shard": [(["shard", table, "--out", out / "shards"], lambda d: d["classes"] == 2)],
         "train": [
             ([*train, "--loss", "huber_loss:delta=0.5", "--mixup", 0.2], lambda d: d["test"]["task"] == REGRESSION),
             ([*train, "--loss", "cross_entropy"], "is not for images of which each has numbers"),

@@ -4,7 +4,7 @@ Every verb takes the output folder, or some of its shards ("OUT/train-{000000..0
 same result to the last bit. Each split has its own shards (train-000000.tar, ...); a source without splits gives
 shards-000000.tar. Image files are copied byte for byte. Inside the shards they are in random order, so that a reader
 that streams them sees mixed classes; the index keeps the order of DATA. A sample has the image (KEY.jpg, KEY.png, ...),
-its class index (KEY.cls) and its names (KEY.json).
+its class index (KEY.cls), and its names or numbers (KEY.json). An image of several files becomes one array (KEY.npy).
 """
 
 import argparse

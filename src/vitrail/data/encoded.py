@@ -74,9 +74,8 @@ class EncodedImages(Sequence[Tensor], ABC):
 
         Images of 16 bits with one or three channels are bands if all of these are: then no value is reduced to 8 bits.
         """
-        indices = np.unique(np.linspace(0, len(self) - 1, min(len(self), PROBED_IMAGES)).astype(int)).tolist()
         headers = []
-        for i in indices:
+        for i in self.probed():
             try:
                 headers.append(find_bands(self.decoder_input(i)))
             except (ImageError, BandsError, OSError):
@@ -85,6 +84,13 @@ class EncodedImages(Sequence[Tensor], ABC):
         bands, n = found.most_common(1)[0] if found else (None, 0)
         is_needed = any(header and not header.is_plain and header.bands == bands for header in headers)
         return bands if bands and (is_needed or n == len(headers)) else self.channels
+
+    def probed(self) -> list[int]:
+        """Returns the indices of a few images, evenly spaced, whose headers tell the channels."""
+        indices: list[int] = np.unique(
+            np.linspace(0, len(self) - 1, min(len(self), PROBED_IMAGES)).astype(int)
+        ).tolist()
+        return indices
 
     def locations(self) -> Sequence[str]:
         return LazyLocations(self)

@@ -17,6 +17,7 @@ EXTENSIONS_OF_FORMAT = {  # Pillow's names of formats; the first extension is th
     "HEIF": (".heic", ".heif", ".hif"),
 }
 ARRAY_EXTENSION = ".npy"
+BAND_EXTENSIONS = (ARRAY_EXTENSION, ".tif", ".tiff", ".png")  # of files whose values may be kept
 EXTENSIONS = frozenset(
     (ARRAY_EXTENSION, *(extension for extensions in EXTENSIONS_OF_FORMAT.values() for extension in extensions))
 )

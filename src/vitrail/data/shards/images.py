@@ -9,6 +9,7 @@ import numpy as np
 from vitrail.data.bands import Channels
 from vitrail.data.decode import TRANSIENT_ERRNOS, ImageError, ImageUnreachable, read_size
 from vitrail.data.encoded import EncodedImages
+from vitrail.data.formats import BAND_EXTENSIONS
 from vitrail.data.shards.cache import drop_copy, read_range
 from vitrail.data.shards.index import Fault, ShardIndex
 from vitrail.data.shards.storage import Shard, StorageUnreachable
@@ -85,8 +86,10 @@ class ShardImages(EncodedImages):
         return self.location(i), self._value("length", i), int.from_bytes(version[:7], "big")
 
     def find_channels(self) -> Channels:
-        """Returns the channels that the index states; no shard is read."""
-        return self.channels
+        """Returns the channels that the index has; without them, the images decide if some have a name as bands do."""
+        names = [self.shard_index.names[self.rows[i]].lower() for i in self.probed()]
+        may_have_bands = any(name.endswith(BAND_EXTENSIONS) for name in names)
+        return super().find_channels() if not self.shard_index.channels and may_have_bands else self.channels
 
     def read_size(self, i: int) -> tuple[int, int]:
         """Reads height and width from the first bytes, or from all bytes if these are not enough."""

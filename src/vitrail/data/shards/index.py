@@ -10,14 +10,17 @@ from enum import IntEnum
 
 import numpy as np
 
+from vitrail.data.bands import Bands, Channels, count_of, describe_channels
 from vitrail.data.encoded import SHA256_BYTES
 from vitrail.data.shards.storage import Shard
 from vitrail.data.source import LeftOut
 from vitrail.data.strings import StringArray
+from vitrail.errors import VitrailError
 
 INDEX_FILE = "index.safetensors"
 MAX_IMAGE_BYTES = 256 << 20  # larger images are not read
 SPLITS = ("all", "train", "validation", "test")
+UNKNOWN_CHANNELS = 0  # of shards that others wrote: the images decide
 COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {  # dtype and shape of a row
     "shard": (np.int32, ()),
     "offset": (np.int64, ()),
@@ -65,11 +68,12 @@ class ShardIndex:
     classes: tuple[str, ...]
     columns: dict[str, np.ndarray]
     names: StringArray
-    channels: int = 3
+    channels: Channels = UNKNOWN_CHANNELS
     can_flip: bool = True
     left_out: tuple[LeftOut, ...] = ()  # files and samples that are not used
     damaged: tuple[str, ...] = ()  # sentences about what could not be indexed
     label_sets: tuple[tuple[str, ...], ...] = ()  # the labels in the text of each of `classes`, if images have several
+    number_names: tuple[str, ...] = ()  # the names of the numbers in the text of each of `classes`, if they are numbers
 
     def __len__(self) -> int:
         return len(self.columns["shard"])
@@ -119,12 +123,42 @@ def concatenate_indices(name: str, indices: Sequence[ShardIndex]) -> ShardIndex:
         classes,
         {column: np.concatenate(values) for column, values in columns.items()},
         concatenate_names([index.names for index in indices]),
-        channels=max(index.channels for index in indices),
+        channels=join_channels(indices),
         can_flip=all(index.can_flip for index in indices),
         left_out=tuple(each for index in indices for each in index.left_out),
         damaged=tuple(sentence for index in indices for sentence in index.damaged),
         label_sets=tuple(sets.get(text, (text,)) for text in classes) if sets else (),
+        number_names=join_number_names(indices),
     )
+
+
+def join_channels(indices: Sequence[ShardIndex]) -> Channels:
+    """Returns the channels of all images; raises `VitrailError` if some have bands and others do not have these."""
+    kinds = {index.channels: index for index in indices}
+    if len(kinds) > 1 and any(isinstance(channels, Bands) for channels in kinds):
+        (first, index), (second, other), *_ = kinds.items()
+        raise VitrailError(
+            f"the shards of {index.name} have {describe_kind(first)}, those of {other.name} {describe_kind(second)}",
+            "give shards of images with the same channels",
+        )
+    return max(kinds, key=count_of)
+
+
+def describe_kind(channels: Channels) -> str:
+    return describe_channels(channels) if channels else "images without an index"
+
+
+def join_number_names(indices: Sequence[ShardIndex]) -> tuple[str, ...]:
+    """Returns the names of the numbers of all images; raises `VitrailError` if they differ."""
+    first, *others = indices
+    for other in others:
+        if other.number_names != first.number_names:
+            names = (", ".join(index.number_names) or "no numbers" for index in (first, other))
+            raise VitrailError(
+                f"the shards of {first.name} and {other.name} have different numbers: {' and '.join(names)}",
+                "give shards of images with the same numbers",
+            )
+    return first.number_names
 
 
 def concatenate_names(arrays: Sequence[StringArray]) -> StringArray:

@@ -5,6 +5,7 @@ It holds the arrays, and under the metadata key `vitrail-shards` a JSON document
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,15 +13,17 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from vitrail.data.shards.index import COLUMNS, MAX_IMAGE_BYTES, SPLITS, Fault, ShardIndex
+from vitrail.data.bands import IMAGE_CHANNELS, Bands, Channels
+from vitrail.data.labels import NUMBER_SEPARATOR
+from vitrail.data.shards.index import COLUMNS, MAX_IMAGE_BYTES, SPLITS, UNKNOWN_CHANNELS, Fault, ShardIndex
 from vitrail.data.shards.storage import Shard
 from vitrail.data.source import LeftOut
 from vitrail.data.strings import StringArray
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_atomically
 
 METADATA_KEY = "vitrail-shards"
-FORMAT = 3  # 1 had no numbers of files, 2 no sets of labels
+FORMAT = 4  # 1 had no numbers of files, 2 no sets of labels, 3 no bands and no names of numbers
 MAX_INDEX_BYTES = 8 << 30  # a hundred million images
 
 
@@ -33,7 +36,8 @@ def save_index(index: ShardIndex, path: Path) -> None:
         "shards": [{"file": shard.address, "bytes": shard.size} for shard in index.shards],
         "classes": index.classes,
         "label_sets": index.label_sets,
-        "channels": index.channels,
+        "number_names": index.number_names,
+        "channels": asdict(index.channels) if isinstance(index.channels, Bands) else index.channels,
         "flippable": index.can_flip,
         "left_out": [[each.sentence, each.files] for each in index.left_out],
         "lost": index.damaged,
@@ -60,12 +64,12 @@ def parse_index(content: bytes, address: str) -> ShardIndex:
         header_bytes = int.from_bytes(content[:8], "little")
         document = json.loads(json.loads(content[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
         arrays = load(content)
-        if document["format"] not in (1, 2, FORMAT):
+        if document["format"] not in range(1, FORMAT + 1):
             raise ValueError(f"format {document['format']!r} is of another version of vitrail")
         if document["sha256"] != index_digest(arrays, document):
             raise ValueError("its SHA-256 does not match")
         return build_index(arrays, upgrade_document(document))
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError, UsageError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise VitrailError(
             f"{address} is not a valid index of shards: {reason}",
@@ -77,8 +81,10 @@ def upgrade_document(document: dict[str, Any]) -> dict[str, Any]:
     """Returns a document in the current format; format 1 has only sentences on files that are not used."""
     if document["format"] == FORMAT:
         return document
-    left_out = [[sentence, 0] for sentence in document["notes"]] if document["format"] == 1 else document["left_out"]
-    return {**document, "left_out": left_out, "label_sets": []}
+    upgraded = {"label_sets": [], "number_names": [], **document}
+    if document["format"] == 1:
+        upgraded["left_out"] = [[sentence, 0] for sentence in document["notes"]]
+    return upgraded
 
 
 def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> ShardIndex:
@@ -94,21 +100,36 @@ def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Shar
     label_sets = tuple(tuple(map(str, labels)) for labels in document["label_sets"])
     if label_sets and len(label_sets) != len(classes):
         raise ValueError(f"{len(label_sets)} sets of labels for {len(classes)} texts")
-    channels = document["channels"]
-    if channels not in (1, 3):
-        raise ValueError(f"{channels!r} channels")
+    number_names = tuple(map(str, document["number_names"]))
+    if number_names and any(len(parse_texts(text)) != len(number_names) for text in classes):
+        raise ValueError(f"a text is not that of {len(number_names)} numbers")
     return ShardIndex(
         str(document["name"]),
         shards,
         classes,
         columns,
         names,
-        channels=channels,
+        channels=parse_channels(document["channels"]),
         can_flip=bool(document["flippable"]),
         left_out=tuple(LeftOut(str(sentence), int(files)) for sentence, files in document["left_out"]),
         damaged=tuple(map(str, document["lost"])),
         label_sets=label_sets,
+        number_names=number_names,
     )
+
+
+def parse_channels(channels: Any) -> Channels:
+    """Returns the channels of an index file; raises `ValueError` or `UsageError` for impossible ones."""
+    if isinstance(channels, dict):
+        return Bands(int(channels["count"]), channels["values"])
+    if channels not in (UNKNOWN_CHANNELS, *IMAGE_CHANNELS):
+        raise ValueError(f"{channels!r} channels")
+    return int(channels)
+
+
+def parse_texts(text: str) -> list[float]:
+    """Returns the numbers in the text of an image; raises `ValueError`."""
+    return [float(part) for part in text.split(NUMBER_SEPARATOR)]
 
 
 def check_columns(columns: dict[str, np.ndarray], shards: int, classes: int) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 
 from vitrail.console import log, progress_bar
 from vitrail.data.formats import is_image_name
-from vitrail.data.labels import Categorical, LabelSets
+from vitrail.data.labels import Categorical, LabelSets, Numbers
 from vitrail.data.shards.address import expand_address, join_address, parent_folder
 from vitrail.data.shards.cache import cache_key, copies_folder, mark_cacheable
 from vitrail.data.shards.images import ShardImages
 from vitrail.data.shards.index import INDEX_FILE, SPLITS, ShardIndex, concatenate_indices, select_shards
-from vitrail.data.shards.index_file import MAX_INDEX_BYTES, parse_index, save_index
+from vitrail.data.shards.index_file import MAX_INDEX_BYTES, parse_index, parse_texts, save_index
 from vitrail.data.shards.storage import Shard, is_remote, list_tars, local_path, read_small_file, stat_shard
 from vitrail.data.shards.tar_index import index_tar
 from vitrail.data.source import LeftOut, Listing, Source, name_of_data
@@ -23,7 +23,8 @@ from vitrail.errors import UsageError, VitrailError
 
 STAT_THREADS = 16
 READ_THREADS = 2
-READER_VERSION = 3  # changes when `index_tar` finds other images in a shard, so that cached indices are made again
+DEFAULT_CHANNELS = 3  # if no index has them, and the images have no bands
+READER_VERSION = 4  # changes when `index_tar` finds other images in a shard, so that cached indices are made again
 
 
 def list_shards(address: str | Path) -> Source:
@@ -53,7 +54,7 @@ def list_shards(address: str | Path) -> Source:
         splits,
         left_out=left_out,
         can_flip=index.can_flip,
-        channels=index.channels,
+        channels=index.channels or DEFAULT_CHANNELS,
         missing=missing,
         damaged=list(index.damaged),
         hint="fetch it again, or skip its images with --skip-unreadable",
@@ -77,9 +78,19 @@ def divide_by_split(index: ShardIndex) -> dict[str, Listing]:
     for number in numbers[np.argsort(first_rows)].tolist():
         rows = np.flatnonzero(index.columns["split"] == number)
         codes = index.columns["label"][rows]
-        labels = LabelSets(index.label_sets, codes) if index.label_sets else Categorical(index.classes, codes)
-        splits[SPLITS[number]] = Listing(ShardImages(index, rows, index.channels), index.names.take(rows), labels)
+        images = ShardImages(index, rows, index.channels or DEFAULT_CHANNELS)
+        splits[SPLITS[number]] = Listing(images, index.names.take(rows), make_labels(index, codes))
     return splits
+
+
+def make_labels(index: ShardIndex, codes: np.ndarray) -> Categorical:
+    """Returns the labels with these codes: classes, sets of labels, or numbers."""
+    if index.label_sets:
+        return LabelSets(index.label_sets, codes)
+    if index.number_names:
+        numbers = np.array([parse_texts(text) for text in index.classes], dtype=np.float64)
+        return Numbers(index.number_names, numbers, codes)
+    return Categorical(index.classes, codes)
 
 
 def load_index(address: str) -> ShardIndex:

@@ -1,9 +1,9 @@
 """Writes a source as tar shards in the WebDataset layout, with an index.
 
 A sample is three members: KEY.jpg (the bytes of the image), KEY.cls (its class index) and KEY.json (the names of its
-class and of the image); with several labels per image there is no KEY.cls, and KEY.json has their names. Keys are
-numbers, because a dot in a name would end the key. Members have no times or owners: the same source gives the same
-shards to the last bit.
+class and of the image); with several labels per image, or with numbers, there is no KEY.cls, and KEY.json has them. An
+image of several files, or one in memory with bands, is KEY.npy. Keys are numbers, because a dot in a name would end the
+key. Members have no times or owners: the same source gives the same shards to the last bit.
 """
 
 import hashlib
@@ -22,14 +22,21 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.bands import count_of
+from vitrail.data.band_files import NPY_MAGIC, write_npy
+from vitrail.data.bands import Bands, BandsError, Channels
 from vitrail.data.decode import ImageError
 from vitrail.data.encoded import EncodedImages
-from vitrail.data.formats import EXTENSIONS, EXTENSIONS_OF_FORMAT, extension_of_format, readable_formats
+from vitrail.data.formats import (
+    ARRAY_EXTENSION,
+    EXTENSIONS,
+    EXTENSIONS_OF_FORMAT,
+    extension_of_format,
+    readable_formats,
+)
 from vitrail.data.labels import LabelSets, Numbers
 from vitrail.data.randomness import epoch_permutation
 from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns
-from vitrail.data.shards.index_file import save_index
+from vitrail.data.shards.index_file import parse_texts, save_index
 from vitrail.data.shards.storage import Shard
 from vitrail.data.source import Listing, Source
 from vitrail.data.strings import StringArray
@@ -67,6 +74,7 @@ class EncodedSample:
     label_index: int
     name: str
     labels: tuple[str, ...] | None = None  # of an image with several; then `label_index` is that of the set
+    numbers: dict[str, float] = field(default_factory=dict)  # of an image with numbers; then that of their text
 
 
 def write_shards(
@@ -88,10 +96,6 @@ def write_shards(
     """
     if shard_mib <= 0 or (images_per_shard is not None and images_per_shard < 1):
         raise UsageError("a shard has at least one image", "use a larger --shard-size-mib or --images-per-shard")
-    if source.has_bands:
-        raise UsageError(f"shards have 8-bit images, and these have {source.channels}", "train on the files themselves")
-    if any(isinstance(each.labels, Numbers) and len(each.labels.names) > 1 for each in source.splits.values()):
-        raise UsageError("shards store one number per image, and these have several", "train on the table")
     check_new_folder(out)
     check_free_space(out, count_bytes(source), "choose another disk")
     with write_folder_atomically(out) as folder:
@@ -127,6 +131,7 @@ class _ShardWriter:
         self.classes = ordered_classes(source)
         self.label_index_of = {label: i for i, label in enumerate(self.classes)}
         self.set_of = find_label_sets(source)
+        self.number_names = find_number_names(source)
         self.columns = empty_columns(count_images(source))
         self.is_written = np.zeros(len(self.columns["shard"]), dtype=bool)
         self.shards: list[Shard] = []
@@ -166,9 +171,10 @@ class _ShardWriter:
             self.classes,
             {name: column[rows] for name, column in self.columns.items()},
             names,
-            channels=count_of(self.source.channels),
+            channels=self.source.channels,
             can_flip=self.source.can_flip,
             label_sets=tuple(self.set_of.get(text, (text,)) for text in self.classes) if self.set_of else (),
+            number_names=self.number_names,
         )
         save_index(index, self.folder / INDEX_FILE)
         self.summary.images = len(index)
@@ -182,7 +188,7 @@ class _ShardWriter:
         for key, i in enumerate(order):
             self.on_images(1)
             try:
-                extension, content = encode_image(listing, i)
+                extension, content = encode_image(listing, i, self.source.channels)
             except ImageError as error:
                 if not self.skip_unreadable:
                     raise
@@ -191,7 +197,9 @@ class _ShardWriter:
             label = listing.labels[i]
             label_index = self.label_index_of[label]
             labels = self.set_of.get(label)
-            yield i, EncodedSample(f"{key:09d}", extension, content, label, label_index, listing.names[i], labels)
+            numbers = dict(zip(self.number_names, parse_texts(label), strict=True)) if self.number_names else {}
+            name = listing.names[i]
+            yield i, EncodedSample(f"{key:09d}", extension, content, label, label_index, name, labels, numbers)
 
     def _fits(self, tar: "_TarWriter", sample: EncodedSample) -> bool:
         return tar.images < self.max_images and tar.bytes + len(sample.content) + 6 * BLOCK <= self.max_bytes
@@ -223,9 +231,10 @@ class _TarWriter:
     def add_sample(self, sample: EncodedSample) -> int:
         """Writes the members of a sample; returns the offset of the image."""
         label = {"label": sample.label} if sample.labels is None else {"labels": sample.labels}
-        document = json.dumps({**label, "name": sample.name}, ensure_ascii=False)
+        numbers = {"numbers": sample.numbers} if sample.numbers else {}
+        document = json.dumps({**label, **numbers, "name": sample.name}, ensure_ascii=False)
         offset = self.add_member(f"{sample.key}.{sample.extension}", sample.content)
-        if sample.labels is None:
+        if sample.labels is None and not sample.numbers:
             self.add_member(f"{sample.key}.cls", str(sample.label_index).encode())
         self.add_member(f"{sample.key}.json", document.encode(errors="replace"))
         self.images += 1
@@ -269,23 +278,35 @@ def find_label_sets(source: Source) -> dict[str, tuple[str, ...]]:
     return {text: names for labels in listings for text, names in zip(labels.categories, labels.sets, strict=True)}
 
 
+def find_number_names(source: Source) -> tuple[str, ...]:
+    """Returns the names of the numbers of images; none if images have classes or labels."""
+    return next((each.labels.names for each in source.splits.values() if isinstance(each.labels, Numbers)), ())
+
+
 def count_classes(source: Source) -> int:
     """Counts the classes or labels of all splits."""
     return len({name for listing in source.splits.values() for name in listing.labels.counts()})
 
 
-def encode_image(listing: Listing, i: int) -> tuple[str, bytes]:
-    """Returns extension and bytes of an image: those of its file, or a PNG of pixels in memory.
+def encode_image(listing: Listing, i: int, channels: Channels) -> tuple[str, bytes]:
+    """Returns extension and bytes of an image: those of its file, or a PNG or an array of pixels in memory.
 
     Raises `ImageError`.
     """
     if not isinstance(listing.pixels, EncodedImages):
-        return "png", encode_png(listing.pixels[i])
+        if not isinstance(channels, Bands):
+            return "png", encode_png(listing.pixels[i])
+        try:
+            return "npy", write_npy(listing.pixels[i].numpy().astype(channels.values))
+        except BandsError as error:
+            raise ImageError(listing.names[i], str(error)) from None
     content = listing.pixels.read_bytes(i)
     if len(content) > MAX_IMAGE_BYTES:
         reason = f"{len(content):,} bytes are more than the {MAX_IMAGE_BYTES:,} that an image in a shard may have"
         raise ImageError(listing.pixels.location(i), reason)
     extension = PurePosixPath(listing.names[i]).suffix.lower()
+    if content.startswith(NPY_MAGIC) or extension == ARRAY_EXTENSION:  # an image of several files has another name
+        return ARRAY_EXTENSION[1:], content
     if extension not in EXTENSIONS:
         return detect_extension(content)[1:], content
     return next(each[0] for each in EXTENSIONS_OF_FORMAT.values() if extension in each)[1:], content
