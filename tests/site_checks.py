@@ -170,3 +170,25 @@ def test_a_search_for_attention_finds_the_chapter(browser: Any, address: str):
     tab.locator("input[name=q]").press("Enter")
     tab.locator("#search-results a[href*='learn/attention.html']").first.wait_for()
     assert tab.complaints == []
+
+
+def test_the_live_page_of_a_chapter_reads_digits_in_the_browser(browser: Any, address: str):
+    """Its logits for an example are PyTorch's, it reads most of the digits that are opened, and it asks nobody."""
+    tab = open_tab(browser, address)
+    tab.goto(f"{address}/learn/ship.html")
+    tab.locator("#live-page").scroll_into_view_if_needed()
+    page = tab.frame_locator("#live-page")
+    page.get_by_text("Answered in").wait_for()
+    frame = tab.locator("#live-page").element_handle().content_frame()
+    example = frame.evaluate("vitrail.info.examples[0]")
+    assert frame.evaluate("vitrail.numbers().logits") == pytest.approx(example["logits"], abs=1e-3)
+    right = 0
+    for digit in range(10):
+        page.locator("#file").set_input_files(ROOT / "examples" / "digits" / f"{digit}.png")
+        page.locator("#gallery button[data-source=own]").wait_for()
+        frame.wait_for_function("name => vitrail.numbers().image === name", arg=f"{digit}.png")
+        predicted = frame.evaluate("vitrail.numbers().predicted")
+        assert page.locator("#top-classes button").first.inner_text().startswith(predicted)
+        right += predicted == str(digit)
+    assert right >= 8
+    assert tab.complaints == []

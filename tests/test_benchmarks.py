@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks import cancels, serving, time_to_accuracy
+from benchmarks import augmentation, cancels, serving, time_to_accuracy
 from benchmarks.throughput import describe_ratios
 
 from vitrail.benchmarking.candidates import VITRAIL, Candidate
@@ -72,3 +72,17 @@ def test_an_error_while_killing_is_raised():
     arguments = argparse.Namespace(requests=1, clients=1, disconnect_fraction=0, kills=1, kill_interval_s=0)
     with pytest.raises(RuntimeError):
         asyncio.run(cancels.send_requests(1, cancels.build_classifier(), log, arguments))
+
+
+def test_kinds_of_augmentation_are_trained_once_and_compared(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(augmentation, "KINDS", {name: augmentation.KINDS[name] for name in ("none", "all")})
+    out = tmp_path / "rows.jsonl"
+    arguments = ["augmentation", "digits", "--images", "2", "--epochs", "1", "--seeds", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    augmentation.main()
+    written = out.read_text()
+    first, second = map(json.loads, written.splitlines())
+    assert (first["kind"], second["kind"]) == ("none", "all") and first["images"] == second["images"] == 20
+    assert f"| none | 1 | {first['train_accuracy']:.1%} | {first['test_accuracy']:.1%} |" in capsys.readouterr().out
+    augmentation.main()
+    assert out.read_text() == written

@@ -245,5 +245,6 @@ test_by_heart(solved_by_heart)
 # %% [markdown]
 # ## What to read next
 #
+# The next chapter, [on augmentation](augmentation.py), fights the overfitting that this one has found.
 # [plain_loop.py](../../examples/plain_loop.py) trains in plain PyTorch with vitrail's recipe, with the same weights at
 # the end as `vitrail train`. [Recipes](../reference/recipes.md) lists what a recipe can set.
