@@ -412,7 +412,10 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
                 (["predict", run, image, "--out", out, "--format", "coco"], lambda d: d["images"] == 1),
             ],
             "faithfulness": [(["faithfulness", run, table, "--max-images", 4], bool)],
-            "export": [([*export, out, "--format", "triton"], lambda d: d["max_difference"] < 1e-4)],
+            "export": [
+                ([*export, out, "--format", "triton"], lambda d: d["max_difference"] < 1e-4),
+                ([*export, f"{out}.html", "--format", "web"], lambda d: d["agreement"] == 1),
+            ],
         }
     return common | {
         "shard": [(["shard", table, "--out", out / "shards"], lambda d: d["classes"] == 2)],
@@ -447,7 +450,7 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
         "faithfulness": [(["faithfulness", run, table], "faithfulness is scored for classes")],
         "export": [
             ([*export, f"{out}.pt2", "--format", "torch"], lambda d: d["max_difference"] < 1e-2),
-            ([*export, out, "--format", "web"], "the web page shows classes"),
+            ([*export, out, "--format", "web"], "the web page shows probabilities"),
         ],
     }  # fmt: skip
 

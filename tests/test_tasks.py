@@ -322,7 +322,7 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
         "export": [
             ([*export[:3], f"{out}.pt2", "--format", "torch"], lambda d: d["max_difference"] < 1e-4),
             ([*export, "triton"], lambda d: d["max_difference"] < 1e-4),
-            ([*export, "web"], "the web page shows one class per image"),
+            ([*export[:3], f"{out}.html", "--format", "web"], lambda d: d["agreement"] == 1 and d["examples"] == 8),
         ],
         "inspect": [(["inspect", run], lambda d: d["task"] == MULTI_LABEL and len(d["thresholds"]) == 3)],
     }
@@ -479,4 +479,4 @@ def test_the_server_answers_with_labels(run: Path, exported: Path, table: Path):
         assert explained["label"] == "red"
         assert explained["probability"] == pytest.approx(expected[0].probabilities["red"], abs=1e-4)
         page = server.get("/?model=labels").body.decode()
-        assert "<form" in page and "3 classes" in page  # the full page shows one class per image
+        assert "finds 3 labels in images" in page and 'id="weights"' in page  # the full page

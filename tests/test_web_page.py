@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -36,6 +36,7 @@ from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
 from vitrail.exporting.web.verify import verify_graphs
 from vitrail.model.config import Rotary
 from vitrail.runs.folder import RunFolder
+from vitrail.tasks import MULTI_LABEL
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
@@ -561,6 +562,41 @@ def test_the_attention_of_the_prediction_weights_tokens_as_attention_pooling_doe
 
 
 @needs_chromium
+def test_a_page_of_several_labels_lists_those_above_their_thresholds(
+    browser, model: Classifier, noise: list[Path], tmp_path: Path
+):
+    strict, lax = (0.9, 0.75, 0.9, 0.97, 0.6, 0.7), (0.02,) * len(CLASSES)
+    several = [replace(model, task=MULTI_LABEL, thresholds=thresholds) for thresholds in (strict, lax)]
+    for number, labeled in enumerate(several):
+        (tmp_path / f"{number}.html").write_bytes(render_page(labeled, noise))
+        page = load_page(open_tab(browser), (tmp_path / f"{number}.html").as_uri())
+        for i, path in enumerate(noise):
+            page.locator(f"#gallery button[data-source='{i}']").click()
+            wait_until_idle(page)
+            prediction, explanation = labeled.predict(path), vitrail.explain(labeled, path)
+            shown = ", ".join(f"{each.label} {100 * each.probability:.0f}\u00a0%" for each in prediction)
+            assert page.locator("#prediction").inner_text() == (shown or "no label")
+            document = numbers(page)
+            assert document["labels"] == list(prediction.labels)
+            assert document["predicted"] == explanation.predicted
+            assert {each["label"]: each["probability"] for each in document["top"]} == pytest.approx(
+                {each["label"]: prediction.probabilities[each["label"]] for each in document["top"]}, abs=1e-5
+            )
+            rows = page.locator("#top-classes button").all()
+            above = [row.locator(".name").inner_text() for row in rows if row.get_attribute("data-predicted") == "true"]
+            assert above == list(prediction.labels) and len(rows) == max(5, len(above))
+            assert is_close(document["map"], explanation.map)
+            assert document["summary"].lower() == explanation.summary.lower() + "."
+        with page.expect_download() as download:
+            page.locator("#png").click()
+        assert np.asarray(Image.open(download.value.path()).convert("RGB")).shape[1] == 2000
+        assert page.complaints == [] and page.evaluate("window.pwned") is None
+        page.context.close()
+    counts = [[len(labeled.predict(path).labels) for path in noise] for labeled in several]
+    assert counts == [[0, 1, 1], [6, 6, 6]]
+
+
+@needs_chromium
 def test_it_is_accessible_and_fits_a_phone(browser, file: Path):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -732,7 +768,7 @@ def test_the_command(written: tuple[Path, Any], tmp_path: Path, capsys: pytest.C
 def test_examples_are_held_out_images(run: vitrail.Run, colors: Path):
     examples = choose_examples(run.classifier, data=RunFolder(run.folder).data_source)
     assert len(examples) == 8
-    assert {example.truth for example in examples} == set(run.classifier.classes)
+    assert {example.truth for example in examples} == {(name,) for name in run.classifier.classes}
     test_images = [run.classifier.read_image(path) for path in sorted((colors / "test").rglob("*.png"))]
     assert all(any(torch.equal(example.pixels, pixels) for pixels in test_images) for example in examples)
     assert choose_examples(run.classifier, data="missing/folder")[0].name == "cat.jpg"

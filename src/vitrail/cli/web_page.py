@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     shown = [
         f"written: {document['file']}, {document['bytes'] / 1e6:.1f} MB, opens in a browser, also offline",
         f"compared with PyTorch on {document['images']} images: largest difference {difference} in a logit, "
-        f"the same class for {same}",
+        f"the same answer for {same}",
     ]
     return Answer(document, shown)
 

@@ -27,11 +27,11 @@ BUILT_IN_DATA = ("digits",)  # data that need no path
 
 @dataclass(frozen=True)
 class Example:
-    """An image as the model sees it, uint8 (C, H, W), and its true class if known."""
+    """An image as the model sees it, uint8 (C, H, W), and its true class, or its labels, if known."""
 
     name: str
     pixels: Tensor = field(repr=False)
-    truth: str | None = None
+    truth: tuple[str, ...] | None = None
 
 
 def choose_examples(
@@ -56,20 +56,26 @@ def load_examples(classifier: Classifier, images: Sequence[str | Path]) -> list[
 
 
 def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]:
-    """Returns images that were not trained on, spread over the classes; raises `VitrailError` if data are missing."""
+    """Returns images that were not trained on, spread over the classes; raises `VitrailError` if data are missing.
+
+    Images with several labels are spread over the sets of labels.
+    """
     trained_on = read_origin(classifier.origin).get("data", {})
-    images = open_images_to_score(data, classifier.classes, classifier.preprocess.channels, trained_on).images
+    images = open_images_to_score(
+        data, classifier.classes, classifier.preprocess.channels, trained_on, task=classifier.task
+    ).images
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
-    present = sorted(set(images.labels.tolist()))
-    spread = np.linspace(0, len(present) - 1, min(DEFAULT_EXAMPLES, len(present))).round().astype(int)
-    labels = [present[i] for i in spread]
+    answers = [tuple(np.flatnonzero(row)) if images.labels.ndim > 1 else (row,) for row in images.labels]
+    present = sorted(set(answers))
+    positions = np.linspace(0, len(present) - 1, min(DEFAULT_EXAMPLES, len(present))).round().astype(int)
+    spread = [present[i] for i in positions]
     chosen: list[int] = []
     for turn in range(DEFAULT_EXAMPLES):
-        label = labels[turn % len(labels)]
-        chosen += [int(i) for i in order if images.labels[i] == label and int(i) not in chosen][:1]
+        label = spread[turn % len(spread)]
+        chosen += [int(i) for i in order if answers[i] == label and int(i) not in chosen][:1]
     pixels_BCHW = images.load_batch(classifier.preprocess, chosen)
     return [
-        Example(Path(images.names[i]).name, pixels_CHW, images.classes[images.labels[i]])
+        Example(Path(images.names[i]).name, pixels_CHW, tuple(images.classes[label] for label in answers[i]))
         for i, pixels_CHW in zip(chosen, pixels_BCHW, strict=True)
     ]
 

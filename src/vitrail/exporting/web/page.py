@@ -20,7 +20,7 @@ from vitrail.exporting.web.examples import choose_examples, precompute_examples
 from vitrail.exporting.web.graphs import Graphs, pack_graphs, trace_graphs
 from vitrail.exporting.web.verify import verify_graphs
 from vitrail.files import write_atomically
-from vitrail.tasks import refuse_task
+from vitrail.tasks import DEFAULT_THRESHOLD, MULTI_LABEL, TASKS, refuse_task
 from vitrail.version import __version__
 from vitrail.weights.origin import read_origin
 
@@ -120,6 +120,7 @@ def describe_classifier(classifier: Classifier, model: str, title: str | None) -
     """Returns what the page shows about the classifier and needs to know of it."""
     config, origin = classifier.vit.config, read_origin(classifier.origin)
     scores = origin.get("metrics", {}).get("test") or {}
+    score = "map" if classifier.task == MULTI_LABEL else "accuracy"
     name = title or Path(model).name or origin.get("card") or "classifier"
     return {
         "name": str(name).removesuffix(".safetensors"),
@@ -135,8 +136,10 @@ def describe_classifier(classifier: Classifier, model: str, title: str | None) -
         "parameters": sum(parameter.numel() for parameter in classifier.vit.parameters()),
         "preprocess": classifier.preprocess.to_json(),
         "temperature": classifier.temperature,
-        "accuracy": scores.get("accuracy"),
-        "accuracy_interval": scores.get("accuracy_interval"),
+        "answer": TASKS[classifier.task].answer,
+        "thresholds": list(classifier.thresholds or [DEFAULT_THRESHOLD] * len(classifier.classes)),
+        "score": scores.get(score),
+        "score_interval": scores.get(f"{score}_interval"),
         "images": scores.get("images"),
         "data": origin.get("data", {}).get("name"),
         "method": DEFAULT_METHOD,

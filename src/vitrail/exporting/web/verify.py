@@ -17,6 +17,7 @@ from vitrail.explanation.api import explain_batch
 from vitrail.explanation.inputs import embed_images
 from vitrail.explanation.recording import recording
 from vitrail.exporting.web.graphs import Graphs, RunGraph
+from vitrail.tasks import MULTI_LABEL, exceeds
 
 TOLERANCE = Tolerance(1e-4, floor=1e-6)
 HALF_TOLERANCE = Tolerance(2e-2, floor=1e-6)  # for weights stored in float16
@@ -27,31 +28,33 @@ def verify_graphs(classifier: Classifier, graphs: Graphs, examples: Sequence[Ten
     """Returns the differences over the examples and noise.
 
     Logits are compared with all patches and with half of them, maps for one class and for one class against another.
-    Raises `VitrailError` if an output differs by more than the tolerance, or if an image gets another class.
+    Raises `VitrailError` if an output differs by more than the tolerance, or if an image gets another class, or other
+    labels.
     """
     tolerance = HALF_TOLERANCE if graphs.half else TOLERANCE
     pixels_BCHW = torch.cat([torch.stack(list(examples)), make_noise(classifier)])
     sessions = graphs.sessions()
     relative: dict[str, list[float]] = {}
     differences: list[float] = []
-    same_class = 0
+    same_answer = 0
     for pixels_1CHW in torch.split(pixels_BCHW, 1):
         comparisons = compare_outputs(classifier, sessions, pixels_1CHW, tolerance)
         for name, comparison in comparisons.items():
             relative.setdefault(name, []).append(comparison.relative_difference)
         differences.append(comparisons["logits"].max_difference)
-        same_class += int(comparisons["logits"].agreement)
+        same_answer += int(has_same_answer(classifier, comparisons["logits"]))
     worst = {name: float(np.max(values)) for name, values in relative.items()}
     name = max(worst, key=worst.__getitem__)
-    if not all(value <= tolerance.relative for value in worst.values()) or same_class < len(pixels_BCHW):
+    if not all(value <= tolerance.relative for value in worst.values()) or same_answer < len(pixels_BCHW):
+        answer = "labels" if classifier.task == MULTI_LABEL else "class"
         raise VitrailError(
             f"the page does not agree with the classifier: {name} differs by {worst[name]:.1e} of its largest value, "
-            f"{same_class} of {len(pixels_BCHW)} images get the same class",
+            f"{same_answer} of {len(pixels_BCHW)} images get the same {answer}",
             "nothing was written" + ("; leave out --precision fp16" if graphs.half else ""),
         )
     return {
         "max_difference": max(differences),
-        "agreement": same_class / len(pixels_BCHW),
+        "agreement": same_answer / len(pixels_BCHW),
         "images": len(pixels_BCHW),
         "relative": worst,
     }
@@ -81,6 +84,17 @@ def compare_outputs(
         name: Comparison(reference.reshape(1, -1), torch.from_numpy(candidate).reshape(1, -1), tolerance)
         for name, (reference, candidate) in outputs.items()
     }
+
+
+def has_same_answer(classifier: Classifier, logits: Comparison) -> bool:
+    """Returns whether both give an image the same class, or the same labels; logits (1, Y)."""
+    if classifier.task != MULTI_LABEL:
+        return logits.agreement == 1
+    first, second = (
+        exceeds((each.double() / classifier.temperature).sigmoid().numpy(), classifier.thresholds)
+        for each in (logits.reference, logits.candidate)
+    )
+    return bool((first == second).all())
 
 
 def make_noise(classifier: Classifier) -> Tensor:

@@ -6,9 +6,8 @@ import { inspectImage, inspectPixels, measureHidden, modelReady, refresh } from 
 import { info, patchCount } from "./info.js";
 import { clamp, rank } from "./math.js";
 import { drawRandomOrders } from "./occlusion.js";
-import { explainedProbability, predictedLabel } from "./selectors.js";
+import { describeAnswer } from "./selectors.js";
 import { getState, update } from "./store.js";
-import { percent } from "./text.js";
 import { viewMap } from "./view-map.js";
 
 let requests = 0; // counts requests for an image: one that finishes after a newer one started is dropped
@@ -66,8 +65,7 @@ export async function showOwnImage(image, name, { keepView = false } = {}) {
     const { status, ...outputs } = result;
     update({ status, ownImage: { pixels, name } });
     showImage("own", { pixels, name, ...outputs });
-    const state = getState();
-    update({ announcement: `${info.classes[predictedLabel(state)]}, ${percent(explainedProbability(state))}` });
+    update({ announcement: describeAnswer(getState()) });
     refresh();
     return true;
   } catch (error) {

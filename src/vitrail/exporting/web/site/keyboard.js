@@ -11,7 +11,8 @@ import {
   setView,
 } from "./actions.js";
 import { info } from "./info.js";
-import { clamp, rank } from "./math.js";
+import { clamp } from "./math.js";
+import { listedLabels } from "./selectors.js";
 import { getState } from "./store.js";
 
 const HIDE_STEP = 5;
@@ -45,7 +46,7 @@ export function handleKey(event) {
 function findAction(key, state) {
   if (MOVES[key]) return () => movePatch(state.patch, MOVES[key]);
   if (/^[1-5]$/.test(key)) {
-    const label = rank(state.image.logits)[Number(key) - 1];
+    const label = listedLabels(state)[Number(key) - 1];
     return () => label !== undefined && setLabel(label);
   }
   return ACTIONS[key];

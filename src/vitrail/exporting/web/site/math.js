@@ -14,6 +14,9 @@ export function softmax(logits, temperature = 1) {
   return powers.map((value) => value / total);
 }
 
+export const sigmoid = (logits, temperature = 1) =>
+  Array.from(logits, (value) => 1 / (1 + Math.exp(-value / temperature)));
+
 // Indices by value, largest first.
 export function rank(values) {
   return Array.from(values, (value, i) => [value, i])

@@ -1,7 +1,6 @@
 // The numbers of the view as JSON, with the keys of `Explanation.to_json` in Python and more.
 
-import { info } from "./info.js";
-import { rank } from "./math.js";
+import { hasLabels, info } from "./info.js";
 import {
   attentionDirection,
   attentionQuery,
@@ -11,7 +10,8 @@ import {
   explainedLabel,
   fileName,
   hiddenPatches,
-  predictedLabel,
+  listedLabels,
+  predictedLabels,
   probabilities,
 } from "./selectors.js";
 import { viewMap } from "./view-map.js";
@@ -24,13 +24,15 @@ export function viewNumbers(state) {
   const { image, view } = state;
   const { map, isSigned, method, caption } = viewMap(state);
   const classProbabilities = probabilities(image.logits);
+  const predicted = predictedLabels(state).map(className);
   const { remaining } = image;
   return {
     image: fileName(state),
     model: info.name,
     label: className(explainedLabel(state)),
     probability: classProbabilities[explainedLabel(state)],
-    predicted: className(predictedLabel(state)),
+    predicted: predicted.join(";"),
+    ...(hasLabels && { labels: predicted }),
     against: className(comparedLabel(state)),
     method: method || null,
     layer: view === "evidence" ? null : state.layer,
@@ -40,9 +42,7 @@ export function viewNumbers(state) {
     signed: isSigned,
     summary: caption,
     map: splitRows(map, ...info.grid),
-    top: rank(image.logits)
-      .slice(0, 5)
-      .map((label) => ({ label: className(label), probability: classProbabilities[label] })),
+    top: listedLabels(state).map((label) => ({ label: className(label), probability: classProbabilities[label] })),
     logits: Array.from(image.logits),
     hidden:
       state.hiddenPercent && remaining

@@ -4,15 +4,16 @@ import { AGAINST, cividis, classColor, colorLimits, FOR, toCss } from "./colors.
 import { byId, element } from "./dom.js";
 import { drawFrame, layoutFrame } from "./drawing.js";
 import { info, patchCount } from "./info.js";
-import { mean, rank } from "./math.js";
+import { mean } from "./math.js";
 import { viewNumbers } from "./numbers.js";
 import {
   className,
+  describeAnswer,
   explainedLabel,
   fileName,
   formatAddress,
   isOwnImageTooLarge,
-  predictedLabel,
+  listedLabels,
   probabilities,
 } from "./selectors.js";
 import { getState } from "./store.js";
@@ -66,13 +67,11 @@ export async function copyLink() {
   }
 }
 
-// The predicted class and the five most probable ones, with bars. Returns the y below them.
+// The answer and the listed classes, with bars. Returns the y below them.
 function writeClasses(context, state, top) {
   const classProbabilities = probabilities(state.image.logits);
-  const best = predictedLabel(state);
-  const heading = `${className(best)} ${percent(classProbabilities[best])}`;
-  let y = writeText(context, heading, COLUMN, top, "600 34px Georgia, serif") + 4;
-  for (const label of rank(state.image.logits).slice(0, 5)) {
+  let y = writeText(context, describeAnswer(state), COLUMN, top, "600 34px Georgia, serif") + 4;
+  for (const label of listedLabels(state)) {
     writeText(context, className(label), COLUMN, y, SANS);
     writeText(context, percent(classProbabilities[label], 1), COLUMN + 340, y, SANS, SOFT);
     context.fillStyle = "#0b0a10";

@@ -1,17 +1,42 @@
 // What follows from the state.
 
-import { info, patchCount } from "./info.js";
-import { rank, softmax } from "./math.js";
+import { hasLabels, info, patchCount } from "./info.js";
+import { rank, sigmoid, softmax } from "./math.js";
 import { hiddenCount } from "./occlusion.js";
+import { NO_LABEL, percent } from "./text.js";
 import { encodePixels, formatHash, MAX_PIXEL_BYTES } from "./url.js";
 
-export const predictedLabel = ({ image }) => rank(image.logits)[0];
+const LISTED = 5; // labels that the page lists at least, if the model has as many
 
-export const explainedLabel = (state) => (state.label === null ? predictedLabel(state) : state.label);
+// The most probable class or label, which is explained first.
+const bestLabel = ({ image }) => rank(image.logits)[0];
+
+export const explainedLabel = (state) => (state.label === null ? bestLabel(state) : state.label);
 
 export const comparedLabel = (state) => (state.against === explainedLabel(state) ? null : state.against);
 
-export const probabilities = (logits) => softmax(logits, info.temperature);
+export const probabilities = (logits) => (hasLabels ? sigmoid : softmax)(logits, info.temperature);
+
+// The predicted class, or the labels that reach their thresholds, the most probable first.
+export function predictedLabels(state) {
+  if (!hasLabels) return [bestLabel(state)];
+  const labelProbabilities = probabilities(state.image.logits);
+  return rank(state.image.logits).filter((label) => labelProbabilities[label] >= info.thresholds[label]);
+}
+
+// What the page lists: the predicted labels, then the most probable of the others.
+export function listedLabels(state) {
+  const predicted = predictedLabels(state);
+  const others = rank(state.image.logits).filter((label) => !predicted.includes(label));
+  return [...predicted, ...others.slice(0, Math.max(0, LISTED - predicted.length))];
+}
+
+// The answer in words: each predicted class or label with its probability.
+export function describeAnswer(state) {
+  const classProbabilities = probabilities(state.image.logits);
+  const parts = predictedLabels(state).map((label) => `${className(label)} ${percent(classProbabilities[label])}`);
+  return parts.join(", ") || NO_LABEL;
+}
 
 export const explainedProbability = (state) => probabilities(state.image.logits)[explainedLabel(state)];
 

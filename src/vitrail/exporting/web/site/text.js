@@ -4,6 +4,8 @@ import { rank, splitInThirds, sum } from "./math.js";
 
 export const percent = (fraction, digits = 0) => `${(100 * fraction).toFixed(digits)}\u00a0%`;
 
+export const NO_LABEL = "no label";
+
 export const capitalize = (text) => text[0].toUpperCase() + text.slice(1);
 
 export const describePatch = (patch, [, w]) => `row ${Math.floor(patch / w)}, column ${patch % w}`;

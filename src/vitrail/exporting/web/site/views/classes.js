@@ -1,40 +1,68 @@
-// The prediction, the five most probable classes, and the choice of the explained class.
+// The prediction, the listed classes or labels, and the choice of the explained one.
 
 import { classColor } from "../colors.js";
 import { byId, element } from "../dom.js";
-import { info } from "../info.js";
-import { rank } from "../math.js";
-import { className, comparedLabel, explainedLabel, probabilities } from "../selectors.js";
-import { percent } from "../text.js";
+import { hasLabels, info } from "../info.js";
+import {
+  className,
+  comparedLabel,
+  explainedLabel,
+  listedLabels,
+  predictedLabels,
+  probabilities,
+} from "../selectors.js";
+import { NO_LABEL, percent } from "../text.js";
 
 export function buildClasses() {
   const makeOptions = () => info.classes.map((name, i) => element("option", { value: String(i), textContent: name }));
   byId("label").append(...makeOptions());
-  byId("against").append(element("option", { value: "", textContent: "all others" }), ...makeOptions());
+  byId("against").append(
+    element("option", { value: "", textContent: hasLabels ? "its absence" : "all others" }),
+    ...makeOptions(),
+  );
 }
 
 export function renderClasses(state) {
   const { logits, truth } = state.image;
   const classProbabilities = probabilities(logits);
-  const order = rank(logits).slice(0, 5);
-  const best = order[0];
-  const confidence = element("span", { className: "confidence", textContent: ` ${percent(classProbabilities[best])}` });
-  byId("prediction").replaceChildren(className(best), confidence);
-  byId("truth").textContent = describeTruth(truth, className(best));
+  const order = listedLabels(state);
+  const predicted = predictedLabels(state);
+  byId("prediction").replaceChildren(...makeHeading(predicted, classProbabilities));
+  byId("truth").textContent = describeTruth(truth, predicted.map(className));
   const list = byId("top-classes");
   while (list.children.length > order.length) list.lastChild.remove();
   while (list.children.length < order.length) list.append(makeItem());
   order.forEach((label, i) => {
     const button = list.children[i].firstChild;
     button.dataset.label = label;
+    button.dataset.predicted = String(predicted.includes(label));
     button.setAttribute("aria-pressed", String(label === explainedLabel(state)));
     button.querySelector(".name").textContent = className(label);
     button.querySelector(".value").textContent = percent(classProbabilities[label], 1);
     const bar = button.querySelector("i");
     bar.style.setProperty("--fraction", classProbabilities[label]);
     bar.style.setProperty("--class-color", classColor(label));
+    if (hasLabels) renderThreshold(button, info.thresholds[label]);
   });
   renderChoice(state);
+}
+
+// Each predicted class or label with its probability.
+function makeHeading(predicted, classProbabilities) {
+  if (!predicted.length) return [NO_LABEL];
+  return predicted.flatMap((label, i) => [
+    i ? ", " : "",
+    className(label),
+    element("span", { className: "confidence", textContent: ` ${percent(classProbabilities[label])}` }),
+  ]);
+}
+
+// A line in the bar, from which on the label is predicted.
+function renderThreshold(button, threshold) {
+  button.title = `threshold ${percent(threshold, 1)}`;
+  const bar = button.querySelector(".probability");
+  if (!bar.querySelector("b")) bar.append(element("b"));
+  bar.style.setProperty("--threshold", threshold);
 }
 
 function renderChoice(state) {
@@ -53,5 +81,6 @@ function makeItem() {
 
 function describeTruth(truth, predicted) {
   if (!truth) return "";
-  return truth === predicted ? "correct" : `labeled ${truth}`;
+  const isCorrect = truth.length === predicted.length && truth.every((name) => predicted.includes(name));
+  return isCorrect ? "correct" : `labeled ${truth.join(", ") || "without a label"}`;
 }

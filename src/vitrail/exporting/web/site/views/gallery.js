@@ -8,7 +8,7 @@ let shownOwnImage = null; // the own image that the gallery shows
 
 export function buildGallery() {
   info.examples.forEach((example, i) => {
-    const title = `Example ${i + 1}: ${example.truth || example.name}`;
+    const title = `Example ${i + 1}: ${example.truth?.join(", ") || example.name}`;
     byId("gallery").append(makeItem(String(i), example.image, title));
   });
 }
