@@ -79,7 +79,7 @@ def format_records(records: list[dict[str, Any]]) -> str:
             chosen = [each for each in records if (each["hardware"], each["target"]) == (hardware, target)]
             lines += [format_record(each) for each in chosen]
             if not chosen:
-                lines.append(f"| {target:.1%} | {hardware} | - | - | - | - | - | open: nobody has measured it |")
+                lines.append(f"| {target:.1%} | {hardware} | - | - | - | - | - | open: not measured |")
     return "\n".join(lines)
 
 
