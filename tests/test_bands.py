@@ -1,6 +1,7 @@
 """Images with any number of channels and more than 8 bits: files, values, weights, and every verb on them."""
 
 import json
+import re
 import struct
 import sys
 import zlib
@@ -472,6 +473,29 @@ def test_explain_shows_the_chosen_bands(bands_run: Path, folder: Path, tmp_path:
     assert np.array_equal(explanation.image, classifier.preprocess.to_picture(fitted).permute(1, 2, 0).numpy())
     assert main(["explain", str(bands_run), str(image_of(folder)), "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_other_channels_are_shown(
+    bands_run: Path, folder: Path, clf: vitrail.Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [f"{path},{path.parent.name}\n" for path in sorted((folder / "test").rglob("*.npy"))[::5]]
+    (tmp_path / "few.csv").write_text("path,label\n" + "".join(rows))
+    pictures, pages = {}, {}
+    for shown in ("", "5,4,1", "2"):
+        option = ["--shown-channels", shown] if shown else []
+        out = tmp_path / (shown or "model")
+        [row] = answer(capsys, "explain", bands_run, image_of(folder), *option, "--out", out)["explanations"]
+        pictures[shown] = Path(row["files"][0]).read_bytes()
+        if shown:
+            answer(capsys, "evaluate", bands_run, tmp_path / "few.csv", "--report", *option, "--out", out)
+            pages[shown] = re.findall("data:image/[^\"']+", (out / "report.html").read_text())
+    assert pictures[""] == pictures["5,4,1"] != pictures["2"]
+    assert pages["2"] and pages["2"] != pages["5,4,1"]
+    refuses(capsys, "pictures cannot show the channels 9", "explain", bands_run, folder, "--shown-channels", "9")
+    refuses(capsys, "add --report", "evaluate", bands_run, folder, "--shown-channels", "1")
+    refuses(capsys, "cannot show the channels 9", "evaluate", bands_run, folder, "--report", "--shown-channels", "9")
+    with pytest.raises(UsageError, match="for images of bands"):
+        clf.preprocess.with_shown("1")
 
 
 def test_probe_faithfulness_and_folds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from vitrail.errors import UsageError
@@ -12,6 +13,7 @@ from vitrail.tasks import TaskName
 if TYPE_CHECKING:
     from vitrail.classifier import BaseClassifier, Classifier
     from vitrail.data.images import Images
+    from vitrail.module_classifier import TorchClassifier
 
 DATA = """DATA is one of:
   FOLDER                train/ val/ test/ with a folder per class, or one folder per class
@@ -99,6 +101,21 @@ def add_skip_unreadable(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="skip and count images that cannot be read (default: stop at the first one)",
     )
+
+
+def add_shown_channels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shown-channels",
+        metavar="NUMBERS",
+        help="which channels pictures of bands show, one or three, counted from 1: 4,3,2 (default: the model's)",
+    )
+
+
+def show_channels(classifier: TorchClassifier, shown: str | None) -> TorchClassifier:
+    """Returns a copy whose pictures show these channels, or the classifier itself; raises `UsageError`."""
+    if shown is None:
+        return classifier
+    return replace(classifier, preprocess=classifier.preprocess.with_shown(shown))
 
 
 def add_engine(parser: Any) -> None:

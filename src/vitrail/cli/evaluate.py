@@ -19,6 +19,7 @@ from vitrail.cli.arguments import (
     add_data,
     add_device,
     add_model,
+    add_shown_channels,
     add_skip_unreadable,
     add_threads,
     load_any_classifier,
@@ -48,6 +49,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--corruptions", action="store_true", help="add accuracy on corrupted images to the report (default: off)"
     )
+    add_shown_channels(parser)
     parser.add_argument(
         "--fit-temperature", action="store_true",
         help="first fit temperature and thresholds on DATA's validation images and save them in MODEL (default: off)",
@@ -86,6 +88,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     check_metrics(arguments.metric)
     if arguments.corruptions and not arguments.report:
         raise UsageError("--corruptions adds to the report", "add --report")
+    if arguments.shown_channels and not arguments.report:
+        raise UsageError("--shown-channels is for the pictures of the report", "add --report")
     folder = choose_report_folder(arguments) if arguments.report else Path(arguments.out) if arguments.out else None
     outside = list_outside_images(arguments.unlike)
     classifier = load_any_classifier(arguments)
@@ -99,6 +103,8 @@ def run(arguments: argparse.Namespace) -> Answer:
     for option in ("report", "fit_temperature", "fit_unlike"):
         if getattr(arguments, option):
             require_classifier(classifier, arguments.model, f"--{option.replace('_', '-')}")
+    if arguments.shown_channels:
+        classifier.preprocess.with_shown(arguments.shown_channels)  # fails before any work
     scored = open_scored_images(classifier, arguments.data, skip_unreadable=arguments.skip_unreadable)
     if arguments.fit_temperature or arguments.fit_unlike:
         classifier = fit_on_validation(require_classifier(classifier, arguments.model, "--fit-temperature"), arguments)
@@ -131,9 +137,10 @@ def run(arguments: argparse.Namespace) -> Answer:
         write_evaluation(evaluation, classifier, folder, answer)
     if arguments.report:
         assert folder is not None
-        report = write_html_report(
-            require_classifier(classifier, arguments.model, "--report"), evaluation, arguments, folder
-        )
+        reported = require_classifier(classifier, arguments.model, "--report")
+        if arguments.shown_channels:
+            reported = replace(reported, preprocess=reported.preprocess.with_shown(arguments.shown_channels))
+        report = write_html_report(reported, evaluation, arguments, folder)
         answer.document["report"] = str(report)
         answer.shown.append(f"report: {report}")
     return answer

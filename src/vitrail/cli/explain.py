@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import add_device, add_model, load_any_classifier, require_classifier
+from vitrail.cli.arguments import (
+    add_device,
+    add_model,
+    add_shown_channels,
+    load_any_classifier,
+    require_classifier,
+    show_channels,
+)
 from vitrail.cli.parser import Parser
 from vitrail.console import progress_bar
 from vitrail.errors import UsageError
@@ -67,6 +74,7 @@ def add_arguments(parser: Parser) -> None:
         "--picture", choices=["panels", "overlay"], default="panels", help="layout of the picture (default: panels)"
     )
     parser.add_argument("--smooth", action="store_true", help="blur the edges of the patches (default: off)")
+    add_shown_channels(parser)
     parser.add_argument("--format", choices=["png", "svg"], default="png", help="file format (default: png)")
     add_device(parser)
     parser.add_argument(
@@ -97,7 +105,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.explanation.methods import DEFAULT_METHOD
     from vitrail.explanation.targets import parse_target
 
-    classifier = load_explainable(arguments)
+    classifier = show_channels(load_explainable(arguments), arguments.shown_channels)
     target = parse_target_options(arguments.label, arguments.against)
     parse_target(classifier.classes, target)  # fails for an unknown class before any work
     depth, count = (config.depth, config.heads) if (config := vit_config(classifier)) else (0, 0)

@@ -87,7 +87,7 @@ class ShardImages(EncodedImages):
 
     def find_channels(self) -> Channels:
         """Returns the channels that the index has; without them, the images decide if some have a name as bands do."""
-        names = [self.shard_index.names[self.rows[i]].lower() for i in self.probed()]
+        names = [str(self.shard_index.names[self.rows[i]]).lower() for i in self.probed()]
         may_have_bands = any(name.endswith(BAND_EXTENSIONS) for name in names)
         return super().find_channels() if not self.shard_index.channels and may_have_bands else self.channels
 
