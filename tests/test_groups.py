@@ -2,7 +2,9 @@
 
 import csv
 import json
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from vitrail.data.groups import suggest_groups
 from vitrail.data.images import Images
 from vitrail.data.labels import categorize
 from vitrail.data.open import open_source
+from vitrail.data.shards.index import concatenate_indices
+from vitrail.data.shards.listing import divide_by_split, load_index
 from vitrail.data.source import Listing, Source
 from vitrail.data.split import build_splits, choose_held_out
 from vitrail.data.stratification import assign_groups, merge_groups
@@ -103,9 +107,26 @@ def test_groups_come_from_a_column_a_pattern_or_python(patients: Path, write_tab
     assert list(in_dataset) == list(in_tuple) == [str(group) for group in Patients.groups]
 
 
-def test_shards_say_that_they_store_no_groups(write_table: Callable[..., Path], tmp_path: Path, capsys: Any):
-    assert main(["shard", str(write_table()), "--out", str(tmp_path / "shards")]) == 0
-    assert "shards do not store groups" in capsys.readouterr().err
+def test_shards_keep_groups(patients: Path, write_table: Callable[..., Path], tmp_path: Path):
+    table = write_table(split=lambda name, group: "test" if group.endswith("3") else "train")
+    for name, arguments in (("column", [str(table)]), ("pattern", [str(patients), "--group-pattern", PATTERN])):
+        assert main(["shard", *arguments, "--out", str(tmp_path / name)]) == 0
+        pattern = None if name == "column" else PATTERN
+        plain, sharded = open_source(arguments[0], group_pattern=pattern), open_source(tmp_path / name)
+        assert sharded.fingerprint == plain.fingerprint
+        for split, listing in plain.splits.items():
+            groups = sharded.splits[split].groups
+            assert groups is not None and listing.groups is not None and list(groups) == list(listing.groups)
+    with tarfile.open(tmp_path / "column" / "test-000000.tar") as tar:
+        documents = [json.load(tar.extractfile(each)) for each in tar if each.name.endswith(".json")]  # type: ignore[arg-type]
+    assert {each["group"] for each in documents} == {"patient3", "patient13", "patient23"}
+    index = load_index(str(tmp_path / "column"))
+    joined = concatenate_indices("both", [index, load_index(str(tmp_path / "pattern"))])
+    images = divide_by_split(joined)["test"]
+    assert images.groups is not None and set(images.groups) == {"patient3", "patient13", "patient23"}
+    without = replace(index, groups=())
+    with pytest.raises(VitrailError, match="have groups, and those of"):
+        concatenate_indices("both", [index, without])
 
 
 def test_groups_of_a_hugging_face_data_set(tmp_path: Path):
@@ -335,8 +356,17 @@ def test_train_and_evaluate_divide_alike_and_score_groups(
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["groups"]["groups"] == 4 and len(report["groups"]["rows"]) == 4
     assert 'id="groups"' in (tmp_path / "run" / "report.html").read_text()
+    assert any("with and without --group-pattern" in sentence for sentence in report["caveats"])
     splits = vitrail.load(tmp_path / "run").origin["data"]["split"]
     assert splits["group_pattern"] == PATTERN
+    scored = [prediction["path"] for prediction in document["predictions"]]
+    for pattern, groups in ((PATTERN, 4), ("(.)[.]png$", None)):  # other groups than those of training
+        assert main(["evaluate", str(tmp_path / "run"), str(patients), "--group-pattern", pattern, "--json"]) == 0
+        other = json.loads(capsys.readouterr().out)
+        assert [prediction["path"] for prediction in other["predictions"]] == scored, "the same images are scored"
+        assert other["groups"]["groups"] == (groups or len({Path(path).stem[-1] for path in scored}))
+    assert main(["evaluate", str(tmp_path / "run"), str(patients), "--group-pattern", "([xyz])", "--json"]) == 1
+    assert "finds no group in" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_the_report_shows_recall_by_class_frequency_if_the_classes_are_unequal():

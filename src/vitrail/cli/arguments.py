@@ -55,6 +55,15 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
 
 
+def add_group_pattern(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="regular expression with one capture group, which finds the group of an image in its path below DATA "
+        "(default: the groups that the data has)",
+    )
+
+
 def add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",

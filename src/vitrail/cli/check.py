@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import add_data, add_task
+from vitrail.cli.arguments import add_data, add_group_pattern, add_task
 from vitrail.cli.parser import Parser
 from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION
 from vitrail.training.advice import advise_pretrained_weights
@@ -36,12 +36,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", help="also write check.json and pictures of classes and duplicates (default: off)"
     )
-    parser.add_argument(
-        "--group-pattern",
-        metavar="REGEX",
-        help="regular expression with one capture group, which finds the group of an image in its path below DATA "
-        "(default: the groups that the data has)",
-    )
+    add_group_pattern(parser)
     add_task(parser)
     parser.add_argument("--no-cache", action="store_true", help="read every file again (default: off)")
 

@@ -18,6 +18,7 @@ from vitrail.cli.arguments import (
     add_batch_size,
     add_data,
     add_device,
+    add_group_pattern,
     add_model,
     add_shown_channels,
     add_skip_unreadable,
@@ -66,6 +67,7 @@ def add_arguments(parser: Parser) -> None:
         "--metric", action="append", default=[], metavar="NAME",
         help="also compute this metric: balanced_accuracy, macro_f1 or one of a plugin; repeatable (default: none)",
     )  # fmt: skip
+    add_group_pattern(parser)
     add_tta(parser, "used if it pays on DATA's validation images")
     add_batch_size(parser, 256)
     add_threads(parser)
@@ -105,7 +107,9 @@ def run(arguments: argparse.Namespace) -> Answer:
             require_classifier(classifier, arguments.model, f"--{option.replace('_', '-')}")
     if arguments.shown_channels:
         classifier.preprocess.with_shown(arguments.shown_channels)  # fails before any work
-    scored = open_scored_images(classifier, arguments.data, skip_unreadable=arguments.skip_unreadable)
+    scored = open_scored_images(
+        classifier, arguments.data, arguments.skip_unreadable, group_pattern=arguments.group_pattern
+    )
     if arguments.fit_temperature or arguments.fit_unlike:
         classifier = fit_on_validation(require_classifier(classifier, arguments.model, "--fit-temperature"), arguments)
     answering, augmentation = choose_augmentation(classifier, arguments)
@@ -357,10 +361,12 @@ def write_html_report(
     from vitrail.runs.folder import RunFolder
 
     skip = arguments.skip_unreadable
-    split, splits = open_splits(classifier, arguments.data, skip)
+    split, splits = open_splits(classifier, arguments.data, skip, group_pattern=arguments.group_pattern)
     flags = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
     run = RunFolder(Path(arguments.model)) if Path(arguments.model).is_dir() else None
-    command = report_command(arguments.model, arguments.data, [flag for flag, is_on in flags.items() if is_on])
+    options = [flag for flag, is_on in flags.items() if is_on]
+    options += ["--group-pattern", arguments.group_pattern] if arguments.group_pattern else []
+    command = report_command(arguments.model, arguments.data, options)
     if isinstance(evaluation, MultiLabelEvaluation):
         images = evaluation.outcome.readable_images(splits[split])
         labels = LabelSubject(classifier, images, evaluation, str(arguments.model), command)

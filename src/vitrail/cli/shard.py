@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import add_data, add_skip_unreadable, add_task, count, positive_number
+from vitrail.cli.arguments import add_data, add_group_pattern, add_skip_unreadable, add_task, count, positive_number
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
 
@@ -40,12 +40,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--keep-order", action="store_true", help="keep the order of DATA instead of a random one (default: off)"
     )
+    add_group_pattern(parser)
     add_task(parser)
     add_skip_unreadable(parser)
 
 
 def run(arguments: argparse.Namespace) -> Answer:
     from vitrail.console import log, progress_bar
+    from vitrail.data.groups import has_groups
     from vitrail.data.open import open_source
     from vitrail.data.shards.storage import is_remote
     from vitrail.data.shards.writer import count_images, mixed_formats_note, write_shards
@@ -53,9 +55,14 @@ def run(arguments: argparse.Namespace) -> Answer:
     if is_remote(arguments.out):
         raise UsageError("shards are written to a disk of this machine", "copy the folder to its address afterwards")
     started = time.perf_counter()
-    source = open_source(arguments.data, missing_ok=arguments.skip_unreadable, task=arguments.task)
-    if any(listing.groups is not None for listing in source.splits.values()):
-        log("warning: shards do not store groups; train on them with --group-pattern, or on the table")
+    source = open_source(
+        arguments.data,
+        missing_ok=arguments.skip_unreadable,
+        task=arguments.task,
+        group_pattern=arguments.group_pattern,
+    )
+    if not has_groups(source) and any(listing.groups is not None for listing in source.splits.values()):
+        log("warning: only some splits have groups, so the shards have none")
     with progress_bar("writing shards", count_images(source)) as progress:
         written = write_shards(
             source,

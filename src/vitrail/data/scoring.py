@@ -1,6 +1,6 @@
 """Which images of a source a classifier is scored on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vitrail.data.bands import Channels
@@ -8,7 +8,7 @@ from vitrail.data.groups import has_groups
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
-from vitrail.data.source import LeftOut, Listing, Source, encode_labels, find_unknown
+from vitrail.data.source import LeftOut, Listing, Source, encode_labels, find_unknown, own_groups_error
 from vitrail.data.split import complete_splits
 from vitrail.data.walk import log_left_out
 from vitrail.errors import VitrailError
@@ -36,14 +36,16 @@ def open_images_to_score(
     trained_on: dict[str, Any],
     missing_ok: bool = False,
     task: str = SINGLE_LABEL,
+    group_pattern: str | None = None,
 ) -> ScoredImages:
     """Opens the images on which to score a classifier with these classes and channels.
 
     These are the test images, else validation, else all. `trained_on` describes the training data (`origin["data"]`).
     If they are the data at the address, a split that it lacks is drawn as in training, so that no training image is
-    scored. Prints what the source leaves out.
+    scored. `group_pattern` finds the groups that are scored, and does not change which images these are.
+    Prints what the source leaves out.
     """
-    source, splits, is_training_data = open_as_trained(data, channels, trained_on, missing_ok, task)
+    source, splits, is_training_data = open_as_trained(data, channels, trained_on, missing_ok, task, group_pattern)
     log_left_out(source.left_out)
     split = next(name for name in SCORING_ORDER if len(splits.get(name, ())))
     optimistic = split == "validation" and is_training_data
@@ -77,9 +79,10 @@ def open_known_splits(
     trained_on: dict[str, Any],
     missing_ok: bool = False,
     task: str = SINGLE_LABEL,
+    group_pattern: str | None = None,
 ) -> dict[str, Images]:
     """Opens all splits at an address as in training, without those that have a class that the classifier lacks."""
-    source, splits, _ = open_as_trained(data, channels, trained_on, missing_ok, task)
+    source, splits, _ = open_as_trained(data, channels, trained_on, missing_ok, task, group_pattern)
     return {
         name: encode_labels(listing, classes, source.address)
         for name, listing in splits.items()
@@ -99,16 +102,28 @@ def group_as_trained(source: Source, trained_on: dict[str, Any]) -> Source:
 
 
 def open_as_trained(
-    data: Data, channels: Channels, trained_on: dict[str, Any], missing_ok: bool, task: str
+    data: Data,
+    channels: Channels,
+    trained_on: dict[str, Any],
+    missing_ok: bool,
+    task: str,
+    group_pattern: str | None = None,
 ) -> tuple[Source, dict[str, Listing], bool]:
     """Returns the source at an address, its splits, and whether it is what the classifier was trained on.
 
-    Only then are missing splits added, as in training.
+    Only then are missing splits added, as in training. The images are divided before `group_pattern` is applied, so
+    that no training image is scored.
     """
-    source = open_source(data, channels, missing_ok, task)
+    opened = open_source(data, channels, missing_ok, task)
     fractions = trained_on.get("split")
-    source = group_as_trained(source, trained_on)
-    if not fractions or trained_on.get("fingerprint") != source.fingerprint:
-        return source, source.splits, False
-    splits = complete_splits(source.splits, fractions["test"], fractions["validation"], fractions["seed"])
-    return source, splits, True
+    source = group_as_trained(opened, trained_on)
+    is_training_data = bool(fractions) and trained_on.get("fingerprint") == source.fingerprint
+    splits = source.splits
+    if fractions and is_training_data:
+        splits = complete_splits(splits, fractions["test"], fractions["validation"], fractions["seed"])
+    if group_pattern is not None:
+        if any(listing.groups is not None for listing in opened.splits.values()):
+            raise own_groups_error(source.address)
+        ungrouped = {name: replace(listing, groups=None) for name, listing in splits.items()}
+        splits = replace(source, splits=ungrouped).with_groups(group_pattern).splits
+    return source, splits, is_training_data

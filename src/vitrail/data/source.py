@@ -202,7 +202,7 @@ class Source:
             return self
         compiled = compile_pattern(pattern)
         if any(listing.groups is not None for listing in self.splits.values()):
-            raise UsageError(f"{self.address} has groups of its own", "leave out the group pattern")
+            raise own_groups_error(self.address)
         splits = {
             split: replace(each, groups=find_groups(each.names, compiled, self.address))
             for split, each in self.splits.items()
@@ -313,3 +313,8 @@ def name_of_address(address: str | Path) -> str:
         return path.stem.strip() or "data"
     stem = TRAILING_NUMBERS.sub("", path.stem if path.suffix == ".tar" else path.name)
     return (stem if stem not in ("", "shards", *SPLIT_NAMES) else path.parent.name or stem).strip() or "shards"
+
+
+def own_groups_error(address: str) -> UsageError:
+    """Returns the error for a group pattern of data that has groups."""
+    return UsageError(f"{address} has groups of its own", "leave out the group pattern")

@@ -144,22 +144,32 @@ def describe_scored_images(scores: Mapping[str, Any]) -> str:
     return f"{scores['images']} images" + (f", {OPTIMISTIC_NOTE}" if scores.get("optimistic") else "")
 
 
-def open_scored_images(classifier: BaseClassifier, data: Data, skip_unreadable: bool = False) -> ScoredImages:
+def open_scored_images(
+    classifier: BaseClassifier, data: Data, skip_unreadable: bool = False, group_pattern: str | None = None
+) -> ScoredImages:
     """Opens the labeled images at a DATA address on which to score this classifier.
+
+    `group_pattern` finds their groups in their names.
 
     Raises `VitrailError` for a class that the classifier lacks, and `UsageError` if it has no classes.
     """
     classifier.require_classes()
     trained_on = read_origin(classifier.origin).get("data", {})
     channels = classifier.preprocess.source_channels
-    return open_images_to_score(data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task)
+    return open_images_to_score(
+        data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task, group_pattern
+    )
 
 
-def open_splits(classifier: BaseClassifier, data: Data, skip_unreadable: bool = False) -> tuple[str, dict[str, Images]]:
+def open_splits(
+    classifier: BaseClassifier, data: Data, skip_unreadable: bool = False, group_pattern: str | None = None
+) -> tuple[str, dict[str, Images]]:
     """Returns the name of the scored split, and all splits of the data, divided as in training."""
     trained_on = read_origin(classifier.origin).get("data", {})
     channels = classifier.preprocess.source_channels
-    splits = open_known_splits(data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task)
+    splits = open_known_splits(
+        data, classifier.classes, channels, trained_on, skip_unreadable, classifier.task, group_pattern
+    )
     return next(name for name in SCORING_ORDER if name in splits), splits
 
 

@@ -21,6 +21,11 @@ def write_caveats(document: dict[str, Any]) -> list[str]:
             "Images of a group are alike. The intervals of accuracy, balanced accuracy and macro F1 are those of other "
             "groups; all others take images as independent and may be too narrow."
         )
+        sentences.append(
+            "What the accuracy would be if the images were divided at random, without regard to groups, is not "
+            "computed: it needs other trainings. Compare `vitrail train DATA --folds 5` with and without "
+            "--group-pattern, or with and without the column of groups."
+        )
     if shortened := document["shortened_parts"]:
         sentences.append(
             "The report of a run takes at most a quarter of the time of training, so these parts use fewer images: "

@@ -28,6 +28,7 @@ COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {  # dtype and sh
     "label": (np.int32, ()),
     "split": (np.int8, ()),
     "fault": (np.uint8, ()),
+    "group": (np.int32, ()),
     "sha256": (np.uint8, (SHA256_BYTES,)),
 }
 
@@ -73,6 +74,7 @@ class ShardIndex:
     left_out: tuple[LeftOut, ...] = ()  # files and samples that are not used
     damaged: tuple[str, ...] = ()  # sentences about what could not be indexed
     label_sets: tuple[tuple[str, ...], ...] = ()  # the labels in the text of each of `classes`, if images have several
+    groups: tuple[str, ...] = ()  # the names of the groups of images; none if the images have no groups
     number_names: tuple[str, ...] = ()  # the names of the numbers in the text of each of `classes`, if they are numbers
 
     def __len__(self) -> int:
@@ -108,12 +110,16 @@ def concatenate_indices(name: str, indices: Sequence[ShardIndex]) -> ShardIndex:
     classes = tuple(sorted({label for index in indices for label in index.classes}))
     code_of = {label: code for code, label in enumerate(classes)}
     sets = {text: labels for index in indices for text, labels in zip(index.classes, index.label_sets, strict=False)}
+    groups = join_groups(indices)
+    group_code_of = {group: code for code, group in enumerate(groups)}
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     shards: list[Shard] = []
     for index in indices:
         own = dict(index.columns)
         own["shard"] = own["shard"] + np.int32(len(shards))
         own["label"] = np.array([code_of[label] for label in index.classes], dtype=np.int32)[own["label"]]
+        if groups:
+            own["group"] = np.array([group_code_of[group] for group in index.groups], dtype=np.int32)[own["group"]]
         for column, values in own.items():
             columns[column].append(values)
         shards += index.shards
@@ -128,6 +134,7 @@ def concatenate_indices(name: str, indices: Sequence[ShardIndex]) -> ShardIndex:
         left_out=tuple(each for index in indices for each in index.left_out),
         damaged=tuple(sentence for index in indices for sentence in index.damaged),
         label_sets=tuple(sets.get(text, (text,)) for text in classes) if sets else (),
+        groups=groups,
         number_names=join_number_names(indices),
     )
 
@@ -142,6 +149,18 @@ def join_channels(indices: Sequence[ShardIndex]) -> Channels:
             "give shards of images with the same channels",
         )
     return max(kinds, key=count_of)
+
+
+def join_groups(indices: Sequence[ShardIndex]) -> tuple[str, ...]:
+    """Returns the groups of all images; raises `VitrailError` if only some images have groups."""
+    without = next((index for index in indices if len(index) and not index.groups), None)
+    grouped = next((index for index in indices if index.groups), None)
+    if without and grouped:
+        raise VitrailError(
+            f"the shards of {grouped.name} have groups, and those of {without.name} have none",
+            "give shards that all have groups, or write them again with vitrail shard",
+        )
+    return tuple(sorted({group for index in indices for group in index.groups}))
 
 
 def describe_kind(channels: Channels) -> str:

@@ -23,7 +23,7 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.files import write_atomically
 
 METADATA_KEY = "vitrail-shards"
-FORMAT = 4  # 1 had no numbers of files, 2 no sets of labels, 3 no bands and no names of numbers
+FORMAT = 5  # 1 had no numbers of files, 2 no sets of labels, 3 no bands and no names of numbers, 4 no groups
 MAX_INDEX_BYTES = 8 << 30  # a hundred million images
 
 
@@ -36,6 +36,7 @@ def save_index(index: ShardIndex, path: Path) -> None:
         "shards": [{"file": shard.address, "bytes": shard.size} for shard in index.shards],
         "classes": index.classes,
         "label_sets": index.label_sets,
+        "groups": index.groups,
         "number_names": index.number_names,
         "channels": asdict(index.channels) if isinstance(index.channels, Bands) else index.channels,
         "flippable": index.can_flip,
@@ -68,7 +69,7 @@ def parse_index(content: bytes, address: str) -> ShardIndex:
             raise ValueError(f"format {document['format']!r} is of another version of vitrail")
         if document["sha256"] != index_digest(arrays, document):
             raise ValueError("its SHA-256 does not match")
-        return build_index(arrays, upgrade_document(document))
+        return build_index(upgrade_arrays(arrays, document), upgrade_document(document))
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError, UsageError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise VitrailError(
@@ -81,10 +82,16 @@ def upgrade_document(document: dict[str, Any]) -> dict[str, Any]:
     """Returns a document in the current format; format 1 has only sentences on files that are not used."""
     if document["format"] == FORMAT:
         return document
-    upgraded = {"label_sets": [], "number_names": [], **document}
+    upgraded = {"label_sets": [], "number_names": [], "groups": [], **document}
     if document["format"] == 1:
         upgraded["left_out"] = [[sentence, 0] for sentence in document["notes"]]
     return upgraded
+
+
+def upgrade_arrays(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the arrays in the current format; before format 5 there is no column of groups."""
+    has_groups = document["format"] >= 5
+    return arrays if has_groups else {"group": np.zeros(len(arrays["shard"]), dtype=COLUMNS["group"][0]), **arrays}
 
 
 def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> ShardIndex:
@@ -92,7 +99,8 @@ def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Shar
     columns = {name: arrays[name] for name in COLUMNS}
     shards = tuple(Shard(check_relative(each["file"]), int(each["bytes"])) for each in document["shards"])
     classes = tuple(map(str, document["classes"]))
-    check_columns(columns, len(shards), len(classes))
+    groups = tuple(map(str, document["groups"]))
+    check_columns(columns, {"shard": len(shards), "label": len(classes), "group": max(1, len(groups))})
     names = build_names(arrays["names"], arrays["bounds"], len(columns["shard"]))
     is_too_large = columns["length"] > MAX_IMAGE_BYTES
     too_large = np.uint8(Fault.TOO_LARGE.value)
@@ -114,6 +122,7 @@ def build_index(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Shar
         left_out=tuple(LeftOut(str(sentence), int(files)) for sentence, files in document["left_out"]),
         damaged=tuple(map(str, document["lost"])),
         label_sets=label_sets,
+        groups=groups,
         number_names=number_names,
     )
 
@@ -132,15 +141,15 @@ def parse_texts(text: str) -> list[float]:
     return [float(part) for part in text.split(NUMBER_SEPARATOR)]
 
 
-def check_columns(columns: dict[str, np.ndarray], shards: int, classes: int) -> None:
-    """Raises `ValueError` for a wrong shape or type, or a value out of range."""
+def check_columns(columns: dict[str, np.ndarray], counts: dict[str, int]) -> None:
+    """Raises `ValueError` for a wrong shape or type, or a value out of range; `counts` are those of codes."""
     n = len(columns["shard"])
     for name, (dtype, shape) in COLUMNS.items():
         if columns[name].dtype != dtype or columns[name].shape != (n, *shape):
             raise ValueError(f"{name} is {columns[name].dtype} {columns[name].shape} for {n} images")
     if not n:
         return
-    for name, count in (("shard", shards), ("label", classes), ("split", len(SPLITS)), ("fault", len(Fault))):
+    for name, count in (counts | {"split": len(SPLITS), "fault": len(Fault)}).items():
         if columns[name].min() < 0 or columns[name].max() >= count:
             raise ValueError(f"{name} is out of range")
     if min(columns["offset"].min(), columns["length"].min()) < 0:

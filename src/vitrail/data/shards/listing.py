@@ -79,7 +79,8 @@ def divide_by_split(index: ShardIndex) -> dict[str, Listing]:
         rows = np.flatnonzero(index.columns["split"] == number)
         codes = index.columns["label"][rows]
         images = ShardImages(index, rows, index.channels or DEFAULT_CHANNELS)
-        splits[SPLITS[number]] = Listing(images, index.names.take(rows), make_labels(index, codes))
+        groups = Categorical(index.groups, index.columns["group"][rows]) if index.groups else None
+        splits[SPLITS[number]] = Listing(images, index.names.take(rows), make_labels(index, codes), groups)
     return splits
 
 

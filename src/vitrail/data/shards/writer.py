@@ -1,9 +1,10 @@
 """Writes a source as tar shards in the WebDataset layout, with an index.
 
 A sample is three members: KEY.jpg (the bytes of the image), KEY.cls (its class index) and KEY.json (the names of its
-class and of the image); with several labels per image, or with numbers, there is no KEY.cls, and KEY.json has them. An
-image of several files, or one in memory with bands, is KEY.npy. Keys are numbers, because a dot in a name would end the
-key. Members have no times or owners: the same source gives the same shards to the last bit.
+class, of the image, and of its group if there are groups); with several labels per image, or with numbers, there is no
+KEY.cls, and KEY.json has them. An image of several files, or one in memory with bands, is KEY.npy. Keys are
+numbers, because a dot in a name would end the key. Members have no times or owners: the same source gives the same
+shards to the last bit.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from vitrail.data.formats import (
     extension_of_format,
     readable_formats,
 )
+from vitrail.data.groups import has_groups
 from vitrail.data.labels import LabelSets, Numbers
 from vitrail.data.randomness import epoch_permutation
 from vitrail.data.shards.index import INDEX_FILE, MAX_IMAGE_BYTES, SPLITS, ShardIndex, empty_columns
@@ -75,6 +77,7 @@ class EncodedSample:
     name: str
     labels: tuple[str, ...] | None = None  # of an image with several; then `label_index` is that of the set
     numbers: dict[str, float] = field(default_factory=dict)  # of an image with numbers; then that of their text
+    group: str | None = None
 
 
 def write_shards(
@@ -132,6 +135,8 @@ class _ShardWriter:
         self.label_index_of = {label: i for i, label in enumerate(self.classes)}
         self.set_of = find_label_sets(source)
         self.number_names = find_number_names(source)
+        self.groups = find_groups(source)
+        self.group_code_of = {group: code for code, group in enumerate(self.groups)}
         self.columns = empty_columns(count_images(source))
         self.is_written = np.zeros(len(self.columns["shard"]), dtype=bool)
         self.shards: list[Shard] = []
@@ -174,6 +179,7 @@ class _ShardWriter:
             channels=self.source.channels,
             can_flip=self.source.can_flip,
             label_sets=tuple(self.set_of.get(text, (text,)) for text in self.classes) if self.set_of else (),
+            groups=self.groups,
             number_names=self.number_names,
         )
         save_index(index, self.folder / INDEX_FILE)
@@ -199,7 +205,8 @@ class _ShardWriter:
             labels = self.set_of.get(label)
             numbers = dict(zip(self.number_names, parse_texts(label), strict=True)) if self.number_names else {}
             name = listing.names[i]
-            yield i, EncodedSample(f"{key:09d}", extension, content, label, label_index, name, labels, numbers)
+            group = listing.groups[i] if self.groups and listing.groups is not None else None
+            yield i, EncodedSample(f"{key:09d}", extension, content, label, label_index, name, labels, numbers, group)
 
     def _fits(self, tar: "_TarWriter", sample: EncodedSample) -> bool:
         return tar.images < self.max_images and tar.bytes + len(sample.content) + 6 * BLOCK <= self.max_bytes
@@ -212,6 +219,7 @@ class _ShardWriter:
             "length": len(sample.content),
             "label": sample.label_index,
             "split": split,
+            "group": 0 if sample.group is None else self.group_code_of[sample.group],
         }
         for column, value in values.items():
             self.columns[column][row] = value
@@ -232,7 +240,8 @@ class _TarWriter:
         """Writes the members of a sample; returns the offset of the image."""
         label = {"label": sample.label} if sample.labels is None else {"labels": sample.labels}
         numbers = {"numbers": sample.numbers} if sample.numbers else {}
-        document = json.dumps({**label, **numbers, "name": sample.name}, ensure_ascii=False)
+        group = {} if sample.group is None else {"group": sample.group}
+        document = json.dumps({**label, **numbers, **group, "name": sample.name}, ensure_ascii=False)
         offset = self.add_member(f"{sample.key}.{sample.extension}", sample.content)
         if sample.labels is None and not sample.numbers:
             self.add_member(f"{sample.key}.cls", str(sample.label_index).encode())
@@ -281,6 +290,14 @@ def find_label_sets(source: Source) -> dict[str, tuple[str, ...]]:
 def find_number_names(source: Source) -> tuple[str, ...]:
     """Returns the names of the numbers of images; none if images have classes or labels."""
     return next((each.labels.names for each in source.splits.values() if isinstance(each.labels, Numbers)), ())
+
+
+def find_groups(source: Source) -> tuple[str, ...]:
+    """Returns the names of the groups, sorted; none unless all images have a group."""
+    if not has_groups(source):
+        return ()
+    listed = [each.groups for each in source.splits.values() if each.groups is not None]
+    return tuple(sorted({group for groups in listed for group in groups.categories}))
 
 
 def count_classes(source: Source) -> int:
