@@ -1,4 +1,4 @@
-"""Files whose values are kept: NumPy arrays, TIFF, PNG of 16 bits -> arrays (C, h, w).
+"""Files whose values are kept: NumPy arrays, TIFF, PNG of 16 bits, DICOM -> arrays (C, h, w).
 
 `find_bands` reads the header, `read_bands` all of a file. Nothing is allocated before the header has been compared with
 the limits, and arrays of Python objects, which would run code, are refused.
@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from torch import Tensor
 from vitrail.data.bands import (
     IMAGE_CHANNELS,
     MAX_CHANNELS,
+    BandHeader,
     Bands,
     BandsError,
     ValueType,
@@ -28,6 +29,7 @@ from vitrail.data.bands import (
     to_channels_first,
     type_of_array,
 )
+from vitrail.data.dicom import find_dicom, is_dicom, read_dicom
 from vitrail.data.formats import TIFF_MAGICS
 from vitrail.installation import install_hint
 
@@ -55,19 +57,6 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # of (C, h, w), by EXI
 }
 
 File = str | Path | BinaryIO
-
-
-@dataclass(frozen=True)
-class BandHeader:
-    """What a file says about its image before it is decoded."""
-
-    format: str  # NPY, TIFF, PNG
-    bands: Bands
-    height: int
-    width: int
-    is_plain: bool = False  # whether the file can also be read as an 8-bit gray or color image
-    pages: int = 1
-    orientation: int = 1  # of EXIF; that of a PNG may be behind its pixels, and is known when they are read
 
 
 def find_bands(file: File) -> BandHeader | None:
@@ -334,4 +323,5 @@ FORMATS: dict[str, tuple[Matches, Find, Read]] = {
     "NPY": (lambda start: start.startswith(NPY_MAGIC), find_npy, read_npy),
     "PNG": (lambda start: start.startswith(PNG_MAGIC), find_png, read_png),
     "TIFF": (lambda start: start.startswith(TIFF_MAGICS), find_tiff, read_tiff),
+    "DICOM": (is_dicom, find_dicom, read_dicom),
 }  # by format: whether a file of these first bytes is one, reader of the header, reader of values and orientation

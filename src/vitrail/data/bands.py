@@ -46,6 +46,19 @@ class Bands:
         return self.values == "uint8" and self.count in IMAGE_CHANNELS
 
 
+@dataclass(frozen=True)
+class BandHeader:
+    """What a file says about its image before it is decoded."""
+
+    format: str  # NPY, TIFF, PNG, DICOM
+    bands: Bands
+    height: int
+    width: int
+    is_plain: bool = False  # whether the file can also be read as an 8-bit gray or color image
+    pages: int = 1
+    orientation: int = 1  # of EXIF; that of a PNG may be behind its pixels, and is known when they are read
+
+
 Channels: TypeAlias = int | Bands  # 1 (gray) or 3 (color) of 8 bits, or bands
 
 

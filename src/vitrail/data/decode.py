@@ -16,9 +16,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from vitrail.data.band_files import MAX_PIXELS, NPY_MAGIC, BandHeader, find_bands, read_values
-from vitrail.data.bands import Bands, BandsError, Channels
-from vitrail.data.formats import ARRAY_EXTENSION, TIFF_MAGICS, readable_formats
+from vitrail.data.band_files import MAX_PIXELS, NPY_MAGIC, START_BYTES, find_bands, read_values
+from vitrail.data.bands import BandHeader, Bands, BandsError, Channels
+from vitrail.data.dicom import DICOM_MAGIC, PREAMBLE_BYTES
+from vitrail.data.formats import (
+    ARRAY_EXTENSION,
+    DICOM_EXTENSIONS,
+    EXTENSIONS,
+    TIFF_MAGICS,
+    readable_formats,
+)
 from vitrail.data.pixel_range import (
     UnclearRange,
     check_brightness,
@@ -41,7 +48,6 @@ TRANSIENT_ERRNOS = frozenset((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFIL
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # of `warnings`; our own limits are lower
 CONVERT_HINT = "convert it to JPEG or PNG"
-MAGIC_BYTES = 16  # that `explain_unread` looks at
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAGIC = (  # offset, bytes, name of a format that is not read
     (0, b"\xff\x0a", "JPEG XL"),
@@ -104,7 +110,7 @@ def decode_with_header(
     file: str | Path | BinaryIO, channels: Channels = 3, name: str | None = None
 ) -> tuple[Tensor, ImageHeader]:
     """Returns what `decode` returns, and the header."""
-    if isinstance(channels, Bands) or is_array_file(file):
+    if isinstance(channels, Bands) or has_only_values(file):
         return decode_values(file, channels, name)
     with open_image(file, name) as image:
         was_16_bit = has_16_bit_colors(image)  # known before loading only, and `getexif` may load the image
@@ -148,13 +154,16 @@ def decode_values(file: str | Path | BinaryIO, channels: Channels, name: str | N
     return pixels, ImageHeader(header.format, str(header.bands), False, is_rotated, False)
 
 
-def is_array_file(file: str | Path | BinaryIO) -> bool:
-    """Returns whether a file is a NumPy array, by its name, or by its first bytes if it has none."""
+def has_only_values(file: str | Path | BinaryIO) -> bool:
+    """Returns whether a file is a NumPy array or DICOM, by its name, or by its first bytes if that says nothing."""
     if isinstance(file, str | Path):
-        return str(file).lower().endswith(ARRAY_EXTENSION)
-    start = file.read(len(NPY_MAGIC))
-    file.seek(0)
-    return start == NPY_MAGIC
+        ending = os.path.splitext(file)[1].lower()
+        if ending in (ARRAY_EXTENSION, *DICOM_EXTENSIONS) or ending in EXTENSIONS or not os.path.isfile(file):
+            return ending in (ARRAY_EXTENSION, *DICOM_EXTENSIONS)
+    start = read_start(file)
+    if not isinstance(file, str | Path):
+        file.seek(0)
+    return start.startswith(NPY_MAGIC) or start[PREAMBLE_BYTES:START_BYTES] == DICOM_MAGIC
 
 
 def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
@@ -179,7 +188,7 @@ def find_other_bands(file: str | Path | BinaryIO, name: str | None = None) -> Ba
     """Returns the header of a file that Pillow cannot read as an image, because of its bands."""
     with translate_errors(file, name):
         header = find_bands(file)
-    return header if header and (header.format == "NPY" or not header.is_plain) else None
+    return header if header and (header.format in ("NPY", "DICOM") or not header.is_plain) else None
 
 
 def display_name(file: str | Path | BinaryIO, name: str | None) -> str:
@@ -257,9 +266,9 @@ def read_start(file: str | Path | BinaryIO) -> bytes:
     try:
         if isinstance(file, str | Path):
             with open(file, "rb") as stream:
-                return stream.read(MAGIC_BYTES)
+                return stream.read(START_BYTES)
         file.seek(0)
-        return file.read(MAGIC_BYTES)
+        return file.read(START_BYTES)
     except OSError:
         return b""
 

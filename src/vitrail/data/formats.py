@@ -1,7 +1,8 @@
 """Which image files are read, which are known but not read, and which files are hidden."""
 
 import functools
-import importlib
+import importlib.util
+import os
 from pathlib import PurePath
 
 EXTENSIONS_OF_FORMAT = {  # Pillow's names of formats; the first extension is the usual one
@@ -17,18 +18,18 @@ EXTENSIONS_OF_FORMAT = {  # Pillow's names of formats; the first extension is th
     "HEIF": (".heic", ".heif", ".hif"),
 }
 ARRAY_EXTENSION = ".npy"
-BAND_EXTENSIONS = (ARRAY_EXTENSION, ".tif", ".tiff", ".png")  # of files whose values may be kept
+DICOM_EXTENSIONS = (".dcm", ".dicom")
+HAS_DICOM = importlib.util.find_spec("pydicom") is not None  # the library of the extra `dicom`
+BAND_EXTENSIONS = (ARRAY_EXTENSION, ".tif", ".tiff", ".png", *DICOM_EXTENSIONS)  # of files whose values may be kept
 EXTENSIONS = frozenset(
     (ARRAY_EXTENSION, *(extension for extensions in EXTENSIONS_OF_FORMAT.values() for extension in extensions))
-)
+) | frozenset(DICOM_EXTENSIONS if HAS_DICOM else ())
 HEIF_LIBRARIES = ("pi_heif", "pillow_heif")  # the same reader; the first is without the encoder and its license
 RAW_EXTENSIONS = ("3fr", "arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "raw", "rw2", "srw", "x3f")
 DESIGN_EXTENSIONS = ("ai", "djvu", "emf", "eps", "pdf", "psb", "psd", "svg", "wmf", "xcf")
 OTHER_EXTENSIONS = (
     "cur",
-    "dcm",
     "dds",
-    "dicom",
     "exr",
     "fit",
     "fits",
@@ -43,7 +44,7 @@ OTHER_EXTENSIONS = (
 RARE_EXTENSIONS = ("pfm", "qoi", "sgi", "svs", "tga", "wdp")
 UNREAD_EXTENSIONS = frozenset(
     f".{name}" for name in (*RAW_EXTENSIONS, *DESIGN_EXTENSIONS, *OTHER_EXTENSIONS, *RARE_EXTENSIONS)
-)  # of images in formats that are not read
+) | frozenset(() if HAS_DICOM else DICOM_EXTENSIONS)  # of images in formats that are not read
 SYSTEM_NAMES = frozenset(("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "desktop.ini"))
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -75,3 +76,23 @@ def is_hidden(name: str) -> bool:
 def is_image_name(name: str) -> bool:
     """Returns whether a file name ends like that of an image that is read, and is not hidden."""
     return PurePath(name).suffix.lower() in EXTENSIONS and not is_hidden(name)
+
+
+def is_image_file(path: str | PurePath) -> bool:
+    """Returns whether a file is named like an image, or is a DICOM file whose name ends with nothing or a number."""
+    name = os.path.basename(path)
+    if is_image_name(name):
+        return True
+    ending = os.path.splitext(name)[1][1:]
+    return HAS_DICOM and not is_hidden(name) and (not ending or ending.isdecimal()) and starts_as_dicom(path)
+
+
+def starts_as_dicom(path: str | PurePath) -> bool:
+    """Returns whether a file begins as DICOM files do; False for one that cannot be read."""
+    try:
+        if not os.path.isfile(path):  # a pipe could be read forever
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except (OSError, ValueError):
+        return False

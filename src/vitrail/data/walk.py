@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vitrail.console import log
-from vitrail.data.formats import UNREAD_EXTENSIONS, is_hidden, is_image_name
+from vitrail.data.formats import DICOM_EXTENSIONS, UNREAD_EXTENSIONS, is_hidden, is_image_file, is_image_name
 from vitrail.data.source import LeftOut
 from vitrail.errors import UsageError, VitrailError
+from vitrail.installation import install_hint
 
 
 class Omissions:
@@ -43,9 +44,11 @@ class Omissions:
     def describe(self, root: Path | str) -> list[LeftOut]:
         """Returns a sentence for each kind of file."""
         extensions = ", ".join(f"{n} {extension}" for extension, n in sorted(self.unread_images.items()))
+        has_dicom = any(extension in DICOM_EXTENSIONS for extension in self.unread_images)
+        hint = f"{install_hint('dicom')} for DICOM, else " if has_dicom else ""
         texts = {
-            "unread": f"{count(self.counts['unread'], 'image')} in a format that is not read ({extensions}; convert "
-            "to JPEG or PNG)",
+            "unread": f"{count(self.counts['unread'], 'image')} in a format that is not read ({extensions}; "
+            f"{hint}convert to JPEG or PNG)",
             "others": f"{count(self.counts['others'], 'file')} not named like an image",
             "links": f"{count(self.counts['links'], 'link')} to nothing",
         }
@@ -108,7 +111,7 @@ def walk_images(folder: Path | str, omissions: Omissions) -> list[Path]:
     """Returns all image files below a folder, sorted; the other files are added to `omissions`."""
     images: list[Path] = []
     for path in walk_files(folder, omissions):
-        if is_image_name(path.name):
+        if is_image_file(path):
             images.append(path)
         else:
             omissions.add_file(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vitrail.data.decode import TRANSIENT_ERRNOS
-from vitrail.data.formats import is_hidden, is_image_name
+from vitrail.data.formats import is_hidden, is_image_file, is_image_name
 from vitrail.data.shards import is_shards
 from vitrail.data.table_rows import TABLE_EXTENSIONS, check_paths, find_path_columns, has_image_bytes, iter_rows
 from vitrail.data.walk import Omissions
@@ -110,7 +110,7 @@ def walk_folder(root: str, omissions: Omissions) -> Iterator[Entry]:
                         continue
                     if entry.is_dir():
                         (linked_folders if entry.is_symlink() else folders).append(path)
-                    elif is_image_name(entry.name):
+                    elif is_image_file(entry.path):
                         yield stat_entry(path)
                     elif os.path.exists(path):
                         omissions.add_file(path)

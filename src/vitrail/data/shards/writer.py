@@ -23,12 +23,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.band_files import NPY_MAGIC, write_npy
+from vitrail.data.band_files import NPY_MAGIC, START_BYTES, write_npy
 from vitrail.data.bands import Bands, BandsError, Channels
 from vitrail.data.decode import ImageError
+from vitrail.data.dicom import is_dicom
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import (
     ARRAY_EXTENSION,
+    DICOM_EXTENSIONS,
     EXTENSIONS,
     EXTENSIONS_OF_FORMAT,
     extension_of_format,
@@ -324,6 +326,8 @@ def encode_image(listing: Listing, i: int, channels: Channels) -> tuple[str, byt
     extension = PurePosixPath(listing.names[i]).suffix.lower()
     if content.startswith(NPY_MAGIC) or extension == ARRAY_EXTENSION:  # an image of several files has another name
         return ARRAY_EXTENSION[1:], content
+    if is_dicom(content[:START_BYTES]):
+        return DICOM_EXTENSIONS[0][1:], content
     if extension not in EXTENSIONS:
         return detect_extension(content)[1:], content
     return next(each[0] for each in EXTENSIONS_OF_FORMAT.values() if extension in each)[1:], content
