@@ -209,6 +209,7 @@ test_class_blind(solved_class_blind)
 # ```
 #
 # Both print what the picture shows and its file, `explanations/my-photo.attention.png`.
+# In a notebook, `vitrail.explain(classifier, "my-photo.jpg", method="attention")` shows the picture itself.
 #
 # ## What to read next
 #
