@@ -253,6 +253,6 @@ server.stderr.close()
 # %% [markdown]
 # ## What to read next
 #
-# [Export](../usage.md#export) lists all formats, among them folders for timm and transformers and a folder for Triton.
-# [Serving](../usage.md#serving) has the options of the server. [Unlike images](../unlike.md) says how a model notices
+# [Export](../howto/export.md) lists all formats, among them folders for timm and transformers and a folder for Triton.
+# [Serving](../howto/serve.md) has the options of the server. [Unlike images](../unlike.md) says how a model notices
 # images that it was not made for, such as ink on paper.
