@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LEARN = ROOT / "docs" / "learn"
 OUT = ROOT / "build" / "notebooks"
 REPOSITORY = "https://github.com/vitrail/vitrail"
-INSTALL = f"!git clone -q {REPOSITORY} && pip install -q timm ./vitrail\n%cd vitrail/docs/learn"
+INSTALL = f"!git clone -q {REPOSITORY} && pip install -q timm './vitrail[export,lora,serve]'\n%cd vitrail/docs/learn"
 LINK = re.compile(r"\]\((?!https?:|#)([^)\s#]+)")
 
 
@@ -39,8 +39,9 @@ def make_notebook(chapter: str) -> NotebookNode:
 
 
 def absolute_link(target: str) -> str:
-    """Returns the address in the repository of a link in a chapter."""
-    return f"{REPOSITORY}/blob/main/{normpath(PurePosixPath('docs/learn') / target)}"
+    """Returns the address in the repository of a link in a chapter; that of a picture is the file itself."""
+    kind = "raw" if target.endswith((".png", ".webp")) else "blob"
+    return f"{REPOSITORY}/{kind}/main/{normpath(PurePosixPath('docs/learn') / target)}"
 
 
 def main() -> None:

@@ -220,5 +220,6 @@ test_find_mistake(solved_find_mistake)
 # %% [markdown]
 # ## What to read next
 #
+# [The next chapter](finetune.py) starts a training from such weights.
 # [Public weights](../howto/public-model.md#which-files-are-read) says which checkpoints vitrail reads, and
 # [the list of cards](../reference/cards.md) names them.

@@ -164,7 +164,7 @@ print(
 # %% mystnb={"image": {"alt": "Accuracy on 300 test digits with intervals: from nothing lowest by far; linear probe, fine-tuning and LoRA are much higher and near each other"}}
 runs["from nothing"] = train("small", epochs=40)
 figure, axes = plt.subplots(figsize=(6, 2.4))
-for height, (name, run) in enumerate(runs.items()):
+for height, run in enumerate(runs.values()):
     accuracy, (low, high) = run.result["test"]["accuracy"], run.result["test"]["accuracy_interval"]
     axes.plot([low, high], [height, height], color="tab:blue")
     axes.plot(accuracy, height, "o", color="tab:blue")
@@ -298,5 +298,5 @@ test_neighbors(solved_neighbors)
 # %% [markdown]
 # ## What to read next
 #
-# [Fine-tuning](../usage.md#fine-tuning) has the options, [Benchmarks](../benchmarks.md#fine-tuning-with-few-images) all
+# [Few images](../howto/few-images.md) and [a public model](../howto/public-model.md) have the commands, [Benchmarks](../benchmarks.md#fine-tuning-with-few-images) all
 # figures of the second comparison. [The next chapter](where_it_looks.py) asks what such a model looks at.
