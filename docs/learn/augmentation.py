@@ -60,7 +60,7 @@ show([versions[epoch][i] for i in range(2) for epoch in range(6)], [f"epoch {epo
 
 # %% [markdown]
 # Whether a change is allowed depends on the task. A mirrored 2 is no 2, and a mirrored street sign is none either. vitrail
-# therefore turns flips off for `digits`. Somebody who knows the images must decide this; no program can.
+# therefore turns flips off for `digits`. A person who knows the images must decide this; a program cannot.
 #
 # ## RandAugment
 #

@@ -316,4 +316,4 @@ test_rate(solved_rate)
 # ## What to read next
 #
 # [The log](../log.md) has the experiments in full, [Recipes](../reference/recipes.md) all fields of both recipes. The next
-# chapter, [on checkpoints](checkpoint.py), takes weights that somebody else has trained.
+# chapter, [on checkpoints](checkpoint.py), takes weights that others have trained.

@@ -75,8 +75,8 @@ print("classes:", metadata["class_names"])
 print("preparation:", *json.loads(metadata["preparation"])["words"], sep="\n- ")
 
 # %% [markdown]
-# The input are whole numbers from 0 to 255, as an image file has them. Normalization is inside of the file, so nobody can
-# forget it. What is left to do is written in the file, too. The output are logits; softmax makes probabilities of them.
+# The input consists of whole numbers from 0 to 255, as an image file has them. Normalization is inside the file, so it
+# cannot be forgotten. The file also lists the steps before it. The output is logits; softmax makes probabilities of them.
 
 
 # %%
@@ -175,7 +175,7 @@ new IntersectionObserver(([frame], observer) => {{
 #
 # ### Exercise 1: a client
 #
-# Send an image to the server, at `address`, and return the digit, and how sure it is.
+# Send an image to the server, at `address`, and return the digit and its probability.
 
 
 # %%
