@@ -119,3 +119,22 @@ def test_mixing_mixes_the_labels_of_images_with_several(augment: Augment, overla
         torch.testing.assert_close(targets[row], share * labels[i] + (1 - share) * labels[before], atol=1e-5, rtol=0)
     if augment.mixup:
         assert ((targets > 0) & (targets < 1)).any()
+
+
+def test_positive_weights_make_the_answers_of_each_label_count_alike():
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(40, 5, generator=generator), torch.rand(40, 5, generator=generator).round()
+    for strength in (1.0, 0.5):
+        weighted = context(MULTI_LABEL, balance="weights", balance_strength=strength)
+        weights = torch.tensor([90 / 10, 80 / 20, 70 / 30, 95 / 5, 65 / 35]) ** strength
+        loss = make_loss(weighted)
+        expected = torch.nn.BCEWithLogitsLoss(pos_weight=weights)(logits, targets)
+        assert loss(logits, targets).item() == pytest.approx(expected.item(), abs=1e-6)
+        counts = torch.tensor([10, 20, 30, 5, 35])
+        constants = (weights * counts / (100 - counts)).log()  # the best logits without an image
+        labels = (torch.arange(100)[:, None] < counts).float()
+        assert chance_level(loss) == pytest.approx(loss(constants.expand(100, 5), labels).item(), abs=1e-6)
+    with pytest.raises(UsageError, match="takes no class weights"):
+        make_loss(context(MULTI_LABEL, balance="weights", loss="focal"))
+    with pytest.raises(UsageError, match="takes no class weights"):
+        make_loss(context(SINGLE_LABEL, balance="weights", loss="binary_cross_entropy"))

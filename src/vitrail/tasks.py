@@ -95,7 +95,10 @@ TASKS: dict[str, Task] = {
             "faithfulness": "faithfulness is scored for images with one class, and these have several labels",
             "module": "a model that is not a ViT is trained for one class per image, and these have several labels",
             "folds": "folds are divided by class and compared by accuracy, and these images have several labels",
-            "balance": "balance is for classes of which each image has one, and these have several labels",
+            "balance=sampler": "balance sampler draws images by their class, and these have several labels; balance "
+            "weights weights each label",
+            "balance=logits": "balance logits shifts a softmax, and the labels of an image have none; balance weights "
+            "weights each label",
             "features": "a head on frozen features is fitted for one class per image, and these have several labels",
             "corruptions": "corruptions are scored for images with one class, and these have several labels",
             "metric": "named metrics are for images with one class, and these have several labels",
@@ -122,7 +125,10 @@ TASKS: dict[str, Task] = {
             "faithfulness": "faithfulness is scored for classes, and this model predicts numbers",
             "module": "a model that is not a ViT is trained for one class per image, and these have numbers",
             "folds": "folds are divided by class and compared by accuracy, and these images have numbers",
-            "balance": "balance is for classes, and these images have numbers",
+            **dict.fromkeys(
+                ("balance=weights", "balance=sampler", "balance=logits"),
+                "balance is for classes, and these images have numbers",
+            ),
             "features": "a head on frozen features is fitted for classes, and these images have numbers",
             "web": "the web page shows probabilities, and predicted numbers have none",
             "corruptions": "corruptions are scored for classes, and this model predicts numbers",

@@ -57,7 +57,7 @@ def load_data(
         )
         for feature, is_wanted in (
             ("features", recipe.train_on == "features"),
-            ("balance", recipe.balance != "none"),
+            (f"balance={recipe.balance}", recipe.balance != "none"),
             ("module", not recipe.is_vit),
         ):
             if is_wanted:

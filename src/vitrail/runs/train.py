@@ -46,8 +46,9 @@ from vitrail.runs.start import Start, build_classifier, describe_plan, explain_p
 from vitrail.runs.teacher import add_teacher, load_unlabeled, prepare_teacher
 from vitrail.runs.teacher_model import TeacherModel, TeacherRequest, load_teacher
 from vitrail.runs.training_run import TrainingRun
+from vitrail.tasks import MULTI_LABEL
 from vitrail.training.advice import advise_pretrained_weights
-from vitrail.training.balance import describe_balance
+from vitrail.training.balance import describe_balance, describe_label_weights
 from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
 from vitrail.training.losses import chance_level, make_loss
@@ -289,7 +290,11 @@ def check_parts_and_sizes(start: Start) -> None:
 def log_plan(start: Start, world: World, data: str, *, has_weights: bool) -> None:
     """Prints what is trained, on what data and how."""
     advice = None if has_weights else advise_pretrained_weights(len(start.splits.train), data)
-    balance = describe_balance(start.splits.classes, start.loss_context().class_counts, start.recipe)
+    context = start.loss_context()
+    if context.task == MULTI_LABEL:
+        balance = describe_label_weights(context.class_counts, context.images, start.recipe)
+    else:
+        balance = describe_balance(start.splits.classes, context.class_counts, start.recipe)
     restriction = describe_restriction(start.recipe.augment, start.classifier.preprocess)
     plan = (describe_plan(start, world), balance, restriction, explain_precision(start.recipe, world.device), advice)
     for line in filter(None, (*start.splits.notes, *plan)):

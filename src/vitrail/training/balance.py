@@ -27,6 +27,17 @@ def class_weights(class_counts_Y: np.ndarray, strength: float = 1.0) -> Tensor:
     return weights.masked_fill(counts == 0, 0.0)
 
 
+def positive_weights(label_counts_Y: np.ndarray, images: int, strength: float = 1.0) -> np.ndarray:
+    """Returns a weight of the positive answers of each label, (Y,): (images without it / images with it) ** strength.
+
+    With strength 1, positive and negative answers of a label count alike. A label that no image has, or every one, has
+    the weight 1.
+    """
+    counts = np.asarray(label_counts_Y, dtype=np.float64)
+    is_mixed = (counts > 0) & (counts < images)
+    return np.where(is_mixed, (images - counts) / np.maximum(counts, 1), 1.0) ** strength
+
+
 class ShiftedLogits(nn.Module):
     """A loss on logits plus strength * log(frequency of the class): logit adjustment (Menon et al. 2021).
 
@@ -60,6 +71,14 @@ def epoch_draws(images: Images, recipe: Recipe, epoch: int) -> np.ndarray:
 def seen_class_counts(class_counts_Y: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Returns the number of images of each class that an epoch has."""
     return class_quotas(class_counts_Y, recipe.balance_strength) if recipe.balance == "sampler" else class_counts_Y
+
+
+def describe_label_weights(label_counts_Y: np.ndarray, images: int, recipe: Recipe) -> str | None:
+    """Returns a line on the weights of positive answers, for several labels per image; None without `balance`."""
+    if recipe.balance != "weights":
+        return None
+    weights_Y = positive_weights(label_counts_Y, images, recipe.balance_strength)
+    return f"balance weights: positive answers of each label count {weights_Y.min():.3g} to {weights_Y.max():.3g} times"
 
 
 def describe_balance(classes: tuple[str, ...], class_counts_Y: np.ndarray, recipe: Recipe) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitrail.errors import UsageError, first_line
 from vitrail.parts import PARTS, add_callable, make_part, part_name
 from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
-from vitrail.training.balance import ShiftedLogits, class_weights, seen_class_counts
+from vitrail.training.balance import ShiftedLogits, class_weights, positive_weights, seen_class_counts
 from vitrail.training.number_losses import HuberLoss, L1Loss, MseLoss, SmoothL1Loss
 from vitrail.training.recipe import Recipe
 
@@ -118,22 +118,30 @@ class BinaryCrossEntropy:
     """Mean binary cross-entropy over images and classes: each class is a question of its own.
 
     For one class per image it is the loss of Wightman et al. 2021 (arXiv 2110.00476) and of DeiT III. Mixed targets
-    above `target_threshold` count as 1, the others as 0; without it they are used as they are.
+    above `target_threshold` count as 1, the others as 0; without it they are used as they are. With several labels per
+    image and `balance = "weights"`, positive answers are weighted (`positive_weights`).
     """
 
     tasks = (SINGLE_LABEL, MULTI_LABEL)
+    weighted_tasks = (MULTI_LABEL,)  # for which it takes weights
 
     def __init__(self, context: LossContext, target_threshold: float | None = None):
         self.to_targets = DenseTargets(context)
         self.target_threshold = target_threshold
+        self.weights_Y: np.ndarray | None = None
+        if context.recipe.balance == "weights":
+            strength = context.recipe.balance_strength
+            self.weights_Y = positive_weights(context.class_counts, context.images, strength)
         frequencies = context.class_counts / max(context.images, 1)
-        self.chance_level = mean_binary_entropy(self.to_targets.smooth(frequencies)) if context.images else None
+        smoothed = self.to_targets.smooth(frequencies)
+        self.chance_level = mean_binary_entropy(smoothed, self.weights_Y) if context.images else None
 
     def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
         targets_BY = self.to_targets(logits_BY, targets)
         if self.target_threshold is not None:
             targets_BY = (targets_BY > self.target_threshold).to(targets_BY.dtype)
-        return F.binary_cross_entropy_with_logits(logits_BY, targets_BY)
+        weights_Y = None if self.weights_Y is None else torch.as_tensor(self.weights_Y).to(logits_BY)
+        return F.binary_cross_entropy_with_logits(logits_BY, targets_BY, pos_weight=weights_Y)
 
 
 class Focal:
@@ -243,10 +251,15 @@ class DenseTargets:
         return targets * (1 - self.smoothing) + self.smoothing * self.smoothed_value if self.smoothing else targets
 
 
-def mean_binary_entropy(frequencies_Y: np.ndarray) -> float:
-    """Mean entropy of the labels' frequencies, in nats: the lowest binary loss of a model that ignores the image."""
-    both = np.stack([frequencies_Y, 1 - frequencies_Y])
-    logs = np.log(both, out=np.zeros_like(both), where=both > 0)
+def mean_binary_entropy(frequencies_Y: np.ndarray, weights_Y: np.ndarray | None = None) -> float:
+    """Mean entropy of the labels' frequencies, in nats: the lowest binary loss of a model that ignores the image.
+
+    `weights_Y` are those of positive answers.
+    """
+    weights_Y = np.ones_like(frequencies_Y) if weights_Y is None else weights_Y
+    both = np.stack([weights_Y * frequencies_Y, 1 - frequencies_Y])
+    best = both / both.sum(0)
+    logs = np.log(best, out=np.zeros_like(best), where=best > 0)
     return float(-(both * logs).sum(0).mean())
 
 
@@ -280,16 +293,22 @@ def check_loss_fits(context: LossContext) -> None:
         )
 
 
+def takes_weights(name: str, task: str) -> bool:
+    """Returns whether a loss can weight the classes of one per image, or the labels of several."""
+    loss = LOSSES.get(name)
+    return getattr(loss, "takes_class_weights", False) or task in getattr(loss, "weighted_tasks", ())
+
+
 def make_loss(context: LossContext) -> Loss:
     """Returns the loss of a recipe; raises `UsageError` for wrong arguments and for a loss that cannot be trained."""
     recipe = context.recipe
     name = part_name(context.loss)
     check_loss_fits(context)
-    if recipe.balance == "weights" and not getattr(LOSSES.get(name), "takes_class_weights", False):
+    if recipe.balance == "weights" and not takes_weights(name, context.task):
+        alternative = "binary_cross_entropy" if context.task == MULTI_LABEL else "balance sampler or logits"
         raise UsageError(
             f"the loss {name!r} takes no class weights, which balance = weights needs",
-            "use balance sampler or logits; a class of your own reads context.class_weights and has "
-            "takes_class_weights = True",
+            f"use {alternative}; a class of your own reads context.class_weights and has takes_class_weights = True",
         )
     loss = make_part(LOSSES, context.loss, context)
     if ("loss", name) in PARTS:
