@@ -21,6 +21,7 @@ METAVARS = {  # where the type and the bounds do not say it
     "patch": "PIXELS",
     "freeze": "COUNT|backbone|PATTERNS",
     "group_pattern": "REGEX",
+    "shown_channels": "NUMBERS",
     "max_megapixels": "MEGAPIXELS",
 }
 
