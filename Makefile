@@ -128,7 +128,7 @@ docs: $(VENV)/ready-for-docs
 # Links, exercises, scripts, accessibility and search of the site that make docs built.
 test-docs: docs
 	@{ $(BROWSER); } >/dev/null || { $(CAN_INSTALL) && { $(APT) chromium; } >/dev/null 2>&1; } || { echo "Chromium is missing: apt install chromium" >&2; exit 1; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/site_checks.py tests/notebook_checks.py tests/page_checks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/site_checks.py tests/notebook_checks.py tests/page_checks.py
 
 notebooks: $(VENV)/ready-for-docs
 	$(BIN)/python -m tools.make_notebooks
