@@ -27,7 +27,7 @@ def class_weights(class_counts_Y: np.ndarray, strength: float = 1.0) -> Tensor:
     return weights.masked_fill(counts == 0, 0.0)
 
 
-def positive_weights(label_counts_Y: np.ndarray, images: int, strength: float = 1.0) -> np.ndarray:
+def positive_weights(label_counts_Y: np.ndarray, images: int, strength: float = 1.0) -> Tensor:
     """Returns a weight of the positive answers of each label, (Y,): (images without it / images with it) ** strength.
 
     With strength 1, positive and negative answers of a label count alike. A label that no image has, or every one, has
@@ -35,7 +35,7 @@ def positive_weights(label_counts_Y: np.ndarray, images: int, strength: float = 
     """
     counts = np.asarray(label_counts_Y, dtype=np.float64)
     is_mixed = (counts > 0) & (counts < images)
-    return np.where(is_mixed, (images - counts) / np.maximum(counts, 1), 1.0) ** strength
+    return torch.from_numpy(np.where(is_mixed, (images - counts) / np.maximum(counts, 1), 1.0) ** strength).float()
 
 
 class ShiftedLogits(nn.Module):

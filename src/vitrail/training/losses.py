@@ -50,9 +50,14 @@ class LossContext:
 
     @property
     def class_weights(self) -> Tensor | None:
-        """The weight of each class, (Y,), if the recipe has `balance = "weights"`; else None."""
+        """The weight of each class, (Y,), if the recipe has `balance = "weights"`; else None.
+
+        With several labels per image it is the weight of each label's positive answers (`positive_weights`).
+        """
         if self.recipe.balance != "weights":
             return None
+        if self.task == MULTI_LABEL:
+            return positive_weights(self.class_counts, self.images, self.recipe.balance_strength)
         return class_weights(self.class_counts, self.recipe.balance_strength)
 
 
@@ -119,28 +124,25 @@ class BinaryCrossEntropy:
 
     For one class per image it is the loss of Wightman et al. 2021 (arXiv 2110.00476) and of DeiT III. Mixed targets
     above `target_threshold` count as 1, the others as 0; without it they are used as they are. With several labels per
-    image and `balance = "weights"`, positive answers are weighted (`positive_weights`).
+    image and `balance = "weights"`, positive answers are weighted.
     """
 
     tasks = (SINGLE_LABEL, MULTI_LABEL)
-    weighted_tasks = (MULTI_LABEL,)  # for which it takes weights
+    takes_class_weights = (MULTI_LABEL,)
 
     def __init__(self, context: LossContext, target_threshold: float | None = None):
         self.to_targets = DenseTargets(context)
         self.target_threshold = target_threshold
-        self.weights_Y: np.ndarray | None = None
-        if context.recipe.balance == "weights":
-            strength = context.recipe.balance_strength
-            self.weights_Y = positive_weights(context.class_counts, context.images, strength)
-        frequencies = context.class_counts / max(context.images, 1)
-        smoothed = self.to_targets.smooth(frequencies)
-        self.chance_level = mean_binary_entropy(smoothed, self.weights_Y) if context.images else None
+        self.weights_Y = context.class_weights
+        frequencies = self.to_targets.smooth(context.class_counts / max(context.images, 1))
+        weights_Y = 1.0 if self.weights_Y is None else self.weights_Y.numpy()
+        self.chance_level = mean_binary_entropy(frequencies, weights_Y) if context.images else None
 
     def __call__(self, logits_BY: Tensor, targets: Tensor) -> Tensor:
         targets_BY = self.to_targets(logits_BY, targets)
         if self.target_threshold is not None:
             targets_BY = (targets_BY > self.target_threshold).to(targets_BY.dtype)
-        weights_Y = None if self.weights_Y is None else torch.as_tensor(self.weights_Y).to(logits_BY)
+        weights_Y = None if self.weights_Y is None else self.weights_Y.to(logits_BY)
         return F.binary_cross_entropy_with_logits(logits_BY, targets_BY, pos_weight=weights_Y)
 
 
@@ -251,12 +253,11 @@ class DenseTargets:
         return targets * (1 - self.smoothing) + self.smoothing * self.smoothed_value if self.smoothing else targets
 
 
-def mean_binary_entropy(frequencies_Y: np.ndarray, weights_Y: np.ndarray | None = None) -> float:
+def mean_binary_entropy(frequencies_Y: np.ndarray, weights_Y: np.ndarray | float = 1.0) -> float:
     """Mean entropy of the labels' frequencies, in nats: the lowest binary loss of a model that ignores the image.
 
     `weights_Y` are those of positive answers.
     """
-    weights_Y = np.ones_like(frequencies_Y) if weights_Y is None else weights_Y
     both = np.stack([weights_Y * frequencies_Y, 1 - frequencies_Y])
     best = both / both.sum(0)
     logs = np.log(best, out=np.zeros_like(best), where=best > 0)
@@ -294,9 +295,9 @@ def check_loss_fits(context: LossContext) -> None:
 
 
 def takes_weights(name: str, task: str) -> bool:
-    """Returns whether a loss can weight the classes of one per image, or the labels of several."""
-    loss = LOSSES.get(name)
-    return getattr(loss, "takes_class_weights", False) or task in getattr(loss, "weighted_tasks", ())
+    """Returns whether a loss uses the weights of `balance = "weights"`: `takes_class_weights` is True or has the task."""
+    taken: bool | tuple[str, ...] = getattr(LOSSES.get(name), "takes_class_weights", False)
+    return task in taken if isinstance(taken, tuple) else taken
 
 
 def make_loss(context: LossContext) -> Loss:
