@@ -295,7 +295,7 @@ def check_loss_fits(context: LossContext) -> None:
 
 
 def takes_weights(name: str, task: str) -> bool:
-    """Returns whether a loss uses the weights of `balance = "weights"`: `takes_class_weights` is True or has the task."""
+    """Returns whether a loss uses the weights of `balance`: its `takes_class_weights` is True, or has the task."""
     taken: bool | tuple[str, ...] = getattr(LOSSES.get(name), "takes_class_weights", False)
     return task in taken if isinstance(taken, tuple) else taken
 
