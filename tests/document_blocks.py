@@ -69,6 +69,12 @@ def list_blocks(page: str) -> list[Block]:
     return [Block(page, language, text, note) for note, language, text in BLOCK.findall(read_page(page))]
 
 
+def plugin_code() -> str:
+    """Returns the Python blocks of docs/plugins.md as one module, without those that import it."""
+    blocks = [block.text for block in list_blocks("docs/plugins.md") if block.language == "python"]
+    return "\n\n".join(block for block in blocks if "import my_parts" not in block)
+
+
 def has_same_words(line: str, printed: str) -> bool:
     """Whether the output has the line, with any numbers in place of its own."""
     pattern = NUMBER.pattern.join(re.escape(part) for part in NUMBER.split(line.strip()))

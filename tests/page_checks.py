@@ -15,7 +15,7 @@ from PIL import Image
 
 import vitrail
 from conftest import drawing, picture
-from document_blocks import ROOT, Block, has_same_words, list_blocks, list_pages, read_page, shell
+from document_blocks import ROOT, Block, has_same_words, list_blocks, list_pages, plugin_code, read_page, shell
 
 TESTED_ELSEWHERE = {  # pages whose blocks of Python belong together
     "docs/callbacks.md": "test_callbacks",
@@ -115,8 +115,7 @@ def prepare_checkpoint(folder: Path) -> None:
 
 
 def prepare_plugin(folder: Path) -> None:
-    blocks = [block.text for block in list_blocks("docs/plugins.md") if block.language == "python"]
-    (folder / "my_parts.py").write_text("\n\n".join(block for block in blocks if "import my_parts" not in block))
+    (folder / "my_parts.py").write_text(plugin_code())
 
 
 PREPARE = {

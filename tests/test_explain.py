@@ -651,3 +651,10 @@ def test_the_maps_of_all_layers_come_from_one_forward_pass(method: str, run: vit
     for (layer, head), explanation in zip(views, together, strict=True):
         alone = vitrail.explain(run.classifier, image, method=method, layer=layer, head=head)
         assert np.array_equal(explanation.map, alone.map) and explanation.to_json() == alone.to_json()
+
+
+@pytest.mark.parametrize("explain", [vitrail.explain, lambda *pair: explain_views(*pair, [(None, None)])])
+def test_a_name_instead_of_a_classifier_is_refused(explain):
+    with pytest.raises(UsageError, match="needs a loaded classifier, and this is a str") as error:
+        explain("cifar10-small", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    assert "vitrail.load" in str(error.value.hint)

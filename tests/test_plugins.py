@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import vitrail
+from document_blocks import plugin_code
 from vitrail import parts, plugins
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
@@ -61,12 +62,9 @@ def forget_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Non
 @pytest.fixture
 def my_parts(tmp_path: Path) -> Path:
     """The Python blocks of docs/plugins.md as one file, without the ones that use this file."""
-    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
-    blocks = [block for block in blocks if "import my_parts" not in block]
     (tmp_path / "plugins").mkdir()
     path = tmp_path / "plugins" / "my_parts.py"
-    path.write_text("\n\n".join(blocks), encoding="utf-8")
+    path.write_text(plugin_code(), encoding="utf-8")
     return path
 
 

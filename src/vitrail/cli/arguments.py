@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from vitrail.errors import UsageError
 from vitrail.tasks import TaskName
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitrail.data.images import Images
     from vitrail.module_classifier import TorchClassifier
 
+AnyTorchClassifier = TypeVar("AnyTorchClassifier", bound="TorchClassifier")
 DATA = """DATA is one of:
   FOLDER                train/ val/ test/ with a folder per class, or one folder per class
   FILE.csv, .parquet    a table with a column of paths and a column of labels ("cat", or "cat;dog" for several)
@@ -120,7 +121,7 @@ def add_shown_channels(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def show_channels(classifier: TorchClassifier, shown: str | None) -> TorchClassifier:
+def show_channels(classifier: AnyTorchClassifier, shown: str | None) -> AnyTorchClassifier:
     """Returns a copy whose pictures show these channels, or the classifier itself; raises `UsageError`."""
     if shown is None:
         return classifier

@@ -26,6 +26,7 @@ from vitrail.cli.arguments import (
     load_any_classifier,
     open_validation,
     require_classifier,
+    show_channels,
 )
 from vitrail.cli.augmentation import add_tta, choose_augmentation, describe_augmentation
 from vitrail.cli.parser import Parser
@@ -142,8 +143,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.report:
         assert folder is not None
         reported = require_classifier(classifier, arguments.model, "--report")
-        if arguments.shown_channels:
-            reported = replace(reported, preprocess=reported.preprocess.with_shown(arguments.shown_channels))
+        reported = show_channels(reported, arguments.shown_channels)  # the saved model keeps its own
         report = write_html_report(reported, evaluation, arguments, folder)
         answer.document["report"] = str(report)
         answer.shown.append(f"report: {report}")

@@ -41,8 +41,18 @@ def explain(
     patch, and for an option that the method does not take. A model that is not a ViT is explained by the methods that
     need no tokens, in cells of pixels. The model's weights, mode and gradients stay as they were.
     """
-    pixels_1CHW = classifier.read_image(image).unsqueeze(0)
+    pixels_1CHW = read_one_image(classifier, image)
     return explain_batch(classifier, pixels_1CHW, method=method, target=target, layer=layer, head=head, query=query)[0]
+
+
+def read_one_image(classifier: TorchClassifier, image: str | Path | Tensor) -> Tensor:
+    """Returns the pixels of an image as a batch (1, C, H, W); raises `UsageError` without a loaded classifier."""
+    if not isinstance(classifier, Classifier | ModuleClassifier):
+        raise UsageError(
+            f"explain needs a loaded classifier, and this is a {type(classifier).__name__}",
+            "vitrail.explain(vitrail.load(MODEL), IMAGE)",
+        )
+    return classifier.read_image(image).unsqueeze(0)
 
 
 def explain_views(
@@ -58,7 +68,7 @@ def explain_views(
 
     Attention and rollout of all of them come from one forward pass.
     """
-    pixels_1CHW = classifier.read_image(image).unsqueeze(0)
+    pixels_1CHW = read_one_image(classifier, image)
     by_view = explain_batch_views(classifier, pixels_1CHW, views, method=method, target=target, query=query)
     return [explanations[0] for explanations in by_view]
 
