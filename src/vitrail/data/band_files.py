@@ -29,15 +29,14 @@ from vitrail.data.bands import (
     to_channels_first,
     type_of_array,
 )
-from vitrail.data.dicom import find_dicom, is_dicom, read_dicom
-from vitrail.data.formats import TIFF_MAGICS
+from vitrail.data.dicom import find_dicom, read_dicom
+from vitrail.data.formats import START_BYTES, TIFF_MAGICS, is_dicom
 from vitrail.installation import install_hint
 
 MAX_PIXELS = 100_000_000  # height times width; checked against the header before anything is decoded
 MAX_VALUES = 4 * MAX_PIXELS  # over all channels
 MAX_EXACT = 1 << 24  # the largest integer up to which float32 has every integer
 NOT_PLAIN = "not those of a gray or color image of 8 bits"
-START_BYTES = 132
 NPY_MAGIC, PNG_MAGIC = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by color type; 4 and 6 have transparency
 TIFF_ORIENTATION, ALPHA = 274, (1, 2)

@@ -16,14 +16,15 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from vitrail.data.band_files import MAX_PIXELS, NPY_MAGIC, START_BYTES, find_bands, read_values
+from vitrail.data.band_files import MAX_PIXELS, NPY_MAGIC, find_bands, read_values
 from vitrail.data.bands import BandHeader, Bands, BandsError, Channels
-from vitrail.data.dicom import DICOM_MAGIC, PREAMBLE_BYTES
 from vitrail.data.formats import (
     ARRAY_EXTENSION,
     DICOM_EXTENSIONS,
     EXTENSIONS,
+    START_BYTES,
     TIFF_MAGICS,
+    is_dicom,
     readable_formats,
 )
 from vitrail.data.pixel_range import (
@@ -163,7 +164,7 @@ def has_only_values(file: str | Path | BinaryIO) -> bool:
     start = read_start(file)
     if not isinstance(file, str | Path):
         file.seek(0)
-    return start.startswith(NPY_MAGIC) or start[PREAMBLE_BYTES:START_BYTES] == DICOM_MAGIC
+    return start.startswith(NPY_MAGIC) or is_dicom(start)
 
 
 def read_size(file: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:

@@ -11,18 +11,12 @@ import numpy as np
 from vitrail.data.bands import BandHeader, Bands, BandsError
 from vitrail.installation import install_hint
 
-DICOM_MAGIC, PREAMBLE_BYTES = b"DICM", 128
 GRAY = ("MONOCHROME1", "MONOCHROME2")  # the smallest value is white, or black
 TAGS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
     "ModalityLUTSequence", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
 ]  # fmt: skip
-
-
-def is_dicom(start: bytes) -> bool:
-    """Returns whether a file of these first 132 bytes is a DICOM file."""
-    return start[PREAMBLE_BYTES : PREAMBLE_BYTES + len(DICOM_MAGIC)] == DICOM_MAGIC
 
 
 def read_elements(stream: BinaryIO, *, with_pixels: bool) -> Any:

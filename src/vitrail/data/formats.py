@@ -19,6 +19,8 @@ EXTENSIONS_OF_FORMAT = {  # Pillow's names of formats; the first extension is th
 }
 ARRAY_EXTENSION = ".npy"
 DICOM_EXTENSIONS = (".dcm", ".dicom")
+DICOM_PREAMBLE_BYTES, DICOM_MAGIC = 128, b"DICM"
+START_BYTES = DICOM_PREAMBLE_BYTES + len(DICOM_MAGIC)  # of a file, which tell its format
 HAS_DICOM = importlib.util.find_spec("pydicom") is not None  # the library of the extra `dicom`
 BAND_EXTENSIONS = (ARRAY_EXTENSION, ".tif", ".tiff", ".png", *DICOM_EXTENSIONS)  # of files whose values may be kept
 EXTENSIONS = frozenset(
@@ -93,6 +95,11 @@ def starts_as_dicom(path: str | PurePath) -> bool:
         if not os.path.isfile(path):  # a pipe could be read forever
             return False
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return is_dicom(file.read(START_BYTES))
     except (OSError, ValueError):
         return False
+
+
+def is_dicom(start: bytes) -> bool:
+    """Returns whether a file of these first 132 bytes, or more, is a DICOM file."""
+    return start[DICOM_PREAMBLE_BYTES:].startswith(DICOM_MAGIC)

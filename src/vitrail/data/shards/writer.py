@@ -23,10 +23,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.band_files import NPY_MAGIC, START_BYTES, write_npy
+from vitrail.data.band_files import NPY_MAGIC, write_npy
 from vitrail.data.bands import Bands, BandsError, Channels
 from vitrail.data.decode import ImageError
-from vitrail.data.dicom import is_dicom
 from vitrail.data.encoded import EncodedImages
 from vitrail.data.formats import (
     ARRAY_EXTENSION,
@@ -34,6 +33,7 @@ from vitrail.data.formats import (
     EXTENSIONS,
     EXTENSIONS_OF_FORMAT,
     extension_of_format,
+    is_dicom,
     readable_formats,
 )
 from vitrail.data.groups import has_groups
@@ -326,7 +326,7 @@ def encode_image(listing: Listing, i: int, channels: Channels) -> tuple[str, byt
     extension = PurePosixPath(listing.names[i]).suffix.lower()
     if content.startswith(NPY_MAGIC) or extension == ARRAY_EXTENSION:  # an image of several files has another name
         return ARRAY_EXTENSION[1:], content
-    if is_dicom(content[:START_BYTES]):
+    if is_dicom(content):
         return DICOM_EXTENSIONS[0][1:], content
     if extension not in EXTENSIONS:
         return detect_extension(content)[1:], content
