@@ -488,6 +488,7 @@ def test_other_channels_are_shown(
         pictures[shown] = Path(row["files"][0]).read_bytes()
         if shown:
             answer(capsys, "evaluate", bands_run, tmp_path / "few.csv", "--report", *option, "--out", out)
+            assert f"--shown-channels {shown}" in json.loads((out / "report.json").read_text())["provenance"]["command"]
             pages[shown] = re.findall("data:image/[^\"']+", (out / "report.html").read_text())
     assert pictures[""] == pictures["5,4,1"] != pictures["2"]
     assert pages["2"] and pages["2"] != pages["5,4,1"]

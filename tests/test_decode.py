@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from vitrail.console import warning_filter
 from vitrail.data import decode as decode_module
-from vitrail.data.decode import PILLOW_FILTER, ImageError, ImageUnreachable, decode, decode_with_header, read_size
+from vitrail.data.decode import ImageError, ImageUnreachable, decode, decode_with_header, read_size
 from vitrail.data.formats import EXTENSIONS, readable_formats
 from vitrail.errors import VitrailError
 
@@ -240,10 +241,10 @@ def test_decoding_in_threads_leaves_the_warnings_of_the_process_as_they_were(tmp
     decode(path)  # adds the filter of Pillow's own warnings, once
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        before = [each for each in warnings.filters if each != PILLOW_FILTER]
+        before = [each for each in warnings.filters if each != warning_filter("PIL")]
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(decode, [path] * 400))
-        assert [each for each in warnings.filters if each != PILLOW_FILTER] == before
+        assert [each for each in warnings.filters if each != warning_filter("PIL")] == before
         with pytest.raises(UserWarning, match="ours"):
             warnings.warn("ours", stacklevel=1)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,17 @@ def test_what_cannot_be_read_is_one_sentence(case: str, tmp_path: Path):
     with pytest.raises(ImageError, match=sentence) as caught:
         decode(tmp_path / "a.dcm", Bands(1, "float32"))
     assert "Secret" not in str(caught.value)
+
+
+def test_a_warning_on_a_damaged_file_is_not_shown(caplog: pytest.LogCaptureFixture):
+    """The length of an element that is read reaches over the patient's name, and pydicom warns with its value."""
+    content = bytearray(dicom(VALUES))
+    content[content.index(b"1.2.840.10008.1.2.1\0") - 1] = 2
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        with pytest.raises(ImageError) as error:
+            decode(BytesIO(content), Bands(1, "float32"))
+    assert "Secret" not in str(error.value) and not caught and not caplog.records
 
 
 @pytest.fixture(scope="module")

@@ -181,6 +181,15 @@ def test_an_empty_or_missing_file_of_an_image_is_named(tmp_path: Path):
         open_source(write_table(tmp_path / "t.csv", rows))
 
 
+def test_no_channel_is_lost_if_the_first_row_lacks_its_file(tmp_path: Path):
+    save(tmp_path / "a.png", gray(1))
+    rows = [["path_1", "path_2", "path_3", "label"], ["a.png", "a.png", "", "x"], ["a.png", "a.png", "a.png", "y"]]
+    table = write_table(tmp_path / "t.csv", rows)
+    for read in (open_source, lambda file: list(read_path_columns(file))):
+        with pytest.raises(VitrailError, match="line 3: the column 'path_3' has an image, and the first row has none"):
+            read(table)
+
+
 def test_json_lines_and_parquet_have_the_same_images(tmp_path: Path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import logging
 import multiprocessing
+import re
 import sys
 import time
 import warnings
@@ -34,6 +35,20 @@ def log(text: str) -> None:
     if not quiet:
         stderr.print(escape_control_characters(text), markup=False)
         last_log_time = time.monotonic()
+
+
+def hide_warnings(package: str) -> None:
+    """Adds a filter that hides the warnings of a package; the other filters of the process stay.
+
+    `warnings.catch_warnings` would replace the filters of all threads.
+    """
+    if warning_filter(package) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=rf"{package}\.")
+
+
+def warning_filter(package: str) -> tuple[str, None, type[Warning], re.Pattern[str], int]:
+    """Returns the filter of `warnings` that hides the warnings of a package."""
+    return "ignore", None, Warning, re.compile(rf"{package}\."), 0
 
 
 def escape_control_characters(text: str) -> str:

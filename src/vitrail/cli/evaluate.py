@@ -365,7 +365,9 @@ def write_html_report(
     flags = {"--corruptions": arguments.corruptions, "--skip-unreadable": skip, "--torch-files": arguments.torch_files}
     run = RunFolder(Path(arguments.model)) if Path(arguments.model).is_dir() else None
     options = [flag for flag, is_on in flags.items() if is_on]
-    options += ["--group-pattern", arguments.group_pattern] if arguments.group_pattern else []
+    for option in ("group_pattern", "shown_channels"):
+        value = getattr(arguments, option)
+        options += [f"--{option.replace('_', '-')}", value] if value else []
     command = report_command(arguments.model, arguments.data, options)
     if isinstance(evaluation, MultiLabelEvaluation):
         images = evaluation.outcome.readable_images(splits[split])

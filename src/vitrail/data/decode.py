@@ -2,9 +2,7 @@
 
 import errno
 import os
-import re
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
+from vitrail.console import hide_warnings
 from vitrail.data.band_files import MAX_PIXELS, NPY_MAGIC, find_bands, read_values
 from vitrail.data.bands import BandHeader, Bands, BandsError, Channels
 from vitrail.data.formats import (
@@ -47,7 +46,6 @@ COLOR_TYPES = {
 }  # by Pillow's mode
 TRANSIENT_ERRNOS = frozenset((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
-PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # of `warnings`; our own limits are lower
 CONVERT_HINT = "convert it to JPEG or PNG"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAGIC = (  # offset, bytes, name of a format that is not read
@@ -199,7 +197,7 @@ def display_name(file: str | Path | BinaryIO, name: str | None) -> str:
 @contextmanager
 def open_image(file: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
     """Opens a file with Pillow; turns every error inside the context into an `ImageError`."""
-    silence_pillow()
+    hide_warnings("PIL")  # our own limits are lower
     with translate_errors(file, name), Image.open(file, formats=readable_formats()) as image:
         if image.width * image.height > MAX_PIXELS:
             reason = f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS:,}"
@@ -304,12 +302,3 @@ def remove_transparency(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
     return Image.alpha_composite(canvas, rgba).convert("RGB")
-
-
-def silence_pillow() -> None:
-    """Adds a filter that hides Pillow's warnings; the other filters of the process stay.
-
-    `warnings.catch_warnings` would replace the filters of all threads.
-    """
-    if PILLOW_FILTER not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")

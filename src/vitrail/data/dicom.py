@@ -4,10 +4,12 @@ Only the elements in `TAGS` are read: names and other facts about patients are n
 because it is a choice of a viewer for a screen, and would cut off values.
 """
 
+import logging
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from vitrail.console import hide_warnings
 from vitrail.data.bands import BandHeader, Bands, BandsError
 from vitrail.installation import install_hint
 
@@ -25,6 +27,8 @@ def read_elements(stream: BinaryIO, *, with_pixels: bool) -> Any:
         import pydicom
     except ImportError:
         raise BandsError(f"it is a DICOM file, and reading it needs pydicom: {install_hint('dicom')}") from None
+    hide_warnings("pydicom")  # those on a damaged file have parts of it, and are logged too
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
     return pydicom.dcmread(stream, stop_before_pixels=not with_pixels, specific_tags=list(TAGS))
 
 

@@ -175,7 +175,12 @@ def is_image_path(value: object) -> bool:
 
 
 def check_paths(row: dict[str, object], columns: Sequence[str], location: str) -> None:
-    """Raises `VitrailError` if one of the columns of a row does not hold a path."""
+    """Raises `VitrailError` if one of the columns of a row does not hold a path, or if another one has to be one."""
+    for name in row if len(columns) > 1 else ():
+        if name not in columns and is_image_path(row[name]) and STACK_COLUMN.fullmatch(str(name).strip().lower()):
+            raise VitrailError(
+                f"{location}: the column {name!r} has an image, and the first row has none", "fill it in or remove it"
+            )
     for name in columns:
         value = row[name]
         if value is None or not str(value).strip():
