@@ -17,7 +17,7 @@ from benchmarks.document import replace_table
 from vitrail.files import write_json
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
-from vitrail.training.recipes import find_recipe
+from vitrail.training.recipes import RECIPES, find_recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECORDS = DOCS / "records"
@@ -35,18 +35,25 @@ def load_records() -> list[dict[str, Any]]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Returns a record; raises `ValueError` if the file is none or its mean accuracy is below its target."""
+    """Returns a checked record; raises `ValueError`."""
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    check_fields(record, FIELDS, path.name)
-    for run in record["runs"]:
-        check_fields(run, RUN_FIELDS, path.name)
-    if record["target"] not in TARGETS or record["hardware"] not in HARDWARE:
-        raise ValueError(f"{path.name}: there is no such target or hardware")
-    if [run["seed"] for run in record["runs"]] != list(range(len(record["runs"]))) or not record["runs"]:
-        raise ValueError(f"{path.name}: the seeds must be 0, 1, 2, ..., all of them")
-    if find_means(record)[0] < record["target"]:
-        raise ValueError(f"{path.name}: the mean accuracy is below the target")
+    check_record(record, path.name)
     return record
+
+
+def check_record(record: dict[str, Any], name: str) -> None:
+    """Raises `ValueError` if this is no record, its recipe is missing, or its mean accuracy is below its target."""
+    check_fields(record, FIELDS, name)
+    for run in record["runs"]:
+        check_fields(run, RUN_FIELDS, name)
+    if record["target"] not in TARGETS or record["hardware"] not in HARDWARE:
+        raise ValueError(f"{name}: there is no such target or hardware")
+    if record["recipe"] not in RECIPES and not (RECORDS / record["recipe"]).is_file():
+        raise ValueError(f"{name}: there is no recipe {record['recipe']}; put the recipe beside the record")
+    if [run["seed"] for run in record["runs"]] != list(range(len(record["runs"]))) or not record["runs"]:
+        raise ValueError(f"{name}: the seeds must be 0, 1, 2, ..., all of them")
+    if find_means(record)[0] < record["target"]:
+        raise ValueError(f"{name}: the mean accuracy is below the target")
 
 
 def check_fields(values: Any, fields: dict[str, Any], name: str) -> None:
@@ -65,7 +72,7 @@ def find_means(record: dict[str, Any]) -> tuple[float, float]:
 
 def count_parameters(record: dict[str, Any]) -> int:
     """Returns the number of weights of the recipe's model."""
-    recipe = find_recipe(record["recipe"] if "." not in record["recipe"] else str(RECORDS / record["recipe"]))
+    recipe = find_recipe(record["recipe"] if record["recipe"] in RECIPES else str(RECORDS / record["recipe"]))
     vit = ViT(ViTConfig(**{**recipe.model, "classes": 10}))
     return sum(parameter.numel() for parameter in vit.parameters())
 
@@ -126,8 +133,8 @@ def main() -> None:
         if not (arguments.target and arguments.hardware and arguments.name):
             parser.error("--add needs --target, --hardware and --name")
         record = make_record(json.loads(arguments.add.read_text()), arguments.target, arguments.hardware)
-        write_json(path := RECORDS / f"{arguments.name}.json", record)
-        read_record(path)
+        check_record(record, arguments.name)
+        write_json(RECORDS / f"{arguments.name}.json", record)
     if arguments.write:
         replace_table(format_records(load_records()), "records", DOCS / "records.md")
     print(format_records(load_records()))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_the_figures_are_those_of_the_benchmarks():
         ({"runs": []}, "the seeds must be"),
         ({"teacher": "none"}, "the fields must be"),
         ({"processes": "2"}, "processes has the wrong type"),
+        ({"recipe": "missing.toml"}, "put the recipe beside the record"),
     ],
 )
 def test_a_record_outside_the_rules_is_refused(change: dict[str, object], message: str, tmp_path: Path):
@@ -47,14 +49,29 @@ def test_a_record_outside_the_rules_is_refused(change: dict[str, object], messag
         records.read_record(path)
 
 
-def test_results_of_the_benchmark_become_a_record(tmp_path: Path):
+def test_results_of_the_benchmark_become_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     document = {
         "recipe": "runs/mine.toml",
         "processes": 1,
         "machine": {"cpu": "a CPU", "torch": "2.15"},
         "runs": [{"ours": {"seed": seed, "accuracy": 0.76, "training": 99.5, "epochs": 4}} for seed in range(5)],
     }
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(records.make_record(document, 0.755, "two CPU cores")))
-    assert records.find_means(records.read_record(path)) == (0.76, 99.5)
-    assert records.read_record(path)["recipe"] == "mine.toml"
+    (tmp_path / "measured.json").write_text(json.dumps(document))
+    folder = tmp_path / "records"
+    folder.mkdir()
+    monkeypatch.setattr(records, "RECORDS", folder)
+
+    def add(target: str) -> None:
+        command = ["records", "--add", str(tmp_path / "measured.json"), "--name", "mine", "--target", target]
+        monkeypatch.setattr(sys, "argv", [*command, "--hardware", "two CPU cores"])
+        records.main()
+
+    with pytest.raises(ValueError, match="put the recipe beside the record"):
+        add("0.755")
+    (folder / "mine.toml").write_text("width = 16\ndepth = 1\nheads = 2\n")
+    with pytest.raises(ValueError, match="below the target"):
+        add("0.9")
+    assert not list(folder.glob("*.json"))  # a refused record is not written
+    add("0.755")
+    record = records.read_record(folder / "mine.json")
+    assert records.find_means(record) == (0.76, 99.5) and record["recipe"] == "mine.toml"
