@@ -82,5 +82,6 @@ function makeItem() {
 function describeTruth(truth, predicted) {
   if (!truth) return "";
   const isCorrect = truth.length === predicted.length && truth.every((name) => predicted.includes(name));
-  return isCorrect ? "correct" : `labeled ${truth.join(", ") || "without a label"}`;
+  if (isCorrect) return "correct";
+  return truth.length ? `labeled ${truth.join(", ")}` : "has no label";
 }
