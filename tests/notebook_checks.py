@@ -46,8 +46,8 @@ def test_a_chapter_is_a_notebook_with_one_install_cell(chapter: str):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         assert target.startswith(("https://", "#")), f"a notebook does not have the file {target}"
-        inside = target.partition("/blob/main/")[2].partition("#")[0]
-        assert not inside or (ROOT / inside).exists(), target
+        if inside := re.search(r"/(?:blob|raw)/main/([^#]+)", target):
+            assert (ROOT / inside[1]).exists(), target
 
 
 # What a reader may write in the first exercise on attention.

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from conftest import picture
-from document_blocks import list_pages, read_page, shell
+from document_blocks import ROOT, list_blocks, list_pages, read_page, shell
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
-BLOCKS = [block for block in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL) if block[0] != "text"]
+BLOCKS = [block for block in list_blocks("README.md") if block.language != "text"]
 
 
 @pytest.fixture
@@ -33,19 +32,19 @@ VITRAIL = [sys.executable, "-m", "vitrail"]
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "python"]
+    assert [block.language for block in BLOCKS] == ["sh", "sh", "sh", "python", "python"]
 
 
 def test_the_make_commands_are_targets():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"^make (\S+)", BLOCKS[0][1], re.MULTILINE)
+    named = re.findall(r"^make (\S+)", BLOCKS[0].text, re.MULTILINE)
     assert named == ["demo", "test"]
     assert set(named) <= targets
 
 
 def test_the_commands_for_the_bundled_classifier_and_their_output(folder: Path):
     (output,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
-    done = shell(BLOCKS[1][1], folder, VITRAIL)
+    done = shell(BLOCKS[1].text, folder, VITRAIL)
     assert done.returncode == 0, done.stderr
     assert "cat.jpg: cat " in done.stdout and "85.13%" in done.stdout
     for line in output.replace("\ncenter", " center").splitlines():
@@ -54,7 +53,7 @@ def test_the_commands_for_the_bundled_classifier_and_their_output(folder: Path):
 
 
 def test_the_commands_for_a_folder_of_photos(folder: Path, prepared_vitrail: list[str]):
-    done = shell(BLOCKS[2][1] + "vitrail train photos --out runs/photos --resume\n", folder, prepared_vitrail)
+    done = shell(BLOCKS[2].text + "vitrail train photos --out runs/photos --resume\n", folder, prepared_vitrail)
     assert done.returncode == 0, done.stderr
     assert "ready to train" in done.stdout
     assert "cats" in done.stdout
@@ -63,7 +62,7 @@ def test_the_commands_for_a_folder_of_photos(folder: Path, prepared_vitrail: lis
 
 
 def test_the_python(folder: Path, prepared_vitrail: list[str]):
-    example, vit = BLOCKS[3][1], BLOCKS[4][1]
+    example, vit = BLOCKS[3].text, BLOCKS[4].text
     assert len(example.splitlines()) <= 10
     done = subprocess.run([*prepared_vitrail, "-c", f"{example}\n{vit}"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
